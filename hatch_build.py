@@ -1,7 +1,8 @@
-"""Puts the compiled kernels of ``adapterpack/_native`` into a wheel, or, for an editable install, beside their sources.
+"""Puts the compiled kernels of ``adapterpack/_native`` into a wheel, or, for an editable install, beside
+their sources.
 
-Where nothing can be compiled the package is all Python, and as right. Where a compiler is there and fails, so does the build, with what the
-compiler said; ``ADAPTERPACK_PURE=1`` leaves the kernels out.
+Where nothing can be compiled the package is all Python, and as right. Where a compiler is there and fails, so
+does the build, with what the compiler said; ``ADAPTERPACK_PURE=1`` leaves the kernels out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ FOLDER = Path("adapterpack", "_native")
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Compiles the kernels for the wheel at hand; nothing is written into the source tree but by an editable install."""
+    """Compiles the kernels for the wheel at hand; nothing is written into the source tree but by an editable
+    install.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Adds the kernels, or says why they are left out."""
@@ -30,7 +33,9 @@ class CustomBuildHook(BuildHookInterface):
             return
         script = Path(self.root, FOLDER, "build.py")
         if lacking := _loaded(script).missing():
-            self.app.display_warning(f"adapterpack's kernels are not compiled, numpy will do their work, more slowly: {lacking}")
+            self.app.display_warning(
+                f"adapterpack's kernels are not compiled, numpy will do their work, more slowly: {lacking}"
+            )
             return
         if version == "editable":
             self._compile(script, script.parent)
@@ -49,11 +54,19 @@ class CustomBuildHook(BuildHookInterface):
 
     def _compile(self, script: Path, out: Path) -> None:
         """In a process of its own, so that all that the compiler says can be shown."""
-        run = subprocess.run([sys.executable, "-P", str(script), str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                             check=False)
+        run = subprocess.run(
+            [sys.executable, "-P", str(script), str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         if run.returncode:
-            self.app.abort(f"{run.stdout}\nadapterpack's kernels could not be compiled; above is what the compiler said. "
-                           "To fix it: install a working gcc or clang, or set ADAPTERPACK_PURE=1 to do without them, more slowly.")
+            self.app.abort(
+                f"{run.stdout}\nadapterpack's kernels could not be compiled; above is what the compiler "
+                "said. To fix it: install a working gcc or clang, or set ADAPTERPACK_PURE=1 to do without "
+                "them, more slowly."
+            )
 
 
 def _loaded(script: Path) -> ModuleType:

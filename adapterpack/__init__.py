@@ -1,7 +1,8 @@
-"""adapterpack: train, pack, verify, merge, compose, quantize, export and run adapters for large pretrained models.
+"""adapterpack: train, pack, verify, merge, compose, quantize, export and run adapters for large pretrained
+models.
 
-The public names are listed once, in ``__init__.pyi``: type checkers read them there, and each is imported on first use, so that looking at
-a pack never costs an import of torch.
+The public names are listed once, in ``__init__.pyi``: type checkers read them there, and each is imported on
+first use, so that looking at a pack never costs an import of torch.
 """
 
 from typing import Any

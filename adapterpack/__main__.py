@@ -13,7 +13,8 @@ def main() -> None:
     """Runs the command line."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
-    from .cli.main import main as commands  # noqa: PLC0415 - a signal meanwhile would become errors of libraries
+    # a signal meanwhile would become errors of libraries
+    from .cli.main import main as commands  # noqa: PLC0415
 
     commands()
 

@@ -1,4 +1,6 @@
-"""What lies at a path - a pack, a PEFT adapter, a bundle, a base, an adapter in one file - and the questions that are asked of each."""
+"""What lies at a path - a pack, a PEFT adapter, a bundle, a base, an adapter in one file - and the questions
+that are asked of each.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ from .peft import layout
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a file that is none of them, and
-    for a folder of another tool's.
+    """``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a
+    file that is none of them, and for a folder of another tool's.
 
     Raises:
         StorageError: there is no such path.
@@ -36,7 +38,11 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if folder.is_file():
         return "adapter"
     if not folder.is_dir():
-        raise StorageError("there is no such file or folder here", where=path, remedy="name a pack, a bundle or a base checkpoint")
+        raise StorageError(
+            "there is no such file or folder here",
+            where=path,
+            remedy="name a pack, a bundle or a base checkpoint",
+        )
     marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
         return "adapter" if found == "peft" and _foreign(folder) else found
@@ -46,7 +52,9 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether a folder with PEFT's name for a configuration is another tool's, which has other names for its tensors."""
+    """Whether a folder with PEFT's name for a configuration is another tool's, which has other names for its
+    tensors.
+    """
     if (folder / TENSORS).exists():
         return False
     from .converting.pipeline import detect  # noqa: PLC0415 - PEFT's folders do not need it
@@ -54,18 +62,29 @@ def _foreign(folder: Path) -> bool:
     return detect(folder).name != "peft"
 
 
-def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
-             budget: Budget | None = None, allow_structural: bool = False, provider: str | None = None) -> Report:
-    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base, also that it fits the base.
+def validate(
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    *,
+    full: bool = False,
+    budget: Budget | None = None,
+    allow_structural: bool = False,
+    provider: str | None = None,
+) -> Report:
+    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base,
+    also that it fits the base.
 
-    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
-    ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
-    warning. Of ``hf://org/name@rev`` only the headers are read, unless ``full``; of its base, by default the one that it names, no more.
+    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully
+    checked``; so is one whose ``budget`` of time or memory ran out. With ``allow_structural`` a base of the
+    same names, dtypes and shapes, whatever its weights, is a warning. Of ``hf://org/name@rev`` only the
+    headers are read, unless ``full``; of its base, by default the one that it names, no more.
 
-    Of a bundle with ``provider`` (``cuda``) also that each node of its graphs has a kernel there, which needs no card.
+    Of a bundle with ``provider`` (``cuda``) also that each node of its graphs has a kernel there, which needs
+    no card.
 
     Returns:
-        A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
+        A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict
+            on the base).
         Faults are findings, not exceptions.
 
     Raises:
@@ -76,8 +95,12 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         True
     """
     if provider is not None and (is_remote(path) or kind_of(folder_of(path)) != "bundle"):
-        raise ConfigError("only a bundle on this machine has graphs for a provider", where=path, found=provider,
-                          remedy="leave --provider out")
+        raise ConfigError(
+            "only a bundle on this machine has graphs for a provider",
+            where=path,
+            found=provider,
+            remedy="leave --provider out",
+        )
     if is_remote(path):
         from .hub.remote import validate_remote  # noqa: PLC0415 - as below
 
@@ -95,13 +118,15 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     if kind == "bundle":
         from .runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        return validate_bundle(folder, known, full=full, budget=budget, allow_structural=allow_structural,
-                               provider=provider)
+        return validate_bundle(
+            folder, known, full=full, budget=budget, allow_structural=allow_structural, provider=provider
+        )
     return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified on the way.
+    """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified
+    on the way.
 
     Example:
         >>> inspect("packs/tickets")["ranks"]  # doctest: +SKIP
@@ -111,7 +136,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     kind = kind_of(folder)
     if kind == "adapter":
         from .base.gguf.inspect import inspect_model  # noqa: PLC0415 - as above
-        from .converting.single_file import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
+
+        # packs do not need what other formats need
+        from .converting.single_file import inspect_file  # noqa: PLC0415
 
         return (None if folder.is_dir() else inspect_model(folder)) or inspect_file(folder)
     if kind == "bundle":
@@ -131,12 +158,12 @@ def sign(
     expires: str | datetime | None = None,
     password: str | None = None,
 ) -> Signature:
-    """Signs a pack, a fleet or a bundle: writes the detached signature ``adapterpack.sig.json`` into its folder, over the manifest and
-    every file that it lists.
+    """Signs a pack, a fleet or a bundle: writes the detached signature ``adapterpack.sig.json`` into its
+    folder, over the manifest and every file that it lists.
 
     ``key`` is a PEM file with a private elliptic-curve key, made with
-    ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``. ``identity`` is free text and ``expires`` a date or a
-    time; both are signed too. OpenSSF's model-signing verifies the result.
+    ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``. ``identity`` is free text
+    and ``expires`` a date or a time; both are signed too. OpenSSF's model-signing verifies the result.
 
     Raises:
         ConfigError: the key, the password or the expiry cannot be used.
@@ -164,15 +191,18 @@ def verify(
     identity: str | None = None,
     at: datetime | None = None,
 ) -> Signature:
-    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these files.
+    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these
+    files.
 
-    ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With ``identity``, the signed text must
-    be that. ``at`` is the moment that the expiry is compared with: now, if none is given. Signatures that OpenSSF's model-signing made with
-    a local key are verified too. Nothing but the envelope is parsed before its signature is known to be right.
+    ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With
+    ``identity``, the signed text must be that. ``at`` is the moment that the expiry is compared with: now, if
+    none is given. Signatures that OpenSSF's model-signing made with a local key are verified too. Nothing but
+    the envelope is parsed before its signature is known to be right.
 
     Raises:
         Unsigned: there is no signature.
-        WronglySigned: another key, an altered envelope, or a file that was altered, added or removed after signing; it is named.
+        WronglySigned: another key, an altered envelope, or a file that was altered, added or removed after
+            signing; it is named.
         SignatureExpired: everything is right, but its time is over.
         UnsupportedSignature: a signature that rests on more than a local key.
         ConfigError: the key cannot be used.
@@ -207,7 +237,10 @@ def _inspect_bundle(folder: Path) -> dict[str, Any]:
         "task": bundle.task,
         "frontend": bundle.frontend,
         "base": strict_json.plain(bundle.base),
-        "adapters": [{"name": a.name, "slot": a.slot, "pack": a.pack, "labels": list(a.labels or ())} for a in bundle.adapters],
+        "adapters": [
+            {"name": a.name, "slot": a.slot, "pack": a.pack, "labels": list(a.labels or ())}
+            for a in bundle.adapters
+        ],
         "slots": bundle.slots,
         "max_rank": bundle.max_rank,
         "sites": sum(not site.members for site in bundle.sites.values()),

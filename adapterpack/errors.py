@@ -1,4 +1,6 @@
-"""One hierarchy of errors: each says what went wrong, where, what was expected, what was found, and what to do."""
+"""One hierarchy of errors: each says what went wrong, where, what was expected, what was found, and what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class AdapterpackError(Exception):
     ``code`` is a stable name for scripts; ``exit_code`` is what the command line returns.
 
     Example:
-        >>> str(AdapterpackError("the rank is too large", where="sites[0]", expected="at most 8", found=9, remedy="lower r"))
+        >>> str(AdapterpackError("the rank is too large", where="sites[0]", expected="at most 8", found=9,
+        ...     remedy="lower r"))
         'the rank is too large (at sites[0]; expected at most 8, found 9). To fix it: lower r.'
     """
 
@@ -37,7 +40,9 @@ class AdapterpackError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.what = _short(what)
-        self.where, self.expected, self.found = (None if text is None else _short(str(text)) for text in (where, expected, found))
+        self.where, self.expected, self.found = (
+            None if text is None else _short(str(text)) for text in (where, expected, found)
+        )
         self.remedy = remedy
         super().__init__(self._sentence(remedy))
 
@@ -67,15 +72,24 @@ class AdapterpackError(Exception):
             sides.append(f"expected {self.expected}")
         if self.found is not None:
             sides.append(f"found {self.found}")
-        details = "; ".join(filter(None, [f"at {self.where}" if self.where and placed else None, ", ".join(sides) or None]))
+        details = "; ".join(
+            filter(None, [f"at {self.where}" if self.where and placed else None, ", ".join(sides) or None])
+        )
         text = self.what + (f" ({details})" if details else "") + "."
         if remedy:
             text += f" To fix it: {remedy.rstrip('.')}."
-        return printable(text).replace("\n", "\\n")  # one line: a name from a stranger cannot write a line of its own
+        # one line: a name from a stranger cannot write a line of its own
+        return printable(text).replace("\n", "\\n")
 
     def to_json(self) -> dict[str, str | None]:
         """The error as the object that ``--json`` prints under ``error``."""
-        fields = {"what": self.what, "where": self.where, "expected": self.expected, "found": self.found, "remedy": self.remedy}
+        fields = {
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "found": self.found,
+            "remedy": self.remedy,
+        }
         return {"code": self.code, "message": str(self), **fields}
 
 
@@ -146,7 +160,9 @@ class StorageError(AdapterpackError):
 
 
 class ProviderError(AdapterpackError):
-    """An ONNX Runtime execution provider that is unknown, did not start, or does not run every node of a graph."""
+    """An ONNX Runtime execution provider that is unknown, did not start, or does not run every node of a
+    graph.
+    """
 
     code = "provider"
 
@@ -274,9 +290,13 @@ def _short(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with control and bidirectional characters escaped, so that names from strangers cannot repaint a terminal."""
+    """Text with control and bidirectional characters escaped, so that names from strangers cannot repaint a
+    terminal.
+    """
     hidden = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-    return "".join(c if c == "\n" or unicodedata.category(c) not in hidden else f"\\u{ord(c):04x}" for c in text)
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in hidden else f"\\u{ord(c):04x}" for c in text
+    )
 
 
 @contextmanager
@@ -294,5 +314,9 @@ def storage_errors(where: object) -> Iterator[None]:
             errno.ENOENT: "check that the path exists",
             errno.EISDIR: "name a file: this is a folder",
         }
-        what = "the disk is full" if error.errno == errno.ENOSPC else f"the file system refused: {error.strerror or error}"
+        what = (
+            "the disk is full"
+            if error.errno == errno.ENOSPC
+            else f"the file system refused: {error.strerror or error}"
+        )
         raise StorageError(what, where=where, remedy=remedies.get(error.errno or 0)) from error

@@ -41,14 +41,17 @@ EXTRAS = {
 }
 """Extra -> what it brings, of those that a user installs."""
 STAGES = {"export": "export", "demo": "demo"}
-"""Public function -> the extra that installs everything it needs, where that is more than the first missing library says."""
+"""Public function -> the extra that installs everything it needs, where that is more than the first missing
+library says.
+"""
 
 
 @contextmanager
 def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
     """Turns the missing library of an import into an error that names the extra to install.
 
-    ``what`` says who needs it, for instance ``training``; ``extra`` is the one to install, by default that of the library.
+    ``what`` says who needs it, for instance ``training``; ``extra`` is the one to install, by default that of
+    the library.
 
     Raises:
         MissingExtra: a library of an extra is not installed.
@@ -57,7 +60,8 @@ def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
         >>> with needed_by("signing"):
         ...     raise ModuleNotFoundError("No module named 'cryptography'", name="cryptography")
         Traceback (most recent call last):
-        adapterpack.errors.MissingExtra: signing needs cryptography, which is not installed. To fix it: pip install 'adapterpack[sign]'.
+        adapterpack.errors.MissingExtra: signing needs cryptography, which is not installed. To fix it: pip
+            install 'adapterpack[sign]'.
     """
     try:
         yield
@@ -65,5 +69,7 @@ def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
         library = (error.name or "").partition(".")[0]
         if library not in LIBRARIES:
             raise
-        raise MissingExtra(f"{what} needs {library}, which is not installed",
-                           remedy=f"pip install 'adapterpack[{extra or LIBRARIES[library]}]'") from error
+        raise MissingExtra(
+            f"{what} needs {library}, which is not installed",
+            remedy=f"pip install 'adapterpack[{extra or LIBRARIES[library]}]'",
+        ) from error

@@ -1,6 +1,8 @@
-"""The libraries that read what strangers wrote, and the one place where their exceptions become errors of ours.
+"""The libraries that read what strangers wrote, and the one place where their exceptions become errors of
+ours.
 
-Whatever such a library raises on a stranger's bytes is the stranger's fault and has a name; anything else is a bug in adapterpack.
+Whatever such a library raises on a stranger's bytes is the stranger's fault and has a name; anything else is
+a bug in adapterpack.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from contextlib import contextmanager
 from .errors import AdapterpackError, FormatError
 
 INSIDE = "inside"
-"""Among what a library raises: whatever is raised in code that is not this package's, such as Python's own errors."""
+"""Among what a library raises: whatever is raised in code that is not this package's, such as Python's own
+errors.
+"""
 PLAIN = "plain"
 """The same: ``Exception`` itself, and no class of it."""
 
@@ -22,8 +26,17 @@ BORDERS: Mapping[str, tuple[str, ...]] = {
     "json": ("builtins.ValueError",),  # no JSON, no UTF-8, a number of too many digits
     "llguidance": ("builtins.ValueError", "pyo3_runtime.PanicException"),
     "msgspec": ("msgspec", "builtins.ValueError"),
-    "numpy": ("builtins.ValueError", "builtins.EOFError", "builtins.OSError", "builtins.SyntaxError", "builtins.TypeError",
-              "builtins.KeyError", "struct.error", "tokenize.TokenError", "zipfile.BadZipFile"),
+    "numpy": (
+        "builtins.ValueError",
+        "builtins.EOFError",
+        "builtins.OSError",
+        "builtins.SyntaxError",
+        "builtins.TypeError",
+        "builtins.KeyError",
+        "struct.error",
+        "tokenize.TokenError",
+        "zipfile.BadZipFile",
+    ),
     "onnx": ("google.protobuf", "onnx", "builtins.ValueError", "builtins.TypeError", "builtins.RuntimeError"),
     "onnxruntime": ("onnxruntime", "builtins.ValueError", "builtins.TypeError", "builtins.RuntimeError"),
     "PIL": ("PIL", INSIDE),
@@ -32,33 +45,64 @@ BORDERS: Mapping[str, tuple[str, ...]] = {
     # A panic, as of a regular expression, is no Exception.
     "tokenizers": (PLAIN, "builtins.ValueError", "builtins.TypeError", "pyo3_runtime.PanicException", INSIDE),
     # Rows of strangers, too, which forms take apart without looking first.
-    "transformers": ("transformers", "builtins.AttributeError", "builtins.LookupError", "builtins.TypeError",
-                     "builtins.ValueError", INSIDE),
-    "wave": ("wave.Error", "builtins.EOFError", "builtins.ValueError", "builtins.RuntimeError", "struct.error"),
-    "yaml": ("yaml", "builtins.ValueError", "builtins.TypeError", "builtins.LookupError", "builtins.AttributeError",
-             "builtins.ArithmeticError"),  # besides its own, what Python says of dates, numbers and tags
+    "transformers": (
+        "transformers",
+        "builtins.AttributeError",
+        "builtins.LookupError",
+        "builtins.TypeError",
+        "builtins.ValueError",
+        INSIDE,
+    ),
+    "wave": (
+        "wave.Error",
+        "builtins.EOFError",
+        "builtins.ValueError",
+        "builtins.RuntimeError",
+        "struct.error",
+    ),
+    "yaml": (
+        "yaml",
+        "builtins.ValueError",
+        "builtins.TypeError",
+        "builtins.LookupError",
+        "builtins.AttributeError",
+        "builtins.ArithmeticError",
+    ),  # besides its own, what Python says of dates, numbers and tags
 }
-"""Library -> what it raises on bytes that it cannot use: classes, or modules and packages with all of their classes. They are compared
-by name, so that nothing is imported for it. A stack or a memory that is exhausted belongs to each of them."""
+"""Library -> what it raises on bytes that it cannot use: classes, or modules and packages with all of their
+classes. They are compared by name, so that nothing is imported for it. A stack or a memory that is exhausted
+belongs to each of them.
+"""
 
-_EXHAUSTED = {"RecursionError": "it is nested too deeply", "MemoryError": "it takes more memory than there is"}
+_EXHAUSTED = {
+    "RecursionError": "it is nested too deeply",
+    "MemoryError": "it takes more memory than there is",
+}
 _LONGEST = 300
 
 
 @contextmanager
 def library_errors(
-    library: str, what: str, *, where: object = None, expected: object = None, remedy: str | None = None,
+    library: str,
+    what: str,
+    *,
+    where: object = None,
+    expected: object = None,
+    remedy: str | None = None,
     kind: type[AdapterpackError] = FormatError,
 ) -> Iterator[None]:
-    """Turns what a library of :data:`BORDERS` raises on a stranger's input into ``kind``: ``what`` went wrong, and the library's reason.
+    """Turns what a library of :data:`BORDERS` raises on a stranger's input into ``kind``: ``what`` went
+    wrong, and the library's reason.
 
-    Only the call of the library belongs into the block: of what else stands there, the bugs would pass for the stranger's fault.
+    Only the call of the library belongs into the block: of what else stands there, the bugs would pass for
+    the stranger's fault.
 
     Example:
         >>> with library_errors("json", "this is not JSON", where="line 3"):
         ...     int("x")
         Traceback (most recent call last):
-        adapterpack.errors.FormatError: this is not JSON: invalid literal for int() with base 10: 'x' (at line 3).
+        adapterpack.errors.FormatError: this is not JSON: invalid literal for int() with base 10: 'x' (at line
+            3).
     """
     try:
         yield
@@ -74,7 +118,8 @@ def reason(error: BaseException) -> str:
     """What an exception says, or the one that it wraps in words of its own, short and on one line.
 
     Example:
-        >>> reason(KeyError("a")), reason(ValueError()), reason(RecursionError("maximum recursion depth exceeded"))
+        >>> (reason(KeyError("a")), reason(ValueError()),
+        ...     reason(RecursionError("maximum recursion depth exceeded")))
         ("KeyError: 'a'", 'ValueError', 'it is nested too deeply')
     """
     error = error.__cause__ or error
@@ -103,11 +148,15 @@ def _is_of(library: str, error: BaseException) -> bool:
     if (PLAIN in names and type(error) is Exception) or (INSIDE in names and _is_inside(error)):
         return True
     classes = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]
-    return type(error).__name__ in _EXHAUSTED or any(one == name or one.startswith(f"{name}.") for name in names for one in classes)
+    return type(error).__name__ in _EXHAUSTED or any(
+        one == name or one.startswith(f"{name}.") for name in names for one in classes
+    )
 
 
 def _is_inside(error: BaseException) -> bool:
-    """Whether an exception was raised in code of others: what fails in a line of this package may be its own bug."""
+    """Whether an exception was raised in code of others: what fails in a line of this package may be its own
+    bug.
+    """
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

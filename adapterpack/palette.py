@@ -8,7 +8,9 @@ LIGHT: Mapping[str, str] = {
     "page": "#ffffff", "ink": "#1b1f24", "quiet": "#565d66", "line": "#d8dce1", "panel": "#f5f6f8",
     "c1": "#0072b2", "c2": "#c65700", "c3": "#007d5e", "c0": "#7b828c",
 }  # fmt: skip
-"""Wong's colour-blind safe hues (Nature Methods 8, 441, 2011), darkened to a contrast of 3 with the page; c0 is for what is not ours."""
+"""Wong's colour-blind safe hues (Nature Methods 8, 441, 2011), darkened to a contrast of 3 with the page; c0
+is for what is not ours.
+"""
 DARK: Mapping[str, str] = {
     "page": "#14171b", "ink": "#e8eaed", "quiet": "#a9b0b9", "line": "#3a4048", "panel": "#1e2228",
     "c1": "#56b4e9", "c2": "#e69f00", "c3": "#2fbf94", "c0": "#8b939d",
@@ -26,7 +28,9 @@ def variables(palette: Mapping[str, str]) -> str:
 
 
 def style_sheet() -> str:
-    """The two palettes as a style sheet: the browser's choice, unless ``data-theme`` of the root says another."""
+    """The two palettes as a style sheet: the browser's choice, unless ``data-theme`` of the root says
+    another.
+    """
     light, dark = f"{{color-scheme:light;{variables(LIGHT)}}}", f"{{color-scheme:dark;{variables(DARK)}}}"
     chosen = f":root{light}\n:root[data-theme=dark]{dark}\n"
     return f"{chosen}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"

@@ -1,4 +1,6 @@
-"""Keeps values that are chosen by name (methods, rules, tasks, formats ...): the package's own and those of other packages."""
+"""Keeps values that are chosen by name (methods, rules, tasks, formats ...): the package's own and those of
+other packages.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,10 @@ T = TypeVar("T", bound=Named)
 class Registry(Mapping[str, T]):
     """Values of one type by name, in the order of their names.
 
-    ``what`` is one of them in words, for errors. The modules of ``package`` register the built-in values when they are imported, and other
-    packages bring theirs by entry points of ``group``. A value is imported when its name is first looked up: first the module of that name,
-    then the entry point of that name, then all others.
+    ``what`` is one of them in words, for errors. The modules of ``package`` register the built-in values when
+    they are imported, and other packages bring theirs by entry points of ``group``. A value is imported when
+    its name is first looked up: first the module of that name, then the entry point of that name, then all
+    others.
 
     Example:
         >>> from adapterpack.adapter_methods.registry import METHODS
@@ -40,10 +43,13 @@ class Registry(Mapping[str, T]):
         'a trained low-rank change added to each frozen layer; rsLoRA by use_rslora'
         >>> METHODS["lroa"]
         Traceback (most recent call last):
-        adapterpack.errors.UnknownMethod: unknown adapter method (found 'lroa'). To fix it: did you mean 'lora'? ...
+        adapterpack.errors.UnknownMethod: unknown adapter method (found 'lroa'). To fix it: did you mean
+            'lora'? ...
     """
 
-    def __init__(self, what: str, kind: type[T], group: str, package: str, unknown: type[UnknownName] = UnknownName) -> None:
+    def __init__(
+        self, what: str, kind: type[T], group: str, package: str, unknown: type[UnknownName] = UnknownName
+    ) -> None:
         self.what, self.kind, self.group, self.package, self._unknown = what, kind, group, package, unknown
         self._values: dict[str, T] = {}
         self._complete = False
@@ -52,13 +58,19 @@ class Registry(Mapping[str, T]):
         """Adds a value and returns it.
 
         Raises:
-            AdapterpackError: its name is taken, or no identifier of lower-case letters, digits, ``_`` and ``-``.
+            AdapterpackError: its name is taken, or no identifier of lower-case letters, digits, ``_`` and
+                ``-``.
         """
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", value.name):
-            raise AdapterpackError(f"the name of the {self.what} must be a lower-case identifier", found=repr(value.name),
-                                   remedy="rename it")
+            raise AdapterpackError(
+                f"the name of the {self.what} must be a lower-case identifier",
+                found=repr(value.name),
+                remedy="rename it",
+            )
         if self._values.setdefault(value.name, value) is not value:
-            raise AdapterpackError(f"two values have the same name: {self.what}", where=value.name, remedy="rename one of them")
+            raise AdapterpackError(
+                f"two values have the same name: {self.what}", where=value.name, remedy="rename one of them"
+            )
         return value
 
     def __getitem__(self, name: str) -> T:
@@ -71,7 +83,11 @@ class Registry(Mapping[str, T]):
         value = self.find(name)
         if value is None:
             broken = [f"{error.where} cannot be used" for error in self.broken()]
-            raise self._unknown(f"unknown {self.what}", found=repr(name), remedy="; ".join([nearest(str(name), self), *broken]))
+            raise self._unknown(
+                f"unknown {self.what}",
+                found=repr(name),
+                remedy="; ".join([nearest(str(name), self), *broken]),
+            )
         return value
 
     def find(self, name: str) -> T | None:
@@ -80,7 +96,11 @@ class Registry(Mapping[str, T]):
         Raises:
             AdapterpackError: it is another package's, and cannot be used.
         """
-        if name not in self._values and name.isidentifier() and find_spec(f"{self.package}.{name}") is not None:
+        if (
+            name not in self._values
+            and name.isidentifier()
+            and find_spec(f"{self.package}.{name}") is not None
+        ):
             import_module(f"{self.package}.{name}")
         if name not in self._values:
             self._import_own()
@@ -99,7 +119,9 @@ class Registry(Mapping[str, T]):
         return self.find(name) or default
 
     def __iter__(self) -> Iterator[str]:
-        """The names of all values. One of another package that cannot be used is left out; :meth:`broken` says why."""
+        """The names of all values. One of another package that cannot be used is left out; :meth:`broken`
+        says why.
+        """
         self._import_own()
         self.broken()
         return iter(sorted(self._values))
@@ -112,7 +134,9 @@ class Registry(Mapping[str, T]):
         yield from list(self._values.values())
 
     def broken(self) -> tuple[AdapterpackError, ...]:
-        """Registers the values of all other packages; returns an error for each that cannot be used, which names its entry point."""
+        """Registers the values of all other packages; returns an error for each that cannot be used, which
+        names its entry point.
+        """
         errors = []
         for point in _points(self.group):
             try:
@@ -134,10 +158,16 @@ class Registry(Mapping[str, T]):
                 self.register(value)
             elif point.name not in self._values:  # a decorator may have registered it, and left a function
                 raise TypeError(f"it is no {self.kind.__name__} but a {type(value).__name__}")
-        except (Exception, SystemExit) as error:  # whatever the module of another package does, it must not end an unrelated command
-            reason = error.sentence if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"
-            raise AdapterpackError(f"the {self.what} of another package cannot be used: {reason}", where=f"{point.name} = {point.value}",
-                                   remedy="update or uninstall that package") from error
+        # whatever the module of another package does, it must not end an unrelated command
+        except (Exception, SystemExit) as error:
+            reason = (
+                error.sentence if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"
+            )
+            raise AdapterpackError(
+                f"the {self.what} of another package cannot be used: {reason}",
+                where=f"{point.name} = {point.value}",
+                remedy="update or uninstall that package",
+            ) from error
 
 
 def _points(group: str) -> tuple[EntryPoint, ...]:
@@ -147,7 +177,9 @@ def _points(group: str) -> tuple[EntryPoint, ...]:
 
 @lru_cache(maxsize=64)
 def _points_in(group: str, path: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
-    """The same while ``path``, folders and when they last changed, stays: the metadata of a hundred distributions take 30 ms to read."""
+    """The same while ``path``, folders and when they last changed, stays: the metadata of a hundred
+    distributions take 30 ms to read.
+    """
     return tuple(entry_points(group=group))
 
 

@@ -1,4 +1,6 @@
-"""Files that ship with adapterpack: schemas, templates and the demo's data, in a wheel or in a source checkout."""
+"""Files that ship with adapterpack: schemas, templates and the demo's data, in a wheel or in a source
+checkout.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,22 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def templates(package: str, escape: Callable[[object], Markup]) -> Environment:
-    """The jinja2 environment of the folder ``templates`` of a package: every value goes through ``escape``, and a missing one is an error.
+    """The jinja2 environment of the folder ``templates`` of a package: every value goes through ``escape``,
+    and a missing one is an error.
 
-    ``escape`` makes text of anything safe in the format of the templates, and returns :class:`markupsafe.Markup` as it is.
+    ``escape`` makes text of anything safe in the format of the templates, and returns
+    :class:`markupsafe.Markup` as it is.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only what writes a page or a card needs it
+    # only what writes a page or a card needs it
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
 
-    return Environment(loader=PackageLoader(package), autoescape=True, finalize=escape, undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True, keep_trailing_newline=True, auto_reload=False)
+    return Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        finalize=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )

@@ -51,7 +51,9 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 class Raising:
-    """A handler that raises; not again while what it raised is probably still cleaning up. ``ended`` is what it raised last."""
+    """A handler that raises; not again while what it raised is probably still cleaning up. ``ended`` is what
+    it raised last.
+    """
 
     ended: Ended | None = None
 
@@ -72,12 +74,14 @@ class Raising:
 
 @contextmanager
 def raised() -> Iterator[Raising]:
-    """Inside the block signals of :data:`ENDING` raise :class:`Ended` in the main thread; those that the caller ignores, or takes himself,
-    and all where another thread calls, stay as they are.
+    """Inside the block signals of :data:`ENDING` raise :class:`Ended` in the main thread; those that the
+    caller ignores, or takes himself, and all where another thread calls, stay as they are.
     """
     handler, ours = Raising(), threading.current_thread() is threading.main_thread()
     usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
-    before = {number: found for number in ENDING if (found := signal.getsignal(number)) in usual} if ours else {}
+    before = (
+        {number: found for number in ENDING if (found := signal.getsignal(number)) in usual} if ours else {}
+    )
     _before_fork.update(before)
     for number in before:
         signal.signal(number, handler)
@@ -102,13 +106,21 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """Inside the block ``handle`` is called instead where a signal of :data:`ENDING` would raise; with a function that raises after all.
+    """Inside the block ``handle`` is called instead where a signal of :data:`ENDING` would raise; with a
+    function that raises after all.
 
     Nothing changes in other threads than the main one, or where signals do not raise.
     """
     ours = threading.current_thread() is threading.main_thread()
-    before = {number: found for number in ENDING if (found := signal.getsignal(number)) is signal.default_int_handler
-              or isinstance(found, Raising)} if ours else {}
+    before = (
+        {
+            number: found
+            for number in ENDING
+            if (found := signal.getsignal(number)) is signal.default_int_handler or isinstance(found, Raising)
+        }
+        if ours
+        else {}
+    )
 
     def instead(number: int, frame: FrameType | None) -> None:
         found = before[number]
@@ -129,9 +141,9 @@ _kept: list[Any] = []
 
 
 def end_where_files_are_cut_short(report: Callable[[str], None], exit_code: int) -> None:
-    """From now on, where a file is cut short that is mapped into memory and read, ``report`` gets its path, and the
-    process ends with that code; else the system would end it by SIGBUS without a word. There is no way back into
-    what was reading.
+    """From now on, where a file is cut short that is mapped into memory and read, ``report`` gets its path,
+    and the process ends with that code; else the system would end it by SIGBUS without a word. There is no
+    way back into what was reading.
 
     For commands: it changes the whole process.
     """
@@ -157,7 +169,8 @@ def _cut_short() -> str:
         for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
             place, _, offset, _, inode, *path = line.split(maxsplit=5)
             start, stop = (int(end, 16) for end in place.split("-"))
-            if not path or not int(inode) or ".so" in path[0]:  # parts of a library may be longer than its file
+            # parts of a library may be longer than its file
+            if not path or not int(inode) or ".so" in path[0]:
                 continue
             if Path(path[0]).stat().st_size <= int(offset, 16) + stop - start - 4096:
                 return path[0]

@@ -1,4 +1,6 @@
-"""The engine without a server, in a process of its own: the same requests as clients send, to see what HTTP costs."""
+"""The engine without a server, in a process of its own: the same requests as clients send, to see what HTTP
+costs.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,13 @@ def _closed_loop(wanted: Sequence[Request], clients: int, seconds: float) -> lis
         request = next(left, None)
         if request is not None:
             sent = time.perf_counter()
-            number = _engine.add(request.prompt, request.adapter, max_new_tokens=request.tokens, min_new_tokens=request.tokens,
-                                 ignore_eos=True)
+            number = _engine.add(
+                request.prompt,
+                request.adapter,
+                max_new_tokens=request.tokens,
+                min_new_tokens=request.tokens,
+                ignore_eos=True,
+            )
             running[number], times[number] = request, [sent]
 
     for _ in range(clients):

@@ -1,7 +1,8 @@
-"""Clients of a server of texts: a closed loop, in which each sends its next request when the last one has been answered, and an open one.
+"""Clients of a server of texts: a closed loop, in which each sends its next request when the last one has
+been answered, and an open one.
 
-One process without a library: a connection for each request, whose events are read line by line. What the clients themselves cost is
-in the results, since they share the machine with the server.
+One process without a library: a connection for each request, whose events are read line by line. What the
+clients themselves cost is in the results, since they share the machine with the server.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its adapter (None: the base), prompt, tokens of its answer, and in an open loop the second in which it is sent."""
+    """One request: its adapter (None: the base), prompt, tokens of its answer, and in an open loop the second
+    in which it is sent.
+    """
 
     adapter: str | None
     prompt: list[int]
@@ -40,27 +43,53 @@ Form = Callable[[Request], tuple[str, Any]]
 """The path and the body of a request, as one kind of server takes it."""
 
 
-def requests(names: Sequence[str | None], count: int, clients: int, *, prompt: int = 64, tokens: int = 64, seed: int = 0,
-             mixed: bool = False, rate: float = 0.0, vocabulary: int = 40_000) -> list[Request]:
-    """Random prompts. Up to ``clients`` adapters are named in turn, so that each client has another; more of them by Zipf's law. With
-    ``mixed`` prompts and answers have from a quarter to seven quarters of their lengths, and with ``rate`` so many requests are sent a
-    second, at random.
+def requests(
+    names: Sequence[str | None],
+    count: int,
+    clients: int,
+    *,
+    prompt: int = 64,
+    tokens: int = 64,
+    seed: int = 0,
+    mixed: bool = False,
+    rate: float = 0.0,
+    vocabulary: int = 40_000,
+) -> list[Request]:
+    """Random prompts. Up to ``clients`` adapters are named in turn, so that each client has another; more of
+    them by Zipf's law. With ``mixed`` prompts and answers have from a quarter to seven quarters of their
+    lengths, and with ``rate`` so many requests are sent a second, at random.
     """
     rng, weights = np.random.default_rng(seed), 1 / np.arange(1, len(names) + 1)
-    places = [number % len(names) for number in range(count)] if len(names) <= clients else \
-        rng.choice(len(names), count, p=weights / weights.sum()).tolist()
+    places = (
+        [number % len(names) for number in range(count)]
+        if len(names) <= clients
+        else rng.choice(len(names), count, p=weights / weights.sum()).tolist()
+    )
     times = np.cumsum(rng.exponential(1 / rate, count)) if rate else np.zeros(count)
     result = []
     for place, at in zip(places, times, strict=True):
-        long, wide = (max(1, int(size * (rng.uniform(0.25, 1.75) if mixed else 1))) for size in (prompt, tokens))
-        result.append(Request(names[place], rng.integers(vocabulary // 40, vocabulary, long).tolist(), wide, float(at)))
+        long, wide = (
+            max(1, int(size * (rng.uniform(0.25, 1.75) if mixed else 1))) for size in (prompt, tokens)
+        )
+        result.append(
+            Request(names[place], rng.integers(vocabulary // 40, vocabulary, long).tolist(), wide, float(at))
+        )
     return result
 
 
 def openai(request: Request) -> tuple[str, Any]:
-    """As OpenAI's servers of texts take it, with vLLM's fields for an answer that has all its tokens. ``base`` is the base's name."""
-    return "/v1/completions", {"model": request.adapter or "base", "prompt": request.prompt, "max_tokens": request.tokens,
-                               "min_tokens": request.tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+    """As OpenAI's servers of texts take it, with vLLM's fields for an answer that has all its tokens.
+    ``base`` is the base's name.
+    """
+    return "/v1/completions", {
+        "model": request.adapter or "base",
+        "prompt": request.prompt,
+        "max_tokens": request.tokens,
+        "min_tokens": request.tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+    }
 
 
 async def answered(port: int, path: str, body: Any, tokens: int = 1) -> Answer:
@@ -69,8 +98,12 @@ async def answered(port: int, path: str, body: Any, tokens: int = 1) -> Answer:
     sent = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     try:
-        writer.write(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nConnection: close\r\n"
-                     f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: "
+            "application/json\r\nConnection: close\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
         status = await reader.readline()
         if b" 200 " not in status:
             raise RuntimeError(f"{path}: {(status + await reader.read(2000)).decode(errors='replace')}")
@@ -90,8 +123,12 @@ async def answered(port: int, path: str, body: Any, tokens: int = 1) -> Answer:
         writer.close()
 
 
-async def closed_loop(port: int, form: Form, wanted: Sequence[Request], clients: int, seconds: float) -> list[Answer]:
-    """So many clients send requests one after the other for so many seconds, and each of them one at least."""
+async def closed_loop(
+    port: int, form: Form, wanted: Sequence[Request], clients: int, seconds: float
+) -> list[Answer]:
+    """So many clients send requests one after the other for so many seconds, and each of them one at
+    least.
+    """
     left, start, answers = iter(wanted), time.perf_counter(), list[Answer]()
 
     async def client() -> None:
@@ -105,8 +142,8 @@ async def closed_loop(port: int, form: Form, wanted: Sequence[Request], clients:
 
 
 async def open_loop(port: int, form: Form, wanted: Sequence[Request], patience: float) -> list[Answer]:
-    """Requests are sent at their times, whatever has been answered. Those that have no whole answer ``patience`` seconds after the last one
-    was sent are given up.
+    """Requests are sent at their times, whatever has been answered. Those that have no whole answer
+    ``patience`` seconds after the last one was sent are given up.
     """
     start = time.perf_counter()
 
@@ -123,7 +160,9 @@ async def open_loop(port: int, form: Form, wanted: Sequence[Request], patience: 
 
 
 def summary(answers: Sequence[Answer], cpu: float | None = None) -> dict[str, Any]:
-    """Tokens a second and percentiles in milliseconds; ``cpu`` are the processor's seconds that the clients took."""
+    """Tokens a second and percentiles in milliseconds; ``cpu`` are the processor's seconds that the clients
+    took.
+    """
     if not answers:
         return {"answers": 0, "tokens_per_second": 0.0}
     span = max(one.last for one in answers) - min(one.sent for one in answers)
@@ -131,11 +170,17 @@ def summary(answers: Sequence[Answer], cpu: float | None = None) -> dict[str, An
         "answers": len(answers),
         "tokens_per_second": round(sum(one.tokens for one in answers) / span, 1),
         "first_token_ms": _percentiles([one.first - one.sent for one in answers]),
-        "token_ms": _percentiles([(one.last - one.first) / (one.tokens - 1) for one in answers if one.tokens > 1]),
+        "token_ms": _percentiles(
+            [(one.last - one.first) / (one.tokens - 1) for one in answers if one.tokens > 1]
+        ),
         "request_ms": _percentiles([one.last - one.sent for one in answers]),
     }
     return result if cpu is None else {**result, "clients_cpu": round(cpu / span, 3)}
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    return {f"p{share}": round(1e3 * float(np.percentile(values, share)), 1) for share in (50, 95, 99)} if values else {}
+    return (
+        {f"p{share}": round(1e3 * float(np.percentile(values, share)), 1) for share in (50, 95, 99)}
+        if values
+        else {}
+    )

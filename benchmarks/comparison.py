@@ -16,9 +16,13 @@ from decode import SIZES
 
 def parser_of(description: str | None, others: Iterable[str] = ()) -> argparse.ArgumentParser:
     """A parser with the options of every comparison; ``others`` are contestants besides the servers."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="135m", help="135m is SmolLM2, tiny a random Llama")
-    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md")
+    parser.add_argument(
+        "--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md"
+    )
     parser.add_argument("--files", type=Path, help="where models and adapters are kept for the next time")
     parser.add_argument("--only", nargs="+", choices=[*others, *sorted({one.name for one in CONTESTANTS})])
     parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
@@ -27,8 +31,12 @@ def parser_of(description: str | None, others: Iterable[str] = ()) -> argparse.A
     return parser
 
 
-def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace, Files], dict[str, Any]],
-           show: Callable[[dict[str, Any]], None], page: Callable[[dict[str, Any]], str] | None = None) -> None:
+def report(
+    args: argparse.Namespace,
+    measure: Callable[[argparse.Namespace, Files], dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+    page: Callable[[dict[str, Any]], str] | None = None,
+) -> None:
     """Measures, and prints the result as JSON or as a table; ``page`` makes a page of it."""
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(args, Files(args.files or Path(scratch), args.size, args.peers))

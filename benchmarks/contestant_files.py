@@ -1,4 +1,6 @@
-"""What the servers of `contestants.py` read: one base and its adapters, in the format of each. What is missing is made once and kept."""
+"""What the servers of `contestants.py` read: one base and its adapters, in the format of each. What is
+missing is made once and kept.
+"""
 
 from __future__ import annotations
 
@@ -40,28 +42,48 @@ class Files:
     @cached_property
     def base(self) -> Path:
         """The checkpoint."""
-        return fetch(SMOLLM2) if self.size == "135m" else self._made("base", lambda path: build_base(path, self.size))
+        return (
+            fetch(SMOLLM2)
+            if self.size == "135m"
+            else self._made("base", lambda path: build_base(path, self.size))
+        )
 
     def adapters(self, kind: str, count: int, form: str = "pack", precision: str = "fp32") -> list[Path]:
         """So many adapters of one kind, in the format of a contestant, the number in their names."""
-        packs = [self._made(f"{kind}/{kind}{number}", lambda path, seed=number: self._pack(path, kind, seed)) for number in range(count)]
+        packs = [
+            self._made(f"{kind}/{kind}{number}", lambda path, seed=number: self._pack(path, kind, seed))
+            for number in range(count)
+        ]
         if form == "onnx_adapter":
-            return [self.genai(precision) / "adapters" / f"{pack.name}.onnx_adapter" for pack in packs[:GENAI_ADAPTERS]]
+            return [
+                self.genai(precision) / "adapters" / f"{pack.name}.onnx_adapter"
+                for pack in packs[:GENAI_ADAPTERS]
+            ]
         if form == "gguf":
-            return [self._made(f"{kind}-gguf/{pack.name}.gguf", lambda path, pack=pack: self._converted(pack, path)) for pack in packs]
+            return [
+                self._made(
+                    f"{kind}-gguf/{pack.name}.gguf", lambda path, pack=pack: self._converted(pack, path)
+                )
+                for pack in packs
+            ]
         return packs
 
     def bundle(self, precision: str) -> Path:
         """A bundle with slots at all linear layers, and one adapter that nobody asks for."""
         seed = self._made("seed", lambda path: self._pack(path, "large", 1 << 20))
         scheme = None if precision == "fp32" else precision
-        return self._made(precision, lambda path: export(self.base, [seed], path, mode="bank", in_place=True, quantize=scheme))
+        return self._made(
+            precision,
+            lambda path: export(self.base, [seed], path, mode="bank", in_place=True, quantize=scheme),
+        )
 
     def gguf(self, kind: str) -> Path:
-        """The base for llama.cpp, all of its matrices in this format; with ``q4_0`` the table has ``q8_0``, as llama.cpp's own files and
-        ours have more bits there, too.
+        """The base for llama.cpp, all of its matrices in this format; with ``q4_0`` the table has ``q8_0``,
+        as llama.cpp's own files and ours have more bits there, too.
         """
-        return self._made(f"base-{kind}.gguf", lambda path: _write_gguf(next(fetch(GGUF).glob("*.gguf")), path, kind))
+        return self._made(
+            f"base-{kind}.gguf", lambda path: _write_gguf(next(fetch(GGUF).glob("*.gguf")), path, kind)
+        )
 
     def genai(self, precision: str) -> Path:
         """The graph of onnxruntime-genai's own builder with slots for adapters, and adapter files."""
@@ -85,10 +107,36 @@ class Files:
         assert self._peers is not None
         built = self.folder / f"genai-built-{precision}"
         if not (built / "genai_config.json").is_file():
-            command = [self._peers / "genai/bin/python", "-W", "ignore", "-m", "onnxruntime_genai.models.builder", "-i", self.base,
-                       "-o", built, "-p", precision, "-e", "cpu", "-c", self.folder / "genai-cache"]
-            subprocess.run([str(each) for each in command], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""})
-        export(built / "model.onnx", self.adapters("large", GENAI_ADAPTERS), path, mode="inputs", target="ort-genai", checkpoint=self.base)
+            command = [
+                self._peers / "genai/bin/python",
+                "-W",
+                "ignore",
+                "-m",
+                "onnxruntime_genai.models.builder",
+                "-i",
+                self.base,
+                "-o",
+                built,
+                "-p",
+                precision,
+                "-e",
+                "cpu",
+                "-c",
+                self.folder / "genai-cache",
+            ]
+            subprocess.run(
+                [str(each) for each in command],
+                check=True,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+            )
+        export(
+            built / "model.onnx",
+            self.adapters("large", GENAI_ADAPTERS),
+            path,
+            mode="inputs",
+            target="ort-genai",
+            checkpoint=self.base,
+        )
 
 
 def _write_gguf(source: Path, out: Path, kind: str) -> None:
@@ -98,13 +146,18 @@ def _write_gguf(source: Path, out: Path, kind: str) -> None:
     reader, wanted = gguf.GGUFReader(source), gguf.GGMLQuantizationType[kind.upper()]
     writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
+        if not field.name.startswith("GGUF.") and field.name not in (
+            "general.architecture",
+            "general.file_type",
+        ):
             last = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=last)
     for tensor in reader.tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype("float32")
         plain, table = values.ndim == 1, tensor.name == "token_embd.weight" and kind == "q4_0"
-        dtype = gguf.GGMLQuantizationType.F32 if plain else gguf.GGMLQuantizationType.Q8_0 if table else wanted
+        dtype = (
+            gguf.GGMLQuantizationType.F32 if plain else gguf.GGMLQuantizationType.Q8_0 if table else wanted
+        )
         writer.add_tensor(tensor.name, gguf.quants.quantize(values, dtype), raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,7 +1,9 @@
-"""The servers that benchmarks compare: how each is started, what a request to it looks like, and at which precision it computes.
+"""The servers that benchmarks compare: how each is started, what a request to it looks like, and at which
+precision it computes.
 
-A peer lives in an environment of its own, ``PEERS/NAME`` (docs/benchmarks/serve.md says how they are made); one that is not there is named
-and left out. Each runs in a process of its own, one at a time, and ends with its block.
+A peer lives in an environment of its own, ``PEERS/NAME`` (docs/benchmarks/serve.md says how they are made);
+one that is not there is named and left out. Each runs in a process of its own, one at a time, and ends with
+its block.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ START_SECONDS = 400
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server. ``command`` starts it on files with adapters at a port; ``needs`` is the program in its environment."""
+    """A server. ``command`` starts it on files with adapters at a port; ``needs`` is the program in its
+    environment.
+    """
 
     name: str
     precision: str
@@ -56,15 +60,21 @@ class Contestant:
 
 
 @contextlib.contextmanager
-def running(one: Contestant, files: Files, adapters: Sequence[Path], peers: Path | None) -> Iterator[tuple[int, int]]:
+def running(
+    one: Contestant, files: Files, adapters: Sequence[Path], peers: Path | None
+) -> Iterator[tuple[int, int]]:
     """The server while the block lasts: its port, and the process whose session is its own."""
     port, log = _free_port(), files.folder / f"{one.name}-{one.precision}.log"
     command = [str(part) for part in one.command(files, adapters, port, str(one.program(peers)))]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **one.environment}
     if one.needs:
         environment.pop("PYTHONPATH", None)
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                                                    env=environment) as process:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        ) as process,
+    ):
         try:
             _wait(process, port, log)
             yield port, process.pid
@@ -96,73 +106,183 @@ def _free_port() -> int:
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.HTTPError), \
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+        with (
+            contextlib.suppress(OSError, urllib.error.HTTPError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer,
+        ):
             if answer.status == 200:
                 return
         time.sleep(0.2)
-    raise RuntimeError(f"{' '.join(map(str, process.args))[:200]} does not answer; the end of its log:\n"  # type: ignore[arg-type]
-                       + log.read_text(errors="replace")[-3000:])
+    raise RuntimeError(
+        (f"{' '.join(map(str, process.args))[:200]} does not answer; the end of its log:\n")  # type: ignore[arg-type]
+        + log.read_text(errors="replace")[-3000:]
+    )
 
 
 def _ours(precision: str) -> Contestant:
     def command(files: Files, adapters: Sequence[Path], port: int, program: str) -> list[Any]:
-        return [program, "-m", "adapterpack", "serve", files.bundle(precision), "--port", port, "--audit", "", "--provider", "cpu",
-                "--threads", THREADS, "--max-rows", ROWS, "--max-length", CONTEXT, "--name", "base",
-                *(part for pack in adapters for part in ("--adapters", pack))]
+        return [
+            program,
+            "-m",
+            "adapterpack",
+            "serve",
+            files.bundle(precision),
+            "--port",
+            port,
+            "--audit",
+            "",
+            "--provider",
+            "cpu",
+            "--threads",
+            THREADS,
+            "--max-rows",
+            ROWS,
+            "--max-length",
+            CONTEXT,
+            "--name",
+            "base",
+            *(part for pack in adapters for part in ("--adapters", pack)),
+        ]
 
     return Contestant("ours", precision, "", command)
 
 
 def _vllm(precision: str, dtype: str) -> Contestant:
     def command(files: Files, adapters: Sequence[Path], port: int, program: str) -> list[Any]:
-        options = ["--enable-lora", "--max-loras", min(ROWS, len(adapters)), "--max-lora-rank", 16, "--max-cpu-loras", len(adapters),
-                   "--lora-modules", *(f"{pack.name}={pack}" for pack in adapters)] if adapters else []
-        # The command vllm looks for its version under a name that the CPU's wheel does not have; its server is the same.
-        return [program, "-m", "vllm.entrypoints.openai.api_server", "--model", files.base, "--host", "127.0.0.1", "--port", port,
-                "--served-model-name", "base", "--dtype", dtype, "--max-model-len", CONTEXT, "--max-num-seqs", ROWS, *options]
+        options = (
+            [
+                "--enable-lora",
+                "--max-loras",
+                min(ROWS, len(adapters)),
+                "--max-lora-rank",
+                16,
+                "--max-cpu-loras",
+                len(adapters),
+                "--lora-modules",
+                *(f"{pack.name}={pack}" for pack in adapters),
+            ]
+            if adapters
+            else []
+        )
+        # The command vllm looks for its version under a name that the CPU's wheel does not have; its server
+        # is the same.
+        return [
+            program,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            files.base,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            port,
+            "--served-model-name",
+            "base",
+            "--dtype",
+            dtype,
+            "--max-model-len",
+            CONTEXT,
+            "--max-num-seqs",
+            ROWS,
+            *options,
+        ]
 
-    return Contestant("vllm", precision, "vllm/bin/python", command, packs="peft", environment={
-        "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1"})
+    return Contestant(
+        "vllm",
+        precision,
+        "vllm/bin/python",
+        command,
+        packs="peft",
+        environment={
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        },
+    )
 
 
 def _llama(precision: str, kind: str) -> Contestant:
     def command(files: Files, adapters: Sequence[Path], port: int, program: str) -> list[Any]:
-        return [program, "-m", files.gguf(kind), "--port", port, "-t", THREADS, "-tb", THREADS, "-np", ROWS, "-c", ROWS * CONTEXT,
-                "--no-webui", "--lora-init-without-apply", *(part for pack in adapters for part in ("--lora", pack))]
+        return [
+            program,
+            "-m",
+            files.gguf(kind),
+            "--port",
+            port,
+            "-t",
+            THREADS,
+            "-tb",
+            THREADS,
+            "-np",
+            ROWS,
+            "-c",
+            ROWS * CONTEXT,
+            "--no-webui",
+            "--lora-init-without-apply",
+            *(part for pack in adapters for part in ("--lora", pack)),
+        ]
 
     def form(adapters: Sequence[Path]) -> Form:
         numbers = {pack.stem: number for number, pack in enumerate(adapters)}
 
         def written(request: Request) -> tuple[str, Any]:
             chosen = [] if request.adapter is None else [{"id": numbers[request.adapter], "scale": 1.0}]
-            return "/completion", {"prompt": request.prompt, "n_predict": request.tokens, "temperature": 0, "stream": True,
-                                   "ignore_eos": True, "cache_prompt": False, "lora": chosen}
+            return "/completion", {
+                "prompt": request.prompt,
+                "n_predict": request.tokens,
+                "temperature": 0,
+                "stream": True,
+                "ignore_eos": True,
+                "cache_prompt": False,
+                "lora": chosen,
+            }
 
         return written
 
     return Contestant("llama.cpp", precision, "llama/bin/llama-server", command, form, packs="gguf")
 
 
-def _one_adapter(name: str, precision: str, model: Callable[[Files], Path], packs: str, most: int) -> Contestant:
+def _one_adapter(
+    name: str, precision: str, model: Callable[[Files], Path], packs: str, most: int
+) -> Contestant:
     script = Path(__file__).with_name("one_adapter_server.py")
 
     def command(files: Files, adapters: Sequence[Path], port: int, program: str) -> list[Any]:
-        return [program, "-P", script, name, "--model", model(files), "--port", port,
-                *(part for pack in adapters for part in ("--adapter", f"{pack.stem}={pack}"))]
+        return [
+            program,
+            "-P",
+            script,
+            name,
+            "--model",
+            model(files),
+            "--port",
+            port,
+            *(part for pack in adapters for part in ("--adapter", f"{pack.stem}={pack}")),
+        ]
 
     def batch(wanted: Sequence[Request]) -> tuple[str, Any]:
-        return "/batch", {"adapters": [one.adapter for one in wanted], "prompts": [one.prompt for one in wanted],
-                          "tokens": wanted[0].tokens}
+        return "/batch", {
+            "adapters": [one.adapter for one in wanted],
+            "prompts": [one.prompt for one in wanted],
+            "tokens": wanted[0].tokens,
+        }
 
-    return Contestant(name, precision, f"{name}/bin/python", command, batch=batch, most_adapters=most, packs=packs)
+    return Contestant(
+        name, precision, f"{name}/bin/python", command, batch=batch, most_adapters=most, packs=packs
+    )
 
 
 CONTESTANTS = (
-    _ours("fp32"), _ours("int8"), _ours("int4"),
-    _vllm("fp32", "float32"), _vllm("bf16", "bfloat16"),
-    _llama("fp32", "f32"), _llama("int8", "q8_0"), _llama("int4", "q4_0"),
+    _ours("fp32"),
+    _ours("int8"),
+    _ours("int4"),
+    _vllm("fp32", "float32"),
+    _vllm("bf16", "bfloat16"),
+    _llama("fp32", "f32"),
+    _llama("int8", "q8_0"),
+    _llama("int4", "q4_0"),
     _one_adapter("peft", "fp32", lambda files: files.base, "peft", 8),
     _one_adapter("genai", "fp32", lambda files: files.genai("fp32"), "onnx_adapter", 64),
     _one_adapter("genai", "int4", lambda files: files.genai("int4"), "onnx_adapter", 64),

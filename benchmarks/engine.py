@@ -1,10 +1,13 @@
-"""The engine's steps: what adapters cost, beside the same decoder without slots, on one random Llama or a base of yours.
+"""The engine's steps: what adapters cost, beside the same decoder without slots, on one random Llama or a
+base of yours.
 
-Every contestant is a batch of rows in the middle of decoding; a step makes one token for each. ``slotless`` is the graph of the base alone,
-which is the floor. ``none``: rows without an adapter on the graph with slots. ``one``: all rows have the same adapter. ``mixed``: every row
-has another. Steps of all contestants are run in turn; the median counts, and the minimum beside it says how quiet the machine was. Prompts
-of ``--prefill`` tokens are read by a row with an adapter and by one without. A pack that the bundle does not have is loaded from its
-folder ``--loads`` times: looked through, compared with base and digests, and made into a row's inputs. After each time it is unloaded.
+Every contestant is a batch of rows in the middle of decoding; a step makes one token for each. ``slotless``
+is the graph of the base alone, which is the floor. ``none``: rows without an adapter on the graph with slots.
+``one``: all rows have the same adapter. ``mixed``: every row has another. Steps of all contestants are run in
+turn; the median counts, and the minimum beside it says how quiet the machine was. Prompts of ``--prefill``
+tokens are read by a row with an adapter and by one without. A pack that the bundle does not have is loaded
+from its folder ``--loads`` times: looked through, compared with base and digests, and made into a row's
+inputs. After each time it is unloaded.
 
     python benchmarks/engine.py --size 135m --rows 1 8
     python benchmarks/engine.py --base SmolLM2-135M-Instruct --quantize int4 --runs 40
@@ -35,11 +38,24 @@ CONTEXT = 64
 """Tokens that every row has before the first step."""
 
 
-def bundles(work: Path, base: Path, packs: list[Path], scheme: str | None, dtype: str = "float32") -> dict[str, Path]:
-    """The base alone, and with a bank, as far as they are not there yet; their engine graphs are what is measured."""
+def bundles(
+    work: Path, base: Path, packs: list[Path], scheme: str | None, dtype: str = "float32"
+) -> dict[str, Path]:
+    """The base alone, and with a bank, as far as they are not there yet; their engine graphs are what is
+    measured.
+    """
     slotless, bank = work / "slotless", work / "bank"
     if not slotless.exists():
-        export(base, [], slotless, mode="folded", task="text-generation", in_place=True, quantize=scheme, dtype=dtype)
+        export(
+            base,
+            [],
+            slotless,
+            mode="folded",
+            task="text-generation",
+            in_place=True,
+            quantize=scheme,
+            dtype=dtype,
+        )
     if not bank.exists():
         export(base, packs, bank, mode="bank", in_place=True, quantize=scheme, dtype=dtype)
     return {"slotless": slotless, "bank": bank}
@@ -55,10 +71,17 @@ def random_packs(base: Path, work: Path, rank: int, count: int) -> list[Path]:
 
 
 def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
-    """A batch of rows with these adapters in the middle of decoding; called, it makes a step and goes back to where it was."""
+    """A batch of rows with these adapters in the middle of decoding; called, it makes a step and goes back to
+    where it was.
+    """
     rng, batch = np.random.default_rng(0), engine.rows
-    rows = [Row(prompt=[int(token) for token in rng.integers(1, 60, CONTEXT)],
-                adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name))) for name in names]
+    rows = [
+        Row(
+            prompt=[int(token) for token in rng.integers(1, 60, CONTEXT)],
+            adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)),
+        )
+        for name in names
+    ]
     for row in rows:
         batch.admit(row)  # type: ignore[arg-type]
     for row in rows:
@@ -78,7 +101,9 @@ def prefilling(engine: Engine, name: str | None, tokens: int) -> Callable[[], No
     prompt = [int(token) for token in np.random.default_rng(1).integers(1, 60, tokens)]
 
     def read() -> None:
-        row = Row(prompt=prompt, adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)))
+        row = Row(
+            prompt=prompt, adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name))
+        )
         engine.rows.admit(row)  # type: ignore[arg-type]
         engine.rows.prefill(tokens)
         engine.rows.remove(row)  # type: ignore[arg-type]
@@ -99,32 +124,67 @@ def timed(contestants: dict[str, Callable[[], None]], runs: int) -> dict[str, li
     return times
 
 
-def measure(base: Path, made: dict[str, Path], names: list[str | None], rows: list[int], runs: int, prefill: int, fresh: Path, loads: int,
-            device: Device | str = "cpu") -> dict[str, Any]:
-    """Everything, as JSON, of these bundles with adapters of these names; ``fresh`` is a pack that they do not have."""
+def measure(
+    base: Path,
+    made: dict[str, Path],
+    names: list[str | None],
+    rows: list[int],
+    runs: int,
+    prefill: int,
+    fresh: Path,
+    loads: int,
+    device: Device | str = "cpu",
+) -> dict[str, Any]:
+    """Everything, as JSON, of these bundles with adapters of these names; ``fresh`` is a pack that they do
+    not have.
+    """
     times: dict[str, list[float]] = {}
     for count in rows:
         batches = {"none": [None] * count, "one": names[:1] * count, "mixed": (names * count)[:count]}
-        contestants = {f"{count} slotless": stepping(Engine(made["slotless"], device, max_rows=count, prefix_budget=0), [None] * count)}
-        contestants |= {f"{count} {kind}": stepping(Engine(made["bank"], device, max_rows=count, prefix_budget=0), chosen)
-                        for kind, chosen in batches.items() if count > 1 or kind != "mixed"}
+        contestants = {
+            f"{count} slotless": stepping(
+                Engine(made["slotless"], device, max_rows=count, prefix_budget=0), [None] * count
+            )
+        }
+        contestants |= {
+            f"{count} {kind}": stepping(Engine(made["bank"], device, max_rows=count, prefix_budget=0), chosen)
+            for kind, chosen in batches.items()
+            if count > 1 or kind != "mixed"
+        }
         times |= timed(contestants, runs)
     reader = Engine(made["bank"], device, max_rows=1, prefix_budget=0)
-    times |= timed({f"prefill {prefill} {kind}": prefilling(reader, name, prefill)
-                    for kind, name in (("none", None), ("one", names[0]))}, max(5, runs // 5))
-    steps = {name: {"median_ms": median(all_times), "min_ms": min(all_times)} for name, all_times in times.items()}
+    times |= timed(
+        {
+            f"prefill {prefill} {kind}": prefilling(reader, name, prefill)
+            for kind, name in (("none", None), ("one", names[0]))
+        },
+        max(5, runs // 5),
+    )
+    steps = {
+        name: {"median_ms": median(all_times), "min_ms": min(all_times)} for name, all_times in times.items()
+    }
     ratios = {}
     for name, found in steps.items():
         count, _, kind = name.partition(" ")
         floor = steps.get(f"{count} slotless") if kind in ("none", "one", "mixed") else None
         if floor is not None:
             ratios[name] = {key: found[key] / floor[key] for key in found}
-    return {"benchmark": "engine", "base": base.name, "provider": reader.bundle.provider, "runs": runs, "context": CONTEXT, "steps": steps,
-            "over_slotless": ratios, "load": loading(reader, fresh, loads)}
+    return {
+        "benchmark": "engine",
+        "base": base.name,
+        "provider": reader.bundle.provider,
+        "runs": runs,
+        "context": CONTEXT,
+        "steps": steps,
+        "over_slotless": ratios,
+        "load": loading(reader, fresh, loads),
+    }
 
 
 def loading(engine: Engine, pack: Path, loads: int) -> dict[str, float]:
-    """Milliseconds of the first load of a pack and of later ones, and megabytes of memory after the first load and after the last."""
+    """Milliseconds of the first load of a pack and of later ones, and megabytes of memory after the first
+    load and after the last.
+    """
     process, times, memory = psutil.Process(), [], []
     for _ in range(loads):
         started = time.perf_counter()
@@ -132,11 +192,19 @@ def loading(engine: Engine, pack: Path, loads: int) -> dict[str, float]:
         times.append(1e3 * (time.perf_counter() - started))
         engine.adapters.unload("loaded")
         memory.append(process.memory_info().rss / 1e6)
-    return {"first_ms": times[0], "median_ms": median(times), "last_ms": times[-1], "first_mb": memory[0], "last_mb": memory[-1]}
+    return {
+        "first_ms": times[0],
+        "median_ms": median(times),
+        "last_ms": times[-1],
+        "first_mb": memory[0],
+        "last_mb": memory[-1],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="135m")
     parser.add_argument("--base", type=Path, help="a checkpoint in place of a random one")
     parser.add_argument("--quantize", choices=("int8", "int4"))
@@ -156,7 +224,9 @@ def main() -> None:
         *packs, fresh = random_packs(base, work, args.rank, max(args.rows) + 1)
         made = bundles(work / (args.quantize or "float32"), base, packs, args.quantize)
         names = [pack.name for pack in packs]
-        result = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, args.loads) | {"quantize": args.quantize}
+        result = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, args.loads) | {
+            "quantize": args.quantize
+        }
     if args.json:
         print(json.dumps(result, indent=2))
         return
@@ -167,11 +237,15 @@ def show(result: dict[str, Any]) -> None:
     """The table in words."""
     for name, found in result["steps"].items():
         ratio = result["over_slotless"].get(name)
-        says = f"  {ratio['median_ms']:.2f} of slotless ({ratio['min_ms']:.2f} by the minima)" if ratio else ""
+        says = (
+            f"  {ratio['median_ms']:.2f} of slotless ({ratio['min_ms']:.2f} by the minima)" if ratio else ""
+        )
         print(f"{name:18} {found['median_ms']:8.1f} ms  (least {found['min_ms']:.1f}){says}")
     load = result["load"]
-    print(f"load: first {load['first_ms']:.1f} ms, median {load['median_ms']:.1f}, last {load['last_ms']:.1f}; "
-          f"{load['first_mb']:.0f} MB, at the end {load['last_mb']:.0f}")
+    print(
+        f"load: first {load['first_ms']:.1f} ms, median {load['median_ms']:.1f}, last {load['last_ms']:.1f}; "
+        f"{load['first_mb']:.0f} MB, at the end {load['last_mb']:.0f}"
+    )
 
 
 if __name__ == "__main__":

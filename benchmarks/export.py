@@ -1,15 +1,18 @@
 """What exporting costs, beside the other exporters: seconds, memory, size, and how fast each graph decodes.
 
-SmolLM2-135M in float32, text generation with a cache. Every contestant runs in a process of its own, in turn, from its start to its end;
-``bank`` has two adapters (r = 16, all linear layers) in it. Ours compares its graph with torch in that time, which none of the others does:
-``proof s`` is how long that takes, with the import of the model's torch code, and with the writing that goes on beside it. Memory is that
-of the largest process: all that is resident, with the pages of files that the system may take back, and what is the process's own.
-Decoding is greedy, after a prompt of 32 tokens. Peers that need another build of ONNX Runtime are given as virtual environments with torch
-and transformers; Olive calls onnxruntime-genai's builder there, or torch.onnx.
+SmolLM2-135M in float32, text generation with a cache. Every contestant runs in a process of its own, in turn,
+from its start to its end; ``bank`` has two adapters (r = 16, all linear layers) in it. Ours compares its
+graph with torch in that time, which none of the others does: ``proof s`` is how long that takes, with the
+import of the model's torch code, and with the writing that goes on beside it. Memory is that of the largest
+process: all that is resident, with the pages of files that the system may take back, and what is the
+process's own. Decoding is greedy, after a prompt of 32 tokens. Peers that need another build of ONNX Runtime
+are given as virtual environments with torch and transformers; Olive calls onnxruntime-genai's builder there,
+or torch.onnx.
 
     python benchmarks/export.py --genai VENV --olive VENV
     python benchmarks/export.py --only adapterpack mobius --runs 5
-    python benchmarks/export.py --genai VENV --olive VENV --slow      # also the exporters that trace: minutes each
+    python benchmarks/export.py --genai VENV --olive VENV --slow      # also the exporters that trace: minutes
+    each
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ def mobius_graph(base: Path, out: Path, packs: list[Path]) -> None:
     import mobius
     import onnx_ir as ir
 
-    model = mobius.build(str(base), task="text-generation", execution_provider="default", dtype="f32")["model"]
+    model = mobius.build(str(base), task="text-generation", execution_provider="default", dtype="f32")[
+        "model"
+    ]
     out.mkdir()
     ir.save(model, out / "model.onnx", external_data="model.onnx.data")
 
@@ -59,17 +64,38 @@ def torch_graph(base: Path, out: Path, packs: list[Path]) -> None:
 
         def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> Any:
             cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
-            answer = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache, use_cache=True)
-            return (answer.logits, *(state for layer in answer.cache.layers for state in (layer.keys, layer.values)))
+            answer = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=cache,
+                use_cache=True,
+            )
+            return (
+                answer.logits,
+                *(state for layer in answer.cache.layers for state in (layer.keys, layer.values)),
+            )
 
     names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     past = [torch.zeros(2, heads, 3, width) for _ in names]
     ids = torch.ones((2, 4), dtype=torch.int64)
     dim = torch.export.Dim
-    axes = [{0: dim("batch"), 1: dim("sequence")}, {0: dim("batch"), 1: dim.DYNAMIC}, {0: dim("batch"), 1: dim("sequence")}]
+    axes = [
+        {0: dim("batch"), 1: dim("sequence")},
+        {0: dim("batch"), 1: dim.DYNAMIC},
+        {0: dim("batch"), 1: dim("sequence")},
+    ]
     program = torch.onnx.export(
-        Flat(), (ids, torch.ones((2, 7), dtype=torch.int64), ids, *past), dynamo=True, verbose=False,
-        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
+        Flat(),
+        (ids, torch.ones((2, 7), dtype=torch.int64), ids, *past),
+        dynamo=True,
+        verbose=False,
+        input_names=[
+            "input_ids",
+            "attention_mask",
+            "position_ids",
+            *(f"past_key_values.{name}" for name in names),
+        ],
         output_names=["logits", *(f"present.{name}" for name in names)],
         dynamic_shapes=(*axes, tuple({0: dim("batch"), 2: dim("past")} for _ in past)),
     )
@@ -84,9 +110,16 @@ def transformers_graph(base: Path, out: Path, packs: list[Path]) -> None:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    example = {"input_ids": torch.ones((2, 7), dtype=torch.int64), "attention_mask": torch.ones((2, 7), dtype=torch.int64)}
+    example = {
+        "input_ids": torch.ones((2, 7), dtype=torch.int64),
+        "attention_mask": torch.ones((2, 7), dtype=torch.int64),
+    }
     out.mkdir()
-    ir.save(OnnxExporter().export(model, example, OnnxConfig(dynamic=True)).program, out / "model.onnx", external_data="model.onnx.data")
+    ir.save(
+        OnnxExporter().export(model, example, OnnxConfig(dynamic=True)).program,
+        out / "model.onnx",
+        external_data="model.onnx.data",
+    )
 
 
 MAKERS: dict[str, Any] = {
@@ -100,13 +133,55 @@ def command(who: str, base: Path, out: Path, packs: list[Path], venvs: dict[str,
     venv = venv_of(who, venvs)
     if who in OURS:
         what = ["--mode", "folded"] if who == "adapterpack" else ["--mode", "bank", *map(str, packs)]
-        return [sys.executable, "-W", "ignore", "-m", "adapterpack", "export", str(base), *what, "-o", str(out)]
+        return [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "adapterpack",
+            "export",
+            str(base),
+            *what,
+            "-o",
+            str(out),
+        ]
     if who == "genai builder":
-        return [str(each) for each in (venv / "bin" / "python", "-W", "ignore", "-m", "onnxruntime_genai.models.builder", "-i", base,  # type: ignore[operator]
-                                       "-o", out, "-p", "fp32", "-e", "cpu", "-c", out.parent / "cache")]
+        return [
+            str(each)
+            for each in (
+                venv / "bin" / "python",
+                "-W",
+                "ignore",
+                "-m",
+                "onnxruntime_genai.models.builder",
+                "-i",
+                base,  # type: ignore[operator]
+                "-o",
+                out,
+                "-p",
+                "fp32",
+                "-e",
+                "cpu",
+                "-c",
+                out.parent / "cache",
+            )
+        ]
     if who in {"olive", "olive torch.onnx"}:
-        way = ["--use_model_builder", "--precision", "fp32"] if who == "olive" else ["--use_dynamo_exporter", "--torch_dtype", "float32"]
-        return [str(venv / "bin" / "olive"), "capture-onnx-graph", "-m", str(base), "-o", str(out), "--disable_telemetry", *way]  # type: ignore[operator]
+        way = (
+            ["--use_model_builder", "--precision", "fp32"]
+            if who == "olive"
+            else ["--use_dynamo_exporter", "--torch_dtype", "float32"]
+        )
+        return [
+            str(venv / "bin" / "olive"),
+            "capture-onnx-graph",
+            "-m",
+            str(base),
+            "-o",
+            str(out),
+            "--disable_telemetry",
+            *way,
+        ]  # type: ignore[operator]
     return [sys.executable, "-W", "ignore", __file__, "--make", who, str(base), str(out), *map(str, packs)]
 
 
@@ -135,13 +210,23 @@ def made(who: str, base: Path, out: Path, packs: list[Path], venvs: dict[str, Pa
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}
     environment |= {"PYTHONPATH": ""} if venv_of(who, venvs) else {}
     started = time.perf_counter()
-    run = subprocess.run([sys.executable, "-c", WATCH, *command(who, base, out, packs, venvs)], capture_output=True, text=True,
-                         check=False, cwd=out.parent, env=environment)
+    run = subprocess.run(
+        [sys.executable, "-c", WATCH, *command(who, base, out, packs, venvs)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out.parent,
+        env=environment,
+    )
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     graph = next(out.rglob("*.onnx"), None)
     if run.returncode or graph is None:
-        return {"failed": run.stderr.strip().splitlines()[-1][:200] if run.stderr.strip() else f"exit code {run.returncode}"}
+        return {
+            "failed": run.stderr.strip().splitlines()[-1][:200]
+            if run.stderr.strip()
+            else f"exit code {run.returncode}"
+        }
     proof, (peak, own) = re.search(r"the proof took ([0-9.]+) s", run.stderr), map(int, run.stdout.split())
     return {
         "seconds": seconds,
@@ -156,7 +241,9 @@ def made(who: str, base: Path, out: Path, packs: list[Path], venvs: dict[str, Pa
 
 
 def decoding(graph: Path, rows: int) -> float | None:
-    """New tokens a second of all rows, by the median of ``STEPS`` steps after a prompt of ``PROMPT``; None for a graph without a cache."""
+    """New tokens a second of all rows, by the median of ``STEPS`` steps after a prompt of ``PROMPT``; None
+    for a graph without a cache.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -172,10 +259,17 @@ def decoding(graph: Path, rows: int) -> float | None:
     mask, seconds = np.ones((rows, 0), np.int64), []
     for _ in range(STEPS + 1):
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :],
-                 "adapter_ids": np.arange(rows) % 3}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in {**feeds, **past}.items()
-                  if name in inputs and isinstance(array, np.ndarray)}
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :],
+            "adapter_ids": np.arange(rows) % 3,
+        }
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in {**feeds, **past}.items()
+            if name in inputs and isinstance(array, np.ndarray)
+        }
         values |= {name: value for name, value in past.items() if not isinstance(value, np.ndarray)}
         started = time.perf_counter()
         found = dict(zip(names, session.run_with_ort_values(names, values), strict=True))
@@ -209,22 +303,35 @@ def measure(who: list[str], runs: int, venvs: dict[str, Path | None]) -> dict[st
 
 def show(results: dict[str, Any]) -> None:
     ours = results.get("adapterpack", {}).get("seconds")
-    print(f"{'':24}{'s':>7}{'CPU s':>8}{'proof s':>9}{'peak MB':>9}{'own MB':>8}{'graph MB':>10}{'data MB':>9}"
-          f"{'b1 tok/s':>10}{'b4 tok/s':>10}{'s / ours':>10}")
+    print(
+        f"{'':24}{'s':>7}{'CPU s':>8}{'proof s':>9}{'peak MB':>9}{'own MB':>8}{'graph MB':>10}{'data MB':>9}"
+        f"{'b1 tok/s':>10}{'b4 tok/s':>10}{'s / ours':>10}"
+    )
     for name, found in results.items():
         if "failed" in found:
             print(f"{name:24}failed: {found['failed']}")
             continue
-        decode = [f"{value:10.1f}" if value else f"{'-':>10}" for value in found["tokens_per_second"].values()]
+        decode = [
+            f"{value:10.1f}" if value else f"{'-':>10}" for value in found["tokens_per_second"].values()
+        ]
         ratio = f"{found['seconds'] / ours:10.2f}" if ours else ""
         proof = f"{found['proof_seconds']:9.1f}" if found["proof_seconds"] else f"{'-':>9}"
-        print(f"{name:24}{found['seconds']:7.1f}{found['cpu_seconds']:8.1f}{proof}{found['peak_mb']:9.0f}{found['own_mb']:8.0f}"
-              f"{found['graph_mb']:10.1f}{found['data_mb']:9.0f}{''.join(decode)}{ratio}")
+        print(
+            f"{name:24}{found['seconds']:7.1f}{found['cpu_seconds']:8.1f}{proof}{found['peak_mb']:9.0f}{found['own_mb']:8.0f}"
+            f"{found['graph_mb']:10.1f}{found['data_mb']:9.0f}{''.join(decode)}{ratio}"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--genai", type=Path, metavar="VENV", help="an environment with onnxruntime-genai, torch and transformers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--genai",
+        type=Path,
+        metavar="VENV",
+        help="an environment with onnxruntime-genai, torch and transformers",
+    )
     parser.add_argument("--olive", type=Path, metavar="VENV", help="the same with olive-ai")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS)
     parser.add_argument("--slow", action="store_true")
@@ -238,7 +345,11 @@ def main() -> None:
         return
     venvs = {"genai": args.genai, "olive": args.olive}
     able = [name for name in CONTESTANTS if name.split()[0] not in venvs or venv_of(name, venvs)]
-    who = [name for name in args.only or CONTESTANTS if name in able and (args.only or args.slow or name not in SLOW)]
+    who = [
+        name
+        for name in args.only or CONTESTANTS
+        if name in able and (args.only or args.slow or name not in SLOW)
+    ]
     results = measure(who, args.runs, venvs)
     print(json.dumps(results, indent=2)) if args.json else show(results)
 

@@ -1,8 +1,10 @@
-"""The content fingerprint of a base beside ``sha256sum`` over the same files, in turn, from the start of each process to its end.
+"""The content fingerprint of a base beside ``sha256sum`` over the same files, in turn, from the start of each
+process to its end.
 
-The base is made of random bytes, in tensors of a Llama's proportions, in two shards. ``ratio`` above 1 means that adapterpack is faster;
-``ratio_one_thread`` gives adapterpack one thread, as sha256sum has. ``ratio_both`` compares the two digests that a pack
-records of its base, of the files and of the contents, asked one after the other with both asked at once.
+The base is made of random bytes, in tensors of a Llama's proportions, in two shards. ``ratio`` above 1 means
+that adapterpack is faster; ``ratio_one_thread`` gives adapterpack one thread, as sha256sum has.
+``ratio_both`` compares the two digests that a pack records of its base, of the files and of the contents,
+asked one after the other with both asked at once.
 
     python benchmarks/fingerprint.py --size 2e9
     python benchmarks/fingerprint.py --size 2e9 --runs 7 --folder /scratch --json
@@ -28,16 +30,30 @@ BLOCK = 1 << 24
 
 
 def tensors(size: int) -> list[tuple[str, str, tuple[int, ...]]]:
-    """A Llama's tensors in bfloat16, of about ``size`` bytes in all: an embedding and as many layers as fit beside it."""
+    """A Llama's tensors in bfloat16, of about ``size`` bytes in all: an embedding and as many layers as fit
+    beside it.
+    """
     hidden = 2048 if size >= 1e9 else 512
-    layer = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden // 4, hidden), "self_attn.v_proj": (hidden // 4, hidden),
-             "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (4 * hidden, hidden), "mlp.up_proj": (4 * hidden, hidden),
-             "mlp.down_proj": (hidden, 4 * hidden), "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+    layer = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden // 4, hidden),
+        "self_attn.v_proj": (hidden // 4, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (4 * hidden, hidden),
+        "mlp.up_proj": (4 * hidden, hidden),
+        "mlp.down_proj": (hidden, 4 * hidden),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
     a_layer = 2 * sum(int(np.prod(shape)) for shape in layer.values())
     layers = max(1, round(0.88 * size / a_layer))
     rows = max(1, (int(size) - layers * a_layer) // (2 * hidden))
     found: list[tuple[str, str, tuple[int, ...]]] = [("model.embed_tokens.weight", "BF16", (rows, hidden))]
-    return found + [(f"model.layers.{i}.{name}.weight", "BF16", shape) for i in range(layers) for name, shape in layer.items()]
+    return found + [
+        (f"model.layers.{i}.{name}.weight", "BF16", shape)
+        for i in range(layers)
+        for name, shape in layer.items()
+    ]
 
 
 def build(folder: Path, size: int) -> None:
@@ -47,7 +63,10 @@ def build(folder: Path, size: int) -> None:
     rng, everything = np.random.default_rng(0), tensors(size)
     half = len(everything) // 2
     weight_map = {}
-    for shard, held in (("model-00001-of-00002.safetensors", everything[:half]), ("model-00002-of-00002.safetensors", everything[half:])):
+    for shard, held in (
+        ("model-00001-of-00002.safetensors", everything[:half]),
+        ("model-00002-of-00002.safetensors", everything[half:]),
+    ):
         header, places = plan(held, {"format": "pt"})
         left = sum(info.nbytes for info in places.values())
         with (folder / shard).open("wb") as file:
@@ -126,16 +145,23 @@ def measure(folder: Path, runs: int) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['bytes'] / 1e9:.2f} GB, {result['tensors']} tensors; median of {result['runs']}, {result['cores']} cores")
+    print(
+        f"{result['bytes'] / 1e9:.2f} GB, {result['tensors']} tensors; median of {result['runs']}, "
+        f"{result['cores']} cores"
+    )
     for who, seconds in result["seconds"].items():
         print(f"  {who:12} {seconds:6.2f} s   {result['gb_per_second'][who]:5.2f} GB/s")
-    print(f"  speed against sha256sum: {result['ratio']:.2f}, with one thread {result['ratio_one_thread']:.2f}")
+    print(
+        f"  speed against sha256sum: {result['ratio']:.2f}, with one thread {result['ratio_one_thread']:.2f}"
+    )
     print(f"  files and contents at once against one after the other: {result['ratio_both']:.2f}")
     print(f"  peak resident {result['peak_mb']:.0f} MB, the interpreter included")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=float, default=2e9, help="bytes of the base")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the base is built, and removed afterwards")

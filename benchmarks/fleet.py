@@ -1,12 +1,14 @@
-"""A fleet: what two hundred adapters keep of their accuracy and take of memory, and how fast an engine is that serves them.
+"""A fleet: what two hundred adapters keep of their accuracy and take of memory, and how fast an engine is
+that serves them.
 
-``quality`` trains a LoRA for each of many small tasks on MiniLM (see `fleet_tasks.py`), compresses them, and asks every task of its member:
-accuracy on test rows beside the original's, and the bytes of the tensors beside the originals'. ``--seeds`` gives each adapter random
-numbers of its own to begin with, where one run of `adapterpack train` after the other begins at the same ones.
+``quality`` trains a LoRA for each of many small tasks on MiniLM (see `fleet_tasks.py`), compresses them, and
+asks every task of its member: accuracy on test rows beside the original's, and the bytes of the tensors
+beside the originals'. ``--seeds`` gives each adapter random numbers of its own to begin with, where one run
+of `adapterpack train` after the other begins at the same ones.
 
-``serving`` answers requests on an engine, each with another one of many members of a fleet, beside the same requests with one member, and
-with one adapter of its own, in turns. The model is a random Llama of SmolLM2's size and the fleet has random numbers: speed does not depend
-on them.
+``serving`` answers requests on an engine, each with another one of many members of a fleet, beside the same
+requests with one member, and with one adapter of its own, in turns. The model is a random Llama of SmolLM2's
+size and the fleet has random numbers: speed does not depend on them.
 
     python benchmarks/fleet.py quality --keep build/fleet --basis 32 64 80
     python benchmarks/fleet.py serving --files build/fleet-engine --basis 32 --json
@@ -60,19 +62,45 @@ def quality(args: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         errors = [member.error for member in made.manifest.members]
         kept = accuracies(suite, [made.pack(pack.name) for pack in packs])
-        rows.append({"basis": basis, "memory": made.nbytes / size, "error": float(np.mean(errors)), "largest_error": max(errors),
-                     "accuracy": float(kept.mean()), "points": 100 * float((kept - own).mean()),
-                     "worst_points": 100 * float((kept - own).min()), "seconds": seconds})
+        rows.append(
+            {
+                "basis": basis,
+                "memory": made.nbytes / size,
+                "error": float(np.mean(errors)),
+                "largest_error": max(errors),
+                "accuracy": float(kept.mean()),
+                "points": 100 * float((kept - own).mean()),
+                "worst_points": 100 * float((kept - own).min()),
+                "seconds": seconds,
+            }
+        )
     before = float(np.mean(list(suite.accuracies(suite.model, "test").values())))
-    return {"benchmark": "fleet quality", "adapters": len(packs), "clusters": args.clusters, "seeds": args.seeds, "bytes": size,
-            "base_accuracy": before, "accuracy": float(own.mean()), "bases": rows}
+    return {
+        "benchmark": "fleet quality",
+        "adapters": len(packs),
+        "clusters": args.clusters,
+        "seeds": args.seeds,
+        "bytes": size,
+        "base_accuracy": before,
+        "accuracy": float(own.mean()),
+        "bases": rows,
+    }
 
 
 def random_fleet(pack: Pack, count: int, rank: int) -> Fleet:
     """A fleet of random numbers at the sites of a pack."""
     rng = np.random.default_rng(0)
-    sites = tuple(FleetSite(one.site.path, one.site.kind, one.site.in_features, one.site.out_features, one.site.bias, one.weight)
-                  for one in pack.adapters())
+    sites = tuple(
+        FleetSite(
+            one.site.path,
+            one.site.kind,
+            one.site.in_features,
+            one.site.out_features,
+            one.site.bias,
+            one.weight,
+        )
+        for one in pack.adapters()
+    )
     tensors = {}
     for number, site in enumerate(sites):
         k = min(rank, site.in_features, site.out_features)
@@ -82,9 +110,20 @@ def random_fleet(pack: Pack, count: int, rank: int) -> Fleet:
         tensors[f"scales.{number}"] = np.full((count, k, 1), 1e-4, np.float32)
     manifest = pack.manifest
     every = tuple(range(len(sites)))
-    members = tuple(Member(f"member-{number}", pack.id, manifest.task, manifest.problem, None, 0, every, (), (), 0.0, 0.0)
-                    for number in range(count))
-    return Fleet.sealed(tensors, name="random", base=manifest.base, rank=rank, clusters=1, error_budget=None, sites=sites, members=members)
+    members = tuple(
+        Member(f"member-{number}", pack.id, manifest.task, manifest.problem, None, 0, every, (), (), 0.0, 0.0)
+        for number in range(count)
+    )
+    return Fleet.sealed(
+        tensors,
+        name="random",
+        base=manifest.base,
+        rank=rank,
+        clusters=1,
+        error_budget=None,
+        sites=sites,
+        members=members,
+    )
 
 
 def answered(engine: Engine, adapters: Sequence[str], tokens: int) -> float:
@@ -126,22 +165,38 @@ def serving(args: argparse.Namespace) -> dict[str, Any]:
         speeds["fleet"].append(answered(engines["fleet"], chosen, args.tokens))
     medians = {kind: float(np.median(found)) for kind, found in speeds.items()}
     resident = engines["fleet"].adapters.nbytes
-    return {"benchmark": "fleet serving", "adapters": args.count, "basis": args.basis[0], "rank": args.rank, "rows": args.rows,
-            "tokens_per_second": medians, "all": speeds, "ratio": medians["fleet"] / medians["one"],
-            "over_one_member": medians["fleet"] / medians["member"],
-            "loading_seconds": loading, "resident": len(engines["fleet"].adapters.digests), "resident_bytes": resident,
-            "of_their_own": resident / (args.count * nbytes([alone]))}
+    return {
+        "benchmark": "fleet serving",
+        "adapters": args.count,
+        "basis": args.basis[0],
+        "rank": args.rank,
+        "rows": args.rows,
+        "tokens_per_second": medians,
+        "all": speeds,
+        "ratio": medians["fleet"] / medians["one"],
+        "over_one_member": medians["fleet"] / medians["member"],
+        "loading_seconds": loading,
+        "resident": len(engines["fleet"].adapters.digests),
+        "resident_bytes": resident,
+        "of_their_own": resident / (args.count * nbytes([alone])),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("quality", "serving"))
     parser.add_argument("--count", type=int, default=200, help="adapters")
     parser.add_argument("--basis", type=int, nargs="+", default=[32])
     parser.add_argument("--clusters", type=int, default=1)
     parser.add_argument("--seeds", action="store_true")
-    parser.add_argument("--keep", type=Path, default=Path("build/fleet"), help="where trained adapters are kept")
-    parser.add_argument("--files", type=Path, default=Path("build/fleet-engine"), help="where the bundle is kept")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("build/fleet"), help="where trained adapters are kept"
+    )
+    parser.add_argument(
+        "--files", type=Path, default=Path("build/fleet-engine"), help="where the bundle is kept"
+    )
     parser.add_argument("--rank", type=int, default=16, help="of the one adapter by itself")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--requests", type=int, default=24)

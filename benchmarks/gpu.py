@@ -1,7 +1,9 @@
-"""The engine's steps on a GPU: the tables of ``engine.py`` for float16, int8 and int4 graphs, plain and captured as CUDA graphs.
+"""The engine's steps on a GPU: the tables of ``engine.py`` for float16, int8 and int4 graphs, plain and
+captured as CUDA graphs.
 
-Tokens a second are those of a step of 8 rows: 8000 over its milliseconds. Where there is no card the script says so and ends with exit code
-1; ``--provider cpu --size tiny`` runs the same code on the CPU, whose figures mean nothing.
+Tokens a second are those of a step of 8 rows: 8000 over its milliseconds. Where there is no card the script
+says so and ends with exit code 1; ``--provider cpu --size tiny`` runs the same code on the CPU, whose figures
+mean nothing.
 
     python benchmarks/gpu.py --base SmolLM2-135M-Instruct
     python benchmarks/gpu.py --provider cpu --size tiny --runs 2
@@ -26,7 +28,9 @@ FORMS: dict[str, str | None] = {"float16": None, "int8": "int8", "int4": "int4"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--provider", default="cuda")
     parser.add_argument("--size", choices=SIZES, default="135m")
     parser.add_argument("--base", type=Path, help="a checkpoint in place of a random one")
@@ -55,7 +59,9 @@ def main() -> None:
         for form in args.forms:
             made = bundles(work / form, base, packs, FORMS[form], "float16")
             for kind, device in devices.items():
-                result = results[f"{form} {kind}"] = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, 10, device)
+                result = results[f"{form} {kind}"] = measure(
+                    base, made, names, args.rows, args.runs, args.prefill, fresh, 10, device
+                )
                 if not args.json:
                     print(f"{form}, {kind}, {result['provider']}", flush=True)
                     show(result)

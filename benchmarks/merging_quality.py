@@ -1,18 +1,21 @@
-"""How well the rules of combination merge: eight small adapters of one base become one, which is tested on all eight tasks.
+"""How well the rules of combination merge: eight small adapters of one base become one, which is tested on
+all eight tasks.
 
-For every seed a base is taken (digits: pretrained, texts: MiniLM), a LoRA is trained for every task under a fixed head (see
-`merging_tasks.py`), and every rule of the registry merges the eight. A figure is *normalized accuracy*: of the merged adapter on the test
-rows of a task, in percent of what the task's own adapter reaches there; the form of the tables of KnOTS (arXiv 2410.19735) and Iso
-(arXiv 2502.04959). Nothing is chosen but on validation rows, for all tasks together: of every rule one coefficient, from one ladder of
-sizes relative to the plain sum of the eight changes, and of rules that have one the density. All else are the rules' defaults. Rules that
-look at data get what `measured` makes of the tasks' training rows: moments, squared gradients, or a score. Rules that end in a dense
-matrix are cut to the summed rank of the eight, which is what the others may have.
+For every seed a base is taken (digits: pretrained, texts: MiniLM), a LoRA is trained for every task under a
+fixed head (see `merging_tasks.py`), and every rule of the registry merges the eight. A figure is *normalized
+accuracy*: of the merged adapter on the test rows of a task, in percent of what the task's own adapter reaches
+there; the form of the tables of KnOTS (arXiv 2410.19735) and Iso (arXiv 2502.04959). Nothing is chosen but on
+validation rows, for all tasks together: of every rule one coefficient, from one ladder of sizes relative to
+the plain sum of the eight changes, and of rules that have one the density. All else are the rules' defaults.
+Rules that look at data get what `measured` makes of the tasks' training rows: moments, squared gradients, or
+a score. Rules that end in a dense matrix are cut to the summed rank of the eight, which is what the others
+may have.
 
 Adapters and figures are kept in ``--keep``, so that a run that was broken off goes on.
 
     pip install 'adapterpack[bench]'
-    nice python benchmarks/merging_quality.py --keep build/merging --markdown docs/benchmarks/merging-quality.md
-    python benchmarks/merging_quality.py --suites digits --seeds 1 --json
+    nice python benchmarks/merging_quality.py --keep build/merging --markdown
+    docs/benchmarks/merging-quality.md python benchmarks/merging_quality.py --suites digits --seeds 1 --json
 """
 
 from __future__ import annotations
@@ -56,8 +59,12 @@ Deltas = dict[str, torch.Tensor]
 
 def deltas(pack: Pack) -> Deltas:
     """What a pack adds to each weight."""
-    return {adapter.site.path: torch.from_numpy(adapter.config.scale * adapter.wide["lora_B"] @ adapter.wide["lora_A"])
-            for adapter in pack.adapters()}
+    return {
+        adapter.site.path: torch.from_numpy(
+            adapter.config.scale * adapter.wide["lora_B"] @ adapter.wide["lora_A"]
+        )
+        for adapter in pack.adapters()
+    }
 
 
 def norm(changes: Deltas) -> float:
@@ -91,7 +98,9 @@ class Merged:
 
 
 class Asked(torch.nn.Module):
-    """The suite's model under the head of a task, with the loss; inputs and labels by their ``names`` or in their order."""
+    """The suite's model under the head of a task, with the loss; inputs and labels by their ``names`` or in
+    their order.
+    """
 
     def __init__(self, suite: Suite, task: str) -> None:
         super().__init__()
@@ -100,7 +109,9 @@ class Asked(torch.nn.Module):
 
     def forward(self, *values: torch.Tensor, **named: torch.Tensor) -> SimpleNamespace:
         *inputs, labels = values or [named[name] for name in self.names]
-        return SimpleNamespace(loss=functional.cross_entropy(self.head(self.features(self.model, tuple(inputs))), labels))
+        return SimpleNamespace(
+            loss=functional.cross_entropy(self.head(self.features(self.model, tuple(inputs))), labels)
+        )
 
 
 def trained(suite: Suite, seed: int, keep: Path) -> list[Pack]:
@@ -114,7 +125,9 @@ def trained(suite: Suite, seed: int, keep: Path) -> list[Pack]:
 
 
 def climbed(sizes: Sequence[float], start: int, score: Callable[[float], float]) -> tuple[int, float]:
-    """The place of the size that scores best, and its score: neighbours are asked, from ``start``, for as long as one is better."""
+    """The place of the size that scores best, and its score: neighbours are asked, from ``start``, for as
+    long as one is better.
+    """
     known: dict[int, float] = {}
 
     def at(place: int) -> float:
@@ -129,7 +142,9 @@ def climbed(sizes: Sequence[float], start: int, score: Callable[[float], float])
 
 
 class Judge:
-    """What merged changes of one suite and seed are worth; changes that are the same but for their size are judged once."""
+    """What merged changes of one suite and seed are worth; changes that are the same but for their size are
+    judged once.
+    """
 
     def __init__(self, suite: Suite, packs: Sequence[Pack]) -> None:
         self.suite, self.packs = suite, packs
@@ -146,7 +161,9 @@ class Judge:
             if norm({path: change - before[path] for path, change in changes.items()}) < 1e-4 * self.total:
                 return found
         model = Merged(self.suite, changes)
-        place, val = climbed(SIZES, len(SIZES) // 2, lambda size: float(np.mean(list(model.accuracies("val", size).values()))))
+        place, val = climbed(
+            SIZES, len(SIZES) // 2, lambda size: float(np.mean(list(model.accuracies("val", size).values())))
+        )
         found = {"size": SIZES[place], "val": val, "accuracy": model.accuracies("test", SIZES[place])}
         self.known.append((changes, found))
         return found
@@ -154,7 +171,9 @@ class Judge:
 
 def looked_at(task: Task, seed: int) -> Split:
     """The training rows of a task that a rule may look at."""
-    return task.train.rows(torch.randperm(len(task.train.labels), generator=torch.Generator().manual_seed(seed))[:ROWS])
+    return task.train.rows(
+        torch.randperm(len(task.train.labels), generator=torch.Generator().manual_seed(seed))[:ROWS]
+    )
 
 
 def measured(suite: Suite, packs: Sequence[Pack], kind: str, seed: int) -> list[Statistics]:
@@ -163,13 +182,18 @@ def measured(suite: Suite, packs: Sequence[Pack], kind: str, seed: int) -> list[
     for task, pack in zip(suite.tasks, packs, strict=True):
         asked, rows = Asked(suite, task.name), looked_at(task, seed)
         size = 1 if kind == "fisher" else ROWS
-        batches = [dict(zip(asked.names, values, strict=True))
-                   for values in zip(*(value.split(size) for value in (*rows.inputs, rows.labels)), strict=True)]
+        batches = [
+            dict(zip(asked.names, values, strict=True))
+            for values in zip(*(value.split(size) for value in (*rows.inputs, rows.labels)), strict=True)
+        ]
         sites = [replace(adapter.site, path=f"model.{adapter.site.path}") for adapter in pack.adapters()]
         with Merged(suite, deltas(pack)).at(1.0):
             seen = see(asked, sites, frozenset({kind}), batches)
         suite.model.zero_grad(set_to_none=True)
-        matrices = {path.removeprefix("model."): np.asarray(getattr(one, kind), np.float32) for path, one in seen.items()}
+        matrices = {
+            path.removeprefix("model."): np.asarray(getattr(one, kind), np.float32)
+            for path, one in seen.items()
+        }
         found.append(Statistics(kind, pack.id, ROWS, matrices))
     return found
 
@@ -180,7 +204,11 @@ def few_shot(suite: Suite, seed: int) -> Callable[[Pack], float]:
 
     def score(pack: Pack) -> float:
         with torch.no_grad(), Merged(suite, deltas(pack)).at(1.0):
-            return -float(np.mean([Asked(suite, name)(*split.inputs, split.labels).loss for name, split in rows.items()]))
+            return -float(
+                np.mean(
+                    [Asked(suite, name)(*split.inputs, split.labels).loss for name, split in rows.items()]
+                )
+            )
 
     return score
 
@@ -190,7 +218,10 @@ def judged(suite: Suite, packs: Sequence[Pack], rule: str, seed: int, judge: Jud
     if rule in PAIRS:
         return {"refused": PAIRS[rule]}
     value = rules()[rule]
-    rank = min(suite.rank * len(packs), *(min(adapter.site.in_features, adapter.site.out_features) for adapter in packs[0].adapters()))
+    rank = min(
+        suite.rank * len(packs),
+        *(min(adapter.site.in_features, adapter.site.out_features) for adapter in packs[0].adapters()),
+    )
     more: dict[str, Any] = {"rank": rank} if value.cut else {}
     if value.statistics:
         more["statistics"] = measured(suite, packs, value.statistics, seed)
@@ -202,14 +233,20 @@ def judged(suite: Suite, packs: Sequence[Pack], rule: str, seed: int, judge: Jud
         for density in DENSITIES if "density" in value.parameters else (None,):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                changes = deltas(adapterpack.compose(packs, rule=rule, params={} if density is None else {"density": density}, **more))
+                changes = deltas(
+                    adapterpack.compose(
+                        packs, rule=rule, params={} if density is None else {"density": density}, **more
+                    )
+                )
             found.append({**judge(changes), **({} if density is None else {"density": density})})
     except AdapterpackError as error:
         return {"refused": error.what if hasattr(error, "what") else str(error)}
     return {**max(found, key=lambda each: each["val"]), "seconds": time.perf_counter() - start}
 
 
-def measure(name: str, seed: int, keep: Path, known: Mapping[tuple[str, int, str], Any]) -> Iterable[dict[str, Any]]:
+def measure(
+    name: str, seed: int, keep: Path, known: Mapping[tuple[str, int, str], Any]
+) -> Iterable[dict[str, Any]]:
     """The rows of one suite and seed that are not known yet."""
     wanted = [rule for rule in ("base", "single", *rules()) if (name, seed, rule) not in known]
     if not wanted:
@@ -221,52 +258,108 @@ def measure(name: str, seed: int, keep: Path, known: Mapping[tuple[str, int, str
         if rule == "base":
             row: dict[str, Any] = {"accuracy": suite.accuracies(suite.model, "test")}
         elif rule == "single":
-            row = {"accuracy": {task.name: Merged(suite, deltas(pack)).accuracies("test", 1.0)[task.name]
-                                for task, pack in zip(suite.tasks, packs, strict=True)}}
+            row = {
+                "accuracy": {
+                    task.name: Merged(suite, deltas(pack)).accuracies("test", 1.0)[task.name]
+                    for task, pack in zip(suite.tasks, packs, strict=True)
+                }
+            }
         else:
             row = judged(suite, packs, rule, seed, judge)
         yield {"suite": name, "seed": seed, "rule": rule, **row}
         say(f"{name}, seed {seed}: {rule}")
 
 
-def table(rows: Mapping[tuple[str, int, str], dict[str, Any]], suite: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """A line a rule: normalized accuracy of every task and of all, mean and spread over the seeds, beside the reference's; best first."""
+def table(
+    rows: Mapping[tuple[str, int, str], dict[str, Any]], suite: str, seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A line a rule: normalized accuracy of every task and of all, mean and spread over the seeds, beside the
+    reference's; best first.
+    """
     found = []
     for rule in ("base", *rules()):
-        each = [(rows[suite, seed, rule], *(rows[suite, seed, other]["accuracy"] for other in ("single", REFERENCE))) for seed in seeds]
+        each = [
+            (
+                rows[suite, seed, rule],
+                *(rows[suite, seed, other]["accuracy"] for other in ("single", REFERENCE)),
+            )
+            for seed in seeds
+        ]
         if any("refused" in row for row, _, _ in each):
             continue
-        normalized = [{task: 100 * row["accuracy"][task] / single[task] for task in single} for row, single, _ in each]
+        normalized = [
+            {task: 100 * row["accuracy"][task] / single[task] for task in single} for row, single, _ in each
+        ]
         means = [float(np.mean(list(one.values()))) for one in normalized]
-        ahead = [mean - float(np.mean([100 * reference[task] / single[task] for task in single]))
-                 for mean, (_, single, reference) in zip(means, each, strict=True)]
-        found.append({"rule": rule, "tasks": {task: float(np.mean([one[task] for one in normalized])) for task in normalized[0]},
-                      "mean": float(np.mean(means)), "spread": float(np.std(means, ddof=1)) if len(means) > 1 else 0.0,
-                      "ahead": float(np.mean(ahead)), "ahead_in": sum(value > 0 for value in ahead),
-                      "sizes": sorted({row["size"] for row, _, _ in each if "size" in row})})
+        ahead = [
+            mean - float(np.mean([100 * reference[task] / single[task] for task in single]))
+            for mean, (_, single, reference) in zip(means, each, strict=True)
+        ]
+        found.append(
+            {
+                "rule": rule,
+                "tasks": {task: float(np.mean([one[task] for one in normalized])) for task in normalized[0]},
+                "mean": float(np.mean(means)),
+                "spread": float(np.std(means, ddof=1)) if len(means) > 1 else 0.0,
+                "ahead": float(np.mean(ahead)),
+                "ahead_in": sum(value > 0 for value in ahead),
+                "sizes": sorted({row["size"] for row, _, _ in each if "size" in row}),
+            }
+        )
     return sorted(found, key=lambda line: -line["mean"])
 
 
-def page(rows: Mapping[tuple[str, int, str], dict[str, Any]], suites: Sequence[str], seeds: Sequence[int], command: str) -> str:
+def page(
+    rows: Mapping[tuple[str, int, str], dict[str, Any]],
+    suites: Sequence[str],
+    seeds: Sequence[int],
+    command: str,
+) -> str:
     """The tables as Markdown."""
-    lines = [INTRODUCTION.format(sizes=len(SIZES), least=SIZES[0], most=SIZES[-1], command=command, machine=platform.machine(),
-                                 torch=torch.__version__.partition("+")[0])]
+    lines = [
+        INTRODUCTION.format(
+            sizes=len(SIZES),
+            least=SIZES[0],
+            most=SIZES[-1],
+            command=command,
+            machine=platform.machine(),
+            torch=torch.__version__.partition("+")[0],
+        )
+    ]
     for suite in suites:
         made = table(rows, suite, seeds)
         tasks = list(made[0]["tasks"])
-        single = {task: 100 * float(np.mean([rows[suite, seed, "single"]["accuracy"][task] for seed in seeds])) for task in tasks}
-        lines += [f"## {suite}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", "",
-                  f"| rule | mean | ahead | size | {' | '.join(tasks)} |", "|---" * (4 + len(tasks)) + "|",
-                  f"| *accuracy of the own adapters* | | | | {' | '.join(f'*{single[task]:.1f}*' for task in tasks)} |"]
+        single = {
+            task: 100 * float(np.mean([rows[suite, seed, "single"]["accuracy"][task] for seed in seeds]))
+            for task in tasks
+        }
+        lines += [
+            f"## {suite}, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
+            "",
+            f"| rule | mean | ahead | size | {' | '.join(tasks)} |",
+            "|---" * (4 + len(tasks)) + "|",
+            "| *accuracy of the own adapters* | | | | "
+            f"{' | '.join(f'*{single[task]:.1f}*' for task in tasks)} |",
+        ]
         for line in made:
             sizes = line["sizes"]
             size = "" if not sizes else f"{sizes[0]:g}" if len(sizes) == 1 else f"{sizes[0]:g}-{sizes[-1]:g}"
-            ahead = "" if line["rule"] == REFERENCE else f"{line['ahead']:+.1f} ({line['ahead_in']}/{len(seeds)})"
+            ahead = (
+                "" if line["rule"] == REFERENCE else f"{line['ahead']:+.1f} ({line['ahead_in']}/{len(seeds)})"
+            )
             cells = " | ".join(f"{value:.1f}" for value in line["tasks"].values())
             mean = f"{line['mean']:.1f}" + (f" ± {line['spread']:.1f}" if len(seeds) > 1 else "")
             lines.append(f"| {line['rule']} | {mean} | {ahead} | {size} | {cells} |")
-        refused = {rule: rows[suite, seeds[0], rule]["refused"] for rule in rules() if "refused" in rows[suite, seeds[0], rule]}
-        lines += ["", *(f"- not for these adapters: {rule} ({why})" for rule, why in refused.items()), *([""] if refused else [])]
+        refused = {
+            rule: rows[suite, seeds[0], rule]["refused"]
+            for rule in rules()
+            if "refused" in rows[suite, seeds[0], rule]
+        }
+        lines += [
+            "",
+            *(f"- not for these adapters: {rule} ({why})" for rule, why in refused.items()),
+            *([""] if refused else []),
+        ]
     return "\n".join(lines)
 
 
@@ -289,7 +382,9 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--keep", type=Path, help="a folder for adapters and figures, to go on with later")
@@ -310,13 +405,23 @@ def main() -> None:
                     with file.open("a") as out:
                         out.write(json.dumps(row) + "\n")
     seeds = range(arguments.seeds)
-    command = f"python benchmarks/merging_quality.py --suites {' '.join(arguments.suites)} --seeds {arguments.seeds}"
+    command = (
+        f"python benchmarks/merging_quality.py --suites {' '.join(arguments.suites)} --seeds "
+        f"{arguments.seeds}"
+    )
     text = page(rows, arguments.suites, seeds, command)
     if arguments.markdown:
         arguments.markdown.write_text(text)
     if arguments.json:
-        print(json.dumps({"benchmark": "merging_quality", "seeds": arguments.seeds,
-                          "suites": {suite: table(rows, suite, seeds) for suite in arguments.suites}}))
+        print(
+            json.dumps(
+                {
+                    "benchmark": "merging_quality",
+                    "seeds": arguments.seeds,
+                    "suites": {suite: table(rows, suite, seeds) for suite in arguments.suites},
+                }
+            )
+        )
     elif not arguments.markdown:
         print(text)
 

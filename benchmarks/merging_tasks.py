@@ -1,8 +1,10 @@
-"""The two suites of `merging_quality.py`: eight small tasks each over one pretrained base, and how an adapter of one is trained.
+"""The two suites of `merging_quality.py`: eight small tasks each over one pretrained base, and how an adapter
+of one is trained.
 
-As in the protocol of KnOTS (arXiv 2410.19735) a task's head is fixed before its adapter is trained, so that adapters alone are merged, and
-the base has some idea of every task without them. There heads are CLIP's text embeddings of the names of classes; here they are the mean
-embeddings, by the base, of a few rows of each class.
+As in the protocol of KnOTS (arXiv 2410.19735) a task's head is fixed before its adapter is trained, so that
+adapters alone are merged, and the base has some idea of every task without them. There heads are CLIP's text
+embeddings of the names of classes; here they are the mean embeddings, by the base, of a few rows of each
+class.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Split(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A task by name with its three splits: what is learnt from, what coefficients are chosen by, and what is reported."""
+    """A task by name with its three splits: what is learnt from, what coefficients are chosen by, and what is
+    reported.
+    """
 
     name: str
     train: Split
@@ -63,7 +67,9 @@ def task_of(name: str, parts: list[tuple[torch.Tensor, Inputs]], labels: torch.T
 
 @dataclass
 class Suite:
-    """Tasks over one base: ``features`` are ``[N, d]`` of the backbone, and ``targets`` the layers that adapters change."""
+    """Tasks over one base: ``features`` are ``[N, d]`` of the backbone, and ``targets`` the layers that
+    adapters change.
+    """
 
     name: str
     base: Path
@@ -81,20 +87,28 @@ class Suite:
             return self.features(model, inputs)
 
     def accuracies(self, model: Any, part: str) -> dict[str, float]:
-        """Of the model on ``val`` or ``test`` of every task; tasks that ask of the same rows share their features."""
+        """Of the model on ``val`` or ``test`` of every task; tasks that ask of the same rows share their
+        features.
+        """
         features: dict[int, torch.Tensor] = {}
         found = {}
         for task in self.tasks:
             split: Split = getattr(task, part)
             if id(split.inputs) not in features:
                 features[id(split.inputs)] = self._all(model, split.inputs)
-            found[task.name] = float((self.heads[task.name](features[id(split.inputs)]).argmax(dim=1) == split.labels).float().mean())
+            found[task.name] = float(
+                (self.heads[task.name](features[id(split.inputs)]).argmax(dim=1) == split.labels)
+                .float()
+                .mean()
+            )
         return found
 
     def train(self, task: Task, seed: int, out: Path, batch: int = 32) -> adapterpack.Pack:
         """A LoRA of the task, written to ``out``; every step takes ``batch`` rows."""
         model = copy.deepcopy(self.model)
-        adapterpack.adapt(model, adapterpack.LoRA(r=self.rank, alpha=2 * self.rank, targets=self.targets), seed=seed)
+        adapterpack.adapt(
+            model, adapterpack.LoRA(r=self.rank, alpha=2 * self.rank, targets=self.targets), seed=seed
+        )
         rng = torch.Generator().manual_seed(seed)
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, self.rate, weight_decay=0.0)
@@ -102,13 +116,16 @@ class Suite:
         for _ in range(self.steps):
             rows = task.train.rows(torch.randint(len(task.train.labels), (batch,), generator=rng))
             optimizer.zero_grad()
-            functional.cross_entropy(self.heads[task.name](self.features(model, rows.inputs)), rows.labels).backward()
+            functional.cross_entropy(
+                self.heads[task.name](self.features(model, rows.inputs)), rows.labels
+            ).backward()
             optimizer.step()
             schedule.step()
         return adapterpack.save(model, out, base=self.base, name=task.name)
 
 
-# The digits of scikit-learn in eight colours, under one view each, and a small vision transformer that knows digits of any colour.
+# The digits of scikit-learn in eight colours, under one view each, and a small vision transformer that knows
+# digits of any colour.
 
 PRETRAINING, ROWS = 800, 900
 """Steps, and the rows that the base is made from; the others are the tasks'."""
@@ -117,7 +134,9 @@ STRIPES = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 0])[:, None]
 
 
 class View(NamedTuple):
-    """What a task does to digits ``[N, 8, 8]`` of ink 0 to 1, and its colours (red, green, blue; 0 is dark paper, 1 light ink)."""
+    """What a task does to digits ``[N, 8, 8]`` of ink 0 to 1, and its colours (red, green, blue; 0 is dark
+    paper, 1 light ink).
+    """
 
     changed: Callable[[torch.Tensor], torch.Tensor]
     colour: tuple[float, float, float]
@@ -143,7 +162,9 @@ VIEWS = {
     "checkered": View(lambda x: (x - CHECKERED).abs(), (0, 0, 0)),
     "striped": View(lambda x: x * STRIPES, (1, 1, 1)),
 }
-"""A colour tells the tasks apart at sight, as CLIP's eight data sets are, so that one network can hold all of them."""
+"""A colour tells the tasks apart at sight, as CLIP's eight data sets are, so that one network can hold all of
+them.
+"""
 
 
 def digits(seed: int, folder: Path) -> Suite:
@@ -157,7 +178,10 @@ def digits(seed: int, folder: Path) -> Suite:
         pretrained = _pretrained(ink[:ROWS], labels[:ROWS], seed)
         pretrained.save_pretrained(folder)
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    tasks = [task_of(name, divided((view.images(ink[ROWS:]),), seed, (0.5, 0.2)), labels[ROWS:]) for name, view in VIEWS.items()]
+    tasks = [
+        task_of(name, divided((view.images(ink[ROWS:]),), seed, (0.5, 0.2)), labels[ROWS:])
+        for name, view in VIEWS.items()
+    ]
     heads = {task.name: _prototypes(_first_token, model, task.train) for task in tasks}
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
     return Suite("digits", folder, tasks, model, _first_token, heads, targets, 4, 200, 2e-3)
@@ -169,10 +193,21 @@ def _first_token(model: Any, inputs: Inputs) -> torch.Tensor:
 
 
 def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
-    """A vision transformer that tells upright digits of any colour apart, shifted by up to one pixel and with a little noise."""
+    """A vision transformer that tells upright digits of any colour apart, shifted by up to one pixel and with
+    a little noise.
+    """
     torch.manual_seed(seed)
-    config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=3, hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
-                                    intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = transformers.ViTConfig(
+        image_size=8,
+        patch_size=4,
+        num_channels=3,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=256,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     model, head = transformers.ViTModel(config, add_pooling_layer=False), torch.nn.Linear(128, 10)
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, PRETRAINING)
@@ -192,17 +227,29 @@ def _pretrained(ink: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
 
 LAYERS = (4, 5)
 """The layers that are adapted; what the ones before make of a text is computed once."""
-INNER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense",
-         "output.dense")
+INNER = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
 KINDS = ("account", "billing", "delivery", "product", "returns", "technical")
-FIRST_PERSON, NEGATED = {"i", "my", "me", "mine", "we", "our"}, ("not", "n't", "never", "no ", "nobody", "nothing")
+FIRST_PERSON, NEGATED = (
+    {"i", "my", "me", "mine", "we", "our"},
+    ("not", "n't", "never", "no ", "nobody", "nothing"),
+)
 QUESTIONS: dict[str, tuple[str, Callable[[dict[str, Any], float], int]]] = {
     "tickets": ("tickets", lambda row, _: KINDS.index(row["label"])),
     "reviews": ("reviews", lambda row, _: int(row["label"] == "positive")),
     "question": ("tickets", lambda row, _: int("?" in row["text"])),
     "number": ("tickets", lambda row, _: int(any(letter.isdigit() for letter in row["text"]))),
     "long": ("tickets", lambda row, median: int(len(row["text"]) > median)),
-    "person": ("reviews", lambda row, _: int(bool(FIRST_PERSON & set(row["text"].lower().replace("'", " ").split())))),
+    "person": (
+        "reviews",
+        lambda row, _: int(bool(FIRST_PERSON & set(row["text"].lower().replace("'", " ").split()))),
+    ),
     "negated": ("reviews", lambda row, _: int(any(word in row["text"].lower() for word in NEGATED))),
     "many": ("orders", lambda row, _: int(json.loads(row["completion"])["quantity"] >= 40)),
 }
@@ -218,7 +265,11 @@ def texts(seed: int, folder: Path) -> Suite:
     heads: dict[str, Head] = {}
     held: dict[str, list[tuple[torch.Tensor, Inputs]]] = {}
     for name, (source, answer) in QUESTIONS.items():
-        rows = [json.loads(line) for part in ("train", "test") for line in (DATA / f"{source}.{part}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for part in ("train", "test")
+            for line in (DATA / f"{source}.{part}.jsonl").read_text().splitlines()
+        ]
         strings = [row["text"] if "text" in row else row["prompt"].partition("\n\n")[2] for row in rows]
         median = float(np.median([len(text) for text in strings]))
         if source not in held:
@@ -232,8 +283,12 @@ def texts(seed: int, folder: Path) -> Suite:
 def _prototypes(features: Callable[[Any, Inputs], torch.Tensor], model: Any, train: Split) -> Head:
     """Cosines with the mean of the first eight rows of each class, sharpened as CLIP's are."""
     with torch.no_grad():
-        means = torch.stack([features(model, train.rows(torch.nonzero(train.labels == label)[:8, 0]).inputs).mean(dim=0)
-                             for label in range(int(train.labels.max()) + 1)])
+        means = torch.stack(
+            [
+                features(model, train.rows(torch.nonzero(train.labels == label)[:8, 0]).inputs).mean(dim=0)
+                for label in range(int(train.labels.max()) + 1)
+            ]
+        )
     center = means.mean(dim=0)
     means = functional.normalize(means - center)
     return lambda features: 20 * functional.normalize(features - center) @ means.T

@@ -1,8 +1,9 @@
-"""A server as one writes it around a library that has one adapter at a time: Starlette (as FastAPI is), a lock, PEFT or onnxruntime-genai.
+"""A server as one writes it around a library that has one adapter at a time: Starlette (as FastAPI is), a
+lock, PEFT or onnxruntime-genai.
 
-It runs in the environment of that library, with nothing of ours. ``POST /v1/completions`` streams the tokens of one request, and the others
-wait; ``POST /batch`` makes the answers of several prompts at once, where the library can. Both take token ids and greedy answers of a fixed
-length, as benchmarks ask for them.
+It runs in the environment of that library, with nothing of ours. ``POST /v1/completions`` streams the tokens
+of one request, and the others wait; ``POST /batch`` makes the answers of several prompts at once, where the
+library can. Both take token ids and greedy answers of a fixed length, as benchmarks ask for them.
 
     python one_adapter_server.py peft --model BASE --adapter one=PACK --adapter two=PACK --port 8000
     python one_adapter_server.py genai --model FOLDER --adapter one=FILE.onnx_adapter --port 8000
@@ -59,8 +60,14 @@ class Peft:
         """Greedy answers of prompts of one length."""
         torch, distinct = self.torch, list(dict.fromkeys(adapters))
         ids = torch.tensor(prompts)
-        options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": count, "min_new_tokens": count,
-                   "do_sample": False, "pad_token_id": 0}
+        options = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": count,
+            "min_new_tokens": count,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
         with torch.inference_mode():
             if distinct == [None]:
                 with self.model.disable_adapter():
@@ -73,7 +80,9 @@ class Peft:
 
 
 class Genai:
-    """onnxruntime-genai; a mixed batch is one answer after another, since a generator has one adapter for all rows."""
+    """onnxruntime-genai; a mixed batch is one answer after another, since a generator has one adapter for all
+    rows.
+    """
 
     def __init__(self, model: str, adapters: dict[str, str]) -> None:
         import onnxruntime_genai as og
@@ -86,11 +95,15 @@ class Genai:
     def _generator(self, adapter: str | None, prompts: list[list[int]], count: int) -> Any:
         params = self.og.GeneratorParams(self.model)
         length = len(prompts[0]) + count
-        params.set_search_options(do_sample=False, min_length=length, max_length=length, batch_size=len(prompts))
+        params.set_search_options(
+            do_sample=False, min_length=length, max_length=length, batch_size=len(prompts)
+        )
         generator = self.og.Generator(self.model, params)
         if adapter is not None:
             generator.set_active_adapter(self.adapters, adapter)
-        generator.append_tokens([token for prompt in prompts for token in prompt] if len(prompts) == 1 else prompts)
+        generator.append_tokens(
+            [token for prompt in prompts for token in prompt] if len(prompts) == 1 else prompts
+        )
         return generator
 
     def tokens(self, adapter: str | None, prompt: list[int], count: int) -> Iterator[int]:
@@ -137,12 +150,19 @@ def application(library: Any) -> Starlette:
     async def health(_: Request) -> Response:
         return Response()
 
-    return Starlette(routes=[Route("/health", health), Route("/v1/completions", completions, methods=["POST"]),
-                             Route("/batch", batch, methods=["POST"])])
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/batch", batch, methods=["POST"]),
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("--model", required=True)
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH")

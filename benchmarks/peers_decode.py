@@ -1,9 +1,11 @@
-"""Decoding with adapters, compared with peers: tokens a second of one row and of eight, with no adapter, one, and eight different ones.
+"""Decoding with adapters, compared with peers: tokens a second of one row and of eight, with no adapter, one,
+and eight different ones.
 
-Every contestant gets the same requests, all at once: answers of a few tokens, and such with ``--tokens`` more. The difference of their
-times is that of the tokens alone, whatever is done with the prompts and in whichever order rows run. The first token is that of a prompt of
-``--prefill`` tokens. Medians of ``--runs``; one contestant after another, each in a process of its own: our engine, our server,
-and the peers of `contestants.py`. A library that has one adapter for all rows makes eight answers one after another.
+Every contestant gets the same requests, all at once: answers of a few tokens, and such with ``--tokens``
+more. The difference of their times is that of the tokens alone, whatever is done with the prompts and in
+whichever order rows run. The first token is that of a prompt of ``--prefill`` tokens. Medians of ``--runs``;
+one contestant after another, each in a process of its own: our engine, our server, and the peers of
+`contestants.py`. A library that has one adapter for all rows makes eight answers one after another.
 
     python benchmarks/peers_decode.py --peers peers --files files --precision fp32 int8 int4
     python benchmarks/peers_decode.py --size tiny --json
@@ -45,16 +47,25 @@ Wave = Callable[[Sequence[Request]], list[Answer]]
 def engine(files: Files, precision: str) -> Iterator[tuple[Wave, list[str], Callable[[], int]]]:
     """Our engine without a server."""
     adapters = files.adapters("large", ADAPTERS)
-    with bare_engine.opened(files.bundle(precision), adapters, max_rows=ROWS, max_length=CONTEXT, threads=THREADS) as bare:
-        yield lambda wanted: bare.closed_loop(wanted, len(wanted), 0.0), [pack.name for pack in adapters], bare.memory_mb
+    with bare_engine.opened(
+        files.bundle(precision), adapters, max_rows=ROWS, max_length=CONTEXT, threads=THREADS
+    ) as bare:
+        yield (
+            lambda wanted: bare.closed_loop(wanted, len(wanted), 0.0),
+            [pack.name for pack in adapters],
+            bare.memory_mb,
+        )
 
 
 @contextmanager
-def server(one: Contestant, files: Files, peers: Path | None) -> Iterator[tuple[Wave, list[str], Callable[[], int]]]:
+def server(
+    one: Contestant, files: Files, peers: Path | None
+) -> Iterator[tuple[Wave, list[str], Callable[[], int]]]:
     """A server's answers."""
     adapters = files.adapters("large", min(ADAPTERS, one.most_adapters), one.packs, one.precision)
     form, batch = one.form(adapters), one.batch
     with running(one, files, adapters, peers) as (port, session):
+
         def wave(wanted: Sequence[Request]) -> list[Answer]:
             if batch is not None and len(wanted) > 1:
                 return [asyncio.run(answered(port, *batch(wanted)))]
@@ -68,8 +79,15 @@ def measured(wave: Wave, names: list[str], args: argparse.Namespace) -> dict[str
     seeds = iter(range(1 << 20))
 
     def wanted(adapters: list[str | None], prompt: int, tokens: int) -> list[Request]:
-        return requests(adapters, len(adapters), len(adapters), prompt=prompt, tokens=tokens, seed=next(seeds),
-                        vocabulary=SIZES[args.size]["vocab_size"] * 4 // 5)
+        return requests(
+            adapters,
+            len(adapters),
+            len(adapters),
+            prompt=prompt,
+            tokens=tokens,
+            seed=next(seeds),
+            vocabulary=SIZES[args.size]["vocab_size"] * 4 // 5,
+        )
 
     def seconds(adapters: list[str | None], tokens: int) -> float:
         batch, start = wanted(adapters, PROMPT, tokens), time.perf_counter()
@@ -82,20 +100,32 @@ def measured(wave: Wave, names: list[str], args: argparse.Namespace) -> dict[str
         if what not in args.batches:
             continue
         seconds(adapters, FEW)
-        times = [len(adapters) * args.tokens / (seconds(adapters, FEW + args.tokens) - seconds(adapters, FEW)) for _ in range(args.runs)]
+        times = [
+            len(adapters) * args.tokens / (seconds(adapters, FEW + args.tokens) - seconds(adapters, FEW))
+            for _ in range(args.runs)
+        ]
         result[what] = round(median(times), 1)
     for what, adapter in {"first token, base": None, "first token, adapter": names[0]}.items():
-        firsts = [answer.first - answer.sent for _ in range(args.runs) for answer in wave(wanted([adapter], args.prefill, 1))]
+        firsts = [
+            answer.first - answer.sent
+            for _ in range(args.runs)
+            for answer in wave(wanted([adapter], args.prefill, 1))
+        ]
         result[what] = round(1e3 * median(firsts), 1)
     return result
 
 
 def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
-    every: list[tuple[str, str, Any]] = [("engine", precision, lambda precision=precision: engine(files, precision))
-                                         for precision in args.precision if not args.only or "engine" in args.only]
+    every: list[tuple[str, str, Any]] = [
+        ("engine", precision, lambda precision=precision: engine(files, precision))
+        for precision in args.precision
+        if not args.only or "engine" in args.only
+    ]
     results, missing = [], []
     for one in CONTESTANTS:
-        if (args.only and one.name not in args.only) or COMPARED.get(one.precision, one.precision) not in args.precision:
+        if (args.only and one.name not in args.only) or COMPARED.get(
+            one.precision, one.precision
+        ) not in args.precision:
             continue
         if one.program(args.peers) is None:
             missing.append(f"{one.name} {one.precision}: there is no {one.needs} in --peers")
@@ -110,8 +140,18 @@ def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
         except Exception as error:  # a peer that fails costs its own figures only
             missing.append(f"{name} {precision}: {error}")
             print(missing[-1], file=sys.stderr, flush=True)
-    return {"benchmark": "peers-decode", "prompt_tokens": PROMPT, "tokens": args.tokens, "prefill": args.prefill, "runs": args.runs,
-            "adapters": ADAPTERS, "batches": args.batches, "results": results, "ratios": compared(results), "missing": missing}
+    return {
+        "benchmark": "peers-decode",
+        "prompt_tokens": PROMPT,
+        "tokens": args.tokens,
+        "prefill": args.prefill,
+        "runs": args.runs,
+        "adapters": ADAPTERS,
+        "batches": args.batches,
+        "results": results,
+        "ratios": compared(results),
+        "missing": missing,
+    }
 
 
 def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -119,25 +159,38 @@ def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ratios = []
     for mine in results:
         for peer in results:
-            if mine["name"] in ("engine", "ours") and peer["name"] not in ("engine", "ours") and \
-                    mine["precision"] == COMPARED.get(peer["precision"], peer["precision"]):
-                ratios.append({"of": f"{mine['name']} {mine['precision']}", "over": f"{peer['name']} {peer['precision']}",
-                               **{what: round(mine[what] / peer[what], 2) for what in mine if what[0].isdigit()}})
+            if (
+                mine["name"] in ("engine", "ours")
+                and peer["name"] not in ("engine", "ours")
+                and mine["precision"] == COMPARED.get(peer["precision"], peer["precision"])
+            ):
+                ratios.append(
+                    {
+                        "of": f"{mine['name']} {mine['precision']}",
+                        "over": f"{peer['name']} {peer['precision']}",
+                        **{what: round(mine[what] / peer[what], 2) for what in mine if what[0].isdigit()},
+                    }
+                )
     return ratios
 
 
 def show(result: dict[str, Any]) -> None:
     """The figures as tables."""
     columns = result["batches"]
-    print(f"tokens a second; median of {result['runs']}, prompts of {result['prompt_tokens']} tokens; "
-          f"the first token after {result['prefill']} tokens in ms, base and adapter")
+    print(
+        f"tokens a second; median of {result['runs']}, prompts of {result['prompt_tokens']} tokens; "
+        f"the first token after {result['prefill']} tokens in ms, base and adapter"
+    )
     print(f"{'':18}" + "".join(f"{column:>11}" for column in columns) + f"{'first':>16}{'MB':>8}")
     for one in result["results"]:
         first = f"{one['first token, base']:.0f} / {one['first token, adapter']:.0f}"
         speeds = "".join(f"{one[column]:11.1f}" for column in columns)
         print(f"{one['name']:11}{one['precision']:7}{speeds}{first:>16}{one['memory_mb']:8}")
     for ratio in result["ratios"]:
-        print(f"{ratio['of']:13} over {ratio['over']:16}" + "  ".join(f"{column} {ratio[column]:.2f}" for column in columns))
+        print(
+            f"{ratio['of']:13} over {ratio['over']:16}"
+            + "  ".join(f"{column} {ratio[column]:.2f}" for column in columns)
+        )
     for line in result["missing"]:
         print(f"not measured: {line}")
 

@@ -1,15 +1,19 @@
-"""Schemes of quantized graphs on SmolLM2 and the adapter of the language model's demo, beside other quantizers.
+"""Schemes of quantized graphs on SmolLM2 and the adapter of the language model's demo, beside other
+quantizers.
 
     python benchmarks/quantize.py --work build/quantize --peers peers --json result.json
-    python benchmarks/quantize.py --work build/quantize --json result.json --speed --only "int4, rank 32" --only float
+    python benchmarks/quantize.py --work build/quantize --json result.json --speed --only "int4, rank 32"
+    --only float
 
-Ours quantize the base and attach the adapter; `merged` fold the adapter into the weights first, as one does without adapters at run time,
-and so do the peers: ONNX Runtime's quantizers on the merged graph, onnxruntime-genai's builder and llama.cpp on the merged checkpoint.
-Perplexity, exact match and agreement (with the float graph) are those of the adapter `orders` on its test rows, as `quantize --compare`
-has them; `text` is the perplexity of held-out texts (reviews and tickets of the examples) by the base, where it is not merged. llama.cpp
-gives no log-probabilities of a prompt: its perplexity is that of its file's weights in float. Figures are written to --json as they come,
-and what is there is not measured again; those of speed are taken with --speed, in processes of their own, one row on two threads, best of
-three rounds. On a machine that others use, too, --passes goes over all of them several times. Environments of peers:
+Ours quantize the base and attach the adapter; `merged` fold the adapter into the weights first, as one does
+without adapters at run time, and so do the peers: ONNX Runtime's quantizers on the merged graph,
+onnxruntime-genai's builder and llama.cpp on the merged checkpoint. Perplexity, exact match and agreement
+(with the float graph) are those of the adapter `orders` on its test rows, as `quantize --compare` has them;
+`text` is the perplexity of held-out texts (reviews and tickets of the examples) by the base, where it is not
+merged. llama.cpp gives no log-probabilities of a prompt: its perplexity is that of its file's weights in
+float. Figures are written to --json as they come, and what is there is not measured again; those of speed are
+taken with --speed, in processes of their own, one row on two threads, best of three rounds. On a machine that
+others use, too, --passes goes over all of them several times. Environments of peers:
 docs/benchmarks/serve.md; llama.cpp's is `xllamacpp`.
 """
 
@@ -39,21 +43,43 @@ THREADS = 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where adapter, bundles and files of peers are made, and kept")
-    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="where adapter, bundles and files of peers are made, and kept",
+    )
+    parser.add_argument(
+        "--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md"
+    )
     parser.add_argument("--only", action="append", choices=list(contestants.EVERY), help="all by default")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--speed", action="store_true", help="take the times, and nothing else")
-    parser.add_argument("--passes", type=int, default=1, help="how often --speed goes over all of them; the best time of each counts")
-    parser.add_argument("--again", action="store_true", help="measure what has been measured, too; of times the better one stays")
+    parser.add_argument(
+        "--passes",
+        type=int,
+        default=1,
+        help="how often --speed goes over all of them; the best time of each counts",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="measure what has been measured, too; of times the better one stays",
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
         print(json.dumps(measured(args.one, args)))
         return
     key = "decode" if args.speed else "perplexity"
-    wanted = [name for name in args.only or contestants.EVERY if args.again or key not in _results(args.json).get(name, {})]
+    wanted = [
+        name
+        for name in args.only or contestants.EVERY
+        if args.again or key not in _results(args.json).get(name, {})
+    ]
     for turn in range(args.passes if args.speed else 1):
         for name in wanted:
             if not contestants.EVERY[name].there(args.peers):
@@ -66,7 +92,10 @@ def main() -> None:
                 continue
             results, new = _results(args.json), json.loads(found.stdout.splitlines()[-1])
             done = results.setdefault(name, {})
-            done |= {what: max(value, done.get(what, 0.0)) if args.speed and (turn or args.again) else value for what, value in new.items()}
+            done |= {
+                what: max(value, done.get(what, 0.0)) if args.speed and (turn or args.again) else value
+                for what, value in new.items()
+            }
             args.json.write_text(json.dumps(results, indent=1))
             print(f"{name:24}", "  ".join(f"{what} {value:.4g}" for what, value in done.items()), flush=True)
 
@@ -83,7 +112,10 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, float]:
     path = one.made(args.work, args.peers)
     if one.kind != "bundle":
         return of_peer(one, path, args)
-    session, adapter = Session(path, "cpu", threads=THREADS if args.speed else 1, verify="off"), None if one.merged else ADAPTER
+    session, adapter = (
+        Session(path, "cpu", threads=THREADS if args.speed else 1, verify="off"),
+        None if one.merged else ADAPTER,
+    )
     if args.speed:
         decode, prefill = measuring.speed(session, adapter, ())
         return {"decode": decode or math.nan, "prefill": prefill}
@@ -92,11 +124,17 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, float]:
     reference = args.work / "likeliest.npy"
     if name == "float":
         np.save(reference, found.best)
-    result = {"mb": one.nbytes(path) / 1e6, "perplexity": found.perplexity or math.nan, "exact_match": found.right or 0.0}
+    result = {
+        "mb": one.nbytes(path) / 1e6,
+        "perplexity": found.perplexity or math.nan,
+        "exact_match": found.right or 0.0,
+    }
     if reference.exists():
         result["agreement"] = float((np.load(reference) == found.best).mean())
     if not one.merged:
-        result["text"] = perplexity(lambda ids: session.run({"input_ids": np.array([ids])})["logits"][0], list(texts(session)))
+        result["text"] = perplexity(
+            lambda ids: session.run({"input_ids": np.array([ids])})["logits"][0], list(texts(session))
+        )
     return result
 
 
@@ -106,17 +144,40 @@ def of_peer(one: contestants.Contestant, path: Path, args: argparse.Namespace) -
     rng, rows = np.random.default_rng(0), orders(args.work)
     short, long = (rng.integers(1, 40_000, length).tolist() for length in (SHORT, LONG))
     prompts = [] if args.speed else [list(row.ids[: row.given]) for row in rows]
-    wanted = {"prompts": prompts, "new": NEW, "short": short, "long": long, "many": MANY, "rounds": ROUNDS if args.speed else 0}
+    wanted = {
+        "prompts": prompts,
+        "new": NEW,
+        "short": short,
+        "long": long,
+        "many": MANY,
+        "rounds": ROUNDS if args.speed else 0,
+    }
     command = [one.program(args.peers), "-P", Path(__file__).with_name("quantized_peers.py"), one.kind, path]
-    done = subprocess.run(list(map(str, command)), input=json.dumps(wanted), stdout=subprocess.PIPE, text=True, check=True,
-                          env=contestants.environment())
+    done = subprocess.run(
+        list(map(str, command)),
+        input=json.dumps(wanted),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=contestants.environment(),
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     if args.speed:
         return {"decode": found["decode"], "prefill": found["prefill"]}
-    answers = [each if isinstance(each, str) else session.tokenizer.decode(_before_end(each)) for each in found["answers"]]
-    right = float(np.mean([measuring.same(answer, row.expected or "") for answer, row in zip(answers, rows, strict=True)]))
-    return {"mb": one.nbytes(path) / 1e6, "perplexity": perplexity(one.logits(path), [(row.ids, row.given) for row in rows]),
-            "exact_match": right}
+    answers = [
+        each if isinstance(each, str) else session.tokenizer.decode(_before_end(each))
+        for each in found["answers"]
+    ]
+    right = float(
+        np.mean(
+            [measuring.same(answer, row.expected or "") for answer, row in zip(answers, rows, strict=True)]
+        )
+    )
+    return {
+        "mb": one.nbytes(path) / 1e6,
+        "perplexity": perplexity(one.logits(path), [(row.ids, row.given) for row in rows]),
+        "exact_match": right,
+    }
 
 
 def _before_end(ids: list[int]) -> list[int]:
@@ -126,7 +187,9 @@ def _before_end(ids: list[int]) -> list[int]:
 @cache
 def orders(work: Path) -> list[Example]:
     """The test rows of the adapter."""
-    return examples(Session(contestants.EVERY["float"].made(work, None), "cpu", verify="off"), DATA / "orders.test.jsonl")
+    return examples(
+        Session(contestants.EVERY["float"].made(work, None), "cpu", verify="off"), DATA / "orders.test.jsonl"
+    )
 
 
 def texts(session: Session) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -136,7 +199,9 @@ def texts(session: Session) -> Iterator[tuple[tuple[int, ...], int]]:
             yield (1, *session.tokenizer.row(json.loads(line)["text"])), 0
 
 
-def perplexity(logits_of: Callable[[tuple[int, ...]], np.ndarray], rows: list[tuple[tuple[int, ...], int]]) -> float:
+def perplexity(
+    logits_of: Callable[[tuple[int, ...]], np.ndarray], rows: list[tuple[tuple[int, ...], int]]
+) -> float:
     """Of the tokens behind those that are given."""
     losses = []
     for ids, given in rows:

@@ -1,7 +1,8 @@
-"""Answers of a peer to prompts of token ids, and its speed: run by `quantize.py` in the peer's environment, with what it wants on stdin.
+"""Answers of a peer to prompts of token ids, and its speed: run by `quantize.py` in the peer's environment,
+with what it wants on stdin.
 
-    PEER/bin/python -P benchmarks/quantized_peers.py genai FOLDER < wanted.json
-    PEER/bin/python -P benchmarks/quantized_peers.py llama FILE.gguf < wanted.json
+PEER/bin/python -P benchmarks/quantized_peers.py genai FOLDER < wanted.json
+PEER/bin/python -P benchmarks/quantized_peers.py llama FILE.gguf < wanted.json
 """
 
 from __future__ import annotations
@@ -49,8 +50,16 @@ class Llama:
 
     def __call__(self, prompt: list[int], new: int, whole: bool = True) -> str:
         """The text of greedy tokens, of so many if it is to be whole, else up to the end token."""
-        answer = self.server.handle_completions({"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": whole,
-                                                 "cache_prompt": False, "stream": False})
+        answer = self.server.handle_completions(
+            {
+                "prompt": prompt,
+                "max_tokens": new,
+                "temperature": 0,
+                "ignore_eos": whole,
+                "cache_prompt": False,
+                "stream": False,
+            }
+        )
         found: Any = json.loads(answer) if isinstance(answer, str | bytes) else answer
         return str(found["choices"][0]["text"])
 
@@ -63,10 +72,15 @@ def main() -> None:
         model(prompt, new)
         return time.perf_counter() - started
 
-    result: dict[str, Any] = {"answers": [model(prompt, wanted["new"], whole=False) for prompt in wanted["prompts"]]}
+    result: dict[str, Any] = {
+        "answers": [model(prompt, wanted["new"], whole=False) for prompt in wanted["prompts"]]
+    }
     if wanted["rounds"]:
         short, long, many = wanted["short"], wanted["long"], wanted["many"]
-        one, more, read = (min(seconds(*what) for _ in range(wanted["rounds"])) for what in ((short, 1), (short, many), (long, 1)))
+        one, more, read = (
+            min(seconds(*what) for _ in range(wanted["rounds"]))
+            for what in ((short, 1), (short, many), (long, 1))
+        )
         result |= {"decode": (many - 1) / (more - one), "prefill": len(long) / read}
     print(json.dumps(result))
 

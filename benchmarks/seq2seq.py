@@ -1,8 +1,10 @@
-"""An encoder and a decoder on the engine: a step beside the ordinary graph's, and beam search beside transformers', on one random model.
+"""An encoder and a decoder on the engine: a step beside the ordinary graph's, and beam search beside
+transformers', on one random model.
 
-``ordinary``: the decoder on caches that each pass gives anew, a batch of one length. ``none``, ``one``, ``mixed``: the engine's graph, on
-rows without an adapter, with one for all, and with another in each. Steps are run in turn; the median counts, and the minimum beside it
-says how quiet the machine was. ``beams``: whole searches for answers of 32 tokens.
+``ordinary``: the decoder on caches that each pass gives anew, a batch of one length. ``none``, ``one``,
+``mixed``: the engine's graph, on rows without an adapter, with one for all, and with another in each. Steps
+are run in turn; the median counts, and the minimum beside it says how quiet the machine was. ``beams``: whole
+searches for answers of 32 tokens.
 
     python benchmarks/seq2seq.py --family t5 --rows 8
     python benchmarks/seq2seq.py --family bart --size tiny --json
@@ -44,20 +46,41 @@ def build_base(folder: Path, family: str, size: str) -> None:
     """A random model with a one-word tokenizer: prompts are given as ids."""
     torch.manual_seed(0)
     width, layers, heads, inner = SIZES[size]
-    tokens = {"vocab_size": 32128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "decoder_start_token_id": 0}
+    tokens = {
+        "vocab_size": 32128,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "decoder_start_token_id": 0,
+    }
     if family == "t5":
-        config: Any = transformers.T5Config(**tokens, d_model=width, d_kv=width // heads, d_ff=2 * inner, num_layers=layers,
-                                            num_heads=heads)
+        config: Any = transformers.T5Config(
+            **tokens, d_model=width, d_kv=width // heads, d_ff=2 * inner, num_layers=layers, num_heads=heads
+        )
         model: Any = transformers.T5ForConditionalGeneration(config)
     else:
         config = transformers.BartConfig(
-            **tokens, d_model=width, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=heads,
-            decoder_attention_heads=heads, encoder_ffn_dim=2 * inner, decoder_ffn_dim=2 * inner, forced_eos_token_id=None)
+            **tokens,
+            d_model=width,
+            encoder_layers=layers,
+            decoder_layers=layers,
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            encoder_ffn_dim=2 * inner,
+            decoder_ffn_dim=2 * inner,
+            forced_eos_token_id=None,
+        )
         model = transformers.BartForConditionalGeneration(config)
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(json.dumps({
-        "version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"},
-    }))
+    (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [],
+                "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"},
+            }
+        )
+    )
 
 
 def build_packs(base: Path, folder: Path, family: str, count: int, rank: int) -> list[Path]:
@@ -84,12 +107,19 @@ def ordinary_step(session: Session, names: list[str | None], prompts: list[list[
     return lambda: (going.step(tokens, outputs), None)[1]
 
 
-def engine_step(engine: DecoderEngine, names: list[str | None], prompts: list[list[int]]) -> Callable[[], None]:
+def engine_step(
+    engine: DecoderEngine, names: list[str | None], prompts: list[list[int]]
+) -> Callable[[], None]:
     """The same on the engine's."""
     batch: Any = engine.rows
-    rows = [Row(prompt=[0] * SO_FAR, source={"input_ids": np.array([ids])},
-                adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)))
-            for name, ids in zip(names, prompts, strict=True)]
+    rows = [
+        Row(
+            prompt=[0] * SO_FAR,
+            source={"input_ids": np.array([ids])},
+            adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)),
+        )
+        for name, ids in zip(names, prompts, strict=True)
+    ]
     for row in rows:
         batch.admit(row)
     for row in rows:
@@ -104,39 +134,74 @@ def engine_step(engine: DecoderEngine, names: list[str | None], prompts: list[li
     return step
 
 
-def searches(session: Session, base: Path, prompts: list[list[int]], beams: int, tokens: int) -> dict[str, Callable[[], None]]:
+def searches(
+    session: Session, base: Path, prompts: list[list[int]], beams: int, tokens: int
+) -> dict[str, Callable[[], None]]:
     """Whole searches, of ours and of transformers'."""
     model = load_model(task_named("text2text-generation"), base).eval()
     batch = torch.tensor(prompts)
 
     def theirs() -> None:
         with torch.no_grad():
-            model.generate(input_ids=batch, attention_mask=torch.ones_like(batch), num_beams=beams, max_new_tokens=tokens, do_sample=False)
+            model.generate(
+                input_ids=batch,
+                attention_mask=torch.ones_like(batch),
+                num_beams=beams,
+                max_new_tokens=tokens,
+                do_sample=False,
+            )
 
-    return {f"{beams} beams": lambda: (session.generate(prompts, num_beams=beams, max_new_tokens=tokens), None)[1],
-            f"{beams} beams transformers": theirs}
+    return {
+        f"{beams} beams": lambda: (session.generate(prompts, num_beams=beams, max_new_tokens=tokens), None)[
+            1
+        ],
+        f"{beams} beams transformers": theirs,
+    }
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, as JSON."""
     base, count = work / "base", arguments.rows
     build_base(base, arguments.family, arguments.size)
-    export(base, build_packs(base, work, arguments.family, 3, arguments.rank), work / "bank", mode="bank", in_place=True)
+    export(
+        base,
+        build_packs(base, work, arguments.family, 3, arguments.rank),
+        work / "bank",
+        mode="bank",
+        in_place=True,
+    )
     rng = np.random.default_rng(0)
     prompts = [[int(token) for token in rng.integers(1, 30000, SOURCE)] for _ in range(count)]
     session, names = Session(work / "bank", "cpu"), [None, "a0", "a1", "a2"]
-    batches: dict[str, list[str | None]] = {"none": [None] * count, "one": ["a0"] * count, "mixed": [*names * count][:count]}
+    batches: dict[str, list[str | None]] = {
+        "none": [None] * count,
+        "one": ["a0"] * count,
+        "mixed": [*names * count][:count],
+    }
     contestants = {"ordinary mixed": ordinary_step(session, batches["mixed"], prompts)}
-    contestants |= {kind: engine_step(DecoderEngine(work / "bank", "cpu", max_rows=count, max_length=256), chosen, prompts)
-                    for kind, chosen in batches.items()}
+    contestants |= {
+        kind: engine_step(
+            DecoderEngine(work / "bank", "cpu", max_rows=count, max_length=256), chosen, prompts
+        )
+        for kind, chosen in batches.items()
+    }
     times = timed(contestants, arguments.runs)
     times |= timed(searches(session, base, prompts[: arguments.prompts], arguments.beams, 32), 3)
-    return {"benchmark": "seq2seq", "family": arguments.family, "size": arguments.size, "rows": count,
-            "milliseconds": {name: {"median": median(all_times), "min": min(all_times)} for name, all_times in times.items()}}
+    return {
+        "benchmark": "seq2seq",
+        "family": arguments.family,
+        "size": arguments.size,
+        "rows": count,
+        "milliseconds": {
+            name: {"median": median(all_times), "min": min(all_times)} for name, all_times in times.items()
+        },
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--family", choices=("t5", "bart"), default="t5")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--rows", type=int, default=8)

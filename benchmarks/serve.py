@@ -1,14 +1,16 @@
-"""What clients of a server see, of ours and of peers: a closed loop of clients over several adapters, and an open one at a given rate.
+"""What clients of a server see, of ours and of peers: a closed loop of clients over several adapters, and an
+open one at a given rate.
 
-Ours is measured in turn with its engine alone, on the same requests: what HTTP costs is the difference. Peers are servers of the same base
-and the same adapters in environments of their own, one after another. Prompts are random token ids and every answer has all its
-tokens, so all do the same work. Closed loop: the client of each answer sends its next request. Open loop (``--rate``): requests of
-mixed lengths are sent at random times, and those that have no answer half a minute after the last was sent are given up.
+Ours is measured in turn with its engine alone, on the same requests: what HTTP costs is the difference. Peers
+are servers of the same base and the same adapters in environments of their own, one after another. Prompts
+are random token ids and every answer has all its tokens, so all do the same work. Closed loop: the client of
+each answer sends its next request. Open loop (``--rate``): requests of mixed lengths are sent at random
+times, and those that have no answer half a minute after the last was sent are given up.
 
-    python benchmarks/serve.py                                       # SmolLM2-135M, 8 clients, 8 adapters, 64 + 64 tokens
-    python benchmarks/serve.py --peers peers --files files           # the peers, too
-    python benchmarks/serve.py --html serve.html                     # and a page of it
-    python benchmarks/serve.py --packs small --adapters 1 8 64 1000 --rate 1
+    python benchmarks/serve.py                                       # SmolLM2-135M, 8 clients, 8 adapters, 64
+    + 64 tokens python benchmarks/serve.py --peers peers --files files           # the peers, too python
+    benchmarks/serve.py --html serve.html                     # and a page of it python benchmarks/serve.py
+    --packs small --adapters 1 8 64 1000 --rate 1
 """
 
 from __future__ import annotations
@@ -35,14 +37,18 @@ COMPARED = {"bf16": "fp32"}
 """Precisions whose figures are compared with those of another one of ours."""
 
 
-def closed(port: int, form: Form, wanted: list[Request], args: argparse.Namespace) -> tuple[list[Answer], float]:
+def closed(
+    port: int, form: Form, wanted: list[Request], args: argparse.Namespace
+) -> tuple[list[Answer], float]:
     """Answers of a round, and the seconds of the processor that the clients took."""
     cpu = time.process_time()
     answers = asyncio.run(closed_loop(port, form, wanted, args.clients, args.seconds))
     return answers, time.process_time() - cpu
 
 
-def in_rounds(port: int, form: Form, names: list[str], bare: BareEngine | None, args: argparse.Namespace) -> dict[str, Any]:
+def in_rounds(
+    port: int, form: Form, names: list[str], bare: BareEngine | None, args: argparse.Namespace
+) -> dict[str, Any]:
     """Rounds of the server, and of the engine alone in turn with them."""
     served, alone, cpu = list[list[Answer]](), list[list[Answer]](), 0.0
     for number in range(args.rounds + 1):  # the first one warms up
@@ -57,18 +63,29 @@ def in_rounds(port: int, form: Form, names: list[str], bare: BareEngine | None, 
     result = {"closed": _rounds(served) | {"clients_cpu": round(cpu / sum(_span(one) for one in served), 3)}}
     if bare is not None:
         result["engine"] = _rounds(alone)
-        result["http_costs"] = round(median(_speed(two) / _speed(one) for one, two in zip(served, alone, strict=True)) - 1, 3)
+        result["http_costs"] = round(
+            median(_speed(two) / _speed(one) for one, two in zip(served, alone, strict=True)) - 1, 3
+        )
     return result
 
 
-def _requests(names: list[str], args: argparse.Namespace, count: int, seed: int, **others: Any) -> list[Request]:
-    options = {"prompt": args.prompt, "tokens": args.tokens, "vocabulary": SIZES[args.size]["vocab_size"] * 4 // 5, **others}
+def _requests(
+    names: list[str], args: argparse.Namespace, count: int, seed: int, **others: Any
+) -> list[Request]:
+    options = {
+        "prompt": args.prompt,
+        "tokens": args.tokens,
+        "vocabulary": SIZES[args.size]["vocab_size"] * 4 // 5,
+        **others,
+    }
     return requests(names, count, args.clients, seed=seed, **options)
 
 
 def _rounds(every: list[list[Answer]]) -> dict[str, Any]:
     """The summary of all answers, with the median of the rounds' speeds."""
-    return summary([one for answers in every for one in answers]) | {"tokens_per_second": round(median(map(_speed, every)), 1)}
+    return summary([one for answers in every for one in answers]) | {
+        "tokens_per_second": round(median(map(_speed, every)), 1)
+    }
 
 
 def _span(answers: list[Answer]) -> float:
@@ -85,8 +102,12 @@ def measured(one: Contestant, files: Files, count: int, args: argparse.Namespace
     names, form = [path.stem for path in adapters], one.form(adapters)
     started = time.monotonic()
     with running(one, files, adapters, args.peers) as (port, session):
-        result: dict[str, Any] = {"name": one.name, "precision": one.precision, "adapters": count,
-                                  "start_seconds": round(time.monotonic() - started, 1)}
+        result: dict[str, Any] = {
+            "name": one.name,
+            "precision": one.precision,
+            "adapters": count,
+            "start_seconds": round(time.monotonic() - started, 1),
+        }
         if one.name == "ours":
             options = {"max_rows": ROWS, "max_length": CONTEXT, "threads": THREADS}
             with bare_engine.opened(files.bundle(one.precision), adapters, **options) as bare:
@@ -94,14 +115,23 @@ def measured(one: Contestant, files: Files, count: int, args: argparse.Namespace
         else:
             result |= in_rounds(port, form, names, None, args)
         if args.rate:
-            wanted = _requests(names, args, max(1, round(args.rate * args.seconds * args.rounds)), 100, mixed=True, rate=args.rate)
+            wanted = _requests(
+                names,
+                args,
+                max(1, round(args.rate * args.seconds * args.rounds)),
+                100,
+                mixed=True,
+                rate=args.rate,
+            )
             answers = asyncio.run(open_loop(port, form, wanted, PATIENCE))
             result["open"] = summary(answers) | {"sent": len(wanted)}
         return result | {"memory_mb": memory_mb(session)}
 
 
 def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our tokens a second over those of each peer with as many adapters, and over ours with the fewest adapters."""
+    """Our tokens a second over those of each peer with as many adapters, and over ours with the fewest
+    adapters.
+    """
     ours = {(one["precision"], one["adapters"]): one for one in results if one["name"] == "ours"}
     fewest = min((one["adapters"] for one in results), default=0)
     ratios = []
@@ -112,15 +142,22 @@ def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if mine is None or mine is over:
             continue
         speeds = mine["closed"]["tokens_per_second"], over["closed"]["tokens_per_second"]
-        ratios.append({"of": f"ours {of[0]}, {of[1]} adapters", "over": f"{one['name']} {one['precision']}, {count} adapters",
-                       "tokens_per_second": round(speeds[0] / speeds[1], 2)})
+        ratios.append(
+            {
+                "of": f"ours {of[0]}, {of[1]} adapters",
+                "over": f"{one['name']} {one['precision']}, {count} adapters",
+                "tokens_per_second": round(speeds[0] / speeds[1], 2),
+            }
+        )
     return ratios
 
 
 def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
     results, missing = [], []
     for one in CONTESTANTS:
-        if (args.only and one.name not in args.only) or COMPARED.get(one.precision, one.precision) not in args.precision:
+        if (args.only and one.name not in args.only) or COMPARED.get(
+            one.precision, one.precision
+        ) not in args.precision:
             continue
         if one.program(args.peers) is None:
             missing.append(f"{one.name} {one.precision}: there is no {one.needs} in --peers")
@@ -133,34 +170,59 @@ def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
                 except Exception as error:  # a peer that fails costs its own figures only
                     missing.append(f"{one.name} {one.precision}, {count} adapters: {error}")
                     print(missing[-1], file=sys.stderr, flush=True)
-    return {"benchmark": "serve", "clients": args.clients, "prompt_tokens": args.prompt, "answer_tokens": args.tokens, "packs": args.packs,
-            "seconds": args.seconds, "rounds": args.rounds, "rate": args.rate, "results": results, "ratios": compared(results),
-            "missing": missing}
+    return {
+        "benchmark": "serve",
+        "clients": args.clients,
+        "prompt_tokens": args.prompt,
+        "answer_tokens": args.tokens,
+        "packs": args.packs,
+        "seconds": args.seconds,
+        "rounds": args.rounds,
+        "rate": args.rate,
+        "results": results,
+        "ratios": compared(results),
+        "missing": missing,
+    }
 
 
 def print_one(result: dict[str, Any]) -> None:
     """Some of a server's figures as soon as they are there, on standard error."""
     closed, first = result["closed"], result["closed"]["first_token_ms"]["p50"]
-    print(f"{result['name']:10}{result['precision']:6}{result['adapters']:5} adapters  {closed['tokens_per_second']:7.1f} tokens/s  "
-          f"first token {first:.0f} ms", file=sys.stderr, flush=True)
+    print(
+        f"{result['name']:10}{result['precision']:6}{result['adapters']:5} adapters  "
+        f"{closed['tokens_per_second']:7.1f} tokens/s  first token {first:.0f} ms",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def show(result: dict[str, Any]) -> None:
     """The figures as a table."""
-    print(f"{result['clients']} clients, {result['prompt_tokens']} + {result['answer_tokens']} tokens; ms at p50 / p95 / p99")
+    print(
+        f"{result['clients']} clients, {result['prompt_tokens']} + {result['answer_tokens']} tokens; ms "
+        "at p50 / p95 / p99"
+    )
     for one in result["results"]:
         for loop in ("closed", "engine", "open"):
             figures = one.get(loop)
             if figures is None or not figures["answers"]:
                 continue
-            spread = "  ".join(f"{name} {' / '.join(f'{value:.0f}' for value in figures[f'{name}_ms'].values())}"
-                               for name in ("first_token", "token", "request"))
+            spread = "  ".join(
+                f"{name} {' / '.join(f'{value:.0f}' for value in figures[f'{name}_ms'].values())}"
+                for name in ("first_token", "token", "request")
+            )
             of = f" of {figures['sent']}" if "sent" in figures else ""
             who = f"{one['name']:10}{one['precision']:6}{one['adapters']:5} adapters  {loop:7}"
-            print(f"{who}{figures['tokens_per_second']:7.1f} tokens/s  {spread}  {figures['answers']}{of} answers")
+            print(
+                f"{who}{figures['tokens_per_second']:7.1f} tokens/s  {spread}  {figures['answers']}{of} "
+                "answers"
+            )
         http = f", HTTP costs {one['http_costs']:.1%}" if "http_costs" in one else ""
         cpu = one["closed"]["clients_cpu"]
-        print(f"{'':10}{one['memory_mb']} MB, ready after {one['start_seconds']} s, clients {cpu:.1%} of a core{http}")
+        print(
+            f"{'':10}{one['memory_mb']} MB, ready after {one['start_seconds']} s, clients {cpu:.1%} of "
+            f"a core{http}"
+        )
     for ratio in result["ratios"]:
         print(f"{ratio['of']} over {ratio['over']}: {ratio['tokens_per_second']:.2f}")
     for line in result["missing"]:

@@ -1,6 +1,7 @@
-"""Threads of one session and of several on the same cores: tokens a second of engines that step at once, each on a thread of its own.
+"""Threads of one session and of several on the same cores: tokens a second of engines that step at once, each
+on a thread of its own.
 
-    python benchmarks/threads.py --size 135m --engines 1 2
+python benchmarks/threads.py --size 135m --engines 1 2
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def together(steps: list[object], seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="135m")
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rows", type=int, default=4)
@@ -55,22 +58,42 @@ def main() -> None:
         build_pack(base, pack, 16, 0)
         bank = bundles(Path(scratch), base, [pack], None)["bank"]
         for count in args.engines:
-            settings = {(threads, spinning) for threads in {cores, max(1, cores // count), 1} for spinning in (True, False)}
+            settings = {
+                (threads, spinning)
+                for threads in {cores, max(1, cores // count), 1}
+                for spinning in (True, False)
+            }
             batches = {}
             for threads, spinning in sorted(settings):
                 device = Device(provider="cpu", threads=threads, spinning=spinning)
-                batches[threads, spinning] = [stepping(Engine(bank, device, max_rows=args.rows, prefix_budget=0), [None] * args.rows)
-                                              for _ in range(count)]
+                batches[threads, spinning] = [
+                    stepping(Engine(bank, device, max_rows=args.rows, prefix_budget=0), [None] * args.rows)
+                    for _ in range(count)
+                ]
             best = dict.fromkeys(batches, 0.0)
             for _ in range(args.rounds):
                 for setting, steps in batches.items():
                     best[setting] = max(best[setting], args.rows * together(list(steps), args.seconds))
             for (threads, spinning), tokens in best.items():
-                results.append({"engines": count, "threads": threads, "spinning": spinning, "tokens_per_second": round(tokens, 1)})
+                results.append(
+                    {
+                        "engines": count,
+                        "threads": threads,
+                        "spinning": spinning,
+                        "tokens_per_second": round(tokens, 1),
+                    }
+                )
                 if not args.json:
-                    print(f"{count} engines, {threads} threads each, {'spinning' if spinning else 'not spinning'}: {tokens:.1f} tokens/s")
+                    print(
+                        f"{count} engines, {threads} threads each, "
+                        f"{'spinning' if spinning else 'not spinning'}: {tokens:.1f} tokens/s"
+                    )
     if args.json:
-        print(json.dumps({"benchmark": "threads", "cores": cores, "rows": args.rows, "results": results}, indent=2))
+        print(
+            json.dumps(
+                {"benchmark": "threads", "cores": cores, "rows": args.rows, "results": results}, indent=2
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""One training step of a LoRA: adapterpack beside PEFT, and PEFT's model under TRL, on the same base, targets, initial tensors and rows.
+"""One training step of a LoRA: adapterpack beside PEFT, and PEFT's model under TRL, on the same base,
+targets, initial tensors and rows.
 
-The model is SmolLM2, of which real rows are learned, or a tiny random Llama. All models live in one process and take their steps in turn,
-after warm-up steps that are not counted; a step is forward, backward and AdamW, with the loss as each one's trainer computes it. The floor
-is the base without an adapter: forward, and backward down to the embeddings, with our loss. Without dropout the gradients of the first step
-are compared. Peak memory is that of a process of its own for each, which takes three steps: on CUDA what torch allocated, on the CPU the
-largest resident size, whole and above that before the first step.
+The model is SmolLM2, of which real rows are learned, or a tiny random Llama. All models live in one process
+and take their steps in turn, after warm-up steps that are not counted; a step is forward, backward and AdamW,
+with the loss as each one's trainer computes it. The floor is the base without an adapter: forward, and
+backward down to the embeddings, with our loss. Without dropout the gradients of the first step are compared.
+Peak memory is that of a process of its own for each, which takes three steps: on CUDA what torch allocated,
+on the CPU the largest resident size, whole and above that before the first step.
 
     python benchmarks/train.py
     python benchmarks/train.py --dropout 0.05 --length 1024
@@ -27,12 +29,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-TINY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Subject(NamedTuple):
-    """A model with its adapter in training, the adapter's tensors by ``path.lora_A`` and ``path.lora_B``, and how its loss is computed."""
+    """A model with its adapter in training, the adapter's tensors by ``path.lora_A`` and ``path.lora_B``, and
+    how its loss is computed.
+    """
 
     model: Any
     adapter: dict[str, Any]
@@ -44,7 +54,9 @@ def base(args: argparse.Namespace) -> Any:
 
     if args.size == "tiny":
         torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)).to(args.device, getattr(torch, args.dtype))
+        return LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)).to(
+            args.device, getattr(torch, args.dtype)
+        )
     return AutoModelForCausalLM.from_pretrained(smollm2(), dtype=getattr(torch, args.dtype)).to(args.device)
 
 
@@ -59,7 +71,9 @@ def ours(args: argparse.Namespace) -> Subject:
     from adapterpack.training.layers.layer import AdaptedLayer
     from adapterpack.training.loop.blockwise_loss import blockwise_loss
 
-    model = adapt(base(args), LoRA(r=args.rank, alpha=2 * args.rank, dropout=args.dropout, targets=TARGETS), "bench").train()
+    model = adapt(
+        base(args), LoRA(r=args.rank, alpha=2 * args.rank, dropout=args.dropout, targets=TARGETS), "bench"
+    ).train()
     blocks = blockwise_loss(model, batch(args))
     assert blocks is not None
 
@@ -67,18 +81,38 @@ def ours(args: argparse.Namespace) -> Subject:
         with blocks.instead():
             return model(**inputs).loss
 
-    return Subject(model, {f"{layer._site.path}.{key}": value for layer in model.modules() if isinstance(layer, AdaptedLayer)
-                           for key, value in layer._part("bench").items()}, loss)
+    return Subject(
+        model,
+        {
+            f"{layer._site.path}.{key}": value
+            for layer in model.modules()
+            if isinstance(layer, AdaptedLayer)
+            for key, value in layer._part("bench").items()
+        },
+        loss,
+    )
 
 
 def peft(args: argparse.Namespace) -> Subject:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, lora_dropout=args.dropout, target_modules=list(TARGETS),
-                        task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=args.rank,
+        lora_alpha=2 * args.rank,
+        lora_dropout=args.dropout,
+        target_modules=list(TARGETS),
+        task_type="CAUSAL_LM",
+    )
     model = get_peft_model(base(args), config).train()
-    return Subject(model, {name.removeprefix("base_model.model.").replace(".default.weight", ""): value
-                           for name, value in model.named_parameters() if value.requires_grad}, lambda inputs: model(**inputs).loss)
+    return Subject(
+        model,
+        {
+            name.removeprefix("base_model.model.").replace(".default.weight", ""): value
+            for name, value in model.named_parameters()
+            if value.requires_grad
+        },
+        lambda inputs: model(**inputs).loss,
+    )
 
 
 def trl(args: argparse.Namespace) -> Subject:
@@ -90,16 +124,28 @@ def trl(args: argparse.Namespace) -> Subject:
     theirs = peft(args)
     scratch = TemporaryDirectory()
     atexit.register(scratch.cleanup)
-    config = SFTConfig(scratch.name, report_to=[], bf16=False, gradient_checkpointing=False, max_length=args.length,
-                       use_cpu=args.device == "cpu")
-    trainer = SFTTrainer(theirs.model, config, train_dataset=Dataset.from_dict({"text": ["one row"]}),
-                         processing_class=AutoTokenizer.from_pretrained(smollm2()))
+    config = SFTConfig(
+        scratch.name,
+        report_to=[],
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=args.length,
+        use_cpu=args.device == "cpu",
+    )
+    trainer = SFTTrainer(
+        theirs.model,
+        config,
+        train_dataset=Dataset.from_dict({"text": ["one row"]}),
+        processing_class=AutoTokenizer.from_pretrained(smollm2()),
+    )
     trainer.model.train()
     return theirs._replace(loss=lambda inputs: trainer.compute_loss(trainer.model, dict(inputs)))
 
 
 def floor(args: argparse.Namespace) -> Subject:
-    """The frozen base: what a step costs that has no adapter, with gradients of all activations as adapters need them."""
+    """The frozen base: what a step costs that has no adapter, with gradients of all activations as adapters
+    need them.
+    """
     from adapterpack.training.loop.blockwise_loss import blockwise_loss
 
     model = base(args).train().requires_grad_(False)
@@ -114,7 +160,12 @@ def floor(args: argparse.Namespace) -> Subject:
     return Subject(model, {}, loss)
 
 
-SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"adapterpack": ours, "peft": peft, "trl": trl, "floor": floor}
+SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {
+    "adapterpack": ours,
+    "peft": peft,
+    "trl": trl,
+    "floor": floor,
+}
 
 
 @torch.no_grad()
@@ -127,7 +178,9 @@ def fill(subject: Subject) -> None:
 
 
 def batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Rows of the demo's orders, one after the other, all of whose tokens are learned; of the tiny model random ones."""
+    """Rows of the demo's orders, one after the other, all of whose tokens are learned; of the tiny model
+    random ones.
+    """
     count = args.batch * args.length
     if args.size == "tiny":
         ids = torch.randint(1, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(2))
@@ -204,7 +257,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found = {who: gradients(subjects[who], inputs) for who in ("adapterpack", "peft")}
     assert found["adapterpack"].keys() == found["peft"].keys()
     largest = max(float(value.abs().max()) for value in found["peft"].values())
-    difference = max(float((found["adapterpack"][name] - value).abs().max()) for name, value in found["peft"].items())
+    difference = max(
+        float((found["adapterpack"][name] - value).abs().max()) for name, value in found["peft"].items()
+    )
     steps = {who: stepper(subject, inputs) for who, subject in subjects.items()}
     times: dict[str, list[float]] = {who: [] for who in steps}
     for run in range(args.warm_up + args.runs):
@@ -215,9 +270,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             wait(args)
             if run >= args.warm_up:
                 times[who].append(time.perf_counter() - started)
-    figures = {who: {"seconds": median(values), "fastest": min(values), **memory(who)} for who, values in times.items()}
-    pairs = {who: [ours / theirs for ours, theirs in zip(times["adapterpack"], values, strict=True)]
-             for who, values in times.items() if who != "adapterpack"}
+    figures = {
+        who: {"seconds": median(values), "fastest": min(values), **memory(who)}
+        for who, values in times.items()
+    }
+    pairs = {
+        who: [ours / theirs for ours, theirs in zip(times["adapterpack"], values, strict=True)]
+        for who, values in times.items()
+        if who != "adapterpack"
+    }
     return {
         "benchmark": "train",
         "size": args.size,
@@ -230,18 +291,26 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "runs": args.runs,
         **figures,
-        "ratios": {who: {
-            "time": median(values),
-            "times": [min(values), max(values)],
-            "peak": figures["adapterpack"]["peak_mb"] / figures[who]["peak_mb"],
-            "peak_above_model": figures["adapterpack"]["above_model_mb"] / figures[who]["above_model_mb"],
-        } for who, values in pairs.items()},
+        "ratios": {
+            who: {
+                "time": median(values),
+                "times": [min(values), max(values)],
+                "peak": figures["adapterpack"]["peak_mb"] / figures[who]["peak_mb"],
+                "peak_above_model": figures["adapterpack"]["above_model_mb"] / figures[who]["above_model_mb"],
+            }
+            for who, values in pairs.items()
+        },
         "gradient_difference": None if args.dropout else difference / largest,
     }
 
 
 def memory(who: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", who], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], "--worker", who],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     most, above = map(float, done.stdout.splitlines()[-1].split())
@@ -250,24 +319,45 @@ def memory(who: str) -> dict[str, float]:
 
 def show(result: dict[str, Any]) -> None:
     rows, length = result["batch"]
-    print(f"{result['size']}, {result['device']}, {result['dtype']}, {rows} x {length} tokens, {result['sites']} sites of rank "
-          f"{result['rank']}, dropout {result['dropout']}; median of {result['runs']}")
+    print(
+        f"{result['size']}, {result['device']}, {result['dtype']}, {rows} x {length} tokens, "
+        f"{result['sites']} sites of rank "
+        f"{result['rank']}, dropout {result['dropout']}; median of {result['runs']}"
+    )
     for who in ("adapterpack", *result["ratios"]):
         r = result[who]
-        print(f"  {who:12} step {1000 * r['seconds']:8.1f} ms   fastest {1000 * r['fastest']:8.1f} ms   peak {r['peak_mb']:6.0f} MB, "
-              f"{r['above_model_mb']:.0f} above the model")
+        print(
+            f"  {who:12} step {1000 * r['seconds']:8.1f} ms   fastest {1000 * r['fastest']:8.1f} ms   peak "
+            f"{r['peak_mb']:6.0f} MB, {r['above_model_mb']:.0f} above the model"
+        )
     for who, ratio in result["ratios"].items():
-        print("  adapterpack / {}: time {:.3f} in the median pair ({:.2f} to {:.2f}), peak memory {:.2f}, above the model {:.2f}".format(
-            who, ratio["time"], *ratio["times"], ratio["peak"], ratio["peak_above_model"]))
+        print(
+            (
+                "  adapterpack / {}: time {:.3f} in the median pair ({:.2f} to {:.2f}), peak memory {:.2f}, "
+                "above the model {:.2f}"
+            ).format(who, ratio["time"], *ratio["times"], ratio["peak"], ratio["peak_above_model"])
+        )
     if result["gradient_difference"] is not None:
-        print(f"  largest difference between the gradients: {result['gradient_difference']:.1e} of the largest gradient")
+        print(
+            f"  largest difference between the gradients: {result['gradient_difference']:.1e} of the "
+            "largest gradient"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=("tiny", "135m"), default="135m", help="135m is SmolLM2")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base; adapters are in float32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the base; adapters are in float32",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rank", type=int, default=16)

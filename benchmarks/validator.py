@@ -1,6 +1,6 @@
 """What PEFT's loader and adapterpack say of the bad packs: prints the table of docs/validator.md.
 
-    python benchmarks/validator.py
+python benchmarks/validator.py
 """
 
 from __future__ import annotations

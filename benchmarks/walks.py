@@ -1,7 +1,9 @@
-"""How many files and calls of the package an operation passes through: ``python benchmarks/walks.py [--json]``.
+"""How many files and calls of the package an operation passes through: ``python benchmarks/walks.py
+[--json]``.
 
-A newcomer who follows a call reads those files. Counted are the functions of adapterpack that run, by the file that defines them, after
-everything is imported; a first run warms what is cached. The model is a tiny random Llama, the adapter a LoRA on all linear layers.
+A newcomer who follows a call reads those files. Counted are the functions of adapterpack that run, by the
+file that defines them, after everything is imported; a first run warms what is cached. The model is a tiny
+random Llama, the adapter a LoRA on all linear layers.
 """
 
 from __future__ import annotations
@@ -54,8 +56,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         base = folder / "base"
-        config = LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                             intermediate_size=48, max_position_embeddings=64)
+        config = LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=64,
+        )
         LlamaForCausalLM(config).save_pretrained(base)
         model = adapterpack.adapt(LlamaForCausalLM.from_pretrained(base), LoRA(r=2), "a")
         adapterpack.save(model, folder / "pack", base=base)

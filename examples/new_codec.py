@@ -1,7 +1,9 @@
-"""A quantized format in one file: optimum-quanto's int8 weights, which `merge` then reads, folds adapters into and writes back.
+"""A quantized format in one file: optimum-quanto's int8 weights, which `merge` then reads, folds adapters
+into and writes back.
 
-quanto stores a weight as signed bytes `weight._data` and one scale for each row, `weight._scale`. A package of yours brings its format by
-an entry point, named as `quant_method` in config.json: [project.entry-points."adapterpack.codecs"] quanto = "new_codec:quanto".
+quanto stores a weight as signed bytes `weight._data` and one scale for each row, `weight._scale`. A package
+of yours brings its format by an entry point, named as `quant_method` in config.json:
+[project.entry-points."adapterpack.codecs"] quanto = "new_codec:quanto".
 """
 
 import numpy as np
@@ -21,7 +23,9 @@ def match(base):
 
 
 def weight(module: ModuleTensors) -> Weight:
-    """How rows are decoded (`scale * code`) and stored again; the grid finds codes and scales of changed values."""
+    """How rows are decoded (`scale * code`) and stored again; the grid finds codes and scales of changed
+    values.
+    """
     codes = module.part("weight._data", ("I8",), (None, None))
     rows, columns = module.base.stored[codes].shape
     scales = module.part("weight._scale", ("F32", "BF16", "F16"), (rows, 1))
@@ -32,10 +36,22 @@ def weight(module: ModuleTensors) -> Weight:
         return QuantizedRows(parts["codes"][at], parts["scale"][at].astype(np.float32))
 
     def pack(parts, at, quantized):
-        return [PartUpdate("codes", at, quantized.codes), PartUpdate("scale", at, quantized.scale.astype(parts["scale"].dtype))]
+        return [
+            PartUpdate("codes", at, quantized.codes),
+            PartUpdate("scale", at, quantized.scale.astype(parts["scale"].dtype)),
+        ]
 
-    return Weight("quanto", f"{module.path}.weight", (rows, columns), dtype, {"codes": codes, "scale": scales},
-                  Grid(LEVELS, Groups(columns)), unpack, pack, lambda parts, at, *fitted: to_stored(*fitted))
+    return Weight(
+        "quanto",
+        f"{module.path}.weight",
+        (rows, columns),
+        dtype,
+        {"codes": codes, "scale": scales},
+        Grid(LEVELS, Groups(columns)),
+        unpack,
+        pack,
+        lambda parts, at, *fitted: to_stored(*fitted),
+    )
 
 
 quanto = CODECS.register(Codec("quanto", "int8 with a scale for each row", match))

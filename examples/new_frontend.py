@@ -1,8 +1,9 @@
 """A frontend of export in one file: what makes the ONNX graph of a checkpoint.
 
-This one takes the graph that mobius or torch has written into the checkpoint's folder before. Export adds slots for the packs, and
-compares the graph with the model in torch before anything is published. A package of yours brings its frontend by an
-entry point: [project.entry-points."adapterpack.frontends"] ready = "new_frontend:ready"; then `adapterpack export BASE PACK -o OUT`.
+This one takes the graph that mobius or torch has written into the checkpoint's folder before. Export adds
+slots for the packs, and compares the graph with the model in torch before anything is published. A package of
+yours brings its frontend by an entry point: [project.entry-points."adapterpack.frontends"] ready =
+"new_frontend:ready"; then `adapterpack export BASE PACK -o OUT`.
 """
 
 import onnx_ir as ir

@@ -1,8 +1,10 @@
-"""A method in one file: what stands here is all that it takes to train, pack, merge and export with a new adapter method.
+"""A method in one file: what stands here is all that it takes to train, pack, merge and export with a new
+adapter method.
 
-The method scales: y' = o * (W (i * x) + b) + t, with a trained vector on the inputs, one on the outputs, and a shift. It is
-(IA)^3 (Liu et al. 2022, arXiv 2205.05638) on both sides of one layer. Run it with `python examples/new_method.py`. A package of
-yours brings its method by an entry point: [project.entry-points."adapterpack.methods"] scaling = "new_method:scaling".
+The method scales: y' = o * (W (i * x) + b) + t, with a trained vector on the inputs, one on the outputs, and
+a shift. It is (IA)^3 (Liu et al. 2022, arXiv 2205.05638) on both sides of one layer. Run it with `python
+examples/new_method.py`. A package of yours brings its method by an entry point:
+[project.entry-points."adapterpack.methods"] scaling = "new_method:scaling".
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from adapterpack.testing import prove
 
 @dataclass(frozen=True)
 class Scaling(SiteConfig):
-    """The hyper-parameters, which are the method's whole schema: command line, YAML and manifest read these fields."""
+    """The hyper-parameters, which are the method's whole schema: command line, YAML and manifest read these
+    fields.
+    """
 
     shifted: bool = True
 
@@ -28,12 +32,19 @@ def shapes(cfg, site):
 
 def init(cfg, site, rng):
     """Ones and zeros: a fresh adapter changes nothing, which the trait below promises."""
-    return {name: (np.zeros if name == "shift" else np.ones)(shape, np.float32) for name, shape in shapes(cfg, site).items()}
+    return {
+        name: (np.zeros if name == "shift" else np.ones)(shape, np.float32)
+        for name, shape in shapes(cfg, site).items()
+    }
 
 
 def normal_form(cfg, params, site):
-    """The mathematics, once: torch runs these lines in training, numpy everywhere else. Forward and fold follow from them."""
-    return NormalForm(pre=Diagonal(params["input_scale"]), output_scale=params["output_scale"], shift=params.get("shift"))
+    """The mathematics, once: torch runs these lines in training, numpy everywhere else. Forward and fold
+    follow from them.
+    """
+    return NormalForm(
+        pre=Diagonal(params["input_scale"]), output_scale=params["output_scale"], shift=params.get("shift")
+    )
 
 
 scaling = Method(
@@ -42,7 +53,9 @@ scaling = Method(
     paper="https://arxiv.org/abs/2205.05638",
     config=Scaling,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=shapes, init=init, normal_form=normal_form,
+    shapes=shapes,
+    init=init,
+    normal_form=normal_form,
     examples=(Scaling(), Scaling(shifted=False)),
 )
 

@@ -1,7 +1,9 @@
-"""A task in one file: how well documents answer a query, by a cross-encoder (`text-ranking` on the Hugging Face Hub).
+"""A task in one file: how well documents answer a query, by a cross-encoder (`text-ranking` on the Hugging
+Face Hub).
 
 Its models are sequence classifiers with one output. A package of yours brings its task by an entry point:
-[project.entry-points."adapterpack.tasks"] text-ranking = "new_task:ranking"; then `adapterpack train`, `export` and `run` know it.
+[project.entry-points."adapterpack.tasks"] text-ranking = "new_task:ranking"; then `adapterpack train`,
+`export` and `run` know it.
 """
 
 import math
@@ -22,9 +24,13 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
     return Prepared(inputs)
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+) -> dict[str, Any]:
     """``score``, from 0 to 1."""
-    return {"score": 1 / (1 + math.exp(-float(outputs["logits"][0, 0])))} if head.trained else no_head("score")
+    return (
+        {"score": 1 / (1 + math.exp(-float(outputs["logits"][0, 0])))} if head.trained else no_head("score")
+    )
 
 
 def pair(row: Row) -> tuple[str, str]:
@@ -34,18 +40,42 @@ def pair(row: Row) -> tuple[str, str]:
     return row["query"], row["document"]
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Data for training, columns ``query``, ``document`` and ``score``; what is learned is the cross-entropy of the score."""
+def encode(
+    rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Data for training, columns ``query``, ``document`` and ``score``; what is learned is the cross-entropy
+    of the score.
+    """
     if not {"query", "document", "score"} <= set(rows.column_names):
-        raise ConfigError("ranking needs the columns query, document and score", where=where, found=", ".join(rows.column_names))
-    return [{**tokenizer(*pair(row), truncation="only_second", max_length=max_length, return_attention_mask=False),
-             "labels": (float(row["score"]),)} for row in rows]
+        raise ConfigError(
+            "ranking needs the columns query, document and score",
+            where=where,
+            found=", ".join(rows.column_names),
+        )
+    return [
+        {
+            **tokenizer(
+                *pair(row), truncation="only_second", max_length=max_length, return_attention_mask=False
+            ),
+            "labels": (float(row["score"]),),
+        }
+        for row in rows
+    ]
 
 
-ranking = TASKS.register(Task(
-    "text-ranking", "AutoModelForSequenceClassification", OnePass(prepare, result), ("ForSequenceClassification",),
-    recognizes=lambda config: len(config.get("id2label") or {}) == 1,
-    parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),), heads=HEADS,
-    config={"num_labels": 1, "problem_type": "multi_label_classification"},  # one output, and the loss of a yes or no
-    columns={"query": str, "document": str}, training=Training(encode), peft_type="SEQ_CLS",
-))
+ranking = TASKS.register(
+    Task(
+        "text-ranking",
+        "AutoModelForSequenceClassification",
+        OnePass(prepare, result),
+        ("ForSequenceClassification",),
+        recognizes=lambda config: len(config.get("id2label") or {}) == 1,
+        parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),),
+        heads=HEADS,
+        # one output, and the loss of a yes or no
+        config={"num_labels": 1, "problem_type": "multi_label_classification"},
+        columns={"query": str, "document": str},
+        training=Training(encode),
+        peft_type="SEQ_CLS",
+    )
+)

@@ -1,4 +1,5 @@
-"""The proof of a row of the table of architectures: export, then compare with plain transformers, row by row without padding.
+"""The proof of a row of the table of architectures: export, then compare with plain transformers, row by row
+without padding.
 
 ``python tests/architecture_proofs.py [NAME...]`` proves every cell of the rows of these names, or of all.
 """
@@ -51,11 +52,18 @@ def make_pack(architecture: Architecture, base: Path, kind: Kind) -> Any:
     return save(model, None, base=base, name=kind.name)
 
 
-def prove(architecture: Architecture, mode: str, folder: Path, only: Sequence[str] | None = None, dtype: str = DEFAULT) -> list[str]:
-    """Exports one architecture in one mode with every kind of adapter that it takes (or ``only`` some), and checks it; their names.
+def prove(
+    architecture: Architecture,
+    mode: str,
+    folder: Path,
+    only: Sequence[str] | None = None,
+    dtype: str = DEFAULT,
+) -> list[str]:
+    """Exports one architecture in one mode with every kind of adapter that it takes (or ``only`` some), and
+    checks it; their names.
 
-    ``dtype`` is what the graphs compute in; how near they must come is that type's. Folded bundles are made and checked
-    one after the other.
+    ``dtype`` is what the graphs compute in; how near they must come is that type's. Folded bundles are made
+    and checked one after the other.
 
     Raises:
         AssertionError: a graph disagrees with transformers.
@@ -64,17 +72,33 @@ def prove(architecture: Architecture, mode: str, folder: Path, only: Sequence[st
     base = folder / "base"
     if not base.exists():
         make_base(architecture, base)
-    kinds = [kind for kind in KINDS if left_out(architecture, mode, kind) is None and (only is None or kind.name in only)]
+    kinds = [
+        kind
+        for kind in KINDS
+        if left_out(architecture, mode, kind) is None and (only is None or kind.name in only)
+    ]
     packs = {kind.name: make_pack(architecture, base, kind) for kind in kinds}
     known: dict[str | None, Reference] = {None: Reference(task, base)}
     for kind in kinds:
-        known[kind.name] = Reference(task, base, packs[kind.name], folder / f"merged-{mode}-{kind.name}" if kind.folds else None)
+        known[kind.name] = Reference(
+            task, base, packs[kind.name], folder / f"merged-{mode}-{kind.name}" if kind.folds else None
+        )
     if mode == "folded":
         for name, pack in packs.items():
-            export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name, dtype=dtype, in_place=False)
+            export(
+                base,
+                [pack],
+                folder / f"folded-{name}",
+                mode=mode,
+                task=task.name,
+                dtype=dtype,
+                in_place=False,
+            )
             check(Session(folder / f"folded-{name}", "cpu"), {name: known[name]})
     else:
-        export(base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype, in_place=False)
+        export(
+            base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype, in_place=False
+        )
         check(Session(folder / mode, "cpu"), known)
     return list(packs)
 

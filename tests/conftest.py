@@ -17,7 +17,8 @@ from inner_loop import InnerLoop
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub by accident
 os.environ["ADAPTERPACK_CONFIG"] = ""  # what a test finds does not hang on who runs it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads of their own would fight each other
+# as many processes as cores: threads of their own would fight each other
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 VOCABULARY = 96
@@ -29,7 +30,11 @@ _WITHOUT_GPU = pytest.StashKey[int]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """One option of our own."""
-    parser.addoption("--measure", action="store_true", help="write tests/golden/slow.tsv: which tests are too slow for -m fast")
+    parser.addoption(
+        "--measure",
+        action="store_true",
+        help="write tests/golden/slow.tsv: which tests are too slow for -m fast",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,8 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of a GPU are left out where there is none, and the summary says so; of tests that are ``sampled``, what is not in the sample is
-    long.
+    """Tests of a GPU are left out where there is none, and the summary says so; of tests that are
+    ``sampled``, what is not in the sample is long.
     """
     config.stash[_COLLECTED] = [item.nodeid for item in items]
     counts: Counter[str] = Counter()
@@ -62,8 +67,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """What was imported lives until the end, and what tests trace and compile is mostly garbage soon: the collector looks less often, and
-    never again at the first.
+    """What was imported lives until the end, and what tests trace and compile is mostly garbage soon: the
+    collector looks less often, and never again at the first.
     """
     gc.collect()
     gc.freeze()
@@ -71,7 +76,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of pytest-xdist tells the first one how many tests it left out; all of them leave out the same."""
+    """A process of pytest-xdist tells the first one how many tests it left out; all of them leave out the
+    same.
+    """
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["without_gpu"] = session.config.stash.get(_WITHOUT_GPU, 0)
@@ -91,7 +98,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
                 terminalreporter.write_line(text)
     count = config.stash.get(_WITHOUT_GPU, 0)
     if count:
-        text = f"GPU: {count} tests were NOT run, since this machine has no CUDA device (pytest -m gpu runs them on one)"
+        text = (
+            f"GPU: {count} tests were NOT run, since this machine has no CUDA device (pytest -m gpu runs "
+            "them on one)"
+        )
         terminalreporter.write_line(text, yellow=True)
 
 
@@ -124,7 +134,9 @@ def _held_to_schemas() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_power_cut() -> Iterator[None]:
-    """Files and folders are not synced in this process: tests write thousands of packs, and none of them outlives its test."""
+    """Files and folders are not synced in this process: tests write thousands of packs, and none of them
+    outlives its test.
+    """
     sync = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -139,8 +151,8 @@ def _no_power_cut() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_each() -> Iterator[None]:
-    """Where as many processes as cores test, a session of ONNX Runtime that is not told otherwise has one thread: by default it has one a
-    core, and those that have nothing to do wait busily.
+    """Where as many processes as cores test, a session of ONNX Runtime that is not told otherwise has one
+    thread: by default it has one a core, and those that have nothing to do wait busily.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
@@ -182,8 +194,16 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     set_seed(11)
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
-    config = BertConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
-                        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     _noisy(BertModel(config)).save_pretrained(folder)
     _tokenizer(folder)
     return folder
@@ -196,9 +216,19 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     set_seed(12)
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1,
-                         eos_token_id=2)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     _noisy(LlamaForCausalLM(config)).save_pretrained(folder)
     _tokenizer(folder)
     return folder
@@ -221,14 +251,23 @@ def _tokenizer(folder: Path) -> None:
     words = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *(f"w{number}" for number in range(VOCABULARY - 4))]
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]",
-                            unk_token="[UNK]").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
+    ).save_pretrained(folder)
 
 
 PACKS: dict[str, dict[str, tuple[dict[str, Any], list[str] | None]]] = {
     "bert": {
         "alpha": ({"r": 3, "alpha": 5, "modules_to_save": ("classifier",)}, ["x", "y", "z"]),
-        "beta": ({"r": 5, "alpha": 4, "targets": ("query", "value", "pooler.dense"), "modules_to_save": ("classifier",)}, list("pqrst")),
+        "beta": (
+            {
+                "r": 5,
+                "alpha": 4,
+                "targets": ("query", "value", "pooler.dense"),
+                "modules_to_save": ("classifier",),
+            },
+            list("pqrst"),
+        ),
         "gamma": ({"r": 2, "alpha": 7, "targets": ("key", "output.dense")}, None),  # no head of its own
     },
     "llama": {
@@ -251,7 +290,9 @@ def base_of(tiny_bert: Path, tiny_llama: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def pack_of(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def pack_of(
+    base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
     """Base and name -> the folder of one of ``PACKS``, made when first asked for."""
 
     @cache
@@ -285,8 +326,9 @@ def bundle_of(
     pack_of: Callable[[str, str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str], Path]:
-    """Base and mode -> a bundle with alpha and beta (folded: alpha), made when first asked for; a bank has four slots of rank up to 6.
-    Decoders are without the engine's graph."""
+    """Base and mode -> a bundle with alpha and beta (folded: alpha), made when first asked for; a bank has
+    four slots of rank up to 6. Decoders are without the engine's graph.
+    """
     from adapterpack import export
 
     @cache
@@ -294,15 +336,21 @@ def bundle_of(
         folder = tmp_path_factory.mktemp("bundles") / f"{kind}-{mode}"
         names = ("alpha",) if mode == "folded" else ("alpha", "beta")
         room = {"slots": 4, "max_rank": 6} if mode == "bank" else {}
-        export(base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, in_place=False, **room)
+        export(
+            base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, in_place=False, **room
+        )
         return folder
 
     return make
 
 
 @pytest.fixture(scope="session")
-def dense_of(base_of: Callable[[str], Path], pack_of: Callable[[str, str], Path]) -> Callable[[str, str | None], Any]:
-    """Base and adapter (None: the base) -> the transformers model in float64 with ``W + s B A`` written into its weights."""
+def dense_of(
+    base_of: Callable[[str], Path], pack_of: Callable[[str, str], Path]
+) -> Callable[[str, str | None], Any]:
+    """Base and adapter (None: the base) -> the transformers model in float64 with ``W + s B A`` written into
+    its weights.
+    """
 
     @cache
     def make(kind: str, name: str | None) -> Any:
@@ -323,16 +371,21 @@ def dense_of(base_of: Callable[[str], Path], pack_of: Callable[[str, str], Path]
                     model.get_submodule(adapter.site.path).weight += scale * (B @ A)
                 for path, params in pack.full().items():
                     for key, value in params.items():
-                        setattr(model.get_submodule(path), key, torch.nn.Parameter(torch.tensor(value).double()))
+                        setattr(
+                            model.get_submodule(path), key, torch.nn.Parameter(torch.tensor(value).double())
+                        )
         return model
 
     return make
 
 
 @pytest.fixture(scope="session")
-def encoder_decoder_of(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, Path]]:
-    """Architecture -> its base, a bank of three adapters (low-rank, diagonal, rotation) with the engine's graph, and this bundle without
-    that graph."""
+def encoder_decoder_of(
+    tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Path, Path]]:
+    """Architecture -> its base, a bank of three adapters (low-rank, diagonal, rotation) with the engine's
+    graph, and this bundle without that graph.
+    """
     import dataclasses
     import shutil
 
@@ -345,11 +398,18 @@ def encoder_decoder_of(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
 
     @cache
     def make(name: str) -> tuple[Path, Path, Path]:
-        folder, architecture = tmp_path_factory.mktemp(name), next(one for one in ARCHITECTURES if one.name == name)
+        folder, architecture = (
+            tmp_path_factory.mktemp(name),
+            next(one for one in ARCHITECTURES if one.name == name),
+        )
         base = make_base(architecture, folder / "base")
         for path in tiny_bert.glob("*token*"):
             shutil.copyfile(path, base / path.name)
-        packs = [make_pack(architecture, base, kind) for kind in KINDS if kind.name in {"low-rank", "diagonal", "rotation"}]
+        packs = [
+            make_pack(architecture, base, kind)
+            for kind in KINDS
+            if kind.name in {"low-rank", "diagonal", "rotation"}
+        ]
         bundle = export(base, packs, folder / "bundle", mode="bank", in_place=True)
         ordinary = Path(shutil.copytree(folder / "bundle", folder / "ordinary"))
         (ordinary / graph_file(DECODER)).unlink()

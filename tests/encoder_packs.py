@@ -20,7 +20,9 @@ def words(dice: random.Random, most: int = LONG) -> str:
     return " ".join(f"w{dice.randrange(40)}" for _ in range(dice.randrange(1, most + 1)))
 
 
-def packed(base: Path, folder: Path, task: str, name: str, labels: list[str] | None = None, **fields: Any) -> Path:
+def packed(
+    base: Path, folder: Path, task: str, name: str, labels: list[str] | None = None, **fields: Any
+) -> Path:
     """A random LoRA on the base's model of a task."""
     model = adapt(load_model(task_named(task), base, labels), LoRA(**fields), name)
     generator = torch.Generator().manual_seed(len(name))

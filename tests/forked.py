@@ -1,4 +1,6 @@
-"""Processes that are forks of one that has imported everything and done nothing yet: they start in milliseconds instead of seconds."""
+"""Processes that are forks of one that has imported everything and done nothing yet: they start in
+milliseconds instead of seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from pathlib import Path
 import adapterpack
 
 FORKED = multiprocessing.get_context("forkserver")
-_OURS = (module.name for module in pkgutil.walk_packages(adapterpack.__path__, "adapterpack.") if "__main__" not in module.name)
+_OURS = (
+    module.name
+    for module in pkgutil.walk_packages(adapterpack.__path__, "adapterpack.")
+    if "__main__" not in module.name
+)
 FORKED.set_forkserver_preload(["pytest", "onnxruntime", "transformers", "torch", "mobius", *_OURS])
 
 
@@ -21,10 +27,21 @@ def fork_two(script: Path, *arguments: str) -> None:
     """The script in two forked processes that talk over gloo, with the variables that ``torchrun`` sets."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                   "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    two = [FORKED.Process(target=_rank, args=({**environment, "RANK": rank, "LOCAL_RANK": rank}, [str(script), *arguments]))
-           for rank in ("0", "1")]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    two = [
+        FORKED.Process(
+            target=_rank, args=({**environment, "RANK": rank, "LOCAL_RANK": rank}, [str(script), *arguments])
+        )
+        for rank in ("0", "1")
+    ]
     try:
         for process in two:
             process.start()

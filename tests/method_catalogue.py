@@ -1,4 +1,6 @@
-"""The catalogue of methods as a page, read off the registry: ``python tests/method_catalogue.py > docs/methods.md``."""
+"""The catalogue of methods as a page, read off the registry: ``python tests/method_catalogue.py >
+docs/methods.md``.
+"""
 
 from __future__ import annotations
 
@@ -43,30 +45,76 @@ other takes any member that acts on layers. `folds`: merge can put it into the w
 
 
 def page(known: Iterable[Method]) -> str:
-    """The catalogue in Markdown: methods by kind, traits, hyper-parameters, and the initialisations of low-rank branches."""
+    """The catalogue in Markdown: methods by kind, traits, hyper-parameters, and the initialisations of
+    low-rank branches.
+    """
     listed = sorted(known, key=lambda method: method.name)
     parts = [INTRO]
     for kind in dict.fromkeys(sorted(method.kind for method in listed)):
         of_kind = [method for method in listed if method.kind == kind]
         rows = [[f"[{m.name}]({m.paper})", f"`{m.formula}`".replace("|", "\\|"), m.summary] for m in of_kind]
         parts.append(f"## Kind: {kind}\n\n{table(['method', 'formula', 'what it does'], rows)}")
-    flags = [field.name for field in dataclasses.fields(listed[0].traits) if isinstance(getattr(listed[0].traits, field.name), bool)]
-    marks = [[m.name, *("yes" if getattr(m.traits, flag) else "-" for flag in flags), ", ".join(m.traits.layers), _peft(m)] for m in listed]
+    flags = [
+        field.name
+        for field in dataclasses.fields(listed[0].traits)
+        if isinstance(getattr(listed[0].traits, field.name), bool)
+    ]
+    marks = [
+        [
+            m.name,
+            *("yes" if getattr(m.traits, flag) else "-" for flag in flags),
+            ", ".join(m.traits.layers),
+            _peft(m),
+        ]
+        for m in listed
+    ]
     parts.append(f"## Traits\n\n{table(['method', *flags, 'layers', 'PEFT'], marks)}")
-    loading = [[m.name, "yes", m.peft.not_in_transformers or "yes", "yes" if m.peft.in_vllm else "-"] for m in listed
-               if m.peft is not None and m.peft.from_peft_with_base is None and m.peft.to_config({"": m.examples[0]}) is not None]
+    loading = [
+        [m.name, "yes", m.peft.not_in_transformers or "yes", "yes" if m.peft.in_vllm else "-"]
+        for m in listed
+        if m.peft is not None
+        and m.peft.from_peft_with_base is None
+        and m.peft.to_config({"": m.examples[0]}) is not None
+    ]
     parts.append(f"{ABOUT_READERS}\n{table(['method', 'PEFT', 'transformers', 'vLLM'], loading)}")
-    settings = [[m.name, ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(m.config))] for m in listed]
+    settings = [
+        [m.name, ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(m.config))]
+        for m in listed
+    ]
     parts.append(f"## Hyper-parameters and their defaults\n\n{table(['method', 'settings'], settings)}")
-    inits = [[f"[{i.name}]({i.paper})", ", ".join(sorted(i.needs)) or "-", "yes" if i.cancels else "-",
-              ", ".join(f"`{key}={value!r}`" for key, value in i.options.items()) or "-", i.summary] for i in INITS.values()]
-    parts.append(f"{ABOUT_INITS}\n{table(['init', 'needs', 'taken off', 'options', 'how the branch begins'], inits)}")
+    inits = [
+        [
+            f"[{i.name}]({i.paper})",
+            ", ".join(sorted(i.needs)) or "-",
+            "yes" if i.cancels else "-",
+            ", ".join(f"`{key}={value!r}`" for key, value in i.options.items()) or "-",
+            i.summary,
+        ]
+        for i in INITS.values()
+    ]
+    parts.append(
+        f"{ABOUT_INITS}\n{table(['init', 'needs', 'taken off', 'options', 'how the branch begins'], inits)}"
+    )
     flags = list(traits(next(iter(NODES.values()))))
-    kinds = [[f"[{kind.name}]({kind.paper})", f"`{kind.formula}`".replace("|", "\\|"), kind.summary,
-              ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(kind.settings)) or "-",
-              *("yes" if traits(kind)[flag] else "-" for flag in flags)] for kind in NODES.values()]
+    kinds = [
+        [
+            f"[{kind.name}]({kind.paper})",
+            f"`{kind.formula}`".replace("|", "\\|"),
+            kind.summary,
+            ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(kind.settings))
+            or "-",
+            *("yes" if traits(kind)[flag] else "-" for flag in flags),
+        ]
+        for kind in NODES.values()
+    ]
     parts.append(f"{ABOUT_NODES}\n{table(['node', 'formula', 'what it does', 'settings', *flags], kinds)}")
-    parts.append("".join(f"- `{kind.name}` has no form in a graph: {kind.torch_only}.\n" for kind in NODES.values() if kind.torch_only))
+    parts.append(
+        "".join(
+            f"- `{kind.name}` has no form in a graph: {kind.torch_only}.\n"
+            for kind in NODES.values()
+            if kind.torch_only
+        )
+    )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
@@ -78,7 +126,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _peft(method: Method) -> str:
     if method.peft is None:
         return "-"
-    return method.peft.peft_type if method.peft.from_peft_with_base is None else f"{method.peft.peft_type}, by `convert --base`"
+    return (
+        method.peft.peft_type
+        if method.peft.from_peft_with_base is None
+        else f"{method.peft.peft_type}, by `convert --base`"
+    )
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -15,7 +15,9 @@ import adapterpack
 
 @contextmanager
 def child(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command's process, with ``options`` of ``subprocess.Popen``; it is killed at the end unless it has ended."""
+    """The command's process, with ``options`` of ``subprocess.Popen``; it is killed at the end unless it has
+    ended.
+    """
     with subprocess.Popen(command, text=True, **options) as process:
         try:
             yield process
@@ -25,7 +27,8 @@ def child(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]
 
 def run_two(*command: str, python: str = sys.executable) -> None:
     """The command in two processes of ``python`` that talk over gloo."""
-    package = str(Path(adapterpack.__file__).parents[1])  # a script has its own folder on its path, and not this one
+    # a script has its own folder on its path, and not this one
+    package = str(Path(adapterpack.__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": package}
     launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     with child(launcher, env=environment, stderr=-1, stdout=-1) as process:
@@ -33,7 +36,9 @@ def run_two(*command: str, python: str = sys.executable) -> None:
             output, errors = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             process.terminate()  # the launcher then ends the two, which are in sessions of their own
-            raise AssertionError(f"not at an end after 240 seconds:\n{process.communicate(timeout=60)[1][-3000:]}") from None
+            raise AssertionError(
+                f"not at an end after 240 seconds:\n{process.communicate(timeout=60)[1][-3000:]}"
+            ) from None
     assert process.returncode == 0, errors[-3000:]
     lines = output.splitlines()
     assert len(set(lines)) == len(lines), output  # only one process speaks

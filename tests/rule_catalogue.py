@@ -1,4 +1,6 @@
-"""The catalogue of rules as a page, read off the registry: ``python tests/rule_catalogue.py > docs/rules.md``."""
+"""The catalogue of rules as a page, read off the registry: ``python tests/rule_catalogue.py >
+docs/rules.md``.
+"""
 
 from __future__ import annotations
 
@@ -41,22 +43,42 @@ only an adapter's scale counts and not how rsLoRA writes it, and that a pack is 
 def page(known: Iterable[Rule]) -> str:
     """What each rule computes, from what, with which parameters, and which laws it keeps, in Markdown."""
     listed = sorted(known, key=lambda rule: ("GCSDF".index(rule.needs), rule.name))
-    rows = [[f"[{rule.name}]({rule.paper})", rule.needs, f"`{rule.formula}`".replace("|", "\\|"), rule.summary,
-             "1 each" if rule.unit else "1/T", "yes" if rule.exact else "to the rank"] for rule in listed]
-    settings = [[rule.name, ", ".join(f"`{name}={each.default!r}`" for name, each in rule.parameters.items()) or "-"] for rule in listed]
+    rows = [
+        [
+            f"[{rule.name}]({rule.paper})",
+            rule.needs,
+            f"`{rule.formula}`".replace("|", "\\|"),
+            rule.summary,
+            "1 each" if rule.unit else "1/T",
+            "yes" if rule.exact else "to the rank",
+        ]
+        for rule in listed
+    ]
+    settings = [
+        [rule.name, ", ".join(f"`{name}={each.default!r}`" for name, each in rule.parameters.items()) or "-"]
+        for rule in listed
+    ]
     marks = [[rule.name, *("yes" if kept else "no" for kept in rule.laws)] for rule in listed]
     meanings = "\n".join(f"- {law.__name__}: {(law.__doc__ or '').strip()}" for law in LAWS)
-    return "\n\n".join([
-        INTRO.rstrip(),
-        f"## Rules\n\n{table(['rule', 'class', 'formula', 'what it does', 'weights', 'exact'], rows)}",
-        f"## Parameters and their defaults\n\n{table(['rule', 'parameters'], settings)}",
-        f"{LAWS_INTRO}\n{meanings}",
-        table(["rule", *Laws._fields], marks),
-    ]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                INTRO.rstrip(),
+                "## "
+                f"Rules\n\n{table(['rule', 'class', 'formula', 'what it does', 'weights', 'exact'], rows)}",
+                f"## Parameters and their defaults\n\n{table(['rule', 'parameters'], settings)}",
+                f"{LAWS_INTRO}\n{meanings}",
+                table(["rule", *Laws._fields], marks),
+            ]
+        )
+        + "\n"
+    )
 
 
 def peft_page() -> str:
-    """The same laws put to PEFT's ``add_weighted_adapter``, whose randomness is seeded for the purpose, in Markdown."""
+    """The same laws put to PEFT's ``add_weighted_adapter``, whose randomness is seeded for the purpose, in
+    Markdown.
+    """
     import peft
     from peft_rules import TYPES, Peft
 

@@ -1,7 +1,8 @@
-"""The laws of combination as functions: of adapterpack's rules, and of anything else that combines LoRA packs.
+"""The laws of combination as functions: of adapterpack's rules, and of anything else that combines LoRA
+packs.
 
-A law raises ``AssertionError`` where it is broken. ``Combiner.run`` gives the changes, in float64, that come out of packs and weights; with
-``neutral`` under the parameters that change least, such as a density of 1.
+A law raises ``AssertionError`` where it is broken. ``Combiner.run`` gives the changes, in float64, that come
+out of packs and weights; with ``neutral`` under the parameters that change least, such as a density of 1.
 """
 
 from __future__ import annotations
@@ -53,16 +54,27 @@ class Ours:
 
     def __init__(self, rule: str) -> None:
         self.rule = RULES[rule]
-        special = {"slerp": [0.7, 0.4], "nuslerp": [0.7, 0.4], "model_stock": [0.7, 0.4, 1.1]}  # rules of two; of directions that agree
+        # rules of two; of directions that agree
+        special = {"slerp": [0.7, 0.4], "nuslerp": [0.7, 0.4], "model_stock": [0.7, 0.4, 1.1]}
         self.weights = special.get(rule, [0.7, -0.4, 1.1])
 
-    def pack(self, packs: Sequence[Pack], weights: Sequence[float] | None, params: dict[str, Any] | None = None, **options: Any) -> Pack:
+    def pack(
+        self,
+        packs: Sequence[Pack],
+        weights: Sequence[float] | None,
+        params: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Pack:
         """The composed pack, with nothing cut off unless ``options`` say so."""
         options = {"rank": WHOLE if self.rule.cut else None, **options}
-        statistics = [measured(pack, self.rule.statistics) for pack in packs] if self.rule.statistics else None
+        statistics = (
+            [measured(pack, self.rule.statistics) for pack in packs] if self.rule.statistics else None
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return compose(packs, rule=self.rule.name, weights=weights, params=params, statistics=statistics, **options)
+            return compose(
+                packs, rule=self.rule.name, weights=weights, params=params, statistics=statistics, **options
+            )
 
     def run(self, packs: Sequence[Pack], weights: Sequence[float], *, neutral: bool = False) -> Deltas:
         """See :class:`Combiner`."""
@@ -78,14 +90,25 @@ class Ours:
             return deltas(load(Path(folder) / "out"))
 
 
-def made(seed: int, cfg: LoRA = EQUAL, *, turned: bool = False, factor: float = 1.0, sites: Sequence[Site] = SITES) -> Pack:
-    """A pack of random factors that have something in common with other seeds'; ``turned``: the same change in other factors."""
-    rng, turn, common = np.random.default_rng(seed), np.random.default_rng(seed + 1000), np.random.default_rng(99)
+def made(
+    seed: int, cfg: LoRA = EQUAL, *, turned: bool = False, factor: float = 1.0, sites: Sequence[Site] = SITES
+) -> Pack:
+    """A pack of random factors that have something in common with other seeds'; ``turned``: the same change
+    in other factors.
+    """
+    rng, turn, common = (
+        np.random.default_rng(seed),
+        np.random.default_rng(seed + 1000),
+        np.random.default_rng(99),
+    )
     adapters = {}
     for site in sites:
         n, out = site.in_features or 0, site.out_features or 0
         A, B = rng.standard_normal((cfg.r, n)), rng.standard_normal((out, cfg.r))
-        A, B = A + common.standard_normal((9, n))[: cfg.r], factor * (B + common.standard_normal((out, 9))[:, : cfg.r])
+        A, B = (
+            A + common.standard_normal((9, n))[: cfg.r],
+            factor * (B + common.standard_normal((out, 9))[:, : cfg.r]),
+        )
         if turned:
             Q = turn.standard_normal((cfg.r, cfg.r)) + 2 * np.eye(cfg.r)
             A, B = Q @ A, B @ np.linalg.inv(Q)
@@ -94,20 +117,30 @@ def made(seed: int, cfg: LoRA = EQUAL, *, turned: bool = False, factor: float = 
 
 
 def measured(pack: Pack, kind: str) -> Statistics:
-    """Statistics as data would give them, drawn by the pack's name and the site: correlated moments, or positive squares."""
+    """Statistics as data would give them, drawn by the pack's name and the site: correlated moments, or
+    positive squares.
+    """
     matrices = {}
     for a in pack.adapters():
         rng = np.random.default_rng([ord(letter) for letter in f"{pack.name}:{a.site.path}"])
         m, n = a.site.out_features or 0, a.site.in_features or 0
-        X = rng.standard_normal((3 * n, n)) @ rng.standard_normal((n, n)) if kind == "moment" else rng.standard_normal((m, n))
+        X = (
+            rng.standard_normal((3 * n, n)) @ rng.standard_normal((n, n))
+            if kind == "moment"
+            else rng.standard_normal((m, n))
+        )
         matrices[a.site.path] = (X.T @ X / len(X) if kind == "moment" else X**2).astype(np.float32)
     return Statistics(kind, pack.id, 100, matrices, f"sha256:{sha256(pack.name.encode()).hexdigest()}")
 
 
 def deltas(pack: Pack) -> Deltas:
     """The changes of a LoRA pack, from its tensors, in float64."""
-    return {a.site.path: a.config.scale * a.params["lora_B"].astype(np.float64) @ a.params["lora_A"].astype(np.float64)
-            for a in pack.adapters()}
+    return {
+        a.site.path: a.config.scale
+        * a.params["lora_B"].astype(np.float64)
+        @ a.params["lora_A"].astype(np.float64)
+        for a in pack.adapters()
+    }
 
 
 def times(parts: Deltas, factor: float) -> Deltas:
@@ -132,7 +165,10 @@ def sums(c: Combiner) -> None:
     """The weighted sum of the changes, at density 1."""
     packs = _some(c)
     parts = [times(deltas(pack), w) for w, pack in zip(c.weights, packs, strict=True)]
-    close(c.run(packs, c.weights, neutral=True), {path: np.sum([part[path] for part in parts], axis=0) for path in parts[0]})
+    close(
+        c.run(packs, c.weights, neutral=True),
+        {path: np.sum([part[path] for part in parts], axis=0) for path in parts[0]},
+    )
 
 
 def permutation(c: Combiner) -> None:
@@ -184,8 +220,10 @@ def zero_weight(c: Combiner) -> None:
 
 def rslora(c: Combiner) -> None:
     """Only the scale counts, not whether ``alpha / sqrt(r)`` or ``alpha / r`` says it."""
-    plain, stable = ([made(seed, cfg) for seed in range(1, 1 + len(c.weights))]
-                     for cfg in (LoRA(r=4, alpha=8), LoRA(r=4, alpha=4, use_rslora=True)))
+    plain, stable = (
+        [made(seed, cfg) for seed in range(1, 1 + len(c.weights))]
+        for cfg in (LoRA(r=4, alpha=8), LoRA(r=4, alpha=4, use_rslora=True))
+    )
     close(c.run(stable, c.weights), c.run(plain, c.weights))
 
 
@@ -195,7 +233,8 @@ def reload(c: Combiner) -> None:
 
 
 LAWS: tuple[Callable[[Combiner], None], ...] = (
-    identity, sums, permutation, gauge, homogeneous, weighted, odd, cancels, mixed_ranks, zero_weight, rslora, reload,
+    identity, sums, permutation, gauge, homogeneous, weighted, odd, cancels, mixed_ranks, zero_weight, rslora,
+    reload,
 )  # fmt: skip
 
 
@@ -216,7 +255,10 @@ def padded(pack: Pack) -> Pack:
     for a in pack.adapters():
         A, B = a.params["lora_A"], (a.config.scale * a.params["lora_B"]).astype(np.float32)
         more = 6 - len(A)
-        adapters[a.site] = (LoRA(r=6, alpha=6), {"lora_A": np.pad(A, ((0, more), (0, 0))), "lora_B": np.pad(B, ((0, 0), (0, more)))})
+        adapters[a.site] = (
+            LoRA(r=6, alpha=6),
+            {"lora_A": np.pad(A, ((0, more), (0, 0))), "lora_B": np.pad(B, ((0, 0), (0, more)))},
+        )
     return _built(pack.name, adapters)
 
 

@@ -1,4 +1,6 @@
-"""The schemas that the package ships, checked by the library of that name and not by the package's own reader."""
+"""The schemas that the package ships, checked by the library of that name and not by the package's own
+reader.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,16 @@ def _validator(name: str) -> Draft202012Validator:
 
 
 def fits(value: Any, name: str) -> bool:
-    """Whether a JSON value fits the schema of that name, such as ``report.v1``, or a part of one, such as ``report.v1#run_row``."""
+    """Whether a JSON value fits the schema of that name, such as ``report.v1``, or a part of one, such as
+    ``report.v1#run_row``.
+    """
     return bool(_validator(name).is_valid(value))
 
 
 def unlike(schema: Any) -> list[str]:
-    """The patterns in a schema that not every reader takes for the same. RE2 has what ECMAScript, Python and Rust have in common: no
-    look-around, no end of a text but ``$``, no escape of Unicode. A pattern is looked for anywhere, so that each has both ends.
+    """The patterns in a schema that not every reader takes for the same. RE2 has what ECMAScript, Python and
+    Rust have in common: no look-around, no end of a text but ``$``, no escape of Unicode. A pattern is looked
+    for anywhere, so that each has both ends.
     """
     if isinstance(schema, list):
         return [pattern for item in schema for pattern in unlike(item)]
@@ -58,17 +63,23 @@ def structure(value: Any) -> object:
 
 
 def _require(value: Any, name: str) -> None:
-    """Checks a value against a schema, unless one of its structure was: what values there may be is up to readers, and their tests."""
+    """Checks a value against a schema, unless one of its structure was: what values there may be is up to
+    readers, and their tests.
+    """
     key = name, structure(value)
     if key not in _CHECKED:
         error = best_match(_validator(name).iter_errors(value))
-        assert error is None, f"what was written does not fit {name}, at {error.json_path}: {error.message:.500}"
+        assert error is None, (
+            f"what was written does not fit {name}, at {error.json_path}: {error.message:.500}"
+        )
         _CHECKED.add(key)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Holds every pack, bundle and fleet that this process writes to its schema; every report of a command and every row's answer, too."""
+    """Holds every pack, bundle and fleet that this process writes to its schema; every report of a command
+    and every row's answer, too.
+    """
     from adapterpack.bundle import manifest as bundle
     from adapterpack.cli import output
     from adapterpack.fleet import fleet
@@ -77,13 +88,19 @@ def held() -> Iterator[None]:
     from adapterpack.pack.pack import Pack
     from adapterpack.runtime.row_runner import RowRunner
 
-    write_pack, write_bundle, write_fleet, finite = Pack.write_into, bundle.Bundle.write, fleet.Fleet.write, output.finite
+    write_pack, write_bundle, write_fleet, finite = (
+        Pack.write_into,
+        bundle.Bundle.write,
+        fleet.Fleet.write,
+        output.finite,
+    )
     outcomes = RowRunner.outcomes
 
     @functools.wraps(write_pack)
     def pack_into(self: Pack, folder: Path) -> None:
         write_pack(self, folder)
-        if self.manifest.format_version in {*STEPS, pack.FORMAT_VERSION}:  # a copy of a later version has what only that knows
+        # a copy of a later version has what only that knows
+        if self.manifest.format_version in {*STEPS, pack.FORMAT_VERSION}:
             _require(json.loads((folder / pack.FILE_NAME).read_bytes()), "manifest.v1")
 
     def bundle_into(self: bundle.Bundle, folder: Path, *args: Any, **options: Any) -> None:
@@ -105,7 +122,10 @@ def held() -> Iterator[None]:
     def answered(self: RowRunner, rows: Any) -> Any:
         for outcome in outcomes(self, rows):
             if outcome.result is not None:
-                _require({**json.loads(json.dumps(finite(outcome.result), default=str)), "command": "run"}, "report.v1#run_row")
+                _require(
+                    {**json.loads(json.dumps(finite(outcome.result), default=str)), "command": "run"},
+                    "report.v1#run_row",
+                )
             yield outcome
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,6 @@
-"""Sites for browsers in tests: the packages of npm that run them, a plain server of files, and what a page in Chromium answers."""
+"""Sites for browsers in tests: the packages of npm that run them, a plain server of files, and what a page in
+Chromium answers.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ npm = pytest.mark.skipif(shutil.which("npm") is None and not os.environ.get("CI"
 
 
 def fetched() -> Path:
-    """The folder ``node_modules`` of ``web/package-lock.json``, whose digests npm compares; no script of a package runs."""
+    """The folder ``node_modules`` of ``web/package-lock.json``, whose digests npm compares; no script of a
+    package runs.
+    """
     lock = (WEB / "package-lock.json").read_bytes()
     folder = cache_folder() / "web-tests" / hashlib.sha256(lock).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +40,12 @@ def fetched() -> Path:
         if not (folder / "complete").exists():
             for name in ("package.json", "package-lock.json"):
                 shutil.copyfile(WEB / name, folder / name)
-            subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True)
+            subprocess.run(
+                ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+            )
             (folder / "complete").touch()
     return folder / "node_modules"
 
@@ -74,5 +83,13 @@ def logits(page: Page, rows: list[tuple[str, str | None]]) -> np.ndarray:
 
 def said(page: Page, prompt: str, adapter: str | None, most: int) -> str:
     """The greedy answer of an open site to a prompt."""
-    call = f"adapterpack.bundle.generate({json.dumps(prompt)}, {json.dumps({'adapter': adapter, 'maxNewTokens': most})})"
-    return str(page.run(f"(async () => {{ let text = ''; for await (const piece of {call}) text += piece; return text; }})()"))
+    call = (
+        f"adapterpack.bundle.generate({json.dumps(prompt)}, "
+        f"{json.dumps({'adapter': adapter, 'maxNewTokens': most})})"
+    )
+    return str(
+        page.run(
+            f"(async () => {{ let text = ''; for await (const piece of {call}) text += piece; return "
+            "text; })()"
+        )
+    )

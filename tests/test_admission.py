@@ -53,8 +53,16 @@ def tags(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     at its sites.
     """
     folder = tmp_path_factory.mktemp("packs")
-    return packed(tiny_bert, folder, "token-classification", "tags", ["x", "y", "z"], r=3, alpha=5,
-                  modules_to_save=("classifier",))
+    return packed(
+        tiny_bert,
+        folder,
+        "token-classification",
+        "tags",
+        ["x", "y", "z"],
+        r=3,
+        alpha=5,
+        modules_to_save=("classifier",),
+    )
 
 
 def by_session(bundle: Path, pack: Pack) -> object:
@@ -74,7 +82,10 @@ def by_server(bundle: Path, pack: Pack) -> object:
 
 
 WAYS: dict[str, Loads] = {
-    "session": by_session, "engine": by_engine, "request": by_request, "server": by_server,
+    "session": by_session,
+    "engine": by_engine,
+    "request": by_request,
+    "server": by_server,
 }
 
 
@@ -91,7 +102,8 @@ def test_a_pack_of_another_task_is_refused_by_whatever_runs_it(way: str, bundle_
 
 
 def test_a_pack_of_another_task_is_refused_at_start_by_a_watch_and_by_an_operator(
-    bundle_of: Make, tags: Path,
+    bundle_of: Make,
+    tags: Path,
 ) -> None:
     """The watch remembers it as refused, and what is loaded goes on."""
     engine, place = Engine(bundle_of("bert", "bank"), "cpu"), InFolder(tags)
@@ -106,7 +118,9 @@ def test_a_pack_of_another_task_is_refused_at_start_by_a_watch_and_by_an_operato
 
 
 def test_export_takes_no_head_for_another_task_though_the_task_is_named(
-    tiny_bert: Path, tags: Path, tmp_path: Path,
+    tiny_bert: Path,
+    tags: Path,
+    tmp_path: Path,
 ) -> None:
     """Who names a task chooses it for the adapters of other tasks, whose sites it has, and not for their
     heads.
@@ -118,7 +132,10 @@ def test_export_takes_no_head_for_another_task_though_the_task_is_named(
 
 @pytest.mark.long
 def test_a_bundle_for_another_task_than_its_packs_takes_more_of_them(
-    tiny_bert: Path, pack_of: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    tiny_bert: Path,
+    pack_of: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Their canaries were recorded on another graph, which is said; one with a head is refused there, too."""
     bundle, gamma = tmp_path / "bundle", pack_of("bert", "gamma")
@@ -139,7 +156,11 @@ def other_canary(pack_of: Make) -> Pack:
 
 @pytest.mark.parametrize("bundle", ["ordinary", "engine"])
 def test_a_session_replays_the_canary_of_what_it_loads(
-    bundle: str, bundle_of: Make, decoders: Path, pack_of: Make, other_canary: Pack,
+    bundle: str,
+    bundle_of: Make,
+    decoders: Path,
+    pack_of: Make,
+    other_canary: Pack,
 ) -> None:
     """On the graph that it has open; where the canary fails the session is as it was."""
     session = Session(decoders if bundle == "engine" else bundle_of("llama", "bank"), "cpu")
@@ -150,16 +171,18 @@ def test_a_session_replays_the_canary_of_what_it_loads(
     assert set(session._opened) & {"model", "decoder"} == ({"decoder"} if bundle == "engine" else {"model"})
 
 
-def test_a_pack_that_comes_with_a_request_is_admitted_once(decoders: Path, pack_of: Make, other_canary: Pack,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_that_comes_with_a_request_is_admitted_once(
+    decoders: Path, pack_of: Make, other_canary: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its canary is replayed before its first row, and not again; one that fails has no row."""
     engine = Engine(decoders, "cpu")
     with pytest.raises(ParityError, match="canary"):
         engine.add([5, 6], other_canary)
     assert not engine.busy
     replayed, replay = list[str](), engine.adapters._replay
-    monkeypatch.setattr(engine.adapters, "_replay",
-                        lambda pack, adapter: replayed.append(pack.name) or replay(pack, adapter))
+    monkeypatch.setattr(
+        engine.adapters, "_replay", lambda pack, adapter: replayed.append(pack.name) or replay(pack, adapter)
+    )
     gamma = load(pack_of("llama", "gamma"))
     for _ in range(3):
         engine.add([5, 6], gamma, max_new_tokens=1)
@@ -168,7 +191,9 @@ def test_a_pack_that_comes_with_a_request_is_admitted_once(decoders: Path, pack_
 
 @pytest.mark.parametrize("way", ["session", "engine", "server"])
 def test_a_canary_that_no_graph_of_the_task_can_replay_is_a_refusal(
-    way: str, decoders: Path, pack_of: Make,
+    way: str,
+    decoders: Path,
+    pack_of: Make,
 ) -> None:
     """One whose rows are not one to one, and one of images."""
     pack = load(pack_of("llama", "gamma"))
@@ -184,8 +209,9 @@ def test_a_canary_that_no_graph_of_the_task_can_replay_is_a_refusal(
         WAYS[way](decoders, holding(replace(recorded, decoder_input_ids=recorded.input_ids)))
 
 
-def test_why_a_canary_is_not_replayed_is_said(decoders: Path, pack_of: Make, tmp_path: Path,
-                                              caplog: pytest.LogCaptureFixture) -> None:
+def test_why_a_canary_is_not_replayed_is_said(
+    decoders: Path, pack_of: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """On a quantized graph, and on a base of other weights that the caller accepts; a pack without a canary
     is not worth a warning.
     """
@@ -201,8 +227,9 @@ def test_why_a_canary_is_not_replayed_is_said(decoders: Path, pack_of: Make, tmp
             Session(decoders, "cpu").load(moved)
         Session(decoders, "cpu").load(moved, allow_structural=True)
         Session(decoders, "cpu").load(bare)
-    said = {record.getMessage().partition("is not replayed: ")[2]: record.levelno
-            for record in caplog.records}
+    said = {
+        record.getMessage().partition("is not replayed: ")[2]: record.levelno for record in caplog.records
+    }
     assert said.pop("the pack carries none") == logging.INFO
     assert {reason.partition(",")[0]: level for reason, level in said.items() if reason} == {
         "the graph is quantized": logging.WARNING,
@@ -223,7 +250,9 @@ def test_the_engine_replays_a_canary_of_texts_with_images(tmp_path: Path) -> Non
 
 
 def test_a_pack_of_another_tokenizer_is_said(
-    decoders: Path, pack_of: Make, caplog: pytest.LogCaptureFixture,
+    decoders: Path,
+    pack_of: Make,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is loaded, since another file may hold the same words."""
     pack = load(pack_of("llama", "gamma"))
@@ -235,7 +264,9 @@ def test_a_pack_of_another_tokenizer_is_said(
 
 
 def test_nothing_of_a_pack_without_its_signature_is_looked_at(
-    bundle_of: Make, tags: Path, tmp_path: Path,
+    bundle_of: Make,
+    tags: Path,
+    tmp_path: Path,
 ) -> None:
     """Whose signature is missing hears of that alone, whatever else would be refused."""
     key = ec.generate_private_key(ec.SECP256R1()).public_key()

@@ -1,4 +1,6 @@
-"""Outputs that are whole or absent: written where nobody else can, and every error says which path it is about."""
+"""Outputs that are whole or absent: written where nobody else can, and every error says which path it is
+about.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,10 @@ def test_an_output_grows_where_nobody_else_can_write(output: Output, tmp_path: P
 
 
 def test_nobody_is_sent_to_what_vanished(tmp_path: Path) -> None:
-    """An output in an output that ends early says that it is kept; once the outer one is gone, that is not said any more."""
+    """An output in an output that ends early says that it is kept; once the outer one is gone, that is not
+    said any more.
+    """
+
     def stopped() -> None:
         with output_folder(tmp_path / "out") as folder:
             interrupt = KeyboardInterrupt()
@@ -103,7 +108,9 @@ def test_a_long_name_has_room_for_its_temporary(output: Output, tmp_path: Path) 
 
 
 def test_what_the_source_does_is_told_of_the_source(output: Output, tmp_path: Path) -> None:
-    """A file that is missing, or that is a folder, is named; the output is not blamed, and nothing of it is left."""
+    """A file that is missing, or that is a folder, is named; the output is not blamed, and nothing of it is
+    left.
+    """
     out, source = tmp_path / "out", tmp_path / "source"
     for _ in range(2):
         with pytest.raises(StorageError) as caught, output(out) as place:
@@ -114,10 +121,21 @@ def test_what_the_source_does_is_told_of_the_source(output: Output, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("error", [OSError("no tokenizer can be loaded"), ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
-                                   OSError(errno.EIO, "a sector"), ValueError("no"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no tokenizer can be loaded"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+        OSError(errno.EIO, "a sector"),
+        ValueError("no"),
+        KeyboardInterrupt(),
+    ],
+    ids=repr,
+)
 def test_what_is_of_no_file_passes_as_it_is(error: BaseException, output: Output, tmp_path: Path) -> None:
-    """Libraries raise an OSError of their own, and reading fails without saying of what: neither is the output's fault."""
+    """Libraries raise an OSError of their own, and reading fails without saying of what: neither is the
+    output's fault.
+    """
     with pytest.raises(type(error)) as caught, output(tmp_path / "out") as place:
         put(place, "half")
         raise error
@@ -147,16 +165,24 @@ def test_an_output_that_cannot_be_written_is_named_by_its_own_name(output: Outpu
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_temporary_files_leave_nothing_and_name_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a killed process left is removed by the next; a full disk is that of temporary files, and the remedy another."""
+def test_temporary_files_leave_nothing_and_name_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed process left is removed by the next; a full disk is that of temporary files, and the
+    remedy another.
+    """
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / ".adapterpack.0123456789abcdef.tmp" / "large").mkdir(parents=True)
     with scratch_folder() as folder:
         assert [*tmp_path.iterdir()] == [folder]
         (folder / "file").touch()
     assert [*tmp_path.iterdir()] == []
-    with (pytest.raises(StorageError, match=r"the disk is full.*TMPDIR") as caught, scratch_folder() as folder,
-          (folder / "file").open("wb"), Path("/dev/full").open("wb", buffering=0) as full):
+    with (
+        pytest.raises(StorageError, match=r"the disk is full.*TMPDIR") as caught,
+        scratch_folder() as folder,
+        (folder / "file").open("wb"),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
         full.write(b"more")
     assert caught.value.where == str(tmp_path)
     assert [*tmp_path.iterdir()] == []
@@ -187,7 +213,9 @@ def test_an_interrupt_of_the_system_leaves_nothing(output: Output, tmp_path: Pat
 
 
 def test_what_a_killed_process_left_is_removed_and_what_grows_is_not(output: Output, tmp_path: Path) -> None:
-    """A folder whose lock is free goes when an output of its name is begun; one that still grows, one of another name, and a link stay."""
+    """A folder whose lock is free goes when an output of its name is begun; one that still grows, one of
+    another name, and a link stay.
+    """
     (elsewhere := tmp_path / "elsewhere").mkdir()
     for name in ("out", "other"):
         (tmp_path / f".{name}.{'a' * 16}.tmp" / "inside").mkdir(parents=True)
@@ -200,7 +228,8 @@ def test_what_a_killed_process_left_is_removed_and_what_grows_is_not(output: Out
             raise RuntimeError
         assert growing.is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [f".other.{'a' * 16}.tmp", f".out.{'b' * 16}.tmp", "elsewhere", "out"])
+        [f".other.{'a' * 16}.tmp", f".out.{'b' * 16}.tmp", "elsewhere", "out"]
+    )
 
 
 def test_a_renewed_file_replaces_one_of_its_kind_only(tmp_path: Path) -> None:
@@ -218,8 +247,12 @@ def test_a_renewed_file_replaces_one_of_its_kind_only(tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == "renewed"
 
 
-def test_a_place_where_nothing_made_is_ones_own_is_named(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a network disk whose files all belong to nobody: an error instead of one folder after another without end."""
+def test_a_place_where_nothing_made_is_ones_own_is_named(
+    output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network disk whose files all belong to nobody: an error instead of one folder after another
+    without end.
+    """
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     with pytest.raises(StorageError, match="belong to another user"), output(tmp_path / "out"):

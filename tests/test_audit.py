@@ -1,4 +1,6 @@
-"""The audit: every figure against an independent dense formula in float64, the verdicts, the page, and the command."""
+"""The audit: every figure against an independent dense formula in float64, the verdicts, the page, and the
+command.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audit") / "base"
     folder.mkdir()
     rng = np.random.default_rng(9)
-    tensors = {f"{path}.weight": 0.05 * rng.standard_normal(shape).astype(np.float32) for path, shape in SHAPES.items()}
+    tensors = {
+        f"{path}.weight": 0.05 * rng.standard_normal(shape).astype(np.float32)
+        for path, shape in SHAPES.items()
+    }
     tensors["layers.0.v.weight"] = tensors["layers.0.v.weight"].astype(ml_dtypes.bfloat16)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "llama"}')
@@ -57,14 +62,25 @@ def of_base(folder: Path) -> m.Base:
     return m.Base("org/base", None, "llama", known.structure, known.content, probe=known.probe)
 
 
-def factors(seed: int, r: int, shapes: dict[str, tuple[int, int]] = SHAPES, size: float = 0.01) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def factors(
+    seed: int, r: int, shapes: dict[str, tuple[int, int]] = SHAPES, size: float = 0.01
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return {path: (rng.standard_normal((r, n)).astype(np.float32), (size * rng.standard_normal((o, r))).astype(np.float32))
-            for path, (o, n) in shapes.items()}
+    return {
+        path: (
+            rng.standard_normal((r, n)).astype(np.float32),
+            (size * rng.standard_normal((o, r))).astype(np.float32),
+        )
+        for path, (o, n) in shapes.items()
+    }
 
 
 def made(
-    name: str, values: dict[str, tuple[np.ndarray, np.ndarray]], origin: m.Base | None = None, scale: float = 1.5, **rest: Any
+    name: str,
+    values: dict[str, tuple[np.ndarray, np.ndarray]],
+    origin: m.Base | None = None,
+    scale: float = 1.5,
+    **rest: Any,
 ) -> tuple[Pack, Deltas]:
     """A LoRA pack of these factors, and its changes in float64."""
     adapters, deltas = {}, {}
@@ -77,9 +93,14 @@ def made(
 
 
 def trio(origin: m.Base | None = None) -> list[tuple[Pack, Deltas]]:
-    """Three packs: of ranks 3, 3 and 2, the third not everywhere, the second near to the first at one site."""
+    """Three packs: of ranks 3, 3 and 2, the third not everywhere, the second near to the first at one
+    site.
+    """
     one, two, three = factors(1, 3), factors(2, 3), factors(3, 2)
-    two["layers.0.q"] = (one["layers.0.q"][0] + 0.3 * two["layers.0.q"][0], one["layers.0.q"][1] - 0.2 * two["layers.0.q"][1])
+    two["layers.0.q"] = (
+        one["layers.0.q"][0] + 0.3 * two["layers.0.q"][0],
+        one["layers.0.q"][1] - 0.2 * two["layers.0.q"][1],
+    )
     del three["head"]
     return [made("one", one, origin), made("two", two, origin), made("three", three, origin)]
 
@@ -97,7 +118,9 @@ def svd(D: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def close(found: Any, expected: Any, atol: float = 2e-6) -> None:
     """Null and NaN are the same; else within FLOAT32."""
-    np.testing.assert_allclose(np.array(found, np.float64), np.array(expected, np.float64), rtol=FLOAT32, atol=atol, equal_nan=True)
+    np.testing.assert_allclose(
+        np.array(found, np.float64), np.array(expected, np.float64), rtol=FLOAT32, atol=atol, equal_nan=True
+    )
 
 
 WEIGHTS = (0.7, -0.4, 1.1)
@@ -106,7 +129,9 @@ WEIGHTS = (0.7, -0.4, 1.1)
 @pytest.fixture(scope="module")
 def found(base: Path) -> tuple[dict[str, Any], list[Deltas], Path]:
     packs = trio(of_base(base))
-    result = audit([pack for pack, _ in packs], weights=WEIGHTS, base=base, ranks=(5, 1, 3), exact=True).to_json()
+    result = audit(
+        [pack for pack, _ in packs], weights=WEIGHTS, base=base, ranks=(5, 1, 3), exact=True
+    ).to_json()
     return result, [deltas for _, deltas in packs], base
 
 
@@ -122,7 +147,11 @@ def picked(found: Found, path: str | None) -> tuple[dict[str, Any], list[np.ndar
     """The figures of a site, or of all; the changes of each site ``[T, m, n]`` behind them, and the sites."""
     result, deltas, _ = found
     paths = list(SHAPES) if path is None else [path]
-    return (result["total"] if path is None else figures(result, path)), [dense(deltas, each) for each in paths], paths
+    return (
+        (result["total"] if path is None else figures(result, path)),
+        [dense(deltas, each) for each in paths],
+        paths,
+    )
 
 
 @EVERY
@@ -151,7 +180,9 @@ def test_energy_relative_to_the_base(found: Found, path: str | None) -> None:
 
 @EVERY
 def test_principal_angles_and_interference(found: Found, path: str | None) -> None:
-    """The mean squared cosine between the singular vectors' subspaces; |(U^T U - I) S (V^T V - I)|_1 over the sum of S."""
+    """The mean squared cosine between the singular vectors' subspaces; |(U^T U - I) S (V^T V - I)|_1 over the
+    sum of S.
+    """
     got, changes, _ = picked(found, path)
     cosines, angles = np.zeros((2, 3, 3)), np.zeros((3, 3))
     interference = nuclear = 0.0
@@ -204,30 +235,46 @@ def test_conflicts_of_sign(found: Found, path: str | None) -> None:
 
 @EVERY
 def test_truncation_loss(found: Found, path: str | None) -> None:
-    """sqrt of the squared singular values beyond the rank, over all of them, of the weighted sum; ranks sorted."""
+    """sqrt of the squared singular values beyond the rank, over all of them, of the weighted sum; ranks
+    sorted.
+    """
     got, changes, _ = picked(found, path)
     values = [np.linalg.svd(np.tensordot(WEIGHTS, D, 1), compute_uv=False) for D in changes]
     whole = sum((S**2).sum() for S in values)
     assert list(got["truncation"]) == ["1", "3", "5"]
-    close(list(got["truncation"].values()), [math.sqrt(sum((S[rank:] ** 2).sum() for S in values) / whole) for rank in (1, 3, 5)])
+    close(
+        list(got["truncation"].values()),
+        [math.sqrt(sum((S[rank:] ** 2).sum() for S in values) / whole) for rank in (1, 3, 5)],
+    )
 
 
 @EVERY
 @pytest.mark.parametrize(("code", "dtype"), [("BF16", ml_dtypes.bfloat16), ("F16", np.float16)])
 def test_fold_loss(found: Found, path: str | None, code: str, dtype: Any) -> None:
-    """Error and kept part of round(W + sum w D) - W; the float32 sum before the rounding moves few values by one unit (1e-3)."""
+    """Error and kept part of round(W + sum w D) - W; the float32 sum before the rounding moves few values by
+    one unit (1e-3).
+    """
     got, changes, paths = picked(found, path)
     error = inner = energy = 0.0
     for each, D in zip(paths, changes, strict=True):
-        W, change = Checkpoint(found[2]).read(f"{each}.weight").astype(np.float64), np.tensordot(WEIGHTS, D, 1)
+        W, change = (
+            Checkpoint(found[2]).read(f"{each}.weight").astype(np.float64),
+            np.tensordot(WEIGHTS, D, 1),
+        )
         stored = (W + change).astype(np.float32).astype(dtype).astype(np.float64) - W
-        error, inner, energy = error + ((stored - change) ** 2).sum(), inner + (stored * change).sum(), energy + (change**2).sum()
+        error, inner, energy = (
+            error + ((stored - change) ** 2).sum(),
+            inner + (stored * change).sum(),
+            energy + (change**2).sum(),
+        )
     assert got["fold"][code]["relative_error"] == pytest.approx(math.sqrt(error / energy), rel=1e-3)
     assert got["fold"][code]["kept"] == pytest.approx(inner / energy, rel=1e-3)
 
 
 def test_spectra_and_ranks(found: Found) -> None:
-    """Singular values, exp of the entropy, |D|^2 / s1^2, and the fewest with 99 % of the energy; of every pack at every site."""
+    """Singular values, exp of the entropy, |D|^2 / s1^2, and the fewest with 99 % of the energy; of every
+    pack at every site.
+    """
     result, deltas, _ = found
     for path in SHAPES:
         for D, got in zip(dense(deltas, path), figures(result, path)["spectra"], strict=True):
@@ -238,7 +285,9 @@ def test_spectra_and_ranks(found: Found) -> None:
                 p = S / S.sum()
                 close(got["effective_rank"], math.exp(-(p * np.log(p)).sum()))
                 close(got["stable_rank"], (S**2).sum() / S[0] ** 2)
-                assert got["rank_99"] == next(k for k in range(1, 99) if (S[:k] ** 2).sum() >= 0.99 * (S**2).sum())
+                assert got["rank_99"] == next(
+                    k for k in range(1, 99) if (S[:k] ** 2).sum() >= 0.99 * (S**2).sum()
+                )
     assert figures(result, "head")["spectra"][2] == {"rank": 0, "effective_rank": 0, "stable_rank": 0, "rank_99": 0, "energy": 0,
                                                      "values": []}  # fmt: skip
 
@@ -250,23 +299,43 @@ def test_cross_terms() -> None:
     got = audit(packs, weights=(0.6, -0.3)).to_json()
     for path in SHAPES:
         a, b = math.sqrt(0.6 * 1.5), math.sqrt(0.3 * 1.5)
-        A, B = (a * one[path][0] - b * two[path][0]).astype(np.float64), (a * one[path][1] + b * two[path][1]).astype(np.float64)
-        wanted = a**2 * one[path][1].astype(np.float64) @ one[path][0] - b**2 * two[path][1].astype(np.float64) @ two[path][0]
+        A, B = (
+            (a * one[path][0] - b * two[path][0]).astype(np.float64),
+            (a * one[path][1] + b * two[path][1]).astype(np.float64),
+        )
+        wanted = (
+            a**2 * one[path][1].astype(np.float64) @ one[path][0]
+            - b**2 * two[path][1].astype(np.float64) @ two[path][0]
+        )
         close(figures(got, path)["cross_terms"], np.linalg.norm(B @ A - wanted) / np.linalg.norm(wanted))
     assert audit([packs[0], made("three", factors(3, 2))[0]]).to_json()["total"]["cross_terms"] is None
 
 
 @pytest.mark.parametrize("name", ["loha", "ia3", "oft", "dora"])
 def test_other_methods_by_what_the_fold_makes_of_the_weight(base: Path, name: str) -> None:
-    """The norm is that of fold(W) - W, whatever the method, where the change has full rank too (within the energy that is kept)."""
+    """The norm is that of fold(W) - W, whatever the method, where the change has full rank too (within the
+    energy that is kept).
+    """
     method = get(name)
-    cfg = resolve_configs(method, [method.config()], [Site("layers.0.q", 7, 33)])[0] if name != "oft" else method.config(block_size=7)
+    cfg = (
+        resolve_configs(method, [method.config()], [Site("layers.0.q", 7, 33)])[0]
+        if name != "oft"
+        else method.config(block_size=7)
+    )
     weight = Checkpoint(base).read("layers.0.q.weight").astype(np.float32)
     site = Site("layers.0.q", 7, 33, weight=weight)
     rng = np.random.default_rng(4)
-    params = {key: (value + 0.05 * rng.standard_normal(value.shape)).astype(np.float32)
-              for key, value in method.init(cfg, site, rng).items()}
-    pack = build(name, method, {Site("layers.0.q", 7, 33): (cfg, params)}, task=m.Task("text-generation"), base=of_base(base))
+    params = {
+        key: (value + 0.05 * rng.standard_normal(value.shape)).astype(np.float32)
+        for key, value in method.init(cfg, site, rng).items()
+    }
+    pack = build(
+        name,
+        method,
+        {Site("layers.0.q", 7, 33): (cfg, params)},
+        task=m.Task("text-generation"),
+        base=of_base(base),
+    )
     folded, _ = fold(method, cfg, complete(method, cfg, params, site), site, weight, None)
     got = audit([pack], base=base).to_json()
     [one] = got["sites"]
@@ -277,7 +346,9 @@ def test_other_methods_by_what_the_fold_makes_of_the_weight(base: Path, name: st
 
 
 def test_a_sample_is_the_same_every_time_and_near_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 400 x 300 entries 60 rows: within five standard errors of a share (5 sqrt(1 / 4 / 18,000), rows being nearly independent)."""
+    """Of 400 x 300 entries 60 rows: within five standard errors of a share (5 sqrt(1 / 4 / 18,000), rows
+    being nearly independent).
+    """
     shapes = {"layers.0.q": (400, 300)}
     packs = [made(str(seed), factors(seed, 16, shapes))[0] for seed in (1, 2)]
     whole = audit(packs, exact=True).to_json()["sites"][0]
@@ -299,7 +370,9 @@ WIDE = {f"layers.{layer}.q": (96, 80) for layer in range(3)}
 
 
 def turned(shift: float, keep: float = 0.0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The first pack's directions, its middle matrix turned: ``keep`` of the change itself, and in its subspaces."""
+    """The first pack's directions, its middle matrix turned: ``keep`` of the change itself, and in its
+    subspaces.
+    """
     values = {}
     for path, (A, B) in factors(1, 4, WIDE).items():
         M = keep * np.eye(4) + shift * np.roll(np.eye(4), 1, axis=1)
@@ -314,8 +387,12 @@ def turned(shift: float, keep: float = 0.0) -> dict[str, tuple[np.ndarray, np.nd
     ("shared", turned(1.0, 0.0)),
     ("conflict", turned(1.0, -0.2)),
 ])  # fmt: skip
-def test_the_verdict_says_what_the_packs_are_to_each_other(kind: str, second: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """One kind for each of the ways, whose rules are registered ones; weights only where the figures tell them."""
+def test_the_verdict_says_what_the_packs_are_to_each_other(
+    kind: str, second: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """One kind for each of the ways, whose rules are registered ones; weights only where the figures tell
+    them.
+    """
     result = pair(second)
     assert result.verdict.kind == kind, result.to_json()["total"]
     assert set(result.verdict.rules) <= set(rules())
@@ -333,17 +410,26 @@ def test_a_negative_weight_turns_a_verdict_around() -> None:
 def test_uneven_packs_and_lossy_folds_are_told(base: Path) -> None:
     """A drowned pack and a change below the rounding of bfloat16, in words."""
     origin = of_base(base)
-    text = " ".join(audit([made("one", factors(1, 3), origin)[0], made("two", factors(2, 3, size=1e-5), origin)[0]]).verdict.reasons)
+    text = " ".join(
+        audit(
+            [made("one", factors(1, 3), origin)[0], made("two", factors(2, 3, size=1e-5), origin)[0]]
+        ).verdict.reasons
+    )
     assert "the change of one is" in text
     tiny = audit([made("tiny", factors(2, 3, size=1e-6), origin)[0]], base=base)
     assert "Folded into the base in BF16" in " ".join(tiny.verdict.reasons)
 
 
 def test_heads_and_what_cannot_be_measured_are_listed() -> None:
-    """A head is averaged where labels and tensors agree, and refused with the reason where they do not; soft prompts have no figures."""
+    """A head is averaged where labels and tensors agree, and refused with the reason where they do not; soft
+    prompts have no figures.
+    """
+
     def headed(name: str, seed: int, labels: tuple[str, ...], rows: int = 2) -> Pack:
         head = {"weight": np.random.default_rng(seed).standard_normal((rows, 5)).astype(np.float32)}
-        return made(name, factors(seed, 2), task=m.Task("text-classification", None, labels), full={"score": head})[0]
+        return made(
+            name, factors(seed, 2), task=m.Task("text-classification", None, labels), full={"score": head}
+        )[0]
 
     one = headed("one", 1, ("no", "yes"))
     [whole] = audit([one, headed("two", 2, ("no", "yes"))]).whole
@@ -355,9 +441,18 @@ def test_heads_and_what_cannot_be_measured_are_listed() -> None:
     assert "tensors" in str(audit([one, headed("two", 2, ("no", "yes"), 3)]).whole[0].refusal)
     dora = get("dora")
     site = Site("layers.0.q", 7, 33)
-    params = {"lora_A": np.ones((1, 7), np.float32), "lora_B": np.ones((33, 1), np.float32),
-              "lora_magnitude_vector": np.ones(33, np.float32)}
-    needy = build("needy", dora, {site: (dora.config(r=1), params)}, task=m.Task("text-generation"), base=m.Base("org/base"))
+    params = {
+        "lora_A": np.ones((1, 7), np.float32),
+        "lora_B": np.ones((33, 1), np.float32),
+        "lora_magnitude_vector": np.ones(33, np.float32),
+    }
+    needy = build(
+        "needy",
+        dora,
+        {site: (dora.config(r=1), params)},
+        task=m.Task("text-generation"),
+        base=m.Base("org/base"),
+    )
     both = audit([made("one", factors(1, 2))[0], needy]).to_json()
     assert [(each["pack"], each["path"]) for each in both["skipped"]] == [("needy", "layers.0.q")]
     assert "give it with --base" in both["skipped"][0]["reason"]
@@ -366,7 +461,10 @@ def test_heads_and_what_cannot_be_measured_are_listed() -> None:
 
 
 def test_a_rule_that_is_recommended_is_one_that_compose_follows(tiny_llama: Path, tmp_path: Path) -> None:
-    """Heads that do not go together, and changes without a low rank: no rule that compose would refuse, and its reason is told."""
+    """Heads that do not go together, and changes without a low rank: no rule that compose would refuse, and
+    its reason is told.
+    """
+
     def headed(name: str, seed: int, rows: int) -> Pack:
         head = {"weight": np.random.default_rng(seed).standard_normal((rows, 5)).astype(np.float32)}
         labels = m.Task("text-classification", None, ("no", "yes"))
@@ -383,9 +481,21 @@ def test_a_rule_that_is_recommended_is_one_that_compose_follows(tiny_llama: Path
     path = "model.layers.0.self_attn.q_proj"
     rows, columns = base.tensors[f"{path}.weight"].shape
     rng = np.random.default_rng(0)
-    turning = [build(name, get("hra"), {Site(path, columns, rows): (get("hra").config(r=2), {
-        "hra_u": rng.standard_normal((columns, 2)).astype(np.float32)})}, task=m.Task("text-generation"), base=origin)
-        for name in ("one", "two")]
+    turning = [
+        build(
+            name,
+            get("hra"),
+            {
+                Site(path, columns, rows): (
+                    get("hra").config(r=2),
+                    {"hra_u": rng.standard_normal((columns, 2)).astype(np.float32)},
+                )
+            },
+            task=m.Task("text-generation"),
+            base=origin,
+        )
+        for name in ("one", "two")
+    ]
     result = audit(turning, base=tiny_llama)
     with pytest.raises(Unsupported) as caught:
         adapterpack.compose(turning, base=tiny_llama)
@@ -415,13 +525,17 @@ def test_wrong_arguments_are_refused(base: Path) -> None:
 def test_progress_ends_at_all(base: Path) -> None:
     """Growing, and the last is the whole."""
     told: list[tuple[int, int]] = []
-    audit([pack for pack, _ in trio(of_base(base))], base=base, progress=lambda done, total: told.append((done, total)))
+    audit(
+        [pack for pack, _ in trio(of_base(base))],
+        base=base,
+        progress=lambda done, total: told.append((done, total)),
+    )
     assert told == sorted(told)
     assert len(told) == len(SHAPES)
     assert told[-1][0] == told[-1][1]
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 
 
 def test_the_page_is_self_contained_and_tells_the_figures(found: Found) -> None:
@@ -460,13 +574,20 @@ def test_hostile_names_are_shown_and_do_nothing(found: Found) -> None:
     assert '<script src="https://evil.example/x.js">alert(1)</script>' in Document(text).text
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 
 def process(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-m", "adapterpack", "audit", *map(str, args)], env=environment, capture_output=True, text=True,
-                          check=False, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "adapterpack", "audit", *map(str, args)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -476,7 +597,9 @@ def written(base: Path) -> list[Path]:
 
 
 def test_the_command(written: list[Path], base: Path, tmp_path: Path) -> None:
-    """--json fits the schema and is the library's answer; the page is written; people get a table and the verdict."""
+    """--json fits the schema and is the library's answer; the page is written; people get a table and the
+    verdict.
+    """
     page = tmp_path / "audit.html"
     done = process(*written, "--base", base, "--html", page, "--json", "--rank", 2, "--dtype", "fp16")
     assert done.returncode == 0, done.stderr
@@ -499,16 +622,34 @@ def test_the_command(written: list[Path], base: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    """Interrupted once the first figures are told: exit code 130, one sentence, no page and no part of one."""
+    """Interrupted once the first figures are told: exit code 130, one sentence, no page and no part of
+    one.
+    """
     shapes = {f"layers.{layer}.q": (640, 640) for layer in range(400)}
     pack = made("wide", factors(1, 8, shapes))[0].write(tmp_path / "wide")
     out = tmp_path / "out"
     out.mkdir()
-    # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does not.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "audit", str(pack.path), str(pack.path), "--exact", "--html", str(out / "a.html")]
+    # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does
+    # not.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main "
+        "import main; main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "audit",
+        str(pack.path),
+        str(pack.path),
+        "--exact",
+        "--html",
+        str(out / "a.html"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    running = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+    )
     assert running.stderr is not None
     first = running.stderr.readline()
     assert first.startswith("audit: "), first

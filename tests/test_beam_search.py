@@ -1,4 +1,6 @@
-"""Beam search: the sequences and scores of transformers' own, of decoders and of encoders with a decoder, each row with its adapter."""
+"""Beam search: the sequences and scores of transformers' own, of decoders and of encoders with a decoder,
+each row with its adapter.
+"""
 
 from __future__ import annotations
 
@@ -33,19 +35,32 @@ CASES = 40
 @pytest.fixture(scope="module")
 def placed(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("beams") / "bundle"
-    export(base_of("llama"), [pack_of("llama", name) for name in ("alpha", "beta")], folder, mode="bank", in_place=True)
+    export(
+        base_of("llama"),
+        [pack_of("llama", name) for name in ("alpha", "beta")],
+        folder,
+        mode="bank",
+        in_place=True,
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
-def models(placed: Path, encoder_decoder_of: Make, dense_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Family -> its bundle, and the models of transformers in float64 by the adapter that is folded into them."""
+def models(
+    placed: Path, encoder_decoder_of: Make, dense_of: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Make:
+    """Family -> its bundle, and the models of transformers in float64 by the adapter that is folded into
+    them.
+    """
 
     def get(family: str) -> tuple[Path, dict[str | None, Any]]:
         if family == "llama":
             return placed, {name: dense_of("llama", name) for name in (None, "alpha", "beta")}
         base, bundle, _ = encoder_decoder_of(family)
-        task, known = task_named("text2text-generation"), {None: Reference(task_named("text2text-generation"), base)}
+        task, known = (
+            task_named("text2text-generation"),
+            {None: Reference(task_named("text2text-generation"), base)},
+        )
         for name, pack in Session(bundle, "cpu").packs.items():
             known[name] = Reference(task, base, pack, tmp_path_factory.mktemp("folded") / name)
         return bundle, {name: reference.model for name, reference in known.items()}
@@ -56,27 +71,61 @@ def models(placed: Path, encoder_decoder_of: Make, dense_of: Make, tmp_path_fact
 def case(dice: random.Random) -> dict[str, Any]:
     """The parameters of one search."""
     beams = dice.randrange(2, 6)
-    return {"num_beams": beams, "num_return_sequences": dice.randrange(1, beams + 1), "max_new_tokens": dice.randrange(1, 12),
-            "length_penalty": dice.choice([-1.0, 0.0, 0.6, 1.0, 2.0]), "early_stopping": dice.choice([True, False, "never"]),
-            **dice.choice([{}, {}, {"repetition_penalty": 1.3}, {"min_new_tokens": 1}, {"no_repeat_ngram_size": 2, "min_length": 4},
-                           {"forced_bos_token_id": 11, "forced_eos_token_id": ENDS[0], "begin_suppress_tokens": [12, 30]},
-                           {"suppress_tokens": list(range(20, 60)), "bad_words_ids": [[5, 6], *([token] for token in range(70, 90))]}])}
+    return {
+        "num_beams": beams,
+        "num_return_sequences": dice.randrange(1, beams + 1),
+        "max_new_tokens": dice.randrange(1, 12),
+        "length_penalty": dice.choice([-1.0, 0.0, 0.6, 1.0, 2.0]),
+        "early_stopping": dice.choice([True, False, "never"]),
+        **dice.choice(
+            [
+                {},
+                {},
+                {"repetition_penalty": 1.3},
+                {"min_new_tokens": 1},
+                {"no_repeat_ngram_size": 2, "min_length": 4},
+                {
+                    "forced_bos_token_id": 11,
+                    "forced_eos_token_id": ENDS[0],
+                    "begin_suppress_tokens": [12, 30],
+                },
+                {
+                    "suppress_tokens": list(range(20, 60)),
+                    "bad_words_ids": [[5, 6], *([token] for token in range(70, 90))],
+                },
+            ]
+        ),
+    }
 
 
 def expected(model: Any, prompt: list[int], options: dict[str, Any]) -> list[tuple[tuple[int, ...], float]]:
     """transformers' sequences, without prompt and end token, and their scores."""
     start = getattr(model.config, "decoder_start_token_id", None)
     model.generation_config = GenerationConfig()  # what a base's says is no part of these cases
-    config = GenerationConfig(**options, do_sample=False, eos_token_id=list(ENDS), pad_token_id=0, decoder_start_token_id=start,
-                              return_dict_in_generate=True, output_scores=True)
+    config = GenerationConfig(
+        **options,
+        do_sample=False,
+        eos_token_id=list(ENDS),
+        pad_token_id=0,
+        decoder_start_token_id=start,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
     with torch.no_grad():
-        found = model.generate(input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                               generation_config=config)
+        found = model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            generation_config=config,
+        )
     before = len(prompt) if not model.config.is_encoder_decoder else 1
     rows = [row[before:] for row in found.sequences.tolist()]
     lengths = [next((at for at, token in enumerate(row) if token in ENDS), len(row)) for row in rows]
-    answers = [(tuple(row[:length]), score) for row, length, score in zip(rows, lengths, found.sequences_scores.tolist(), strict=True)]
-    sequences = [sequence for sequence, _ in answers]  # where rules leave fewer than there are beams, transformers repeats some
+    answers = [
+        (tuple(row[:length]), score)
+        for row, length, score in zip(rows, lengths, found.sequences_scores.tolist(), strict=True)
+    ]
+    # where rules leave fewer than there are beams, transformers repeats some
+    sequences = [sequence for sequence, _ in answers]
     return [answer for number, answer in enumerate(answers) if answer[0] not in sequences[:number]]
 
 
@@ -92,13 +141,18 @@ def ends_of(engine: Engine, steps: int | None = None) -> dict[int, Event]:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["llama", "t5", pytest.param("bart", marks=pytest.mark.long)])
 def test_sequences_and_scores_are_those_of_transformers(family: str, models: Make) -> None:
-    """Random searches beside each other and beside greedy rows in one pool, each with an adapter of its own: as transformers finds them
-    one by one in float64."""
+    """Random searches beside each other and beside greedy rows in one pool, each with an adapter of its own:
+    as transformers finds them one by one in float64.
+    """
     bundle, known = models(family)
     engine, dice = Engine(bundle, "cpu", max_rows=8, prefill_budget=30), random.Random(7)
     asked, ends = {}, dict[int, Event]()
     for _ in range(CASES):
-        prompt, name, options = [dice.randrange(3, 90) for _ in range(dice.randrange(1, 20))], dice.choice(list(known)), case(dice)
+        prompt, name, options = (
+            [dice.randrange(3, 90) for _ in range(dice.randrange(1, 20))],
+            dice.choice(list(known)),
+            case(dice),
+        )
         asked[engine.add(prompt, name, **options, **STOPS)] = prompt, name, options
         if dice.random() < 0.3:
             engine.add(prompt[::-1], dice.choice(list(known)), max_new_tokens=6)
@@ -107,14 +161,23 @@ def test_sequences_and_scores_are_those_of_transformers(family: str, models: Mak
     for number, (prompt, name, options) in asked.items():
         right, found = expected(known[name], prompt, options), ends[number]
         assert [one.ids for one in found.sequences] == [ids for ids, _ in right], (name, prompt, options)
-        np.testing.assert_allclose([one.score for one in found.sequences], [score for _, score in right], rtol=2e-4, atol=2e-5)
-        assert (found.text, found.finish_reason) == (found.sequences[0].text, found.sequences[0].finish_reason)
+        np.testing.assert_allclose(
+            [one.score for one in found.sequences], [score for _, score in right], rtol=2e-4, atol=2e-5
+        )
+        assert (found.text, found.finish_reason) == (
+            found.sequences[0].text,
+            found.sequences[0].finish_reason,
+        )
         assert found.adapter == (None if name is None else engine.bundle.pack(name).id)
-    assert not engine.rows.running and all(adapter.users == 0 for adapter in engine.adapters._resident.values())
+    assert not engine.rows.running and all(
+        adapter.users == 0 for adapter in engine.adapters._resident.values()
+    )
 
 
 def test_caches_are_copied_where_a_parent_changes(placed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beam stays in its row for the first that goes on from it, and a row of the pool is written once a step at most."""
+    """A beam stays in its row for the first that goes on from it, and a row of the pool is written once a
+    step at most.
+    """
     engine, moves = Engine(placed, "cpu", max_rows=6), list[tuple[int, int]]()
     move = engine.rows._pool.move
     monkeypatch.setattr(engine.rows._pool, "move", lambda *places: (moves.append(places[:2]), move(*places)))
@@ -139,7 +202,9 @@ def test_caches_are_copied_where_a_parent_changes(placed: Path, monkeypatch: pyt
 
 
 def test_what_ends_a_search_ends_its_rows_alone(placed: Path) -> None:
-    """It is cancelled while it waits, reads and runs; one of its beams fails: its rows are free again, and others go on."""
+    """It is cancelled while it waits, reads and runs; one of its beams fails: its rows are free again, and
+    others go on.
+    """
     engine, session = Engine(placed, "cpu", max_rows=4, prefill_budget=2), Session(placed, "cpu")
     (alone,) = session.generate([[8, 9]], ["beta"], max_new_tokens=40, ignore_eos=True)
     other = engine.add([8, 9], "beta", max_new_tokens=40, ignore_eos=True)
@@ -165,8 +230,10 @@ def test_what_ends_a_search_ends_its_rows_alone(placed: Path) -> None:
 def test_sessions_and_the_command_search(placed: Path, bundle_of: Make, tmp_path: Path) -> None:
     """The best sequence is the answer; several are given with their scores; stop texts end sequences."""
     session = Session(placed, "cpu")
-    plain, mixed = (session.generate([[5, 6, 7], [8, 9]], names, num_beams=3, num_return_sequences=2, max_new_tokens=6)
-                    for names in (None, ["alpha", None]))
+    plain, mixed = (
+        session.generate([[5, 6, 7], [8, 9]], names, num_beams=3, num_return_sequences=2, max_new_tokens=6)
+        for names in (None, ["alpha", None])
+    )
     assert [len(answer.sequences) for answer in plain] == [2, 2]
     assert mixed[1] == plain[1] and mixed[0].ids != plain[0].ids
     for answer in plain:
@@ -178,18 +245,27 @@ def test_sessions_and_the_command_search(placed: Path, bundle_of: Make, tmp_path
         session.generate([[5]], num_beams=2, emit=lambda *event: None)
     with pytest.raises(Unsupported, match="no graph for the engine"):
         Session(bundle_of("llama", "bank"), "cpu").generate([[5]], num_beams=2)
-    done = CliRunner().invoke(command, [str(placed), "--prompt", "w1 w2 w3", "--beams", "3", "--max-new-tokens", "6", "--json"])
+    done = CliRunner().invoke(
+        command, [str(placed), "--prompt", "w1 w2 w3", "--beams", "3", "--max-new-tokens", "6", "--json"]
+    )
     assert json.loads(done.stdout)["completion"] == plain[0].text
 
 
 @pytest.mark.fast
 def test_parameters_of_a_search(tmp_path: Path) -> None:
-    """What cannot be is refused by name; the model's file says what a caller leaves out, but nothing of a search with one beam."""
-    for options, where in (({"num_beams": 0}, "num_beams"), ({"num_return_sequences": 2}, "num_return_sequences"),
-                           ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
-                           ({"length_penalty": 2.0}, "length_penalty"),
-                           ({"early_stopping": True}, "early_stopping"), ({"num_beams": 2, "early_stopping": "often"}, "early_stopping"),
-                           ({"num_beams": 2, "temperature": 1.0}, "temperature"), ({"num_beams": 2, "logprobs": 1}, "logprobs")):
+    """What cannot be is refused by name; the model's file says what a caller leaves out, but nothing of a
+    search with one beam.
+    """
+    for options, where in (
+        ({"num_beams": 0}, "num_beams"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
+        ({"length_penalty": 2.0}, "length_penalty"),
+        ({"early_stopping": True}, "early_stopping"),
+        ({"num_beams": 2, "early_stopping": "often"}, "early_stopping"),
+        ({"num_beams": 2, "temperature": 1.0}, "temperature"),
+        ({"num_beams": 2, "logprobs": 1}, "logprobs"),
+    ):
         with pytest.raises(ConfigError) as caught:
             Sampling(**options)
         assert caught.value.where == where

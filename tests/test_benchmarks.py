@@ -1,4 +1,6 @@
-"""The benchmarks that compare servers: their clients against a server that answers by the clock, and all of it on a tiny model."""
+"""The benchmarks that compare servers: their clients against a server that answers by the clock, and all of
+it on a tiny model.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from adapterpack.report.served import served_report
 
 @asynccontextmanager
 async def clockwork(first: float, token: float, running: list[int]) -> AsyncIterator[int]:
-    """A server whose answers have their first token after so many seconds, and one more after each ``token``; its port. ``running`` gets
-    the number of requests whenever one comes.
+    """A server whose answers have their first token after so many seconds, and one more after each ``token``;
+    its port. ``running`` gets the number of requests whenever one comes.
     """
     now = [0]
 
@@ -50,8 +52,8 @@ async def clockwork(first: float, token: float, running: list[int]) -> AsyncIter
 
 @pytest.mark.fast
 def test_clients_count_and_time_what_a_server_sends() -> None:
-    """Four clients of a closed loop have four requests at a time; an open loop keeps its times; an error in a stream is one. Times have
-    no upper bound here, since the machine may be busy.
+    """Four clients of a closed loop have four requests at a time; an open loop keeps its times; an error in a
+    stream is one. Times have no upper bound here, since the machine may be busy.
     """
     running = list[int]()
     wanted = clients.requests(["one", "two"], 12, 4, tokens=3)
@@ -86,18 +88,33 @@ def test_more_adapters_than_clients_follow_zipfs_law() -> None:
 
 @pytest.mark.long
 def test_servers_are_compared_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our server, its engine alone, and PEFT in the server that stands for what one writes around it, in this environment."""
-    for module in (contestants, serve, peers_decode):  # threads of a model as small as this one only wait for each other, and busily
+    """Our server, its engine alone, and PEFT in the server that stands for what one writes around it, in this
+    environment.
+    """
+    # threads of a model as small as this one only wait for each other, and busily
+    for module in (contestants, serve, peers_decode):
         monkeypatch.setattr(module, "THREADS", 1)
     peers, files = tmp_path / "peers", Files(tmp_path / "files", "tiny")
     (peers / "peft" / "bin").mkdir(parents=True)
     program = peers / "peft" / "bin" / "python"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     program.chmod(0o755)
-    options = {"size": "tiny", "peers": peers, "precision": ["fp32"], "packs": "large", "clients": 4, "prompt": 8, "tokens": 8, "rounds": 1,
-               "seconds": 0.5, "rate": 8.0}
-    ours, peft = (serve.measure(argparse.Namespace(**options, only=[name], adapters=counts), files)
-                  for name, counts in (("ours", [1, 3]), ("peft", [3])))
+    options = {
+        "size": "tiny",
+        "peers": peers,
+        "precision": ["fp32"],
+        "packs": "large",
+        "clients": 4,
+        "prompt": 8,
+        "tokens": 8,
+        "rounds": 1,
+        "seconds": 0.5,
+        "rate": 8.0,
+    }
+    ours, peft = (
+        serve.measure(argparse.Namespace(**options, only=[name], adapters=counts), files)
+        for name, counts in (("ours", [1, 3]), ("peft", [3]))
+    )
     assert ours["missing"] == peft["missing"] == []
     results = ours["results"] + peft["results"]
     result = {**ours, "results": results, "ratios": serve.compared(results)}
@@ -110,8 +127,16 @@ def test_servers_are_compared_on_a_tiny_model(tmp_path: Path, monkeypatch: pytes
     serve.show(result)
     page = served_report(result)
     assert all(f"{one['closed']['tokens_per_second']:.1f}" in page for one in result["results"])
-    options = {"size": "tiny", "peers": peers, "only": ["engine", "peft"], "precision": ["fp32"], "tokens": 8, "prefill": 16, "runs": 2,
-               "batches": ["1 adapter", "8 mixed"]}
+    options = {
+        "size": "tiny",
+        "peers": peers,
+        "only": ["engine", "peft"],
+        "precision": ["fp32"],
+        "tokens": 8,
+        "prefill": 16,
+        "runs": 2,
+        "batches": ["1 adapter", "8 mixed"],
+    }
     result = peers_decode.measure(argparse.Namespace(**options), files)
     assert [one["name"] for one in result["results"]] == ["engine", "peft"], result["missing"]
     peers_decode.show(result)

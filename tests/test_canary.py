@@ -1,4 +1,6 @@
-"""The canary of a pack on a right and on a wrong model, in torch and under ONNX Runtime: each fault has its error."""
+"""The canary of a pack on a right and on a wrong model, in torch and under ONNX Runtime: each fault has its
+error.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def base_at(tiny_llama: Path, tiny_bert: Path) -> Make:
 
 @pytest.fixture(scope="module")
 def model_of(base_at: Make) -> Make:
-    """A decoder, a classifier whose head is new with every model, or an encoder, in training mode as a user may have it."""
+    """A decoder, a classifier whose head is new with every model, or an encoder, in training mode as a user
+    may have it.
+    """
 
     def make(kind: str, **kwargs: Any) -> Any:
         more = {"num_labels": 3} if kind == "bert" else {}
@@ -80,7 +84,10 @@ def pack_for(model_of: Make) -> Make:
 
 def changed(pack: Pack, change: Callable[[np.ndarray], np.ndarray]) -> Pack:
     """The pack with other B, and the canary of the right ones."""
-    return dataclasses.replace(pack, tensors={name: change(array) if "lora_B" in name else array for name, array in pack.tensors.items()})
+    return dataclasses.replace(
+        pack,
+        tensors={name: change(array) if "lora_B" in name else array for name, array in pack.tensors.items()},
+    )
 
 
 # --- in torch, when it is attached
@@ -88,11 +95,17 @@ def changed(pack: Pack, change: Callable[[np.ndarray], np.ndarray]) -> Pack:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", CLASSES)
-def test_attach_replays_the_canary(kind: str, model_of: Make, pack_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the right base it passes, on four tiny passes in evaluation mode; the model is left in its mode, the adapter active."""
+def test_attach_replays_the_canary(
+    kind: str, model_of: Make, pack_for: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the right base it passes, on four tiny passes in evaluation mode; the model is left in its mode, the
+    adapter active.
+    """
     pack, model, modes = pack_for(kind), model_of(kind), []
     forward = type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda self, *a, **k: modes.append(self.training) or forward(self, *a, **k))
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, *a, **k: modes.append(self.training) or forward(self, *a, **k)
+    )
     attach(model, pack)
     assert modes == [False] * 4
     assert all(module.training for module in model.modules())
@@ -100,12 +113,20 @@ def test_attach_replays_the_canary(kind: str, model_of: Make, pack_for: Make, mo
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("change", "error"), [(np.zeros_like, NothingToDo), (lambda B: B * np.float32(1.2), ParityError)])
+@pytest.mark.parametrize(
+    ("change", "error"), [(np.zeros_like, NothingToDo), (lambda B: B * np.float32(1.2), ParityError)]
+)
 @pytest.mark.parametrize("kind", CLASSES)
 def test_attach_refuses_an_adapter_that_is_not_the_recorded_one(
-    kind: str, change: Callable[[np.ndarray], np.ndarray], error: type[Exception], model_of: Make, pack_for: Make,
+    kind: str,
+    change: Callable[[np.ndarray], np.ndarray],
+    error: type[Exception],
+    model_of: Make,
+    pack_for: Make,
 ) -> None:
-    """B zero: no effect. B a fifth larger: other logits. After it the model is the one that it was; asked not to look, attach does not."""
+    """B zero: no effect. B a fifth larger: other logits. After it the model is the one that it was; asked not
+    to look, attach does not.
+    """
     pack, model = changed(pack_for(kind), change), model_of(kind)
     before = {path: (id(module), module.training) for path, module in model.named_modules()}
     with pytest.raises(error):
@@ -118,8 +139,12 @@ def test_attach_refuses_an_adapter_that_is_not_the_recorded_one(
 
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", CLASSES)
-def test_attach_refuses_a_base_that_was_changed_after_it_was_loaded(kind: str, model_of: Make, pack_for: Make) -> None:
-    """One weight of one layer is another: the checkpoint that the model came from is right, the model is not."""
+def test_attach_refuses_a_base_that_was_changed_after_it_was_loaded(
+    kind: str, model_of: Make, pack_for: Make
+) -> None:
+    """One weight of one layer is another: the checkpoint that the model came from is right, the model is
+    not.
+    """
     model = model_of(kind)
     ends = ("layers.0.mlp.up_proj.weight", "layer.0.output.dense.weight")
     weight = next(value for name, value in model.named_parameters() if name.endswith(ends))
@@ -132,18 +157,25 @@ def test_attach_refuses_a_base_that_was_changed_after_it_was_loaded(kind: str, m
 
 @pytest.mark.fast
 def test_a_head_that_was_not_saved_is_told(model_of: Make) -> None:
-    """A classifier's adapter packed without its new head cannot be right on another one, whose head is drawn anew. ``adapt`` trains such
-    heads whole where it knows the checkpoint."""
+    """A classifier's adapter packed without its new head cannot be right on another one, whose head is drawn
+    anew. ``adapt`` trains such heads whole where it knows the checkpoint.
+    """
     model = model_of("bert")
     folder, model.config._name_or_path = model.config._name_or_path, ""
-    pack = save(shake(adapt(model, LoRA(r=2, targets=("query", "value")), "headless"), 0.05), None, base=folder)
+    pack = save(
+        shake(adapt(model, LoRA(r=2, targets=("query", "value")), "headless"), 0.05), None, base=folder
+    )
     with pytest.raises(BaseMismatch, match="head that was not saved"):
         attach(model_of("bert"), pack)
 
 
 @pytest.mark.fast
-def test_another_class_of_model_is_not_asked(model_of: Make, tiny_llama: Path, pack_for: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """A decoder's adapter in a classifier over the same decoder: its canary says nothing of those logits, and the log says so."""
+def test_another_class_of_model_is_not_asked(
+    model_of: Make, tiny_llama: Path, pack_for: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A decoder's adapter in a classifier over the same decoder: its canary says nothing of those logits, and
+    the log says so.
+    """
     model = AutoModelForSequenceClassification.from_pretrained(tiny_llama)
     with caplog.at_level("INFO"):
         attach(model, pack_for("llama"))
@@ -153,8 +185,9 @@ def test_another_class_of_model_is_not_asked(model_of: Make, tiny_llama: Path, p
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", CLASSES)
 def test_half_precision(kind: str, model_of: Make, pack_for: Make) -> None:
-    """A float32 canary passes in bfloat16, and one recorded in bfloat16 passes in float32, though both differ by more than float32 does;
-    an adapter without effect is still seen."""
+    """A float32 canary passes in bfloat16, and one recorded in bfloat16 passes in float32, though both differ
+    by more than float32 does; an adapter without effect is still seen.
+    """
     pack, half = pack_for(kind), {"dtype": torch.bfloat16}
     assert verify_canary(attach(model_of(kind, **half), pack), pack) > 1e-4
     with pytest.raises(NothingToDo):
@@ -168,8 +201,9 @@ def test_half_precision(kind: str, model_of: Make, pack_for: Make) -> None:
 
 @pytest.mark.fast
 def test_an_encoder_s_canary_holds_components_at_fixed_places(model_of: Make, pack_for: Make) -> None:
-    """Evenly spaced components of the last hidden state at the last position, the same for base and adapter; of the pooled output, behind
-    the 24 of the hidden state, where only that one is adapted."""
+    """Evenly spaced components of the last hidden state at the last position, the same for base and adapter;
+    of the pooled output, behind the 24 of the hidden state, where only that one is adapted.
+    """
     recorded = pack_for("encoder").manifest.canary
     places = [0, 3, 7, 10, 13, 16, 20, 23]
     assert all(row["ids"] == places for row in (*recorded.base, *recorded.adapter))
@@ -177,7 +211,9 @@ def test_an_encoder_s_canary_holds_components_at_fixed_places(model_of: Make, pa
         for ids, row in zip(recorded.input_ids, recorded.base, strict=True):
             hidden = model_of("encoder").eval()(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
             np.testing.assert_allclose(row["logits"], hidden[places].numpy(), atol=SAME)
-    pooled = save(shake(adapt(model_of("encoder"), LoRA(r=2, targets=("pooler.dense",)), "pooled"), 0.1), None)
+    pooled = save(
+        shake(adapt(model_of("encoder"), LoRA(r=2, targets=("pooler.dense",)), "pooled"), 0.1), None
+    )
     assert all(row["ids"] == [24 + place for place in places] for row in pooled.manifest.canary.adapter)
     attach(model_of("encoder"), pooled)
     with pytest.raises(NothingToDo):
@@ -206,16 +242,29 @@ def test_a_token_classifier_s_canary(tiny_bert: Path) -> None:
 def test_dropout_does_not_reach_the_canary(tmp_path: Path) -> None:
     """A model that drops half of everything while it trains: recorded and replayed without."""
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20,
-                         hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)).save_pretrained(tmp_path / "bert")
-    pack = save(shake(adapt(AutoModel.from_pretrained(tmp_path / "bert").train(), LoRA(r=2, dropout=0.5), "d"), 0.1), None)
+    BertModel(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=20,
+            hidden_dropout_prob=0.5,
+            attention_probs_dropout_prob=0.5,
+        )
+    ).save_pretrained(tmp_path / "bert")
+    pack = save(
+        shake(adapt(AutoModel.from_pretrained(tmp_path / "bert").train(), LoRA(r=2, dropout=0.5), "d"), 0.1),
+        None,
+    )
     assert verify_canary(attach(AutoModel.from_pretrained(tmp_path / "bert").train(), pack), pack) <= SAME
 
 
 @pytest.mark.fast
 def test_how_coarse_a_model_is(model_of: Make) -> None:
-    """Eight roundings of the coarsest float, or of what torch makes of float32; half of the largest logit for integers, or where the
-    configuration says quantized."""
+    """Eight roundings of the coarsest float, or of what torch makes of float32; half of the largest logit for
+    integers, or where the configuration says quantized.
+    """
     assert coarse(model_of("llama")) == 2.0**-20
     before = torch.get_float32_matmul_precision()
     try:
@@ -235,7 +284,9 @@ def test_how_coarse_a_model_is(model_of: Make) -> None:
 
 @pytest.mark.fast
 def test_at_any_tolerance_a_visible_effect_must_be_there() -> None:
-    """Rows that are equal with and without the adapter pass only if what was recorded may be lost in bfloat16's rounding (2^-7)."""
+    """Rows that are equal with and without the adapter pass only if what was recorded may be lost in
+    bfloat16's rounding (2^-7).
+    """
     rows = [np.array([8.0, 1.0, -3.0], np.float32)]
     for effect, passes in ((0.05, True), (0.1, False)):  # 2^-7 of 8 is 0.0625
         recorded = canary.record(Canary(((1,),), (), (), 0.0), rows, [rows[0] - np.float32(effect)])
@@ -252,7 +303,9 @@ def test_at_any_tolerance_a_visible_effect_must_be_there() -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle_at(bundle_of: Make, base_at: Make, pack_for: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def bundle_at(
+    bundle_of: Make, base_at: Make, pack_for: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Make:
     """Kind and mode -> a bundle: the shared ones of two adapters (folded: one), and one of the encoder."""
 
     @cache
@@ -266,8 +319,15 @@ def bundle_at(bundle_of: Make, base_at: Make, pack_for: Make, tmp_path_factory: 
     return make
 
 
-BUNDLES = [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("bert", "bank"), ("bert", "inputs"), ("bert", "folded"),
-           ("encoder", "bank")]
+BUNDLES = [
+    ("llama", "bank"),
+    ("llama", "inputs"),
+    ("llama", "folded"),
+    ("bert", "bank"),
+    ("bert", "inputs"),
+    ("bert", "folded"),
+    ("encoder", "bank"),
+]
 RUNNING = [(kind, mode) for kind, mode in BUNDLES if mode != "folded"]
 
 
@@ -287,7 +347,8 @@ def rewritten(folder: Path, change: Callable[[str, np.ndarray], np.ndarray | Non
             value.const_value, touched = ir.tensor(new, name=name), touched + 1
     assert touched
     ir.save(graph, folder / "new.onnx", external_data="new.onnx.data")
-    for suffix in ("", ".data"):  # the names of external data are in the graph, so both are written once more under theirs
+    # the names of external data are in the graph, so both are written once more under theirs
+    for suffix in ("", ".data"):
         (folder / f"{GRAPH}{suffix}").unlink(missing_ok=True)
     ir.save(ir.load(folder / "new.onnx"), folder / GRAPH, external_data=f"{GRAPH}.data")
     for suffix in ("", ".data"):
@@ -300,6 +361,7 @@ def readapted(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     """The bundle with other ``up`` factors: in a bank's first slot, or in the first adapter's file."""
     bundle = read_bundle(folder)
     if bundle.mode == "bank":
+
         def slot(name: str, array: np.ndarray) -> np.ndarray | None:
             if name.rpartition(".")[0] not in bundle.sites or not name.endswith(".up"):
                 return None
@@ -308,9 +370,13 @@ def readapted(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
 
         return rewritten(folder, slot)
     path = folder / f"{bundle.adapters[0].path}.onnx_adapter"
-    before = ort.AdapterFormat.read_adapter(str(path))  # its values are gone when it is, and a value borrows its array
+    # its values are gone when it is, and a value borrows its array
+    before = ort.AdapterFormat.read_adapter(str(path))
     values = {name: np.array(value.numpy()) for name, value in before.get_parameters().items()}
-    arrays = {name: np.ascontiguousarray(change(array) if name.endswith(".up") else array) for name, array in values.items()}
+    arrays = {
+        name: np.ascontiguousarray(change(array) if name.endswith(".up") else array)
+        for name, array in values.items()
+    }
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
@@ -348,26 +414,35 @@ def error_of_canary(folder: Path) -> AdapterpackError:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
 def test_every_bundle_replays_the_canaries_of_its_packs(kind: str, mode: str, bundle_at: Make) -> None:
-    """What export wrote down is what a fresh session gives: every pack, within float32 of what torch recorded; so says the validator."""
+    """What export wrote down is what a fresh session gives: every pack, within float32 of what torch
+    recorded; so says the validator.
+    """
     folder = bundle_at(kind, mode)
-    recorded, names = read_bundle(folder).parity["canary"], {adapter.name for adapter in read_bundle(folder).adapters}
+    recorded, names = (
+        read_bundle(folder).parity["canary"],
+        {adapter.name for adapter in read_bundle(folder).adapters},
+    )
     assert set(recorded["replayed"]) == names
     assert recorded["not_replayed"] == {}
     assert all(one["max_abs"] <= SAME < one["tolerance"] for one in recorded["replayed"].values())
     again = replay.verify(Session(folder, "cpu"))["replayed"]
     assert set(again) == names
-    for name, one in again.items():  # sums may be taken in another order in another session, so the differences alone are not the same bits
+    # sums may be taken in another order in another session, so the differences alone are not the same bits
+    for name, one in again.items():
         assert one["max_abs"] <= SAME
         assert one["tolerance"] == recorded["replayed"][name]["tolerance"]
     report = validate(folder, full=True)
     assert (report.findings, report.not_checked[0]) == ((), "base: none was named (--base)")
-    assert [text.partition(":")[0] for text in report.not_checked[1:]] == \
-        ["who made the graphs, and that they compute nothing else than the base and its adapters"]
+    assert [text.partition(":")[0] for text in report.not_checked[1:]] == [
+        "who made the graphs, and that they compute nothing else than the base and its adapters"
+    ]
 
 
 @pytest.mark.parametrize(("kind", "mode"), RUNNING)
 def test_the_base_of_a_canary_has_the_pack_s_head_on(kind: str, mode: str, bundle_at: Make) -> None:
-    """The rows without the adapter are those that torch gave with the adapters off and the head of the pack on."""
+    """The rows without the adapter are those that torch gave with the adapters off and the head of the pack
+    on.
+    """
     session = Session(bundle_at(kind, mode), "cpu")
     for name, rows in replay.replay(session).items():
         for row, recorded in zip(rows.base, session.packs[name].manifest.canary.base, strict=True):
@@ -377,10 +452,17 @@ def test_the_base_of_a_canary_has_the_pack_s_head_on(kind: str, mode: str, bundl
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
 def test_a_graph_with_one_other_base_weight(kind: str, mode: str, copied: Make) -> None:
-    """One entry of one weight: BaseMismatch; where the adapter is folded in there is no base to tell it from: ParityError."""
+    """One entry of one weight: BaseMismatch; where the adapter is folded in there is no base to tell it from:
+    ParityError.
+    """
     folder = copied(kind, mode)
     sites = read_bundle(folder).sites
-    ends = ("layers.0.mlp.up_proj", "layer.0.attention.self.value", "layers.0.self_attn.q_proj", "layer.0.attention.self.query")
+    ends = (
+        "layers.0.mlp.up_proj",
+        "layer.0.attention.self.value",
+        "layers.0.self_attn.q_proj",
+        "layer.0.attention.self.query",
+    )
     weight = next(site.weight for path, site in sites.items() if path.endswith(ends))
 
     def other(name: str, array: np.ndarray) -> np.ndarray | None:
@@ -411,8 +493,12 @@ def test_a_folded_graph_without_its_adapter(copied: Make, tiny_llama: Path, tmp_
     assert type(failure(folder)) is NothingToDo
 
 
-def test_export_publishes_nothing_whose_canary_fails(tiny_llama: Path, pack_for: Make, tmp_path: Path) -> None:
-    """A canary with other base rows, and one with other rows of the adapter, are the errors of a replay; a pack without one passes."""
+def test_export_publishes_nothing_whose_canary_fails(
+    tiny_llama: Path, pack_for: Make, tmp_path: Path
+) -> None:
+    """A canary with other base rows, and one with other rows of the adapter, are the errors of a replay; a
+    pack without one passes.
+    """
     right = pack_for("llama")
     recorded = right.manifest.canary
 
@@ -422,22 +508,39 @@ def test_export_publishes_nothing_whose_canary_fails(tiny_llama: Path, pack_for:
     def moved(rows: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple({**row, "logits": [value + 1 for value in row["logits"]]} for row in rows)
 
-    for rows, error in (({"base": moved(recorded.base)}, BaseMismatch), ({"adapter": moved(recorded.adapter)}, ParityError)):
+    for rows, error in (
+        ({"base": moved(recorded.base)}, BaseMismatch),
+        ({"adapter": moved(recorded.adapter)}, ParityError),
+    ):
         with pytest.raises(error, match="canary"):
-            export(tiny_llama, [holding(replace(recorded, **rows))], tmp_path / "out", mode="bank", frontend="mobius")
+            export(
+                tiny_llama,
+                [holding(replace(recorded, **rows))],
+                tmp_path / "out",
+                mode="bank",
+                frontend="mobius",
+            )
         assert not (tmp_path / "out").exists()
     export(tiny_llama, [holding(None)], tmp_path / "out", mode="bank")
-    assert read_bundle(tmp_path / "out").parity["canary"] == {"replayed": {}, "not_replayed": {"p": "the pack carries none"}}
+    assert read_bundle(tmp_path / "out").parity["canary"] == {
+        "replayed": {},
+        "not_replayed": {"p": "the pack carries none"},
+    }
     assert "canary of p: the pack carries none" in validate(tmp_path / "out", full=True).not_checked
 
 
 def test_adapters_folded_together_have_no_canary(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
     """Both are in the weights: neither's own logits are there to be seen; the command says so."""
     packs = [str(pack_of("llama", name)) for name in ("alpha", "beta")]
-    done = CliRunner().invoke(command, [str(tiny_llama), *packs, "-o", str(tmp_path / "out"), "--mode", "folded"])
+    done = CliRunner().invoke(
+        command, [str(tiny_llama), *packs, "-o", str(tmp_path / "out"), "--mode", "folded"]
+    )
     reason = "it is folded together with others"
     assert f"the canary of beta was not replayed: {reason}" in done.output
-    assert read_bundle(tmp_path / "out").parity["canary"] == {"replayed": {}, "not_replayed": {"alpha": reason, "beta": reason}}
+    assert read_bundle(tmp_path / "out").parity["canary"] == {
+        "replayed": {},
+        "not_replayed": {"alpha": reason, "beta": reason},
+    }
 
 
 # --- quantized graphs
@@ -451,7 +554,9 @@ def int8(bundle_at: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_quantized_graph_is_allowed_what_was_measured(int8: Path, bundle_at: Make) -> None:
-    """``moved`` is the largest difference to the float graph in what a canary compares, with and without the adapter; it is allowed."""
+    """``moved`` is the largest difference to the float graph in what a canary compares, with and without the
+    adapter; it is allowed.
+    """
     recorded = read_bundle(int8).parity["canary"]
     exact, found = (replay.replay(Session(folder, "cpu")) for folder in (bundle_at("llama", "bank"), int8))
     for name, one in found.items():
@@ -467,16 +572,23 @@ def test_a_quantized_graph_is_allowed_what_was_measured(int8: Path, bundle_at: M
 
 
 def test_a_quantized_graph_still_needs_its_adapters(int8: Path, tmp_path: Path) -> None:
-    """At the wider tolerance too: an adapter that is not there is NothingToDo, a base of other weights BaseMismatch."""
+    """At the wider tolerance too: an adapter that is not there is NothingToDo, a base of other weights
+    BaseMismatch.
+    """
     folder = Path(shutil.copytree(int8, tmp_path / "nothing"))
     assert type(error_of_canary(readapted(folder, np.zeros_like))) is NothingToDo
     norm = next(name for name in ir.load(int8 / GRAPH).graph.initializers if name.endswith("norm.weight"))
     folder = Path(shutil.copytree(int8, tmp_path / "base"))
-    assert type(failure(rewritten(folder, lambda name, array: array * np.float32(2) if name == norm else None))) is BaseMismatch
+    assert (
+        type(failure(rewritten(folder, lambda name, array: array * np.float32(2) if name == norm else None)))
+        is BaseMismatch
+    )
 
 
 def test_a_bundle_cannot_allow_itself_anything(int8: Path, tmp_path: Path) -> None:
-    """A claimed difference of more than half of the logits, or none at all: the canary is not replayed, and that is said."""
+    """A claimed difference of more than half of the logits, or none at all: the canary is not replayed, and
+    that is said.
+    """
     for number, (claim, reason) in enumerate(((1e9, "half of their size"), (None, "not known"))):
         folder = Path(shutil.copytree(int8, tmp_path / str(number)))
         value = json.loads((folder / FILE_NAME).read_text())
@@ -484,11 +596,15 @@ def test_a_bundle_cannot_allow_itself_anything(int8: Path, tmp_path: Path) -> No
         moved.update({"alpha": claim}) if claim else moved.pop("alpha")
         (folder / FILE_NAME).write_text(json.dumps(value))
         report = validate(folder, full=True)
-        assert any(question.startswith("canary of alpha: ") and reason in question for question in report.not_checked)
+        assert any(
+            question.startswith("canary of alpha: ") and reason in question for question in report.not_checked
+        )
 
 
 def test_a_graph_that_does_not_run_is_a_finding(copied: Make) -> None:
-    """A graph with an operator that nobody has, listed with its own digest: what ONNX Runtime says of it is the finding."""
+    """A graph with an operator that nobody has, listed with its own digest: what ONNX Runtime says of it is
+    the finding.
+    """
     folder = copied("llama", "bank")
     graph = onnx.load(str(folder / GRAPH), load_external_data=False)
     graph.graph.node[-1].op_type = "NoSuchOperator"
@@ -504,7 +620,9 @@ def test_bytes_that_are_no_graph_are_a_finding(copied: Make) -> None:
     folder = copied("llama", "bank")
     (folder / GRAPH).write_bytes(b"no graph")
     read_bundle(folder).write(folder)
-    assert [(finding.rule, finding.where) for finding in validate(folder, full=True).findings] == [("AB105", GRAPH)]
+    assert [(finding.rule, finding.where) for finding in validate(folder, full=True).findings] == [
+        ("AB105", GRAPH)
+    ]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -519,6 +637,8 @@ def _one_thread() -> Iterator[None]:
 def test_a_pack_says_where_its_canary_is_replayed(pack_for: Make, tmp_path: Path) -> None:
     """Validating a pack runs no model; the report names what does."""
     pack_for("llama").write(tmp_path / "p")
-    (question,) = (text for text in validate(tmp_path / "p", full=True).not_checked if text.startswith("canary"))
+    (question,) = (
+        text for text in validate(tmp_path / "p", full=True).not_checked if text.startswith("canary")
+    )
     assert all(word in question for word in ("attach", "export", "validate --full"))
     assert load(tmp_path / "p").manifest.canary == pack_for("llama").manifest.canary

@@ -1,4 +1,6 @@
-"""Chat templates: what they render is what transformers renders; those of strangers end in time and space, with an error by name."""
+"""Chat templates: what they render is what transformers renders; those of strangers end in time and space,
+with an error by name.
+"""
 
 from __future__ import annotations
 
@@ -19,35 +21,50 @@ from adapterpack.sandbox.sandbox import Sandbox
 
 TEMPLATES = {
     "plain": "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] | trim }}\n{% endfor %}"
-             "{% if add_generation_prompt %}<assistant> {% endif %}",
-    "special": "{{ bos_token }}{% for m in messages %}\n    {%- if m.role == 'user' %}\n  w1 {{ m.content }}{{ eos_token }}\n"
-               "    {% endif %}\n{% endfor %}",
-    "tools": "{% if tools is not none %}tools{% endif %}{% if not tools %}none{% endif %}{{ messages[0].content }}",
+    "{% if add_generation_prompt %}<assistant> {% endif %}",
+    "special": "{{ bos_token }}{% for m in messages %}\n    {%- if m.role == "
+    "'user' %}\n  w1 {{ m.content }}{{ "
+    "eos_token }}\n"
+    "    {% endif %}\n{% endfor %}",
+    "tools": (
+        "{% if tools is not none %}tools{% endif %}{% if not tools %}none{% endif %}{{ messages[0].content }}"
+    ),
     "json": "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}",
     "loop": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ unk_token }}",
-    "macro": "{% macro say(m, more=true) -%}<{{ m.role }}>{{ m['content'] | trim }}{% if more %}|{% endif %}{%- endmacro %}"
-             "{% for m in messages[1:] %}{{ say(m, not loop.last) }}{% endfor %}{{ messages[::-1][0].content }}",
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n "
+        "}}{{ unk_token }}"
+    ),
+    "macro": "{% macro say(m, more=true) -%}<{{ m.role }}>{{ m['content'] | trim "
+    "}}{% if more %}|{% endif %}{%- "
+    "endmacro %}"
+    "{% for m in messages[1:] %}{{ say(m, not loop.last) }}{% endfor %}{{ messages[::-1][0].content }}",
     "texts": "{{ 'a' ~ 1 ~ messages[0].role }} {{ ['x', 'y'] | join('-') }} {{ 'x,y'.split(',') | join }} "
-             "{{ '%s-%03d%%' % ('a', 5) }}{{ '{}:{:>4}'.format('a', 'b') }} {{ 'a%s' | format('b') }} {{ '=' * 20 }} "
-             "{{ 'aXa'.replace('X', 'yy') }}{{ 'b' | center(5) }}{{ messages[0].content | indent(3, true) | upper | replace('W', 'v') }} "
-             "{{ '-'.join(['p', 'q']) }}{{ 'ab'[::-1] }}",
+    "{{ '%s-%03d%%' % ('a', 5) }}{{ '{}:{:>4}'.format('a', 'b') }} {{ 'a%s' | format('b') }} {{ '=' * 20 }} "
+    "{{ 'aXa'.replace('X', 'yy') }}{{ 'b' | center(5) }}{{ messages[0].content | indent(3, true) | upper | "
+    "replace('W', 'v') }} "
+    "{{ '-'.join(['p', 'q']) }}{{ 'ab'[::-1] }}",
     "lists": "{% set users = messages | selectattr('role', 'equalto', 'user') | list %}{{ users | length }}"
-             "{{ [1, 2] + [3] }}{{ (1, 2) }}{{ {'a': [1, none]} }}{{ {'a': 1} | items | list }}"
-             "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}"
-             "{{ messages | map(attribute='role') | unique | join(',') }}{{ range(2, 9, 3) | list }}{{ [3, 1] | sort | first }}"
-             "{{ [1, 2, 3] | sum }}{{ 7.5 | round | int }}{{ 7 // 2 * 3 - 2 ** 3 }}{{ [1, 2, 3] | batch(2) | list }}{{ dict(a=1).a }}",
+    "{{ [1, 2] + [3] }}{{ (1, 2) }}{{ {'a': [1, none]} }}{{ {'a': 1} | items | list }}"
+    "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}"
+    "{{ messages | map(attribute='role') | unique | join(',') }}{{ range(2, 9, 3) | list }}{{ [3, 1] | sort "
+    "| first }}"
+    "{{ [1, 2, 3] | sum }}{{ 7.5 | round | int }}{{ 7 // 2 * 3 - 2 ** 3 }}{{ [1, 2, 3] | batch(2) | list "
+    "}}{{ dict(a=1).a }}",
     "blocks": "{% set text %}{% for m in messages recursive %}{{ m.role }}"
-              "{% if loop.first and not loop.depth0 %}{{ loop([{'role': 'q'}]) }}{% endif %}"
-              "{% endfor %}{% endset %}{{ text }}{% filter upper %}{{ text }}{% endfilter %}{% for m in messages if m.role == 'x' %}"
-              "{% else %}none{% endfor %}{% macro twice() %}{{ caller(1) }}{{ caller(2) }}{% endmacro %}"
-              "{% call(x) twice() %}[{{ x }}]{% endcall %}",
+    "{% if loop.first and not loop.depth0 %}{{ loop([{'role': 'q'}]) }}{% endif %}"
+    "{% endfor %}{% endset %}{{ text }}{% filter upper %}{{ text }}{% endfilter %}{% for m in messages if "
+    "m.role == 'x' %}"
+    "{% else %}none{% endfor %}{% macro twice() %}{{ caller(1) }}{{ caller(2) }}{% endmacro %}"
+    "{% call(x) twice() %}[{{ x }}]{% endcall %}",
     "generation": "{% for m in messages %}{% generation %}\n  {{ m.role }}\n{% endgeneration %}{% endfor %}"
-                  "{{ raise_exception is defined }}",
+    "{{ raise_exception is defined }}",
     "undefined": "{{ documents is none }}{{ custom is defined }}{{ cls_token is defined }}{{ pad_token }}",
 }
 MESSAGES = [
-    {"role": "system", "content": "  w4 <b>&'\" ü"}, {"role": "user", "content": "w5 w6\n"}, {"role": "assistant", "content": "w7"},
+    {"role": "system", "content": "  w4 <b>&'\" ü"},
+    {"role": "user", "content": "w5 w6\n"},
+    {"role": "assistant", "content": "w7"},
     {"role": "user", "content": "w8"},
 ]
 
@@ -61,7 +78,9 @@ def with_template(source: Path, target: Path, template: str) -> Path:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_templates_render_as_under_transformers(name: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """Text and ids equal ``apply_chat_template(add_generation_prompt=True)``, from chat_template.jinja and from the tokenizer's config."""
+    """Text and ids equal ``apply_chat_template(add_generation_prompt=True)``, from chat_template.jinja and
+    from the tokenizer's config.
+    """
     folder = with_template(tiny_llama, tmp_path / "model", TEMPLATES[name])
     theirs = AutoTokenizer.from_pretrained(folder)
     expected = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
@@ -71,7 +90,10 @@ def test_templates_render_as_under_transformers(name: str, tiny_llama: Path, tmp
     assert ours.prompt(MESSAGES) == list(ids["input_ids"] if hasattr(ids, "keys") else ids)
     (folder / "chat_template.jinja").unlink()
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    for inline in (TEMPLATES[name], [{"name": "rag", "template": "no"}, {"name": "default", "template": TEMPLATES[name]}]):
+    for inline in (
+        TEMPLATES[name],
+        [{"name": "rag", "template": "no"}, {"name": "default", "template": TEMPLATES[name]}],
+    ):
         (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": inline}))
         assert Tokenizer(folder).render(MESSAGES) == expected
 
@@ -95,7 +117,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_refused(name: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """The sandbox gives no way to Python's insides, to files, or to the caller's messages: an error that names the folder, no answer."""
+    """The sandbox gives no way to Python's insides, to files, or to the caller's messages: an error that
+    names the folder, no answer.
+    """
     tokenizer = Tokenizer(with_template(tiny_llama, tmp_path / "model", HOSTILE[name]))
     messages = [{"role": "user", "content": "w1"}]
     with pytest.raises(FormatError, match="does not render"):
@@ -103,9 +127,14 @@ def test_a_hostile_template_is_refused(name: str, tiny_llama: Path, tmp_path: Pa
     assert messages == [{"role": "user", "content": "w1"}]
 
 
-@pytest.mark.parametrize("hidden", ["{{ messages | attr('__class__') }}", "{{ ''.__class__ }}", "{{ '{0.__class__}'.format(messages) }}"])
+@pytest.mark.parametrize(
+    "hidden",
+    ["{{ messages | attr('__class__') }}", "{{ ''.__class__ }}", "{{ '{0.__class__}'.format(messages) }}"],
+)
 def test_what_the_sandbox_hides_is_empty(hidden: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """An attribute of Python's insides that is merely printed is printed as nothing, as under transformers."""
+    """An attribute of Python's insides that is merely printed is printed as nothing, as under
+    transformers.
+    """
     folder = with_template(tiny_llama, tmp_path / "model", f"[{hidden}]")
     assert Tokenizer(folder).render(MESSAGES) == "[]"
 
@@ -158,7 +187,10 @@ BOMBS = {
     "translate": "{{ ('a' * 99999).translate({97: 'x' * 99999}) | length }}",
     "kept slices": KEPT + "{% for i in range(9999) %}{% set n.l = n.l + [b[i:]] %}{% endfor %}",
     "kept copies": KEPT + "{% for i in range(9999) %}{% set n.l = n.l + [b.upper()] %}{% endfor %}",
-    "while it compiles": f"{{% if false %}}{{{{ 'x' | center({MANY}) }}}}{{{{ 'x' * {MANY} }}}}{{% endif %}}{{{{ 'x' * {MANY} }}}}",
+    "while it compiles": (
+        f"{{% if false %}}{{{{ 'x' | center({MANY}) }}}}{{{{ 'x' * {MANY} }}}}{{% endif %}}{{{{ 'x' * "
+        f"{MANY} }}}}"
+    ),
     "dates": "{{ strftime_now('%Y' * 999999) }}",
     "words": "{{ lipsum(1000000) }}",
     "message": "{{ raise_exception('x' * 9999999) }}",
@@ -182,7 +214,9 @@ def impatient() -> Iterator[Sandbox]:
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_template_that_would_not_end_is_refused(name: str, impatient: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_would_not_end_is_refused(
+    name: str, impatient: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a short sentence, while this process does nothing but wait; and the next template renders."""
     monkeypatch.setattr(template, "_SANDBOX", impatient)
     started = time.process_time()
@@ -201,16 +235,27 @@ def test_messages_are_what_json_has(value: object) -> None:
 
 def test_a_namespace_is_not_written_out() -> None:
     """It may hold another one many times, or itself."""
-    doubled = "{% set x = namespace() %}" + "{% set y = namespace(a=x, b=x) %}{% set x = namespace(a=y, b=y) %}" * 20 + "{{ x }}"
+    doubled = (
+        "{% set x = namespace() %}"
+        + "{% set y = namespace(a=x, b=x) %}{% set x = namespace(a=y, b=y) %}" * 20
+        + "{{ x }}"
+    )
     assert ChatTemplate(doubled).render(MESSAGES) == "<Namespace>"
-    assert ChatTemplate("{% set x = namespace() %}{% set x.x = [x, x] %}{{ x.x }}").render(MESSAGES) == "[<Namespace>, <Namespace>]"
+    assert (
+        ChatTemplate("{% set x = namespace() %}{% set x.x = [x, x] %}{{ x.x }}").render(MESSAGES)
+        == "[<Namespace>, <Namespace>]"
+    )
 
 
 def test_what_is_long_may_be_rendered() -> None:
     """Long conversations are no bombs: the more is given, the more may be done with it."""
     messages = [{"role": "user", "content": f"{number} " * 500} for number in range(2000)]
-    source = "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'user' %}{{ '<' ~ m.role ~ '>' + m.content | trim }}" \
-             "{% set ns.n = ns.n + 1 %}{% for word in m.content[:200].split() %}{% endfor %}{% endif %}{% endfor %}{{ ns.n }}"
+    source = (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'user' %}{{ '<' ~ m.role ~ '>' "
+        "+ m.content | trim }}"
+        "{% set ns.n = ns.n + 1 %}{% for word in m.content[:200].split() %}{% endfor %}{% endif %}{% endfor "
+        "%}{{ ns.n }}"
+    )
     text = ChatTemplate(source).render(messages)
     assert text == "".join(f"<user>{message['content'].strip()}" for message in messages) + "2000"
 

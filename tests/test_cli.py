@@ -37,14 +37,34 @@ from adapterpack.cli.options import pairs
 from adapterpack.io.safetensors import SafetensorsFile
 from adapterpack.resources import schema
 
-WORDS = ["where", "is", "my", "parcel", "the", "order", "came", "broken", "i", "want", "money", "back", "send", "two", "mugs"]
+WORDS = [
+    "where",
+    "is",
+    "my",
+    "parcel",
+    "the",
+    "order",
+    "came",
+    "broken",
+    "i",
+    "want",
+    "money",
+    "back",
+    "send",
+    "two",
+    "mugs",
+]
 HEAVY = {
-    "datasets", "huggingface_hub", "jsonschema", "onnx", "onnx_ir", "onnxruntime", "rich", "tokenizers", "torch", "transformers",
-    "yaml",
+    "datasets", "huggingface_hub", "jsonschema", "onnx", "onnx_ir", "onnxruntime", "rich", "tokenizers",
+    "torch", "transformers", "yaml",
 }  # fmt: skip
 REPORT = Draft202012Validator(schema("report.v1"))
 GROUPS = {"hub": ("serve", "audit")}
-NAMES = [name for command in COMMANDS for name in ([f"{command} {inner}" for inner in GROUPS[command]] if command in GROUPS else [command])]
+NAMES = [
+    name
+    for command in COMMANDS
+    for name in ([f"{command} {inner}" for inner in GROUPS[command]] if command in GROUPS else [command])
+]
 ADAPTERPACK = (sys.executable, "-m", "adapterpack")
 ROOT = Path(adapterpack.__file__).parent
 
@@ -67,14 +87,18 @@ def found(name: str) -> Called:
 
 def call(*args: Any) -> Result:
     """The command in this process, where torch is imported already."""
-    return CliRunner(env={"TQDM_DISABLE": "1"}).invoke(main, [str(arg) for arg in args], prog_name="adapterpack")
+    return CliRunner(env={"TQDM_DISABLE": "1"}).invoke(
+        main, [str(arg) for arg in args], prog_name="adapterpack"
+    )
 
 
 def process(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command as users start it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [*ADAPTERPACK, *map(str, args)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300, **options)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300, **options
+    )
 
 
 def report(done: Any) -> Any:
@@ -96,22 +120,40 @@ def sentence(done: Result) -> str:
     return line
 
 
-@pytest.mark.parametrize("words", [
-    ["inspect", "W"], ["validate", "W"], ["validate", "packs/tickets", "--base", "W"], ["run", "W", "--prompt", "x"], ["serve", "W"],
-    ["quantize", "W", "--scheme", "int8", "-o", "x"], ["convert", "W", "-o", "x"], ["compose", "W", "packs/tickets", "-o", "x"],
-    ["export", "packs", "W", "-o", "x"], ["merge", "packs", "W", "-o", "x"],
-], ids=" ".join)
-def test_a_mistyped_path_is_called_a_path(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First that nothing is there, and the name beside it that is like it; only then what a repository of a hub would look like."""
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "W"],
+        ["validate", "W"],
+        ["validate", "packs/tickets", "--base", "W"],
+        ["run", "W", "--prompt", "x"],
+        ["serve", "W"],
+        ["quantize", "W", "--scheme", "int8", "-o", "x"],
+        ["convert", "W", "-o", "x"],
+        ["compose", "W", "packs/tickets", "-o", "x"],
+        ["export", "packs", "W", "-o", "x"],
+        ["merge", "packs", "W", "-o", "x"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_path_is_called_a_path(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First that nothing is there, and the name beside it that is like it; only then what a repository of a
+    hub would look like.
+    """
     (tmp_path / "packs" / "tickets").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     said = sentence(call(*("packs/tickts" if word == "W" else word for word in words)))
-    assert said.startswith("error: there is no such file or folder here (at packs/tickts). To fix it: did you mean 'packs/tickets'?")
+    assert said.startswith(
+        "error: there is no such file or folder here (at packs/tickts). To fix it: did you mean "
+        "'packs/tickets'?"
+    )
     assert "hf://org/name" in said
     assert not (tmp_path / "x").exists()
 
 
-# --- command x promise ------------------------------------------------------------------------------------------------------------------
+# --- command x promise --------------------------------------------------------------------------------------
 
 
 def has_help(called: Called) -> None:
@@ -122,7 +164,9 @@ def has_help(called: Called) -> None:
 
 def has_example(called: Called) -> None:
     """The Example is one that the command itself accepts."""
-    lines = re.findall(r"^ *adapterpack (.+)$", (called.command.help or "").partition("Example:")[2], re.MULTILINE)
+    lines = re.findall(
+        r"^ *adapterpack (.+)$", (called.command.help or "").partition("Example:")[2], re.MULTILINE
+    )
     assert lines
     for line in lines:
         words = called.name.split()
@@ -138,7 +182,11 @@ def has_json(called: Called) -> None:
 def has_schema(called: Called) -> None:
     """The schema of reports has what it prints, and its errors."""
     parts = schema("report.v1")["$defs"]
-    assert called.name in {part["properties"]["command"].get("const") for part in parts.values() if "command" in part.get("properties", {})}
+    assert called.name in {
+        part["properties"]["command"].get("const")
+        for part in parts.values()
+        if "command" in part.get("properties", {})
+    }
     assert called.name.partition(" ")[0] in parts["error"]["properties"]["command"]["enum"]
 
 
@@ -159,7 +207,14 @@ def refuses_unknown_options(called: Called) -> None:
     assert done.stdout == ""
 
 
-PROMISES: tuple[Callable[[Called], None], ...] = (has_help, has_example, has_json, has_schema, has_twin, refuses_unknown_options)
+PROMISES: tuple[Callable[[Called], None], ...] = (
+    has_help,
+    has_example,
+    has_json,
+    has_schema,
+    has_twin,
+    refuses_unknown_options,
+)
 
 
 def first_sentence(text: str | None) -> str:
@@ -179,7 +234,9 @@ def test_every_command_keeps_every_promise(name: str, promise: Callable[[Called]
 @pytest.mark.fast
 def test_every_command_file_is_in_the_table() -> None:
     """A command that is written is a command that is listed, and the listing shows it."""
-    written = {path.stem for path in (ROOT / "cli").glob("*.py") if "\ndef command(" in path.read_text("utf-8")}
+    written = {
+        path.stem for path in (ROOT / "cli").glob("*.py") if "\ndef command(" in path.read_text("utf-8")
+    }
     listing = call("--help").stdout.partition("Commands:")[2]
     assert written == set(COMMANDS) == set(re.findall(r"^  ([a-z]+)  ", listing, re.MULTILINE))
 
@@ -198,7 +255,10 @@ def test_a_static_cache_is_asked_for_by_its_old_name_too(flag: str, tiny_bert: P
 @pytest.mark.fast
 def test_help_imports_nothing_heavy(record_property: Callable[[str, object], None]) -> None:
     """Neither the listing nor the help of any command imports a library that takes long."""
-    lines = "; ".join(f"main([*{args}], standalone_mode=False)" for args in [["--help"], *([*name.split(), "--help"] for name in NAMES)])
+    lines = "; ".join(
+        f"main([*{args}], standalone_mode=False)"
+        for args in [["--help"], *([*name.split(), "--help"] for name in NAMES)]
+    )
     code = f"import sys; from adapterpack.cli.main import main; {lines}; print('modules', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
@@ -213,12 +273,47 @@ def test_help_imports_nothing_heavy(record_property: Callable[[str, object], Non
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("text", [
-    "0", "-1", "10", "010", "0.5", "-0.25", "1.", ".5", "1e3", "1.50", "0x1f", "1_000", "12:30", "-0", "tensor", "Tensor", "true", "yes",
-    "on", "off", "no", "null", "inf", "nan", "y", "~", "", "[1, 2]", "a b", "none"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0",
+        "-1",
+        "10",
+        "010",
+        "0.5",
+        "-0.25",
+        "1.",
+        ".5",
+        "1e3",
+        "1.50",
+        "0x1f",
+        "1_000",
+        "12:30",
+        "-0",
+        "tensor",
+        "Tensor",
+        "true",
+        "yes",
+        "on",
+        "off",
+        "no",
+        "null",
+        "inf",
+        "nan",
+        "y",
+        "~",
+        "",
+        "[1, 2]",
+        "a b",
+        "none",
+    ],
+)
 def test_values_of_options_are_yaml(text: str) -> None:
     """Those too that are read without a reader of YAML."""
-    found, wanted = pairs(click.Context(main), click.Option(["--param"]), [f"key={text}"])["key"], yaml.safe_load(text)
+    found, wanted = (
+        pairs(click.Context(main), click.Option(["--param"]), [f"key={text}"])["key"],
+        yaml.safe_load(text),
+    )
     assert (type(found), found) == (type(wanted), wanted)
 
 
@@ -226,7 +321,7 @@ def test_version() -> None:
     assert process("--version").stdout.split() == ["adapterpack,", "version", adapterpack.__version__]
 
 
-# --- a small world ----------------------------------------------------------------------------------------------------------------------
+# --- a small world ------------------------------------------------------------------------------------------
 
 
 class World(NamedTuple):
@@ -246,7 +341,12 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "eos_token": "[EOS]",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
 
 
@@ -267,7 +367,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     bert, llama, kept = folder / "bert", folder / "llama", {}
     torch.manual_seed(1)
-    size = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    size = {
+        "vocab_size": 64,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+    }
     transformers.BertModel(transformers.BertConfig(**size)).save_pretrained(bert)
     wider = {**size, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     decoder = transformers.LlamaConfig(**wider, eos_token_id=2, bos_token_id=2, pad_token_id=0)
@@ -279,7 +385,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(bert, **labels)
         kept[name] = trained(model, bert, folder / "packs" / name, ("classifier",), 3 + seed, seed)
     for seed, name in enumerate(["orders", "poems"]):
-        kept[name] = trained(transformers.AutoModelForCausalLM.from_pretrained(llama), llama, folder / "packs" / name, (), 2 + seed, seed)
+        kept[name] = trained(
+            transformers.AutoModelForCausalLM.from_pretrained(llama),
+            llama,
+            folder / "packs" / name,
+            (),
+            2 + seed,
+            seed,
+        )
     return World(folder, bert, llama, kept)
 
 
@@ -287,21 +400,34 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def bank(world: World) -> Path:
     """A bundle of the classifier with both packs, made by the real process."""
     out = world.folder / "bundles" / "bank"
-    done = process("export", world.bert, world.pack("tickets"), f"mails={world.pack('emails')}", "-o", out, "--slots", 4, "--json")
+    done = process(
+        "export",
+        world.bert,
+        world.pack("tickets"),
+        f"mails={world.pack('emails')}",
+        "-o",
+        out,
+        "--slots",
+        4,
+        "--json",
+    )
     value = report(done)
     assert (value["command"], value["mode"], value["slots"], value["max_rank"]) == ("export", "bank", 4, 4)
     assert [adapter["name"] for adapter in value["adapters"]] == ["tickets", "mails"]
-    assert value["adapters"][1]["pack"] == adapterpack.load(world.pack("emails")).id  # NAME=PATH changes no identity
+    # NAME=PATH changes no identity
+    assert value["adapters"][1]["pack"] == adapterpack.load(world.pack("emails")).id
     assert done.stderr.splitlines()[-1].startswith("proved; ")
     assert "\r" not in done.stderr
     return out
 
 
-# --- the real process, end to end -------------------------------------------------------------------------------------------------------
+# --- the real process, end to end ---------------------------------------------------------------------------
 
 
 def test_validate(world: World) -> None:
-    """Valid: exit 0, and what was not checked is named; altered by one bit: exit 1, and the tensor is named."""
+    """Valid: exit 0, and what was not checked is named; altered by one bit: exit 1, and the tensor is
+    named.
+    """
     value = report(process("validate", world.pack("tickets"), "--base", world.bert, "--json"))
     assert (value["state"], value["findings"]) == ("valid", [])
     good = process("validate", world.pack("tickets"))
@@ -339,29 +465,45 @@ def test_what_strangers_write_cannot_repaint_the_terminal(world: World, tmp_path
 
 def test_inspect(world: World, bank: Path) -> None:
     """A pack, a bundle and a base, told apart."""
-    pack, bundle, base = (report(process("inspect", path, "--json")) for path in (world.pack("tickets"), bank, world.bert))
-    assert (pack["kind"], pack["name"], pack["ranks"], pack["modules_to_save"]) == ("pack", "tickets", {"3": pack["sites"]}, ["classifier"])
+    pack, bundle, base = (
+        report(process("inspect", path, "--json")) for path in (world.pack("tickets"), bank, world.bert)
+    )
+    assert (pack["kind"], pack["name"], pack["ranks"], pack["modules_to_save"]) == (
+        "pack",
+        "tickets",
+        {"3": pack["sites"]},
+        ["classifier"],
+    )
     assert (bundle["kind"], bundle["slots"]) == ("bundle", 4)
     assert (base["kind"], base["content"]) == ("base", pack["base"]["content"])
     assert "delivery returns product" in process("inspect", world.pack("tickets")).stdout
 
 
 def test_inspect_writes_a_page(world: World, bank: Path, tmp_path: Path) -> None:
-    """Of a pack and of a bundle; it is replaced by the next one, and a file that is no page of ours is not."""
+    """Of a pack and of a bundle; it is replaced by the next one, and a file that is no page of ours is
+    not.
+    """
     for path in (world.pack("tickets"), bank):
         done = call("inspect", path, "--html", tmp_path / "page.html")
         assert done.exit_code == 0 and f"the page is {tmp_path / 'page.html'}" in done.stdout
         page = (tmp_path / "page.html").read_text("utf-8")
         assert adapterpack.inspect(path)["base"]["content"] in page
     (tmp_path / "mine.html").write_text("<p>mine</p>", "utf-8")
-    assert "something else is in the place" in sentence(call("inspect", bank, "--html", tmp_path / "mine.html"))
+    assert "something else is in the place" in sentence(
+        call("inspect", bank, "--html", tmp_path / "mine.html")
+    )
 
 
-@pytest.mark.parametrize("command", ["inspect nowhere", "audit nowhere", "train nowhere.yaml", "quantize . --compare nowhere.jsonl"])
+@pytest.mark.parametrize(
+    "command",
+    ["inspect nowhere", "audit nowhere", "train nowhere.yaml", "quantize . --compare nowhere.jsonl"],
+)
 def test_a_page_that_cannot_be_written_costs_no_work(command: str, tmp_path: Path) -> None:
     """The place of the page is tried before anything is read: here there would be nothing to read."""
     (tmp_path / "mine.html").write_text("<p>mine</p>", "utf-8")
-    assert "something else is in the place" in sentence(call(*command.split(), "--html", tmp_path / "mine.html"))
+    assert "something else is in the place" in sentence(
+        call(*command.split(), "--html", tmp_path / "mine.html")
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.html"]
 
 
@@ -369,7 +511,9 @@ def test_a_page_that_cannot_be_written_costs_no_work(command: str, tmp_path: Pat
 def test_inspect_shortens_digests(world: World, bank: Path, kind: str) -> None:
     """People see the first digits of a digest, and with --full all of them; JSON always holds them whole."""
     path = {"pack": world.pack("tickets"), "bundle": bank, "base": world.bert}[kind]
-    digests = set(re.findall(r"[a-z0-9]+:[0-9a-f]{64}", json.dumps(report(process("inspect", path, "--json")))))
+    digests = set(
+        re.findall(r"[a-z0-9]+:[0-9a-f]{64}", json.dumps(report(process("inspect", path, "--json"))))
+    )
     short, full = (process("inspect", path, *options).stdout for options in ([], ["--full"]))
     assert digests
     for digest in digests:
@@ -381,36 +525,65 @@ def test_inspect_shortens_digests(world: World, bank: Path, kind: str) -> None:
 def test_the_web_page_says_where_a_digest_is_shown(world: World) -> None:
     """Whole, as the page compares it."""
     page = (Path(__file__).parents[1] / "web" / "page" / "index.html").read_text("utf-8")
-    (name, command) = re.findall(r"the <code>(\w+)</code> that <code>adapterpack ([^<]+)</code> shows", page)[0]
+    (name, command) = re.findall(r"the <code>(\w+)</code> that <code>adapterpack ([^<]+)</code> shows", page)[
+        0
+    ]
     shown = process(*shlex.split(command), world.pack("tickets")).stdout
     (digest,) = re.findall(rf"^{name} +(\S+)$", shown, re.MULTILINE)
     assert digest == adapterpack.load(world.pack("tickets")).id
 
 
 def test_resize_and_extract(world: World) -> None:
-    """A pack is made smaller, and comes back out of the checkpoint into which it was merged; both say the error."""
+    """A pack is made smaller, and comes back out of the checkpoint into which it was merged; both say the
+    error.
+    """
     small = world.folder / "resized"
     value = report(process("resize", world.pack("tickets"), "--budget", 0.5, "-o", small, "--json"))
     assert value["bytes"] < value["bytes_before"]
     assert 0 < value["lineage"]["params"]["truncation"]["total"] < 1
-    assert "relative error" in process("resize", world.pack("tickets"), "--rank", 1, "-o", world.folder / "rank-1").stdout
+    assert (
+        "relative error"
+        in process("resize", world.pack("tickets"), "--rank", 1, "-o", world.folder / "rank-1").stdout
+    )
     process("merge", world.bert, world.pack("tickets"), "-o", world.folder / "to-extract")
     out = world.folder / "extracted"
     value = report(process("extract", world.folder / "to-extract", world.bert, "-o", out, "--json"))
     assert value["extract"]["detected"]
     assert value["extract"]["truncation"]["total"] < 1e-3
-    text = process("extract", world.folder / "to-extract", world.bert, "--rest", "leave", "-o", world.folder / "left").stdout
+    text = process(
+        "extract", world.folder / "to-extract", world.bert, "--rest", "leave", "-o", world.folder / "left"
+    ).stdout
     assert "its rank is" in text
     assert "left as in the base" in text
 
 
 def test_audit(world: World) -> None:
-    """Two trained packs with heads on their base: every site is measured, and the heads' different labels are an obstacle that is told."""
+    """Two trained packs with heads on their base: every site is measured, and the heads' different labels are
+    an obstacle that is told.
+    """
     page = world.folder / "audit.html"
-    value = report(process("audit", world.pack("tickets"), world.pack("emails"), "--base", world.bert, "--html", page, "--json"))
-    assert {site["path"] for site in value["sites"]} == {each.site.path for each in adapterpack.load(world.pack("tickets")).adapters()}
+    value = report(
+        process(
+            "audit",
+            world.pack("tickets"),
+            world.pack("emails"),
+            "--base",
+            world.bert,
+            "--html",
+            page,
+            "--json",
+        )
+    )
+    assert {site["path"] for site in value["sites"]} == {
+        each.site.path for each in adapterpack.load(world.pack("tickets")).adapters()
+    }
     assert value["skipped"] == []
-    assert 0 < value["total"]["fold"]["F16"]["relative_error"] < value["total"]["fold"]["BF16"]["relative_error"] < 1
+    assert (
+        0
+        < value["total"]["fold"]["F16"]["relative_error"]
+        < value["total"]["fold"]["BF16"]["relative_error"]
+        < 1
+    )
     assert [whole["path"] for whole in value["whole"]] == ["classifier"]
     assert "<h2>Every pair</h2>" in page.read_text("utf-8")
 
@@ -420,9 +593,19 @@ def test_compose(world: World) -> None:
     out = world.folder / "composed"
     packs = world.pack("tickets"), f"other={world.pack('emails')}"
     value = report(process("compose", *packs, "--weight", 0.75, "--weight", -0.25, "-o", out, "--json"))
-    assert [(parent["name"], parent["weight"]) for parent in value["lineage"]["parents"]] == [("tickets", 0.75), ("other", -0.25)]
-    one, two, both = ({a.site.path: a.config.scale * a.params["lora_B"].astype(np.float64) @ a.params["lora_A"].astype(np.float64)
-                       for a in adapterpack.load(path).adapters()} for path in (world.pack("tickets"), world.pack("emails"), out))
+    assert [(parent["name"], parent["weight"]) for parent in value["lineage"]["parents"]] == [
+        ("tickets", 0.75),
+        ("other", -0.25),
+    ]
+    one, two, both = (
+        {
+            a.site.path: a.config.scale
+            * a.params["lora_B"].astype(np.float64)
+            @ a.params["lora_A"].astype(np.float64)
+            for a in adapterpack.load(path).adapters()
+        }
+        for path in (world.pack("tickets"), world.pack("emails"), out)
+    )
     assert one.keys() == both.keys()
     for path, change in both.items():
         expected = 0.75 * one[path] - 0.25 * two[path]
@@ -435,8 +618,13 @@ def test_compose(world: World) -> None:
     assert (rank["rank"], adapterpack.load(world.folder / "ties").manifest.groups[0].rank) == (4, 4)
     assert "warning: the result of the rule ties has no low rank" in ties.stderr
     assert f"{100 * rank['energy_lost']:.1f} %" in ties.stderr
-    stored = process("compose", packs[0], f"again={packs[0]}", "--rule", "peft_linear", "-o", world.folder / "stored")
-    assert "\nwarning: peft_linear combines the factors" in "\n" + stored.stderr and stored.stderr.count("warning: ") == 1
+    stored = process(
+        "compose", packs[0], f"again={packs[0]}", "--rule", "peft_linear", "-o", world.folder / "stored"
+    )
+    assert (
+        "\nwarning: peft_linear combines the factors" in "\n" + stored.stderr
+        and stored.stderr.count("warning: ") == 1
+    )
 
 
 def test_merge(world: World) -> None:
@@ -446,12 +634,19 @@ def test_merge(world: World) -> None:
     value = report(done)
     assert value["packs"][0]["weight"] == 0.5
     assert re.search(r"^merge: .* of .*$", done.stderr, re.MULTILINE)
-    before, after = (SafetensorsFile(folder / "model.safetensors", private=True) for folder in (world.bert, out))
+    before, after = (
+        SafetensorsFile(folder / "model.safetensors", private=True) for folder in (world.bert, out)
+    )
     for adapter in adapterpack.load(world.pack("tickets")).adapters():
-        change = adapter.config.scale * adapter.params["lora_B"].astype(np.float64) @ adapter.params["lora_A"].astype(np.float64)
+        change = (
+            adapter.config.scale
+            * adapter.params["lora_B"].astype(np.float64)
+            @ adapter.params["lora_A"].astype(np.float64)
+        )
         expected = before.read(adapter.weight).astype(np.float64) + 0.5 * change
         assert np.abs(expected).max() < 4
-        [name] = [name for name in after.tensors if name.endswith(adapter.weight)]  # the head brings its model's prefix along
+        # the head brings its model's prefix along
+        [name] = [name for name in after.tensors if name.endswith(adapter.weight)]
         np.testing.assert_allclose(after.read(name), expected, rtol=0, atol=2.4e-7)
 
 
@@ -484,11 +679,15 @@ def test_run_a_classifier(world: World, bank: Path) -> None:
             assert answer["label"] is None
             continue
         with torch.no_grad():
-            scores = torch.softmax(world.models[model](torch.tensor([tokenizer.encode(row["text"]).ids])).logits[0], -1).tolist()
+            scores = torch.softmax(
+                world.models[model](torch.tensor([tokenizer.encode(row["text"]).ids])).logits[0], -1
+            ).tolist()
         assert list(answer["scores"]) == ["delivery", "returns", "product"]
         np.testing.assert_allclose(list(answer["scores"].values()), scores, rtol=0, atol=1e-4)
 
-    shown = process("run", bank, "--adapter", "tickets", "--adapter", "mails", "--prompt", texts[0], "--prompt", texts[2])
+    shown = process(
+        "run", bank, "--adapter", "tickets", "--adapter", "mails", "--prompt", texts[0], "--prompt", texts[2]
+    )
     expected = [[name, text] for text in (texts[0], texts[2]) for name in ("tickets", "mails")]
     assert [line.split(" | ")[:2] for line in shown.stdout.splitlines()] == expected
     printed = process("run", bank, "--adapter", "tickets", "--prompt", texts[0], "--json").stdout.splitlines()
@@ -515,16 +714,45 @@ def test_run_a_decoder(world: World) -> None:
         new = model.generate(ids, max_new_tokens=count, do_sample=False)[0, ids.shape[1] :].tolist()
         kept = [token for token in new if token != 2]
         assert answer["completion"] == tokenizer.decode(kept)
-        assert (answer["completion_tokens"], answer["finish_reason"]) == (len(kept), "stop" if 2 in new else "length")
+        assert (answer["completion_tokens"], answer["finish_reason"]) == (
+            len(kept),
+            "stop" if 2 in new else "length",
+        )
     assert len({answer["completion"] for answer in answers}) == 3
 
-    sampled = ("--temperature", 1.5, "--top-k", 40, "--seed", 4, "--repetition-penalty", 1.2, "--stop", "bread", "--logprobs", 1)
-    [printed] = process("run", out, "--prompt", prompt, "--max-new-tokens", 9, *sampled, "--json").stdout.splitlines()
+    sampled = (
+        "--temperature",
+        1.5,
+        "--top-k",
+        40,
+        "--seed",
+        4,
+        "--repetition-penalty",
+        1.2,
+        "--stop",
+        "bread",
+        "--logprobs",
+        1,
+    )
+    [printed] = process(
+        "run", out, "--prompt", prompt, "--max-new-tokens", 9, *sampled, "--json"
+    ).stdout.splitlines()
     REPORT.validate(json.loads(printed))
-    [answer] = adapterpack.Session(out, "cpu").generate([prompt], max_new_tokens=9, temperature=1.5, top_k=40, seed=4,
-                                                        repetition_penalty=1.2, stop="bread", logprobs=1)
+    [answer] = adapterpack.Session(out, "cpu").generate(
+        [prompt],
+        max_new_tokens=9,
+        temperature=1.5,
+        top_k=40,
+        seed=4,
+        repetition_penalty=1.2,
+        stop="bread",
+        logprobs=1,
+    )
     assert json.loads(printed)["completion"] == answer.text
-    shown = [(token["id"], token["logprob"], token["top_logprobs"][0]["id"]) for token in json.loads(printed)["logprobs"]]
+    shown = [
+        (token["id"], token["logprob"], token["top_logprobs"][0]["id"])
+        for token in json.loads(printed)["logprobs"]
+    ]
     assert shown == [(choice.token, choice.logprob, choice.top_logprobs[0][0]) for choice in answer.logprobs]
 
 
@@ -534,8 +762,16 @@ def test_train(world: World) -> None:
     labels = ["delivery", "returns"]
     rows = [{"text": " ".join(WORDS[i : i + 4]), "label": labels[i % 2]} for i in range(8)]
     data.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    known = {"base_model": str(world.bert), "task": "text-classification", "train_file": str(data), "lora_r": 2, "max_steps": 1}
-    config.write_text("".join(f"{key}: {value}\n" for key, value in {**known, "output_dir": out}.items()), "utf-8")
+    known = {
+        "base_model": str(world.bert),
+        "task": "text-classification",
+        "train_file": str(data),
+        "lora_r": 2,
+        "max_steps": 1,
+    }
+    config.write_text(
+        "".join(f"{key}: {value}\n" for key, value in {**known, "output_dir": out}.items()), "utf-8"
+    )
     evaluated = ("val_set_size=2", "eval_strategy=steps", "eval_steps=1")
     done = call("train", config, "max_steps=2", *evaluated, "--json", "--html", world.folder / "train.html")
     [pack] = report(done)["packs"]
@@ -550,27 +786,33 @@ def test_train(world: World) -> None:
 
 def test_catalogues() -> None:
     """methods and rules, all or one, are read off the registries."""
-    assert [method["name"] for method in report(call("methods", "--json"))["methods"]] == list(adapterpack.methods())
+    assert [method["name"] for method in report(call("methods", "--json"))["methods"]] == list(
+        adapterpack.methods()
+    )
     assert [rule["name"] for rule in report(call("rules", "--json"))["rules"]] == list(adapterpack.rules())
-    assert {"name": "r", "type": "int", "default": 8} in report(call("methods", "lora", "--json"))["methods"][0]["hyperparameters"]
+    assert {"name": "r", "type": "int", "default": 8} in report(call("methods", "lora", "--json"))["methods"][
+        0
+    ]["hyperparameters"]
     assert "linear" in call("rules").stdout
     assert "did you mean 'lora'?" in sentence(call("methods", "loraa"))
     assert "did you mean 'linear'?" in sentence(call("rules", "liner"))
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------------------------
+# --- what goes wrong ----------------------------------------------------------------------------------------
 
 
 MISSING = (
-    "train nowhere", "validate nowhere", "inspect nowhere", "merge nowhere nowhere -o out", "merge {bert} nowhere -o out",
-    "audit nowhere",
-    "compose nowhere -o out", "quantize nowhere -o out", "export nowhere -o out", "run nowhere --prompt x", "run {bank} --input nowhere",
+    "train nowhere", "validate nowhere", "inspect nowhere", "merge nowhere nowhere -o out",
+    "merge {bert} nowhere -o out", "audit nowhere", "compose nowhere -o out", "quantize nowhere -o out",
+    "export nowhere -o out", "run nowhere --prompt x", "run {bank} --input nowhere",
 )  # fmt: skip
 WRONG = {
     "validate {tickets} --base nowhere": "there is no such",
     "run {bank} --adapter tikets --prompt x": "did you mean 'tickets'?",
     "run {bank} --provider tpu --prompt x": "unknown provider",
-    "run {bank} --prompt x": "no trained head for this task (at text-classification). To fix it: name an adapter",
+    "run {bank} --prompt x": (
+        "no trained head for this task (at text-classification). To fix it: name an adapter"
+    ),
     "run {bank} --input {bad} --output out": "line 2",
     "run {bank} --input {empty} --output out": "there are no rows",
     "run {bank} --prompt x --output {bad}": "already exists",
@@ -604,8 +846,15 @@ def test_what_is_wrong_is_one_sentence_and_leaves_nothing(
     """Exit 1 and one sentence; with --json an object on stdout, too; inputs untouched, nothing new."""
     (world.folder / "bad.jsonl").write_text('{"text": "where"}\n{"text"\n', "utf-8")
     (world.folder / "empty.jsonl").write_text("\n", "utf-8")
-    places = {"bert": world.bert, "llama": world.llama, "bank": bank, "tickets": world.pack("tickets"), "orders": world.pack("orders"),
-              "bad": world.folder / "bad.jsonl", "empty": world.folder / "empty.jsonl"}
+    places = {
+        "bert": world.bert,
+        "llama": world.llama,
+        "bank": bank,
+        "tickets": world.pack("tickets"),
+        "orders": world.pack("orders"),
+        "bad": world.folder / "bad.jsonl",
+        "empty": world.folder / "empty.jsonl",
+    }
     monkeypatch.chdir(tmp_path)
     before = fingerprint(world.folder)
     args = shlex.split(line.format(**places))
@@ -622,10 +871,19 @@ def test_what_is_wrong_is_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("line", [
-    "nothing", "run b", "run b --prompt x --input y", "run b --prompt x --batch-size 0", "merge a", "merge a b -o c --weight heavy",
-    "compose a -o b --param x", "compose a -o b --param x=1 --param x=2",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nothing",
+        "run b",
+        "run b --prompt x --input y",
+        "run b --prompt x --batch-size 0",
+        "merge a",
+        "merge a b -o c --weight heavy",
+        "compose a -o b --param x",
+        "compose a -o b --param x=1 --param x=2",
+    ],
+)
 def test_wrong_usage_is_exit_2(line: str) -> None:
     done = call(*line.split())
     assert (done.exit_code, done.stdout) == (2, "")
@@ -650,12 +908,32 @@ def test_a_bug_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(as_json.stdout)["error"]["code"] == "bug"
 
 
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")])
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
+)
 def test_an_interrupt_leaves_nothing(bank: Path, tmp_path: Path, number: int, code: int, said: str) -> None:
-    """A signal in the middle of the work, and at once another: an exit code that says which, one line, an object of it, no file."""
-    # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does not.
-    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main import main; main()"
-    args = [sys.executable, "-c", program, "run", str(bank), "--input", "-", "--output", str(tmp_path / "out.jsonl"), "--json"]
+    """A signal in the middle of the work, and at once another: an exit code that says which, one line, an
+    object of it, no file.
+    """
+    # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does
+    # not.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main "
+        "import main; main()"
+    )
+    args = [
+        sys.executable,
+        "-c",
+        program,
+        "run",
+        str(bank),
+        "--input",
+        "-",
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--json",
+    ]
     with child(args, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         deadline = time.monotonic() + 60
         while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
@@ -684,8 +962,13 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 """)
     package = str(Path(adapterpack.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-m", "adapterpack", "methods"], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])})
+    done = subprocess.run(
+        [sys.executable, "-m", "adapterpack", "methods"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])},
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was left behind\n")
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["scripts"] == {"adapterpack": "adapterpack.__main__:main"}
@@ -696,17 +979,23 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     """adapterpack methods | head -0."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([*ADAPTERPACK, "methods"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [*ADAPTERPACK, "methods"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writer)
     assert done.stderr == ""
 
 
 @pytest.mark.fast
 def test_output_that_nobody_takes(tmp_path: Path) -> None:
-    """On a full disk it is an error that names it; with a closed one, commands do their work, and no file of theirs is printed into."""
+    """On a full disk it is an error that names it; with a closed one, commands do their work, and no file of
+    theirs is printed into.
+    """
     for args in (["rules", "--json"], ["--version"]):
         with Path("/dev/full").open("w") as full:
-            done = subprocess.run([*ADAPTERPACK, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(
+                [*ADAPTERPACK, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert "the disk is full (at standard output)" in done.stderr
     command = f"{shlex.join(map(str, ADAPTERPACK))} rules >&- <&-"
@@ -718,7 +1007,14 @@ def test_progress_is_a_bar_on_a_terminal(world: World, tmp_path: Path) -> None:
     """stderr on a terminal: something that redraws; stdout still holds the object alone."""
     ours, theirs = pty.openpty()
     args = [*ADAPTERPACK, "merge", world.bert, world.pack("tickets"), "-o", tmp_path / "out", "--json"]
-    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True, env={**os.environ, "TERM": "xterm"})
+    done = subprocess.run(
+        args,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        check=True,
+        env={**os.environ, "TERM": "xterm"},
+    )
     os.close(theirs)
     drawn = os.read(ours, 1 << 16).decode()
     os.close(ours)
@@ -730,8 +1026,16 @@ def test_progress_is_a_bar_on_a_terminal(world: World, tmp_path: Path) -> None:
 @pytest.mark.fast
 def test_the_schema_refuses_what_no_command_prints() -> None:
     """An object without its command, with an unknown key, or with one too few."""
-    good = {"command": "validate", "kind": "pack", "path": "p", "id": None, "state": "valid", "base": None, "findings": [],
-            "not_checked": []}
+    good = {
+        "command": "validate",
+        "kind": "pack",
+        "path": "p",
+        "id": None,
+        "state": "valid",
+        "base": None,
+        "findings": [],
+        "not_checked": [],
+    }
     assert REPORT.is_valid(good)
     assert not REPORT.is_valid({**good, "more": 1})
     for key in good:

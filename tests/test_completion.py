@@ -1,4 +1,6 @@
-"""``adapterpack completion``: a real bash completes commands, options, values and files, and no torch is loaded for it."""
+"""``adapterpack completion``: a real bash completes commands, options, values and files, and no torch is
+loaded for it.
+"""
 
 from __future__ import annotations
 
@@ -30,34 +32,63 @@ LINES = {
     "adapterpack validate pac": {"<files>"},
     "adapterpack merge base --no-such": set(),
 }
-"""What was typed when Tab was pressed, and what bash then offers; for files it is told to do what it does by itself."""
+"""What was typed when Tab was pressed, and what bash then offers; for files it is told to do what it does by
+itself.
+"""
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_completes(tmp_path: Path) -> None:
-    """The function that the script defines is asked as bash asks it; ``compopt`` works only while somebody presses a key."""
+    """The function that the script defines is asked as bash asks it; ``compopt`` works only while somebody
+    presses a key.
+    """
     program = tmp_path / "bin" / "adapterpack"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m adapterpack "$@"\n', "utf-8")
     program.chmod(0o755)
-    ask = ('eval "$(adapterpack completion bash)"; compopt() { [[ $2 == default ]] && COMPREPLY=("<files>"); }\n'
-           "while read -r line; do COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); "
-           '_adapterpack_completion adapterpack; echo "${COMPREPLY[*]}"; done')
-    environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "--norc", "-c", ask], input="\n".join(LINES) + "\n", text=True, capture_output=True, cwd=tmp_path,
-                          env=environment, timeout=120, check=True)
+    ask = (
+        'eval "$(adapterpack completion bash)"; compopt() { [[ $2 == default ]] && COMPREPLY=("<files>"); }\n'
+        "while read -r line; do COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=(); "
+        '_adapterpack_completion adapterpack; echo "${COMPREPLY[*]}"; done'
+    )
+    environment = {
+        **os.environ,
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        ["bash", "--norc", "-c", ask],
+        input="\n".join(LINES) + "\n",
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=120,
+        check=True,
+    )
     assert done.stderr == ""
     offered = dict(zip(LINES, (set(line.split()) for line in done.stdout.splitlines()), strict=True))
     assert offered == LINES
 
 
 def test_completing_loads_no_torch() -> None:
-    """Neither the names of the registries nor those of the commands need it; commands are not imported for their names."""
-    code = ("import os, sys; from adapterpack.cli.main import main\n"
-            "try: main(prog_name='adapterpack')\n"
-            "except SystemExit: print(*sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)")
-    environment = {**os.environ, VARIABLE: "bash_complete", "COMP_WORDS": "adapterpack export a b --frontend ", "COMP_CWORD": "5"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    """Neither the names of the registries nor those of the commands need it; commands are not imported for
+    their names.
+    """
+    code = (
+        "import os, sys; from adapterpack.cli.main import main\n"
+        "try: main(prog_name='adapterpack')\n"
+        "except SystemExit: print(*sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    environment = {
+        **os.environ,
+        VARIABLE: "bash_complete",
+        "COMP_WORDS": "adapterpack export a b --frontend ",
+        "COMP_CWORD": "5",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert set(done.stdout.split()) == {"plain,external", "plain,mobius", "plain,transformers"}
     assert done.stderr.strip() == ""
 

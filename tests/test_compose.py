@@ -1,4 +1,6 @@
-"""Composition: sums against their dense formula in float64 and against the laws; packs that do not go together."""
+"""Composition: sums against their dense formula in float64 and against the laws; packs that do not go
+together.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from msgspec.structs import replace
 import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
-from adapterpack.errors import BaseMismatch, ConfigError, NonFinite, NothingToDo, OutputExists, UnknownName, Unsupported
+from adapterpack.errors import (
+    BaseMismatch,
+    ConfigError,
+    NonFinite,
+    NothingToDo,
+    OutputExists,
+    UnknownName,
+    Unsupported,
+)
 from adapterpack.lowrank.space import Factors
 from adapterpack.lowrank.spectra import recompress
 from adapterpack.manifest import manifest as m
@@ -26,10 +36,16 @@ from adapterpack.quantizing.packs import quantize_pack
 
 pytestmark = pytest.mark.fast
 
-SITES = (Site("layers.0.q_proj", 33, 7), Site("layers.0.v_proj", 12, 40, bias=True), Site("layers.1.q_proj", 33, 7))
+SITES = (
+    Site("layers.0.q_proj", 33, 7),
+    Site("layers.0.v_proj", 12, 40, bias=True),
+    Site("layers.1.q_proj", 33, 7),
+)
 PLAIN = LoRA(r=3, alpha=5)
 TOLERANCE = 4e-6
-"""Of the norm of the terms: the factors are float32, and a QR, a product and a square root each round a few times."""
+"""Of the norm of the terms: the factors are float32, and a QR, a product and a square root each round a few
+times.
+"""
 BASE = m.Base("acme/base", None, "llama", "bfp1:" + "1" * 64, "bfp1:" + "2" * 64)
 
 
@@ -40,7 +56,14 @@ class Made(NamedTuple):
     deltas: dict[str, np.ndarray]
 
 
-def made(seed: int, cfg: LoRA = PLAIN, sites: tuple[Site, ...] = SITES, dtype: Any = np.float32, gauge: bool = False, **rest: Any) -> Made:
+def made(
+    seed: int,
+    cfg: LoRA = PLAIN,
+    sites: tuple[Site, ...] = SITES,
+    dtype: Any = np.float32,
+    gauge: bool = False,
+    **rest: Any,
+) -> Made:
     rng = np.random.default_rng(seed)
     turn = np.random.default_rng(seed + 1000)
     adapters, deltas = {}, {}
@@ -60,7 +83,11 @@ def made(seed: int, cfg: LoRA = PLAIN, sites: tuple[Site, ...] = SITES, dtype: A
 
 def headed(seed: int, labels: tuple[str, ...] | None = ("no", "yes"), **head: np.ndarray) -> Made:
     weights = {"weight": np.random.default_rng(seed).standard_normal((2, 5)).astype(np.float32), **head}
-    return made(seed, task=m.Task("text-classification", "BertForSequenceClassification", labels), full={"classifier": weights})
+    return made(
+        seed,
+        task=m.Task("text-classification", "BertForSequenceClassification", labels),
+        full={"classifier": weights},
+    )
 
 
 def deltas_of(pack: Pack) -> dict[str, np.ndarray]:
@@ -69,7 +96,9 @@ def deltas_of(pack: Pack) -> dict[str, np.ndarray]:
     for group in pack.manifest.groups:
         if group.role == "adapter":
             assert group.scale == 1.0
-            A, B = (pack.tensors[f"base_model.model.{group.path}.{name}.weight"] for name in ("lora_A", "lora_B"))
+            A, B = (
+                pack.tensors[f"base_model.model.{group.path}.{name}.weight"] for name in ("lora_A", "lora_B")
+            )
             assert A.dtype == B.dtype == np.float32
             found[group.path] = B.astype(np.float64) @ A.astype(np.float64)
     return found
@@ -84,14 +113,22 @@ def weighted_sum(parts: list[Made], weights: list[float]) -> dict[str, np.ndarra
     return total
 
 
-FORMULAS: dict[str, Callable[[list[Made], list[float]], dict[str, np.ndarray]]] = {"cat": weighted_sum, "linear": weighted_sum}
+FORMULAS: dict[str, Callable[[list[Made], list[float]], dict[str, np.ndarray]]] = {
+    "cat": weighted_sum,
+    "linear": weighted_sum,
+}
 """The rules of plain sums, dense; test_rules.py and test_rule_formulas.py have those of all rules."""
 
 
-def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], parts: list[Made], weights: list[float]) -> None:
+def close(
+    found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], parts: list[Made], weights: list[float]
+) -> None:
     assert found.keys() == wanted.keys()
     for path, delta in wanted.items():
-        size = sum(abs(weight) * np.linalg.norm(part.deltas.get(path, 0)) for part, weight in zip(parts, weights, strict=True))
+        size = sum(
+            abs(weight) * np.linalg.norm(part.deltas.get(path, 0))
+            for part, weight in zip(parts, weights, strict=True)
+        )
         np.testing.assert_array_less(np.linalg.norm(found[path] - delta), TOLERANCE * size + 1e-30)
 
 
@@ -116,14 +153,26 @@ def formula(rule: str) -> None:
 def default_weights(rule: str) -> None:
     """Without weights, every pack counts 1/T."""
     parts = [made(1), made(2), made(3)]
-    close(deltas_of(adapterpack.compose([part.pack for part in parts], rule=rule)), FORMULAS[rule](parts, [1 / 3] * 3), parts, [1 / 3] * 3)
+    close(
+        deltas_of(adapterpack.compose([part.pack for part in parts], rule=rule)),
+        FORMULAS[rule](parts, [1 / 3] * 3),
+        parts,
+        [1 / 3] * 3,
+    )
 
 
 def permutation(rule: str) -> None:
     """The order of the packs changes nothing but rounding."""
     parts, weights = [made(1), made(2), made(3)], [0.5, -0.3, 0.7]
-    turned = adapterpack.compose([parts[i].pack for i in (2, 0, 1)], rule=rule, weights=[weights[i] for i in (2, 0, 1)])
-    close(deltas_of(turned), deltas_of(adapterpack.compose([part.pack for part in parts], rule=rule, weights=weights)), parts, weights)
+    turned = adapterpack.compose(
+        [parts[i].pack for i in (2, 0, 1)], rule=rule, weights=[weights[i] for i in (2, 0, 1)]
+    )
+    close(
+        deltas_of(turned),
+        deltas_of(adapterpack.compose([part.pack for part in parts], rule=rule, weights=weights)),
+        parts,
+        weights,
+    )
 
 
 def gauge(rule: str) -> None:
@@ -133,7 +182,8 @@ def gauge(rule: str) -> None:
     assert not np.allclose(plain.pack.tensors[first], turned.pack.tensors[first])
     found = deltas_of(adapterpack.compose([turned.pack, other.pack], rule=rule, weights=[0.6, 0.4]))
     wanted = FORMULAS[rule]([plain, other], [0.6, 0.4])
-    for path, delta in wanted.items():  # the turned factors were rounded to float32 anew, and their condition enters
+    # the turned factors were rounded to float32 anew, and their condition enters
+    for path, delta in wanted.items():
         np.testing.assert_array_less(np.linalg.norm(found[path] - delta), 1e-5 * np.linalg.norm(delta))
 
 
@@ -151,15 +201,28 @@ def negative(rule: str) -> None:
 
 def mixed_scales(rule: str) -> None:
     """Ranks, alphas and rsLoRA may differ from pack to pack."""
-    agrees(rule, [made(1, LoRA(r=1, alpha=7)), made(2, LoRA(r=4, alpha=4, use_rslora=True)), made(3, LoRA(r=9, alpha=3))], [0.4, 0.8, -0.2])
+    agrees(
+        rule,
+        [
+            made(1, LoRA(r=1, alpha=7)),
+            made(2, LoRA(r=4, alpha=4, use_rslora=True)),
+            made(3, LoRA(r=9, alpha=3)),
+        ],
+        [0.4, 0.8, -0.2],
+    )
 
 
 def rank_patterns(rule: str) -> None:
     """Within a pack, sites may differ in rank and alpha."""
     cfg, wide = LoRA(r=2, alpha=3), LoRA(r=5, alpha=1)
     narrow, broad = made(1, cfg, SITES[:1]), made(2, wide, SITES[1:])
-    whole = build("both", get("lora"), {item.site: (item.config, item.params) for part in (narrow, broad) for item in part.pack.adapters()},
-                  task=m.Task("text-generation"), base=BASE)
+    whole = build(
+        "both",
+        get("lora"),
+        {item.site: (item.config, item.params) for part in (narrow, broad) for item in part.pack.adapters()},
+        task=m.Task("text-generation"),
+        base=BASE,
+    )
     agrees(rule, [Made(whole, {**narrow.deltas, **broad.deltas}), made(3)], [0.9, 0.1])
 
 
@@ -168,7 +231,9 @@ def disjoint(rule: str) -> None:
     parts = [made(1, sites=SITES[:1]), made(2, sites=SITES[1:])]
     agrees(rule, parts, [0.5, 2.0])
     composed = adapterpack.compose([part.pack for part in parts], rule=rule)
-    assert {group.path: group.weight for group in composed.manifest.groups} == {site.path: f"model.{site.path}.weight" for site in SITES}
+    assert {group.path: group.weight for group in composed.manifest.groups} == {
+        site.path: f"model.{site.path}.weight" for site in SITES
+    }
     assert [group.bias for group in composed.manifest.groups] == [False, True, False]
 
 
@@ -198,8 +263,23 @@ def same_bytes(rule: str) -> None:
     assert adapterpack.compose(packs, rule=rule).id == adapterpack.compose(packs, rule=rule).id
 
 
-LAWS = (identity, formula, default_weights, permutation, gauge, scale, negative, mixed_scales, rank_patterns, disjoint, zero_weight,
-        half_precision, double_precision, wider_than_the_site, same_bytes)
+LAWS = (
+    identity,
+    formula,
+    default_weights,
+    permutation,
+    gauge,
+    scale,
+    negative,
+    mixed_scales,
+    rank_patterns,
+    disjoint,
+    zero_weight,
+    half_precision,
+    double_precision,
+    wider_than_the_site,
+    same_bytes,
+)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -210,11 +290,20 @@ def test_law(rule: str, law: Callable[[str], None]) -> None:
 
 
 @examples(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.01, 64), st.booleans(), st.floats(-3, 3)), min_size=1, max_size=5),
-       st.sampled_from(sorted(FORMULAS)))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.floats(0.01, 64), st.booleans(), st.floats(-3, 3)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from(sorted(FORMULAS)),
+)
 def test_any_ranks_alphas_and_weights(adapters: list[tuple[int, float, bool, float]], rule: str) -> None:
     """The dense formula holds for whatever ranks, alphas, rsLoRA and weights."""
-    parts = [made(seed, LoRA(r=r, alpha=alpha, use_rslora=rs), SITES[:2]) for seed, (r, alpha, rs, _) in enumerate(adapters)]
+    parts = [
+        made(seed, LoRA(r=r, alpha=alpha, use_rslora=rs), SITES[:2])
+        for seed, (r, alpha, rs, _) in enumerate(adapters)
+    ]
     weights = [weight for *_, weight in adapters]
     if any(abs(weight) > 1e-30 for weight in weights):
         agrees(rule, parts, weights)
@@ -234,7 +323,8 @@ def test_cat_adds_the_ranks_and_linear_finds_the_smallest() -> None:
     assert set(sizes(adapterpack.compose([one.pack, two.pack])).values()) == {5}
     assert set(sizes(adapterpack.compose([one.pack, made(1, gauge=True).pack, two.pack])).values()) == {5}
     assert set(sizes(adapterpack.compose([one.pack, one.pack])).values()) == {3}
-    assert set(sizes(adapterpack.compose([one.pack, two.pack], weights=[1, 1e-5])).values()) == {5}  # small is not rounding
+    # small is not rounding
+    assert set(sizes(adapterpack.compose([one.pack, two.pack], weights=[1, 1e-5])).values()) == {5}
     wide = adapterpack.compose([made(seed, LoRA(r=6, alpha=6)).pack for seed in range(4)])
     assert sizes(wide) == {"layers.0.q_proj": 7, "layers.0.v_proj": 12, "layers.1.q_proj": 7}
 
@@ -242,7 +332,9 @@ def test_cat_adds_the_ranks_and_linear_finds_the_smallest() -> None:
 @pytest.mark.parametrize("rule", sorted(FORMULAS))
 @pytest.mark.parametrize("rank", [1, 2, 4, 100])
 def test_truncation_is_eckart_young(rule: str, rank: int) -> None:
-    """|D - D_k|_F / |D|_F = sqrt(sum_{j>k} S_j^2 / sum S_j^2), in the manifest by site and in total, and in the tensors themselves."""
+    """|D - D_k|_F / |D|_F = sqrt(sum_{j>k} S_j^2 / sum S_j^2), in the manifest by site and in total, and in
+    the tensors themselves.
+    """
     parts, weights = [made(1), made(2, LoRA(r=4, alpha=4, use_rslora=True))], [0.7, -0.4]
     composed = adapterpack.compose([part.pack for part in parts], rule=rule, weights=weights, rank=rank)
     assert composed.manifest.lineage is not None
@@ -255,13 +347,17 @@ def test_truncation_is_eckart_young(rule: str, rank: int) -> None:
         assert sizes(composed)[path] == min(rank, 7)
         # The singular values carry float32 rounding, 1e-6 of the largest.
         assert stated["sites"][path] == pytest.approx(math.sqrt(tail / total), rel=1e-5, abs=1e-6)
-        assert np.linalg.norm(found[path] - delta) == pytest.approx(math.sqrt(tail), rel=1e-5, abs=TOLERANCE * math.sqrt(total))
+        assert np.linalg.norm(found[path] - delta) == pytest.approx(
+            math.sqrt(tail), rel=1e-5, abs=TOLERANCE * math.sqrt(total)
+        )
     assert stated["total"] == pytest.approx(math.sqrt(tails / totals), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("energy", [0.3, 0.9, 0.99, 1.0])
 def test_energy_keeps_the_smallest_rank_that_holds_it(energy: float) -> None:
-    """k is the smallest with sum_{j<=k} S_j^2 >= q sum S_j^2, at every site for itself; the loss is at most sqrt(1 - q)."""
+    """k is the smallest with sum_{j<=k} S_j^2 >= q sum S_j^2, at every site for itself; the loss is at most
+    sqrt(1 - q).
+    """
     parts, weights = [made(1), made(2, LoRA(r=4, alpha=9))], [0.5, 0.5]
     composed = adapterpack.compose([part.pack for part in parts], weights=weights, energy=energy)
     for path, delta in weighted_sum(parts, weights).items():
@@ -276,7 +372,9 @@ def test_energy_keeps_the_smallest_rank_that_holds_it(energy: float) -> None:
 
 
 def test_recompress_is_balanced_signed_and_keeps_the_dtype() -> None:
-    """B = U sqrt(S), A = sqrt(S) V^T: both Gram matrices are S; the largest entry of every column of B is positive."""
+    """B = U sqrt(S), A = sqrt(S) V^T: both Gram matrices are S; the largest entry of every column of B is
+    positive.
+    """
     rng = np.random.default_rng(5)
     for dtype, tolerance in ((np.float32, 1e-5), (np.float64, 1e-12)):
         A, B = rng.standard_normal((5, 21)).astype(dtype), rng.standard_normal((13, 5)).astype(dtype)
@@ -289,7 +387,9 @@ def test_recompress_is_balanced_signed_and_keeps_the_dtype() -> None:
 
 
 def test_changes_that_cancel_leave_nothing() -> None:
-    """p - p is zero, and not rounding blown up to a rank: refused when nothing else is left, rank 1 of zeros where something is."""
+    """p - p is zero, and not rounding blown up to a rank: refused when nothing else is left, rank 1 of zeros
+    where something is.
+    """
     same, again = made(1), made(1, gauge=True)
     with pytest.raises(NothingToDo, match="zero at every site"):
         adapterpack.compose([same.pack, same.pack], weights=[1, -1])
@@ -315,15 +415,25 @@ def test_progress_counts_every_site() -> None:
 
 
 def test_the_pack_carries_its_history_and_is_written_whole(tmp_path: Any) -> None:
-    """Parents by digest with weights, the operation, the base, the task; written, it validates and reads back the same; inputs stay."""
+    """Parents by digest with weights, the operation, the base, the task; written, it validates and reads back
+    the same; inputs stay.
+    """
     paths = [made(seed).pack.write(tmp_path / f"in-{seed}").path for seed in (1, 2)]
     before = {file: file.read_bytes() for path in paths for file in path.iterdir()}
     composed = adapterpack.compose(paths, weights=[2, -1], rank=4, out=tmp_path / "both")
     manifest = composed.manifest
     assert manifest.lineage is not None
     assert (manifest.lineage.operation, manifest.lineage.params["rank"]) == ("linear", 4)
-    assert manifest.lineage.parents == (m.Parent(made(1).pack.id, "pack-1", 2.0), m.Parent(made(2).pack.id, "pack-2", -1.0))
-    assert (manifest.base, manifest.task, manifest.canary, composed.name) == (BASE, m.Task("text-generation"), None, "both")
+    assert manifest.lineage.parents == (
+        m.Parent(made(1).pack.id, "pack-1", 2.0),
+        m.Parent(made(2).pack.id, "pack-2", -1.0),
+    )
+    assert (manifest.base, manifest.task, manifest.canary, composed.name) == (
+        BASE,
+        m.Task("text-generation"),
+        None,
+        "both",
+    )
     report = validate(tmp_path / "both")
     assert report.valid, report.findings
     assert load(tmp_path / "both").id == composed.id
@@ -367,17 +477,45 @@ def other_base(**fields: Any) -> Made:
 
 
 def test_packs_that_do_not_go_together_are_refused() -> None:
-    """Another base, task, label list, head or shape is an error that names both sides and the way out; nothing is dropped."""
-    refused([made(1), other_base(content="bfp1:" + "3" * 64)], BaseMismatch, "acme/base", "acme/other", "content")
-    refused([made(1), other_base(structure="bfp1:" + "3" * 64, content=None)], BaseMismatch, "acme/base", "acme/other", "structure")
-    refused([made(1), made(2, task=m.Task("feature-extraction"))], Unsupported, "text-generation", "feature-extraction")
+    """Another base, task, label list, head or shape is an error that names both sides and the way out;
+    nothing is dropped.
+    """
+    refused(
+        [made(1), other_base(content="bfp1:" + "3" * 64)], BaseMismatch, "acme/base", "acme/other", "content"
+    )
+    refused(
+        [made(1), other_base(structure="bfp1:" + "3" * 64, content=None)],
+        BaseMismatch,
+        "acme/base",
+        "acme/other",
+        "structure",
+    )
+    refused(
+        [made(1), made(2, task=m.Task("feature-extraction"))],
+        Unsupported,
+        "text-generation",
+        "feature-extraction",
+    )
     refused([headed(1), headed(2, ("bad", "good"))], Unsupported, "no, yes", "bad, good", "bank bundle")
     refused([headed(1), headed(2, None)], Unsupported, "no, yes", "no labels")
-    refused([headed(1), made(2, task=m.Task("text-classification", None, ("no", "yes")))], Unsupported, "pack-2", "classifier")
+    refused(
+        [headed(1), made(2, task=m.Task("text-classification", None, ("no", "yes")))],
+        Unsupported,
+        "pack-2",
+        "classifier",
+    )
     refused([headed(1), headed(2, bias=np.ones(2, np.float32))], Unsupported, "bias")
     refused([headed(1), headed(2)], Unsupported, "sum to 0", weights=[1, -1])
-    refused([made(1), made(2, sites=(Site("layers.0.q_proj", 33, 8),))], Unsupported, "layers.0.q_proj", "[7, 33]", "[8, 33]")
-    refused([made(1), made(2, sites=(Site("layers.0.q_proj", 33, 7, "embedding"),))], Unsupported, "embedding")
+    refused(
+        [made(1), made(2, sites=(Site("layers.0.q_proj", 33, 8),))],
+        Unsupported,
+        "layers.0.q_proj",
+        "[7, 33]",
+        "[8, 33]",
+    )
+    refused(
+        [made(1), made(2, sites=(Site("layers.0.q_proj", 33, 7, "embedding"),))], Unsupported, "embedding"
+    )
     refused([made(1, sites=(Site("tokens", 33, 7, "router"),))], Unsupported, "router")
 
 
@@ -398,7 +536,9 @@ def test_wrong_requests_are_refused() -> None:
         refused(two, NonFinite, "layers.0.q_proj", "smaller weights", rule=rule, weights=[1e39, 1])
     for cut in ({"rank": 1}, {"energy": 0.5}, {"budget": 0.5}):
         refused(two, NonFinite, "layers.0.q_proj", "smaller weights", rule="linear", weights=[1e39, 1], **cut)
-        refused(two, NonFinite, "layers.0.q_proj", "smaller weights", rule="linear", weights=[1e308, 1], **cut)
+        refused(
+            two, NonFinite, "layers.0.q_proj", "smaller weights", rule="linear", weights=[1e308, 1], **cut
+        )
     refused(two, UnknownName, "'liner'", "did you mean 'linear'", rule="liner")
     refused(two, ConfigError, "no such parameter", "density", rule="cat", params={"density": 0.2})
     refused(two, ConfigError, "rank", rank=0)
@@ -411,7 +551,11 @@ def test_wrong_requests_are_refused() -> None:
 def test_a_rank_is_a_whole_number(rank: Any) -> None:
     """Of a composition, a resized pack, an audit's cuts and the bases of a fleet."""
     packs = [made(1).pack, made(2).pack]
-    for refused in (lambda: adapterpack.compose(packs, rank=rank), lambda: adapterpack.resize(packs[0], rank=rank),
-                    lambda: adapterpack.audit(packs, ranks=(rank,)), lambda: adapterpack.compress(packs, basis=rank)):
+    for refused in (
+        lambda: adapterpack.compose(packs, rank=rank),
+        lambda: adapterpack.resize(packs[0], rank=rank),
+        lambda: adapterpack.audit(packs, ranks=(rank,)),
+        lambda: adapterpack.compress(packs, basis=rank),
+    ):
         with pytest.raises(ConfigError):
             refused()

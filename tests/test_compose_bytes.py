@@ -1,4 +1,6 @@
-"""Equal packs give equal bytes: whatever the number of threads, the order of the packs, and what else is composed beside a site."""
+"""Equal packs give equal bytes: whatever the number of threads, the order of the packs, and what else is
+composed beside a site.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +41,26 @@ json.dump(hashes(), sys.stdout)
 
 
 def packs_of(rule: str, sites: tuple[Site, ...] = SITES) -> tuple[list[Pack], list[float]]:
-    """Wide enough that a library would share one product among threads; at ``c`` one pack has a row of A twice, so that its decomposition
-    takes another way than its neighbours' of the same shape."""
+    """Wide enough that a library would share one product among threads; at ``c`` one pack has a row of A
+    twice, so that its decomposition takes another way than its neighbours' of the same shape.
+    """
     weights = [abs(w) for w in Ours(rule).weights]
     packs = []
     for number in range(len(weights)):
         adapters = {}
         for site in sites:
             rng = np.random.default_rng([number, SITES.index(site)])
-            A, B = rng.standard_normal((24, site.in_features or 0)), rng.standard_normal((site.out_features or 0, 24))
+            A, B = (
+                rng.standard_normal((24, site.in_features or 0)),
+                rng.standard_normal((site.out_features or 0, 24)),
+            )
             A, B = A + 3, B + 3  # all have something in common
             if site.path == "c":
                 A[1] = A[0]
             adapters[site] = WIDE, {"lora_A": A.astype(np.float32), "lora_B": B.astype(np.float32)}
-        packs.append(build(f"p{number}", lora, adapters, task=m.Task("text-generation"), base=m.Base("org/base")))
+        packs.append(
+            build(f"p{number}", lora, adapters, task=m.Task("text-generation"), base=m.Base("org/base"))
+        )
     return packs, weights
 
 
@@ -70,12 +78,18 @@ def hashes() -> dict[str, dict[str, str]]:
 
 @pytest.mark.long
 def test_threads_do_not_show() -> None:
-    """In processes with one thread and with two, on one core, and here with what there is, every rule makes the same tensors."""
+    """In processes with one thread and with two, on one core, and here with what there is, every rule makes
+    the same tensors.
+    """
     found = [hashes()]
     for count, cores in (("1", "all"), ("2", "pinned" if hasattr(os, "sched_setaffinity") else "all")):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
-        run = subprocess.run([sys.executable, "-c", SCRIPT, str(Path(__file__).parent), cores], env={**os.environ, **threads}, check=True,
-                             capture_output=True)
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), cores],
+            env={**os.environ, **threads},
+            check=True,
+            capture_output=True,
+        )
         found.append(json.loads(run.stdout))
     for rule in rules():
         assert found[0][rule] == found[1][rule] == found[2][rule], rule
@@ -84,7 +98,9 @@ def test_threads_do_not_show() -> None:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("rule", rules())
 def test_order_and_company_do_not_show(rule: str) -> None:
-    """The packs the other way round; and a site alone beside the same site among others, where each is measured for itself."""
+    """The packs the other way round; and a site alone beside the same site among others, where each is
+    measured for itself.
+    """
     packs, weights = packs_of(rule)
     whole = composed(rule, packs, weights)
     assert composed(rule, packs[::-1], weights[::-1]) == whole
@@ -123,7 +139,9 @@ def test_the_library_is_as_it_was() -> None:
 
 @pytest.mark.parametrize("rule", ["svd", "ties", "lora_lego", "robust_merge", "core_ties"])
 def test_where_numbers_lie_in_a_file_does_not_show(rule: str, tmp_path: Path) -> None:
-    """A header of odd length leaves all numbers unaligned, and compiled code does not take them as they lie."""
+    """A header of odd length leaves all numbers unaligned, and compiled code does not take them as they
+    lie.
+    """
     packs, weights = packs_of(rule)
     read = []
     for pack in packs:

@@ -1,4 +1,6 @@
-"""The compiled passes over dense entries: against the formulas, bit for bit beside numpy's way, and a composition with and without them."""
+"""The compiled passes over dense entries: against the formulas, bit for bit beside numpy's way, and a
+composition with and without them.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +32,39 @@ def voted(values: np.ndarray, weights: np.ndarray, least: np.ndarray, normalize:
     """TIES, entry by entry in float64."""
     merged = np.zeros(values.shape[1])
     for place in range(values.shape[1]):
-        votes = [float(w) * float(x) if abs(x) >= floor else 0.0 for w, x, floor in zip(weights, values[:, place], least, strict=True)]
+        votes = [
+            float(w) * float(x) if abs(x) >= floor else 0.0
+            for w, x, floor in zip(weights, values[:, place], least, strict=True)
+        ]
         if abs(sum(votes)) <= 1e-6 * sum(map(abs, votes)):
             continue
         mine = [t for t, vote in enumerate(votes) if vote * sum(votes) > 0]
-        merged[place] = sum(votes[t] for t in mine) / (sum(abs(float(weights[t])) for t in mine) if normalize else 1)
+        merged[place] = sum(votes[t] for t in mine) / (
+            sum(abs(float(weights[t])) for t in mine) if normalize else 1
+        )
     return merged
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_vote(kernel: ModuleType, shape: tuple[int, int], normalize: bool) -> None:
-    """Weights of any sign and of equal sizes, equal magnitudes, even votes, thresholds that an entry reaches exactly."""
+    """Weights of any sign and of equal sizes, equal magnitudes, even votes, thresholds that an entry reaches
+    exactly.
+    """
     rng = np.random.default_rng(shape[1])
-    halves = (np.round(2 * rng.standard_normal(shape)) / 2).astype(np.float32)  # many are equal, opposite, or just at the threshold
+    # many are equal, opposite, or just at the threshold
+    halves = (np.round(2 * rng.standard_normal(shape)) / 2).astype(np.float32)
     for values in (rng.standard_normal(shape, np.float32), halves):
-        for weights in (np.ones(shape[0]), rng.choice([-1.0, 1.0, 0.5, -0.5, 0.3], shape[0]), rng.standard_normal(shape[0])):
+        for weights in (
+            np.ones(shape[0]),
+            rng.choice([-1.0, 1.0, 0.5, -0.5, 0.3], shape[0]),
+            rng.standard_normal(shape[0]),
+        ):
             least = rng.choice([0, 0.5, 1], shape[0]).astype(np.float32)
             numpys = passes._elected(passes.trimmed(values, least), weights, normalize)
-            np.testing.assert_allclose(numpys, voted(values, weights.astype(np.float32), least, normalize), rtol=2e-6, atol=1e-6)
+            np.testing.assert_allclose(
+                numpys, voted(values, weights.astype(np.float32), least, normalize), rtol=2e-6, atol=1e-6
+            )
             for name in kernel.sets():
                 found = np.full(shape[1], np.nan, np.float32)
                 kernel.elect(values, least, weights.astype(np.float32), 1e-6, normalize, found, name)
@@ -59,12 +75,16 @@ def test_numbers_that_are_none_elect_nothing(kernel: ModuleType) -> None:
     values = np.array([[np.nan, np.inf, np.inf, 1e38, -0.0], [1, 1, -np.inf, 3e38, 0.0]], np.float32)
     with np.errstate(all="ignore"):
         numpys = passes._elected(values, np.ones(2), True)
-        np.testing.assert_array_equal(passes.elected(values, np.ones(2), True).view(np.uint32), numpys.view(np.uint32))
+        np.testing.assert_array_equal(
+            passes.elected(values, np.ones(2), True).view(np.uint32), numpys.view(np.uint32)
+        )
 
 
 @pytest.mark.parametrize("size", [0, 1, 17, 333])
 def test_what_lies_between(kernel: ModuleType, size: int) -> None:
-    """Beside numpy's masks, with ends that an entry reaches exactly; zeros from 0 on, everything without an end."""
+    """Beside numpy's masks, with ends that an entry reaches exactly; zeros from 0 on, everything without an
+    end.
+    """
     values = (np.round(4 * np.random.default_rng(size).standard_normal(size)) / 4).astype(np.float32)
     sizes = np.abs(values)
     for low, high in ((0.25, 0.75), (0.0, 0.5), (1.0, np.inf), (0.5, 0.5)):
@@ -91,29 +111,54 @@ def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch:
     values[1, :400], values[2, 100:300], values[2, 300:400] = 0, 0.5, -0.5
     values[0, :5] = np.float32(1e-44)
     wanted = np.sort(np.abs(values), axis=1)[:, ::-1][:, max(1, round(share * 1001)) - 1]
-    for pieces in ([values[:, :7], values[:, 7:500], values[:, 500:]], [values.reshape(3, 7, 143)], [values.astype(np.float64)]):
-        for sample in (None, lambda: None, lambda: values[:, ::3], lambda: values[:, :3], lambda: 2 * values, lambda: 0 * values):
+    for pieces in (
+        [values[:, :7], values[:, 7:500], values[:, 500:]],
+        [values.reshape(3, 7, 143)],
+        [values.astype(np.float64)],
+    ):
+        for sample in (
+            None,
+            lambda: None,
+            lambda: values[:, ::3],
+            lambda: values[:, :3],
+            lambda: 2 * values,
+            lambda: 0 * values,
+        ):
             np.testing.assert_array_equal(level(lambda pieces=pieces: iter(pieces), share, sample), wanted)  # type: ignore[misc]
     assert len(level(lambda: iter([]), share)) == 0
 
 
 def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
     """Every length, dtype and layout is checked before a number is read."""
-    values, least, weights, out = np.ones((2, 9), np.float32), np.zeros(2, np.float32), np.ones(2, np.float32), np.empty(9, np.float32)
+    values, least, weights, out = (
+        np.ones((2, 9), np.float32),
+        np.zeros(2, np.float32),
+        np.ones(2, np.float32),
+        np.empty(9, np.float32),
+    )
     refused = pytest.raises((TypeError, ValueError, BufferError))
     for arguments in (
-        (values[:1], least, weights, 0.0, True, out), (values, least[:1], weights, 0.0, True, out),
+        (values[:1], least, weights, 0.0, True, out),
+        (values, least[:1], weights, 0.0, True, out),
         (values, least, weights, 0.0, True, None),
-        (values, least, np.ones(3, np.float32), 0.0, True, out), (values, least, weights, 0.0, True, out[:8]),
-        (values.astype(np.float64), least, weights, 0.0, True, out), (values, least, weights, 0.0, True, out.view(np.int32)),
-        (np.ones((9, 2), np.float32).T, least, weights, 0.0, True, out), (values, least, weights, 0.0, True, out, "sse"),
+        (values, least, np.ones(3, np.float32), 0.0, True, out),
+        (values, least, weights, 0.0, True, out[:8]),
+        (values.astype(np.float64), least, weights, 0.0, True, out),
+        (values, least, weights, 0.0, True, out.view(np.int32)),
+        (np.ones((9, 2), np.float32).T, least, weights, 0.0, True, out),
+        (values, least, weights, 0.0, True, out, "sse"),
     ):
         with refused:
             kernel.elect(*arguments)
     counts = np.zeros(passes.UPPER, np.int64)
-    for call in (lambda: kernel.upper(values, counts[:-1]), lambda: kernel.upper(values, counts.astype(np.int32)),
-                 lambda: kernel.lower(values, 3, counts), lambda: kernel.upper(values[:, ::2], counts),
-                 lambda: kernel.between(values, 0, 9, values.copy(), 1), lambda: kernel.between(values, 0, 9, values.copy(), -1)):
+    for call in (
+        lambda: kernel.upper(values, counts[:-1]),
+        lambda: kernel.upper(values, counts.astype(np.int32)),
+        lambda: kernel.lower(values, 3, counts),
+        lambda: kernel.upper(values[:, ::2], counts),
+        lambda: kernel.between(values, 0, 9, values.copy(), 1),
+        lambda: kernel.between(values, 0, 9, values.copy(), -1),
+    ):
         with refused:
             call()
     out.flags.writeable = False
@@ -136,7 +181,10 @@ def test_a_composition_with_and_without_them(rule: str, monkeypatch: pytest.Monk
 def test_directions_that_are_known_are_a_better_start() -> None:
     """For one step less the error is nearer to the least; too many, too few and useless ones do no harm."""
     rng = np.random.default_rng(0)
-    A, B = rng.standard_normal((32, 260)).astype(np.float32), rng.standard_normal((300, 32)).astype(np.float32)
+    A, B = (
+        rng.standard_normal((32, 260)).astype(np.float32),
+        rng.standard_normal((300, 32)).astype(np.float32),
+    )
     D = (B * np.linspace(2, 1, 32, dtype=np.float32)) @ A + 3 * rng.standard_normal((300, 260), np.float32)
     least = float(np.sum(np.linalg.svd(D.astype(np.float64), compute_uv=False)[16:] ** 2))
 
@@ -147,7 +195,12 @@ def test_directions_that_are_known_are_a_better_start() -> None:
         return left / least - 1
 
     assert excess(A.T) < min(excess(None), 1e-5)
-    for guess in (A[:5].T, np.repeat(A, 4, axis=0).T, np.zeros((260, 32), np.float32), rng.standard_normal((260, 32), np.float32)):
+    for guess in (
+        A[:5].T,
+        np.repeat(A, 4, axis=0).T,
+        np.zeros((260, 32), np.float32),
+        rng.standard_normal((260, 32), np.float32),
+    ):
         assert excess(guess) < 2e-2
 
 
@@ -158,6 +211,8 @@ def test_a_matrix_whose_rows_lie_in_few_columns() -> None:
     D[:, :30] = rng.standard_normal((300, 30))
     for guess in (None, np.eye(260, dtype=np.float32)[:, :40]):
         found = largest(InMemory(D, guess), Cut(rank=40))
-        np.testing.assert_allclose(found.spectrum.S[:30], np.linalg.svd(D[:, :30], compute_uv=False), rtol=1e-5)
+        np.testing.assert_allclose(
+            found.spectrum.S[:30], np.linalg.svd(D[:, :30], compute_uv=False), rtol=1e-5
+        )
         assert found.left_out < 1e-6 * found.total
         assert np.abs(found.spectrum.V.T @ found.spectrum.V - np.eye(len(found.spectrum.S))).max() < 1e-5

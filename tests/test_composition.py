@@ -1,4 +1,6 @@
-"""Composition at run time: every kind of node against its formula in float64; torch, merge, ONNX Runtime; Arrow and X-LoRA against PEFT."""
+"""Composition at run time: every kind of node against its formula in float64; torch, merge, ONNX Runtime;
+Arrow and X-LoRA against PEFT.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,21 @@ from test_export import BATCHES, assert_close, batch_of
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import adapterpack
-from adapterpack import IA3, OFT, Bottleneck, DoRA, LoRA, Session, attach, compose, detach, export, load, merge, save
+from adapterpack import (
+    IA3,
+    OFT,
+    Bottleneck,
+    DoRA,
+    LoRA,
+    Session,
+    attach,
+    compose,
+    detach,
+    export,
+    load,
+    merge,
+    save,
+)
 from adapterpack.adapter_methods import Site, complete, evaluate, fold, get, method_of, run
 from adapterpack.adapter_methods.nodes import NODES, as_text, decode, encode
 from adapterpack.adapter_methods.nodes.arrow import prototype
@@ -41,7 +57,9 @@ MIXED = ["stack(a, i, o)", "parallel(stack(i, a), o)", "sum(0.5*i, -0.25*stack(o
 """Trees over members that are not additive: IA3 ``i``, OFT ``o`` and DoRA ``d``."""
 
 
-def member(name: str, config: Any, seed: int, sites: tuple[str, ...] = ("net.q",), shape: tuple[int, int] = (OUT, IN)) -> Pack:
+def member(
+    name: str, config: Any, seed: int, sites: tuple[str, ...] = ("net.q",), shape: tuple[int, int] = (OUT, IN)
+) -> Pack:
     """A pack of random values in float64."""
     rng, method, adapters = np.random.default_rng(seed), method_of(config), {}
     for path in sites:
@@ -55,8 +73,12 @@ def member(name: str, config: Any, seed: int, sites: tuple[str, ...] = ("net.q",
 def members() -> dict[str, Pack]:
     """Mixed ranks and scales, rsLoRA, and three that are not additive."""
     return {
-        "a": member("a", LoRA(r=3, alpha=5), 1), "b": member("b", LoRA(r=1, alpha=2, use_rslora=True), 2), "c": member("c", LoRA(r=4), 3),
-        "i": member("i", IA3(), 4), "o": member("o", OFT(block_size=11), 5), "d": member("d", DoRA(r=2), 6),
+        "a": member("a", LoRA(r=3, alpha=5), 1),
+        "b": member("b", LoRA(r=1, alpha=2, use_rslora=True), 2),
+        "c": member("c", LoRA(r=4), 3),
+        "i": member("i", IA3(), 4),
+        "o": member("o", OFT(block_size=11), 5),
+        "d": member("d", DoRA(r=2), 6),
     }
 
 
@@ -75,12 +97,16 @@ def delta(pack: Pack) -> np.ndarray:
 
 
 class Formula:
-    """The nodes, written out with dense matrices in float64: the change of one layer at each token, from a tree's JSON."""
+    """The nodes, written out with dense matrices in float64: the change of one layer at each token, from a
+    tree's JSON.
+    """
 
     def __init__(self, known: dict[str, Pack], weight: np.ndarray, bias: np.ndarray, own: Any = None) -> None:
         self.known, self.weight, self.bias, self.own = known, weight, bias, own
 
-    def layer(self, tree: dict[str, Any], base: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    def layer(
+        self, tree: dict[str, Any], base: Callable[[np.ndarray], np.ndarray]
+    ) -> Callable[[np.ndarray], np.ndarray]:
         if "member" in tree:
             return self.leaf(tree["member"], base)
         below = [self.layer(child, base) for child in tree["of"]]
@@ -90,18 +116,28 @@ class Formula:
                 made = self.layer(child, made)
             return made
         if tree["kind"] in {"sum", "parallel"}:
-            weights = [1 / len(below)] * len(below) if tree["kind"] == "parallel" else tree["weights"] or [1.0] * len(below)
+            weights = (
+                [1 / len(below)] * len(below)
+                if tree["kind"] == "parallel"
+                else tree["weights"] or [1.0] * len(below)
+            )
             return lambda x: base(x) + sum(w * (f(x) - base(x)) for w, f in zip(weights, below, strict=True))
         changes = [self.dense(child) for child in tree["of"]]
         if tree["kind"] == "fuse":
-            Q, K = (next(value for key, value in self.own.items() if key.endswith(end)) for end in ("/query", "/key"))
-            answers = lambda x: np.stack([((x @ Q.T) * (x @ change.T @ K.T)).sum(axis=-1) for change in changes], axis=-1)  # noqa: E731
+            Q, K = (
+                next(value for key, value in self.own.items() if key.endswith(end))
+                for end in ("/query", "/key")
+            )
+            answers = lambda x: np.stack(  # noqa: E731
+                [((x @ Q.T) * (x @ change.T @ K.T)).sum(axis=-1) for change in changes], axis=-1
+            )
             return lambda x: base(x) + self.mixed(answers(x), changes, x, tree["top_k"])
         if tree["kind"] == "arrow":
             vectors = np.stack([np.linalg.svd(change)[2][0] for change in changes])
             scores = lambda x: np.abs(x @ vectors.T) / tree["temperature"]  # noqa: E731
         else:
-            scores = lambda x: np.zeros((*x.shape[:-1], len(changes)))  # noqa: E731 - a gate that is not trained
+            # a gate that is not trained
+            scores = lambda x: np.zeros((*x.shape[:-1], len(changes)))  # noqa: E731
         return lambda x: base(x) + self.mixed(scores(x), changes, x, tree["top_k"])
 
     @staticmethod
@@ -110,8 +146,13 @@ class Formula:
         result = np.zeros((*x.shape[:-1], len(changes[0])))
         for place in np.ndindex(x.shape[:-1]):
             least = sorted(scores[place])[-min(top_k or len(changes), len(changes))]
-            powers = np.array([np.exp(score - max(scores[place])) if score >= least else 0.0 for score in scores[place]])
-            result[place] = sum(power / powers.sum() * (change @ x[place]) for power, change in zip(powers, changes, strict=True))
+            powers = np.array(
+                [np.exp(score - max(scores[place])) if score >= least else 0.0 for score in scores[place]]
+            )
+            result[place] = sum(
+                power / powers.sum() * (change @ x[place])
+                for power, change in zip(powers, changes, strict=True)
+            )
         return result
 
     def dense(self, tree: dict[str, Any]) -> np.ndarray:
@@ -140,15 +181,18 @@ def evaluated(pack: Pack, weight: np.ndarray, bias: np.ndarray, x: np.ndarray) -
     (adapter,) = pack.adapters()
     site = Site("net.q", IN, OUT, bias=True, weight=weight, base_bias=bias)
     params = complete(pack.method, adapter.config, adapter.params, site)
-    found: np.ndarray = run(pack.method, adapter.config, params, site, lambda value: value @ weight.T + bias, x)
+    found: np.ndarray = run(
+        pack.method, adapter.config, params, site, lambda value: value @ weight.T + bias, x
+    )
     return found
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("text", [*FOLDING, *ROUTING, *MIXED])
 def test_a_tree_is_its_formula(text: str, layer: Any) -> None:
-    """run(x) of the composed method == the formula with dense matrices, both in float64, to 1e-5 of the largest entry: members are stored
-    as float32, and so are Arrow's directions."""
+    """run(x) of the composed method == the formula with dense matrices, both in float64, to 1e-5 of the
+    largest entry: members are stored as float32, and so are Arrow's directions.
+    """
     weight, bias, x = layer
     known = members()
     pack = tree_pack(text, known)
@@ -175,14 +219,20 @@ def test_folding_a_tree_is_running_it(text: str, rows: slice, layer: Any) -> Non
     params = complete(pack.method, adapter.config, adapter.params, site)
     folded, moved = fold(pack.method, adapter.config, params, site, weight[rows], bias[rows], rows)
     wanted = evaluated(pack, weight, bias, x)
-    np.testing.assert_allclose(x @ folded.T + moved, wanted[..., rows], atol=1e-12 * np.abs(wanted).max() * 100)
+    np.testing.assert_allclose(
+        x @ folded.T + moved, wanted[..., rows], atol=1e-12 * np.abs(wanted).max() * 100
+    )
     form = pack.method.normal_form(adapter.config, params, site)
-    np.testing.assert_allclose(evaluate(form, lambda value: value @ weight.T + bias, x), wanted, atol=1e-10 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        evaluate(form, lambda value: value @ weight.T + bias, x), wanted, atol=1e-10 * np.abs(wanted).max()
+    )
 
 
 @pytest.mark.fast
 def test_rows_and_positions_go_to_their_members(layer: Any) -> None:
-    """batch_split: row 0 is a's, rows 1 and 2 are b's; split: positions 0 to 2 are a's, the rest b's, also beyond what was said."""
+    """batch_split: row 0 is a's, rows 1 and 2 are b's; split: positions 0 to 2 are a's, the rest b's, also
+    beyond what was said.
+    """
     weight, bias, _ = layer
     known = members()
     x = np.random.default_rng(4).standard_normal((3, 8, IN))
@@ -198,7 +248,9 @@ def test_rows_and_positions_go_to_their_members(layer: Any) -> None:
 
 @pytest.mark.fast
 def test_a_prototype_is_the_direction_of_the_largest_change() -> None:
-    """|v| = 1 and |D v| = |D|_2, from the factors; of odd ranks, a rank above the width, and of no change at all."""
+    """|v| = 1 and |D v| = |D|_2, from the factors; of odd ranks, a rank above the width, and of no change at
+    all.
+    """
     rng = np.random.default_rng(3)
     for rank in (1, 4, 13):
         down, up = rng.standard_normal((rank, 9)), rng.standard_normal((6, rank))
@@ -210,18 +262,28 @@ def test_a_prototype_is_the_direction_of_the_largest_change() -> None:
 
 @pytest.mark.fast
 def test_an_expert_that_a_layer_lacks_has_no_part_there(tmp_path: Path) -> None:
-    """At a site with one of two experts Arrow is that expert alone, and the pack survives the disk with equal bytes and directions."""
+    """At a site with one of two experts Arrow is that expert alone, and the pack survives the disk with equal
+    bytes and directions.
+    """
     a, b = member("a", LoRA(r=2), 1, ("net.q", "net.v")), member("b", LoRA(r=3), 2)
     pack = compose([a, b], tree="arrow(a, b, top_k=1)", out=tmp_path / "routed")
     again = load(tmp_path / "routed")
-    assert again.id == pack.id and again.manifest.must_understand == ("composition",) and again.manifest.method.type == "composed"
-    assert {group.path: sorted(group.config.get("members", pack.manifest.config["members"])) for group in again.manifest.groups} == {
-        "net.q": ["a", "b"], "net.v": ["a"]}
+    assert (
+        again.id == pack.id
+        and again.manifest.must_understand == ("composition",)
+        and again.manifest.method.type == "composed"
+    )
+    assert {
+        group.path: sorted(group.config.get("members", pack.manifest.config["members"]))
+        for group in again.manifest.groups
+    } == {"net.q": ["a", "b"], "net.v": ["a"]}
     x = np.random.default_rng(0).standard_normal((4, IN))
     alone = next(adapter for adapter in again.adapters() if adapter.site.path == "net.v")
     found = run(again.method, alone.config, alone.params, alone.site, lambda value: np.zeros((4, OUT)), x)
     own = next(adapter for adapter in a.adapters() if adapter.site.path == "net.v")
-    np.testing.assert_allclose(found, x @ (2 * own.params["lora_B"] @ own.params["lora_A"]).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found, x @ (2 * own.params["lora_B"] @ own.params["lora_A"]).T, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.fast
@@ -233,7 +295,8 @@ def test_an_older_reader_refuses_a_composed_pack(tmp_path: Path, monkeypatch: py
         load(tmp_path / "half")
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- text
+# ------------------------------------------------------------------------------------------------------------
+# text
 
 
 @pytest.mark.fast
@@ -276,7 +339,11 @@ def test_what_cannot_be_composed_is_said(tmp_path: Path) -> None:
         ([known["a"], known["d"]], "gate(a, d)", "router.*low rank"),
         ([known["a"].renamed("a.b")], "sum(a)", "letters, digits"),
         ([compose([known["a"]], tree="sum(a)", name="s")], "sum(s)", "composed itself"),
-        ([known["a"], member("w", LoRA(r=2), 1, shape=(OUT, IN + 1))], "sum(a, w)", "describe a site differently"),
+        (
+            [known["a"], member("w", LoRA(r=2), 1, shape=(OUT, IN + 1))],
+            "sum(a, w)",
+            "describe a site differently",
+        ),
         ([known["a"], known["b"]], "arrow(arrow(a, b), b)", "another router inside"),
         ([known["a"]], "xlora(a)", "hidden states"),
     ]
@@ -291,7 +358,8 @@ def test_what_cannot_be_composed_is_said(tmp_path: Path) -> None:
         pack_values(compose([known["a"]], tree="xlora(a, hidden=4)"))
 
 
-# ---------------------------------------------------------------------------------------------------- real models: torch, merge, ONNX
+# ---------------------------------------------------------------------------------------------------- real
+# models: torch, merge, ONNX
 
 
 @pytest.fixture(scope="module")
@@ -303,9 +371,16 @@ def parts_of_base(base_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Ma
         if kind not in found:
             q, v = ("query", "value") if kind == "bert" else ("q_proj", "v_proj")
             last = "output.dense" if kind == "bert" else "down_proj"
-            configs = {"a": LoRA(r=3, alpha=5), "b": LoRA(r=5, alpha=4, targets=(q, v, last)), "c": LoRA(r=2, targets=(q, v)),
-                       "i": IA3(targets=(v, last), feedforward=())}
-            found[kind] = {name: _random(kind, base_of(kind), name, config, seed) for seed, (name, config) in enumerate(configs.items())}
+            configs = {
+                "a": LoRA(r=3, alpha=5),
+                "b": LoRA(r=5, alpha=4, targets=(q, v, last)),
+                "c": LoRA(r=2, targets=(q, v)),
+                "i": IA3(targets=(v, last), feedforward=()),
+            }
+            found[kind] = {
+                name: _random(kind, base_of(kind), name, config, seed)
+                for seed, (name, config) in enumerate(configs.items())
+            }
         return found[kind]
 
     return make
@@ -320,7 +395,9 @@ def _random(kind: str, base: Path, name: str, config: Any, seed: int) -> Pack:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.copy_((isinstance(config, IA3)) + 0.3 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(
+                    (isinstance(config, IA3)) + 0.3 * torch.randn(parameter.shape, generator=generator)
+                )
     return save(model, None, base=base)
 
 
@@ -348,9 +425,17 @@ def outputs(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Make, tmp_path: Path) -> None:
     """A bank, and of Llama an ``inputs`` bundle, with every tree, a plain LoRA and the base: each equals
-    torch's float64 layers, and what folds equals the merged checkpoint. Mixed rows too, whose adapters have other routers or none."""
+    torch's float64 layers, and what folds equals the merged checkpoint. Mixed rows too, whose adapters have
+    other routers or none.
+    """
     parts, base = parts_of_base(kind), base_of(kind)
-    packs = [parts["b"], *(compose([parts[name] for name in names], tree=text, name=label) for label, (text, names) in TREES.items())]
+    packs = [
+        parts["b"],
+        *(
+            compose([parts[name] for name in names], tree=text, name=label)
+            for label, (text, names) in TREES.items()
+        ),
+    ]
     if kind == "llama":  # gates that do something
         packs[-2:] = map(_trained_gates, packs[-2:])
     batch = batch_of(kind, BATCHES["ragged"])
@@ -364,12 +449,16 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
         detach(model, pack.name)
         assert np.abs(wanted[pack.name] - wanted[None]).max() > 1e-2 * np.abs(wanted[None]).max()
     for mode in ("bank", "inputs") if kind == "llama" else ("bank",):
-        session = Session(export(base, packs, tmp_path / mode, mode=mode, task=TASK[kind]) and tmp_path / mode, "cpu")
+        session = Session(
+            export(base, packs, tmp_path / mode, mode=mode, task=TASK[kind]) and tmp_path / mode, "cpu"
+        )
         for name, right in wanted.items():
             assert_close(session.run(batch, name)[key], right, batch["attention_mask"], 5e-5)
     rows: tuple[str | None, ...] = ("arrow", None, "fuse")
     found = Session(tmp_path / "bank", "cpu").run(batch, list(rows))[key]
-    assert_close(found, np.stack([wanted[name][row] for row, name in enumerate(rows)]), batch["attention_mask"], 5e-5)
+    assert_close(
+        found, np.stack([wanted[name][row] for row, name in enumerate(rows)]), batch["attention_mask"], 5e-5
+    )
     for pack in packs[1:]:
         if TREES[pack.name][0].startswith(("sum(0.7", "parallel")):
             merge(base, [pack], tmp_path / f"merged-{pack.name}")
@@ -385,14 +474,26 @@ def _trained_gates(pack: Pack) -> Pack:
     rng = np.random.default_rng(9)
     adapters = {}
     for adapter in pack.adapters():
-        own = {key: rng.standard_normal(value.shape).astype(np.float32) for key, value in adapter.params.items()
-               if key.endswith(("/weight", "/bias", "/query", "/key"))}
+        own = {
+            key: rng.standard_normal(value.shape).astype(np.float32)
+            for key, value in adapter.params.items()
+            if key.endswith(("/weight", "/bias", "/query", "/key"))
+        }
         adapters[adapter.site] = adapter.config, {**adapter.params, **own}
-    return build(pack.name, pack.method, adapters, task=pack.manifest.task, base=pack.manifest.base, lineage=pack.manifest.lineage)
+    return build(
+        pack.name,
+        pack.method,
+        adapters,
+        task=pack.manifest.task,
+        base=pack.manifest.base,
+        lineage=pack.manifest.lineage,
+    )
 
 
 def test_a_router_is_loaded_into_a_running_bank(base_of: Make, parts_of_base: Make, tmp_path: Path) -> None:
-    """A bundle exported with an Arrow of three experts takes one of two later: unused experts and ranks change nothing."""
+    """A bundle exported with an Arrow of three experts takes one of two later: unused experts and ranks
+    change nothing.
+    """
     parts, base = parts_of_base("llama"), base_of("llama")
     three = compose([parts[name] for name in "abc"], tree="arrow(a, b, c, top_k=2)", name="three")
     two = compose([parts["a"], parts["c"]], tree="arrow(a, c, top_k=1)", name="two")
@@ -403,24 +504,37 @@ def test_a_router_is_loaded_into_a_running_bank(base_of: Make, parts_of_base: Ma
     batch = batch_of("llama", (6, 3))
     for pack in (two, three):
         attach(model, pack, check_base=False)
-        assert_close(session.run(batch, pack.name)["logits"], outputs(model, batch), batch["attention_mask"], 5e-5)
+        assert_close(
+            session.run(batch, pack.name)["logits"], outputs(model, batch), batch["attention_mask"], 5e-5
+        )
         detach(model, pack.name)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ PEFT
+# ------------------------------------------------------------------------------------------------------------
+# PEFT
 
 
 def peft_loras(tmp_path: Path, count: int, rank: int = 4) -> tuple[Path, list[Path]]:
-    """A tiny Llama and LoRAs that PEFT saved, whose changes have a largest singular value far above the next: PEFT's fixed number of
-    power iterations then converges."""
+    """A tiny Llama and LoRAs that PEFT saved, whose changes have a largest singular value far above the next:
+    PEFT's fixed number of power iterations then converges.
+    """
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=31, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, use_cache=False)
+    config = LlamaConfig(
+        vocab_size=31,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     folders = []
     for number in range(count):
-        model = peft.get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"),
-                                    peft.LoraConfig(r=rank, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"]))
+        model = peft.get_peft_model(
+            LlamaForCausalLM.from_pretrained(tmp_path / "base"),
+            peft.LoraConfig(r=rank, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"]),
+        )
         generator = torch.Generator().manual_seed(number)
         for name, value in model.named_parameters():
             if "lora_" in name:
@@ -433,32 +547,50 @@ def peft_loras(tmp_path: Path, count: int, rank: int = 4) -> tuple[Path, list[Pa
 
 @pytest.mark.parametrize(("top_k", "temperature"), [(1, 1.0), (2, 0.3), (3, 2.0)])
 def test_arrow_is_pefts_arrow(top_k: int, temperature: float, tmp_path: Path) -> None:
-    """The same logits as create_arrow_model on the same LoRAs, to 2e-4 of the largest: its directions come from 15 power iterations."""
+    """The same logits as create_arrow_model on the same LoRAs, to 2e-4 of the largest: its directions come
+    from 15 power iterations.
+    """
     base, folders = peft_loras(tmp_path, 3)
-    theirs = peft.create_arrow_model(LlamaForCausalLM.from_pretrained(base), [str(folder) for folder in folders],
-                                     peft.ArrowConfig(top_k=top_k, router_temperature=temperature, rng_seed=1)).eval()
+    theirs = peft.create_arrow_model(
+        LlamaForCausalLM.from_pretrained(base),
+        [str(folder) for folder in folders],
+        peft.ArrowConfig(top_k=top_k, router_temperature=temperature, rng_seed=1),
+    ).eval()
     pack = compose(folders, tree=f"arrow(x0, x1, x2, top_k={top_k}, temperature={temperature})")
     ours = attach(LlamaForCausalLM.from_pretrained(base), pack, check_base=False).eval()
     ids = torch.randint(3, 31, (3, 9), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        wanted, found, plain = theirs(ids).logits, ours(ids).logits, LlamaForCausalLM.from_pretrained(base)(ids).logits
+        wanted, found, plain = (
+            theirs(ids).logits,
+            ours(ids).logits,
+            LlamaForCausalLM.from_pretrained(base)(ids).logits,
+        )
     assert (found - wanted).abs().max() <= 2e-4 * wanted.abs().max() < (plain - wanted).abs().max()
 
 
 def test_general_knowledge_is_taken_off_the_change(tmp_path: Path) -> None:
-    """GenKnowSub: an expert without its general knowledge is s B A - s G H at every site. PEFT subtracts the factors from each other,
-    whose product is another matrix."""
+    """GenKnowSub: an expert without its general knowledge is s B A - s G H at every site. PEFT subtracts the
+    factors from each other, whose product is another matrix.
+    """
     _, (one, general) = peft_loras(tmp_path, 2)
     pack = compose([one, general], tree="arrow(sum(x0, -1*x1))")
-    for ours, expert, known in zip(pack.adapters(), load(one).adapters(), load(general).adapters(), strict=True):
-        right = 1.5 * (expert.params["lora_B"] @ expert.params["lora_A"] - known.params["lora_B"] @ known.params["lora_A"])
-        theirs = 1.5 * (expert.params["lora_B"] - known.params["lora_B"]) @ (expert.params["lora_A"] - known.params["lora_A"])
+    for ours, expert, known in zip(
+        pack.adapters(), load(one).adapters(), load(general).adapters(), strict=True
+    ):
+        right = 1.5 * (
+            expert.params["lora_B"] @ expert.params["lora_A"]
+            - known.params["lora_B"] @ known.params["lora_A"]
+        )
+        theirs = (
+            1.5
+            * (expert.params["lora_B"] - known.params["lora_B"])
+            @ (expert.params["lora_A"] - known.params["lora_A"])
+        )
         x = np.eye(ours.site.in_features, dtype=np.float32)
         zero = partial(_zeros, ours.site.out_features)
         found = run(pack.method, ours.config, ours.params, ours.site, zero, x).T
         np.testing.assert_allclose(found, right, atol=1e-4 * np.abs(right).max())
         assert np.abs(theirs - right).max() > 0.1 * np.abs(right).max()
-
 
 
 def _zeros(width: int, value: np.ndarray) -> np.ndarray:
@@ -467,10 +599,19 @@ def _zeros(width: int, value: np.ndarray) -> np.ndarray:
 
 XLORAS: dict[str, tuple[dict[str, Any], str]] = {
     "plain": ({}, ""),
-    "deep, by layer": ({"xlora_depth": 3, "xlora_size": 10, "xlora_dropout_p": 0.0, "layerwise_scalings": True},
-                       ", depth=3, size=10, layerwise=true"),
-    "top two": ({"top_k_lora": 2, "enable_softmax_topk": True, "softmax_temperature": 0.5, "global_scaling_weight": 1.7},
-                ", top_k=2, softmax_topk=true, temperature=0.5, scale=1.7"),
+    "deep, by layer": (
+        {"xlora_depth": 3, "xlora_size": 10, "xlora_dropout_p": 0.0, "layerwise_scalings": True},
+        ", depth=3, size=10, layerwise=true",
+    ),
+    "top two": (
+        {
+            "top_k_lora": 2,
+            "enable_softmax_topk": True,
+            "softmax_temperature": 0.5,
+            "global_scaling_weight": 1.7,
+        },
+        ", top_k=2, softmax_topk=true, temperature=0.5, scale=1.7",
+    ),
 }
 
 
@@ -480,9 +621,15 @@ def test_xlora_is_pefts_xlora(label: str, tmp_path: Path) -> None:
     base, folders = peft_loras(tmp_path, 3)
     options, text = XLORAS[label]
     adapters = {str(number): str(folder) for number, folder in enumerate(folders)}
-    theirs = peft.get_peft_model(LlamaForCausalLM.from_pretrained(base), peft.XLoraConfig(
-        task_type="CAUSAL_LM", peft_type="XLORA", hidden_size=24, adapters=adapters, **options)).eval()
-    linear = [one for one in theirs.base_model.internal_xlora_classifier.layers if isinstance(one, torch.nn.Linear)]
+    theirs = peft.get_peft_model(
+        LlamaForCausalLM.from_pretrained(base),
+        peft.XLoraConfig(
+            task_type="CAUSAL_LM", peft_type="XLORA", hidden_size=24, adapters=adapters, **options
+        ),
+    ).eval()
+    linear = [
+        one for one in theirs.base_model.internal_xlora_classifier.layers if isinstance(one, torch.nn.Linear)
+    ]
     pack = compose(folders, tree=f"xlora(x0, x1, x2, hidden=24{text})")
     ours = attach(LlamaForCausalLM.from_pretrained(base), pack, check_base=False).eval()
     with torch.no_grad():
@@ -492,15 +639,28 @@ def test_xlora_is_pefts_xlora(label: str, tmp_path: Path) -> None:
                 if name.endswith((f"@0/weight_{number}", f"@0/bias_{number}")):
                     value.copy_(one.weight if "weight" in name else one.bias)
         ids = torch.randint(3, 31, (2, 7), generator=torch.Generator().manual_seed(6))
-        wanted, found, plain = theirs(input_ids=ids).logits, ours(input_ids=ids).logits, LlamaForCausalLM.from_pretrained(base)(ids).logits
+        wanted, found, plain = (
+            theirs(input_ids=ids).logits,
+            ours(input_ids=ids).logits,
+            LlamaForCausalLM.from_pretrained(base)(ids).logits,
+        )
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert (plain - wanted).abs().max() > 1e-2 * wanted.abs().max()
 
 
 def _losses(model: Any, data: list[dict[str, Any]], folder: Path) -> list[float]:
     """The losses of thirty steps of the Trainer."""
-    arguments = TrainingArguments(output_dir=str(folder), max_steps=30, learning_rate=0.02, report_to=[], save_strategy="no",
-                                  logging_steps=1, disable_tqdm=True, use_cpu=True, gradient_checkpointing=True)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=30,
+        learning_rate=0.02,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        use_cpu=True,
+        gradient_checkpointing=True,
+    )
     trainer = AdapterTrainer(model=model, args=arguments, train_dataset=data)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -508,7 +668,9 @@ def _losses(model: Any, data: list[dict[str, Any]], folder: Path) -> list[float]
 
 @pytest.mark.long
 def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
-    """Trained by the Trainer: only the classifier moves, the loss falls, the pack says its logits, and another model has them too."""
+    """Trained by the Trainer: only the classifier moves, the loss falls, the pack says its logits, and
+    another model has them too.
+    """
     base, folders = peft_loras(tmp_path, 3)
     pack = compose(folders, tree="xlora(x0, x1, x2, hidden=24, depth=2, size=9, layerwise=true)", name="mix")
     model = attach(LlamaForCausalLM.from_pretrained(base), pack, check_base=False)
@@ -523,7 +685,8 @@ def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
     saved = save(model.eval(), tmp_path / "mix", base=base)
     assert saved.manifest.canary is not None and saved.manifest.composition == pack.manifest.composition
     ids = torch.tensor([data[0]["input_ids"]])
-    again = attach(LlamaForCausalLM.from_pretrained(base), load(tmp_path / "mix")).eval()  # replays the canary
+    # replays the canary
+    again = attach(LlamaForCausalLM.from_pretrained(base), load(tmp_path / "mix")).eval()
     with torch.no_grad():
         assert torch.equal(again(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
         assert again.generate(ids, max_new_tokens=2, use_cache=False, do_sample=False).shape == (1, 12)
@@ -536,16 +699,26 @@ def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize(("tree", "own"), [("fuse(x0, x1, x2, size=16)", {"query", "key"}), ("gate(x0, x1, x2)", {"weight", "bias"})])
+@pytest.mark.parametrize(
+    ("tree", "own"),
+    [("fuse(x0, x1, x2, size=16)", {"query", "key"}), ("gate(x0, x1, x2)", {"weight", "bias"})],
+)
 def test_routers_of_layers_learn_and_come_back(tree: str, own: set[str], tmp_path: Path) -> None:
-    """Trained by the Trainer: what is the node's own moves at every layer, nothing else does; the loss falls; another model answers so."""
+    """Trained by the Trainer: what is the node's own moves at every layer, nothing else does; the loss falls;
+    another model answers so.
+    """
     base, folders = peft_loras(tmp_path, 3)
     pack = compose(folders, tree=tree, name="mix")
     model = attach(LlamaForCausalLM.from_pretrained(base), pack, check_base=False)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     moving = {name for name, value in model.named_parameters() if value.requires_grad}
-    assert {name.rpartition("/")[2] for name in moving} == own and len(moving) == 2 * len(list(pack.adapters()))
-    data = [{"input_ids": row, "labels": row} for row in np.random.default_rng(0).integers(3, 31, (8, 10)).tolist()]
+    assert {name.rpartition("/")[2] for name in moving} == own and len(moving) == 2 * len(
+        list(pack.adapters())
+    )
+    data = [
+        {"input_ids": row, "labels": row}
+        for row in np.random.default_rng(0).integers(3, 31, (8, 10)).tolist()
+    ]
     losses = _losses(model, data, tmp_path / "run")
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.01
     for name, value in model.named_parameters():
@@ -559,7 +732,9 @@ def test_routers_of_layers_learn_and_come_back(tree: str, own: set[str], tmp_pat
 
 @pytest.mark.fast
 def test_what_a_node_begins_with_is_drawn_by_seed_and_site() -> None:
-    """The generator that a tree is given reaches its nodes: another seed draws other queries, and no two sites draw the same."""
+    """The generator that a tree is given reaches its nodes: another seed draws other queries, and no two
+    sites draw the same.
+    """
     known = members()
 
     def queries(seed: int) -> np.ndarray:
@@ -588,13 +763,20 @@ def test_members_of_other_kinds_are_refused() -> None:
 
 @pytest.mark.fast
 def test_a_composed_pack_goes_on_through_the_stages(tmp_path: Path) -> None:
-    """A tree that folds is low-rank: int8, and flattened to one LoRA by a rule with the same change; a router is refused there."""
+    """A tree that folds is low-rank: int8, and flattened to one LoRA by a rule with the same change; a router
+    is refused there.
+    """
     known = members()
     pack = compose([known["a"], known["b"]], tree="sum(2*a, parallel(a, -1*b))", name="s", out=tmp_path / "s")
-    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["adapter_model.safetensors", "adapterpack.json"]
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
+        "adapter_model.safetensors",
+        "adapterpack.json",
+    ]
     (flat,) = compose([pack], weights=[1.0]).adapters()
     wanted = 2.5 * delta(known["a"]) - 0.5 * delta(known["b"])
-    np.testing.assert_allclose(flat.params["lora_B"] @ flat.params["lora_A"], wanted, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        flat.params["lora_B"] @ flat.params["lora_A"], wanted, atol=1e-5 * np.abs(wanted).max()
+    )
     small = load(adapterpack.quantize(tmp_path / "s", tmp_path / "q", scheme="int8").path or "")
     assert small.manifest.must_understand == ("composition", "packed") and small.method is pack.method
     with pytest.raises(Unsupported, match="have no low rank"):
@@ -602,11 +784,16 @@ def test_a_composed_pack_goes_on_through_the_stages(tmp_path: Path) -> None:
 
 
 def test_a_layer_behind_a_router_compiles(parts_of_base: Make, base_of: Make) -> None:
-    """Traced whole, the output and the gradients of the gate are those without torch.compile, to 1e-5 of the largest."""
+    """Traced whole, the output and the gradients of the gate are those without torch.compile, to 1e-5 of the
+    largest.
+    """
     parts = parts_of_base("llama")
     pack = compose([parts["a"], parts["b"]], tree="gate(a, b, top_k=1)")
     model = attach(load_model(task_named("text-generation"), base_of("llama")), pack)
-    layer, x = model.model.layers[0].self_attn.q_proj, torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    layer, x = (
+        model.model.layers[0].self_attn.q_proj,
+        torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)),
+    )
     torch._dynamo.reset()
     found = []
     for function in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
@@ -633,23 +820,40 @@ def test_a_sequence_that_is_divided_must_be_whole(parts_of_base: Make, base_of: 
 
 @pytest.mark.fast
 def test_the_command_line_takes_text_and_files(tmp_path: Path) -> None:
-    """--tree as text, JSON and YAML gives the same bytes; a file that is none is a named error and writes nothing."""
+    """--tree as text, JSON and YAML gives the same bytes; a file that is none is a named error and writes
+    nothing.
+    """
     known = members()
     for name in "ab":
         known[name].write(tmp_path / name)
     tree = encode(parse("sum(0.5*a, arrow(a, b, top_k=1))"))
     (tmp_path / "t.json").write_text(json.dumps(tree))
-    text = "kind: sum\nof: [{member: a}, {kind: arrow, of: [{member: a}, {member: b}], top_k: 1}]\nweights: [0.5, 1]\n"
+    text = (
+        "kind: sum\nof: [{member: a}, {kind: arrow, of: [{member: a}, {member: b}], top_k: 1}]\nweights: "
+        "[0.5, 1]\n"
+    )
     (tmp_path / "t.yaml").write_text(text)
     (tmp_path / "bad.yaml").write_text("kind: [")
     ids = set()
-    for number, text in enumerate(("sum(0.5*a, arrow(a, b, top_k=1))", str(tmp_path / "t.json"), str(tmp_path / "t.yaml"))):
-        arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--tree", text, "-o", str(tmp_path / f"{number}"), "--json"]
+    for number, text in enumerate(
+        ("sum(0.5*a, arrow(a, b, top_k=1))", str(tmp_path / "t.json"), str(tmp_path / "t.yaml"))
+    ):
+        arguments = [
+            str(tmp_path / "a"),
+            str(tmp_path / "b"),
+            "--tree",
+            text,
+            "-o",
+            str(tmp_path / f"{number}"),
+            "--json",
+        ]
         done = CliRunner().invoke(command, arguments)
         assert done.exit_code == 0, done.output
         found = json.loads(done.output)
         assert found["composition"] == "sum(0.5*a, 1*arrow(a, b, top_k=1))" and found["method"] == "composed"
         ids.add(load(tmp_path / f"{number}").renamed("same").id)
     assert len(ids) == 1
-    done = CliRunner().invoke(command, [str(tmp_path / "a"), "--tree", str(tmp_path / "bad.yaml"), "-o", str(tmp_path / "none")])
+    done = CliRunner().invoke(
+        command, [str(tmp_path / "a"), "--tree", str(tmp_path / "bad.yaml"), "-o", str(tmp_path / "none")]
+    )
     assert isinstance(done.exception, ConfigError) and not (tmp_path / "none").exists()

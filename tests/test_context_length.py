@@ -1,4 +1,6 @@
-"""Rows longer than a model has positions for: refused before anything runs, or ended at the last position, each row for itself."""
+"""Rows longer than a model has positions for: refused before anything runs, or ended at the last position,
+each row for itself.
+"""
 
 from __future__ import annotations
 
@@ -44,20 +46,30 @@ def test_the_limit_is_that_of_the_table(name: str) -> None:
                 model(**inputs)
 
 
-@pytest.mark.parametrize(("config", "most"), [
-    ({"max_position_embeddings": 32}, 32), ({"n_positions": 1024}, 1024), ({"max_seq_len": 2048}, 2048), ({}, None),
-    ({"n_positions": 512, "relative_attention_num_buckets": 32}, None),  # T5
-    ({"max_position_embeddings": 512, "relative_attention": True, "position_biased_input": False}, None),  # DeBERTa v3
-    ({"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}, 512),
-    ({"text_config": {"max_position_embeddings": 77}, "vision_config": {}}, 77), ({"max_position_embeddings": None}, None),
-])
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"max_position_embeddings": 32}, 32),
+        ({"n_positions": 1024}, 1024),
+        ({"max_seq_len": 2048}, 2048),
+        ({}, None),
+        ({"n_positions": 512, "relative_attention_num_buckets": 32}, None),  # T5
+        # DeBERTa v3
+        ({"max_position_embeddings": 512, "relative_attention": True, "position_biased_input": False}, None),
+        ({"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}, 512),
+        ({"text_config": {"max_position_embeddings": 77}, "vision_config": {}}, 77),
+        ({"max_position_embeddings": None}, None),
+    ],
+)
 def test_what_configurations_say(config: dict[str, Any], most: int | None) -> None:
     assert context_length(config) == most
 
 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 def test_each_row_ends_at_its_last_position(mode: str, bundle_of: Make) -> None:
-    """Rows that reach the end of the context end there; their neighbours go on, and say what they say alone."""
+    """Rows that reach the end of the context end there; their neighbours go on, and say what they say
+    alone.
+    """
     session, rng = Session(bundle_of("llama", mode), "cpu"), np.random.default_rng(3)
     prompts = [rng.integers(3, 96, length).tolist() for length in (60, 5, 64, 62, 9)]
     names = ["alpha", None, "beta", None, "beta"]
@@ -68,23 +80,30 @@ def test_each_row_ends_at_its_last_position(mode: str, bundle_of: Make) -> None:
             assert len(answer.ids) == room or answer.finish_reason == "stop"
             assert answer.finish_reason == ("length" if len(answer.ids) == room else "stop")
         assert {len(found[row].ids) for row in (0, 2, 3)} <= {5, 1, 3}
-    assert session.generate(prompts, names, max_new_tokens=20) == \
-        [session.generate([prompt], [name], max_new_tokens=20)[0] for prompt, name in zip(prompts, names, strict=True)]
+    assert session.generate(prompts, names, max_new_tokens=20) == [
+        session.generate([prompt], [name], max_new_tokens=20)[0]
+        for prompt, name in zip(prompts, names, strict=True)
+    ]
 
 
 @pytest.mark.long
 def test_learned_positions_on_both_graphs(tiny_llama: Path, tmp_path: Path) -> None:
-    """A table of positions, in the ordinary graph and in that for steps in place: a row at its end does not end the others."""
+    """A table of positions, in the ordinary graph and in that for steps in place: a row at its end does not
+    end the others.
+    """
     (gpt2,) = (one for one in ARCHITECTURES if one.name == "gpt2")
     base = make_base(gpt2, tmp_path / "base")
     shutil.copy(tiny_llama / "tokenizer.json", base)
-    export(base, [], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, slots=2, max_rank=2)
+    export(
+        base, [], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, slots=2, max_rank=2
+    )
     session, prompts = Session(tmp_path / "bundle", "cpu"), [[5] * 62, [7, 8, 9], [6] * 64]
     in_place = session.generate(prompts, max_new_tokens=30)
     session.bundle = dataclasses.replace(session.bundle, decoder=False)
     assert session.generate(prompts, max_new_tokens=30) == in_place
-    assert [len(answer.ids) for answer in in_place if answer.finish_reason == "length"] == \
-        [room for room, answer in zip((3, 30, 1), in_place, strict=True) if answer.finish_reason == "length"]
+    assert [len(answer.ids) for answer in in_place if answer.finish_reason == "length"] == [
+        room for room, answer in zip((3, 30, 1), in_place, strict=True) if answer.finish_reason == "length"
+    ]
     assert session.generate(prompts[1:2], max_new_tokens=30) == in_place[1:2]
 
 
@@ -94,8 +113,11 @@ def test_a_prompt_that_is_too_long_is_refused_first(bundle_of: Make, monkeypatch
     for graph in session.graphs.values():
         monkeypatch.setattr(graph, "call", lambda *_: pytest.fail("a graph ran"))
     for prompts, row, length in (([[5], [5] * 65], 2, 65), (["w1 " * 100, "w1"], 1, 100)):
-        with pytest.raises(ConfigError, match=rf"longer than the model's context.*row {row}; expected at most 64 tokens, found {length}.*"
-                                              "shorten it"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"longer than the model's context.*row {row}; expected at most 64 tokens, found {length}.*"
+            "shorten it",
+        ):
             session.generate(prompts)
 
 

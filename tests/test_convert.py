@@ -1,4 +1,6 @@
-"""Interchange formats: what other tools wrote is read, what we write they read, and the change is the same in float64."""
+"""Interchange formats: what other tools wrote is read, what we write they read, and the change is the same in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from shipped_schemas import fits
-from transformers import BertConfig, BertForSequenceClassification, CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import adapterpack
 from adapterpack import LoRA
@@ -57,7 +66,9 @@ from adapterpack.quantizing.packs import quantize_pack
 
 pytestmark = pytest.mark.fast
 
-WRITTEN = [name for name, form in formats().items() if form.write is not None and name not in ("xlora", "adapterhub")]
+WRITTEN = [
+    name for name, form in formats().items() if form.write is not None and name not in ("xlora", "adapterhub")
+]
 """X-LoRA takes composed packs alone, and AdapterHub has no place for an adapter of Llama's o_proj."""
 
 EXACT = 1e-12
@@ -68,13 +79,21 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 LEAVES = ("lora_A", "lora_B")
 
 
-def pack_on(shapes: Mapping[str, tuple[int, int]], config: Callable[[int], LoRA] = lambda _: LoRA(r=3, alpha=6), seed: int = 0,
-            dtype: Any = np.float32, **rest: Any) -> Pack:
+def pack_on(
+    shapes: Mapping[str, tuple[int, int]],
+    config: Callable[[int], LoRA] = lambda _: LoRA(r=3, alpha=6),
+    seed: int = 0,
+    dtype: Any = np.float32,
+    **rest: Any,
+) -> Pack:
     """A random pack on modules of shape ``(out, in)``; ``config`` gives each site's by its number."""
     rng, adapters = np.random.default_rng(seed), {}
     for number, (path, (rows, columns)) in enumerate(shapes.items()):
         cfg = config(number)
-        params = {"lora_A": rng.normal(size=(cfg.r, columns)).astype(dtype), "lora_B": rng.normal(size=(rows, cfg.r)).astype(dtype)}
+        params = {
+            "lora_A": rng.normal(size=(cfg.r, columns)).astype(dtype),
+            "lora_B": rng.normal(size=(rows, cfg.r)).astype(dtype),
+        }
         adapters[Site(path, columns, rows)] = (cfg, params)
     rest = {"task": m.Task("feature-extraction"), "base": m.Base(), **rest}
     return build("example", get("lora"), adapters, **rest)
@@ -83,17 +102,27 @@ def pack_on(shapes: Mapping[str, tuple[int, int]], config: Callable[[int], LoRA]
 def changes(pack: Pack) -> dict[str, np.ndarray]:
     """``s B A`` of every site, from the manifest's own scale, in float64."""
     scales = {group.path: group.scale for group in pack.manifest.groups}
-    return {a.site.path: scales[a.site.path] * a.params["lora_B"].astype(np.float64) @ a.params["lora_A"].astype(np.float64)
-            for a in pack.adapters()}
+    return {
+        a.site.path: scales[a.site.path]
+        * a.params["lora_B"].astype(np.float64)
+        @ a.params["lora_A"].astype(np.float64)
+        for a in pack.adapters()
+    }
 
 
 def same_changes(one: Pack, two: Pack, relative: float = 0.0) -> None:
-    """The same sites, and the same changes within a rounding of each factor relative to what the sums add up."""
+    """The same sites, and the same changes within a rounding of each factor relative to what the sums add
+    up.
+    """
     ours, theirs = changes(one), changes(two)
     assert list(ours) and ours.keys() == theirs.keys()
     for adapter in one.adapters():
         path, scale = adapter.site.path, abs(adapter.config.scale)
-        size = scale * np.abs(adapter.params["lora_B"].astype(np.float64)) @ np.abs(adapter.params["lora_A"].astype(np.float64))
+        size = (
+            scale
+            * np.abs(adapter.params["lora_B"].astype(np.float64))
+            @ np.abs(adapter.params["lora_A"].astype(np.float64))
+        )
         assert (np.abs(ours[path] - theirs[path]) <= EXACT + relative * size).all(), path
 
 
@@ -110,7 +139,12 @@ def llama_sites() -> dict[str, tuple[int, int]]:
     return sites
 
 
-def dotted(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None = None, name: str = "model") -> Path:
+def dotted(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any] | None = None,
+    name: str = "model",
+) -> Path:
     """A base with weights of these shapes."""
     folder.mkdir(parents=True)
     tensors = {f"{path}.weight": np.ones(shape, np.float32) for path, shape in shapes.items()}
@@ -119,22 +153,37 @@ def dotted(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[
     return folder
 
 
-UNET = {"down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (7, 5), "mid_block.attentions.0.proj_in": (5, 9),
-        "up_blocks.1.attn2.to_out.0": (11, 3)}
+UNET = {
+    "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (7, 5),
+    "mid_block.attentions.0.proj_in": (5, 9),
+    "up_blocks.1.attn2.to_out.0": (11, 3),
+}
 
 
 @pytest.fixture
 def unet(tmp_path: Path) -> Path:
     """A model of diffusers, with a convolution and odd sizes."""
-    return dotted(tmp_path / "unet", {**UNET, "conv_in": (4, 3, 3, 3)}, {"_class_name": "UNet2DConditionModel"}, "diffusion_pytorch_model")
+    return dotted(
+        tmp_path / "unet",
+        {**UNET, "conv_in": (4, 3, 3, 3)},
+        {"_class_name": "UNet2DConditionModel"},
+        "diffusion_pytorch_model",
+    )
 
 
 # PEFT
 
 
 def llama(tied: bool = False) -> torch.nn.Module:
-    config = LlamaConfig(vocab_size=37, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, tie_word_embeddings=tied)
+    config = LlamaConfig(
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -143,27 +192,58 @@ def tied_llama() -> torch.nn.Module:
 
 
 def bert() -> torch.nn.Module:
-    config = BertConfig(vocab_size=37, hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, num_labels=3)
+    config = BertConfig(
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=3,
+    )
     return BertForSequenceClassification(config)
 
 
 PEFT_CASES = {
     "lora": (llama, {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"]}),
     "rslora": (llama, {"r": 5, "lora_alpha": 7, "use_rslora": True, "target_modules": ["v_proj"]}),
-    "patterns": (llama, {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 5},
-                         "alpha_pattern": {"layers.0.self_attn.q_proj": 9}}),
-    "modules_to_save": (bert, {"r": 3, "lora_alpha": 6, "target_modules": ["query", "value"], "modules_to_save": ["classifier"],
-                               "task_type": "SEQ_CLS"}),
-    "head and embeddings": (llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
+    "patterns": (
+        llama,
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["q_proj", "v_proj"],
+            "rank_pattern": {"v_proj": 5},
+            "alpha_pattern": {"layers.0.self_attn.q_proj": 9},
+        },
+    ),
+    "modules_to_save": (
+        bert,
+        {
+            "r": 3,
+            "lora_alpha": 6,
+            "target_modules": ["query", "value"],
+            "modules_to_save": ["classifier"],
+            "task_type": "SEQ_CLS",
+        },
+    ),
+    "head and embeddings": (
+        llama,
+        {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    ),
     "tied head": (tied_llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-    "tied embeddings": (tied_llama, {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "tied embeddings": (
+        tied_llama,
+        {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("case", PEFT_CASES)
 def test_peft_to_pack_to_peft_is_byte_equal(tmp_path: Path, case: str, dtype: torch.dtype) -> None:
-    """PEFT -> pack -> PEFT: the same names, dtypes, shapes and bytes; and PEFT's model of it gives the same logits, bit for bit."""
+    """PEFT -> pack -> PEFT: the same names, dtypes, shapes and bytes; and PEFT's model of it gives the same
+    logits, bit for bit.
+    """
     make, options = PEFT_CASES[case]
     torch.manual_seed(3)
     model = make()
@@ -178,7 +258,10 @@ def test_peft_to_pack_to_peft_is_byte_equal(tmp_path: Path, case: str, dtype: to
     assert validate(tmp_path / "pack").valid
     done = adapterpack.convert(tmp_path / "pack", tmp_path / "ours", to="peft")
     assert (done.source, done.target, sorted(path.name for path in (tmp_path / "ours").iterdir())) == (
-        "pack", "peft", ["adapter_config.json", "adapter_model.safetensors"])
+        "pack",
+        "peft",
+        ["adapter_config.json", "adapter_model.safetensors"],
+    )
     files = [safe_open(tmp_path / side / "adapter_model.safetensors", "pt") for side in ("theirs", "ours")]
     assert sorted(files[0].keys()) == sorted(files[1].keys())
     for key in files[0].keys():  # noqa: SIM118 - not a mapping
@@ -197,7 +280,9 @@ def test_peft_to_pack_to_peft_is_byte_equal(tmp_path: Path, case: str, dtype: to
 
 
 def test_labels_are_named_and_the_form_follows_the_ending(tmp_path: Path) -> None:
-    """PEFT's folder becomes a pack whose head has names, a pack a folder of PEFT, a ``.gguf`` llama.cpp's; wrong names are refused."""
+    """PEFT's folder becomes a pack whose head has names, a pack a folder of PEFT, a ``.gguf`` llama.cpp's;
+    wrong names are refused.
+    """
     make, options = PEFT_CASES["modules_to_save"]
     peft.get_peft_model(make(), peft.LoraConfig(**options)).save_pretrained(tmp_path / "theirs")
     plain = adapterpack.convert(tmp_path / "theirs", tmp_path / "plain")
@@ -206,13 +291,17 @@ def test_labels_are_named_and_the_form_follows_the_ending(tmp_path: Path) -> Non
     assert any(f"{width} labels" in note and "--labels" in note for note in plain.notes)
     names = [f"a, {number}" for number in range(width)]
     line = ",".join(f'"{name}"' for name in names)
-    done = CliRunner().invoke(main, ["convert", str(tmp_path / "theirs"), "-o", str(tmp_path / "pack"), "--labels", line, "--json"])
+    done = CliRunner().invoke(
+        main, ["convert", str(tmp_path / "theirs"), "-o", str(tmp_path / "pack"), "--labels", line, "--json"]
+    )
     assert done.exit_code == 0, done.stderr
     assert load(tmp_path / "pack").manifest.task.labels == tuple(names)
     assert validate(tmp_path / "pack").valid
     again = adapterpack.convert(tmp_path / "pack", tmp_path / "again", labels=names[::-1])
     assert (again.target, again.pack.manifest.task.labels) == ("pack", tuple(names[::-1]))
-    assert [parent.digest for parent in load(tmp_path / "again").manifest.lineage.parents] == [load(tmp_path / "pack").id]
+    assert [parent.digest for parent in load(tmp_path / "again").manifest.lineage.parents] == [
+        load(tmp_path / "pack").id
+    ]
     assert adapterpack.convert(tmp_path / "pack", tmp_path / "theirs again").target == "peft"
     for wrong in (names[1:], names[:-1] + names[:1], [*names[1:], ""], [*names[1:], "x" * 201]):
         with pytest.raises(ConfigError, match="labels do not fit"):
@@ -232,7 +321,9 @@ def test_labels_are_named_and_the_form_follows_the_ending(tmp_path: Path) -> Non
 
 
 def gguf_changes(path: Path) -> dict[str, np.ndarray]:
-    """What llama.cpp adds to each tensor, read with the gguf package: ``alpha / r * B A``, float64, in its order of rows."""
+    """What llama.cpp adds to each tensor, read with the gguf package: ``alpha / r * B A``, float64, in its
+    order of rows.
+    """
     reader = gguf.GGUFReader(path)
     alpha = float(reader.fields["adapter.lora.alpha"].contents())
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -240,18 +331,33 @@ def gguf_changes(path: Path) -> dict[str, np.ndarray]:
         name, _, role = tensor.name.rpartition(".")
         value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
         found.setdefault(name, {})[role] = value.reshape([int(extent) for extent in tensor.shape][::-1])
-    return {name: (alpha / pair["lora_a"].shape[0] if alpha else 1.0) * pair["lora_b"] @ pair["lora_a"] for name, pair in found.items()}
+    return {
+        name: (alpha / pair["lora_a"].shape[0] if alpha else 1.0) * pair["lora_b"] @ pair["lora_a"]
+        for name, pair in found.items()
+    }
 
 
 def in_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
     """Each head's halves interleaved, row by row, written as a loop."""
     size = rows.shape[0] // heads
-    order = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2) for half in (0, 1)]
+    order = [
+        head * size + half * (size // 2) + i
+        for head in range(heads)
+        for i in range(size // 2)
+        for half in (0, 1)
+    ]
     return rows[order]
 
 
-GGUF_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 CONFIGS: dict[str, Callable[[int], LoRA]] = {
     "one scale": lambda _: LoRA(r=3, alpha=6),
     "rslora": lambda _: LoRA(r=5, alpha=7, use_rslora=True),
@@ -264,19 +370,27 @@ CONFIGS: dict[str, Callable[[int], LoRA]] = {
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16], ids=["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_gguf_holds_the_same_change(tmp_path: Path, tiny_llama: Path, kind: str, dtype: Any) -> None:
-    """``alpha / r * lora_b lora_a`` by the gguf package == ``s B A``, rows of q and k in llama.cpp's order; and reading gives it back.
+    """``alpha / r * lora_b lora_a`` by the gguf package == ``s B A``, rows of q and k in llama.cpp's order;
+    and reading gives it back.
 
-    Within one rounding to float32 of alpha or of a scaled factor; to the last bit of float64 sums where nothing needs rounding.
+    Within one rounding to float32 of alpha or of a scaled factor; to the last bit of float64 sums where
+    nothing needs rounding.
     """
     pack = pack_on(llama_sites(), CONFIGS[kind], dtype=dtype)
     done = adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=tiny_llama)
-    found, relative = gguf_changes(tmp_path / "a.gguf"), 0.0 if kind in ("one scale", "ranks with one alpha") else 2 * ONE_ROUNDING
+    found, relative = (
+        gguf_changes(tmp_path / "a.gguf"),
+        0.0 if kind in ("one scale", "ranks with one alpha") else 2 * ONE_ROUNDING,
+    )
     assert len(found) == 14
     for path, change in changes(pack).items():
         _, _, layer, *rest = path.split(".")
         name, heads = GGUF_NAMES[".".join(rest)], {"q_proj": 4, "k_proj": 2}.get(rest[-1])
         wanted = change if heads is None else in_pairs(change, heads)
-        assert np.abs(found[f"blk.{layer}.{name}.weight"] - wanted).max() <= EXACT + relative * np.abs(wanted).max() * 20
+        assert (
+            np.abs(found[f"blk.{layer}.{name}.weight"] - wanted).max()
+            <= EXACT + relative * np.abs(wanted).max() * 20
+        )
     exact = kind in ("one scale", "ranks with one alpha", "scales a power of two apart")
     kept = {value.tensor_type.name for value in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     if exact:
@@ -310,8 +424,12 @@ for form, size in sizes.items():
 """
 
 
-def test_a_full_disk_ends_every_format_with_an_error_and_without_a_file(tmp_path: Path, tiny_llama: Path) -> None:
-    """In a process that may write no more than so many bytes to a file, be it the header, the last byte or half of the file."""
+def test_a_full_disk_ends_every_format_with_an_error_and_without_a_file(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    """In a process that may write no more than so many bytes to a file, be it the header, the last byte or
+    half of the file.
+    """
     pack_on(llama_sites()).write(tmp_path / "pack")
     sizes = {}
     for form in sorted(set(WRITTEN) - {"pack"}):
@@ -323,7 +441,11 @@ def test_a_full_disk_ends_every_format_with_an_error_and_without_a_file(tmp_path
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(lines) == 4 * len(sizes) >= 20
     for form, limit, said, left in map(json.loads, lines):
-        assert said.startswith("StorageError: ") and str(tmp_path / f"out.{form}") in said, (form, limit, said)
+        assert said.startswith("StorageError: ") and str(tmp_path / f"out.{form}") in said, (
+            form,
+            limit,
+            said,
+        )
         assert left == ["pack"], (form, limit)
 
 
@@ -333,14 +455,22 @@ def test_gguf_keys_are_those_of_an_adapter(tmp_path: Path, tiny_llama: Path) -> 
     for name in ("a", "b"):
         adapterpack.convert(pack, tmp_path / f"{name}.gguf", to="gguf", base=tiny_llama)
     fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
-    wanted = {"general.type": "adapter", "general.architecture": "llama", "adapter.type": "lora", "adapter.lora.alpha": 6.0,
-              "general.name": "example", "adapterpack.pack": pack.id}
+    wanted = {
+        "general.type": "adapter",
+        "general.architecture": "llama",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 6.0,
+        "general.name": "example",
+        "adapterpack.pack": pack.id,
+    }
     assert {key: fields[key].contents() for key in wanted} == wanted
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
 def test_the_order_of_rows_is_the_one_that_rotary_embeddings_need(tmp_path: Path, tiny_llama: Path) -> None:
-    """Halves rotated (the model) and neighbours rotated (llama.cpp) give the same ``q . k`` with the adapter in, in float64."""
+    """Halves rotated (the model) and neighbours rotated (llama.cpp) give the same ``q . k`` with the adapter
+    in, in float64.
+    """
     pack = pack_on(llama_sites(), seed=5)
     adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=tiny_llama)
     theirs, ours, rng = gguf_changes(tmp_path / "a.gguf"), changes(pack), np.random.default_rng(6)
@@ -353,23 +483,40 @@ def test_the_order_of_rows_is_the_one_that_rotary_embeddings_need(tmp_path: Path
 
     def neighbours(v: np.ndarray, turn: np.ndarray) -> np.ndarray:
         a, b = v[:, 0::2], v[:, 1::2]
-        return np.stack([a * np.cos(turn) - b * np.sin(turn), b * np.cos(turn) + a * np.sin(turn)], 2).reshape(v.shape)
+        return np.stack(
+            [a * np.cos(turn) - b * np.sin(turn), b * np.cos(turn) + a * np.sin(turn)], 2
+        ).reshape(v.shape)
 
-    q, k = (ours[f"model.layers.1.self_attn.{name}"] @ vector for name, vector in (("q_proj", x), ("k_proj", y)))
+    q, k = (
+        ours[f"model.layers.1.self_attn.{name}"] @ vector for name, vector in (("q_proj", x), ("k_proj", y))
+    )
     q2, k2 = (theirs[f"blk.1.{name}.weight"] @ vector for name, vector in (("attn_q", x), ("attn_k", y)))
-    scores = np.einsum("hd,hd->h", halves(q.reshape(4, size), angle), np.repeat(halves(k.reshape(2, size), 4 * angle), 2, 0))
-    other = np.einsum("hd,hd->h", neighbours(q2.reshape(4, size), angle), np.repeat(neighbours(k2.reshape(2, size), 4 * angle), 2, 0))
+    scores = np.einsum(
+        "hd,hd->h", halves(q.reshape(4, size), angle), np.repeat(halves(k.reshape(2, size), 4 * angle), 2, 0)
+    )
+    other = np.einsum(
+        "hd,hd->h",
+        neighbours(q2.reshape(4, size), angle),
+        np.repeat(neighbours(k2.reshape(2, size), 4 * angle), 2, 0),
+    )
     assert np.abs(scores).min() > 1e-3
-    assert np.abs(scores - other).max() <= 1e-9 * np.abs(scores).max()  # sums of some 1e3 products of about 10
+    # sums of some 1e3 products of about 10
+    assert np.abs(scores - other).max() <= 1e-9 * np.abs(scores).max()
 
 
 def test_a_model_whose_rows_keep_their_order(tmp_path: Path, tiny_bert: Path) -> None:
     """BERT: other names, and no row moves."""
-    sites = {f"encoder.layer.{n}.attention.self.{name}": (24, 24) for n in range(2) for name in ("query", "key", "value")}
+    sites = {
+        f"encoder.layer.{n}.attention.self.{name}": (24, 24)
+        for n in range(2)
+        for name in ("query", "key", "value")
+    }
     pack = pack_on({**sites, "encoder.layer.1.intermediate.dense": (40, 24)})
     adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=tiny_bert)
     found, wanted = gguf_changes(tmp_path / "a.gguf"), changes(pack)
-    assert np.abs(found["blk.1.attn_q.weight"] - wanted["encoder.layer.1.attention.self.query"]).max() <= EXACT
+    assert (
+        np.abs(found["blk.1.attn_q.weight"] - wanted["encoder.layer.1.attention.self.query"]).max() <= EXACT
+    )
     assert np.abs(found["blk.1.ffn_up.weight"] - wanted["encoder.layer.1.intermediate.dense"]).max() <= EXACT
     adapterpack.convert(tmp_path / "a.gguf", tmp_path / "back", to="pack", base=tiny_bert)
     same_changes(pack, load(tmp_path / "back"))
@@ -380,11 +527,17 @@ def test_every_family_is_one_that_the_gguf_package_knows() -> None:
     known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     for family in FAMILIES.values():
         names = gguf.get_tensor_name_map(known[family.name], 2)
-        paths = ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.qkv_proj", "encoder.layer.1.attention.self.query")
+        paths = (
+            "model.layers.1.self_attn.q_proj",
+            "model.layers.1.self_attn.qkv_proj",
+            "encoder.layer.1.attention.self.query",
+        )
         assert any(names.get_name(path) in ("blk.1.attn_q", "blk.1.attn_qkv") for path in paths), family
 
 
-def foreign_gguf(path: Path, tensors: Mapping[str, np.ndarray], raw: Any = None, arch: str = "llama", **keys: Any) -> Path:
+def foreign_gguf(
+    path: Path, tensors: Mapping[str, np.ndarray], raw: Any = None, arch: str = "llama", **keys: Any
+) -> Path:
     """A file that the gguf package wrote."""
     writer = gguf.GGUFWriter(path, arch)
     values = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0, **keys}
@@ -405,10 +558,14 @@ def foreign_gguf(path: Path, tensors: Mapping[str, np.ndarray], raw: Any = None,
     return path
 
 
-def pair(rows: int = 16, columns: int = 32, r: int = 2, name: str = "blk.0.attn_v.weight") -> dict[str, np.ndarray]:
+def pair(
+    rows: int = 16, columns: int = 32, r: int = 2, name: str = "blk.0.attn_v.weight"
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(8)
-    return {f"{name}.lora_a": rng.normal(size=(r, columns)).astype(np.float32),
-            f"{name}.lora_b": rng.normal(size=(rows, r)).astype(np.float32)}
+    return {
+        f"{name}.lora_a": rng.normal(size=(r, columns)).astype(np.float32),
+        f"{name}.lora_b": rng.normal(size=(rows, r)).astype(np.float32),
+    }
 
 
 @pytest.mark.parametrize("alpha", [0.0, None])
@@ -418,11 +575,19 @@ def test_a_gguf_without_alpha_has_scale_one(tmp_path: Path, tiny_llama: Path, al
     path = foreign_gguf(tmp_path / "a.gguf", tensors, **{"adapter.lora.alpha": alpha})
     done = adapterpack.convert(path, tmp_path / "pack", to="pack", base=tiny_llama)
     (change,) = changes(done.pack).values()
-    assert np.abs(change - tensors["blk.0.attn_v.weight.lora_b"].astype(float) @ tensors["blk.0.attn_v.weight.lora_a"]).max() <= EXACT
+    assert (
+        np.abs(
+            change
+            - tensors["blk.0.attn_v.weight.lora_b"].astype(float) @ tensors["blk.0.attn_v.weight.lora_a"]
+        ).max()
+        <= EXACT
+    )
     assert any("states no alpha" in note for note in done.notes)
 
 
-def test_a_q8_0_gguf_is_read_with_the_values_that_the_gguf_package_gives(tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_q8_0_gguf_is_read_with_the_values_that_the_gguf_package_gives(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
     """The blocks' float32 values, bit for bit, and the reading says so."""
     tensors = pair(r=32)
     path = foreign_gguf(tmp_path / "a.gguf", tensors, gguf.GGMLQuantizationType.Q8_0)
@@ -435,28 +600,55 @@ def test_a_q8_0_gguf_is_read_with_the_values_that_the_gguf_package_gives(tmp_pat
 
 
 GGUF_REFUSED: dict[str, tuple[Callable[[], Mapping[str, Any]], type[AdapterpackError], str]] = {
-    "a whole model": (lambda: {"keys": {"general.type": "model"}}, Unsupported, "a model, not an adapter.*adapterpack inspect"),
+    "a whole model": (
+        lambda: {"keys": {"general.type": "model"}},
+        Unsupported,
+        "a model, not an adapter.*adapterpack inspect",
+    ),
     "a control vector": (lambda: {"keys": {"adapter.type": "control_vector"}}, FormatError, "adapter.type"),
     "another family": (lambda: {"arch": "qwen2"}, BaseMismatch, "qwen2"),
-    "activated by tokens": (lambda: {"keys": {"adapter.alora.invocation_tokens": [1, 2]}}, Unsupported, "activated LoRA"),
-    "a norm": (lambda: {"tensors": {**pair(), "blk.0.attn_norm.weight": np.ones(32, np.float32)}}, Unsupported, "attn_norm"),
+    "activated by tokens": (
+        lambda: {"keys": {"adapter.alora.invocation_tokens": [1, 2]}},
+        Unsupported,
+        "activated LoRA",
+    ),
+    "a norm": (
+        lambda: {"tensors": {**pair(), "blk.0.attn_norm.weight": np.ones(32, np.float32)}},
+        Unsupported,
+        "attn_norm",
+    ),
     "half a pair": (lambda: {"tensors": dict(list(pair().items())[:1])}, FormatError, "pair up"),
     "an unknown tensor": (lambda: {"tensors": pair(name="blk.7.attn_v.weight")}, SiteNotFound, "blk.7"),
     "an embedding": (lambda: {"tensors": pair(96, 32, name="token_embd.weight")}, SiteNotFound, "token_embd"),
     "another width": (lambda: {"tensors": pair(16, 31)}, BaseMismatch, "another shape"),
-    "ranks that differ": (lambda: {"tensors": {"blk.0.attn_v.weight.lora_a": np.ones((2, 32), np.float32),
-                                               "blk.0.attn_v.weight.lora_b": np.ones((16, 3), np.float32)}}, FormatError, "fit each other"),
+    "ranks that differ": (
+        lambda: {
+            "tensors": {
+                "blk.0.attn_v.weight.lora_a": np.ones((2, 32), np.float32),
+                "blk.0.attn_v.weight.lora_b": np.ones((16, 3), np.float32),
+            }
+        },
+        FormatError,
+        "fit each other",
+    ),
     "NaN": (lambda: {"tensors": {k: v * np.nan for k, v in pair().items()}}, NonFinite, "NaN"),
     "an infinite alpha": (lambda: {"keys": {"adapter.lora.alpha": float("inf")}}, FormatError, "alpha"),
 }
 
 
 @pytest.mark.parametrize("kind", GGUF_REFUSED)
-def test_what_a_pack_cannot_hold_of_a_gguf_is_refused_by_name(tmp_path: Path, tiny_llama: Path, kind: str) -> None:
+def test_what_a_pack_cannot_hold_of_a_gguf_is_refused_by_name(
+    tmp_path: Path, tiny_llama: Path, kind: str
+) -> None:
     """Nothing is left behind, and the error names it."""
     make, error, said = GGUF_REFUSED[kind]
     parts = make()
-    path = foreign_gguf(tmp_path / "a.gguf", parts.get("tensors", pair()), arch=parts.get("arch", "llama"), **parts.get("keys", {}))
+    path = foreign_gguf(
+        tmp_path / "a.gguf",
+        parts.get("tensors", pair()),
+        arch=parts.get("arch", "llama"),
+        **parts.get("keys", {}),
+    )
     with pytest.raises(error, match=said):
         adapterpack.convert(path, tmp_path / "pack", to="pack", base=tiny_llama)
     assert not (tmp_path / "pack").exists()
@@ -464,24 +656,33 @@ def test_what_a_pack_cannot_hold_of_a_gguf_is_refused_by_name(tmp_path: Path, ti
 
 def test_what_gguf_cannot_hold_of_a_pack_is_refused_by_name(tmp_path: Path, tiny_llama: Path) -> None:
     """A head, a tied output layer, a module without a tensor, an unknown family, no base, a scale of zero."""
+
     def refused(pack: Pack, error: type[AdapterpackError], said: str, base: Path | None = tiny_llama) -> None:
         with pytest.raises(error, match=said):
             adapterpack.convert(pack, tmp_path / "a.gguf", to="gguf", base=base)
         assert not list(tmp_path.glob("*gguf*"))
 
     sites = {"model.layers.0.self_attn.v_proj": (16, 32)}
-    refused(pack_on(sites, full={"score": {"weight": np.ones((3, 32), np.float32)}}), Unsupported, "found score")
+    refused(
+        pack_on(sites, full={"score": {"weight": np.ones((3, 32), np.float32)}}), Unsupported, "found score"
+    )
     refused(pack_on({"lm_head": (96, 32)}), SiteNotFound, "lm_head")
     refused(pack_on({"model.embed_tokens": (96, 32)}), Unsupported, "embed_tokens")
     refused(pack_on(sites), ConfigError, "--base", None)
     refused(pack_on(sites, lambda _: LoRA(r=2, alpha=0)), Unsupported, "zero")
     refused(pack_on({"model.layers.0.self_attn.v_proj": (17, 32)}), BaseMismatch, "another shape")
-    refused(pack_on(sites, lambda _: LoRA(r=2, alpha=1)), Unsupported, "clip_text_model",
-            dotted(tmp_path / "odd", {"model.layers.0.self_attn.v_proj": (16, 32)}))
+    refused(
+        pack_on(sites, lambda _: LoRA(r=2, alpha=1)),
+        Unsupported,
+        "clip_text_model",
+        dotted(tmp_path / "odd", {"model.layers.0.self_attn.v_proj": (16, 32)}),
+    )
 
 
 def test_one_alpha_for_all() -> None:
-    """The alpha of most sites; a scale that float32 cannot hold in the factor is refused, one that it can is rounded once at most."""
+    """The alpha of most sites; a scale that float32 cannot hold in the factor is refused, one that it can is
+    rounded once at most.
+    """
     pack = pack_on({f"s{n}": (3, 5) for n in range(5)}, lambda n: LoRA(r=2, alpha=[4, 4, 4, 6, 0][n]))
     assert common_alpha(list(site_factors(pack, "gguf")))[0] == 4
     up = np.array([[1.5, -3.0]], np.float32)
@@ -505,7 +706,9 @@ def hostile(data: bytes, seed: int) -> Iterator[bytes]:
 
 
 def test_a_damaged_gguf_is_an_error_and_never_a_crash(tmp_path: Path, tiny_llama: Path) -> None:
-    """Cut anywhere it is refused; an altered byte is refused with a named error, or changes a value and nothing else."""
+    """Cut anywhere it is refused; an altered byte is refused with a named error, or changes a value and
+    nothing else.
+    """
     adapterpack.convert(pack_on(llama_sites()), tmp_path / "a.gguf", to="gguf", base=tiny_llama)
     data, path, refused = (tmp_path / "a.gguf").read_bytes(), tmp_path / "b.gguf", 0
     for altered in hostile(data, 9):
@@ -520,7 +723,9 @@ def test_a_damaged_gguf_is_an_error_and_never_a_crash(tmp_path: Path, tiny_llama
 
 
 @pytest.mark.parametrize(("at", "value"), [(8, 2**63), (16, 2**63), (8, 50_001), (24, 2**62)])
-def test_a_gguf_that_promises_too_much_is_refused_before_anything_is_allocated(tmp_path: Path, at: int, value: int) -> None:
+def test_a_gguf_that_promises_too_much_is_refused_before_anything_is_allocated(
+    tmp_path: Path, at: int, value: int
+) -> None:
     """Counts of tensors, of keys, and the length of the first key."""
     data = bytearray(foreign_gguf(tmp_path / "a.gguf", pair()).read_bytes())
     data[at : at + 8] = struct.pack("<Q", value)
@@ -534,7 +739,9 @@ def test_a_gguf_that_promises_too_much_is_refused_before_anything_is_allocated(t
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_kohya_both_ways(tmp_path: Path, unet: Path, kind: str) -> None:
-    """``alpha / r * up down`` of the file == ``s B A`` in float64 with the factors' own bytes; pack and file come back."""
+    """``alpha / r * up down`` of the file == ``s B A`` in float64 with the factors' own bytes; pack and file
+    come back.
+    """
     pack = pack_on(UNET, CONFIGS[kind])
     adapterpack.convert(pack, tmp_path / "a.safetensors", to="kohya", base=unet)
     with safe_open(tmp_path / "a.safetensors", "np") as file:
@@ -542,10 +749,15 @@ def test_kohya_both_ways(tmp_path: Path, unet: Path, kind: str) -> None:
     assert len(tensors) == 9
     for path, change in changes(pack).items():
         name = f"lora_unet_{path.replace('.', '_')}"
-        down, up, alpha = (tensors[f"{name}.{leaf}"] for leaf in ("lora_down.weight", "lora_up.weight", "alpha"))
+        down, up, alpha = (
+            tensors[f"{name}.{leaf}"] for leaf in ("lora_down.weight", "lora_up.weight", "alpha")
+        )
         assert np.array_equal(down, pack.params(path)["lora_A"])
         assert alpha.shape == ()
-        assert np.abs(float(alpha) / down.shape[0] * up.astype(float) @ down.astype(float) - change).max() <= EXACT
+        assert (
+            np.abs(float(alpha) / down.shape[0] * up.astype(float) @ down.astype(float) - change).max()
+            <= EXACT
+        )
     done = adapterpack.convert(tmp_path / "a.safetensors", tmp_path / "pack", to="pack", base=unet)
     assert (done.source, done.notes) == ("kohya", ())
     assert validate(tmp_path / "pack").valid
@@ -558,8 +770,10 @@ def kohya(path: Path, modules: Mapping[str, tuple[int, int]], **more: np.ndarray
     """A file such as kohya's scripts write, without alpha."""
     rng, tensors = np.random.default_rng(4), dict(more)
     for name, (rows, columns) in modules.items():
-        tensors |= {f"{name}.lora_down.weight": rng.normal(size=(2, columns)).astype(np.float16),
-                    f"{name}.lora_up.weight": rng.normal(size=(rows, 2)).astype(np.float16)}
+        tensors |= {
+            f"{name}.lora_down.weight": rng.normal(size=(2, columns)).astype(np.float16),
+            f"{name}.lora_up.weight": rng.normal(size=(rows, 2)).astype(np.float16),
+        }
     safetensors.numpy.save_file(tensors, path, {"ss_network_module": "networks.lora"})
     return path
 
@@ -569,18 +783,28 @@ PROJ = "lora_unet_mid_block_attentions_0_proj_in"
 
 def test_kohya_without_alpha_has_scale_one_and_says_so(tmp_path: Path, unet: Path) -> None:
     """Missing alpha means alpha = r, for those modules alone."""
-    path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_unet_up_blocks_1_attn2_to_out_0": (11, 3)},
-                 **{f"{PROJ}.alpha": np.array(1.0, np.float32)})
+    path = kohya(
+        tmp_path / "a.safetensors",
+        {PROJ: (5, 9), "lora_unet_up_blocks_1_attn2_to_out_0": (11, 3)},
+        **{f"{PROJ}.alpha": np.array(1.0, np.float32)},
+    )
     done = adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet)
-    assert {group.path: group.scale for group in done.pack.manifest.groups} == {"mid_block.attentions.0.proj_in": 0.5,
-                                                                               "up_blocks.1.attn2.to_out.0": 1.0}
+    assert {group.path: group.scale for group in done.pack.manifest.groups} == {
+        "mid_block.attentions.0.proj_in": 0.5,
+        "up_blocks.1.attn2.to_out.0": 1.0,
+    }
     assert "no alpha for 1 module (lora_unet_up_blocks_1_attn2_to_out_0)" in done.notes[0]
 
 
 def test_kohya_of_several_models_is_read_one_by_one(tmp_path: Path, unet: Path) -> None:
     """A pack belongs to one base: the parts are named, and one is chosen; what is left out is said."""
-    path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te2_text_model_q": (4, 3)})
-    with pytest.raises(Unsupported, match=r"lora_te1 \(1 module\), lora_te2 \(1 module\), lora_unet \(1 module\)"):
+    path = kohya(
+        tmp_path / "a.safetensors",
+        {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te2_text_model_q": (4, 3)},
+    )
+    with pytest.raises(
+        Unsupported, match=r"lora_te1 \(1 module\), lora_te2 \(1 module\), lora_unet \(1 module\)"
+    ):
         adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet)
     with pytest.raises(UnknownName, match="lora_te3"):
         adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet, part="lora_te3")
@@ -589,16 +813,22 @@ def test_kohya_of_several_models_is_read_one_by_one(tmp_path: Path, unet: Path) 
     text = dotted(tmp_path / "text", {"text_model.q": (4, 3)})
     adapterpack.convert(path, tmp_path / "text-pack", to="pack", base=text, part="lora_te2")
     adapterpack.convert(tmp_path / "text-pack", tmp_path / "b.safetensors", to="kohya")
-    assert all(key.startswith("lora_te2_text_model_q.") for key in safetensors.numpy.load_file(tmp_path / "b.safetensors"))
+    assert all(
+        key.startswith("lora_te2_text_model_q.")
+        for key in safetensors.numpy.load_file(tmp_path / "b.safetensors")
+    )
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["names of transformers 5", "published names"])
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])
 def test_text_encoders_have_the_names_that_are_published(form: str, published: bool, tmp_path: Path) -> None:
-    """Of a CLIP that transformers 5 saved, without ``text_model.``, or one from before: read, attached as ``W + s B A`` says, and written
-    again under the very keys."""
+    """Of a CLIP that transformers 5 saved, without ``text_model.``, or one from before: read, attached as ``W
+    + s B A`` says, and written again under the very keys.
+    """
     torch.manual_seed(1)
-    config = CLIPTextConfig(vocab_size=30, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
+    config = CLIPTextConfig(
+        vocab_size=30, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2
+    )
     CLIPTextModel(config).save_pretrained(tmp_path / "base")
     if published:
         file = tmp_path / "base" / "model.safetensors"
@@ -606,17 +836,31 @@ def test_text_encoders_have_the_names_that_are_published(form: str, published: b
         safetensors.torch.save_file(tensors, file, {"format": "pt"})
     path, rng = "text_model.encoder.layers.0.self_attn.q_proj", np.random.default_rng(2)
     down, up = (rng.normal(size=size).astype(np.float32) for size in ((2, 8), (8, 2)))
-    keys = {"kohya": {f"lora_te_{path.replace('.', '_')}.{leaf}": value for leaf, value in
-                      {"lora_down.weight": down, "lora_up.weight": up, "alpha": np.array(2, np.float32)}.items()},
-            "diffusers": {f"text_encoder.{path}.lora_{leaf}.weight": value for leaf, value in {"A": down, "B": up}.items()}}[form]
+    keys = {
+        "kohya": {
+            f"lora_te_{path.replace('.', '_')}.{leaf}": value
+            for leaf, value in {
+                "lora_down.weight": down,
+                "lora_up.weight": up,
+                "alpha": np.array(2, np.float32),
+            }.items()
+        },
+        "diffusers": {
+            f"text_encoder.{path}.lora_{leaf}.weight": value for leaf, value in {"A": down, "B": up}.items()
+        },
+    }[form]
     safetensors.numpy.save_file(keys, tmp_path / "a.safetensors")
-    pack = adapterpack.convert(tmp_path / "a.safetensors", tmp_path / "pack", to="pack", base=tmp_path / "base").pack
+    pack = adapterpack.convert(
+        tmp_path / "a.safetensors", tmp_path / "pack", to="pack", base=tmp_path / "base"
+    ).pack
     model, fresh = (CLIPTextModel.from_pretrained(tmp_path / "base").eval() for _ in range(2))
     adapterpack.attach(model, pack)
     with torch.no_grad():
         fresh.encoder.layers[0].self_attn.q_proj.weight += torch.from_numpy(up @ down)
         ids = torch.arange(10)[None]
-        torch.testing.assert_close(model(ids).last_hidden_state, fresh(ids).last_hidden_state, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model(ids).last_hidden_state, fresh(ids).last_hidden_state, atol=1e-5, rtol=0
+        )
     for source, base in ((pack, tmp_path / "base"), (pack, None)):
         out = tmp_path / f"{base is None}.safetensors"
         adapterpack.convert(source, out, to=form, base=base)
@@ -624,7 +868,10 @@ def test_text_encoders_have_the_names_that_are_published(form: str, published: b
 
 
 def test_what_kohya_and_packs_cannot_say_to_each_other_is_refused_by_name(tmp_path: Path, unet: Path) -> None:
-    """No base, an unknown or ambiguous name, half of a LoHa, DoRA by columns, a head, two paths with one name, NaN."""
+    """No base, an unknown or ambiguous name, half of a LoHa, DoRA by columns, a head, two paths with one
+    name, NaN.
+    """
+
     def refused(path: Path, error: type[AdapterpackError], said: str, base: Path | None = unet) -> None:
         with pytest.raises(error, match=said):
             adapterpack.convert(path, tmp_path / "pack", to="pack", base=base)
@@ -632,27 +879,64 @@ def test_what_kohya_and_packs_cannot_say_to_each_other_is_refused_by_name(tmp_pa
 
     one = kohya(tmp_path / "1.safetensors", {PROJ: (5, 9)})
     refused(one, ConfigError, "--base", None)
-    refused(one, Unsupported, r"a\.b_mid|mid_block", dotted(tmp_path / "twice", {"mid_block.attentions.0.proj_in": (5, 9),
-                                                                               "mid.block.attentions_0.proj.in": (5, 9)}))
-    refused(kohya(tmp_path / "2.safetensors", {"lora_unet_mid_block_nothing": (5, 9)}), SiteNotFound, "mid_block_nothing")
-    refused(kohya(tmp_path / "4.safetensors", {}, **{f"{PROJ}.hada_w1_a": np.ones((5, 2), np.float32)}), FormatError, "hada_w1_a")
-    refused(kohya(tmp_path / "3.safetensors", {}, **{f"{PROJ}.oft_blocks": np.ones((5, 2, 2), np.float32)}), Unsupported, "oft_blocks")
+    refused(
+        one,
+        Unsupported,
+        r"a\.b_mid|mid_block",
+        dotted(
+            tmp_path / "twice",
+            {"mid_block.attentions.0.proj_in": (5, 9), "mid.block.attentions_0.proj.in": (5, 9)},
+        ),
+    )
+    refused(
+        kohya(tmp_path / "2.safetensors", {"lora_unet_mid_block_nothing": (5, 9)}),
+        SiteNotFound,
+        "mid_block_nothing",
+    )
+    refused(
+        kohya(tmp_path / "4.safetensors", {}, **{f"{PROJ}.hada_w1_a": np.ones((5, 2), np.float32)}),
+        FormatError,
+        "hada_w1_a",
+    )
+    refused(
+        kohya(tmp_path / "3.safetensors", {}, **{f"{PROJ}.oft_blocks": np.ones((5, 2, 2), np.float32)}),
+        Unsupported,
+        "oft_blocks",
+    )
     columns = {f"{PROJ}.dora_scale": np.ones((1, 9), np.float32)}
     refused(kohya(tmp_path / "5.safetensors", {PROJ: (5, 9)}, **columns), Unsupported, "dora_scale")
     refused(kohya(tmp_path / "6.safetensors", {PROJ: (6, 9)}), BaseMismatch, "another shape")
-    refused(kohya(tmp_path / "7.safetensors", {PROJ: (5, 9)}, **{f"{PROJ}.alpha": np.array(np.nan, np.float32)}), NonFinite, "alpha")
-    refused(kohya(tmp_path / "8.safetensors", {PROJ: (5, 9)}, **{f"{PROJ}.alpha": np.ones(2, np.float32)}), FormatError, "alpha")
-    refused(kohya(tmp_path / "9.safetensors", {}, **{f"{PROJ}.lora_up.weight": np.ones((5, 2), np.float32)}), FormatError, "pair up")
+    refused(
+        kohya(tmp_path / "7.safetensors", {PROJ: (5, 9)}, **{f"{PROJ}.alpha": np.array(np.nan, np.float32)}),
+        NonFinite,
+        "alpha",
+    )
+    refused(
+        kohya(tmp_path / "8.safetensors", {PROJ: (5, 9)}, **{f"{PROJ}.alpha": np.ones(2, np.float32)}),
+        FormatError,
+        "alpha",
+    )
+    refused(
+        kohya(tmp_path / "9.safetensors", {}, **{f"{PROJ}.lora_up.weight": np.ones((5, 2), np.float32)}),
+        FormatError,
+        "pair up",
+    )
     for form in ("kohya", "diffusers"):
         with pytest.raises(Unsupported, match="score"):
-            adapterpack.convert(pack_on(UNET, full={"score": {"weight": np.ones((2, 3), np.float32)}}), tmp_path / "x", to=form)
+            adapterpack.convert(
+                pack_on(UNET, full={"score": {"weight": np.ones((2, 3), np.float32)}}),
+                tmp_path / "x",
+                to=form,
+            )
     with pytest.raises(Unsupported, match="one name"):
         adapterpack.convert(pack_on({"a.b_c": (2, 3), "a_b.c": (2, 3)}), tmp_path / "x", to="kohya")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_diffusers_both_ways(tmp_path: Path, unet: Path, kind: str) -> None:
-    """The metadata makes a configuration of PEFT under which PEFT's scaling and the factors give ``s B A``; and the pack comes back."""
+    """The metadata makes a configuration of PEFT under which PEFT's scaling and the factors give ``s B A``;
+    and the pack comes back.
+    """
     pack = pack_on(UNET, CONFIGS[kind])
     adapterpack.convert(pack, tmp_path / "a.safetensors", to="diffusers")
     with safe_open(tmp_path / "a.safetensors", "np") as file:
@@ -677,11 +961,15 @@ def test_diffusers_both_ways(tmp_path: Path, unet: Path, kind: str) -> None:
     assert (done.source, done.notes) == ("diffusers", ())
     same_changes(pack, load(tmp_path / "pack"))
     adapterpack.convert(tmp_path / "pack", tmp_path / "b.safetensors", to="diffusers", base=unet)
-    same_changes(pack, adapterpack.convert(tmp_path / "b.safetensors", tmp_path / "again", to="pack", base=unet).pack)
+    same_changes(
+        pack, adapterpack.convert(tmp_path / "b.safetensors", tmp_path / "again", to="pack", base=unet).pack
+    )
 
 
 def test_a_model_of_diffusers_is_merged_into(tmp_path: Path, unet: Path) -> None:
-    """Under the names that diffusers reads, rounded to float32, and back; of a whole pipeline, one of its folders has to be named."""
+    """Under the names that diffusers reads, rounded to float32, and back; of a whole pipeline, one of its
+    folders has to be named.
+    """
     pack = pack_on(UNET)
     adapterpack.merge(unet, [pack], tmp_path / "merged")
     assert {path.name for path in unet.iterdir()} <= {path.name for path in (tmp_path / "merged").iterdir()}
@@ -699,26 +987,45 @@ def test_a_model_of_diffusers_is_merged_into(tmp_path: Path, unet: Path) -> None
 
 
 def test_diffusers_alpha_of_keys_and_of_nobody(tmp_path: Path) -> None:
-    """An ``.alpha`` counts; without it and without metadata alpha = r, and that is said. PEFT's prefix without its config reads alike."""
+    """An ``.alpha`` counts; without it and without metadata alpha = r, and that is said. PEFT's prefix
+    without its config reads alike.
+    """
     for before in ("transformer.", "base_model.model.", ""):
-        tensors = {f"{before}{name}.{leaf}.weight": np.ones((2, 5) if leaf == "lora_A" else (7, 2), np.float32)
-                   for name in ("x.to_q", "x.to_k") for leaf in LEAVES}
+        tensors = {
+            f"{before}{name}.{leaf}.weight": np.ones((2, 5) if leaf == "lora_A" else (7, 2), np.float32)
+            for name in ("x.to_q", "x.to_k")
+            for leaf in LEAVES
+        }
         tensors[f"{before}x.to_q.alpha"] = np.array(8.0, np.float32)
         path = tmp_path / f"{before}a.safetensors"
         safetensors.numpy.save_file(tensors, path)
         done = adapterpack.convert(path, tmp_path / f"{before}pack", to="pack")
-        assert {group.path: group.scale for group in done.pack.manifest.groups} == {"x.to_k": 1.0, "x.to_q": 4.0}
+        assert {group.path: group.scale for group in done.pack.manifest.groups} == {
+            "x.to_k": 1.0,
+            "x.to_q": 4.0,
+        }
         assert len(done.notes) == 1
         assert "no alpha for 1 module (x.to_k)" in done.notes[0]
 
 
 def test_what_diffusers_files_hold_beyond_plain_lora_is_refused_by_name(tmp_path: Path) -> None:
     """DoRA, a stated option, two models, a convolution, a false rank, metadata that is no JSON."""
-    good = {"unet.q.lora_A.weight": np.ones((2, 5), np.float32), "unet.q.lora_B.weight": np.ones((7, 2), np.float32)}
+    good = {
+        "unet.q.lora_A.weight": np.ones((2, 5), np.float32),
+        "unet.q.lora_B.weight": np.ones((7, 2), np.float32),
+    }
 
-    def refused(number: int, error: type[AdapterpackError], said: str, more: Mapping[str, np.ndarray], metadata: str | None = None) -> None:
+    def refused(
+        number: int,
+        error: type[AdapterpackError],
+        said: str,
+        more: Mapping[str, np.ndarray],
+        metadata: str | None = None,
+    ) -> None:
         path = tmp_path / f"{number}.safetensors"
-        safetensors.numpy.save_file({**good, **more}, path, {"lora_adapter_metadata": metadata} if metadata else None)
+        safetensors.numpy.save_file(
+            {**good, **more}, path, {"lora_adapter_metadata": metadata} if metadata else None
+        )
         with pytest.raises(error, match=said):
             adapterpack.convert(path, tmp_path / "pack", to="pack")
 
@@ -736,16 +1043,28 @@ def test_what_diffusers_files_hold_beyond_plain_lora_is_refused_by_name(tmp_path
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["f32", "bf16"])
 def test_onnx_adapter_both_ways(tmp_path: Path, dtype: Any) -> None:
-    """ONNX Runtime reads ``down up == (s B A)^T`` from the file within one rounding of each slot, and the head's own numbers."""
-    head = {"weight": np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32), "bias": np.array([1, 2, 3], np.float32)}
-    pack = pack_on({"encoder.q": (7, 5), "encoder.v": (3, 9)}, CONFIGS["scales of all kinds"], dtype=dtype, full={"classifier": head})
+    """ONNX Runtime reads ``down up == (s B A)^T`` from the file within one rounding of each slot, and the
+    head's own numbers.
+    """
+    head = {
+        "weight": np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32),
+        "bias": np.array([1, 2, 3], np.float32),
+    }
+    pack = pack_on(
+        {"encoder.q": (7, 5), "encoder.v": (3, 9)},
+        CONFIGS["scales of all kinds"],
+        dtype=dtype,
+        full={"classifier": head},
+    )
     adapterpack.convert(pack, tmp_path / "a.onnx_adapter", to="onnx_adapter")
     theirs = ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter")).get_parameters()
     values = {name: value.numpy() for name, value in theirs.items()}
     assert {name.rpartition(".")[2] for name in values} == {"down", "up", "head", "head_bias"}
     for path, change in changes(pack).items():
         down, up = (values[f"{path}.{field}"].astype(float) for field in ("down", "up"))
-        assert (np.abs((down @ up).T - change) <= EXACT + 2 * ONE_ROUNDING * (np.abs(down) @ np.abs(up)).T).all()
+        assert (
+            np.abs((down @ up).T - change) <= EXACT + 2 * ONE_ROUNDING * (np.abs(down) @ np.abs(up)).T
+        ).all()
     assert np.array_equal(values["classifier.head"], head["weight"].T)
     done = adapterpack.convert(tmp_path / "a.onnx_adapter", tmp_path / "pack", to="pack")
     assert validate(tmp_path / "pack").valid
@@ -769,8 +1088,12 @@ def adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> Path:
 def test_our_reader_agrees_with_onnx_runtime(tmp_path: Path) -> None:
     """The same names, dtypes, shapes and numbers, empty and scalar ones too."""
     rng = np.random.default_rng(2)
-    values = {f"p{n}": rng.normal(size=shape).astype(dtype) for n, (shape, dtype) in enumerate(
-        [((3, 5), np.float32), ((0, 4), np.float32), ((7,), np.float64), ((2, 3, 5), np.float16)])}
+    values = {
+        f"p{n}": rng.normal(size=shape).astype(dtype)
+        for n, (shape, dtype) in enumerate(
+            [((3, 5), np.float32), ((0, 4), np.float32), ((7,), np.float64), ((2, 3, 5), np.float16)]
+        )
+    }
     path = adapter_file(tmp_path / "a.onnx_adapter", values)
     ours, theirs = read_parameters(path), ort.AdapterFormat.read_adapter(str(path)).get_parameters()
     assert ours.keys() == theirs.keys() == values.keys()
@@ -781,11 +1104,15 @@ def test_our_reader_agrees_with_onnx_runtime(tmp_path: Path) -> None:
 
 
 def test_an_empty_shape_that_no_array_can_have_is_refused(tmp_path: Path) -> None:
-    """Zero bytes by one axis, more than can be addressed by the others: a named error in GGUF and in .onnx_adapter."""
+    """Zero bytes by one axis, more than can be addressed by the others: a named error in GGUF and in
+    .onnx_adapter.
+    """
     data = foreign_gguf(tmp_path / "a.gguf", {"w.lora_a": np.ones((3, 7, 32), np.float32)}).read_bytes()
     extents = struct.pack("<QQQ", 32, 7, 3)
     assert data.count(extents) == 1
-    (tmp_path / "b.gguf").write_bytes(data.replace(extents, struct.pack("<QQQ", 2**40, 2**40, 0))[:-3 * 7 * 32 * 4])
+    (tmp_path / "b.gguf").write_bytes(
+        data.replace(extents, struct.pack("<QQQ", 2**40, 2**40, 0))[: -3 * 7 * 32 * 4]
+    )
     with pytest.raises(FormatError, match="no array can have"):
         read_gguf(tmp_path / "b.gguf")
     data = adapter_file(tmp_path / "a.onnx_adapter", {"w.down": np.ones((0, 5, 3), np.float32)}).read_bytes()
@@ -796,23 +1123,38 @@ def test_an_empty_shape_that_no_array_can_have_is_refused(tmp_path: Path) -> Non
         read_parameters(tmp_path / "b.onnx_adapter")
 
 
-@pytest.mark.parametrize(("values", "error", "said"), [
-    ({"model.layers.0.attn.qkv_proj.lora_A.MatMul.weight": np.ones((3, 2))}, Unsupported, "another tool.*lora_A|lora_A"),
-    ({"down": np.ones((3, 2))}, Unsupported, "another tool"),
-    ({"a.down": np.ones((3, 2))}, FormatError, "pair up.*|down and up"),
-    ({"a.down": np.ones((3, 2)), "a.up": np.ones((4, 5))}, FormatError, "fit each other"),
-    ({"a.down": np.ones((3, 0)), "a.up": np.ones((0, 5))}, FormatError, "empty"),
-    ({"a.scale": np.ones(3)}, Unsupported, "a.scale"),
-    ({"a.down": np.ones((3, 2)), "a.up": np.ones((2, 5)), "b.scale": np.ones(3)}, Unsupported, "b.scale"),
-    ({"a.head_bias": np.ones(3)}, FormatError, "pair up"),
-    ({"a.head": np.ones((3, 2)), "a.head_bias": np.ones(3)}, FormatError, "fit each other"),
-    ({"a.down": np.full((3, 2), np.inf), "a.up": np.ones((2, 5))}, NonFinite, "infinity"),
-    ({"a.head": np.full((3, 2), np.nan)}, NonFinite, "infinity"),
-    ({"a.down": np.ones((3, 2)), "a.up": np.ones((2, 5)), "a.head": np.ones((3, 5))}, FormatError, "both"),
-])
-def test_what_is_no_slot_of_ours_is_refused_by_name(tmp_path: Path, values: dict[str, np.ndarray], error: Any, said: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "error", "said"),
+    [
+        (
+            {"model.layers.0.attn.qkv_proj.lora_A.MatMul.weight": np.ones((3, 2))},
+            Unsupported,
+            "another tool.*lora_A|lora_A",
+        ),
+        ({"down": np.ones((3, 2))}, Unsupported, "another tool"),
+        ({"a.down": np.ones((3, 2))}, FormatError, "pair up.*|down and up"),
+        ({"a.down": np.ones((3, 2)), "a.up": np.ones((4, 5))}, FormatError, "fit each other"),
+        ({"a.down": np.ones((3, 0)), "a.up": np.ones((0, 5))}, FormatError, "empty"),
+        ({"a.scale": np.ones(3)}, Unsupported, "a.scale"),
+        ({"a.down": np.ones((3, 2)), "a.up": np.ones((2, 5)), "b.scale": np.ones(3)}, Unsupported, "b.scale"),
+        ({"a.head_bias": np.ones(3)}, FormatError, "pair up"),
+        ({"a.head": np.ones((3, 2)), "a.head_bias": np.ones(3)}, FormatError, "fit each other"),
+        ({"a.down": np.full((3, 2), np.inf), "a.up": np.ones((2, 5))}, NonFinite, "infinity"),
+        ({"a.head": np.full((3, 2), np.nan)}, NonFinite, "infinity"),
+        (
+            {"a.down": np.ones((3, 2)), "a.up": np.ones((2, 5)), "a.head": np.ones((3, 5))},
+            FormatError,
+            "both",
+        ),
+    ],
+)
+def test_what_is_no_slot_of_ours_is_refused_by_name(
+    tmp_path: Path, values: dict[str, np.ndarray], error: Any, said: str
+) -> None:
     """Somebody else's names, half a pair, another method, shapes that do not fit, numbers that are none."""
-    path = adapter_file(tmp_path / "a.onnx_adapter", {name: value.astype(np.float32) for name, value in values.items()})
+    path = adapter_file(
+        tmp_path / "a.onnx_adapter", {name: value.astype(np.float32) for name, value in values.items()}
+    )
     with pytest.raises(error, match=said):
         adapterpack.convert(path, tmp_path / "pack", to="pack")
     assert not (tmp_path / "pack").exists()
@@ -820,7 +1162,9 @@ def test_what_is_no_slot_of_ours_is_refused_by_name(tmp_path: Path, values: dict
 
 def test_a_damaged_onnx_adapter_is_an_error_and_never_a_crash(tmp_path: Path) -> None:
     """As for GGUF; a shape that promises more than the bytes hold is refused before it is made."""
-    adapterpack.convert(pack_on({"a.q": (7, 5), "a.v": (3, 9)}), tmp_path / "a.onnx_adapter", to="onnx_adapter")
+    adapterpack.convert(
+        pack_on({"a.q": (7, 5), "a.v": (3, 9)}), tmp_path / "a.onnx_adapter", to="onnx_adapter"
+    )
     data, path, refused = (tmp_path / "a.onnx_adapter").read_bytes(), tmp_path / "b.onnx_adapter", 0
     for altered in hostile(data, 10):
         path.write_bytes(altered)
@@ -844,7 +1188,9 @@ def target(form: str) -> str:
 
 
 @pytest.mark.parametrize("form", WRITTEN)
-def test_a_quantized_pack_is_written_as_the_floats_that_it_stands_for(tmp_path: Path, tiny_llama: Path, form: str) -> None:
+def test_a_quantized_pack_is_written_as_the_floats_that_it_stands_for(
+    tmp_path: Path, tiny_llama: Path, form: str
+) -> None:
     """int8 values times their scales, in float64, whatever the format; and it is said."""
     pack = pack_on(llama_sites())
     small = quantize_pack(pack).write(tmp_path / "small")
@@ -852,16 +1198,25 @@ def test_a_quantized_pack_is_written_as_the_floats_that_it_stands_for(tmp_path: 
     assert any("quantized" in note and "float32" in note for note in done.notes)
     if form == "gguf":
         found = gguf_changes(tmp_path / target(form))
-        assert np.abs(found["blk.0.attn_v.weight"] - changes(small)["model.layers.0.self_attn.v_proj"]).max() <= EXACT
+        assert (
+            np.abs(found["blk.0.attn_v.weight"] - changes(small)["model.layers.0.self_attn.v_proj"]).max()
+            <= EXACT
+        )
         return
     again = tmp_path / target(form)
-    back = load(again) if form in ("pack", "peft") else adapterpack.convert(again, tmp_path / "back", to="pack", base=tiny_llama).pack
+    back = (
+        load(again)
+        if form in ("pack", "peft")
+        else adapterpack.convert(again, tmp_path / "back", to="pack", base=tiny_llama).pack
+    )
     same_changes(small, back, 2 * ONE_ROUNDING if form == "onnx_adapter" else 0.0)
     assert back.manifest.quantization is None
 
 
 def test_a_base_makes_the_pack_name_it_by_content(tmp_path: Path, tiny_llama: Path) -> None:
-    """With a base the imported pack is bound to its digests and names its tensors; another base is refused afterwards."""
+    """With a base the imported pack is bound to its digests and names its tensors; another base is refused
+    afterwards.
+    """
     pack_on(llama_sites(), full=None).write(tmp_path / "p")
     adapterpack.convert(tmp_path / "p", tmp_path / "peft", to="peft")
     adapterpack.convert(tmp_path / "peft", tmp_path / "bound", to="pack", base=tiny_llama)
@@ -870,11 +1225,15 @@ def test_a_base_makes_the_pack_name_it_by_content(tmp_path: Path, tiny_llama: Pa
     assert {group.weight for group in bound.manifest.groups} == {f"{path}.weight" for path in llama_sites()}
     assert validate(tmp_path / "bound", tiny_llama).valid
     with pytest.raises(AdapterpackError):
-        adapterpack.convert(tmp_path / "bound", tmp_path / "x.gguf", to="gguf", base=dotted(tmp_path / "other", llama_sites()))
+        adapterpack.convert(
+            tmp_path / "bound", tmp_path / "x.gguf", to="gguf", base=dotted(tmp_path / "other", llama_sites())
+        )
 
 
 def test_wrong_requests_are_named(tmp_path: Path) -> None:
-    """An unknown format, the same format, a taken output, a part where there is none, a pickle, noise, a broken file, nothing there."""
+    """An unknown format, the same format, a taken output, a part where there is none, a pickle, noise, a
+    broken file, nothing there.
+    """
     pack = pack_on({"a.q": (7, 5)})
     pack.write(tmp_path / "pack")
     with pytest.raises(UnknownName, match="did you mean 'gguf'"):
@@ -913,16 +1272,22 @@ def test_the_command_prints_what_was_done(tmp_path: Path, tiny_llama: Path) -> N
     told = CliRunner().invoke(main, [*args, "-o", str(tmp_path / "b.gguf")])
     assert "14 sites" in told.stdout
     assert "one alpha" in told.stdout
-    failed = CliRunner().invoke(main, ["convert", str(tmp_path / "pack"), "--to", "gguf", "-o", str(tmp_path / "c.gguf"), "--json"])
+    failed = CliRunner().invoke(
+        main, ["convert", str(tmp_path / "pack"), "--to", "gguf", "-o", str(tmp_path / "c.gguf"), "--json"]
+    )
     assert failed.exit_code == 1
     assert fits(json.loads(failed.stdout), "report.v1")
 
 
 def test_the_converters_import_what_one_format_needs_for_it_alone() -> None:
-    """No transformers and no peft at all; torch, onnxruntime and gguf inside a function of the one file that needs each."""
+    """No transformers and no peft at all; torch, onnxruntime and gguf inside a function of the one file that
+    needs each.
+    """
     for file in (Path(adapterpack.__file__).parent / "converting").rglob("*.py"):
         tree = ast.parse(file.read_text("utf-8"))
-        top, anywhere = ({name for node in nodes for name in _imported(node)} for nodes in (tree.body, ast.walk(tree)))
+        top, anywhere = (
+            {name for node in nodes for name in _imported(node)} for nodes in (tree.body, ast.walk(tree))
+        )
         needed = {"peft_decomposition.py": "torch", "onnx_adapter.py": "onnxruntime", "gguf.py": "gguf"}
         assert not anywhere & {"transformers", "peft"}
         assert not top & set(needed.values())
@@ -932,7 +1297,9 @@ def test_the_converters_import_what_one_format_needs_for_it_alone() -> None:
 def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name.partition(".")[0] for alias in node.names]
-    return [(node.module or "").partition(".")[0]] if isinstance(node, ast.ImportFrom) and not node.level else []
+    return (
+        [(node.module or "").partition(".")[0]] if isinstance(node, ast.ImportFrom) and not node.level else []
+    )
 
 
 # Looking at a file
@@ -943,8 +1310,10 @@ LAST = Counter(path.rpartition(".")[2] for path in llama_sites())
 
 @pytest.mark.parametrize("form", [name for name, form in formats().items() if not form.folder])
 def test_a_single_file_is_looked_at_without_its_base(tmp_path: Path, tiny_llama: Path, form: str) -> None:
-    """inspect of the file and of the pack: the same sites, parameters, ranks and scales, as far as the format keeps them; validate says
-    that it is well formed, and with its base that it fits; both print objects that fit the schema."""
+    """inspect of the file and of the pack: the same sites, parameters, ranks and scales, as far as the format
+    keeps them; validate says that it is well formed, and with its base that it fits; both print objects that
+    fit the schema.
+    """
     pack = pack_on(llama_sites(), CONFIGS["ranks with one alpha"]).write(tmp_path / "pack")
     path = tmp_path / ("out.safetensors" if form in ("kohya", "diffusers") else target(form))
     adapterpack.convert(pack, path, to=form, base=tiny_llama)
@@ -954,14 +1323,26 @@ def test_a_single_file_is_looked_at_without_its_base(tmp_path: Path, tiny_llama:
     for key in ("method", "sites", "parameters", "ranks", "modules_to_save"):
         assert found[key] == ours[key], key
     assert found["scales"] == ({"1": 14} if form == "onnx_adapter" else ours["scales"])
-    called = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
-              "up_proj": "ffn_up", "down_proj": "ffn_down"}
-    called = {"gguf": called, "kohya": {name: f"self_attn_{name}" if name in LLAMA else f"mlp_{name}" for name in LAST}}.get(form, {})
+    called = {
+        "q_proj": "attn_q",
+        "k_proj": "attn_k",
+        "v_proj": "attn_v",
+        "o_proj": "attn_output",
+        "gate_proj": "ffn_gate",
+        "up_proj": "ffn_up",
+        "down_proj": "ffn_down",
+    }
+    called = {
+        "gguf": called,
+        "kohya": {name: f"self_attn_{name}" if name in LLAMA else f"mlp_{name}" for name in LAST},
+    }.get(form, {})
     assert found["sites_by_module"] == {called.get(name, name): count for name, count in LAST.items()}
     assert found["base"]["model_type"] == ("llama" if form == "gguf" else None)
     for base in ((), ("--base", str(tiny_llama))):
         for command in ("inspect", "validate"):
-            done = CliRunner().invoke(main, [command, str(path), *(base if command == "validate" else ()), "--json"])
+            done = CliRunner().invoke(
+                main, [command, str(path), *(base if command == "validate" else ()), "--json"]
+            )
             assert done.exit_code == 0, done.output
             assert fits(json.loads(done.stdout), "report.v1")
     assert validate_any(path).not_checked[0].startswith("base")
@@ -974,13 +1355,19 @@ def test_a_single_file_is_looked_at_without_its_base(tmp_path: Path, tiny_llama:
 
 def test_a_file_of_several_models_is_looked_at_as_a_whole(tmp_path: Path) -> None:
     """All sites, and a sentence that counts them by model."""
-    path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te1_text_model_k": (4, 3)})
+    path = kohya(
+        tmp_path / "a.safetensors",
+        {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te1_text_model_k": (4, 3)},
+    )
     found = adapterpack.inspect(path)
     assert (found["format"], found["sites"], found["parameters"]) == ("kohya", 3, 2 * (5 + 9 + 2 * 7))
     assert found["sites_by_module"]["proj_in"] == 1
     assert "lora_te1 (2 modules), lora_unet (1 module)" in found["notes"][0]
-    tensors = {f"{part}.mid.to_q.lora_{leaf}.weight": np.ones(shape, np.float32)
-               for part in ("unet", "text_encoder") for leaf, shape in (("A", (2, 5)), ("B", (7, 2)))}
+    tensors = {
+        f"{part}.mid.to_q.lora_{leaf}.weight": np.ones(shape, np.float32)
+        for part in ("unet", "text_encoder")
+        for leaf, shape in (("A", (2, 5)), ("B", (7, 2)))
+    }
     safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors")
     found = adapterpack.inspect(tmp_path / "b.safetensors")
     assert (found["format"], found["sites"], found["sites_by_module"]) == ("diffusers", 2, {"to_q": 2})
@@ -988,11 +1375,16 @@ def test_a_file_of_several_models_is_looked_at_as_a_whole(tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_no_adapter(tmp_path: Path, tiny_llama: Path) -> None:
-    """A pickle, any other file, and a base's weights: an error that says so, and no report of them as valid."""
+    """A pickle, any other file, and a base's weights: an error that says so, and no report of them as
+    valid.
+    """
     (tmp_path / "a.bin").write_bytes(b"\x80\x02}q\x00.")
     (tmp_path / "b.txt").write_text("hello")
-    for path, said in ((tmp_path / "a.bin", "pickle"), (tmp_path / "b.txt", "known format"),
-                       (tiny_llama / "model.safetensors", "known format")):
+    for path, said in (
+        (tmp_path / "a.bin", "pickle"),
+        (tmp_path / "b.txt", "known format"),
+        (tiny_llama / "model.safetensors", "known format"),
+    ):
         with pytest.raises(AdapterpackError, match=said):
             adapterpack.inspect(path)
         assert not validate_any(path).valid

@@ -1,4 +1,6 @@
-"""Adapted models are copied and written whole: a copy computes the same, and goes its own way from then on."""
+"""Adapted models are copied and written whole: a copy computes the same, and goes its own way from then
+on.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def by_torch(model: Any) -> Any:
 
 
 COPIES: dict[str, Callable[[Any], Any]] = {
-    "deepcopy": copy.deepcopy, "pickle": lambda one: pickle.loads(pickle.dumps(one)), "torch.save": by_torch}
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda one: pickle.loads(pickle.dumps(one)),
+    "torch.save": by_torch,
+}
 
 
 @torch.no_grad()

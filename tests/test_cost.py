@@ -1,4 +1,6 @@
-"""What a pack costs whoever reads it: time and memory in proportion to its size, whatever it holds; and no check outlasts its budget."""
+"""What a pack costs whoever reads it: time and memory in proportion to its size, whatever it holds; and no
+check outlasts its budget.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ def within(seconds: float, megabytes: float | None = None) -> Iterator[None]:
     start = time.process_time()
     try:
         yield
-        taken, held = time.process_time() - start, tracemalloc.get_traced_memory()[1] if megabytes is not None else 0
+        taken, held = (
+            time.process_time() - start,
+            tracemalloc.get_traced_memory()[1] if megabytes is not None else 0,
+        )
     finally:
         tracemalloc.stop()
     assert taken < seconds, f"{taken:.2f} s"
@@ -65,7 +70,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tickets"
 
 
-# ---------------------------------------------------------------------------------------------------------------- hostile manifests
+# ------------------------------------------------------------------------------------------------------------
+# hostile manifests
 
 LABEL = {f"key {number}": number for number in range(20)}
 HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -98,13 +104,21 @@ def test_json_of_very_many_parts_is_refused_before_it_is_read(part: str) -> None
     data = ('{"a":[' + part * (16_000_000 // len(part)) + "0]}").encode()
     with within(1.0, 20), pytest.raises(FormatError, match="too many parts"):
         strict_json.loads(data, "x", 1 << 24)
-    names = {f"base_model.model.layers.{number}.lora_A.weight": {"dtype": "F32", "shape": [8, 8], "data_offsets": [0, 256]}
-             for number in range(50_000)}
+    names = {
+        f"base_model.model.layers.{number}.lora_A.weight": {
+            "dtype": "F32",
+            "shape": [8, 8],
+            "data_offsets": [0, 256],
+        }
+        for number in range(50_000)
+    }
     assert part != "{}," or strict_json.loads(json.dumps(names).encode(), "x", 1 << 24) == names
 
 
 def test_a_place_is_written_out_where_it_is_wanted() -> None:
-    """All places of a value under a key of a megabyte: no copy of the key for each. The pointer is that of RFC 6901."""
+    """All places of a value under a key of a megabyte: no copy of the key for each. The pointer is that of
+    RFC 6901.
+    """
     value = {"k" * (1 << 20): [0] * 5_000, "a/b~c": {"d": [1]}}
     with within(1.0, 8):
         places = [place for place, _ in walk(value)]
@@ -114,8 +128,17 @@ def test_a_place_is_written_out_where_it_is_wanted() -> None:
 
 def test_addresses_in_texts() -> None:
     """Those that stand in a text, however they are dressed; in time in proportion to it."""
-    text = "x http://a.b/c d, (ftp+x://y) data:text/html,z '//no' 1ssh://q :// \u00e9https://e <javascript:f()>"
-    assert list(addresses(text)) == ["http://a.b/c", "ftp+x://y)", "data:text/html,z", "ssh://q", "https://e", "javascript:f()"]
+    text = (
+        "x http://a.b/c d, (ftp+x://y) data:text/html,z '//no' 1ssh://q :// \u00e9https://e <javascript:f()>"
+    )
+    assert list(addresses(text)) == [
+        "http://a.b/c",
+        "ftp+x://y)",
+        "data:text/html,z",
+        "ssh://q",
+        "https://e",
+        "javascript:f()",
+    ]
     for attack in ("a." * 200_000, "a." * 100_000 + "://" * 100_000, "data:" * 100_000, "a://" * 100_000):
         with within(0.5):
             list(addresses(attack))
@@ -133,7 +156,8 @@ def test_templates_are_compared_in_time() -> None:
     assert "+last" in difference(long, f"{long}\nlast")
 
 
-# --------------------------------------------------------------------------------------------------------- hyper-parameters of methods
+# ---------------------------------------------------------------------------------------------------------
+# hyper-parameters of methods
 
 
 def test_patterns_of_many_names_are_read_in_time() -> None:
@@ -151,7 +175,9 @@ def test_patterns_of_many_names_are_read_in_time() -> None:
     peft = get("ia3").peft
     assert peft is not None
     with within(1.0):
-        written = peft.to_config({**dict.fromkeys(names, IA3(feedforward=True)), **{f"x.{n}.y": IA3() for n in range(5_000)}})
+        written = peft.to_config(
+            {**dict.fromkeys(names, IA3(feedforward=True)), **{f"x.{n}.y": IA3() for n in range(5_000)}}
+        )
     assert written is not None
     assert written["feedforward_modules"] == list(names)
     clash = peft.to_config({"a.fc": IA3(feedforward=True), "b.a.fc": IA3()})
@@ -184,13 +210,20 @@ def largest(cfg: Any, name: str) -> Any:
     return dataclasses.replace(cfg, **{name: low})
 
 
-WHOLE = [(name, field.name) for name, method in methods().items() for field in dataclasses.fields(method.config)
-         if str(field.type) in {"int", "int | None"} and any(type(getattr(cfg, field.name)) is int for cfg in method.examples)]
+WHOLE = [
+    (name, field.name)
+    for name, method in methods().items()
+    for field in dataclasses.fields(method.config)
+    if str(field.type) in {"int", "int | None"}
+    and any(type(getattr(cfg, field.name)) is int for cfg in method.examples)
+]
 
 
 @pytest.mark.parametrize(("name", "field"), WHOLE)
 def test_a_whole_number_of_a_config_has_a_bound(name: str, field: str) -> None:
-    """The largest that is taken is less than 2^60; what a check asks of such a config (shapes, scale, amount) it is told at once."""
+    """The largest that is taken is less than 2^60; what a check asks of such a config (shapes, scale, amount)
+    it is told at once.
+    """
     method = get(name)
     for example in method.examples[:2]:
         if type(getattr(example, field)) is not int:
@@ -210,13 +243,28 @@ def test_a_whole_number_of_a_config_has_a_bound(name: str, field: str) -> None:
 
 def test_random_numbers_are_drawn_in_little_more_memory_than_they_take() -> None:
     """Four million of each kind: 16 MB, and hardly anything on the way."""
-    for draw in (lambda: TorchGenerator(1).uniform((1 << 22,), 0, 1), lambda: TorchGenerator(1).normal((1 << 22,), 1.0)):
+    for draw in (
+        lambda: TorchGenerator(1).uniform((1 << 22,), 0, 1),
+        lambda: TorchGenerator(1).normal((1 << 22,), 1.0),
+    ):
         with within(10, 40):
             draw()
 
 
 SITES = ((1, 500), (500, 1), (30, 40))
-RANKS = ("r", "u", "topk", "block_size", "mini_r", "k", "phm_dim", "num_tasks", "num_virtual_tokens", "theta_d_length", "vector_length")
+RANKS = (
+    "r",
+    "u",
+    "topk",
+    "block_size",
+    "mini_r",
+    "k",
+    "phm_dim",
+    "num_tasks",
+    "num_virtual_tokens",
+    "theta_d_length",
+    "vector_length",
+)
 
 
 def variants(method: Any) -> Iterator[Any]:
@@ -241,8 +289,9 @@ def places(shape: tuple[int, ...], wide: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", list(methods()))
 def test_a_method_makes_as_many_numbers_as_it_says(name: str) -> None:
-    """Constants and normal form at wide, at tall and at square sites hold at most 64 bytes for each number that is stored, that the weight
-    has, or that ``amount`` tells: this is what the bound on packs rests on."""
+    """Constants and normal form at wide, at tall and at square sites hold at most 64 bytes for each number
+    that is stored, that the weight has, or that ``amount`` tells: this is what the bound on packs rests on.
+    """
     method = get(name)
     rng = np.random.default_rng(0)
     for wide, tall in SITES:
@@ -251,17 +300,23 @@ def test_a_method_makes_as_many_numbers_as_it_says(name: str) -> None:
             plain = PromptSite("@prompt", wide, 0, "prompt", layers=3, heads=2, head_dim=4)
         for variant in variants(method):
             (cfg,) = method.storage.resolve([variant], [plain]) if method.storage.resolve else [variant]
-            shapes = {**method.shapes(cfg, plain), **(method.storage.shared.shapes(cfg, [plain]) if method.storage.shared else {})}
+            shapes = {
+                **method.shapes(cfg, plain),
+                **(method.storage.shared.shapes(cfg, [plain]) if method.storage.shared else {}),
+            }
             stored = sum(map(math.prod, shapes.values()))
             if stored > 1 << 20 or max(getattr(cfg, "token_indices", ()), default=0) >= tall:
                 continue
-            params = {key: places(shape, wide) if "indices" in key else rng.random(shape, np.float32) + 0.1
-                      for key, shape in shapes.items()}
+            params = {
+                key: places(shape, wide) if "indices" in key else rng.random(shape, np.float32) + 0.1
+                for key, shape in shapes.items()
+            }
             weight = rng.random((tall, wide), np.float32)
             site = dataclasses.replace(plain, weight=weight, base_bias=np.zeros(tall, np.float32))
             numbers = stored + wide * tall + amount(method, cfg, plain)
             try:
-                method.normal_form(cfg, complete(method, cfg, params, site), site)  # what is imported is imported
+                # what is imported is imported
+                method.normal_form(cfg, complete(method, cfg, params, site), site)
                 with within(10, (64 * numbers + (1 << 18)) / 2**20):
                     method.normal_form(cfg, complete(method, cfg, params, site), site)
             except (np.linalg.LinAlgError, ValueError, IndexError):
@@ -276,7 +331,8 @@ def test_a_pack_that_no_reader_would_take_is_not_built() -> None:
             build("x", get("hra"), site, task=m.Task("text-generation"), base=m.Base())
 
 
-# ---------------------------------------------------------------------------------------------------------------------- budgets
+# ------------------------------------------------------------------------------------------------------------
+# budgets
 
 
 class Counted(Budget):
@@ -298,8 +354,10 @@ STILL = {
     "follows": "only composed packs have nodes",
     "lineage": "bounded by the schema: 256 ancestors",
     "carried": "the pack has no template; see tests/test_templates.py",
-    **dict.fromkeys(("base_model", "tokenizer", "tied", "share", "quantization_trained_on"),
-                    "there is no base; its bytes are watched (tests/test_validator.py)"),
+    **dict.fromkeys(
+        ("base_model", "tokenizer", "tied", "share", "quantization_trained_on"),
+        "there is no base; its bytes are watched (tests/test_validator.py)",
+    ),
 }
 """Checks that go over nothing in a plain pack without a base."""
 
@@ -325,7 +383,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_deadline_holds_inside_every_check(check: Check, subject: Subject) -> None:
-    """A check that goes over sites, tensors or texts looks at the clock at each of them, and ends where the time does."""
+    """A check that goes over sites, tensors or texts looks at the clock at each of them, and ends where the
+    time does.
+    """
     enough = Counted(1 << 20)
     assert not [finding for finding in check(subject._replace(budget=enough)) if finding.severity == "error"]
     looks = (1 << 20) - enough.left
@@ -337,19 +397,25 @@ def test_the_deadline_holds_inside_every_check(check: Check, subject: Subject) -
 
 @pytest.mark.parametrize(("check", "needs"), [("fused", 10), ("second_reader", 5_000), ("roles", 10)])
 def test_the_memory_holds_inside_a_check(check: str, needs: int, subject: Subject) -> None:
-    """A check that copies tensors asks before it does; with all that the files take and no more, it is not made."""
+    """A check that copies tensors asks before it does; with all that the files take and no more, it is not
+    made.
+    """
     (made,) = [one for one in CHECKS if one.__name__ == check]
     files = sum(map(len, subject.file_bytes.values()))
     quantized = {name: replace(entry, scales="x") for name, entry in subject.pack.manifest.tensors.items()}
     int8 = dataclasses.replace(subject.pack, manifest=replace(subject.pack.manifest, tensors=quantized))
-    tight = subject._replace(pack=subject.pack if check == "second_reader" else int8, budget=Budget(memory=files + needs))
+    tight = subject._replace(
+        pack=subject.pack if check == "second_reader" else int8, budget=Budget(memory=files + needs)
+    )
     with pytest.raises(Spent, match="bytes are more than"):
         list(made(tight))
     list(made(subject._replace(budget=Budget(memory=files + 100 * needs))))
 
 
 def test_a_deadline_ends_a_validation_wherever_it_is(folder: Path) -> None:
-    """Whenever the time runs out, the report says so, and never that the pack is valid; and nothing is loaded."""
+    """Whenever the time runs out, the report says so, and never that the pack is valid; and nothing is
+    loaded.
+    """
     enough = Counted(1 << 20)
     assert validate(folder, budget=enough).state == "valid"
     looks = (1 << 20) - enough.left

@@ -1,4 +1,6 @@
-"""A base that is cut short while it is read: an error that names the file, whoever reads it; the system would end the process."""
+"""A base that is cut short while it is read: an error that names the file, whoever reads it; the system would
+end the process.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,27 @@ WIDE, SITES = 256, ("a", "b")
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    return write_base(tmp_path / "base", {f"{path}.weight": rng.random((WIDE, WIDE), np.float32) for path in SITES})
+    return write_base(
+        tmp_path / "base", {f"{path}.weight": rng.random((WIDE, WIDE), np.float32) for path in SITES}
+    )
 
 
 def pack(name: str, seed: int) -> Pack:
     rng = np.random.default_rng(seed)
-    sites = {Site(path, WIDE, WIDE): (LoRA(r=2, alpha=2), {"lora_A": rng.random((2, WIDE), np.float32),
-                                                          "lora_B": rng.random((WIDE, 2), np.float32)}) for path in SITES}
+    sites = {
+        Site(path, WIDE, WIDE): (
+            LoRA(r=2, alpha=2),
+            {"lora_A": rng.random((2, WIDE), np.float32), "lora_B": rng.random((WIDE, 2), np.float32)},
+        )
+        for path in SITES
+    }
     return build(name, get("lora"), sites, task=m.Task("feature-extraction"), base=m.Base("base"))
 
 
 def test_a_tensor_is_read_from_the_file_that_was_opened(base: Path) -> None:
-    """Cut short, or another one in its place: an error, where a mapped file would end the process or give the older numbers."""
+    """Cut short, or another one in its place: an error, where a mapped file would end the process or give the
+    older numbers.
+    """
     file = base / "model.safetensors"
     opened, data = Checkpoint(base), file.read_bytes()
     assert opened.read("b.weight").flags.writeable is False
@@ -81,8 +92,14 @@ main()
 
 def _run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False,
-                          env=environment, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=120,
+    )
 
 
 def test_an_audit_of_a_base_that_is_cut_short_is_an_error(base: Path, tmp_path: Path) -> None:
@@ -91,7 +108,9 @@ def test_an_audit_of_a_base_that_is_cut_short_is_an_error(base: Path, tmp_path: 
     assert done.returncode == 0, (done.returncode, done.stderr)
 
 
-def test_a_command_whose_libraries_read_a_file_that_is_cut_short_says_so(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_command_whose_libraries_read_a_file_that_is_cut_short_says_so(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
     """With the file's name, exit code 1, and an object for programs."""
     base = shutil.copytree(tiny_bert, tmp_path / "base")
     done = _run(COMMAND, "export", base, "-o", tmp_path / "out", "--frontend", "mapping", "--json")

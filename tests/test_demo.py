@@ -1,4 +1,6 @@
-"""The demo as a user runs it: the real command, the real models, every stage; what it prints is what it promises."""
+"""The demo as a user runs it: the real command, the real models, every stage; what it prints is what it
+promises.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> dict[str,
 
 
 def test_accuracy_is_real_on_every_runner(encoder: dict[str, Any]) -> None:
-    """Held-out accuracy is clearly above chance and above an untrained head, in torch, merged, and as a bank in fp32, int8 and int4."""
+    """Held-out accuracy is clearly above chance and above an untrained head, in torch, merged, and as a bank
+    in fp32, int8 and int4.
+    """
     for task, scores in encoder["accuracy"].items():
         floor = max(scores["chance"], scores["base_untrained_head"])
         for runner in ("torch", "merged", "onnx_fp32", "onnx_int8", "onnx_int4"):
@@ -33,7 +37,9 @@ def test_accuracy_is_real_on_every_runner(encoder: dict[str, Any]) -> None:
 
 
 def test_fp32_runners_agree_with_torch(encoder: dict[str, Any]) -> None:
-    """float32 on another runtime moves logits by rounding only (below 1e-3 on logits of size 10) and no label."""
+    """float32 on another runtime moves logits by rounding only (below 1e-3 on logits of size 10) and no
+    label.
+    """
     for task, runners in encoder["parity"].items():
         for runner in ("merged", "onnx_fp32"):
             assert runners[runner]["max_abs"] <= 1e-3, (task, runner)
@@ -69,7 +75,9 @@ def test_the_artifacts_have_sizes_and_the_stages_have_times(encoder: dict[str, A
     sizes = encoder["sizes"]
     assert sizes["pack tickets-int8"] < 0.5 * sizes["pack tickets"] < 0.05 * sizes["base checkpoint"]
     assert sizes["bundle bank-int4"] < sizes["bundle bank-int8"] < sizes["bundle bank"]
-    assert {"train tickets", "compose", "merge", "export bank", "evaluate", "mixed batch"} <= encoder["timings"].keys()
+    assert {"train tickets", "compose", "merge", "export bank", "evaluate", "mixed batch"} <= encoder[
+        "timings"
+    ].keys()
 
 
 def test_the_report_stands_alone(encoder: dict[str, Any]) -> None:
@@ -84,8 +92,12 @@ def test_the_result_fits_its_schema(encoder: dict[str, Any]) -> None:
     assert fits(encoder, "report.v1")
 
 
-def test_the_packs_validate_and_a_flipped_byte_is_named(encoder: dict[str, Any], tmp_path: Path, minilm: Path) -> None:
-    """``validate`` ends with 0 on the demo's packs, and with 1 naming the tensor when one byte of it is flipped."""
+def test_the_packs_validate_and_a_flipped_byte_is_named(
+    encoder: dict[str, Any], tmp_path: Path, minilm: Path
+) -> None:
+    """``validate`` ends with 0 on the demo's packs, and with 1 naming the tensor when one byte of it is
+    flipped.
+    """
     packs = Path(encoder["output"]) / "packs"
     for pack in sorted(packs.iterdir()):
         assert run("validate", str(pack), "--base", str(minilm)).returncode == 0, pack.name
@@ -105,7 +117,10 @@ def test_the_packs_validate_and_a_flipped_byte_is_named(encoder: dict[str, Any],
 def test_a_merged_checkpoint_is_a_plain_one(encoder: dict[str, Any], minilm: Path) -> None:
     """The merged folder has every tensor of the base under the task model's names, and the head."""
     base, merged = Checkpoint(minilm), Checkpoint(Path(encoder["output"]) / "merged" / "tickets")
-    assert set(merged.tensors) == {f"bert.{name}" for name in base.tensors} | {"classifier.weight", "classifier.bias"}
+    assert set(merged.tensors) == {f"bert.{name}" for name in base.tensors} | {
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 def test_a_taken_output_is_refused_before_any_work(encoder: dict[str, Any]) -> None:
@@ -118,12 +133,18 @@ def test_a_taken_output_is_refused_before_any_work(encoder: dict[str, Any]) -> N
 @browser
 @npm
 def test_rows_in_a_browser(encoder: dict[str, Any], tmp_path: Path, record_property: Any) -> None:
-    """The demo's bank as a site: a mixed batch gives Python's logits, and so does a third pack in the place of one that is unloaded."""
+    """The demo's bank as a site: a mixed batch gives Python's logits, and so does a third pack in the place
+    of one that is unloaded.
+    """
     out, site = Path(encoder["output"]), tmp_path / "site"
     export(out / "bundles" / "bank", (), site, target="web")
     (site / "node_modules").symlink_to(fetched())
     (site / "packs").symlink_to(out / "packs")
-    rows = [("Where is my parcel?", None), ("Where is my parcel?", "tickets"), ("I love this kettle, and I hate its cable.", "reviews")]
+    rows = [
+        ("Where is my parcel?", None),
+        ("Where is my parcel?", "tickets"),
+        ("I love this kettle, and I hate its cable.", "reviews"),
+    ]
     session = Session(site / "bundle", "cpu")
     with served(site) as address, chromium(tmp_path) as page:
         took = opened(page, site, address)
@@ -134,6 +155,9 @@ def test_rows_in_a_browser(encoder: dict[str, Any], tmp_path: Path, record_prope
                 session.load(load(out / "packs" / name))
                 page.run(f"adapterpack.bundle.load('packs/{name}/')")
                 rows[-1] = ("Where is my parcel?", name)
-            expected = session.run(session.encode([text for text, _ in rows]), [adapter for _, adapter in rows])["logits"]
-            np.testing.assert_allclose(logits(page, rows), expected, rtol=1e-6, atol=1e-4)  # float32 on another runtime
+            expected = session.run(
+                session.encode([text for text, _ in rows]), [adapter for _, adapter in rows]
+            )["logits"]
+            # float32 on another runtime
+            np.testing.assert_allclose(logits(page, rows), expected, rtol=1e-6, atol=1e-4)
     record_property("figure", f"the demo's MiniLM in a browser: open after {took:.1f} s")

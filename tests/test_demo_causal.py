@@ -40,4 +40,7 @@ def test_the_server_says_what_the_session_says(causal: dict[str, Any]) -> None:
     """The first example by OpenAI's client, without the adapter and with it."""
     served, example = causal["served"], causal["examples"][0]
     assert served["client"].startswith("openai ")
-    assert [(row["adapter"], row["answer"]) for row in served["rows"]] == [(None, example["base"]), ("orders", example["adapter"])]
+    assert [(row["adapter"], row["answer"]) for row in served["rows"]] == [
+        (None, example["base"]),
+        ("orders", example["adapter"]),
+    ]

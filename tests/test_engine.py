@@ -19,7 +19,14 @@ from architectures import ARCHITECTURES, KINDS
 from adapterpack import Session, export, load
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST
-from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, FormatError, UnknownAdapter, Unsupported
+from adapterpack.errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    UnknownAdapter,
+    Unsupported,
+)
 from adapterpack.io import open_files
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.io.streamed_tensors import Streamed
@@ -39,7 +46,13 @@ NAMES: list[str | None] = [None, "alpha", "beta", "gamma"]
 @pytest.fixture(scope="module")
 def bundle(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("engine") / "bundle"
-    export(base_of("llama"), [pack_of("llama", name) for name in NAMES if name], folder, mode="bank", in_place=True)
+    export(
+        base_of("llama"),
+        [pack_of("llama", name) for name in NAMES if name],
+        folder,
+        mode="bank",
+        in_place=True,
+    )
     return folder
 
 
@@ -64,9 +77,15 @@ def ids(seed: int, most: int = 20) -> list[int]:
 
 
 def test_every_row_says_what_it_says_alone(bundle: Path) -> None:
-    """Hundreds of adds, steps and cancellations in any order, on three rows and prompts longer than a step reads: text, reason and digest
-    of each request are those of a run by itself, and nothing is left at the end."""
-    engine, session, dice = Engine(bundle, "cpu", max_rows=3, prefill_budget=5), Session(bundle, "cpu"), random.Random(5)
+    """Hundreds of adds, steps and cancellations in any order, on three rows and prompts longer than a step
+    reads: text, reason and digest of each request are those of a run by itself, and nothing is left at the
+    end.
+    """
+    engine, session, dice = (
+        Engine(bundle, "cpu", max_rows=3, prefill_budget=5),
+        Session(bundle, "cpu"),
+        random.Random(5),
+    )
     asked: dict[int, tuple[list[int], str | None, int]] = {}
     events: dict[int, list[Event]] = {}
     cancelled: set[int] = set()
@@ -90,7 +109,9 @@ def test_every_row_says_what_it_says_alone(bundle: Path) -> None:
     for number, (prompt, name, most) in asked.items():
         *before, last = events[number]
         assert all(event.finish_reason is None for event in before)
-        assert {event.adapter for event in events[number]} == {None if name is None else session.pack(name).id}
+        assert {event.adapter for event in events[number]} == {
+            None if name is None else session.pack(name).id
+        }
         (alone,) = session.generate([prompt], [name], max_new_tokens=most)
         made = tuple(event.token for event in events[number] if event.token is not None)
         if last.finish_reason == "cancelled":
@@ -108,8 +129,10 @@ def test_logits_of_rows_among_others_are_those_of_rows_alone(bundle: Path) -> No
     """float32 products of one row and of several round otherwise: 1e-5 of the largest logit."""
     together, alone = (Engine(bundle, "cpu", max_rows=count) for count in (4, 1))
     prompts = [ids(number) for number in range(4)]
-    requests = [together.row(prompt, None if name is None else together.bundle.pack(name), Sampling())
-                for prompt, name in zip(prompts, NAMES, strict=True)]
+    requests = [
+        together.row(prompt, None if name is None else together.bundle.pack(name), Sampling())
+        for prompt, name in zip(prompts, NAMES, strict=True)
+    ]
     for request in requests:
         together.rows.admit(request)
     first = [together.rows.prefill(len(prompt)).copy() for prompt in prompts]
@@ -119,21 +142,28 @@ def test_logits_of_rows_among_others_are_those_of_rows_alone(bundle: Path) -> No
     for place, (prompt, name) in enumerate(zip(prompts, NAMES, strict=True)):
         single = alone.row(prompt, None if name is None else alone.bundle.pack(name), Sampling())
         alone.rows.admit(single)
-        assert np.abs(alone.rows.prefill(len(prompt)) - first[place]).max() <= 1e-5 * np.abs(first[place]).max()
+        assert (
+            np.abs(alone.rows.prefill(len(prompt)) - first[place]).max() <= 1e-5 * np.abs(first[place]).max()
+        )
         single.token = 7
         assert np.abs(alone.rows.decode()[0] - second[place]).max() <= 1e-5 * np.abs(second[place]).max()
         alone.rows.remove(single)
 
 
 def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
-    """ONNX Runtime refuses a token that the model does not have: in a prompt, and in the middle of a batch."""
+    """ONNX Runtime refuses a token that the model does not have: in a prompt, and in the middle of a
+    batch.
+    """
     good = [engine.add(ids(1), "alpha", max_new_tokens=6), engine.add(ids(2), None, max_new_tokens=6)]
     bad = engine.row([5, 10**6], None, Sampling())
     engine.submit(bad)
     ends = finished(engine)
     assert ends[bad.number].finish_reason == "error" and "ONNX Runtime" in str(ends[bad.number].error)
     assert {ends[number].finish_reason for number in good} <= {"length", "stop"}
-    requests = [engine.row([5, 6 + number], engine.bundle.pack("beta"), Sampling(max_new_tokens=9)) for number in range(3)]
+    requests = [
+        engine.row([5, 6 + number], engine.bundle.pack("beta"), Sampling(max_new_tokens=9))
+        for number in range(3)
+    ]
     for request in requests:
         engine.submit(request)
     for _ in range(2):  # each reads two prompts
@@ -144,11 +174,16 @@ def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
     session = Session(engine.bundle.folder, "cpu")
     for request in (requests[0], requests[2]):
         (alone,) = session.generate([list(request.prompt)], ["beta"], max_new_tokens=9)
-        assert (ends[request.number].text, ends[request.number].finish_reason, request.answer.ids) == \
-            (alone.text, alone.finish_reason, alone.ids)
+        assert (ends[request.number].text, ends[request.number].finish_reason, request.answer.ids) == (
+            alone.text,
+            alone.finish_reason,
+            alone.ids,
+        )
 
 
-def test_what_is_refused_before_a_row_begins(engine: Engine, bundle_of: Make, pack_of: Make, tmp_path: Path) -> None:
+def test_what_is_refused_before_a_row_begins(
+    engine: Engine, bundle_of: Make, pack_of: Make, tmp_path: Path
+) -> None:
     with pytest.raises(UnknownAdapter):
         engine.add("hello", "nobody")
     with pytest.raises(BaseMismatch):
@@ -179,7 +214,11 @@ def test_what_is_refused_before_a_row_begins(engine: Engine, bundle_of: Make, pa
 def test_prompts_are_read_in_pieces_between_steps(bundle: Path) -> None:
     """A long prompt does not stop a row that is running: it gets a token in every other step."""
     engine, session = Engine(bundle, "cpu", max_rows=2, prefill_budget=3), Session(bundle, "cpu")
-    prompt = next(prompt for prompt in map(ids, range(99)) if len(session.generate([prompt], max_new_tokens=20)[0].ids) == 20)
+    prompt = next(
+        prompt
+        for prompt in map(ids, range(99))
+        if len(session.generate([prompt], max_new_tokens=20)[0].ids) == 20
+    )
     running = engine.add(prompt, max_new_tokens=20)
     while not engine.rows.running:
         engine.step()
@@ -190,7 +229,9 @@ def test_prompts_are_read_in_pieces_between_steps(bundle: Path) -> None:
 
 
 def test_a_first_token_does_not_wait_for_the_prompts_behind_it(bundle: Path) -> None:
-    """Of three prompts that come together each is read in a step of its own, unless they are short or the whole batch is what counts."""
+    """Of three prompts that come together each is read in a step of its own, unless they are short or the
+    whole batch is what counts.
+    """
     for length, together, first in ((40, False, 1), (40, True, 3), (10, False, 3)):
         engine = Engine(bundle, "cpu", max_rows=3, prefill_budget=200, prompts_together=together)
         asked = [engine.add([3 + number] * length, NAMES[number], max_new_tokens=3) for number in range(3)]
@@ -215,9 +256,13 @@ def test_rows_take_the_memory_of_what_is_written(bundle: Path) -> None:
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_what_is_read_of_a_pool_stays_as_it_was(heads: int) -> None:
-    """Blocks of keys and values that are kept for later rows do not change with the row that they were read of."""
+    """Blocks of keys and values that are kept for later rows do not change with the row that they were read
+    of.
+    """
     value = SimpleNamespace(type="tensor(float)", shape=["rows", heads, "length", 8])
-    graph = SimpleNamespace(memory=("cpu", 0), started=start(Device(provider="cpu")), inputs={f"{PAST}0.key": value})
+    graph = SimpleNamespace(
+        memory=("cpu", 0), started=start(Device(provider="cpu")), inputs={f"{PAST}0.key": value}
+    )
     pool = KVPool(graph, 2, 64)
     pool.write(1, [np.ones((heads, 32, 8), np.float32)])
     [block] = pool.read(1, 16, 32)
@@ -226,18 +271,27 @@ def test_what_is_read_of_a_pool_stays_as_it_was(heads: int) -> None:
 
 
 def test_every_kind_of_slot_has_its_place(tmp_path: Path) -> None:
-    """Rows with prompts, blocks, scales, rotations, routers ... in one batch, beside the ordinary graph's answers."""
+    """Rows with prompts, blocks, scales, rotations, routers ... in one batch, beside the ordinary graph's
+    answers.
+    """
     base = make_base(next(one for one in ARCHITECTURES if one.name == "llama"), tmp_path / "base")
-    packs = [make_pack(next(one for one in ARCHITECTURES if one.name == "llama"), base, kind) for kind in KINDS]
+    packs = [
+        make_pack(next(one for one in ARCHITECTURES if one.name == "llama"), base, kind) for kind in KINDS
+    ]
     bundle = export(base, packs, tmp_path / "bundle", mode="bank", task="text-generation", in_place=True)
     assert bundle.parity["decoder"]["max_relative"] < 1e-5
     assert len(packs) > 5
 
 
 def test_adapters_come_go_and_are_exchanged_while_rows_run(bundle: Path, pack_of: Make) -> None:
-    """Under one name two packs take turns, and others come and go: each request has the answer and the digest of the pack that had the name
-    when it was added."""
-    engine, session, dice = Engine(bundle, "cpu", max_rows=3, adapter_budget=0), Session(bundle, "cpu"), random.Random(8)
+    """Under one name two packs take turns, and others come and go: each request has the answer and the digest
+    of the pack that had the name when it was added.
+    """
+    engine, session, dice = (
+        Engine(bundle, "cpu", max_rows=3, adapter_budget=0),
+        Session(bundle, "cpu"),
+        random.Random(8),
+    )
     packs = {name: session.pack(name).called("turn") for name in ("alpha", "beta")}
     engine.adapters.load(packs["alpha"])
     now, asked = "alpha", dict[int, tuple[list[int], str, int]]()
@@ -271,12 +325,18 @@ def test_adapters_come_go_and_are_exchanged_while_rows_run(bundle: Path, pack_of
     assert engine.adapters.digests == []  # no budget, no running row
 
 
-def test_loading_is_proved_by_the_canary_and_leaks_nothing(engine: Engine, base_of: Make, pack_of: Make, tmp_path: Path) -> None:
-    """A pack whose canary fails gets no name; one that is loaded in the background is there when its future is done; a thousand loads and
-    unloads leave nothing."""
+def test_loading_is_proved_by_the_canary_and_leaks_nothing(
+    engine: Engine, base_of: Make, pack_of: Make, tmp_path: Path
+) -> None:
+    """A pack whose canary fails gets no name; one that is loaded in the background is there when its future
+    is done; a thousand loads and unloads leave nothing.
+    """
     pack = engine.bundle.pack("alpha")
-    other = make_pack(next(one for one in ARCHITECTURES if one.name == "llama"), make_base(
-        next(one for one in ARCHITECTURES if one.name == "llama"), tmp_path / "other"), KINDS[0])
+    other = make_pack(
+        next(one for one in ARCHITECTURES if one.name == "llama"),
+        make_base(next(one for one in ARCHITECTURES if one.name == "llama"), tmp_path / "other"),
+        KINDS[0],
+    )
     with pytest.raises(BaseMismatch):
         engine.adapters.load(other)
     with pytest.raises(AdapterpackError, match="already has an adapter"):
@@ -296,11 +356,16 @@ def test_loading_is_proved_by_the_canary_and_leaks_nothing(engine: Engine, base_
 
 
 def test_packs_that_no_row_runs_with_are_on_the_disk_alone(bundle: Path, tmp_path: Path) -> None:
-    """A bundle's pack costs no memory until a row needs it; one that was changed meanwhile is refused, and the row that runs does not
-    notice."""
+    """A bundle's pack costs no memory until a row needs it; one that was changed meanwhile is refused, and
+    the row that runs does not notice.
+    """
     folder = tmp_path / "bundle"
     shutil.copytree(bundle, folder)
-    engine, session, prompt = Engine(folder, "cpu", max_rows=2, adapter_budget=0), Session(bundle, "cpu"), ids(3)
+    engine, session, prompt = (
+        Engine(folder, "cpu", max_rows=2, adapter_budget=0),
+        Session(bundle, "cpu"),
+        ids(3),
+    )
     assert all(isinstance(engine.adapters.pack(name).tensors, Streamed) for name in engine.adapters.names)
     alone = {name: session.generate([prompt], [name], max_new_tokens=4)[0].text for name in ("alpha", "beta")}
     engine.add(prompt, "alpha", max_new_tokens=4)
@@ -315,10 +380,12 @@ def test_packs_that_no_row_runs_with_are_on_the_disk_alone(bundle: Path, tmp_pat
     assert [event.text for event in drained(engine) if event.finish_reason] == [alone["beta"]]
 
 
-def test_packs_that_are_loaded_stay_what_they_are_though_their_folders_do_not(bundle: Path, tmp_path: Path,
-                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pack that was loaded is on the disk alone, and its rows run on when its folder is removed; where the process may have no more files
-    open its tensors stay in memory. Files are closed when packs are unloaded."""
+def test_packs_that_are_loaded_stay_what_they_are_though_their_folders_do_not(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pack that was loaded is on the disk alone, and its rows run on when its folder is removed; where the
+    process may have no more files open its tensors stay in memory. Files are closed when packs are unloaded.
+    """
     session, prompt = Session(bundle, "cpu"), ids(3)
     gc.collect()
     held = len(open_files._held)
@@ -376,8 +443,12 @@ def test_the_table_gives_up_the_least_recently_used() -> None:
     assert table.names == ["a", "b"]
 
 
-def test_a_name_that_is_replaced_while_it_is_unloaded_leaves_no_pin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pack that comes just when the one before is taken away is taken away whole: without a name nothing stays in memory for good."""
+def test_a_name_that_is_replaced_while_it_is_unloaded_leaves_no_pin(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack that comes just when the one before is taken away is taken away whole: without a name nothing
+    stays in memory for good.
+    """
     table, other = engine.adapters, engine.adapters.pack("beta")
     table.unload("beta")
     lock = table._lock

@@ -1,4 +1,6 @@
-"""The engine's graph: the tokens and logits of the ordinary one, on caches that stay where they are, which are written and not copied."""
+"""The engine's graph: the tokens and logits of the ordinary one, on caches that stay where they are, which
+are written and not copied.
+"""
 
 from __future__ import annotations
 
@@ -47,15 +49,28 @@ def placed(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactor
             made[mode] = tmp_path_factory.mktemp("in-place") / mode
             names = ("alpha",) if mode == "folded" else ("alpha", "beta")
             room = {"slots": 4, "max_rank": 6} if mode == "bank" else {}
-            export(base_of("llama"), [pack_of("llama", name) for name in names], made[mode], mode=mode, in_place=True, **room)
+            export(
+                base_of("llama"),
+                [pack_of("llama", name) for name in names],
+                made[mode],
+                mode=mode,
+                in_place=True,
+                **room,
+            )
         return made[mode]
 
     return get
 
 
-@pytest.mark.parametrize(("mode", "names"), [
-    ("bank", ["alpha", None, "beta", "alpha"]), ("bank", ["beta"] * 4), ("bank", None), ("folded", None),
-])
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        ("bank", ["alpha", None, "beta", "alpha"]),
+        ("bank", ["beta"] * 4),
+        ("bank", None),
+        ("folded", None),
+    ],
+)
 def test_tokens_are_those_of_the_ordinary_graph(mode: str, names: Any, placed: Make, bundle_of: Make) -> None:
     """Ragged rows; of several adapters, of one for all, and of none."""
     ordinary, session = Session(bundle_of("llama", mode), "cpu"), Session(placed(mode), "cpu")
@@ -65,13 +80,19 @@ def test_tokens_are_those_of_the_ordinary_graph(mode: str, names: Any, placed: M
 
 
 def test_a_batch_that_is_broken_off_leaves_nothing(placed: Make) -> None:
-    """An error of the caller's in the middle ends the rows; a call out of the middle of another answers as it would alone."""
+    """An error of the caller's in the middle ends the rows; a call out of the middle of another answers as it
+    would alone.
+    """
     session = Session(placed("bank"), "cpu")
     alone, inner = session.generate(PROMPTS, "alpha", max_new_tokens=6), list[Any]()
     with pytest.raises(ZeroDivisionError):
         session.generate(PROMPTS, "beta", max_new_tokens=6, emit=lambda row, token, text: 1 // 0)
-    outer = session.generate(PROMPTS, "beta", max_new_tokens=3,
-                             emit=lambda row, token, text: inner.append(session.generate(PROMPTS, "alpha", max_new_tokens=6)))
+    outer = session.generate(
+        PROMPTS,
+        "beta",
+        max_new_tokens=3,
+        emit=lambda row, token, text: inner.append(session.generate(PROMPTS, "alpha", max_new_tokens=6)),
+    )
     assert inner and all(answers == alone for answers in inner)
     assert outer == session.generate(PROMPTS, "beta", max_new_tokens=3)
 
@@ -81,26 +102,37 @@ def test_a_pack_is_loaded_and_rows_run_with_it(placed: Make, bundle_of: Make, pa
     for each in (ordinary, session):
         each.load(pack_of("llama", "gamma"))
     names: list[str | None] = ["gamma", "alpha", None, "gamma"]
-    assert session.generate(PROMPTS, names, max_new_tokens=12) == ordinary.generate(PROMPTS, names, max_new_tokens=12)
+    assert session.generate(PROMPTS, names, max_new_tokens=12) == ordinary.generate(
+        PROMPTS, names, max_new_tokens=12
+    )
 
 
 def test_a_step_writes_one_position_of_each_row_and_touches_no_other_byte(placed: Make) -> None:
     engine = Engine(placed("bank"), "cpu", max_rows=6)
-    rows = [engine.row(ids, None if name is None else engine.bundle.pack(name), Sampling())
-            for ids, name in zip(PROMPTS, ["alpha", None, "beta", "alpha"], strict=True)]
+    rows = [
+        engine.row(ids, None if name is None else engine.bundle.pack(name), Sampling())
+        for ids, name in zip(PROMPTS, ["alpha", None, "beta", "alpha"], strict=True)
+    ]
     for row in rows:
         engine.rows.admit(row)
     for row in rows:
         engine.rows.prefill(len(row.prompt))
     pool = engine.rows._pool
     before = {name: buffer._array.copy() for name, buffer in pool._buffers.items()}
-    where, lengths = {name: buffer.address for name, buffer in pool._buffers.items()}, [row.length for row in rows]
+    where, lengths = (
+        {name: buffer.address for name, buffer in pool._buffers.items()},
+        [row.length for row in rows],
+    )
     engine.rows.decode()
     assert len(before) == 2 * sum(name.startswith(PAST) and name.endswith(".key") for name in before)
     for name, buffer in pool._buffers.items():
         assert buffer.address == where[name]
         changed = (buffer._array != before[name]).any(axis=(1, 3))
-        assert [np.flatnonzero(row).tolist() for row in changed] == [*([length] for length in lengths), [], []]
+        assert [np.flatnonzero(row).tolist() for row in changed] == [
+            *([length] for length in lengths),
+            [],
+            [],
+        ]
 
 
 def unpacked(graph: OrtModel) -> bool:
@@ -112,8 +144,9 @@ def unpacked(graph: OrtModel) -> bool:
 
 
 def test_the_engine_s_graph_is_opened_as_the_ordinary_one_is(placed: Make) -> None:
-    """Weights are laid out for the kernels of both (an int4 step is ten times slower without), and of neither in a mapped session, as
-    the proof of a graph opens it that is not quantized."""
+    """Weights are laid out for the kernels of both (an int4 step is ten times slower without), and of neither
+    in a mapped session, as the proof of a graph opens it that is not quantized.
+    """
     for mapped in (False, True):
         session = Session(placed("bank"), "cpu", mapped=mapped)
         assert [unpacked(session.graph(part)) for part in (MAIN, DECODER)] == [mapped, mapped]
@@ -123,13 +156,26 @@ def test_both_graphs_have_one_file_of_weights(placed: Make) -> None:
     folder = placed("bank")
     whole, engine = ir.load(folder / GRAPH).graph, ir.load(folder / graph_file(DECODER)).graph
     assert not (folder / f"{graph_file(DECODER)}.data").exists()
-    stored = {value.name: value.const_value for value in engine.initializers.values() if isinstance(value.const_value, ir.ExternalTensor)}
+    stored = {
+        value.name: value.const_value
+        for value in engine.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
     slots = {value.name for value in whole.inputs if value.name in whole.initializers}
-    base = {value.name: value.const_value.nbytes for value in whole.initializers.values() if value.name not in slots}
+    base = {
+        value.name: value.const_value.nbytes
+        for value in whole.initializers.values()
+        if value.name not in slots
+    }
     assert sum(tensor.nbytes for tensor in stored.values()) > 0.9 * sum(base.values())
     assert {Path(tensor.location).name for tensor in stored.values()} == {f"{GRAPH}.data"}
     fed = {value.name for value in engine.inputs}
-    joined = {f"{member}.up" for path, site in read_bundle(folder).sites.items() if f"{path}.up" in fed for member in site.members}
+    joined = {
+        f"{member}.up"
+        for path, site in read_bundle(folder).sites.items()
+        if f"{path}.up" in fed
+        for member in site.members
+    }
     assert joined  # queries, keys and values have one matrix
     assert slots - joined <= fed
     assert not slots & set(engine.initializers)  # the bank itself is not in it
@@ -146,7 +192,9 @@ def test_the_report_and_the_schema_know_of_it(placed: Make) -> None:
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ["gpt2", "opt", "mistral", "gemma2", "falcon", "mixtral"])
 def test_traced_decoders_and_sliding_windows(name: str, tmp_path: Path) -> None:
-    """Graphs by tracing, where a softmax stands for the attention: learned positions, windows that rows outgrow, caps, shared heads."""
+    """Graphs by tracing, where a softmax stands for the attention: learned positions, windows that rows
+    outgrow, caps, shared heads.
+    """
     base = make_base(BY_NAME[name], tmp_path / "base")
     pack = make_pack(BY_NAME[name], base, KINDS[0])
     bundle = export(base, [pack], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True)
@@ -157,16 +205,30 @@ def test_traced_decoders_and_sliding_windows(name: str, tmp_path: Path) -> None:
 ROTATED = {
     "llama": ({}, True, True),
     "qwen3": ({"head_dim": 16}, True, False),  # norms lie between the product and the rotation
-    "phi": ({"partial_rotary_factor": 0.5, "num_key_value_heads": 4}, False, False),  # its tables are narrower than the operator takes them
+    # its tables are narrower than the operator takes them
+    "phi": ({"partial_rotary_factor": 0.5, "num_key_value_heads": 4}, False, False),
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name != "llama")) for name in ROTATED])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name != "llama")) for name in ROTATED]
+)
 def test_the_attention_rotates_and_takes_its_product_packed(name: str, tmp_path: Path) -> None:
     """Where the operator can: fewer nodes, equal numbers, as the export proves."""
     fields, rotated, packed = ROTATED[name]
-    config = AutoConfig.for_model(name, **{"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                                           "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64, **fields})
+    config = AutoConfig.for_model(
+        name,
+        **{
+            "vocab_size": 96,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            **fields,
+        },
+    )
     set_seed(5)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "base")
@@ -180,7 +242,9 @@ def test_the_attention_rotates_and_takes_its_product_packed(name: str, tmp_path:
     assert bundle.parity["decoder"]["max_relative"] < 1e-5
     graph = ir.load(tmp_path / "bundle" / graph_file(DECODER)).graph
     attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
-    assert {(bool(node.attributes.get_int("do_rotary")), node.inputs[1] is None) for node in attentions} == {(rotated, packed)}
+    assert {(bool(node.attributes.get_int("do_rotary")), node.inputs[1] is None) for node in attentions} == {
+        (rotated, packed)
+    }
     assert rotated != any(node.op_type == "RotaryEmbedding" for node in graph)
     assert rotated != any(value.name == "position_ids" for value in graph.inputs)
 
@@ -188,23 +252,35 @@ def test_the_attention_rotates_and_takes_its_product_packed(name: str, tmp_path:
 def test_prompts_and_adapters_at_positions_go_on_in_place(tmp_path: Path) -> None:
     """What stands in the cache before a row, beside rows that have nothing there."""
     base = make_base(BY_NAME["llama"], tmp_path / "base")
-    packs = [make_pack(BY_NAME["llama"], base, kind) for kind in KINDS if kind.name in {"prompt", "attention", "low-rank"}]
-    bundle = export(base, packs, tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, dtype="float16")
+    packs = [
+        make_pack(BY_NAME["llama"], base, kind)
+        for kind in KINDS
+        if kind.name in {"prompt", "attention", "low-rank"}
+    ]
+    bundle = export(
+        base, packs, tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, dtype="float16"
+    )
     assert bundle.parity["decoder"]["max_relative"] < 5e-3
 
 
 def test_a_quantized_bundle_has_the_graph_too(placed: Make, tmp_path: Path) -> None:
     bundle = quantize(placed("bank"), tmp_path / "int8", scheme="int8")
     assert bundle.parity["decoder"]["max_relative"] < 1e-5
-    assert {"MatMulNBits", "GroupQueryAttention"} <= {node.op_type for node in ir.load(tmp_path / "int8" / graph_file(DECODER)).graph}
+    assert {"MatMulNBits", "GroupQueryAttention"} <= {
+        node.op_type for node in ir.load(tmp_path / "int8" / graph_file(DECODER)).graph
+    }
     names: list[str | None] = ["alpha", None, "beta", "alpha"]
     assert len(Session(tmp_path / "int8", "cpu").generate(PROMPTS, names, max_new_tokens=4)) == 4
     assert not validate(tmp_path / "int8", full=True).findings
 
 
 @pytest.mark.long
-def test_quantized_with_an_adapter_that_reads_the_bases_weights(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
-    """DoRA's values need the float weights, which are gone: rows have those of the bank, in the engine's graph as in the ordinary one."""
+def test_quantized_with_an_adapter_that_reads_the_bases_weights(
+    tiny_llama: Path, pack_of: Make, tmp_path: Path
+) -> None:
+    """DoRA's values need the float weights, which are gone: rows have those of the bank, in the engine's
+    graph as in the ordinary one.
+    """
     model = LlamaForCausalLM.from_pretrained(tiny_llama)
     adapt(model, DoRA(r=3), "dora")
     with torch.no_grad():
@@ -214,14 +290,23 @@ def test_quantized_with_an_adapter_that_reads_the_bases_weights(tiny_llama: Path
     answers = []
     for in_place in (True, False):
         out = tmp_path / str(in_place)
-        assert export(tiny_llama, packs, out, in_place=in_place, quantize="int8", accuracy="exact").decoder == in_place
-        answers.append(Session(out, "cpu").generate(PROMPTS, ["dora", None, "alpha", "dora"], max_new_tokens=12))
+        assert (
+            export(tiny_llama, packs, out, in_place=in_place, quantize="int8", accuracy="exact").decoder
+            == in_place
+        )
+        answers.append(
+            Session(out, "cpu").generate(PROMPTS, ["dora", None, "alpha", "dora"], max_new_tokens=12)
+        )
     assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("scheme", [None, "int8"])
-def test_a_fold_has_the_second_graph_too(scheme: str | None, placed: Make, pack_of: Make, tmp_path: Path) -> None:
-    """Its answers are those of the adapter in the bank; products of codes round their activations as they did before."""
+def test_a_fold_has_the_second_graph_too(
+    scheme: str | None, placed: Make, pack_of: Make, tmp_path: Path
+) -> None:
+    """Its answers are those of the adapter in the bank; products of codes round their activations as they did
+    before.
+    """
     source, merged = placed("bank"), tmp_path / "merged"
     if scheme is not None:
         quantize(source, source := tmp_path / "codes", scheme=scheme, accuracy="fast")
@@ -230,15 +315,21 @@ def test_a_fold_has_the_second_graph_too(scheme: str | None, placed: Make, pack_
     assert bundle.decoder
     assert 0 < bundle.parity["decoder"]["max_relative"] < 1e-5
     assert not validate(merged, full=True).findings
-    assert [is_fast(merged / graph_file(part)) for part in (MAIN, DECODER)] == [None if scheme is None else True] * 2
+    assert [is_fast(merged / graph_file(part)) for part in (MAIN, DECODER)] == [
+        None if scheme is None else True
+    ] * 2
     session = Session(merged, "cpu")
     answers = [answer.ids for answer in session.generate(PROMPTS, max_new_tokens=12)]
     assert {MAIN, DECODER} & session._opened.keys() == {DECODER}
     if scheme is None:
-        assert answers == [answer.ids for answer in Session(source, "cpu").generate(PROMPTS, "alpha", max_new_tokens=12)]
+        assert answers == [
+            answer.ids for answer in Session(source, "cpu").generate(PROMPTS, "alpha", max_new_tokens=12)
+        ]
 
 
-def test_a_wrong_second_graph_is_not_published(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_second_graph_is_not_published(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         derive, "reaches_of", lambda config, layers: [Reach(window=2)] * layers
     )  # rows look back two tokens, not all
@@ -259,13 +350,23 @@ def test_what_is_refused(tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_every_decoder_has_the_graph_where_its_family_does(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
-    """Nobody asks for it, no weight lies in the bundle twice, and what has no graph says why, with the command that helps."""
+def test_every_decoder_has_the_graph_where_its_family_does(
+    tiny_llama: Path, pack_of: Make, tmp_path: Path
+) -> None:
+    """Nobody asks for it, no weight lies in the bundle twice, and what has no graph says why, with the
+    command that helps.
+    """
     bundle = export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / "bank")
     assert bundle.decoder
     graphs = [ir.load(tmp_path / "bank" / graph_file(part)).graph for part in (MAIN, DECODER)]
-    stored = [{(value.const_value.location, value.const_value.offset) for value in graph.initializers.values()
-               if isinstance(value.const_value, ir.ExternalTensor)} for graph in graphs]
+    stored = [
+        {
+            (value.const_value.location, value.const_value.offset)
+            for value in graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        }
+        for graph in graphs
+    ]
     assert stored[1] <= stored[0]
     assert stored[1]
     assert (tmp_path / "bank" / graph_file(DECODER)).stat().st_size < 1 << 18
@@ -275,11 +376,16 @@ def test_every_decoder_has_the_graph_where_its_family_does(tiny_llama: Path, pac
         assert not export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / name, **options).decoder
         with pytest.raises(Unsupported, match="no graph for the engine") as caught:
             Engine(tmp_path / name)
-        assert f"adapterpack export {tiny_llama.name} {tmp_path / name}/adapters/* --static-cache -o NEW" in str(caught.value)
+        assert (
+            f"adapterpack export {tiny_llama.name} {tmp_path / name}/adapters/* --static-cache -o NEW"
+            in str(caught.value)
+        )
 
     base = make_base(BY_NAME["bloom"], tmp_path / "bloom")  # the distance to a token is added to its score
     told: list[str] = []
-    bundle = export(base, [], tmp_path / "bundle", mode="folded", task="text-generation", progress=told.append)
+    bundle = export(
+        base, [], tmp_path / "bundle", mode="folded", task="text-generation", progress=told.append
+    )
     reason = bundle.parity["decoder"]["left_out"]
     assert not bundle.decoder
     assert any(text.startswith(f"the engine's graph is left out: {reason}") for text in told)

@@ -12,12 +12,18 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.mark.parametrize(("config", "model"), [("tickets.yaml", "tiny_bert"), ("orders.yaml", "tiny_llama")])
-def test_training_configs(config: str, model: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``adapterpack train examples/X.yaml`` gives a valid pack; paths in it are those of the checkout's root."""
+def test_training_configs(
+    config: str, model: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``adapterpack train examples/X.yaml`` gives a valid pack; paths in it are those of the checkout's
+    root.
+    """
     monkeypatch.chdir(EXAMPLES.parent)
     folder = request.getfixturevalue(model)
-    (pack,) = adapterpack.train(EXAMPLES / config, [f"model_name_or_path={folder}", f"output_dir={tmp_path / 'pack'}", "max_steps=2",
-                                                    "max_length=48"])
+    (pack,) = adapterpack.train(
+        EXAMPLES / config,
+        [f"model_name_or_path={folder}", f"output_dir={tmp_path / 'pack'}", "max_steps=2", "max_length=48"],
+    )
     assert adapterpack.validate(tmp_path / "pack", folder).valid
     assert pack.manifest.training["steps"] == 2
     if config == "orders.yaml":  # what the README shows of it
@@ -25,9 +31,20 @@ def test_training_configs(config: str, model: str, tmp_path: Path, request: pyte
 
 
 def test_every_example_is_covered_here() -> None:
-    """A new file in ``examples/`` needs a test: the configs above, the method in test_plugins, what other kinds of
-    values there are in test_extensions, the gates in hub/test_gates, what is for servers in serving/test_kubernetes, test_containers and
-    test_ray, and the scripts that train in test_training_examples; the cookbook in guide/test_cookbook."""
-    known = {"tickets.yaml", "orders.yaml", "data", "ci", "containers", "cookbook", "serving", "training",
-             *(f"new_{kind}.py" for kind in ("method", "rule", "node", "task", "codec", "frontend", "target"))}
+    """A new file in ``examples/`` needs a test: the configs above, the method in test_plugins, what other
+    kinds of values there are in test_extensions, the gates in hub/test_gates, what is for servers in
+    serving/test_kubernetes, test_containers and test_ray, and the scripts that train in
+    test_training_examples; the cookbook in guide/test_cookbook.
+    """
+    known = {
+        "tickets.yaml",
+        "orders.yaml",
+        "data",
+        "ci",
+        "containers",
+        "cookbook",
+        "serving",
+        "training",
+        *(f"new_{kind}.py" for kind in ("method", "rule", "node", "task", "codec", "frontend", "target")),
+    }
     assert {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"} == known

@@ -1,4 +1,6 @@
-"""Exported graphs: every mode and both frontends against the dense formula in float64; the parity guard; slots in plain ONNX Runtime."""
+"""Exported graphs: every mode and both frontends against the dense formula in float64; the parity guard;
+slots in plain ONNX Runtime.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +75,15 @@ Make = Callable[..., Any]
 
 KINDS = ("bert", "llama")
 BATCHES: dict[str, tuple[int, ...]] = {
-    "ragged": (11, 4, 7), "one": (5,), "one-token": (1,), "tokens": (1, 1, 1), "wide": (3,) * 24 + (6,) * 8,
+    "ragged": (11, 4, 7),
+    "one": (5,),
+    "one-token": (1,),
+    "tokens": (1, 1, 1),
+    "wide": (3,) * 24 + (6,) * 8,
 }
-"""Lengths of rows. ``wide`` and its first 24 rows: as many rows as BERT has features, and as Llama has, where a MatMul would broadcast."""
+"""Lengths of rows. ``wide`` and its first 24 rows: as many rows as BERT has features, and as Llama has, where
+a MatMul would broadcast.
+"""
 RELATIVE = 2e-5
 """Of the largest logit. float32 through two layers differs from float64 by about 1e-6 of it."""
 
@@ -95,8 +103,12 @@ def logits_of(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
         return model(**inputs).logits.numpy()
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, mask: np.ndarray, relative: float = RELATIVE) -> None:
-    """Equal over real positions within ``relative`` of the largest logit; what is wider than expected must be switched off."""
+def assert_close(
+    found: np.ndarray, expected: np.ndarray, mask: np.ndarray, relative: float = RELATIVE
+) -> None:
+    """Equal over real positions within ``relative`` of the largest logit; what is wider than expected must be
+    switched off.
+    """
     assert (found[..., expected.shape[-1] :] == ABSENT).all()
     found = found[..., : expected.shape[-1]]
     assert found.shape == expected.shape
@@ -105,20 +117,36 @@ def assert_close(found: np.ndarray, expected: np.ndarray, mask: np.ndarray, rela
     assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("kind", "mode"), [
-    pytest.param(kind, mode, marks=[pytest.mark.fast] * (kind == "llama" and mode == "bank")) for kind in KINDS for mode in MODES])
-def test_base_and_adapters_equal_the_dense_formula(kind: str, mode: str, bundle_of: Make, dense_of: Make) -> None:
-    """logits = model with W + s B A, for the base and each adapter: ragged and padded, one row, one token, as many rows as features."""
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        pytest.param(kind, mode, marks=[pytest.mark.fast] * (kind == "llama" and mode == "bank"))
+        for kind in KINDS
+        for mode in MODES
+    ],
+)
+def test_base_and_adapters_equal_the_dense_formula(
+    kind: str, mode: str, bundle_of: Make, dense_of: Make
+) -> None:
+    """logits = model with W + s B A, for the base and each adapter: ragged and padded, one row, one token, as
+    many rows as features.
+    """
     session = Session(bundle_of(kind, mode), "cpu")
     assert session.bundle.frontend.startswith({"bert": "transformers ", "llama": "mobius-onnx "}[kind])
     for name in (None, "alpha", "beta") if mode != "folded" else ("alpha",):
         for lengths in (*BATCHES.values(), BATCHES["wide"][:24]):
             batch = batch_of(kind, lengths)
-            assert_close(session.run(batch, name)["logits"], logits_of(dense_of(kind, name), batch), batch["attention_mask"])
+            assert_close(
+                session.run(batch, name)["logits"],
+                logits_of(dense_of(kind, name), batch),
+                batch["attention_mask"],
+            )
 
 
 def test_adapters_change_the_output(dense_of: Make) -> None:
-    """The tests above can tell the adapters apart: their outputs lie far from the base's and from each other's."""
+    """The tests above can tell the adapters apart: their outputs lie far from the base's and from each
+    other's.
+    """
     for kind in KINDS:
         batch = batch_of(kind, BATCHES["ragged"])
         found = [logits_of(dense_of(kind, name), batch)[..., :2] for name in (None, "alpha", "beta", "gamma")]
@@ -128,7 +156,9 @@ def test_adapters_change_the_output(dense_of: Make) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_on_the_cache_equals_the_whole_sequence(mode: str, bundle_of: Make, dense_of: Make) -> None:
-    """Logits of tokens that follow a cache (past > 0, one or three at a time) are those of the whole sequence run at once (past = 0)."""
+    """Logits of tokens that follow a cache (past > 0, one or three at a time) are those of the whole sequence
+    run at once (past = 0).
+    """
     session = Session(bundle_of("llama", mode), "cpu")
     batch = batch_of("llama", (9, 5, 12))
     names = ["alpha"] * 3 if mode == "folded" else ["beta", None, "alpha"]
@@ -137,23 +167,37 @@ def test_a_step_on_the_cache_equals_the_whole_sequence(mode: str, bundle_of: Mak
         first = {key: value[:, :-step] for key, value in batch.items()}
         outputs = session.run(first, names)
         assert_close(outputs["logits"], expected[:, :-step], first["attention_mask"])
-        past = {key.replace("present.", "past_key_values."): value for key, value in outputs.items() if key.startswith("present.")}
-        after = session.run({"input_ids": batch["input_ids"][:, -step:], "attention_mask": batch["attention_mask"], **past}, names)
+        past = {
+            key.replace("present.", "past_key_values."): value
+            for key, value in outputs.items()
+            if key.startswith("present.")
+        }
+        after = session.run(
+            {"input_ids": batch["input_ids"][:, -step:], "attention_mask": batch["attention_mask"], **past},
+            names,
+        )
         assert_close(after["logits"], expected[:, -step:], batch["attention_mask"][:, -step:])
         longest = {key: value[-1:] for key, value in past.items()}
         unmasked = session.run({"input_ids": batch["input_ids"][-1:, -step:], **longest}, names[-1:])
-        assert_close(unmasked["logits"], expected[-1:, -step:], np.ones((1, step)))  # no padding: no mask is needed
+        # no padding: no mask is needed
+        assert_close(unmasked["logits"], expected[-1:, -step:], np.ones((1, step)))
 
 
 MIXES: tuple[tuple[str | None, ...], ...] = (
-    ("alpha", None, "beta"), ("beta", "beta", "alpha"), (None, None, None), ("alpha", "alpha", "alpha"), ("beta", None, None),
+    ("alpha", None, "beta"),
+    ("beta", "beta", "alpha"),
+    (None, None, None),
+    ("alpha", "alpha", "alpha"),
+    ("beta", None, None),
 )
 
 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_a_mixed_batch_equal_single_runs(kind: str, mode: str, bundle_of: Make) -> None:
-    """run(x, [a, b, ...])[i] == run(x, a_i)[i] within 1e-5, and == run(x_i alone, a_i), with duplicates and with all rows on the base."""
+    """run(x, [a, b, ...])[i] == run(x, a_i)[i] within 1e-5, and == run(x_i alone, a_i), with duplicates and
+    with all rows on the base.
+    """
     session = Session(bundle_of(kind, mode), "cpu")
     batch = batch_of(kind, BATCHES["ragged"], seed=1)
     mask = batch["attention_mask"] > 0
@@ -167,12 +211,16 @@ def test_rows_of_a_mixed_batch_equal_single_runs(kind: str, mode: str, bundle_of
                 wide = single.shape[-1]
                 assert (mixed["logits"][row][..., wide:] == ABSENT).all()
                 assert np.abs(mixed["logits"][row][..., :wide] - single)[real].max() <= 1e-5
-                alone = session.run({"input_ids": batch["input_ids"][row][mask[row]][None]}, [name])["logits"][0]
+                alone = session.run({"input_ids": batch["input_ids"][row][mask[row]][None]}, [name])[
+                    "logits"
+                ][0]
                 assert np.abs(mixed["logits"][row][..., :wide][real] - alone).max() <= 1e-5
 
 
 def test_heads_of_different_width_share_a_batch(bundle_of: Make, dense_of: Make) -> None:
-    """Rows of 2 (base), 3 and 5 labels: labels that a row's adapter lacks have the logit -1e9, and probability 0 exactly."""
+    """Rows of 2 (base), 3 and 5 labels: labels that a row's adapter lacks have the logit -1e9, and
+    probability 0 exactly.
+    """
     batch = batch_of("bert", (6, 9, 4, 5))
     names = ["alpha", None, "beta", "alpha"]
     for mode in ("bank", "inputs"):
@@ -183,33 +231,58 @@ def test_heads_of_different_width_share_a_batch(bundle_of: Make, dense_of: Make)
             assert (logits[row, width:] == -1e9).all()
             weights = np.exp(logits[row] - logits[row].max())
             assert (weights[width:] == 0).all()
-            assert_close(logits[row, :width], logits_of(dense_of("bert", name), batch)[row], batch["attention_mask"])
+            assert_close(
+                logits[row, :width], logits_of(dense_of("bert", name), batch)[row], batch["attention_mask"]
+            )
             assert len(session.labels(name)) == width
 
 
 def test_a_pack_without_a_head_has_the_heads_of_the_base(
     base_of: Make, pack_of: Make, dense_of: Make, tmp_path: Path
 ) -> None:
-    """An adapter that trained no classifier, beside one that did: its logits go through the base's classifier."""
-    bundle = export(base_of("bert"), [pack_of("bert", "alpha"), pack_of("bert", "gamma")], tmp_path / "bundle", mode="bank")
+    """An adapter that trained no classifier, beside one that did: its logits go through the base's
+    classifier.
+    """
+    bundle = export(
+        base_of("bert"),
+        [pack_of("bert", "alpha"), pack_of("bert", "gamma")],
+        tmp_path / "bundle",
+        mode="bank",
+    )
     session, batch = Session(tmp_path / "bundle", "cpu"), batch_of("bert", BATCHES["ragged"])
     assert bundle.max_labels == 3
-    assert_close(session.run(batch, "gamma")["logits"], logits_of(dense_of("bert", "gamma"), batch), batch["attention_mask"])
+    assert_close(
+        session.run(batch, "gamma")["logits"],
+        logits_of(dense_of("bert", "gamma"), batch),
+        batch["attention_mask"],
+    )
     assert session.labels("gamma") == session.labels(None) == ("LABEL_0", "LABEL_1")
 
 
 @pytest.mark.long
 def test_a_head_of_several_layers(tmp_path: Path) -> None:
-    """RoBERTa's classifier is two layers, of which only the last is as wide as the labels: both are replaced, at their own widths."""
+    """RoBERTa's classifier is two layers, of which only the last is as wide as the labels: both are replaced,
+    at their own widths.
+    """
     torch.manual_seed(2)
     base = tmp_path / "roberta"
-    config = RobertaConfig(vocab_size=60, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, pad_token_id=1,
-                           max_position_embeddings=40, num_labels=2)
+    config = RobertaConfig(
+        vocab_size=60,
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=20,
+        pad_token_id=1,
+        max_position_embeddings=40,
+        num_labels=2,
+    )
     RobertaForSequenceClassification(config).save_pretrained(base)
     names = {"narrow": 3, "broad": 14}
     models, packs = {}, []
     for name, labels in names.items():
-        model = load_model(task_named("text-classification"), base, [f"l{number}" for number in range(labels)])
+        model = load_model(
+            task_named("text-classification"), base, [f"l{number}" for number in range(labels)]
+        )
         adapt(model, LoRA(r=2, targets=("query",), modules_to_save=("classifier",)), name)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -223,7 +296,9 @@ def test_a_head_of_several_layers(tmp_path: Path) -> None:
     batch = pad([[5, 9, 7, 30], [8, 9]], 1, left=False)
     for name, labels in names.items():
         with torch.no_grad():
-            expected = models[name](**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy()
+            expected = models[name](
+                **{key: torch.from_numpy(value) for key, value in batch.items()}
+            ).logits.numpy()
         found = Session(tmp_path / "bundle", "cpu").run(batch, name)["logits"]
         assert found.shape == (2, 14)
         assert expected.shape == (2, labels)
@@ -231,8 +306,14 @@ def test_a_head_of_several_layers(tmp_path: Path) -> None:
 
 
 def test_every_output_of_an_encoder_is_right(tiny_bert: Path, tmp_path: Path) -> None:
-    """Features of a bank: hidden states and the pooled output, whose layer sees [batch, 24]; also with 24 rows."""
-    model = adapt(load_model(task_named("feature-extraction"), tiny_bert), LoRA(r=4, targets=("pooler.dense", "key")), "one")
+    """Features of a bank: hidden states and the pooled output, whose layer sees [batch, 24]; also with 24
+    rows.
+    """
+    model = adapt(
+        load_model(task_named("feature-extraction"), tiny_bert),
+        LoRA(r=4, targets=("pooler.dense", "key")),
+        "one",
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -248,7 +329,9 @@ def test_every_output_of_an_encoder_is_right(tiny_bert: Path, tmp_path: Path) ->
         names = ["one" if row % 2 else None for row in range(len(lengths))]
         outputs = session.run(batch, names)
         for key in ("last_hidden_state", "pooler_output"):
-            expected = np.stack([(adapted if name else base)[key][row].numpy() for row, name in enumerate(names)])
+            expected = np.stack(
+                [(adapted if name else base)[key][row].numpy() for row, name in enumerate(names)]
+            )
             assert np.abs(adapted[key] - base[key]).max() > 0.05
             assert_close(outputs[key], expected, batch["attention_mask"])
 
@@ -279,8 +362,13 @@ everything = Method(
     config=Everything,
     traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False),
     shapes=everything_shapes,
-    init=lambda cfg, site, rng: {name: rng.normal(size=shape).astype(np.float32) for name, shape in everything_shapes(cfg, site).items()},
-    normal_form=lambda cfg, p, site: NormalForm(Diagonal(p["pre"]), Dense(p["down"]), Dense(p["up"]), p["scale"], p["shift"]),
+    init=lambda cfg, site, rng: {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in everything_shapes(cfg, site).items()
+    },
+    normal_form=lambda cfg, p, site: NormalForm(
+        Diagonal(p["pre"]), Dense(p["down"]), Dense(p["up"]), p["scale"], p["shift"]
+    ),
     examples=(Everything(),),
 )
 
@@ -291,8 +379,12 @@ def whole_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[Method]:
     yield register(everything)
 
 
-def formula(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, p: dict[str, np.ndarray] | None) -> np.ndarray:
-    """y' = scale * (W (pre * x) + b + up (down x)) + shift, in float64; the layer itself without an adapter."""
+def formula(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, p: dict[str, np.ndarray] | None
+) -> np.ndarray:
+    """y' = scale * (W (pre * x) + b + up (down x)) + shift, in float64; the layer itself without an
+    adapter.
+    """
     b = 0.0 if bias is None else bias.astype(np.float64)
     W, wide = weight.astype(np.float64), x.astype(np.float64)
     if p is None:
@@ -304,44 +396,66 @@ def formula(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, p: dict[
 def one_layer(op: str, rank: int, weight: np.ndarray, bias: np.ndarray | None) -> Any:
     """A graph of one linear module: MatMul (with Add), or Gemm on a weight that lies [out, in]."""
     lead = ["batch", "tokens"][: rank - 1]
-    x = ir.Value(name="input_ids", shape=ir.Shape([*lead, weight.shape[1]]), type=ir.TensorType(ir.DataType.FLOAT))
+    x = ir.Value(
+        name="input_ids", shape=ir.Shape([*lead, weight.shape[1]]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
     stored = np.ascontiguousarray(weight if op == "Gemm" else weight.T)
     floats = ir.TensorType(ir.DataType.FLOAT)
-    constants = [ir.Value(name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name))
-                 for name, array in (("weight", stored), ("bias", bias)) if array is not None]
+    constants = [
+        ir.Value(name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name))
+        for name, array in (("weight", stored), ("bias", bias))
+        if array is not None
+    ]
     if op == "Gemm":
         nodes = [ir.node("Gemm", [x, *constants], {"transB": 1}, name="layer")]
     else:
         nodes = [ir.node("MatMul", [x, constants[0]], name="layer")]
-        nodes += [ir.node("Add", [nodes[0].outputs[0], constants[1]], name="plus")] if bias is not None else []
+        nodes += (
+            [ir.node("Add", [nodes[0].outputs[0], constants[1]], name="plus")] if bias is not None else []
+        )
     y = nodes[-1].outputs[0]
     y.name, y.shape, y.type = "y", ir.Shape([*lead, weight.shape[0]]), ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph([x], [y], nodes=nodes, initializers=constants, opset_imports={"": 20}, name="one")
     return ir.Model(graph, ir_version=10)
 
 
-LAYERS = [("MatMul", 3, True), ("MatMul", 3, False), ("MatMul", 2, True), ("MatMul", 2, False), ("Gemm", 2, True), ("Gemm", 2, False)]
+LAYERS = [
+    ("MatMul", 3, True),
+    ("MatMul", 3, False),
+    ("MatMul", 2, True),
+    ("MatMul", 2, False),
+    ("Gemm", 2, True),
+    ("Gemm", 2, False),
+]
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 @pytest.mark.parametrize(("op", "rank", "biased"), LAYERS)
 def test_every_field_of_the_normal_form(op: str, rank: int, biased: bool, mode: str, tmp_path: Path) -> None:
-    """All five fields on one layer, 7 in and 5 out; 7 rows, too, where a weight [rows, 7, 5] would broadcast against [7, 7]."""
+    """All five fields on one layer, 7 in and 5 out; 7 rows, too, where a weight [rows, 7, 5] would broadcast
+    against [7, 7].
+    """
     rng = np.random.default_rng(4)
     weight = rng.normal(size=(5, 7)).astype(np.float32)
     bias = rng.normal(size=5).astype(np.float32) if biased else None
     site = Site("layer", 7, 5, "linear", biased)
     params = [everything.init(Everything(r=r), site, rng) for r in (2, 3)]
-    values = [{f"layer.{field}": array for field, array in form_arrays(everything.normal_form(Everything(), p, site), 5).items()}
-              for p in params]
+    values = [
+        {
+            f"layer.{field}": array
+            for field, array in form_arrays(everything.normal_form(Everything(), p, site), 5).items()
+        }
+        for p in params
+    ]
     model = one_layer(op, rank, weight, bias)
     sites = find_sites(model, lambda node: "layer")
     mapped = with_fields(sites, values)
     assert mapped["layer"].fields == ("down", "pre", "scale", "shift", "up")
     MODES[mode](model, Plan([], values, mapped, base_head(model, mapped), 3, 3))
     ir.save(model, tmp_path / "model.onnx")
-    onnx.checker.check_model(tmp_path / "model.onnx")  # among others, that no node stands before what it needs
+    # among others, that no node stands before what it needs
+    onnx.checker.check_model(tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for rows in (1, 3, 7):
         x = rng.normal(size=(rows, 4, 7)[3 - rank :] if rank == 3 else (rows, 7)).astype(np.float32)
@@ -350,7 +464,8 @@ def test_every_field_of_the_normal_form(op: str, rank: int, biased: bool, mode: 
             ids = np.arange(rows) % 3
             found = session.run(None, {"input_ids": x, "adapter_ids": ids})[0]
             expected = np.stack([formula(x[row], weight, bias, layers[ids[row]]) for row in range(rows)])
-            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)  # sums of up to ten products of size 10 in float32
+            # sums of up to ten products of size 10 in float32
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
         else:
             for feed, p in zip([{}, *values], layers, strict=True):
                 found = session.run(None, {"input_ids": x, **feed})[0]
@@ -361,11 +476,16 @@ def test_every_field_of_the_normal_form(op: str, rank: int, biased: bool, mode: 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 @pytest.mark.parametrize(("op", "rank", "biased"), LAYERS)
 def test_heads_of_any_width(op: str, rank: int, biased: bool, mode: str, tmp_path: Path) -> None:
-    """A module that was trained whole, 6 and 2 labels in place of 4, with a bias or without: y' = W' x + b', other labels switched off."""
+    """A module that was trained whole, 6 and 2 labels in place of 4, with a bias or without: y' = W' x + b',
+    other labels switched off.
+    """
     rng = np.random.default_rng(6)
 
     def head(labels: int) -> dict[str, np.ndarray]:
-        params = {"weight": rng.normal(size=(labels, 7)).astype(np.float32), "bias": rng.normal(size=labels).astype(np.float32)}
+        params = {
+            "weight": rng.normal(size=(labels, 7)).astype(np.float32),
+            "bias": rng.normal(size=labels).astype(np.float32),
+        }
         return params if biased else {"weight": params["weight"]}
 
     base, *heads = (head(labels) for labels in (4, 6, 2))
@@ -389,7 +509,9 @@ def test_heads_of_any_width(op: str, rank: int, biased: bool, mode: str, tmp_pat
 
 @pytest.mark.fast
 def test_a_module_is_replaced_or_adapted() -> None:
-    """One pack that replaces a module and another that adapts it cannot share a graph: refused, not half done."""
+    """One pack that replaces a module and another that adapts it cannot share a graph: refused, not half
+    done.
+    """
     sites = find_sites(one_layer("MatMul", 3, np.ones((4, 7), np.float32), None), lambda node: "layer")
     adapted = {"layer.down": np.ones((7, 1), np.float32), "layer.up": np.ones((1, 4), np.float32)}
     with pytest.raises(Unsupported, match="layer"):
@@ -413,12 +535,16 @@ def test_a_module_that_is_used_twice_is_no_site() -> None:
     second = ir.node("MatMul", [first.outputs[0], first.inputs[1]], name="again")
     model.graph.append(second)
     assert find_sites(model, lambda node: "layer") == {}
-    assert set(find_sites(model, lambda node: node.name)) == {"layer", "again"} - ({"again"} if second.inputs[0].shape is None else set())
+    assert set(find_sites(model, lambda node: node.name)) == {"layer", "again"} - (
+        {"again"} if second.inputs[0].shape is None else set()
+    )
 
 
 @pytest.mark.fast
 def test_rows_must_be_batches() -> None:
-    """Bank mode is refused where the first axis of a site's input is not the named batch: tokens, windows, or a fixed number."""
+    """Bank mode is refused where the first axis of a site's input is not the named batch: tokens, windows, or
+    a fixed number.
+    """
     for shape in (["tokens", 7], [4, 7], [None, 7], ["batch", "a", "b", 7]):
         model = one_layer("MatMul", 3, np.ones((5, 7), np.float32), None)
         x = model.graph.inputs[0]
@@ -434,8 +560,6 @@ def test_rows_must_be_batches() -> None:
 
 
 @pytest.mark.fast
-
-
 def structures(rng: np.random.Generator) -> list[NormalForm]:
     """One form for every structure that a slot can carry, on a layer of 6 inputs and 5 outputs."""
     some = lambda *shape: rng.normal(size=shape)  # noqa: E731 - a short name for a short thing
@@ -453,10 +577,15 @@ def structures(rng: np.random.Generator) -> list[NormalForm]:
 @pytest.mark.fast
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 @pytest.mark.parametrize(("op", "rank", "biased"), LAYERS)
-def test_every_structure_of_the_normal_form(op: str, rank: int, biased: bool, mode: str, tmp_path: Path) -> None:
+def test_every_structure_of_the_normal_form(
+    op: str, rank: int, biased: bool, mode: str, tmp_path: Path
+) -> None:
     """Forms of all structures share one graph, each in its own slot, and none is felt in another's rows."""
     rng = np.random.default_rng(6)
-    weight, bias = rng.normal(size=(5, 6)).astype(np.float32), rng.normal(size=5).astype(np.float32) if biased else None
+    weight, bias = (
+        rng.normal(size=(5, 6)).astype(np.float32),
+        rng.normal(size=5).astype(np.float32) if biased else None,
+    )
     forms = structures(rng)
     values = [{f"layer.{field}": array for field, array in form_arrays(form, 5).items()} for form in forms]
     model = one_layer(op, rank, weight, bias)
@@ -473,17 +602,29 @@ def test_every_structure_of_the_normal_form(op: str, rank: int, biased: bool, mo
             ids = np.arange(rows) % len(dense)
             found = session.run(None, {"input_ids": x, "adapter_ids": ids})[0]
             # float32 sums of up to six products of size 10, two deep
-            np.testing.assert_allclose(found, np.stack([dense[ids[row]][row] for row in range(rows)]), rtol=0, atol=1e-4)
+            np.testing.assert_allclose(
+                found, np.stack([dense[ids[row]][row] for row in range(rows)]), rtol=0, atol=1e-4
+            )
         else:
             for feed, expected in zip([{}, *values], dense, strict=True):
-                np.testing.assert_allclose(session.run(None, {"input_ids": x, **feed})[0], expected, rtol=0, atol=1e-4)
+                np.testing.assert_allclose(
+                    session.run(None, {"input_ids": x, **feed})[0], expected, rtol=0, atol=1e-4
+                )
 
 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
-def test_a_method_of_ones_own_in_a_real_model(mode: str, whole_form: Method, tiny_llama: Path, tmp_path: Path) -> None:
-    """The whole normal form at three kinds of layer of the Llama, beside a LoRA, equals a model with the formula folded into its layers."""
+def test_a_method_of_ones_own_in_a_real_model(
+    mode: str, whole_form: Method, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The whole normal form at three kinds of layer of the Llama, beside a LoRA, equals a model with the
+    formula folded into its layers.
+    """
     rng, checkpoint = np.random.default_rng(5), Checkpoint(tiny_llama)
-    wanted = [name for name in checkpoint.tensors if name.endswith(("q_proj.weight", "down_proj.weight", "gate_proj.weight"))]
+    wanted = [
+        name
+        for name in checkpoint.tensors
+        if name.endswith(("q_proj.weight", "down_proj.weight", "gate_proj.weight"))
+    ]
     adapters, lora = {}, {}
     for name in wanted:
         out, wide = checkpoint.tensors[name].shape
@@ -491,11 +632,19 @@ def test_a_method_of_ones_own_in_a_real_model(mode: str, whole_form: Method, tin
         p = everything.init(Everything(r=3), site, rng)
         near = {name: (1 if name in {"pre", "scale"} else 0) + 0.25 * value for name, value in p.items()}
         adapters[site] = (Everything(r=3), near)
-        lora[site] = (LoRA(r=2), {"lora_A": 0.3 * rng.normal(size=(2, wide)).astype(np.float32),
-                                  "lora_B": 0.3 * rng.normal(size=(out, 2)).astype(np.float32)})
+        lora[site] = (
+            LoRA(r=2),
+            {
+                "lora_A": 0.3 * rng.normal(size=(2, wide)).astype(np.float32),
+                "lora_B": 0.3 * rng.normal(size=(out, 2)).astype(np.float32),
+            },
+        )
     base = m.Base("tiny", None, None, *checkpoint.fingerprint()[:2])
     task = m.Task("text-generation")
-    packs = [build("whole", whole_form, adapters, task=task, base=base), build("lora", get("lora"), lora, task=task, base=base)]
+    packs = [
+        build("whole", whole_form, adapters, task=task, base=base),
+        build("lora", get("lora"), lora, task=task, base=base),
+    ]
     export(tiny_llama, packs, tmp_path / "bundle", mode=mode)
     model = load_model(task_named("text-generation"), tiny_llama).double().eval()
     for site, (_, p) in adapters.items():
@@ -518,7 +667,9 @@ def test_a_method_of_ones_own_in_a_real_model(mode: str, whole_form: Method, tin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bank_in_plain_onnxruntime(kind: str, bundle_of: Make, dense_of: Make) -> None:
-    """``session.run`` with ``adapter_ids``: slot 0 is the base, the others as the manifest says, an empty one the base again."""
+    """``session.run`` with ``adapter_ids``: slot 0 is the base, the others as the manifest says, an empty one
+    the base again.
+    """
     plain = ort.InferenceSession(bundle_of(kind, "bank") / "model.onnx", providers=["CPUExecutionProvider"])
     batch = batch_of(kind, (6, 4, 5, 6))
     feeds = complete(plain, batch)
@@ -532,13 +683,17 @@ def test_a_bank_in_plain_onnxruntime(kind: str, bundle_of: Make, dense_of: Make)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_in_plain_onnxruntime(kind: str, bundle_of: Make, dense_of: Make, tmp_path: Path) -> None:
-    """In a process that cannot import adapterpack: without an adapter the graph is the base, with ONNX Runtime's own LoraAdapter the
-    adapter, whatever ran before."""
+    """In a process that cannot import adapterpack: without an adapter the graph is the base, with ONNX
+    Runtime's own LoraAdapter the adapter, whatever ran before.
+    """
     folder, batch = bundle_of(kind, "inputs"), batch_of(kind, BATCHES["ragged"])
     plain = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     np.savez(tmp_path / "feeds.npz", **complete(plain, batch))
     script = Path(__file__).parent / "interop" / "plain_onnxruntime.py"
-    subprocess.run([sys.executable, script, folder, tmp_path / "feeds.npz", tmp_path / "out.npz", "alpha", "beta"], check=True)
+    subprocess.run(
+        [sys.executable, script, folder, tmp_path / "feeds.npz", tmp_path / "out.npz", "alpha", "beta"],
+        check=True,
+    )
     found = np.load(tmp_path / "out.npz")
     for number, name in enumerate((None, "alpha", "beta", None)):
         assert_close(found[f"run_{number}"], logits_of(dense_of(kind, name), batch), batch["attention_mask"])
@@ -551,7 +706,9 @@ def complete(plain: ort.InferenceSession, batch: dict[str, np.ndarray]) -> dict[
         if value.name == "position_ids":
             feeds["position_ids"] = np.clip(batch["attention_mask"].cumsum(1) - 1, 0, None)
         elif value.name.startswith("past_key_values."):
-            feeds[value.name] = np.zeros((batch["input_ids"].shape[0], value.shape[1], 0, value.shape[3]), np.float32)
+            feeds[value.name] = np.zeros(
+                (batch["input_ids"].shape[0], value.shape[1], 0, value.shape[3]), np.float32
+            )
     return feeds
 
 
@@ -575,8 +732,13 @@ def weight_scaled(model: Any) -> None:
 
 
 def weights_exchanged(model: Any) -> None:
-    one, two = (model.graph.initializers[f"model.layers.1.mlp.{name}_proj.weight_t"] for name in ("gate", "up"))
-    one.const_value, two.const_value = ir.tensor(two.const_value.numpy().copy()), ir.tensor(one.const_value.numpy().copy())
+    one, two = (
+        model.graph.initializers[f"model.layers.1.mlp.{name}_proj.weight_t"] for name in ("gate", "up")
+    )
+    one.const_value, two.const_value = (
+        ir.tensor(two.const_value.numpy().copy()),
+        ir.tensor(one.const_value.numpy().copy()),
+    )
 
 
 def not_a_number(model: Any) -> None:
@@ -585,7 +747,9 @@ def not_a_number(model: Any) -> None:
 
 
 def cache_exchanged(model: Any) -> None:
-    """Right without a past, wrong with one: the past of layer 0 is read as layer 1's, and the other way round."""
+    """Right without a past, wrong with one: the past of layer 0 is read as layer 1's, and the other way
+    round.
+    """
     found = {value.name: value for value in model.graph.inputs}
     names = ["past_key_values.0.key", "past_key_values.1.key"]
     uses = [list(found[name].uses()) for name in names]
@@ -597,9 +761,16 @@ def cache_exchanged(model: Any) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("change", [weight_scaled, weights_exchanged, not_a_number, cache_exchanged])
 def test_a_wrong_graph_is_never_published(
-    change: Callable[[Any], None], mode: str, tiny_llama: Path, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Any], None],
+    mode: str,
+    tiny_llama: Path,
+    pack_of: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A weight off by one per cent, two exchanged, NaN, a wrong cache: ParityError, and nothing is left on disk."""
+    """A weight off by one per cent, two exchanged, NaN, a wrong cache: ParityError, and nothing is left on
+    disk.
+    """
     monkeypatch.setattr(stage, "FRONTENDS", {"crooked": crooked(change)})
     with pytest.raises(ParityError, match="crooked"):
         export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / "bundle", mode=mode)
@@ -610,10 +781,22 @@ def fails(source: Source) -> BaseGraph:
     raise NotImplementedError("query_pre_attn_scalar")
 
 
-@pytest.mark.parametrize("first", [crooked(weight_scaled), Frontend("fails", mobius.supports, fails)], ids=lambda frontend: frontend.name)
-def test_the_next_frontend_is_tried(first: Frontend, tiny_llama: Path, pack_of: Make, dense_of: Make, tmp_path: Path,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that is wrong, or cannot be built, leaves the field to the next frontend; the reason is told."""
+@pytest.mark.parametrize(
+    "first",
+    [crooked(weight_scaled), Frontend("fails", mobius.supports, fails)],
+    ids=lambda frontend: frontend.name,
+)
+def test_the_next_frontend_is_tried(
+    first: Frontend,
+    tiny_llama: Path,
+    pack_of: Make,
+    dense_of: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph that is wrong, or cannot be built, leaves the field to the next frontend; the reason is
+    told.
+    """
     monkeypatch.setattr(stage, "FRONTENDS", {"first": first._replace(rank=0), "mobius": mobius})
     told: list[str] = []
     bundle = export(tiny_llama, [pack_of("llama", "beta")], tmp_path / "bundle", progress=told.append)
@@ -708,7 +891,8 @@ def test_families_whose_first_graph_no_runtime_runs_are_exported(family: str, tm
 
 
 def test_a_row_without_an_image_holds_no_token_of_one() -> None:
-    """Whatever token stands for an image: random rows would have it by chance, and transformers refuse them.
+    """Whatever token stands for an image: random rows would have it by chance, and transformers refuse
+    them.
     """
     llava = next(one for one in ARCHITECTURES if one.name == "llava")
     task, config = task_named(llava.task), llava.config(transformers)
@@ -726,7 +910,9 @@ def test_a_row_without_an_image_holds_no_token_of_one() -> None:
 def test_rows_that_take_each_others_adapter_are_found(
     tiny_llama: Path, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bank that gives the first row the last row's adapter is right whenever all rows agree: only the mixed run can tell."""
+    """A bank that gives the first row the last row's adapter is right whenever all rows agree: only the mixed
+    run can tell.
+    """
     emit = importlib.import_module("adapterpack.exporting.graph.emit")
     gather = emit.Emitter.gather
 
@@ -742,7 +928,12 @@ def test_rows_that_take_each_others_adapter_are_found(
 
     monkeypatch.setattr(emit.Emitter, "gather", reversed_rows)
     with pytest.raises(ParityError, match="different adapters"):
-        export(tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "bundle", frontend="mobius")
+        export(
+            tiny_llama,
+            [pack_of("llama", "alpha"), pack_of("llama", "beta")],
+            tmp_path / "bundle",
+            frontend="mobius",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -760,20 +951,36 @@ def test_nan_is_no_agreement(place: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_are_onnx(kind: str, mode: str, bundle_of: Make) -> None:
-    """ONNX's own checker finds nothing: nodes are in order, names are unique, slots are inputs with defaults."""
+    """ONNX's own checker finds nothing: nodes are in order, names are unique, slots are inputs with
+    defaults.
+    """
     path = bundle_of(kind, mode) / "model.onnx"
     onnx.checker.check_model(path)
     graph = onnx.load(path, load_external_data=False).graph
-    slots = {f"{name}.{field}" for name, site in read_bundle(bundle_of(kind, mode)).sites.items() for field in site.fields}
+    slots = {
+        f"{name}.{field}"
+        for name, site in read_bundle(bundle_of(kind, mode)).sites.items()
+        for field in site.fields
+    }
     assert bool(slots) == (mode != "folded")
     optional = {"token_type_ids"} if kind == "bert" else set()
-    assert slots | optional == {value.name for value in graph.input} & {value.name for value in graph.initializer}
-    offsets = [int(entry.value) for value in graph.initializer for entry in value.external_data if entry.key == "offset"]
-    assert len(offsets) > 10 and all(offset % 64 == 0 for offset in offsets)  # as wide as a line of the cache and the widest vector
+    assert slots | optional == {value.name for value in graph.input} & {
+        value.name for value in graph.initializer
+    }
+    offsets = [
+        int(entry.value)
+        for value in graph.initializer
+        for entry in value.external_data
+        if entry.key == "offset"
+    ]
+    # as wide as a line of the cache and the widest vector
+    assert len(offsets) > 10 and all(offset % 64 == 0 for offset in offsets)
 
 
 def test_the_manifest_holds_the_proof(bundle_of: Make) -> None:
-    """Every difference that was measured stands in the manifest, under the tolerance; folded ones under the adapter's name."""
+    """Every difference that was measured stands in the manifest, under the tolerance; folded ones under the
+    adapter's name.
+    """
     for kind in KINDS:
         for mode in MODES:
             parity = Session(bundle_of(kind, mode), "cpu").bundle.parity
@@ -787,7 +994,9 @@ def test_the_manifest_holds_the_proof(bundle_of: Make) -> None:
 
 def test_adapters_folded_together(tiny_llama: Path, pack_of: Make, dense_of: Make, tmp_path: Path) -> None:
     """Two packs in one folded bundle sum; rows cannot have one of them."""
-    export(tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "bundle", mode="folded")
+    export(
+        tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "bundle", mode="folded"
+    )
     session, batch = Session(tmp_path / "bundle", "cpu"), batch_of("llama", BATCHES["ragged"])
     model = load_model(task_named("text-generation"), tiny_llama).double().eval()
     alpha, beta = (dict(dense_of("llama", name).named_parameters()) for name in ("alpha", "beta"))
@@ -800,7 +1009,9 @@ def test_adapters_folded_together(tiny_llama: Path, pack_of: Make, dense_of: Mak
         session.run(batch, "alpha")
 
 
-def test_a_bank_without_packs_has_a_slot_at_every_layer(tiny_llama: Path, pack_of: Make, dense_of: Make, tmp_path: Path) -> None:
+def test_a_bank_without_packs_has_a_slot_at_every_layer(
+    tiny_llama: Path, pack_of: Make, dense_of: Make, tmp_path: Path
+) -> None:
     """A bank may be exported empty, and filled while it runs."""
     bundle = export(tiny_llama, [], tmp_path / "bundle", slots=3, max_rank=5)
     assert len(bundle.sites) >= 14
@@ -817,8 +1028,9 @@ def test_a_bank_without_packs_has_a_slot_at_every_layer(tiny_llama: Path, pack_o
 def test_slots_without_packs_are_where_training_puts_adapters(
     kind: str, mode: str, base_of: Make, tmp_path: Path
 ) -> None:
-    """Those of ``all-linear``: neither the output embedding, whose factors for every word would be gathered for each row and token, nor
-    the heads, which are trained whole."""
+    """Those of ``all-linear``: neither the output embedding, whose factors for every word would be gathered
+    for each row and token, nor the heads, which are trained whole.
+    """
     base, task = base_of(kind), task_named({"llama": "text-generation", "bert": "text-classification"}[kind])
     model = load_model(task, base)
     if kind == "llama":
@@ -827,7 +1039,15 @@ def test_slots_without_packs_are_where_training_puts_adapters(
         base = tmp_path / "untied"
         model.save_pretrained(base)
     bundle = export(base, [], tmp_path / "bundle", mode=mode, task=task.name)
-    adapt(model, LoRA(r=2, targets="all-linear", modules_to_save=tuple(name for name in task.heads if hasattr(model, name))), "it")
+    adapt(
+        model,
+        LoRA(
+            r=2,
+            targets="all-linear",
+            modules_to_save=tuple(name for name in task.heads if hasattr(model, name)),
+        ),
+        "it",
+    )
     slotted = {path for path, site in bundle.sites.items() if not site.members}
     assert slotted == {site.path for site in parts_of(model, "it").adapters}
     assert {path for site in bundle.sites.values() for path in site.members} <= slotted
@@ -865,12 +1085,19 @@ def test_what_export_refuses(base_of: Make, pack_of: Make, tmp_path: Path) -> No
 
 
 def test_a_site_that_the_graph_lacks(tiny_llama: Path, tmp_path: Path) -> None:
-    """An embedding-tied head that the graph computes otherwise, or a layer that it does not have, is named with its nearest."""
+    """An embedding-tied head that the graph computes otherwise, or a layer that it does not have, is named
+    with its nearest.
+    """
     checkpoint = Checkpoint(tiny_llama)
     site = Site("model.embed_tokens", 32, 96)
     params = {"lora_A": np.ones((1, 32), np.float32), "lora_B": np.ones((96, 1), np.float32)}
-    pack = build("odd", get("lora"), {site: (LoRA(r=1), params)}, task=m.Task("text-generation"),
-                 base=m.Base("tiny", None, None, *checkpoint.fingerprint()[:2]))
+    pack = build(
+        "odd",
+        get("lora"),
+        {site: (LoRA(r=1), params)},
+        task=m.Task("text-generation"),
+        base=m.Base("tiny", None, None, *checkpoint.fingerprint()[:2]),
+    )
     with pytest.raises(SiteNotFound, match=r"model\.embed_tokens"):
         export(tiny_llama, [pack], tmp_path / "bundle", mode="bank", frontend="mobius")
     assert list(tmp_path.iterdir()) == []
@@ -879,6 +1106,12 @@ def test_a_site_that_the_graph_lacks(tiny_llama: Path, tmp_path: Path) -> None:
 def test_the_package_is_the_function(bundle_of: Make) -> None:
     """``adapterpack.inspect`` of a bundle says its mode, task, adapters, capacity and proof."""
     found = adapterpack.inspect(bundle_of("llama", "bank"))
-    assert (found["kind"], found["mode"], found["task"], found["slots"], found["max_rank"]) == ("bundle", "bank", "text-generation", 4, 6)
+    assert (found["kind"], found["mode"], found["task"], found["slots"], found["max_rank"]) == (
+        "bundle",
+        "bank",
+        "text-generation",
+        4,
+        6,
+    )
     assert [(a["name"], a["slot"]) for a in found["adapters"]] == [("alpha", 1), ("beta", 2)]
     assert found["bytes"] > found["graph_bytes"] > 0

@@ -1,4 +1,6 @@
-"""Exports of large models: memory that does not grow with them, kills at any moment, and the reference of models in halves."""
+"""Exports of large models: memory that does not grow with them, kills at any moment, and the reference of
+models in halves.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ import onnxruntime as ort
 import pytest
 import torch
 from test_merge import lora_pack
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+)
 
 import adapterpack
 from adapterpack import DoRA, LoRA, Session
@@ -32,14 +41,34 @@ from adapterpack.training.loading import load_model
 
 TASK = task_named("text-generation")
 _IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-LARGE = LlamaConfig(vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16,
-                    num_key_value_heads=4, tie_word_embeddings=False, **_IDS)
+LARGE = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    tie_word_embeddings=False,
+    **_IDS,
+)
 """246 million numbers: 492 MB in halves, twice that in float32."""
 LARGEST, REST = 32000 * 1024 * 4, 600 << 20
-MIDDLE = LlamaConfig(vocab_size=8000, hidden_size=384, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=6,
-                     num_key_value_heads=2, tie_word_embeddings=True, **_IDS)
+MIDDLE = LlamaConfig(
+    vocab_size=8000,
+    hidden_size=384,
+    intermediate_size=1024,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+    **_IDS,
+)
 """8 million numbers."""
-TOKENIZER = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"}}
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [],
+    "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"},
+}
 
 
 def saved(config: Any, folder: Path, dtype: torch.dtype, shard: str = "5GB") -> Path:
@@ -76,8 +105,10 @@ print(peak - before)
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_memory_does_not_grow_with_the_model(dtype: torch.dtype, tmp_path: Path) -> None:
-    """A process that exports and proves 246 million numbers, base and adapter, takes no more memory of its own than 1.5 times the largest
-    tensor and 600 MB, the frontend included; the graph alone is 984 MB, and so is the model in torch."""
+    """A process that exports and proves 246 million numbers, base and adapter, takes no more memory of its
+    own than 1.5 times the largest tensor and 600 MB, the frontend included; the graph alone is 984 MB, and so
+    is the model in torch.
+    """
     base = saved(LARGE, tmp_path / "base", dtype, "400MB")
     lora_pack(base, size=0.02, sites={"model.layers.3.mlp.up_proj": (2816, 1024)}).write(tmp_path / "pack")
     command = [sys.executable, "-W", "ignore", "-c", WATCHED, base, tmp_path / "bundle", tmp_path / "pack"]
@@ -128,20 +159,26 @@ for kill, (kind, word) in enumerate(MOMENTS):
 
 @pytest.mark.long
 def test_killed_at_any_moment_its_output_is_absent_or_whole(tmp_path: Path) -> None:
-    """Processes killed with SIGKILL while they build, write, prove or quantize: the output is absent, or every byte of it is there; asked
-    for again, the export gives the uninterrupted one's bytes, every file of it."""
+    """Processes killed with SIGKILL while they build, write, prove or quantize: the output is absent, or
+    every byte of it is there; asked for again, the export gives the uninterrupted one's bytes, every file of
+    it.
+    """
     base = saved(MIDDLE, tmp_path / "base", torch.float32)
     lora_pack(base, size=0.02).write(tmp_path / "pack")
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, "-W", "ignore", "-c", KILLED, base, tmp_path / "pack", out, "5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.split().count("killed") >= 3
     expected = {kind: digests(out / kind) for kind in ("float", "int8")}
     others = [path for path in out.iterdir() if path.name not in expected and not path.name.startswith(".")]
     assert len(others) == 4
-    assert not [path.name for path in out.iterdir() if path.name.startswith(".")], "what a killed one left is removed by the next"
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")], (
+        "what a killed one left is removed by the next"
+    )
     for path in others:
         assert digests(path) == expected[path.name.partition("-")[2]], path.name
 
@@ -155,8 +192,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.fast
 def test_every_form_of_a_tensor_lies_in_the_file_as_its_bytes(tmp_path: Path) -> None:
-    """Plain, turned, turned in the middle, in halves, of several numbers a byte, and computed when written: the file holds what
-    ``tobytes`` says, and ONNX Runtime reads it."""
+    """Plain, turned, turned in the middle, in halves, of several numbers a byte, and computed when written:
+    the file holds what ``tobytes`` says, and ONNX Runtime reads it.
+    """
     rng = np.random.default_rng(0)
     plain = rng.standard_normal((70, 5000), np.float32)
     arrays = {
@@ -169,45 +207,91 @@ def test_every_form_of_a_tensor_lies_in_the_file_as_its_bytes(tmp_path: Path) ->
         "odd": rng.integers(0, 9, 301).astype(np.uint8),
     }
     tensors = {name: ir.tensor(array, name=name) for name, array in arrays.items()}
-    tensors["late"] = ir.LazyTensor(lambda: ir.tensor(plain.T), ir.DataType.FLOAT, ir.Shape(plain.T.shape), name="late")
+    tensors["late"] = ir.LazyTensor(
+        lambda: ir.tensor(plain.T), ir.DataType.FLOAT, ir.Shape(plain.T.shape), name="late"
+    )
     tensors["nibbles"] = ir.tensor(rng.integers(0, 8, (9, 101)).astype(ml_dtypes.int4), name="nibbles")
     tensors["small"] = ir.tensor(np.ones(3, np.float32), name="small")
     (tmp_path / "other").write_bytes(bytes(8) + np.arange(3, dtype=np.float32).tobytes())
-    tensors["small elsewhere"] = ir.ExternalTensor("other", 8, 12, ir.DataType.FLOAT, shape=ir.Shape([3]), name="small elsewhere",
-                                                   base_dir=tmp_path)
-    values = {name: ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-              for name, tensor in tensors.items()}
+    tensors["small elsewhere"] = ir.ExternalTensor(
+        "other", 8, 12, ir.DataType.FLOAT, shape=ir.Shape([3]), name="small elsewhere", base_dir=tmp_path
+    )
+    values = {
+        name: ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        for name, tensor in tensors.items()
+    }
     x = ir.Value(name="x", shape=ir.Shape([5000, 70]), type=ir.TensorType(ir.DataType.FLOAT))
     node = ir.node("Add", [x, values["late"]])
     y = node.outputs[0]
     y.name, y.shape, y.type = "y", x.shape, x.type
-    graph = ir.Graph([x], [y], nodes=[node], initializers=list(values.values()), opset_imports={"": 21}, name="g")
+    graph = ir.Graph(
+        [x], [y], nodes=[node], initializers=list(values.values()), opset_imports={"": 21}, name="g"
+    )
     model = ir.Model(graph, ir_version=10)
     expected = {name: tensor.tobytes() for name, tensor in tensors.items()}
     write_graphs(tmp_path, {MAIN: model}, lambda text: None)
-    stored = {name: value.const_value for name, value in ir.load(tmp_path / "model.onnx").graph.initializers.items()}
+    stored = {
+        name: value.const_value for name, value in ir.load(tmp_path / "model.onnx").graph.initializers.items()
+    }
     assert {name: tensor.tobytes() for name, tensor in stored.items()} == expected
-    assert {name for name, tensor in stored.items() if not isinstance(tensor, ir.ExternalTensor)} == {"small", "small elsewhere"}
+    assert {name for name, tensor in stored.items() if not isinstance(tensor, ir.ExternalTensor)} == {
+        "small",
+        "small elsewhere",
+    }
     zeros = np.zeros((5000, 70), np.float32)
     assert np.array_equal(ort.InferenceSession(tmp_path / "model.onnx").run(None, {"x": zeros})[0], plain.T)
 
 
 SMALL: dict[str, Any] = {
-    "llama": LlamaConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, **_IDS),
+    "llama": LlamaConfig(
+        vocab_size=90,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        **_IDS,
+    ),
     "gpt2": GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=4, **_IDS),
-    "opt": OPTConfig(vocab_size=90, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32,
-                     **_IDS),
-    "gemma3": Gemma3TextConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                               num_key_value_heads=2, head_dim=8, **_IDS),
-    "mixtral": MixtralConfig(vocab_size=90, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                             num_key_value_heads=2, num_local_experts=4, **_IDS),
+    "opt": OPTConfig(
+        vocab_size=90,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        **_IDS,
+    ),
+    "gemma3": Gemma3TextConfig(
+        vocab_size=90,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        **_IDS,
+    ),
+    "mixtral": MixtralConfig(
+        vocab_size=90,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        **_IDS,
+    ),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", SMALL)
-def test_a_reference_in_halves_computes_in_float32(kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that stay in halves give the logits that the whole model in float32 gives, or the whole model is taken."""
+def test_a_reference_in_halves_computes_in_float32(
+    kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that stay in halves give the logits that the whole model in float32 gives, or the whole model
+    is taken.
+    """
     base = saved(SMALL[kind], tmp_path / kind, dtype)
     monkeypatch.setattr(ref, "_LARGE", 0)
     monkeypatch.setattr(ref, "_BLOCK", 500)  # several blocks a layer
@@ -221,8 +305,12 @@ def test_a_reference_in_halves_computes_in_float32(kind: str, dtype: torch.dtype
     assert float((logits - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("config", [LoRA(r=3, targets="all-linear"), DoRA(r=3, targets="all-linear")], ids=["lora", "dora"])
-def test_adapters_on_a_reference_in_halves(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "config", [LoRA(r=3, targets="all-linear"), DoRA(r=3, targets="all-linear")], ids=["lora", "dora"]
+)
+def test_adapters_on_a_reference_in_halves(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Adapters attach to it, those too that read the weight that they stand at."""
     base = saved(SMALL["llama"], tmp_path / "base", torch.bfloat16)
     model = adapterpack.adapt(load_model(TASK, base), config, "one")
@@ -242,7 +330,9 @@ def test_adapters_on_a_reference_in_halves(config: Any, tmp_path: Path, monkeypa
 
 
 def test_a_model_that_no_halves_suit_is_taken_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the light reference fails or disagrees, the whole model decides; a wrong graph is refused by both."""
+    """Where the light reference fails or disagrees, the whole model decides; a wrong graph is refused by
+    both.
+    """
     base = saved(SMALL["llama"], tmp_path / "base", torch.bfloat16)
     monkeypatch.setattr(ref, "_LARGE", 0)
 
@@ -261,7 +351,11 @@ def test_a_model_that_no_halves_suit_is_taken_whole(tmp_path: Path, monkeypatch:
     with pytest.raises(ParityError):
         adapterpack.export(base, [], tmp_path / "wrong", mode="folded", frontend="mobius")
     assert not (tmp_path / "wrong").exists()
-    assert Session(tmp_path / "rounded", "cpu").run({"input_ids": np.array([[5, 6]])})["logits"].shape == (1, 2, 90)
+    assert Session(tmp_path / "rounded", "cpu").run({"input_ids": np.array([[5, 6]])})["logits"].shape == (
+        1,
+        2,
+        90,
+    )
 
 
 def _refuse(module: Any, inputs: Any) -> None:

@@ -1,4 +1,6 @@
-"""The base fingerprint: what each level sees and does not see, what a verdict takes, and how one checkpoint relates to another."""
+"""The base fingerprint: what each level sees and does not see, what a verdict takes, and how one checkpoint
+relates to another.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,17 @@ pytestmark = pytest.mark.fast
 Values = Mapping[str, np.ndarray]
 
 
-def save(folder: Path, *shards: Values, metadata: dict[str, str] | None = None, config: dict[str, object] | None = None) -> Path:
+def save(
+    folder: Path,
+    *shards: Values,
+    metadata: dict[str, str] | None = None,
+    config: dict[str, object] | None = None,
+) -> Path:
     """A checkpoint of one file, or of several with an index, its tensors in the order given."""
     folder.mkdir(parents=True)
-    names = ["model.safetensors"] if len(shards) == 1 else [f"model-{i}.safetensors" for i in range(len(shards))]
+    names = (
+        ["model.safetensors"] if len(shards) == 1 else [f"model-{i}.safetensors" for i in range(len(shards))]
+    )
     for name, values in zip(names, shards, strict=True):
         headers = [(key, safetensors.dtype_name(value.dtype), value.shape) for key, value in values.items()]
         header, _ = safetensors.plan(headers, metadata)
@@ -52,7 +61,9 @@ def save(folder: Path, *shards: Values, metadata: dict[str, str] | None = None, 
 
 
 def model(seed: int = 0) -> dict[str, np.ndarray]:
-    """Tensors of odd sizes and several dtypes: larger than the three samples, larger than a block, empty, scalar."""
+    """Tensors of odd sizes and several dtypes: larger than the three samples, larger than a block, empty,
+    scalar.
+    """
     rng = np.random.default_rng(seed)
     return {
         "model.embed.weight": rng.standard_normal((1031, 257)).astype(np.float32),
@@ -76,7 +87,8 @@ def levels(folder: Path) -> tuple[str, str, str]:
     return base.structure, base.content, base.probe
 
 
-# ----------------------------------------------------------------------------------------------------------------- the four levels
+# ------------------------------------------------------------------------------------------------------------
+# the four levels
 
 
 def framed(*fields: str) -> bytes:
@@ -84,11 +96,19 @@ def framed(*fields: str) -> bytes:
 
 
 def test_every_level_is_the_documented_hash(tmp_path: Path) -> None:
-    """files = H(sorted (path, size, sha256)); probe = H(sorted H(header, sha256(first, middle, last 4 KiB)))."""
+    """files = H(sorted (path, size, sha256)); probe = H(sorted H(header, sha256(first, middle, last 4
+    KiB))).
+    """
     base = Checkpoint(save(tmp_path / "base", *split(model(), 2)))
     paths = sorted(path for path in base.folder.iterdir())
-    entries = [framed(path.name, str(path.stat().st_size), hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
-    assert fp.files(base.file_entries) == "bfp1:" + hashlib.sha256(b"bfp1:files\0" + b"".join(entries)).hexdigest()
+    entries = [
+        framed(path.name, str(path.stat().st_size), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in paths
+    ]
+    assert (
+        fp.files(base.file_entries)
+        == "bfp1:" + hashlib.sha256(b"bfp1:files\0" + b"".join(entries)).hexdigest()
+    )
     leaves = []
     for name in sorted(base.tensors):
         info, data = base.tensors[name], base.read(name).tobytes()
@@ -98,21 +118,33 @@ def test_every_level_is_the_documented_hash(tmp_path: Path) -> None:
         header = framed(name, info.dtype, ",".join(map(str, info.shape)))
         leaves.append(hashlib.sha256(b"bfp1:sample\0" + header + hashlib.sha256(data).digest()).digest())
     assert base.probe == "bfp1:" + hashlib.sha256(b"bfp1:probe\0" + b"".join(leaves)).hexdigest()
-    assert base.fingerprint(files=True) == fp.Fingerprint(base.structure, base.content, fp.files(base.file_entries), base.probe)
+    assert base.fingerprint(files=True) == fp.Fingerprint(
+        base.structure, base.content, fp.files(base.file_entries), base.probe
+    )
     assert base.fingerprint(content=False) == fp.Fingerprint(base.structure, None, None, base.probe)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.permutations(list(model())), st.integers(1, 4), st.dictionaries(st.text("abc", min_size=1), st.text(max_size=5), max_size=2))
-def test_shards_order_and_metadata_do_not_count(order: list[str], count: int, metadata: dict[str, str]) -> None:
+@given(
+    st.permutations(list(model())),
+    st.integers(1, 4),
+    st.dictionaries(st.text("abc", min_size=1), st.text(max_size=5), max_size=2),
+)
+def test_shards_order_and_metadata_do_not_count(
+    order: list[str], count: int, metadata: dict[str, str]
+) -> None:
     """structure, content and probe are functions of the set of (name, dtype, shape, bytes) alone."""
     values = model()
     with tempdir() as folder:
         plain = save(folder / "plain", values)
-        other = save(folder / "other", *split({name: values[name] for name in order}, count), metadata=metadata)
+        other = save(
+            folder / "other", *split({name: values[name] for name in order}, count), metadata=metadata
+        )
         assert levels(plain) == levels(other)
         kind = relation(Checkpoint(plain), Checkpoint(other)).kind
-        same_files = Checkpoint(plain).fingerprint(files=True).files == Checkpoint(other).fingerprint(files=True).files
+        same_files = (
+            Checkpoint(plain).fingerprint(files=True).files == Checkpoint(other).fingerprint(files=True).files
+        )
         assert kind == ("same" if same_files else "reshard")
 
 
@@ -127,11 +159,15 @@ def test_any_flipped_byte_changes_content_and_a_sampled_one_the_probe(data: st.D
     raw[at] ^= mask
     with tempdir() as folder:
         before = Checkpoint(save(folder / "before", values))
-        after = Checkpoint(save(folder / "after", {**values, name: raw.view(values[name].dtype).reshape(values[name].shape)}))
+        after = Checkpoint(
+            save(folder / "after", {**values, name: raw.view(values[name].dtype).reshape(values[name].shape)})
+        )
         assert after.structure == before.structure
         assert after.content != before.content
         assert fp.files(after.file_entries) != fp.files(before.file_entries)
-        assert (after.probe != before.probe) == any(start <= at < start + n for start, n in fp.spans(values[name].nbytes))
+        assert (after.probe != before.probe) == any(
+            start <= at < start + n for start, n in fp.spans(values[name].nbytes)
+        )
         found = relation(before, after)
         assert found.kind == "other" and name in found.detail
 
@@ -150,7 +186,9 @@ def test_the_probe_touches_every_tensor(where: str, tmp_path: Path) -> None:
 
 @given(st.integers(0, 10**13))
 def test_spans_stay_within_the_tensor_and_never_overlap(nbytes: int) -> None:
-    """At most 12 KiB; ordered, disjoint, from first to last byte; the middle one at a multiple of 8, within 8 bytes of the middle."""
+    """At most 12 KiB; ordered, disjoint, from first to last byte; the middle one at a multiple of 8, within 8
+    bytes of the middle.
+    """
     found = fp.spans(nbytes)
     assert found[0][0] == 0 and sum(found[-1]) == nbytes
     assert all(sum(a) <= b[0] for a, b in pairwise(found))
@@ -170,41 +208,60 @@ def test_a_head_that_is_stored_or_left_out_is_a_difference(tmp_path: Path) -> No
 
 
 NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
-HEADERS = st.lists(st.tuples(NAMES, st.sampled_from(["F32", "F", "3", ""]), st.lists(st.integers(0, 99), max_size=3).map(tuple)),
-                   min_size=1, max_size=4, unique_by=lambda header: header[0])
+HEADERS = st.lists(
+    st.tuples(
+        NAMES, st.sampled_from(["F32", "F", "3", ""]), st.lists(st.integers(0, 99), max_size=3).map(tuple)
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda header: header[0],
+)
 
 
 @settings(max_examples=300)
 @given(HEADERS, HEADERS)
 def test_different_headers_have_different_structures(one: list[fp.Header], other: list[fp.Header]) -> None:
-    """structure is one-to-one on sets of headers, whatever characters the names hold, and does not know their order."""
+    """structure is one-to-one on sets of headers, whatever characters the names hold, and does not know their
+    order.
+    """
     assert (fp.structure(one) == fp.structure(other)) == (sorted(one) == sorted(other))
     assert fp.structure(reversed(one)) == fp.structure(one)
 
 
 def test_fields_cannot_flow_into_each_other() -> None:
-    """Names with separators, digits, NUL, or what the next field begins with: each header has its own hash; NFC and NFD are two names."""
+    """Names with separators, digits, NUL, or what the next field begins with: each header has its own hash;
+    NFC and NFD are two names.
+    """
     names = ["a", "a\0", "a,1", "aF32", "\u00e9", "e\u0301", "\u202e", "\U0001f40d", "a\n", '"', " a"]
-    headers: list[fp.Header] = [(name, dtype, shape) for name in names for dtype in ("F32", "", "F321")
-                                for shape in ((), (1, 2), (2,), (12,), (1, 2, 1))]
+    headers: list[fp.Header] = [
+        (name, dtype, shape)
+        for name in names
+        for dtype in ("F32", "", "F321")
+        for shape in ((), (1, 2), (2,), (12,), (1, 2, 1))
+    ]
     assert len({fp.structure([header]) for header in headers}) == len(headers)
     assert len({fp.leaf(*header, bytes(32)) for header in headers}) == len(headers)
     joined = framed("a", "F32", "1,2").decode("utf-8")
-    assert fp.structure([(joined, "F32", (1, 2))]) != fp.structure([("a", "F32", (1, 2)), (joined, "F32", (1, 2))])
+    assert fp.structure([(joined, "F32", (1, 2))]) != fp.structure(
+        [("a", "F32", (1, 2)), (joined, "F32", (1, 2))]
+    )
 
 
-@pytest.mark.parametrize("call", [
-    lambda: fp.structure([("a", "F32", ()), ("a", "F16", ())]),
-    lambda: fp.probe([("a", "F32", (), b""), ("a", "F32", (), b"")]),
-    lambda: fp.content([("a", "U8", (1,), b"x"), ("a", "U8", (1,), b"y")]),
-    lambda: fp.files([("a", 1, "0" * 64), ("a", 2, "0" * 64)]),
-    lambda: fp.files([("a", -1, "0" * 64)]),
-    lambda: fp.files([("a", 1, "0" * 63)]),
-    lambda: fp.files([("a", 1, "A" * 64)]),
-    lambda: fp.structure([("\ud800", "F32", ())]),
-    lambda: fp.root({"a": "0" * 65}),
-    lambda: shards_in({"weight_map": {"w": "../a"}}, "index"),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fp.structure([("a", "F32", ()), ("a", "F16", ())]),
+        lambda: fp.probe([("a", "F32", (), b""), ("a", "F32", (), b"")]),
+        lambda: fp.content([("a", "U8", (1,), b"x"), ("a", "U8", (1,), b"y")]),
+        lambda: fp.files([("a", 1, "0" * 64), ("a", 2, "0" * 64)]),
+        lambda: fp.files([("a", -1, "0" * 64)]),
+        lambda: fp.files([("a", 1, "0" * 63)]),
+        lambda: fp.files([("a", 1, "A" * 64)]),
+        lambda: fp.structure([("\ud800", "F32", ())]),
+        lambda: fp.root({"a": "0" * 65}),
+        lambda: shards_in({"weight_map": {"w": "../a"}}, "index"),
+    ],
+)
 def test_what_is_no_header_or_digest_is_refused(call: Callable[[], object]) -> None:
     """FormatError instead of a hash of something that no base can be."""
     with pytest.raises(FormatError):
@@ -212,7 +269,9 @@ def test_what_is_no_header_or_digest_is_refused(call: Callable[[], object]) -> N
 
 
 def test_structure_and_files_of_a_remote_base_cost_no_weights(tmp_path: Path) -> None:
-    """The first bytes of each shard give structure; a listing of sizes and digests gives files: both equal those of the downloaded base."""
+    """The first bytes of each shard give structure; a listing of sizes and digests gives files: both equal
+    those of the downloaded base.
+    """
     base = Checkpoint(save(tmp_path / "base", *split(model(), 3)))
     headers, entries, downloaded = [], [], 0
     for shard in shards_in(json.loads((base.folder / INDEX).read_text()), INDEX):
@@ -231,15 +290,20 @@ def test_structure_and_files_of_a_remote_base_cost_no_weights(tmp_path: Path) ->
     assert downloaded < 2000
 
 
-# -------------------------------------------------------------------------------------------------------------- one tensor alone
+# ------------------------------------------------------------------------------------------------------------
+# one tensor alone
 
 
 def test_one_tensor_is_proven_from_the_leaves(tmp_path: Path) -> None:
-    """root(leaves) = content; a tensor of another base, another name, or leaves of another base are refused."""
+    """root(leaves) = content; a tensor of another base, another name, or leaves of another base are
+    refused.
+    """
     base, other = Checkpoint(save(tmp_path / "base", model())), Checkpoint(save(tmp_path / "other", model(1)))
     content, leaves = merkle.decode(merkle.encode(base.leaves), "the side file")
     assert (content, leaves) == (base.content, base.leaves)
-    part = Checkpoint(save(tmp_path / "part", {"model.layers.0.proj.weight": model()["model.layers.0.proj.weight"]}))
+    part = Checkpoint(
+        save(tmp_path / "part", {"model.layers.0.proj.weight": model()["model.layers.0.proj.weight"]})
+    )
     part.verify_tensors(content, leaves, ["model.layers.0.proj.weight"])
     with pytest.raises(SiteNotFound, match=r"did you mean 'model\.layers\.0\.proj\.weight'"):
         part.verify_tensors(content, leaves, ["model.layers.1.proj.weight"])
@@ -255,19 +319,30 @@ def test_one_tensor_is_proven_from_the_leaves(tmp_path: Path) -> None:
         base.verify_tensors(content, swapped, ["model.layers.0.norm.weight"])
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda v: v | {"format": "x"}, lambda v: v | {"more": 1}, lambda v: v | {"leaves": []}, lambda v: v | {"leaves": {"w": 1}},
-    lambda v: v | {"content": "bfp1:0"}, lambda v: v | {"leaves": {"w": "0" * 64}}, lambda v: v | {"leaves": {"w": "z" * 64}},
-    lambda v: [v],
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda v: v | {"format": "x"},
+        lambda v: v | {"more": 1},
+        lambda v: v | {"leaves": []},
+        lambda v: v | {"leaves": {"w": 1}},
+        lambda v: v | {"content": "bfp1:0"},
+        lambda v: v | {"leaves": {"w": "0" * 64}},
+        lambda v: v | {"leaves": {"w": "z" * 64}},
+        lambda v: [v],
+    ],
+)
 def test_a_spoilt_side_file_is_refused(spoil: Callable[[dict[str, object]], object]) -> None:
-    """FormatError that names the file, for another format, another shape, or leaves that do not give the root."""
+    """FormatError that names the file, for another format, another shape, or leaves that do not give the
+    root.
+    """
     good = json.loads(merkle.encode({"w": fp.leaf("w", "U8", (1,), bytes(32))}))
     with pytest.raises(FormatError):
         merkle.decode(json.dumps(spoil(good)).encode(), "side.json")
 
 
-# ------------------------------------------------------------------------------------------------------------------------ verdicts
+# ------------------------------------------------------------------------------------------------------------
+# verdicts
 
 WANTED = fp.Fingerprint("bfp1:s", "bfp1:c", "bfp1:f", "bfp1:p")
 BF16 = Variant("dtype_cast", fp.Fingerprint("bfp1:s2", "bfp1:c2", "bfp1:f2", "bfp1:p2"), tested=True)
@@ -292,34 +367,51 @@ VERDICTS: dict[str, tuple[fp.Fingerprint, str, bool]] = {
     "variant's files, other content": (fp.Fingerprint("bfp1:s2", "bfp1:x", "bfp1:f2"), "other", False),
     "nothing equal": (fp.Fingerprint("bfp1:x", "bfp1:x", "bfp1:x", "bfp1:x"), "other", False),
     "nothing known": (fp.Fingerprint(None, None), "unknown", False),
-    "another version of the scheme": (fp.Fingerprint("bfp2:s", "bfp2:c", "bfp2:f", "bfp2:p"), "unknown", False),
+    "another version of the scheme": (
+        fp.Fingerprint("bfp2:s", "bfp2:c", "bfp2:f", "bfp2:p"),
+        "unknown",
+        False,
+    ),
 }
 
 
 @pytest.mark.parametrize("label", VERDICTS)
 def test_the_verdict_follows_the_strongest_level_that_both_know(label: str) -> None:
-    """content, else files: same; declared: variant; else probe: likely; else structure: structural; an unknown level is no difference."""
+    """content, else files: same; declared: variant; else probe: likely; else structure: structural; an
+    unknown level is no difference.
+    """
     found, name, accepted = VERDICTS[label]
     verdict = match(WANTED, found, [BF16])
     assert (verdict.name, verdict.accepted) == (name, accepted)
     assert verdict.variant == (BF16 if "variant" in label and name != "other" else None)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ relations
+# ------------------------------------------------------------------------------------------------------------
+# relations
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F16", "BF16", "F8_E5M2", "F8_E4M3"])
 @pytest.mark.parametrize("source", ["F64", "F32", "BF16"])
 def test_a_cast_is_the_one_that_torch_makes(source: str, dtype: str, tmp_path: Path) -> None:
-    """The bytes of ``tensor.to(dtype)`` for every size of number; content, structure and probe are those of torch's file."""
+    """The bytes of ``tensor.to(dtype)`` for every size of number; content, structure and probe are those of
+    torch's file.
+    """
     import torch
 
     if source == dtype:
         with pytest.raises(NothingToDo, match=dtype):
-            cast_fingerprint(Checkpoint(save(tmp_path / "a", {"w": np.ones(3, safetensors.DTYPES[dtype])})), dtype)
+            cast_fingerprint(
+                Checkpoint(save(tmp_path / "a", {"w": np.ones(3, safetensors.DTYPES[dtype])})), dtype
+            )
         return
-    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-             "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn}
+    kinds = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E5M2": torch.float8_e5m2,
+        "F8_E4M3": torch.float8_e4m3fn,
+    }
     wide = torch.randn(300_001, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     wide *= 10.0 ** torch.linspace(-9, 2, wide.numel(), dtype=torch.float64)
     start = wide.to(kinds[source])
@@ -331,7 +423,11 @@ def test_a_cast_is_the_one_that_torch_makes(source: str, dtype: str, tmp_path: P
     b = Checkpoint(save(tmp_path / "b", {"ids": ids}, {"w": expected.view(safetensors.DTYPES[dtype])}))
     assert cast_fingerprint(a, dtype) == b.fingerprint()
     found = relation(a, b)
-    assert (found.kind, found.proven, found.detail) == ("dtype_cast", True, f"{source} to {dtype} in 1 tensors")
+    assert (found.kind, found.proven, found.detail) == (
+        "dtype_cast",
+        True,
+        f"{source} to {dtype} in 1 tensors",
+    )
 
 
 def test_a_dtype_without_infinity_saturates() -> None:
@@ -349,7 +445,10 @@ def test_a_cast_needs_a_floating_dtype(tmp_path: Path) -> None:
 def test_a_cast_with_one_other_number_is_another_base(tmp_path: Path) -> None:
     """One unit in the last place of one element, outside every sample, is enough."""
     values = model()
-    lower = {name: value.astype(ml_dtypes.bfloat16) if value.dtype == np.float32 else value for name, value in values.items()}
+    lower = {
+        name: value.astype(ml_dtypes.bfloat16) if value.dtype == np.float32 else value
+        for name, value in values.items()
+    }
     a = Checkpoint(save(tmp_path / "a", values))
     assert relation(a, Checkpoint(save(tmp_path / "b", lower))).kind == "dtype_cast"
     raw = lower["model.embed.weight"].view(np.uint16).copy()
@@ -366,8 +465,11 @@ def test_new_names_for_equal_tensors_are_found_and_paired(tmp_path: Path) -> Non
     """renamed_keys with the map; equal norms pair layer with layer; other bytes are another base."""
     values = model()
     a = Checkpoint(save(tmp_path / "a", values))
-    for label, rename in {"prefix gone": lambda n: n.removeprefix("model."), "inner": lambda n: n.replace("layers", "h"),
-                          "some": lambda n: n.replace("embed", "wte")}.items():
+    for label, rename in {
+        "prefix gone": lambda n: n.removeprefix("model."),
+        "inner": lambda n: n.replace("layers", "h"),
+        "some": lambda n: n.replace("embed", "wte"),
+    }.items():
         names = {name: rename(name) for name in values}
         b = Checkpoint(save(tmp_path / label, *split({names[n]: values[n] for n in reversed(values)}, 2)))
         found = relation(a, b)
@@ -380,9 +482,18 @@ def test_new_names_for_equal_tensors_are_found_and_paired(tmp_path: Path) -> Non
 CONFIGS: dict[str, tuple[dict[str, object], str | None]] = {
     "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}}, "gptq"),
     "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
-    "bitsandbytes": ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
-    "bitsandbytes, unnamed": ({"quantization_config": {"load_in_8bit": True, "load_in_4bit": False}}, "bitsandbytes"),
-    "torchao": ({"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {}}}}, "torchao"),
+    "bitsandbytes": (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "bitsandbytes",
+    ),
+    "bitsandbytes, unnamed": (
+        {"quantization_config": {"load_in_8bit": True, "load_in_4bit": False}},
+        "bitsandbytes",
+    ),
+    "torchao": (
+        {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {}}}},
+        "torchao",
+    ),
     "in the text part": ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "fp8"),
     "unknown": ({"quantization_config": {"bits": 3}}, "unnamed"),
     "none": ({"hidden_size": 3, "text_config": {}}, None),
@@ -392,7 +503,9 @@ CONFIGS: dict[str, tuple[dict[str, object], str | None]] = {
 
 @pytest.mark.parametrize("label", CONFIGS)
 def test_a_config_declares_its_quantization(label: str) -> None:
-    """quantization_config of the model or of its text part; a method that we do not know is named as it names itself."""
+    """quantization_config of the model or of its text part; a method that we do not know is named as it names
+    itself.
+    """
     config, expected = CONFIGS[label]
     assert declared(config) == expected
 
@@ -408,7 +521,9 @@ QUANTIZED = {
 @pytest.mark.parametrize("scheme", QUANTIZED)
 @pytest.mark.parametrize("by", ["config", "names"])
 def test_a_quantized_base_is_declared_not_proven(scheme: str, by: str, tmp_path: Path) -> None:
-    """quantized where config or names say so and what was left in floating point, cast or not, is the base's; never proven."""
+    """quantized where config or names say so and what was left in floating point, cast or not, is the base's;
+    never proven.
+    """
     values = model()
     rest = {name: value for name, value in values.items() if "layers.0.proj" not in name}
     rest["model.embed.weight"] = rest["model.embed.weight"].astype(np.float16)
@@ -419,7 +534,10 @@ def test_a_quantized_base_is_declared_not_proven(scheme: str, by: str, tmp_path:
     a = Checkpoint(save(tmp_path / "a", values))
     b = Checkpoint(save(tmp_path / "b", {**rest, **parts}, config=config if by == "config" else {}))
     found = relation(a, b)
-    assert (found.kind, found.proven) == ("quantized", False) and f"declared: {scheme}; 5 of the 5" in found.detail
+    assert (found.kind, found.proven) == (
+        "quantized",
+        False,
+    ) and f"declared: {scheme}; 5 of the 5" in found.detail
     declaration = variant(a, b)
     assert declaration == Variant("quantized", b.fingerprint(files=True), tested=False)
     assert match(a.fingerprint(), b.fingerprint(), [declaration]).name == "variant"
@@ -429,7 +547,9 @@ def test_a_quantized_base_is_declared_not_proven(scheme: str, by: str, tmp_path:
 
 
 def test_variants_are_declared_by_their_own_digests(tmp_path: Path) -> None:
-    """A new sharding is a variant with the same content; the base itself is none; other shapes and dtypes are said."""
+    """A new sharding is a variant with the same content; the base itself is none; other shapes and dtypes are
+    said.
+    """
     values = model()
     a = Checkpoint(save(tmp_path / "a", values))
     assert variant(a, Checkpoint(save(tmp_path / "b", *split(values, 2))), tested=True).relation == "reshard"
@@ -438,10 +558,14 @@ def test_variants_are_declared_by_their_own_digests(tmp_path: Path) -> None:
     positions = values["model.positions"]
     changes = {"other shapes": positions[:-1], "other dtypes": positions.astype(np.int32)}
     for label, value in changes.items():
-        assert f"{label}: model.positions" in relation(a, Checkpoint(save(tmp_path / label, {**values, "model.positions": value}))).detail
+        assert (
+            f"{label}: model.positions"
+            in relation(a, Checkpoint(save(tmp_path / label, {**values, "model.positions": value}))).detail
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------- files, threads, memory
+# ----------------------------------------------------------------------------------------------------------
+# files, threads, memory
 
 
 def tempdir() -> _Folder:
@@ -461,7 +585,9 @@ class _Folder:
 
 
 def test_a_file_that_changes_under_a_reader_is_an_error(tmp_path: Path) -> None:
-    """StorageError that names the file if it is replaced, rewritten, cut or made a pipe after opening; a new hard link is no change."""
+    """StorageError that names the file if it is replaced, rewritten, cut or made a pipe after opening; a new
+    hard link is no change.
+    """
     for label in ("replaced", "rewritten", "cut", "pipe"):
         path = save(tmp_path / label, model()) / "model.safetensors"
         base = Checkpoint(path.parent)
@@ -473,8 +599,11 @@ def test_a_file_that_changes_under_a_reader_is_an_error(tmp_path: Path) -> None:
         else:
             path.write_bytes(data[: -1 if label == "cut" else None])
             os.utime(path, ns=(0, 0))  # the clock may not have ticked since
-        for read in (lambda base=base: base.content, lambda base=base: base.probe,
-                     lambda base=base: base.verify_tensors("", {}, ["model.scalar"])):
+        for read in (
+            lambda base=base: base.content,
+            lambda base=base: base.probe,
+            lambda base=base: base.verify_tensors("", {}, ["model.scalar"]),
+        ):
             with pytest.raises(StorageError, match=r"changed.*model\.safetensors"):
                 read()
     path = save(tmp_path / "linked", model()) / "model.safetensors"
@@ -483,8 +612,12 @@ def test_a_file_that_changes_under_a_reader_is_an_error(tmp_path: Path) -> None:
     assert base.content == Checkpoint(path.parent).content
 
 
-def test_digests_are_kept_only_while_times_can_tell_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file just written is read again each time, so that a change within the same tick of the clock is seen; later it is read once."""
+def test_digests_are_kept_only_while_times_can_tell_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file just written is read again each time, so that a change within the same tick of the clock is
+    seen; later it is read once.
+    """
     kept: dict[hashing.Identity, dict[str, bytes]] = {}
     monkeypatch.setattr(checkpoint_module, "_DIGESTS", kept)
     folder = save(tmp_path / "base", *split(model(), 2))
@@ -514,7 +647,9 @@ def test_a_file_is_settled_once_both_of_its_times_are_past() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=12), st.integers(1, 5))
 def test_any_number_of_threads_gives_the_same_digests(sizes: list[int], threads: int) -> None:
-    """The sha256 of each range of a file, and of the same bytes in memory in parts, for ranges below, at and above a block."""
+    """The sha256 of each range of a file, and of the same bytes in memory in parts, for ranges below, at and
+    above a block.
+    """
     data = np.random.default_rng(0).bytes(sum(sizes) + 1)
     with tempdir() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashing, "BLOCK", 1000)
@@ -525,9 +660,13 @@ def test_any_number_of_threads_gives_the_same_digests(sizes: list[int], threads:
         seen = hashing.identity(path)
         starts = np.cumsum([0, *sizes]).tolist()
         ranges = dict(enumerate(zip(starts, sizes, strict=False)))
-        sources: dict[object, hashing.Source | hashing.Parts] = {i: hashing.Source(path, seen, (each,)) for i, each in ranges.items()}
-        sources |= {f"{i} in memory": [data[at : at + size // 2], memoryview(data)[at + size // 2 : at + size]]
-                    for i, (at, size) in ranges.items()}
+        sources: dict[object, hashing.Source | hashing.Parts] = {
+            i: hashing.Source(path, seen, (each,)) for i, each in ranges.items()
+        }
+        sources |= {
+            f"{i} in memory": [data[at : at + size // 2], memoryview(data)[at + size // 2 : at + size]]
+            for i, (at, size) in ranges.items()
+        }
         made = hashing.digests(sources)
     expected = [hashlib.sha256(data[start:end]).digest() for start, end in pairwise(starts)]
     assert made == dict(enumerate(expected)) | {f"{i} in memory": digest for i, digest in enumerate(expected)}
@@ -568,27 +707,45 @@ print(high() - before)
 
 
 def test_memory_does_not_grow_with_the_base(tmp_path: Path) -> None:
-    """All four levels and a cast of 96 MB raise the resident peak, mapped pages included, by less than 24 MB: a few blocks a thread."""
+    """All four levels and a cast of 96 MB raise the resident peak, mapped pages included, by less than 24 MB:
+    a few blocks a thread.
+    """
     rng = np.random.default_rng(0)
-    folder = save(tmp_path / "base", {f"{i}.weight": rng.standard_normal((3000, 2000), np.float32) for i in range(4)})
+    folder = save(
+        tmp_path / "base", {f"{i}.weight": rng.standard_normal((3000, 2000), np.float32) for i in range(4)}
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
     assert int(done.stdout) < 24 << 20
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_both_digests_at_once_are_those_of_each_alone(shards: int, tmp_path: Path) -> None:
-    """Files and contents asked together give what each gives alone, for one file and for several with an index."""
+    """Files and contents asked together give what each gives alone, for one file and for several with an
+    index.
+    """
     rng = np.random.default_rng(5)
-    parts = [{f"w{part}.{number}": rng.normal(size=(number + 1, 301)).astype(np.float32) for number in range(4)} for part in range(shards)]
+    parts = [
+        {f"w{part}.{number}": rng.normal(size=(number + 1, 301)).astype(np.float32) for number in range(4)}
+        for part in range(shards)
+    ]
     names = ["model.safetensors"] if shards == 1 else [f"model-{part}.safetensors" for part in range(shards)]
     for name, tensors in zip(names, parts, strict=True):
         safetensors.write(tmp_path / name, tensors, {"format": "pt"})
     if shards > 1:
         weight_map = {key: name for name, tensors in zip(names, parts, strict=True) for key in tensors}
-        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (tmp_path / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map})
+        )
     both, alone = Checkpoint(tmp_path).fingerprint(files=True), Checkpoint(tmp_path)
     apart = (alone.fingerprint(content=False, files=True).files, alone.fingerprint().content)
     assert (both.files, both.content) == apart
     assert {entry.path: entry.sha256 for entry in Checkpoint(tmp_path).file_entries} == {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()
+    }

@@ -30,8 +30,16 @@ def folders(base: Path, folder: Path) -> None:
     """Three adapters that PEFT wrote, of one shape."""
     for seed, name in enumerate(("tickets", "orders", "more")):
         torch.manual_seed(seed)
-        config = peft.LoraConfig(r=3, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-        peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder / name)
+        config = peft.LoraConfig(
+            r=3,
+            lora_alpha=4,
+            target_modules=["q_proj", "v_proj"],
+            task_type="CAUSAL_LM",
+            init_lora_weights=False,
+        )
+        peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(
+            folder / name
+        )
 
 
 def test_the_blocks_run_and_agree(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,19 +47,48 @@ def test_the_blocks_run_and_agree(tiny_llama: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     folders(tiny_llama, tmp_path / "adapters")
     ids = torch.tensor([[0, 5, 17, 40], [9, 9, 50, 2], [3, 4, 5, 6]])
-    names: dict[str, Any] = {name: getattr(peft, name) for name in (
-        "AutoPeftModelForCausalLM", "LoraConfig", "PeftModel", "get_peft_model", "get_peft_model_state_dict", "set_peft_model_state_dict")}
-    common = {"torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM, "BASE": str(tiny_llama),
-              "batch": {"input_ids": ids, "attention_mask": (ids != 0).long()}}
+    names: dict[str, Any] = {
+        name: getattr(peft, name)
+        for name in (
+            "AutoPeftModelForCausalLM",
+            "LoraConfig",
+            "PeftModel",
+            "get_peft_model",
+            "get_peft_model_state_dict",
+            "set_peft_model_state_dict",
+        )
+    }
+    common = {
+        "torch": torch,
+        "AutoModelForCausalLM": transformers.AutoModelForCausalLM,
+        "BASE": str(tiny_llama),
+        "batch": {"input_ids": ids, "attention_mask": (ids != 0).long()},
+    }
     spaces: dict[str, dict[str, Any]] = {
-        "PEFT": {**common, **names, "rescale_adapter_scale": rescale_adapter_scale, "hotswap_adapter": hotswap_adapter},
-        "adapterpack": {**common, "adapterpack": adapterpack, "LoRA": adapterpack.LoRA, "pipeline": transformers.pipeline}}
+        "PEFT": {
+            **common,
+            **names,
+            "rescale_adapter_scale": rescale_adapter_scale,
+            "hotswap_adapter": hotswap_adapter,
+        },
+        "adapterpack": {
+            **common,
+            "adapterpack": adapterpack,
+            "LoRA": adapterpack.LoRA,
+            "pipeline": transformers.pipeline,
+        },
+    }
     pairs = 0
     with torch.no_grad():
         for whose, code in blocks():
             exec(compile(code, f"{PAGE.name}, {whose}", "exec"), spaces[whose])
             if whose == "adapterpack" and "out" in spaces["PEFT"]:
-                torch.testing.assert_close(*(torch.as_tensor(space["out"]) for space in spaces.values()), rtol=1e-5, atol=1e-5, msg=code)
+                torch.testing.assert_close(
+                    *(torch.as_tensor(space["out"]) for space in spaces.values()),
+                    rtol=1e-5,
+                    atol=1e-5,
+                    msg=code,
+                )
                 assert ("ids" in spaces["PEFT"]) == ("ids" in spaces["adapterpack"])
                 for key in ("ids", "trained"):
                     if key in spaces["PEFT"]:
@@ -59,16 +96,25 @@ def test_the_blocks_run_and_agree(tiny_llama: Path, tmp_path: Path, monkeypatch:
                 del spaces["PEFT"]["out"]
                 pairs += 1
     assert pairs == sum(whose == "PEFT" for whose, _ in blocks())
-    both = adapterpack.attach(transformers.AutoModelForCausalLM.from_pretrained(tiny_llama), adapterpack.load("packs/both"))
+    both = adapterpack.attach(
+        transformers.AutoModelForCausalLM.from_pretrained(tiny_llama), adapterpack.load("packs/both")
+    )
     with torch.no_grad():
-        torch.testing.assert_close(spaces["adapterpack"]["out"], both(**common["batch"]).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            spaces["adapterpack"]["out"], both(**common["batch"]).logits, rtol=1e-5, atol=1e-5
+        )
     assert spaces["adapterpack"]["text"].startswith("w5 w6")
 
 
 def test_every_feature_is_shown_by_a_test_that_there_is() -> None:
-    """The page of features names tests of this folder, and scripts that are run by themselves; what names none says that there is no such
-    thing here."""
-    rows = re.findall(r"^\| (?!PEFT|---)(.+?) \| (.+?) \| (.*)\|$", (PAGE.parent / "peft-features.md").read_text("utf-8"), re.MULTILINE)
+    """The page of features names tests of this folder, and scripts that are run by themselves; what names
+    none says that there is no such thing here.
+    """
+    rows = re.findall(
+        r"^\| (?!PEFT|---)(.+?) \| (.+?) \| (.*)\|$",
+        (PAGE.parent / "peft-features.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
     assert len(rows) > 40
     for feature, here, shown in rows:
         assert shown.strip() or here.startswith(("not here", "nothing to")), feature

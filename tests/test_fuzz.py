@@ -1,4 +1,6 @@
-"""Some seconds of the fuzzer, and proof that it would find what it looks for; ``make fuzz`` runs it for ten minutes."""
+"""Some seconds of the fuzzer, and proof that it would find what it looks for; ``make fuzz`` runs it for ten
+minutes.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +18,83 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{FUZZ.parent}", "
 
 def fuzz(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """A run of the fuzzer in a process of its own, after the statements ``before``."""
-    imports = "import sys, time, fuzz\nfrom adapterpack.io import safetensors\nfrom adapterpack.manifest import manifest"
+    imports = (
+        "import sys, time, fuzz\nfrom adapterpack.io import safetensors\nfrom adapterpack.manifest import "
+        "manifest"
+    )
     code = f"{imports}\n{before}\nsys.argv[1:] = {list(arguments)!r}\nfuzz.main()"
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=90)
+    return subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=90
+    )
 
 
 def test_some_seconds_find_nothing() -> None:
-    """Named errors and true answers only, no input takes a second or 64 MB; every target is reached, and some inputs are accepted."""
+    """Named errors and true answers only, no input takes a second or 64 MB; every target is reached, and some
+    inputs are accepted.
+    """
     done = fuzz("--seconds", "8", "--seed", "11")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 findings" in done.stdout
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[:-1]}
-    assert set(lines) == {"tensor_file", "manifest", "pack", "method", "foreign", "template", "peft", "gguf_file",
-                          "onnx_adapter", "bundle", "yaml", "recipe", "tokenizer", "tokenizer_config", "rows"}
+    assert set(lines) == {
+        "tensor_file",
+        "manifest",
+        "pack",
+        "method",
+        "foreign",
+        "template",
+        "peft",
+        "gguf_file",
+        "onnx_adapter",
+        "bundle",
+        "yaml",
+        "recipe",
+        "tokenizer",
+        "tokenizer_config",
+        "rows",
+    }
     assert not any(" 0 accepted" in lines[name] for name in ("tensor_file", "manifest", "template", "peft"))
 
 
 FAULTS = {
-    "another error": "real = safetensors._entry\ndef _entry(name, *rest):\n    return {}[name] if name[-1:] == 'x' else real(name, *rest)\n"
-                     "safetensors._entry = _entry",
-    "a reader that is too kind": "import json, types\nkind = lambda data, *_: json.loads(data.decode('utf-8', 'replace'))\n"
-                                 "safetensors.strict_json = types.SimpleNamespace(loads=kind)",
-    "hang": "real = safetensors._naturals\ndef _naturals(value):\n    while value == [0]: pass\n    return real(value)\n"
-            "safetensors._naturals = _naturals",
-    "memory": "real = safetensors._naturals\ndef _naturals(value):\n    if value == [0]: bytearray(1 << 27).replace(b'a', b'b')\n"
-              "    return real(value)\nsafetensors._naturals = _naturals",
-    "memory of numpy": "import numpy\nreal = safetensors._naturals\ndef _naturals(value):\n    if value == [0]: numpy.ones(1 << 24, 'f8')\n"
-                       "    return real(value)\nsafetensors._naturals = _naturals",
+    "another error": "real = safetensors._entry\ndef _entry(name, *rest):\n    return "
+    "{}[name] if name[-1:] == 'x' else "
+    "real(name, *rest)\n"
+    "safetensors._entry = _entry",
+    "a reader that is too kind": "import json, types\nkind = lambda data, *_: "
+    "json.loads(data.decode('utf-8', 'replace'))\n"
+    "safetensors.strict_json = types.SimpleNamespace(loads=kind)",
+    "hang": "real = safetensors._naturals\ndef _naturals(value):\n    while value == [0]: pass\n    return "
+    "real(value)\n"
+    "safetensors._naturals = _naturals",
+    "memory": "real = safetensors._naturals\ndef _naturals(value):\n    if value == [0]: bytearray(1 << "
+    "27).replace(b'a', b'b')\n"
+    "    return real(value)\nsafetensors._naturals = _naturals",
+    "memory of numpy": "import numpy\nreal = safetensors._naturals\ndef _naturals(value):\n   "
+    " if value == [0]: numpy.ones(1 "
+    "<< 24, 'f8')\n"
+    "    return real(value)\nsafetensors._naturals = _naturals",
 }
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_it_finds_a_fault(fault: str, tmp_path: Path) -> None:
-    """A reader that raises another error, reads what the reference refuses, hangs, or takes memory: a finding that can be replayed."""
-    done = fuzz("--target", "tensor_file", "--seconds", "40", "--first", "--seed", "1", "--findings", str(tmp_path), before=FAULTS[fault])
+    """A reader that raises another error, reads what the reference refuses, hangs, or takes memory: a finding
+    that can be replayed.
+    """
+    done = fuzz(
+        "--target",
+        "tensor_file",
+        "--seconds",
+        "40",
+        "--first",
+        "--seed",
+        "1",
+        "--findings",
+        str(tmp_path),
+        before=FAULTS[fault],
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     kept = sorted(tmp_path.iterdir())
     assert kept

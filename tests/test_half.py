@@ -1,4 +1,6 @@
-"""Graphs in float16: slots and caches in their type, factors of any scale, tolerances of their own, and every mode against torch."""
+"""Graphs in float16: slots and caches in their type, factors of any scale, tolerances of their own, and every
+mode against torch.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,18 @@ BY_NAME = {one.name: one for one in ARCHITECTURES}
 
 
 @pytest.fixture(scope="module")
-def half(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def half(
+    base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
     made: dict[tuple[str, str], Path] = {}
 
     def get(kind: str, mode: str) -> Path:
         if (kind, mode) not in made:
             folder = tmp_path_factory.mktemp("half") / f"{kind}-{mode}"
             packs = [pack_of(kind, name) for name in ("alpha", "beta")]
-            export(base_of(kind), packs[:1] if mode == "folded" else packs, folder, mode=mode, dtype="float16")
+            export(
+                base_of(kind), packs[:1] if mode == "folded" else packs, folder, mode=mode, dtype="float16"
+            )
             made[kind, mode] = folder
         return made[kind, mode]
 
@@ -44,15 +50,26 @@ def half(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(
-    ("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank"),
-                       pytest.param("bert", "inputs", marks=pytest.mark.long)])
+    ("name", "mode"),
+    [
+        ("llama", "bank"),
+        ("llama", "inputs"),
+        ("llama", "folded"),
+        ("vit", "bank"),
+        pytest.param("bert", "inputs", marks=pytest.mark.long),
+    ],
+)
 def test_every_mode_against_torch_in_float64(name: str, mode: str, tmp_path: Path) -> None:
-    """A decoder with every kind of adapter, an encoder and images: rows alone, padded, mixed and on caches, within the type's tolerance."""
+    """A decoder with every kind of adapter, an encoder and images: rows alone, padded, mixed and on caches,
+    within the type's tolerance.
+    """
     assert prove(BY_NAME[name], mode, tmp_path, dtype="float16")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank")]
+)
 def test_every_mode_in_bfloat16(name: str, mode: str, tmp_path: Path) -> None:
     """As above, with casts where the CPU provider has no kernel in this type."""
     assert prove(BY_NAME[name], mode, tmp_path, dtype="bfloat16")
@@ -70,17 +87,21 @@ def test_slots_caches_and_weights_are_halves(kind: str, mode: str, half: Make) -
         assert site.members or graph.initializers[site.weight].dtype == ir.DataType.FLOAT16, path
     tensors = [value.const_value for value in graph.initializers.values()]
     floats = {tensor.dtype: sum(t.nbytes for t in tensors if t.dtype == tensor.dtype) for tensor in tensors}
-    assert floats.get(ir.DataType.FLOAT, 0) < floats[ir.DataType.FLOAT16] / 100  # constants of a mask, perhaps
+    # constants of a mask, perhaps
+    assert floats.get(ir.DataType.FLOAT, 0) < floats[ir.DataType.FLOAT16] / 100
 
 
 def test_the_report_says_the_tolerance_and_the_error_of_the_type(half: Make) -> None:
     parity = read_bundle(half("llama", "bank")).parity
     assert parity["tolerance"] == PRECISIONS["float16"].tolerance
     errors = list(parity["max_relative"].values())
-    assert all(1e-6 < error < parity["tolerance"] for error in errors)  # float32 would be nearer: halves were really computed with
+    # float32 would be nearer: halves were really computed with
+    assert all(1e-6 < error < parity["tolerance"] for error in errors)
 
 
-def test_a_graph_beyond_the_tolerance_is_not_published(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_beyond_the_tolerance_is_not_published(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mobius = FRONTENDS["mobius"]
 
     def built(source: Source) -> Any:
@@ -89,7 +110,9 @@ def test_a_graph_beyond_the_tolerance_is_not_published(tiny_llama: Path, tmp_pat
         value.const_value = ir.tensor(value.const_value.numpy() * np.float16(1.2), name=value.name)
         return graph
 
-    monkeypatch.setattr("adapterpack.exporting.pipeline.FRONTENDS", {"crooked": Frontend("crooked", mobius.supports, built)})
+    monkeypatch.setattr(
+        "adapterpack.exporting.pipeline.FRONTENDS", {"crooked": Frontend("crooked", mobius.supports, built)}
+    )
     with pytest.raises(ParityError, match="no frontend made a graph that agrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", dtype="float16")
     assert not (tmp_path / "bundle").exists()
@@ -97,16 +120,32 @@ def test_a_graph_beyond_the_tolerance_is_not_published(tiny_llama: Path, tmp_pat
 
 @pytest.mark.parametrize("scale", [2.0**-14, 1.0, 2.0**13])
 def test_factors_of_any_scale(scale: float, tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
-    """One product, one factor small and the other large, as alpha and an init may leave them: as near as with factors of one size."""
+    """One product, one factor small and the other large, as alpha and an init may leave them: as near as with
+    factors of one size.
+    """
     plain = load(pack_of("llama", "alpha"))
-    adapters = {adapter.site: (adapter.config, {**adapter.params, "lora_A": adapter.params["lora_A"] * np.float32(scale),
-                                                "lora_B": adapter.params["lora_B"] / np.float32(scale)}) for adapter in plain.adapters()}
+    adapters = {
+        adapter.site: (
+            adapter.config,
+            {
+                **adapter.params,
+                "lora_A": adapter.params["lora_A"] * np.float32(scale),
+                "lora_B": adapter.params["lora_B"] / np.float32(scale),
+            },
+        )
+        for adapter in plain.adapters()
+    }
     lopsided = build("lopsided", get("lora"), adapters, base=plain.manifest.base, task=plain.manifest.task)
     written = lopsided.write(tmp_path / "lopsided")
-    found = export(tiny_llama, [written, plain], tmp_path / "bundle", mode="bank", dtype="float16").parity["max_relative"]
+    found = export(tiny_llama, [written, plain], tmp_path / "bundle", mode="bank", dtype="float16").parity[
+        "max_relative"
+    ]
     assert found["lopsided"] <= 1.01 * found["alpha"]
-    values = [value.const_value.numpy() for name, value in ir.load(tmp_path / "bundle" / GRAPH).graph.initializers.items()
-              if name.endswith((".down", ".up"))]
+    values = [
+        value.const_value.numpy()
+        for name, value in ir.load(tmp_path / "bundle" / GRAPH).graph.initializers.items()
+        if name.endswith((".down", ".up"))
+    ]
     assert all(np.abs(array).max() < 64 for array in values)
 
 
@@ -114,7 +153,18 @@ def test_factors_of_any_scale(scale: float, tiny_llama: Path, pack_of: Make, tmp
 def test_balanced_factors_have_the_same_product() -> None:
     rng = np.random.default_rng(0)
     down, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((7, 3), (3, 5)))
-    found = balanced({"a.down": down * 1024, "a.up": up / 4096, "b.down": down, "c.up": up, "d.down": 0 * down, "d.up": up}, "down", "up")
+    found = balanced(
+        {
+            "a.down": down * 1024,
+            "a.up": up / 4096,
+            "b.down": down,
+            "c.up": up,
+            "d.down": 0 * down,
+            "d.up": up,
+        },
+        "down",
+        "up",
+    )
     assert np.array_equal(found["a.down"] @ found["a.up"], (down * 1024) @ (up / 4096))
     sizes = [np.abs(found[name]).max() for name in ("a.down", "a.up")]
     assert max(sizes) <= 4 * min(sizes)
@@ -125,7 +175,9 @@ def test_balanced_factors_have_the_same_product() -> None:
 
 @pytest.mark.fast
 def test_numbers_in_another_type() -> None:
-    """What is absent stays so; a number that does not fit is refused by name; what is no number was none before."""
+    """What is absent stays so; a number that does not fit is refused by name; what is no number was none
+    before.
+    """
     found = converted(np.array([ABSENT, 1.5, -3.0], np.float32), "float16", "a.head_bias")
     assert found.dtype == np.float16
     assert found.tolist() == [PRECISIONS["float16"].absent, 1.5, -3.0]
@@ -136,21 +188,37 @@ def test_numbers_in_another_type() -> None:
     assert converted(np.array([np.nan], np.float32), "float16", "a.up").dtype == np.float16
 
 
-def test_a_pack_is_loaded_into_a_bank_of_halves(tiny_llama: Path, pack_of: Make, tmp_path: Path, half: Make) -> None:
-    export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / "bank", mode="bank", dtype="float16", slots=3, max_rank=8)
+def test_a_pack_is_loaded_into_a_bank_of_halves(
+    tiny_llama: Path, pack_of: Make, tmp_path: Path, half: Make
+) -> None:
+    export(
+        tiny_llama,
+        [pack_of("llama", "alpha")],
+        tmp_path / "bank",
+        mode="bank",
+        dtype="float16",
+        slots=3,
+        max_rank=8,
+    )
     session, known = Session(tmp_path / "bank", "cpu"), Session(half("llama", "bank"), "cpu")
     name = session.load(pack_of("llama", "beta"))
     batch = session.encode(["one two three", "four five"])
-    found, right = session.run(batch, [name, "alpha"])["logits"], known.run(batch, ["beta", "alpha"])["logits"]
+    found, right = (
+        session.run(batch, [name, "alpha"])["logits"],
+        known.run(batch, ["beta", "alpha"])["logits"],
+    )
     assert found.dtype == np.float32  # whatever the graph computes in
     assert np.abs(found - right).max() <= 2e-3 * np.abs(right).max()
-    assert [one.ids for one in session.generate(["one two", "three"], [name, "alpha"], max_new_tokens=6)] == \
-        [one.ids for one in known.generate(["one two", "three"], ["beta", "alpha"], max_new_tokens=6)]
+    assert [one.ids for one in session.generate(["one two", "three"], [name, "alpha"], max_new_tokens=6)] == [
+        one.ids for one in known.generate(["one two", "three"], ["beta", "alpha"], max_new_tokens=6)
+    ]
 
 
 def test_plain_onnxruntime_takes_the_adapter_files(half: Make) -> None:
     folder = half("llama", "inputs")
-    parameters = ort.AdapterFormat.read_adapter(str(folder / "adapters" / "alpha.onnx_adapter")).get_parameters()
+    parameters = ort.AdapterFormat.read_adapter(
+        str(folder / "adapters" / "alpha.onnx_adapter")
+    ).get_parameters()
     assert {value.data_type() for value in parameters.values()} == {"tensor(float16)"}
 
 

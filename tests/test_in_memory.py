@@ -1,4 +1,6 @@
-"""Adapters in a model: chosen for a block, weighed, folded into its weights and taken out again, listed, read and exchanged."""
+"""Adapters in a model: chosen for a block, weighed, folded into its weights and taken out again, listed, read
+and exchanged.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +48,21 @@ def two(folder: Path) -> Any:
 
 def own(model: nn.Module) -> dict[str, nn.Parameter]:
     """The model's own parameters, by the path of their module."""
-    return {f"{path}.{leaf}": value for path, module in base_modules(model) for leaf, value in module._parameters.items()
-            if value is not None}
+    return {
+        f"{path}.{leaf}": value
+        for path, module in base_modules(model)
+        for leaf, value in module._parameters.items()
+        if value is not None
+    }
 
 
 # --- for a block
 
 
 def test_blocks_choose_and_restore(tiny_llama: Path) -> None:
-    """Inside the base's bits or an adapter's, nested in any order; after each block, and after errors, what was before."""
+    """Inside the base's bits or an adapter's, nested in any order; after each block, and after errors, what
+    was before.
+    """
     base, model = causal(tiny_llama), two(tiny_llama)
     expected = {names: logits(ap.active(model, list(names))) for names in [(), ("a",), ("b",), ("a", "b")]}
     assert torch.equal(expected[()], logits(base))
@@ -105,12 +113,36 @@ class One(nn.Module):
 
 
 SINGLE = [
-    *(("linear", config) for config in (
-        ap.LoRA(r=3, alpha=5), ap.DoRA(r=2), ap.IA3(), ap.IA3(feedforward=True), ap.LoHa(r=2), ap.LoKr(r=2), ap.OFT(block_size=3),
-        ap.HRA(r=2), ap.GLoRA(r=2), ap.RoAd(), ap.HiRA(r=2), ap.VeRA(r=3), ap.FourierFT(n_frequency=5), ap.BEFT(), ap.SHiRA(r=2),
-        ap.MiSS(r=2), ap.C3A(block_size=1), ap.TinyLoRA())),
-    ("conv", ap.LoRA(r=2)), ("conv", ap.LoHa(r=2)), ("embedding", ap.LoRA(r=2)), ("embedding", ap.DoRA(r=2)),
-    ("embedding", ap.TrainableTokens(token_indices=(3, 1))), ("norm", ap.LNTuning()), ("attention", ap.LoRA(r=2)),
+    *(
+        ("linear", config)
+        for config in (
+            ap.LoRA(r=3, alpha=5),
+            ap.DoRA(r=2),
+            ap.IA3(),
+            ap.IA3(feedforward=True),
+            ap.LoHa(r=2),
+            ap.LoKr(r=2),
+            ap.OFT(block_size=3),
+            ap.HRA(r=2),
+            ap.GLoRA(r=2),
+            ap.RoAd(),
+            ap.HiRA(r=2),
+            ap.VeRA(r=3),
+            ap.FourierFT(n_frequency=5),
+            ap.BEFT(),
+            ap.SHiRA(r=2),
+            ap.MiSS(r=2),
+            ap.C3A(block_size=1),
+            ap.TinyLoRA(),
+        )
+    ),
+    ("conv", ap.LoRA(r=2)),
+    ("conv", ap.LoHa(r=2)),
+    ("embedding", ap.LoRA(r=2)),
+    ("embedding", ap.DoRA(r=2)),
+    ("embedding", ap.TrainableTokens(token_indices=(3, 1))),
+    ("norm", ap.LNTuning()),
+    ("attention", ap.LoRA(r=2)),
 ]
 
 
@@ -119,10 +151,14 @@ def single(kind: str, config: Any) -> One:
     return shake(ap.adapt(One(kind), dataclasses.replace(config, targets=("layer",)), "a"), 0.3).eval()
 
 
-@pytest.mark.parametrize(("kind", "config"), SINGLE, ids=lambda value: value if isinstance(value, str) else type(value).__name__)
+@pytest.mark.parametrize(
+    ("kind", "config"), SINGLE, ids=lambda value: value if isinstance(value, str) else type(value).__name__
+)
 def test_a_weight_is_one_on_the_change_and_a_merge_is_the_layer(kind: str, config: Any) -> None:
-    """``y_w = y_0 + w (y_1 - y_0)`` for one layer of each kind (of attention, which is no linear function of its weights, the parameter);
-    merged it gives the same within 2e-5, float32 sums of a few numbers near 1, and unmerged the same bits and objects as before."""
+    """``y_w = y_0 + w (y_1 - y_0)`` for one layer of each kind (of attention, which is no linear function of
+    its weights, the parameter); merged it gives the same within 2e-5, float32 sums of a few numbers near 1,
+    and unmerged the same bits and objects as before.
+    """
     model = single(kind, config)
     x, before = model.x, own(model)
     bits = {key: value.detach().clone() for key, value in before.items()}
@@ -147,14 +183,17 @@ def test_a_weight_is_one_on_the_change_and_a_merge_is_the_layer(kind: str, confi
 
 
 def test_weighted_adapters_are_the_composed_pack(tiny_llama: Path, tmp_path: Path) -> None:
-    """Two LoRAs with weights are what ``sum(0.7*a, -0.3*b)`` composes, and the float64 model with these changes in its weights; saved, an
-    adapter has the weight 1 again."""
+    """Two LoRAs with weights are what ``sum(0.7*a, -0.3*b)`` composes, and the float64 model with these
+    changes in its weights; saved, an adapter has the weight 1 again.
+    """
     model = two(tiny_llama)
     packs = {name: ap.save(model, tmp_path / name, adapter=name) for name in "ab"}
     ap.set_weight(ap.set_weight(ap.active(model, ["a", "b"]), "a", 0.7), "b", -0.3)
     found = logits(model)
     ap.compose([tmp_path / name for name in "ab"], tree="sum(0.7*a, -0.3*b)", out=tmp_path / "mix")
-    torch.testing.assert_close(found, logits(ap.attach(causal(tiny_llama), ap.load(tmp_path / "mix"))), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found, logits(ap.attach(causal(tiny_llama), ap.load(tmp_path / "mix"))), rtol=1e-5, atol=1e-5
+    )
     dense = causal(tiny_llama).double()
     with torch.no_grad():
         for name, weight in (("a", 0.7), ("b", -0.3)):
@@ -163,13 +202,18 @@ def test_weighted_adapters_are_the_composed_pack(tiny_llama: Path, tmp_path: Pat
                 dense.get_submodule(adapter.site.path).weight += weight * adapter.config.scale * (B @ A)
     torch.testing.assert_close(found.double(), logits(dense), rtol=1e-4, atol=1e-4)
     again = ap.save(model, None, adapter="a")
-    assert (again.manifest.tensors, again.manifest.canary) == (packs["a"].manifest.tensors, packs["a"].manifest.canary)
+    assert (again.manifest.tensors, again.manifest.canary) == (
+        packs["a"].manifest.tensors,
+        packs["a"].manifest.canary,
+    )
     assert torch.equal(logits(model), found)
 
 
 def test_what_has_no_weight_is_refused(tiny_llama: Path) -> None:
     """Prompts, unknown names, numbers that are none."""
-    model = ap.adapt(ap.adapt(causal(tiny_llama), ap.PromptTuning(num_virtual_tokens=2), "soft"), ap.LoRA(r=2), "a")
+    model = ap.adapt(
+        ap.adapt(causal(tiny_llama), ap.PromptTuning(num_virtual_tokens=2), "soft"), ap.LoRA(r=2), "a"
+    )
     with pytest.raises(Unsupported, match="prompt"):
         ap.set_weight(model, "soft", 0.5)
     with pytest.raises(UnknownAdapter, match="nobody"):
@@ -181,8 +225,9 @@ def test_what_has_no_weight_is_refused(tiny_llama: Path) -> None:
 
 @torch.no_grad()
 def test_two_sets_of_trained_tokens_are_active_together(tiny_llama: Path) -> None:
-    """Of different tokens: the rows of both in the embedding and its tied head, in any order, and merged (PEFT refuses a second set on a
-    tied model); one token in both is refused."""
+    """Of different tokens: the rows of both in the embedding and its tied head, in any order, and merged
+    (PEFT refuses a second set on a tied model); one token in both is refused.
+    """
     model, dense = causal(tiny_llama), causal(tiny_llama)
     for seed, (name, ids) in enumerate({"first": (5, 17), "other": (9, 40, 61)}.items()):
         shake(ap.adapt(model, ap.TrainableTokens(token_indices=ids), name), seed=seed)
@@ -211,8 +256,12 @@ PEERS = [
 
 @pytest.mark.parametrize("config", PEERS, ids=["lora", "dora", "ia3", "oft", "tokens"])
 def test_merged_weights_are_pefts(config: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    """Every parameter of the merged model is PEFT's ``merge_and_unload`` within 1e-6; a tied head follows its embedding."""
-    theirs = shake(peft.get_peft_model(causal(tiny_llama), dataclasses.replace(config, task_type="CAUSAL_LM")))
+    """Every parameter of the merged model is PEFT's ``merge_and_unload`` within 1e-6; a tied head follows its
+    embedding.
+    """
+    theirs = shake(
+        peft.get_peft_model(causal(tiny_llama), dataclasses.replace(config, task_type="CAUSAL_LM"))
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     model = ap.attach(causal(tiny_llama), from_peft.read(tmp_path / "theirs", "a"), check_base=False)
     expected, attached = logits(theirs), logits(model)
@@ -221,7 +270,8 @@ def test_merged_weights_are_pefts(config: Any, tiny_llama: Path, tmp_path: Path)
     torch.testing.assert_close(logits(merged), expected, rtol=2e-5, atol=2e-5)
     unloaded = theirs.merge_and_unload()
     for key, value in own(merged).items():
-        if key != "model.embed_tokens.weight" or "lm_head" not in config.target_modules:  # PEFT changes the embedding with a tied head
+        # PEFT changes the embedding with a tied head
+        if key != "model.embed_tokens.weight" or "lm_head" not in config.target_modules:
             torch.testing.assert_close(value, unloaded.get_parameter(key), rtol=1e-5, atol=1e-6, msg=key)
     assert torch.equal(logits(ap.unmerge_from(merged)), attached)
     if "lm_head" in config.target_modules:
@@ -237,7 +287,9 @@ def test_merged_weights_are_pefts(config: Any, tiny_llama: Path, tmp_path: Path)
 
 
 def test_several_merge_in_their_order(tiny_llama: Path) -> None:
-    """LoRA and (IA)^3 at one layer: folded one after the other as they are active, in both orders, in bfloat16 within its rounding."""
+    """LoRA and (IA)^3 at one layer: folded one after the other as they are active, in both orders, in
+    bfloat16 within its rounding.
+    """
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 0.1)):
         model = shake(ap.adapt(causal(tiny_llama, dtype=dtype), ap.LoRA(r=3), "a"))
         shake(ap.adapt(model, ap.IA3(targets=("q_proj", "down_proj")), "b"), seed=2)
@@ -263,11 +315,15 @@ def test_a_merged_model_moves_and_is_copied(tiny_llama: Path) -> None:
 
 
 def test_heads_stay_with_a_merge(tiny_bert: Path) -> None:
-    """A head that was trained whole is active while its adapter is merged, and the model's own when the base is given up: labels, too."""
+    """A head that was trained whole is active while its adapter is merged, and the model's own when the base
+    is given up: labels, too.
+    """
     torch.manual_seed(0)
     trained = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=5).eval()
     pack = ap.save(shake(ap.adapt(trained, ap.LoRA(r=3, modules_to_save=("classifier",)), "t")), None)
-    model = ap.attach(AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2).eval(), pack, "t")
+    model = ap.attach(
+        AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2).eval(), pack, "t"
+    )
     expected = logits(model)
     torch.testing.assert_close(logits(ap.merge_into(model)), expected, rtol=1e-5, atol=1e-5)
     ap.merge_into(ap.unmerge_from(model), keep=False)
@@ -281,14 +337,24 @@ class Subclassed(nn.Parameter):
 
 
 def test_what_cannot_be_merged_is_refused_and_changes_nothing(tiny_llama: Path) -> None:
-    """By the name of the adapter and its reason; while something is merged, what looks at the base is refused, too."""
+    """By the name of the adapter and its reason; while something is merged, what looks at the base is
+    refused, too.
+    """
     model = causal(tiny_llama)
-    for name, config in (("soft", ap.PromptTuning(num_virtual_tokens=2)), ("block", ap.Bottleneck(targets="all-blocks", reduction=8)),
-                         ("acts", ap.ALoRA(r=2, alora_invocation_tokens=(7, 8))), ("fine", ap.LoRA(r=2))):
+    for name, config in (
+        ("soft", ap.PromptTuning(num_virtual_tokens=2)),
+        ("block", ap.Bottleneck(targets="all-blocks", reduction=8)),
+        ("acts", ap.ALoRA(r=2, alora_invocation_tokens=(7, 8))),
+        ("fine", ap.LoRA(r=2)),
+    ):
         shake(ap.adapt(model, config, name))
     ap.active(model, "fine")
     before = own(model)
-    for name, reason in (("soft", "does not act on weights"), ("block", "does not act on weights"), ("acts", "positions")):
+    for name, reason in (
+        ("soft", "does not act on weights"),
+        ("block", "does not act on weights"),
+        ("acts", "positions"),
+    ):
         with pytest.raises(Unsupported, match=reason) as caught:
             ap.merge_into(model, ["fine", name])
         assert name in str(caught.value)
@@ -299,9 +365,15 @@ def test_what_cannot_be_merged_is_refused_and_changes_nothing(tiny_llama: Path) 
         ap.merge_into(quantized)
     assert all(own(model)[key] is value for key, value in before.items())
     ap.merge_into(model)
-    for call in (lambda: ap.active(model, None), lambda: ap.detach(model), lambda: ap.merge_into(model),
-                 lambda: ap.set_weight(model, "fine", 2), lambda: ap.adapt(model, ap.LoRA(r=2), "more"),
-                 lambda: ap.save(model, None, adapter="fine"), lambda: ap.disabled(model).__enter__()):
+    for call in (
+        lambda: ap.active(model, None),
+        lambda: ap.detach(model),
+        lambda: ap.merge_into(model),
+        lambda: ap.set_weight(model, "fine", 2),
+        lambda: ap.adapt(model, ap.LoRA(r=2), "more"),
+        lambda: ap.save(model, None, adapter="fine"),
+        lambda: ap.disabled(model).__enter__(),
+    ):
         with pytest.raises(Unsupported, match=r"merged.*unmerge_from"):
             call()
     ap.unmerge_from(model)
@@ -309,8 +381,15 @@ def test_what_cannot_be_merged_is_refused_and_changes_nothing(tiny_llama: Path) 
         ap.unmerge_from(model)
     with pytest.raises(NothingToDo, match="no adapter is active"):
         ap.merge_into(ap.active(model, None))
-    small = shake(ap.adapt(nn.Sequential(nn.Linear(4, 4, dtype=torch.bfloat16)), ap.LoRA(r=1, alpha=1), "a"), 1e-5)
+    small = shake(
+        ap.adapt(nn.Sequential(nn.Linear(4, 4, dtype=torch.bfloat16)), ap.LoRA(r=1, alpha=1), "a"), 1e-5
+    )
     with pytest.raises(NothingToDo, match="rounding"):
         ap.merge_into(ap.set_weight(small, "a", 1e-12))
     with pytest.raises(NonFinite, match="infinite"):
-        ap.merge_into(shake(ap.adapt(nn.Sequential(nn.Linear(4, 4, dtype=torch.float16)), ap.LoRA(r=1, alpha=1e9), "a"), 1.0))
+        ap.merge_into(
+            shake(
+                ap.adapt(nn.Sequential(nn.Linear(4, 4, dtype=torch.float16)), ap.LoRA(r=1, alpha=1e9), "a"),
+                1.0,
+            )
+        )

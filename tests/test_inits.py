@@ -1,4 +1,6 @@
-"""Initialisations: each against its formula in float64, the base untouched, and PEFT's result of the same idea beside ours."""
+"""Initialisations: each against its formula in float64, the base untouched, and PEFT's result of the same
+idea beside ours.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def best(matrix: np.ndarray, r: int) -> np.ndarray:
 @pytest.mark.parametrize("scale", [1.5, -0.25])
 @pytest.mark.parametrize("iterations", [0, 6])
 def test_pissa_is_the_principal_part(scale: float, iterations: int) -> None:
-    """s B A = U_r S_r V_r^T; by random projection nearly so. float32 rounds factors of size 3 at 1e-7, sums of three of them at 1e-6."""
+    """s B A = U_r S_r V_r^T; by random projection nearly so. float32 rounds factors of size 3 at 1e-7, sums
+    of three of them at 1e-6.
+    """
     A, B = start("pissa", 3, scale, iterations=iterations)
     np.testing.assert_allclose(scale * B @ A, best(WEIGHT, 3), atol=5e-6 if iterations == 0 else 5e-2)
     np.testing.assert_allclose(A @ A.T, np.diag(np.diag(A @ A.T)), atol=1e-5)  # the directions are orthogonal
@@ -68,7 +72,9 @@ def test_mica_is_the_smallest_directions() -> None:
 
 
 def test_loftq_is_what_quantization_loses() -> None:
-    """After one step s B A is the best rank-r part of W - nf4(W); more steps leave no more than one does of W - nf4(W - s B A) - s B A."""
+    """After one step s B A is the best rank-r part of W - nf4(W); more steps leave no more than one does of W
+    - nf4(W - s B A) - s B A.
+    """
     A, B = start("loftq", 3)
     np.testing.assert_allclose(1.5 * B @ A, best(WEIGHT - nf4(WEIGHT), 3), atol=5e-6)
     lost = []
@@ -79,7 +85,9 @@ def test_loftq_is_what_quantization_loses() -> None:
 
 
 def test_nf4_rounds_to_the_nearest_value_of_its_block() -> None:
-    """Every value goes to the nearest of the sixteen, times its block's largest magnitude; zeros stay; an odd end is a block of its own."""
+    """Every value goes to the nearest of the sixteen, times its block's largest magnitude; zeros stay; an odd
+    end is a block of its own.
+    """
     from adapterpack.adapter_methods.inits.loftq import _NF4
 
     values = RNG.normal(size=130)
@@ -87,7 +95,9 @@ def test_nf4_rounds_to_the_nearest_value_of_its_block() -> None:
     for begin in range(0, 130, 64):
         block = values[begin : begin + 64]
         grid = _NF4 * np.abs(block).max()
-        np.testing.assert_allclose(rounded[begin : begin + 64], grid[np.abs(block[:, None] - grid).argmin(axis=1)], atol=1e-12)
+        np.testing.assert_allclose(
+            rounded[begin : begin + 64], grid[np.abs(block[:, None] - grid).argmin(axis=1)], atol=1e-12
+        )
     assert not nf4(np.zeros((3, 5))).any()
 
 
@@ -95,14 +105,20 @@ def test_eva_is_the_principal_directions_of_the_inputs() -> None:
     """A's rows are the right singular vectors of X; B is zero."""
     A, B = start("eva", 4)
     assert not B.any()
-    np.testing.assert_allclose(A.T @ A, (v := np.linalg.svd(INPUTS)[2][:4]).T @ v, atol=1e-5)  # the span, whatever the signs
+    # the span, whatever the signs
+    np.testing.assert_allclose(A.T @ A, (v := np.linalg.svd(INPUTS)[2][:4]).T @ v, atol=1e-5)
 
 
 def test_eva_shares_ranks_out() -> None:
-    """The sum stays; a layer whose inputs lie on a line gets one, one with many equal directions more, at most rho times as many."""
+    """The sum stays; a layer whose inputs lie on a line gets one, one with many equal directions more, at
+    most rho times as many.
+    """
     line, many = np.zeros((WIDE, WIDE)), np.eye(WIDE)
     line[0, 0] = 1
-    sites = [Site("line", WIDE, OUT, calibration=Calibration(line)), Site("many", WIDE, OUT, calibration=Calibration(many))]
+    sites = [
+        Site("line", WIDE, OUT, calibration=Calibration(line)),
+        Site("many", WIDE, OUT, calibration=Calibration(many)),
+    ]
     cfg = LoRA(r=4, init="eva", init_options={"rho": 1.75})
     from adapterpack.adapter_methods import get
 
@@ -117,16 +133,21 @@ def test_eva_shares_ranks_out() -> None:
 
 @pytest.mark.parametrize("mode", ["ipm", "kpm"])
 def test_corda_is_the_weight_seen_through_the_inputs(mode: str) -> None:
-    """s B A C = the r largest (or smallest) singular directions of W C, with the damped covariance C of the inputs."""
+    """s B A C = the r largest (or smallest) singular directions of W C, with the damped covariance C of the
+    inputs.
+    """
     A, B = start("corda", 3, mode=mode)
     damped = MOMENT + 0.01 * np.trace(MOMENT) / WIDE * np.eye(WIDE)
     u, s, vt = np.linalg.svd(WEIGHT @ damped, full_matrices=False)
     part = slice(0, 3) if mode == "ipm" else slice(OUT - 3, OUT)
-    np.testing.assert_allclose(1.5 * B @ A @ damped, u[:, part] * s[part] @ vt[part], atol=1e-4)  # entries up to 100 in float32
+    # entries up to 100 in float32
+    np.testing.assert_allclose(1.5 * B @ A @ damped, u[:, part] * s[part] @ vt[part], atol=1e-4)
 
 
 def test_lora_ga_follows_the_gradient() -> None:
-    """B spans the first r left singular directions of G, A the next r right ones, both of length out^(1/4) / sqrt(gamma)."""
+    """B spans the first r left singular directions of G, A the next r right ones, both of length out^(1/4) /
+    sqrt(gamma).
+    """
     A, B = start("lora_ga", 3, gamma=4.0)
     u, _, vt = np.linalg.svd(GRADIENT)
     k = OUT**0.25 / 2
@@ -148,7 +169,13 @@ def test_plain_inits() -> None:
 
 def test_a_rank_wider_than_the_layer() -> None:
     """Directions that a narrow layer does not have are zeros."""
-    narrow = Site("narrow", 3, 5, weight=RNG.normal(size=(5, 3)), calibration=Calibration(np.eye(3), RNG.normal(size=(5, 3))))
+    narrow = Site(
+        "narrow",
+        3,
+        5,
+        weight=RNG.normal(size=(5, 3)),
+        calibration=Calibration(np.eye(3), RNG.normal(size=(5, 3))),
+    )
     for name, init in INITS.items():
         A, B = init.make(8, 1.0, narrow, init.options, np.random.default_rng(0))
         assert (A.shape, B.shape) == ((8, 3), (5, 8)), name
@@ -174,14 +201,24 @@ def batches(vocabulary: int, labels: bool) -> list[dict[str, torch.Tensor]]:
         ids = torch.randint(1, vocabulary, (rows, length), generator=generator)
         mask = torch.ones_like(ids)
         mask[0, 3:] = 0
-        made.append({"input_ids": ids, "attention_mask": mask, **({"labels": ids.masked_fill(mask == 0, -100)} if labels else {})})
+        made.append(
+            {
+                "input_ids": ids,
+                "attention_mask": mask,
+                **({"labels": ids.masked_fill(mask == 0, -100)} if labels else {}),
+            }
+        )
     return made
 
 
 @pytest.mark.parametrize("name", INITS)
-def test_in_a_model_the_base_is_untouched_and_the_pack_is_plain(name: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """Fresh: the very outputs of the base, on and off, and its very weights. Trained, packed, loaded, attached: what was trained; and PEFT,
-    which knows nothing of the start, gives the same logits from the same folder."""
+def test_in_a_model_the_base_is_untouched_and_the_pack_is_plain(
+    name: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Fresh: the very outputs of the base, on and off, and its very weights. Trained, packed, loaded,
+    attached: what was trained; and PEFT, which knows nothing of the start, gives the same logits from the
+    same folder.
+    """
     base, model = llama(tiny_llama), llama(tiny_llama)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     needs = INITS[name].needs
@@ -199,7 +236,9 @@ def test_in_a_model_the_base_is_untouched_and_the_pack_is_plain(name: str, tiny_
     assert (adapted - expected).abs().max() > 1e-3
     pack = save(model, tmp_path / "a", base=tiny_llama)
     assert set(pack.manifest.config) == {"r", "alpha", "use_rslora", "dropout"}
-    assert {group.rank for group in pack.manifest.groups} <= ({8} if INITS[name].cancels else set(range(1, 9)))
+    assert {group.rank for group in pack.manifest.groups} <= (
+        {8} if INITS[name].cancels else set(range(1, 9))
+    )
     detach(model)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     with torch.no_grad():
@@ -211,7 +250,9 @@ def test_in_a_model_the_base_is_untouched_and_the_pack_is_plain(name: str, tiny_
 
 
 def test_what_is_measured(tiny_llama: Path) -> None:
-    """EVA's A spans what numpy finds in the recorded inputs without padding; LoRA-GA's B what autograd finds where the weight trains."""
+    """EVA's A spans what numpy finds in the recorded inputs without padding; LoRA-GA's B what autograd finds
+    where the weight trains.
+    """
     model = llama(tiny_llama)
     data = batches(model.config.vocab_size, True)
     path = "model.layers.1.mlp.down_proj"
@@ -223,7 +264,9 @@ def test_what_is_measured(tiny_llama: Path) -> None:
         model(**batch).loss.backward()
     handle.remove()
     gradient = layer.weight.grad.double().numpy()
-    kept = np.concatenate([x[batch["attention_mask"].bool()].double().numpy() for x, batch in zip(inputs, data, strict=True)])
+    kept = np.concatenate(
+        [x[batch["attention_mask"].bool()].double().numpy() for x, batch in zip(inputs, data, strict=True)]
+    )
     eva = copy.deepcopy(model)
     adapt(eva, LoRA(r=3, targets=path, init="eva", init_options={"rho": 1.0}), data=data)
     ((_, params),) = parts_of(eva, "default").adapters.values()
@@ -249,13 +292,17 @@ def test_data_are_asked_for(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize(("name", "theirs"), [("pissa", "pissa"), ("olora", "olora"), ("mica", "mica")])
 def test_the_start_is_the_one_that_peft_takes(name: str, theirs: str) -> None:
-    """B A of PEFT's fresh adapter, which it takes off the base's own weight, is ours (MiCA's B up to signs) within float32's rounding."""
+    """B A of PEFT's fresh adapter, which it takes off the base's own weight, is ours (MiCA's B up to signs)
+    within float32's rounding.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDE, OUT))
     site = Site("0", WIDE, OUT, weight=model[0].weight.detach().numpy())
     init, cfg = init_named(name), LoRA(r=4, alpha=6)
     A, B = init.make(4, cfg.scale, site, init.options, np.random.default_rng(0))
-    layer = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, init_lora_weights=theirs, target_modules=["0"])).base_model.model[0]
+    layer = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=6, init_lora_weights=theirs, target_modules=["0"])
+    ).base_model.model[0]
     peft_A, peft_B = (getattr(layer, key)["default"].weight.detach().numpy() for key in ("lora_A", "lora_B"))
     np.testing.assert_allclose(B @ A, peft_B @ peft_A, atol=1e-5)
     np.testing.assert_allclose(B @ B.T, peft_B @ peft_B.T, atol=1e-5)

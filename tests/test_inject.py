@@ -1,4 +1,6 @@
-"""Adapters in a model: what is exact stays exact, what is wrong is said, and the numbers are those of the formula."""
+"""Adapters in a model: what is exact stays exact, what is wrong is said, and the numbers are those of the
+formula.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def modules_by_path(model: nn.Module) -> dict[str, int]:
 
 
 def dense(model: nn.Module, x: torch.Tensor, names: list[str]) -> np.ndarray:
-    """The adapted :func:`mlp` from its formula in float64: ``y = W x + b + sum_i s_i B_i A_i x`` at each linear layer, tanh between."""
+    """The adapted :func:`mlp` from its formula in float64: ``y = W x + b + sum_i s_i B_i A_i x`` at each
+    linear layer, tanh between.
+    """
     y = x.detach().numpy().astype(np.float64)
     for module in model.children():
         if isinstance(module, nn.Tanh):
@@ -125,7 +129,9 @@ def _float64(value: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_fresh_adapter_changes_nothing(tiny_llama: Path, dtype: torch.dtype) -> None:
-    """``logits(adapted at init) == logits(base)`` bit for bit, in every precision of the base; and so it is once the trained one is off."""
+    """``logits(adapted at init) == logits(base)`` bit for bit, in every precision of the base; and so it is
+    once the trained one is off.
+    """
     model = causal(tiny_llama, dtype=dtype)
     before = logits(model)
     adapt(model, LoRA(r=3))
@@ -137,7 +143,9 @@ def test_a_fresh_adapter_changes_nothing(tiny_llama: Path, dtype: torch.dtype) -
 
 
 def test_only_the_adapter_is_trained(tiny_llama: Path) -> None:
-    """After two steps every parameter of the adapter has changed (A can only from the second on), and none of the base by a bit."""
+    """After two steps every parameter of the adapter has changed (A can only from the second on), and none of
+    the base by a bit.
+    """
     model = adapt(causal(tiny_llama), LoRA(r=3))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     steps(model, lambda: model(input_ids=IDS, labels=IDS).loss)
@@ -147,7 +155,9 @@ def test_only_the_adapter_is_trained(tiny_llama: Path) -> None:
 
 
 def test_detach_gives_back_the_same_objects(tiny_bert: Path, tmp_path: Path) -> None:
-    """After ``adapt, train, detach`` the module tree holds the very objects of before, under the same paths, and gives the same bits."""
+    """After ``adapt, train, detach`` the module tree holds the very objects of before, under the same paths,
+    and gives the same bits.
+    """
     model = classifier(with_head(tiny_bert, tmp_path))
     tree, before, keys = modules_by_path(model), logits(model), list(model.state_dict())
     adapt(model, LoRA(r=2, modules_to_save=("classifier",)), "a")
@@ -165,20 +175,26 @@ def test_detach_gives_back_the_same_objects(tiny_bert: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("names", [["one"], ["two"], ["one", "two"], ["two", "one"], []])
 def test_several_adapters_and_the_formula(names: list[str]) -> None:
-    """Each alone, both, none: always ``W x + b + sum s B A x`` in float64. 1e-6: float32 sums of 11 terms of size 1."""
+    """Each alone, both, none: always ``W x + b + sum s B A x`` in float64. 1e-6: float32 sums of 11 terms of
+    size 1.
+    """
     model = mlp()
     shake(adapt(model, LoRA(r=3, alpha=5), "one"), 0.5)
     shake(adapt(model, LoRA(r=4, alpha=4, use_rslora=True, targets=("2",)), "two", seed=1), 0.5)
     x = torch.randn(6, 7)
     found = active(model, names)(x).detach().numpy()
     np.testing.assert_allclose(found, dense(model, x, names), atol=1e-6, rtol=1e-6)
-    others = [dense(model, x, other) for other in ([], ["one"], ["two"], ["one", "two"]) if set(other) != set(names)]
+    others = [
+        dense(model, x, other) for other in ([], ["one"], ["two"], ["one", "two"]) if set(other) != set(names)
+    ]
     assert all(np.abs(found - other).max() > 0.1 for other in others)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_base_in_float64_stays_in_float64(dropout: float) -> None:
-    """The branch of a float64 base is computed in float64, with dropout and without: the formula within 1e-12."""
+    """The branch of a float64 base is computed in float64, with dropout and without: the formula within
+    1e-12.
+    """
     model = mlp().double()
     shake(adapt(model, LoRA(r=3, alpha=5, dropout=dropout)), 0.5)
     model.eval()[0].training = dropout > 0
@@ -198,8 +214,12 @@ def test_a_base_in_float64_stays_in_float64(dropout: float) -> None:
 
 
 @pytest.mark.parametrize("labels", [("neg", "neu", "pos", "mixed", "none"), None])
-def test_attach_gives_the_trained_model(tiny_bert: Path, tmp_path: Path, labels: tuple[str, ...] | None) -> None:
-    """``logits(attach(base, load(path))) == logits(trained)`` within 1e-6, with a head of five labels on a model of two; detach undoes."""
+def test_attach_gives_the_trained_model(
+    tiny_bert: Path, tmp_path: Path, labels: tuple[str, ...] | None
+) -> None:
+    """``logits(attach(base, load(path))) == logits(trained)`` within 1e-6, with a head of five labels on a
+    model of two; detach undoes.
+    """
     trained = classifier(tiny_bert, 5)
     if labels:
         trained.config.id2label = dict(enumerate(labels))
@@ -215,30 +235,38 @@ def test_attach_gives_the_trained_model(tiny_bert: Path, tmp_path: Path, labels:
     again = save(model, None)
     assert again.manifest.task.labels == known  # not those of the model that it is attached to
     assert {name: entry.sha256 for name, entry in again.manifest.tensors.items()} == {
-        name: entry.sha256 for name, entry in written.manifest.tensors.items()}
+        name: entry.sha256 for name, entry in written.manifest.tensors.items()
+    }
     assert torch.equal(logits(detach(model)), before)
 
 
 def test_attached_adapters_can_be_trained_on(tiny_llama: Path) -> None:
-    """After attach only the pack's parameters require gradients: the base stays the base in further training."""
+    """After attach only the pack's parameters require gradients: the base stays the base in further
+    training.
+    """
     pack = save(shake(adapt(causal(tiny_llama), LoRA(r=2), "p")), None)
     model = attach(causal(tiny_llama), pack)
     assert {name for name, value in model.named_parameters() if value.requires_grad} == {
-        name for name, _ in model.named_parameters() if "lora_" in name}
+        name for name, _ in model.named_parameters() if "lora_" in name
+    }
 
 
 # --- paths and names
 
 
 def test_a_second_adapter_finds_the_original_paths(tiny_bert: Path, tmp_path: Path) -> None:
-    """``paths(adapt(adapt(model, a), b)) == paths(adapt(model, b))``, also where ``a`` trained the head whole and ``b`` adapts it."""
+    """``paths(adapt(adapt(model, a), b)) == paths(adapt(model, b))``, also where ``a`` trained the head whole
+    and ``b`` adapts it.
+    """
     base = with_head(tiny_bert, tmp_path)
     alone = adapt(classifier(base), LoRA(r=2), "b")
     both = adapt(adapt(classifier(base), LoRA(r=2, modules_to_save=("classifier",)), "a"), LoRA(r=2), "b")
     paths = [site.path for site in parts_of(alone, "b").adapters]
     assert "classifier" in paths
     assert [site.path for site in parts_of(both, "b").adapters] == paths
-    assert [path for path, _ in base_modules(both)] == [path for path, _ in classifier(tiny_bert).named_modules()]
+    assert [path for path, _ in base_modules(both)] == [
+        path for path, _ in classifier(tiny_bert).named_modules()
+    ]
     for model in (alone, both):
         shake(active(model, "b"), seed=5) if model is alone else None
     for site, (_, params) in parts_of(alone, "b").adapters.items():
@@ -253,18 +281,24 @@ def test_a_second_adapter_finds_the_original_paths(tiny_bert: Path, tmp_path: Pa
 
 
 def test_one_adapter_adapts_a_module_that_another_trains_whole(tiny_bert: Path) -> None:
-    """In either order, on the same layer and on the one around it; the copy holds the module's own parameters, and detach undoes all."""
+    """In either order, on the same layer and on the one around it; the copy holds the module's own
+    parameters, and detach undoes all.
+    """
     for first in ("a", "b"):
         model = classifier(tiny_bert)
         tree, before = modules_by_path(model), logits(model)
-        settings = {"a": LoRA(r=2, targets=("classifier", "intermediate.dense")),
-                    "b": LoRA(r=2, targets="query", modules_to_save=("classifier", "layer.1.intermediate"))}
+        settings = {
+            "a": LoRA(r=2, targets=("classifier", "intermediate.dense")),
+            "b": LoRA(r=2, targets="query", modules_to_save=("classifier", "layer.1.intermediate")),
+        }
         for name in (first, "b" if first == "a" else "a"):
             adapt(model, settings[name], name)
             assert torch.equal(logits(model), before)
         full = parts_of(model, "b").full
         assert {path: sorted(params) for path, params in full.items()} == {
-            "classifier": ["bias", "weight"], "bert.encoder.layer.1.intermediate": ["dense.bias", "dense.weight"]}
+            "classifier": ["bias", "weight"],
+            "bert.encoder.layer.1.intermediate": ["dense.bias", "dense.weight"],
+        }
         shake(model)
         changed = logits(model)
         assert not torch.equal(changed, before)
@@ -287,7 +321,9 @@ def test_the_output_embedding_is_left_out_every_time(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("name", ["team.tickets-v1.2", "keys", "train", "active", "a%2eb"])
 def test_any_name_will_do(tmp_path: Path, name: str) -> None:
-    """Dots, words of torch's own dictionaries, and what looks like an escape: adapt, switch, train, detach under that name."""
+    """Dots, words of torch's own dictionaries, and what looks like an escape: adapt, switch, train, detach
+    under that name.
+    """
     model = mlp()
     x = torch.randn(2, 7)
     before = model(x)
@@ -304,11 +340,19 @@ def test_targets_are_names_or_the_ends_of_paths(tiny_llama: Path) -> None:
     """A name is matched by whole components; a full path names one module; the order is the model's."""
 
     def paths(targets: Any, **rest: Any) -> list[str]:
-        return [site.path for site in parts_of(adapt(causal(tiny_llama), LoRA(r=1, targets=targets, **rest)), "default").adapters]
+        return [
+            site.path
+            for site in parts_of(
+                adapt(causal(tiny_llama), LoRA(r=1, targets=targets, **rest)), "default"
+            ).adapters
+        ]
 
     assert paths("v_proj") == ["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"]
     assert paths(("mlp.up_proj", "model.layers.1.self_attn.q_proj")) == [
-        "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+    ]
     assert len(paths("all-linear", modules_to_save=("layers.0.mlp.up_proj",))) == 13
 
 
@@ -323,13 +367,31 @@ def _tiny(request: pytest.FixtureRequest) -> Any:
     ("act", "error", "words"),
     [
         (lambda m, p: adapt(m, LoRA(targets="qery")), SiteNotFound, ["'qery'", "did you mean 'query'"]),
-        (lambda m, p: adapt(m, LoRA(targets="LayerNorm")), Unsupported,
-         ["bert.embeddings.LayerNorm", "found LayerNorm", "expected linear"]),
-        (lambda m, p: adapt(m, LoRA(targets="bert.encoder.layer.0")), Unsupported, ["bert.encoder.layer.0", "BertLayer"]),
-        (lambda m, p: adapt(m, LoRA(modules_to_save=("clasifier",))), SiteNotFound, ["'clasifier'", "did you mean 'classifier'"]),
-        (lambda m, p: adapt(m, LoRA(modules_to_save=("query",))), SiteNotFound,
-         ["'query'", "bert.encoder.layer.1.attention.self.query", "whole path"]),
-        (lambda m, p: adapt(m, LoRA(targets=("classifier",), modules_to_save=("classifier",))), Unsupported, ["classifier", "not both"]),
+        (
+            lambda m, p: adapt(m, LoRA(targets="LayerNorm")),
+            Unsupported,
+            ["bert.embeddings.LayerNorm", "found LayerNorm", "expected linear"],
+        ),
+        (
+            lambda m, p: adapt(m, LoRA(targets="bert.encoder.layer.0")),
+            Unsupported,
+            ["bert.encoder.layer.0", "BertLayer"],
+        ),
+        (
+            lambda m, p: adapt(m, LoRA(modules_to_save=("clasifier",))),
+            SiteNotFound,
+            ["'clasifier'", "did you mean 'classifier'"],
+        ),
+        (
+            lambda m, p: adapt(m, LoRA(modules_to_save=("query",))),
+            SiteNotFound,
+            ["'query'", "bert.encoder.layer.1.attention.self.query", "whole path"],
+        ),
+        (
+            lambda m, p: adapt(m, LoRA(targets=("classifier",), modules_to_save=("classifier",))),
+            Unsupported,
+            ["classifier", "not both"],
+        ),
         (lambda m, p: adapt(m, LoRA(), "first"), AdapterpackError, ["first", "already"]),
         (lambda m, p: adapt(m, LoRA(), ""), AdapterpackError, ["needs a name"]),
         (lambda m, p: attach(m, p, "first"), AdapterpackError, ["first", "already"]),
@@ -341,9 +403,14 @@ def _tiny(request: pytest.FixtureRequest) -> Any:
     ],
 )
 def test_what_is_refused(
-    request: pytest.FixtureRequest, act: Callable[[Any, Any], Any], error: type[AdapterpackError], words: list[str]
+    request: pytest.FixtureRequest,
+    act: Callable[[Any, Any], Any],
+    error: type[AdapterpackError],
+    words: list[str],
 ) -> None:
-    """The message names what is wrong, where, and the nearest right thing; tree, gradients and the active adapter are as before."""
+    """The message names what is wrong, where, and the nearest right thing; tree, gradients and the active
+    adapter are as before.
+    """
     other = save(shake(adapt(mlp(), LoRA(r=2), "other")), None)
     model = adapt(_tiny(request), LoRA(r=2, targets="query"), "first")
     tree, trained = modules_by_path(model), [p.requires_grad for p in model.parameters()]
@@ -358,7 +425,9 @@ def test_what_is_refused(
 
 
 def test_a_pack_that_does_not_fit_leaves_nothing_behind() -> None:
-    """The second layer of the pack has another width than the model's: refused, with the first layer as it was, adapted or not."""
+    """The second layer of the pack has another width than the model's: refused, with the first layer as it
+    was, adapted or not.
+    """
     wide = nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 6, bias=False))
     pack = save(shake(adapt(wide, LoRA(r=2), "wide")), None)
     model = adapt(mlp(), LoRA(r=2, targets="0"), "first")
@@ -380,14 +449,23 @@ def test_a_bare_layer_is_refused() -> None:
 
 def _llama(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         intermediate_size=48, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 def test_another_base_is_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:
-    """Same shapes, other weights: BaseMismatch names both bases with their fingerprints; ``check_base=False`` lets it pass."""
+    """Same shapes, other weights: BaseMismatch names both bases with their fingerprints; ``check_base=False``
+    lets it pass.
+    """
     pack = save(shake(adapt(causal(tiny_llama), LoRA(r=2), "p")), None)
     other = causal(_llama(tmp_path / "other-llama", 3))
     with pytest.raises(BaseMismatch) as caught:
@@ -400,7 +478,10 @@ def test_another_base_is_refused_by_name(tiny_llama: Path, tmp_path: Path) -> No
 
 
 def test_a_plain_module_works_end_to_end(tmp_path: Path) -> None:
-    """``nn.Sequential`` without a config: adapt, train, save, load, attach to an equal model; not to one with other weights or buffers."""
+    """``nn.Sequential`` without a config: adapt, train, save, load, attach to an equal model; not to one with
+    other weights or buffers.
+    """
+
     def make(seed: int) -> nn.Sequential:
         return nn.Sequential(*mlp(seed), nn.BatchNorm1d(5))
 
@@ -426,9 +507,14 @@ def test_a_plain_module_works_end_to_end(tmp_path: Path) -> None:
 
 
 def test_a_model_in_memory_is_its_checkpoint(tiny_llama: Path, tiny_bert: Path) -> None:
-    """The fingerprint of a model's own tensors is that of the checkpoint it would give: same names, dtypes, ties and bytes."""
+    """The fingerprint of a model's own tensors is that of the checkpoint it would give: same names, dtypes,
+    ties and bytes.
+    """
     assert _model_fingerprint(causal(tiny_llama))[:2] == Checkpoint(tiny_llama).fingerprint()[:2]
-    assert _model_fingerprint(adapt(AutoModel.from_pretrained(tiny_bert), LoRA(r=2)))[:2] == Checkpoint(tiny_bert).fingerprint()[:2]
+    assert (
+        _model_fingerprint(adapt(AutoModel.from_pretrained(tiny_bert), LoRA(r=2)))[:2]
+        == Checkpoint(tiny_bert).fingerprint()[:2]
+    )
 
 
 # --- unusual models
@@ -447,14 +533,17 @@ def test_a_shared_layer_is_adapted_at_both_places() -> None:
 
 def dense_twice(layer: Any, x: torch.Tensor) -> np.ndarray:
     W = _float64(layer.weight) + layer._methods["default"][1].scale * (
-        layer._params("default")["lora_B"].astype(np.float64) @ layer._params("default")["lora_A"].astype(np.float64))
+        layer._params("default")["lora_B"].astype(np.float64)
+        @ layer._params("default")["lora_A"].astype(np.float64)
+    )
     b = _float64(layer.bias)
     return np.tanh(_float64(x) @ W.T + b) @ W.T + b
 
 
 def test_torch_encoder_layers_do_not_bypass_the_adapter() -> None:
-    """``nn.TransformerEncoderLayer`` reads its weights in a fused path of its own in evaluation; with an adapter it must not. The output
-    projection of its attention is never called, so it is refused."""
+    """``nn.TransformerEncoderLayer`` reads its weights in a fused path of its own in evaluation; with an
+    adapter it must not. The output projection of its attention is never called, so it is refused.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)).eval()
     x = torch.randn(2, 5, 8)
@@ -470,7 +559,9 @@ def test_torch_encoder_layers_do_not_bypass_the_adapter() -> None:
 
 
 def test_an_embedding_can_be_trained_whole(tiny_bert: Path, tmp_path: Path) -> None:
-    """A module that takes ids, trained whole: ids stay whole numbers, gradients reach it, the pack brings it back; also in bfloat16."""
+    """A module that takes ids, trained whole: ids stay whole numbers, gradients reach it, the pack brings it
+    back; also in bfloat16.
+    """
     model = adapt(classifier(tiny_bert), LoRA(r=2, modules_to_save=("word_embeddings", "classifier")), "e")
     steps(model, lambda: model(input_ids=IDS, labels=torch.tensor([0, 2])).loss)
     embedding = model.bert.embeddings.word_embeddings
@@ -478,10 +569,16 @@ def test_an_embedding_can_be_trained_whole(tiny_bert: Path, tmp_path: Path) -> N
     moved = (embedding._part("e").weight - embedding._base.weight).abs().sum(1).nonzero().flatten()
     assert torch.equal(moved, used)
     save(model, tmp_path / "e")
-    torch.testing.assert_close(logits(attach(classifier(tiny_bert), load(tmp_path / "e"))), logits(model), atol=1e-6, rtol=0)
-    half = attach(AutoModelForSequenceClassification.from_pretrained(tiny_bert, dtype=torch.bfloat16), load(tmp_path / "e"))
+    torch.testing.assert_close(
+        logits(attach(classifier(tiny_bert), load(tmp_path / "e"))), logits(model), atol=1e-6, rtol=0
+    )
+    half = attach(
+        AutoModelForSequenceClassification.from_pretrained(tiny_bert, dtype=torch.bfloat16),
+        load(tmp_path / "e"),
+    )
     assert logits(half).dtype == torch.bfloat16
-    torch.testing.assert_close(logits(half).float(), logits(model), atol=0.1, rtol=0)  # logits of size 1, a hundred bf16 roundings
+    # logits of size 1, a hundred bf16 roundings
+    torch.testing.assert_close(logits(half).float(), logits(model), atol=0.1, rtol=0)
 
 
 def test_a_copy_of_an_adapted_model_is_independent(tiny_llama: Path) -> None:
@@ -505,7 +602,9 @@ def test_what_a_layer_says_of_itself_can_still_be_read() -> None:
 
 
 def test_a_method_that_reads_the_weight_is_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trait ``reads_weight``: ``init`` and ``attach`` see the base weight; here y = base(x) + x (0.5 W)^T = 1.5 W x + b."""
+    """Trait ``reads_weight``: ``init`` and ``attach`` see the base weight; here y = base(x) + x (0.5 W)^T =
+    1.5 W x + b.
+    """
 
     def _attach(cfg: Any, params: Any, site: Site) -> NormalForm:
         assert site.weight is not None
@@ -519,8 +618,19 @@ def test_a_method_that_reads_the_weight_is_given_it(monkeypatch: pytest.MonkeyPa
         assert site.weight is not None and site.weight.shape == (site.out_features, site.in_features)
         return {"g": np.full((1, 1), 0.5, np.float32)}
 
-    half = Method("half", "", "", Half, Traits(additive=False, identity_at_init=False, row_separable=False, low_rank=False,
-                                               reads_weight=True), lambda cfg, site: {"g": (1, 1)}, _init, _attach, ())
+    half = Method(
+        "half",
+        "",
+        "",
+        Half,
+        Traits(
+            additive=False, identity_at_init=False, row_separable=False, low_rank=False, reads_weight=True
+        ),
+        lambda cfg, site: {"g": (1, 1)},
+        _init,
+        _attach,
+        (),
+    )
     monkeypatch.setitem(registry.METHODS._values, "half", half)
     model, x = mlp(), torch.randn(4, 7)
     adapt(model, Half(targets="0"))
@@ -534,7 +644,9 @@ def test_a_method_that_reads_the_weight_is_given_it(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (7,), (0, 7)])
 @pytest.mark.parametrize("wants", [(True, True), (False, False), (True, False)])
 def test_the_kernel_has_the_right_gradients(shape: tuple[int, ...], wants: tuple[bool, bool]) -> None:
-    """``d (y + x A^T B^T)`` against finite differences in float64, first and second order; with and without gradients for y and x."""
+    """``d (y + x A^T B^T)`` against finite differences in float64, first and second order; with and without
+    gradients for y and x.
+    """
     torch.manual_seed(0)
     y = torch.randn((*shape[:-1], 4), dtype=torch.float64, requires_grad=wants[0])
     x = torch.randn(shape, dtype=torch.float64, requires_grad=wants[1])
@@ -544,7 +656,9 @@ def test_the_kernel_has_the_right_gradients(shape: tuple[int, ...], wants: tuple
         return add_low_rank(NormalForm(down=Dense(A), up=Dense(B)), y, x)
 
     before = y.detach().clone()
-    torch.testing.assert_close(f(y, x, A, B), y + torch.einsum("...i,ri,or->...o", x, A, B), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        f(y, x, A, B), y + torch.einsum("...i,ri,or->...o", x, A, B), atol=1e-12, rtol=1e-12
+    )
     assert torch.equal(y, before)
     assert torch.autograd.gradcheck(f, (y, x, A, B))
     if x.numel():
@@ -556,12 +670,16 @@ def test_the_kernel_has_the_right_gradients(shape: tuple[int, ...], wants: tuple
 
 
 def test_the_kernel_equals_the_generic_path() -> None:
-    """Value and all gradients of the kernel and of :func:`evaluate` on the same float64 numbers, within 1e-10 of sums of cubes."""
+    """Value and all gradients of the kernel and of :func:`evaluate` on the same float64 numbers, within 1e-10
+    of sums of cubes.
+    """
     results = []
     for quick in (True, False):
         generator = torch.Generator().manual_seed(2)
         sizes = ((2, 5, 7), (3, 7), (4, 3), (4, 7))
-        x, A, B, W = (torch.randn(size, dtype=torch.float64, generator=generator).requires_grad_() for size in sizes)
+        x, A, B, W = (
+            torch.randn(size, dtype=torch.float64, generator=generator).requires_grad_() for size in sizes
+        )
         form = NormalForm(down=Dense(A), up=Dense(B))
         y = add_low_rank(form, x @ W.T, x) if quick else evaluate(form, lambda value, W=W: value @ W.T, x)
         (y**3).sum().backward()
@@ -571,14 +689,18 @@ def test_the_kernel_equals_the_generic_path() -> None:
 
 
 def test_only_a_dense_low_rank_branch_takes_the_kernel() -> None:
-    """A changed input or a structured factor means the generic path; the kernel gives what the generic path gives."""
+    """A changed input or a structured factor means the generic path; the kernel gives what the generic path
+    gives.
+    """
     A, B = torch.randn(2, 3), torch.randn(4, 2)
     y, x = torch.randn(5, 4), torch.randn(5, 3)
     scale, shift = torch.randn(4), torch.randn(4)
     for other in ({}, {"output_scale": scale}, {"shift": shift}, {"output_scale": scale[:1], "shift": shift}):
         form = NormalForm(down=Dense(A), up=Dense(B), **other)
         assert is_low_rank(form)
-        expected = (y.double() + x.double() @ A.double().T @ B.double().T) * other.get("output_scale", 1) + other.get("shift", 0)
+        expected = (y.double() + x.double() @ A.double().T @ B.double().T) * other.get(
+            "output_scale", 1
+        ) + other.get("shift", 0)
         torch.testing.assert_close(add_low_rank(form, y, x).double(), expected, rtol=1e-5, atol=1e-5)
     assert not is_low_rank(NormalForm(down=Dense(A), up=Dense(B), pre=Dense(torch.eye(3))))
     assert not is_low_rank(NormalForm(output_scale=torch.ones(4)))
@@ -586,12 +708,16 @@ def test_only_a_dense_low_rank_branch_takes_the_kernel() -> None:
 
 
 def test_a_half_precision_base_keeps_its_inputs_as_they_are() -> None:
-    """On a bfloat16 base the kernel keeps the very input for the backward pass, not a float32 copy; gradients have the right dtypes."""
+    """On a bfloat16 base the kernel keeps the very input for the backward pass, not a float32 copy; gradients
+    have the right dtypes.
+    """
     model = adapt(nn.Sequential(nn.Linear(6, 9)).bfloat16(), LoRA(r=2))
     shake(model)
     kept: list[torch.Tensor] = []
     x = torch.randn(3, 6, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda value: kept.append(value) or value, lambda value: value
+    ):
         y = model(x)
     assert y.dtype == torch.bfloat16
     assert {value.dtype for value in kept if value.shape == x.shape} == {torch.bfloat16}
@@ -607,7 +733,9 @@ def test_a_half_precision_base_keeps_its_inputs_as_they_are() -> None:
 
 
 def test_autocast_trains_and_is_close(tiny_bert: Path) -> None:
-    """bfloat16 autocast on the CPU: no dtype error, not even with adapted queries alone; logits near float32's; the loss falls."""
+    """bfloat16 autocast on the CPU: no dtype error, not even with adapted queries alone; logits near
+    float32's; the loss falls.
+    """
     for targets in ("all-linear", "query"):
         model = adapt(classifier(tiny_bert), LoRA(r=3, targets=targets, modules_to_save=("classifier",)))
         shake(model, 0.05)
@@ -615,7 +743,8 @@ def test_autocast_trains_and_is_close(tiny_bert: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             query = model.bert.encoder.layer[0].attention.self.query
             hidden = torch.randn(2, 24)
-            assert query(hidden).dtype == query._base(hidden).dtype == torch.bfloat16  # as its neighbours k and v
+            # as its neighbours k and v
+            assert query(hidden).dtype == query._base(hidden).dtype == torch.bfloat16
             rough = logits(model)
         assert 0 < (rough.float() - exact).abs().max() < 0.05 * exact.abs().max().clamp(min=1)
 
@@ -629,7 +758,9 @@ def test_autocast_trains_and_is_close(tiny_bert: Path) -> None:
 
 
 def test_dropout_only_while_training() -> None:
-    """In evaluation dropout is off: the formula holds. In training E[y] is the formula's value: 4000 draws, 5 standard errors."""
+    """In evaluation dropout is off: the formula holds. In training E[y] is the formula's value: 4000 draws, 5
+    standard errors.
+    """
     model = shake(adapt(mlp(), LoRA(r=3, dropout=0.4, targets="2")), 0.5)
     x = torch.randn(3, 7)
     np.testing.assert_allclose(model.eval()(x).detach(), dense(model, x, ["default"]), atol=1e-6)
@@ -644,7 +775,9 @@ def test_dropout_only_while_training() -> None:
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("first", ["adapt", "checkpointing"])
 def test_gradients_pass_checkpoints(tiny_llama: Path, reentrant: bool, first: str) -> None:
-    """The gradient of every adapter parameter with checkpointing equals the one without, within 1e-6; whichever was switched on first."""
+    """The gradient of every adapter parameter with checkpointing equals the one without, within 1e-6;
+    whichever was switched on first.
+    """
     grads = []
     for checkpointing in (False, True):
         model = causal(tiny_llama)
@@ -662,15 +795,24 @@ def test_gradients_pass_checkpoints(tiny_llama: Path, reentrant: bool, first: st
 
 
 def test_generate_on_an_adapted_model(tiny_llama: Path) -> None:
-    """``generate`` with its cache gives the greedy tokens of whole forward passes, with the adapter; other ones than the base."""
+    """``generate`` with its cache gives the greedy tokens of whole forward passes, with the adapter; other
+    ones than the base.
+    """
     model = shake(adapt(causal(tiny_llama), LoRA(r=3)), 0.3)
-    settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    settings: dict[str, Any] = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     found = model.eval().generate(IDS[:1], attention_mask=torch.ones_like(IDS[:1]), **settings)
     ids = IDS[:1]
     for _ in range(8):
         ids = torch.cat([ids, logits(model, ids)[:, -1].argmax(-1, keepdim=True)], 1)
     assert torch.equal(found, ids)
-    assert not torch.equal(active(model, None).generate(IDS[:1], attention_mask=torch.ones_like(IDS[:1]), **settings), ids)
+    assert not torch.equal(
+        active(model, None).generate(IDS[:1], attention_mask=torch.ones_like(IDS[:1]), **settings), ids
+    )
 
 
 # --- PEFT
@@ -678,11 +820,20 @@ def test_generate_on_an_adapted_model(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_loss_and_gradients_are_pefts(tiny_llama: Path, tmp_path: Path, rslora: bool) -> None:
-    """The same tensors in PEFT and, through its saved folder, in us: logits, loss and the gradients of every A and B agree.
+    """The same tensors in PEFT and, through its saved folder, in us: logits, loss and the gradients of every
+    A and B agree.
 
-    Within 2e-6 for logits of about 0.2 after two layers of float32 whose products are taken in another order; 1e-6 for what is averaged.
+    Within 2e-6 for logits of about 0.2 after two layers of float32 whose products are taken in another order;
+    1e-6 for what is averaged.
     """
-    config = LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", use_rslora=rslora, init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules="all-linear",
+        use_rslora=rslora,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
     theirs = get_peft_model(causal(tiny_llama), config)
     theirs.save_pretrained(tmp_path / "peft")
     ours = attach(causal(tiny_llama), load(tmp_path / "peft", name="p"))
@@ -693,9 +844,16 @@ def test_loss_and_gradients_are_pefts(tiny_llama: Path, tmp_path: Path, rslora: 
         loss.backward()
         losses.append(float(loss.detach()))
     assert abs(losses[0] - losses[1]) <= 1e-6
-    expected = {name.removeprefix("base_model.model.").replace(".default.weight", ""): value.grad
-                for name, value in theirs.named_parameters() if "lora_" in name}
-    found = {f"{path}.{key}": value.grad for path, layer in own_wrappers(ours) for key, value in layer._part("p").items()}
+    expected = {
+        name.removeprefix("base_model.model.").replace(".default.weight", ""): value.grad
+        for name, value in theirs.named_parameters()
+        if "lora_" in name
+    }
+    found = {
+        f"{path}.{key}": value.grad
+        for path, layer in own_wrappers(ours)
+        for key, value in layer._part("p").items()
+    }
     assert found.keys() == expected.keys()
     assert len(found) == 28
     for name, grad in expected.items():
@@ -712,7 +870,9 @@ def packed(tiny_llama: Path) -> adapterpack.Pack:
 
 
 def test_the_canary_holds_on_the_same_model(tiny_llama: Path, packed: adapterpack.Pack) -> None:
-    """Recorded and replayed logits are equal within 1e-6; the model is left in its mode and with its active adapters."""
+    """Recorded and replayed logits are equal within 1e-6; the model is left in its mode and with its active
+    adapters.
+    """
     model = attach(adapt(causal(tiny_llama), LoRA(r=1), "other"), packed)
     active(model, ["other", "p"])
     model.train()
@@ -724,7 +884,9 @@ def test_the_canary_holds_on_the_same_model(tiny_llama: Path, packed: adapterpac
 
 
 def test_the_canary_records_last_position_logits(tiny_llama: Path, packed: adapterpack.Pack) -> None:
-    """Its rows are the eight largest logits at the last position of the stated ids, without and with the adapter."""
+    """Its rows are the eight largest logits at the last position of the stated ids, without and with the
+    adapter.
+    """
     recorded = packed.manifest.canary
     assert recorded is not None
     base, adapted = causal(tiny_llama), attach(causal(tiny_llama), packed)
@@ -754,7 +916,9 @@ def test_the_canary_sees_an_adapter_without_effect(tiny_llama: Path, packed: ada
 
 @torch.no_grad()
 def test_a_weak_adapter_has_a_canary_too(tiny_llama: Path) -> None:
-    """An adapter that moves logits by less than a thousandth of their size: that it is missing is still seen."""
+    """An adapter that moves logits by less than a thousandth of their size: that it is missing is still
+    seen.
+    """
     pack = save(shake(adapt(causal(tiny_llama), LoRA(r=3), "weak"), 5e-5), None)
     model = attach(causal(tiny_llama), pack)
     before = logits(active(model, None))
@@ -815,7 +979,9 @@ def test_no_canary_and_no_adapter(tiny_llama: Path, packed: adapterpack.Pack) ->
 
 
 def test_what_save_refuses(tiny_llama: Path, tmp_path: Path) -> None:
-    """Several adapters and none named; a taken folder; NaN in a tensor; finite tensors whose product is not: nothing is written."""
+    """Several adapters and none named; a taken folder; NaN in a tensor; finite tensors whose product is not:
+    nothing is written.
+    """
     model = adapt(adapt(causal(tiny_llama), LoRA(r=1), "a"), LoRA(r=1), "b")
     with pytest.raises(AdapterpackError, match="a, b"):
         save(model, tmp_path / "out")
@@ -832,7 +998,9 @@ def test_what_save_refuses(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_pack_whose_head_has_other_parameters(tiny_bert: Path) -> None:
-    """A parameter that the module of that path does not have is an error that names it, not an attribute more."""
+    """A parameter that the module of that path does not have is an error that names it, not an attribute
+    more.
+    """
     pack = save(shake(adapt(classifier(tiny_bert), LoRA(r=1, modules_to_save=("classifier",)), "c")), None)
     model = classifier(tiny_bert)
     model.classifier = nn.Linear(24, 3, bias=False)
@@ -841,11 +1009,17 @@ def test_a_pack_whose_head_has_other_parameters(tiny_bert: Path) -> None:
     assert adapter_names(model) == []
 
 
-def test_a_head_that_no_file_holds_is_trained_whole(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    """DistilBERT's class adds two modules to its base, BERT's one. Each load draws others, so an adapter of them would be lost: with
-    ``all-linear`` they are trained whole, and the pack works on a fresh model; where one is named as a target, ``save`` refuses."""
+def test_a_head_that_no_file_holds_is_trained_whole(
+    tiny_bert: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """DistilBERT's class adds two modules to its base, BERT's one. Each load draws others, so an adapter of
+    them would be lost: with ``all-linear`` they are trained whole, and the pack works on a fresh model; where
+    one is named as a target, ``save`` refuses.
+    """
     torch.manual_seed(3)
-    DistilBertModel(DistilBertConfig(vocab_size=96, dim=24, n_layers=1, n_heads=3, hidden_dim=40)).save_pretrained(tmp_path / "distil")
+    DistilBertModel(
+        DistilBertConfig(vocab_size=96, dim=24, n_layers=1, n_heads=3, hidden_dim=40)
+    ).save_pretrained(tmp_path / "distil")
     for base, heads in ((tiny_bert, ["classifier"]), (tmp_path / "distil", ["classifier", "pre_classifier"])):
         model = shake(adapt(classifier(base), LoRA(r=2), "one"))
         pack = save(model, tmp_path / f"{base.name}-pack")
@@ -857,18 +1031,22 @@ def test_a_head_that_no_file_holds_is_trained_whole(tiny_bert: Path, tiny_llama:
         with pytest.raises(SiteNotFound, match=r"does not hold.*modules_to_save"):
             save(named, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    assert not parts_of(adapt(causal(tiny_llama), LoRA(r=2)), "default").full  # its head is tied, and the checkpoint holds it once
+    # its head is tied, and the checkpoint holds it once
+    assert not parts_of(adapt(causal(tiny_llama), LoRA(r=2)), "default").full
 
 
 def test_a_checkpoint_holds_the_adapter_alone(tiny_llama: Path, tmp_path: Path) -> None:
-    """What trainers write of an adapted model: its adapters, which load back, and no configuration by which somebody could take it for a
-    model; without adapters the model is saved as ever."""
+    """What trainers write of an adapted model: its adapters, which load back, and no configuration by which
+    somebody could take it for a model; without adapters the model is saved as ever.
+    """
     model = shake(adapt(causal(tiny_llama), LoRA(r=2), "one"))
     expected = logits(model)
     model.save_pretrained(tmp_path / "checkpoint", state_dict=None)
     tensors = load_file(tmp_path / "checkpoint" / "model.safetensors")
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["model.safetensors"]
-    assert sum(value.numel() for value in tensors.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(value.numel() for value in tensors.values()) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
     again = adapt(causal(tiny_llama), LoRA(r=2), "one", seed=9)
     found = again.load_state_dict(tensors, strict=False)
     assert not found.unexpected_keys
@@ -879,14 +1057,26 @@ def test_a_checkpoint_holds_the_adapter_alone(tiny_llama: Path, tmp_path: Path) 
 
 
 def test_experts_are_taken_by_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    """Fused or one by one, alone and with all linear layers; what chooses among them never is, and what is left is said."""
+    """Fused or one by one, alone and with all linear layers; what chooses among them never is, and what is
+    left is said.
+    """
     torch.manual_seed(0)
-    common = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-              "intermediate_size": 24}
+    common = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+    }
 
     def paths(model: nn.Module, targets: Any) -> set[str]:
         adapt(model, LoRA(r=2, targets=targets))
-        return {module._site.path.removeprefix("model.layers.0.") for module in model.modules() if isinstance(module, Adapted)}
+        return {
+            module._site.path.removeprefix("model.layers.0.")
+            for module in model.modules()
+            if isinstance(module, Adapted)
+        }
 
     def mixtral() -> nn.Module:
         return MixtralForCausalLM(MixtralConfig(**common, num_local_experts=3, num_experts_per_tok=2))
@@ -895,7 +1085,10 @@ def test_experts_are_taken_by_a_word(caplog: pytest.LogCaptureFixture) -> None:
     fused = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
     with caplog.at_level(logging.INFO):
         assert paths(mixtral(), "all-linear") == attention
-    assert "all-linear takes 4 layers and leaves experts.down_proj (1), experts.gate_up_proj (1), gate.weight (1)" in caplog.text
+    assert (
+        "all-linear takes 4 layers and leaves experts.down_proj (1), experts.gate_up_proj (1), "
+        "gate.weight (1)"
+    ) in caplog.text
     assert paths(mixtral(), "all-experts") == fused
     model = mixtral()
     assert paths(model, ("all-linear", "all-experts")) == attention | fused
@@ -911,7 +1104,13 @@ def test_experts_are_taken_by_a_word(caplog: pytest.LogCaptureFixture) -> None:
 
     assert paths(nn.Sequential(One()), "all-experts") == {"0.experts.0", "0.experts.1", "0.experts.2"}
     assert paths(nn.Sequential(One()), "all-linear") == {"0.mix", "0.experts.0", "0.experts.1", "0.experts.2"}
-    assert paths(nn.Sequential(One()), ("all-linear", "gate")) == {"0.gate", "0.mix", "0.experts.0", "0.experts.1", "0.experts.2"}
+    assert paths(nn.Sequential(One()), ("all-linear", "gate")) == {
+        "0.gate",
+        "0.mix",
+        "0.experts.0",
+        "0.experts.1",
+        "0.experts.2",
+    }
 
 
 def two_layers() -> nn.Module:
@@ -921,18 +1120,25 @@ def two_layers() -> nn.Module:
 LAYERS = LoRA(r=2, targets=("0",)), LoRA(r=3, targets=("1",))
 
 
-@pytest.mark.parametrize(("call", "error", "words"), [
-    (lambda: adapt(two_layers(), LoRA(r=2, targets=())), ConfigError, "would change no layer"),
-    (lambda: adapt(two_layers(), []), ConfigError, "needs the configuration of a method"),
-    (lambda: adapt(two_layers(), "lora"), ConfigError, "needs the configuration of a method"),
-    (lambda: adapt(two_layers(), LoRA(r=2), 5), AdapterpackError, "needs a name .*expected a text, found 5"),
-    (lambda: adapt(two_layers(), LAYERS), Unsupported, "has each of its methods once .*lora twice"),
-    (lambda: LoRA(targets=5), ValueError, "targets must be names of modules, not 5"),
-    (lambda: LoRA(targets=["0", 3]), ValueError, "targets must be names of modules"),
-    (lambda: active(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
-    (lambda: merge_into(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
-    (lambda: detach(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: adapt(two_layers(), LoRA(r=2, targets=())), ConfigError, "would change no layer"),
+        (lambda: adapt(two_layers(), []), ConfigError, "needs the configuration of a method"),
+        (lambda: adapt(two_layers(), "lora"), ConfigError, "needs the configuration of a method"),
+        (
+            lambda: adapt(two_layers(), LoRA(r=2), 5),
+            AdapterpackError,
+            "needs a name .*expected a text, found 5",
+        ),
+        (lambda: adapt(two_layers(), LAYERS), Unsupported, "has each of its methods once .*lora twice"),
+        (lambda: LoRA(targets=5), ValueError, "targets must be names of modules, not 5"),
+        (lambda: LoRA(targets=["0", 3]), ValueError, "targets must be names of modules"),
+        (lambda: active(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
+        (lambda: merge_into(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
+        (lambda: detach(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
+    ],
+)
 def test_what_is_no_target_method_or_name_is_said_to_be_none(
     call: Callable[[], Any], error: type[Exception], words: str
 ) -> None:
@@ -943,4 +1149,5 @@ def test_what_is_no_target_method_or_name_is_said_to_be_none(
 
 def test_one_module_to_save_may_be_a_text() -> None:
     assert LoRA(modules_to_save="classifier", targets=["q", "v"]) == LoRA(
-        modules_to_save=("classifier",), targets=("q", "v"))
+        modules_to_save=("classifier",), targets=("q", "v")
+    )

@@ -37,23 +37,32 @@ SETTINGS = "[pytest]\naddopts = -m 'not long'\nmarkers =\n    long\n    fast\n  
 
 
 def test_what_it_selects_and_measures(tmp_path: Path) -> None:
-    """Real runs of two modules, in two processes and in one: a module without the mark is not imported, and long tests are never in it; a
-    function whose cases take long together is, until the run is measured; one that has the mark itself stays."""
+    """Real runs of two modules, in two processes and in one: a module without the mark is not imported, and
+    long tests are never in it; a function whose cases take long together is, until the run is measured; one
+    that has the mark itself stays.
+    """
     tests = tmp_path / "tests"
     (tests / "golden").mkdir(parents=True)
     shutil.copyfile(Path(__file__).with_name("inner_loop.py"), tests / "inner_loop.py")
     table = tests / "golden" / "slow.tsv"
     table.write_text("9.0\ttests/test_deleted.py::test_of_old\n9.0\ttests/test_unmarked.py::test_not_run\n")
-    for name, text in (("tests/conftest.py", CONFTEST), ("tests/test_whole.py", WHOLE), ("tests/test_unmarked.py", UNMARKED),
-                       ("pytest.ini", SETTINGS)):
+    for name, text in (
+        ("tests/conftest.py", CONFTEST),
+        ("tests/test_whole.py", WHOLE),
+        ("tests/test_unmarked.py", UNMARKED),
+        ("pytest.ini", SETTINGS),
+    ):
         (tmp_path / name).write_text(text)
 
     def ran(*options: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "pytest", "-m", "fast", "-rA", *options]
-        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # but for xdist they only take time
+        # but for xdist they only take time
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
             environment.pop(name, None)
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600, env=environment)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600, env=environment
+        )
         return done.returncode, done.stdout
 
     code, said = ran("--measure", "-p", "xdist", "-n", "2", "--dist", "loadfile")

@@ -1,4 +1,6 @@
-"""What an installation holds: one ONNX Runtime, no model hub, every file that the package reads, and kernels of its own sources."""
+"""What an installation holds: one ONNX Runtime, no model hub, every file that the package reads, and kernels
+of its own sources.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ EXTRAS = ("demo", "sign", "test", "cuda", "serve", "ray")
 
 
 def closure(root: str, extras: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Every (package, requirement) that installing ``root`` with ``extras`` asks for, followed through what is installed here."""
+    """Every (package, requirement) that installing ``root`` with ``extras`` asks for, followed through what
+    is installed here.
+    """
     seen: set[tuple[str, str]] = set()
     todo = [(root, extra) for extra in ("", *extras)]
     while todo:
@@ -42,21 +46,34 @@ def closure(root: str, extras: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def test_only_one_onnx_runtime_is_asked_for() -> None:
-    """The packages ``onnxruntime`` and ``onnxruntime-gpu`` overwrite each other: nothing that we require may bring the second."""
+    """The packages ``onnxruntime`` and ``onnxruntime-gpu`` overwrite each other: nothing that we require may
+    bring the second.
+    """
     wanted = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
-    asked = {(by, name) for by, name in closure("adapterpack", EXTRAS) if name.lower().replace("_", "-").startswith("onnxruntime")}
+    asked = {
+        (by, name)
+        for by, name in closure("adapterpack", EXTRAS)
+        if name.lower().replace("_", "-").startswith("onnxruntime")
+    }
     assert {name for _, name in asked} == {wanted}, asked
 
 
 def test_only_one_onnx_runtime_is_installed() -> None:
     """This very environment, made by the README's command, holds one of them."""
     installed = {found.metadata["Name"].lower().replace("_", "-") for found in distributions()}
-    assert len(installed & {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"}) == 1
+    assert (
+        len(installed & {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"})
+        == 1
+    )
 
 
 def test_torch_is_a_range_without_a_local_version() -> None:
     """``+cpu`` and exact pins would make the package uninstallable elsewhere."""
-    torch = next(Requirement(text) for text in distribution("adapterpack").requires or () if Requirement(text).name == "torch")
+    torch = next(
+        Requirement(text)
+        for text in distribution("adapterpack").requires or ()
+        if Requirement(text).name == "torch"
+    )
     assert torch.specifier
     assert all(clause.operator == ">=" and "+" not in clause.version for clause in torch.specifier)
 
@@ -64,11 +81,23 @@ def test_torch_is_a_range_without_a_local_version() -> None:
 def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None:
     """Modules, templates of pages and cards, schemas, the demo's data, and the mark of typed packages."""
     root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])", str(tmp_path)],
-                   cwd=root, env={**os.environ, "HATCH_BUILD_NO_HOOKS": "true"}, check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])",
+            str(tmp_path),
+        ],
+        cwd=root,
+        env={**os.environ, "HATCH_BUILD_NO_HOOKS": "true"},
+        check=True,
+        capture_output=True,
+    )
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     suffixes = {".py", ".jinja", ".typed", ".json"}
-    package = {str(path.relative_to(root)) for path in (root / "adapterpack").rglob("*") if path.suffix in suffixes}
+    package = {
+        str(path.relative_to(root)) for path in (root / "adapterpack").rglob("*") if path.suffix in suffixes
+    }
     shipped = {f"adapterpack/{path.relative_to(root)}" for path in (root / "schemas").glob("*.json")}
     shipped |= {f"adapterpack/{path.relative_to(root)}" for path in (root / "web" / "page").iterdir()}
     shipped.add("adapterpack/web/dist/adapterpack.js")
@@ -107,7 +136,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source tree as a checkout has it, with a library that an earlier version left there."""
     root = tmp_path_factory.mktemp("checkout") / "adapterpack"
     for name in ("adapterpack", "schemas", "examples", "web"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "node_modules"))
+        shutil.copytree(
+            ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "node_modules")
+        )
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copyfile(ROOT / name, root / name)
     (root / "adapterpack" / "_native" / "_lowrank.abi3.so").write_bytes(b"of an earlier version")
@@ -118,17 +149,34 @@ def built(source: Path, out: Path, **environment: str) -> subprocess.CompletedPr
     """A wheel of the source tree in ``out``, as an installer builds it."""
     out.mkdir()
     variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    return subprocess.run([sys.executable, "-c", BUILD, str(out)], cwd=source, env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", BUILD, str(out)],
+        cwd=source,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def looked(folder: Path) -> list[str]:
     """What a process says that imports the kernels of the package in ``folder``."""
-    run = subprocess.run([sys.executable, "-c", LOOK], env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
-                         cwd=folder, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     file, *said = run.stdout.splitlines()
     assert Path(file).is_relative_to(folder)
@@ -137,8 +185,10 @@ def looked(folder: Path) -> list[str]:
 
 @pytest.mark.long
 def test_a_wheel_holds_its_own_kernels_and_leaves_the_source_tree_alone(source: Path, tmp_path: Path) -> None:
-    """Nothing is written or changed in the tree, and nothing that lay there compiled gets into the wheel. Kernels of other sources than
-    those beside them are not used, which a warning says, with what to do; and doing that mends it."""
+    """Nothing is written or changed in the tree, and nothing that lay there compiled gets into the wheel.
+    Kernels of other sources than those beside them are not used, which a warning says, with what to do; and
+    doing that mends it.
+    """
     if not can_compile():
         return
     before = state(source)
@@ -183,9 +233,13 @@ def test_a_compiler_that_fails_fails_the_build_with_what_it_said(source: Path, t
     assert "common.h:7: error: no such luck" in said and "ADAPTERPACK_PURE=1" in said
 
 
-@pytest.mark.parametrize(("environment", "words"), [({"CC": "no-such-compiler"}, "no C compiler no-such-compiler"),
-                                                    ({"ADAPTERPACK_PURE": "1"}, "")])
-def test_without_a_compiler_the_wheel_is_all_python(source: Path, tmp_path: Path, environment: dict[str, str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [({"CC": "no-such-compiler"}, "no C compiler no-such-compiler"), ({"ADAPTERPACK_PURE": "1"}, "")],
+)
+def test_without_a_compiler_the_wheel_is_all_python(
+    source: Path, tmp_path: Path, environment: dict[str, str], words: str
+) -> None:
     run = built(source, tmp_path / "wheel", **environment)
     assert run.returncode == 0, run.stderr
     (wheel,) = (tmp_path / "wheel").iterdir()

@@ -1,4 +1,6 @@
-"""Keys and values of the engine's graph in eight bits: a quarter of the memory, logits within what the export has measured."""
+"""Keys and values of the engine's graph in eight bits: a quarter of the memory, logits within what the export
+has measured.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ PROMPT = [5, 6, 7, 30, 31, 8, 9, 10, 11, 12, 13, 14, 15, 16, 60, 61, 62, 63, 40,
 
 @pytest.fixture(scope="module")
 def bundles(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bank with floats in the caches, and one with whole numbers; an adapter of each begins with a prompt in them."""
+    """A bank with floats in the caches, and one with whole numbers; an adapter of each begins with a prompt
+    in them.
+    """
     folder, packs = tmp_path_factory.mktemp("caches"), [pack_of("llama", "alpha"), pack_of("llama", "beta")]
     prompt = make_pack(LLAMA, base_of("llama"), next(kind for kind in KINDS if kind.name == "prompt"))
     for name in ("float", "int8"):
@@ -41,8 +45,13 @@ def passes(bundle: Path, names: list[str | None], tokens: np.ndarray) -> tuple[n
     session = Session(bundle, "cpu")
     reader = AdapterReader(session, SlotValues(session.bundle, bundle, session.stored))
     batch = RowBatch[Row](session, reader, len(names), 64)
-    rows = [Row(prompt=PROMPT[: 9 + 3 * number], adapter=None if name is None else reader.read(session.packs[name]))
-            for number, name in enumerate(names)]
+    rows = [
+        Row(
+            prompt=PROMPT[: 9 + 3 * number],
+            adapter=None if name is None else reader.read(session.packs[name]),
+        )
+        for number, name in enumerate(names)
+    ]
     for row in rows:
         batch.admit(row)
     logits = []
@@ -59,8 +68,10 @@ def passes(bundle: Path, names: list[str | None], tokens: np.ndarray) -> tuple[n
 
 
 def test_logits_move_as_little_as_the_report_says(bundles: dict[str, Path]) -> None:
-    """Rows with several adapters, one with a prompt in its cache, prompts in pieces, steps: within twice the error that was measured on
-    other rows; a quarter of the memory; a row alone gives what it gives beside others."""
+    """Rows with several adapters, one with a prompt in its cache, prompts in pieces, steps: within twice the
+    error that was measured on other rows; a quarter of the memory; a row alone gives what it gives beside
+    others.
+    """
     report = read_bundle(bundles["int8"]).parity["decoder"]["cache"]
     assert 0 < report["relative"] <= report["max_relative"] < 0.1
     assert report["label_agreement"] > 0.9
@@ -80,7 +91,9 @@ def test_logits_move_as_little_as_the_report_says(bundles: dict[str, Path]) -> N
 
 
 def test_engines_run_it(bundles: dict[str, Path], pack_of: Make) -> None:
-    """Prompts that begin as one before give the same answer; a pack that is loaded meanwhile passes its canary."""
+    """Prompts that begin as one before give the same answer; a pack that is loaded meanwhile passes its
+    canary.
+    """
     engine = Engine(bundles["int8"], "cpu", max_rows=2, max_length=64)
     engine.adapters.load(pack_of("llama", "alpha"), "again")
     texts: dict[int, str] = {}
@@ -97,17 +110,24 @@ def test_weights_and_caches_in_eight_bits(bundles: dict[str, Path], tmp_path: Pa
     assert len(Session(tmp_path / "both", "cpu").generate([PROMPT], ["alpha"], max_new_tokens=4)) == 1
 
 
-def test_a_fold_measures_the_caches_anew(bundles: dict[str, Path], pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8_cache, "_TOLERANCE", 0.5)  # the folded random model moves by 0.13 of the largest, which would be refused
+def test_a_fold_measures_the_caches_anew(
+    bundles: dict[str, Path], pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the folded random model moves by 0.13 of the largest, which would be refused
+    monkeypatch.setattr(int8_cache, "_TOLERANCE", 0.5)
     merge(bundles["int8"], [pack_of("llama", "alpha")], tmp_path / "merged")
-    before, after = (read_bundle(folder).parity["decoder"]["cache"] for folder in (bundles["int8"], tmp_path / "merged"))
+    before, after = (
+        read_bundle(folder).parity["decoder"]["cache"] for folder in (bundles["int8"], tmp_path / "merged")
+    )
     assert 0 < after["max_relative"] < 0.5
     assert after != before
     graph = ir.load(tmp_path / "merged" / graph_file(DECODER)).graph
     assert {value.dtype for value in graph.inputs if value.name.startswith(PAST)} == {ir.DataType.INT8}
 
 
-def test_what_cannot_be(tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be(
+    tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for base, options, error, match in (
         (tiny_llama, {"cache": "int9"}, UnknownName, "did you mean"),
         (tiny_llama, {"cache": "int8", "in_place": False}, ConfigError, "left out"),

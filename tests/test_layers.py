@@ -1,4 +1,6 @@
-"""The shape of the package: its layers, without a circle; how large folders and files are; what is public; the examples in docstrings."""
+"""The shape of the package: its layers, without a circle; how large folders and files are; what is public;
+the examples in docstrings.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,51 @@ import adapterpack
 pytestmark = pytest.mark.fast
 
 PACKAGE = Path(adapterpack.__file__).parent
-LAYERS = ("version", "errors", "library_errors", "signals", "extras", "registry", "resources", "palette", "_native", "io", "http",
-          "sandbox", "chat", "adapter_methods", "lowrank", "tasks", "manifest", "base", "peft", "pack", "fleet", "onnx_graph", "bundle",
-          "slots", "runtime", "hub", "serving", "offline", "engine_graph", "diagnosing", "merging", "composing", "compressing",
-          "extracting", "training", "converting", "artifacts", "exporting", "quantizing", "report", "demos", "testing", "cli")
+LAYERS = (
+    "version",
+    "errors",
+    "library_errors",
+    "signals",
+    "extras",
+    "registry",
+    "resources",
+    "palette",
+    "_native",
+    "io",
+    "http",
+    "sandbox",
+    "chat",
+    "adapter_methods",
+    "lowrank",
+    "tasks",
+    "manifest",
+    "base",
+    "peft",
+    "pack",
+    "fleet",
+    "onnx_graph",
+    "bundle",
+    "slots",
+    "runtime",
+    "hub",
+    "serving",
+    "offline",
+    "engine_graph",
+    "diagnosing",
+    "merging",
+    "composing",
+    "compressing",
+    "extracting",
+    "training",
+    "converting",
+    "artifacts",
+    "exporting",
+    "quantizing",
+    "report",
+    "demos",
+    "testing",
+    "cli",
+)
 """From the ground up: each imports only from those before it. CONTRIBUTING draws and explains them."""
 LIGHT = (*LAYERS[LAYERS.index("io") : LAYERS.index("training")], "cli")
 """Packages that work where neither torch nor transformers is installed."""
@@ -33,14 +76,20 @@ ON_REQUEST = {"merging/fold/in_torch.py"}
 
 def modules(*packages: str) -> list[str]:
     """The dotted names of every module in these subpackages, read off the tree."""
-    files = [file for package in packages for file in sorted((PACKAGE / package).rglob("*.py"))
-             if file.relative_to(PACKAGE).as_posix() not in ON_REQUEST]
+    files = [
+        file
+        for package in packages
+        for file in sorted((PACKAGE / package).rglob("*.py"))
+        if file.relative_to(PACKAGE).as_posix() not in ON_REQUEST
+    ]
     return [dotted(file) for file in files]
 
 
 def dotted(file: Path) -> str:
     """The name under which a file of the package is imported."""
-    return ".".join(("adapterpack", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    return ".".join(("adapterpack", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    )
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -63,8 +112,11 @@ def graph() -> dict[str, frozenset[str]]:
     def known(name: str) -> str:
         return name if name in files else known(name.rpartition(".")[0])
 
-    return {module: frozenset(known(name) for name in imports(file) if name.split(".")[0] == "adapterpack") - {module}
-            for module, file in files.items()}
+    return {
+        module: frozenset(known(name) for name in imports(file) if name.split(".")[0] == "adapterpack")
+        - {module}
+        for module, file in files.items()
+    }
 
 
 def layer(module: str) -> str:
@@ -73,17 +125,26 @@ def layer(module: str) -> str:
 
 
 def test_every_layer_imports_only_from_those_below_it() -> None:
-    """Imports inside functions and those for type checkers count as well; the command line alone may use the public names."""
+    """Imports inside functions and those for type checkers count as well; the command line alone may use the
+    public names.
+    """
     unknown = {layer(module) for module in graph()} - {*LAYERS, "", "__main__"}
-    upward = [f"{module} imports {name}" for module, names in graph().items() for name in names
-              if layer(module) in LAYERS and (layer(name) not in LAYERS[: LAYERS.index(layer(module)) + 1])
-              and not (layer(module) in ("cli", "demos") and layer(name) == "")]
+    upward = [
+        f"{module} imports {name}"
+        for module, names in graph().items()
+        for name in names
+        if layer(module) in LAYERS
+        and (layer(name) not in LAYERS[: LAYERS.index(layer(module)) + 1])
+        and not (layer(module) in ("cli", "demos") and layer(name) == "")
+    ]
     assert unknown == set()
     assert sorted(upward) == []
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    """The graph of imports has no circle: modules can be taken away one after another, each after those that import it."""
+    """The graph of imports has no circle: modules can be taken away one after another, each after those that
+    import it.
+    """
     left = {module: set(names) for module, names in graph().items()}
     while leaves := [module for module, names in left.items() if not names]:
         for module in leaves:
@@ -95,7 +156,9 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_the_light_packages_import_without_torch() -> None:
-    """One fresh interpreter imports every module of the light packages; torch and transformers are still not there."""
+    """One fresh interpreter imports every module of the light packages; torch and transformers are still not
+    there.
+    """
     program = (
         "import importlib, sys\n"
         f"for name in {modules(*LIGHT)!r}:\n"
@@ -104,21 +167,36 @@ def test_the_light_packages_import_without_torch() -> None:
         "    assert not loaded, f'{name} imports {loaded}'\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("package", LIGHT)
 def test_the_light_packages_do_not_import_torch_when_called_either(package: str) -> None:
     """No import of torch or transformers stands in them, not even inside a function."""
-    heavy = {file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / package).rglob("*.py") for name in imports(file)
-             if name.partition(".")[0] in HEAVY}
+    heavy = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in (PACKAGE / package).rglob("*.py")
+        for name in imports(file)
+        if name.partition(".")[0] in HEAVY
+    }
     assert heavy == {file for file in ON_REQUEST if file.startswith(f"{package}/")}
 
 
 def stub() -> list[ast.ImportFrom]:
     """The imports of the stub that lists the public names."""
-    return [node for node in ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8")).body if isinstance(node, ast.ImportFrom)]
+    return [
+        node
+        for node in ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8")).body
+        if isinstance(node, ast.ImportFrom)
+    ]
 
 
 PUBLIC = {alias.name: node.module for node in stub() for alias in node.names}
@@ -137,17 +215,24 @@ def test_all_is_what_the_stub_lists() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     """A name of the stub imports, and is the one that its module defines."""
     module = PUBLIC[name]
-    expected = importlib.import_module(f"adapterpack.{name}") if module is None else getattr(
-        importlib.import_module(f"adapterpack.{module}"), name)
+    expected = (
+        importlib.import_module(f"adapterpack.{name}")
+        if module is None
+        else getattr(importlib.import_module(f"adapterpack.{module}"), name)
+    )
     assert getattr(adapterpack, name) is expected
 
 
 def test_no_public_function_shares_its_name_with_a_folder() -> None:
-    """Importing from a folder ``x`` binds it to ``adapterpack.x``, which would replace a function of that name."""
+    """Importing from a folder ``x`` binds it to ``adapterpack.x``, which would replace a function of that
+    name.
+    """
     assert [name for name, module in PUBLIC.items() if module is not None and (PACKAGE / name).exists()] == []
 
 
-@pytest.mark.parametrize("name", [*modules(*LAYERS[: LAYERS.index("onnx_graph")]), "adapterpack.errors", "adapterpack.resources"])
+@pytest.mark.parametrize(
+    "name", [*modules(*LAYERS[: LAYERS.index("onnx_graph")]), "adapterpack.errors", "adapterpack.resources"]
+)
 def test_the_examples_in_docstrings_run(name: str) -> None:
     """Every doctest of the lower layers gives what it shows."""
     assert doctest.testmod(importlib.import_module(name)).failed == 0
@@ -155,8 +240,14 @@ def test_the_examples_in_docstrings_run(name: str) -> None:
 
 def test_there_are_examples_to_run() -> None:
     """The parts that others build on show how they are used."""
-    names = ("adapterpack.errors", "adapterpack.adapter_methods.core.base", "adapterpack.adapter_methods.registry", "adapterpack.io.atomic",
-             "adapterpack.base.fingerprint", "adapterpack.io.safetensors")
+    names = (
+        "adapterpack.errors",
+        "adapterpack.adapter_methods.core.base",
+        "adapterpack.adapter_methods.registry",
+        "adapterpack.io.atomic",
+        "adapterpack.base.fingerprint",
+        "adapterpack.io.safetensors",
+    )
     counts = {name: doctest.testmod(importlib.import_module(name)).attempted for name in names}
     assert sum(counts.values()) >= 15
     assert all(counts.values())

@@ -1,4 +1,6 @@
-"""What is left undone until it is needed, and what is done by a shorter way: the results are those of the long way."""
+"""What is left undone until it is needed, and what is done by a shorter way: the results are those of the
+long way.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,25 @@ from adapterpack.io import strict_json
 
 pytestmark = pytest.mark.fast
 
-LEAVES = (st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["\u2028", "\ud800", '"\\/\b\x7f', "\x00"]))
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["\u2028", "\ud800", '"\\/\b\x7f', "\x00"])
+)
 KEYS = st.text() | st.integers() | st.booleans() | st.none() | st.floats()
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner) | st.dictionaries(KEYS, inner),
-    max_leaves=12)
+    LEAVES,
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text(), inner)
+        | st.dictionaries(KEYS, inner)
+    ),
+    max_leaves=12,
+)
 
 
 def standard(value: Any) -> bytes:
@@ -30,7 +46,9 @@ def standard(value: Any) -> bytes:
 
 @given(VALUES)
 def test_the_canonical_text_is_that_of_the_standard_encoder(value: Any) -> None:
-    """The same bytes, or an error where that has one: for NaN, halves of characters, keys without an order."""
+    """The same bytes, or an error where that has one: for NaN, halves of characters, keys without an
+    order.
+    """
     try:
         expected = standard(value)
     except (TypeError, ValueError):
@@ -42,6 +60,7 @@ def test_the_canonical_text_is_that_of_the_standard_encoder(value: Any) -> None:
 
 def test_values_beyond_json_are_told_as_before() -> None:
     """What holds itself, what is no JSON, and subclasses of what is."""
+
     class Text(str):
         pass
 
@@ -76,8 +95,11 @@ def test_no_config_of_peft_is_read_by_two_methods() -> None:
         for example in method.examples:
             config = method.peft.to_config({site.path: example})
             if config is not None:
-                known = [other.name for other in methods().values() if other.peft and other.peft.reads(
-                    {"peft_type": method.peft.peft_type, **config})]
+                known = [
+                    other.name
+                    for other in methods().values()
+                    if other.peft and other.peft.reads({"peft_type": method.peft.peft_type, **config})
+                ]
                 assert known == [method.name]
                 written += 1
     assert written > 20

@@ -1,4 +1,6 @@
-"""Exceptions of libraries on a stranger's input become errors by name; what is not the library's stays what it is."""
+"""Exceptions of libraries on a stranger's input become errors by name; what is not the library's stays what
+it is.
+"""
 
 from __future__ import annotations
 
@@ -73,14 +75,26 @@ def _of_numpy() -> None:
     np.load(io.BytesIO(b"\x93NUMPY\x01\x00\x10\x00{'descr': (1,,)   "))
 
 
-RAISING = {"json": _of_json, "yaml": _of_yaml, "tokenizers": _of_tokenizers, "protobuf": _of_protobuf, "onnx": _of_onnx,
-           "onnxruntime": _of_onnxruntime, "safetensors": _of_safetensors, "PIL": _of_pillow, "jinja2": _of_jinja2, "numpy": _of_numpy}
+RAISING = {
+    "json": _of_json,
+    "yaml": _of_yaml,
+    "tokenizers": _of_tokenizers,
+    "protobuf": _of_protobuf,
+    "onnx": _of_onnx,
+    "onnxruntime": _of_onnxruntime,
+    "safetensors": _of_safetensors,
+    "PIL": _of_pillow,
+    "jinja2": _of_jinja2,
+    "numpy": _of_numpy,
+}
 
 
 @pytest.mark.parametrize("library", RAISING)
 def test_what_a_library_raises_on_bytes_of_strangers_has_a_name_and_a_place(library: str) -> None:
-    with pytest.raises(FormatError, match=r"^it cannot be read: .*\(at line 3\)") as caught, \
-            library_errors(library, "it cannot be read", where="line 3"):
+    with (
+        pytest.raises(FormatError, match=r"^it cannot be read: .*\(at line 3\)") as caught,
+        library_errors(library, "it cannot be read", where="line 3"),
+    ):
         RAISING[library]()
     assert caught.value.__cause__ is not None  # which --traceback shows
     assert "\n" not in str(caught.value)
@@ -88,8 +102,14 @@ def test_what_a_library_raises_on_bytes_of_strangers_has_a_name_and_a_place(libr
 
 @pytest.mark.parametrize("library", BORDERS)
 def test_an_exhausted_stack_or_memory_says_so(library: str) -> None:
-    for error, words in ((RecursionError("maximum"), "nested too deeply"), (MemoryError(), "more memory than there is")):
-        with pytest.raises(ConfigError, match=words), library_errors(library, "it cannot be read", kind=ConfigError):
+    for error, words in (
+        (RecursionError("maximum"), "nested too deeply"),
+        (MemoryError(), "more memory than there is"),
+    ):
+        with (
+            pytest.raises(ConfigError, match=words),
+            library_errors(library, "it cannot be read", kind=ConfigError),
+        ):
             raise error
 
 
@@ -107,7 +127,9 @@ def test_a_bug_is_no_error_of_a_library() -> None:
 
 @pytest.mark.parametrize("library", BORDERS)
 def test_a_bug_of_this_package_is_not_the_fault_of_a_library(library: str) -> None:
-    """What is raised in a line of a module of ours stays what it is; what a called library raises has a name."""
+    """What is raised in a line of a module of ours stays what it is; what a called library raises has a
+    name.
+    """
     namespace = {"__name__": "adapterpack.some.module"}
     exec("def broken():\n    return 1 / 0\n", namespace)
     if library != "yaml":  # which divides by what a document says

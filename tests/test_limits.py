@@ -1,4 +1,6 @@
-"""What is checked before a graph is written: versions against the installed ONNX Runtime, slots and sites after every pass."""
+"""What is checked before a graph is written: versions against the installed ONNX Runtime, slots and sites
+after every pass.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,15 @@ from adapterpack.exporting.limits import require_readable
 @pytest.mark.fast
 @pytest.mark.parametrize(("version", "opset"), [(10, 99), (99, 20)])
 def test_versions_that_the_runtime_does_not_know(version: int, opset: int) -> None:
-    """An operator set or an IR version of the future is named, with the largest that the installed ONNX Runtime takes."""
+    """An operator set or an IR version of the future is named, with the largest that the installed ONNX
+    Runtime takes.
+    """
     model = one_layer("MatMul", 3, np.ones((5, 7), np.float32), None)
     require_readable(model)
     model.ir_version, model.graph.opset_imports[""] = version, opset
-    with pytest.raises(Unsupported, match=rf"{max(version, opset)}.*at most [0-9]+|at most [0-9]+.*{max(version, opset)}"):
+    with pytest.raises(
+        Unsupported, match=rf"{max(version, opset)}.*at most [0-9]+|at most [0-9]+.*{max(version, opset)}"
+    ):
         require_readable(model)
 
 
@@ -42,20 +48,33 @@ def test_a_pass_that_loses_something_is_named() -> None:
         checked("fusion", model, sites, ())
 
 
-@pytest.mark.parametrize(("mode", "before", "after"), [("folded", 7, 4), ("bank", 21, 15), ("inputs", 21, 18)])
+@pytest.mark.parametrize(
+    ("mode", "before", "after"), [("folded", 7, 4), ("bank", 21, 15), ("inputs", 21, 18)]
+)
 def test_packing_saves_products(mode: str, before: int, after: int, bundle_of: Callable[..., Path]) -> None:
-    """Of one Llama layer: q, k, v, o, gate, up, down are 7 MatMuls and 14 of the branches; packed they are 4, and in a bank 11."""
+    """Of one Llama layer: q, k, v, o, gate, up, down are 7 MatMuls and 14 of the branches; packed they are 4,
+    and in a bank 11.
+    """
     folder = bundle_of("llama", mode)
     graph = ir.load(folder / "model.onnx").graph
-    found = [node for node in graph if node.op_type == "MatMul" and any("layers.1." in one for one in (node.name, node.inputs[1].name))]
+    found = [
+        node
+        for node in graph
+        if node.op_type == "MatMul" and any("layers.1." in one for one in (node.name, node.inputs[1].name))
+    ]
     assert len(found) == after < before
     sites = read_bundle(folder).sites
     assert {len(site.members) for site in sites.values()} == ({0, 2, 3} if mode == "bank" else {0})
-    weights = {site.weight for path, site in sites.items() if site.weight and path.endswith(("q_proj", "k_proj", "v_proj"))
-               and "layers.0" in path}
+    weights = {
+        site.weight
+        for path, site in sites.items()
+        if site.weight and path.endswith(("q_proj", "k_proj", "v_proj")) and "layers.0" in path
+    }
     assert len(weights) == 1
     assert SHARED[mode] == next((site.fields for site in sites.values() if site.members), ())
-    assert slots_of(ir.load(folder / "model.onnx")) == {f"{path}.{field}" for path, site in sites.items() for field in site.fields}
+    assert slots_of(ir.load(folder / "model.onnx")) == {
+        f"{path}.{field}" for path, site in sites.items() for field in site.fields
+    }
 
 
 def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
@@ -68,9 +87,17 @@ def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
     every = find_sites(graph.model, graph.scope)
     import dataclasses
 
-    changed = {"model.layers.0.self_attn.q_proj": dataclasses.replace(every["model.layers.0.self_attn.q_proj"], fields=("pre",))}
+    changed = {
+        "model.layers.0.self_attn.q_proj": dataclasses.replace(
+            every["model.layers.0.self_attn.q_proj"], fields=("pre",)
+        )
+    }
     plan = pack_siblings(graph.model, every, Plan([], [], changed, {}, 2, 4), SHARED["bank"])
-    names = [node.name for node in graph.model.graph if node.op_type == "MatMul" and "layers.0.self_attn" in node.name]
+    names = [
+        node.name
+        for node in graph.model.graph
+        if node.op_type == "MatMul" and "layers.0.self_attn" in node.name
+    ]
     assert not any("q_proj+" in name for name in names)
     assert any("k_proj+v_proj" in name for name in names)
     assert plan.sites["model.layers.0.self_attn.q_proj"].at == 0

@@ -1,4 +1,6 @@
-"""What packs made from packs say of where they come from: the true graph, as far back as a manifest reaches."""
+"""What packs made from packs say of where they come from: the true graph, as far back as a manifest
+reaches.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,18 @@ SITE = Site("layers.0.proj", 5, 7)
 
 def made(seed: int, lineage: m.Lineage | None = None) -> Pack:
     rng, cfg = np.random.default_rng(seed), LoRA(r=2)
-    params = {"lora_A": rng.normal(size=(2, 5)).astype(np.float32), "lora_B": rng.normal(size=(7, 2)).astype(np.float32)}
-    return build(f"p{seed}", method_of(cfg), {SITE: (cfg, params)}, task=m.Task("text-generation"), base=m.Base(name="b"), lineage=lineage)
+    params = {
+        "lora_A": rng.normal(size=(2, 5)).astype(np.float32),
+        "lora_B": rng.normal(size=(7, 2)).astype(np.float32),
+    }
+    return build(
+        f"p{seed}",
+        method_of(cfg),
+        {SITE: (cfg, params)},
+        task=m.Task("text-generation"),
+        base=m.Base(name="b"),
+        lineage=lineage,
+    )
 
 
 def lineage_of(pack: Pack) -> m.Lineage:
@@ -40,7 +52,9 @@ def valid(pack: Pack, folder: Path) -> bool:
 
 
 def test_three_generations(tmp_path: Path) -> None:
-    """compose(quantize(compose(a, b)), c, a): the packs that were made from packs stand in ``ancestors`` with their parents, no others."""
+    """compose(quantize(compose(a, b)), c, a): the packs that were made from packs stand in ``ancestors`` with
+    their parents, no others.
+    """
     a, b, c = made(1), made(2), made(3)
     first = adapterpack.compose([a, b])
     assert lineage_of(first).ancestors == {}
@@ -56,7 +70,9 @@ def test_three_generations(tmp_path: Path) -> None:
 
 
 def test_what_lies_too_far_back_is_left_out(tmp_path: Path) -> None:
-    """A chain of twelve compositions: every pack of it is valid, so none says more than the generations that a manifest reaches."""
+    """A chain of twelve compositions: every pack of it is valid, so none says more than the generations that
+    a manifest reaches.
+    """
     pack = made(0)
     for number in range(12):
         pack = adapterpack.compose([pack, made(100 + number)], name=f"c{number}")
@@ -68,12 +84,21 @@ def test_what_lies_too_far_back_is_left_out(tmp_path: Path) -> None:
 
 
 def test_no_more_ancestors_than_a_manifest_names(tmp_path: Path) -> None:
-    """64 parents of 7 composed parents each: the nearest 256 are kept, which are all 64 parents first; the pack is valid."""
+    """64 parents of 7 composed parents each: the nearest 256 are kept, which are all 64 parents first; the
+    pack is valid.
+    """
     before = {f"sha256:{number:064x}": (f"sha256:{number:032x}{1:032x}",) for number in range(1, 64 * 7 + 1)}
     digests, parents = list(before), []
     for number in range(64):
         own = digests[7 * number : 7 * number + 7]
-        parents.append(made(number, m.Lineage("linear", tuple(m.Parent(one, "x") for one in own), ancestors={d: before[d] for d in own})))
+        parents.append(
+            made(
+                number,
+                m.Lineage(
+                    "linear", tuple(m.Parent(one, "x") for one in own), ancestors={d: before[d] for d in own}
+                ),
+            )
+        )
     found = descended("linear", parents, {}, [1.0] * 64)
     assert len(found.ancestors) == MAX_ANCESTORS
     assert {parent.id for parent in parents} <= set(found.ancestors)
@@ -81,17 +106,23 @@ def test_no_more_ancestors_than_a_manifest_names(tmp_path: Path) -> None:
 
 
 def test_claims_that_contradict_each_other_are_refused() -> None:
-    """Two packs that name other parents of one ancestor; two that are each other's ancestors, as no digest allows; the order is free."""
+    """Two packs that name other parents of one ancestor; two that are each other's ancestors, as no digest
+    allows; the order is free.
+    """
     x, y, z = (f"sha256:{letter * 64}" for letter in "abc")
 
     def claims(seed: int, ancestors: dict[str, tuple[str, ...]]) -> Pack:
-        return made(seed, m.Lineage("linear", tuple(m.Parent(one, "n") for one in ancestors), ancestors=ancestors))
+        return made(
+            seed, m.Lineage("linear", tuple(m.Parent(one, "n") for one in ancestors), ancestors=ancestors)
+        )
 
     with pytest.raises(FormatError, match="different parents"):
         adapterpack.compose([claims(1, {x: (y,)}), claims(2, {x: (z,)})])
     with pytest.raises(FormatError, match="its own ancestors"):
         adapterpack.compose([claims(1, {x: (y,)}), claims(2, {y: (x,)})])
-    assert set(lineage_of(adapterpack.compose([claims(1, {x: (y, z)}), claims(2, {x: (z, y)})])).ancestors) >= {x}
+    assert set(
+        lineage_of(adapterpack.compose([claims(1, {x: (y, z)}), claims(2, {x: (z, y)})])).ancestors
+    ) >= {x}
 
 
 def test_the_same_parent_twice_is_one_ancestor() -> None:

@@ -1,4 +1,6 @@
-"""A base and its adapter in one call: the pack's own task, labels and base, and never a path that a stranger wrote."""
+"""A base and its adapter in one call: the pack's own task, labels and base, and never a path that a stranger
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ IDS = torch.tensor([[5, 17, 40, 8], [9, 9, 50, 2]])
 
 @torch.no_grad()
 def test_a_pack_brings_its_base_and_head(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    """A classifier of five named labels: the trained model's logits, in the stored dtype or another; on another base an error."""
+    """A classifier of five named labels: the trained model's logits, in the stored dtype or another; on
+    another base an error.
+    """
     labels = dict(enumerate("vwxyz"))
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=5, id2label=labels).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_bert, num_labels=5, id2label=labels
+    ).eval()
     ap.adapt(model, ap.LoRA(r=2, modules_to_save=("classifier",)), "t")
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -29,7 +35,11 @@ def test_a_pack_brings_its_base_and_head(tiny_bert: Path, tiny_llama: Path, tmp_
     ap.save(model, tmp_path / "t", base=tiny_bert)
     expected = model.eval()(input_ids=IDS).logits
     found = ap.load_for(tmp_path / "t", tiny_bert)
-    assert (type(found).__name__, found.training, found.config.id2label) == ("BertForSequenceClassification", False, labels)
+    assert (type(found).__name__, found.training, found.config.id2label) == (
+        "BertForSequenceClassification",
+        False,
+        labels,
+    )
     torch.testing.assert_close(found(input_ids=IDS).logits, expected, rtol=1e-6, atol=1e-6)
     half = ap.load_for(ap.load(tmp_path / "t"), tiny_bert, name="other", dtype=torch.bfloat16)
     assert ap.status(half).base_dtypes == ("bfloat16",)
@@ -45,9 +55,12 @@ def test_a_pack_brings_its_base_and_head(tiny_bert: Path, tiny_llama: Path, tmp_
         ap.load_for(tmp_path / "t", other)
 
 
-def test_a_base_is_a_hubs_or_is_given(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pack of a local base names a folder that is nobody's to follow: the base must be given. A path in PEFT's configuration is not
-    followed either, even where a model lies there."""
+def test_a_base_is_a_hubs_or_is_given(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pack of a local base names a folder that is nobody's to follow: the base must be given. A path in
+    PEFT's configuration is not followed either, even where a model lies there.
+    """
     model = ap.adapt(ap.load_for(_moved(tiny_llama, tmp_path), tiny_llama), ap.LoRA(r=1), "more")
     assert ap.status(model).active == ("more",)
     monkeypatch.chdir(tiny_llama.parent)
@@ -56,7 +69,9 @@ def test_a_base_is_a_hubs_or_is_given(tiny_llama: Path, tmp_path: Path, monkeypa
     folder = tmp_path / "theirs"
     ap.convert(tmp_path / "local", folder, to="peft")
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(tiny_llama)}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": str(tiny_llama)})
+    )
     with pytest.raises(ConfigError, match="give the base"):
         ap.load_for(folder)
 

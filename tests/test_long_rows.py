@@ -1,4 +1,6 @@
-"""Rows longer than a model's windows and chunks are what transformers makes of each alone, however it is run."""
+"""Rows longer than a model's windows and chunks are what transformers makes of each alone, however it is
+run.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,8 @@ def _alone(model: Any, ids: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(made: Make) -> Callable[[str], list[np.ndarray]]:
-    """What transformers, with PEFT for the adapters, gives for each row by itself, ``[tokens, vocabulary]``.
+    """What transformers, with PEFT for the adapters, gives for each row by itself, ``[tokens,
+    vocabulary]``.
     """
 
     @cache

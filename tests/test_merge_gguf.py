@@ -1,4 +1,6 @@
-"""Merges into models of llama.cpp: every type of block against the ``gguf`` package, every file read back by it."""
+"""Merges into models of llama.cpp: every type of block against the ``gguf`` package, every file read back by
+it.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,15 @@ BY_PACKAGE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
-# --- types -----------------------------------------------------------------------------------------------------------------------------
+# --- types --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fast
 def test_sizes_and_names_are_the_packages() -> None:
     """Sizes of all types, and llama.cpp's name of every module that is known, in every family."""
     assert {number: (kind.name, kind.block, kind.size) for number, kind in TENSOR_TYPES.items()}.items() <= {
-        int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}.items()
+        int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()
+    }.items()
     architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     for family in names.FAMILIES.values():
         theirs = gguf.get_tensor_name_map(architectures[family.name], 2)
@@ -66,7 +69,9 @@ def random_blocks(kind: str, rng: np.random.Generator, rows: int = 5, blocks: in
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", TYPES)
 def test_blocks_decode_as_the_package_decodes_them(kind: str) -> None:
-    """Bit by bit; what was decoded encodes to the same bytes; and quantizing is as good as the package's, or a step's ``width^2 / 12``."""
+    """Bit by bit; what was decoded encodes to the same bytes; and quantizing is as good as the package's, or
+    a step's ``width^2 / 12``.
+    """
     rng = np.random.default_rng(2)
     raw = random_blocks(kind, rng)
     one = weight("w", kind, (5, 3 * gguf.GGML_QUANT_SIZES[TensorType[kind]][0]))
@@ -76,15 +81,21 @@ def test_blocks_decode_as_the_package_decodes_them(kind: str) -> None:
     assert np.array_equal(piece.values, raw)
     wanted = rng.normal(0, 0.02, values.shape).astype(np.float32)
     ((piece,), after, _) = one.encode({"codes": np.zeros_like(raw)}, slice(0, 5), wanted)
-    np.testing.assert_array_equal(gguf.quants.dequantize(np.ascontiguousarray(piece.values), TensorType[kind]), after)
+    np.testing.assert_array_equal(
+        gguf.quants.dequantize(np.ascontiguousarray(piece.values), TensorType[kind]), after
+    )
     error = np.linalg.norm(after - wanted)
     _, _, noise = one.encode({"codes": piece.values}, slice(0, 5), after)
-    theirs = gguf.quants.dequantize(gguf.quants.quantize(wanted, TensorType[kind]), TensorType[kind]) if kind in BY_PACKAGE else wanted
+    theirs = (
+        gguf.quants.dequantize(gguf.quants.quantize(wanted, TensorType[kind]), TensorType[kind])
+        if kind in BY_PACKAGE
+        else wanted
+    )
     limit = np.linalg.norm(theirs - wanted)
     assert error <= max(1.001 * limit, 1.1 * noise**0.5)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def swapped(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -114,9 +125,16 @@ def as_gguf(checkpoint: Path, out: Path, kind: str, arch: str = "llama") -> Path
     base, writer = Checkpoint(checkpoint), gguf.GGUFWriter(out, arch)
     writer.add_type("model")
     writer.add_name("tiny one")
-    for key, value in (("block_count", 1), ("attention.head_count", HEADS), ("attention.head_count_kv", GROUPS), ("context_length", 64),
-                       ("embedding_length", HIDDEN), ("feed_forward_length", INNER), ("rope.dimension_count", HIDDEN // HEADS),
-                       ("vocab_size", WORDS)):
+    for key, value in (
+        ("block_count", 1),
+        ("attention.head_count", HEADS),
+        ("attention.head_count_kv", GROUPS),
+        ("context_length", 64),
+        ("embedding_length", HIDDEN),
+        ("feed_forward_length", INNER),
+        ("rope.dimension_count", HIDDEN // HEADS),
+        ("vocab_size", WORDS),
+    ):
         writer.add_uint32(f"{arch}.{key}", value)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-6)
     writer.add_float32(f"{arch}.rope.freq_base", 10000.0)
@@ -146,8 +164,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(4)
-    config = LlamaConfig(vocab_size=WORDS, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=1, num_attention_heads=HEADS,
-                         num_key_value_heads=GROUPS, max_position_embeddings=64, tie_word_embeddings=False, rms_norm_eps=1e-6)
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-6,
+    )
     folder = tmp_path_factory.mktemp("llama") / "base"
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -164,38 +191,69 @@ def file_of(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return make
 
 
-def pack_on(base: Path, method: str = "lora", size: float = 0.01, only: tuple[str, ...] = ("_proj.weight",)) -> Pack:
+def pack_on(
+    base: Path, method: str = "lora", size: float = 0.01, only: tuple[str, ...] = ("_proj.weight",)
+) -> Pack:
     checkpoint, rng, adapters = Checkpoint(base), np.random.default_rng(7), {}
     for name, info in checkpoint.tensors.items():
         if name.endswith(only):
             rows, columns = info.shape
             params = {"lora_A": rng.normal(0, 1, (3, columns)), "lora_B": rng.normal(0, size, (rows, 3))}
             if method == "dora":
-                params["lora_magnitude_vector"] = np.linalg.norm(checkpoint.read(name), axis=1) * rng.uniform(0.9, 1.1, rows)
+                params["lora_magnitude_vector"] = np.linalg.norm(checkpoint.read(name), axis=1) * rng.uniform(
+                    0.9, 1.1, rows
+                )
             config = LoRA(r=3, alpha=3) if method == "lora" else DoRA(r=3, alpha=3)
-            adapters[Site(name.removesuffix(".weight"), columns, rows)] = (config, {k: v.astype(np.float32) for k, v in params.items()})
-    return build("one", get(method), adapters, task=m.Task("text-generation"),
-                 base=m.Base("base", structure=checkpoint.structure, content=checkpoint.content, probe=checkpoint.probe),
-                 weights={site.path: f"{site.path}.weight" for site in adapters})
+            adapters[Site(name.removesuffix(".weight"), columns, rows)] = (
+                config,
+                {k: v.astype(np.float32) for k, v in params.items()},
+            )
+    return build(
+        "one",
+        get(method),
+        adapters,
+        task=m.Task("text-generation"),
+        base=m.Base(
+            "base", structure=checkpoint.structure, content=checkpoint.content, probe=checkpoint.probe
+        ),
+        weights={site.path: f"{site.path}.weight" for site in adapters},
+    )
 
 
 def changed(pack: Pack) -> dict[str, np.ndarray]:
     """``s B A`` of each site, float64."""
-    return {f"{each.site.path}.weight": each.params["lora_B"].astype(np.float64) @ each.params["lora_A"] for each in pack.adapters()}
+    return {
+        f"{each.site.path}.weight": each.params["lora_B"].astype(np.float64) @ each.params["lora_A"]
+        for each in pack.adapters()
+    }
 
 
 def held(path: Path) -> dict[str, tuple[np.ndarray, bytes, str]]:
     """Values, bytes and type of each tensor as the package reads them."""
-    return {one.name: (np.asarray(gguf.quants.dequantize(one.data, one.tensor_type), np.float64), bytes(one.data), one.tensor_type.name)
-            for one in gguf.GGUFReader(path).tensors}
+    return {
+        one.name: (
+            np.asarray(gguf.quants.dequantize(one.data, one.tensor_type), np.float64),
+            bytes(one.data),
+            one.tensor_type.name,
+        )
+        for one in gguf.GGUFReader(path).tensors
+    }
 
 
 @pytest.mark.parametrize("kind", [*PLAIN, *TYPES])
-def test_a_merge_keeps_every_type(kind: str, llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -> None:
-    """Every changed tensor lies no further from ``W + s B A`` (float64) than rounding to its type explains; all else keeps its bytes."""
+def test_a_merge_keeps_every_type(
+    kind: str, llama: Path, file_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Every changed tensor lies no further from ``W + s B A`` (float64) than rounding to its type explains;
+    all else keeps its bytes.
+    """
     pack, source = pack_on(llama), file_of(kind)
     report = adapterpack.merge(source, [pack], tmp_path / "out.gguf", checkpoint=llama)
-    before, after, deltas = held(source), held(tmp_path / "out.gguf"), {own_name(name): (name, d) for name, d in changed(pack).items()}
+    before, after, deltas = (
+        held(source),
+        held(tmp_path / "out.gguf"),
+        {own_name(name): (name, d) for name, d in changed(pack).items()},
+    )
     assert list(before) == list(after)
     for name, (values, raw, stored) in after.items():
         assert stored == before[name][2]
@@ -215,7 +273,8 @@ def test_a_merge_keeps_every_type(kind: str, llama: Path, file_of: Callable[[str
     fields, old = gguf.GGUFReader(tmp_path / "out.gguf").fields, gguf.GGUFReader(source).fields
     assert set(fields) == {*old, "adapterpack.merge"}
     assert [fields[key].contents() for key in old if not key.startswith("GGUF.")] == [
-        old[key].contents() for key in old if not key.startswith("GGUF.")]
+        old[key].contents() for key in old if not key.startswith("GGUF.")
+    ]
     assert report.notes and report.packs[0].base == "variant"
 
 
@@ -223,9 +282,13 @@ def held_of(raw: np.ndarray, kind: str) -> np.ndarray:
     return np.asarray(gguf.quants.dequantize(raw, TensorType[kind]), np.float64)
 
 
-def test_transformers_runs_the_merged_file(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -> None:
-    """The file of float32, merged, loaded by transformers from GGUF, gives the logits of the merged checkpoint (1e-5 of the largest): DoRA
-    reads the weight, so its rows of queries and keys must be put in order before they are looked at."""
+def test_transformers_runs_the_merged_file(
+    llama: Path, file_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The file of float32, merged, loaded by transformers from GGUF, gives the logits of the merged
+    checkpoint (1e-5 of the largest): DoRA reads the weight, so its rows of queries and keys must be put in
+    order before they are looked at.
+    """
     from transformers import AutoModelForCausalLM
 
     pack = pack_on(llama, "dora", 0.05)
@@ -233,55 +296,92 @@ def test_transformers_runs_the_merged_file(llama: Path, file_of: Callable[[str],
     adapterpack.merge(llama, [pack], tmp_path / "merged")
     ids = torch.arange(12)[None] * 7 % WORDS
     with torch.no_grad():
-        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="out.gguf", dtype=torch.float32).eval()(ids).logits
-        ours, plain = (AutoModelForCausalLM.from_pretrained(each).eval()(ids).logits for each in (tmp_path / "merged", llama))
+        theirs = (
+            AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="out.gguf", dtype=torch.float32)
+            .eval()(ids)
+            .logits
+        )
+        ours, plain = (
+            AutoModelForCausalLM.from_pretrained(each).eval()(ids).logits
+            for each in (tmp_path / "merged", llama)
+        )
     assert (ours - plain).abs().max() > 1e-3
     torch.testing.assert_close(theirs, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
 
 
-def test_with_a_dtype_what_has_rows_is_written_plain(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_with_a_dtype_what_has_rows_is_written_plain(
+    llama: Path, file_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """float16 of the exact fold; norms stay float32; the file says what it is mostly made of."""
     pack = pack_on(llama)
     adapterpack.merge(file_of("Q4_K"), [pack], tmp_path / "out.gguf", checkpoint=llama, dtype="float16")
     found, before = held(tmp_path / "out.gguf"), held(file_of("Q4_K"))
     assert {name: kind for name, (_, _, kind) in found.items()} == {
-        name: "F32" if values.ndim == 1 else "F16" for name, (values, _, _) in before.items()}
+        name: "F32" if values.ndim == 1 else "F16" for name, (values, _, _) in before.items()
+    }
     for path, delta in changed(pack).items():
         name = own_name(path)
-        turned = swapped(delta, HEADS if "q_proj" in path else GROUPS) if path.endswith(("q_proj.weight", "k_proj.weight")) else delta
+        turned = (
+            swapped(delta, HEADS if "q_proj" in path else GROUPS)
+            if path.endswith(("q_proj.weight", "k_proj.weight"))
+            else delta
+        )
         np.testing.assert_allclose(found[name][0], before[name][0] + turned, rtol=2.0**-11, atol=1e-6)
     assert gguf.GGUFReader(tmp_path / "out.gguf").fields["general.file_type"].contents() == 1
-    np.testing.assert_allclose(found["token_embd.weight"][0], before["token_embd.weight"][0], rtol=2.0**-11, atol=1e-7)
+    np.testing.assert_allclose(
+        found["token_embd.weight"][0], before["token_embd.weight"][0], rtol=2.0**-11, atol=1e-7
+    )
 
 
 def test_an_embedding_in_codes_is_folded(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -> None:
-    """LoRA on the table of words, which lies in blocks along the words' numbers: rows that no adapter touches keep their bytes."""
+    """LoRA on the table of words, which lies in blocks along the words' numbers: rows that no adapter touches
+    keep their bytes.
+    """
     rng = np.random.default_rng(1)
-    params = {"lora_A": np.zeros((2, WORDS), np.float32), "lora_B": rng.normal(0, 0.1, (HIDDEN, 2)).astype(np.float32)}
+    params = {
+        "lora_A": np.zeros((2, WORDS), np.float32),
+        "lora_B": rng.normal(0, 0.1, (HIDDEN, 2)).astype(np.float32),
+    }
     params["lora_A"][:, 5] = 1
     site = Site("model.embed_tokens", WORDS, HIDDEN, "embedding")
-    pack = build("one", get("lora"), {site: (LoRA(r=2, alpha=2), params)}, task=m.Task("text-generation"), base=m.Base())
+    pack = build(
+        "one",
+        get("lora"),
+        {site: (LoRA(r=2, alpha=2), params)},
+        task=m.Task("text-generation"),
+        base=m.Base(),
+    )
     adapterpack.merge(file_of("Q8_0"), [pack], tmp_path / "out.gguf")
-    (after, raw, _), (before, old, _) = (held(path)["token_embd.weight"] for path in (tmp_path / "out.gguf", file_of("Q8_0")))
+    (after, raw, _), (before, old, _) = (
+        held(path)["token_embd.weight"] for path in (tmp_path / "out.gguf", file_of("Q8_0"))
+    )
     row = len(raw) // WORDS
-    assert [raw[i * row : (i + 1) * row] == old[i * row : (i + 1) * row] for i in range(WORDS)] == [i != 5 for i in range(WORDS)]
+    assert [raw[i * row : (i + 1) * row] == old[i * row : (i + 1) * row] for i in range(WORDS)] == [
+        i != 5 for i in range(WORDS)
+    ]
     exact = before[5] + params["lora_B"].astype(np.float64).sum(1)
     np.testing.assert_allclose(after[5], exact, rtol=0, atol=np.abs(exact).max() / 250)
 
 
 def test_refusals(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -> None:
-    """A wrong or unproven base, a type that is not written, an adapter as a base: by name, before anything is written."""
+    """A wrong or unproven base, a type that is not written, an adapter as a base: by name, before anything is
+    written.
+    """
     pack, out = pack_on(llama), tmp_path / "out.gguf"
     with pytest.raises(BaseMismatch, match=r"nothing shows .*--base CHECKPOINT"):
         adapterpack.merge(file_of("Q8_0"), [pack], out)
-    assert adapterpack.merge(file_of("Q8_0"), [pack], out, allow_structural=True).packs[0].base == "structural"
+    assert (
+        adapterpack.merge(file_of("Q8_0"), [pack], out, allow_structural=True).packs[0].base == "structural"
+    )
     out.unlink()
     from safetensors.numpy import load_file, save_file
 
     other = tmp_path / "other"
     other.mkdir()
-    save_file({name: np.roll(value, 1, axis=0) for name, value in load_file(llama / "model.safetensors").items()},
-              other / "model.safetensors")
+    save_file(
+        {name: np.roll(value, 1, axis=0) for name, value in load_file(llama / "model.safetensors").items()},
+        other / "model.safetensors",
+    )
     with pytest.raises(BaseMismatch, match="no form of this checkpoint"):
         adapterpack.merge(file_of("Q8_0"), [pack], out, checkpoint=other, allow_structural=True)
     rare = as_rare(file_of("Q4_0"), tmp_path / "rare.gguf")
@@ -289,14 +389,25 @@ def test_refusals(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -
         adapterpack.merge(rare, [pack], out, allow_structural=True)
     adapterpack.merge(rare, [pack], out, allow_structural=True, dtype="float16")
     name = "blk.0.ffn_down.weight"
-    np.testing.assert_allclose(held(out)[name][0], held(rare)[name][0] + changed(pack)["model.layers.0.mlp.down_proj.weight"], rtol=2**-10,
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        held(out)[name][0],
+        held(rare)[name][0] + changed(pack)["model.layers.0.mlp.down_proj.weight"],
+        rtol=2**-10,
+        atol=1e-6,
+    )
     out.unlink()
-    deeper = {Site("model.layers.7.mlp.up_proj", HIDDEN, INNER): (LoRA(r=1), {
-        "lora_A": np.ones((1, HIDDEN), np.float32), "lora_B": np.ones((INNER, 1), np.float32)})}
-    for known, error in ((m.Base(), SiteNotFound), (pack.manifest.base, BaseMismatch)):  # only who knows its base knows that it is another
+    deeper = {
+        Site("model.layers.7.mlp.up_proj", HIDDEN, INNER): (
+            LoRA(r=1),
+            {"lora_A": np.ones((1, HIDDEN), np.float32), "lora_B": np.ones((INNER, 1), np.float32)},
+        )
+    }
+    # only who knows its base knows that it is another
+    for known, error in ((m.Base(), SiteNotFound), (pack.manifest.base, BaseMismatch)):
         lora = build("two", get("lora"), deeper, task=m.Task("text-generation"), base=known)
-        with pytest.raises(error, match="another model than this file's" if error is BaseMismatch else "layers.7"):
+        with pytest.raises(
+            error, match="another model than this file's" if error is BaseMismatch else "layers.7"
+        ):
             adapterpack.merge(file_of("Q8_0"), [lora], out, allow_structural=True)
     adapterpack.convert(pack, tmp_path / "lora.gguf", to="gguf", base=llama)
     with pytest.raises(Unsupported, match="no model"):
@@ -311,7 +422,13 @@ def as_rare(source: Path, out: Path) -> Path:
     header = read_header(bytes(data), source)
     for name, tensor in header.tensors.items():
         if tensor.type.name == "Q4_0":
-            at = data.index(len(name).to_bytes(8, "little") + name.encode()) + 8 + len(name) + 4 + 8 * len(tensor.shape)
+            at = (
+                data.index(len(name).to_bytes(8, "little") + name.encode())
+                + 8
+                + len(name)
+                + 4
+                + 8 * len(tensor.shape)
+            )
             assert data[at : at + 4] == (2).to_bytes(4, "little")
             data[at : at + 4] = (20).to_bytes(4, "little")
     out.write_bytes(data)
@@ -319,8 +436,12 @@ def as_rare(source: Path, out: Path) -> Path:
 
 
 @pytest.mark.fast
-def test_a_strangers_header_is_refused_before_anything_is_allocated(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -> None:
-    """Cut anywhere in its header, with counts beyond the file, or with tensors over each other: an error by name."""
+def test_a_strangers_header_is_refused_before_anything_is_allocated(
+    llama: Path, file_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Cut anywhere in its header, with counts beyond the file, or with tensors over each other: an error by
+    name.
+    """
     data = file_of("Q8_0").read_bytes()
     start = read_header(data, tmp_path).start
     counts: dict[str, Any] = {f"cut at {at}": data[:at] for at in range(5, start, 97)}

@@ -1,4 +1,6 @@
-"""The compiled kernel of merges: against exact arithmetic, among its instruction sets, and beside the merge that numpy does without it."""
+"""The compiled kernel of merges: against exact arithmetic, among its instruction sets, and beside the merge
+that numpy does without it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from adapterpack.io import safetensors as st
 
 pytestmark = pytest.mark.fast
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
-SHAPES = [(1, 1, 1), (5, 31, 2), (4, 32, 3), (7, 33, 16), (13, 100, 65), (8, 257, 1), (3, 64, 0), (0, 40, 2), (2, 0, 2)]
+SHAPES = [
+    (1, 1, 1),
+    (5, 31, 2),
+    (4, 32, 3),
+    (7, 33, 16),
+    (13, 100, 65),
+    (8, 257, 1),
+    (3, 64, 0),
+    (0, 40, 2),
+    (2, 0, 2),
+]
 
 
 @pytest.fixture
@@ -26,10 +38,15 @@ def kernel() -> ModuleType:
     return lowrank._kernel or pytest.skip("no compiler here: numpy does all merges")
 
 
-def drawn(rows: int, columns: int, rank: int, dtype: Any, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def drawn(
+    rows: int, columns: int, rank: int, dtype: Any, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     weight = (rng.standard_normal((rows, columns)) * 0.02).astype(dtype)
-    up, down = rng.standard_normal((rows, rank), np.float32) * 0.05, rng.standard_normal((rank, columns), np.float32) * 0.05
+    up, down = (
+        rng.standard_normal((rows, rank), np.float32) * 0.05,
+        rng.standard_normal((rank, columns), np.float32) * 0.05,
+    )
     return weight, up, down
 
 
@@ -55,14 +72,21 @@ def test_a_product_is_a_chain_of_fused_multiply_adds(kernel: ModuleType) -> None
             for column in range(35):
                 total = np.float32(0)
                 for k in range(6):
-                    total = nearest_float32(Fraction(float(up[row, k])) * Fraction(float(down[k, column])) + Fraction(float(total)))
+                    total = nearest_float32(
+                        Fraction(float(up[row, k])) * Fraction(float(down[k, column]))
+                        + Fraction(float(total))
+                    )
                 assert found[row, column] == total, (name, row, column)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
-def test_a_fold_is_the_product_added_and_rounded_once(kernel: ModuleType, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
-    """The bytes exactly; the sums to 1e-5 of what float64 says (a row is summed in float32); the product to rank rounding errors."""
+def test_a_fold_is_the_product_added_and_rounded_once(
+    kernel: ModuleType, shape: tuple[int, int, int], dtype: np.dtype[Any]
+) -> None:
+    """The bytes exactly; the sums to 1e-5 of what float64 says (a row is summed in float32); the product to
+    rank rounding errors.
+    """
     weight, up, down = drawn(*shape, dtype)
     packed = lowrank.panels(up, down)
     assert packed is not None
@@ -86,19 +110,67 @@ def test_a_fold_is_the_product_added_and_rounded_once(kernel: ModuleType, shape:
         assert np.array_equal(bits(again), bits(out)), name
 
 
-@pytest.mark.parametrize(("dtype", "start", "plus"), [
-    (BF16, [0x3F80, 0x3F81, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0xFFC1, 0x7F81, 0x0000, 0x8000, 0x0001, 0x8001],
-     [2.0**-8, 2.0**-8, 3e38, -3e38, 1, -np.inf, 1, 1, 1, -0.0, -0.0, 5e-41, 1e-45]),
-    (F16, [0x3C00, 0x3C01, 0x7BFF, 0xFBFF, 0x7BFF, 0x7C00, 0xFC00, 0x7E00, 0xFE01, 0x7C01, 0x0000, 0x8000, 0x0001, 0x8001, 0x0000],
-     [2.0**-11, 2.0**-11, 16, -16, 15.9, 1, -np.inf, 1, 1, 1, -0.0, -0.0, 3e-8, 1e-8, 2.9e-8]),
-])
-def test_numbers_at_the_ends_of_a_dtype(kernel: ModuleType, dtype: np.dtype[Any], start: list[int], plus: list[float]) -> None:
-    """Ties to even, overflow to infinity, NaN, infinities, zeros of both signs, subnormals: as numpy and ml_dtypes round them."""
-    weight, up, down = np.array([start], np.uint16).view(dtype), np.ones((1, 1), np.float32), np.array([plus], np.float32)
+@pytest.mark.parametrize(
+    ("dtype", "start", "plus"),
+    [
+        (
+            BF16,
+            [
+                0x3F80,
+                0x3F81,
+                0x7F7F,
+                0xFF7F,
+                0x7F80,
+                0xFF80,
+                0x7FC0,
+                0xFFC1,
+                0x7F81,
+                0x0000,
+                0x8000,
+                0x0001,
+                0x8001,
+            ],
+            [2.0**-8, 2.0**-8, 3e38, -3e38, 1, -np.inf, 1, 1, 1, -0.0, -0.0, 5e-41, 1e-45],
+        ),
+        (
+            F16,
+            [
+                0x3C00,
+                0x3C01,
+                0x7BFF,
+                0xFBFF,
+                0x7BFF,
+                0x7C00,
+                0xFC00,
+                0x7E00,
+                0xFE01,
+                0x7C01,
+                0x0000,
+                0x8000,
+                0x0001,
+                0x8001,
+                0x0000,
+            ],
+            [2.0**-11, 2.0**-11, 16, -16, 15.9, 1, -np.inf, 1, 1, 1, -0.0, -0.0, 3e-8, 1e-8, 2.9e-8],
+        ),
+    ],
+)
+def test_numbers_at_the_ends_of_a_dtype(
+    kernel: ModuleType, dtype: np.dtype[Any], start: list[int], plus: list[float]
+) -> None:
+    """Ties to even, overflow to infinity, NaN, infinities, zeros of both signs, subnormals: as numpy and
+    ml_dtypes round them.
+    """
+    weight, up, down = (
+        np.array([start], np.uint16).view(dtype),
+        np.ones((1, 1), np.float32),
+        np.array([plus], np.float32),
+    )
     packed = lowrank.panels(up, down)
     assert packed is not None
     with np.errstate(all="ignore"):
-        expected = (weight.astype(np.float32) + (down + np.float32(0))).astype(dtype)  # a sum that begins at zero is never -0
+        # a sum that begins at zero is never -0
+        expected = (weight.astype(np.float32) + (down + np.float32(0))).astype(dtype)
     nan = np.isnan(expected.astype(np.float32))
     for name in kernel.sets():
         out = np.empty_like(weight)
@@ -110,8 +182,10 @@ def test_numbers_at_the_ends_of_a_dtype(kernel: ModuleType, dtype: np.dtype[Any]
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_a_number_that_is_not_finite_touches_no_other(kernel: ModuleType, dtype: np.dtype[Any]) -> None:
-    """Rows that are folded together, one of which overflows, and one of which holds NaN of either sign: every byte as numpy and ml_dtypes
-    round it; that it moved is found in the numbers, and not in the NaN, which stays."""
+    """Rows that are folded together, one of which overflows, and one of which holds NaN of either sign: every
+    byte as numpy and ml_dtypes round it; that it moved is found in the numbers, and not in the NaN, which
+    stays.
+    """
     weight, up, down = drawn(21, 70, 5, dtype)
     weight[3, 40], weight[9, 69], weight[20, 0] = np.nan, -np.array(np.nan, dtype), np.inf
     up[12], down[:, 7] = 1e30, 1e30
@@ -141,12 +215,23 @@ def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
     out = np.empty_like(weight)
     refused = pytest.raises((TypeError, ValueError, BufferError))
     for arguments in (
-        (weight[:3], up, packed, out), (weight, up[:3], packed, out), (weight, up[:, :2], packed, out), (weight, up, packed[:1], out),
-        (weight, up, packed[:, :, :16].copy(), out), (weight, up, packed, out[:, :39].copy()), (weight, up, packed, out[:, ::-1]),
-        (weight.astype(np.float64), up, packed, out), (weight, up.astype(np.float64), packed, out),
-        (weight.view(np.int32), up, packed, out), (weight[0], up, packed, out), (weight.astype(np.float16), up, packed, out),
-        (weight, up, packed, out.view(np.float16)), (weight, up, packed, b"0" * 640), (weight, up, packed, out, "sse"),
-        (weight, up, packed, None), (weight, up.T.copy().T, packed, out),
+        (weight[:3], up, packed, out),
+        (weight, up[:3], packed, out),
+        (weight, up[:, :2], packed, out),
+        (weight, up, packed[:1], out),
+        (weight, up, packed[:, :, :16].copy(), out),
+        (weight, up, packed, out[:, :39].copy()),
+        (weight, up, packed, out[:, ::-1]),
+        (weight.astype(np.float64), up, packed, out),
+        (weight, up.astype(np.float64), packed, out),
+        (weight.view(np.int32), up, packed, out),
+        (weight[0], up, packed, out),
+        (weight.astype(np.float16), up, packed, out),
+        (weight, up, packed, out.view(np.float16)),
+        (weight, up, packed, b"0" * 640),
+        (weight, up, packed, out, "sse"),
+        (weight, up, packed, None),
+        (weight, up.T.copy().T, packed, out),
     ):
         with refused:
             kernel.fold(*arguments)
@@ -156,13 +241,20 @@ def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
-def test_a_merge_with_and_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype[Any]) -> None:
-    """The same report to 1e-4. The BLAS may add the same product in another order, which changes the last bits of float32, and one number
-    in a thousand of 16 bits."""
+def test_a_merge_with_and_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: np.dtype[Any]
+) -> None:
+    """The same report to 1e-4. The BLAS may add the same product in another order, which changes the last
+    bits of float32, and one number in a thousand of 16 bits.
+    """
     base = tmp_path / "base"
     base.mkdir()
     weight, _, _ = drawn(301, 77, 0, dtype, 3)
-    st.write(base / "model.safetensors", {"a.x_proj.weight": weight, "a.y_proj.weight": weight[:50] * dtype.type(2)}, {"format": "pt"})
+    st.write(
+        base / "model.safetensors",
+        {"a.x_proj.weight": weight, "a.y_proj.weight": weight[:50] * dtype.type(2)},
+        {"format": "pt"},
+    )
     (base / "config.json").write_text("{}")
     sites = {"a.x_proj": (301, 77), "a.y_proj": (50, 77)}
     packs = [lora_pack(base, r=rank, sites=sites, size=0.05, seed=rank) for rank in (3, 16)]
@@ -173,7 +265,8 @@ def test_a_merge_with_and_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     a, b = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     for name in a:
         if dtype == np.float32:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-8)  # sums of 19 products of 0.0025
+            # sums of 19 products of 0.0025
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-8)
         else:
             assert np.count_nonzero(a[name] != b[name]) <= max(1, a[name].size // 1000), name
     assert one.relative_error == pytest.approx(two.relative_error, rel=1e-4, abs=1e-9)

@@ -1,7 +1,7 @@
 """Merged output == adapted output, for every foldable method of the registry on every family of models.
 
-The suite runs every method on three families and three methods, one of each class, on all others; all pairs with
-``ADAPTERPACK_MATRIX=full``, which takes some minutes.
+The suite runs every method on three families and three methods, one of each class, on all others; all pairs
+with ``ADAPTERPACK_MATRIX=full``, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,39 @@ from adapterpack import LoRA, adapt, save
 from adapterpack.adapter_methods import Method, get, methods
 from adapterpack.errors import Unsupported
 
-FOLDABLE = [method for method in methods().values() if method.kind == "weight" and method.examples[0].acts is None
-            and not method.limits.unfoldable]
+FOLDABLE = [
+    method
+    for method in methods().values()
+    if method.kind == "weight" and method.examples[0].acts is None and not method.limits.unfoldable
+]
 EVERY_METHOD = ("llama", "gpt2", "bert")
-"""Families on which the suite runs every method: a decoder with biases, layers that are stored turned, an encoder with a head."""
+"""Families on which the suite runs every method: a decoder with biases, layers that are stored turned, an
+encoder with a head.
+"""
 CLASSES = ("lora", "dora", "oft")
 """What adds factors, what reads the weight, and what turns it: run on every family."""
 FULL = os.environ.get("ADAPTERPACK_MATRIX") == "full"
 
 
 def applies(family: Family, method: Method) -> bool:
-    """Whether a family has layers of a kind that the method lists; of tables, for a method that is theirs first."""
+    """Whether a family has layers of a kind that the method lists; of tables, for a method that is theirs
+    first.
+    """
     layers = method.traits.layers
     return bool(set(family.kinds) & set(layers[:1] if layers[0] == "table" else layers))
 
 
-CASES = [pytest.param(name, method.name, None, id=f"{name}-{method.name}")
-         for name, family in FAMILIES.items() for method in FOLDABLE
-         if applies(family, method) and (FULL or name in EVERY_METHOD or method.name in CLASSES)]
-CASES += [pytest.param(name, "lora", kind, id=f"{name}-lora-{kind}") for name, family in FAMILIES.items() for kind in family.more]
+CASES = [
+    pytest.param(name, method.name, None, id=f"{name}-{method.name}")
+    for name, family in FAMILIES.items()
+    for method in FOLDABLE
+    if applies(family, method) and (FULL or name in EVERY_METHOD or method.name in CLASSES)
+]
+CASES += [
+    pytest.param(name, "lora", kind, id=f"{name}-lora-{kind}")
+    for name, family in FAMILIES.items()
+    for kind in family.more
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +72,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
 
 
 def _trained(family: Family, model: torch.nn.Module, plain: torch.Tensor) -> None:
-    """Moves the adapter until the output shows it: by as little as that, since large changes make float32 itself inexact."""
+    """Moves the adapter until the output shows it: by as little as that, since large changes make float32
+    itself inexact.
+    """
     torch.manual_seed(5)
     for _ in range(8):
         with torch.no_grad():
@@ -72,8 +88,12 @@ def _trained(family: Family, model: torch.nn.Module, plain: torch.Tensor) -> Non
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize(("name", "method", "kind"), CASES)
-def test_merged_is_adapted(bases: Callable[[str], tuple[Any, Path]], name: str, method: str, kind: str | None, tmp_path: Path) -> None:
-    """The merged checkpoint, loaded by transformers, gives the adapted model's output within 1e-5 of its largest (float32)."""
+def test_merged_is_adapted(
+    bases: Callable[[str], tuple[Any, Path]], name: str, method: str, kind: str | None, tmp_path: Path
+) -> None:
+    """The merged checkpoint, loaded by transformers, gives the adapted model's output within 1e-5 of its
+    largest (float32).
+    """
     torch.set_num_threads(1)  # models this small only wait for each other's threads
     family, (base, folder) = FAMILIES[name], bases(name)
     config = get(method).examples[0] if kind is None else LoRA(r=2, alpha=3, targets=family.more[kind])
@@ -89,7 +109,8 @@ def test_merged_is_adapted(bases: Callable[[str], tuple[Any, Path]], name: str, 
     pack = save(model, tmp_path / "pack", base=folder)
     if kind is not None:
         assert kind in {group.kind for group in pack.manifest.groups}
-    if method == "beft" and not all(group.bias for group in pack.manifest.groups):  # a bias where the base's files have no place for one
+    # a bias where the base's files have no place for one
+    if method == "beft" and not all(group.bias for group in pack.manifest.groups):
         with pytest.raises(Unsupported, match="gives this site a bias, and the base has none"):
             adapterpack.merge(folder, [pack], tmp_path / "out")
         return

@@ -1,4 +1,6 @@
-"""Folds into ONNX graphs: the same bytes as in the merged checkpoint, whoever made the graph; every refusal by its name."""
+"""Folds into ONNX graphs: the same bytes as in the merged checkpoint, whoever made the graph; every refusal
+by its name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get, methods
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
-from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NonFinite, OutputExists, SiteNotFound, Unsupported
+from adapterpack.errors import (
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    NonFinite,
+    OutputExists,
+    SiteNotFound,
+    Unsupported,
+)
 from adapterpack.exporting.frontends import FRONTENDS, Source
 from adapterpack.io import safetensors as st
 from adapterpack.manifest import manifest as m
@@ -50,15 +60,23 @@ def require_bit_equal(report: Any, out: Path, merged: Path) -> None:
         assert any(np.array_equal(wanted, one) for one in (found[name], found[name].T)), tensor
 
 
-# --- graphs of exporters ---------------------------------------------------------------------------------------------------------------
+# --- graphs of exporters ------------------------------------------------------------------------------------
 
 
 def torch_export(base: Path, out: Path) -> None:
     model = load_model(task_named("feature-extraction"), base).eval()
     ids = torch.ones((2, 7), dtype=torch.int64)
-    shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in ("input_ids", "attention_mask")}
+    shapes = {
+        name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+        for name in ("input_ids", "attention_mask")
+    }
     program = torch.onnx.export(
-        model, (), kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, dynamo=True, dynamic_shapes=shapes, verbose=False
+        model,
+        (),
+        kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        dynamo=True,
+        dynamic_shapes=shapes,
+        verbose=False,
     )
     program.save(out)
 
@@ -66,14 +84,18 @@ def torch_export(base: Path, out: Path) -> None:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("exporter", ["torch", "transformers", "mobius"])
 def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: Path) -> None:
-    """Bytes as in the merged checkpoint; ONNX Runtime within 1e-5 of the largest output from torch on that checkpoint."""
+    """Bytes as in the merged checkpoint; ONNX Runtime within 1e-5 of the largest output from torch on that
+    checkpoint.
+    """
     kind = "llama" if exporter == "mobius" else "bert"
     base, pack, graph = base_of(kind), pack_of(kind, "gamma"), tmp_path / "g" / "model.onnx"
     (graph.parent / "weights").mkdir(parents=True)
     if exporter == "torch":
         torch_export(base, graph)
     else:
-        frontend, task = ("mobius", "text-generation") if exporter == "mobius" else ("transformers", "feature-extraction")
+        frontend, task = (
+            ("mobius", "text-generation") if exporter == "mobius" else ("transformers", "feature-extraction")
+        )
         model = FRONTENDS[frontend].build(Source(base, task_named(task))).model
         ir.save(model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
     report = adapterpack.merge(graph, [pack], tmp_path / "out", checkpoint=base)
@@ -82,23 +104,42 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: 
     require_bit_equal(report, tmp_path / "out", tmp_path / "merged")
     session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(1).integers(4, 90, (3, 6))
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.tile(np.arange(6), (3, 1))}
-    feeds |= {value.name: np.zeros((3, 2, 0, 8), np.float32) for value in session.get_inputs() if value.name.startswith("past")}
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.tile(np.arange(6), (3, 1)),
+    }
+    feeds |= {
+        value.name: np.zeros((3, 2, 0, 8), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past")
+    }
     ours = session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0]
-    model = load_model(task_named("text-generation" if kind == "llama" else "feature-extraction"), tmp_path / "merged").eval()
+    model = load_model(
+        task_named("text-generation" if kind == "llama" else "feature-extraction"), tmp_path / "merged"
+    ).eval()
     with torch.no_grad():
-        theirs = model(input_ids=torch.from_numpy(ids), attention_mask=torch.ones((3, 6), dtype=torch.int64))[0].numpy()
+        theirs = model(input_ids=torch.from_numpy(ids), attention_mask=torch.ones((3, 6), dtype=torch.int64))[
+            0
+        ].numpy()
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize(("name", "targets", "kinds"), [
-    ("vit", ("patch_embeddings.projection",), {"conv"}),
-    ("convnext", ("patch_embeddings", "dwconv"), {"conv", "grouped_conv"}),
-    ("llama", ("embed_tokens", "q_proj"), {"embedding", "linear"}),
-])
-def test_convolutions_and_tables_of_exported_graphs(name: str, targets: tuple[str, ...], kinds: set[str], tmp_path: Path) -> None:
-    """Conv and Gather as torch.onnx writes them: bytes as in the merged checkpoint, outputs as torch's adapted model (1e-5)."""
+@pytest.mark.parametrize(
+    ("name", "targets", "kinds"),
+    [
+        ("vit", ("patch_embeddings.projection",), {"conv"}),
+        ("convnext", ("patch_embeddings", "dwconv"), {"conv", "grouped_conv"}),
+        ("llama", ("embed_tokens", "q_proj"), {"embedding", "linear"}),
+    ],
+)
+def test_convolutions_and_tables_of_exported_graphs(
+    name: str, targets: tuple[str, ...], kinds: set[str], tmp_path: Path
+) -> None:
+    """Conv and Gather as torch.onnx writes them: bytes as in the merged checkpoint, outputs as torch's
+    adapted model (1e-5).
+    """
     family, base = FAMILIES[name], tmp_path / "base"
     model = family.build()
     model.save_pretrained(base)
@@ -112,23 +153,32 @@ def test_convolutions_and_tables_of_exported_graphs(name: str, targets: tuple[st
     assert {group.kind for group in pack.manifest.groups} == kinds
     model.config.use_cache = False
     (tmp_path / "g").mkdir()
-    torch.onnx.export(model, (), kwargs=family.inputs(), dynamo=True, verbose=False).save(tmp_path / "g" / "model.onnx")
+    torch.onnx.export(model, (), kwargs=family.inputs(), dynamo=True, verbose=False).save(
+        tmp_path / "g" / "model.onnx"
+    )
     report = adapterpack.merge(tmp_path / "g" / "model.onnx", [pack], tmp_path / "out", checkpoint=base)
     adapterpack.merge(base, [pack], tmp_path / "merged", durable=False)
     require_bit_equal(report, tmp_path / "out", tmp_path / "merged")
     session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    feeds = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), family.inputs().values(), strict=True)}
+    feeds = {
+        value.name: tensor.numpy()
+        for value, tensor in zip(session.get_inputs(), family.inputs().values(), strict=True)
+    }
     with torch.no_grad():
         theirs = adapted(**family.inputs())[0].numpy()
     assert np.abs(session.run(None, feeds)[0] - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-# --- bundles ---------------------------------------------------------------------------------------------------------------------------
+# --- bundles ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank"), ("llama", "folded")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank"), ("llama", "folded")]
+)
 def test_bundles(kind: str, mode: str, base_of: Make, pack_of: Make, bundle_of: Make, tmp_path: Path) -> None:
-    """A bundle with slots becomes the folded one of its base and the pack: every weight as in the merged checkpoint."""
+    """A bundle with slots becomes the folded one of its base and the pack: every weight as in the merged
+    checkpoint.
+    """
     report = adapterpack.merge(bundle_of(kind, mode), [pack_of(kind, "gamma")], tmp_path / "out")
     bundle = read_bundle(tmp_path / "out")
     assert bundle.mode == "folded"
@@ -141,15 +191,19 @@ def test_bundles(kind: str, mode: str, base_of: Make, pack_of: Make, bundle_of: 
     groups = {group.path: group for group in adapterpack.load(pack_of(kind, "gamma")).manifest.groups}
     for path, group in groups.items():
         wanted, site = merged.read(merged.require_weight(path, group.weight)), bundle.sites[path]
-        one = (found[site.weight] if site.layout == "out_in" else found[site.weight].T)[site.at : site.at + site.out_features]
+        one = (found[site.weight] if site.layout == "out_in" else found[site.weight].T)[
+            site.at : site.at + site.out_features
+        ]
         # Two adapters in one sum are rounded once, one after the other twice.
         np.testing.assert_allclose(one, wanted, rtol=0, atol=2e-6 if mode == "folded" else 0)
     session = adapterpack.Session(tmp_path / "out")
-    assert not any("adapterpack/" in node.name for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node)
+    assert not any(
+        "adapterpack/" in node.name for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node
+    )
     session.run({"input_ids": np.ones((2, 3), np.int64), "attention_mask": np.ones((2, 3), np.int64)})
 
 
-# --- hand-made graphs: every layout ----------------------------------------------------------------------------------------------------
+# --- hand-made graphs: every layout -------------------------------------------------------------------------
 
 
 def base_at(folder: Path, values: dict[str, np.ndarray]) -> Path:
@@ -164,7 +218,10 @@ def lora(base: Path, shapes: dict[str, tuple[int, int]], kind: str = "linear", s
     adapters = {
         Site(path, columns, rows, kind): (
             LoRA(r=2, alpha=3),
-            {"lora_A": RNG.normal(0, size, (2, columns)).astype(np.float32), "lora_B": RNG.normal(0, size, (rows, 2)).astype(np.float32)},
+            {
+                "lora_A": RNG.normal(0, size, (2, columns)).astype(np.float32),
+                "lora_B": RNG.normal(0, size, (rows, 2)).astype(np.float32),
+            },
         )
         for path, (rows, columns) in shapes.items()
     }
@@ -180,13 +237,17 @@ def lora(base: Path, shapes: dict[str, tuple[int, int]], kind: str = "linear", s
 def graph_of(path: Path, initializers: dict[str, np.ndarray], external: str | None = None) -> Path:
     """A graph whose outputs are its initializers' sums: what reads them does not matter to a fold."""
     tensors = [numpy_helper.from_array(value, name) for name, value in initializers.items()]
-    nodes = [helper.make_node("Identity", [name], [f"{name}:0"], name=f"read_{name}") for name in initializers]
+    nodes = [
+        helper.make_node("Identity", [name], [f"{name}:0"], name=f"read_{name}") for name in initializers
+    ]
     outputs = [
         helper.make_tensor_value_info(f"{name}:0", tensor.data_type, tensor.dims)
         for name, tensor in zip(initializers, tensors, strict=True)
     ]
     model = helper.make_model(
-        helper.make_graph(nodes, "g", [], outputs, tensors), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+        helper.make_graph(nodes, "g", [], outputs, tensors),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
     )
     path.parent.mkdir(exist_ok=True)
     onnx.save(model, path, save_as_external_data=external is not None, location=external, size_threshold=0)
@@ -196,14 +257,21 @@ def graph_of(path: Path, initializers: dict[str, np.ndarray], external: str | No
 def linear_values() -> dict[str, np.ndarray]:
     return {
         name: RNG.normal(size=shape).astype(np.float32)
-        for name, shape in {"q.weight": (9, 14), "k.weight": (5, 14), "qkv.weight": (12, 14), "wide.weight": (6, 14)}.items()
+        for name, shape in {
+            "q.weight": (9, 14),
+            "k.weight": (5, 14),
+            "qkv.weight": (12, 14),
+            "wide.weight": (6, 14),
+        }.items()
     }
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("external", [None, "model.data"])
 def test_layouts(dtype: Any, external: str | None, tmp_path: Path) -> None:
-    """Packed along either axis, cut along either axis, transposed, cast: each number is the merged one, rounded once."""
+    """Packed along either axis, cut along either axis, transposed, cast: each number is the merged one,
+    rounded once.
+    """
     values = linear_values()
     base = base_at(tmp_path / "base", values)
 
@@ -244,28 +312,40 @@ def test_layouts(dtype: Any, external: str | None, tmp_path: Path) -> None:
 def test_kinds(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     """Every kind of layer whose weight lies in the graph as it is stored, for a method of each kind."""
     path = "m" if kind not in {"experts", "turned_experts"} else "m.weight"
-    values = {"m.weight": RNG.normal(size=shape).astype(np.float32), "other.weight": RNG.normal(size=(4, 4)).astype(np.float32)}
+    values = {
+        "m.weight": RNG.normal(size=shape).astype(np.float32),
+        "other.weight": RNG.normal(size=(4, 4)).astype(np.float32),
+    }
     base = base_at(tmp_path / "base", values)
-    report = match(GraphFile(graph_of(tmp_path / "g" / "model.onnx", values)), Checkpoint(base), {"m.weight": kind})
+    report = match(
+        GraphFile(graph_of(tmp_path / "g" / "model.onnx", values)), Checkpoint(base), {"m.weight": kind}
+    )
     assert report["m.weight"].initializers == ["m.weight"], path
     assert sum(len(pieces) >= 1 for pieces in report["m.weight"].pieces) == (3 if "experts" in kind else 1)
 
 
-FOLDABLE = [method for method in methods().values() if method.kind == "weight" and not method.traits.positional
-            and not method.limits.unfoldable]
+FOLDABLE = [
+    method
+    for method in methods().values()
+    if method.kind == "weight" and not method.traits.positional and not method.limits.unfoldable
+]
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", FOLDABLE, ids=lambda method: method.name)
 def test_every_method(method: Any, tmp_path: Path) -> None:
-    """Each foldable method, weight and bias, into a transposed initializer: the bytes of the merged checkpoint."""
+    """Each foldable method, weight and bias, into a transposed initializer: the bytes of the merged
+    checkpoint.
+    """
     from adapterpack.testing.case import pack_of as packed
 
     case = max(cases(method), key=lambda case: (case.bias is not None, min(case.weight.shape)))
     pack = packed(case)
     group = next(group for group in pack.manifest.groups if group.role == "adapter")
     name = group.path if group.kind in {"parameter", "experts", "turned_experts"} else f"{group.path}.weight"
-    stored = case.weight.astype(np.float32).reshape(-1) if group.kind == "norm" else case.weight.astype(np.float32)
+    stored = (
+        case.weight.astype(np.float32).reshape(-1) if group.kind == "norm" else case.weight.astype(np.float32)
+    )
     values = {name: stored.T.copy() if group.kind in {"embedding", "transposed"} else stored}
     if case.bias is not None and group.kind in {"linear", "norm"}:
         values[f"{group.path}.bias"] = case.bias.astype(np.float32)
@@ -282,7 +362,7 @@ def test_every_method(method: Any, tmp_path: Path) -> None:
         assert np.array_equal(found["b"], merged.read(f"{group.path}.bias"))
 
 
-# --- quantized -------------------------------------------------------------------------------------------------------------------------
+# --- quantized ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (4, True), (8, False)])
@@ -290,7 +370,10 @@ def test_matmul_nbits(bits: int, symmetric: bool, tmp_path: Path) -> None:
     """Found by nearest, folded from the float weight and rounded again: as near to it as the base was."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    values = {"q.weight": RNG.normal(size=(20, 70)).astype(np.float32), "k.weight": RNG.normal(size=(12, 70)).astype(np.float32)}
+    values = {
+        "q.weight": RNG.normal(size=(20, 70)).astype(np.float32),
+        "k.weight": RNG.normal(size=(12, 70)).astype(np.float32),
+    }
     base = base_at(tmp_path / "base", values)
     packed = np.concatenate([values["q.weight"], values["k.weight"]]).T.copy()
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="qk")
@@ -322,10 +405,12 @@ def test_matmul_nbits(bits: int, symmetric: bool, tmp_path: Path) -> None:
     assert error <= 1.1 * max(before, now)
     assert now <= 1.3 * before
     session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ dequantized(after, one, slice(0, 32)).T, atol=1e-4)
+    np.testing.assert_allclose(
+        session.run(None, {"x": x})[0], x @ dequantized(after, one, slice(0, 32)).T, atol=1e-4
+    )
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -344,7 +429,9 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(BaseMismatch):
         adapterpack.merge(graph, [pack], out, checkpoint=base_at(tmp_path / "x", linear_values()))
     with pytest.raises(SiteNotFound, match=r"q\.weight"):
-        adapterpack.merge(graph_of(tmp_path / "h" / "model.onnx", linear_values()), [pack], out, checkpoint=base)
+        adapterpack.merge(
+            graph_of(tmp_path / "h" / "model.onnx", linear_values()), [pack], out, checkpoint=base
+        )
     partial = {**values, "q.weight": values["q.weight"][:7]}
     with pytest.raises(SiteNotFound, match="not whole"):
         adapterpack.merge(graph_of(tmp_path / "i" / "model.onnx", partial), [pack], out, checkpoint=base)
@@ -365,7 +452,9 @@ def test_external_data_stays_in_the_folder(location: str, tmp_path: Path) -> Non
     path = graph_of(tmp_path / "g" / "model.onnx", {"w": np.zeros((4, 4), np.float32)}, "model.data")
     (path.parent / "link").symlink_to(tmp_path / "secret")
     model = onnx.load(path, load_external_data=False)
-    next(entry for entry in model.graph.initializer[0].external_data if entry.key == "location").value = location
+    next(
+        entry for entry in model.graph.initializer[0].external_data if entry.key == "location"
+    ).value = location
     path.write_bytes(model.SerializeToString())
     with pytest.raises(FormatError, match="own folder"):
         GraphFile(path)

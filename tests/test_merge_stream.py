@@ -20,7 +20,14 @@ import adapterpack
 from adapterpack.adapter_methods import Site
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.base.rounding import stochastic, words
-from adapterpack.errors import BaseMismatch, ConfigError, OutputExists, ProviderError, StorageError, Unsupported
+from adapterpack.errors import (
+    BaseMismatch,
+    ConfigError,
+    OutputExists,
+    ProviderError,
+    StorageError,
+    Unsupported,
+)
 from adapterpack.io import safetensors as st
 from adapterpack.io.buffers import Scratch
 from adapterpack.io.byte_ranges import opened, reserve
@@ -41,7 +48,9 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shard in range(5):
         file = f"model-{shard + 1:05}-of-00005.safetensors"
         names = [f"{shard}.{number}.x_proj.weight" for number in range(3)] + [f"{shard}.other"]
-        values = {name: rng.standard_normal((768, 1024), np.float32).astype(ml_dtypes.bfloat16) for name in names}
+        values = {
+            name: rng.standard_normal((768, 1024), np.float32).astype(ml_dtypes.bfloat16) for name in names
+        }
         st.write(folder / file, values, {"format": "pt"})
         where |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
@@ -94,13 +103,19 @@ for kill in range(kills):
 """
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """20 processes killed with SIGKILL at random moments; the same merge asked for again gives the uninterrupted merge's bytes each time.
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    sharded: Path, whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """20 processes killed with SIGKILL at random moments; the same merge asked for again gives the
+    uninterrupted merge's bytes each time.
 
-    The moment is a share of the bytes, for half of them all, and up to 10 ms more: anywhere in the work, on a machine of any speed.
+    The moment is a share of the bytes, for half of them all, and up to 10 ms more: anywhere in the work, on a
+    machine of any speed.
     """
     command = [sys.executable, "-c", KILLED, sharded, whole[0], tmp_path, "7", "20"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.split("\n")
     assert lines.count("killed") >= 10  # the others were done first
@@ -108,13 +123,17 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(sharded: Path, whole:
     expected = digests(whole[1])
     for kill in range(20):
         assert digests(tmp_path / str(kill)) == expected
-    assert len(list(tmp_path.iterdir())) == 20  # a journal that outlives its output would be trusted by the next merge of that name
+    # a journal that outlives its output would be trusted by the next merge of that name
+    assert len(list(tmp_path.iterdir())) == 20
 
 
-def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole: tuple[Path, Path], tmp_path: Path,
-                                                           caplog: pytest.LogCaptureFixture) -> None:
-    """An interrupted merge leaves its folder with ``resume``; other weights start afresh and say that it is there, the same ones go on and
-    say from where."""
+def test_another_merge_does_not_go_on_with_what_was_killed(
+    sharded: Path, whole: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An interrupted merge leaves its folder with ``resume``; other weights start afresh and say that it is
+    there, the same ones go on and say from where.
+    """
+
     class Stop(Exception):
         pass
 
@@ -128,30 +147,40 @@ def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole:
     assert adapterpack.merge(sharded, [whole[0]], tmp_path / "half", weights=[0.5]).bytes_resumed == 0
     assert str(left) in caplog.text and "did not end" in caplog.text
     caplog.clear()
-    (left / "config.json").write_text("{")  # as a process leaves it that is killed while it writes the last files
+    # as a process leaves it that is killed while it writes the last files
+    (left / "config.json").write_text("{")
     seen: list[int] = []
-    report = adapterpack.merge(sharded, [whole[0]], tmp_path / "out", progress=lambda done, total: seen.append(done))
+    report = adapterpack.merge(
+        sharded, [whole[0]], tmp_path / "out", progress=lambda done, total: seen.append(done)
+    )
     assert report.bytes_resumed > 0 and seen[0] >= report.bytes_resumed
     assert not left.exists() and digests(tmp_path / "out") == digests(whole[1]) and not caplog.text
 
 
 def test_a_restart_of_the_machine_leaves_what_was_synced(tmp_path: Path) -> None:
-    """Lines of an earlier boot count up to the last sync; a line cut short, or one that is none, counts for nothing."""
+    """Lines of an earlier boot count up to the last sync; a line cut short, or one that is none, counts for
+    nothing.
+    """
     (tmp_path / FOLDER).mkdir()
     first = b'{"boot":"then"}\n{"job":0,"sums":null}\n'
     synced = f'{{"synced":{len(first)}}}\n'.encode()
-    (tmp_path / FOLDER / "1-of-1.jsonl").write_bytes(first + b'{"job":1,"sums":[1.0,2.0,3.0,true]}\n' + synced + b'{"job":2,"su')
+    (tmp_path / FOLDER / "1-of-1.jsonl").write_bytes(
+        first + b'{"job":1,"sums":[1.0,2.0,3.0,true]}\n' + synced + b'{"job":2,"su'
+    )
     assert finished(tmp_path, 9).keys() == {0}
     here = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(f'{{"boot":"{here}"}}\n'.encode() +
-                                                    b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n')
+    (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(
+        f'{{"boot":"{here}"}}\n'.encode() + b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n'
+    )
     assert finished(tmp_path, 9).keys() == {0, 5}
 
 
-def test_nothing_is_published_before_its_bytes_are_on_the_disk(sharded: Path, whole: tuple[Path, Path], tmp_path: Path,
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file of weights is synced after the last byte that was written to it and before the output gets its name, and the folder of that
-    name afterwards; syncs began while jobs were still writing."""
+def test_nothing_is_published_before_its_bytes_are_on_the_disk(
+    sharded: Path, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file of weights is synced after the last byte that was written to it and before the output gets
+    its name, and the folder of that name afterwards; syncs began while jobs were still writing.
+    """
     events: list[tuple[str, int]] = []
     calls = {name: getattr(os, name) for name in ("pwrite", "copy_file_range", "fsync")}
     rename = Path.rename
@@ -193,7 +222,9 @@ def test_nothing_is_published_before_its_bytes_are_on_the_disk(sharded: Path, wh
 
 
 def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
-    """The system reports what it could not write once, to whoever syncs first: that is the thread beside the work, so it must tell."""
+    """The system reports what it could not write once, to whoever syncs first: that is the thread beside the
+    work, so it must tell.
+    """
     (tmp_path / "file").symlink_to("/dev/full")  # a device that cannot be synced
     journal = Journal(tmp_path, Share(), ["file"])
     with pytest.raises(OSError, match="Invalid argument"), journal.synced():
@@ -202,7 +233,9 @@ def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_reserved_file_is_as_long_and_keeps_its_bytes(tmp_path: Path) -> None:
-    """Bytes that were there stay, the rest reads as zeros, and the blocks are given out where the file system gives any out beforehand."""
+    """Bytes that were there stay, the rest reads as zeros, and the blocks are given out where the file system
+    gives any out beforehand.
+    """
     path, beside = tmp_path / "file", tmp_path / "beside"
     path.write_bytes(b"kept")
     for each, function in ((path, reserve), (beside, lambda sink, size: os.posix_fallocate(sink, 0, size))):
@@ -218,9 +251,25 @@ def test_a_reserved_file_is_as_long_and_keeps_its_bytes(tmp_path: Path) -> None:
 
 
 def test_machines_share_the_work(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Three parts by three processes at once: each writes files of its own, the last one publishes the bytes of the whole merge."""
-    command = [sys.executable, "-m", "adapterpack", "merge", sharded, whole[0], "-o", tmp_path / "out", "--json", "--shard"]
-    running = [subprocess.Popen([*command, f"{index}/3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for index in (1, 2, 3)]
+    """Three parts by three processes at once: each writes files of its own, the last one publishes the bytes
+    of the whole merge.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "adapterpack",
+        "merge",
+        sharded,
+        whole[0],
+        "-o",
+        tmp_path / "out",
+        "--json",
+        "--shard",
+    ]
+    running = [
+        subprocess.Popen([*command, f"{index}/3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for index in (1, 2, 3)
+    ]
     said = [child.communicate() for child in running]
     assert [child.returncode for child in running] == [0, 0, 0], said
     reports = [json.loads(out) for out, _ in said]
@@ -263,26 +312,33 @@ def test_one_process_at_a_time(sharded: Path, whole: tuple[Path, Path], tmp_path
     assert refused and digests(tmp_path / "out") == digests(whole[1])
 
 
-# --- rounding by chance ----------------------------------------------------------------------------------------------------------------
+# --- rounding by chance -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", ["BF16", "F16", "F8_E4M3", "F8_E5M2"])
 def test_stochastic_rounding_is_unbiased(code: str) -> None:
-    """The mean over 4,096 seeds is the value: |mean - x| <= 5 standard errors of a coin between its two neighbours, subnormals included.
+    """The mean over 4,096 seeds is the value: |mean - x| <= 5 standard errors of a coin between its two
+    neighbours, subnormals included.
 
     Every result is one of the two neighbours; numbers of the format stay; NaN and infinity do, too.
     """
     dtype, scratch = st.DTYPES[code], Scratch()
     rng = np.random.default_rng(1)
-    x = np.concatenate([rng.normal(0, 1, 40), rng.normal(0, 1, 20) * 2.0**-12, [0.0, 1.0, -1.5]]).astype(np.float32)
+    x = np.concatenate([rng.normal(0, 1, 40), rng.normal(0, 1, 20) * 2.0**-12, [0.0, 1.0, -1.5]]).astype(
+        np.float32
+    )
     drawn = np.stack([stochastic(seed)("w", 3)(x, dtype, scratch).astype(np.float64) for seed in range(4096)])
     low, high = drawn.min(0), drawn.max(0)
     assert all(len(np.unique(column)) <= 2 for column in drawn.T)
     assert ((low <= x) & (x <= high)).all()
     p = np.where(high > low, (x - low) / np.where(high > low, high - low, 1), 0)
-    assert (np.abs(drawn.mean(0) - x) <= 5 * (high - low) * np.sqrt(p * (1 - p) / 4096) + 2.0**-16 * (high - low)).all()
+    assert (
+        np.abs(drawn.mean(0) - x) <= 5 * (high - low) * np.sqrt(p * (1 - p) / 4096) + 2.0**-16 * (high - low)
+    ).all()
     assert (drawn[:, -3:] == x[-3:]).all()
-    odd = stochastic(1)("w", 0)(np.array([np.nan, np.inf, -np.inf], np.float32), dtype, scratch).astype(np.float32)
+    odd = stochastic(1)("w", 0)(np.array([np.nan, np.inf, -np.inf], np.float32), dtype, scratch).astype(
+        np.float32
+    )
     assert np.isnan(odd[0]) and not np.isfinite(odd[1:]).any()
 
 
@@ -291,17 +347,29 @@ def test_chance_is_a_function_of_the_place() -> None:
     stream = words(3, "w", 0, 1000)
     for start, count in ((0, 1), (7, 9), (8, 8), (501, 499)):
         assert np.array_equal(words(3, "w", start, count), stream[start : start + count])
-    assert not np.array_equal(words(3, "v", 0, 1000), stream) and not np.array_equal(words(4, "w", 0, 1000), stream)
+    assert not np.array_equal(words(3, "v", 0, 1000), stream) and not np.array_equal(
+        words(4, "w", 0, 1000), stream
+    )
 
 
-def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: Any) -> None:
-    """One worker or four, blocks of another size, in parts: the same bytes; the projection of a faint change is kept, as nearest does not.
+def test_stochastic_bytes_depend_on_the_seed_alone(
+    sharded: Path, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """One worker or four, blocks of another size, in parts: the same bytes; the projection of a faint change
+    is kept, as nearest does not.
 
-    A change of 1e-3 of the weights: nearest keeps about half (reference: the float64 change); by chance 1 within 5 standard errors (0.01).
+    A change of 1e-3 of the weights: nearest keeps about half (reference: the float64 change); by chance 1
+    within 5 standard errors (0.01).
     """
     from adapterpack.merging.fold import devices
 
-    pack = lora_pack(sharded, r=16, alpha=16, size=(1e-3 / 4) ** 0.5, sites={"0.0.x_proj": (768, 1024), "1.0.x_proj": (768, 1024)})
+    pack = lora_pack(
+        sharded,
+        r=16,
+        alpha=16,
+        size=(1e-3 / 4) ** 0.5,
+        sites={"0.0.x_proj": (768, 1024), "1.0.x_proj": (768, 1024)},
+    )
     report = adapterpack.merge(sharded, [pack], tmp_path / "a", stochastic_rounding=5)
     monkeypatch.setattr(sys.modules["adapterpack.merging.pipeline"], "workers", lambda: 1)
     monkeypatch.setattr(type(devices.arithmetic(None, stochastic=True)), "elements", lambda *_: 1 << 13)
@@ -317,13 +385,17 @@ def test_stochastic_bytes_depend_on_the_seed_alone(sharded: Path, whole: tuple[P
     assert json.loads((tmp_path / "a" / "adapterpack.merge.json").read_text())["stochastic_rounding"] == 5
 
 
-# --- where the base is checked, and where it is computed ----------------------------------------------------------------------------------
+# --- where the base is checked, and where it is computed ----------------------------------------------------
 
 
 def test_verify_says_how_much_was_read(sharded: Path, tmp_path: Path) -> None:
-    """By samples a change inside a tensor passes, by every byte it does not; one at the start is seen by both."""
+    """By samples a change inside a tensor passes, by every byte it does not; one at the start is seen by
+    both.
+    """
     base = Checkpoint(sharded)
-    pack = lora_pack(sharded, base=m.Base("b", structure=base.structure, content=base.content, probe=base.probe))
+    pack = lora_pack(
+        sharded, base=m.Base("b", structure=base.structure, content=base.content, probe=base.probe)
+    )
     info = base.tensors["2.1.x_proj.weight"]
     for where, caught in ((info.nbytes // 4, ("full",)), (0, ("structure", "full"))):
         other = shutil.copytree(sharded, tmp_path / f"other-{where}")
@@ -345,7 +417,9 @@ def test_verify_says_how_much_was_read(sharded: Path, tmp_path: Path) -> None:
 
 
 def test_torch_folds_to_the_same_numbers(tmp_path: Path) -> None:
-    """On ``--device cpu`` every tensor equals numpy's within float32 rounding (values below 2: 1e-6); an unknown device is refused."""
+    """On ``--device cpu`` every tensor equals numpy's within float32 rounding (values below 2: 1e-6); an
+    unknown device is refused.
+    """
     base = save_llama(tmp_path / "base")
     packs = [lora_pack(base, "a"), lora_pack(base, "b", seed=2)]
     adapterpack.merge(base, packs, tmp_path / "numpy", weights=[1, -0.5])
@@ -369,7 +443,7 @@ def test_cuda_folds_to_the_same_numbers(tmp_path: Path) -> None:
         np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5, rtol=0)
 
 
-# --- and back --------------------------------------------------------------------------------------------------------------------------
+# --- and back -----------------------------------------------------------------------------------------------
 
 
 def test_unmerge_copies_the_base(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
@@ -383,8 +457,12 @@ def test_unmerge_copies_the_base(sharded: Path, whole: tuple[Path, Path], tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_unmerge_computes_the_base_or_refuses(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Weights that are coarser than what they became come back exactly; random bfloat16 weights are refused."""
+def test_unmerge_computes_the_base_or_refuses(
+    sharded: Path, whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Weights that are coarser than what they became come back exactly; random bfloat16 weights are
+    refused.
+    """
     W = np.full((8, 4), 4, np.float32)
     base = write_base(tmp_path / "base", {"layer.weight": W, "other": W})
     halves = {"lora_A": np.full((1, 4), 0.5, np.float32), "lora_B": np.full((8, 1), -0.5, np.float32)}
@@ -402,12 +480,19 @@ def test_unmerge_computes_the_base_or_refuses(sharded: Path, whole: tuple[Path, 
 
 @pytest.mark.parametrize("sizes", [[1.0], [1.0, -0.5, 2e-4]])
 def test_the_factors_tell_the_size_of_the_change(sizes: list[float], tmp_path: Path) -> None:
-    """``|D|_F`` of the report is that of the dense float64 change, to float32's rounding of the factors' sum (1e-6)."""
+    """``|D|_F`` of the report is that of the dense float64 change, to float32's rounding of the factors' sum
+    (1e-6).
+    """
     base = save_llama(tmp_path / "base")
     packs = [lora_pack(base, f"p{number}", seed=number + 1) for number in range(len(sizes))]
     report = adapterpack.merge(base, packs, tmp_path / "out", weights=sizes, dtype="bfloat16")
     sites = [{adapter.weight: adapter for adapter in pack.adapters()} for pack in packs]
     for loss in report.losses:
-        changes = [size * each[loss.tensor].config.scale * each[loss.tensor].params["lora_B"].astype(np.float64)
-                   @ each[loss.tensor].params["lora_A"].astype(np.float64) for size, each in zip(sizes, sites, strict=True)]
+        changes = [
+            size
+            * each[loss.tensor].config.scale
+            * each[loss.tensor].params["lora_B"].astype(np.float64)
+            @ each[loss.tensor].params["lora_A"].astype(np.float64)
+            for size, each in zip(sizes, sites, strict=True)
+        ]
         assert loss.change == pytest.approx(np.linalg.norm(np.sum(changes, axis=0)), rel=1e-6)

@@ -54,8 +54,12 @@ def require_same(model: torch.nn.Module, other: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("targets", [("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head", "q_proj")])
 @pytest.mark.parametrize("dtype", [None, "float32"])
-def test_untied_each_use_is_changed_by_its_own(targets: tuple[str, ...], dtype: str | None, base: Path, tmp_path: Path) -> None:
-    """Without leave it is refused, with both uses named; with it the output has a head of its own and computes the adapted model."""
+def test_untied_each_use_is_changed_by_its_own(
+    targets: tuple[str, ...], dtype: str | None, base: Path, tmp_path: Path
+) -> None:
+    """Without leave it is refused, with both uses named; with it the output has a head of its own and
+    computes the adapted model.
+    """
     model = trained(base, LoRA(r=2, alpha=3, targets=targets))
     pack = save(model, tmp_path / "pack", base=base)
     with pytest.raises(Unsupported, match=r"input embedding and the output head at once.*--untie") as error:
@@ -84,23 +88,33 @@ def test_trained_rows_change_both_uses(base: Path, tmp_path: Path) -> None:
 
 
 def test_both_uses_changed_alike_stay_tied(base: Path, tmp_path: Path) -> None:
-    """The same factors on the table and, turned, on the head, as tied training leaves them, are one change of the one tensor."""
+    """The same factors on the table and, turned, on the head, as tied training leaves them, are one change of
+    the one tensor.
+    """
     rng, info = np.random.default_rng(0), Checkpoint(base)
     width = info.tensors["model.embed_tokens.weight"].shape[1]
     a, b = rng.normal(0, 0.1, (2, WORDS)).astype(np.float32), rng.normal(0, 1, (width, 2)).astype(np.float32)
     table, head = Site("model.embed_tokens", WORDS, width, "embedding"), Site("lm_head", width, WORDS)
     for same in (True, False):
         params = {"lora_A": b.T.copy(), "lora_B": a.T.copy() * (1 if same else 2)}
-        pack = build("one", get("lora"), {table: (LoRA(r=2, alpha=2), {"lora_A": a, "lora_B": b}), head: (LoRA(r=2, alpha=2), params)},
-                     task=m.Task("text-generation", "Qwen2ForCausalLM"), base=m.Base(),
-                     weights=dict.fromkeys(("model.embed_tokens", "lm_head"), "model.embed_tokens.weight"))
+        pack = build(
+            "one",
+            get("lora"),
+            {table: (LoRA(r=2, alpha=2), {"lora_A": a, "lora_B": b}), head: (LoRA(r=2, alpha=2), params)},
+            task=m.Task("text-generation", "Qwen2ForCausalLM"),
+            base=m.Base(),
+            weights=dict.fromkeys(("model.embed_tokens", "lm_head"), "model.embed_tokens.weight"),
+        )
         if not same:
             with pytest.raises(Unsupported, match="the two were adapted differently"):
                 adapterpack.merge(base, [pack], tmp_path / "other")
             continue
         adapterpack.merge(base, [pack], tmp_path / "out")
         assert config_of(tmp_path / "out")["tie_word_embeddings"] is True
-        before, after = (Checkpoint(each).read("model.embed_tokens.weight").astype(np.float64) for each in (base, tmp_path / "out"))
+        before, after = (
+            Checkpoint(each).read("model.embed_tokens.weight").astype(np.float64)
+            for each in (base, tmp_path / "out")
+        )
         np.testing.assert_allclose(after - before, (b.astype(np.float64) @ a).T, atol=1e-6)
 
 
@@ -109,10 +123,16 @@ def test_a_table_that_was_trained_whole(kept: bool, base: Path, tmp_path: Path) 
     """The table alone: refused, or with leave the head keeps the base's rows."""
     rng = np.random.default_rng(0)
     value = rng.normal(0, 1, Checkpoint(base).tensors["model.embed_tokens.weight"].shape).astype(np.float32)
-    lora = {Site("model.layers.0.self_attn.q_proj", 24, 24): (LoRA(r=1), {"lora_A": np.ones((1, 24), np.float32),
-                                                                           "lora_B": np.ones((24, 1), np.float32)})}
+    lora = {
+        Site("model.layers.0.self_attn.q_proj", 24, 24): (
+            LoRA(r=1),
+            {"lora_A": np.ones((1, 24), np.float32), "lora_B": np.ones((24, 1), np.float32)},
+        )
+    }
     full = {"model.embed_tokens": {"weight": value}, **({} if kept else {"lm_head": {"weight": value}})}
-    pack = build("one", get("lora"), lora, task=m.Task("text-generation", "Qwen2ForCausalLM"), base=m.Base(), full=full)
+    pack = build(
+        "one", get("lora"), lora, task=m.Task("text-generation", "Qwen2ForCausalLM"), base=m.Base(), full=full
+    )
     if kept:
         with pytest.raises(Unsupported, match=r"only one of them was trained.*--untie"):
             adapterpack.merge(base, [pack], tmp_path / "no")
@@ -120,7 +140,10 @@ def test_a_table_that_was_trained_whole(kept: bool, base: Path, tmp_path: Path) 
     assert config_of(tmp_path / "out")["tie_word_embeddings"] is not kept
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert np.array_equal(model.model.embed_tokens.weight.detach().numpy(), value)
-    assert np.array_equal(model.lm_head.weight.detach().numpy(), Checkpoint(base).read("model.embed_tokens.weight") if kept else value)
+    assert np.array_equal(
+        model.lm_head.weight.detach().numpy(),
+        Checkpoint(base).read("model.embed_tokens.weight") if kept else value,
+    )
 
 
 def test_heads_whose_name_is_not_known_are_not_made(tmp_path: Path) -> None:
@@ -138,14 +161,15 @@ def test_heads_whose_name_is_not_known_are_not_made(tmp_path: Path) -> None:
         adapterpack.merge(tmp_path / "t5", [pack], tmp_path / "out", untie=True)
 
 
-# --- vocabularies that grew ------------------------------------------------------------------------------------------------------------
+# --- vocabularies that grew ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
 def test_pefts_folders_of_a_larger_vocabulary(tied: bool, whole: bool, tmp_path: Path) -> None:
-    """Four words added, then trained with PEFT, which saves the tables whole: by itself, or because they are trained. The merged checkpoint
-    has the rows, the size and the tokenizer, and computes PEFT's model."""
+    """Four words added, then trained with PEFT, which saves the tables whole: by itself, or because they are
+    trained. The merged checkpoint has the rows, the size and the tokenizer, and computes PEFT's model.
+    """
     from peft import LoraConfig, get_peft_model
 
     family = FAMILIES["llama"]
@@ -154,7 +178,10 @@ def test_pefts_folders_of_a_larger_vocabulary(tied: bool, whole: bool, tmp_path:
     model: Any = family.load(tmp_path / "base")
     model.resize_token_embeddings(WORDS + 4, mean_resizing=False)
     saved = {"modules_to_save": ["embed_tokens", "lm_head"]} if whole else {}
-    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(tmp_path / "base"), **saved))
+    peft = get_peft_model(
+        model,
+        LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(tmp_path / "base"), **saved),
+    )
     with torch.no_grad():
         for parameter in peft.parameters():
             if parameter.requires_grad:
@@ -171,23 +198,37 @@ def test_pefts_folders_of_a_larger_vocabulary(tied: bool, whole: bool, tmp_path:
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids).logits
     assert merged.shape == (1, 5, WORDS + 4)
     torch.testing.assert_close(merged, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "peft" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
+        tmp_path / "peft" / "tokenizer.json"
+    ).read_bytes()
 
 
 def tokenizer_of(count: int) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models
 
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0")))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
+    )
 
 
 def test_a_table_that_grew_alone_is_refused(tmp_path: Path) -> None:
     """A head with fewer rows than the table gives no model."""
     family = FAMILIES["llama"]
     family.build().save_pretrained(tmp_path / "base")
-    lora = {Site("model.layers.0.self_attn.o_proj", 24, 24): (LoRA(r=1), {"lora_A": np.ones((1, 24), np.float32),
-                                                                           "lora_B": np.ones((24, 1), np.float32)})}
-    pack = build("one", get("lora"), lora, task=m.Task("text-generation"), base=m.Base(),
-                 full={"model.embed_tokens": {"weight": np.ones((WORDS + 2, 24), np.float32)}})
+    lora = {
+        Site("model.layers.0.self_attn.o_proj", 24, 24): (
+            LoRA(r=1),
+            {"lora_A": np.ones((1, 24), np.float32), "lora_B": np.ones((24, 1), np.float32)},
+        )
+    }
+    pack = build(
+        "one",
+        get("lora"),
+        lora,
+        task=m.Task("text-generation"),
+        base=m.Base(),
+        full={"model.embed_tokens": {"weight": np.ones((WORDS + 2, 24), np.float32)}},
+    )
     with pytest.raises(Unsupported, match=r"vocabulary grew.*lm_head"):
         adapterpack.merge(tmp_path / "base", [pack], tmp_path / "out")
 
@@ -199,7 +240,9 @@ def words_of_peft(base: Path, out: Path, indices: list[int], **saving: Any) -> A
     torch.manual_seed(4)
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(WORDS + 2)
-    tuned = get_peft_model(model, TrainableTokensConfig(token_indices=indices, target_modules=["embed_tokens"])).eval()
+    tuned = get_peft_model(
+        model, TrainableTokensConfig(token_indices=indices, target_modules=["embed_tokens"])
+    ).eval()
     with torch.no_grad():
         for parameter in tuned.parameters():
             if parameter.requires_grad:
@@ -210,7 +253,9 @@ def words_of_peft(base: Path, out: Path, indices: list[int], **saving: Any) -> A
 
 @pytest.mark.parametrize("with_table", [True, False])
 def test_words_that_were_added_and_trained_alone(base: Path, tmp_path: Path, with_table: bool) -> None:
-    """Their rows, and those of an old word, come after the base's or into it: the logits of PEFT's model, whatever else its file held."""
+    """Their rows, and those of an old word, come after the base's or into it: the logits of PEFT's model,
+    whatever else its file held.
+    """
     tuned = words_of_peft(base, tmp_path / "peft", [WORDS + 1, 3, WORDS], save_embedding_layers=with_table)
     adapterpack.convert(tmp_path / "peft", tmp_path / "pack", to="pack")
     adapterpack.merge(base, [tmp_path / "pack"], tmp_path / "out")
@@ -222,13 +267,18 @@ def test_words_that_were_added_and_trained_alone(base: Path, tmp_path: Path, wit
 
 
 def test_a_new_word_that_was_not_trained_is_missed(base: Path, tmp_path: Path) -> None:
-    """Its row is in no file: refused by its number, and nothing is written. So are two packs that both know new words."""
+    """Its row is in no file: refused by its number, and nothing is written. So are two packs that both know
+    new words.
+    """
     words_of_peft(base, tmp_path / "peft", [WORDS + 1])
     adapterpack.convert(tmp_path / "peft", tmp_path / "pack", to="pack")
     with pytest.raises(Unsupported, match=rf"words {WORDS} are new and were not trained"):
         adapterpack.merge(base, [tmp_path / "pack"], tmp_path / "out")
     words_of_peft(base, tmp_path / "other", [WORDS, WORDS + 1])
-    packs = [adapterpack.convert(tmp_path / "other", tmp_path / name, to="pack") and tmp_path / name for name in ("a", "b")]
+    packs = [
+        adapterpack.convert(tmp_path / "other", tmp_path / name, to="pack") and tmp_path / name
+        for name in ("a", "b")
+    ]
     with pytest.raises(Unsupported, match="only one of them"):
         adapterpack.merge(base, packs, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,6 @@
-"""Several adapters in one row: the sum of their changes, each times a weight, whatever the other rows of the batch have."""
+"""Several adapters in one row: the sum of their changes, each times a weight, whatever the other rows of the
+batch have.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,16 @@ from adapterpack.slots.sums import NotASum
 
 Make = Callable[..., Any]
 KINDS: dict[str, Any] = {
-    "lora": ap.LoRA(r=3, alpha=5), "loha": ap.LoHa(r=2), "lokr": ap.LoKr(r=2), "ia3": ap.IA3(), "oft": ap.OFT(block_size=4),
-    "bottleneck": ap.Bottleneck(targets="all-blocks", reduction=8), "activated": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=(7, 8)),
-    "dora": ap.DoRA(r=2), "soft": ap.PromptTuning(num_virtual_tokens=3), "attention": ap.LLaMAAdapter(adapter_len=3),
+    "lora": ap.LoRA(r=3, alpha=5),
+    "loha": ap.LoHa(r=2),
+    "lokr": ap.LoKr(r=2),
+    "ia3": ap.IA3(),
+    "oft": ap.OFT(block_size=4),
+    "bottleneck": ap.Bottleneck(targets="all-blocks", reduction=8),
+    "activated": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=(7, 8)),
+    "dora": ap.DoRA(r=2),
+    "soft": ap.PromptTuning(num_virtual_tokens=3),
+    "attention": ap.LLaMAAdapter(adapter_len=3),
 }
 REFUSED = {"dora", "soft", "attention"}
 """Their changes have no sum: a scale of a sum, a prompt, a softmax."""
@@ -32,14 +41,24 @@ PROMPT = [5, 9, 7, 8, 11, 6, 12]
 def engine(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> DecoderEngine:
     """Three LoRAs of ranks 3, 5 and 2 at different layers."""
     folder = tmp_path_factory.mktemp("mixing") / "bundle"
-    ap.export(base_of("llama"), [pack_of("llama", name) for name in ("alpha", "beta", "gamma")], folder, mode="bank", in_place=True)
+    ap.export(
+        base_of("llama"),
+        [pack_of("llama", name) for name in ("alpha", "beta", "gamma")],
+        folder,
+        mode="bank",
+        in_place=True,
+    )
     engine = ap.Engine(folder, "cpu", max_rows=6)
     assert isinstance(engine, DecoderEngine)
     return engine
 
 
-def logits(engine: DecoderEngine, adapters: Sequence[Any], prompt: Sequence[int] = PROMPT, token: int = 7) -> np.ndarray:
-    """The logits after the prompt and after a token more, of rows that run together: ``[rows, 2, vocabulary]``."""
+def logits(
+    engine: DecoderEngine, adapters: Sequence[Any], prompt: Sequence[int] = PROMPT, token: int = 7
+) -> np.ndarray:
+    """The logits after the prompt and after a token more, of rows that run together: ``[rows, 2,
+    vocabulary]``.
+    """
     rows = [engine.row(prompt, engine.adapters.of_row(adapter), Sampling()) for adapter in adapters]
     for row in rows:
         engine.rows.admit(row)
@@ -60,10 +79,15 @@ def near(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def test_a_mix_is_the_sum_of_the_changes(engine: DecoderEngine, base_of: Make, dense_of: Make) -> None:
-    """The model in float64 with the weighted changes written into its weights; alone, and beside the base, one adapter and other weights.
-    Prompts that are one prefix are not mixed up: each mix has keys of its own."""
-    mixes: list[Mapping[str, float]] = [{"alpha": 0.7, "beta": -1.3}, {"alpha": 0.7, "beta": -1.2}, {"gamma": 2.5},
-                                        {"beta": 1.0, "gamma": 0.5, "alpha": 1e-3}]
+    """The model in float64 with the weighted changes written into its weights; alone, and beside the base,
+    one adapter and other weights. Prompts that are one prefix are not mixed up: each mix has keys of its own.
+    """
+    mixes: list[Mapping[str, float]] = [
+        {"alpha": 0.7, "beta": -1.3},
+        {"alpha": 0.7, "beta": -1.2},
+        {"gamma": 2.5},
+        {"beta": 1.0, "gamma": 0.5, "alpha": 1e-3},
+    ]
     long = [3 + (5 * place) % 40 for place in range(35)]
     for prompt in (PROMPT, long, long):
         ids = torch.tensor([[*prompt, 7]])
@@ -103,7 +127,9 @@ def kinds(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Decoder
 
 @pytest.mark.parametrize("name", KINDS)
 def test_shares_of_an_adapter_add_up_to_it(name: str, kinds: DecoderEngine) -> None:
-    """A quarter and three quarters, and twice less once, are the adapter, and nothing of it is the base; or the kind is refused."""
+    """A quarter and three quarters, and twice less once, are the adapter, and nothing of it is the base; or
+    the kind is refused.
+    """
     shares = [{name: 0.25, f"{name}2": 0.75}, {name: 2.0, f"{name}2": -1.0}]
     if name in REFUSED:
         for mix in [*shares, {name: 0.5, "lora": 1.0}]:
@@ -118,12 +144,18 @@ def test_shares_of_an_adapter_add_up_to_it(name: str, kinds: DecoderEngine) -> N
 
 
 def test_what_is_no_mix_is_refused(kinds: DecoderEngine) -> None:
-    """Names that are not there, weights out of range, products of changes, positions that differ; nothing stays in memory."""
+    """Names that are not there, weights out of range, products of changes, positions that differ; nothing
+    stays in memory.
+    """
     before = kinds.adapters.digests
     for mix, error, what in (
-        ({"lora": 1.0, "nobody": 1.0}, UnknownAdapter, "nobody"), ({}, ConfigError, "1 to 8"), ({"lora": float("nan")}, ConfigError, "nan"),
-        ({"lora": -10.1}, ConfigError, "-10"), ({"lora": 1.0, "ia3": 1.0}, NotASum, "scale"),
-        ({"lora": 1.0, "activated": 1.0}, NotASum, "positions"), (dict.fromkeys((*KINDS,)[:9], 1.0), ConfigError, "1 to 8"),
+        ({"lora": 1.0, "nobody": 1.0}, UnknownAdapter, "nobody"),
+        ({}, ConfigError, "1 to 8"),
+        ({"lora": float("nan")}, ConfigError, "nan"),
+        ({"lora": -10.1}, ConfigError, "-10"),
+        ({"lora": 1.0, "ia3": 1.0}, NotASum, "scale"),
+        ({"lora": 1.0, "activated": 1.0}, NotASum, "positions"),
+        (dict.fromkeys((*KINDS,)[:9], 1.0), ConfigError, "1 to 8"),
     ):
         with pytest.raises(error, match=what):
             kinds.add(PROMPT, mix)
@@ -140,7 +172,9 @@ def test_a_refused_mix_leaves_nothing_behind(kinds: DecoderEngine) -> None:
 
 
 def test_mixes_take_no_packs_place(engine: DecoderEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither while they run nor afterwards: a client that makes up mixes costs others no reading of their adapters."""
+    """Neither while they run nor afterwards: a client that makes up mixes costs others no reading of their
+    adapters.
+    """
     packs = {engine.adapters.pack(name).id for name in ("alpha", "beta", "gamma")}
     for name in ("alpha", "beta", "gamma"):
         engine.adapters.released(engine.adapters.taken(engine.adapters.pack(name)))
@@ -155,8 +189,9 @@ def test_mixes_take_no_packs_place(engine: DecoderEngine, monkeypatch: pytest.Mo
 
 
 def test_mixes_live_as_long_as_their_adapters(kinds: DecoderEngine, tmp_path: Path) -> None:
-    """A mix is kept for later rows, one for each weight, and given up when one of its adapters is unloaded; a row that runs has it still.
-    One adapter with the weight 1 is itself."""
+    """A mix is kept for later rows, one for each weight, and given up when one of its adapters is unloaded; a
+    row that runs has it still. One adapter with the weight 1 is itself.
+    """
     pack = kinds.adapters.pack("lora").called("passing")
     other = kinds.adapters.pack("loha")
     kinds.adapters.load(ap.load(pack.path).renamed("passing"))
@@ -175,7 +210,9 @@ def test_mixes_live_as_long_as_their_adapters(kinds: DecoderEngine, tmp_path: Pa
     assert kinds.adapters.of_row({"lora": 1.0}) is kinds.adapters.pack("lora")
 
 
-def test_sessions_mix_as_engines_do(engine: DecoderEngine, base_of: Make, pack_of: Make, tmp_path: Path) -> None:
+def test_sessions_mix_as_engines_do(
+    engine: DecoderEngine, base_of: Make, pack_of: Make, tmp_path: Path
+) -> None:
     """A row of ``generate`` may name several; on a bundle without the engine's graph that is an error."""
     session = ap.Session(engine.bundle.folder, "cpu")
     mix = {"alpha": 0.5, "beta": 2.0}

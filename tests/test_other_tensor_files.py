@@ -1,4 +1,6 @@
-"""Adapters whose tensors are not in the file where PEFT keeps them now: pickles, several files, torchtune's own form."""
+"""Adapters whose tensors are not in the file where PEFT keeps them now: pickles, several files, torchtune's
+own form.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ TENSORS = "adapter_model.safetensors"
 def safe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PEFT's folder as it writes it now."""
     folder = tmp_path_factory.mktemp("peft") / "adapter"
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), peft.LoraConfig(target_modules=["q_proj"], r=2))
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama), peft.LoraConfig(target_modules=["q_proj"], r=2)
+    )
     shake(model, 0.3, 4).save_pretrained(folder)
     return folder
 
@@ -42,7 +46,13 @@ def _with(safe: Path, folder: Path, **files: Any) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_bytes((safe / "adapter_config.json").read_bytes())
     for name, write in files.items():
-        write(folder / name.replace("__", "-").replace("_pt", ".pt").replace("_bin", ".bin").replace("_safetensors", ".safetensors"))
+        write(
+            folder
+            / name.replace("__", "-")
+            .replace("_pt", ".pt")
+            .replace("_bin", ".bin")
+            .replace("_safetensors", ".safetensors")
+        )
     return folder
 
 
@@ -54,12 +64,22 @@ def _sharded(safe: Path, folder: Path, count: int = 2) -> Path:
     tensors = sorted(load_file(safe / TENSORS).items())
     half = len(tensors) // 2
     parts = (dict(tensors[:half]), dict(tensors[half:]))
-    return _with(safe, folder, **{f"adapter_model__0000{number + 1}__of__00002_safetensors": lambda path, part=part: save_file(part, path)
-                                  for number, part in enumerate(parts[:count])})
+    return _with(
+        safe,
+        folder,
+        **{
+            f"adapter_model__0000{number + 1}__of__00002_safetensors": lambda path, part=part: save_file(
+                part, path
+            )
+            for number, part in enumerate(parts[:count])
+        },
+    )
 
 
 @pytest.mark.parametrize("make", [_pickled, _sharded], ids=["a pickle", "several files"])
-def test_convert_reads_the_tensors_and_says_so(make: Any, safe: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def test_convert_reads_the_tensors_and_says_so(
+    make: Any, safe: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
     """The pack gives PEFT's logits; every other command refuses the folder and names convert."""
     folder = make(safe, tmp_path / "other")
     done = convert(folder, tmp_path / "pack", to="pack", base=tiny_llama)
@@ -69,7 +89,11 @@ def test_convert_reads_the_tensors_and_says_so(make: Any, safe: Path, tiny_llama
     ours = attach(AutoModelForCausalLM.from_pretrained(tiny_llama), load(tmp_path / "pack"))
     with torch.no_grad():
         torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-6, rtol=0)
-    for command in (["validate", folder], ["inspect", folder], ["merge", tiny_llama, folder, "-o", tmp_path / "merged"]):
+    for command in (
+        ["validate", folder],
+        ["inspect", folder],
+        ["merge", tiny_llama, folder, "-o", tmp_path / "merged"],
+    ):
         refused = CliRunner().invoke(main, list(map(str, command)))
         assert refused.exit_code == 1
         assert "adapterpack convert" in refused.output.replace("\n", " "), refused.output
@@ -96,9 +120,17 @@ def test_torchtunes_own_file_is_refused_with_the_reason(safe: Path, tmp_path: Pa
 def test_the_tensors_of_a_file_of_torch_are_those_of_torch(tmp_path: Path) -> None:
     """Every dtype and protocol, views of one storage, turned and empty ones."""
     whole = torch.arange(24.0).reshape(6, 4)
-    tensors = {"turned": whole.t(), "part": whole[2:4, 1:3], "one": torch.tensor(3), "none": torch.empty(0, 3),
-               "parameter": torch.nn.Parameter(torch.ones(2)),
-               **{str(kind): torch.ones(3).to(kind) for kind in (torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.bool)}}
+    tensors = {
+        "turned": whole.t(),
+        "part": whole[2:4, 1:3],
+        "one": torch.tensor(3),
+        "none": torch.empty(0, 3),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        **{
+            str(kind): torch.ones(3).to(kind)
+            for kind in (torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.bool)
+        },
+    }
     for protocol in (2, 3, 4, 5):
         torch.save(tensors, tmp_path / "file.bin", pickle_protocol=protocol)
         found = torch_file.read(tmp_path / "file.bin")
@@ -122,10 +154,16 @@ def _rewritten(file: Path, change: Any) -> None:
 
 def _program(data: bytes | None, half: bool = False) -> Any:
     """A change of the records of a file: another program, none, or half of its own."""
+
     def change(records: dict[str, bytes]) -> dict[str, bytes]:
         (name,) = (one for one in records if one.endswith("data.pkl"))
         own = records.pop(name)
-        return records if data is None and not half else {name: own[: len(own) // 2] if half else data, **records}
+        return (
+            records
+            if data is None and not half
+            else {name: own[: len(own) // 2] if half else data, **records}
+        )
+
     return change
 
 
@@ -135,14 +173,21 @@ PLANTED = {
     "no program": _program(None),
     "half a program": _program(None, half=True),
     "no tensors": _program(pickle.dumps([1], 2)),
-    "fewer numbers": lambda records: {name: data[:4] if "/data/" in name else data for name, data in records.items()},
+    "fewer numbers": lambda records: {
+        name: data[:4] if "/data/" in name else data for name, data in records.items()
+    },
     "no numbers": lambda records: {name: data for name, data in records.items() if "/data/" not in name},
 }
 
 
 @pytest.mark.parametrize("change", PLANTED.values(), ids=list(PLANTED))
-def test_a_pickle_that_is_more_or_less_than_tensors_runs_nothing(change: Any, safe: Path, tmp_path: Path,
-                                                                capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_is_more_or_less_than_tensors_runs_nothing(
+    change: Any,
+    safe: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = _pickled(safe, tmp_path / "planted")
     _rewritten(folder / "adapter_model.bin", change)
     monkeypatch.chdir(tmp_path)
@@ -156,8 +201,15 @@ def test_a_pickle_that_is_more_or_less_than_tensors_runs_nothing(change: Any, sa
 def test_a_pickle_is_converted_without_torch(safe: Path, tmp_path: Path) -> None:
     """In a process where torch cannot be imported."""
     folder = _pickled(safe, tmp_path / "other")
-    code = ("import sys; sys.modules['torch'] = None; import json; from adapterpack import convert;"
-            "print(len(convert(sys.argv[1], sys.argv[2], to='pack').pack.tensors))")
-    done = subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "pack")], capture_output=True, text=True, check=False)
+    code = (
+        "import sys; sys.modules['torch'] = None; import json; from adapterpack import convert;"
+        "print(len(convert(sys.argv[1], sys.argv[2], to='pack').pack.tensors))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "pack")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(json.loads(json.dumps(list(load_file(safe / TENSORS)))))

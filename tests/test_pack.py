@@ -1,4 +1,6 @@
-"""The pack: canonical bytes, verified bytes, and an error that names the place for everything that can be wrong with a folder."""
+"""The pack: canonical bytes, verified bytes, and an error that names the place for everything that can be
+wrong with a folder.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,17 @@ from adapterpack.errors import (
 from adapterpack.io import safetensors, strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.migrations import STEPS
-from adapterpack.manifest.parts import BaseQuantization, Canary, Composition, Dims, Features, Member, Pixels, Tokenizer, Variant
+from adapterpack.manifest.parts import (
+    BaseQuantization,
+    Canary,
+    Composition,
+    Dims,
+    Features,
+    Member,
+    Pixels,
+    Tokenizer,
+    Variant,
+)
 from adapterpack.manifest.secondary_methods import MethodSites
 from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.store import Store
@@ -67,7 +79,12 @@ def ramp(*shape: int) -> np.ndarray:
 def make_base(folder: Path, change: float = 0.0, width: int = 5) -> Path:
     """A tiny checkpoint: two linear layers, one with a bias, in one file."""
     folder.mkdir(parents=True)
-    tensors = {"net.q.weight": ramp(7, width) + change, "net.v.weight": ramp(3, width), "net.v.bias": ramp(3), "head.weight": ramp(2, 3)}
+    tensors = {
+        "net.q.weight": ramp(7, width) + change,
+        "net.v.weight": ramp(3, width),
+        "net.v.bias": ramp(3),
+        "head.weight": ramp(2, 3),
+    }
     safetensors.write(folder / "model.safetensors", tensors)
     (folder / "config.json").write_text('{"model_type": "tiny"}')
     return folder
@@ -76,54 +93,92 @@ def make_base(folder: Path, change: float = 0.0, width: int = 5) -> Path:
 def make_pack(base: Path | None = None, name: str = "tickets") -> Pack:
     """Two sites of different ranks, one module trained whole, and the digests of ``base``."""
     known = Checkpoint(base) if base else None
-    identity = m.Base(known.name, None, "tiny", known.structure, known.content) if known else m.Base("org/base")
+    identity = (
+        m.Base(known.name, None, "tiny", known.structure, known.content) if known else m.Base("org/base")
+    )
     adapters = {
         Site("net.q", 5, 7): (LoRA(r=2, alpha=3), {"lora_A": ramp(2, 5), "lora_B": ramp(7, 2)}),
         Site("net.v", 5, 3, bias=True): (LoRA(r=1, alpha=3), {"lora_A": ramp(1, 5), "lora_B": ramp(3, 1)}),
     }
     weights = {"net.q": "net.q.weight", "net.v": "net.v.weight", "head": "head.weight"}
-    return build(name, get("lora"), adapters, task=m.Task("text-classification", "Tiny", ("yes", "no")), base=identity,
-                 full={"head": {"weight": ramp(2, 3), "bias": ramp(2)}}, weights=weights, license="apache-2.0")
+    return build(
+        name,
+        get("lora"),
+        adapters,
+        task=m.Task("text-classification", "Tiny", ("yes", "no")),
+        base=identity,
+        full={"head": {"weight": ramp(2, 3), "bias": ramp(2)}},
+        weights=weights,
+        license="apache-2.0",
+    )
 
 
 def with_methods() -> Pack:
     """LoRA, and rows of an embedding beside it."""
     tokens = Site("net.emb", 4, 9, "table")
-    rows = MethodSites(get("trainable_tokens"), {tokens: (TrainableTokens(token_indices=(2, 7)), {"trainable_tokens_delta": ramp(2, 4)})})
+    rows = MethodSites(
+        get("trainable_tokens"),
+        {tokens: (TrainableTokens(token_indices=(2, 7)), {"trainable_tokens_delta": ramp(2, 4)})},
+    )
     q = {Site("net.q", 5, 7): (LoRA(r=2, alpha=3), {"lora_A": ramp(2, 5), "lora_B": ramp(7, 2)})}
-    return build("golden", get("lora"), q, secondary=[rows], task=m.Task("text-generation"), base=m.Base("org/base"))
+    return build(
+        "golden", get("lora"), q, secondary=[rows], task=m.Task("text-generation"), base=m.Base("org/base")
+    )
 
 
-DIGESTS = {"one": "f4bd3937ef4f71741ad04321e41fbc4e4568c5ffe005a84f23889f916b785898",
-           "two": "a10ed5a64731cbbe82e1a77b247777b254d39e9ab4c0f0041496875c566add69"}
+DIGESTS = {
+    "one": "f4bd3937ef4f71741ad04321e41fbc4e4568c5ffe005a84f23889f916b785898",
+    "two": "a10ed5a64731cbbe82e1a77b247777b254d39e9ab4c0f0041496875c566add69",
+}
 
 
 def with_composition() -> Pack:
-    """Two members under a tree in which one of them stands twice; without its lineage, which names the program that wrote it. The members
-    have the digests that they have in version 1.2."""
-    whole = compose([make_pack(name="one"), make_pack(name="two")], tree="sum(0.5*one, stack(one, two))", name="golden")
+    """Two members under a tree in which one of them stands twice; without its lineage, which names the
+    program that wrote it. The members have the digests that they have in version 1.2.
+    """
+    whole = compose(
+        [make_pack(name="one"), make_pack(name="two")], tree="sum(0.5*one, stack(one, two))", name="golden"
+    )
     assert whole.manifest.composition is not None
-    members = tuple(replace(one, digest=f"sha256:{DIGESTS[one.name]}") for one in whole.manifest.composition.members)
+    members = tuple(
+        replace(one, digest=f"sha256:{DIGESTS[one.name]}") for one in whole.manifest.composition.members
+    )
     composition = replace(whole.manifest.composition, members=members)
     return sealed(replace(whole.manifest, lineage=None, composition=composition), whole.tensors)
 
 
 def with_canary() -> Pack:
     """A canary of speech, of which only the recipe is stored."""
-    pack, rows = make_pack(name="golden"), ({"ids": [3, 1], "logits": [0.5, -0.25]}, {"ids": [0, 2], "logits": [1.0, 0.75]})
-    heard = Canary((), rows, rows[::-1], 0.125, decoder_input_ids=((2, 5), (2,)), features=Features(7, (2, 80, 3000)))
+    pack, rows = (
+        make_pack(name="golden"),
+        ({"ids": [3, 1], "logits": [0.5, -0.25]}, {"ids": [0, 2], "logits": [1.0, 0.75]}),
+    )
+    heard = Canary(
+        (), rows, rows[::-1], 0.125, decoder_input_ids=((2, 5), (2,)), features=Features(7, (2, 80, 3000))
+    )
     return sealed(replace(pack.manifest, canary=heard), pack.tensors)
 
 
-FEATURES: dict[str, Callable[[], Pack]] = {"methods": with_methods, "composition": with_composition, "canary": with_canary}
+FEATURES: dict[str, Callable[[], Pack]] = {
+    "methods": with_methods,
+    "composition": with_composition,
+    "canary": with_canary,
+}
 """What a pack may have beside the usual."""
 SINCE = {"methods": "1.2", "composition": "1.2", "canary": "1.3"}
 """The first version with it."""
 GOLDEN_PACKS: dict[str, Callable[[], Pack]] = {
     **{version: partial(make_pack, name="golden") for version in [*STEPS, m.FORMAT_VERSION]},
-    **{f"{version}-{name}": make for name, make in FEATURES.items() for version in [*STEPS, m.FORMAT_VERSION] if version >= SINCE[name]},
+    **{
+        f"{version}-{name}": make
+        for name, make in FEATURES.items()
+        for version in [*STEPS, m.FORMAT_VERSION]
+        if version >= SINCE[name]
+    },
 }
-"""Every version that the steps lead through, the one that is written, and in each one pack for every feature that it has."""
+"""Every version that the steps lead through, the one that is written, and in each one pack for every feature
+that it has.
+"""
 
 
 @pytest.fixture
@@ -146,7 +201,9 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def reseal(folder: Path) -> None:
-    """Makes the manifest's sizes and digests of files and tensors fit the folder again: a forger who knows these, too."""
+    """Makes the manifest's sizes and digests of files and tensors fit the folder again: a forger who knows
+    these, too.
+    """
 
     def change(value: dict[str, Any]) -> None:
         for entry in value["files"]:
@@ -184,11 +241,14 @@ def rules(folder: Path, base: Path | None = None) -> list[tuple[str, str]]:
     return errors
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is written
+# ------------------------------------------------------------------------------------------------------------
+# what is written
 
 
 def test_a_pack_comes_back_as_it_was_built(folder: Path) -> None:
-    """load(write(build(...))): tensors, sites, resolved configs, scales, head, task; id = sha256 of the manifest's bytes."""
+    """load(write(build(...))): tensors, sites, resolved configs, scales, head, task; id = sha256 of the
+    manifest's bytes.
+    """
     pack, built = load(folder), make_pack()
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert pack.id == built.id == f"sha256:{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}"
@@ -206,24 +266,36 @@ def test_a_pack_comes_back_as_it_was_built(folder: Path) -> None:
 
 
 def test_the_repr_of_a_pack_is_a_line() -> None:
-    """A notebook shows what a cell ends with: the name, the method, how much there is, and where; never the numbers."""
+    """A notebook shows what a cell ends with: the name, the method, how much there is, and where; never the
+    numbers.
+    """
     assert re.fullmatch(r"<Pack tickets: lora, 3 modules, \d+ numbers, in memory>", repr(make_pack()))
 
 
 def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """Also from the pack that was read back, and from equal configs written as 3 and 3.0; the manifest is in its canonical form."""
+    """Also from the pack that was read back, and from equal configs written as 3 and 3.0; the manifest is in
+    its canonical form.
+    """
     make_pack().write(tmp_path / "again")
     load(folder).write(tmp_path / "copy")
     for name in FILES:
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
+        assert (
+            (tmp_path / "again" / name).read_bytes()
+            == (tmp_path / "copy" / name).read_bytes()
+            == (folder / name).read_bytes()
+        )
     data = (folder / MANIFEST).read_bytes()
     assert canonical(json.loads(data)) == data
-    assert LoRA(r=2, alpha=3) == LoRA(r=2, alpha=3.0) and repr(LoRA(r=2, alpha=3)) == repr(LoRA(r=2, alpha=3.0))
+    assert LoRA(r=2, alpha=3) == LoRA(r=2, alpha=3.0) and repr(LoRA(r=2, alpha=3)) == repr(
+        LoRA(r=2, alpha=3.0)
+    )
 
 
 @pytest.mark.parametrize("version", GOLDEN_PACKS)
 def test_every_version_of_the_format_is_read_for_ever(version: str, tmp_path: Path) -> None:
-    """The recorded pack of each version loads with the id of its own bytes, means what the same parts mean today, and copies."""
+    """The recorded pack of each version loads with the id of its own bytes, means what the same parts mean
+    today, and copies.
+    """
     golden = GOLDEN / f"pack-{version}"
     pack = load(golden)
     assert json.loads((golden / MANIFEST).read_bytes())["format_version"] == version.partition("-")[0]
@@ -233,9 +305,13 @@ def test_every_version_of_the_format_is_read_for_ever(version: str, tmp_path: Pa
     assert contents(tmp_path / "copy") == contents(golden)
 
 
-@pytest.mark.parametrize("version", [version for version in GOLDEN_PACKS if version.startswith(m.FORMAT_VERSION)])
+@pytest.mark.parametrize(
+    "version", [version for version in GOLDEN_PACKS if version.startswith(m.FORMAT_VERSION)]
+)
 def test_what_is_written_today_is_the_recorded_pack_of_this_version(version: str, tmp_path: Path) -> None:
-    """From the same parts, the same bytes as in the golden pack: a change of the format needs a new version."""
+    """From the same parts, the same bytes as in the golden pack: a change of the format needs a new
+    version.
+    """
     GOLDEN_PACKS[version]().write(tmp_path / "golden")
     assert contents(tmp_path / "golden") == contents(GOLDEN / f"pack-{version}")
 
@@ -246,11 +322,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_newer_minor_version_keeps_what_it_alone_knows(folder: Path, tmp_path: Path) -> None:
-    """An optional field of a later version is ignored, is part of the id, and is still there in a copy; a renamed pack is ours again."""
+    """An optional field of a later version is ignored, is part of the id, and is still there in a copy; a
+    renamed pack is ours again.
+    """
     edit(folder, lambda value: value.update(format_version="1.9", colour="red"))
     pack = load(folder)
     assert not hasattr(pack.manifest, "colour")
-    assert pack.id == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() != make_pack().id
+    assert (
+        pack.id == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() != make_pack().id
+    )
     pack.write(tmp_path / "copy")
     assert (tmp_path / "copy" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
     renamed = pack.renamed("other")
@@ -258,11 +338,14 @@ def test_a_newer_minor_version_keeps_what_it_alone_knows(folder: Path, tmp_path:
 
 
 def test_a_name_given_here_changes_no_identity(folder: Path, tmp_path: Path) -> None:
-    """load(path, name).id is the digest of the folder's manifest; copies and the store keep the pack's own name; a renamed pack is another
-    one; a name that no pack could have is refused."""
+    """load(path, name).id is the digest of the folder's manifest; copies and the store keep the pack's own
+    name; a renamed pack is another one; a name that no pack could have is refused.
+    """
     pack = load(folder, "mine")
     assert (pack.name, pack.manifest.pack.name) == ("mine", "tickets")
-    assert pack.id == load(folder).id == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    assert (
+        pack.id == load(folder).id == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    )
     assert load(pack.write(tmp_path / "copy").path or folder).name == "tickets"
     assert (tmp_path / "copy" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
     assert Store(tmp_path / "store").add(pack).id == pack.id
@@ -298,9 +381,12 @@ def test_claims_that_json_cannot_hold_are_refused_by_name() -> None:
 
 def test_tensors_with_nan_are_not_packed() -> None:
     """build refuses NaN and infinity and names the tensor; the largest float64 is neither."""
+
     def packed(value: float) -> Pack:
         params = {"lora_A": np.full((2, 5), value), "lora_B": ramp(7, 2)}
-        return build("x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.Task("t"), base=m.Base())
+        return build(
+            "x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.Task("t"), base=m.Base()
+        )
 
     for bad in (np.nan, np.inf):
         with pytest.raises(NonFinite, match=r"net\.q\.lora_A"):
@@ -315,7 +401,9 @@ def test_a_pack_of_nothing_is_not_built() -> None:
 
 
 def test_an_output_that_exists_is_left_as_it_is(folder: Path) -> None:
-    """OutputExists for a folder, an empty folder, a file and a dangling link; nothing is changed and nothing is left behind."""
+    """OutputExists for a folder, an empty folder, a file and a dangling link; nothing is changed and nothing
+    is left behind.
+    """
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder.parent / "empty").mkdir()
     (folder.parent / "file").write_text("mine")
@@ -346,23 +434,32 @@ make_pack().write({out!r})
 
 @pytest.mark.parametrize("call", [1, 3, 4])
 def test_a_killed_write_leaves_nothing_at_the_target(call: int, tmp_path: Path) -> None:
-    """SIGKILL before the first file, the last file or the folder is on disk: no pack at the target, and the next write succeeds."""
+    """SIGKILL before the first file, the last file or the folder is on disk: no pack at the target, and the
+    next write succeeds.
+    """
     out = tmp_path / "tickets"
     program = KILLED.format(tests=str(Path(__file__).parent), out=str(out), call=call)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"], "what it had written lies under a name of its own"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"], (
+        "what it had written lies under a name of its own"
+    )
     with pytest.raises(StorageError):
         validate(out)
     make_pack().write(out)
     assert rules(out) == []
 
 
-# ------------------------------------------------------------------------------------------------------ spoiled files in the folder
+# ------------------------------------------------------------------------------------------------------
+# spoiled files in the folder
 
 
 def test_one_flipped_byte_in_any_tensor_names_the_tensor(folder: Path) -> None:
-    """Every byte of every tensor, one at a time: validation says AP204 and the name of that tensor, not only of the file."""
+    """Every byte of every tensor, one at a time: validation says AP204 and the name of that tensor, not only
+    of the file.
+    """
     data = (folder / TENSORS).read_bytes()
     for name, info in safetensors.SafetensorsFile(folder / TENSORS).tensors.items():
         for position in (info.offset, info.offset + info.nbytes // 2, info.offset + info.nbytes - 1):
@@ -373,7 +470,9 @@ def test_one_flipped_byte_in_any_tensor_names_the_tensor(folder: Path) -> None:
 
 
 def test_every_flipped_byte_of_the_tensor_file_is_found(folder: Path) -> None:
-    """Length, header, padding and data: no change of a byte passes. Every third, which meets each field of each entry."""
+    """Length, header, padding and data: no change of a byte passes. Every third, which meets each field of
+    each entry.
+    """
     data = (folder / TENSORS).read_bytes()
     for position in range(0, len(data), 3):
         changed = bytearray(data)
@@ -383,8 +482,10 @@ def test_every_flipped_byte_of_the_tensor_file_is_found(folder: Path) -> None:
 
 
 def test_every_flipped_byte_of_a_pack_is_found_by_the_pack_alone(folder: Path) -> None:
-    """Names, claims, digests, the version, the digest of the manifest itself: each byte of the manifest with a bit flipped is refused,
-    without a base, a signature or an id that is known; so is any of the other files."""
+    """Names, claims, digests, the version, the digest of the manifest itself: each byte of the manifest with
+    a bit flipped is refused, without a base, a signature or an id that is known; so is any of the other
+    files.
+    """
     chance, files = random.Random(5), {path: path.read_bytes() for path in sorted(folder.iterdir())}
     manifest = (folder / MANIFEST).read_bytes()
     for position in range(len(manifest)):
@@ -405,7 +506,9 @@ def test_every_flipped_byte_of_a_pack_is_found_by_the_pack_alone(folder: Path) -
 
 
 def test_the_digest_of_a_manifest_is_that_of_its_own_bytes(folder: Path) -> None:
-    """The sha256 of the bytes with the digest taken out; a renamed pack has its own; older versions need none, and have none."""
+    """The sha256 of the bytes with the digest taken out; a renamed pack has its own; older versions need
+    none, and have none.
+    """
     data = (folder / MANIFEST).read_bytes()
     value = json.loads(data)
     without = data.replace(value["integrity"].encode(), b"")
@@ -414,9 +517,15 @@ def test_the_digest_of_a_manifest_is_that_of_its_own_bytes(folder: Path) -> None
     renamed = load(folder).renamed("other").manifest
     assert renamed.integrity != value["integrity"]
     assert m.parse(renamed.to_bytes(), "renamed") == renamed
-    for forged in ({**value, "integrity": "0" * 64}, {**value, "integrity": None}, {**value, "integrity": value["integrity"].upper()},
-                   {key: item for key, item in value.items() if key != "integrity"}, {**value, "format_version": "1.3"},
-                   {**value, "format_version": "1.5"}, {**value, "license": "mit"}):
+    for forged in (
+        {**value, "integrity": "0" * 64},
+        {**value, "integrity": None},
+        {**value, "integrity": value["integrity"].upper()},
+        {key: item for key, item in value.items() if key != "integrity"},
+        {**value, "format_version": "1.3"},
+        {**value, "format_version": "1.5"},
+        {**value, "license": "mit"},
+    ):
         with pytest.raises(FormatError, match=r"a byte of it was changed|format_version does not have"):
             m.parse(canonical(forged), MANIFEST)
     with pytest.raises(FormatError):
@@ -482,7 +591,9 @@ def reformatted(folder: Path) -> None:
 
 
 def doubled(folder: Path) -> None:
-    (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace('{\n  "base"', '{\n  "base": 1,\n  "base"', 1))
+    (folder / MANIFEST).write_text(
+        (folder / MANIFEST).read_text().replace('{\n  "base"', '{\n  "base": 1,\n  "base"', 1)
+    )
 
 
 def drop_tensor(folder: Path) -> None:
@@ -503,10 +614,18 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "tensors missing": (lambda f: (f / TENSORS).unlink(), "AP103", TENSORS),
     "PEFT config missing": (lambda f: (f / CONFIG).unlink(), "AP103", CONFIG),
     "PEFT config altered": (other_config, "AP105", CONFIG),
-    "PEFT config longer": (lambda f: (f / CONFIG).write_text((f / CONFIG).read_text() + " "), "AP104", CONFIG),
+    "PEFT config longer": (
+        lambda f: (f / CONFIG).write_text((f / CONFIG).read_text() + " "),
+        "AP104",
+        CONFIG,
+    ),
     "PEFT config altered and resealed": (other_config_resealed, "AP601", CONFIG),
     "PEFT config no longer listed": (unlisted, "AP602", "files"),
-    "another file": (lambda f: (f / "adapter_model.bin").write_bytes(b"\x80\4"), "AP106", "adapter_model.bin"),
+    "another file": (
+        lambda f: (f / "adapter_model.bin").write_bytes(b"\x80\4"),
+        "AP106",
+        "adapter_model.bin",
+    ),
     "a hidden file": (lambda f: (f / ".env").write_text("x"), "AP102", ".env"),
     "a folder": (lambda f: (f / "sub").mkdir(), "AP101", "sub"),
     "tensors behind a link": (linked, "AP101", TENSORS),
@@ -516,20 +635,37 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "metadata altered and resealed": (reordered_resealed, "AP601", TENSORS),
     "NaN, resealed": (not_a_number_resealed, "AP301", "base_model.model.head.bias"),
     "manifest reformatted by hand": (reformatted, "AP001", f"{MANIFEST}#/integrity"),
-    "manifest with a blank at the end": (lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes() + b"\n"), "AP001",
-                                         f"{MANIFEST}#/integrity"),
-    "manifest truncated": (lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:400]), "AP001", MANIFEST),
+    "manifest with a blank at the end": (
+        lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes() + b"\n"),
+        "AP001",
+        f"{MANIFEST}#/integrity",
+    ),
+    "manifest truncated": (
+        lambda f: (f / MANIFEST).write_bytes((f / MANIFEST).read_bytes()[:400]),
+        "AP001",
+        MANIFEST,
+    ),
     "manifest empty": (lambda f: (f / MANIFEST).write_bytes(b""), "AP001", MANIFEST),
-    "manifest far too large": (lambda f: (f / MANIFEST).write_bytes(b" " * (m.MAX_BYTES + 1)), "AP001", MANIFEST),
+    "manifest far too large": (
+        lambda f: (f / MANIFEST).write_bytes(b" " * (m.MAX_BYTES + 1)),
+        "AP001",
+        MANIFEST,
+    ),
     "a key twice": (doubled, "AP001", MANIFEST),
     "a tensor cut from the file": (drop_tensor, "AP104", TENSORS),
-    "a tensor cut from the file, size resealed": (drop_tensor_resealed, "AP201", "base_model.model.head.bias"),
+    "a tensor cut from the file, size resealed": (
+        drop_tensor_resealed,
+        "AP201",
+        "base_model.model.head.bias",
+    ),
 }
 
 
 @pytest.mark.parametrize("label", SPOILED)
 def test_a_spoiled_folder_is_refused_with_its_rule_and_place(label: str, folder: Path) -> None:
-    """Each fault has one finding, with a stable rule id and the file or tensor that it is about; load refuses it."""
+    """Each fault has one finding, with a stable rule id and the file or tensor that it is about; load refuses
+    it.
+    """
     spoil, rule, where = SPOILED[label]
     spoil(folder)
     (found,) = rules(folder)
@@ -538,8 +674,13 @@ def test_a_spoiled_folder_is_refused_with_its_rule_and_place(label: str, folder:
 
 
 def test_links_of_the_hub_cache_into_its_blobs_are_the_one_exception(folder: Path, tmp_path: Path) -> None:
-    """snapshots/COMMIT/file -> blobs/DIGEST is how the hub's client stores files; a link that leaves the blobs is refused."""
-    snapshot, blobs = tmp_path / "models--org--x" / "snapshots" / ("a" * 40), tmp_path / "models--org--x" / "blobs"
+    """snapshots/COMMIT/file -> blobs/DIGEST is how the hub's client stores files; a link that leaves the
+    blobs is refused.
+    """
+    snapshot, blobs = (
+        tmp_path / "models--org--x" / "snapshots" / ("a" * 40),
+        tmp_path / "models--org--x" / "blobs",
+    )
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     for name in FILES:
@@ -553,7 +694,9 @@ def test_links_of_the_hub_cache_into_its_blobs_are_the_one_exception(folder: Pat
 
 
 def test_what_was_loaded_does_not_change_with_the_file(folder: Path) -> None:
-    """The arrays are made from the very bytes that were checked: writing to the file later changes nothing."""
+    """The arrays are made from the very bytes that were checked: writing to the file later changes
+    nothing.
+    """
     pack = load(folder)
     before = {name: value.copy() for name, value in pack.tensors.items()}
     with (folder / TENSORS).open("r+b") as file:
@@ -572,13 +715,18 @@ def test_a_folder_that_is_no_pack_and_one_that_is_not_there(tmp_path: Path) -> N
 def test_a_warning_says_where_an_adapter_has_no_effect(tmp_path: Path) -> None:
     """A site whose B is all zero is valid and does nothing: AP302, a warning."""
     params = {"lora_A": ramp(2, 5), "lora_B": np.zeros((7, 2), np.float32)}
-    build("x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.Task("t"), base=m.Base()).write(tmp_path / "x")
+    build(
+        "x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.Task("t"), base=m.Base()
+    ).write(tmp_path / "x")
     report = validate(tmp_path / "x")
     assert report.valid
-    assert [(finding.rule, finding.severity, finding.where) for finding in report.findings] == [("AP302", "warning", "net.q")]
+    assert [(finding.rule, finding.severity, finding.where) for finding in report.findings] == [
+        ("AP302", "warning", "net.q")
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------------ forged manifests
+# ------------------------------------------------------------------------------------------------------------
+# forged manifests
 
 
 def forge(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -616,23 +764,56 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str, type[Adapterpac
     "major version 2": (forge("format_version", to="2.0"), "AP001", FormatError, "another major version"),
     "major version 10": (forge("format_version", to="10.0"), "AP001", FormatError, "another major version"),
     "version as a number": (forge("format_version", to=1.0), "AP001", FormatError, "format_version"),
-    "newer minor with a new role": (lambda v: (v.update(format_version="1.7"), v["groups"][0].update(role="gate")), "AP001", FormatError,
-                                    "update adapterpack"),
-    "older minor with a newer field": (forge("format_version", to="1.0"), "AP001", FormatError, "format_version does not have"),
-    "newer minor that must be understood": (lambda v: v.update(format_version="1.7", colour="red", must_understand=["colour"]), "AP001",
-                                            FormatError, "colour"),
-    "feature not understood": (forge("must_understand", to=["int8", "telepathy"]), "AP001", FormatError, "telepathy"),
+    "newer minor with a new role": (
+        lambda v: (v.update(format_version="1.7"), v["groups"][0].update(role="gate")),
+        "AP001",
+        FormatError,
+        "update adapterpack",
+    ),
+    "older minor with a newer field": (
+        forge("format_version", to="1.0"),
+        "AP001",
+        FormatError,
+        "format_version does not have",
+    ),
+    "newer minor that must be understood": (
+        lambda v: v.update(format_version="1.7", colour="red", must_understand=["colour"]),
+        "AP001",
+        FormatError,
+        "colour",
+    ),
+    "feature not understood": (
+        forge("must_understand", to=["int8", "telepathy"]),
+        "AP001",
+        FormatError,
+        "telepathy",
+    ),
     "features of a wrong type": (forge("must_understand", to=[[]]), "AP001", FormatError, "features"),
     "features not a list": (forge("must_understand", to=5), "AP001", FormatError, "must_understand"),
     "unknown method": (forge("method", "type", to="loraa"), "AP001", UnknownMethod, "did you mean 'lora'"),
-    "method of a later version": (forge("method", "spec_version", to=2), "AP001", Unsupported, "newer version of the method"),
-    "name with a newline at the end": (forge("pack", "name", to="tickets\n"), "AP001", FormatError, "#/pack/name"),
+    "method of a later version": (
+        forge("method", "spec_version", to=2),
+        "AP001",
+        Unsupported,
+        "newer version of the method",
+    ),
+    "name with a newline at the end": (
+        forge("pack", "name", to="tickets\n"),
+        "AP001",
+        FormatError,
+        "#/pack/name",
+    ),
     "name with a path": (forge("pack", "name", to="../tickets"), "AP001", FormatError, "#/pack/name"),
     "base that is a path": (forge("base", "name", to="/home/me/base"), "AP001", FormatError, "#/base/name"),
     "file outside the folder": (forge("files", 0, "path", to="../x"), "AP001", FormatError, "#/files/0/path"),
     "file listed twice": (lambda v: v["files"].append(v["files"][0]), "AP602", FormatError, "file list"),
     "file with another role": (forge("files", 0, "role", to="tensors"), "AP602", FormatError, "file list"),
-    "README listed": (lambda v: v["files"].append({**v["files"][0], "path": "README.md"}), "AP103", FormatError, "README.md"),
+    "README listed": (
+        lambda v: v["files"].append({**v["files"][0], "path": "README.md"}),
+        "AP103",
+        FormatError,
+        "README.md",
+    ),
     "digest of a tensor": (forge("tensors", A, "sha256", to="0" * 64), "AP204", FormatError, A),
     "dtype of a tensor": (forge("tensors", A, "dtype", to="F16"), "AP203", FormatError, A),
     "shape of a tensor": (forge("tensors", A, "shape", to=[5, 2]), "AP203", FormatError, A),
@@ -653,27 +834,63 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str, type[Adapterpac
     "rank of a half": (forge("config", "r", to=2.5), "AP403", FormatError, "net.q"),
     "alpha as text": (forge("config", "alpha", to="3"), "AP403", FormatError, "net.q"),
     "alpha a list": (forge("groups", 0, "config", to={"alpha": [1]}), "AP403", FormatError, "net.q"),
-    "hyper-parameter that LoRA lacks": (forge("config", "use_magic", to=True), "AP403", FormatError, "use_magic"),
+    "hyper-parameter that LoRA lacks": (
+        forge("config", "use_magic", to=True),
+        "AP403",
+        FormatError,
+        "use_magic",
+    ),
     "features of a site": (forge("groups", 0, "in_features", to=6), "AP403", FormatError, "net.q"),
     "features left out": (forge("groups", 0, "in_features", to=None), "AP403", FormatError, "net.q"),
     "kind that LoRA lacks": (forge("groups", 0, "kind", to="conv9d"), "AP405", FormatError, "conv9d"),
     "two groups of one path": (forge("groups", 1, "path", to="net.q"), "AP401", FormatError, "two groups"),
-    "group without tensors": (lambda v: v["groups"].append({**v["groups"][2], "path": "tail"}), "AP403", FormatError, "tail"),
-    "path with a control character": (forge("groups", 0, "path", to="net\u0007q"), "AP001", FormatError, "#/groups/0/path"),
-    "half of a surrogate pair": (forge("pack", "description", to="\ud800"), "AP001", FormatError, "adapterpack.json"),
+    "group without tensors": (
+        lambda v: v["groups"].append({**v["groups"][2], "path": "tail"}),
+        "AP403",
+        FormatError,
+        "tail",
+    ),
+    "path with a control character": (
+        forge("groups", 0, "path", to="net\u0007q"),
+        "AP001",
+        FormatError,
+        "#/groups/0/path",
+    ),
+    "half of a surrogate pair": (
+        forge("pack", "description", to="\ud800"),
+        "AP001",
+        FormatError,
+        "adapterpack.json",
+    ),
     "an integer past 2^53": (forge("training", to={"steps": 2**53 + 1}), "AP001", FormatError, "2^53"),
-    "nested too deeply": (forge("training", to=[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]), "AP001", FormatError, "nested too deeply"),
+    "nested too deeply": (
+        forge("training", to=[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]),
+        "AP001",
+        FormatError,
+        "nested too deeply",
+    ),
     "code": (forge("safety", "contains_code", to=True), "AP001", FormatError, "#/safety"),
-    "extension without its prefix": (forge("extensions", to={"vendor": 1}), "AP001", FormatError, "#/extensions"),
-    "int8 that is not": (forge("quantization", to={"scheme": "int8", "max_error": 0.0, "relative_error": 0.0}), "AP207", FormatError,
-                         "quantized"),
+    "extension without its prefix": (
+        forge("extensions", to={"vendor": 1}),
+        "AP001",
+        FormatError,
+        "#/extensions",
+    ),
+    "int8 that is not": (
+        forge("quantization", to={"scheme": "int8", "max_error": 0.0, "relative_error": 0.0}),
+        "AP207",
+        FormatError,
+        "quantized",
+    ),
     "empty label": (forge("task", "labels", to=["yes", ""]), "AP001", FormatError, "#/task/labels"),
 }
 
 
 @pytest.mark.parametrize("label", FORGED)
 def test_a_forged_manifest_in_canonical_form_is_refused(label: str, folder: Path) -> None:
-    """One finding with its rule, its error class and words that name the place; canonical bytes do not help the forger."""
+    """One finding with its rule, its error class and words that name the place; canonical bytes do not help
+    the forger.
+    """
     change, rule, error, words = FORGED[label]
     if label == "half of a surrogate pair":
         text = (folder / MANIFEST).read_text().replace('"description": ""', '"description": "\\ud800"')
@@ -690,14 +907,21 @@ def test_a_forged_manifest_in_canonical_form_is_refused(label: str, folder: Path
 
 def at_a_commit(folder: Path) -> None:
     edit(folder, forge("base", "commit", to="a" * 40))
-    text = (folder / CONFIG).read_text().replace('"revision": null', f'"revision": "{"a" * 40}"')  # PEFT's file says it as well
+    # PEFT's file says it as well
+    text = (folder / CONFIG).read_text().replace('"revision": null', f'"revision": "{"a" * 40}"')
     (folder / CONFIG).write_text(text)
     reseal(folder)
 
 
 LEFT_OPEN: dict[str, Callable[[Path], object]] = {
     "higher minor version with new fields": lambda folder: edit(
-        folder, lambda v: (v.update(format_version="1.7", colour="red"), v["groups"][0].update(mood="calm"), v["base"].update(age=3))),
+        folder,
+        lambda v: (
+            v.update(format_version="1.7", colour="red"),
+            v["groups"][0].update(mood="calm"),
+            v["base"].update(age=3),
+        ),
+    ),
     "higher minor version": lambda folder: edit(folder, forge("format_version", to="1.9")),
     "extension": lambda folder: edit(folder, forge("extensions", to={"x_vendor": {"anything": [1]}})),
     "claims": lambda folder: edit(folder, forge("training", to={"epochs": 3, "note": ["x"]})),
@@ -708,7 +932,9 @@ LEFT_OPEN: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("label", LEFT_OPEN)
 def test_what_the_format_leaves_open_is_accepted(label: str, folder: Path) -> None:
-    """A higher minor version that needs nothing new, extensions under x_, claims: read, with another id; written again to the byte."""
+    """A higher minor version that needs nothing new, extensions under x_, claims: read, with another id;
+    written again to the byte.
+    """
     before = load(folder).id
     LEFT_OPEN[label](folder)
     pack = load(folder)
@@ -725,10 +951,20 @@ def pointers(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 VALUE = make_pack().manifest.to_json()
 PLACES = pointers(VALUE)[1:]
 ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 2**60), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=6),
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2**60),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=6),
     st.sampled_from(["lora", "net.q", A, "F32", "adapter", "full", "../x", "\u202e", "1.1"]),
-    st.recursive(st.none() | st.integers(0, 3) | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2), max_leaves=4),
-    st.dictionaries(st.sampled_from(["r", "alpha", "x", "scale"]), st.integers(-1, 5) | st.text(max_size=2), max_size=2),
+    st.recursive(
+        st.none() | st.integers(0, 3) | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=2),
+        max_leaves=4,
+    ),
+    st.dictionaries(
+        st.sampled_from(["r", "alpha", "x", "scale"]), st.integers(-1, 5) | st.text(max_size=2), max_size=2
+    ),
 )
 
 
@@ -737,7 +973,9 @@ ANYTHING = st.one_of(
 def test_any_value_in_any_place_of_the_manifest_gives_a_named_error_or_a_pack(
     place: tuple[Any, ...], value: Any, remove: bool, folder: Path
 ) -> None:
-    """Validation of a forged manifest reports; it never raises, and load raises nothing but AdapterpackError."""
+    """Validation of a forged manifest reports; it never raises, and load raises nothing but
+    AdapterpackError.
+    """
     forged = copy.deepcopy(VALUE)
     (without(*place) if remove else forge(*place, to=value))(forged)
     (folder / MANIFEST).write_bytes(canonical(forged) if place == ("integrity",) else sealed_json(forged))
@@ -751,19 +989,29 @@ def test_any_value_in_any_place_of_the_manifest_gives_a_named_error_or_a_pack(
         assert pack.manifest.to_bytes() == (folder / MANIFEST).read_bytes()
 
 
-# ---------------------------------------------------------------------------------------------------------- schema and reader
+# ----------------------------------------------------------------------------------------------------------
+# schema and reader
 
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "schemas" / "manifest.v1.json").read_text())
-OPEN = {"/config", "/groups/[]/config", "/lineage/params", "/base_quantization/params", "/training", "/metrics/[]", "/extensions",
-        "/composition/tree"}
+OPEN = {
+    "/config",
+    "/groups/[]/config",
+    "/lineage/params",
+    "/base_quantization/params",
+    "/training",
+    "/metrics/[]",
+    "/extensions",
+    "/composition/tree",
+}
 """Objects whose keys are not the format's business: hyper-parameters, nodes, claims, and what vendors add."""
 
 
 def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
     """Every schema inside a schema with the place that it describes."""
     part = SCHEMA["$defs"].get(schema.get("$ref", "").removeprefix("#/$defs/"), {})
-    schema = part if part.get("title") else schema  # a struct's; settings and claims hold more of their own kind
+    # a struct's; settings and claims hold more of their own kind
+    schema = part if part.get("title") else schema
     found = [(at, schema)]
     for key, inner in schema.get("properties", {}).items():
         found += subschemas(inner, f"{at}/{key}")
@@ -779,14 +1027,32 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(
     ("place", "described"),
-    [("", m.Manifest), ("/pack", m.PackInfo), ("/method", m.MethodRef), ("/task", m.Task), ("/base", m.Base), ("/groups/[]", m.Group),
-     ("/tensors/{}", m.TensorEntry), ("/files/[]", m.PackFile), ("/lineage", m.Lineage), ("/lineage/parents/[]", m.Parent),
-     ("/canary", Canary), ("/base/dims", Dims), ("/base/variants/[]", Variant), ("/tokenizer", Tokenizer),
-     ("/base_quantization", BaseQuantization), ("/composition", Composition), ("/composition/members/[]", Member),
-     ("/canary/pixels", Pixels), ("/canary/features", Features)],
+    [
+        ("", m.Manifest),
+        ("/pack", m.PackInfo),
+        ("/method", m.MethodRef),
+        ("/task", m.Task),
+        ("/base", m.Base),
+        ("/groups/[]", m.Group),
+        ("/tensors/{}", m.TensorEntry),
+        ("/files/[]", m.PackFile),
+        ("/lineage", m.Lineage),
+        ("/lineage/parents/[]", m.Parent),
+        ("/canary", Canary),
+        ("/base/dims", Dims),
+        ("/base/variants/[]", Variant),
+        ("/tokenizer", Tokenizer),
+        ("/base_quantization", BaseQuantization),
+        ("/composition", Composition),
+        ("/composition/members/[]", Member),
+        ("/canary/pixels", Pixels),
+        ("/canary/features", Features),
+    ],
 )
 def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: type[Any]) -> None:
-    """Every field stands in the schema and is required there, if every version has it, and the schema has no other."""
+    """Every field stands in the schema and is required there, if every version has it, and the schema has no
+    other.
+    """
     (schema,) = [schema for at, schema in subschemas(SCHEMA) if at == place and "properties" in schema]
     fields = set(described.__struct_fields__) | ({"integrity"} if described is m.Manifest else set())
     assert set(schema["properties"]) == fields
@@ -796,7 +1062,9 @@ def test_the_schema_and_the_reader_know_the_same_fields(place: str, described: t
 
 
 def test_the_schema_is_sound_and_closed() -> None:
-    """Valid 2020-12; every object is closed or in the list of open ones; every pattern is anchored; the enums are the reader's own."""
+    """Valid 2020-12; every object is closed or in the list of open ones; every pattern is anchored; the enums
+    are the reader's own.
+    """
     from jsonschema import Draft202012Validator
 
     from adapterpack.pack.pack import FILE_ROLES
@@ -808,7 +1076,11 @@ def test_the_schema_is_sound_and_closed() -> None:
         if "pattern" in schema:
             assert schema["pattern"].startswith("^") and schema["pattern"].endswith("$"), place
         if "object" in schema.get("type", ()) and schema["additionalProperties"] is not False:
-            opened |= {place} if schema["additionalProperties"].get("$ref") in ("#/$defs/setting", "#/$defs/claim") else set()
+            opened |= (
+                {place}
+                if schema["additionalProperties"].get("$ref") in ("#/$defs/setting", "#/$defs/claim")
+                else set()
+            )
         if schema.get("type") == "array":
             assert "items" in schema, place
     assert opened == OPEN
@@ -820,50 +1092,87 @@ def test_the_schema_is_sound_and_closed() -> None:
 
 def unbounded(schema: dict[str, Any]) -> list[str]:
     """What a schema says nothing of, of what a value's size depends on."""
-    kinds = schema.get("type", ["null"] if schema.keys() & {"const", "enum", "anyOf", "$ref"} else ["anything"])
+    kinds = schema.get(
+        "type", ["null"] if schema.keys() & {"const", "enum", "anyOf", "$ref"} else ["anything"]
+    )
     wanted: dict[str, list[str]] = {
-        "integer": ["minimum", "maximum"], "number": ["minimum", "maximum"], "array": ["items", "maxItems"], "string": ["maxLength"],
-        "object": ["maxProperties", "propertyNames", "additionalProperties"], "anything": ["type"]}
+        "integer": ["minimum", "maximum"],
+        "number": ["minimum", "maximum"],
+        "array": ["items", "maxItems"],
+        "string": ["maxLength"],
+        "object": ["maxProperties", "propertyNames", "additionalProperties"],
+        "anything": ["type"],
+    }
     if schema.get("additionalProperties") is False:
         wanted["object"] = ["properties"]
     if not set("*+") & set(re.sub(r"\[[^]]*\]|\\.", "", schema.get("pattern", "+"))):
         wanted["string"] = ["pattern"]  # which repeats nothing without an end
-    missing = {key for kind in ([kinds] if isinstance(kinds, str) else kinds) for key in wanted.get(kind, ())} - schema.keys()
+    missing = {
+        key for kind in ([kinds] if isinstance(kinds, str) else kinds) for key in wanted.get(kind, ())
+    } - schema.keys()
     return sorted(missing - {"minimum"} if "exclusiveMinimum" in schema else missing)
 
 
 def test_everything_in_the_schema_has_a_bound() -> None:
-    """Numbers, texts, lists and objects, in the manifest and in what it refers to: nothing can be as large as a stranger likes."""
-    places = subschemas(SCHEMA) + [found for name, schema in SCHEMA["$defs"].items() for found in subschemas(schema, f"$defs/{name}")]
+    """Numbers, texts, lists and objects, in the manifest and in what it refers to: nothing can be as large as
+    a stranger likes.
+    """
+    places = subschemas(SCHEMA) + [
+        found for name, schema in SCHEMA["$defs"].items() for found in subschemas(schema, f"$defs/{name}")
+    ]
     assert {place: missing for place, schema in places if (missing := unbounded(schema))} == {}
     names = [schema for place, schema in places if place.endswith("/names")]
     assert all("maxLength" in schema or "pattern" in schema for schema in names)
-    for hole in ({"type": "integer"}, {"type": ["null", "number"], "minimum": 0}, {"type": "string", "pattern": "^[a-z]+$"},
-                 {"type": "array"}, {"type": "object", "maxProperties": 3}, {}):
+    for hole in (
+        {"type": "integer"},
+        {"type": ["null", "number"], "minimum": 0},
+        {"type": "string", "pattern": "^[a-z]+$"},
+        {"type": "array"},
+        {"type": "object", "maxProperties": 3},
+        {},
+    ):
         assert unbounded(hole), "the walk sees what has no bound"
 
 
 def test_every_limit_of_json_holds_for_our_own_bytes() -> None:
-    """strict_json reads back what it writes; the canonical form has sorted keys, two spaces and one newline at the end."""
+    """strict_json reads back what it writes; the canonical form has sorted keys, two spaces and one newline
+    at the end.
+    """
     value = {"b": [1, 2.5, True, None, "\u00e9\u202e"], "a": {"z": {}, "y": []}}
     data = strict_json.canonical(value)
     assert strict_json.loads(data, "x", 1000) == value
     assert data == canonical(value)
     assert strict_json.digest(value) == hashlib.sha256(data).hexdigest()
-    for bad in (b"-0", b"1e999", b"NaN", b'"\\udc00"', b'{"a":1,"a":1}', b"\xff", b"9007199254740993", b"[" * 17 + b"]" * 17):
+    for bad in (
+        b"-0",
+        b"1e999",
+        b"NaN",
+        b'"\\udc00"',
+        b'{"a":1,"a":1}',
+        b"\xff",
+        b"9007199254740993",
+        b"[" * 17 + b"]" * 17,
+    ):
         with pytest.raises(FormatError, match="x"):
             strict_json.loads(bad, "x", 1000)
     assert strict_json.loads(b"[-1, 0, 9007199254740992]", "x", 1000) == [-1, 0, 2**53]
 
 
-# --------------------------------------------------------------------------------------------------------------------- the base
+# ------------------------------------------------------------------------------------------------------------
+# the base
 
 
 def test_a_pack_knows_its_base_and_refuses_another(tmp_path: Path) -> None:
-    """Same bytes in another folder: accepted. Other weights, other shapes: BaseMismatch that names both bases and which level differs."""
+    """Same bytes in another folder: accepted. Other weights, other shapes: BaseMismatch that names both bases
+    and which level differs.
+    """
     base = make_base(tmp_path / "base-one")
     pack = make_pack(base).write(tmp_path / "pack")
-    same, other, wider = make_base(tmp_path / "copy"), make_base(tmp_path / "base-two", 0.25), make_base(tmp_path / "base-wide", width=6)
+    same, other, wider = (
+        make_base(tmp_path / "copy"),
+        make_base(tmp_path / "base-two", 0.25),
+        make_base(tmp_path / "base-wide", width=6),
+    )
     assert rules(tmp_path / "pack", same) == []
     for wrong, words in ((other, "other weights"), (wider, "names, dtypes or shapes")):
         with pytest.raises(BaseMismatch, match=words) as caught:
@@ -891,13 +1200,20 @@ def framed(*fields: str) -> bytes:
 
 
 def test_the_fingerprint_is_the_documented_hash_and_sees_content_only(tmp_path: Path) -> None:
-    """structure = H(sorted headers), content = H(sorted leaves H(header, sha256(bytes))): order, shards and metadata do not count."""
+    """structure = H(sorted headers), content = H(sorted leaves H(header, sha256(bytes))): order, shards and
+    metadata do not count.
+    """
     base = make_base(tmp_path / "base")
     file = safetensors.SafetensorsFile(base / "model.safetensors")
-    headers = {name: framed(name, info.dtype, ",".join(map(str, info.shape))) for name, info in sorted(file.tensors.items())}
+    headers = {
+        name: framed(name, info.dtype, ",".join(map(str, info.shape)))
+        for name, info in sorted(file.tensors.items())
+    }
     structure = hashlib.sha256(b"bfp1:structure\0" + b"".join(headers.values())).hexdigest()
-    leaves = [hashlib.sha256(b"bfp1:leaf\0" + header + hashlib.sha256(file.buffer(name)).digest()).digest()
-              for name, header in headers.items()]
+    leaves = [
+        hashlib.sha256(b"bfp1:leaf\0" + header + hashlib.sha256(file.buffer(name)).digest()).digest()
+        for name, header in headers.items()
+    ]
     content = hashlib.sha256(b"bfp1:content\0" + b"".join(leaves)).hexdigest()
     found = Checkpoint(base)
     assert (found.structure, found.content) == (f"bfp1:{structure}", f"bfp1:{content}")
@@ -919,7 +1235,10 @@ BAD_INDEX: dict[str, tuple[str, str]] = {
     "weight map a list": ('{"weight_map": ["a"]}', "index"),
     "shard not text": ('{"weight_map": {"w": 1}}', "index"),
     "shard outside the folder": ('{"weight_map": {"w": "../a.safetensors"}}', "plain file name"),
-    "a tensor that no shard has": ('{"weight_map": {"w": "a.safetensors", "v": "a.safetensors"}}', "tensor v"),
+    "a tensor that no shard has": (
+        '{"weight_map": {"w": "a.safetensors", "v": "a.safetensors"}}',
+        "tensor v",
+    ),
     "a tensor in two shards": ('{"weight_map": {"w": "b.safetensors", "x": "a.safetensors"}}', "two shards"),
     "not JSON": ("{", "JSON"),
 }
@@ -929,20 +1248,27 @@ BAD_INDEX: dict[str, tuple[str, str]] = {
 def test_a_bad_index_of_a_base_is_refused(label: str, tmp_path: Path) -> None:
     """FormatError with the fault, whatever the index holds."""
     text, words = BAD_INDEX[label]
-    safetensors.write(tmp_path / "a.safetensors", {"w": ramp(2), "x": ramp(1)} if "two" in label else {"w": ramp(2)})
+    safetensors.write(
+        tmp_path / "a.safetensors", {"w": ramp(2), "x": ramp(1)} if "two" in label else {"w": ramp(2)}
+    )
     safetensors.write(tmp_path / "b.safetensors", {"w": ramp(2)})
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(FormatError, match=words):
         Checkpoint(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------------- what is shown
+# ------------------------------------------------------------------------------------------------------------
+# what is shown
 
 
 def test_errors_escape_what_could_repaint_a_terminal() -> None:
-    """Control, bidirectional and line-breaking characters from names appear as escapes; the text stays one line; letters stay letters."""
+    """Control, bidirectional and line-breaking characters from names appear as escapes; the text stays one
+    line; letters stay letters.
+    """
     hostile = "a\x1b[2J\u202e\u2066\u200b\x07\x9b\r\n\u2028\ue000z\u00e9\u4e2d"
-    error = FormatError("bad " + hostile, where=hostile, expected=hostile, found=hostile, remedy="rename " + hostile)
+    error = FormatError(
+        "bad " + hostile, where=hostile, expected=hostile, found=hostile, remedy="rename " + hostile
+    )
     text = str(error)
     assert not set(text) & set("\x1b\u202e\u2066\u200b\x07\x9b\r\n\u2028\ue000")
     assert text.isprintable()

@@ -1,4 +1,6 @@
-"""Methods of other packages: found through an entry point, held to every promise; and the promises catch a method that breaks them."""
+"""Methods of other packages: found through an entry point, held to every promise; and the promises catch a
+method that breaks them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,17 @@ import pytest
 
 import adapterpack.registry as registries
 from adapterpack import ALoRA
-from adapterpack.adapter_methods import Dense, Diagonal, Method, NormalForm, broken_plugins, get, methods, register, registry
+from adapterpack.adapter_methods import (
+    Dense,
+    Diagonal,
+    Method,
+    NormalForm,
+    broken_plugins,
+    get,
+    methods,
+    register,
+    registry,
+)
 from adapterpack.adapter_methods.alora import alora
 from adapterpack.adapter_methods.core.site import Site
 from adapterpack.adapter_methods.core.token_positions import Invoked
@@ -56,13 +68,23 @@ def python(*arguments: str, path: Path | None = None, cwd: Path | None = None) -
     """The standard output of a fresh interpreter, one thread, with ``path`` importable."""
     places = [str(place) for place in (path, EXAMPLE.parents[1]) if place]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False, cwd=cwd)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_a_method_of_another_package_stands_in_the_catalogue(tmp_path: Path) -> None:
-    """Installed beside adapterpack, it is listed, and has its column in the table; that it keeps its promises, the example proves."""
+    """Installed beside adapterpack, it is listed, and has its column in the table; that it keeps its
+    promises, the example proves.
+    """
     shutil.copy(EXAMPLE, distribution(tmp_path, "scaling = new_method:scaling"))
     program = (
         "from adapterpack.adapter_methods import get, methods\n"
@@ -89,19 +111,36 @@ def test_the_example_runs() -> None:
 
 BROKEN = {
     "no such module": ("broken = no_such_module_of_a_plugin:method", "", "No module named"),
-    "an error at import": ("broken = a_plugin_with_an_error:method", "raise RuntimeError('needs another numpy')", "needs another numpy"),
-    "an exit at import": ("broken = a_plugin_that_exits:method", "raise SystemExit('needs a license')", "needs a license"),
+    "an error at import": (
+        "broken = a_plugin_with_an_error:method",
+        "raise RuntimeError('needs another numpy')",
+        "needs another numpy",
+    ),
+    "an exit at import": (
+        "broken = a_plugin_that_exits:method",
+        "raise SystemExit('needs a license')",
+        "needs a license",
+    ),
     "no such attribute": ("broken = a_plugin_without:method", "other = 1", "no attribute 'method'"),
     "no method": ("broken = a_plugin_of_text:method", "method = 'lora'", "no Method but a str"),
-    "a name that is taken": ("broken = a_plugin_twice:method",
-                             "from adapterpack.adapter_methods.lora import lora\nmethod = lora._replace(summary='mine')", "the same name"),
-    "the name of one that comes along": ("lora = a_plugin_called_lora:method", "raise RuntimeError('mine')", "mine"),
+    "a name that is taken": (
+        "broken = a_plugin_twice:method",
+        "from adapterpack.adapter_methods.lora import lora\nmethod = lora._replace(summary='mine')",
+        "the same name",
+    ),
+    "the name of one that comes along": (
+        "lora = a_plugin_called_lora:method",
+        "raise RuntimeError('mine')",
+        "mine",
+    ),
 }
 """A plugin that is of no use -> its entry point, its module, and what is said of it."""
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_plugin_leaves_the_others_and_says_what_is_wrong(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_leaves_the_others_and_says_what_is_wrong(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every other method is there as ever; who asks for the broken one by its name gets the reason."""
     (entry, source, reason), known = BROKEN[kind], methods()
     folder = distribution(tmp_path, entry)
@@ -123,26 +162,44 @@ def test_a_broken_plugin_leaves_the_others_and_says_what_is_wrong(kind: str, tmp
     assert entry in unknown.value.remedy, "perhaps it is there that it would be"
 
 
-def test_a_broken_plugin_is_one_line_of_the_catalogue_and_no_concern_of_other_commands(tmp_path: Path) -> None:
+def test_a_broken_plugin_is_one_line_of_the_catalogue_and_no_concern_of_other_commands(
+    tmp_path: Path,
+) -> None:
     """Really installed, in a process of its own."""
     entry, source, _ = BROKEN["an exit at import"]
     folder = distribution(tmp_path / "site", entry)
     (folder / "a_plugin_that_exits.py").write_text(source)
     params = {"lora_A": np.ones((2, 4), np.float32), "lora_B": np.ones((6, 2), np.float32)}
-    pack = build("tickets", lora, {Site("layers.0.fc", 4, 6): (LoRA(r=2), params)}, task=Task("feature-extraction"), base=Base())
+    pack = build(
+        "tickets",
+        lora,
+        {Site("layers.0.fc", 4, 6): (LoRA(r=2), params)},
+        task=Task("feature-extraction"),
+        base=Base(),
+    )
     pack.write(tmp_path / "pack")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "adapter_config.json").write_text('{"peft_type": "OF_NOBODY"}')
-    commands = [["methods"], ["validate", "pack"], ["convert", "pack", "-o", "out", "--to", "diffusers"],
-                ["convert", "out", "-o", "back", "--to", "pack"], ["methods", "broken"], ["inspect", "theirs"]]
-    program = ("import contextlib, io, json\nfrom adapterpack.cli.main import main\n"
-               f"for command in {commands!r}:\n"
-               "    out, err = io.StringIO(), io.StringIO()\n"
-               "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
-               "        try: main(command)\n"
-               "        except SystemExit as done: code = done.code\n"
-               "    print(json.dumps([code, out.getvalue(), err.getvalue()]))\n")
-    catalogue, validated, there, back, named, foreign = map(json.loads, python("-c", program, path=folder, cwd=tmp_path).splitlines())
+    commands = [
+        ["methods"],
+        ["validate", "pack"],
+        ["convert", "pack", "-o", "out", "--to", "diffusers"],
+        ["convert", "out", "-o", "back", "--to", "pack"],
+        ["methods", "broken"],
+        ["inspect", "theirs"],
+    ]
+    program = (
+        "import contextlib, io, json\nfrom adapterpack.cli.main import main\n"
+        f"for command in {commands!r}:\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try: main(command)\n"
+        "        except SystemExit as done: code = done.code\n"
+        "    print(json.dumps([code, out.getvalue(), err.getvalue()]))\n"
+    )
+    catalogue, validated, there, back, named, foreign = map(
+        json.loads, python("-c", program, path=folder, cwd=tmp_path).splitlines()
+    )
     assert catalogue[0] == 0
     [warning] = catalogue[2].splitlines()
     assert warning.startswith("warning: ")
@@ -159,7 +216,9 @@ def test_a_method_is_found_by_its_name_or_its_class_and_no_other_package_is_impo
     """A package whose method nobody asked for stays unimported."""
     folder = distribution(tmp_path, "scaling = new_method:scaling\nslow = a_slow_plugin:method")
     shutil.copy(EXAMPLE, folder)
-    (folder / "a_slow_plugin.py").write_text("from adapterpack.adapter_methods.lora import lora\nmethod = lora._replace(name='slow')")
+    (folder / "a_slow_plugin.py").write_text(
+        "from adapterpack.adapter_methods.lora import lora\nmethod = lora._replace(name='slow')"
+    )
     program = (
         "import sys\n"
         "from adapterpack import LoRA\n"
@@ -171,10 +230,16 @@ def test_a_method_is_found_by_its_name_or_its_class_and_no_other_package_is_impo
     assert python("-c", program, path=folder) == "False\n"
 
 
-def test_metadata_is_read_once_until_something_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry points of a hundred distributions take 30 ms to read; a plugin that is installed meanwhile is there at once."""
+def test_metadata_is_read_once_until_something_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry points of a hundred distributions take 30 ms to read; a plugin that is installed meanwhile is
+    there at once.
+    """
     read: list[str] = []
-    monkeypatch.setattr(registries, "entry_points", lambda group: (read.append(group), entry_points(group=group))[1])
+    monkeypatch.setattr(
+        registries, "entry_points", lambda group: (read.append(group), entry_points(group=group))[1]
+    )
     monkeypatch.syspath_prepend(tmp_path)
     known = methods()
     assert (methods(), read) == (known, ["adapterpack.methods"])
@@ -194,7 +259,9 @@ class Loose(LoRA):
     """A config that swallows whatever it is given."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**{name: value for name, value in given.items() if name in LoRA.__dataclass_fields__})
+        super().__init__(
+            **{name: value for name, value in given.items() if name in LoRA.__dataclass_fields__}
+        )
 
 
 class IntegerScale(LoRA):
@@ -366,7 +433,9 @@ FAULTS: dict[str, Method] = {
     "torch_equals_numpy": lora._replace(normal_form=numpy_only),
     "gradients_reach_every_parameter": lora._replace(init=unused),
     "loss_falls": lora._replace(normal_form=uphill),
-    "shapes_declared": lora._replace(shapes=lambda cfg, site: {name: shape[::-1] for name, shape in lora.shapes(cfg, site).items()}),
+    "shapes_declared": lora._replace(
+        shapes=lambda cfg, site: {name: shape[::-1] for name, shape in lora.shapes(cfg, site).items()}
+    ),
     "inputs_unchanged": lora._replace(fold=in_place),
     "dtype_kept": lora._replace(normal_form=wider),
     "additive_law": lora._replace(normal_form=scaled),
@@ -379,52 +448,102 @@ FAULTS: dict[str, Method] = {
     "layer_agrees": lora._replace(normal_form=numpy_only),
     "checkpointed_gradients": lora._replace(normal_form=forgetful),
     "every_kind_agrees": lora._replace(normal_form=numpy_only),
-    "trained_and_packed": lora._replace(storage=lora.storage._replace(
-        to_stored=lambda cfg, params, site: (cfg, {**params, "lora_B": 2 * params["lora_B"]}))),
+    "trained_and_packed": lora._replace(
+        storage=lora.storage._replace(
+            to_stored=lambda cfg, params, site: (cfg, {**params, "lora_B": 2 * params["lora_B"]})
+        )
+    ),
     "compiled_gradients": lora._replace(normal_form=looking),
     "onnx_agrees": lora._replace(forward=doubled),
-    "file_size": lora._replace(init=with_junk, peft=None, storage=lora.storage._replace(to_stored=None),
-                               traits=dataclasses.replace(lora.traits, frozen=("basis",))),
-    "peft_parity": lora._replace(peft=lora.peft._replace(to_config=lambda sites: {**lora.peft.to_config(sites), "lora_alpha": 1})),
+    "file_size": lora._replace(
+        init=with_junk,
+        peft=None,
+        storage=lora.storage._replace(to_stored=None),
+        traits=dataclasses.replace(lora.traits, frozen=("basis",)),
+    ),
+    "peft_parity": lora._replace(
+        peft=lora.peft._replace(to_config=lambda sites: {**lora.peft.to_config(sites), "lora_alpha": 1})
+    ),
     "pack_round_trip": lora._replace(init=unused, storage=lora.storage._replace(to_stored=None)),
     "scale_recomputed": lora._replace(config=IntegerScale, examples=renamed(IntegerScale)),
-    "peft_round_trip": lora._replace(peft=lora.peft._replace(from_config=lambda config: LoRA(r=config["r"], alpha=1))),
+    "peft_round_trip": lora._replace(
+        peft=lora.peft._replace(from_config=lambda config: LoRA(r=config["r"], alpha=1))
+    ),
     "acts_at_its_positions": alora._replace(config=Counted, examples=renamed(Counted, alora)),
     "positions_on_a_cache": alora._replace(config=Answered, examples=renamed(Answered, alora)),
     "disabled_attention_is_the_base": llama_adapter._replace(
-        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "adaption_gate": np.ones(1, np.float32)}),
+        init=lambda cfg, site, rng: {
+            **llama_adapter.init(cfg, site, rng),
+            "adaption_gate": np.ones(1, np.float32),
+        }
+    ),
     "attended_rows_never_mix": llama_adapter._replace(
-        normal_form=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
-    "attended_onnx_agrees": llama_adapter._replace(normal_form=lambda cfg, params, site: AttentionForm(
-        params["adaption_prompt"][0], params["adaption_gate"] * (1 if isinstance(params["adaption_gate"], np.ndarray) else 2))),
+        normal_form=lambda cfg, params, site: AttentionForm(
+            params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS)
+        )
+    ),
+    "attended_onnx_agrees": llama_adapter._replace(
+        normal_form=lambda cfg, params, site: AttentionForm(
+            params["adaption_prompt"][0],
+            params["adaption_gate"] * (1 if isinstance(params["adaption_gate"], np.ndarray) else 2),
+        )
+    ),
     "decoder_gradients": llama_adapter._replace(
-        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
+        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}
+    ),
     "compiled_decoder_gradients": llama_adapter._replace(
-        normal_form=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
+        normal_form=lambda cfg, params, site: AttentionForm(
+            params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS)
+        )
+    ),
     "only_the_adapter_trains_there": llama_adapter._replace(
-        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
+        init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}
+    ),
     "active_together": lora._replace(normal_form=numpy_only),
     "folded_onnx_agrees": lora._replace(fold=block_norm),
-    "form_as_declared": prompt._replace(normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])),
+    "form_as_declared": prompt._replace(
+        normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])
+    ),
     "form_torch_equals_numpy": prompt._replace(
-        normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED] * (1 if isinstance(params[STORED], np.ndarray) else 2))),
+        normal_form=lambda cfg, params, site: PromptForm(
+            embeds=params[STORED] * (1 if isinstance(params[STORED], np.ndarray) else 2)
+        )
+    ),
     "form_gradients_reach_every_parameter": prompt._replace(
-        init=lambda cfg, site, rng: {**prompt.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
+        init=lambda cfg, site, rng: {**prompt.init(cfg, site, rng), "idle": np.ones(3, np.float32)}
+    ),
     "form_loss_falls": prompt._replace(normal_form=uphill_prompt),
-    "form_dtype_kept": prompt._replace(normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED] * np.float64(1))),
-    "form_kept_by_packing": prompt._replace(storage=prompt.storage._replace(
-        to_stored=lambda cfg, params, site: (cfg, {STORED: params[STORED] + 1}))),
+    "form_dtype_kept": prompt._replace(
+        normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED] * np.float64(1))
+    ),
+    "form_kept_by_packing": prompt._replace(
+        storage=prompt.storage._replace(
+            to_stored=lambda cfg, params, site: (cfg, {STORED: params[STORED] + 1})
+        )
+    ),
     "form_kept_by_peft": prefix._replace(peft=prefix.peft._replace(from_config=turned)),
     "disabled_prompt_is_the_base": prefix._replace(
-        normal_form=lambda cfg, params, site: PromptForm(cache=prefix.normal_form(cfg, params, site).cache[:, :, :, :0])),
+        normal_form=lambda cfg, params, site: PromptForm(
+            cache=prefix.normal_form(cfg, params, site).cache[:, :, :, :0]
+        )
+    ),
     "prompted_rows_never_mix": prompt._replace(normal_form=restless),
 }
 
 
-@pytest.mark.parametrize("invariant", [pytest.param(one, id=one.name, marks=[pytest.mark.long] * one.name.startswith("compiled_"))
-                                       for one in INVARIANTS])
-def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each promise a method with one fault, put in the place of the sound one, fails on a case of the matrix; the sound one passes."""
+@pytest.mark.parametrize(
+    "invariant",
+    [
+        pytest.param(one, id=one.name, marks=[pytest.mark.long] * one.name.startswith("compiled_"))
+        for one in INVARIANTS
+    ],
+)
+def test_every_invariant_catches_a_method_that_breaks_it(
+    invariant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each promise a method with one fault, put in the place of the sound one, fails on a case of the
+    matrix; the sound one passes.
+    """
     fault = FAULTS[invariant.name]
     sound = get(fault.name)
     monkeypatch.setitem(registry.METHODS._values, fault.name, fault)
@@ -440,7 +559,9 @@ def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeyp
     assert any(broken(case) for case in cases(fault) if invariant.holds_for(case))
     monkeypatch.undo()
     sound = sound._replace(examples=sound.examples[:1])
-    assert not any(broken(case) for case in cases(sound) if invariant.holds_for(case)), "the matrix tests the other examples"
+    assert not any(broken(case) for case in cases(sound) if invariant.holds_for(case)), (
+        "the matrix tests the other examples"
+    )
 
 
 def test_every_invariant_has_a_fault() -> None:

@@ -40,7 +40,9 @@ counted (int64[batch,sequence] input_ids, float[batch,2,past,4] cache)
 }"""
 
 
-def graph(score: str = "score = Min (far, near)", index: str = "index = Add (places, two)") -> tuple[Any, PositionInputs]:
+def graph(
+    score: str = "score = Min (far, near)", index: str = "index = Add (places, two)"
+) -> tuple[Any, PositionInputs]:
     """The graph with these scores and this index, and what rewires it."""
     model = ir.from_onnx_text(_BASE.replace("SCORE", score).replace("INDEX", index))
     ids, cache = model.graph.inputs
@@ -68,8 +70,12 @@ def test_rows_of_different_lengths_have_what_each_had_alone() -> None:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     lengths, tokens = np.array([0, 7, 3]), 2
     positions = lengths[:, None] + np.arange(tokens)
-    feeds = {"input_ids": np.full((3, tokens), 5), "position_ids": positions, "total": np.array(9, np.int32),
-             "cache": np.zeros((3, 2, 0, 4), np.float32)}
+    feeds = {
+        "input_ids": np.full((3, tokens), 5),
+        "position_ids": positions,
+        "total": np.array(9, np.int32),
+        "cache": np.zeros((3, 2, 0, 4), np.float32),
+    }
     found, looked_up = session.run(["rows", "placed"], feeds)
     for row, length in enumerate(lengths):
         for token in range(tokens):
@@ -83,9 +89,14 @@ def test_a_mask_alone_adds_nothing() -> None:
     assert places.bias([model.graph.outputs[0]], model.graph.outputs[1].producer()) == []
 
 
-@pytest.mark.parametrize(("changed", "reason"), [
-    ({"score": "score = Mul (far, keys)"}, "no matter of distances alone"), ({"score": "score = Mul (far, two)"}, "never stays as it is"),
-    ({"index": "index = Mul (places, two)"}, "at other places than the positions")])
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"score": "score = Mul (far, keys)"}, "no matter of distances alone"),
+        ({"score": "score = Mul (far, two)"}, "never stays as it is"),
+        ({"index": "index = Mul (places, two)"}, "at other places than the positions"),
+    ],
+)
 def test_anything_else_is_refused(changed: dict[str, str], reason: str) -> None:
     model, places = graph(**changed)
     with pytest.raises(Unsupported, match=reason):

@@ -1,4 +1,6 @@
-"""Preference training by TRL's trainers from a configuration: what is learned, what it is compared with, and whose rewards count."""
+"""Preference training by TRL's trainers from a configuration: what is learned, what it is compared with, and
+whose rewards count.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def pairs(count: int = 24) -> list[dict[str, Any]]:
     """Prompts, each with an answer of low words, which is the better one, and one of high words."""
     dice = random.Random(0)
-    return [{"prompt": f"w{dice.randrange(80)} w{dice.randrange(80)}", "chosen": f" w{dice.randrange(8)} w{dice.randrange(8)}",
-             "rejected": f" w{dice.randrange(40, 48)} w{dice.randrange(40, 48)}"} for _ in range(count)]
+    return [
+        {
+            "prompt": f"w{dice.randrange(80)} w{dice.randrange(80)}",
+            "chosen": f" w{dice.randrange(8)} w{dice.randrange(8)}",
+            "rejected": f" w{dice.randrange(40, 48)} w{dice.randrange(40, 48)}",
+        }
+        for _ in range(count)
+    ]
 
 
 def rows_of(kind: str) -> list[dict[str, Any]]:
@@ -49,8 +57,11 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
     if kind == "grpo":
         return [{"prompt": row["prompt"]} for row in pairs(8)]
     if kind == "kto":
-        return [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row in pairs()
-                for side in ("chosen", "rejected")]
+        return [
+            {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+            for row in pairs()
+            for side in ("chosen", "rejected")
+        ]
     return pairs()
 
 
@@ -76,12 +87,24 @@ def config(base: Path, folder: Path, kind: str, **more: Any) -> dict[str, Any]:
     path = folder / f"{kind}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind)))
     rank = {} if "method" in more else {"r": 4}
-    return {"model_name_or_path": str(base), "train_file": str(path), "output_dir": str(folder / kind), "learning_rate": 1e-2,
-            "max_steps": 12, "max_length": 32, **rank, "per_device_train_batch_size": 8, "save_strategy": "no", **SETTINGS[kind], **more}
+    return {
+        "model_name_or_path": str(base),
+        "train_file": str(path),
+        "output_dir": str(folder / kind),
+        "learning_rate": 1e-2,
+        "max_steps": 12,
+        "max_length": 32,
+        **rank,
+        "per_device_train_batch_size": 8,
+        "save_strategy": "no",
+        **SETTINGS[kind],
+        **more,
+    }
 
 
 def margin(model: Any, tokenizer: Any) -> float:
     """How much likelier the better answers are than the others, or how much more they score, in the mean."""
+
     def value(prompt: str, answer: str) -> float:
         begins = len(tokenizer(prompt)["input_ids"])
         ids = tokenizer(prompt + answer, return_tensors="pt")["input_ids"]
@@ -91,31 +114,44 @@ def margin(model: Any, tokenizer: Any) -> float:
             return float(logits[0, 0])
         return float(logits[0, begins - 1 : -1].log_softmax(-1).gather(-1, ids[0, begins:, None]).sum())
 
-    return sum(value(row["prompt"], row["chosen"]) - value(row["prompt"], row["rejected"]) for row in pairs()) / len(pairs())
+    return sum(
+        value(row["prompt"], row["chosen"]) - value(row["prompt"], row["rejected"]) for row in pairs()
+    ) / len(pairs())
 
 
-@pytest.mark.parametrize("kind", ["dpo", "reward", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("kto", "orpo", "grpo"))])
+@pytest.mark.parametrize(
+    "kind",
+    ["dpo", "reward", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("kto", "orpo", "grpo"))],
+)
 def test_the_better_answers_become_likelier(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """Under the names of three tools: a valid pack, which on a fresh base prefers the better answers by more than the base does; the folder
-    holds nothing else, and the model's own ``forward`` is where it was."""
+    """Under the names of three tools: a valid pack, which on a fresh base prefers the better answers by more
+    than the base does; the folder holds nothing else, and the model's own ``forward`` is where it was.
+    """
     (pack,) = train(config(tiny_llama, tmp_path, kind), rewards=[low] if kind == "grpo" else ())
     assert adapterpack.validate(tmp_path / kind, tiny_llama).valid
     assert (pack.manifest.training["objective"], pack.manifest.training["steps"]) == (kind, 12)
     assert sorted(path.name for path in tmp_path.iterdir()) == [kind, f"{kind}.jsonl"]
     task = task_named(pack.manifest.task.type)
     assert (task.name, pack.manifest.problem) == (
-        ("text-classification", "regression") if kind == "reward" else (CAUSAL, "single_label_classification"))
+        ("text-classification", "regression") if kind == "reward" else (CAUSAL, "single_label_classification")
+    )
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     model = load_model(task, tiny_llama, pack.manifest.task.labels).eval()
     model.config.pad_token_id = tokenizer.pad_token_id
     before = margin(model, tokenizer)
-    least = 0.1 if kind == "grpo" else 0.5  # of its own tries at random, where the others are told what is better
+    # of its own tries at random, where the others are told what is better
+    least = 0.1 if kind == "grpo" else 0.5
     assert margin(attach(model, load(tmp_path / kind)), tokenizer) > before + least
 
 
-@pytest.mark.parametrize("kind", ["dpo", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("grpo", "kto", "orpo", "reward"))])
+@pytest.mark.parametrize(
+    "kind",
+    ["dpo", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("grpo", "kto", "orpo", "reward"))],
+)
 def test_a_run_goes_on_to_the_same_pack(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """In another epoch than that of the checkpoint, with dropout, and with the answers of ``grpo``: the bytes of a run without a stop."""
+    """In another epoch than that of the checkpoint, with dropout, and with the answers of ``grpo``: the bytes
+    of a run without a stop.
+    """
     values = config(tiny_llama, tmp_path, kind, dropout=0.1, save_strategy="steps", save_steps=3, name=kind)
     rewards = [low] if kind == "grpo" else ()
 
@@ -131,11 +167,17 @@ def test_a_run_goes_on_to_the_same_pack(kind: str, tiny_llama: Path, tmp_path: P
     assert pack.id == train({**values, "output_dir": str(tmp_path / "whole")}, rewards=rewards)[0].id
 
 
-@pytest.mark.parametrize(("begins", "method"), [("a pack", {}), ("the base", {}), ("the base", PREFIX), ("the base", PROMPT)])
-def test_the_reference_is_what_the_adapter_began_as(begins: str, method: dict[str, Any], tiny_llama: Path, tmp_path: Path) -> None:
-    """The loss of DPO of a policy that has moved away, against the formula with a second model: the base alone, or with the pack that the
-    training goes on from. The reference owns no weight, and the pack that is written names its parent. A prompt, which changes the base's
-    outputs from the first step on, is told from the base as any other adapter."""
+@pytest.mark.parametrize(
+    ("begins", "method"), [("a pack", {}), ("the base", {}), ("the base", PREFIX), ("the base", PROMPT)]
+)
+def test_the_reference_is_what_the_adapter_began_as(
+    begins: str, method: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The loss of DPO of a policy that has moved away, against the formula with a second model: the base
+    alone, or with the pack that the training goes on from. The reference owns no weight, and the pack that is
+    written names its parent. A prompt, which changes the base's outputs from the first step on, is told from
+    the base as any other adapter.
+    """
     more: dict[str, Any] = {**method}
     started = None
     if begins == "a pack":
@@ -153,7 +195,9 @@ def test_the_reference_is_what_the_adapter_began_as(begins: str, method: dict[st
     assert sum(parameter.numel() for parameter in trainer.ref_model.parameters()) == 0
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
-        assert (float(trainer.compute_loss(ready.model, batch)) == pytest.approx(0.693147, abs=1e-5)) == (not method)
+        assert (float(trainer.compute_loss(ready.model, batch)) == pytest.approx(0.693147, abs=1e-5)) == (
+            not method
+        )
         for parameter in ready.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -162,13 +206,21 @@ def test_the_reference_is_what_the_adapter_began_as(begins: str, method: dict[st
         attach(reference, started)
 
     def answers(model: Any) -> torch.Tensor:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
-        return (logits.gather(-1, batch["input_ids"][:, 1:, None])[..., 0] * batch["completion_mask"][:, 1:]).sum(1)
+        logits = (
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            .logits[:, :-1]
+            .log_softmax(-1)
+        )
+        return (
+            logits.gather(-1, batch["input_ids"][:, 1:, None])[..., 0] * batch["completion_mask"][:, 1:]
+        ).sum(1)
 
     ratios = (answers(ready.model) - answers(reference)).chunk(2)
     expected = -torch.nn.functional.logsigmoid(0.2 * (ratios[0] - ratios[1])).mean()
     assert abs(float(expected.detach()) - 0.693147) > 1e-3
-    assert float(trainer.compute_loss(ready.model, batch).detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+    assert float(trainer.compute_loss(ready.model, batch).detach()) == pytest.approx(
+        float(expected.detach()), abs=1e-6
+    )
     if started is not None:
         (pack,) = train(config(tiny_llama, tmp_path, "dpo", max_steps=1, **more))
         assert [parent.digest for parent in pack.manifest.lineage.parents] == [started.id]
@@ -179,24 +231,49 @@ def test_the_reference_is_what_the_adapter_began_as(begins: str, method: dict[st
             train(config(tiny_llama, tmp_path, "dpo", output_dir=str(tmp_path / "x"), method="dora", **more))
 
 
-@pytest.mark.parametrize(("kind", "more", "error", "words"), [
-    ("grpo", {}, ConfigError, "no function that gives any.*--reward"),
-    ("grpo", {"reward_funcs": "x.py"}, ConfigError, "no configuration brings code"),
-    ("dpo", {"rl": "dop"}, UnknownName, "unknown kind of training.*'dop'"),
-    ("dpo", {"task": "text-classification"}, ConfigError, "dpo does not train this task.*expected text-generation"),
-    ("dpo", {"method": "kasa"}, ConfigError, "both have a setting.*beta"),
-    ("dpo", {"num_generations": 2}, ConfigError, "a setting of the trainers grpo"),
-    ("dpo", {"max_length": 512}, ConfigError, "longer than the model can read.*set max_length to 64"),
-    ("dpo", {"group_by_length": True}, ConfigError, "cannot group rows"),
-    ("dpo", {"modules_to_save": ["lm_head"]}, Unsupported, "does not see an adapter of the output layer"),
-    ("dpo", {"method": "cpt", "token_ids": [5, 6, 7], "token_types": [1, 2, 4]}, Unsupported, "does not learn the labels"),
-    ("kto", {"stage": "dpo", "kto_rejected_weight": None}, ConfigError, "no known form of preferences.*chosen"),
-])
+@pytest.mark.parametrize(
+    ("kind", "more", "error", "words"),
+    [
+        ("grpo", {}, ConfigError, "no function that gives any.*--reward"),
+        ("grpo", {"reward_funcs": "x.py"}, ConfigError, "no configuration brings code"),
+        ("dpo", {"rl": "dop"}, UnknownName, "unknown kind of training.*'dop'"),
+        (
+            "dpo",
+            {"task": "text-classification"},
+            ConfigError,
+            "dpo does not train this task.*expected text-generation",
+        ),
+        ("dpo", {"method": "kasa"}, ConfigError, "both have a setting.*beta"),
+        ("dpo", {"num_generations": 2}, ConfigError, "a setting of the trainers grpo"),
+        ("dpo", {"max_length": 512}, ConfigError, "longer than the model can read.*set max_length to 64"),
+        ("dpo", {"group_by_length": True}, ConfigError, "cannot group rows"),
+        ("dpo", {"modules_to_save": ["lm_head"]}, Unsupported, "does not see an adapter of the output layer"),
+        (
+            "dpo",
+            {"method": "cpt", "token_ids": [5, 6, 7], "token_types": [1, 2, 4]},
+            Unsupported,
+            "does not learn the labels",
+        ),
+        (
+            "kto",
+            {"stage": "dpo", "kto_rejected_weight": None},
+            ConfigError,
+            "no known form of preferences.*chosen",
+        ),
+    ],
+)
 def test_what_cannot_be_is_said_before_anything_is_trained(
-    kind: str, more: dict[str, Any], error: type[AdapterpackError], words: str, tiny_llama: Path, tmp_path: Path,
+    kind: str,
+    more: dict[str, Any],
+    error: type[AdapterpackError],
+    words: str,
+    tiny_llama: Path,
+    tmp_path: Path,
 ) -> None:
     """A sentence that names the setting; nothing is written."""
-    values = {key: value for key, value in config(tiny_llama, tmp_path, kind, **more).items() if value is not None}
+    values = {
+        key: value for key, value in config(tiny_llama, tmp_path, kind, **more).items() if value is not None
+    }
     with pytest.raises(error, match=words):
         train(values)
     assert [path.name for path in tmp_path.iterdir()] == [f"{kind}.jsonl"]
@@ -207,24 +284,39 @@ def test_rewards_are_named_on_the_command_line_alone(tmp_path: Path) -> None:
     """``file.py:function`` is run and called; a file or a function that is not there is a sentence."""
     from adapterpack.training.loop.rewards import reward_named
 
-    (tmp_path / "mine.py").write_text("def short(completions, **columns):\n    return [-len(text) for text in completions]\n")
+    (tmp_path / "mine.py").write_text(
+        "def short(completions, **columns):\n    return [-len(text) for text in completions]\n"
+    )
     assert reward_named(f"{tmp_path / 'mine.py'}:short")(["ab", ""]) == [-2, 0]
-    for text, words in ((f"{tmp_path / 'mine.py'}:shor", "no such function.*did you mean 'short'"), ("mine", "its file and its function"),
-                        (f"{tmp_path / 'none.py'}:f", "no such file of rewards")):
+    for text, words in (
+        (f"{tmp_path / 'mine.py'}:shor", "no such function.*did you mean 'short'"),
+        ("mine", "its file and its function"),
+        (f"{tmp_path / 'none.py'}:f", "no such file of rewards"),
+    ):
         with pytest.raises(AdapterpackError, match=words):
             reward_named(text)
 
 
 def test_a_chat_template_that_never_ends_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    """Pairs of chats are rendered by the base's own template, within limits: a plain one trains, one that counts for ever is an error."""
+    """Pairs of chats are rendered by the base's own template, within limits: a plain one trains, one that
+    counts for ever is an error.
+    """
     base = tmp_path / "base"
     shutil.copytree(tiny_llama, base)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    chats = [{key: [{"role": "user" if key == "prompt" else "assistant", "content": text}] for key, text in row.items()}
-             for row in pairs(8)]
+    chats = [
+        {
+            key: [{"role": "user" if key == "prompt" else "assistant", "content": text}]
+            for key, text in row.items()
+        }
+        for row in pairs(8)
+    ]
     values = config(base, tmp_path, "dpo", max_steps=1)
     Path(values["train_file"]).write_text("".join(json.dumps(row) + "\n" for row in chats))
-    counting = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+    counting = (
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% "
+        "endfor %}{% endfor %}"
+    )
     for template, ends in (("{% for m in messages %} {{ m.content }}{% endfor %}", True), (counting, False)):
         tokenizer.chat_template = template
         tokenizer.save_pretrained(base)

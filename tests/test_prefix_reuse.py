@@ -25,9 +25,15 @@ INVOCATION = (7, 8)
 def bundle(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA, five activated ones, one that acts at a prompt's ends, and one with a prompt of its own."""
     folder = tmp_path_factory.mktemp("reuse")
-    configs: dict[str, Any] = {"lora": ap.LoRA(r=2), "ends": ap.LoReFT(r=2, positions="f2+l1"),
-                               "soft": ap.PromptTuning(num_virtual_tokens=3)}
-    configs |= {f"activated{number}": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=INVOCATION) for number in range(5)}
+    configs: dict[str, Any] = {
+        "lora": ap.LoRA(r=2),
+        "ends": ap.LoReFT(r=2, positions="f2+l1"),
+        "soft": ap.PromptTuning(num_virtual_tokens=3),
+    }
+    configs |= {
+        f"activated{number}": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=INVOCATION)
+        for number in range(5)
+    }
     for seed, (name, config) in enumerate(configs.items()):
         model = ap.adapt(AutoModelForCausalLM.from_pretrained(tiny_llama).eval(), config, name)
         noise = torch.Generator().manual_seed(seed)
@@ -40,7 +46,9 @@ def bundle(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
-def answer(engine: Engine, prompt: list[int], name: str | None, steps: int = 2, salt: bytes = b"") -> np.ndarray:
+def answer(
+    engine: Engine, prompt: list[int], name: str | None, steps: int = 2, salt: bytes = b""
+) -> np.ndarray:
     """The logits after a prompt and a few steps."""
     adapter = None if name is None else engine.adapters.taken(engine.adapters.pack(name))
     row = Row(prompt=prompt, adapter=adapter, salt=salt)
@@ -60,15 +68,24 @@ def conversation(length: int = 2 * BLOCK + 5) -> list[int]:
 
 
 def test_what_a_prompt_has_in_common_with_one_before_is_not_read_again(bundle: Path) -> None:
-    """The whole blocks of the same tokens and adapter are known; of another adapter, or with a token changed at the beginning, none is."""
+    """The whole blocks of the same tokens and adapter are known; of another adapter, or with a token changed
+    at the beginning, none is.
+    """
     fresh, reusing = (Engine(bundle, "cpu", max_rows=2, prefix_budget=budget) for budget in (0, 1 << 24))
     prompt = conversation()
     whole = len(prompt) // BLOCK * BLOCK
     cases: list[tuple[str | None, list[int], int]] = [
-        (None, prompt, 0), (None, prompt, whole), ("lora", prompt, 0), ("lora", prompt, whole),
-        (None, [20, *prompt[1:]], 0), (None, [*prompt[:BLOCK], 5, 6], BLOCK), (None, prompt[:BLOCK], 0),
-        ("soft", prompt, 0), ("soft", prompt, whole),
-        ("ends", prompt, 0), ("ends", [*prompt[:-1], 3], whole),
+        (None, prompt, 0),
+        (None, prompt, whole),
+        ("lora", prompt, 0),
+        ("lora", prompt, whole),
+        (None, [20, *prompt[1:]], 0),
+        (None, [*prompt[:BLOCK], 5, 6], BLOCK),
+        (None, prompt[:BLOCK], 0),
+        ("soft", prompt, 0),
+        ("soft", prompt, whole),
+        ("ends", prompt, 0),
+        ("ends", [*prompt[:-1], 3], whole),
     ]
     for name, tokens, known in cases:
         before = reusing.rows.reused
@@ -90,15 +107,17 @@ def test_rows_of_another_salt_share_nothing(name: str | None, bundle: Path) -> N
 
 
 def test_activated_adapters_share_one_reading_of_a_conversation(bundle: Path) -> None:
-    """Five aLoRAs are invoked behind one conversation: the base's keys and values of it are read once, a quarter of the tokens in all, and
-    the logits are those of readings by themselves."""
+    """Five aLoRAs are invoked behind one conversation: the base's keys and values of it are read once, a
+    quarter of the tokens in all, and the logits are those of readings by themselves.
+    """
     fresh, reusing = (Engine(bundle, "cpu", max_rows=2, prefix_budget=budget) for budget in (0, 1 << 24))
     for number in range(5):
         prompt = [*conversation(3 * BLOCK), *INVOCATION, 5, 6]
         one, two = (answer(engine, prompt, f"activated{number}") for engine in (fresh, reusing))
         assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()
     assert fresh.rows.prefilled >= 3 * reusing.rows.prefilled
-    twice = [*conversation(BLOCK), *INVOCATION, *conversation(BLOCK), *INVOCATION, 3]  # only the last invocation counts
+    # only the last invocation counts
+    twice = [*conversation(BLOCK), *INVOCATION, *conversation(BLOCK), *INVOCATION, 3]
     one, two = (answer(engine, twice, "activated0") for engine in (fresh, reusing))
     assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()
 
@@ -109,7 +128,9 @@ def test_an_answer_is_known_when_the_conversation_goes_on(bundle: Path) -> None:
     number = engine.add(prompt, "lora", max_new_tokens=BLOCK + 1, ignore_eos=True)
     made: list[int] = []
     while engine.busy:
-        made += [event.token for event in engine.step() if event.request == number and event.token is not None]
+        made += [
+            event.token for event in engine.step() if event.request == number and event.token is not None
+        ]
     before = engine.rows.reused
     engine.add([*prompt, *made, 5], "lora", max_new_tokens=1)
     while engine.busy:

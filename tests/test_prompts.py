@@ -1,4 +1,6 @@
-"""Prompts in a torch model: against dense float64 references and against PEFT, in training, in generation, and out again."""
+"""Prompts in a torch model: against dense float64 references and against PEFT, in training, in generation,
+and out again.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def form_of(model: Any) -> Any:
 
 @EVERY
 def test_a_decoder_sees_the_prompt_before_each_row(llama: Any, tiny_llama: Path, name: str) -> None:
-    """Logits equal those of the plain float64 model on [virtual embeddings; embeddings], or on a cache that holds the keys and values."""
+    """Logits equal those of the plain float64 model on [virtual embeddings; embeddings], or on a cache that
+    holds the keys and values.
+    """
     form = form_of(prompted(llama, name))
     found = logits(llama)
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama).double().eval()
@@ -111,13 +115,20 @@ def test_a_decoder_sees_the_prompt_before_each_row(llama: Any, tiny_llama: Path,
     np.testing.assert_allclose(logits(llama, left=True), torch.cat(expected), rtol=0, atol=CLOSE)
 
 
-@pytest.mark.parametrize("config", [
-    ap.PromptTuning(num_virtual_tokens=4, init="text", token_ids=(7, 8, 9, 20)), ap.CPT(token_ids=(7, 8, 9, 20)),
-    ap.PrefixTuning(num_virtual_tokens=4, init="text", token_ids=(7, 8, 9, 20)),
-    ap.Cartridge(num_virtual_tokens=4, token_ids=(7, 8, 9, 20)),
-], ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize(
+    "config",
+    [
+        ap.PromptTuning(num_virtual_tokens=4, init="text", token_ids=(7, 8, 9, 20)),
+        ap.CPT(token_ids=(7, 8, 9, 20)),
+        ap.PrefixTuning(num_virtual_tokens=4, init="text", token_ids=(7, 8, 9, 20)),
+        ap.Cartridge(num_virtual_tokens=4, token_ids=(7, 8, 9, 20)),
+    ],
+    ids=lambda config: type(config).__name__,
+)
 def test_a_prompt_made_from_tokens_is_those_tokens(llama: Any, config: Any) -> None:
-    """Fresh from the ids of a text, the model on x is the base on [text; x]; other adapters on the model do not get into the cache."""
+    """Fresh from the ids of a text, the model on x is the base on [text; x]; other adapters on the model do
+    not get into the cache.
+    """
     longer = [[7, 8, 9, 20, *row] for row in ROWS]
     expected = torch.cat([logits(llama, [row])[4:] for row in longer])
     other = prompted(llama, "vocabulary")
@@ -134,40 +145,62 @@ def test_a_text_is_read_by_the_models_tokenizer(llama: Any) -> None:
 
 
 def test_networks_are_torchs_own() -> None:
-    """P-tuning's MLP and LSTM and the prefix projection equal torch.nn's modules on the same float64 tensors, within 1e-12."""
+    """P-tuning's MLP and LSTM and the prefix projection equal torch.nn's modules on the same float64 tensors,
+    within 1e-12.
+    """
     rng, site = np.random.default_rng(0), PromptSite(PROMPT, 6, 0, "prompt", layers=2, heads=1, head_dim=4)
-    for config in (ap.PTuning(num_virtual_tokens=5, encoder_hidden=7), ap.PTuning(num_virtual_tokens=5, encoder="lstm", encoder_hidden=3),
-                   ap.PrefixTuning(num_virtual_tokens=5, projection=True, encoder_hidden=7)):
+    for config in (
+        ap.PTuning(num_virtual_tokens=5, encoder_hidden=7),
+        ap.PTuning(num_virtual_tokens=5, encoder="lstm", encoder_hidden=3),
+        ap.PrefixTuning(num_virtual_tokens=5, projection=True, encoder_hidden=7),
+    ):
         method = next(one for one in methods().values() if one.config is type(config))
         params = {key: rng.normal(size=shape) for key, shape in method.shapes(config, site).items()}
         x = torch.tensor(params["prompt_embeddings"])
         if type(config) is ap.PTuning and config.encoder == "lstm":
             lstm = torch.nn.LSTM(6, 3, num_layers=2, bidirectional=True, batch_first=True).double()
-            lstm.load_state_dict({key.removeprefix("lstm_"): torch.tensor(value) for key, value in params.items() if "lstm" in key})
+            lstm.load_state_dict(
+                {
+                    key.removeprefix("lstm_"): torch.tensor(value)
+                    for key, value in params.items()
+                    if "lstm" in key
+                }
+            )
             x = lstm(x)[0]
-        layers, act = (("down", "up"), torch.tanh) if "down_bias" in params else (
-            [f"mlp_{number}" for number in range(3) if f"mlp_{number}_bias" in params], torch.relu)
+        layers, act = (
+            (("down", "up"), torch.tanh)
+            if "down_bias" in params
+            else ([f"mlp_{number}" for number in range(3) if f"mlp_{number}_bias" in params], torch.relu)
+        )
         for number, layer in enumerate(layers):
             weight, bias = (torch.tensor(params[f"{layer}_{leaf}"]) for leaf in ("weight", "bias"))
             x = torch.nn.functional.linear(x if number == 0 else act(x), weight, bias)
         form = method.normal_form(config, params, site)
-        found = form.embeds if form.cache is None else np.transpose(form.cache, (3, 0, 1, 2, 4)).reshape(5, -1)
+        found = (
+            form.embeds if form.cache is None else np.transpose(form.cache, (3, 0, 1, 2, 4)).reshape(5, -1)
+        )
         np.testing.assert_allclose(found, x.detach(), rtol=0, atol=1e-12)
 
 
 def test_cpt_moves_within_its_balls(llama: Any) -> None:
-    """|P_i - E(x_i)| is at most e_i = epsilon sqrt(in / 2048), and exactly that far out; a label does not move at all."""
+    """|P_i - E(x_i)| is at most e_i = epsilon sqrt(in / 2048), and exactly that far out; a label does not
+    move at all.
+    """
     prompted(llama, "cpt")
     holder = llama.get_input_embeddings()
     with torch.no_grad():
         holder._adapters["adapter:p"]["delta_embedding"].mul_(100)
     moved = np.linalg.norm(form_of(llama).embeds - holder._base.weight[[4, 5, 6]].detach().numpy(), axis=1)
-    np.testing.assert_allclose(moved, np.array([30.0, 20.0, 0.0]) * math.sqrt(32 / 2048), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        moved, np.array([30.0, 20.0, 0.0]) * math.sqrt(32 / 2048), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("pooled", ["input", "prompt"])
 def test_an_encoder_pools_the_right_token(tiny_bert: Path, pooled: str) -> None:
-    """A classifier's pooled token is the model's own first one, behind the prompt; or the first virtual one, where the config says so."""
+    """A classifier's pooled token is the model's own first one, behind the prompt; or the first virtual one,
+    where the config says so.
+    """
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
     plain = copy.deepcopy(model).double()
     ap.adapt(model, ap.PromptTuning(num_virtual_tokens=3, init="random", pooled=pooled), "p")
@@ -176,7 +209,9 @@ def test_an_encoder_pools_the_right_token(tiny_bert: Path, pooled: str) -> None:
         inputs = torch.cat([first, plain.get_input_embeddings()(torch.tensor(row))])[None]
         hidden = plain.bert(inputs_embeds=inputs).last_hidden_state[:, 3 if pooled == "input" else 0 :]
         expected = plain.classifier(plain.bert.pooler(hidden))
-        np.testing.assert_allclose(model(torch.tensor([row])).logits.detach(), expected.detach(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            model(torch.tensor([row])).logits.detach(), expected.detach(), rtol=0, atol=1e-6
+        )
     batch, kinds = padded(ROWS), torch.zeros(3, 7, dtype=torch.int64)
     kinds[:, 2:] = 1
     together = model(**batch, token_type_ids=kinds).logits
@@ -186,14 +221,18 @@ def test_an_encoder_pools_the_right_token(tiny_bert: Path, pooled: str) -> None:
 
 
 def test_an_encoder_takes_keys_and_values(tiny_bert: Path) -> None:
-    """Prefix tuning of a BERT: rows of a padded batch equal single rows, and with the prompt off all is as before."""
+    """Prefix tuning of a BERT: rows of a padded batch equal single rows, and with the prompt off all is as
+    before.
+    """
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
     before = model(**padded(ROWS)).logits
     prompted(model, "prefix")
     together = model(**padded(ROWS)).logits
     assert (together - before).abs().max() > 1e-3
     for number, row in enumerate(ROWS):
-        np.testing.assert_allclose(together[number].detach(), model(torch.tensor([row])).logits[0].detach(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            together[number].detach(), model(torch.tensor([row])).logits[0].detach(), rtol=0, atol=1e-6
+        )
     assert torch.equal(ap.active(model, None)(**padded(ROWS)).logits, before)
 
 
@@ -202,14 +241,22 @@ def test_an_encoder_takes_keys_and_values(tiny_bert: Path) -> None:
 
 @EVERY
 def test_generation_counts_the_prompt_once(llama: Any, name: str) -> None:
-    """Greedy and beam search on a left-padded batch give the same tokens with a cache as without, and as each row alone."""
+    """Greedy and beam search on a left-padded batch give the same tokens with a cache as without, and as each
+    row alone.
+    """
     prompted(llama, name)
-    batch, kwargs = padded(ROWS, left=True), {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 95, "pad_token_id": 0}
+    batch, kwargs = (
+        padded(ROWS, left=True),
+        {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 95, "pad_token_id": 0},
+    )
     for beams in (1, 3):
         found = llama.generate(**batch, **kwargs, num_beams=beams)
         assert torch.equal(found, llama.generate(**batch, **kwargs, num_beams=beams, use_cache=False))
         for number, row in enumerate(ROWS):
-            assert torch.equal(found[number, 7:], llama.generate(torch.tensor([row]), **kwargs, num_beams=beams)[0, len(row) :])
+            assert torch.equal(
+                found[number, 7:],
+                llama.generate(torch.tensor([row]), **kwargs, num_beams=beams)[0, len(row) :],
+            )
     with torch.no_grad():
         cache = llama(torch.tensor([ROWS[0]]), use_cache=True).cache
         step = llama(torch.tensor([[40]]), cache=cache).logits[0, -1]
@@ -219,7 +266,9 @@ def test_generation_counts_the_prompt_once(llama: Any, name: str) -> None:
 
 @EVERY
 def test_the_loss_is_that_of_the_real_tokens(llama: Any, name: str) -> None:
-    """With labels of -100 on padding the loss is the mean cross entropy of the row's own tokens; only the adapter has gradients."""
+    """With labels of -100 on padding the loss is the mean cross entropy of the row's own tokens; only the
+    adapter has gradients.
+    """
     prompted(llama, name).train()
     batch = padded(ROWS)
     labels = torch.where(batch["attention_mask"] > 0, batch["input_ids"], -100)
@@ -228,15 +277,23 @@ def test_the_loss_is_that_of_the_real_tokens(llama: Any, name: str) -> None:
     expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     assert math.isclose(output.loss.item(), expected.item(), rel_tol=1e-6)
     output.loss.backward()
-    graded = {key.partition("embed_tokens.")[2] for key, value in llama.named_parameters() if value.grad is not None}
+    graded = {
+        key.partition("embed_tokens.")[2] for key, value in llama.named_parameters() if value.grad is not None
+    }
     holder = llama.get_input_embeddings()
-    assert graded == {f"adapters.adapter:p.{key}" for key in holder._params("p") if key not in holder._methods["p"][0].traits.frozen}
+    assert graded == {
+        f"adapters.adapter:p.{key}"
+        for key in holder._params("p")
+        if key not in holder._methods["p"][0].traits.frozen
+    }
 
 
 def test_tasks_are_chosen_by_row(llama: Any) -> None:
     """``task_ids`` gives each row the prompt of its task; without them all have the config's."""
     prompted(llama, "multitask")
-    by_task = [torch.split(logits(llama, task_ids=torch.tensor([task] * 3)), list(map(len, ROWS))) for task in (0, 1)]
+    by_task = [
+        torch.split(logits(llama, task_ids=torch.tensor([task] * 3)), list(map(len, ROWS))) for task in (0, 1)
+    ]
     mixed = torch.split(logits(llama, task_ids=torch.tensor([1, 0, 1])), list(map(len, ROWS)))
     for row, task in enumerate((1, 0, 1)):
         np.testing.assert_allclose(mixed[row], by_task[task][row], rtol=0, atol=CLOSE)
@@ -245,7 +302,9 @@ def test_tasks_are_chosen_by_row(llama: Any) -> None:
 
 
 def test_checkpointing_gives_the_same_gradients_or_is_refused(llama: Any) -> None:
-    """Virtual embeddings train under gradient checkpointing as without; keys and values are refused, since the cache would be dropped."""
+    """Virtual embeddings train under gradient checkpointing as without; keys and values are refused, since
+    the cache would be dropped.
+    """
     prompted(llama, "vocabulary").train()
 
     def gradient() -> torch.Tensor:
@@ -263,11 +322,21 @@ def test_checkpointing_gives_the_same_gradients_or_is_refused(llama: Any) -> Non
 
 
 def test_training_from_a_file_reaches_the_pack(tiny_llama: Path, tmp_path: Path) -> None:
-    """A config that names the method trains: the loss falls, the text was read, the pack is valid and its canary holds."""
+    """A config that names the method trains: the loss falls, the text was read, the pack is valid and its
+    canary holds.
+    """
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"w{n}", "completion": "w40 w41"}) for n in range(8)))
-    settings = {"model_name_or_path": str(tiny_llama), "train_file": str(data), "eval_file": str(data), "learning_rate": 0.05,
-                "method": "prompt_tuning", "init": "text", "text": "w1 w2", "num_virtual_tokens": 6}
+    settings = {
+        "model_name_or_path": str(tiny_llama),
+        "train_file": str(data),
+        "eval_file": str(data),
+        "learning_rate": 0.05,
+        "method": "prompt_tuning",
+        "init": "text",
+        "text": "w1 w2",
+        "num_virtual_tokens": 6,
+    }
     losses = []
     for steps in (1, 40):
         (pack,) = train({**settings, "max_steps": steps, "output_dir": str(tmp_path / f"pack-{steps}")})
@@ -299,7 +368,9 @@ def test_off_and_out_are_exactly_the_base(llama: Any, name: str) -> None:
 
 
 def test_one_prompt_is_active_at_a_time(llama: Any) -> None:
-    """Two prompts at once are an error that changes nothing; a prompt and a LoRA work together, also a LoRA on the same model first."""
+    """Two prompts at once are an error that changes nothing; a prompt and a LoRA work together, also a LoRA
+    on the same model first.
+    """
     prompted(llama, "vocabulary")
     first = logits(llama)
     ap.adapt(llama, CONFIGS["prefix"], "q")
@@ -322,7 +393,9 @@ def test_one_prompt_is_active_at_a_time(llama: Any) -> None:
 
 
 def test_what_is_refused(llama: Any, tiny_bert: Path) -> None:
-    """Caches of another state or kind, masks that count the prompt, models that are none, and embeddings that are trained whole."""
+    """Caches of another state or kind, masks that count the prompt, models that are none, and embeddings that
+    are trained whole.
+    """
     with torch.no_grad():
         foreign = llama(torch.tensor([ROWS[0]]), use_cache=True).cache
     nameless = copy.deepcopy(llama)
@@ -330,21 +403,44 @@ def test_what_is_refused(llama: Any, tiny_bert: Path) -> None:
     prompted(llama, "prefix")
     for match, call in {
         "filled without the prompt": lambda: llama(torch.tensor([[5]]), cache=foreign),
-        "cache that grows": lambda: llama.generate(torch.tensor([ROWS[0]]), cache_implementation="static", max_new_tokens=2),
-        "attention mask": lambda: llama(torch.tensor([ROWS[0]]), attention_mask=torch.ones(1, 8, dtype=torch.int64)),
-        "model of transformers": lambda: ap.adapt(torch.nn.Sequential(torch.nn.Linear(3, 3)), CONFIGS["prefix"]),
-        "input embedding": lambda: ap.adapt(llama, dataclasses.replace(CONFIGS["prefix"], modules_to_save=("embed_tokens",)), "r"),
+        "cache that grows": lambda: llama.generate(
+            torch.tensor([ROWS[0]]), cache_implementation="static", max_new_tokens=2
+        ),
+        "attention mask": lambda: llama(
+            torch.tensor([ROWS[0]]), attention_mask=torch.ones(1, 8, dtype=torch.int64)
+        ),
+        "model of transformers": lambda: ap.adapt(
+            torch.nn.Sequential(torch.nn.Linear(3, 3)), CONFIGS["prefix"]
+        ),
+        "input embedding": lambda: ap.adapt(
+            llama, dataclasses.replace(CONFIGS["prefix"], modules_to_save=("embed_tokens",)), "r"
+        ),
         "no folder": lambda: ap.adapt(nameless, CONFIGS["text"]),
     }.items():
         with pytest.raises(AdapterpackError, match=match):
             pytest.fail(f"{match}: {call()}")
     assert adapter_names(llama) == ["p"]
-    for fields in ({"num_virtual_tokens": 0}, {"targets": ("q_proj",)}, {"dropout": 0.1}, {"init": "magic"}, {"token_ids": (-1,)}):
+    for fields in (
+        {"num_virtual_tokens": 0},
+        {"targets": ("q_proj",)},
+        {"dropout": 0.1},
+        {"init": "magic"},
+        {"token_ids": (-1,)},
+    ):
         with pytest.raises(ValueError, match=next(iter(fields))):
             ap.PromptTuning(**fields)
-    held = build("p", methods()["prefix_tuning"], {PromptSite(PROMPT, 0, 0, "prompt"): (
-        ap.PrefixTuning(num_virtual_tokens=1, num_layers=2, num_heads=4, head_dim=4), {"prompt_embeddings": np.ones((1, 64), np.float32)})},
-        task=m.Task("text-generation"), base=m.Base())
+    held = build(
+        "p",
+        methods()["prefix_tuning"],
+        {
+            PromptSite(PROMPT, 0, 0, "prompt"): (
+                ap.PrefixTuning(num_virtual_tokens=1, num_layers=2, num_heads=4, head_dim=4),
+                {"prompt_embeddings": np.ones((1, 64), np.float32)},
+            )
+        },
+        task=m.Task("text-generation"),
+        base=m.Base(),
+    )
     ap.detach(llama)
     with pytest.raises(BaseMismatch, match="other sizes"):
         ap.attach(llama, held)
@@ -356,8 +452,12 @@ def test_what_is_refused(llama: Any, tiny_bert: Path) -> None:
 
 
 @EVERY
-def test_a_pack_is_valid_and_gives_the_same_model(llama: Any, tiny_llama: Path, tmp_path: Path, name: str) -> None:
-    """Saved, validated in full, attached: the same logits and canary; the prompt alone is stored; merge, compose and others refuse."""
+def test_a_pack_is_valid_and_gives_the_same_model(
+    llama: Any, tiny_llama: Path, tmp_path: Path, name: str
+) -> None:
+    """Saved, validated in full, attached: the same logits and canary; the prompt alone is stored; merge,
+    compose and others refuse.
+    """
     expected = logits(prompted(llama, name))
     pack = ap.save(llama, tmp_path / "pack", base=tiny_llama)
     assert ap.validate(tmp_path / "pack", base=tiny_llama, full=True).findings == ()
@@ -377,29 +477,57 @@ def test_a_pack_is_valid_and_gives_the_same_model(llama: Any, tiny_llama: Path, 
 
 
 def test_a_prompt_is_the_one_site_of_its_kind(llama: Any, tmp_path: Path) -> None:
-    """A manifest that puts a prompt at a module is refused by the validator, by rule; no other path stands for the model."""
+    """A manifest that puts a prompt at a module is refused by the validator, by rule; no other path stands
+    for the model.
+    """
     site = PromptSite("model.layers.0", 4, 0, "prompt")
-    pack = build("p", methods()["prompt_tuning"]._replace(peft=None), {site: (ap.PromptTuning(num_virtual_tokens=1), {
-        "prompt_embeddings": np.ones((1, 4), np.float32)})}, task=m.Task("text-generation"), base=m.Base("org/base"))
+    pack = build(
+        "p",
+        methods()["prompt_tuning"]._replace(peft=None),
+        {site: (ap.PromptTuning(num_virtual_tokens=1), {"prompt_embeddings": np.ones((1, 4), np.float32)})},
+        task=m.Task("text-generation"),
+        base=m.Base("org/base"),
+    )
     pack.write(tmp_path / "pack")
     assert "AP405" in [finding.rule for finding in ap.validate(tmp_path / "pack").findings]
     factors = {"lora_A": np.ones((1, 32)), "lora_B": np.ones((32, 1))}
-    stray = build("p", methods()["lora"], {Site("@other", 32, 32): (ap.LoRA(r=1), factors)}, task=m.Task("text-generation"), base=m.Base())
+    stray = build(
+        "p",
+        methods()["lora"],
+        {Site("@other", 32, 32): (ap.LoRA(r=1), factors)},
+        task=m.Task("text-generation"),
+        base=m.Base(),
+    )
     with pytest.raises(SiteNotFound, match="@other"):
         ap.attach(llama, stray)
 
 
 PEFT: dict[str, Callable[[], Any]] = {
-    "vocabulary": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, prompt_tuning_init="SAMPLE_VOCAB"),
-    "p-tuning": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=9),
+    "vocabulary": lambda: peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, prompt_tuning_init="SAMPLE_VOCAB"
+    ),
+    "p-tuning": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=9
+    ),
     "p-tuning lstm": lambda: peft.PromptEncoderConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_reparameterization_type="LSTM", encoder_hidden_size=9),
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=4,
+        encoder_reparameterization_type="LSTM",
+        encoder_hidden_size=9,
+    ),
     "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "projected prefix": lambda: peft.PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=9),
-    "cartridge": lambda: peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, num_frozen_tokens=2),
-    "multitask": lambda: peft.MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, num_tasks=2, num_ranks=2),
-    "cpt": lambda: peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[4, 5, 6], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 4]),
+        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=9
+    ),
+    "cartridge": lambda: peft.CartridgeConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, num_frozen_tokens=2
+    ),
+    "multitask": lambda: peft.MultitaskPromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, num_tasks=2, num_ranks=2
+    ),
+    "cpt": lambda: peft.CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=[4, 5, 6], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 4]
+    ),
 }
 
 
@@ -412,8 +540,12 @@ def peft_logits(model: Any, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PEFT)
-def test_a_folder_of_peft_gives_pefts_outputs(llama: Any, tiny_llama: Path, tmp_path: Path, name: str) -> None:
-    """Made, moved and saved by PEFT, with its network still in place there: read here, the same logits within 2e-5."""
+def test_a_folder_of_peft_gives_pefts_outputs(
+    llama: Any, tiny_llama: Path, tmp_path: Path, name: str
+) -> None:
+    """Made, moved and saved by PEFT, with its network still in place there: read here, the same logits within
+    2e-5.
+    """
     theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), PEFT[name]()).eval()
     with torch.no_grad():
         for parameter in theirs.prompt_encoder.parameters():
@@ -425,16 +557,22 @@ def test_a_folder_of_peft_gives_pefts_outputs(llama: Any, tiny_llama: Path, tmp_
 
 
 @EVERY
-def test_our_folder_gives_our_outputs_in_peft(llama: Any, tiny_llama: Path, tmp_path: Path, name: str) -> None:
+def test_our_folder_gives_our_outputs_in_peft(
+    llama: Any, tiny_llama: Path, tmp_path: Path, name: str
+) -> None:
     """Packed here, read by PEFT: the same logits within 2e-5."""
     expected = logits(prompted(llama, name))
     ap.save(llama, tmp_path / "pack", base=tiny_llama)
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "pack").eval()
+    theirs = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "pack"
+    ).eval()
     np.testing.assert_allclose(peft_logits(theirs, name), expected, rtol=0, atol=CLOSE)
 
 
 def test_a_classifier_of_peft(tiny_bert: Path, tmp_path: Path) -> None:
-    """PEFT pools the first virtual token, and so does a pack read from it; ours, which pools the model's own, has no face for PEFT."""
+    """PEFT pools the first virtual token, and so does a pack read from it; ours, which pools the model's own,
+    has no face for PEFT.
+    """
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
     theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
@@ -452,7 +590,11 @@ def test_a_classifier_of_peft(tiny_bert: Path, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "adapter_config.json").is_file()
     again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "back").eval()
     np.testing.assert_allclose(again(**padded(ROWS)).logits.detach(), expected, rtol=0, atol=CLOSE)
-    assert set(back.tensors) == {"prompt_embeddings", "base_model.classifier.weight", "base_model.classifier.bias"}
+    assert set(back.tensors) == {
+        "prompt_embeddings",
+        "base_model.classifier.weight",
+        "base_model.classifier.bias",
+    }
     own = ap.adapt(copy.deepcopy(base), ap.PromptTuning(num_virtual_tokens=3), "own")
     ap.save(own, tmp_path / "own", base=tiny_bert)
     assert not (tmp_path / "own" / "adapter_config.json").exists()

@@ -1,4 +1,6 @@
-"""Prompts under ONNX Runtime: what stands in a row's cache, on ragged batches that mix prompts, a LoRA and the base; against torch."""
+"""Prompts under ONNX Runtime: what stands in a row's cache, on ragged batches that mix prompts, a LoRA and
+the base; against torch.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ from adapterpack.runtime.generation.decoder import DecoderOnly
 from adapterpack.runtime.model_inputs import pad
 
 Make = Callable[..., Any]
-ROWS: list[list[int]] = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16], [60], [20, 21, 22], [33, 34, 35, 36]]
+ROWS: list[list[int]] = [
+    [5, 6, 7, 30, 31],
+    [8, 9],
+    [10, 11, 12, 13, 14, 15, 16],
+    [60],
+    [20, 21, 22],
+    [33, 34, 35, 36],
+]
 NAMES: list[str | None] = ["soft", None, "prefix", "lora", "tasks", "soft"]
 CONFIGS: dict[str, Any] = {
     "soft": ap.PromptTuning(num_virtual_tokens=3),
@@ -57,7 +66,9 @@ def models(tiny_llama: Path) -> dict[str | None, Any]:
 
 
 @pytest.fixture(scope="module")
-def packs(models: dict[str | None, Any], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def packs(
+    models: dict[str | None, Any], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("prompt-packs")
     for name in CONFIGS:
         ap.save(models[name], folder / name, base=tiny_llama)
@@ -65,14 +76,26 @@ def packs(models: dict[str | None, Any], tiny_llama: Path, tmp_path_factory: pyt
 
 
 @pytest.fixture(scope="module")
-def bundle_in(packs: dict[str, Path], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def bundle_in(
+    packs: dict[str, Path], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def make(mode: str) -> Path:
         if mode not in made:
             made[mode] = tmp_path_factory.mktemp("prompt-bundles") / mode
-            chosen = {"bank": list(packs.values()), "inputs": list(packs.values()), "small bank": [packs["prefix"]]}[mode]
-            ap.export(tiny_llama, chosen, made[mode], mode=mode.rpartition(" ")[2], **({"slots": 4} if mode == "small bank" else {}))
+            chosen = {
+                "bank": list(packs.values()),
+                "inputs": list(packs.values()),
+                "small bank": [packs["prefix"]],
+            }[mode]
+            ap.export(
+                tiny_llama,
+                chosen,
+                made[mode],
+                mode=mode.rpartition(" ")[2],
+                **({"slots": 4} if mode == "small bank" else {}),
+            )
         return made[mode]
 
     return make
@@ -93,20 +116,26 @@ def torch_tokens(model: Any, row: list[int], count: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 def test_a_mixed_ragged_batch_equals_torch(mode: str, left: bool, bundle_in: Make, models: Any) -> None:
-    """Prompts of three lengths, a LoRA and the base in one batch: every row's logits are those of torch on that row alone."""
+    """Prompts of three lengths, a LoRA and the base in one batch: every row's logits are those of torch on
+    that row alone.
+    """
     batch = pad(ROWS, 0, left=left)
     session = ap.Session(bundle_in(mode), "cpu")
     found = session.run(batch, NAMES)["logits"]
     assert found.shape[:2] == batch["input_ids"].shape
     for row, name, values, mask in zip(ROWS, NAMES, found, batch["attention_mask"], strict=True):
-        np.testing.assert_allclose(values[mask > 0], torch_logits(models[name], row), rtol=0, atol=CLOSE, err_msg=str(name))
+        np.testing.assert_allclose(
+            values[mask > 0], torch_logits(models[name], row), rtol=0, atol=CLOSE, err_msg=str(name)
+        )
     unmasked = session.run({"input_ids": np.array([ROWS[0]])}, "soft")["logits"]
     np.testing.assert_allclose(unmasked[0], torch_logits(models["soft"], ROWS[0]), rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 def test_generation_equals_torch(mode: str, bundle_in: Make, models: Any) -> None:
-    """Greedy tokens of the mixed batch are those of torch, row by row and without a cache; a row alone gives the same."""
+    """Greedy tokens of the mixed batch are those of torch, row by row and without a cache; a row alone gives
+    the same.
+    """
     session = ap.Session(bundle_in(mode), "cpu")
     found = session.generate(ROWS, NAMES, max_new_tokens=6)
     for row, name, answer in zip(ROWS, NAMES, found, strict=True):
@@ -115,22 +144,32 @@ def test_generation_equals_torch(mode: str, bundle_in: Make, models: Any) -> Non
         assert answer.ids == expected[:end]
         assert answer.prompt_tokens == len(row), "virtual tokens are nobody's input"
         assert session.generate([row], [name], max_new_tokens=6)[0] == answer
-    assert len({torch_tokens(models[name], ROWS[0], 6) for name in models}) > 2, "the adapters say different things"
+    assert len({torch_tokens(models[name], ROWS[0], 6) for name in models}) > 2, (
+        "the adapters say different things"
+    )
 
 
 def test_steps_on_a_cache_count_the_callers_tokens(bundle_in: Make, models: Any) -> None:
-    """A second run on the outputs of the first, with masks and positions of the rows' own tokens, equals torch on the longer rows."""
+    """A second run on the outputs of the first, with masks and positions of the rows' own tokens, equals
+    torch on the longer rows.
+    """
     session = ap.Session(bundle_in("bank"), "cpu")
     batch = pad(ROWS, 0, left=True)
     first = session.run(batch, NAMES)
-    past = {key.replace("present.", "past_key_values."): value for key, value in first.items() if key.startswith("present.")}
+    past = {
+        key.replace("present.", "past_key_values."): value
+        for key, value in first.items()
+        if key.startswith("present.")
+    }
     assert past["past_key_values.0.key"].shape[2] == 5 + 7, "the longest prompt and the longest row"
     mask = np.concatenate([batch["attention_mask"], np.ones((len(ROWS), 1), np.int64)], axis=1)
     step = {"input_ids": np.full((len(ROWS), 1), 40), "attention_mask": mask, **past}
     for more in ({}, {"position_ids": mask.sum(1, keepdims=True) - 1}):
         found = session.run({**step, **more}, NAMES)["logits"]
         for row, name, values in zip(ROWS, NAMES, found, strict=True):
-            np.testing.assert_allclose(values[-1], torch_logits(models[name], [*row, 40])[-1], rtol=0, atol=CLOSE)
+            np.testing.assert_allclose(
+                values[-1], torch_logits(models[name], [*row, 40])[-1], rtol=0, atol=CLOSE
+            )
     with pytest.raises(ConfigError, match="attention_mask"):
         session.run({**batch, "attention_mask": np.ones((len(ROWS), 12), np.int64)}, NAMES)
 
@@ -164,8 +203,9 @@ def test_prompts_come_and_go(bundle_in: Make, packs: dict[str, Path], models: An
 
 
 def test_a_batch_keeps_its_prompts(bundle_in: Make, packs: dict[str, Path], models: Any) -> None:
-    """A prompt that is unloaded between a batch's beginning and its first pass, and whose name another one takes, still stands before
-    the batch's rows."""
+    """A prompt that is unloaded between a batch's beginning and its first pass, and whose name another one
+    takes, still stands before the batch's rows.
+    """
     for mode in ("bank", "inputs"):
         session = ap.Session(bundle_in(mode), "cpu")
         going = DecoderOnly(session, [ROWS[0]], ["prefix"], {})
@@ -214,20 +254,36 @@ def test_virtual_embeddings_go_into_a_model_that_reshapes_its_tokens_first(tmp_p
 
 
 def test_what_cannot_be_exported_or_loaded_is_said(
-    bundle_in: Make, packs: dict[str, Path], tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_in: Make,
+    packs: dict[str, Path],
+    tiny_llama: Path,
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Folding, encoders, a prompt of another model's sizes, and graphs that look tokens up somewhere else; nothing is left behind."""
+    """Folding, encoders, a prompt of another model's sizes, and graphs that look tokens up somewhere else;
+    nothing is left behind.
+    """
     with pytest.raises(Unsupported, match="does not act on weights"):
         ap.export(tiny_llama, [packs["prefix"]], tmp_path / "folded", mode="folded")
-    encoder = ap.adapt(AutoModelForSequenceClassification.from_pretrained(tiny_bert), ap.PrefixTuning(num_virtual_tokens=2))
+    encoder = ap.adapt(
+        AutoModelForSequenceClassification.from_pretrained(tiny_bert), ap.PrefixTuning(num_virtual_tokens=2)
+    )
     ap.save(encoder, tmp_path / "encoder", base=tiny_bert)
     with pytest.raises(Unsupported, match="decoder's cache"):
         ap.export(tiny_bert, [tmp_path / "encoder"], tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
     session = ap.Session(bundle_in("small bank"), "cpu")
-    other = LlamaForCausalLM(LlamaConfig(vocab_size=96, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
-    for name, config in (("wide", ap.PromptTuning(num_virtual_tokens=2)), ("tall", ap.PrefixTuning(num_virtual_tokens=2))):
+    other = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=96, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+        )
+    )
+    for name, config in (
+        ("wide", ap.PromptTuning(num_virtual_tokens=2)),
+        ("tall", ap.PrefixTuning(num_virtual_tokens=2)),
+    ):
         ap.adapt(other, config, name)
         stranger = ap.save(other, None, adapter=name)
         anonymous = dataclasses.replace(stranger, manifest=replace(stranger.manifest, base=m.Base()))
@@ -246,7 +302,10 @@ def test_a_quantized_bundle_keeps_its_prompts(bundle_in: Make, tmp_path: Path) -
     """int8 weights: logits of prompt rows stay within a tenth of the largest of the float bundle's."""
     ap.quantize(bundle_in("bank"), tmp_path / "small", scheme="int8")
     batch = pad(ROWS, 0, left=True)
-    exact, small = (ap.Session(folder, "cpu").run(batch, NAMES)["logits"] for folder in (bundle_in("bank"), tmp_path / "small"))
+    exact, small = (
+        ap.Session(folder, "cpu").run(batch, NAMES)["logits"]
+        for folder in (bundle_in("bank"), tmp_path / "small")
+    )
     real = batch["attention_mask"] > 0
     assert np.abs(small - exact)[real].max() < 0.1 * np.abs(exact[real]).max()
 
@@ -259,7 +318,9 @@ def test_the_graph_itself_holds_no_prompt(bundle_in: Make) -> None:
 
 
 def test_virtual_tokens_take_room(bundle_in: Make, models: Any) -> None:
-    """Of 64 positions a prefix takes five: its rows end sooner, or are refused, and what they say until then is torch's."""
+    """Of 64 positions a prefix takes five: its rows end sooner, or are refused, and what they say until then
+    is torch's.
+    """
     session = ap.Session(bundle_in("bank"), "cpu")
     rows, names = [[*range(5, 61)], [*range(5, 61)], [5, 6]], ["prefix", None, "soft"]
     found = session.generate(rows, names, max_new_tokens=12)
@@ -267,5 +328,7 @@ def test_virtual_tokens_take_room(bundle_in: Make, models: Any) -> None:
         expected = torch_tokens(models[name], row, room)
         assert answer.ids == expected[: expected.index(2) if 2 in expected else room]
         assert answer.finish_reason == ("stop" if 2 in expected else "length")
-    with pytest.raises(ConfigError, match="row 2; expected at most 64 tokens, found 65, of which 5 are the adapter's prompt"):
+    with pytest.raises(
+        ConfigError, match="row 2; expected at most 64 tokens, found 65, of which 5 are the adapter's prompt"
+    ):
         session.generate([[5] * 60, [5] * 60], [None, "prefix"])

@@ -1,7 +1,8 @@
-"""Execution providers: names and settings, the table of CUDA's kernels, where nodes run, and what a session and an engine do on a device.
+"""Execution providers: names and settings, the table of CUDA's kernels, where nodes run, and what a session
+and an engine do on a device.
 
-Where there is no card, ONNX Runtime's own CUDA provider runs on the hollow CUDA of ``tests/hollow``, in a process of its own: everything of
-it is real but what kernels compute.
+Where there is no card, ONNX Runtime's own CUDA provider runs on the hollow CUDA of ``tests/hollow``, in a
+process of its own: everything of it is real but what kernels compute.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ from adapterpack.slots.precision import PRECISIONS
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}
-on_hollow = pytest.mark.skipif(not cuda.provider_libraries() or not all(map(shutil.which, cuda.TOOLS)),
-                               reason="this build of ONNX Runtime has no CUDA provider, or there is no compiler")
+on_hollow = pytest.mark.skipif(
+    not cuda.provider_libraries() or not all(map(shutil.which, cuda.TOOLS)),
+    reason="this build of ONNX Runtime has no CUDA provider, or there is no compiler",
+)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +54,9 @@ def hollow(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     def run(script: str, *given: Any) -> Any:
         command = [sys.executable, "-c", script, json.dumps(given)]
-        done = subprocess.run(command, env=cuda.environment(folder), capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, env=cuda.environment(folder), capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -68,12 +73,17 @@ def test_a_provider_that_is_not_here_is_named_with_its_wheel() -> None:
         start(Device(provider="tpu"))
     for name in set(PROVIDERS) - {"cpu"}:
         if PROVIDERS[name].runtime_name not in ort.get_available_providers():
-            with pytest.raises(ProviderError, match="no CUDA device" if name in ("cuda", "tensorrt") else "it comes with"):
+            with pytest.raises(
+                ProviderError, match="no CUDA device" if name in ("cuda", "tensorrt") else "it comes with"
+            ):
                 start(Device(provider=name))
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("settings", [{"memory_limit": 1 << 30}, {"tf32": True}, {"capture": True}, {"arena": "exact"}, {"device_id": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"memory_limit": 1 << 30}, {"tf32": True}, {"capture": True}, {"arena": "exact"}, {"device_id": 1}],
+)
 def test_a_setting_that_the_provider_does_not_have_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="the provider cpu has no setting"):
         start(Device(provider="cpu", **settings))
@@ -85,7 +95,10 @@ def test_a_setting_that_the_provider_does_not_have_is_refused(settings: dict[str
 @pytest.mark.fast
 def test_threads_and_spinning_reach_the_session_options() -> None:
     options = start(Device(provider="cpu", threads=3, spinning=False)).session_options()
-    assert (options.intra_op_num_threads, options.get_session_config_entry("session.intra_op.allow_spinning")) == (3, "0")
+    assert (
+        options.intra_op_num_threads,
+        options.get_session_config_entry("session.intra_op.allow_spinning"),
+    ) == (3, "0")
     assert Device.of("cpu", 2) == Device(provider="cpu", threads=2)
     assert Device.of(Device(provider="cpu", threads=4)).threads == 4
 
@@ -95,11 +108,16 @@ def test_threads_and_spinning_reach_the_session_options() -> None:
 
 @on_hollow
 def test_the_table_is_what_the_installed_build_implements(hollow: Make, tmp_path: Path) -> None:
-    """Where the installed ONNX Runtime is the table's, the script writes the same file from its registry; else it still writes one."""
+    """Where the installed ONNX Runtime is the table's, the script writes the same file from its registry;
+    else it still writes one.
+    """
     table = kernels_of("cuda")
     assert table is not None
     script = Path(__file__).parent.parent / "benchmarks" / "kernels.py"
-    run = "import json, runpy, sys; script, *sys.argv[1:] = json.loads(sys.argv[1]); runpy.run_path(script, run_name='__main__'); print(0)"
+    run = (
+        "import json, runpy, sys; script, *sys.argv[1:] = json.loads(sys.argv[1]); runpy.run_path(script, "
+        "run_name='__main__'); print(0)"
+    )
     hollow(run, str(script), str(tmp_path / "table.json"))
     again = json.loads((tmp_path / "table.json").read_text("utf-8"))
     assert again["onnxruntime"] == ort.__version__
@@ -121,9 +139,16 @@ def graph_with(operator: str, kind: Any, version: int = 21) -> Any:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("operator", "kind", "reason"), [
-    ("Erf", ir.DataType.FLOAT, None), ("Erf", ir.DataType.FLOAT16, None), ("Det", ir.DataType.FLOAT, "Det has no kernel"),
-    ("Acos", ir.DataType.FLOAT, "Acos has no kernel"), ("Erf", ir.DataType.INT8, "Erf has no kernel for int8 as T, only for bfloat16, ")])
+@pytest.mark.parametrize(
+    ("operator", "kind", "reason"),
+    [
+        ("Erf", ir.DataType.FLOAT, None),
+        ("Erf", ir.DataType.FLOAT16, None),
+        ("Det", ir.DataType.FLOAT, "Det has no kernel"),
+        ("Acos", ir.DataType.FLOAT, "Acos has no kernel"),
+        ("Erf", ir.DataType.INT8, "Erf has no kernel for int8 as T, only for bfloat16, "),
+    ],
+)
 def test_a_planted_node_without_a_kernel_is_named(operator: str, kind: Any, reason: str | None) -> None:
     """Types are followed through the graph, also where nothing says them."""
     model, table = graph_with(operator, kind), kernels_of("cuda")
@@ -151,9 +176,15 @@ print(json.dumps(found))
 """
 FAMILIES = ("llama", "vit", "bert", "gpt2", "whisper")
 FORMS = ("float32", "float16", "bfloat16", "int8", "int4")
-PLACED_GRAPHS = [(family, form) for number, family in enumerate(FAMILIES) for place, form in enumerate(FORMS)
-                 if family == "llama" or form == "float32" or (number + place) % 2]
-"""Of one family every form, of every family float32 and each second of the others, so that every form is there of three families."""
+PLACED_GRAPHS = [
+    (family, form)
+    for number, family in enumerate(FAMILIES)
+    for place, form in enumerate(FORMS)
+    if family == "llama" or form == "float32" or (number + place) % 2
+]
+"""Of one family every form, of every family float32 and each second of the others, so that every form is
+there of three families.
+"""
 
 
 def exported(family: str, form: str, folder: Path) -> Path:
@@ -162,19 +193,34 @@ def exported(family: str, form: str, folder: Path) -> Path:
     base = make_base(architecture, folder / "base")
     pack = make_pack(architecture, base, next(kind for kind in KINDS if kind.name == "low-rank"))
     scheme = {"quantize": form} if form.startswith("int") else {"dtype": form}
-    export(base, [pack], folder / "bundle", task=architecture.task, in_place=family in ("llama", "gpt2"), **scheme)
+    export(
+        base,
+        [pack],
+        folder / "bundle",
+        task=architecture.task,
+        in_place=family in ("llama", "gpt2"),
+        **scheme,
+    )
     return folder / "bundle"
 
 
 @on_hollow
 @pytest.mark.sampled(13)
 @pytest.mark.parametrize(("family", "form"), PLACED_GRAPHS)
-def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: str, hollow: Make, tmp_path: Path) -> None:
-    """Of every graph of a bundle: what the table names is what ONNX Runtime itself leaves to the CPU, beside shapes."""
+def test_the_table_says_where_onnx_runtime_puts_every_node(
+    family: str, form: str, hollow: Make, tmp_path: Path
+) -> None:
+    """Of every graph of a bundle: what the table names is what ONNX Runtime itself leaves to the CPU, beside
+    shapes.
+    """
     bundle, table = exported(family, form, tmp_path), kernels_of("cuda")
     graphs = sorted(bundle.glob("*.onnx"))
-    expected = {str(path): sorted(node.name for node, _ in nodes_without_kernel(onnx.load(path, load_external_data=False), table))
-                for path in graphs}
+    expected = {
+        str(path): sorted(
+            node.name for node, _ in nodes_without_kernel(onnx.load(path, load_external_data=False), table)
+        )
+        for path in graphs
+    }
     placed = hollow(PLACED, *map(str, graphs))
     assert {path: found["unfit"] for path, found in placed.items()} == expected
     assert all(found["CUDAExecutionProvider"] > 10 for found in placed.values())
@@ -183,7 +229,10 @@ def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: st
     assert [finding.rule for finding in report.findings] == ["AB501"] * sum(map(bool, expected.values()))
     if family in ("llama", "gpt2") and not form.endswith("float16"):
         assert unfit and all("attention" in name for name in unfit)
-        assert "only for bfloat16, float16" in report.findings[0].message and "--dtype float16" in report.findings[0].fix
+        assert (
+            "only for bfloat16, float16" in report.findings[0].message
+            and "--dtype float16" in report.findings[0].fix
+        )
     elif form in ("float32", "float16"):
         assert not unfit
 
@@ -193,7 +242,13 @@ def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: st
 
 def bundle_in(dtype: str, base_of: Make, pack_of: Make, place: Path) -> Path:
     """A bundle of that float type with the engine's graph."""
-    export(base_of("llama"), [pack_of("llama", name) for name in ("alpha", "beta")], place / "bundle", dtype=dtype, in_place=True)
+    export(
+        base_of("llama"),
+        [pack_of("llama", name) for name in ("alpha", "beta")],
+        place / "bundle",
+        dtype=dtype,
+        in_place=True,
+    )
     return place / "bundle"
 
 
@@ -208,7 +263,9 @@ def brain(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory
 
 
 def scripted(engine: Engine) -> list[np.ndarray]:
-    """The logits of rows that come and go, with adapters of other ranks, on given tokens; the last row begins as one before."""
+    """The logits of rows that come and go, with adapters of other ranks, on given tokens; the last row begins
+    as one before.
+    """
     logits: list[np.ndarray] = []
     rows = engine.rows
 
@@ -256,7 +313,9 @@ def test_a_buffer_on_a_device_is_read_and_written_as_one_of_the_host() -> None:
 
 
 def test_fixed_memory_and_a_device_change_no_logits(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a captured step needs, with the host as the device: passes of one shape on one memory, told the pool's length as the longest."""
+    """What a captured step needs, with the host as the device: passes of one shape on one memory, told the
+    pool's length as the longest.
+    """
     expected = scripted(Engine(half, "cpu", max_length=64))
     monkeypatch.setattr(kv_pool, "buffer", DeviceBuffer)
     engine = Engine(half, "cpu", max_length=64)
@@ -265,20 +324,31 @@ def test_fixed_memory_and_a_device_change_no_logits(half: Path, monkeypatch: pyt
     assert 3 <= len(engine.rows._captured) <= 5
     assert len(found) == len(expected)
     for one, two in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=0, atol=2e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            one.astype(np.float32), two.astype(np.float32), rtol=0, atol=2e-3 * np.abs(expected).max()
+        )
 
 
 def test_a_graph_in_bfloat16_computes_on_the_cpu_what_a_card_computes(half: Path, brain: Path) -> None:
-    """Its operators compute in float32, and results, caches and slots are rounded; the provider of CUDA has a kernel for each."""
+    """Its operators compute in float32, and results, caches and slots are rounded; the provider of CUDA has a
+    kernel for each.
+    """
     engine = Engine(brain, "cpu", max_length=64)
     assert {one.dtype for one in engine.rows._pool._buffers.values()} == {BFLOAT16}
     exact, found = (scripted(one) for one in (Engine(half, "cpu", max_length=64), engine))
-    errors = [np.abs(one.astype(np.float32) - two.astype(np.float32)).max() for one, two in zip(found, exact, strict=True)]
-    assert 1e-3 * np.abs(exact).max() < max(errors) < 2 * PRECISIONS["bfloat16"].tolerance * np.abs(exact).max()
+    errors = [
+        np.abs(one.astype(np.float32) - two.astype(np.float32)).max()
+        for one, two in zip(found, exact, strict=True)
+    ]
+    assert (
+        1e-3 * np.abs(exact).max() < max(errors) < 2 * PRECISIONS["bfloat16"].tolerance * np.abs(exact).max()
+    )
     assert validate(brain, provider="cuda").findings == ()
     if not builtin.has_device():
         report = validate(brain, full=True, provider="cuda")
-        assert report.state == "not fully checked" and report.not_checked[0].startswith("canaries on cuda: there is no CUDA device")
+        assert report.state == "not fully checked" and report.not_checked[0].startswith(
+            "canaries on cuda: there is no CUDA device"
+        )
     session = Session(brain, "cpu")
     ids = np.array([[5, 6, 7, 8]])
     assert session.run({"input_ids": ids}, ["alpha"])["logits"].dtype == np.float32
@@ -307,18 +377,31 @@ print(json.dumps({"reasons": [event.finish_reason for event in events if event.f
 
 @on_hollow
 def test_an_engine_runs_on_the_hollow_card(half: Path, brain: Path, hollow: Make) -> None:
-    """Settings reach ONNX Runtime, every node is the provider's, the pool lies on the device, prefixes are reused, and steps are captured
-    once a shape and replayed; of numbers the hollow card has none.
+    """Settings reach ONNX Runtime, every node is the provider's, the pool lies on the device, prefixes are
+    reused, and steps are captured once a shape and replayed; of numbers the hollow card has none.
     """
     library = str(hollow.folder / "hollow.so")
     plain = hollow(ENGINE, str(half), {"memory_limit": 1 << 30, "arena": "exact"}, library)
     assert (plain["errors"], plain["reasons"]) == ([], ["length"] * 4), plain
-    assert (plain["provider"], plain["memory"], plain["pool"]) == ("CUDAExecutionProvider", ["cuda", 0], "DeviceBuffer")
-    expected = {"use_tf32": "0", "gpu_mem_limit": str(1 << 30), "arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": "0"}
+    assert (plain["provider"], plain["memory"], plain["pool"]) == (
+        "CUDAExecutionProvider",
+        ["cuda", 0],
+        "DeviceBuffer",
+    )
+    expected = {
+        "use_tf32": "0",
+        "gpu_mem_limit": str(1 << 30),
+        "arena_extend_strategy": "kSameAsRequested",
+        "enable_cuda_graph": "0",
+    }
     assert {name: plain["options"][name] for name in expected} == expected
     assert (plain["captures"], plain["replays"], plain["reused"] > 0) == (0, 0, True)
     captured = hollow(ENGINE, str(brain), {"capture": True, "tf32": True}, library)
-    assert (captured["errors"], captured["options"]["use_tf32"], captured["options"]["enable_cuda_graph"]) == ([], "1", "1")
+    assert (
+        captured["errors"],
+        captured["options"]["use_tf32"],
+        captured["options"]["enable_cuda_graph"],
+    ) == ([], "1", "1")
     assert 1 <= captured["captures"] <= 4
     assert captured["replays"] > captured["captures"]
 
@@ -326,12 +409,18 @@ def test_an_engine_runs_on_the_hollow_card(half: Path, brain: Path, hollow: Make
 @pytest.mark.gpu
 @pytest.mark.parametrize("settings", [{}, {"capture": True}], ids=["plain", "captured"])
 def test_an_engine_on_cuda_equals_the_cpus(settings: dict[str, Any], half: Path, pack_of: Make) -> None:
-    """Logits within a hundredth of the largest, with prefixes reused on the device and steps captured; a pack that is loaded there is
-    proved by its canary there."""
-    expected, engine = scripted(Engine(half, "cpu", max_length=64)), Engine(half, Device(provider="cuda", **settings), max_length=64)
+    """Logits within a hundredth of the largest, with prefixes reused on the device and steps captured; a pack
+    that is loaded there is proved by its canary there.
+    """
+    expected, engine = (
+        scripted(Engine(half, "cpu", max_length=64)),
+        Engine(half, Device(provider="cuda", **settings), max_length=64),
+    )
     found = scripted(engine)
     for one, two in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=0, atol=1e-2 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            one.astype(np.float32), two.astype(np.float32), rtol=0, atol=1e-2 * np.abs(expected).max()
+        )
     engine.adapters.load(pack_of("llama", "gamma"))
 
 

@@ -1,4 +1,6 @@
-"""Quantized bundles: slots, site map and adapters survive; the recorded error is the measured one; weights are within half a step."""
+"""Quantized bundles: slots, site map and adapters survive; the recorded error is the measured one; weights
+are within half a step.
+"""
 
 from __future__ import annotations
 
@@ -49,32 +51,54 @@ def quantized(bundle_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Call
 @pytest.mark.parametrize("scheme", CODES)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
 def test_slots_and_sites_survive(kind: str, mode: str, scheme: str, bundle_of: Make, quantized: Make) -> None:
-    """The graph's inputs, their shapes and their defaults are the same bytes; every node and weight of the site map is in the new graph."""
-    before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of(kind, mode), quantized(kind, mode, scheme)))
-    assert [(value.name, str(value.shape)) for value in after.inputs] == [(value.name, str(value.shape)) for value in before.inputs]
+    """The graph's inputs, their shapes and their defaults are the same bytes; every node and weight of the
+    site map is in the new graph.
+    """
+    before, after = (
+        ir.load(folder / GRAPH).graph for folder in (bundle_of(kind, mode), quantized(kind, mode, scheme))
+    )
+    assert [(value.name, str(value.shape)) for value in after.inputs] == [
+        (value.name, str(value.shape)) for value in before.inputs
+    ]
     assert [value.name for value in after.outputs] == [value.name for value in before.outputs]
     bundle = read_bundle(quantized(kind, mode, scheme))
     slots = [f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields]
     assert bool(slots) == (mode != "folded")
     for name in slots:
-        assert np.array_equal(after.initializers[name].const_value.numpy(), before.initializers[name].const_value.numpy())
+        assert np.array_equal(
+            after.initializers[name].const_value.numpy(), before.initializers[name].const_value.numpy()
+        )
     nodes = {node.name: node for node in after}
     for site in (site for site in bundle.sites.values() if not site.members):
         assert site.weight in after.initializers
-        assert nodes[site.node].op_type in {"MatMulNBits", "Gemm"}  # a Gemm is a head or a pooler, and stays float
+        # a Gemm is a head or a pooler, and stays float
+        assert nodes[site.node].op_type in {"MatMulNBits", "Gemm"}
         assert nodes[site.node].inputs[1].name == site.weight
-    turned = (node for node in before if node.op_type == "Transpose" and node.inputs[0].name in before.initializers)
+    turned = (
+        node for node in before if node.op_type == "Transpose" and node.inputs[0].name in before.initializers
+    )
     constants = {*before.initializers, *(node.outputs[0].name for node in turned)}
-    quantizable = sum(node.op_type == "MatMul" and node.inputs[1].name in constants for node in before
-                      if not node.name.startswith("adapterpack/"))
-    assert bundle.quantization["quantized"] == sum(node.op_type == "MatMulNBits" for node in after) == quantizable > 0
+    quantizable = sum(
+        node.op_type == "MatMul" and node.inputs[1].name in constants
+        for node in before
+        if not node.name.startswith("adapterpack/")
+    )
+    assert (
+        bundle.quantization["quantized"]
+        == sum(node.op_type == "MatMulNBits" for node in after)
+        == quantizable
+        > 0
+    )
 
 
 @pytest.mark.parametrize("scheme", CODES)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
-def test_the_recorded_error_is_the_measured_one(kind: str, mode: str, scheme: str, bundle_of: Make, quantized: Make) -> None:
-    """max|quantized - float| at the last position over the canary's rows, for the base and each adapter, as the manifest says. They begin
-    with the token that texts begin with, where the base has one."""
+def test_the_recorded_error_is_the_measured_one(
+    kind: str, mode: str, scheme: str, bundle_of: Make, quantized: Make
+) -> None:
+    """max|quantized - float| at the last position over the canary's rows, for the base and each adapter, as
+    the manifest says. They begin with the token that texts begin with, where the base has one.
+    """
     folders = bundle_of(kind, mode), quantized(kind, mode, scheme)
     rows = [(1, *row[1:]) for row in canary.inputs(96)] if kind == "llama" else canary.inputs(96)
     batch = pad(rows, 0, left=kind == "llama")
@@ -86,30 +110,46 @@ def test_the_recorded_error_is_the_measured_one(kind: str, mode: str, scheme: st
         last = slice(None) if kind == "bert" else (slice(None), -1)
         assert recorded == pytest.approx(float(np.abs(found[last] - exact[last]).max()), rel=1e-4)
         assert recorded > 0
-        assert report["label_agreement"][key] == pytest.approx((found[last].argmax(-1) == exact[last].argmax(-1)).mean())
+        assert report["label_agreement"][key] == pytest.approx(
+            (found[last].argmax(-1) == exact[last].argmax(-1)).mean()
+        )
 
 
 def test_eight_bits_are_nearer_than_four(quantized: Make) -> None:
     """A step of int8 is a seventeenth of int4's, and so, about, is the error."""
-    four, eight = (read_bundle(quantized("llama", "bank", scheme)).quantization["max_error"] for scheme in ("int4", "int8"))
+    four, eight = (
+        read_bundle(quantized("llama", "bank", scheme)).quantization["max_error"]
+        for scheme in ("int4", "int8")
+    )
     for name, error in four.items():
         assert eight[name] < error / 4
 
 
 @pytest.mark.parametrize("scheme", CODES)
 def test_every_weight_is_within_half_a_step(scheme: str, bundle_of: Make, quantized: Make) -> None:
-    """|w - (q - z) s| <= s / 2 (and what rounding z adds, s / 2) for every weight, by the operator's own definition of its blocks."""
-    before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "bank"), quantized("llama", "bank", scheme)))
+    """|w - (q - z) s| <= s / 2 (and what rounding z adds, s / 2) for every weight, by the operator's own
+    definition of its blocks.
+    """
+    before, after = (
+        ir.load(folder / GRAPH).graph
+        for folder in (bundle_of("llama", "bank"), quantized("llama", "bank", scheme))
+    )
     floats = read_bundle(bundle_of("llama", "bank")).sites
     setting, nodes = SCHEMES[scheme].setting, {node.name: node for node in after}
-    for path, site in ((path, site) for path, site in read_bundle(quantized("llama", "bank", scheme)).sites.items() if site.weight):
+    for path, site in (
+        (path, site)
+        for path, site in read_bundle(quantized("llama", "bank", scheme)).sites.items()
+        if site.weight
+    ):
         weight = before.initializers[floats[path].weight].const_value.numpy()  # [in, out]
         packed, scales, zeros = (value.const_value.numpy() for value in nodes[site.node].inputs[1:4])
         out = weight.shape[1]
         codes = packed.reshape(out, -1)
         zeros = zeros.reshape(out, -1)
         if setting.bits == 4:
-            codes, zeros = (np.stack([array & 15, array >> 4], -1).reshape(out, -1) for array in (codes, zeros))
+            codes, zeros = (
+                np.stack([array & 15, array >> 4], -1).reshape(out, -1) for array in (codes, zeros)
+            )
         scales = scales.reshape(out, -1)
         step = np.repeat(scales, setting.block_size, 1)[:, : weight.shape[0]]
         zero = np.repeat(zeros[:, : scales.shape[1]], setting.block_size, 1)[:, : weight.shape[0]]
@@ -145,8 +185,12 @@ def test_a_pack_is_loaded_into_a_quantized_bank(quantized: Make, pack_of: Make) 
     assert np.abs(session.run(ids, "gamma")["logits"][0] - before[0]).max() > 1e-2
 
 
-def test_the_graph_itself_says_that_weights_are_lost(tiny_llama: Path, quantized: Make, tmp_path: Path) -> None:
-    """Codes are never taken for the weights that DoRA's values are made of, whatever a manifest says of them."""
+def test_the_graph_itself_says_that_weights_are_lost(
+    tiny_llama: Path, quantized: Make, tmp_path: Path
+) -> None:
+    """Codes are never taken for the weights that DoRA's values are made of, whatever a manifest says of
+    them.
+    """
     model = LlamaForCausalLM.from_pretrained(tiny_llama)
     adapt(model, DoRA(r=2), "dora")
     folder = Path(shutil.copytree(quantized("llama", "bank", "int8"), tmp_path / "bundle"))
@@ -155,10 +199,21 @@ def test_the_graph_itself_says_that_weights_are_lost(tiny_llama: Path, quantized
         Session(folder, "cpu").load(save(model, None, base=tiny_llama))
 
 
-def test_a_quantized_export_is_a_quantized_bundle(tiny_llama: Path, pack_of: Make, quantized: Make, tmp_path: Path) -> None:
-    """``export(quantize=...)`` and ``quantize(export(...))`` give the same graph and record the same errors."""
-    bundle = export(tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "b", slots=4, max_rank=6, quantize="int8",
-                    accuracy="exact")
+def test_a_quantized_export_is_a_quantized_bundle(
+    tiny_llama: Path, pack_of: Make, quantized: Make, tmp_path: Path
+) -> None:
+    """``export(quantize=...)`` and ``quantize(export(...))`` give the same graph and record the same
+    errors.
+    """
+    bundle = export(
+        tiny_llama,
+        [pack_of("llama", "alpha"), pack_of("llama", "beta")],
+        tmp_path / "b",
+        slots=4,
+        max_rank=6,
+        quantize="int8",
+        accuracy="exact",
+    )
     other = read_bundle(quantized("llama", "bank", "int8"))
     assert bundle.quantization == other.quantization
     assert bundle.sites == other.sites
@@ -171,13 +226,19 @@ def test_the_source_is_left_as_it_was_and_the_copy_is_whole(bundle_of: Make, tmp
     source = bundle_of("llama", "inputs")
     before = {path.relative_to(source): sha256_of(path) for path in source.rglob("*") if path.is_file()}
     quantize(source, tmp_path / "copy", scheme="int4")
-    assert {path.relative_to(source): sha256_of(path) for path in source.rglob("*") if path.is_file()} == before
-    copied = {path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert {
+        path.relative_to(source): sha256_of(path) for path in source.rglob("*") if path.is_file()
+    } == before
+    copied = {
+        path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy").rglob("*") if path.is_file()
+    }
     assert copied == set(before)
 
 
 def test_what_is_refused(bundle_of: Make, quantized: Make, tmp_path: Path) -> None:
-    """Twice is NothingToDo; an unknown scheme, a taken output and an altered source are named; nothing is left behind."""
+    """Twice is NothingToDo; an unknown scheme, a taken output and an altered source are named; nothing is
+    left behind.
+    """
     source, out = bundle_of("llama", "bank"), tmp_path / "out"
     with pytest.raises(NothingToDo, match="quantized already"):
         quantize(quantized("llama", "bank", "int4"), out, scheme="int8")
@@ -202,19 +263,31 @@ def test_what_is_refused(bundle_of: Make, quantized: Make, tmp_path: Path) -> No
         quantize(source, out, scheme="int8")
 
 
-def test_a_slot_is_never_taken_for_a_weight(bundle_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may be fed has no numbers to quantize, whatever the nodes that read it are called: the graph's inputs stay, with their bytes."""
+def test_a_slot_is_never_taken_for_a_weight(
+    bundle_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be fed has no numbers to quantize, whatever the nodes that read it are called: the graph's
+    inputs stay, with their bytes.
+    """
     monkeypatch.setattr(in_codes, "ADDED", "no such prefix")
     quantize(bundle_of("llama", "inputs"), tmp_path / "out", scheme="int8")
-    before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "inputs"), tmp_path / "out"))
+    before, after = (
+        ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "inputs"), tmp_path / "out")
+    )
     assert [value.name for value in after.inputs] == [value.name for value in before.inputs]
     slots = [value.name for value in before.inputs if value.name in before.initializers]
-    assert slots and all(np.array_equal(after.initializers[name].const_value.numpy(), before.initializers[name].const_value.numpy())
-                         for name in slots)
+    assert slots and all(
+        np.array_equal(
+            after.initializers[name].const_value.numpy(), before.initializers[name].const_value.numpy()
+        )
+        for name in slots
+    )
 
 
 def products(folder: Path, count: int, width: int) -> Path:
-    """A graph of ``count`` products in a row, the second of which shares its weight with the first, then one with a stack of matrices."""
+    """A graph of ``count`` products in a row, the second of which shares its weight with the first, then one
+    with a stack of matrices.
+    """
     rng = np.random.default_rng(0)
     x = ir.Value(name="x", shape=ir.Shape(["batch", width]), type=ir.TensorType(ir.DataType.FLOAT))
     nodes, constants, last = [], [], x
@@ -222,17 +295,25 @@ def products(folder: Path, count: int, width: int) -> Path:
         if number != 1:
             shape = (2, width, width) if number == count else (width, width)
             tensor = ir.tensor(rng.standard_normal(shape, np.float32) / width, name=f"w{number}")
-            constants.append(ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+            constants.append(
+                ir.Value(
+                    name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+                )
+            )
         nodes.append(ir.node("MatMul", [last, constants[-1]], name=f"product{number}"))
         last = nodes[-1].outputs[0]
         last.name, last.type = f"y{number}", x.type
-    graph = ir.Graph([x], [last], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="products")
+    graph = ir.Graph(
+        [x], [last], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="products"
+    )
     ir.save(ir.Model(graph, ir_version=10), folder / GRAPH, external_data=f"{GRAPH}.data")
     return folder / GRAPH
 
 
 def test_a_shared_weight_is_quantized_once_and_a_stack_is_left(tmp_path: Path) -> None:
-    """Both products read the same initializers; a stack of matrices stays float; the graph runs, near the float one; no file is left."""
+    """Both products read the same initializers; a stack of matrices stays float; the graph runs, near the
+    float one; no file is left.
+    """
     path = products(tmp_path, 3, 64)
     batch = {"x": np.random.default_rng(1).standard_normal((5, 64), np.float32)}
     (exact,) = ort.InferenceSession(path).run(None, batch)
@@ -273,14 +354,23 @@ print(peak - before)
 
 
 def test_memory_does_not_grow_with_the_graph(tmp_path: Path) -> None:
-    """48 weights of 4 MB are quantized in less memory than a quarter of them takes: one after another, in a few copies each."""
-    done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, products(tmp_path, 48, 1024)], capture_output=True, text=True, check=False)
+    """48 weights of 4 MB are quantized in less memory than a quarter of them takes: one after another, in a
+    few copies each.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_MEMORY, products(tmp_path, 48, 1024)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) < 48 << 20
 
 
 def test_the_log_stays_as_it_was(bundle_of: Make, tmp_path: Path) -> None:
-    """Quantizing leaves the process's logging alone (the quantizer's import would make it tell everything), and imports no torch."""
+    """Quantizing leaves the process's logging alone (the quantizer's import would make it tell everything),
+    and imports no torch.
+    """
     program = (
         "import logging, sys, adapterpack\n"
         "adapterpack.quantize(sys.argv[1], sys.argv[2], scheme='int8')\n"

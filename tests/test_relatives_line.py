@@ -1,4 +1,6 @@
-"""The relatives of LoRA along the whole line: trained, packed, merged, attached and served from one bank, with one result."""
+"""The relatives of LoRA along the whole line: trained, packed, merged, attached and served from one bank,
+with one result.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,29 @@ def packs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("relatives")
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"w{i % 6 + 40 * (i % 2)} w{i % 9 + 70}", "label": ("no", "yes")[i % 2]}) + "\n"
-                            for i in range(48)))
+    rows.write_text(
+        "".join(
+            json.dumps({"text": f"w{i % 6 + 40 * (i % 2)} w{i % 9 + 70}", "label": ("no", "yes")[i % 2]})
+            + "\n"
+            for i in range(48)
+        )
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
         for name, own in SETTINGS.items():
-            train({"task": "text-classification", "model_name_or_path": str(tiny_bert), "train_file": str(rows),
-                   "output_dir": str(folder / name), "learning_rate": 3e-2, "max_steps": 8, "max_length": 16, **own})
+            train(
+                {
+                    "task": "text-classification",
+                    "model_name_or_path": str(tiny_bert),
+                    "train_file": str(rows),
+                    "output_dir": str(folder / name),
+                    "learning_rate": 3e-2,
+                    "max_steps": 8,
+                    "max_length": 16,
+                    **own,
+                }
+            )
     return {name: folder / name for name in SETTINGS}
 
 
@@ -60,9 +77,15 @@ def logits(model: torch.nn.Module) -> np.ndarray:
         return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.double().numpy()
 
 
-def test_merged_attached_and_served_agree(packs: dict[str, Path], bank: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    """Merged checkpoint == attached model == each row of a mixed batch in the bank, within 2e-5, for each of the methods."""
-    served = Session(bank).run({"input_ids": IDS, "attention_mask": np.ones_like(IDS)}, list(SETTINGS))["logits"]
+def test_merged_attached_and_served_agree(
+    packs: dict[str, Path], bank: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Merged checkpoint == attached model == each row of a mixed batch in the bank, within 2e-5, for each of
+    the methods.
+    """
+    served = Session(bank).run({"input_ids": IDS, "attention_mask": np.ones_like(IDS)}, list(SETTINGS))[
+        "logits"
+    ]
     for row, (name, folder) in enumerate(packs.items()):
         pack = load(folder)
         assert pack.method.name == name
@@ -77,7 +100,9 @@ def test_merged_attached_and_served_agree(packs: dict[str, Path], bank: Path, ti
 
 
 def test_the_budget_is_spent_and_the_pack_is_smaller_for_it(packs: dict[str, Path]) -> None:
-    """AdaLoRA: all sites together have the rank that the budget leaves, unevenly shared out; a site that has none keeps one zero."""
+    """AdaLoRA: all sites together have the rank that the budget leaves, unevenly shared out; a site that has
+    none keeps one zero.
+    """
     adapters = list(load(packs["adalora"]).adapters())
     ranks = [adapter.config.r for adapter in adapters]
     assert sum(int(np.count_nonzero(adapter.params["lora_E"])) for adapter in adapters) == 2 * len(adapters)

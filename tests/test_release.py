@@ -1,4 +1,6 @@
-"""``.ci/release``: a tag, the version, the changelog, images and the files are of one release, or it says which are not."""
+"""``.ci/release``: a tag, the version, the changelog, images and the files are of one release, or it says
+which are not.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def release(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / ".ci" / "release"), *args], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(ROOT / ".ci" / "release"), *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_release_is_of_one_piece(tmp_path: Path) -> None:
-    """The notes are the section of the changelog and no more; each thing that does not fit is refused by its name."""
+    """The notes are the section of the changelog and no more; each thing that does not fit is refused by its
+    name.
+    """
     (tmp_path / "adapterpack").mkdir()
     for name in ("pyproject.toml", "adapterpack/version.py", "CHANGELOG.md"):
         shutil.copyfile(ROOT / name, tmp_path / name)
@@ -55,7 +65,10 @@ def test_a_release_is_of_one_piece(tmp_path: Path) -> None:
 
 def test_the_workflows_run_scripts_that_there_are() -> None:
     """Each script of ``.ci`` that a workflow or the page on releases names is there and can be started."""
-    texts = [path.read_text("utf-8") for path in (*ROOT.glob(".github/workflows/*.yml"), ROOT / "docs" / "releasing.md")]
+    texts = [
+        path.read_text("utf-8")
+        for path in (*ROOT.glob(".github/workflows/*.yml"), ROOT / "docs" / "releasing.md")
+    ]
     named = {name for text in texts for name in re.findall(r"\.ci/[a-z-]+", text)}
     assert len(named) > 6
     assert [name for name in sorted(named) if not (ROOT / name).stat().st_mode & 0o111] == []

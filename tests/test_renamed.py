@@ -1,4 +1,6 @@
-"""Models whose modules have other names than their checkpoints, because transformers renames them as it loads."""
+"""Models whose modules have other names than their checkpoints, because transformers renames them as it
+loads.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,24 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassifica
 from adapterpack import LoRA, adapt, attach, convert, load, merge, save, validate
 from adapterpack.training.canaries.canary import verify_canary
 
-CONFIG = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20, image_size=8, patch_size=4,
-                   num_labels=3)
+CONFIG = ViTConfig(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=20,
+    image_size=8,
+    patch_size=4,
+    num_labels=3,
+)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("source", [ViTForImageClassification, ViTModel])
 def test_packed_attached_and_merged(source: Any, tmp_path: Path) -> None:
-    """Of a checkpoint of the very class, and of one without its prefix and head: the pack names the tensors that there are, its canary is
-    replayed, and the merged checkpoint gives the logits of base and adapter (float32, rounded once: 1e-5 of logits of size 1)."""
+    """Of a checkpoint of the very class, and of one without its prefix and head: the pack names the tensors
+    that there are, its canary is replayed, and the merged checkpoint gives the logits of base and adapter
+    (float32, rounded once: 1e-5 of logits of size 1).
+    """
     torch.manual_seed(0)
     source(CONFIG).save_pretrained(tmp_path / "base")
 
@@ -38,7 +49,9 @@ def test_packed_attached_and_merged(source: Any, tmp_path: Path) -> None:
                 parameter.add_(0.2 * torch.randn(parameter.shape))
     pack = save(model, tmp_path / "p")
     weights = {group.weight for group in pack.manifest.groups if group.role == "adapter"}
-    assert any(str(name).endswith("encoder.layer.0.attention.attention.query.weight") for name in weights), "the checkpoint's names"
+    assert any(str(name).endswith("encoder.layer.0.attention.attention.query.weight") for name in weights), (
+        "the checkpoint's names"
+    )
     assert validate(tmp_path / "p", base=tmp_path / "base").findings == ()
     again = attach(fresh(), load(tmp_path / "p")).eval()
     assert verify_canary(again, pack) < 1e-5
@@ -50,7 +63,11 @@ def test_packed_attached_and_merged(source: Any, tmp_path: Path) -> None:
     if source is ViTForImageClassification:  # a checkpoint without a head has no place for the trained one
         merge(tmp_path / "base", [pack], tmp_path / "merged")
         with torch.no_grad():
-            found = ViTForImageClassification.from_pretrained(tmp_path / "merged").eval()(pixel_values=pixels).logits
+            found = (
+                ViTForImageClassification.from_pretrained(tmp_path / "merged")
+                .eval()(pixel_values=pixels)
+                .logits
+            )
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
@@ -70,13 +87,21 @@ for model, target, out in zip(models, ("query", "q_proj"), sys.argv[3:]):
 
 @pytest.mark.long
 def test_packs_are_saved_where_transformers_has_other_internals(tmp_path: Path) -> None:
-    """In a process whose transformers lacks the names that are not public the map that is shipped says what they are in the checkpoint."""
+    """In a process whose transformers lacks the names that are not public the map that is shipped says what
+    they are in the checkpoint.
+    """
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
     BertModel(BertConfig(**sizes, vocab_size=30)).save_pretrained(tmp_path / "bert")
     ViTModel(CONFIG).save_pretrained(tmp_path / "vit")
     paths = [str(tmp_path / name) for name in ("bert", "vit", "on-bert", "on-vit")]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_INTERNALS, *paths], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_INTERNALS, *paths], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["encoder.layer.0.attention.self.query.weight 0",
-                                        "encoder.layer.0.attention.attention.query.weight 0"]
-    assert PeftModel.from_pretrained(ViTModel.from_pretrained(tmp_path / "vit"), tmp_path / "on-vit").active_adapters == ["default"]
+    assert done.stdout.splitlines() == [
+        "encoder.layer.0.attention.self.query.weight 0",
+        "encoder.layer.0.attention.attention.query.weight 0",
+    ]
+    assert PeftModel.from_pretrained(
+        ViTModel.from_pretrained(tmp_path / "vit"), tmp_path / "on-vit"
+    ).active_adapters == ["default"]

@@ -16,11 +16,20 @@ from adapterpack.resources import resource
 
 
 def test_the_map_without_transformers_leads_where_transformers_leads(tmp_path: Path) -> None:
-    """Every name of a checkpoint, as this transformers writes it and as it was published, and every name in memory."""
+    """Every name of a checkpoint, as this transformers writes it and as it was published, and every name in
+    memory.
+    """
     siglip = {**FAMILIES["llava"].fields, "vision_config": {"model_type": "siglip_vision_model", **PATCHES}}
-    text = {"model": "CLIPTextModel", "config": "CLIPTextConfig", "fields": {**TEXT, "projection_dim": 16}, "targets": ""}
+    text = {
+        "model": "CLIPTextModel",
+        "config": "CLIPTextConfig",
+        "fields": {**TEXT, "projection_dim": 16},
+        "targets": "",
+    }
     both = Family("CLIPModel", "CLIPConfig", {"text_config": TEXT, "vision_config": PATCHES}, "")
-    for number, family in enumerate([*FAMILIES.values(), FAMILIES["llava"]._replace(fields=siglip), Family(**text), both]):
+    for number, family in enumerate(
+        [*FAMILIES.values(), FAMILIES["llava"]._replace(fields=siglip), Family(**text), both]
+    ):
         model = family.build()
         steps = renamings_of(model.config.to_dict(), family.model)
         model.save_pretrained(folder := tmp_path / str(number))
@@ -31,7 +40,9 @@ def test_the_map_without_transformers_leads_where_transformers_leads(tmp_path: P
 
 
 def test_the_shipped_map_is_what_transformers_says() -> None:
-    """``make golden`` renews it: every step of every class and type, and the parts of a sample of the classes."""
+    """``make golden`` renews it: every step of every class and type, and the parts of a sample of the
+    classes.
+    """
     shipped = json.loads(resource("base/renamings.json").read_text())
 
     def entry(table: str, name: str) -> Any:
@@ -43,4 +54,6 @@ def test_the_shipped_map_is_what_transformers_says() -> None:
     for family in FAMILIES.values():
         model = family.build()
         parts = [part for part in parts_of(model) if part[1] in shipped["renamings"] or part[2]]
-        assert (entry("models", family.model)[1] if family.model in shipped["models"] else []) == parts, family.model
+        assert (entry("models", family.model)[1] if family.model in shipped["models"] else []) == parts, (
+            family.model
+        )

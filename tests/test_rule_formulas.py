@@ -1,4 +1,6 @@
-"""What each rule computes, against dense formulas in float64 that are written anew here; and the pieces that the rules are made of."""
+"""What each rule computes, against dense formulas in float64 that are written anew here; and the pieces that
+the rules are made of.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def found(rule: str, params: dict[str, Any], weights: Sequence[float] = WEIGHTS)
 
 def kept(D: np.ndarray, density: float, among: Sequence[np.ndarray]) -> np.ndarray:
     """``[T, ...]``: which entries are among the largest of each change; ``among`` are all sites' changes."""
-    least = [np.sort(np.concatenate([np.abs(site[t]).ravel() for site in among]))[::-1] for t in range(len(D))]
+    least = [
+        np.sort(np.concatenate([np.abs(site[t]).ravel() for site in among]))[::-1] for t in range(len(D))
+    ]
     return np.array([np.abs(D[t]) >= each[round(density * len(each)) - 1] for t, each in enumerate(least)])
 
 
@@ -55,20 +59,29 @@ def voted(D: np.ndarray, w: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("scope", ["adapter", "tensor"])
 @pytest.mark.parametrize("density", [0.2, 0.61])
 def test_ties_and_magnitude_prune(scope: str, density: float) -> None:
-    """The largest entries of the whole adapter, or of each tensor; the vote on weighted entries; the mean, or sum, of those who agree."""
+    """The largest entries of the whole adapter, or of each tensor; the vote on weighted entries; the mean, or
+    sum, of those who agree.
+    """
     sites, w = three()[1], np.array(WEIGHTS)
-    trimmed = {path: np.where(kept(D, density, list(sites.values()) if scope == "adapter" else [D]), D, 0) for path, D in sites.items()}
+    trimmed = {
+        path: np.where(kept(D, density, list(sites.values()) if scope == "adapter" else [D]), D, 0)
+        for path, D in sites.items()
+    }
     params = {"density": density, "scope": scope}
     close(found("magnitude_prune", params), {path: np.tensordot(w, D, 1) for path, D in trimmed.items()})
     close(found("ties", {**params, "lam": 0.5}), {path: 0.5 * voted(D, w) for path, D in trimmed.items()})
     signs = {path: np.sign(np.tensordot(w, D, 1)) for path, D in trimmed.items()}
     parts = {path: w[:, None, None] * D for path, D in trimmed.items()}
-    close(found("ties", {**params, "normalize": False}),
-          {path: np.where(np.sign(each) == signs[path], each, 0).sum(axis=0) for path, each in parts.items()})
+    close(
+        found("ties", {**params, "normalize": False}),
+        {path: np.where(np.sign(each) == signs[path], each, 0).sum(axis=0) for path, each in parts.items()},
+    )
 
 
 def test_breadcrumbs_leaves_out_both_ends() -> None:
-    """The share gamma on top and what is beyond density at the bottom, of any size: a tensor of few entries is not emptied."""
+    """The share gamma on top and what is beyond density at the bottom, of any size: a tensor of few entries
+    is not emptied.
+    """
     sites, w = three()[1], np.array(WEIGHTS)
     for density, gamma in ((0.7, 0.1), (0.9, 0.0), (0.5, 0.001)):
         wanted = {}
@@ -83,22 +96,35 @@ def test_breadcrumbs_leaves_out_both_ends() -> None:
 
 
 def test_dare_keeps_each_entry_or_drops_it_and_is_right_on_average() -> None:
-    """Entries are D / density or 0; over seeds their mean is D within five standard errors, and their share is the density."""
+    """Entries are D / density or 0; over seeds their mean is D within five standard errors, and their share
+    is the density.
+    """
     D = three()[1][PATHS[0]][0]
-    draws = np.array([found("dare_linear", {"density": 0.3, "seed": seed}, [1.0])[PATHS[0]] for seed in range(60)])
+    draws = np.array(
+        [found("dare_linear", {"density": 0.3, "seed": seed}, [1.0])[PATHS[0]] for seed in range(60)]
+    )
     scale = np.abs(D).max()
     on = np.abs(draws) > 1e-5 * scale
     np.testing.assert_allclose(draws[on], np.broadcast_to(D / 0.3, draws.shape)[on], atol=2e-5 * scale)
     big = np.abs(D) > 0.01 * scale  # those that a draw shows
     assert abs(on[:, big].mean() - 0.3) < 5 * np.sqrt(0.21 / on[:, big].size)
-    assert (np.abs(draws.mean(axis=0) - D) < 5 * np.abs(D) * np.sqrt(0.7 / 0.3 / 60) + 1e-5 * scale).mean() > 0.995
+    assert (
+        np.abs(draws.mean(axis=0) - D) < 5 * np.abs(D) * np.sqrt(0.7 / 0.3 / 60) + 1e-5 * scale
+    ).mean() > 0.995
 
 
 def test_della_divides_by_each_entrys_own_probability() -> None:
-    """An entry that is kept is D / p with p by its rank in the row; small and large entries are right on average, each by itself."""
+    """An entry that is kept is D / p with p by its rank in the row; small and large entries are right on
+    average, each by itself.
+    """
     D = three()[1][PATHS[0]][0]
     p = 0.5 - 0.2 + 2 * 0.2 * np.argsort(np.argsort(np.abs(D), axis=1), axis=1) / (D.shape[1] - 1)
-    draws = np.array([found("della_linear", {"density": 0.5, "epsilon": 0.2, "seed": seed}, [1.0])[PATHS[0]] for seed in range(60)])
+    draws = np.array(
+        [
+            found("della_linear", {"density": 0.5, "epsilon": 0.2, "seed": seed}, [1.0])[PATHS[0]]
+            for seed in range(60)
+        ]
+    )
     scale = np.abs(D).max()
     on = np.abs(draws) > 1e-5 * scale
     np.testing.assert_allclose(draws[on], np.broadcast_to(D / p, draws.shape)[on], atol=2e-5 * scale)
@@ -112,7 +138,9 @@ def test_equal_entries_share_a_rank() -> None:
     sizes = np.array([[3, 1, 1, 2, 1], [5, 5, 5, 5, 5]], np.float32)
     np.testing.assert_array_equal(trim._ranks(sizes), [[4, 1, 1, 3, 1], [2, 2, 2, 2, 2]])
     packs = [made(1, LoRA(r=1, alpha=1), sites=[Site("narrow", 1, 50)])]
-    found, plain = (deltas(Ours(rule).pack(packs, [1.0], {"density": 0.5})) for rule in ("della_linear", "dare_linear"))
+    found, plain = (
+        deltas(Ours(rule).pack(packs, [1.0], {"density": 0.5})) for rule in ("della_linear", "dare_linear")
+    )
     close(found, plain)
 
 
@@ -122,7 +150,10 @@ def test_dare_ties_votes_on_what_was_kept() -> None:
     packs = three()[0]
     single = [deltas(Ours("dare_linear").pack([pack], [1.0], {"density": 0.6})) for pack in packs]
     scale = {path: np.abs(D).max() for path, D in sites.items()}
-    thinned = {path: np.array([np.where(np.abs(one[path]) > 1e-5 * scale[path], one[path], 0) for one in single]) for path in PATHS}
+    thinned = {
+        path: np.array([np.where(np.abs(one[path]) > 1e-5 * scale[path], one[path], 0) for one in single])
+        for path in PATHS
+    }
     close(found("dare_ties", {"density": 0.6}), {path: voted(D, w) for path, D in thinned.items()})
 
 
@@ -131,20 +162,34 @@ def test_sce_emr_consensus_magmax_and_pcb() -> None:
     for path, D in three()[1].items():
         w = np.array(WEIGHTS)
         x = np.sign(w)[:, None, None] * D
-        chosen = np.where(x.var(axis=0) >= np.sort(x.var(axis=0).ravel())[::-1][round(0.4 * x[0].size) - 1], D, 0)
+        chosen = np.where(
+            x.var(axis=0) >= np.sort(x.var(axis=0).ravel())[::-1][round(0.4 * x[0].size) - 1], D, 0
+        )
         energy = np.abs(w) * np.mean(chosen**2, axis=(1, 2))
-        close({path: found("sce", {"density": 0.4})[path]}, {path: voted(chosen, np.sign(w) * energy / energy.sum())})
+        close(
+            {path: found("sce", {"density": 0.4})[path]},
+            {path: voted(chosen, np.sign(w) * energy / energy.sum())},
+        )
         parts = w[:, None, None] * D
         sign = np.sign(parts.sum(axis=0))
         unified = sign * np.where(np.sign(x) == sign, np.abs(x), 0).max(axis=0)
         close({path: found("emr", {})[path]}, {path: unified})
         mask = x[2] * unified > 0
         scale = np.abs(D[2]).sum() / np.abs(np.where(mask, unified, 0)).sum()
-        close({path: found("emr", {"task": "pack-3", "scope": "tensor"})[path]}, {path: scale * np.where(mask, unified, 0)})
+        close(
+            {path: found("emr", {"task": "pack-3", "scope": "tensor"})[path]},
+            {path: scale * np.where(mask, unified, 0)},
+        )
         total = parts.sum(axis=0)
         important = sum(np.abs(part) > 0.3 * np.abs(total - part) for part in parts) >= 2
-        close({path: found("consensus", {"threshold": 0.3, "alpha": 0.5})[path]}, {path: 0.5 * total * important})
-        close({path: found("magmax", {})[path]}, {path: np.take_along_axis(parts, np.abs(parts).argmax(axis=0)[None], axis=0)[0]})
+        close(
+            {path: found("consensus", {"threshold": 0.3, "alpha": 0.5})[path]},
+            {path: 0.5 * total * important},
+        )
+        close(
+            {path: found("magmax", {})[path]},
+            {path: np.take_along_axis(parts, np.abs(parts).argmax(axis=0)[None], axis=0)[0]},
+        )
         merged, counted = 0.0, 0.0
         for t in range(3):
             ordered = np.sort(np.abs(D[t]).ravel())[::-1]
@@ -168,22 +213,36 @@ def arc(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
 
 
 def test_slerp_nuslerp_and_model_stock() -> None:
-    """Along the arc of the flattened changes, of the whole adapter, of rows and of columns; the stock ratio of tensors and rows."""
+    """Along the arc of the flattened changes, of the whole adapter, of rows and of columns; the stock ratio
+    of tensors and rows.
+    """
     sites, t = three()[1], 0.4 / 1.1
     close(found("slerp", {}, [0.7, 0.4]), {path: arc(D[0], D[1], t) for path, D in sites.items()})
     close(found("slerp", {}, [0.7, -0.4]), {path: arc(D[0], -D[1], t) for path, D in sites.items()})
     flat = [np.concatenate([D[i].ravel() for D in sites.values()]) for i in range(2)]
     whole = arc(*flat, t)
     ends = np.cumsum([D[0].size for D in sites.values()])[:-1]
-    close(found("slerp", {"scope": "adapter"}, [0.7, 0.4]),
-          {path: part.reshape(D[0].shape) for (path, D), part in zip(sites.items(), np.split(whole, ends), strict=True)})
-    rows = {path: np.array([arc(a, b, t) for a, b in zip(D[0], D[1], strict=True)]) for path, D in sites.items()}
+    close(
+        found("slerp", {"scope": "adapter"}, [0.7, 0.4]),
+        {
+            path: part.reshape(D[0].shape)
+            for (path, D), part in zip(sites.items(), np.split(whole, ends), strict=True)
+        },
+    )
+    rows = {
+        path: np.array([arc(a, b, t) for a, b in zip(D[0], D[1], strict=True)]) for path, D in sites.items()
+    }
     close(found("nuslerp", {}, [0.7, 0.4]), rows)
-    columns = {path: np.array([arc(a, b, t) for a, b in zip(D[0].T, D[1].T, strict=True)]).T for path, D in sites.items()}
+    columns = {
+        path: np.array([arc(a, b, t) for a, b in zip(D[0].T, D[1].T, strict=True)]).T
+        for path, D in sites.items()
+    }
     close(found("nuslerp", {"per": "column"}, [0.7, 0.4]), columns)
 
     def stock(D: np.ndarray) -> np.ndarray:
-        cosine = max(0.0, np.cos(np.mean([angle(D[i], D[j]) for i, j in itertools.combinations(range(3), 2)])))
+        cosine = max(
+            0.0, np.cos(np.mean([angle(D[i], D[j]) for i, j in itertools.combinations(range(3), 2)]))
+        )
         return np.asarray(3 * cosine / (1 + 2 * cosine) * np.tensordot([0.5, 0.25, 0.25], D, 1))
 
     close(found("model_stock", {}, [2, 1, 1]), {path: stock(D) for path, D in sites.items()})
@@ -192,7 +251,9 @@ def test_slerp_nuslerp_and_model_stock() -> None:
 
 
 def test_means_on_the_sphere() -> None:
-    """multi_slerp by its formula; the Karcher mean as the direction in which the weighted tangents to all changes cancel."""
+    """multi_slerp by its formula; the Karcher mean as the direction in which the weighted tangents to all
+    changes cancel.
+    """
     a = np.array([0.5, 0.2, 0.3])
     for path, D in three()[1].items():
         lengths = np.linalg.norm(D, axis=(1, 2))
@@ -207,9 +268,13 @@ def test_means_on_the_sphere() -> None:
         assert np.linalg.norm(mean) == pytest.approx(a @ lengths, rel=1e-5)
         u = mean / np.linalg.norm(mean)
         th = [angle(u, unit) for unit in units]
-        pull = sum(weight * each / np.sin(each) * (unit - np.cos(each) * u) for weight, each, unit in zip(a, th, units, strict=True))
+        pull = sum(
+            weight * each / np.sin(each) * (unit - np.cos(each) * u)
+            for weight, each, unit in zip(a, th, units, strict=True)
+        )
         assert np.linalg.norm(pull) < 1e-5
-        assert np.linalg.norm(mean - wanted) > 1e-5 * np.linalg.norm(wanted)  # another mean than multi_slerp's
+        # another mean than multi_slerp's
+        assert np.linalg.norm(mean - wanted) > 1e-5 * np.linalg.norm(wanted)
 
 
 def svd(D: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -225,7 +290,9 @@ def nearest(X: np.ndarray) -> np.ndarray:
 
 
 def test_tsv_iso_and_cart() -> None:
-    """Against dense decompositions of the whole changes: triplets made orthogonal, a flat spectrum, ways from the mean."""
+    """Against dense decompositions of the whole changes: triplets made orthogonal, a flat spectrum, ways from
+    the mean.
+    """
     w = np.array(WEIGHTS)
     for path, D in three()[1].items():
         parts = [svd(weight * one) for weight, one in zip(w, D, strict=True)]
@@ -237,17 +304,27 @@ def test_tsv_iso_and_cart() -> None:
         close({path: found("iso_c", {"mean": "site"})[path]}, {path: s.sum() / 17 * u @ v.T})
         k, own = 6, 1  # 0.7 of 9 directions, and of the 3 left one for each change
         shared = u[:, :k]
-        beside = [svd(weight * one - shared @ shared.T @ (weight * one), own) for weight, one in zip(w, D, strict=True)]
-        U, S, V = (np.concatenate([first, *(part[i] for part in beside)], axis=-1)
-                   for i, first in enumerate((shared, s[:k], v[:, :k])))
+        beside = [
+            svd(weight * one - shared @ shared.T @ (weight * one), own)
+            for weight, one in zip(w, D, strict=True)
+        ]
+        U, S, V = (
+            np.concatenate([first, *(part[i] for part in beside)], axis=-1)
+            for i, first in enumerate((shared, s[:k], v[:, :k]))
+        )
         close({path: found("iso_cts", {"common": 0.7})[path]}, {path: S.mean() * nearest(U) @ nearest(V).T})
         x, mean = np.sign(w)[:, None, None] * D, np.tensordot(w, D, 1) / np.abs(w).sum()
         ways = [svd(one - mean, 2) for one in x]
-        close({path: found("cart", {"lam": 0.3, "share_kept": 0.12})[path]}, {path: mean + 0.3 * sum(u * s @ v.T for u, s, v in ways)})
+        close(
+            {path: found("cart", {"lam": 0.3, "share_kept": 0.12})[path]},
+            {path: mean + 0.3 * sum(u * s @ v.T for u, s, v in ways)},
+        )
 
 
 def test_iso_c_does_not_amplify_rounding() -> None:
-    """A change of 1e-6 in one pack changes the result by as little: no direction of rounding is given weight."""
+    """A change of 1e-6 in one pack changes the result by as little: no direction of rounding is given
+    weight.
+    """
     packs = [made(1), made(2)]
     nudged = made(1, factor=1 + 1e-6)
     for rule in ("iso_c", "iso_cts", "tsv_m"):
@@ -257,19 +334,25 @@ def test_iso_c_does_not_amplify_rounding() -> None:
 
 
 def test_knots_and_core_space_are_ties_in_their_coordinates() -> None:
-    """The dense decompositions of all changes side by side give the coordinates, up to signs, which TIES does not see."""
+    """The dense decompositions of all changes side by side give the coordinates, up to signs, which TIES does
+    not see.
+    """
     w = np.array(WEIGHTS)
     for path, D in three()[1].items():
         basis = svd(np.concatenate(list(D), axis=1))[0]
         X = basis.T @ D
-        close({path: found("knots_ties", {"density": 0.4, "scope": "tensor"})[path]},
-              {path: basis @ voted(np.where(kept(X, 0.4, [X]), X, 0), w)})
+        close(
+            {path: found("knots_ties", {"density": 0.4, "scope": "tensor"})[path]},
+            {path: basis @ voted(np.where(kept(X, 0.4, [X]), X, 0), w)},
+        )
         halves = [(u * np.sqrt(s), v * np.sqrt(s)) for u, s, v in map(svd, D)]
         left, right = (svd(np.concatenate([half[i] for half in halves], axis=1))[0] for i in range(2))
         M = left.T @ D @ right
         np.testing.assert_allclose(left @ M @ right.T, D, atol=1e-5 * np.abs(D).max())
-        close({path: found("core_ties", {"density": 0.4, "scope": "tensor"})[path]},
-              {path: left @ voted(np.where(kept(M, 0.4, [M]), M, 0), w) @ right.T})
+        close(
+            {path: found("core_ties", {"density": 0.4, "scope": "tensor"})[path]},
+            {path: left @ voted(np.where(kept(M, 0.4, [M]), M, 0), w) @ right.T},
+        )
     pack = Ours("knots_ties").pack(three()[0], WEIGHTS)
     assert all(group.rank is not None and group.rank <= 9 for group in pack.manifest.groups)
 
@@ -284,19 +367,27 @@ def test_wudi_solves_its_equations() -> None:
         wanted = right @ np.linalg.inv(sum(C) + 0.05 * np.eye(D.shape[2]))
         result = found("wudi", {"ridge": 0.05})[path]
         close({path: result}, {path: wanted})
-        loss = [sum(np.sum(((X - part) @ part.T) ** 2) / np.sum(part**2) for part in parts) for X in (result, parts.sum(axis=0))]
+        loss = [
+            sum(np.sum(((X - part) @ part.T) ** 2) / np.sum(part**2) for part in parts)
+            for X in (result, parts.sum(axis=0))
+        ]
         assert loss[0] < 0.5 * loss[1]
 
 
 def test_regmean_solves_for_the_outputs() -> None:
-    """The dense formula, and the least squared distance to each adapter's outputs on its own inputs: no direction makes it smaller."""
+    """The dense formula, and the least squared distance to each adapter's outputs on its own inputs: no
+    direction makes it smaller.
+    """
     packs, sites = three()
     w = np.array(WEIGHTS)
     for path, D in sites.items():
         G = [measured(pack, "moment").matrices[path].astype(np.float64) for pack in packs]
-        scaled = [0.8 * g + 0.2 * np.diag(np.diag(g)) + 1e-3 * np.mean(np.diag(g)) * np.eye(len(g)) for g in G]
+        scaled = [
+            0.8 * g + 0.2 * np.diag(np.diag(g)) + 1e-3 * np.mean(np.diag(g)) * np.eye(len(g)) for g in G
+        ]
         wanted = sum(a * d @ g for a, d, g in zip(w, D, scaled, strict=True)) @ np.linalg.inv(
-            sum(abs(a) * g for a, g in zip(w, scaled, strict=True)))
+            sum(abs(a) * g for a, g in zip(w, scaled, strict=True))
+        )
         close({path: found("regmean", {"alpha": 0.8, "ridge": 1e-3})[path]}, {path: wanted})
         best = found("regmean", {"alpha": 1.0, "ridge": 1e-9}, [1.0, 1.0, 1.0])[path]
 
@@ -304,7 +395,9 @@ def test_regmean_solves_for_the_outputs() -> None:
             return float(sum(np.trace((X - d) @ g @ (X - d).T) for d, g in zip(D, G, strict=True)))
 
         turn = np.random.default_rng(0).standard_normal(best.shape)
-        assert all(loss(best) < loss(best + step * turn) for step in (1e-2, -1e-2)) and loss(best) < loss(D.mean(axis=0))
+        assert all(loss(best) < loss(best + step * turn) for step in (1e-2, -1e-2)) and loss(best) < loss(
+            D.mean(axis=0)
+        )
 
 
 def test_fisher_is_the_weighted_mean_of_every_entry() -> None:
@@ -314,15 +407,21 @@ def test_fisher_is_the_weighted_mean_of_every_entry() -> None:
     for path, D in sites.items():
         F = np.array([measured(pack, "fisher").matrices[path] for pack in packs], np.float64)
         floored = F + 0.01 * F.mean()
-        close({path: found("fisher", {"floor": 0.01})[path]},
-              {path: np.sum(w * floored * D, axis=0) / np.sum(np.abs(w) * floored, axis=0)})
+        close(
+            {path: found("fisher", {"floor": 0.01})[path]},
+            {path: np.sum(w * floored * D, axis=0) / np.sum(np.abs(w) * floored, axis=0)},
+        )
         even = F / F.mean(axis=(1, 2), keepdims=True) + 0.01
-        close({path: found("fisher", {"floor": 0.01, "normalize": True})[path]},
-              {path: np.sum(w * even * D, axis=0) / np.sum(np.abs(w) * even, axis=0)})
+        close(
+            {path: found("fisher", {"floor": 0.01, "normalize": True})[path]},
+            {path: np.sum(w * even * D, axis=0) / np.sum(np.abs(w) * even, axis=0)},
+        )
 
 
 def test_ziplora_descends_on_its_loss() -> None:
-    """One step is Adam's on a gradient of finite differences of the dense loss; a hundred lower the loss; lam drives columns apart."""
+    """One step is Adam's on a gradient of finite differences of the dense loss; a hundred lower the loss; lam
+    drives columns apart.
+    """
     sites = three()[1]
     w = np.array(WEIGHTS)
 
@@ -340,17 +439,28 @@ def test_ziplora_descends_on_its_loss() -> None:
             step = np.zeros_like(ones)
             step[place] = 1e-5
             slope[place] = (loss(x, ones + step, 0.5) - loss(x, ones - step, 0.5)) / 2e-5
-        close({path: found("ziplora", {"steps": 1, "lam": 0.5, "rate": 0.01})[path]},
-              {path: sum(one * (each * (1 - 0.01 * np.sign(g))) for one, each, g in zip(x, ones, slope, strict=True))})
+        close(
+            {path: found("ziplora", {"steps": 1, "lam": 0.5, "rate": 0.01})[path]},
+            {
+                path: sum(
+                    one * (each * (1 - 0.01 * np.sign(g)))
+                    for one, each, g in zip(x, ones, slope, strict=True)
+                )
+            },
+        )
         result = found("ziplora", {"lam": 0.0})[path]
-        columns = np.array([np.linalg.lstsq(x[:, :, k].T, result[:, k], rcond=None)[0] for k in range(D.shape[2])]).T
+        columns = np.array(
+            [np.linalg.lstsq(x[:, :, k].T, result[:, k], rcond=None)[0] for k in range(D.shape[2])]
+        ).T
         assert loss(x, columns, 0.0) < 0.5 * loss(x, ones, 0.0)
         apart = found("ziplora", {"lam": 50.0})[path]
         assert np.linalg.norm(apart) < np.linalg.norm(result)
 
 
 def test_units() -> None:
-    """LoRA-LEGO with a cluster a unit is the sum times sqrt(r / k); of one pack in two writings it is that pack: pairs fall together."""
+    """LoRA-LEGO with a cluster a unit is the sum times sqrt(r / k); of one pack in two writings it is that
+    pack: pairs fall together.
+    """
     packs, sites = three()
     total = {path: np.tensordot(WEIGHTS, D, 1) * np.sqrt(4 / 9) for path, D in sites.items()}
     close(deltas(Ours("lora_lego").pack(packs, WEIGHTS, {"clusters": 9})), total)
@@ -358,12 +468,20 @@ def test_units() -> None:
     A, S, B = 0.0, [], []
     path = PATHS[0]
     for weight, D in zip(WEIGHTS, sites[path], strict=True):
-        u, s, v = (np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, 4 - part.shape[-1])]) for part in svd(abs(weight) * D))
-        u, v = u * np.sign(u[np.abs(u).argmax(axis=0), range(4)]), v * np.sign(u[np.abs(u).argmax(axis=0), range(4)])
+        u, s, v = (
+            np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, 4 - part.shape[-1])])
+            for part in svd(abs(weight) * D)
+        )
+        u, v = (
+            u * np.sign(u[np.abs(u).argmax(axis=0), range(4)]),
+            v * np.sign(u[np.abs(u).argmax(axis=0), range(4)]),
+        )
         a, b = v * np.sqrt(s), np.sign(weight) * u * np.sqrt(s)
         r = np.count_nonzero(s)
         size = np.abs(a).sum(axis=0)
-        least = [np.sort(np.abs(half[:, :r]).ravel())[::-1][round(0.5 * half[:, :r].size) - 1] for half in (a, b)]
+        least = [
+            np.sort(np.abs(half[:, :r]).ravel())[::-1][round(0.5 * half[:, :r].size) - 1] for half in (a, b)
+        ]
         a, b = (np.where(np.abs(half) >= each, half, 0) for half, each in zip((a, b), least, strict=True))
         ratio = size[:r] / np.abs(a).sum(axis=0)[:r]
         A, B = A + a, [*B, b]
@@ -395,7 +513,9 @@ def test_blocks_of_rows_do_not_show(rule: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("limit", [0, 1 << 26])
 def test_a_large_site_is_cut_by_blocks_or_in_memory(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a site of 300 x 260, of many blocks and beyond the small SVD, the wanted rank comes out, with its loss."""
+    """On a site of 300 x 260, of many blocks and beyond the small SVD, the wanted rank comes out, with its
+    loss.
+    """
     monkeypatch.setattr(finish, "MAX_IN_MEMORY", limit)
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 260, 300)]) for seed in (1, 2)]
     pack = adapterpack.compose(packs, rule="ties", weights=[0.5, 0.5], rank=12)
@@ -403,6 +523,9 @@ def test_a_large_site_is_cut_by_blocks_or_in_memory(limit: int, monkeypatch: pyt
     wanted = voted(np.where(kept(D, 0.2, [D]), D, 0), np.array([0.5, 0.5]))
     s = np.linalg.svd(wanted, compute_uv=False)
     error = np.linalg.norm(deltas(pack)["big"] - wanted)
-    assert error == pytest.approx(np.linalg.norm(s[12:]), rel=1e-2)  # a random range finder is a little above the best
+    # a random range finder is a little above the best
+    assert error == pytest.approx(np.linalg.norm(s[12:]), rel=1e-2)
     assert pack.manifest.lineage is not None
-    assert pack.manifest.lineage.params["truncation"]["total"] == pytest.approx(error / np.linalg.norm(s), rel=1e-4)
+    assert pack.manifest.lineage.params["truncation"]["total"] == pytest.approx(
+        error / np.linalg.norm(s), rel=1e-4
+    )

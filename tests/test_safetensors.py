@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adapterpack.errors import FormatError
-from adapterpack.io.safetensors import DTYPES, MAX_HEADER, MAX_NAME, MAX_TENSORS, SafetensorsFile, all_finite, parse_header, plan, write
+from adapterpack.io.safetensors import (
+    DTYPES,
+    MAX_HEADER,
+    MAX_NAME,
+    MAX_TENSORS,
+    SafetensorsFile,
+    all_finite,
+    parse_header,
+    plan,
+    write,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -33,7 +43,9 @@ def craft(header: str | bytes, data: bytes = EIGHT, length: int | None = None) -
     return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
 
 
-def entry(dtype: str = "F32", shape: str = "[2]", offsets: str = "[0,8]", name: str = "w", data: bytes = EIGHT) -> bytes:
+def entry(
+    dtype: str = "F32", shape: str = "[2]", offsets: str = "[0,8]", name: str = "w", data: bytes = EIGHT
+) -> bytes:
     return craft(f'{{"{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}', data)
 
 
@@ -70,7 +82,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "offsets not a list": (entry(offsets="8"), "tensor w"),
     "offset past 2^64": (entry(offsets=f"[0,{2**64 + 8}]"), "2^53"),
     "shape that overflows 64 bits": (entry(shape=f"[{2**33},{2**33}]"), "tensor w"),
-    "empty and too large": (entry(shape=f"[0,{2**53},{2**53}]", offsets="[0,0]", data=b""), "no array can have"),
+    "empty and too large": (
+        entry(shape=f"[0,{2**53},{2**53}]", offsets="[0,0]", data=b""),
+        "no array can have",
+    ),
     "shape times size overflows": (entry(shape=f"[{2**53},{2**53},{2**53}]"), "tensor w"),
     "shape that does not fit": (entry(shape="[3]"), "tensor w"),
     "negative shape": (entry(shape="[-2,-1]"), "tensor w"),
@@ -119,7 +134,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "DEL in a name": (entry(name="a\\u007f"), "tensor a"),
     "C1 control in a name": (entry(name="a\\u009b31m"), "tensor a"),
     "a very long name": (entry(name="n" * (MAX_NAME + 1)), "tensor nnn"),
-    "too many tensors": (craft(f"{{{','.join(NOTHING.format(i) for i in range(MAX_TENSORS + 1))}}}", b""), "too many tensors"),
+    "too many tensors": (
+        craft(f"{{{','.join(NOTHING.format(i) for i in range(MAX_TENSORS + 1))}}}", b""),
+        "too many tensors",
+    ),
     "a header past the limit": (craft('{"w":' + " " * MAX_HEADER + f"{{{F32}}}" + "}"), "header length"),
     "not safetensors: zip": (b"PK\3\4" + bytes(40), "header length"),
     "not safetensors: pickle": (b"\x80\4\x95" + bytes(40), "header length"),
@@ -129,7 +147,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("label", REFUSED)
 def test_a_crafted_file_is_refused_by_name(label: str, tmp_path: Path) -> None:
-    """FormatError, never another exception and never a result; the message names the file, and the tensor or what is wrong."""
+    """FormatError, never another exception and never a result; the message names the file, and the tensor or
+    what is wrong.
+    """
     data, words = REFUSED[label]
     path = tmp_path / "crafted.safetensors"
     path.write_bytes(data)
@@ -165,7 +185,9 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
         SafetensorsFile(tmp_path / "pipe")
 
 
-names = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20).filter(lambda name: name != "__metadata__")
+names = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20).filter(
+    lambda name: name != "__metadata__"
+)
 
 
 @st.composite
@@ -184,7 +206,9 @@ metadata = st.dictionaries(words, words, max_size=3)
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(names, arrays(tuple(DTYPES)), max_size=6), metadata)
-def test_what_we_write_the_reference_reads_equal(tensors: dict[str, np.ndarray], extra: dict[str, str]) -> None:
+def test_what_we_write_the_reference_reads_equal(
+    tensors: dict[str, np.ndarray], extra: dict[str, str]
+) -> None:
     """Names, dtypes, shapes and bytes; so do we; insertion order does not matter; data begins on 8 bytes."""
     buffer, again = io.BytesIO(), io.BytesIO()
     write(buffer, tensors, extra)
@@ -197,16 +221,26 @@ def test_what_we_write_the_reference_reads_equal(tensors: dict[str, np.ndarray],
     assert set(ours) == set(theirs) == set(tensors)
     for name, value in tensors.items():
         info, found = ours[name], theirs[name]
-        assert (found["dtype"], tuple(found["shape"]), bytes(found["data"])) == (info.dtype, value.shape, value.tobytes())
+        assert (found["dtype"], tuple(found["shape"]), bytes(found["data"])) == (
+            info.dtype,
+            value.shape,
+            value.tobytes(),
+        )
         assert data[info.offset : info.offset + info.nbytes] == value.tobytes()
-        assert (info.dtype, info.shape) == (next(key for key, dtype in DTYPES.items() if dtype == value.dtype), value.shape)
+        assert (info.dtype, info.shape) == (
+            next(key for key, dtype in DTYPES.items() if dtype == value.dtype),
+            value.shape,
+        )
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(names, arrays(tuple(DTYPES)), max_size=6), metadata)
-def test_what_the_reference_writes_we_read_equal(tensors: dict[str, np.ndarray], extra: dict[str, str]) -> None:
+def test_what_the_reference_writes_we_read_equal(
+    tensors: dict[str, np.ndarray], extra: dict[str, str]
+) -> None:
     """Everything of `safetensors.numpy.save`, bfloat16 and float8 included, and the metadata."""
-    data = safetensors.numpy.save(tensors, extra or None)  # with neither tensors nor metadata, {} makes it write what it cannot read
+    # with neither tensors nor metadata, {} makes it write what it cannot read
+    data = safetensors.numpy.save(tensors, extra or None)
     infos, found = parse_header(io.BytesIO(data), len(data), "theirs")
     assert found == extra
     assert set(infos) == set(tensors)
@@ -217,10 +251,16 @@ def test_what_the_reference_writes_we_read_equal(tensors: dict[str, np.ndarray],
 
 
 def test_files_on_disk_read_equal_in_both_ways(tmp_path: Path) -> None:
-    """Mapped or read at once: the same read-only arrays as `safetensors.numpy.load_file`; also of an array that is not contiguous."""
+    """Mapped or read at once: the same read-only arrays as `safetensors.numpy.load_file`; also of an array
+    that is not contiguous.
+    """
     rng = np.random.default_rng(0)
-    tensors = {"a.weight": rng.normal(size=(3, 5)).T, "b": rng.normal(size=7).astype(np.float16), "c": np.array(3, np.int64),
-               "d": np.ones((0, 4), bool)}
+    tensors = {
+        "a.weight": rng.normal(size=(3, 5)).T,
+        "b": rng.normal(size=7).astype(np.float16),
+        "c": np.array(3, np.int64),
+        "d": np.ones((0, 4), bool),
+    }
     path = tmp_path / "x.safetensors"
     write(path, tensors, {"format": "pt"})
     reference = safetensors.numpy.load_file(path)
@@ -230,7 +270,11 @@ def test_files_on_disk_read_equal_in_both_ways(tmp_path: Path) -> None:
         assert set(file.tensors) == set(tensors) == set(reference)
         for name, value in tensors.items():
             found = file.read(name)
-            assert (found.dtype, found.shape, found.tobytes()) == (value.dtype, value.shape, np.ascontiguousarray(value).tobytes())
+            assert (found.dtype, found.shape, found.tobytes()) == (
+                value.dtype,
+                value.shape,
+                np.ascontiguousarray(value).tobytes(),
+            )
             assert np.array_equal(reference[name], found)
             assert not found.flags.writeable
 
@@ -246,8 +290,11 @@ def test_what_was_read_privately_does_not_change_with_the_file(tmp_path: Path) -
     assert private.read("w").tolist() == [0, 1, 2, 3]
 
 
-SAMPLE = {"layer.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "scale": np.array(2.5, np.float16),
-          "mask": np.array([True, False])}
+SAMPLE = {
+    "layer.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "scale": np.array(2.5, np.float16),
+    "mask": np.array([True, False]),
+}
 
 
 def agrees_with_the_reference(data: bytes) -> bool:
@@ -266,7 +313,9 @@ def agrees_with_the_reference(data: bytes) -> bool:
 
 
 def test_every_flipped_bit_is_refused_or_read_as_the_reference_reads_it() -> None:
-    """All single-bit changes of a valid file, length, header and data: FormatError or agreement, and nothing else is ever raised."""
+    """All single-bit changes of a valid file, length, header and data: FormatError or agreement, and nothing
+    else is ever raised.
+    """
     buffer = io.BytesIO()
     write(buffer, SAMPLE, {"format": "pt"})
     data = buffer.getvalue()
@@ -275,7 +324,9 @@ def test_every_flipped_bit_is_refused_or_read_as_the_reference_reads_it() -> Non
         changed = bytearray(data)
         changed[position] ^= 1 << bit
         accepted += agrees_with_the_reference(bytes(changed))
-    assert 8 * 28 <= accepted < 8 * len(data) // 2, "flips in data are no business of the reader, most in the header are refused"
+    assert 8 * 28 <= accepted < 8 * len(data) // 2, (
+        "flips in data are no business of the reader, most in the header are refused"
+    )
 
 
 SIGNS = [bytes([character]) for character in b'{}[]",:\\-0123456789eE.tfn \n']
@@ -296,12 +347,23 @@ def test_random_edits_of_a_file_raise_nothing_but_format_error(data: st.DataObje
 
 
 def json_values() -> st.SearchStrategy[Any]:
-    leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4) | st.sampled_from(["F32", "U8"])
-    branches: Any = lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)  # noqa: E731
+    leaves = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text(max_size=4)
+        | st.sampled_from(["F32", "U8"])
+    )
+    branches: Any = lambda inner: (  # noqa: E731
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    )
     return st.recursive(leaves, branches, max_leaves=6)
 
 
-FIELDS = st.fixed_dictionaries({}, optional={key: json_values() for key in ("dtype", "shape", "data_offsets")})
+FIELDS = st.fixed_dictionaries(
+    {}, optional={key: json_values() for key in ("dtype", "shape", "data_offsets")}
+)
 HEADERS = st.fixed_dictionaries({}, optional={"w": FIELDS, "v": json_values(), "__metadata__": json_values()})
 
 
@@ -314,10 +376,30 @@ def test_headers_of_any_json_raise_nothing_but_format_error(header: Any, size: i
 
 @pytest.mark.parametrize(
     "tensors",
-    [{"": np.ones(1)}, {"a\nb": np.ones(1)}, {"n" * (MAX_NAME + 1): np.ones(1)}, {"\ud800": np.ones(1)},
-     {"__metadata__": np.ones(1)}, {"w": np.ones((1,) * 9)}, {"w": np.ones(1, complex)}, {"w": np.ones(1, ">f4")},
-     {"w": np.array(["text"])}, {"w": np.array([object()])}],
-    ids=["empty name", "control", "long", "surrogate", "reserved", "rank", "complex", "big endian", "text", "object"],
+    [
+        {"": np.ones(1)},
+        {"a\nb": np.ones(1)},
+        {"n" * (MAX_NAME + 1): np.ones(1)},
+        {"\ud800": np.ones(1)},
+        {"__metadata__": np.ones(1)},
+        {"w": np.ones((1,) * 9)},
+        {"w": np.ones(1, complex)},
+        {"w": np.ones(1, ">f4")},
+        {"w": np.array(["text"])},
+        {"w": np.array([object()])},
+    ],
+    ids=[
+        "empty name",
+        "control",
+        "long",
+        "surrogate",
+        "reserved",
+        "rank",
+        "complex",
+        "big endian",
+        "text",
+        "object",
+    ],
 )
 def test_what_could_not_be_read_back_is_not_written(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
     """The writer refuses what the reader would refuse, before it makes a file."""
@@ -327,7 +409,9 @@ def test_what_could_not_be_read_back_is_not_written(tensors: dict[str, np.ndarra
 
 
 def test_the_plan_of_a_file_is_the_file() -> None:
-    """Header and offsets known beforehand are those of the written file; a repeated name and too many tensors are refused."""
+    """Header and offsets known beforehand are those of the written file; a repeated name and too many tensors
+    are refused.
+    """
     header, places = plan([("b", "F32", (2, 3)), ("a", "BF16", (5,))], {"format": "pt"})
     assert parse(header + bytes(34)) == places
     assert places["a"].offset == len(header) + 24
@@ -339,7 +423,9 @@ def test_the_plan_of_a_file_is_the_file() -> None:
 
 @pytest.mark.parametrize("dtype", [name for name in DTYPES if "F" in name])
 def test_not_a_number_is_seen_in_every_float_dtype(dtype: str) -> None:
-    """NaN in each, infinity in those that have one; the largest float64 is finite, though no float32 holds it."""
+    """NaN in each, infinity in those that have one; the largest float64 is finite, though no float32 holds
+    it.
+    """
     bad = np.array([1.0, np.nan], np.float32).astype(DTYPES[dtype])
     assert not all_finite(bad)
     assert all_finite(bad[:1])
@@ -348,9 +434,13 @@ def test_not_a_number_is_seen_in_every_float_dtype(dtype: str) -> None:
 
 
 def test_unaligned_numbers_are_copied(tmp_path: Path) -> None:
-    """Other writers need not fill up the header: compiled code gets numbers where it wants them, and everyone else the same ones."""
+    """Other writers need not fill up the header: compiled code gets numbers where it wants them, and everyone
+    else the same ones.
+    """
     for spaces in range(9):
-        (tmp_path / "x").write_bytes(craft(f'{{"w":{{{F32}}}}}' + " " * spaces, np.array([1.5, -2], np.float32).tobytes()))
+        (tmp_path / "x").write_bytes(
+            craft(f'{{"w":{{{F32}}}}}' + " " * spaces, np.array([1.5, -2], np.float32).tobytes())
+        )
         for private in (False, True):
             found = SafetensorsFile(tmp_path / "x", private=private).read("w")
             assert found.tolist() == [1.5, -2]

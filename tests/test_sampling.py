@@ -1,4 +1,6 @@
-"""How tokens are chosen: distributions equal a dense formula in float64, kept tokens and penalties those of transformers, for each row."""
+"""How tokens are chosen: distributions equal a dense formula in float64, kept tokens and penalties those of
+transformers, for each row.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,11 @@ def dense(logits: np.ndarray, options: Sampling, output: Sequence[int] = ()) -> 
     for token, bias in options.logit_bias.items():
         scores[token] += bias
     for token in {*PROMPT, *output}:
-        scores[token] = scores[token] * options.repetition_penalty if scores[token] < 0 else scores[token] / options.repetition_penalty
+        scores[token] = (
+            scores[token] * options.repetition_penalty
+            if scores[token] < 0
+            else scores[token] / options.repetition_penalty
+        )
     for token, count in Counter(output).items():
         scores[token] -= options.presence_penalty + count * options.frequency_penalty
     scores = scores / options.temperature
@@ -58,77 +64,126 @@ def dense(logits: np.ndarray, options: Sampling, output: Sequence[int] = ()) -> 
     weights = np.exp(scores[order] - scores[order[0]])
     shares = np.cumsum(weights) / weights.sum()
     count = int((shares < options.top_p).sum()) + 1 if options.top_p < 1 else len(order)
-    kept = [token for token, weight in zip(order[:count], weights[:count], strict=True) if weight >= options.min_p]
+    kept = [
+        token for token, weight in zip(order[:count], weights[:count], strict=True) if weight >= options.min_p
+    ]
     probabilities = np.zeros(len(scores))
     probabilities[kept] = np.exp(scores[kept] - scores[order[0]])
     return probabilities / probabilities.sum()
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 6, "top_p": 0.6}, {"min_p": 0.2}, {"top_p": 0.95, "min_p": 0.1}, {"top_p": 1e-9},
-    {"repetition_penalty": 1.7}, {"presence_penalty": 0.8, "frequency_penalty": -0.5}, {"logit_bias": {4: 2.5, "1": -100}},
-    {"repetition_penalty": 0.6, "presence_penalty": -1, "frequency_penalty": 0.7, "logit_bias": {5: 3}, "top_k": 8, "top_p": 0.9,
-     "min_p": 0.05},
-], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"top_k": 6, "top_p": 0.6},
+        {"min_p": 0.2},
+        {"top_p": 0.95, "min_p": 0.1},
+        {"top_p": 1e-9},
+        {"repetition_penalty": 1.7},
+        {"presence_penalty": 0.8, "frequency_penalty": -0.5},
+        {"logit_bias": {4: 2.5, "1": -100}},
+        {
+            "repetition_penalty": 0.6,
+            "presence_penalty": -1,
+            "frequency_penalty": 0.7,
+            "logit_bias": {5: 3},
+            "top_k": 8,
+            "top_p": 0.9,
+            "min_p": 0.05,
+        },
+    ],
+    ids=str,
+)
 def test_draws_follow_the_distribution(fields: dict[str, Any]) -> None:
-    """Frequencies of 2500 draws of the third token equal the formula within 0.05, five standard deviations; what it leaves out is never
-    drawn.
+    """Frequencies of 2500 draws of the third token equal the formula within 0.05, five standard deviations;
+    what it leaves out is never drawn.
     """
     options, output = Sampling(temperature=0.8, **fields), [5, 9]
     logits = noise(1, 12, scale=1.5)
-    forced = [noise(1, 12) * 0 + 200 * (np.arange(12) == token) for token in output]  # so that these are the output, whatever the options
+    # so that these are the output, whatever the options
+    forced = [noise(1, 12) * 0 + 200 * (np.arange(12) == token) for token in output]
     expected = dense(logits, options, output)
     rows = [TokenChooser(options, PROMPT, stream=row) for row in range(2500)]
     for token, step in zip(output, forced, strict=True):
         assert {choice.token for choice in choose(np.tile(step, (len(rows), 1)), rows)} == {token}
-    counts = np.bincount([choice.token for choice in choose(np.tile(logits, (len(rows), 1)), rows)], minlength=12) / len(rows)
+    counts = np.bincount(
+        [choice.token for choice in choose(np.tile(logits, (len(rows), 1)), rows)], minlength=12
+    ) / len(rows)
     assert (counts[expected == 0] == 0).all()
     np.testing.assert_allclose(counts, expected, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("size", [7, 700, 60_000])
-@pytest.mark.parametrize(("temperature", "top_k", "top_p", "min_p"), [
-    (0.7, 50, 1.0, 0.0), (1.0, 0, 0.9, 0.0), (1.0, 0, 1.0, 0.05), (0.7, 50, 0.9, 0.02), (2.0, 0, 0.999, 0.0), (3.0, 5000, 0.5, 0.001),
-    (1.0, 1, 1.0, 0.0), (0.05, 0, 0.3, 0.0), (1.0, 10**6, 1.0, 1.0),
-])
-def test_kept_tokens_are_those_of_transformers(size: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    """The tokens that may be drawn are those that transformers' warpers leave, and their weights are in the same proportion."""
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (0.7, 50, 1.0, 0.0),
+        (1.0, 0, 0.9, 0.0),
+        (1.0, 0, 1.0, 0.05),
+        (0.7, 50, 0.9, 0.02),
+        (2.0, 0, 0.999, 0.0),
+        (3.0, 5000, 0.5, 0.001),
+        (1.0, 1, 1.0, 0.0),
+        (0.05, 0, 0.3, 0.0),
+        (1.0, 10**6, 1.0, 1.0),
+    ],
+)
+def test_kept_tokens_are_those_of_transformers(
+    size: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """The tokens that may be drawn are those that transformers' warpers leave, and their weights are in the
+    same proportion.
+    """
     logits = noise(size, size)
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     warpers.extend([TopKLogitsWarper(top_k)] if top_k else [])
     warpers.extend([TopPLogitsWarper(top_p)] if top_p < 1 else [])
     warpers.extend([MinPLogitsWarper(min_p)] if min_p else [])
     left = warpers(torch.zeros((1, 1), dtype=torch.long), torch.from_numpy(logits)[None].double())[0]
-    places, weights = candidates(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+    places, weights = candidates(
+        logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    )
     assert places.tolist() == torch.nonzero(left > -torch.inf)[:, 0].tolist()
     np.testing.assert_allclose(weights / weights.sum(), torch.softmax(left, 0).numpy()[places], rtol=2e-5)
 
 
 def test_equal_tokens_are_kept_together() -> None:
-    """Where the last kept token has others as likely, all of them may be drawn: none is preferred for its number."""
+    """Where the last kept token has others as likely, all of them may be drawn: none is preferred for its
+    number.
+    """
     logits = np.array([1.0, 3.0, 1.0, 0.0, 1.0], np.float32)
     for fields in ({"top_k": 2}, {"top_p": 0.75}, {"min_p": float(np.exp(-2)) - 1e-6}):
         assert candidates(logits, Sampling(temperature=1.0, **fields))[0].tolist() == [0, 1, 2, 4]
 
 
 def test_penalties_are_those_of_transformers() -> None:
-    """The logits of a row of 3 + 2 tokens, with a bias, a penalty for repetitions, and end tokens that are still banned."""
+    """The logits of a row of 3 + 2 tokens, with a bias, a penalty for repetitions, and end tokens that are
+    still banned.
+    """
     logits, output = noise(2, 50), [11, 12]
     options = Sampling(repetition_penalty=1.3, logit_bias={7: 2.0, 20: -3.5}, min_new_tokens=4)
     chooser = TokenChooser(options, PROMPT, ends=[2, 30])
     for token in output:
         assert choose((np.arange(50) == token)[None] * np.float32(900), [chooser])[0].token == token
-    processors = LogitsProcessorList([
-        SequenceBiasLogitsProcessor({(7,): 2.0, (20,): -3.5}), RepetitionPenaltyLogitsProcessor(1.3),
-        MinNewTokensLengthLogitsProcessor(len(PROMPT), 4, [2, 30]),
-    ])
+    processors = LogitsProcessorList(
+        [
+            SequenceBiasLogitsProcessor({(7,): 2.0, (20,): -3.5}),
+            RepetitionPenaltyLogitsProcessor(1.3),
+            MinNewTokensLengthLogitsProcessor(len(PROMPT), 4, [2, 30]),
+        ]
+    )
     expected = processors(torch.tensor([PROMPT + output]), torch.from_numpy(logits)[None])[0].numpy()
     np.testing.assert_allclose(chooser.adjusted(logits.copy()), expected, rtol=1e-6)
     assert np.isneginf(expected[[2, 30]]).all()
 
 
 def test_what_may_not_and_must_be_next_is_as_in_transformers() -> None:
-    """Random rules over random rows of few different tokens, in transformers' order of processors, at every place of a row."""
+    """Random rules over random rows of few different tokens, in transformers' order of processors, at every
+    place of a row.
+    """
     dice, size = random.Random(3), 14
     for _ in range(150):
         prompt, room = [dice.randrange(size) for _ in range(dice.choice([1, 1, 2, 9]))], dice.randrange(1, 6)
@@ -138,21 +193,34 @@ def test_what_may_not_and_must_be_next_is_as_in_transformers() -> None:
             return [dice.randrange(size) for _ in range(dice.randrange(least, most))]
 
         fields: dict[str, Any] = {
-            "no_repeat_ngram_size": dice.choice([1, 2, 2, 3]), "bad_words_ids": [[13], *(some(1, 4) for _ in range(8))],
-            "min_length": dice.randrange(8), "min_new_tokens": dice.randrange(1, room + 1), "forced_bos_token_id": dice.randrange(6),
-            "forced_eos_token_id": dice.choice([2, [2, 5]]), "suppress_tokens": [6 + dice.randrange(8)],
-            "begin_suppress_tokens": some(1, 4), "repetition_penalty": 1.4,
+            "no_repeat_ngram_size": dice.choice([1, 2, 2, 3]),
+            "bad_words_ids": [[13], *(some(1, 4) for _ in range(8))],
+            "min_length": dice.randrange(8),
+            "min_new_tokens": dice.randrange(1, room + 1),
+            "forced_bos_token_id": dice.randrange(6),
+            "forced_eos_token_id": dice.choice([2, [2, 5]]),
+            "suppress_tokens": [6 + dice.randrange(8)],
+            "begin_suppress_tokens": some(1, 4),
+            "repetition_penalty": 1.4,
         }
         fields = {name: value for name, value in fields.items() if dice.random() < 0.5}
         chooser = TokenChooser(Sampling(**fields, max_new_tokens=room), prompt, ends=[2, 5], room=room)
         for token in output:
             chooser.accept(token)
         right = GenerationMixin._get_logits_processor(
-            SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False), _merge_criteria_processor_list=lambda made, _: made),
-            generation_config=config_of(fields, len(prompt) + room), input_ids_seq_length=len(prompt), device="cpu")
+            SimpleNamespace(
+                config=SimpleNamespace(is_encoder_decoder=False),
+                _merge_criteria_processor_list=lambda made, _: made,
+            ),
+            generation_config=config_of(fields, len(prompt) + room),
+            input_ids_seq_length=len(prompt),
+            device="cpu",
+        )
         logits = noise(dice.randrange(99), size)
         expected = right(torch.tensor([[*prompt, *output]]), torch.from_numpy(logits.copy())[None])[0].numpy()
-        np.testing.assert_allclose(chooser.adjusted(logits.copy()), expected, rtol=1e-6, err_msg=f"{prompt} {output} {fields}")
+        np.testing.assert_allclose(
+            chooser.adjusted(logits.copy()), expected, rtol=1e-6, err_msg=f"{prompt} {output} {fields}"
+        )
 
 
 def config_of(fields: dict[str, Any], longest: int) -> GenerationConfig:
@@ -162,22 +230,35 @@ def config_of(fields: dict[str, Any], longest: int) -> GenerationConfig:
 
 
 OPTIONS = [
-    Sampling(), Sampling(temperature=0.9, seed=4, logprobs=3), Sampling(temperature=1.2, top_p=0.95, seed=4), Sampling(logprobs=0),
-    Sampling(temperature=0.7, top_k=40, min_p=0.01, repetition_penalty=1.2, seed=9), Sampling(frequency_penalty=1.5),
-    Sampling(temperature=1.5, top_k=900, top_p=0.8, presence_penalty=1.0, logprobs=20, logit_bias={5: 4.0}, seed=-3),
+    Sampling(),
+    Sampling(temperature=0.9, seed=4, logprobs=3),
+    Sampling(temperature=1.2, top_p=0.95, seed=4),
+    Sampling(logprobs=0),
+    Sampling(temperature=0.7, top_k=40, min_p=0.01, repetition_penalty=1.2, seed=9),
+    Sampling(frequency_penalty=1.5),
+    Sampling(
+        temperature=1.5, top_k=900, top_p=0.8, presence_penalty=1.0, logprobs=20, logit_bias={5: 4.0}, seed=-3
+    ),
 ]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_rows_do_not_depend_on_their_neighbours(dtype: type) -> None:
-    """Three tokens of rows with seven kinds of options: bit for bit the same alone, together, in another order, in a larger array."""
+    """Three tokens of rows with seven kinds of options: bit for bit the same alone, together, in another
+    order, in a larger array.
+    """
     logits = noise(3, 3, len(OPTIONS), 5003).astype(dtype)
     prompts = [PROMPT * row for row in range(len(OPTIONS))]
 
     def rows() -> list[TokenChooser]:
-        return [TokenChooser(options, prompt, stream=row) for row, (options, prompt) in enumerate(zip(OPTIONS, prompts, strict=True))]
+        return [
+            TokenChooser(options, prompt, stream=row)
+            for row, (options, prompt) in enumerate(zip(OPTIONS, prompts, strict=True))
+        ]
 
-    alone = [[choose(step[row : row + 1], [chooser])[0] for step in logits] for row, chooser in enumerate(rows())]
+    alone = [
+        [choose(step[row : row + 1], [chooser])[0] for step in logits] for row, chooser in enumerate(rows())
+    ]
     together, backwards, wide = rows(), rows()[::-1], rows()
     large = np.full((3, 2 * len(OPTIONS), 2 * 5003), np.nan, dtype)
     large[:, ::2, ::2] = logits
@@ -190,12 +271,25 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: type) -> None:
 
 
 def test_a_row_without_a_next_token_is_its_own_error() -> None:
-    """NaN, infinity, nothing at all, a token that there is not: an error of that row; its neighbours choose what they choose alone."""
+    """NaN, infinity, nothing at all, a token that there is not: an error of that row; its neighbours choose
+    what they choose alone.
+    """
     logits = noise(4, 6, 300)
     logits[1, 17], logits[2, 3], logits[3] = np.nan, np.inf, -np.inf
-    kinds = [*[Sampling(temperature=1.0)] * 4, Sampling(logit_bias={300: 1}), Sampling(temperature=1.0, top_p=0.9)]
+    kinds = [
+        *[Sampling(temperature=1.0)] * 4,
+        Sampling(logit_bias={300: 1}),
+        Sampling(temperature=1.0, top_p=0.9),
+    ]
     choices = choose(logits, [TokenChooser(options, stream=row) for row, options in enumerate(kinds)])
-    assert [type(choice.error) for choice in choices] == [type(None), NonFinite, NonFinite, NonFinite, ConfigError, type(None)]
+    assert [type(choice.error) for choice in choices] == [
+        type(None),
+        NonFinite,
+        NonFinite,
+        NonFinite,
+        ConfigError,
+        type(None),
+    ]
     assert "at logit_bias; expected at most 299, found 300" in str(choices[4].error)
     for row in (0, 5):
         assert choices[row] == choose(logits[row : row + 1], [TokenChooser(kinds[row], stream=row)])[0]
@@ -207,23 +301,33 @@ def test_a_row_without_a_next_token_is_its_own_error() -> None:
     logits[0, :] = np.where(np.arange(300) == 2, 0, -np.inf)
     (banned,) = choose(logits[:1], [TokenChooser(Sampling(min_new_tokens=1), ends=[2])])
     assert "no token may follow" in str(banned.error)
-    (unlikely,) = choose(np.array([[-np.inf, 1, -3e38, np.nextafter(np.float32(1), np.float32(0))]], np.float32),
-                         [TokenChooser(Sampling(temperature=1e-38))])
+    (unlikely,) = choose(
+        np.array([[-np.inf, 1, -3e38, np.nextafter(np.float32(1), np.float32(0))]], np.float32),
+        [TokenChooser(Sampling(temperature=1e-38))],
+    )
     assert unlikely.token == 1 and unlikely.error is None
 
 
 def test_tokens_without_logits_do_no_harm() -> None:
-    """A configuration may name an end token that the model does not have, and a prompt may hold tokens that are never chosen."""
+    """A configuration may name an end token that the model does not have, and a prompt may hold tokens that
+    are never chosen.
+    """
     options = Sampling(min_new_tokens=3, repetition_penalty=1.5, presence_penalty=0.5)
     logits = noise(6, 1, 40)
-    assert choose(logits, [TokenChooser(options, [5, 90], ends=[50256])]) == choose(logits, [TokenChooser(options, [5])])
+    assert choose(logits, [TokenChooser(options, [5, 90], ends=[50256])]) == choose(
+        logits, [TokenChooser(options, [5])]
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_logprobs_are_those_of_the_model(dtype: type) -> None:
-    """log_softmax in float64 of the logits as they are, whatever bias, penalty and temperature do to the choice; the likeliest first."""
+    """log_softmax in float64 of the logits as they are, whatever bias, penalty and temperature do to the
+    choice; the likeliest first.
+    """
     logits = noise(5, 1, 40_000).astype(dtype)
-    chooser = TokenChooser(Sampling(temperature=3.0, top_k=50, logprobs=5, repetition_penalty=2.0, logit_bias={8: 50}), [1, 2, 3])
+    chooser = TokenChooser(
+        Sampling(temperature=3.0, top_k=50, logprobs=5, repetition_penalty=2.0, logit_bias={8: 50}), [1, 2, 3]
+    )
     expected = torch.log_softmax(torch.from_numpy(logits[0].astype(np.float64)), 0).numpy()
     (choice,) = choose(logits, [chooser])
     assert choice.logprob is not None
@@ -233,17 +337,33 @@ def test_logprobs_are_those_of_the_model(dtype: type) -> None:
     np.testing.assert_allclose([value for _, value in choice.top_logprobs], expected[best], atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "wrong"), [
-    ("max_new_tokens", [0, 1 << 31, 1.5, "8", True]), ("min_new_tokens", [-1, 129]),
-    ("temperature", [-1.0, float("nan"), 1001, "hot", None]), ("top_k", [-1, 0.5]),
-    ("top_p", [0, 0.0, 1.5, float("nan")]), ("min_p", [-0.1, 1.1]), ("repetition_penalty", [0, 1e9]),
-    ("presence_penalty", [2.5]), ("frequency_penalty", [-2.5]), ("seed", [1 << 64, 1.5, -(1 << 64)]), ("logprobs", [-1, 21, True]),
-    ("ignore_eos", [1, "no"]), ("stop_token_ids", [[-1], "2", 2, [2.0], [1 << 32], range(2000)]), ("stop", [[1], 5, None]),
-    ("no_repeat_ngram_size", [-1, 1.5, None]), ("bad_words_ids", [[[]], [5], [[-1]], "x", [[1] * 65], [[1]] * 2000]),
-    ("min_length", [-1]), ("forced_bos_token_id", [-1, [3], "x"]), ("forced_eos_token_id", [-1, [], [1.5], "x"]),
-    ("suppress_tokens", [3, [-1], "2"]), ("begin_suppress_tokens", [[None]]),
-    ("logit_bias", [[1], {1: 101}, {-1: 1}, {"x": 1}, {1: None}, dict.fromkeys(range(2000), 1)]),
-])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("max_new_tokens", [0, 1 << 31, 1.5, "8", True]),
+        ("min_new_tokens", [-1, 129]),
+        ("temperature", [-1.0, float("nan"), 1001, "hot", None]),
+        ("top_k", [-1, 0.5]),
+        ("top_p", [0, 0.0, 1.5, float("nan")]),
+        ("min_p", [-0.1, 1.1]),
+        ("repetition_penalty", [0, 1e9]),
+        ("presence_penalty", [2.5]),
+        ("frequency_penalty", [-2.5]),
+        ("seed", [1 << 64, 1.5, -(1 << 64)]),
+        ("logprobs", [-1, 21, True]),
+        ("ignore_eos", [1, "no"]),
+        ("stop_token_ids", [[-1], "2", 2, [2.0], [1 << 32], range(2000)]),
+        ("stop", [[1], 5, None]),
+        ("no_repeat_ngram_size", [-1, 1.5, None]),
+        ("bad_words_ids", [[[]], [5], [[-1]], "x", [[1] * 65], [[1]] * 2000]),
+        ("min_length", [-1]),
+        ("forced_bos_token_id", [-1, [3], "x"]),
+        ("forced_eos_token_id", [-1, [], [1.5], "x"]),
+        ("suppress_tokens", [3, [-1], "2"]),
+        ("begin_suppress_tokens", [[None]]),
+        ("logit_bias", [[1], {1: 101}, {-1: 1}, {"x": 1}, {1: None}, dict.fromkeys(range(2000), 1)]),
+    ],
+)
 def test_parameters_have_bounds(name: str, wrong: list[Any]) -> None:
     for value in wrong:
         with pytest.raises(ConfigError, match=name):
@@ -252,35 +372,65 @@ def test_parameters_have_bounds(name: str, wrong: list[Any]) -> None:
 
 def test_parameters_of_numpy_and_json() -> None:
     """Numbers of numpy are numbers; the keys of a bias may be texts, as in JSON."""
-    options = Sampling(temperature=np.float32(0.5), top_k=np.int64(4), stop_token_ids=[np.int32(3)], stop="x", logit_bias={"7": 1, 8: -2})
-    assert options == Sampling(temperature=0.5, top_k=4, stop_token_ids=(3,), stop=("x",), logit_bias={7: 1.0, 8: -2.0})
+    options = Sampling(
+        temperature=np.float32(0.5),
+        top_k=np.int64(4),
+        stop_token_ids=[np.int32(3)],
+        stop="x",
+        logit_bias={"7": 1, 8: -2},
+    )
+    assert options == Sampling(
+        temperature=0.5, top_k=4, stop_token_ids=(3,), stop=("x",), logit_bias={7: 1.0, 8: -2.0}
+    )
     assert json.dumps(options.top_k) == "4"
     hash(options)
 
 
 def test_the_models_own_parameters() -> None:
-    """generation_config.json is read as transformers reads it, only if the caller wants it, and gives way to what the caller says."""
+    """generation_config.json is read as transformers reads it, only if the caller wants it, and gives way to
+    what the caller says.
+    """
     config = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}
     folder = Path("bundle")
     assert sampling_of({}, config, folder) == Sampling()
     assert sampling_of({"sampling": "greedy"}, config, folder) == Sampling()
-    assert sampling_of({"sampling": "model"}, config, folder) == Sampling(temperature=0.6, top_p=0.9, top_k=50)
-    assert sampling_of({"sampling": "model", "temperature": 0, "seed": 3}, config, folder) == Sampling(top_p=0.9, top_k=50, seed=3)
-    assert sampling_of({"sampling": "model"}, {"do_sample": True}, folder) == Sampling(temperature=1.0, top_k=50)
+    assert sampling_of({"sampling": "model"}, config, folder) == Sampling(
+        temperature=0.6, top_p=0.9, top_k=50
+    )
+    assert sampling_of({"sampling": "model", "temperature": 0, "seed": 3}, config, folder) == Sampling(
+        top_p=0.9, top_k=50, seed=3
+    )
+    assert sampling_of({"sampling": "model"}, {"do_sample": True}, folder) == Sampling(
+        temperature=1.0, top_k=50
+    )
     quiet = {"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.1}
     assert sampling_of({"sampling": "model"}, quiet, folder) == Sampling(repetition_penalty=1.1)
     assert sampling_of({"sampling": "model"}, {}, folder) == Sampling()
-    rules = {"no_repeat_ngram_size": 3, "min_length": 56, "forced_bos_token_id": 0, "forced_eos_token_id": 2, "suppress_tokens": [4, 5],
-             "begin_suppress_tokens": [220], "bad_words_ids": [[7, 8]], "min_new_tokens": 9}
+    rules = {
+        "no_repeat_ngram_size": 3,
+        "min_length": 56,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+        "suppress_tokens": [4, 5],
+        "begin_suppress_tokens": [220],
+        "bad_words_ids": [[7, 8]],
+        "min_new_tokens": 9,
+    }
     assert sampling_of({}, rules, folder) == Sampling()
     assert sampling_of({"sampling": "model"}, rules, folder) == Sampling(**rules)
     short = sampling_of({"sampling": "model", "max_new_tokens": 5, "suppress_tokens": ()}, rules, folder)
     assert (short.min_new_tokens, short.suppress_tokens) == (5, ())
-    formed = sampling_of({"sampling": "model", "regex": "a+"}, rules, folder)  # a form says itself where an answer begins and ends
-    assert formed == Sampling(regex="a+", **{name: value for name, value in rules.items() if name[:3] not in ("min", "for")})
-    for config, given, rooms in (  # how long an answer is: with the prompt, or by itself, unless the caller says it
-        ({"max_length": 40}, {}, (35, 1)), ({"max_length": 40, "max_new_tokens": 9}, {}, (9, 9)),
-        ({"max_length": 40}, {"max_new_tokens": 7}, (7, 7)), ({"max_new_tokens": 9}, {"max_length": 40}, (35, 1)),
+    # a form says itself where an answer begins and ends
+    formed = sampling_of({"sampling": "model", "regex": "a+"}, rules, folder)
+    assert formed == Sampling(
+        regex="a+", **{name: value for name, value in rules.items() if name[:3] not in ("min", "for")}
+    )
+    # how long an answer is: with the prompt, or by itself, unless the caller says it
+    for config, given, rooms in (
+        ({"max_length": 40}, {}, (35, 1)),
+        ({"max_length": 40, "max_new_tokens": 9}, {}, (9, 9)),
+        ({"max_length": 40}, {"max_new_tokens": 7}, (7, 7)),
+        ({"max_new_tokens": 9}, {"max_length": 40}, (35, 1)),
     ):
         options = sampling_of({"sampling": "model", **given}, config, folder)
         assert tuple(map(options.room, (5, 39))) == rooms
@@ -312,34 +462,52 @@ def test_generation_with_logprobs(session: Session) -> None:
     answers = session.generate(ROWS, "alpha", max_new_tokens=6, temperature=1.1, logprobs=2)
     for prompt, answer in zip(ROWS, answers, strict=True):
         whole = np.array([[*prompt, *answer.ids]])
-        logits = session.run({"input_ids": whole, "attention_mask": np.ones_like(whole)}, ["alpha"])["logits"][0, len(prompt) - 1 : -1]
+        logits = session.run({"input_ids": whole, "attention_mask": np.ones_like(whole)}, ["alpha"])[
+            "logits"
+        ][0, len(prompt) - 1 : -1]
         expected = torch.log_softmax(torch.from_numpy(logits).double(), 1).numpy()
         assert [choice.token for choice in answer.logprobs] == list(answer.ids)
-        np.testing.assert_allclose([choice.logprob for choice in answer.logprobs],
-                                   [row[token] for row, token in zip(expected, answer.ids, strict=True)], atol=1e-4)
+        np.testing.assert_allclose(
+            [choice.logprob for choice in answer.logprobs],
+            [row[token] for row, token in zip(expected, answer.ids, strict=True)],
+            atol=1e-4,
+        )
         assert all(len(choice.top_logprobs) == 2 for choice in answer.logprobs)
     assert session.generate(ROWS, "alpha", max_new_tokens=2)[0].logprobs is None
 
 
 def test_where_a_row_ends(bundle_of: Make, tmp_path: Path, session: Session) -> None:
-    """An end token that greedy decoding meets: ignored, it is a token like others; banned, another one comes; others end a row, too."""
+    """An end token that greedy decoding meets: ignored, it is a token like others; banned, another one comes;
+    others end a row, too.
+    """
     plain = session.generate(ROWS, "alpha", max_new_tokens=12)
     end = plain[0].ids[4]
     folder = Path(shutil.copytree(bundle_of("llama", "bank"), tmp_path / "bundle"))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end, "do_sample": True, "temperature": 1e-6}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": end, "do_sample": True, "temperature": 1e-6})
+    )
     read_bundle(folder).write(folder)
     ending = Session(folder, "cpu")
     first = plain[0].ids.index(end)
     assert ending.generate(ROWS, "alpha", max_new_tokens=12)[0].ids == plain[0].ids[:first]
     assert ending.generate(ROWS, "alpha", max_new_tokens=12, sampling="model")[0].ids == plain[0].ids[:first]
-    assert [answer.ids for answer in ending.generate(ROWS, "alpha", max_new_tokens=12, ignore_eos=True)] == [row.ids for row in plain]
+    assert [answer.ids for answer in ending.generate(ROWS, "alpha", max_new_tokens=12, ignore_eos=True)] == [
+        row.ids for row in plain
+    ]
     longer = ending.generate(ROWS, "alpha", max_new_tokens=12, min_new_tokens=9)[0]
     assert len(longer.ids) >= 9 and longer.ids[:first] == plain[0].ids[:first] and end not in longer.ids[:9]
     (stopped,) = session.generate(ROWS[:1], "alpha", max_new_tokens=12, stop_token_ids=[end, 90])
     assert (stopped.ids, stopped.finish_reason) == (plain[0].ids[:first], "stop")
     (biased,) = session.generate(ROWS[:1], "alpha", max_new_tokens=3, logit_bias={77: 100})
     assert biased.ids == (77, 77, 77)
-    (varied,) = session.generate(ROWS[:1], "alpha", max_new_tokens=3, logit_bias={77: 50, 78: 50}, presence_penalty=2, frequency_penalty=2)
+    (varied,) = session.generate(
+        ROWS[:1],
+        "alpha",
+        max_new_tokens=3,
+        logit_bias={77: 50, 78: 50},
+        presence_penalty=2,
+        frequency_penalty=2,
+    )
     assert set(varied.ids) == {77, 78}
 
 

@@ -1,4 +1,6 @@
-"""Functions in a sandbox: they give their result, or an error that says what ended them; and their processes never outlive their use."""
+"""Functions in a sandbox: they give their result, or an error that says what ended them; and their processes
+never outlive their use.
+"""
 
 from __future__ import annotations
 
@@ -73,28 +75,46 @@ def test_results_and_large_messages_come_back() -> None:
         assert sandbox.run(data, "it fails") == data + data
 
 
-@pytest.mark.parametrize(("act", "reason"), [
-    ("spins", "more than 0.5 s of processor time"), ("eats", "more than 64 MiB of memory"), ("eats slowly", "more than 64 MiB of memory"),
-    ("answers at length", "larger than 1048576 bytes"), ("raises", "division by zero"), ("recurses", "nested too deeply"),
-    ("exits", "it fails: 3"),
-    ("dies", "SIGSEGV"), ("ends without a word", "status 7"),
-])
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        ("spins", "more than 0.5 s of processor time"),
+        ("eats", "more than 64 MiB of memory"),
+        ("eats slowly", "more than 64 MiB of memory"),
+        ("answers at length", "larger than 1048576 bytes"),
+        ("raises", "division by zero"),
+        ("recurses", "nested too deeply"),
+        ("exits", "it fails: 3"),
+        ("dies", "SIGSEGV"),
+        ("ends without a word", "status 7"),
+    ],
+)
 def test_what_a_function_does_can_only_fail(act: str, reason: str) -> None:
-    """An error that says which limit ended it, or what it raised; and the next call runs as if nothing had been."""
+    """An error that says which limit ended it, or what it raised; and the next call runs as if nothing had
+    been.
+    """
     if act == "eats" and sys.platform != "linux":
         reason = "larger than 1048576 bytes"  # macOS has no limit of memory
     sandbox, started = here("misbehave"), time.monotonic()
     for _ in range(2):
-        with pytest.raises(FormatError, match=rf"^it fails: .*{reason}.*\(at here\)" if "it fails" not in reason else reason):
+        with pytest.raises(
+            FormatError, match=rf"^it fails: .*{reason}.*\(at here\)" if "it fails" not in reason else reason
+        ):
             sandbox.run(act.encode(), "it fails", "here")
     assert time.monotonic() - started < 10
 
 
 def test_memory_is_watched_where_the_system_does_not_limit_it() -> None:
-    # Linux counts the most memory of whoever starts a process as the process's own: here that is small, and the tests are not.
-    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_sandbox import LIMITS, Sandbox; "
-            "Sandbox('sandbox_without_limits:misbehave', LIMITS._replace(seconds=10)).run(b'keeps eating', 'it fails')")
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    # Linux counts the most memory of whoever starts a process as the process's own: here that is small, and
+    # the tests are not.
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_sandbox import LIMITS, "
+        "Sandbox; Sandbox('sandbox_without_limits:misbehave', LIMITS._replace(seconds=10)).run(b'keeps "
+        "eating', 'it fails')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
     assert "it fails: it takes more than 64 MiB of memory" in process.stderr
 
 
@@ -116,7 +136,15 @@ def test_no_secret_and_no_file_is_inside(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         variables, files = eval(here("surroundings").run(b"", "it fails"))
-    assert set(variables) <= {"TZ", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT"}
+    assert set(variables) <= {
+        "TZ",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "LD_LIBRARY_PATH",
+        "DYLD_LIBRARY_PATH",
+        "SYSTEMROOT",
+    }
     assert files <= 3  # nothing but what it is called by, and two that lead nowhere
 
 
@@ -131,7 +159,9 @@ def test_a_process_is_kept_for_the_next_call_and_no_longer_than_its_sandbox() ->
 
 
 def test_a_process_that_died_while_it_waited_is_replaced() -> None:
-    """Also where its death is not complete when the next call comes. One that dies of its call is not called again."""
+    """Also where its death is not complete when the next call comes. One that dies of its call is not called
+    again.
+    """
     sandbox = here("identity")
     for _ in range(3):
         process = int(sandbox.run(b"", "it fails"))
@@ -167,9 +197,13 @@ def test_a_fork_has_processes_of_its_own() -> None:
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_a_process_ends_with_its_parent(ending: int) -> None:
     """However that ends, and also while it works."""
-    code = (f"import sys, threading; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_sandbox import here; "
-            "print(here('identity').run(b'', '').decode(), flush=True)\n"
-            "s = here('identity'); print(s.run(b'', '').decode(), flush=True); here('misbehave').run(b'spins', '')")
+    code = (
+        f"import sys, threading; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_sandbox "
+        "import here; "
+        "print(here('identity').run(b'', '').decode(), flush=True)\n"
+        "s = here('identity'); print(s.run(b'', '').decode(), flush=True); here('misbehave').run(b'spins', "
+        "'')"
+    )
     with child([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout is not None
         processes = [int(parent.stdout.readline()) for _ in range(2)]

@@ -1,4 +1,6 @@
-"""What save writes of the base, its tokenizer and the training: what the folder holds, the same bytes every time, and nothing invented."""
+"""What save writes of the base, its tokenizer and the training: what the folder holds, the same bytes every
+time, and nothing invented.
+"""
 
 from __future__ import annotations
 
@@ -57,28 +59,43 @@ def test_the_base_is_described(tiny_llama: Path) -> None:
 
 def test_the_architecture_is_the_base_s_own(tiny_bert: Path) -> None:
     """A classifier on an encoder: the base is the encoder, the task's model is the classifier."""
-    model = adapt(AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2), LoRA(r=1, modules_to_save=("classifier",)))
+    model = adapt(
+        AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2),
+        LoRA(r=1, modules_to_save=("classifier",)),
+    )
     manifest = save(model, None).manifest
-    assert (manifest.base.architecture, manifest.task.architecture) == ("BertModel", "BertForSequenceClassification")
+    assert (manifest.base.architecture, manifest.task.architecture) == (
+        "BertModel",
+        "BertForSequenceClassification",
+    )
 
 
 @pytest.mark.parametrize("told", [["no name!"], ["é"], ["x" * 129], [7], [], "LlamaForCausalLM", None])
-def test_an_architecture_that_is_no_name_is_left_out(told: Any, base: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_architecture_that_is_no_name_is_left_out(
+    told: Any, base: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
     """What a stranger's config says there may be anything; the pack stays readable."""
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "architectures": told}))
-    pack = save(adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), LoRA(r=1), "p"), tmp_path / "p", base=base)
+    pack = save(
+        adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), LoRA(r=1), "p"), tmp_path / "p", base=base
+    )
     assert pack.manifest.base.architecture is None
 
 
 def test_the_tokenizer_is_known_by_its_digests(base: Path, tmp_path: Path) -> None:
-    """sha256 of tokenizer.json, of added_tokens.json and of the chat template; a base without is told by None, and by validate if it
-    changes."""
+    """sha256 of tokenizer.json, of added_tokens.json and of the chat template; a base without is told by
+    None, and by validate if it changes.
+    """
     (base / "added_tokens.json").write_text('{"<x>": 96}')
     (base / "chat_template.jinja").write_text("{{ messages[0].content }} é\n")
     pack = packed(base)
-    assert pack.manifest.tokenizer == Tokenizer(*(sha256((base / name).read_bytes())
-                                                    for name in ("tokenizer.json", "added_tokens.json", "chat_template.jinja")))
+    assert pack.manifest.tokenizer == Tokenizer(
+        *(
+            sha256((base / name).read_bytes())
+            for name in ("tokenizer.json", "added_tokens.json", "chat_template.jinja")
+        )
+    )
     pack.write(tmp_path / "p")
     assert validate(tmp_path / "p", base).valid
     (base / "chat_template.jinja").write_text("{{ messages[0].content }}")
@@ -88,16 +105,19 @@ def test_the_tokenizer_is_known_by_its_digests(base: Path, tmp_path: Path) -> No
     assert tokenizer_of(Checkpoint(base)) is None
 
 
-@pytest.mark.parametrize(("card", "expected"), [
-    ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Card\n", "apache-2.0"),
-    ("---\nlicense: 'mit' # as ever\n---\n", "mit"),
-    ("---\nlanguage: en\n---\nlicense: mit\n", None),
-    ("license: mit\n", None),
-    ("---\nlicense:\n  - mit\n---\n", None),
-    ("---\nlicense: \x1b[31mred\n---\n", None),
-    (f"---\nlicense: {'x' * 300}\n---\n", None),
-    ("", None),
-])
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Card\n", "apache-2.0"),
+        ("---\nlicense: 'mit' # as ever\n---\n", "mit"),
+        ("---\nlanguage: en\n---\nlicense: mit\n", None),
+        ("license: mit\n", None),
+        ("---\nlicense:\n  - mit\n---\n", None),
+        ("---\nlicense: \x1b[31mred\n---\n", None),
+        (f"---\nlicense: {'x' * 300}\n---\n", None),
+        ("", None),
+    ],
+)
 def test_the_license_of_the_base(card: str, expected: str | None, tmp_path: Path) -> None:
     """One line in the front matter of its card, or nothing."""
     (tmp_path / "README.md").write_text(card)
@@ -119,10 +139,17 @@ def test_twice_the_same_bytes(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_in_memory_says_what_it_can() -> None:
-    """No folder: no tokenizer, no license, no files; the class of the model and its structure are there. It is written and read."""
+    """No folder: no tokenizer, no license, no files; the class of the model and its structure are there. It
+    is written and read.
+    """
     model = adapt(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)), LoRA(r=1))
     manifest = save(model, None).manifest
-    assert (manifest.tokenizer, manifest.base_license, manifest.base.files, manifest.base.dims) == (None, None, None, None)
+    assert (manifest.tokenizer, manifest.base_license, manifest.base.files, manifest.base.dims) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert manifest.base.architecture == "Sequential"
     assert manifest.base.content is not None
     assert set(manifest.training) == {"framework_versions"}
@@ -131,12 +158,31 @@ def test_a_model_in_memory_says_what_it_can() -> None:
 def test_what_training_claims(tiny_bert: Path, tmp_path: Path) -> None:
     """Data by digest, objective, steps, seed, precision and versions, as the run had them."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"w{number}", "label": "ab"[number % 2]}) + "\n" for number in range(4)))
-    (pack,) = train({"task": "text-classification", "model_name_or_path": str(tiny_bert), "train_file": str(rows),
-                     "output_dir": str(tmp_path / "pack"), "max_steps": 2, "seed": 5, "r": 2})
+    rows.write_text(
+        "".join(json.dumps({"text": f"w{number}", "label": "ab"[number % 2]}) + "\n" for number in range(4))
+    )
+    (pack,) = train(
+        {
+            "task": "text-classification",
+            "model_name_or_path": str(tiny_bert),
+            "train_file": str(rows),
+            "output_dir": str(tmp_path / "pack"),
+            "max_steps": 2,
+            "seed": 5,
+            "r": 2,
+        }
+    )
     claims = adapterpack.load(tmp_path / "pack").manifest.training
-    assert claims["datasets"] == [{"id": "rows.jsonl", "revision": None, "digest": f"sha256:{sha256(rows.read_bytes())}"}]
-    assert {"objective": "text-classification", "steps": 2, "seed": 5, "precision": "float32", "rows": 4}.items() <= claims.items()
+    assert claims["datasets"] == [
+        {"id": "rows.jsonl", "revision": None, "digest": f"sha256:{sha256(rows.read_bytes())}"}
+    ]
+    assert {
+        "objective": "text-classification",
+        "steps": 2,
+        "seed": 5,
+        "precision": "float32",
+        "rows": 4,
+    }.items() <= claims.items()
     assert claims["framework_versions"]["torch"] == torch.__version__
     assert set(claims["framework_versions"]) == {"adapterpack", "torch", "transformers"}
     assert pack.manifest.tokenizer is not None
@@ -144,7 +190,9 @@ def test_what_training_claims(tiny_bert: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_whole_checkpoint_has_no_new_head(name: str, tmp_path: Path) -> None:
-    """However a family stores and ties its weights, what its checkpoint holds is not taken for what every load draws anew."""
+    """However a family stores and ties its weights, what its checkpoint holds is not taken for what every
+    load draws anew.
+    """
     FAMILIES[name].build().save_pretrained(tmp_path / name)
     assert drawn_modules(FAMILIES[name].load(tmp_path / name)) == []
 

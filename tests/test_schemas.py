@@ -1,4 +1,6 @@
-"""The schemas for others to read: in the expressions that every reader of JSON Schema has, and true of what is kept from long ago."""
+"""The schemas for others to read: in the expressions that every reader of JSON Schema has, and true of what
+is kept from long ago.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ from adapterpack.manifest.migrations import STEPS
 
 pytestmark = pytest.mark.fast
 TESTS = Path(__file__).parent
-SCHEMAS = {path.stem: json.loads(path.read_text("utf-8")) for path in (TESTS.parent / "schemas").glob("*.json")}
+SCHEMAS = {
+    path.stem: json.loads(path.read_text("utf-8")) for path in (TESTS.parent / "schemas").glob("*.json")
+}
 
 
 def test_every_pattern_is_the_same_for_every_reader() -> None:
     """And what would not be is found."""
     assert unlike(SCHEMAS) == []
-    assert unlike({"items": [{"pattern": pattern} for pattern in (r"^a\Z", r"^\u0001$", "^(?!a)b$", "a")]}) == [
-        r"^a\Z", r"^\u0001$", "^(?!a)b$", "a"]
+    assert unlike(
+        {"items": [{"pattern": pattern} for pattern in (r"^a\Z", r"^\u0001$", "^(?!a)b$", "a")]}
+    ) == [r"^a\Z", r"^\u0001$", "^(?!a)b$", "a"]
 
 
 @pytest.mark.parametrize("folder", sorted((TESTS / "golden").glob("pack-*")), ids=lambda path: path.name)
@@ -32,7 +37,8 @@ def test_packs_of_all_versions_fit(folder: Path) -> None:
     assert fits(value, "manifest.v1")
     own = value["format_version"]
     for version in (*STEPS, FORMAT_VERSION):
-        same = version == own or ({version, own} == {"1.2", "1.3"} and value["canary"] is None)  # 1.3 adds a field of canaries alone
+        # 1.3 adds a field of canaries alone
+        same = version == own or ({version, own} == {"1.2", "1.3"} and value["canary"] is None)
         assert fits({**value, "format_version": version}, "manifest.v1") == same, version
 
 

@@ -1,4 +1,6 @@
-"""Running bundles: hot load and unload, threads, errors, the validator, rows in and out, what is imported, and CUDA."""
+"""Running bundles: hot load and unload, threads, errors, the validator, rows in and out, what is imported,
+and CUDA.
+"""
 
 from __future__ import annotations
 
@@ -63,23 +65,40 @@ def expect(dense_of: Make, batch: dict[str, np.ndarray], names: list[str | None]
     inputs = {key: torch.from_numpy(value) for key, value in batch.items()}
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
-        return [dense_of("llama", name)(**inputs).logits[row].numpy()[batch["attention_mask"][row] > 0] for row, name in enumerate(names)]
+        return [
+            dense_of("llama", name)(**inputs).logits[row].numpy()[batch["attention_mask"][row] > 0]
+            for row, name in enumerate(names)
+        ]
 
 
-def check(session: Session, dense_of: Make, names: list[str | None], called: dict[str, str] | None = None) -> None:
-    """The session's rows equal the float64 model's within 5e-5 on logits of size 3; ``called`` gives the names that it knows."""
+def check(
+    session: Session, dense_of: Make, names: list[str | None], called: dict[str, str] | None = None
+) -> None:
+    """The session's rows equal the float64 model's within 5e-5 on logits of size 3; ``called`` gives the
+    names that it knows.
+    """
     batch = batch_of()
     found = session.run(batch, [(called or {}).get(name or "", name) for name in names])["logits"]
     for row, expected in enumerate(expect(dense_of, batch, names)):
         np.testing.assert_allclose(found[row][batch["attention_mask"][row] > 0], expected, rtol=0, atol=5e-5)
 
 
-def pack_for(base: Path, path: str, wide: int, out: int, rank: int = 1, name: str = "odd", known: bool = True) -> Pack:
+def pack_for(
+    base: Path, path: str, wide: int, out: int, rank: int = 1, name: str = "odd", known: bool = True
+) -> Pack:
     """A pack with one site; ``known``: it carries the fingerprint of the base."""
-    params = {"lora_A": np.full((rank, wide), 0.1, np.float32), "lora_B": np.full((out, rank), 0.1, np.float32)}
+    params = {
+        "lora_A": np.full((rank, wide), 0.1, np.float32),
+        "lora_B": np.full((out, rank), 0.1, np.float32),
+    }
     finger = Checkpoint(base).fingerprint() if known else (None, None)
-    return build(name, get("lora"), {Site(path, wide, out): (LoRA(r=rank), params)}, task=m.Task("text-generation"),
-                 base=m.Base("tiny", None, None, *finger))
+    return build(
+        name,
+        get("lora"),
+        {Site(path, wide, out): (LoRA(r=rank), params)},
+        task=m.Task("text-generation"),
+        base=m.Base("tiny", None, None, *finger),
+    )
 
 
 # Hot load and unload.
@@ -101,9 +120,11 @@ def test_a_third_pack_into_a_running_bank(bundle_of: Make, pack_of: Make, dense_
     check(session, dense_of, ["alpha", "gamma", "beta"], {"alpha": "again"})
     session.unload("gamma")
     session.load(pack_of("llama", "beta"), "twin")
-    assert session.packs["twin"].id == load(pack_of("llama", "beta")).id  # a name given here is no other adapter
+    # a name given here is no other adapter
+    assert session.packs["twin"].id == load(pack_of("llama", "beta")).id
     check(session, dense_of, ["beta", None, "beta"], {"beta": "twin"})
-    check(Session(bundle_of("llama", "bank"), "cpu"), dense_of, ["alpha", None, "beta"])  # the bundle itself is untouched
+    # the bundle itself is untouched
+    check(Session(bundle_of("llama", "bank"), "cpu"), dense_of, ["alpha", None, "beta"])
 
 
 def test_a_headless_pack_into_a_bank_of_classifiers(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
@@ -113,20 +134,29 @@ def test_a_headless_pack_into_a_bank_of_classifiers(bundle_of: Make, pack_of: Ma
     batch = batch_of(left=False)
     found = session.run(batch, "gamma")["logits"]
     with torch.no_grad():
-        expected = dense_of("bert", "gamma")(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy()
+        expected = dense_of("bert", "gamma")(
+            **{key: torch.from_numpy(value) for key, value in batch.items()}
+        ).logits.numpy()
     np.testing.assert_allclose(found[:, :2], expected, rtol=0, atol=5e-5)
     assert (found[:, 2:] == ABSENT).all()
     assert session.labels("gamma") == ("LABEL_0", "LABEL_1")
 
 
 def test_what_a_running_bank_refuses(bundle_of: Make, pack_of: Make, base_of: Make) -> None:
-    """No free slot, too large a rank, another base, an unknown site, a taken name, too many labels: errors by name, and nothing changes."""
+    """No free slot, too large a rank, another base, an unknown site, a taken name, too many labels: errors by
+    name, and nothing changes.
+    """
     session = Session(bundle_of("llama", "bank"), "cpu")
     llama, bert = base_of("llama"), base_of("bert")
-    site, before = "model.layers.0.self_attn.q_proj", session.run(batch_of(), ["alpha", None, "beta"])["logits"]
+    site, before = (
+        "model.layers.0.self_attn.q_proj",
+        session.run(batch_of(), ["alpha", None, "beta"])["logits"],
+    )
     with pytest.raises(AdapterpackError, match="already has an adapter of that name"):
         session.load(pack_of("llama", "alpha"))
-    with pytest.raises(Unsupported, match=r"does not fit.*q_proj\.down.*at most 6 on axis 1, found 7.*--max-rank"):
+    with pytest.raises(
+        Unsupported, match=r"does not fit.*q_proj\.down.*at most 6 on axis 1, found 7.*--max-rank"
+    ):
         session.load(pack_for(llama, site, 32, 32, rank=7))
     with pytest.raises(BaseMismatch, match="another base"):
         session.load(pack_of("bert", "gamma"))
@@ -164,7 +194,9 @@ def test_only_a_bank_takes_packs_while_it_runs(mode: str, bundle_of: Make, pack_
 
 
 def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
-    """Two threads run mixed batches while a third loads and unloads the free slot under changing contents: no row is ever another's."""
+    """Two threads run mixed batches while a third loads and unloads the free slot under changing contents: no
+    row is ever another's.
+    """
     session = Session(bundle_of("llama", "bank"), "cpu", threads=1)
     batch = batch_of()
     right = {name: expect(dense_of, batch, [name] * 3) for name in (None, "alpha", "beta", "gamma")}
@@ -186,7 +218,11 @@ def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dens
                 if error > 5e-5:
                     wrong.append((names, row, error))
 
-    jobs: list[list[str | None]] = [["alpha", None, "beta"], ["beta", "alpha", "beta"], ["extra", "alpha", "extra"]]
+    jobs: list[list[str | None]] = [
+        ["alpha", None, "beta"],
+        ["beta", "alpha", "beta"],
+        ["extra", "alpha", "extra"],
+    ]
     threads = [threading.Thread(target=watch, args=(number, names)) for number, names in enumerate(jobs)]
     for thread in threads:
         thread.start()
@@ -206,10 +242,17 @@ def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dens
     assert session.adapters == ["alpha", "beta"]
 
 
-def test_a_pack_that_reads_the_weights_has_the_graph_parsed_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many sites it has, and whether or not the bank was filled before: hot loads find the graph as it was parsed for the first."""
+def test_a_pack_that_reads_the_weights_has_the_graph_parsed_once(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many sites it has, and whether or not the bank was filled before: hot loads find the graph as
+    it was parsed for the first.
+    """
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    packs = [save(adapt(model, DoRA(r=2), name), None, adapter=name, base=tiny_llama, name=name) for name in ("one", "two", "three")]
+    packs = [
+        save(adapt(model, DoRA(r=2), name), None, adapter=name, base=tiny_llama, name=name)
+        for name in ("one", "two", "three")
+    ]
     assert len(list(packs[0].adapters())) == 14
     export(tiny_llama, packs[:1], tmp_path / "bank", slots=4)
     real, parsed = ir.load, list[Path]()
@@ -221,11 +264,15 @@ def test_a_pack_that_reads_the_weights_has_the_graph_parsed_once(tiny_llama: Pat
     batch = batch_of()
     with torch.no_grad():
         known = active(model, "three")(input_ids=torch.from_numpy(batch["input_ids"][1:2])).logits[0].numpy()
-    np.testing.assert_allclose(session.run({"input_ids": batch["input_ids"][1:2]}, "three")["logits"][0], known, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(
+        session.run({"input_ids": batch["input_ids"][1:2]}, "three")["logits"][0], known, rtol=0, atol=5e-5
+    )
 
 
 class Slow(str):
-    """A name that takes its time to be compared, so that other threads get their turn in the middle of what is done with it."""
+    """A name that takes its time to be compared, so that other threads get their turn in the middle of what
+    is done with it.
+    """
 
     __slots__ = ()
 
@@ -235,7 +282,9 @@ class Slow(str):
 
 
 def test_no_slot_is_lost_among_threads(bundle_of: Make, pack_of: Make) -> None:
-    """While one thread unloads, another loads: what it loaded is there, and afterwards every slot can be filled again."""
+    """While one thread unloads, another loads: what it loaded is there, and afterwards every slot can be
+    filled again.
+    """
     session, pack = Session(bundle_of("llama", "bank"), "cpu"), load(pack_of("llama", "alpha"))
     session.unload("beta")
     for turn in range(8):
@@ -253,14 +302,23 @@ def test_no_slot_is_lost_among_threads(bundle_of: Make, pack_of: Make) -> None:
 
 
 def test_what_has_begun_keeps_what_it_began_with(bundle_of: Make, pack_of: Make) -> None:
-    """A generation whose adapter is unloaded, and whose slot is filled anew, between two tokens ends as if nothing had happened."""
+    """A generation whose adapter is unloaded, and whose slot is filled anew, between two tokens ends as if
+    nothing had happened.
+    """
     for mode in ("bank", "inputs"):
         session = Session(bundle_of("llama", mode), "cpu")
         prompts = [[5, 6, 7], [8, 9]]
         expected = [answer.ids for answer in session.generate(prompts, ["alpha", "beta"], max_new_tokens=8)]
         seen: list[int] = []
 
-        def change(row: int, token: int, text: str, session: Session = session, mode: str = mode, seen: list[int] = seen) -> None:
+        def change(
+            row: int,
+            token: int,
+            text: str,
+            session: Session = session,
+            mode: str = mode,
+            seen: list[int] = seen,
+        ) -> None:
             seen.append(row)
             if len(seen) == 3:
                 session.unload("alpha")
@@ -284,8 +342,12 @@ def test_providers_are_chosen_and_checked(bundle_of: Make) -> None:
 
 
 @pytest.mark.parametrize("believed", [False, True])
-def test_cuda_never_becomes_cpu_silently(believed: bool, bundle_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no device, asking for CUDA is an error: at once, or, were a device believed in, by what the session really runs on."""
+def test_cuda_never_becomes_cpu_silently(
+    believed: bool, bundle_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no device, asking for CUDA is an error: at once, or, were a device believed in, by what
+    the session really runs on.
+    """
     if builtin.has_device():
         assert Session(bundle_of("llama", "bank"), "cuda").provider == "CUDAExecutionProvider"
         return
@@ -298,7 +360,9 @@ def test_cuda_never_becomes_cpu_silently(believed: bool, bundle_of: Make, monkey
 
 
 def test_device_bindings_give_the_same(bundle_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path that keeps a cache on its device, taken here with the CPU as the device: same logits, same cache, slots honoured."""
+    """The path that keeps a cache on its device, taken here with the CPU as the device: same logits, same
+    cache, slots honoured.
+    """
     session = Session(bundle_of("llama", "bank"), "cpu")
     names = ["alpha", None, "beta"]
     expected = session.run(batch_of(), names)
@@ -345,7 +409,10 @@ def test_inputs_of_a_run(bundle_of: Make) -> None:
         ({"input_ids": ids[:, :0]}, r"\(3, 0\)"),
         ({"input_ids": ids, "attention_mask": ids[:, 1:]}, r"expected \(3, 9\), found \(3, 8\)"),
         ({"input_ids": np.full((1, 3), 96)}, "ONNX Runtime could not run.*config"),
-        ({"input_ids": ids, "past_key_values.0.key": np.zeros((3, 2, 1, 9), np.float32)}, "expected|could not run"),
+        (
+            {"input_ids": ids, "past_key_values.0.key": np.zeros((3, 2, 1, 9), np.float32)},
+            "expected|could not run",
+        ),
     ]
     for inputs, text in bad:
         with pytest.raises(AdapterpackError, match=text):
@@ -380,7 +447,9 @@ def flip(path: Path, at: int) -> None:
 
 
 def test_altered_adapters_do_not_start(copied: Make, pack_of: Make) -> None:
-    """A pack with one byte changed, another good pack in its place, and a changed or missing .onnx_adapter: FormatError at the start."""
+    """A pack with one byte changed, another good pack in its place, and a changed or missing .onnx_adapter:
+    FormatError at the start.
+    """
     folder = copied("llama", "bank")
     flip(folder / "adapters/alpha/adapter_model.safetensors", -1)
     with pytest.raises(FormatError):
@@ -400,17 +469,27 @@ def test_altered_adapters_do_not_start(copied: Make, pack_of: Make) -> None:
         Session(folder, "cpu")
 
 
-@pytest.mark.parametrize(("name", "change", "told"), [
-    ("model.onnx", lambda path: flip(path, -1), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
-    ("model.onnx.data", lambda path: flip(path, 50), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
-    ("model.onnx.data", lambda path: path.write_bytes(path.read_bytes()[:-1]), r"expected [0-9]+ bytes, found [0-9]+ bytes"),
-    ("tokenizer.json", lambda path: flip(path, 20), r"expected sha256"),
-    ("config.json", lambda path: path.unlink(), r"expected [0-9]+ bytes, found no file"),
-    ("chat_template.jinja", lambda path: path.write_text("{{ messages }}"), "does not list"),
-])
-def test_altered_files_do_not_start(name: str, change: Callable[[Path], Any], told: str, copied: Make) -> None:
-    """A graph, its weights, the tokenizer or a template that was altered, cut, taken away or added: FormatError, which names the file,
-    what the manifest lists and what is there."""
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("model.onnx", lambda path: flip(path, -1), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+        ("model.onnx.data", lambda path: flip(path, 50), r"expected sha256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+        (
+            "model.onnx.data",
+            lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            r"expected [0-9]+ bytes, found [0-9]+ bytes",
+        ),
+        ("tokenizer.json", lambda path: flip(path, 20), r"expected sha256"),
+        ("config.json", lambda path: path.unlink(), r"expected [0-9]+ bytes, found no file"),
+        ("chat_template.jinja", lambda path: path.write_text("{{ messages }}"), "does not list"),
+    ],
+)
+def test_altered_files_do_not_start(
+    name: str, change: Callable[[Path], Any], told: str, copied: Make
+) -> None:
+    """A graph, its weights, the tokenizer or a template that was altered, cut, taken away or added:
+    FormatError, which names the file, what the manifest lists and what is there.
+    """
     folder = copied("llama", "bank")
     Session(folder, "cpu")
     change(folder / name)
@@ -419,7 +498,9 @@ def test_altered_files_do_not_start(name: str, change: Callable[[Path], Any], to
 
 
 def test_an_adapter_file_that_is_written_over_changes_no_answer(copied: Make) -> None:
-    """In inputs mode the file of one adapter is exchanged for that of another while the session is open: what was verified answers."""
+    """In inputs mode the file of one adapter is exchanged for that of another while the session is open: what
+    was verified answers.
+    """
     folder, batch = copied("llama", "inputs"), batch_of()
     session, names = Session(folder, "cpu"), ["alpha", None, "beta"]
     right = session.run(batch, names)["logits"]
@@ -431,11 +512,19 @@ def test_an_adapter_file_that_is_written_over_changes_no_answer(copied: Make) ->
         Session(folder, "cpu")
 
 
-def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was exported here is opened at once; a manifest that was never seen has its graph tried first, and not again."""
+def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(
+    copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was exported here is opened at once; a manifest that was never seen has its graph tried first, and
+    not again.
+    """
     tried: list[str] = []
     real = opened_before.require_survived
-    monkeypatch.setattr(opened_before, "require_survived", lambda path, *rest, **more: tried.append(path.name) or real(path, *rest, **more))
+    monkeypatch.setattr(
+        opened_before,
+        "require_survived",
+        lambda path, *rest, **more: tried.append(path.name) or real(path, *rest, **more),
+    )
     folder = copied("llama", "bank")
     Session(folder, "cpu")
     assert not tried
@@ -449,11 +538,14 @@ def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(copied: Mak
 
 
 def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that has not changed since it was hashed is not hashed again, in this process or, if it is large, in another; one whose time
-    of last change was set back is; ``full`` hashes all, ``off`` none."""
+    """A file that has not changed since it was hashed is not hashed again, in this process or, if it is
+    large, in another; one whose time of last change was set back is; ``full`` hashes all, ``off`` none.
+    """
     hashed: list[str] = []
     real = file_hashes.digests
-    monkeypatch.setattr(file_hashes, "digests", lambda sources, **more: hashed.extend(sources) or real(sources, **more))
+    monkeypatch.setattr(
+        file_hashes, "digests", lambda sources, **more: hashed.extend(sources) or real(sources, **more)
+    )
     monkeypatch.setattr(file_hashes, "_HASHES", {})
     monkeypatch.setattr(file_hashes, "LARGE", 1 << 14)
     monkeypatch.setattr(hashing, "_SETTLED", 50_000_000)
@@ -510,38 +602,58 @@ def test_the_validator_of_bundles(copied: Make, bundle_of: Make, base_of: Make) 
     flip(altered / "adapters/alpha/adapter_model.safetensors", -1)
     rules = found(altered)
     assert ("AB104", "adapters/alpha/adapter_model.safetensors") in rules
-    assert any(where.startswith("adapters/alpha/") and rule != "AB104" for rule, where in rules), "the pack's own validator says so, too"
+    assert any(where.startswith("adapters/alpha/") and rule != "AB104" for rule, where in rules), (
+        "the pack's own validator says so, too"
+    )
     value = json.loads((altered / FILE_NAME).read_text())
     (altered / FILE_NAME).write_text(json.dumps({**value, "mode": "banc"}))
     assert found(altered) == {("AB001", FILE_NAME)}
 
 
-def test_the_validator_of_bundles_keeps_to_its_budget(bundle_of: Make, base_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time, or too little for one more block, or no memory for a pack: not fully checked, exit code 3, and what is open is named."""
+def test_the_validator_of_bundles_keeps_to_its_budget(
+    bundle_of: Make, base_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No time, or too little for one more block, or no memory for a pack: not fully checked, exit code 3, and
+    what is open is named.
+    """
     folder = bundle_of("llama", "bank")
     report = validate(folder, budget=Budget(seconds=0))
     assert (report.state, report.findings) == ("not fully checked", ())
     assert "the list of files: the time ran out" in report.not_checked
     report = validate(folder, budget=Budget(memory=100))
     assert report.state == "not fully checked"
-    assert {text.partition(":")[0] for text in report.not_checked} >= {"adapters/alpha", "adapters/beta", "base", "graph and canaries"}
+    assert {text.partition(":")[0] for text in report.not_checked} >= {
+        "adapters/alpha",
+        "adapters/beta",
+        "base",
+        "graph and canaries",
+    }
     for option in (["--max-seconds", "0"], ["--max-bytes", "100"]):
         assert CliRunner().invoke(main, ["validate", str(folder), *option]).exit_code == 3
     assert validate(folder, full=True).state == "not fully checked"
     assert validate(folder, base_of("llama"), full=True).state == "valid"
     real = Budget.require_time
-    monkeypatch.setattr(Budget, "require_time", lambda self, what: real(Budget(seconds=0) if "digests" in what else self, what))
+    monkeypatch.setattr(
+        Budget,
+        "require_time",
+        lambda self, what: real(Budget(seconds=0) if "digests" in what else self, what),
+    )
     assert "the digests of the files: the time ran out" in validate(folder).not_checked
 
 
 def test_a_link_in_a_bundle_is_told_and_not_followed(copied: Make) -> None:
-    """Once something irregular lies there no other file is opened: neither what the link names nor a listed file behind it."""
+    """Once something irregular lies there no other file is opened: neither what the link names nor a listed
+    file behind it.
+    """
     folder = copied("llama", "bank")
     (folder / "model.onnx.data").unlink()
     os.mkfifo(folder / "pipe")
     (folder / "model.onnx.data").symlink_to(folder / "pipe")
     report = validate(folder)
-    assert {(finding.rule, finding.where) for finding in report.findings} == {("AB101", "model.onnx.data"), ("AB101", "pipe")}
+    assert {(finding.rule, finding.where) for finding in report.findings} == {
+        ("AB101", "model.onnx.data"),
+        ("AB101", "pipe"),
+    }
 
 
 def test_the_manifest_round_trips(bundle_of: Make, tmp_path: Path) -> None:
@@ -568,8 +680,12 @@ def test_the_runtime_needs_no_torch(bundle_of: Make) -> None:
         "print(sorted({'torch', 'transformers', 'peft', 'mobius'} & set(sys.modules)))\n"
     )
     folder = bundle_of("llama", "bank")
-    done = subprocess.run([sys.executable, "-c", program, str(folder), str(folder / "adapters/beta")], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(folder / "adapters/beta")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["(1, 2, 96)", "[]"]
 
@@ -578,11 +694,15 @@ def test_the_runtime_needs_no_torch(bundle_of: Make) -> None:
 
 
 def test_rows_of_a_classifier(bundle_of: Make) -> None:
-    """One result a row, in order, over several batches: the label is that of the largest score, the pack's digest stands beside."""
+    """One result a row, in order, over several batches: the label is that of the largest score, the pack's
+    digest stands beside.
+    """
     folder = bundle_of("bert", "bank")
     session = Session(folder, "cpu")
     names = ("beta", None, "alpha")
-    rows: list[dict[str, Any]] = [{"text": text, "adapter": name, "id": f"{text}-{name}"} for text in WORDS for name in names]
+    rows: list[dict[str, Any]] = [
+        {"text": text, "adapter": name, "id": f"{text}-{name}"} for text in WORDS for name in names
+    ]
     found = list(run(folder, iter(rows), provider="cpu", batch_size=4))
     assert [row["id"] for row in found] == [row["id"] for row in rows]
     for row in found:
@@ -595,19 +715,31 @@ def test_rows_of_a_classifier(bundle_of: Make) -> None:
         shares = np.exp(logits[: len(labels)]) / np.exp(logits[: len(labels)]).sum()
         assert row["label"] == labels[int(shares.argmax())]
         assert list(row["scores"]) == list(labels)
-        np.testing.assert_allclose(list(row["scores"].values()), shares, rtol=0, atol=2e-6)  # six digits are told
-    named = session.packs["beta"]  # PEFT's folders hold a head and no names for its labels: transformers numbers them
+        # six digits are told
+        np.testing.assert_allclose(list(row["scores"].values()), shares, rtol=0, atol=2e-6)
+    # PEFT's folders hold a head and no names for its labels: transformers numbers them
+    named = session.packs["beta"]
     unnamed = dataclasses.replace(named, manifest=replace(named.manifest, task=m.Task("text-classification")))
-    assert session.head(unnamed).labels == tuple(f"LABEL_{place}" for place in range(len(session.labels("beta"))))
+    assert session.head(unnamed).labels == tuple(
+        f"LABEL_{place}" for place in range(len(session.labels("beta")))
+    )
     assert session.head(unnamed).trained
 
 
 def test_rows_that_name_no_adapter(bundle_of: Make) -> None:
-    """They run with each of ``adapters`` in turn, with the base if there are none, with what is folded in a folded bundle."""
+    """They run with each of ``adapters`` in turn, with the base if there are none, with what is folded in a
+    folded bundle.
+    """
     rows = [{"text": WORDS[0]}, {"text": WORDS[1], "adapter": "beta"}]
     found = list(run(bundle_of("bert", "inputs"), rows, adapters=["alpha", "beta"], provider="cpu"))
-    assert [(row["text"], row["adapter"]) for row in found] == [(WORDS[0], "alpha"), (WORDS[0], "beta"), (WORDS[1], "beta")]
-    assert [row["adapter"] for row in run(bundle_of("bert", "bank"), [{"prompt": WORDS[0]}], provider="cpu")] == [None]
+    assert [(row["text"], row["adapter"]) for row in found] == [
+        (WORDS[0], "alpha"),
+        (WORDS[0], "beta"),
+        (WORDS[1], "beta"),
+    ]
+    assert [
+        row["adapter"] for row in run(bundle_of("bert", "bank"), [{"prompt": WORDS[0]}], provider="cpu")
+    ] == [None]
     (folded,) = run(bundle_of("bert", "folded"), [{"text": WORDS[0]}], provider="cpu")
     (single,) = run(bundle_of("bert", "bank"), [{"text": WORDS[0], "adapter": "alpha"}], provider="cpu")
     assert (folded["adapter"], folded["pack"], folded["label"]) == ("alpha", single["pack"], single["label"])
@@ -661,7 +793,9 @@ def test_rows_that_cannot_be_run(bundle_of: Make) -> None:
 
 
 def test_features_are_means_over_real_tokens(tiny_bert: Path, tmp_path: Path) -> None:
-    """A bundle without a head gives, for each text, the mean of its hidden states, whatever it is padded with."""
+    """A bundle without a head gives, for each text, the mean of its hidden states, whatever it is padded
+    with.
+    """
     export(tiny_bert, [], tmp_path / "bundle", mode="inputs", task="feature-extraction")
     together = list(run(tmp_path / "bundle", [{"text": text} for text in WORDS], provider="cpu"))
     for text, row in zip(WORDS, together, strict=True):
@@ -683,14 +817,18 @@ def test_a_bundle_is_no_base(bundle_of: Make) -> None:
 
 @pytest.mark.gpu
 def test_a_bank_on_cuda_equals_torch(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
-    """Mixed rows on CUDA equal the float64 models within 2e-2 of TF32 on logits of size 3, after a hot load, too."""
+    """Mixed rows on CUDA equal the float64 models within 2e-2 of TF32 on logits of size 3, after a hot load,
+    too.
+    """
     session, batch = Session(bundle_of("llama", "bank"), "cuda"), batch_of()
     assert session.provider == "CUDAExecutionProvider"
     session.load(pack_of("llama", "gamma"))
     for names in (["alpha", None, "beta"], ["gamma", "beta", "gamma"]):
         found = session.run(batch, names)["logits"]
         for row, expected in enumerate(expect(dense_of, batch, names)):
-            np.testing.assert_allclose(found[row][batch["attention_mask"][row] > 0], expected, rtol=0, atol=2e-2)
+            np.testing.assert_allclose(
+                found[row][batch["attention_mask"][row] > 0], expected, rtol=0, atol=2e-2
+            )
 
 
 @pytest.mark.gpu
@@ -704,10 +842,15 @@ def test_tokens_on_cuda_equal_the_cpus(bundle_of: Make) -> None:
 
 
 def test_half_precision_factors_are_widened_before_they_are_scaled() -> None:
-    """A bfloat16 pack's ``up`` slot is ``s B`` computed in float32: in bfloat16 the product with s = 1/3 would lose 2^-9 of it."""
+    """A bfloat16 pack's ``up`` slot is ``s B`` computed in float32: in bfloat16 the product with s = 1/3
+    would lose 2^-9 of it.
+    """
     rng = np.random.default_rng(5)
     site, cfg = Site("net.q", 7, 5), LoRA(r=3, alpha=1)
-    params = {"lora_A": rng.standard_normal((3, 7)).astype(bfloat16), "lora_B": rng.standard_normal((5, 3)).astype(bfloat16)}
+    params = {
+        "lora_A": rng.standard_normal((3, 7)).astype(bfloat16),
+        "lora_B": rng.standard_normal((5, 3)).astype(bfloat16),
+    }
     pack = build("half", get("lora"), {site: (cfg, params)}, task=m.Task("feature-extraction"), base=m.Base())
     expected = params["lora_B"].astype(np.float64).T / 3
     np.testing.assert_allclose(pack_values(pack)["net.q.up"], expected, rtol=2**-23)

@@ -1,4 +1,6 @@
-"""The user's configuration, environment variables and messages of the command line; and that ``docs/configuration.md`` lists them all."""
+"""The user's configuration, environment variables and messages of the command line; and that
+``docs/configuration.md`` lists them all.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,25 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_page_and_the_code_name_the_same_variables() -> None:
-    """Each variable that the code reads or names as its own is in the table; each of the table is in the code."""
-    code = "\n".join(path.read_text("utf-8") for path in (*ROOT.glob("adapterpack/**/*.py"), ROOT / "hatch_build.py"))
-    read = set(re.findall(r'environ(?:\.\w+)?[\[(]f?"(\w+)"', code)) | set(re.findall(r'envvar="(\w+)"', code))
+    """Each variable that the code reads or names as its own is in the table; each of the table is in the
+    code.
+    """
+    code = "\n".join(
+        path.read_text("utf-8") for path in (*ROOT.glob("adapterpack/**/*.py"), ROOT / "hatch_build.py")
+    )
+    read = set(re.findall(r'environ(?:\.\w+)?[\[(]f?"(\w+)"', code)) | set(
+        re.findall(r'envvar="(\w+)"', code)
+    )
     table = PAGE.partition("## Environment variables")[2].partition("\n## ")[0]
-    listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([A-Z_*]+)`", row)}
+    listed = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`([A-Z_*]+)`", row)
+    }
     assert len(read) > 6
     assert read | set(re.findall(r"\bADAPTERPACK_[A-Z_]+\b", code)) <= listed
-    families = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "OTEL_*"}  # the code makes the names, or a library of its own does
+    # the code makes the names, or a library of its own does
+    families = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "OTEL_*"}
     assert "ACCELERATE_USE_{engine}" in code and "OTEL_" in code
     assert {name for name in listed - families if name not in code} == set()
 
@@ -53,13 +66,20 @@ def test_the_page_and_the_code_name_the_same_variables() -> None:
 def test_the_page_shows_every_key(config: Path) -> None:
     """The example is one that is read, and has them all."""
     example = PAGE.partition("## The file")[2].partition("\n## ")[0]
-    config.write_text("\n".join(line[4:] for line in example.splitlines() if line.startswith("    ")), "utf-8")
+    config.write_text(
+        "\n".join(line[4:] for line in example.splitlines() if line.startswith("    ")), "utf-8"
+    )
     settings.apply()
-    assert {setting.variable for setting in settings.SETTINGS.values() if setting.variable in os.environ} \
-        == {setting.variable for setting in settings.SETTINGS.values()} == set(re.findall(r"# ([A-Z_]+)$", example, re.MULTILINE))
+    assert (
+        {setting.variable for setting in settings.SETTINGS.values() if setting.variable in os.environ}
+        == {setting.variable for setting in settings.SETTINGS.values()}
+        == set(re.findall(r"# ([A-Z_]+)$", example, re.MULTILINE))
+    )
 
 
-def test_the_option_wins_over_the_variable_and_that_over_the_file(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_option_wins_over_the_variable_and_that_over_the_file(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import click
 
     config.write_text(f'threads = 3\nprovider = "cpu"\ncache = "{tmp_path / "cache"}"\n', "utf-8")
@@ -80,13 +100,24 @@ def test_the_option_wins_over_the_variable_and_that_over_the_file(config: Path, 
     assert parsed("--provider", "cuda", "--threads", "7") == ("cuda", 7)
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ('provder = "cpu"', "did you mean 'provider'?"), ("threads = 0", "a number from 1 to 4096"), ("threads = true", "a number"),
-    ("cache = 7", "expected a path"), ("cache = ", "no TOML"), ('a = "' + 70_000 * "x" + '"', "too large"),
-    ('log = "xml"', "Known: json, text"),
-    ("a = " + 5000 * "[", "no TOML"), ("[cache]\nhub = 1", "expected a path")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('provder = "cpu"', "did you mean 'provider'?"),
+        ("threads = 0", "a number from 1 to 4096"),
+        ("threads = true", "a number"),
+        ("cache = 7", "expected a path"),
+        ("cache = ", "no TOML"),
+        ('a = "' + 70_000 * "x" + '"', "too large"),
+        ('log = "xml"', "Known: json, text"),
+        ("a = " + 5000 * "[", "no TOML"),
+        ("[cache]\nhub = 1", "expected a path"),
+    ],
+)
 def test_a_wrong_configuration_is_a_named_error(config: Path, text: str, told: str) -> None:
-    """One sentence, which names the file or the variable, before the command is read; none runs with half of a configuration."""
+    """One sentence, which names the file or the variable, before the command is read; none runs with half of
+    a configuration.
+    """
     config.write_text(text, "utf-8")
     done = call("rules", "linear", "--json")
     assert (done.exit_code, done.stdout) == (1, "")
@@ -105,9 +136,14 @@ def test_a_named_configuration_must_be_there(config: Path, monkeypatch: pytest.M
 
 
 def test_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Steps by default, none with --quiet before the command or behind it, time and source with --verbose, one object a line as JSON."""
+    """Steps by default, none with --quiet before the command or behind it, time and source with --verbose,
+    one object a line as JSON.
+    """
     monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path))
-    monkeypatch.setattr("adapterpack.diagnosing.checks.onnxruntime.asked", lambda provider=None: (None, "not asked in this test"))
+    monkeypatch.setattr(
+        "adapterpack.diagnosing.checks.onnxruntime.asked",
+        lambda provider=None: (None, "not asked in this test"),
+    )
     assert "look at: Disk" in call("doctor").stderr.splitlines()
     assert call("doctor", "--quiet").stderr == call("-q", "doctor").stderr == ""
     loud = call("doctor", "-v").stderr.splitlines()

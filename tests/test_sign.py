@@ -1,4 +1,6 @@
-"""Signatures: what was signed is verified, here and by OpenSSF's model-signing, and everything else is refused by its own name."""
+"""Signatures: what was signed is verified, here and by OpenSSF's model-signing, and everything else is
+refused by its own name.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def make_keys(folder: Path, name: str = "key", curve: Any = None, password: byte
     protection = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     keys = Keys(folder / f"{name}.pem", folder / f"{name}.pub")
     keys.private.write_bytes(key.private_bytes(PEM, PKCS8, protection))
-    keys.public.write_bytes(key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    keys.public.write_bytes(
+        key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
     return keys
 
 
@@ -76,9 +80,17 @@ def keys(tmp_path: Path) -> Keys:
 def folder(tmp_path: Path) -> Path:
     """A valid pack, not signed."""
     rng = np.random.default_rng(7)
-    params = {"lora_A": rng.standard_normal((3, 7), dtype=np.float32), "lora_B": rng.standard_normal((5, 3), dtype=np.float32)}
-    pack = build("tickets", get("lora"), {Site("net.q", 7, 5): (LoRA(r=3, alpha=6), params)}, task=m.Task("feature-extraction"),
-                 base=m.Base("org/base"))
+    params = {
+        "lora_A": rng.standard_normal((3, 7), dtype=np.float32),
+        "lora_B": rng.standard_normal((5, 3), dtype=np.float32),
+    }
+    pack = build(
+        "tickets",
+        get("lora"),
+        {Site("net.q", 7, 5): (LoRA(r=3, alpha=6), params)},
+        task=m.Task("feature-extraction"),
+        base=m.Base("org/base"),
+    )
     pack.write(tmp_path / "tickets")
     return tmp_path / "tickets"
 
@@ -89,7 +101,9 @@ def theirs_verifies(folder: Path, key: Path) -> None:
 
 def theirs_signs(folder: Path, key: Path) -> None:
     config = hashing.Config().set_ignored_paths(paths=[SIG])
-    signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(config).sign(folder, folder / SIG)
+    signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(config).sign(
+        folder, folder / SIG
+    )
 
 
 def call(*args: Any, **env: str) -> Result:
@@ -110,16 +124,20 @@ def seal(folder: Path, key: Path, change: Callable[[dict[str, Any]], object]) ->
     (folder / SIG).write_bytes(dsse.seal(json.dumps(payload).encode(), private_key(key)))
 
 
-# --- what holds -------------------------------------------------------------------------------------------------------------------------
+# --- what holds ---------------------------------------------------------------------------------------------
 
 
 def test_a_signature_covers_every_file_and_leaves_the_pack_as_it_was(folder: Path, keys: Keys) -> None:
-    """verify(sign(pack)): the manifest and the closed list by sha256; id, validation and loading are unchanged."""
+    """verify(sign(pack)): the manifest and the closed list by sha256; id, validation and loading are
+    unchanged.
+    """
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     made = adapterpack.sign(folder, keys.private, identity="adapters@example.org", expires="2999-01-31")
     found = adapterpack.verify(folder, keys.public, identity="adapters@example.org")
     assert found == made
-    assert found.files == {name: f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in before.items()}
+    assert found.files == {
+        name: f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in before.items()
+    }
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != SIG} == before
     assert adapterpack.validate(folder).valid
     assert adapterpack.load(folder).id == found.pack
@@ -128,7 +146,9 @@ def test_a_signature_covers_every_file_and_leaves_the_pack_as_it_was(folder: Pat
     assert adapterpack.verify(adapterpack.load(folder), keys.public) == found
 
 
-@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name)
+@pytest.mark.parametrize(
+    "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name
+)
 def test_model_signing_verifies_ours_and_we_verify_theirs(folder: Path, tmp_path: Path, curve: Any) -> None:
     """Both libraries, both directions, on every curve that both know; both refuse the same altered folder."""
     keys = make_keys(tmp_path, curve=curve)
@@ -156,19 +176,26 @@ def test_peft_loads_a_signed_pack(folder: Path, keys: Keys) -> None:
 
     adapterpack.sign(folder, keys.private)
     assert PeftConfig.from_pretrained(folder).peft_type == "LORA"
-    assert {tuple(value.shape) for value in load_peft_weights(str(folder), device="cpu").values()} == {(3, 7), (5, 3)}
+    assert {tuple(value.shape) for value in load_peft_weights(str(folder), device="cpu").values()} == {
+        (3, 7),
+        (5, 3),
+    }
 
 
 def test_openssl_makes_the_keys(folder: Path, tmp_path: Path) -> None:
     """The two lines that the help of ``sign`` shows, as they stand there."""
-    lines = [line.split() for line in call("sign", "--help").stdout.splitlines() if line.strip().startswith("openssl")]
+    lines = [
+        line.split()
+        for line in call("sign", "--help").stdout.splitlines()
+        if line.strip().startswith("openssl")
+    ]
     for line in lines:
         subprocess.run(line, cwd=tmp_path, check=True, capture_output=True)
     assert call("sign", folder, "--key", tmp_path / "key.pem").exit_code == 0
     assert call("verify", folder, "--key", tmp_path / "key.pub").exit_code == 0
 
 
-# --- what does not: each by its name ----------------------------------------------------------------------------------------------------
+# --- what does not: each by its name ------------------------------------------------------------------------
 
 
 def test_unsigned_wrong_key_and_expired_differ(folder: Path, keys: Keys, tmp_path: Path) -> None:
@@ -187,7 +214,9 @@ def test_unsigned_wrong_key_and_expired_differ(folder: Path, keys: Keys, tmp_pat
 
 
 def test_the_hint_is_not_what_is_trusted(folder: Path, keys: Keys, tmp_path: Path) -> None:
-    """A forger who writes the right key's digest beside his own signature is refused by the curve, not by the hint."""
+    """A forger who writes the right key's digest beside his own signature is refused by the curve, not by the
+    hint.
+    """
     adapterpack.sign(folder, make_keys(tmp_path, "forger").private)
     hint = hashlib.sha256(keys.public.read_bytes()).hexdigest()
     edit(folder, lambda value: value["verificationMaterial"]["publicKey"].update(hint=hint))
@@ -209,7 +238,9 @@ ENVELOPE: dict[str, Callable[[dict[str, Any]], object]] = {
     "payload type": lambda v: v["dsseEnvelope"].update(payloadType="application/json"),
     "no signature": lambda v: v["dsseEnvelope"].update(signatures=[]),
     "two signatures": lambda v: v["dsseEnvelope"]["signatures"].append(v["dsseEnvelope"]["signatures"][0]),
-    "signature of nothing": lambda v: v["dsseEnvelope"]["signatures"][0].update(sig=base64.b64encode(b"\x30\x00").decode()),
+    "signature of nothing": lambda v: v["dsseEnvelope"]["signatures"][0].update(
+        sig=base64.b64encode(b"\x30\x00").decode()
+    ),
     "signature not base64": lambda v: v["dsseEnvelope"]["signatures"][0].update(sig="*" * 96),
     "key id": lambda v: v["dsseEnvelope"]["signatures"][0].update(keyid="mine"),
     "a list": lambda v: v.update(dsseEnvelope=[]),
@@ -226,14 +257,19 @@ def test_every_part_of_the_envelope_is_fixed(folder: Path, keys: Keys, part: str
 
 
 def test_every_byte_of_the_signature_file_is_fixed(folder: Path, keys: Keys) -> None:
-    """A changed or lost byte anywhere is detected; blanks between the parts of the JSON apart, nothing is free."""
+    """A changed or lost byte anywhere is detected; blanks between the parts of the JSON apart, nothing is
+    free.
+    """
     adapterpack.sign(folder, keys.private)
     data = (folder / SIG).read_bytes()
     rng = np.random.default_rng(3)
     for position in sorted(rng.choice(len(data), 150, replace=False)):
-        if data[position:position + 1] in b" \n":
+        if data[position : position + 1] in b" \n":
             continue
-        for spoiled in (data[:position] + bytes([data[position] ^ 1]) + data[position + 1:], data[:position]):
+        for spoiled in (
+            data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :],
+            data[:position],
+        ):
             (folder / SIG).write_bytes(spoiled)
             with pytest.raises(WronglySigned):
                 adapterpack.verify(folder, keys.public)
@@ -266,7 +302,9 @@ def test_a_file_that_was_added_is_named(folder: Path, keys: Keys, tmp_path: Path
         with pytest.raises(WronglySigned) as error:
             adapterpack.verify(folder, keys.public)
         assert error.value.where == str(folder / "evil.bin")
-        shutil.rmtree(folder / "evil.bin") if (folder / "evil.bin").is_dir() else (folder / "evil.bin").unlink()
+        shutil.rmtree(folder / "evil.bin") if (folder / "evil.bin").is_dir() else (
+            folder / "evil.bin"
+        ).unlink()
     (folder / SIG).rename(tmp_path / SIG)
     (folder / SIG).symlink_to(tmp_path / SIG)
     with pytest.raises(WronglySigned, match="regular files"):
@@ -299,13 +337,22 @@ def _without(value: dict[str, Any], name: str) -> None:
 
 STATEMENTS: dict[str, tuple[type[TrustError], Callable[[dict[str, Any]], object]]] = {
     "another statement": (UnsupportedSignature, lambda v: v.update(_type="https://in-toto.io/Statement/v2")),
-    "another predicate": (UnsupportedSignature, lambda v: v.update(predicateType="https://slsa.dev/provenance/v1")),
+    "another predicate": (
+        UnsupportedSignature,
+        lambda v: v.update(predicateType="https://slsa.dev/provenance/v1"),
+    ),
     "by shards": (UnsupportedSignature, lambda v: v["predicate"]["serialization"].update(method="shards")),
     "another hash": (UnsupportedSignature, lambda v: _resource(v, algorithm="blake3")),
-    "a limit that we do not know": (UnsupportedSignature, lambda v: v["predicate"]["adapterpack"].update(only_for="tests")),
+    "a limit that we do not know": (
+        UnsupportedSignature,
+        lambda v: v["predicate"]["adapterpack"].update(only_for="tests"),
+    ),
     "two subjects": (WronglySigned, lambda v: v["subject"].append(v["subject"][0])),
     "no subject": (WronglySigned, lambda v: v.update(subject=[])),
-    "digests that do not add up": (WronglySigned, lambda v: v["subject"][0]["digest"].update(sha256="0" * 64)),
+    "digests that do not add up": (
+        WronglySigned,
+        lambda v: v["subject"][0]["digest"].update(sha256="0" * 64),
+    ),
     "a path": (WronglySigned, lambda v: _resource(v, name="../adapterpack.json")),
     "no digest": (WronglySigned, lambda v: _resource(v, digest="")),
     "no predicate": (WronglySigned, lambda v: v.pop("predicate")),
@@ -328,7 +375,9 @@ def test_a_right_signature_over_a_wrong_statement(folder: Path, keys: Keys, case
 
 
 def test_a_signed_stranger_in_the_folder_is_refused(folder: Path, keys: Keys) -> None:
-    """model-signing signs whatever lies there; what the manifest does not list is no part of a pack all the same."""
+    """model-signing signs whatever lies there; what the manifest does not list is no part of a pack all the
+    same.
+    """
     (folder / "modeling.py").write_text("import os")
     theirs_signs(folder, keys.private)
     theirs_verifies(folder, keys.public)
@@ -339,13 +388,22 @@ def test_a_signed_stranger_in_the_folder_is_refused(folder: Path, keys: Keys) ->
 def test_a_certificate_is_said_to_be_unsupported(folder: Path, keys: Keys) -> None:
     """Keyless signatures are another matter than wrong ones."""
     adapterpack.sign(folder, keys.private)
-    edit(folder, lambda value: value.update(verificationMaterial={"certificate": {"rawBytes": "AA=="}, "tlogEntries": [{"logIndex": 1}]}))
+    edit(
+        folder,
+        lambda value: value.update(
+            verificationMaterial={"certificate": {"rawBytes": "AA=="}, "tlogEntries": [{"logIndex": 1}]}
+        ),
+    )
     with pytest.raises(UnsupportedSignature, match="certificate"):
         adapterpack.verify(folder, keys.public)
 
 
-def test_nothing_is_parsed_before_the_signature_is_known_to_be_right(folder: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a wrong signature neither the statement nor the manifest is read: both are replaced by something that explodes."""
+def test_nothing_is_parsed_before_the_signature_is_known_to_be_right(
+    folder: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a wrong signature neither the statement nor the manifest is read: both are replaced by something
+    that explodes.
+    """
     adapterpack.sign(folder, keys.private)
     edit(folder, lambda value: value["dsseEnvelope"].update(payload=base64.b64encode(b"{" * 999).decode()))
 
@@ -369,11 +427,13 @@ def test_the_identity_is_signed(folder: Path, keys: Keys) -> None:
         adapterpack.verify(folder, keys.public, identity="alice")
 
 
-# --- what cannot be signed --------------------------------------------------------------------------------------------------------------
+# --- what cannot be signed ----------------------------------------------------------------------------------
 
 
 def test_only_a_valid_pack_is_signed_and_only_once(folder: Path, keys: Keys, tmp_path: Path) -> None:
-    """An altered pack, a PEFT folder, a missing folder, a second signature: refused, and nothing is left behind."""
+    """An altered pack, a PEFT folder, a missing folder, a second signature: refused, and nothing is left
+    behind.
+    """
     shutil.copytree(folder, tmp_path / "peft", ignore=shutil.ignore_patterns(MANIFEST))
     with pytest.raises(FormatError, match="manifest"):
         adapterpack.sign(tmp_path / "peft", keys.private)
@@ -402,11 +462,14 @@ def test_keys_that_cannot_be_used(folder: Path, keys: Keys, tmp_path: Path) -> N
     """Each with its reason, and never with a byte of the private key."""
     locked = make_keys(tmp_path, "locked", password=b"sesame")
     odd = make_keys(tmp_path, "odd", curve=ec.SECP256K1())
-    (tmp_path / "rsa.pem").write_bytes(rsa.generate_private_key(65537, 2048).private_bytes(PEM, PKCS8, serialization.NoEncryption()))
+    (tmp_path / "rsa.pem").write_bytes(
+        rsa.generate_private_key(65537, 2048).private_bytes(PEM, PKCS8, serialization.NoEncryption())
+    )
     (tmp_path / "text.pem").write_text("-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n")
     cases: list[tuple[Path, str | None, str]] = [
-        (keys.public, None, "public key"), (odd.private, None, "secp256k1"), (tmp_path / "rsa.pem", None, "RSA"),
-        (tmp_path / "text.pem", None, "cannot be read"), (locked.private, None, "password"), (locked.private, "wrong", "cannot be read"),
+        (keys.public, None, "public key"), (odd.private, None, "secp256k1"),
+        (tmp_path / "rsa.pem", None, "RSA"), (tmp_path / "text.pem", None, "cannot be read"),
+        (locked.private, None, "password"), (locked.private, "wrong", "cannot be read"),
         (keys.private, "needless", "password"),
     ]  # fmt: skip
     for path, password, said in cases:
@@ -415,17 +478,23 @@ def test_keys_that_cannot_be_used(folder: Path, keys: Keys, tmp_path: Path) -> N
     with pytest.raises(StorageError, match="no such key"):
         adapterpack.sign(folder, tmp_path / "none.pem")
     adapterpack.sign(folder, locked.private, password="sesame")
-    for path, said in ((keys.private, "private key"), (odd.public, "secp256k1"), (tmp_path / "tickets" / MANIFEST, "cannot be read")):
+    for path, said in (
+        (keys.private, "private key"),
+        (odd.public, "secp256k1"),
+        (tmp_path / "tickets" / MANIFEST, "cannot be read"),
+    ):
         with pytest.raises(ConfigError, match=said):
             adapterpack.verify(folder, path)
     adapterpack.verify(folder, locked.public)
 
 
-# --- the command line -------------------------------------------------------------------------------------------------------------------
+# --- the command line ---------------------------------------------------------------------------------------
 
 
 def test_commands_and_exit_codes(folder: Path, keys: Keys, tmp_path: Path) -> None:
-    """0 signed and verified, 1 a named error, 2 usage, 4 trust: unsigned, wrong key, expired, altered; JSON fits the schema."""
+    """0 signed and verified, 1 a named error, 2 usage, 4 trust: unsigned, wrong key, expired, altered; JSON
+    fits the schema.
+    """
     other = make_keys(tmp_path, "other").public
 
     def refused(key: Path, code: str) -> None:
@@ -457,7 +526,9 @@ def test_commands_and_exit_codes(folder: Path, keys: Keys, tmp_path: Path) -> No
 
 
 def test_no_private_key_reaches_any_output(folder: Path, tmp_path: Path) -> None:
-    """Neither what is printed, with and without a traceback, nor what is written holds a line of the key file or its password."""
+    """Neither what is printed, with and without a traceback, nor what is written holds a line of the key file
+    or its password.
+    """
     keys = make_keys(tmp_path, "locked", password=b"open-sesame-77")
     plain = make_keys(tmp_path, "plain")
     broken = tmp_path / "broken.pem"
@@ -468,7 +539,13 @@ def test_no_private_key_reaches_any_output(folder: Path, tmp_path: Path) -> None
     scalar = private_key(plain.private).private_numbers().private_value  # type: ignore[attr-defined]
     secrets += [str(scalar), f"{scalar:x}"]
     said = ""
-    for key, password in ((broken, ""), (keys.private, "wrong"), (keys.private, None), (plain.private, None), (plain.private, "x")):
+    for key, password in (
+        (broken, ""),
+        (keys.private, "wrong"),
+        (keys.private, None),
+        (plain.private, None),
+        (plain.private, "x"),
+    ):
         env = {} if not password else {"ADAPTERPACK_KEY_PASSWORD": password}
         for flags in ((), ("--json",), ("--traceback",)):
             (folder / SIG).unlink(missing_ok=True)
@@ -476,22 +553,36 @@ def test_no_private_key_reaches_any_output(folder: Path, tmp_path: Path) -> None
     (folder / SIG).unlink(missing_ok=True)
     done = call("sign", folder, "--key", keys.private, "--json", ADAPTERPACK_KEY_PASSWORD="open-sesame-77")
     assert done.exit_code == 0
-    said += done.output + call("verify", folder, "--key", keys.private, "--traceback").output + (folder / SIG).read_text()
+    said += (
+        done.output
+        + call("verify", folder, "--key", keys.private, "--traceback").output
+        + (folder / SIG).read_text()
+    )
     assert "Traceback" in said
     assert [secret for secret in secrets if secret in said] == []
 
 
 def test_without_cryptography_the_extra_is_named(folder: Path, keys: Keys) -> None:
-    """A real process in which the package cannot be imported: one sentence that says what to install; importing adapterpack is free."""
+    """A real process in which the package cannot be imported: one sentence that says what to install;
+    importing adapterpack is free.
+    """
     program = (
         "import sys; sys.modules['cryptography'] = None\n"
         "import adapterpack\n"
         "try:\n    adapterpack.sign(*sys.argv[1:])\n"
         "except adapterpack.AdapterpackError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(folder), str(keys.private)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(keys.private)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "pip install 'adapterpack[sign]'" in done.stdout
-    program = "import sys, adapterpack.pack.trust.sign, adapterpack.cli.sign; assert 'cryptography' not in sys.modules"
+    program = (
+        "import sys, adapterpack.pack.trust.sign, adapterpack.cli.sign; assert 'cryptography' not in "
+        "sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -512,13 +603,18 @@ def bundle(bundle_of: Callable[[str, str], Path], tmp_path: Path) -> Path:
 
 
 def test_a_bundle_is_signed_and_verified(bundle: Path, tmp_path: Path) -> None:
-    """Over the manifest and all files that it lists; the bundle stays valid, opens, and OpenSSF's model-signing agrees."""
+    """Over the manifest and all files that it lists; the bundle stays valid, opens, and OpenSSF's
+    model-signing agrees.
+    """
     keys = make_keys(tmp_path)
     signed = adapterpack.sign(bundle, keys.private, identity="exports@example.org", expires="2100-01-01")
     assert signed == adapterpack.verify(bundle, keys.public, identity="exports@example.org")
     listed = json.loads((bundle / "adapterpack.bundle.json").read_bytes())["files"]
     assert set(signed.files) == {"adapterpack.bundle.json", *(entry["path"] for entry in listed)}
-    assert signed.pack == "sha256:" + hashlib.sha256((bundle / "adapterpack.bundle.json").read_bytes()).hexdigest()
+    assert (
+        signed.pack
+        == "sha256:" + hashlib.sha256((bundle / "adapterpack.bundle.json").read_bytes()).hexdigest()
+    )
     assert not adapterpack.validate(bundle).findings
     assert adapterpack.Session(bundle, "cpu").adapters == ["alpha", "beta"]
     result = CliRunner().invoke(main, ["verify", str(bundle), "--key", str(keys.public)])
@@ -528,7 +624,9 @@ def test_a_bundle_is_signed_and_verified(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_bundles_that_are_not_what_was_signed(bundle: Path, tmp_path: Path) -> None:
-    """Unsigned, another key, altered and added files, a manifest written anew, an expiry: each by its name, with exit code 4."""
+    """Unsigned, another key, altered and added files, a manifest written anew, an expiry: each by its name,
+    with exit code 4.
+    """
     keys, others = make_keys(tmp_path), make_keys(tmp_path, "other")
     with pytest.raises(Unsigned, match="the bundle is not signed"):
         adapterpack.verify(bundle, keys.public)

@@ -1,4 +1,6 @@
-"""The local store: every file once, read back by its digest, whole under concurrent processes, and freed only on purpose."""
+"""The local store: every file once, read back by its digest, whole under concurrent processes, and freed only
+on purpose.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,17 @@ MANIFEST, TENSORS = "adapterpack.json", "adapter_model.safetensors"
 
 def make_pack(name: str = "tickets", seed: int = 7, width: int = 7) -> Pack:
     rng = np.random.default_rng(seed)
-    params = {"lora_A": rng.standard_normal((3, width), dtype=np.float32), "lora_B": rng.standard_normal((5, 3), dtype=np.float32)}
-    return build(name, get("lora"), {Site("net.q", width, 5): (LoRA(r=3, alpha=6), params)}, task=m.Task("feature-extraction"),
-                 base=m.Base("org/base"))
+    params = {
+        "lora_A": rng.standard_normal((3, width), dtype=np.float32),
+        "lora_B": rng.standard_normal((5, 3), dtype=np.float32),
+    }
+    return build(
+        name,
+        get("lora"),
+        {Site("net.q", width, 5): (LoRA(r=3, alpha=6), params)},
+        task=m.Task("feature-extraction"),
+        base=m.Base("org/base"),
+    )
 
 
 @pytest.fixture
@@ -59,7 +69,9 @@ def used(store: Store) -> int:
 
 
 def test_what_goes_in_comes_out_from_the_stores_own_bytes(store: Store, tmp_path: Path) -> None:
-    """get(add(pack).id) = pack, whether it was given as a pack in memory or a folder; afterwards the source may vanish or change."""
+    """get(add(pack).id) = pack, whether it was given as a pack in memory or a folder; afterwards the source
+    may vanish or change.
+    """
     pack = make_pack()
     folder = pack.write(tmp_path / "tickets").path
     assert folder is not None
@@ -79,14 +91,20 @@ def test_what_goes_in_comes_out_from_the_stores_own_bytes(store: Store, tmp_path
 
 
 def test_every_file_lies_once_and_read_only(store: Store) -> None:
-    """A renamed pack shares its tensors; a blob's name is its sha256; there are no links that could lead out."""
+    """A renamed pack shares its tensors; a blob's name is its sha256; there are no links that could lead
+    out.
+    """
     pack = make_pack()
     one, two = store.add(pack), store.add(pack.renamed("other"))
     assert one.path and two.path and one.id != two.id
     assert (one.path / TENSORS).stat().st_ino == (two.path / TENSORS).stat().st_ino
     assert len(blobs(store)) == 4  # two manifests, one file of tensors, one of PEFT's config
     assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in blobs(store))
-    assert all(path.stat().st_mode & 0o222 == 0 for path in store.root.rglob("*") if path.is_file() and path.parent != store.root)
+    assert all(
+        path.stat().st_mode & 0o222 == 0
+        for path in store.root.rglob("*")
+        if path.is_file() and path.parent != store.root
+    )
     assert not [path for path in store.root.rglob("*") if path.is_symlink()]
     assert store.root.stat().st_mode & 0o077 == 0
     assert list((store.root / "tmp").iterdir()) == []
@@ -102,7 +120,9 @@ def test_a_peft_folder_becomes_a_pack(store: Store, tmp_path: Path) -> None:
 
 
 def test_nothing_of_an_invalid_pack_is_published(store: Store, tmp_path: Path) -> None:
-    """An altered file, a shorter or longer one, a pipe, a link, a manifest that was edited, no folder: refused, and no pack is listed."""
+    """An altered file, a shorter or longer one, a pipe, a link, a manifest that was edited, no folder:
+    refused, and no pack is listed.
+    """
     for number, change in enumerate((
         spoil, lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.write_bytes(path.read_bytes() + b"0"),
         lambda path: (path.unlink(), os.mkfifo(path)), lambda path: (path.rename(tmp_path / "moved"), path.symlink_to(tmp_path / "moved")),
@@ -128,8 +148,12 @@ def test_a_handle_whose_folder_changed_is_not_confused(store: Store, tmp_path: P
     assert store.add(pack).id == pack.id
 
 
-def test_what_is_checked_is_what_is_stored(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source becomes another pack once it is copied: what was copied is what is checked, stored and returned."""
+def test_what_is_checked_is_what_is_stored(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source becomes another pack once it is copied: what was copied is what is checked, stored and
+    returned.
+    """
     pack, real = make_pack(), Store._staged
     folder = pack.write(tmp_path / "tickets").path or tmp_path
     other = make_pack(seed=8).write(tmp_path / "other").path or tmp_path
@@ -148,7 +172,9 @@ def test_what_is_checked_is_what_is_stored(store: Store, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("name", [TENSORS, MANIFEST, "adapter_config.json"])
 def test_altered_bytes_are_named_and_put_into_quarantine(store: Store, name: str) -> None:
-    """One flipped bit in the store: an error that names the file; the pack is gone from its place, kept aside, and can be added again."""
+    """One flipped bit in the store: an error that names the file; the pack is gone from its place, kept
+    aside, and can be added again.
+    """
     pack = store.add(make_pack())
     assert pack.path is not None
     spoil(pack.path / name)
@@ -182,11 +208,13 @@ def test_an_unknown_pack(store: Store) -> None:
             store.get(identity)
 
 
-# --- garbage ----------------------------------------------------------------------------------------------------------------------------
+# --- garbage ------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_tells_what_the_real_one_frees(store: Store) -> None:
-    """gc(dry_run).bytes = bytes of the disk before - after; packs that are kept stay whole, shared blobs too."""
+    """gc(dry_run).bytes = bytes of the disk before - after; packs that are kept stay whole, shared blobs
+    too.
+    """
     one, other = store.add(make_pack()), store.add(make_pack().renamed("other"))
     three = store.add(make_pack(seed=9, width=4001))
     before = used(store)
@@ -215,8 +243,12 @@ def test_without_keep_only_leftovers_go(store: Store, tmp_path: Path) -> None:
     assert store.gc().files == 0
 
 
-def test_collecting_that_dies_half_way_leaves_no_half_pack(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process dies after the first file that it deletes: what is listed is whole, and the next one frees the rest."""
+def test_collecting_that_dies_half_way_leaves_no_half_pack(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies after the first file that it deletes: what is listed is whole, and the next one frees
+    the rest.
+    """
     store.add(make_pack()), store.add(make_pack(seed=9))
 
     def dies(tree: Path, **_: object) -> None:
@@ -254,7 +286,7 @@ def test_where_there_are_no_hard_links_copies_do(store: Store, monkeypatch: pyte
     assert store.gc().files == 0
 
 
-# --- many processes ---------------------------------------------------------------------------------------------------------------------
+# --- many processes -----------------------------------------------------------------------------------------
 
 ADD = """
 import sys, time
@@ -276,12 +308,18 @@ while time.time() < float(sys.argv[2]): store.gc(dry_run=False)
 def start(program: str, *args: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def test_processes_that_add_at_the_same_moment(store: Store, tmp_path: Path) -> None:
-    """Six processes add the same and different packs from one moment on, while a seventh collects garbage: all whole, nothing left over."""
-    folders = [make_pack(f"p{number}", seed=number // 2).write(tmp_path / f"p{number}").path for number in range(6)]
+    """Six processes add the same and different packs from one moment on, while a seventh collects garbage:
+    all whole, nothing left over.
+    """
+    folders = [
+        make_pack(f"p{number}", seed=number // 2).write(tmp_path / f"p{number}").path for number in range(6)
+    ]
     wanted = sorted(adapterpack.load(str(folder)).id for folder in folders)
     moment = time.time() + 2
     running = [start(ADD, store.root, moment, *(folders[number:] + folders[:number])) for number in range(6)]
@@ -319,10 +357,15 @@ while rounds < 5 or time.time() < float(start) + 2:
 
 
 def test_adding_reading_and_collecting_at_once(store: Store, tmp_path: Path) -> None:
-    """For two seconds two processes add, one reads and one removes every pack again and again: an adder always gets its pack, a reader a
-    whole pack or none, and nothing is left over."""
-    folders = [make_pack(f"p{number}", seed=number // 2).write(tmp_path / f"p{number}").path for number in range(4)]
-    running = [start(WORK, store.root, time.time() + 1.5, what, *folders) for what in ("add1", "add2", "get", "gc")]
+    """For two seconds two processes add, one reads and one removes every pack again and again: an adder
+    always gets its pack, a reader a whole pack or none, and nothing is left over.
+    """
+    folders = [
+        make_pack(f"p{number}", seed=number // 2).write(tmp_path / f"p{number}").path for number in range(4)
+    ]
+    running = [
+        start(WORK, store.root, time.time() + 1.5, what, *folders) for what in ("add1", "add2", "get", "gc")
+    ]
     for process in running:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
@@ -333,8 +376,10 @@ def test_adding_reading_and_collecting_at_once(store: Store, tmp_path: Path) -> 
 
 
 def test_who_wants_the_lock_alone_gets_it(tmp_path: Path) -> None:
-    """Two share the lock in turns, each letting go only once the other holds it, or has waited for 0.2 s: never is it free for a moment,
-    and yet a third who wants it alone gets it, because who comes after him waits behind him."""
+    """Two share the lock in turns, each letting go only once the other holds it, or has waited for 0.2 s:
+    never is it free for a moment, and yet a third who wants it alone gets it, because who comes after him
+    waits behind him.
+    """
     first, second, stop = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
 
     def share(mine: threading.Semaphore, other: threading.Semaphore) -> None:
@@ -371,7 +416,9 @@ ACTS = {
     ("add", False, False), ("get", False, False), ("collect", False, True), ("put aside", False, True),
 ])  # fmt: skip
 def test_who_waits_for_whom(act: str, alone: bool, waits: bool, store: Store) -> None:
-    """Nothing goes on beside one who holds the lock alone; beside those who share it only what takes nothing away."""
+    """Nothing goes on beside one who holds the lock alone; beside those who share it only what takes nothing
+    away.
+    """
     pack = store.add(make_pack())
     done: list[object] = []
 
@@ -391,9 +438,13 @@ def test_who_waits_for_whom(act: str, alone: bool, waits: bool, store: Store) ->
 
 
 @pytest.mark.parametrize("other", ["mends", "takes away"])
-def test_another_process_finds_the_altered_pack_first(store: Store, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between finding an alteration and holding the lock alone, another process puts the pack aside, and perhaps adds it again: adding
-    gives the pack all the same, reading gives it or says that it is not there, and the pack that is whole now is not put aside."""
+def test_another_process_finds_the_altered_pack_first(
+    store: Store, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between finding an alteration and holding the lock alone, another process puts the pack aside, and
+    perhaps adds it again: adding gives the pack all the same, reading gives it or says that it is not there,
+    and the pack that is whole now is not put aside.
+    """
     pack = store.add(make_pack())
     quarantine, elsewhere = Store._quarantine, Store(store.root)
 
@@ -419,9 +470,13 @@ def test_another_process_finds_the_altered_pack_first(store: Store, other: str, 
     assert len(list((store.root / "quarantine").iterdir())) == 2
 
 
-def test_nothing_is_named_before_its_bytes_are_safe(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut: every file of a pack, and the folder of their names, was synced before the pack got its place, and afterwards every
-    folder in which a name is new, up to the one that holds the store; with links and with copies."""
+def test_nothing_is_named_before_its_bytes_are_safe(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut: every file of a pack, and the folder of their names, was synced before the pack got its
+    place, and afterwards every folder in which a name is new, up to the one that holds the store; with links
+    and with copies.
+    """
     events: list[tuple[str, int]] = []
     sync, rename = os.fsync, Path.rename
 
@@ -445,7 +500,11 @@ def test_nothing_is_named_before_its_bytes_are_safe(store: Store, tmp_path: Path
         published = events.index(("published", pack.path.stat().st_ino))
         after = {inode for _, inode in events[published:]}
         assert {folder.stat().st_ino for folder in (pack.path.parent, store.root, store.root.parent)} <= after
-        new = {("sync", folder.stat().st_ino) for blob in blobs(store) for folder in (blob.parent, store.root / "blobs")}
+        new = {
+            ("sync", folder.stat().st_ino)
+            for blob in blobs(store)
+            for folder in (blob.parent, store.root / "blobs")
+        }
         assert number or new <= set(events)
         monkeypatch.setattr(Path, "hardlink_to", refuse_links)
 
@@ -455,7 +514,9 @@ def refuse_links(self: Path, target: Path) -> None:
 
 
 def test_a_folder_that_is_no_store_is_not_made_one(tmp_path: Path) -> None:
-    """Collecting garbage there would delete what lies in folders of the same names; an empty folder becomes a store."""
+    """Collecting garbage there would delete what lies in folders of the same names; an empty folder becomes a
+    store.
+    """
     (tmp_path / "mine" / "tmp").mkdir(parents=True)
     (tmp_path / "mine" / "tmp" / "work.txt").write_text("precious")
     for act in (lambda store: store.gc(dry_run=False), lambda store: store.add(make_pack())):
@@ -475,8 +536,11 @@ def test_a_folder_of_the_store_that_is_a_link_is_refused(name: str, store: Store
     (outside / "ab" / "thesis.txt").write_text("precious")
     (store.root / name).rename(tmp_path / "aside")
     (store.root / name).symlink_to(outside)
-    acts: list[Callable[[], object]] = [lambda: store.gc(keep=[], dry_run=False), lambda: store.add(make_pack(seed=8)),
-                                        lambda: store.get(make_pack().id)]
+    acts: list[Callable[[], object]] = [
+        lambda: store.gc(keep=[], dry_run=False),
+        lambda: store.add(make_pack(seed=8)),
+        lambda: store.get(make_pack().id),
+    ]
     for act in acts:
         with pytest.raises(StorageError, match="is a link") as caught:
             act()
@@ -499,9 +563,13 @@ except Exception as error:
 
 
 def test_a_full_disk_is_the_stores_and_not_the_packs(store: Store, tmp_path: Path) -> None:
-    """In a process that may write 4 KiB to a file: the error names the store, whose disk it is, and nothing is left in it."""
+    """In a process that may write 4 KiB to a file: the error names the store, whose disk it is, and nothing
+    is left in it.
+    """
     folder = make_pack(width=4001).write(tmp_path / "big").path
-    said = subprocess.run([sys.executable, "-c", FULL, str(store.root), str(folder)], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", FULL, str(store.root), str(folder)], capture_output=True, text=True, check=True
+    ).stdout
     kind, where, remedy = said.split(" ", 2)
     assert kind == "StorageError"
     assert Path(where).is_relative_to(store.root)
@@ -514,9 +582,14 @@ def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Pa
     """SIGKILL at twelve moments of adding: every pack that is listed is whole, and gc frees the rest."""
     pack = make_pack(width=400_001)
     folder = pack.write(tmp_path / "big").path
-    program = "import sys\nfrom adapterpack.pack.store import Store\nprint('ready', flush=True)\nStore(sys.argv[1]).add(sys.argv[2])"
+    program = (
+        "import sys\nfrom adapterpack.pack.store import Store\nprint('ready', "
+        "flush=True)\nStore(sys.argv[1]).add(sys.argv[2])"
+    )
     for number in range(12):
-        process = subprocess.Popen([sys.executable, "-c", program, str(store.root), str(folder)], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(store.root), str(folder)], stdout=subprocess.PIPE
+        )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(0.004 * number)

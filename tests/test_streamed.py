@@ -1,4 +1,6 @@
-"""Packs that are too large to hold: read site by site, the same as ever, and only what was checked; and the threads that work on sites."""
+"""Packs that are too large to hold: read site by site, the same as ever, and only what was checked; and the
+threads that work on sites.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,12 @@ def written(tmp_path: Path, kind: str) -> list[Path]:
 
 @pytest.mark.parametrize("kind", ["ours", "peft"])
 @pytest.mark.parametrize("rule", ["linear", "ties", "iso_c", "lora_lego"])
-def test_a_large_pack_is_the_same_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rule: str) -> None:
-    """Held or read piece by piece: the same identity, the same tensors, and the same composition to the bit."""
+def test_a_large_pack_is_the_same_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rule: str
+) -> None:
+    """Held or read piece by piece: the same identity, the same tensors, and the same composition to the
+    bit.
+    """
     paths = written(tmp_path, kind)
     held = [adapterpack.load(path) for path in paths]
     for module in (from_peft, validation, folder):
@@ -67,7 +73,9 @@ def test_a_large_pack_is_the_same_pack(tmp_path: Path, monkeypatch: pytest.Monke
         assert all(np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
     assert adapterpack.compose(held, rule=rule, rank=4).id == adapterpack.compose(read, rule=rule, rank=4).id
     again = read[0].write(tmp_path / "again")
-    assert (tmp_path / "again" / "adapter_model.safetensors").read_bytes() == (paths[0] / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "adapter_model.safetensors").read_bytes() == (
+        paths[0] / "adapter_model.safetensors"
+    ).read_bytes()
     assert again.id == read[0].id
 
 
@@ -97,8 +105,12 @@ def test_a_flipped_byte_is_found_when_a_large_pack_is_loaded(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("large")
-def test_a_tensor_that_the_system_gives_in_several_pieces_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux gives at most 2,147,479,552 bytes a call; here every call gives at most 100, for real, so that no test needs gigabytes."""
+def test_a_tensor_that_the_system_gives_in_several_pieces_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux gives at most 2,147,479,552 bytes a call; here every call gives at most 100, for real, so that no
+    test needs gigabytes.
+    """
     path = written(tmp_path, "ours")[0]
     pack = adapterpack.load(path)
     wanted = {name: value.copy() for name, value in pack.tensors.items()}
@@ -175,17 +187,25 @@ for after in (*Watch.seen, settings()):
 
 
 def test_a_command_leaves_the_settings_of_the_process_alone(tmp_path: Path) -> None:
-    """Garbage collector, switch interval and the variables that a BLAS reads, which every process started meanwhile would inherit: at each
-    import of a command, and after it."""
+    """Garbage collector, switch interval and the variables that a BLAS reads, which every process started
+    meanwhile would inherit: at each import of a command, and after it.
+    """
     packs = [str(made(seed).write(tmp_path / f"{seed}").path) for seed in (1, 2)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", SETTINGS, *packs, "-o", str(tmp_path / "out")], env=environment, capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SETTINGS, *packs, "-o", str(tmp_path / "out")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_work_is_done_in_order_and_its_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results come in the order of the items, nested work stays in its thread, settings of numpy go along, and an error ends it."""
+    """Results come in the order of the items, nested work stays in its thread, settings of numpy go along,
+    and an error ends it.
+    """
     monkeypatch.setattr(threads, "workers", lambda: 3)
 
     def work(value: int) -> tuple[int, bool]:

@@ -1,4 +1,6 @@
-"""Tasks as users meet them: rows of speech, images and words through bundles, canaries of every kind of input, and what is refused."""
+"""Tasks as users meet them: rows of speech, images and words through bundles, canaries of every kind of
+input, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ BY_NAME = {one.name: one for one in ARCHITECTURES}
 
 @pytest.fixture(scope="module")
 def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Architecture -> its base with a tokenizer, and a bank with one low-rank adapter; made when first asked for."""
+    """Architecture -> its base with a tokenizer, and a bank with one low-rank adapter; made when first asked
+    for.
+    """
     torch.set_num_threads(1)
 
     @cache
@@ -53,7 +57,9 @@ def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
         base = make_base(BY_NAME[name], folder / "base")
         for path in tiny_bert.glob("*token*"):  # words of the same vocabulary
             shutil.copyfile(path, base / path.name)
-        export(base, [make_pack(BY_NAME[name], base, KINDS[0])], folder / "bundle", mode="bank", in_place=False)
+        export(
+            base, [make_pack(BY_NAME[name], base, KINDS[0])], folder / "bundle", mode="bank", in_place=False
+        )
         return base, folder / "bundle"
 
     return make
@@ -70,13 +76,22 @@ def test_a_canary_of_images_is_replayed(made: Make) -> None:
     assert not [text for text in report.not_checked if "canary" in text]
 
 
-@pytest.mark.parametrize(("name", "mode"), [
-    pytest.param(name, mode, marks=[pytest.mark.long] * ((name, mode) != ("whisper", "bank")))
-    for name in ("whisper", "clip", "llava") for mode in MODES if mode != "folded" or name == "clip"  # whose graphs are traced anew
-])
-def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(name: str, mode: str, made: Make, tmp_path: Path) -> None:
-    """Through all graphs, in every mode, folded where there are texts and images: at export, by ``validate``, and in eight bits; another
-    adapter in the graph is found."""
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=[pytest.mark.long] * ((name, mode) != ("whisper", "bank")))
+        # whose graphs are traced anew
+        for name in ("whisper", "clip", "llava")
+        for mode in MODES
+        if mode != "folded" or name == "clip"
+    ],
+)
+def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(
+    name: str, mode: str, made: Make, tmp_path: Path
+) -> None:
+    """Through all graphs, in every mode, folded where there are texts and images: at export, by ``validate``,
+    and in eight bits; another adapter in the graph is found.
+    """
     base, bundle = made(name)
     if mode != "bank":
         bundle = tmp_path / mode
@@ -93,27 +108,46 @@ def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(name: str, m
         spoiled = Path(shutil.copytree(bundle, tmp_path / f"spoiled-{part.name}"))
         path = spoiled / graph_file(part.name)
         graph = ir.load(path)
-        value = max((one for one in graph.graph.initializers.values() if len(one.shape or ()) == 2 and one.name not in slots(graph)),
-                    key=lambda one: one.const_value.size)
+        value = max(
+            (
+                one
+                for one in graph.graph.initializers.values()
+                if len(one.shape or ()) == 2 and one.name not in slots(graph)
+            ),
+            key=lambda one: one.const_value.size,
+        )
         value.const_value = ir.tensor(np.array(value.const_value.numpy())[::-1].copy(), name=value.name)
         ir.save(graph, tmp_path / graph_file(part.name), external_data=f"{graph_file(part.name)}.data")
         for suffix in ("", ".data"):
             shutil.move(tmp_path / f"{graph_file(part.name)}{suffix}", f"{path}{suffix}")
         read_bundle(spoiled).write(spoiled)
         (finding,) = adapterpack.validate(spoiled, full=True).findings
-        assert (finding.rule, "not the base" in finding.message) == ("AB401", mode != "folded"), finding.message
+        assert (finding.rule, "not the base" in finding.message) == ("AB401", mode != "folded"), (
+            finding.message
+        )
 
 
-def test_images_of_another_shape_than_the_graphs_are_not_made(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pack's recipe for other images, and one that asks for gigabytes of a graph whose shape is open: left out and said, not made."""
+def test_images_of_another_shape_than_the_graphs_are_not_made(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pack's recipe for other images, and one that asks for gigabytes of a graph whose shape is open: left
+    out and said, not made.
+    """
     session = Session(made("vit")[1], "cpu")
     (pack,) = session.packs.values()
     assert pack.manifest.canary is not None
     monkeypatch.setattr("adapterpack.pack.canary.made", lambda recipe, row: pytest.fail("it was made"))
-    free = dataclasses.replace(session.bundle.io, inputs=tuple(dataclasses.replace(port, shape=("batch", 3, "height", "width"))
-                                                               for port in session.bundle.io.inputs))
-    for shape, io, reason in (((2, 3, 14, 12), session.bundle.io, "are of (3, 14, 12), the graph's of (3, 12, 12)"),
-                              ((2, 3, 2048, 2048 * 2), free, "more than 16777216 numbers")):
+    free = dataclasses.replace(
+        session.bundle.io,
+        inputs=tuple(
+            dataclasses.replace(port, shape=("batch", 3, "height", "width"))
+            for port in session.bundle.io.inputs
+        ),
+    )
+    for shape, io, reason in (
+        ((2, 3, 14, 12), session.bundle.io, "are of (3, 14, 12), the graph's of (3, 12, 12)"),
+        ((2, 3, 2048, 2048 * 2), free, "more than 16777216 numbers"),
+    ):
         canary = replace(pack.manifest.canary, pixels=Pixels(1, shape))
         other = dataclasses.replace(pack, manifest=replace(pack.manifest, canary=canary))
         session._adapters = session._adapters._replace(packs={pack.name: other})
@@ -128,7 +162,9 @@ def slots(graph: Any) -> set[str]:
 
 
 def test_a_canary_of_an_encoder_and_a_decoder_is_replayed_and_generation_is_torchs(made: Make) -> None:
-    """T5: ids for both sides through both graphs; greedy decoding gives the tokens of plain transformers, ragged rows together."""
+    """T5: ids for both sides through both graphs; greedy decoding gives the tokens of plain transformers,
+    ragged rows together.
+    """
     base, bundle = made("t5")
     session = Session(bundle, "cpu")
     assert set(session.bundle.parity["canary"]["replayed"]) == {"low-rank"}
@@ -137,8 +173,14 @@ def test_a_canary_of_an_encoder_and_a_decoder_is_replayed_and_generation_is_torc
     model = load_model(task_named("text2text-generation"), base).eval()
     for prompt, answer in zip(prompts, found, strict=True):
         with torch.no_grad():
-            expected = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False, num_beams=1)[0, 1:].tolist()
-        ended = expected.index(model.config.eos_token_id) if model.config.eos_token_id in expected else len(expected)
+            expected = model.generate(
+                input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False, num_beams=1
+            )[0, 1:].tolist()
+        ended = (
+            expected.index(model.config.eos_token_id)
+            if model.config.eos_token_id in expected
+            else len(expected)
+        )
         assert list(answer.ids) == expected[:ended]
     mixed = session.generate(prompts, [None, "low-rank", None], max_new_tokens=6)
     assert [mixed[0].ids, mixed[2].ids] == [found[0].ids, found[2].ids]
@@ -150,20 +192,34 @@ def test_images_and_words_from_the_command_line(made: Make, tmp_path: Path) -> N
     _, bundle = made("vit")
     np.save(tmp_path / "image.npy", np.random.default_rng(0).normal(size=(3, 12, 12)).astype(np.float32))
     np.save(tmp_path / "small.npy", np.zeros((3, 4, 4), np.float32))
-    done = CliRunner().invoke(command, [str(bundle), "--adapter", "low-rank", "--image", str(tmp_path / "image.npy"), "--json"])
+    done = CliRunner().invoke(
+        command, [str(bundle), "--adapter", "low-rank", "--image", str(tmp_path / "image.npy"), "--json"]
+    )
     row = json.loads(done.stdout)
     assert row["label"] in row["scores"] and abs(sum(row["scores"].values()) - 1) < 1e-4
-    wrong = (("small.npy", FormatError, "another form"), ("photo.png", StorageError, "photo.png"), (None, ConfigError, "image"))
+    wrong = (
+        ("small.npy", FormatError, "another form"),
+        ("photo.png", StorageError, "photo.png"),
+        (None, ConfigError, "image"),
+    )
     for image, error, text in wrong:
         rows = [{"text": "hi"}] if image is None else [{"image": str(tmp_path / image)}]
         with pytest.raises(error, match=text):
             list(run(bundle, rows))
 
 
-@pytest.mark.parametrize(("name", "task", "right"), [
-    ("t5", "text-generation", "text2text-generation"), ("bart", "text-generation", "text2text-generation"),
-    ("whisper", "text2text-generation", "automatic-speech-recognition"), ("whisper", "text-generation", "automatic-speech-recognition")])
-def test_an_encoder_and_decoder_is_exported_for_its_own_task(name: str, task: str, right: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "task", "right"),
+    [
+        ("t5", "text-generation", "text2text-generation"),
+        ("bart", "text-generation", "text2text-generation"),
+        ("whisper", "text2text-generation", "automatic-speech-recognition"),
+        ("whisper", "text-generation", "automatic-speech-recognition"),
+    ],
+)
+def test_an_encoder_and_decoder_is_exported_for_its_own_task(
+    name: str, task: str, right: str, tmp_path: Path
+) -> None:
     """One sentence that names it, before a graph is built; T5 under its older class name, too."""
     base = make_base(BY_NAME[name], tmp_path / "base")
     told: list[str] = []
@@ -180,12 +236,15 @@ def test_an_encoder_and_decoder_is_exported_for_its_own_task(name: str, task: st
 
 @pytest.mark.long
 def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tmp_path: Path) -> None:
-    """LLaVA: an image goes before the prompt or in the place of its token; rows with and without one share a batch."""
+    """LLaVA: an image goes before the prompt or in the place of its token; rows with and without one share a
+    batch.
+    """
     base, bundle = made("llava")
     image = np.random.default_rng(2).normal(size=(3, 12, 12)).astype(np.float32)
     np.save(tmp_path / "image.npy", image)
     seen = str(tmp_path / "image.npy")
-    rows = [{"prompt": "w5 w6", "image": seen}, {"prompt": "w1"}, {"prompt": "w5 w3 w6", "image": seen}]  # w3 is the image's token, 7
+    # w3 is the image's token, 7
+    rows = [{"prompt": "w5 w6", "image": seen}, {"prompt": "w1"}, {"prompt": "w5 w3 w6", "image": seen}]
     model = load_model(task_named("image-text-to-text"), base).eval()
     positions, asked = [7] * 9, ([9, 10], [5], [9, 10])
     places = ([*positions, 9, 10], [5], [9, *positions, 10])
@@ -193,7 +252,13 @@ def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tm
         pixels = {"pixel_values": torch.from_numpy(image)[None]} if len(ids) > len(words) else {}
         with torch.no_grad():
             mask = torch.ones(1, len(ids), dtype=torch.long)
-            whole = model.generate(input_ids=torch.tensor([ids]), attention_mask=mask, max_new_tokens=4, do_sample=False, **pixels)
+            whole = model.generate(
+                input_ids=torch.tensor([ids]),
+                attention_mask=mask,
+                max_new_tokens=4,
+                do_sample=False,
+                **pixels,
+            )
             whole = whole[0, len(ids) :].tolist()
         assert row["completion"].split() == [f"w{number - 4}" for number in whole if number > 3]
     for wrong, text in (({"prompt": "w3 w1"}, "no image"), ({"prompt": "w3 w3", "image": seen}, "one token")):
@@ -216,15 +281,20 @@ def test_an_answer_to_an_image_opens_the_language_model_once(made: Make, tmp_pat
 
 
 def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> None:
-    """T5 in int8: encoder and decoder, adapters still apart from the base, and outputs that moved as little as is recorded."""
+    """T5 in int8: encoder and decoder, adapters still apart from the base, and outputs that moved as little
+    as is recorded.
+    """
     _, bundle = made("t5")
     found = quantize(bundle, tmp_path / "int8", scheme="int8")
     for part in ("encoder", "model"):
         graph = ir.load(tmp_path / "int8" / graph_file(part)).graph
         assert sum(node.op_type == "MatMulNBits" for node in graph) > 0
     before, after = (Session(folder, "cpu") for folder in (bundle, tmp_path / "int8"))
-    rows = {"input_ids": np.array([[5, 9, 31], [7, 2, 8]]), "attention_mask": np.ones((2, 3), np.int64),
-            "decoder_input_ids": np.zeros((2, 1), np.int64)}
+    rows = {
+        "input_ids": np.array([[5, 9, 31], [7, 2, 8]]),
+        "attention_mask": np.ones((2, 3), np.int64),
+        "decoder_input_ids": np.zeros((2, 1), np.int64),
+    }
     exact, moved = (session.run(rows, [None, "low-rank"])["logits"] for session in (before, after))
     assert 0 < np.abs(moved - exact).max() <= 0.1 * np.abs(exact).max()
     assert set(found.quantization["max_error"]) == {"base", "low-rank"}
@@ -234,7 +304,9 @@ def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> Non
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["whisper", "clip", "llava"])
 def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Make, tmp_path: Path) -> None:
-    """max|quantized - float| of each graph's outputs, base and adapter, by sessions of their own; no graph is left out of it."""
+    """max|quantized - float| of each graph's outputs, base and adapter, by sessions of their own; no graph is
+    left out of it.
+    """
     _, bundle = made(name)
     report = quantize(bundle, tmp_path / "int8", scheme="int8").quantization
     parts = [part.name for part in task_named(BY_NAME[name].task).parts]
@@ -245,7 +317,11 @@ def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Mak
     for adapter in (None, "low-rank"):
         exact, moved = (session.run(rows, adapter) for session in (before, after))
         for part in parts:
-            outputs = before.graphs[part].outputs if part != "model" else ["logits" if "logits" in exact else "image_embeds"]
+            outputs = (
+                before.graphs[part].outputs
+                if part != "model"
+                else ["logits" if "logits" in exact else "image_embeds"]
+            )
             places = (slice(None), -1) if outputs == ["logits"] else slice(None)
             errors = [np.abs(moved[one][places] - exact[one][places]).max() for one in outputs]
             largest = max(np.abs(exact[one][places]).max() for one in outputs)
@@ -256,7 +332,9 @@ def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Mak
     assert report["max_error"] == report["graphs"]["model"]["max_error"]
 
 
-def test_a_graph_before_the_last_that_moved_too_far_is_refused(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_before_the_last_that_moved_too_far_is_refused(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a scheme that allows a millionth of the largest output, the error names the graph."""
     _, bundle = made("clip")
     monkeypatch.setitem(SCHEMES._values, "int8", dataclasses.replace(SCHEMES["int8"], tolerance=1e-6))
@@ -269,14 +347,19 @@ def test_pooling_is_recorded(made: Make, tmp_path: Path) -> None:
     """The formulas of mean, first and last over real positions, whatever the padding side."""
     hidden = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
     mask = np.array([[1, 1, 0], [0, 1, 1]])
-    assert POOLING["mean"](hidden, mask).tolist() == [hidden[0, :2].mean(0).tolist(), hidden[1, 1:].mean(0).tolist()]
+    assert POOLING["mean"](hidden, mask).tolist() == [
+        hidden[0, :2].mean(0).tolist(),
+        hidden[1, 1:].mean(0).tolist(),
+    ]
     assert POOLING["cls"](hidden, mask).tolist() == [hidden[0, 0].tolist(), hidden[1, 1].tolist()]
     assert POOLING["last"](hidden, mask).tolist() == [hidden[0, 1].tolist(), hidden[1, 2].tolist()]
 
 
 @pytest.mark.fast
 def test_speech_is_what_whispers_extractor_makes_of_it(tmp_path: Path) -> None:
-    """Log-mel features of a wave file equal transformers' own within 1e-5; a file of another rate is refused."""
+    """Log-mel features of a wave file equal transformers' own within 1e-5; a file of another rate is
+    refused.
+    """
     from transformers import WhisperFeatureExtractor
 
     heard = (np.random.default_rng(1).normal(size=30000) * 3000).astype("<i2")
@@ -286,7 +369,9 @@ def test_speech_is_what_whispers_extractor_makes_of_it(tmp_path: Path) -> None:
             file.setsampwidth(2)
             file.setframerate(rate)
             file.writeframes(heard.tobytes())
-    expected = WhisperFeatureExtractor(feature_size=80)(heard.astype(np.float32) / 32768, sampling_rate=16000, return_tensors="np")
+    expected = WhisperFeatureExtractor(feature_size=80)(
+        heard.astype(np.float32) / 32768, sampling_rate=16000, return_tensors="np"
+    )
     found = speech_of(tmp_path / "right.wav", (80, 3000), {})
     assert np.abs(found - expected.input_features[0]).max() <= 1e-5
     with pytest.raises(Unsupported, match="16000 Hz"):
@@ -312,10 +397,14 @@ def test_images_find_their_rows() -> None:
 
 @pytest.mark.fast
 def test_a_model_class_has_one_task() -> None:
-    """Classes whose names end alike are told apart by their config; every task's parts end with the one that answers."""
+    """Classes whose names end alike are told apart by their config; every task's parts end with the one that
+    answers.
+    """
     hears = {"is_encoder_decoder": True, "num_mel_bins": 8}
     assert task_of("WhisperForConditionalGeneration", hears).name == "automatic-speech-recognition"
-    assert task_of("BartForConditionalGeneration", {"is_encoder_decoder": True}).name == "text2text-generation"
+    assert (
+        task_of("BartForConditionalGeneration", {"is_encoder_decoder": True}).name == "text2text-generation"
+    )
     assert task_of("LlavaForConditionalGeneration", {"vision_config": {"a": 1}}).name == "image-text-to-text"
     assert task_of("CLIPModel", {"logit_scale_init_value": 2.6}).name == "zero-shot-image-classification"
     assert task_of("CLIPTextModel", {"projection_dim": 16}).name == "feature-extraction"
@@ -325,39 +414,80 @@ def test_a_model_class_has_one_task() -> None:
 
 @pytest.mark.fast
 def test_a_task_is_whole() -> None:
-    """Every part has a torch module and named axes, every class of transformers exists, every suffix leads back to a task of that class."""
+    """Every part has a torch module and named axes, every class of transformers exists, every suffix leads
+    back to a task of that class.
+    """
     for task in TASKS.values():
         assert hasattr(transformers, task.auto_class), task.name
         for part in task.parts:
             assert issubclass(part_class(part.form), TorchPart), part
             assert all(part.axes_of(name)[0] == "batch" for name in part.inputs), part
-        assert all(task_of(f"Any{suffix}").auto_class == task.auto_class for suffix in task.suffixes if task.recognizes is None), task.name
+        assert all(
+            task_of(f"Any{suffix}").auto_class == task.auto_class
+            for suffix in task.suffixes
+            if task.recognizes is None
+        ), task.name
         compares_a_batch_with_itself = task.training is not None and "return_loss" in task.training.constants
         assert task.training is None or task.training.targets or compares_a_batch_with_itself, task.name
         assert all(task_named(alias) is task for alias in task.aliases)
     assert part_class("adapterpack.exporting.torch_parts:Plain") is part_class("plain")
-    assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == ("batch", "sequence", None)
+    assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == (
+        "batch",
+        "sequence",
+        None,
+    )
 
 
 @pytest.mark.long
 def test_a_task_with_an_input_of_its_own(tmp_path: Path) -> None:
-    """LayoutLM reads where each token is on a page: axes and example of that input are the task's; graph and torch agree on other boxes."""
-    def boxes(config: Any, batch: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"bbox": np.sort(rng.integers(0, config.max_2d_position_embeddings, (*batch["input_ids"].shape, 2, 2)), 2).reshape(
-            *batch["input_ids"].shape, 4)}
+    """LayoutLM reads where each token is on a page: axes and example of that input are the task's; graph and
+    torch agree on other boxes.
+    """
 
-    task = Task("document-token-classification", "AutoModelForTokenClassification", lambda *_: [], ("LayoutLMForTokenClassification",),
-                parts=(Part("model", "plain", ("input_ids", "bbox", "attention_mask"), {"bbox": ("batch", "sequence", None)}),),
-                heads=("classifier",), labelled=True, example=boxes)
-    config = transformers.LayoutLMConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-                                         max_position_embeddings=32, max_2d_position_embeddings=64, num_labels=3)
+    def boxes(config: Any, batch: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {
+            "bbox": np.sort(
+                rng.integers(0, config.max_2d_position_embeddings, (*batch["input_ids"].shape, 2, 2)), 2
+            ).reshape(*batch["input_ids"].shape, 4)
+        }
+
+    task = Task(
+        "document-token-classification",
+        "AutoModelForTokenClassification",
+        lambda *_: [],
+        ("LayoutLMForTokenClassification",),
+        parts=(
+            Part(
+                "model",
+                "plain",
+                ("input_ids", "bbox", "attention_mask"),
+                {"bbox": ("batch", "sequence", None)},
+            ),
+        ),
+        heads=("classifier",),
+        labelled=True,
+        example=boxes,
+    )
+    config = transformers.LayoutLMConfig(
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        max_2d_position_embeddings=64,
+        num_labels=3,
+    )
     torch.manual_seed(0)
     model = transformers.LayoutLMForTokenClassification(config).eval()
     model.save_pretrained(tmp_path / "base")
     TASKS.register(task)
     try:
         bundle = export(tmp_path / "base", [], tmp_path / "bundle", task=task.name, slots=2, max_rank=2)
-        batch = {"input_ids": np.array([[5, 6, 7]]), **boxes(config, {"input_ids": np.zeros((1, 3))}, np.random.default_rng(1))}
+        batch = {
+            "input_ids": np.array([[5, 6, 7]]),
+            **boxes(config, {"input_ids": np.zeros((1, 3))}, np.random.default_rng(1)),
+        }
         logits = Session(tmp_path / "bundle", "cpu").run(batch)["logits"]
     finally:
         del TASKS._values[task.name]

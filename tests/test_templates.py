@@ -1,4 +1,6 @@
-"""Chat templates: those that models have pass, and are still templates; what reaches out, or costs more than the chat, does not."""
+"""Chat templates: those that models have pass, and are still templates; what reaches out, or costs more than
+the chat, does not.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +18,48 @@ from adapterpack.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.fast
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "of a town", "parameters": {
-    "type": "object", "required": ["town"],
-    "properties": {"town": {"type": "string", "description": "its name"}, "days": {"type": "array", "items": {"type": "integer"}},
-                   "where": {"type": "object", "properties": {"lat": {"type": "number"}, "lon": {"type": "number"}}}}}}}
-CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"town": "Bern", "days": [1, 2]}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "of a town",
+        "parameters": {
+            "type": "object",
+            "required": ["town"],
+            "properties": {
+                "town": {"type": "string", "description": "its name"},
+                "days": {"type": "array", "items": {"type": "integer"}},
+                "where": {
+                    "type": "object",
+                    "properties": {"lat": {"type": "number"}, "lon": {"type": "number"}},
+                },
+            },
+        },
+    },
+}
+CALL = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"town": "Bern", "days": [1, 2]}},
+}
 CHAT = [
-    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "How is the weather?"},
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "How is the weather?"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": "dry", "tool_call_id": "c1", "name": "weather"},
-    {"role": "assistant", "content": "<think>easy</think>It is dry."}, {"role": "user", "content": "Thanks"},
+    {"role": "assistant", "content": "<think>easy</think>It is dry."},
+    {"role": "user", "content": "Thanks"},
 ]
 
-# ruff: noqa: E501 - templates of chats have long lines
+
 SHAPES: dict[str, tuple[str, str]] = {
-    "ChatML": ("""{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
-{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""", "<|im_start|>assistant\n"),
-    "Llama 3": ("""{{- bos_token }}
+    "ChatML": (
+        """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
+        "<|im_start|>assistant\n",
+    ),
+    "Llama 3": (
+        """{{- bos_token }}
 {%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}
 {%- if not date_string is defined %}
     {%- if strftime_now is defined %}{%- set date_string = strftime_now("%d %b %Y") %}
@@ -61,8 +88,11 @@ SHAPES: dict[str, tuple[str, str]] = {
         {{- "<|eot_id|>" }}
     {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}""", "<|end_header_id|>\n\n"),
-    "Gemma": ("""{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}""",
+        "<|end_header_id|>\n\n",
+    ),
+    "Gemma": (
+        """{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}
     {%- if messages[0]['content'] is string -%}{%- set first_user_prefix = messages[0]['content'] + '\\n\\n' -%}
     {%- else -%}{%- set first_user_prefix = messages[0]['content'][0]['text'] + '\\n\\n' -%}{%- endif -%}
     {%- set loop_messages = messages[1:] -%}
@@ -76,8 +106,11 @@ SHAPES: dict[str, tuple[str, str]] = {
         {%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}
     {%- endfor -%}
     {%- else -%}{{ raise_exception("Invalid content type") }}{%- endif -%}{{ '<end_of_turn>\\n' }}
-{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}""", "<start_of_turn>model\n"),
-    "Mistral": ("""{%- if messages[0]["role"] == "system" %}
+{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}""",
+        "<start_of_turn>model\n",
+    ),
+    "Mistral": (
+        """{%- if messages[0]["role"] == "system" %}
     {%- set system_message = messages[0]["content"] %}{%- set loop_messages = messages[1:] %}
 {%- else %}{%- set loop_messages = messages %}{%- endif %}
 {%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}
@@ -116,8 +149,11 @@ SHAPES: dict[str, tuple[str, str]] = {
         {%- else %}{%- set content = message.content %}{%- endif %}
         {{- '[TOOL_RESULTS] {"content": ' + content | string + ", " }}{{- '"call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
     {%- endif %}
-{%- endfor %}""", "[INST] Be brief.\n\nThanks[/INST]"),
-    "Qwen with tools": ("""{%- if tools %}
+{%- endfor %}""",
+        "[INST] Be brief.\n\nThanks[/INST]",
+    ),
+    "Qwen with tools": (
+        """{%- if tools %}
     {{- '<|im_start|>system\\n' }}{%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
     {{- "# Tools\\n\\n<tools>" }}{%- for tool in tools %}{{- "\\n" }}{{- tool | tojson }}{%- endfor %}{{- "\\n</tools><|im_end|>\\n" }}
 {%- endif %}
@@ -158,8 +194,11 @@ SHAPES: dict[str, tuple[str, str]] = {
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
-{%- endif %}""", "<|im_start|>assistant\n"),
-    "DeepSeek": ("""{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif -%}
+{%- endif %}""",
+        "<|im_start|>assistant\n",
+    ),
+    "DeepSeek": (
+        """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif -%}
 {% set ns = namespace(is_first=false, is_tool=false, is_output_first=true, system_prompt='', is_first_sp=true) -%}
 {%- for message in messages %}{%- if message['role'] == 'system' %}
     {%- if ns.is_first_sp %}{% set ns.system_prompt = ns.system_prompt + message['content'] %}{% set ns.is_first_sp = false %}
@@ -184,8 +223,11 @@ SHAPES: dict[str, tuple[str, str]] = {
         {%- if ns.is_output_first %}{{- '<|outputs|>' + message['content'] -}}{%- set ns.is_output_first = false %}
         {%- else %}{{- '\\n' + message['content'] -}}{%- endif %}{%- endif %}
 {%- endfor -%}
-{%- if add_generation_prompt and not ns.is_tool %}{{- '<|Assistant|>' -}}{% endif %}""", "<|User|>Thanks<|Assistant|>"),
-    "macros that call themselves": ("""{%- macro typed(spec, required, nullable=false) -%}
+{%- if add_generation_prompt and not ns.is_tool %}{{- '<|Assistant|>' -}}{% endif %}""",
+        "<|User|>Thanks<|Assistant|>",
+    ),
+    "macros that call themselves": (
+        """{%- macro typed(spec, required, nullable=false) -%}
     {%- if spec.type == "array" -%}
         {%- if spec['items'] -%}{%- set inner = typed(spec['items'], required) -%}
             {%- if inner == "object" or inner | length > 50 -%}{{- "any[]" }}{%- else -%}{{- inner + "[]" }}{%- endif -%}
@@ -223,7 +265,9 @@ SHAPES: dict[str, tuple[str, str]] = {
     {%- set text -%}{%- if message.content is string -%}{{- plain(message.content) -}}{%- endif -%}{%- endset -%}
     {{- '<|' + message.role + '|>' + text -}}
     {%- for call in message.get('tool_calls') or [] -%}{{- told(call.function.arguments, false) -}}{%- endfor -%}
-{%- endfor -%}""", "(_: {days?: integer[], town: string, where?: {lat?: number, lon?: number}}) => any;"),
+{%- endfor -%}""",
+        "(_: {days?: integer[], town: string, where?: {lat?: number, lon?: number}}) => any;",
+    ),
 }
 
 
@@ -233,14 +277,20 @@ def environment() -> ImmutableSandboxedEnvironment:
     def refuse(message: str) -> None:
         raise ValueError(message)
 
-    found = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    found = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     found.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
     return found
 
 
 def errors(text: str, **options: Any) -> list[str]:
     """The rules that a template breaks."""
-    return [finding.rule for finding in template_findings(text.encode(), "t", **options) if finding.severity == "error"]
+    return [
+        finding.rule
+        for finding in template_findings(text.encode(), "t", **options)
+        if finding.severity == "error"
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -250,7 +300,11 @@ def test_the_shapes_of_templates_that_models_have_pass(shape: str) -> None:
     assert [*template_findings(text.encode(), "t")] == []
     plain = [message for message in CHAT if message["role"] in {"system", "user"}]
     chat = plain if shape in {"ChatML", "Gemma"} else CHAT
-    written = environment().from_string(text).render(messages=chat, tools=[TOOL], bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
+    written = (
+        environment()
+        .from_string(text)
+        .render(messages=chat, tools=[TOOL], bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
+    )
     assert part in written
 
 
@@ -294,7 +348,9 @@ WORDS = {
     "urlize": ("{{ x | urlize }}", "AP852"),
     "random": ("{{ messages | random }}", "AP852"),
     "a test that is none of Jinja's": ("{{ x is filter }}", "AP852"),
-    "include": ("{% include 'x' %}", "AP853"), "import": ("{% from 'x' import y %}", "AP853"), "extends": ("{% extends 'x' %}", "AP853"),
+    "include": ("{% include 'x' %}", "AP853"),
+    "import": ("{% from 'x' import y %}", "AP853"),
+    "extends": ("{% extends 'x' %}", "AP853"),
     "a block": ("{% block x %}{% endblock %}", "AP853"),
     "a call block": ("{% macro f() %}{% endmacro %}{% call f() %}x{% endcall %}", "AP853"),
     "a filter block": ("{% filter upper %}x{% endfilter %}", "AP853"),
@@ -349,14 +405,19 @@ def impatient() -> Iterator[Sandbox]:
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_what_costs_more_than_the_chat_is_refused(name: str, impatient: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A repetition, a range, a text or a call that grows without proportion: rendering a sample goes beyond a limit."""
+def test_what_costs_more_than_the_chat_is_refused(
+    name: str, impatient: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repetition, a range, a text or a call that grows without proportion: rendering a sample goes beyond a
+    limit.
+    """
     monkeypatch.setattr(template, "_SANDBOX", impatient)
     assert errors(COSTS[name]) == ["AP854"]
 
 
 GROWS = {
-    # what looks costly, and is not with any sample of a chat; were it with another chat, rendering that ends with an error
+    # what looks costly, and is not with any sample of a chat; were it with another chat, rendering that ends
+    # with an error
     "one in a test": "{% if ('x' * 9999 * 9999) | length %}{% endif %}",
     "as often as the chat says": "{{ 'x' * messages }}",
     "as often as a number of it": "{{ 'x' * (messages[0].n | int) }}",
@@ -395,10 +456,14 @@ def test_what_grows_with_the_chat_passes(name: str) -> None:
 
 
 def test_a_template_of_another_library_warns() -> None:
-    """Of a folder that PEFT wrote, whose template is not taken along, what is merely unusual is a warning; what reaches out is not."""
+    """Of a folder that PEFT wrote, whose template is not taken along, what is merely unusual is a warning;
+    what reaches out is not.
+    """
     for text in ("{{ x | center(9) }}", "{{ 'x' * 99999 }}", "{% filter upper %}x{% endfilter %}"):
         assert errors(text) and not errors(text, foreign=True)
-        assert [finding.severity for finding in template_findings(text.encode(), "t", foreign=True)] == ["warning"]
+        assert [finding.severity for finding in template_findings(text.encode(), "t", foreign=True)] == [
+            "warning"
+        ]
     for text in ("{{ x.__class__ }}", "{{ x | attr('y') }}", "{% include 'x' %}"):
         assert errors(text, foreign=True)
 
@@ -407,7 +472,12 @@ def test_a_template_is_looked_through_within_the_budget() -> None:
     """Its nodes are gone over as long as there is time."""
     with pytest.raises(Spent, match="the chat template: the time ran out"):
         errors("{{ a }}" * 1_000, budget=Budget(seconds=0))
-    for long in ("{{ " + "+".join(["a.b"] * 120) + " }}", "{% set a = b ~ c %}", "{% elif a %}", "{% for i in a %}{{ i }}{% endfor %}"):
+    for long in (
+        "{{ " + "+".join(["a.b"] * 120) + " }}",
+        "{% set a = b ~ c %}",
+        "{% elif a %}",
+        "{% for i in a %}{{ i }}{% endfor %}",
+    ):
         text = long * (MAX_TEMPLATE // len(long))
         start = time.process_time()
         errors(f"{{% if a %}}{text}{{% endif %}}" if long == "{% elif a %}" else text)

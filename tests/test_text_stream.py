@@ -1,4 +1,6 @@
-"""Streamed text: what is given out is never taken back, and put together it is the answer's text, whatever the tokenizer."""
+"""Streamed text: what is given out is never taken back, and put together it is the answer's text, whatever
+the tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,18 @@ def byte_level() -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """Words that begin with a sign for the space, and one token for each byte of all else, as in SentencePiece's files."""
+    """Words that begin with a sign for the space, and one token for each byte of all else, as in
+    SentencePiece's files.
+    """
     words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "▁b", "stop", "s", "t"]
-    core = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>"))
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core = Tokenizer(
+        models.BPE(
+            {word: number for number, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>"
+        )
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return core
 
 
@@ -67,7 +77,9 @@ def folder_of(core: Tokenizer, folder: Path, source: Path | None = None) -> Path
 
 @pytest.mark.parametrize("kind", CORES)
 def test_pieces_are_final_and_make_up_the_whole(kind: str, tmp_path: Path) -> None:
-    """Any ids, special and unknown ones among them: no piece is taken back, and all of them are the text of all ids."""
+    """Any ids, special and unknown ones among them: no piece is taken back, and all of them are the text of
+    all ids.
+    """
     from adapterpack.runtime.text.text_stream import TextStream
     from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
@@ -83,12 +95,15 @@ def test_pieces_are_final_and_make_up_the_whole(kind: str, tmp_path: Path) -> No
         stream.finish()
         given.append(stream.text)
         assert all(later.startswith(earlier) for earlier, later in pairwise(given))
-        if kind != "byte fallback":  # which reads a run of bytes anew with every further one, and gives up all of it if one is wrong
+        # which reads a run of bytes anew with every further one, and gives up all of it if one is wrong
+        if kind != "byte fallback":
             assert given[-1] == tokenizer.decode(ids)
 
 
 def test_whole_characters_of_byte_fallback(tmp_path: Path) -> None:
-    """Characters of many tokens come whole, and a text is what the tokenizer says of it at once; a broken one is replaced, not lost."""
+    """Characters of many tokens come whole, and a text is what the tokenizer says of it at once; a broken one
+    is replaced, not lost.
+    """
     from adapterpack.runtime.text.text_stream import TextStream
     from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
@@ -110,9 +125,13 @@ def test_whole_characters_of_byte_fallback(tmp_path: Path) -> None:
     assert broken.text.endswith("b")
 
 
-@pytest.mark.parametrize("stop", [("st t",), ("st", "sts"), ("tst", "ss t", " t"), ("stst", ""), ("st" * 20,)])
+@pytest.mark.parametrize(
+    "stop", [("st t",), ("st", "sts"), ("tst", "ss t", " t"), ("stst", ""), ("st" * 20,)]
+)
 def test_a_stop_text_never_begins_to_come(stop: tuple[str, ...], tmp_path: Path) -> None:
-    """What was given out before a stop text ends in no beginning of it that the text goes on with; without one nothing is lost."""
+    """What was given out before a stop text ends in no beginning of it that the text goes on with; without
+    one nothing is lost.
+    """
     from adapterpack.runtime.text.text_stream import TextStream
     from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
@@ -136,8 +155,9 @@ def test_a_stop_text_never_begins_to_come(stop: tuple[str, ...], tmp_path: Path)
 
 
 def test_a_session_streams_final_text(bundle_of: Make, tmp_path: Path) -> None:
-    """Through generation: every text so far begins the answer, the last one is the answer, also of rows that their end token or a stop
-    text ends while something is kept back."""
+    """Through generation: every text so far begins the answer, the last one is the answer, also of rows that
+    their end token or a stop text ends while something is kept back.
+    """
     folder = folder_of(byte_level(), tmp_path / "bundle", bundle_of("llama", "bank"))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(20, 30))}))
     read_bundle(folder).write(folder)

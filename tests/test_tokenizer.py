@@ -1,4 +1,6 @@
-"""Tokenizers and configurations of strangers: whatever is wrong with a file or a row, the error says which one, and is no bug."""
+"""Tokenizers and configurations of strangers: whatever is wrong with a file or a row, the error says which
+one, and is no bug.
+"""
 
 from __future__ import annotations
 
@@ -60,10 +62,16 @@ def cli(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-@pytest.mark.parametrize(("name", "damage"), [
-    (name, damage) for name in READ_BY for damage in DAMAGE  # keys that nobody reads are the library's own matter
-    if name != "tokenizer.json" or damage not in ("twice", "a number of many digits")
-])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        # keys that nobody reads are the library's own matter
+        (name, damage)
+        for name in READ_BY
+        for damage in DAMAGE
+        if name != "tokenizer.json" or damage not in ("twice", "a number of many digits")
+    ],
+)
 def test_a_damaged_file_is_named(name: str, damage: str, copied: Path) -> None:
     """Cut, nested, of another form or in another encoding: an error of the format that names the file."""
     path = copied / name
@@ -105,10 +113,18 @@ def test_a_file_that_is_too_large_is_not_read(copied: Path, monkeypatch: pytest.
 
 WRONG: list[tuple[str, dict[str, Any], Callable[[Session], Any]]] = [
     ("tokenizer_config.json", {"pad_token": 5}, lambda session: session.pad_id),
-    ("tokenizer_config.json", {"bos_token": ["<s>"], "chat_template": "x"}, lambda session: session.tokenizer.prompt("w1")),
+    (
+        "tokenizer_config.json",
+        {"bos_token": ["<s>"], "chat_template": "x"},
+        lambda session: session.tokenizer.prompt("w1"),
+    ),
     ("tokenizer_config.json", {"mask_token": {"content": 5}}, lambda session: session.tokenizer.mask_token),
     ("tokenizer_config.json", {"chat_template": 5}, lambda session: session.tokenizer.prompt("w1")),
-    ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": 5}]}, lambda session: session.tokenizer.prompt("w1")),
+    (
+        "tokenizer_config.json",
+        {"chat_template": [{"name": "default", "template": 5}]},
+        lambda session: session.tokenizer.prompt("w1"),
+    ),
     ("generation_config.json", {"eos_token_id": "2"}, lambda session: session.tokenizer.eos_ids),
     ("generation_config.json", {"eos_token_id": [2, 1.5]}, lambda session: session.tokenizer.eos_ids),
     ("generation_config.json", {"eos_token_id": True}, lambda session: session.tokenizer.eos_ids),
@@ -123,7 +139,9 @@ WRONG: list[tuple[str, dict[str, Any], Callable[[Session], Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "use"), WRONG)
-def test_values_of_wrong_types_are_named(name: str, content: dict[str, Any], use: Callable[[Session], Any], copied: Path) -> None:
+def test_values_of_wrong_types_are_named(
+    name: str, content: dict[str, Any], use: Callable[[Session], Any], copied: Path
+) -> None:
     """The file and the key, where it is used."""
     (copied / name).write_text(json.dumps(content))
     session = Session(listed_anew(copied), "cpu")
@@ -132,7 +150,9 @@ def test_values_of_wrong_types_are_named(name: str, content: dict[str, Any], use
 
 
 def test_templates_by_name_without_a_default(copied: Path) -> None:
-    """Entries of no known form are no default, and a chat is not rendered without one; no entries are no template."""
+    """Entries of no known form are no default, and a chat is not rendered without one; no entries are no
+    template.
+    """
     for inline in ([], ["a"], [{"name": "rag", "template": "x"}], [{"template": "x"}]):
         (copied / "tokenizer_config.json").write_text(json.dumps({"chat_template": inline}))
         if inline:
@@ -151,7 +171,12 @@ def test_templates_by_name_without_a_default(copied: Path) -> None:
 def test_an_expression_that_takes_too_long(copied: Path) -> None:
     """What ends in a panic of the library is an error by name."""
     content = json.loads((copied / "tokenizer.json").read_text())
-    content["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     (copied / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(FormatError, match=r"the tokenizer fails on a text.*tokenizer\.json"):
         Tokenizer(copied).encode("a" * 40 + "!")
@@ -168,18 +193,33 @@ def charsmap(*texts: str) -> bytes:
 
 
 def test_rules_that_make_a_text_grow_are_refused(copied: Path) -> None:
-    """A text doubled by forty rules, by one rule a million times, or by a table: refused before a text is read; ordinary rules are not."""
-    for core in (grown(*[normalizers.Replace("a", "aa")] * 40), grown(normalizers.Replace("a", "b" * 10_000)),
-                 grown(*[normalizers.ByteLevel()] * 40), grown(normalizers.Prepend("x" * 10_000))):
+    """A text doubled by forty rules, by one rule a million times, or by a table: refused before a text is
+    read; ordinary rules are not.
+    """
+    for core in (
+        grown(*[normalizers.Replace("a", "aa")] * 40),
+        grown(normalizers.Replace("a", "b" * 10_000)),
+        grown(*[normalizers.ByteLevel()] * 40),
+        grown(normalizers.Prepend("x" * 10_000)),
+    ):
         core.save(str(copied / "tokenizer.json"))
         with pytest.raises(FormatError, match=r"longer.*tokenizer\.json"):
             Tokenizer(copied)
-    core = grown(normalizers.NFKC(), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁"), normalizers.NFKD(), normalizers.ByteLevel())
+    core = grown(
+        normalizers.NFKC(),
+        normalizers.Prepend("▁"),
+        normalizers.Replace(" ", "▁"),
+        normalizers.NFKD(),
+        normalizers.ByteLevel(),
+    )
     core.save(str(copied / "tokenizer.json"))
     assert Tokenizer(copied).encode("a")
     content = json.loads(core.to_str())
     for texts, bad in ((("a", "ffi"), False), (("a", "b" * 10_000), True)):
-        content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap(*texts)).decode()}
+        content["normalizer"] = {
+            "type": "Precompiled",
+            "precompiled_charsmap": base64.b64encode(charsmap(*texts)).decode(),
+        }
         (copied / "tokenizer.json").write_text(json.dumps(content))
         if bad:
             with pytest.raises(FormatError, match="longer"):
@@ -207,12 +247,23 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "text"), BAD_ROWS)
-def test_a_row_that_cannot_be_run_is_named(row: dict[str, Any], text: str, bundle_of: Make, tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_run_is_named(
+    row: dict[str, Any], text: str, bundle_of: Make, tmp_path: Path
+) -> None:
     """By its number to a caller, whatever the batches and adapters; by its line to who wrote the file."""
     folder, good = bundle_of("llama", "bank"), {"prompt": "w1"}
     for size in (1, 4, 16):
         with pytest.raises(ConfigError, match=f"{text}.*row 3") as caught:
-            list(run(folder, [good, good, row, good], adapters=["alpha", "beta"], provider="cpu", batch_size=size, max_new_tokens=1))
+            list(
+                run(
+                    folder,
+                    [good, good, row, good],
+                    adapters=["alpha", "beta"],
+                    provider="cpu",
+                    batch_size=size,
+                    max_new_tokens=1,
+                )
+            )
         assert caught.value.code == "config"
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(["", json.dumps(good), " ", json.dumps(row), json.dumps(good)]))
@@ -233,13 +284,20 @@ def test_a_row_of_a_classifier_is_named(bundle_of: Make, tmp_path: Path) -> None
         assert said in done.stderr
 
 
-@pytest.mark.parametrize("line", [
-    '{"prompt": "w1", "more": ' + "[" * 900 + "]" * 900 + "}", "[" * 100_000, '{"prompt": ' + "9" * 5000 + "}",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": "w1", "more": ' + "[" * 900 + "]" * 900 + "}",
+        "[" * 100_000,
+        '{"prompt": ' + "9" * 5000 + "}",
+    ],
+)
 def test_lines_of_no_form(line: str, bundle_of: Make, tmp_path: Path) -> None:
     """Nested too deeply, or a number of too many digits: the line is named."""
     (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "w1"}}\n{line}\n')
-    done = cli("run", bundle_of("llama", "bank"), "--input", tmp_path / "rows.jsonl", "--provider", "cpu", "--json")
+    done = cli(
+        "run", bundle_of("llama", "bank"), "--input", tmp_path / "rows.jsonl", "--provider", "cpu", "--json"
+    )
     assert done.exit_code == 1
     assert "rows.jsonl, line 2" in done.stderr
     assert "bug" not in done.stderr
@@ -248,7 +306,16 @@ def test_lines_of_no_form(line: str, bundle_of: Make, tmp_path: Path) -> None:
 def test_prompts_under_messages_are_printed(bundle_of: Make, tmp_path: Path) -> None:
     """A text or ids in the place of messages run as a prompt does, and are printed as one."""
     (tmp_path / "rows.jsonl").write_text('{"messages": "w1"}\n{"messages": [5]}\n')
-    done = cli("run", bundle_of("llama", "bank"), "--input", tmp_path / "rows.jsonl", "--provider", "cpu", "--max-new-tokens", 1)
+    done = cli(
+        "run",
+        bundle_of("llama", "bank"),
+        "--input",
+        tmp_path / "rows.jsonl",
+        "--provider",
+        "cpu",
+        "--max-new-tokens",
+        1,
+    )
     assert done.exit_code == 0, done.stderr
     assert [line.split(" | ")[1] for line in done.stdout.splitlines()] == ["w1", "5"]
 

@@ -1,4 +1,6 @@
-"""Bases that cannot be trained on: without a tokenizer, damaged, or with code of their own; each is named before anything is trained."""
+"""Bases that cannot be trained on: without a tokenizer, damaged, or with code of their own; each is named
+before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,19 @@ def classify(base: Path, folder: Path) -> dict[str, Any]:
     """A short run on rows with two labels, written to ``folder/pack``."""
     rows = [{"text": f"w{number}", "label": ("no", "yes")[number % 2]} for number in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"model_name_or_path": str(base), "train_file": str(folder / "rows.jsonl"), "output_dir": str(folder / "pack"), "task": TEXT,
-            "max_steps": 1}
+    return {
+        "model_name_or_path": str(base),
+        "train_file": str(folder / "rows.jsonl"),
+        "output_dir": str(folder / "pack"),
+        "task": TEXT,
+        "max_steps": 1,
+    }
 
 
 def test_a_base_without_a_tokenizer(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    """Named before anything is trained, with what to do; of BERT, too, whose class would make a tokenizer that knows no word."""
+    """Named before anything is trained, with what to do; of BERT, too, whose class would make a tokenizer
+    that knows no word.
+    """
     for base in (tiny_bert, tiny_llama):
         folder = tmp_path / base.name
         shutil.copytree(base, folder, ignore=shutil.ignore_patterns("tokenizer*", "special*", "vocab*"))
@@ -53,7 +62,9 @@ def test_a_base_without_a_tokenizer(tiny_bert: Path, tiny_llama: Path, tmp_path:
 
 
 @pytest.mark.parametrize("layer", [-2, [-2, -1]], ids=str)
-def test_which_layer_of_a_vision_tower_is_read_is_no_count_of_layers(layer: int | list[int], tmp_path: Path) -> None:
+def test_which_layer_of_a_vision_tower_is_read_is_no_count_of_layers(
+    layer: int | list[int], tmp_path: Path
+) -> None:
     """Every published LLaVA reads the last layer but one."""
     (architecture,) = (one for one in ARCHITECTURES if one.name == "llava")
     config = architecture.config(transformers)
@@ -67,19 +78,35 @@ def test_which_layer_of_a_vision_tower_is_read_is_no_count_of_layers(layer: int 
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
-@pytest.mark.parametrize(("name", "content", "error", "text"), [
-    ("tokenizer.json", "{", FormatError, "not a tokenizer"),
-    ("tokenizer.json", "[]", FormatError, "not a tokenizer"),
-    ("tokenizer.json", "[" * 100_000, FormatError, "not a tokenizer"),
-    ("tokenizer_config.json", "{", FormatError, "not valid JSON"),
-    ("config.json", "{", FormatError, "cannot be loaded|not valid JSON"),
-    ("config.json", "[]", FormatError, "cannot be loaded"),
-    ("config.json", '{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModel": "odd.Model"}}', Unsupported, "never run"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "error", "text"),
+    [
+        ("tokenizer.json", "{", FormatError, "not a tokenizer"),
+        ("tokenizer.json", "[]", FormatError, "not a tokenizer"),
+        ("tokenizer.json", "[" * 100_000, FormatError, "not a tokenizer"),
+        ("tokenizer_config.json", "{", FormatError, "not valid JSON"),
+        ("config.json", "{", FormatError, "cannot be loaded|not valid JSON"),
+        ("config.json", "[]", FormatError, "cannot be loaded"),
+        (
+            "config.json",
+            '{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModel": "odd.Model"}}',
+            Unsupported,
+            "never run",
+        ),
+    ],
+)
 def test_a_damaged_base_is_named(
-    name: str, content: str, error: type[AdapterpackError], text: str, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    content: str,
+    error: type[AdapterpackError],
+    text: str,
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What transformers makes of it is an error of ours; code that a base brings is neither run nor asked about."""
+    """What transformers makes of it is an error of ours; code that a base brings is neither run nor asked
+    about.
+    """
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
     (folder / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Odd: pass\n")
     (folder / name).write_text(content)
@@ -92,13 +119,19 @@ def test_a_damaged_base_is_named(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", ["[]", "7", '{"architectures": 5}', '{"architectures": [5]}', '{"architectures": ["Odd", 5]}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "7", '{"architectures": 5}', '{"architectures": [5]}', '{"architectures": ["Odd", 5]}']
+)
 def test_configurations_of_no_form(content: str, tiny_llama: Path, tmp_path: Path) -> None:
     """Whatever command reads them, what is wrong is said in a sentence, or does not matter to it."""
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     (folder / "config.json").write_text(content)
     out = tmp_path / "bundle"
-    for line in (f"export {folder} -o {out}", f"inspect {folder}", f"export {folder} --task text-generation -o {out}"):
+    for line in (
+        f"export {folder} -o {out}",
+        f"inspect {folder}",
+        f"export {folder} --task text-generation -o {out}",
+    ):
         done = CliRunner().invoke(main, line.split())
         assert "bug" not in done.stderr
         assert done.exit_code == (0 if line.startswith("inspect") and content.startswith("{") else 1)

@@ -38,29 +38,82 @@ def one(values: dict[str, Any] | None = None, *overrides: str) -> TrainConfig:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    """Every setting, each other than its default, through a YAML file: the config that comes back has them all."""
-    hyper = {"r": 3, "alpha": 5.5, "use_rslora": True, "dropout": 0.25, "targets": ["query", "value"], "modules_to_save": ["classifier"],
-             "rank_pattern": {"query": 7}, "alpha_pattern": {"value": 9.0}}
-    settings = {"task": "text-classification", "trainer": "sft", "adapter_name_or_path": "packs/first", "name": "other", "method": "lora",
-                "eval_file": None, "problem_type": "regression", "val_set_size": 0.25, "on_bad_row": "skip",
-                "on_divergence": "warn", "max_length": 17, "learning_rate": 3e-5, "num_train_epochs": 1.5, "max_steps": 11,
-                "per_device_train_batch_size": 2,
-                "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
-                "weight_decay": 0.01, "label_smoothing_factor": 0.1, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5,
-                "dtype": "bfloat16", "bf16": True, "gradient_checkpointing": True,
-                "group_by_length": True, "packing": True, "experts": True, "allow_unused": True,
-                "max_train_samples": 100, "skip_train_samples": 3, "load_in_4bit": True, "load_in_8bit": False, "save_strategy": "epoch",
-                "save_steps": 9, "save_total_limit": 3, "eval_strategy": "epoch", "eval_steps": 4, "load_best_model_at_end": True,
-                "metric_for_best_model": "accuracy", "greater_is_better": True, "early_stopping_patience": 2,
-                "report_to": ("tensorboard", "wandb")}
+    """Every setting, each other than its default, through a YAML file: the config that comes back has them
+    all.
+    """
+    hyper = {
+        "r": 3,
+        "alpha": 5.5,
+        "use_rslora": True,
+        "dropout": 0.25,
+        "targets": ["query", "value"],
+        "modules_to_save": ["classifier"],
+        "rank_pattern": {"query": 7},
+        "alpha_pattern": {"value": 9.0},
+    }
+    settings = {
+        "task": "text-classification",
+        "trainer": "sft",
+        "adapter_name_or_path": "packs/first",
+        "name": "other",
+        "method": "lora",
+        "eval_file": None,
+        "problem_type": "regression",
+        "val_set_size": 0.25,
+        "on_bad_row": "skip",
+        "on_divergence": "warn",
+        "max_length": 17,
+        "learning_rate": 3e-5,
+        "num_train_epochs": 1.5,
+        "max_steps": 11,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "label_smoothing_factor": 0.1,
+        "max_grad_norm": 0.5,
+        "logging_steps": 7,
+        "seed": 5,
+        "dtype": "bfloat16",
+        "bf16": True,
+        "gradient_checkpointing": True,
+        "group_by_length": True,
+        "packing": True,
+        "experts": True,
+        "allow_unused": True,
+        "max_train_samples": 100,
+        "skip_train_samples": 3,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "save_strategy": "epoch",
+        "save_steps": 9,
+        "save_total_limit": 3,
+        "eval_strategy": "epoch",
+        "eval_steps": 4,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "greater_is_better": True,
+        "early_stopping_patience": 2,
+        "report_to": ("tensorboard", "wandb"),
+    }
     assert {*settings, *NEEDED} == {f.name for f in dataclasses.fields(TrainConfig)} - PARTS
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump({**NEEDED, **settings, "report_to": ["tensorboard", "wandb"], **hyper}))
     (config,), notes = read_config(path)
     assert notes == []
     assert {key: getattr(config, key) for key in (*NEEDED, *settings)} == {**NEEDED, **settings}
-    assert config.method_config == LoRA(r=3, alpha=5.5, use_rslora=True, dropout=0.25, targets=("query", "value"),
-                                        modules_to_save=("classifier",), rank_pattern={"query": 7}, alpha_pattern={"value": 9.0})
+    assert config.method_config == LoRA(
+        r=3,
+        alpha=5.5,
+        use_rslora=True,
+        dropout=0.25,
+        targets=("query", "value"),
+        modules_to_save=("classifier",),
+        rank_pattern={"query": 7},
+        alpha_pattern={"value": 9.0},
+    )
     assert read_config(config) == ([config], [])
 
 
@@ -76,18 +129,58 @@ def test_defaults_are_the_dataclasses() -> None:
     ("foreign", "ours"),
     [
         # axolotl
-        ({"base_model": "b", "adapter": "lora", "sequence_len": 99, "micro_batch_size": 3, "lr_scheduler": "cosine", "num_epochs": 2,
-          "lora_r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["lm_head"]},
-         {"model_name_or_path": "b", "method": "lora", "max_length": 99, "per_device_train_batch_size": 3, "lr_scheduler_type": "cosine",
-          "num_train_epochs": 2.0, "r": 4, "alpha": 6.0, "dropout": 0.1, "targets": ("q_proj",), "modules_to_save": ("lm_head",)}),
+        (
+            {
+                "base_model": "b",
+                "adapter": "lora",
+                "sequence_len": 99,
+                "micro_batch_size": 3,
+                "lr_scheduler": "cosine",
+                "num_epochs": 2,
+                "lora_r": 4,
+                "lora_alpha": 6,
+                "lora_dropout": 0.1,
+                "lora_target_modules": ["q_proj"],
+                "lora_modules_to_save": ["lm_head"],
+            },
+            {
+                "model_name_or_path": "b",
+                "method": "lora",
+                "max_length": 99,
+                "per_device_train_batch_size": 3,
+                "lr_scheduler_type": "cosine",
+                "num_train_epochs": 2.0,
+                "r": 4,
+                "alpha": 6.0,
+                "dropout": 0.1,
+                "targets": ("q_proj",),
+                "modules_to_save": ("lm_head",),
+            },
+        ),
         ({"lora_target_linear": True}, {"targets": "all-linear"}),
         ({"adapter": "qlora", "warmup_ratio": 0.1}, {"method": "lora", "warmup_steps": 0.1}),
         # LLaMA-Factory: lists are one text, "all" is all-linear
-        ({"finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj, v_proj", "cutoff_len": 33, "additional_target": "a,b"},
-         {"method": "lora", "r": 4, "targets": ("q_proj", "v_proj"), "max_length": 33, "modules_to_save": ("a", "b")}),
+        (
+            {
+                "finetuning_type": "lora",
+                "lora_rank": 4,
+                "lora_target": "q_proj, v_proj",
+                "cutoff_len": 33,
+                "additional_target": "a,b",
+            },
+            {
+                "method": "lora",
+                "r": 4,
+                "targets": ("q_proj", "v_proj"),
+                "max_length": 33,
+                "modules_to_save": ("a", "b"),
+            },
+        ),
         ({"lora_target": "all"}, {"targets": "all-linear"}),
-        ({"datasets": [{"path": "a", "type": "alpaca"}], "val_size": 0.1},
-         {"train_file": ({"path": "a", "type": "alpaca"},), "val_set_size": 0.1}),
+        (
+            {"datasets": [{"path": "a", "type": "alpaca"}], "val_size": 0.1},
+            {"train_file": ({"path": "a", "type": "alpaca"},), "val_set_size": 0.1},
+        ),
         ({"test_datasets": ["a.jsonl", "b/*.csv"]}, {"eval_file": ("a.jsonl", "b/*.csv")}),
         ({"torch_dtype": "torch.bfloat16"}, {"dtype": "bfloat16"}),
         ({"torch_dtype": "fp32"}, {"dtype": "float32"}),
@@ -95,38 +188,87 @@ def test_defaults_are_the_dataclasses() -> None:
         ({"sample_packing": True}, {"packing": True}),
         # PEFT, and what saved PEFT configs say
         ({"peft_type": "LORA", "target_modules": "all-linear"}, {"method": "lora", "targets": "all-linear"}),
-        ({"max_seq_length": 5, "batch_size": 6, "dataset": "d", "output": "o", "model_name": "n"},
-         {"max_length": 5, "per_device_train_batch_size": 6, "train_file": "d", "output_dir": "o", "model_name_or_path": "n"}),
+        (
+            {"max_seq_length": 5, "batch_size": 6, "dataset": "d", "output": "o", "model_name": "n"},
+            {
+                "max_length": 5,
+                "per_device_train_batch_size": 6,
+                "train_file": "d",
+                "output_dir": "o",
+                "model_name_or_path": "n",
+            },
+        ),
     ],
 )
 def test_other_tools_names_are_translated_and_reported(foreign: dict[str, Any], ours: dict[str, Any]) -> None:
     """The setting has our name and type, and one note a key says what was read as what."""
     replaced = {ALIASES[key] for key in foreign}
-    (config,), notes = read_config({**{key: value for key, value in NEEDED.items() if key not in replaced}, **foreign})
+    (config,), notes = read_config(
+        {**{key: value for key, value in NEEDED.items() if key not in replaced}, **foreign}
+    )
     for key, value in ours.items():
         found = getattr(config, key) if hasattr(config, key) else getattr(config.method_config, key)
         assert (found, type(found)) == (value, type(value)), key
-    assert [note for note in notes if "defaults" not in note] == [f"{key} is read as {ALIASES[key]}" for key in foreign]
+    assert [note for note in notes if "defaults" not in note] == [
+        f"{key} is read as {ALIASES[key]}" for key in foreign
+    ]
 
 
-@pytest.mark.parametrize(("foreign", "ours", "said"), [
-    ({"base_model": "b", "sequence_len": 99, "datasets": "a.jsonl"},
-     {"num_train_epochs": 1.0, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
-      "max_length": 99},
-     "axolotl.*: num_train_epochs 1, .*_train_batch_size 1, lr_scheduler_type cosine, warmup_steps 0.03"),
-    ({"base_model": "b", "micro_batch_size": 4, "num_epochs": 2, "lr_scheduler": "linear", "warmup_ratio": 0.1},
-     {"num_train_epochs": 2.0, "per_device_train_batch_size": 4, "lr_scheduler_type": "linear", "warmup_steps": 0.1}, None),
-    ({"model_name_or_path": "b", "stage": "sft", "finetuning_type": "lora", "dataset": "a.jsonl"},
-     {"max_length": 2048, "learning_rate": 5e-5, "seed": 42, "num_train_epochs": 3.0, "per_device_train_batch_size": 8},
-     "LLaMA-Factory.*: max_length 2048, learning_rate 5e-05, seed 42"),
-    ({"base_model": "b"}, {"num_train_epochs": 3.0, "per_device_train_batch_size": 8}, None),
-])
+@pytest.mark.parametrize(
+    ("foreign", "ours", "said"),
+    [
+        (
+            {"base_model": "b", "sequence_len": 99, "datasets": "a.jsonl"},
+            {
+                "num_train_epochs": 1.0,
+                "per_device_train_batch_size": 1,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": 0.03,
+                "max_length": 99,
+            },
+            "axolotl.*: num_train_epochs 1, .*_train_batch_size 1, lr_scheduler_type cosine, "
+            "warmup_steps 0.03",
+        ),
+        (
+            {
+                "base_model": "b",
+                "micro_batch_size": 4,
+                "num_epochs": 2,
+                "lr_scheduler": "linear",
+                "warmup_ratio": 0.1,
+            },
+            {
+                "num_train_epochs": 2.0,
+                "per_device_train_batch_size": 4,
+                "lr_scheduler_type": "linear",
+                "warmup_steps": 0.1,
+            },
+            None,
+        ),
+        (
+            {"model_name_or_path": "b", "stage": "sft", "finetuning_type": "lora", "dataset": "a.jsonl"},
+            {
+                "max_length": 2048,
+                "learning_rate": 5e-5,
+                "seed": 42,
+                "num_train_epochs": 3.0,
+                "per_device_train_batch_size": 8,
+            },
+            "LLaMA-Factory.*: max_length 2048, learning_rate 5e-05, seed 42",
+        ),
+        ({"base_model": "b"}, {"num_train_epochs": 3.0, "per_device_train_batch_size": 8}, None),
+    ],
+)
 def test_what_another_tools_file_leaves_out_is_that_tools_default(
     foreign: dict[str, Any], ours: dict[str, Any], said: str | None
 ) -> None:
-    """One note says which were taken; what the file says counts, and one name of another tool makes no file of it."""
+    """One note says which were taken; what the file says counts, and one name of another tool makes no file
+    of it.
+    """
     replaced = {ALIASES.get(key, key) for key in foreign}
-    (config,), notes = read_config({**{key: value for key, value in NEEDED.items() if key not in replaced}, **foreign})
+    (config,), notes = read_config(
+        {**{key: value for key, value in NEEDED.items() if key not in replaced}, **foreign}
+    )
     assert {key: getattr(config, key) for key in ours} == ours
     notes = [note for note in notes if "defaults" in note]
     assert len(notes) == (said is not None) and all(re.search(said or "", note) for note in notes)
@@ -159,7 +301,8 @@ def test_every_alias_leads_to_a_setting() -> None:
         ("alpha=null", "alpha", 16.0),
         ("targets=[query, value]", "targets", ("query", "value")),
         ("targets=query", "targets", "query"),
-        ("modules_to_save=classifier", "modules_to_save", ("classifier",)),  # one name is a list of one, not of its letters
+        # one name is a list of one, not of its letters
+        ("modules_to_save=classifier", "modules_to_save", ("classifier",)),
         ("rank_pattern={query: 2}", "rank_pattern", {"query": 2}),
         ("lora_r=5", "r", 5),
         ("max_train_samples=null", "max_train_samples", None),
@@ -181,10 +324,18 @@ def test_overrides_win_over_the_file_under_any_name() -> None:
     assert one({"lora_r": 2}, "r=3").method_config.r == 3
     assert one({"r": 2}, "lora_rank=3").method_config.r == 3
     assert one({}, "r=3", "r=4").method_config.r == 4
-    entries = [{"name": "a", "r": 2, "output_dir": "elsewhere"}, {"name": "b", "lora_r": 9, "learning_rate": 1e-3}]
+    entries = [
+        {"name": "a", "r": 2, "output_dir": "elsewhere"},
+        {"name": "b", "lora_r": 9, "learning_rate": 1e-3},
+    ]
     configs, _ = read_config({**NEEDED, "adapters": entries}, ["r=5", "output_dir=new"])
-    assert [(c.method_config.r, c.learning_rate, c.output_dir) for c in configs] == [(5, 2e-4, "new/a"), (5, 1e-3, "new/b")]
-    (config,), _ = read_config(TrainConfig(**NEEDED, method_config=LoRA(r=2, targets=("q",))), ["r=3", "seed=4"])
+    assert [(c.method_config.r, c.learning_rate, c.output_dir) for c in configs] == [
+        (5, 2e-4, "new/a"),
+        (5, 1e-3, "new/b"),
+    ]
+    (config,), _ = read_config(
+        TrainConfig(**NEEDED, method_config=LoRA(r=2, targets=("q",))), ["r=3", "seed=4"]
+    )
     assert (config.method_config, config.seed) == (LoRA(r=3, alpha=4, targets=("q",)), 4)
 
 
@@ -193,7 +344,9 @@ def test_several_adapters_share_the_common_keys() -> None:
     entries = [{"name": "a", "train_file": "a.csv"}, {"name": "b", "lora_r": 3, "output_dir": "elsewhere"}]
     configs, notes = read_config({**NEEDED, "lora_r": 5, "adapters": entries})
     assert [(c.pack_name, c.train_file, c.output_dir, c.method_config.r) for c in configs] == [
-        ("a", "a.csv", "out/tickets/a", 5), ("b", "rows.jsonl", "elsewhere", 3)]
+        ("a", "a.csv", "out/tickets/a", 5),
+        ("b", "rows.jsonl", "elsewhere", 3),
+    ]
     assert notes == ["lora_r is read as r"]
 
 
@@ -203,7 +356,11 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"learning_rat": 1}, [], ["unknown key", "'learning_rat'", "did you mean 'learning_rate'?"]),
         ({"lora_alhpa": 1}, [], ["did you mean 'lora_alpha'?"]),
         ({7: 1}, [], ["unknown key", "7"]),
-        ({"columns": {"text": "message"}}, [], ["unknown key", "datasets: [{path: tickets.csv, columns: {text: message, label: team}}]"]),
+        (
+            {"columns": {"text": "message"}},
+            [],
+            ["unknown key", "datasets: [{path: tickets.csv, columns: {text: message, label: team}}]"],
+        ),
         ({"max_length": "long"}, [], ["max_length", "expected a whole number", "'long' (str)"]),
         ({"max_length": 8.0}, [], ["max_length", "expected a whole number", "8.0 (float)"]),
         ({"max_length": True}, [], ["max_length", "True (bool)"]),
@@ -213,7 +370,11 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"dtype": "float16"}, [], ["dtype", "expected one of auto, float32, bfloat16", "'float16'"]),
         ({"train_file": None}, [], ["train_file", "expected text", "None"]),
         ({"name": 12}, [], ["name", "expected text", "12 (int)"]),
-        ({"train_file": {"pth": "a"}}, [], ["train_file", "no such setting", "'pth'", "did you mean 'path'?"]),
+        (
+            {"train_file": {"pth": "a"}},
+            [],
+            ["train_file", "no such setting", "'pth'", "did you mean 'path'?"],
+        ),
         ({"train_file": ["a", {"split": "train"}]}, [], ["train_file, entry 2", "has no path"]),
         ({"train_file": ["a", 5]}, [], ["train_file, entry 2", "a path, or a mapping", "5"]),
         ({"train_file": []}, [], ["no source"]),
@@ -241,13 +402,30 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"adapters": {"name": "a"}}, [], ["adapters must be a list"]),
         ({"adapters": [{"r": 2}]}, [], ["each with a name"]),
         ({"adapters": [{"name": "a"}, {"name": "a"}]}, [], ["the same name", "found a"]),
-        ({"adapters": [{"name": "a", "output_dir": "x"}, {"name": "b", "output_dir": "x"}]}, [], ["the same output_dir", "found x"]),
+        (
+            {"adapters": [{"name": "a", "output_dir": "x"}, {"name": "b", "output_dir": "x"}]},
+            [],
+            ["the same output_dir", "found x"],
+        ),
         ({"adapters": [{"name": "a", "rr": 2}]}, [], ["adapter a", "'rr'"]),
         ({"adapters": [{"name": "a"}, {"name": "b"}]}, ["name=c"], ["one name for several adapters"]),
-        ({"learning_rat": 1, "deepspeed": "z3.json", "template": "llama3", "block_size": 4, "qqq": 1}, [],
-         ["5 keys are not known", "did you mean 'learning_rate'?", "deepspeed: leave it out", "chat template", "a setting of", "qqq"]),
-        ({"rr": 1, "adapters": [{"name": "a", "vall_file": 2}, {"name": "b", "learning_rat": 3}]}, [],
-         ["3 keys are not known", "2 adapters", "'rr', 'vall_file', 'learning_rat'"]),
+        (
+            {"learning_rat": 1, "deepspeed": "z3.json", "template": "llama3", "block_size": 4, "qqq": 1},
+            [],
+            [
+                "5 keys are not known",
+                "did you mean 'learning_rate'?",
+                "deepspeed: leave it out",
+                "chat template",
+                "a setting of",
+                "qqq",
+            ],
+        ),
+        (
+            {"rr": 1, "adapters": [{"name": "a", "vall_file": 2}, {"name": "b", "learning_rat": 3}]},
+            [],
+            ["3 keys are not known", "2 adapters", "'rr', 'vall_file', 'learning_rat'"],
+        ),
         ({"load_in_4bit": True, "load_in_8bit": True}, [], ["4 bits or in 8"]),
         ({"save_strategy": "often"}, [], ["save_strategy", "'often'"]),
         ({}, ["learning_rate"], ["key=value", "'learning_rate'"]),
@@ -255,8 +433,15 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({}, ["targets=[q"], ["override", "targets", "not valid YAML"]),
         ({}, ["adapters=[]"], ["adapters can only be listed in the file"]),
         ({}, ["leraning_rate=1"], ["did you mean 'learning_rate'?"]),
-        ({"method": {"type": "lora", "r": 4}}, [],
-         ["must be the name of an adapter method", "a name, such as lora", "settings as keys of their own"]),
+        (
+            {"method": {"type": "lora", "r": 4}},
+            [],
+            [
+                "must be the name of an adapter method",
+                "a name, such as lora",
+                "settings as keys of their own",
+            ],
+        ),
     ],
 )
 def test_what_is_refused(values: dict[Any, Any], overrides: list[str], words: list[str]) -> None:
@@ -284,7 +469,10 @@ def test_an_unknown_method_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"a: [1\nb: }", ["not valid YAML: while parsing a flow sequence, did not find", "bad.yaml, line 2)"]),
+        (
+            b"a: [1\nb: }",
+            ["not valid YAML: while parsing a flow sequence, did not find", "bad.yaml, line 2)"],
+        ),
         (b"- a\n- b\n", ["must be a mapping", "list"]),
         (b"", ["must be a mapping", "NoneType"]),
         (b"seed: 1\nseed: 2\n", ["a key stands twice: seed"]),
@@ -305,20 +493,44 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: bytes, words: lis
 
 
 def test_data_sets_by_llama_factorys_list(tmp_path: Path) -> None:
-    """Its names of data sets, files and columns; a name that the list does not have is an error with the nearest one."""
-    info = {"identity": {"file_name": "identity.json"},
-            "asked": {"hf_hub_url": "org/asked", "subset": "en", "columns": {"prompt": "q", "response": "a", "history": "before"}},
-            "chats": {"file_name": "chats.json", "formatting": "sharegpt", "columns": {"messages": "turns", "system": "rules"}},
-            "openai": {"file_name": "openai.json", "formatting": "sharegpt", "columns": {"messages": "messages"},
-                       "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}
+    """Its names of data sets, files and columns; a name that the list does not have is an error with the
+    nearest one.
+    """
+    info = {
+        "identity": {"file_name": "identity.json"},
+        "asked": {
+            "hf_hub_url": "org/asked",
+            "subset": "en",
+            "columns": {"prompt": "q", "response": "a", "history": "before"},
+        },
+        "chats": {
+            "file_name": "chats.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "turns", "system": "rules"},
+        },
+        "openai": {
+            "file_name": "openai.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+            },
+        },
+    }
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     settings = {"model_name_or_path": "b", "output_dir": "o", "dataset_dir": str(tmp_path)}
     (config,), notes = read_config({**settings, "dataset": "identity, asked,chats,openai", "val_size": 0.1})
     assert sources_of(config.train_file, "here") == (
         Source(str(tmp_path / "identity.json"), "alpaca"),
         Source("org/asked", "alpaca", "en", columns={"instruction": "q", "output": "a", "history": "before"}),
-        Source(str(tmp_path / "chats.json"), "sharegpt", columns={"conversations": "turns", "system": "rules"}),
-        Source(str(tmp_path / "openai.json"), "messages", columns={"messages": "messages"}))
+        Source(
+            str(tmp_path / "chats.json"), "sharegpt", columns={"conversations": "turns", "system": "rules"}
+        ),
+        Source(str(tmp_path / "openai.json"), "messages", columns={"messages": "messages"}),
+    )
     assert any("dataset_info.json" in note for note in notes)
     with pytest.raises(ConfigError, match="did you mean 'identity'"):
         read_config({**settings, "dataset": "identiti"})
@@ -331,21 +543,45 @@ OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "ass
 
 def listed(folder: Path, entry: dict[str, Any]) -> Source:
     (folder / "dataset_info.json").write_text(json.dumps({"data": entry}))
-    (config,), _ = read_config({"model_name_or_path": "b", "output_dir": "o", "dataset_dir": str(folder), "dataset": "data"})
+    (config,), _ = read_config(
+        {"model_name_or_path": "b", "output_dir": "o", "dataset_dir": str(folder), "dataset": "data"}
+    )
     (source,) = sources_of(config.train_file, "here")
     return source
 
 
-@pytest.mark.parametrize(("entry", "form", "columns"), [
-    ({"ranking": True, "columns": {"prompt": "question", "chosen": "better", "rejected": "worse", "system": "rules"}},
-     "alpaca-pairs", {"instruction": "question", "chosen": "better", "rejected": "worse", "system": "rules"}),
-    ({"ranking": True, "formatting": "sharegpt", "columns": {"messages": "turns", "chosen": "better", "rejected": "worse"}},
-     "sharegpt-pairs", {"conversations": "turns", "chosen": "better", "rejected": "worse"}),
-    ({"columns": {"prompt": "q", "response": "a", "kto_tag": "good"}}, "labelled-answers",
-     {"prompt": "q", "completion": "a", "label": "good"}),
-    ({"formatting": "sharegpt", "columns": {"messages": "turns", "kto_tag": "good"}, "tags": OPENAI}, "labelled-chats",
-     {"messages": "turns", "label": "good"}),
-])
+@pytest.mark.parametrize(
+    ("entry", "form", "columns"),
+    [
+        (
+            {
+                "ranking": True,
+                "columns": {"prompt": "question", "chosen": "better", "rejected": "worse", "system": "rules"},
+            },
+            "alpaca-pairs",
+            {"instruction": "question", "chosen": "better", "rejected": "worse", "system": "rules"},
+        ),
+        (
+            {
+                "ranking": True,
+                "formatting": "sharegpt",
+                "columns": {"messages": "turns", "chosen": "better", "rejected": "worse"},
+            },
+            "sharegpt-pairs",
+            {"conversations": "turns", "chosen": "better", "rejected": "worse"},
+        ),
+        (
+            {"columns": {"prompt": "q", "response": "a", "kto_tag": "good"}},
+            "labelled-answers",
+            {"prompt": "q", "completion": "a", "label": "good"},
+        ),
+        (
+            {"formatting": "sharegpt", "columns": {"messages": "turns", "kto_tag": "good"}, "tags": OPENAI},
+            "labelled-chats",
+            {"messages": "turns", "label": "good"},
+        ),
+    ],
+)
 def test_preferences_of_llama_factorys_list_keep_their_columns(
     entry: dict[str, Any], form: str, columns: dict[str, str], tmp_path: Path
 ) -> None:
@@ -354,13 +590,20 @@ def test_preferences_of_llama_factorys_list_keep_their_columns(
     assert listed(tmp_path, {**hubs, **entry}) == Source("org/data", form, columns=columns)
 
 
-@pytest.mark.parametrize(("entry", "words"), [
-    ({"columns": {"images": "pictures"}}, "found columns: images"), ({"script_url": "data.py"}, "found script_url"),
-    ({"columns": {"chosen": "better", "rejected": "worse"}}, "columns: chosen, columns: rejected"),
-    ({"num_samples": 9}, "num_samples"),
-    ({"formatting": "sharegpt", "tags": {"role_tag": "who"}}, "tags: role_tag: who"),
-    ({"ranking": True, "formatting": "sharegpt", "tags": OPENAI}, "ranking with messages as OpenAI has them"),
-])
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"columns": {"images": "pictures"}}, "found columns: images"),
+        ({"script_url": "data.py"}, "found script_url"),
+        ({"columns": {"chosen": "better", "rejected": "worse"}}, "columns: chosen, columns: rejected"),
+        ({"num_samples": 9}, "num_samples"),
+        ({"formatting": "sharegpt", "tags": {"role_tag": "who"}}, "tags: role_tag: who"),
+        (
+            {"ranking": True, "formatting": "sharegpt", "tags": OPENAI},
+            "ranking with messages as OpenAI has them",
+        ),
+    ],
+)
 def test_what_is_not_read_of_llama_factorys_list_stops_the_run(
     entry: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
@@ -383,10 +626,16 @@ def test_a_list_of_data_sets_names_no_file_elsewhere(name: str, tmp_path: Path) 
 
 
 def test_the_schema_is_one_and_has_every_setting() -> None:
-    """Valid draft 2020-12; its keys are the fields of the dataclasses and ``adapters``, no alias; defaults and limits are the code's."""
+    """Valid draft 2020-12; its keys are the fields of the dataclasses and ``adapters``, no alias; defaults
+    and limits are the code's.
+    """
     Draft202012Validator.check_schema(SCHEMA)
     fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
-    theirs = {f.name for owner in (*methods().values(), *TRAINERS.values()) for f in dataclasses.fields(owner.config)}
+    theirs = {
+        f.name
+        for owner in (*methods().values(), *TRAINERS.values())
+        for f in dataclasses.fields(owner.config)
+    }
     properties = SCHEMA["properties"]
     assert set(properties) == {*fields, *theirs, "adapters"}
     assert not set(fields) & theirs, "a hyper-parameter has the name of a setting of the run"
@@ -402,13 +651,26 @@ def test_the_schema_is_one_and_has_every_setting() -> None:
         assert ("default" in properties[key]) is not needed
         assert needed or properties[key]["default"] == field.default, key
     assert schema() == SCHEMA, "make golden writes it anew"
-    assert SCHEMA["then"]["required"] == [f.name for f in dataclasses.fields(TrainConfig) if f.default is dataclasses.MISSING]
+    assert SCHEMA["then"]["required"] == [
+        f.name for f in dataclasses.fields(TrainConfig) if f.default is dataclasses.MISSING
+    ]
     own = {f.name for f in dataclasses.fields(TrainConfig)}
-    limits = {key: value.get("exclusiveMinimum" if key in POSITIVE else "minimum") for key, value in properties.items() if key in own}
+    limits = {
+        key: value.get("exclusiveMinimum" if key in POSITIVE else "minimum")
+        for key, value in properties.items()
+        if key in own
+    }
     assert {key: value for key, value in limits.items() if value is not None} == LEAST
     assert sorted(properties["task"]["enum"]) == [
-        name for name, task in TASKS.items() if task.training or any(name in kind.tasks for kind in TRAINERS.values())]
-    assert properties["name"]["pattern"] == NAME == MANIFEST["$defs"]["PackInfo"]["properties"]["name"]["pattern"]
+        name
+        for name, task in TASKS.items()
+        if task.training or any(name in kind.tasks for kind in TRAINERS.values())
+    ]
+    assert (
+        properties["name"]["pattern"]
+        == NAME
+        == MANIFEST["$defs"]["PackInfo"]["properties"]["name"]["pattern"]
+    )
 
 
 GOOD: list[dict[str, Any]] = [
@@ -421,16 +683,48 @@ GOOD: list[dict[str, Any]] = [
     {"adapters": [{"name": "a"}, {"name": "b", "r": 4, "learning_rate": 1e-3, "targets": ["q"]}]},
     {"max_steps": -1, "seed": 0, "max_grad_norm": 0, "task": "text-classification"},
     {"dtype": "bfloat16", "bf16": "auto"},
-    *({"method": name} for name, method in sorted(methods().items()) if name != "alora"),  # which needs tokens
-    {"train_file": ["a.jsonl", {"path": "org/set", "name": "en", "split": "train[:9%]", "revision": "main", "form": "alpaca",
-                                "columns": {"output": "answer"}}], "eval_file": {"path": "x", "data_files": ["a.csv"]}},
+    # which needs tokens
+    *({"method": name} for name, method in sorted(methods().items()) if name != "alora"),
+    {
+        "train_file": [
+            "a.jsonl",
+            {
+                "path": "org/set",
+                "name": "en",
+                "split": "train[:9%]",
+                "revision": "main",
+                "form": "alpaca",
+                "columns": {"output": "answer"},
+            },
+        ],
+        "eval_file": {"path": "x", "data_files": ["a.csv"]},
+    },
 ]
 BAD: list[dict[str, Any]] = [
-    {"learning_rat": 1}, {"max_length": "long"}, {"max_length": True}, {"learning_rate": "fast"}, {"learning_rate": 0}, {"bf16": "perhaps"},
-    {"train_file": None}, {"train_file": {"pth": "a"}}, {"train_file": []},
-    {"name": 12}, {"name": "a b"}, {"targets": 5}, {"targets": ["q", 5]}, {"rank_pattern": {"q": "two"}}, {"r": "8"},
-    {"r": -1}, {"dropout": 1.0}, {"seed": -1}, {"adapters": []}, {"adapters": [{"r": 2}]}, {"adapters": [{"name": "a", "rr": 2}]},
-    {"per_device_train_batch_size": 0}, {"max_train_samples": 0}, {"label_smoothing_factor": 1},
+    {"learning_rat": 1},
+    {"max_length": "long"},
+    {"max_length": True},
+    {"learning_rate": "fast"},
+    {"learning_rate": 0},
+    {"bf16": "perhaps"},
+    {"train_file": None},
+    {"train_file": {"pth": "a"}},
+    {"train_file": []},
+    {"name": 12},
+    {"name": "a b"},
+    {"targets": 5},
+    {"targets": ["q", 5]},
+    {"rank_pattern": {"q": "two"}},
+    {"r": "8"},
+    {"r": -1},
+    {"dropout": 1.0},
+    {"seed": -1},
+    {"adapters": []},
+    {"adapters": [{"r": 2}]},
+    {"adapters": [{"name": "a", "rr": 2}]},
+    {"per_device_train_batch_size": 0},
+    {"max_train_samples": 0},
+    {"label_smoothing_factor": 1},
 ]
 
 
@@ -462,7 +756,9 @@ def test_needed_keys_may_stand_in_the_entries() -> None:
 
 
 def test_the_shipped_examples_fit_the_schema() -> None:
-    """Every configuration under ``examples/``, other tools' names translated, is valid by the schema and by the reader."""
+    """Every configuration under ``examples/``, other tools' names translated, is valid by the schema and by
+    the reader.
+    """
     files = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
     for file in files:
         assert fits(translate(yaml.safe_load(file.read_text()), [], file), "train.v1"), file

@@ -1,4 +1,6 @@
-"""What models learn that read and write in two parts, see, hear, or make embeddings: from rows to a pack that is attached again."""
+"""What models learn that read and write in two parts, see, hear, or make embeddings: from rows to a pack that
+is attached again.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +65,18 @@ def picture(folder: Path, kind: int, number: int) -> str:
     """A prepared image of one of three patterns, with some noise."""
     waves = np.sin(np.arange(3 * 12 * 12).reshape(3, 12, 12) * (kind + 1) / 7) * 2
     path = folder / f"image-{kind}-{number}.npy"
-    np.save(path, (waves + 0.1 * np.random.default_rng(number).standard_normal((3, 12, 12))).astype(np.float32))
+    np.save(
+        path, (waves + 0.1 * np.random.default_rng(number).standard_normal((3, 12, 12))).astype(np.float32)
+    )
     return str(path)
 
 
 def sound(folder: Path, kind: int, number: int) -> str:
     path = folder / f"sound-{kind}-{number}.npy"
-    np.save(path, (np.cos(np.arange(8 * 40).reshape(8, 40) * (kind + 1) / 9) + 0.1 * number / 24).astype(np.float32))
+    np.save(
+        path,
+        (np.cos(np.arange(8 * 40).reshape(8, 40) * (kind + 1) / 9) + 0.1 * number / 24).astype(np.float32),
+    )
     return str(path)
 
 
@@ -82,17 +89,42 @@ def rows_of(task: str, folder: Path) -> Rows:
     kinds = [(number % 3, number) for number in range(24)]
     noise = [f"w{dice.randrange(60, 80)}" for _ in kinds]
     return {
-        "text2text-generation": lambda: [{"prompt": f"{WORDS[kind]} {noise[n]}", "completion": WORDS[(kind + 1) % 3]} for kind, n in kinds],
-        "automatic-speech-recognition": lambda: [{"audio": sound(folder, kind, n), "text": WORDS[kind]} for kind, n in kinds],
-        "image-classification": lambda: [{"image": picture(folder, kind, n), "label": "abc"[kind]} for kind, n in kinds],
-        "image-text-to-text": lambda: [{"image": picture(folder, kind, n), "prompt": noise[n], "completion": WORDS[kind]}
-                                       for kind, n in kinds],
-        "zero-shot-image-classification": lambda: [{"image": picture(folder, kind, n), "text": WORDS[kind]} for kind, n in kinds],
-        "pairs": lambda: [{"anchor": f"{WORDS[kind]} {noise[n]}", "positive": f"{noise[-n]} w{40 + kind}"} for kind, n in kinds],
-        "triplets": lambda: [{"anchor": f"{WORDS[kind]} {noise[n]}", "positive": f"w{40 + kind}", "negative": f"w{40 + (kind + 1) % 3}"}
-                             for kind, n in kinds],
-        "scores": lambda: [{"sentence1": f"{WORDS[kind]} {noise[n]}", "sentence2": f"w{40 + n % 2}", "score": float(kind % 2 == n % 2)}
-                           for kind, n in kinds],
+        "text2text-generation": lambda: [
+            {"prompt": f"{WORDS[kind]} {noise[n]}", "completion": WORDS[(kind + 1) % 3]} for kind, n in kinds
+        ],
+        "automatic-speech-recognition": lambda: [
+            {"audio": sound(folder, kind, n), "text": WORDS[kind]} for kind, n in kinds
+        ],
+        "image-classification": lambda: [
+            {"image": picture(folder, kind, n), "label": "abc"[kind]} for kind, n in kinds
+        ],
+        "image-text-to-text": lambda: [
+            {"image": picture(folder, kind, n), "prompt": noise[n], "completion": WORDS[kind]}
+            for kind, n in kinds
+        ],
+        "zero-shot-image-classification": lambda: [
+            {"image": picture(folder, kind, n), "text": WORDS[kind]} for kind, n in kinds
+        ],
+        "pairs": lambda: [
+            {"anchor": f"{WORDS[kind]} {noise[n]}", "positive": f"{noise[-n]} w{40 + kind}"}
+            for kind, n in kinds
+        ],
+        "triplets": lambda: [
+            {
+                "anchor": f"{WORDS[kind]} {noise[n]}",
+                "positive": f"w{40 + kind}",
+                "negative": f"w{40 + (kind + 1) % 3}",
+            }
+            for kind, n in kinds
+        ],
+        "scores": lambda: [
+            {
+                "sentence1": f"{WORDS[kind]} {noise[n]}",
+                "sentence2": f"w{40 + n % 2}",
+                "score": float(kind % 2 == n % 2),
+            }
+            for kind, n in kinds
+        ],
     }[task]()
 
 
@@ -102,8 +134,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "whisper": ("whisper", "automatic-speech-recognition", {}),
     "vit": ("vit", "image-classification", {}),
     "llava": ("llava", "image-text-to-text", {}),
-    "clip": ("clip", "zero-shot-image-classification", {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3}),
-    "pairs": ("bert", "feature-extraction", {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3}),
+    "clip": (
+        "clip",
+        "zero-shot-image-classification",
+        {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3},
+    ),
+    "pairs": (
+        "bert",
+        "feature-extraction",
+        {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3},
+    ),
     "triplets": ("bert", "feature-extraction", {"loss": "triplet", "pooling": "cls"}),
     "scores": ("bert", "feature-extraction", {"pooling": "last"}),
 }
@@ -113,13 +153,30 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def config(case: str, base: Path, folder: Path, **more: Any) -> dict[str, Any]:
     _, task, settings = CASES[case]
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(case if task == "feature-extraction" else task, folder)))
-    return {"model_name_or_path": str(base), "task": task, "train_file": str(path), "eval_file": str(path),
-            "output_dir": str(folder / case), "learning_rate": 1e-2, "max_steps": 40, "max_length": 40, "r": 8, **settings, **more}
+    path.write_text(
+        "".join(
+            json.dumps(row) + "\n" for row in rows_of(case if task == "feature-extraction" else task, folder)
+        )
+    )
+    return {
+        "model_name_or_path": str(base),
+        "task": task,
+        "train_file": str(path),
+        "eval_file": str(path),
+        "output_dir": str(folder / case),
+        "learning_rate": 1e-2,
+        "max_steps": 40,
+        "max_length": 40,
+        "r": 8,
+        **settings,
+        **more,
+    }
 
 
 def loss_of(values: dict[str, Any], pack: Any = None) -> float:
-    """The loss over the rows of a configuration: of the base, or with a pack attached to a model that is loaded anew."""
+    """The loss over the rows of a configuration: of the base, or with a pack attached to a model that is
+    loaded anew.
+    """
     (settings,), _ = read_config({**values, "output_dir": f"{values['output_dir']}-again"})
     task = task_named(settings.task)
     reader = reader_of(task, TRAINERS[settings.trainer], Path(settings.model_name_or_path))
@@ -127,16 +184,29 @@ def loss_of(values: dict[str, Any], pack: Any = None) -> float:
     if pack is not None:
         model = load_model(task, Path(settings.model_name_or_path), pack.manifest.task.labels)
         ready = ready._replace(model=attach(model, pack))
-    arguments = arguments_of(settings, f"{values['output_dir']}-runs", TRAINERS[settings.trainer].reading.targets
-                             if TRAINERS[settings.trainer].reading else task.training.targets)
+    arguments = arguments_of(
+        settings,
+        f"{values['output_dir']}-runs",
+        TRAINERS[settings.trainer].reading.targets
+        if TRAINERS[settings.trainer].reading
+        else task.training.targets,
+    )
     return float(trainer_for(settings, ready, arguments, reader).evaluate()["eval_loss"])
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case in {"bart", "triplets", "scores", "clip"}))
-                                  for case in CASES])
-def test_a_task_is_learned_from_its_rows(case: str, base_named: Callable[[str], Path], tmp_path: Path) -> None:
-    """The loss falls below half of the base's, the pack is valid, and attached to a model that is loaded anew it gives the loss that it
-    claims."""
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.long] * (case in {"bart", "triplets", "scores", "clip"}))
+        for case in CASES
+    ],
+)
+def test_a_task_is_learned_from_its_rows(
+    case: str, base_named: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The loss falls below half of the base's, the pack is valid, and attached to a model that is loaded anew
+    it gives the loss that it claims.
+    """
     base = base_named(CASES[case][0])
     values = config(case, base, tmp_path)
     (pack,) = train(values)
@@ -164,26 +234,48 @@ def test_a_vision_language_model_is_adapted_where_a_server_runs_it(
 
 
 @pytest.mark.long
-def test_a_translation_is_generated_as_it_was_learned(base_named: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_translation_is_generated_as_it_was_learned(
+    base_named: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The bundle of a T5 answers with what the rows taught it."""
     values = config("t5", base_named("t5"), tmp_path, max_steps=80)
     (pack,) = train(values)
     export(base_named("t5"), [str(tmp_path / "t5")], tmp_path / "bundle", mode="bank", in_place=False)
     rows = [{"prompt": f"{WORDS[kind]} w61", "adapter": pack.name} for kind in range(3)]
     found = list(run(tmp_path / "bundle", rows, max_new_tokens=6))
-    assert [row["completion"].split() for row in found] == [WORDS[(kind + 1) % 3].split() for kind in range(3)]
+    assert [row["completion"].split() for row in found] == [
+        WORDS[(kind + 1) % 3].split() for kind in range(3)
+    ]
 
 
-@pytest.mark.parametrize(("case", "rows", "more", "words"), [
-    ("pairs", [{"a": "w1", "b": "w2"}], {}, "pairs, triplets or scored pairs.*found a, b"),
-    ("pairs", [{"anchor": "w1", "positive": None}], {}, "without text.*row 1|row 1.*without text"),
-    ("pairs", [{"anchor": "w1", "positive": "w2"}], {"loss": "triplet"}, "triplet needs rows with a negative"),
-    ("vit", [{"image": "none.npy", "label": "a"}, {"image": 5, "label": "b"}], {}, "none.npy|needs an image"),
-    ("t5", [{"prompt": "", "completion": "w1"}], {}, "nothing to read"),
-    ("whisper", [{"audio": "x.wav"}], {}, "columns audio and text"),
-])
+@pytest.mark.parametrize(
+    ("case", "rows", "more", "words"),
+    [
+        ("pairs", [{"a": "w1", "b": "w2"}], {}, "pairs, triplets or scored pairs.*found a, b"),
+        ("pairs", [{"anchor": "w1", "positive": None}], {}, "without text.*row 1|row 1.*without text"),
+        (
+            "pairs",
+            [{"anchor": "w1", "positive": "w2"}],
+            {"loss": "triplet"},
+            "triplet needs rows with a negative",
+        ),
+        (
+            "vit",
+            [{"image": "none.npy", "label": "a"}, {"image": 5, "label": "b"}],
+            {},
+            "none.npy|needs an image",
+        ),
+        ("t5", [{"prompt": "", "completion": "w1"}], {}, "nothing to read"),
+        ("whisper", [{"audio": "x.wav"}], {}, "columns audio and text"),
+    ],
+)
 def test_rows_of_another_form_are_sentences(
-    case: str, rows: Rows, more: dict[str, Any], words: str, base_named: Callable[[str], Path], tmp_path: Path,
+    case: str,
+    rows: Rows,
+    more: dict[str, Any],
+    words: str,
+    base_named: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     """What is wrong, and in which row; no pack is written."""
     values = config(case, base_named(CASES[case][0]), tmp_path, **more)

@@ -1,4 +1,6 @@
-"""Training by several processes at once: one writes, and what they train together is what one trains alone."""
+"""Training by several processes at once: one writes, and what they train together is what one trains
+alone.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +50,31 @@ def close(one: Pack, other: Pack) -> None:
 
 
 def test_two_processes_write_the_packs_of_one(tiny_llama: Path, tmp_path: Path) -> None:
-    """``torchrun adapterpack train`` with a list of adapters: every pack is there, equal to that of one process with twice the batch."""
+    """``torchrun adapterpack train`` with a list of adapters: every pack is there, equal to that of one
+    process with twice the batch.
+    """
     rng = random.Random(0)
     rows = [{"prompt": f"w{rng.randrange(90)}", "completion": f"w{rng.randrange(90)} w3"} for _ in range(16)]
-    labelled = [{"text": " ".join(row.values()), "label": "even" if number % 2 else "odd"} for number, row in enumerate(rows)]
+    labelled = [
+        {"text": " ".join(row.values()), "label": "even" if number % 2 else "odd"}
+        for number, row in enumerate(rows)
+    ]
     for name, some in (("rows", rows), ("labelled", labelled)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    config = {"model_name_or_path": str(tiny_llama), "train_file": str(tmp_path / "rows.jsonl"), "output_dir": str(tmp_path / "two"),
-              "max_steps": 3, "learning_rate": 1e-2, "r": 2, "lr_scheduler_type": "constant",
-              "adapters": [{"name": "a"}, {"name": "b", "r": 4},
-                           {"name": "c", "task": "text-classification", "train_file": str(tmp_path / "labelled.jsonl")}]}
+    config = {
+        "model_name_or_path": str(tiny_llama),
+        "train_file": str(tmp_path / "rows.jsonl"),
+        "output_dir": str(tmp_path / "two"),
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "r": 2,
+        "lr_scheduler_type": "constant",
+        "adapters": [
+            {"name": "a"},
+            {"name": "b", "r": 4},
+            {"name": "c", "task": "text-classification", "train_file": str(tmp_path / "labelled.jsonl")},
+        ],
+    }
     path = tmp_path / "train.yaml"
     path.write_text(json.dumps({**config, "per_device_train_batch_size": 2}))
     run_two("-m", "adapterpack", "train", str(path))
@@ -66,11 +83,15 @@ def test_two_processes_write_the_packs_of_one(tiny_llama: Path, tmp_path: Path) 
     for pack in alone:
         two = load(tmp_path / "two" / pack.name)
         close(pack, two)
-        assert two.manifest.training["final_loss"] == pytest.approx(pack.manifest.training["final_loss"], rel=1e-4)
+        assert two.manifest.training["final_loss"] == pytest.approx(
+            pack.manifest.training["final_loss"], rel=1e-4
+        )
 
 
 def test_a_sharded_model_is_gathered(tiny_llama: Path, tmp_path: Path) -> None:
-    """FSDP2 over two processes: ``save`` writes the whole adapter, that of one process with all rows, and validates on the base."""
+    """FSDP2 over two processes: ``save`` writes the whole adapter, that of one process with all rows, and
+    validates on the base.
+    """
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
     fork_two(script, str(tiny_llama), str(tmp_path / "pack"))

@@ -1,4 +1,6 @@
-"""Runs that are interrupted: checkpoints of the adapter alone, the same pack in the end, and nothing left behind."""
+"""Runs that are interrupted: checkpoints of the adapter alone, the same pack in the end, and nothing left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,13 @@ except adapterpack.AdapterpackError as error:
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of several lengths."""
     rng = random.Random(seed)
-    return [{"prompt": " ".join(f"w{rng.randrange(90)}" for _ in range(rng.randrange(1, 9))), "completion": f"w{rng.randrange(90)}"}
-            for _ in range(count)]
+    return [
+        {
+            "prompt": " ".join(f"w{rng.randrange(90)}" for _ in range(rng.randrange(1, 9))),
+            "completion": f"w{rng.randrange(90)}",
+        }
+        for _ in range(count)
+    ]
 
 
 def write(path: Path, values: list[dict[str, Any]]) -> str:
@@ -64,9 +71,22 @@ def write(path: Path, values: list[dict[str, Any]]) -> str:
 
 def settings(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
     """Two epochs of five steps, dropout, a schedule, accumulation; a checkpoint every third step."""
-    return {"model_name_or_path": str(base), "train_file": write(folder / "rows.jsonl", rows(40)), "output_dir": str(folder / "pack"),
-            "name": "p", "learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
-            "r": 2, "dropout": 0.1, "lr_scheduler_type": "cosine", "save_steps": 3, "logging_steps": 4, **more}
+    return {
+        "model_name_or_path": str(base),
+        "train_file": write(folder / "rows.jsonl", rows(40)),
+        "output_dir": str(folder / "pack"),
+        "name": "p",
+        "learning_rate": 1e-2,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "r": 2,
+        "dropout": 0.1,
+        "lr_scheduler_type": "cosine",
+        "save_steps": 3,
+        "logging_steps": 4,
+        **more,
+    }
 
 
 def uninterrupted(config: dict[str, Any], folder: Path) -> Pack:
@@ -76,13 +96,18 @@ def uninterrupted(config: dict[str, Any], folder: Path) -> Pack:
 
 
 def test_a_run_goes_on_after_ctrl_c_to_the_same_pack(tiny_llama: Path, tmp_path: Path) -> None:
-    """Ctrl-C in the second epoch ends the run with a checkpoint, which is of the adapter alone and is said to be there; the same call ends
-    with the bytes of a run that nobody interrupted. Another run does not go on from these checkpoints."""
+    """Ctrl-C in the second epoch ends the run with a checkpoint, which is of the adapter alone and is said to
+    be there; the same call ends with the bytes of a run that nobody interrupted. Another run does not go on
+    from these checkpoints.
+    """
     config = settings(tiny_llama, tmp_path, group_by_length=True)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background lets them ignore it
+    # a shell that runs tests in the background lets them ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt) as interrupt:
-            train(config, progress=lambda step: os.kill(os.getpid(), signal.SIGINT) if step.done == 6 else None)
+            train(
+                config, progress=lambda step: os.kill(os.getpid(), signal.SIGINT) if step.done == 6 else None
+            )
     finally:
         signal.signal(signal.SIGINT, before)
     (note,) = interrupt.value.__notes__
@@ -102,8 +127,12 @@ def test_a_run_goes_on_after_ctrl_c_to_the_same_pack(tiny_llama: Path, tmp_path:
 
 
 @pytest.mark.parametrize("planted", ["", "run.json", "checkpoint-3", "checkpoint-9/model.safetensors"])
-def test_training_writes_through_no_link_that_is_planted_beside_its_output(tiny_llama: Path, tmp_path: Path, planted: str) -> None:
-    """In the place of the folder of checkpoints, and inside of it: what it leads to stays, and nothing is trained."""
+def test_training_writes_through_no_link_that_is_planted_beside_its_output(
+    tiny_llama: Path, tmp_path: Path, planted: str
+) -> None:
+    """In the place of the folder of checkpoints, and inside of it: what it leads to stays, and nothing is
+    trained.
+    """
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "letter").write_text("mine")
@@ -148,8 +177,15 @@ def interrupted(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return config
 
 
-@pytest.mark.parametrize(("alter", "name"), [(_foreign_pickle, "optimizer.pt"), (_weights_without_metadata, "model.safetensors"),
-                                             (_a_text_as_step, "trainer_state.json"), (_one_more_file, "scaler.pt")])
+@pytest.mark.parametrize(
+    ("alter", "name"),
+    [
+        (_foreign_pickle, "optimizer.pt"),
+        (_weights_without_metadata, "model.safetensors"),
+        (_a_text_as_step, "trainer_state.json"),
+        (_one_more_file, "scaler.pt"),
+    ],
+)
 def test_a_checkpoint_that_the_run_did_not_write_so_is_not_gone_on_with(
     interrupted: dict[str, Any], tmp_path: Path, alter: Callable[[Path], None], name: str
 ) -> None:
@@ -158,7 +194,10 @@ def test_a_checkpoint_that_the_run_did_not_write_so_is_not_gone_on_with(
     shutil.copytree(folder, kept)
     try:
         alter(folder / "checkpoint-3")
-        with pytest.raises(FormatError, match=f"not as this run wrote it.*checkpoint-3.*found {name}.*remove .* to start anew"):
+        with pytest.raises(
+            FormatError,
+            match=f"not as this run wrote it.*checkpoint-3.*found {name}.*remove .* to start anew",
+        ):
             train(interrupted)
         assert not Path(interrupted["output_dir"]).exists()
     finally:
@@ -167,7 +206,9 @@ def test_a_checkpoint_that_the_run_did_not_write_so_is_not_gone_on_with(
         shutil.copytree(kept, folder)
 
 
-def test_a_checkpoint_of_another_user_is_not_gone_on_with(interrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_user_is_not_gone_on_with(
+    interrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may be in a folder where everybody may write."""
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
@@ -176,7 +217,9 @@ def test_a_checkpoint_of_another_user_is_not_gone_on_with(interrupted: dict[str,
 
 
 def test_a_second_training_of_one_output_stops_at_once(tiny_llama: Path, tmp_path: Path) -> None:
-    """Before it trains anything, and without touching the first, which ends as if it had been alone; then the folder is free."""
+    """Before it trains anything, and without touching the first, which ends as if it had been alone; then the
+    folder is free.
+    """
     config = settings(tiny_llama, tmp_path)
 
     def another(step: Step) -> None:
@@ -197,7 +240,9 @@ def test_a_run_goes_on_after_a_kill_to_the_same_pack(tiny_llama: Path, tmp_path:
     config = settings(tiny_llama, tmp_path)
     path = tmp_path / "train.yaml"
     path.write_text(json.dumps(config))
-    with child([sys.executable, "-c", KILLED, path, str(moment)], env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with child(
+        [sys.executable, "-c", KILLED, path, str(moment)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
         assert process.wait(120) == -signal.SIGKILL
     assert not (tmp_path / "pack").exists()
     steps: list[Step] = []
@@ -207,8 +252,9 @@ def test_a_run_goes_on_after_a_kill_to_the_same_pack(tiny_llama: Path, tmp_path:
 
 
 def test_a_checkpoint_that_the_disk_does_not_take(tiny_llama: Path, tmp_path: Path) -> None:
-    """torch says nothing of a disk; the error does, and names the checkpoint that is kept. Nothing is left of the other, and the same call
-    goes on."""
+    """torch says nothing of a disk; the error does, and names the checkpoint that is kept. Nothing is left of
+    the other, and the same call goes on.
+    """
     config, before = settings(tiny_llama, tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def no_room_for_the_optimizer(step: Step) -> None:
@@ -247,15 +293,32 @@ def test_a_checkpoint_that_was_not_finished_is_not_used(tiny_llama: Path, tmp_pa
 
 
 @pytest.mark.long
-def test_the_best_evaluation_is_packed(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With a learning rate that soon ruins the model, evaluated after each step: the run ends after two that are not better than the best,
-    which is what the pack holds."""
-    config = settings(tiny_llama, tmp_path, eval_file=write(tmp_path / "e.jsonl", rows(8, 1)), eval_strategy="steps", eval_steps=1,
-                      early_stopping_patience=2, learning_rate=0.5, num_train_epochs=20, lr_scheduler_type="constant")
+def test_the_best_evaluation_is_packed(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a learning rate that soon ruins the model, evaluated after each step: the run ends after two that
+    are not better than the best, which is what the pack holds.
+    """
+    config = settings(
+        tiny_llama,
+        tmp_path,
+        eval_file=write(tmp_path / "e.jsonl", rows(8, 1)),
+        eval_strategy="steps",
+        eval_steps=1,
+        early_stopping_patience=2,
+        learning_rate=0.5,
+        num_train_epochs=20,
+        lr_scheduler_type="constant",
+    )
     with caplog.at_level(logging.INFO):
         (pack,) = train(config)
-    losses = [float(line.partition("loss ")[2].partition(",")[0]) for line in caplog.messages if line.startswith("evaluated after step")]
-    assert pack.manifest.training["steps"] == len(losses) - 1 < 100  # the last evaluation is of what is packed
+    losses = [
+        float(line.partition("loss ")[2].partition(",")[0])
+        for line in caplog.messages
+        if line.startswith("evaluated after step")
+    ]
+    # the last evaluation is of what is packed
+    assert pack.manifest.training["steps"] == len(losses) - 1 < 100
     assert losses[-1] == min(losses)
     assert min(losses[-3:-1]) > losses[-1]
 
@@ -263,30 +326,42 @@ def test_the_best_evaluation_is_packed(tiny_llama: Path, tmp_path: Path, caplog:
 def test_a_loss_that_is_no_number_ends_the_run_at_once(tiny_llama: Path, tmp_path: Path) -> None:
     """Within the step after the one that broke the parameters; the remedy is one of this run's settings."""
     steps: list[Step] = []
-    config = settings(tiny_llama, tmp_path, learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", dropout=0.0)
+    config = settings(
+        tiny_llama, tmp_path, learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", dropout=0.0
+    )
     with pytest.raises(NonFinite, match=r"no number.*step [234]\b.*lower learning_rate") as error:
         train(config, progress=steps.append)
     assert "bf16" not in str(error.value)
     assert not (tmp_path / "pack.checkpoints").exists()
 
 
-@pytest.mark.parametrize(("more", "error", "words"), [
-    ({"eval_strategy": "steps"}, ConfigError, "eval_strategy needs evaluations"),
-    ({"early_stopping_patience": 2}, ConfigError, "early_stopping_patience needs evaluations"),
-    ({"report_to": "tensorbord"}, MissingExtra, "found tensorbord"),
-])
-def test_settings_that_do_not_go_together(tiny_llama: Path, tmp_path: Path, more: dict[str, Any], error: Any, words: str) -> None:
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ({"eval_strategy": "steps"}, ConfigError, "eval_strategy needs evaluations"),
+        ({"early_stopping_patience": 2}, ConfigError, "early_stopping_patience needs evaluations"),
+        ({"report_to": "tensorbord"}, MissingExtra, "found tensorbord"),
+    ],
+)
+def test_settings_that_do_not_go_together(
+    tiny_llama: Path, tmp_path: Path, more: dict[str, Any], error: Any, words: str
+) -> None:
     """Refused before the model is loaded."""
     with pytest.raises(error, match=words):
         train(settings(tiny_llama, tmp_path, **more))
 
 
 def test_the_command_says_what_it_would_do_and_how_far_it_is(tiny_llama: Path, tmp_path: Path) -> None:
-    """``--print-config`` gives a configuration that reads back as itself; ``--dry-run`` what is learned and how much; a run off a terminal
-    a line every few steps; the pack claims the settings, without a machine's paths."""
+    """``--print-config`` gives a configuration that reads back as itself; ``--dry-run`` what is learned and
+    how much; a run off a terminal a line every few steps; the pack claims the settings, without a machine's
+    paths.
+    """
     path = tmp_path / "train.yaml"
-    path.write_text(json.dumps({**settings(tiny_llama, tmp_path), "lora_r": 2, "r": None} | {}).replace('"r": null, ', "").replace(
-        ', "r": null', ""))
+    path.write_text(
+        json.dumps({**settings(tiny_llama, tmp_path), "lora_r": 2, "r": None} | {})
+        .replace('"r": null, ', "")
+        .replace(', "r": null', "")
+    )
     printed = CliRunner().invoke(main, ["train", str(path), "--print-config", "seed=3"])
     assert printed.exit_code == 0, printed.output
     assert printed.stdout.startswith("# lora_r is read as r\n")
@@ -301,7 +376,10 @@ def test_the_command_says_what_it_would_do_and_how_far_it_is(tiny_llama: Path, t
     assert set(report["memory_estimate"]) == {"base", "adapter_and_optimizer", "activations", "logits", "sum"}
     first = rows(40)[0]
     answer = f"{first['completion']} [EOS]"
-    assert report["first_batch"][0] == [{"text": first["prompt"], "learned": False}, {"text": answer, "learned": True}]
+    assert report["first_batch"][0] == [
+        {"text": first["prompt"], "learned": False},
+        {"text": answer, "learned": True},
+    ]
     shown = CliRunner().invoke(main, ["train", str(path), "--dry-run"]).stdout
     assert f"[{answer}]" in shown
     assert not (tmp_path / "pack").exists() and not (tmp_path / "pack.checkpoints").exists()
@@ -322,12 +400,19 @@ def test_the_command_says_what_it_would_do_and_how_far_it_is(tiny_llama: Path, t
 @pytest.mark.long
 def test_a_process_that_ends_is_told_by_the_others(tiny_llama: Path, tmp_path: Path) -> None:
     """It is no bug of theirs; and the checkpoint from which all go on is named, and whole."""
-    (tmp_path / "train.yaml").write_text(json.dumps(settings(tiny_llama, tmp_path, save_steps=2, gradient_accumulation_steps=1)))
+    (tmp_path / "train.yaml").write_text(
+        json.dumps(settings(tiny_llama, tmp_path, save_steps=2, gradient_accumulation_steps=1))
+    )
     (tmp_path / "script.py").write_text(DESERTED)
     fork_two(tmp_path / "script.py", str(tmp_path / "train.yaml"), str(tmp_path / "said"))
     said = (tmp_path / "said").read_text()
-    assert "another process of this training has ended" in said and "the checkpoint of step 2 is kept" in said, said
-    assert sorted(path.name for path in (tmp_path / "pack.checkpoints").iterdir()) == ["checkpoint-2", "run.json"]
+    assert (
+        "another process of this training has ended" in said and "the checkpoint of step 2 is kept" in said
+    ), said
+    assert sorted(path.name for path in (tmp_path / "pack.checkpoints").iterdir()) == [
+        "checkpoint-2",
+        "run.json",
+    ]
 
 
 class _Terminal(io.StringIO):
@@ -335,8 +420,9 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_a_step_is_said_once_on_a_terminal(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_is_said_once_on_a_terminal(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where a command shows its own bar, the trainer prints none, and no line of its own either."""
     monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
     with training("train") as progress:  # as the command does
@@ -357,7 +443,9 @@ def start_run(**_):
 """
 
 
-@pytest.mark.parametrize(("client", "loaded"), [("MlflowClient = start_run", False), ("MlflowClient = object", True)])
+@pytest.mark.parametrize(
+    ("client", "loaded"), [("MlflowClient = start_run", False), ("MlflowClient = object", True)]
+)
 def test_a_reporter_without_what_its_store_needs_is_named(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str, loaded: bool
 ) -> None:
@@ -368,7 +456,10 @@ def test_a_reporter_without_what_its_store_needs_is_named(
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     base = tiny_llama if loaded else tmp_path
     try:
-        with pytest.raises(MissingExtra, match=r"metrics cannot be reported by mlflow: No module named 'sqlalchemy'.*leave report_to out"):
+        with pytest.raises(
+            MissingExtra,
+            match=r"metrics cannot be reported by mlflow: No module named 'sqlalchemy'.*leave report_to out",
+        ):
             train(settings(tiny_llama, tmp_path, report_to="mlflow", model_name_or_path=str(base)))
     finally:
         sys.modules.pop("mlflow", None)

@@ -1,6 +1,7 @@
 """DeepSpeed's ZeRO over two processes: ``save`` writes whole adapters, those of one process with all rows.
 
-The tests run where DeepSpeed is installed: in this environment, or in the one whose interpreter ``ADAPTERPACK_DEEPSPEED_PYTHON`` names.
+The tests run where DeepSpeed is installed: in this environment, or in the one whose interpreter
+``ADAPTERPACK_DEEPSPEED_PYTHON`` names.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import adapterpack
 from adapterpack import LoRA, adapt, load, save
 
 PYTHON = os.environ.get("ADAPTERPACK_DEEPSPEED_PYTHON")
-pytestmark = [pytest.mark.long,
-              pytest.mark.skipif(PYTHON is None and importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        PYTHON is None and importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+    ),
+]
 ROWS = torch.arange(4 * 6).reshape(4, 6) % 96
 SCRIPT = """
 import sys, torch, deepspeed, torch.distributed as dist
@@ -48,7 +53,9 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("stage", ["2", "3"])
 def test_partitioned_adapters_are_written_whole(stage: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """Stage 3 partitions the adapter's parameters, too; the pack is that of one process and valid on the base."""
+    """Stage 3 partitions the adapter's parameters, too; the pack is that of one process and valid on the
+    base.
+    """
     script = tmp_path / "zero.py"
     script.write_text(SCRIPT)
     run_two(str(script), stage, str(tiny_llama), str(tmp_path / "pack"), python=PYTHON or sys.executable)

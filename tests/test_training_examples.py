@@ -34,11 +34,21 @@ def main_of(name: str) -> Any:
     return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
 
 
-@pytest.mark.parametrize(("name", "base"), [
-    ("plain_loop", "tiny_llama"), ("with_trainer", "tiny_bert"),
-    *(pytest.param(name, base, marks=pytest.mark.long) for name, base in (
-        ("trl_sft", "tiny_llama"), ("embeddings", "tiny_bert"), ("qlora", "tiny_llama"))),
-])
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("plain_loop", "tiny_llama"),
+        ("with_trainer", "tiny_bert"),
+        *(
+            pytest.param(name, base, marks=pytest.mark.long)
+            for name, base in (
+                ("trl_sft", "tiny_llama"),
+                ("embeddings", "tiny_bert"),
+                ("qlora", "tiny_llama"),
+            )
+        ),
+    ],
+)
 def test_a_script_trains_a_pack(name: str, base: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Two steps, and a pack that is valid on the base."""
     folder = request.getfixturevalue(base)
@@ -84,8 +94,19 @@ def test_pictures_with_questions(tiny_bert: Path, tmp_path: Path) -> None:
 
 def test_every_script_is_run_here() -> None:
     """A new one needs a test; that of Ray's is in ``serving/test_ray.py``."""
-    tested = {"plain_loop", "with_trainer", "trl_sft", "trl_dpo", "embeddings", "qlora", "in_a_pipeline", "accelerate_ddp", "fsdp2",
-              "vision_language", "ray_train"}
+    tested = {
+        "plain_loop",
+        "with_trainer",
+        "trl_sft",
+        "trl_dpo",
+        "embeddings",
+        "qlora",
+        "in_a_pipeline",
+        "accelerate_ddp",
+        "fsdp2",
+        "vision_language",
+        "ray_train",
+    }
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
     assert all(20 <= length <= 60 for length in lengths.values()), lengths

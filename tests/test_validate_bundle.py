@@ -71,7 +71,10 @@ def exchanged_files(folder: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "spoil"), [("bank", exchanged_slots), ("inputs", exchanged_files)])
 def test_adapters_of_two_tenants_exchanged_are_not_valid(
-    mode: str, spoil: Spoil, bundle_of: Make, tmp_path: Path,
+    mode: str,
+    spoil: Spoil,
+    bundle_of: Make,
+    tmp_path: Path,
 ) -> None:
     """Found without opening a session, and by a session, in the same words."""
     folder = copied(bundle_of("llama", mode), tmp_path / "bundle", spoil)
@@ -79,15 +82,19 @@ def test_adapters_of_two_tenants_exchanged_are_not_valid(
         Session(folder, "cpu")
     findings = validate(folder).findings
     assert {(finding.rule, finding.where) for finding in findings} == {
-        ("AB202", "adapters/alpha"), ("AB202", "adapters/beta")}
+        ("AB202", "adapters/alpha"),
+        ("AB202", "adapters/beta"),
+    }
     assert refused.value.sentence in {finding.message for finding in findings}
     assert CliRunner().invoke(command, [str(folder)]).exit_code == 1
 
 
 def test_a_base_slot_that_holds_an_adapter_is_not_valid_though_there_are_no_packs(
-    bare: Path, tmp_path: Path,
+    bare: Path,
+    tmp_path: Path,
 ) -> None:
     """Rows of the base would be answered by it."""
+
     def spoil(folder: Path) -> None:
         model = onnx.load(str(folder / GRAPH))
         slot = next(one for one in model.graph.initializer if one.name.endswith(".up"))
@@ -103,8 +110,10 @@ def test_a_base_slot_that_holds_an_adapter_is_not_valid_though_there_are_no_pack
 
 
 BOMB = "{% set x = 'xx' %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}"
-EACH = ("{% set ns = namespace(x=messages[0].content) %}"
-        "{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}")
+EACH = (
+    "{% set ns = namespace(x=messages[0].content) %}"
+    "{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+)
 
 
 OTHER = {"name": "rag", "template": "x"}
@@ -118,6 +127,7 @@ def configured(name: str, **changes: Any) -> Spoil:
     def spoil(folder: Path) -> None:
         value = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(value | changes))
+
     return spoil
 
 
@@ -147,13 +157,19 @@ def test_what_no_prompt_can_be_read_with_is_not_valid(name: str, bundle_of: Make
     assert rules(folder) == [("AB106", where)]
 
 
-@pytest.mark.parametrize("template", [
-    "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
-    "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}w1",
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
-], ids=["parts", "a system message", "texts"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}w1",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+    ],
+    ids=["parts", "a system message", "texts"],
+)
 def test_a_template_that_takes_some_form_of_messages_is_valid(
-    template: str, bundle_of: Make, tmp_path: Path,
+    template: str,
+    bundle_of: Make,
+    tmp_path: Path,
 ) -> None:
     """Not every model has messages that are one text."""
     spoil = written("chat_template.jinja", template)
@@ -162,6 +178,7 @@ def test_a_template_that_takes_some_form_of_messages_is_valid(
 
 def other_weights(name: str) -> Spoil:
     """One weight of a graph with another sign, in a file of its own."""
+
     def spoil(folder: Path) -> None:
         graph = ir.load(folder / name)
         value = next(value for key, value in graph.graph.initializers.items() if "down_proj.weight" in key)
@@ -169,12 +186,17 @@ def other_weights(name: str) -> Spoil:
         data = "other.onnx.data" if name == GRAPH else f"{name}.data"
         ir.save(graph, folder / "other.onnx", external_data=data)
         (folder / "other.onnx").replace(folder / name)
+
     return spoil
 
 
 @pytest.mark.parametrize("name", [GRAPH, graph_file(DECODER)])
 def test_every_graph_of_a_bundle_has_the_weights_of_its_base(
-    name: str, decoders: Path, bare: Path, base_of: Make, tmp_path: Path,
+    name: str,
+    decoders: Path,
+    bare: Path,
+    base_of: Make,
+    tmp_path: Path,
 ) -> None:
     """The engine's graph is what ``run`` and ``serve`` use. With the base it is told by its weights, and
     without by the canaries.
@@ -190,12 +212,16 @@ def unknown_operator(name: str) -> Spoil:
         graph = onnx.load(str(folder / name), load_external_data=False)
         graph.graph.node[-1].op_type = "NoSuchOperator"
         (folder / name).write_bytes(graph.SerializeToString())
+
     return spoil
 
 
 @pytest.mark.parametrize("name", [GRAPH, graph_file(DECODER)])
 def test_a_graph_that_no_runtime_opens_is_not_valid(
-    name: str, bare: Path, base_of: Make, tmp_path: Path,
+    name: str,
+    bare: Path,
+    base_of: Make,
+    tmp_path: Path,
 ) -> None:
     """With ``full`` every graph is opened, also the one that only some calls need, and of which no canary
     tells.
@@ -211,6 +237,7 @@ def test_texts_are_those_of_the_base(decoders: Path, base_of: Make, tmp_path: Pa
     """Two words exchanged in the tokenizer, and a template that the base has not: with the base named they
     are errors; that the packs were trained with other words is said without it.
     """
+
     def other_words(folder: Path) -> None:
         value = json.loads((folder / "tokenizer.json").read_text())
         words = value["model"]["vocab"]
@@ -230,14 +257,19 @@ def test_what_was_not_compared_is_said(bundle_of: Make, base_of: Make) -> None:
     """Folded weights are the base's no more, and slots that are made with the base's weights are compared in
     a session.
     """
-    assert "the weights of the graphs against the base's: adapters are folded into them" in \
-        validate(bundle_of("llama", "folded"), base=base_of("llama"), full=True).not_checked
+    assert (
+        "the weights of the graphs against the base's: adapters are folded into them"
+        in validate(bundle_of("llama", "folded"), base=base_of("llama"), full=True).not_checked
+    )
     report = validate(bundle_of("llama", "bank"), base=base_of("llama"), full=True)
     assert not any("weights" in text for text in report.not_checked)
 
 
 def test_a_canary_that_was_taken_out_is_said(
-    bundle_of: Make, pack_of: Make, base_of: Make, tmp_path: Path,
+    bundle_of: Make,
+    pack_of: Make,
+    base_of: Make,
+    tmp_path: Path,
 ) -> None:
     """A pack without one is another pack, so the bundle's manifest names another; who asks for all hears that
     none was replayed.

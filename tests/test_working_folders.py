@@ -55,8 +55,9 @@ def test_nothing_is_written_through_a_link_in_a_folder_that_is_kept(tmp_path: Pa
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_what_another_user_left_is_not_taken_up(tmp_path: Path, work: str,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_user_left_is_not_taken_up(
+    tmp_path: Path, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a folder where everybody may write somebody else can have made it."""
     begin, names = WORK[work]
     (place(tmp_path) / names[0]).parent.mkdir(parents=True)

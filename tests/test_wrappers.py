@@ -1,4 +1,6 @@
-"""What stands in a module's place answers as the module does: its attributes can be read and written, and it is called as before."""
+"""What stands in a module's place answers as the module does: its attributes can be read and written, and it
+is called as before.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +61,26 @@ MASK = torch.tensor([[1.0], [0.0], [1.0], [1.0]])
 LAYERS = {
     "linear": Layer(lambda: nn.Linear(6, 5), LoRA(r=2, targets=ONE), X, {"input": X}, (X,)),
     "transposed": Layer(lambda: Conv1D(5, 6), LoRA(r=2, targets=ONE), X, {"x": X}, (X,)),
-    "convolution": Layer(lambda: nn.Conv1d(6, 5, 2), LoRA(r=2, targets=ONE), IMAGE, {"input": IMAGE}, (IMAGE,)),
+    "convolution": Layer(
+        lambda: nn.Conv1d(6, 5, 2), LoRA(r=2, targets=ONE), IMAGE, {"input": IMAGE}, (IMAGE,)
+    ),
     "embedding": Layer(lambda: nn.Embedding(7, 6), LoRA(r=2, targets=ONE), IDS, {"input": IDS}, (IDS,)),
-    "table": Layer(lambda: nn.Embedding(7, 6), TrainableTokens(token_indices=(1, 3), targets=ONE), IDS, {"input": IDS}, (IDS,)),
+    "table": Layer(
+        lambda: nn.Embedding(7, 6),
+        TrainableTokens(token_indices=(1, 3), targets=ONE),
+        IDS,
+        {"input": IDS},
+        (IDS,),
+    ),
     "layer norm": Layer(lambda: nn.LayerNorm(6), LNTuning(targets=ONE), X, {"input": X}, (X,)),
     "norm of a model": Layer(lambda: LlamaRMSNorm(6), LNTuning(targets=ONE), X, {"hidden_states": X}, (X,)),
-    "parameter": Layer(Experts, LoRA(r=2, targets=("layer.up", "layer.router")), X, {"hidden": X, "scale": 2.0}, (2.0, X)),
+    "parameter": Layer(
+        Experts, LoRA(r=2, targets=("layer.up", "layer.router")), X, {"hidden": X, "scale": 2.0}, (2.0, X)
+    ),
     "block": Layer(Block, LoReFT(r=2, targets=ONE), X, {"mask": MASK, "hidden": X}, (X, MASK)),
-    "trained whole": Layer(Block, LoRA(r=1, targets=("other",), modules_to_save=ONE), X, {"mask": MASK, "hidden": X}, (X, MASK)),
+    "trained whole": Layer(
+        Block, LoRA(r=1, targets=("other",), modules_to_save=ONE), X, {"mask": MASK, "hidden": X}, (X, MASK)
+    ),
 }
 every_layer = pytest.mark.parametrize("label", LAYERS)
 
@@ -101,18 +115,38 @@ def test_a_layer_is_called_by_name_as_by_place(label: str) -> None:
 
 @every_layer
 def test_no_attribute_of_a_layer_is_hidden(label: str) -> None:
-    """Whatever public name a wrapper uses for itself is the layer's where the layer has it, to read and to write; forward alone is not."""
+    """Whatever public name a wrapper uses for itself is the layer's where the layer has it, to read and to
+    write; forward alone is not.
+    """
     model, layer = adapted(label)
     outside = model["layer"]
-    mine = {name for name in (*dir(type(outside)), *outside.__dict__, *outside._modules) if not name.startswith("_")}
-    names = mine | {"base", "site", "path", "names", "active", "methods", "labels", "adapters", "params", "shared", "scale"}
+    mine = {
+        name
+        for name in (*dir(type(outside)), *outside.__dict__, *outside._modules)
+        if not name.startswith("_")
+    }
+    names = mine | {
+        "base",
+        "site",
+        "path",
+        "names",
+        "active",
+        "methods",
+        "labels",
+        "adapters",
+        "params",
+        "shared",
+        "scale",
+    }
     for name in sorted(names - set(dir(nn.Module())) - set(dir(layer))):
         setattr(layer, name, value := object())
         assert getattr(outside, name) is value, name
         setattr(outside, name, value := object())
         assert getattr(outside, name) is getattr(layer, name) is value, name
     with torch.no_grad():
-        assert torch.equal(first(outside(*LAYERS[label].args)), first(adapted(label)[0]["layer"](*LAYERS[label].args)))
+        assert torch.equal(
+            first(outside(*LAYERS[label].args)), first(adapted(label)[0]["layer"](*LAYERS[label].args))
+        )
 
 
 @every_layer
@@ -125,7 +159,9 @@ def test_an_attribute_that_the_layer_lacks_is_missing(label: str) -> None:
 
 @every_layer
 def test_names_in_a_state_dict_and_copies_stay_as_they_are(label: str) -> None:
-    """The layer's tensors stand under ``base``, also by attribute; a deep copy computes the same and shares nothing."""
+    """The layer's tensors stand under ``base``, also by attribute; a deep copy computes the same and shares
+    nothing.
+    """
     model, layer = adapted(label)
     stored = model.state_dict()
     inner = f"layer.{'base.' * (2 if label == 'parameter' else 1)}"
@@ -142,9 +178,13 @@ def test_names_in_a_state_dict_and_copies_stay_as_they_are(label: str) -> None:
 
 
 def test_a_block_finds_its_input_by_name_and_not_by_order() -> None:
-    """An adapter that reads the block's input is given the first parameter of its forward, whichever keyword came first."""
+    """An adapter that reads the block's input is given the first parameter of its forward, whichever keyword
+    came first.
+    """
     torch.manual_seed(3)
-    model = adapt(nn.ModuleDict({"layer": Block()}).eval(), Bottleneck(reduction=2, source="input", targets=ONE))
+    model = adapt(
+        nn.ModuleDict({"layer": Block()}).eval(), Bottleneck(reduction=2, source="input", targets=ONE)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

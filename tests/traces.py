@@ -1,4 +1,6 @@
-"""What torch.export makes of a model is made once for all tests, by whichever process of a run needs it first: a trace takes seconds."""
+"""What torch.export makes of a model is made once for all tests, by whichever process of a run needs it
+first: a trace takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def kept(folder: Path) -> Iterator[None]:
         file = folder / f"{_key(form, part, inputs)}.onnx"
         if not file.exists():
             operators_kept()
-            with import_module("torch._dynamo.config").patch(fake_tensor_cache_enabled=False):  # where sizes are symbols it costs a tenth
+            # where sizes are symbols it costs a tenth
+            with import_module("torch._dynamo.config").patch(fake_tensor_cache_enabled=False):
                 graph = trace(form, part, inputs)
             new = file.with_suffix(f".{os.getpid()}")
             ir.save(graph, new, format="protobuf")
@@ -47,7 +50,9 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 def _keep_operators(patch: MonkeyPatch) -> None:
-    """What torch.onnx makes of the sources of its operators, some hundreds, is made for the first trace and copied for the others."""
+    """What torch.onnx makes of the sources of its operators, some hundreds, is made for the first trace and
+    copied for the others.
+    """
     module = import_module("torch.onnx._internal.exporter._registration")
     parsed = cache(module.ONNXRegistry.from_torchlib)
 
@@ -60,9 +65,13 @@ def _keep_operators(patch: MonkeyPatch) -> None:
 
 
 def _key(form: Any, part: Any, inputs: dict[str, Any]) -> str:
-    """The digest of whatever a trace depends on: the modules, their configs, every number in them, and the example."""
+    """The digest of whatever a trace depends on: the modules, their configs, every number in them, and the
+    example.
+    """
     digest = sha256(f"{form}{part}{type(form)}{form.inner.dtype}".encode())
-    for config in {id(module.config): module.config for module in form.modules() if hasattr(module, "config")}.values():
+    for config in {
+        id(module.config): module.config for module in form.modules() if hasattr(module, "config")
+    }.values():
         values = {**config.to_dict(), "attention": config._attn_implementation, "_name_or_path": None}
         digest.update(json.dumps(values, sort_keys=True, default=str).encode())
     for name, value in [*form.named_parameters(), *form.named_buffers(), *_flat("", inputs)]:

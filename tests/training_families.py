@@ -1,4 +1,5 @@
-"""Training in 26 families, by a loop of one's own and by a configuration: what the table in ``docs/train-families.md`` says of each.
+"""Training in 26 families, by a loop of one's own and by a configuration: what the table in
+``docs/train-families.md`` says of each.
 
 ``python tests/training_families.py > docs/train-families.md`` trains them all and writes the table anew.
 """
@@ -33,9 +34,11 @@ ROWS, LENGTH = 3, 9
 
 
 class Family(NamedTuple):
-    """``auto`` is the class that loads the task's model, ``base`` the one whose checkpoint it is loaded from. ``batch`` is learned by the
-    loop, ``rows`` by a configuration; None where the task has no such rows. ``settings`` are a configuration's. ``tokenizer`` writes the
-    files of one where transformers reads all of a family's as one kind."""
+    """``auto`` is the class that loads the task's model, ``base`` the one whose checkpoint it is loaded from.
+    ``batch`` is learned by the loop, ``rows`` by a configuration; None where the task has no such rows.
+    ``settings`` are a configuration's. ``tokenizer`` writes the files of one where transformers reads all of
+    a family's as one kind.
+    """
 
     name: str
     config: Callable[[Any], Any]
@@ -71,8 +74,10 @@ class Family(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What became of a family: its model's class, how many layers were adapted, whether the loss fell, and how far the outputs of the pack,
-    attached to a model that was loaded anew, are from those of the trained model; of a training by a configuration the same, or None."""
+    """What became of a family: its model's class, how many layers were adapted, whether the loss fell, and
+    how far the outputs of the pack, attached to a model that was loaded anew, are from those of the trained
+    model; of a training by a configuration the same, or None.
+    """
 
     model: str
     sites: int
@@ -90,7 +95,10 @@ def image() -> torch.Tensor:
 
 
 def spoken() -> Batch:
-    return {"input_features": torch.linspace(-9, 9, ROWS * 8 * 40).reshape(ROWS, 8, 40).sin(), "labels": ids()[:, :5].contiguous()}
+    return {
+        "input_features": torch.linspace(-9, 9, ROWS * 8 * 40).reshape(ROWS, 8, 40).sin(),
+        "labels": ids()[:, :5].contiguous(),
+    }
 
 
 def decoded() -> Batch:
@@ -115,8 +123,13 @@ def seeing_patches() -> Batch:
     """A row of Qwen2-VL: four places of an image of sixteen patches, then words."""
     both = torch.cat([torch.full((ROWS, 1), 8), torch.full((ROWS, 4), 7), ids()], 1)
     patches = torch.linspace(-9, 9, ROWS * 16 * 3 * 2 * 4 * 4).reshape(ROWS * 16, -1).sin()
-    return {"input_ids": both, "labels": both, "pixel_values": patches, "image_grid_thw": torch.tensor([[1, 4, 4]] * ROWS),
-            "mm_token_type_ids": (both == 7).int()}
+    return {
+        "input_ids": both,
+        "labels": both,
+        "pixel_values": patches,
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * ROWS),
+        "mm_token_type_ids": (both == 7).int(),
+    }
 
 
 def words(dice: random.Random, most: int = 7) -> list[str]:
@@ -135,7 +148,10 @@ def classes(folder: Path) -> list[dict[str, Any]]:
 
 def tags(folder: Path) -> list[dict[str, Any]]:
     dice = random.Random(3)
-    return [{"tokens": row, "labels": [LABELS[place % 3] for place in range(len(row))]} for row in (words(dice) for _ in range(12))]
+    return [
+        {"tokens": row, "labels": [LABELS[place % 3] for place in range(len(row))]}
+        for row in (words(dice) for _ in range(12))
+    ]
 
 
 def array(folder: Path, name: str, values: torch.Tensor) -> str:
@@ -145,12 +161,16 @@ def array(folder: Path, name: str, values: torch.Tensor) -> str:
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
     """Rows with an image each, and what tasks of images learn of it."""
-    return [{"image": array(folder, f"image-{number}", image()[number % ROWS] + number / 9), **row}
-            for number, row in enumerate(texts(folder))]
+    return [
+        {"image": array(folder, f"image-{number}", image()[number % ROWS] + number / 9), **row}
+        for number, row in enumerate(texts(folder))
+    ]
 
 
 def labelled_pictures(folder: Path) -> list[dict[str, Any]]:
-    return [{"image": row["image"], "label": LABELS[number % 3]} for number, row in enumerate(pictures(folder))]
+    return [
+        {"image": row["image"], "label": LABELS[number % 3]} for number, row in enumerate(pictures(folder))
+    ]
 
 
 def captions(folder: Path) -> list[dict[str, Any]]:
@@ -158,8 +178,13 @@ def captions(folder: Path) -> list[dict[str, Any]]:
 
 
 def speech(folder: Path) -> list[dict[str, Any]]:
-    return [{"audio": array(folder, f"audio-{number}", spoken()["input_features"][number % ROWS]), "text": row["completion"]}
-            for number, row in enumerate(texts(folder))]
+    return [
+        {
+            "audio": array(folder, f"audio-{number}", spoken()["input_features"][number % ROWS]),
+            "text": row["completion"],
+        }
+        for number, row in enumerate(texts(folder))
+    ]
 
 
 CONFIGS = {one.name: one.config for one in ARCHITECTURES}
@@ -171,47 +196,129 @@ CLASSIFIER = "AutoModelForSequenceClassification", labelled, "text-classificatio
 def _characters(folder: Path) -> None:
     """Each character of the rows' words is a token: Qwen2's pairs of bytes, of which none are joined."""
     tokens = ["<|endoftext|>", *"0123456789w", "\u0120"]
-    transformers.Qwen2Tokenizer({token: number for number, token in enumerate(tokens)}, []).save_pretrained(folder)
+    transformers.Qwen2Tokenizer({token: number for number, token in enumerate(tokens)}, []).save_pretrained(
+        folder
+    )
 
 
 def _qwen3_moe(hf: Any) -> Any:
-    return hf.Qwen3MoeConfig(**CONFIGS["qwen3"](hf).to_dict() | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-                                                                "architectures": None, "model_type": "qwen3_moe"})
+    return hf.Qwen3MoeConfig(
+        **CONFIGS["qwen3"](hf).to_dict()
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "architectures": None,
+            "model_type": "qwen3_moe",
+        }
+    )
 
 
 def _qwen2_vl(hf: Any) -> Any:
-    text = {"vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+    text = {
+        "vocab_size": WORDS,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    }
     vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 4}
-    return hf.Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=7, vision_start_token_id=8, video_token_id=9,
-                            vision_end_token_id=6)
+    return hf.Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=7,
+        vision_start_token_id=8,
+        video_token_id=9,
+        vision_end_token_id=6,
+    )
 
 
 def _hubert(hf: Any) -> Any:
-    return hf.HubertConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, conv_dim=(12, 12),
-                           conv_stride=(4, 3), conv_kernel=(5, 3), num_feat_extract_layers=2, num_conv_pos_embeddings=8,
-                           num_conv_pos_embedding_groups=4, classifier_proj_size=16, apply_spec_augment=False, layerdrop=0.0)
+    return hf.HubertConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        conv_dim=(12, 12),
+        conv_stride=(4, 3),
+        conv_kernel=(5, 3),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4,
+        classifier_proj_size=16,
+        apply_spec_augment=False,
+        layerdrop=0.0,
+    )
 
 
 def _sound() -> Batch:
-    return {"input_values": torch.linspace(-99, 99, ROWS * 400).reshape(ROWS, 400).sin(), "labels": torch.arange(ROWS)}
+    return {
+        "input_values": torch.linspace(-99, 99, ROWS * 400).reshape(ROWS, 400).sin(),
+        "labels": torch.arange(ROWS),
+    }
 
 
 FAMILIES: tuple[Family, ...] = (
-    *(Family(name, CONFIGS[name], *LLM, tokenizer=_characters if name == "qwen2" else None)
-      for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "opt", "bloom", "falcon")),
+    *(
+        Family(name, CONFIGS[name], *LLM, tokenizer=_characters if name == "qwen2" else None)
+        for name in (
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma2",
+            "gemma3",
+            "phi3",
+            "gpt2",
+            "opt",
+            "bloom",
+            "falcon",
+        )
+    ),
     Family("mixtral", CONFIGS["mixtral"], *LLM, **MIXTURE),
     Family("qwen3-moe", _qwen3_moe, *LLM, **MIXTURE),
-    *(Family(name, CONFIGS[name], *CLASSIFIER) for name in ("bert", "distilbert", "deberta-v2", "modernbert")),
-    Family("roberta", CONFIGS["roberta"], "AutoModelForTokenClassification",
-           lambda: {"input_ids": ids(), "labels": ids() % len(LABELS)}, "token-classification", tags, "AutoModel"),
+    *(
+        Family(name, CONFIGS[name], *CLASSIFIER)
+        for name in ("bert", "distilbert", "deberta-v2", "modernbert")
+    ),
+    Family(
+        "roberta",
+        CONFIGS["roberta"],
+        "AutoModelForTokenClassification",
+        lambda: {"input_ids": ids(), "labels": ids() % len(LABELS)},
+        "token-classification",
+        tags,
+        "AutoModel",
+    ),
     Family("t5", CONFIGS["t5"], "AutoModelForSeq2SeqLM", two_sided, "text2text-generation", texts),
     Family("bart", CONFIGS["bart"], "AutoModelForSeq2SeqLM", two_sided, "text2text-generation", texts),
-    Family("whisper", CONFIGS["whisper"], "AutoModelForSpeechSeq2Seq", spoken, "automatic-speech-recognition", speech),
-    Family("vit", CONFIGS["vit"], "AutoModelForImageClassification", lambda: {"pixel_values": image(), "labels": torch.arange(ROWS)},
-           "image-classification", labelled_pictures, "AutoModel"),
-    Family("clip", CONFIGS["clip"], "AutoModel", lambda: {"input_ids": ids(), "pixel_values": image(), "return_loss": True},
-           "zero-shot-image-classification", captions),
+    Family(
+        "whisper",
+        CONFIGS["whisper"],
+        "AutoModelForSpeechSeq2Seq",
+        spoken,
+        "automatic-speech-recognition",
+        speech,
+    ),
+    Family(
+        "vit",
+        CONFIGS["vit"],
+        "AutoModelForImageClassification",
+        lambda: {"pixel_values": image(), "labels": torch.arange(ROWS)},
+        "image-classification",
+        labelled_pictures,
+        "AutoModel",
+    ),
+    Family(
+        "clip",
+        CONFIGS["clip"],
+        "AutoModel",
+        lambda: {"input_ids": ids(), "pixel_values": image(), "return_loss": True},
+        "zero-shot-image-classification",
+        captions,
+    ),
     Family("llava", CONFIGS["llava"], "AutoModelForImageTextToText", seeing, "image-text-to-text", pictures),
     Family("qwen2-vl", _qwen2_vl, "AutoModelForImageTextToText", seeing_patches),
     Family("hubert", _hubert, "AutoModelForAudioClassification", _sound, base="AutoModel"),
@@ -241,7 +348,9 @@ def difference(family: Family, model: nn.Module, base: Path, pack: Path) -> floa
 
 
 def by_loop(family: Family, base: Path, out: Path) -> tuple[str, int, bool, float]:
-    """Trains by a loop of one's own: the model's class, how many layers were adapted, whether the loss fell, and the difference."""
+    """Trains by a loop of one's own: the model's class, how many layers were adapted, whether the loss fell,
+    and the difference.
+    """
     model = adapt(family.load(base), LoRA(r=4, targets=family.targets), "loop").train()
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
     losses = []
@@ -262,10 +371,21 @@ def by_configuration(family: Family, base: Path, folder: Path) -> float | None:
         return None
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in family.rows(folder)))
-    (config,), _ = read_config({
-        "model_name_or_path": str(base), "task": task_named(family.task).name, "train_file": str(data), "output_dir": str(folder / "set"),
-        "learning_rate": 1e-2, "max_steps": 2, "per_device_train_batch_size": 4, "max_length": 40, "r": 4, "save_strategy": "no",
-        **family.settings})
+    (config,), _ = read_config(
+        {
+            "model_name_or_path": str(base),
+            "task": task_named(family.task).name,
+            "train_file": str(data),
+            "output_dir": str(folder / "set"),
+            "learning_rate": 1e-2,
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "max_length": 40,
+            "r": 4,
+            "save_strategy": "no",
+            **family.settings,
+        }
+    )
     _, model = train_one(config)
     return difference(family, model, base, folder / "set")
 

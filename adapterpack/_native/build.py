@@ -1,7 +1,8 @@
 """Compiles the kernels of this folder.
 
-The package's build does it (``hatch_build.py``); after a change of the C sources ``python adapterpack/_native/build.py`` does it again.
-This file imports the standard library alone: a build runs before the package and its dependencies are installed.
+The package's build does it (``hatch_build.py``); after a change of the C sources ``python
+adapterpack/_native/build.py`` does it again. This file imports the standard library alone: a build runs
+before the package and its dependencies are installed.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 MODULES = {"_lowrank": "fast", "_passes": "off"}
-"""The modules, and whether multiplications and additions are fused in them: each source says how it rounds."""
+"""The modules, and whether multiplications and additions are fused in them: each source says how it
+rounds.
+"""
 FLAGS = ["-O3", "-Wno-psabi"]
 
 
 def source_hash() -> str:
-    """The hash of the C sources and of how they are compiled; each compiled module holds the one that it was made from.
+    """The hash of the C sources and of how they are compiled; each compiled module holds the one that it was
+    made from.
 
     Example:
         >>> len(source_hash())
@@ -37,7 +41,9 @@ def source_hash() -> str:
 
 
 def missing() -> str | None:
-    """What this machine lacks to compile the kernels, None if nothing: then a failure is an error and no reason to do without them."""
+    """What this machine lacks to compile the kernels, None if nothing: then a failure is an error and no
+    reason to do without them.
+    """
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "")
     if not compiler:
         return "this Python was built by a compiler other than gcc and clang"
@@ -55,13 +61,21 @@ def compile_into(folder: Path) -> None:
 
     Each file appears in one step, because a running process may have the one before mapped.
     """
-    from setuptools import Distribution, Extension  # type: ignore[import-untyped] # noqa: PLC0415 - only to compile
-    from setuptools.command.build_ext import build_ext  # type: ignore[import-untyped] # noqa: PLC0415 - as above
+    # setuptools is only needed to compile.
+    from setuptools import Distribution, Extension  # type: ignore[import-untyped]  # noqa: PLC0415
+    from setuptools.command.build_ext import build_ext  # type: ignore[import-untyped]  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        extensions = [Extension(name, [str(HERE / f"{name}.c")], define_macros=[("SOURCE_HASH", source_hash())],
-                                extra_compile_args=[*FLAGS, f"-ffp-contract={contraction}"], py_limited_api=True)
-                      for name, contraction in MODULES.items()]
+        extensions = [
+            Extension(
+                name,
+                [str(HERE / f"{name}.c")],
+                define_macros=[("SOURCE_HASH", source_hash())],
+                extra_compile_args=[*FLAGS, f"-ffp-contract={contraction}"],
+                py_limited_api=True,
+            )
+            for name, contraction in MODULES.items()
+        ]
         command = build_ext(Distribution({"name": "adapterpack", "ext_modules": extensions}))
         command.build_temp = command.build_lib = scratch
         command.ensure_finalized()
@@ -75,11 +89,12 @@ def main() -> None:
     """Compiles into the folder that is named, by default into this one, or ends with what is wrong."""
     if lacking := missing():
         sys.exit(f"the kernels cannot be compiled: {lacking}")
-    from setuptools.errors import CompileError, LinkError  # type: ignore[import-untyped] # noqa: PLC0415 - as above
+    from setuptools.errors import CompileError, LinkError  # type: ignore[import-untyped]  # noqa: PLC0415
 
     try:
         compile_into(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
-    except (CompileError, LinkError) as error:  # the compiler has said what, and where setuptools called it says nothing more
+    # the compiler has said what, and where setuptools called it says nothing more
+    except (CompileError, LinkError) as error:
         sys.exit(str(error))
 
 

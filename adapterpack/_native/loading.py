@@ -14,10 +14,11 @@ class UnusedKernel(UserWarning):
 
 
 def load(name: str) -> ModuleType | None:
-    """The compiled module of that name; None where nothing was compiled, or where the processor has none of its instruction sets.
+    """The compiled module of that name; None where nothing was compiled, or where the processor has none of
+    its instruction sets.
 
-    None, too, with an :class:`UnusedKernel` warning, where it was compiled from other sources, as after a ``git pull``, or for another
-    machine.
+    None, too, with an :class:`UnusedKernel` warning, where it was compiled from other sources, as after a
+    ``git pull``, or for another machine.
     """
     try:
         module = import_module(f".{name}", __package__)
@@ -29,6 +30,10 @@ def load(name: str) -> ModuleType | None:
         if getattr(module, "SOURCE_HASH", None) == build.source_hash():
             return module if module.sets() else None
         problem = "was compiled from other sources than those next to it"
-    warnings.warn(f"adapterpack's compiled module {name} {problem}; numpy does its work, more slowly. To fix it: install adapterpack "
-                  f"again, or run python {build.__file__}", UnusedKernel, stacklevel=2)
+    warnings.warn(
+        f"adapterpack's compiled module {name} {problem}; numpy does its work, more slowly. To fix it: "
+        f"install adapterpack again, or run python {build.__file__}",
+        UnusedKernel,
+        stacklevel=2,
+    )
     return None

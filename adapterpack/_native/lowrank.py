@@ -1,8 +1,10 @@
-"""Products of two factors, added up in one order on every processor, and blocks of a weight that such a product changes.
+"""Products of two factors, added up in one order on every processor, and blocks of a weight that such a
+product changes.
 
-A compiled kernel does both where it was built (see :mod:`.build`) and the processor has fused multiply-add; numpy does the product
-elsewhere. The kernel's sums are those of ``fma(up[k], down[k], sum)`` for ``k = 0, 1, ...``, as most libraries compute a product of so few
-terms; some kernels of OpenBLAS add in another order at the edges of their panels, and so differ in the last bit of a few numbers.
+A compiled kernel does both where it was built (see :mod:`.build`) and the processor has fused multiply-add;
+numpy does the product elsewhere. The kernel's sums are those of ``fma(up[k], down[k], sum)`` for ``k = 0, 1,
+...``, as most libraries compute a product of so few terms; some kernels of OpenBLAS add in another order at
+the edges of their panels, and so differ in the last bit of a few numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _PANEL = 32
 
 
 def panels(up: Any, down: Any) -> np.ndarray | None:
-    """``down`` ``[rank, columns]`` as the kernel reads it, ``[columns / 32 rounded up, rank, 32]``; None where numpy multiplies."""
+    """``down`` ``[rank, columns]`` as the kernel reads it, ``[columns / 32 rounded up, rank, 32]``; None
+    where numpy multiplies.
+    """
     if _kernel is None or not (_is_float32(up) and _is_float32(down)):
         return None
     rank, columns = down.shape
@@ -37,7 +41,8 @@ def product(up: np.ndarray, down: np.ndarray, panels: np.ndarray | None, out: np
     """Writes ``up @ down`` into ``out`` ``[rows, columns]``.
 
     Example:
-        >>> up, down, out = np.ones((2, 3), np.float32), np.full((3, 5), 2, np.float32), np.empty((2, 5), np.float32)
+        >>> up, down, out = np.ones((2, 3), np.float32), np.full((3, 5), 2, np.float32), np.empty((2, 5),
+        ...     np.float32)
         >>> product(up, down, panels(up, down), out)
         >>> out[0].tolist()
         [6.0, 6.0, 6.0, 6.0, 6.0]
@@ -52,10 +57,12 @@ def product(up: np.ndarray, down: np.ndarray, panels: np.ndarray | None, out: np
 
 
 def fold(raw: np.ndarray, up: np.ndarray, panels: np.ndarray, out: np.ndarray) -> tuple[float, float, bool]:
-    """Writes ``round(raw + up @ down)`` into ``out``, both ``[rows, columns]`` of one of the dtypes :data:`STORED`, C-contiguous and apart.
+    """Writes ``round(raw + up @ down)`` into ``out``, both ``[rows, columns]`` of one of the dtypes
+    :data:`STORED`, C-contiguous and apart.
 
-    Returns ``<E, E>`` and ``<E, D>`` for the change ``D`` and what storing made of it, ``D + E``, and whether any bit of ``out`` differs
-    from ``raw``: sums of at most a row in float32, over rows in float64. Only where the kernel is :data:`COMPILED`.
+    Returns ``<E, E>`` and ``<E, D>`` for the change ``D`` and what storing made of it, ``D + E``, and whether
+    any bit of ``out`` differs from ``raw``: sums of at most a row in float32, over rows in float64. Only
+    where the kernel is :data:`COMPILED`.
     """
     assert _kernel is not None
     error, inner, moved = _kernel.fold(_bits(raw), np.ascontiguousarray(up), panels, _bits(out))

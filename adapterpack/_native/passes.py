@@ -1,7 +1,7 @@
 """Passes over dense entries: TIES' vote, and the counts that an order statistic is read off.
 
-A compiled kernel does them where it was built (see :mod:`.build`), and reads a number once; numpy does them elsewhere, in twenty passes for
-a vote. Both give the same bytes.
+A compiled kernel does them where it was built (see :mod:`.build`), and reads a number once; numpy does them
+elsewhere, in twenty passes for a vote. Both give the same bytes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ def trimmed(values: np.ndarray, least: np.ndarray) -> np.ndarray:
     return np.where(sizes < least.reshape(-1, *[1] * (values.ndim - 1)), values.dtype.type(0), values)
 
 
-def elected(values: np.ndarray, weights: np.ndarray, normalize: bool, least: np.ndarray | None = None) -> np.ndarray:
-    """TIES: at each entry the sign of ``sum w_t x_t`` is elected, and the ``w_t x_t`` of that sign are added up.
+def elected(
+    values: np.ndarray, weights: np.ndarray, normalize: bool, least: np.ndarray | None = None
+) -> np.ndarray:
+    """TIES: at each entry the sign of ``sum w_t x_t`` is elected, and the ``w_t x_t`` of that sign are added
+    up.
 
-    ``values`` are ``[T, ...]``; with ``least`` ``[T]`` they are :func:`trimmed` first. Where the votes are even nothing is elected.
-    ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never larger than its largest part.
+    ``values`` are ``[T, ...]``; with ``least`` ``[T]`` they are :func:`trimmed` first. Where the votes are
+    even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is
+    never larger than its largest part.
 
     Example:
         >>> values = np.array([[3.0, 1.0, -1.0], [1.0, -1.0, -0.5]], np.float32)
-        >>> elected(values, np.ones(2), True), elected(values, np.ones(2), True, np.array([0.0, 2.0], np.float32))
+        >>> elected(values, np.ones(2), True), elected(values, np.ones(2), True, np.array([0.0, 2.0],
+        ...     np.float32))
         (array([ 2.  ,  0.  , -0.75], dtype=float32), array([ 3.,  1., -1.], dtype=float32))
     """
     if _kernel is None or values.dtype != np.float32:
@@ -55,7 +60,11 @@ def _elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.nda
     shape, dtype = values.shape[1:], values.dtype
     weights = weights.astype(dtype)
     up, lead, scratch = np.zeros(shape, dtype), np.zeros(shape, dtype), np.empty(shape, dtype)
-    voters = {size: np.zeros((2, *shape), np.uint8) for size in np.unique(np.abs(weights)).tolist()} if normalize else {}
+    voters = (
+        {size: np.zeros((2, *shape), np.uint8) for size in np.unique(np.abs(weights)).tolist()}
+        if normalize
+        else {}
+    )
     for weight, value in zip(weights.tolist(), values, strict=True):
         part = value if weight == 1 else np.multiply(value, dtype.type(weight))
         up += np.maximum(part, 0, out=scratch)
@@ -64,7 +73,8 @@ def _elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.nda
             for count, voted in zip(voters[abs(weight)], (part > 0, part < 0), strict=True):
                 np.add(count, voted.view(np.uint8), out=count)  # the same bytes: no pass to convert them
     won = lead > 0
-    lost = np.subtract(lead, up, out=scratch)  # minus what was below 0, in the order of the sums: exactly 0 where nothing was
+    # minus what was below 0, in the order of the sums: exactly 0 where nothing was
+    lost = np.subtract(lead, up, out=scratch)
     merged = np.where(won, up, lost)
     if normalize:
         merged /= _counted(voters, won, dtype)
@@ -74,7 +84,9 @@ def _elected(values: np.ndarray, weights: np.ndarray, normalize: bool) -> np.nda
 
 
 def _counted(voters: Mapping[float, np.ndarray], won: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """The sum of the sizes of the weights that voted with the sign that won; never 0: where nobody voted 0 is divided."""
+    """The sum of the sizes of the weights that voted with the sign that won; never 0: where nobody voted 0 is
+    divided.
+    """
     counted = np.zeros(won.shape, dtype)
     for size, count in voters.items():
         votes = np.where(won, *count).astype(dtype)
@@ -84,7 +96,8 @@ def _counted(voters: Mapping[float, np.ndarray], won: np.ndarray, dtype: np.dtyp
 
 
 def count_upper(values: np.ndarray, counts: np.ndarray) -> None:
-    """Adds to ``counts`` ``[UPPER]`` (int64) how many of the float32 ``values``, C-contiguous, have which upper half without the sign.
+    """Adds to ``counts`` ``[UPPER]`` (int64) how many of the float32 ``values``, C-contiguous, have which
+    upper half without the sign.
 
     Magnitudes are in the order of their bits.
     """
@@ -95,7 +108,9 @@ def count_upper(values: np.ndarray, counts: np.ndarray) -> None:
 
 
 def count_lower(values: np.ndarray, upper: int, counts: np.ndarray) -> None:
-    """Adds to ``counts`` ``[LOWER]`` (int64) the lower halves of those of the ``values`` whose upper half is ``upper``."""
+    """Adds to ``counts`` ``[LOWER]`` (int64) the lower halves of those of the ``values`` whose upper half is
+    ``upper``.
+    """
     if _kernel is None:
         bits = _bits(values)
         counts += np.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=LOWER)
@@ -104,7 +119,8 @@ def count_lower(values: np.ndarray, upper: int, counts: np.ndarray) -> None:
 
 
 def reached(counts: np.ndarray, wanted: int) -> tuple[int, int]:
-    """The bin in which the ``counts``, summed from the last one down, reach ``wanted``, and the sum of the bins above it.
+    """The bin in which the ``counts``, summed from the last one down, reach ``wanted``, and the sum of the
+    bins above it.
 
     Example:
         >>> reached(np.array([4, 3, 0, 2]), 3)
@@ -119,7 +135,8 @@ def reached(counts: np.ndarray, wanted: int) -> tuple[int, int]:
 
 
 class Between:
-    """Of float32 numbers that come in pieces: how many magnitudes have bits of at least ``high``, and those from ``low`` on below it.
+    """Of float32 numbers that come in pieces: how many magnitudes have bits of at least ``high``, and those
+    from ``low`` on below it.
 
     Only where the kernel is :func:`compiled`.
     """
@@ -131,8 +148,12 @@ class Between:
     def add(self, values: np.ndarray) -> None:
         """One piece, C-contiguous."""
         assert _kernel is not None
-        if len(self._kept) < self.count + values.size:  # room for all of it, most of which is left for the next pieces
-            before, self._kept = self._kept[: self.count], np.empty(2 * (self.count + values.size), np.float32)
+        # room for all of it, most of which is left for the next pieces
+        if len(self._kept) < self.count + values.size:
+            before, self._kept = (
+                self._kept[: self.count],
+                np.empty(2 * (self.count + values.size), np.float32),
+            )
             self._kept[: self.count] = before
         above, self.count = _kernel.between(values, self.low, self.high, self._kept, self.count)
         self.above += above

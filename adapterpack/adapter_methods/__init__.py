@@ -23,7 +23,17 @@ from .core.base import (
 )
 from .core.columns import columns
 from .core.config import SiteConfig
-from .core.layouts import LAYOUTS, Layout, from_matrix, is_bare, is_stacked, layout_of, matrix_shape, takes_ids, to_matrix
+from .core.layouts import (
+    LAYOUTS,
+    Layout,
+    from_matrix,
+    is_bare,
+    is_stacked,
+    layout_of,
+    matrix_shape,
+    takes_ids,
+    to_matrix,
+)
 from .core.operators import (
     BlockCirculant,
     BlockDiagonal,
@@ -39,7 +49,16 @@ from .core.operators import (
     Scaled,
     Sums,
 )
-from .core.peft_form import Completed, Estimate, Factorise, PeftContent, PeftForm, PeftLayer, PeftSecondary, Rewritten
+from .core.peft_form import (
+    Completed,
+    Estimate,
+    Factorise,
+    PeftContent,
+    PeftForm,
+    PeftLayer,
+    PeftSecondary,
+    Rewritten,
+)
 from .core.site import PROMPT, Params, Site
 from .inits import INITS, Calibration, Init
 from .registry import METHODS, broken_plugins, get, method_of, methods, register

@@ -1,13 +1,14 @@
-"""AdaLoRA: singular values between the factors, and a budget of rank that goes to the sites that need it (Zhang et al. 2023,
-arXiv 2303.10512).
+"""AdaLoRA: singular values between the factors, and a budget of rank that goes to the sites that need it
+(Zhang et al. 2023, arXiv 2303.10512).
 
     y' = base(x) + s B diag(E) A x,   s = alpha / (init_r + 1e-5), as PEFT has it
 
-A ``[r, in]``, E ``[r, 1]``, B ``[out, r]``. While training, the values E of the least important triplets of all sites are set to zero
-(section 3.3): each entry p with gradient g has sensitivity ``|p g|``, smoothed by beta1, and uncertainty, its deviation smoothed by beta2;
-their product is its score, and a triplet's is that of its E plus the means over its row of A and its column of B. The rank of all sites
-together falls from init_r to target_r each, cubically, between the steps tinit and total - tfinal, every deltaT steps; what is zero then
-stays so, and a pack does not hold it. The penalty keeps A and B near to orthogonal.
+A ``[r, in]``, E ``[r, 1]``, B ``[out, r]``. While training, the values E of the least important triplets of
+all sites are set to zero (section 3.3): each entry p with gradient g has sensitivity ``|p g|``, smoothed by
+beta1, and uncertainty, its deviation smoothed by beta2; their product is its score, and a triplet's is that
+of its E plus the means over its row of A and its column of B. The rank of all sites together falls from
+init_r to target_r each, cubically, between the steps tinit and total - tfinal, every deltaT steps; what is
+zero then stays so, and a pack does not hold it. The penalty keeps A and B near to orthogonal.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from .registry import METHODS
 class AdaLoRA(SiteConfig):
     """The hyper-parameters of AdaLoRA, named as PEFT has them; ``alpha`` defaults to ``2 init_r``.
 
-    ``total_step=None`` is the length of the training. ``r`` is what a site has left: ``init_r`` until a pack is written.
+    ``total_step=None`` is the length of the training. ``r`` is what a site has left: ``init_r`` until a pack
+    is written.
 
     Example:
         >>> AdaLoRA(init_r=12, target_r=8).rank
@@ -102,22 +104,30 @@ def _normal_form(cfg: AdaLoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _penalty(cfg: AdaLoRA, params: Params, sites: int) -> Array:
-    """``orth_reg_weight`` times the mean over all A and B of ``||G - I||_F``, where G is ``A A^T`` or ``B^T B``; this site's part."""
+    """``orth_reg_weight`` times the mean over all A and B of ``||G - I||_F``, where G is ``A A^T`` or ``B^T
+    B``; this site's part.
+    """
     A, B = params["lora_A"], params["lora_B"]
     xp = array_namespace(A, B)
     return cfg.orth_reg_weight / (2 * sites) * (departure(xp.matmul(A, A.T)) + departure(xp.matmul(B.T, B)))
 
 
 class _State(NamedTuple):
-    """Smoothed sensitivity and uncertainty, site -> parameter -> array of its shape; and what is zero for good, site -> ``[r, 1]``."""
+    """Smoothed sensitivity and uncertainty, site -> parameter -> array of its shape; and what is zero for
+    good, site -> ``[r, 1]``.
+    """
 
     sensitivity: Mapping[str, Params]
     uncertainty: Mapping[str, Params]
     gone: Mapping[str, Array] | None
 
 
-def _after_step(progress: Progress, state: _State | None, sites: Mapping[str, Trained]) -> tuple[_State, dict[str, dict[str, Array]]]:
-    """The importance of all triplets after one step, and the values E with those of the least important ones set to zero."""
+def _after_step(
+    progress: Progress, state: _State | None, sites: Mapping[str, Trained]
+) -> tuple[_State, dict[str, dict[str, Array]]]:
+    """The importance of all triplets after one step, and the values E with those of the least important ones
+    set to zero.
+    """
     cfg: AdaLoRA = next(iter(sites.values())).config
     last = (cfg.total_step or progress.total) - cfg.tfinal
     state = state or _State({}, {}, None)
@@ -134,7 +144,9 @@ def _after_step(progress: Progress, state: _State | None, sites: Mapping[str, Tr
         gone = _least(state, first - int((first - final) * left**3 + final))
     else:
         gone = {}
-    return state, {path: {"lora_E": sites[path].params["lora_E"] * (1 - which)} for path, which in (gone or {}).items()}
+    return state, {
+        path: {"lora_E": sites[path].params["lora_E"] * (1 - which)} for path, which in (gone or {}).items()
+    }
 
 
 def _observed(cfg: AdaLoRA, state: _State, sites: Mapping[str, Trained]) -> _State:
@@ -146,21 +158,32 @@ def _observed(cfg: AdaLoRA, state: _State, sites: Mapping[str, Trained]) -> _Sta
         now = {name: xp.abs(value * site.gradients[name]) for name, value in site.params.items()}
         smooth = _smoothed(cfg.beta1, state.sensitivity.get(path), now)
         sensitivity[path] = smooth
-        uncertainty[path] = _smoothed(cfg.beta2, state.uncertainty.get(path), {name: xp.abs(now[name] - smooth[name]) for name in now})
+        uncertainty[path] = _smoothed(
+            cfg.beta2, state.uncertainty.get(path), {name: xp.abs(now[name] - smooth[name]) for name in now}
+        )
     return state._replace(sensitivity=sensitivity, uncertainty=uncertainty)
 
 
 def _smoothed(beta: float, before: Params | None, now: Params) -> dict[str, Array]:
-    return {name: (1 - beta) * value + (0 if before is None else beta * before[name]) for name, value in now.items()}
+    return {
+        name: (1 - beta) * value + (0 if before is None else beta * before[name])
+        for name, value in now.items()
+    }
 
 
 def _least(state: _State, count: int) -> dict[str, Array]:
-    """Which ``count`` triplets have the lowest scores, ties included: site -> ``[r, 1]`` of ones and zeros."""
+    """Which ``count`` triplets have the lowest scores, ties included: site -> ``[r, 1]`` of ones and
+    zeros.
+    """
     scores = {}
     for path in state.sensitivity:
-        score = {name: value * state.uncertainty[path][name] for name, value in state.sensitivity[path].items()}
+        score = {
+            name: value * state.uncertainty[path][name] for name, value in state.sensitivity[path].items()
+        }
         xp = array_namespace(*score.values())
-        scores[path] = score["lora_E"][:, 0] + xp.mean(score["lora_A"], axis=1) + xp.mean(score["lora_B"], axis=0)
+        scores[path] = (
+            score["lora_E"][:, 0] + xp.mean(score["lora_A"], axis=1) + xp.mean(score["lora_B"], axis=0)
+        )
     if count <= 0 or not scores:
         return {}
     threshold = xp.sort(xp.concat(list(scores.values())))[count - 1]
@@ -170,7 +193,8 @@ def _least(state: _State, count: int) -> dict[str, Array]:
 def _to_stored(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
     """Without the triplets whose value is zero; one stays in any case, since a site has a rank.
 
-    A stack has one rank: as many as its matrix with the most has left. A matrix with fewer has some of its zeros for the rest.
+    A stack has one rank: as many as its matrix with the most has left. A matrix with fewer has some of its
+    zeros for the rest.
     """
     zero = np.asarray(params["lora_E"])[..., 0] == 0
     r = max(1, int((~zero).sum(axis=-1).max()))
@@ -191,7 +215,11 @@ def _total(cfg: AdaLoRA) -> int:
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: AdaLoRA = next(iter(sites.values()))
     same = ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
-    pattern = {f"{path}.lora_E": [True] * cfg.r + [False] * (cfg.init_r - cfg.r) for path, cfg in sites.items() if cfg.r < cfg.init_r}
+    pattern = {
+        f"{path}.lora_E": [True] * cfg.r + [False] * (cfg.init_r - cfg.r)
+        for path, cfg in sites.items()
+        if cfg.r < cfg.init_r
+    }
     return {
         **{name: getattr(first, name) for name in same},
         "total_step": _total(first),
@@ -209,35 +237,61 @@ def _from_peft(config: Mapping[str, Any]) -> AdaLoRA:
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, Mapping) or not all(isinstance(value, list) for value in pattern.values()):
         raise ValueError(f"rank_pattern must map names to lists of truth values, not {pattern!r:.80}")
-    same = ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
+    same = (
+        "init_r",
+        "target_r",
+        "tinit",
+        "tfinal",
+        "deltaT",
+        "beta1",
+        "beta2",
+        "orth_reg_weight",
+        "total_step",
+    )
     return AdaLoRA(
         **{name: config[name] for name in same if name in config},
         alpha=config.get("lora_alpha", 8),
         dropout=config.get("lora_dropout", 0.0),
-        rank_pattern={f"^{name.removesuffix('.lora_E')}": sum(map(bool, value)) for name, value in pattern.items()},
+        rank_pattern={
+            f"^{name.removesuffix('.lora_E')}": sum(map(bool, value)) for name, value in pattern.items()
+        },
     )
 
 
-adalora = METHODS.register(Method(
-    name="adalora",
-    summary="low-rank changes with singular values, and a budget of rank that training shares out among the sites",
-    paper="https://arxiv.org/abs/2303.10512",
-    formula="y' = W x + b + s B diag(E) A x,  s = alpha / (r + 1e-5)",
-    config=AdaLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(AdaLoRA(init_r=1, target_r=1), AdaLoRA(init_r=3, target_r=2, alpha=5), AdaLoRA(init_r=5, alpha=4, tinit=3, dropout=0.1)),
-    training=Training(penalty=_penalty, after_step=_after_step),
-    storage=Storage(to_stored=_to_stored),
-    peft=PeftForm(
-        peft_type="ADALORA",
-        suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},
-        layers={"conv": PeftLayer(), **TRANSPOSED},
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
-    ),
-))
+adalora = METHODS.register(
+    Method(
+        name="adalora",
+        summary=(
+            "low-rank changes with singular values, and a budget of rank that training shares out among the "
+            "sites"
+        ),
+        paper="https://arxiv.org/abs/2303.10512",
+        formula="y' = W x + b + s B diag(E) A x,  s = alpha / (r + 1e-5)",
+        config=AdaLoRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            AdaLoRA(init_r=1, target_r=1),
+            AdaLoRA(init_r=3, target_r=2, alpha=5),
+            AdaLoRA(init_r=5, alpha=4, tinit=3, dropout=0.1),
+        ),
+        training=Training(penalty=_penalty, after_step=_after_step),
+        storage=Storage(to_stored=_to_stored),
+        peft=PeftForm(
+            peft_type="ADALORA",
+            suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},
+            layers={"conv": PeftLayer(), **TRANSPOSED},
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+        ),
+    )
+)

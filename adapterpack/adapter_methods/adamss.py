@@ -1,16 +1,20 @@
-"""AdaMSS: the rows of a weight in groups, each with a small change of its own within the weight's first singular vectors.
+"""AdaMSS: the rows of a weight in groups, each with a small change of its own within the weight's first
+singular vectors.
 
-    W'_k = W_k + B_k A_k P,   b'_k = b_k + B_k A_k p          (Zheng et al. 2025, NeurIPS, "Adaptive Multi-Subspace")
+    W'_k = W_k + B_k A_k P,   b'_k = b_k + B_k A_k p          (Zheng et al. 2025, NeurIPS, "Adaptive
+    Multi-Subspace")
 
-[W, b] is estimated as U S [P, p] of rank r; k-means puts the rows of U into ``num_subspaces`` groups, and W_k are the rows of group k.
-A_k ``[subspace_rank, r]`` begins as the first directions of U's rows in the group, B_k ``[rows, subspace_rank]`` as zero. Without a bias
-there is no p. The group of each row is stored, and so are P and p.
+[W, b] is estimated as U S [P, p] of rank r; k-means puts the rows of U into ``num_subspaces`` groups, and W_k
+are the rows of group k. A_k ``[subspace_rank, r]`` begins as the first directions of U's rows in the group,
+B_k ``[rows, subspace_rank]`` as zero. Without a bias there is no p. The group of each row is stored, and so
+are P and p.
 
-PEFT stores no groups: its file holds a B_k for each, and whenever PEFT loads it, it decomposes and groups the weight anew. So the file is
-read and written with the base at hand, by the same steps: torch's random start, two rounds of subspace iteration, scikit-learn's k-means.
-Where PEFT did that on a GPU, whose random start is another, the file's own P says what it found there (float32 alone is exact enough).
-Rounding may put a row that lies between two groups into either. The computation is therefore repeated within what rounding does to it, and
-the groups count only if those of the sizes that the file's B_k have are always the same.
+PEFT stores no groups: its file holds a B_k for each, and whenever PEFT loads it, it decomposes and groups the
+weight anew. So the file is read and written with the base at hand, by the same steps: torch's random start,
+two rounds of subspace iteration, scikit-learn's k-means. Where PEFT did that on a GPU, whose random start is
+another, the file's own P says what it found there (float32 alone is exact enough). Rounding may put a row
+that lies between two groups into either. The computation is therefore repeated within what rounding does to
+it, and the groups count only if those of the sizes that the file's B_k have are always the same.
 """
 
 from __future__ import annotations
@@ -25,7 +29,16 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
-from .core.config import FOR_TRAINING, LARGEST_WHOLE, OPTIONAL, WIDEST, SiteConfig, is_number, require_flag, require_whole
+from .core.config import (
+    FOR_TRAINING,
+    LARGEST_WHOLE,
+    OPTIONAL,
+    WIDEST,
+    SiteConfig,
+    is_number,
+    require_flag,
+    require_whole,
+)
 from .core.layouts import LINEAR
 from .core.operators import Dense
 from .core.peft_form import Factorise, PeftContent, PeftForm
@@ -39,12 +52,13 @@ MOST_GROUPS = 1024
 
 @dataclass(frozen=True)
 class AdaMSS(SiteConfig):
-    """The hyper-parameters of AdaMSS, under PEFT's names. ``random_seed`` begins the estimate of the singular vectors.
+    """The hyper-parameters of AdaMSS, under PEFT's names. ``random_seed`` begins the estimate of the singular
+    vectors.
 
-    With ``use_dynamic_rank`` a group begins with as many directions as have singular values (of U U^T in the group) above
-    ``svd_threshold`` times the first. ``length`` is that of a layer's singular vectors: its inputs, and one for its bias; it follows
-    from the layer, and ``lengths`` has that of each site of a file. ``parts`` is set where the tensors are in PEFT's form: the number of
-    rows and the rank of each group.
+    With ``use_dynamic_rank`` a group begins with as many directions as have singular values (of U U^T in the
+    group) above ``svd_threshold`` times the first. ``length`` is that of a layer's singular vectors: its
+    inputs, and one for its bias; it follows from the layer, and ``lengths`` has that of each site of a file.
+    ``parts`` is set where the tensors are in PEFT's form: the number of rows and the rank of each group.
 
     Example:
         >>> AdaMSS(r=64, num_subspaces=4).subspace_rank
@@ -81,7 +95,9 @@ class AdaMSS(SiteConfig):
 
     @property
     def redundant(self) -> bool:
-        """The singular vectors and the groups are stored: estimated again, on another machine, they would be others."""
+        """The singular vectors and the groups are stored: estimated again, on another machine, they would be
+        others.
+        """
         return True
 
     def at(self, path: str) -> Self:
@@ -99,10 +115,18 @@ def _sizes(cfg: AdaMSS, site: Site) -> tuple[int, int, int]:
 def _shapes(cfg: AdaMSS, site: Site) -> dict[str, tuple[int, ...]]:
     groups, r, length = _sizes(cfg, site)
     if cfg.parts is None:
-        return {"adamss_A": (groups, cfg.subspace_rank, r), "adamss_B": (site.out_features, cfg.subspace_rank),
-                "adamss_groups": (site.out_features,), "adamss_newB": (r, length)}
+        return {
+            "adamss_A": (groups, cfg.subspace_rank, r),
+            "adamss_B": (site.out_features, cfg.subspace_rank),
+            "adamss_groups": (site.out_features,),
+            "adamss_newB": (r, length),
+        }
     factors = {f"adamss_A.{k}": (rank, r) for k, (_, rank) in enumerate(cfg.parts)}
-    return {**factors, **{f"adamss_B.{k}": part for k, part in enumerate(cfg.parts)}, "adamss_newB": (r, length)}
+    return {
+        **factors,
+        **{f"adamss_B.{k}": part for k, part in enumerate(cfg.parts)},
+        "adamss_newB": (r, length),
+    }
 
 
 def _augmented(weight: Any, bias: Any) -> np.ndarray:
@@ -127,7 +151,9 @@ _ROUNDS, _SEED, _TOLERANCE = 10, 123456789, 1e-4
 
 
 def _grouped(points: np.ndarray, count: int) -> np.ndarray:
-    """The group of each of the ``points`` ``[n, r]``: k-means as scikit-learn's ``KMeans(init="random", n_init=1)`` does it, in float64."""
+    """The group of each of the ``points`` ``[n, r]``: k-means as scikit-learn's ``KMeans(init="random",
+    n_init=1)`` does it, in float64.
+    """
     points = points.astype(np.float64) - points.mean(0, dtype=np.float64)
     n = len(points)
     shares = np.ones(n, np.float32) / np.float32(n)
@@ -152,7 +178,9 @@ def _nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
 
 
 def _means(points: np.ndarray, groups: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The mean of each group; an empty one takes the point that is farthest from its center, as in scikit-learn."""
+    """The mean of each group; an empty one takes the point that is farthest from its center, as in
+    scikit-learn.
+    """
     sizes = np.bincount(groups, minlength=len(centers))
     empty = np.flatnonzero(sizes == 0)
     if len(empty):
@@ -168,7 +196,9 @@ def _means(points: np.ndarray, groups: np.ndarray, centers: np.ndarray) -> np.nd
 _TRIES = 6
 
 
-def _candidates(cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray | None) -> Iterator[np.ndarray]:
+def _candidates(
+    cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray | None
+) -> Iterator[np.ndarray]:
     """The groups of the rows, computed again and again within what rounding does to the singular vectors.
 
     ``stored``: P and p of a file, ``[r, in]``, which have to be those of this weight.
@@ -188,10 +218,15 @@ def _candidates(cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray 
             U, noise = _implied(matrix, stored)
             several = [U]
         if not noise <= _MOST_NOISE:
-            raise Unsupported("the singular vectors in this file are not those of this base's weight: it belongs to another base, or was "
-                              "made on a GPU in half precision, which do not determine them exactly enough", where=site.path,
-                              expected=f"orthonormal left vectors, within {_MOST_NOISE:g}", found=f"{noise:.2g}",
-                              remedy="merge it with PEFT on the machine that trained it")
+            raise Unsupported(
+                "the singular vectors in this file are not those of this base's weight: it belongs to "
+                "another base, or was "
+                "made on a GPU in half precision, which do not determine them exactly enough",
+                where=site.path,
+                expected=f"orthonormal left vectors, within {_MOST_NOISE:g}",
+                found=f"{noise:.2g}",
+                remedy="merge it with PEFT on the machine that trained it",
+            )
     rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))
     for points in (*several, *(U + size * rng.standard_normal(U.shape) for _ in range(_TRIES))):
         yield _grouped(points, groups)
@@ -202,12 +237,14 @@ _MOST_NOISE = 1e-3
 
 
 def _implied(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
-    """U ``[out, r]`` of V of a file alone, ``[r, in]``, and how far U is from orthonormal columns, which it has if V is of this weight.
+    """U ``[out, r]`` of V of a file alone, ``[r, in]``, and how far U is from orthonormal columns, which it
+    has if V is of this weight.
 
-    A GPU begins its estimate with other random numbers than a CPU, and ends with others for the last vectors. But whatever it began with,
-    ``W V = U S`` holds for a wide weight and ``W^T U = V S`` for a tall one, with U in the span of W's columns; S are the lengths. What U
-    has there of directions with singular values below a 16th of the r-th is less than 16^-5 of it, since the iteration multiplies it by
-    their fifth power, and is left out: rounding would speak louder.
+    A GPU begins its estimate with other random numbers than a CPU, and ends with others for the last vectors.
+    But whatever it began with, ``W V = U S`` holds for a wide weight and ``W^T U = V S`` for a tall one, with
+    U in the span of W's columns; S are the lengths. What U has there of directions with singular values below
+    a 16th of the r-th is less than 16^-5 of it, since the iteration multiplies it by their fifth power, and
+    is left out: rounding would speak louder.
     """
     W, V = matrix.astype(np.float64), stored.T.astype(np.float64)
     lost = 0.0
@@ -223,7 +260,9 @@ def _implied(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]
 
 
 def _outside(rows: np.ndarray, V: np.ndarray) -> float:
-    """Which part of the ``rows`` ``[r, in]`` lies outside of the span of V ``[in, r]``, relative to their size."""
+    """Which part of the ``rows`` ``[r, in]`` lies outside of the span of V ``[in, r]``, relative to their
+    size.
+    """
     wide = rows.astype(np.float64)
     return float(np.linalg.norm(wide - wide @ V @ V.T)) / max(float(np.linalg.norm(wide)), 1e-30)
 
@@ -239,8 +278,12 @@ def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> dict[str, np.nda
         if cfg.use_dynamic_rank:  # of U U^T, whose singular values are the squares
             kept = max(1, min(kept, int((values**2 > cfg.svd_threshold * values[0] ** 2).sum())))
         A[k, :kept] = directions[:kept]
-    return {"adamss_A": A, "adamss_B": np.zeros((site.out_features, cfg.subspace_rank), np.float32),
-            "adamss_groups": groups.astype(np.int32), "adamss_newB": np.ascontiguousarray(V.T, np.float32)}
+    return {
+        "adamss_A": A,
+        "adamss_B": np.zeros((site.out_features, cfg.subspace_rank), np.float32),
+        "adamss_groups": groups.astype(np.int32),
+        "adamss_newB": np.ascontiguousarray(V.T, np.float32),
+    }
 
 
 def _normal_form(cfg: AdaMSS, params: Params, site: Site) -> NormalForm:
@@ -257,22 +300,43 @@ def _normal_form(cfg: AdaMSS, params: Params, site: Site) -> NormalForm:
 
 def _require(cfg: AdaMSS, params: Params, site: Site) -> None:
     groups = np.asarray(params.get("adamss_groups", np.zeros(0, np.int32)))
-    if groups.dtype.kind not in "iu" or (groups.size and not 0 <= groups.min() <= groups.max() < _sizes(cfg, site)[0]):
+    if groups.dtype.kind not in "iu" or (
+        groups.size and not 0 <= groups.min() <= groups.max() < _sizes(cfg, site)[0]
+    ):
         raise ValueError(f"the groups of rows are numbers from 0 to {_sizes(cfg, site)[0] - 1}")
     if site.in_features and cfg.length is not None and cfg.length - site.in_features not in {0, 1}:
-        raise ValueError(f"the singular vectors have {cfg.length} numbers, of a layer with {site.in_features} inputs")
+        raise ValueError(
+            f"the singular vectors have {cfg.length} numbers, of a layer with {site.in_features} inputs"
+        )
 
 
 def _resolve(configs: Sequence[AdaMSS], sites: Sequence[Site]) -> list[AdaMSS]:
-    return [replace(cfg, length=_sizes(cfg, site)[2] or None) for cfg, site in zip(configs, sites, strict=True)]
+    return [
+        replace(cfg, length=_sizes(cfg, site)[2] or None) for cfg, site in zip(configs, sites, strict=True)
+    ]
 
 
-_ASA = ("use_asa", "asa_target_subspaces", "init_warmup", "final_warmup", "mask_interval", "asa_importance_beta", "asa_uncertainty_beta",
-        "asa_schedule_exponent")
+_ASA = (
+    "use_asa",
+    "asa_target_subspaces",
+    "init_warmup",
+    "final_warmup",
+    "mask_interval",
+    "asa_importance_beta",
+    "asa_uncertainty_beta",
+    "asa_schedule_exponent",
+)
 """PEFT's keys for which groups are trained when: they say nothing of the trained adapter."""
 _KEYS = PeftKeys(
     AdaMSS,
-    {"r": 100, "num_subspaces": 5, "subspace_rank": 1, "use_dynamic_rank": False, "svd_threshold": 0.1, "random_seed": 0},
+    {
+        "r": 100,
+        "num_subspaces": 5,
+        "subspace_rank": 1,
+        "use_dynamic_rank": False,
+        "svd_threshold": 0.1,
+        "random_seed": 0,
+    },
     {"init_weights": "orthogonal"},
 )
 
@@ -286,63 +350,120 @@ def _gathered(content: PeftContent) -> PeftContent:
 
 def _one_array(cfg: AdaMSS, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     count = sum(name.startswith("adamss_B.") for name in params)
-    missing = [name for k in range(count) for name in (f"adamss_A.{k}", f"adamss_B.{k}") if name not in params]
+    missing = [
+        name for k in range(count) for name in (f"adamss_A.{k}", f"adamss_B.{k}") if name not in params
+    ]
     if missing or not count or len(params) != 2 * count + 1 or "adamss_newB" not in params:
-        raise ValueError(f"a layer has adamss_newB and an A and a B for each group, not {', '.join(sorted(params))[:200]}")
+        raise ValueError(
+            f"a layer has adamss_newB and an A and a B for each group, not {', '.join(sorted(params))[:200]}"
+        )
     As, Bs = ([params[f"adamss_{side}.{k}"] for k in range(count)] for side in "AB")
     for A, B in zip(As, Bs, strict=True):
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] > cfg.subspace_rank or A.shape[1] != As[0].shape[1]:
-            raise ValueError(f"A {A.shape} and B {B.shape} of a group do not fit, or have more than {cfg.subspace_rank} directions")
-    A = np.stack([np.concatenate([A, np.zeros((cfg.subspace_rank - len(A), A.shape[1]), A.dtype)]) for A in As])
-    B = np.concatenate([np.concatenate([B, np.zeros((len(B), cfg.subspace_rank - B.shape[1]), B.dtype)], axis=1) for B in Bs])
+        if (
+            A.ndim != 2
+            or B.ndim != 2
+            or A.shape[0] != B.shape[1]
+            or A.shape[0] > cfg.subspace_rank
+            or A.shape[1] != As[0].shape[1]
+        ):
+            raise ValueError(
+                f"A {A.shape} and B {B.shape} of a group do not fit, or have more than "
+                f"{cfg.subspace_rank} directions"
+            )
+    A = np.stack(
+        [np.concatenate([A, np.zeros((cfg.subspace_rank - len(A), A.shape[1]), A.dtype)]) for A in As]
+    )
+    B = np.concatenate(
+        [np.concatenate([B, np.zeros((len(B), cfg.subspace_rank - B.shape[1]), B.dtype)], axis=1) for B in Bs]
+    )
     groups = np.repeat(np.arange(count, dtype=np.int32), [len(B) for B in Bs])
     return {"adamss_A": A, "adamss_B": B, "adamss_groups": groups, "adamss_newB": params["adamss_newB"]}
 
 
 def _precision(stored: np.ndarray) -> Any:
-    """The type of PEFT's model, in which its file has the singular vectors: the narrowest that holds their values."""
-    return next((dtype for dtype in (ml_dtypes.bfloat16, np.float16) if np.array_equal(stored.astype(dtype).astype(stored.dtype), stored)),
-                np.float32)
+    """The type of PEFT's model, in which its file has the singular vectors: the narrowest that holds their
+    values.
+    """
+    return next(
+        (
+            dtype
+            for dtype in (ml_dtypes.bfloat16, np.float16)
+            if np.array_equal(stored.astype(dtype).astype(stored.dtype), stored)
+        ),
+        np.float32,
+    )
 
 
 def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
     """``[W, b]`` as PEFT decomposes it: float32, once rounded to the type of its model."""
     dtype = _precision(stored)
-    return _augmented(*(None if value is None else np.asarray(value).astype(dtype) for value in (site.weight, site.base_bias)))
+    return _augmented(
+        *(
+            None if value is None else np.asarray(value).astype(dtype)
+            for value in (site.weight, site.base_bias)
+        )
+    )
 
 
-def _placed(cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[AdaMSS, dict[str, np.ndarray]]:
+def _placed(
+    cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
+) -> tuple[AdaMSS, dict[str, np.ndarray]]:
     """A file's parameters with its rows at their places in the weight."""
     stored, matrix = params["adamss_newB"], _as_peft_sees_it(site, params["adamss_newB"])
     if stored.shape[1] != matrix.shape[1]:
-        raise Unsupported("the singular vectors in this file are of another weight, or of one with a bias where this has none",
-                          where=site.path, expected=f"vectors of {matrix.shape[1]} numbers", found=stored.shape[1],
-                          remedy="name the base that it was trained on")
+        raise Unsupported(
+            "the singular vectors in this file are of another weight, or of one with a bias where this "
+            "has none",
+            where=site.path,
+            expected=f"vectors of {matrix.shape[1]} numbers",
+            found=stored.shape[1],
+            remedy="name the base that it was trained on",
+        )
     count = np.bincount(params["adamss_groups"], minlength=len(params["adamss_A"]))
-    found = {tuple(groups) for groups in _candidates(cfg, site, matrix, stored)
-             if np.array_equal(np.bincount(groups, minlength=len(count)), count)}
+    found = {
+        tuple(groups)
+        for groups in _candidates(cfg, site, matrix, stored)
+        if np.array_equal(np.bincount(groups, minlength=len(count)), count)
+    }
     if len(found) != 1:
-        raise Unsupported("the file does not say which rows of this weight its groups are, and k-means does not say it for certain: rows "
-                          "lie so near to the middle between two groups that rounding decides" if found else
-                          "k-means of this weight's rows gives no groups of the sizes that this file has", where=site.path,
-                          expected=f"groups of {', '.join(map(str, count[:20]))} rows, always the same", found=f"{len(found)} ways",
-                          remedy="merge it with PEFT on the machine that trained it")
+        raise Unsupported(
+            "the file does not say which rows of this weight its groups are, and k-means does not say it "
+            "for certain: rows lie so near to the middle between two groups that rounding decides"
+            if found
+            else "k-means of this weight's rows gives no groups of the sizes that this file has",
+            where=site.path,
+            expected=f"groups of {', '.join(map(str, count[:20]))} rows, always the same",
+            found=f"{len(found)} ways",
+            remedy="merge it with PEFT on the machine that trained it",
+        )
     groups = np.array(found.pop(), np.int32)
     B = np.empty_like(params["adamss_B"])
     B[np.argsort(groups, kind="stable")] = params["adamss_B"]
     return cfg, {**params, "adamss_B": B, "adamss_groups": groups}
 
 
-def _in_parts(cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[AdaMSS, dict[str, np.ndarray]]:
+def _in_parts(
+    cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
+) -> tuple[AdaMSS, dict[str, np.ndarray]]:
     """The parameters as PEFT's file has them, for the groups that PEFT makes of this weight."""
     A, B, mine = params["adamss_A"], params["adamss_B"], params["adamss_groups"]
-    found = {tuple(groups) for groups in _candidates(cfg, site, _as_peft_sees_it(site, params["adamss_newB"]), None)}
+    found = {
+        tuple(groups)
+        for groups in _candidates(cfg, site, _as_peft_sees_it(site, params["adamss_newB"]), None)
+    }
     theirs = np.array(found.pop())
     rows = [np.flatnonzero(theirs == k) for k in range(len(A))]
     if found or any(len(set(mine[at].tolist())) != 1 for at in rows):
-        raise Unsupported("PEFT would put the rows of this weight into other groups than this adapter has" if not found else
-                          "rows of this weight lie so near to the middle between two groups that rounding decides into which PEFT puts "
-                          "them, and its file does not say it", where=site.path, remedy="keep the pack as it is, or merge it")
+        raise Unsupported(
+            "PEFT would put the rows of this weight into other groups than this adapter has"
+            if not found
+            else "rows of this weight lie so near to the middle between two "
+            "groups that rounding decides into "
+            "which PEFT puts "
+            "them, and its file does not say it",
+            where=site.path,
+            remedy="keep the pack as it is, or merge it",
+        )
     made: dict[str, np.ndarray] = {"adamss_newB": params["adamss_newB"]}
     for k, at in enumerate(rows):
         own = A[mine[at[0]]]
@@ -353,30 +474,47 @@ def _in_parts(cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factori
     return replace(cfg, parts=tuple(made[f"adamss_B.{k}"].shape for k in range(len(rows)))), made
 
 
-adamss = METHODS.register(Method(
-    name="adamss",
-    summary="the rows of a weight in groups, each changed within the weight's first singular vectors",
-    paper="https://openreview.net/forum?id=8ZdWmpYxT0",
-    formula="W'_k = W_k + B_k A_k P,  b'_k = b_k + B_k A_k p,  [W, b] ~ U S [P, p]",
-    config=AdaMSS,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=("adamss_newB",), layers=LINEAR),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(AdaMSS(r=3, num_subspaces=2), AdaMSS(r=4, num_subspaces=3, subspace_rank=2, use_dynamic_rank=True, random_seed=3)),
-    storage=Storage(require=_require, resolve=_resolve, makes=lambda cfg, site: _sizes(cfg, site)[0] * cfg.subspace_rank * (
-        2 * site.out_features + site.in_features)),
-    training=Training(needs=lambda cfg: frozenset({"weight"})),
-    peft=PeftForm(
-        peft_type="ADAMSS",
-        suffixes={name: name for name in ("adamss_A", "adamss_B", "adamss_groups", "adamss_newB")},
-        numbered=("adamss_A", "adamss_B"),
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, params["adamss_B"].shape[0] if "adamss_B" in params else None),
-        from_peft_file=_gathered,
-        understood=frozenset(_ASA),
-        to_peft_with_base=_in_parts,
-        from_peft_with_base=_placed,
-    ),
-))
+adamss = METHODS.register(
+    Method(
+        name="adamss",
+        summary="the rows of a weight in groups, each changed within the weight's first singular vectors",
+        paper="https://openreview.net/forum?id=8ZdWmpYxT0",
+        formula="W'_k = W_k + B_k A_k P,  b'_k = b_k + B_k A_k p,  [W, b] ~ U S [P, p]",
+        config=AdaMSS,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            frozen=("adamss_newB",),
+            layers=LINEAR,
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            AdaMSS(r=3, num_subspaces=2),
+            AdaMSS(r=4, num_subspaces=3, subspace_rank=2, use_dynamic_rank=True, random_seed=3),
+        ),
+        storage=Storage(
+            require=_require,
+            resolve=_resolve,
+            makes=lambda cfg, site: (
+                _sizes(cfg, site)[0] * cfg.subspace_rank * (2 * site.out_features + site.in_features)
+            ),
+        ),
+        training=Training(needs=lambda cfg: frozenset({"weight"})),
+        peft=PeftForm(
+            peft_type="ADAMSS",
+            suffixes={name: name for name in ("adamss_A", "adamss_B", "adamss_groups", "adamss_newB")},
+            numbered=("adamss_A", "adamss_B"),
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, params["adamss_B"].shape[0] if "adamss_B" in params else None),
+            from_peft_file=_gathered,
+            understood=frozenset(_ASA),
+            to_peft_with_base=_in_parts,
+            from_peft_with_base=_placed,
+        ),
+    )
+)

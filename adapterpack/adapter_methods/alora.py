@@ -1,9 +1,11 @@
-"""Activated LoRA: a LoRA that acts from its invocation on (Greenewald et al. 2025, arXiv 2504.12397, section 3).
+"""Activated LoRA: a LoRA that acts from its invocation on (Greenewald et al. 2025, arXiv 2504.12397, section
+3).
 
     y'_t = base(x_t) + s * B (A x_t)  for t >= t0,   y'_t = base(x_t)  for t < t0
 
-t0 is the first token of the last occurrence of the invocation tokens in the row; a row without them is the base's. So whatever stands
-before the invocation has the base's keys and values, and a cache that the base filled can be gone on with.
+t0 is the first token of the last occurrence of the invocation tokens in the row; a row without them is the
+base's. So whatever stands before the invocation has the base's keys and values, and a cache that the base
+filled can be gone on with.
 """
 
 from __future__ import annotations
@@ -47,30 +49,54 @@ def _forms(plain: PeftForm) -> PeftForm:
     """LoRA's form with the invocation tokens, which are the same at all sites."""
 
     def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-        written, (tokens, *other_tokens) = plain.to_config(sites), {cfg.alora_invocation_tokens for cfg in sites.values()}
+        written, (tokens, *other_tokens) = (
+            plain.to_config(sites),
+            {cfg.alora_invocation_tokens for cfg in sites.values()},
+        )
         return None if written is None or other_tokens else {**written, _TOKENS: list(tokens)}
 
     def from_config(config: Mapping[str, Any]) -> ALoRA:
         tokens = config.get(_TOKENS)
-        return derived(ALoRA, plain.from_config(config), alora_invocation_tokens=tuple(tokens) if isinstance(tokens, list) else ())
+        return derived(
+            ALoRA,
+            plain.from_config(config),
+            alora_invocation_tokens=tuple(tokens) if isinstance(tokens, list) else (),
+        )
 
     def matches(config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") == plain.peft_type and [key for key in OTHERS if config.get(key)] == [_TOKENS]
+        return config.get("peft_type") == plain.peft_type and [key for key in OTHERS if config.get(key)] == [
+            _TOKENS
+        ]
 
-    return plain._replace(to_config=to_config, from_config=from_config, matches=matches, layers=TRANSPOSED, rewritten=kept, in_vllm=False,
-                          not_in_transformers="it acts at all positions, those before the invocation, too")
+    return plain._replace(
+        to_config=to_config,
+        from_config=from_config,
+        matches=matches,
+        layers=TRANSPOSED,
+        rewritten=kept,
+        in_vllm=False,
+        not_in_transformers="it acts at all positions, those before the invocation, too",
+    )
 
 
 assert lora.peft is not None  # for the type checker
-alora = METHODS.register(lora._replace(
-    name="alora",
-    summary="a LoRA that acts from its invocation tokens on, so that the cache of what is before them is the base's",
-    paper="https://arxiv.org/abs/2504.12397",
-    formula="y'_t = W x_t + b + s B A x_t from the last invocation on, W x_t + b before it",
-    config=ALoRA,
-    traits=replace(lora.traits, layers=LINEAR, positional=True),
-    examples=(ALoRA(r=1, alora_invocation_tokens=(0,)), ALoRA(r=3, alpha=5, alora_invocation_tokens=(2, 3)),
-              ALoRA(r=4, use_rslora=True, dropout=0.1, alora_invocation_tokens=(4,)),
-              ALoRA(r=2, init="pissa", alora_invocation_tokens=(1, 2))),
-    peft=_forms(lora.peft),
-))
+alora = METHODS.register(
+    lora._replace(
+        name="alora",
+        summary=(
+            "a LoRA that acts from its invocation tokens on, so that the cache of what is before them is "
+            "the base's"
+        ),
+        paper="https://arxiv.org/abs/2504.12397",
+        formula="y'_t = W x_t + b + s B A x_t from the last invocation on, W x_t + b before it",
+        config=ALoRA,
+        traits=replace(lora.traits, layers=LINEAR, positional=True),
+        examples=(
+            ALoRA(r=1, alora_invocation_tokens=(0,)),
+            ALoRA(r=3, alpha=5, alora_invocation_tokens=(2, 3)),
+            ALoRA(r=4, use_rslora=True, dropout=0.1, alora_invocation_tokens=(4,)),
+            ALoRA(r=2, init="pissa", alora_invocation_tokens=(1, 2)),
+        ),
+        peft=_forms(lora.peft),
+    )
+)

@@ -1,9 +1,11 @@
-"""Bat: the variant of MiSS (Bone) in which each block of the weight is turned by a trained one (Kang et al. 2024, arXiv 2409.15371).
+"""Bat: the variant of MiSS (Bone) in which each block of the weight is turned by a trained one (Kang et al.
+2024, arXiv 2409.15371).
 
     W'[i, j] = W[i, j] + W[i, j] M[i] + M[i]
 
-W is cut into r x r blocks, i of outputs and j of inputs; M is ``[out/r, r, r]``. Columns that r does not divide are filled up with zeros
-and cut off again; where r does not divide the outputs, its largest divisor that does takes its place (PEFT refuses both).
+W is cut into r x r blocks, i of outputs and j of inputs; M is ``[out/r, r, r]``. Columns that r does not
+divide are filled up with zeros and cut off again; where r does not divide the outputs, its largest divisor
+that does takes its place (PEFT refuses both).
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def _normal_form(cfg: Bat, params: Params, site: Site) -> NormalForm:
     out, width = weight.shape
     wide = -(-width // r)
     if wide * r > width:
-        weight = xp.concat([weight, xp.zeros((out, wide * r - width), dtype=weight.dtype, device=weight.device)], axis=1)
+        weight = xp.concat(
+            [weight, xp.zeros((out, wide * r - width), dtype=weight.dtype, device=weight.device)], axis=1
+        )
     blocks = xp.reshape(weight, (count, r * wide, r))  # the rows of all blocks of one i below each other
     turned = xp.reshape(xp.matmul(blocks, M), (count, r, wide, r)) + M[:, :, None, :]
     return NormalForm(down=Dense(xp.reshape(turned, (out, wide * r))[:, :width]))
@@ -57,25 +61,33 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {**to_peft(sites), "init_weights": "bat"}
 
 
-bat = METHODS.register(Method(
-    name="bat",
-    summary="MiSS that turns each block of the weight by a trained one",
-    paper="https://arxiv.org/abs/2409.15371",
-    formula="W'_ij = W_ij + W_ij M_i + M_i for r x r blocks",
-    config=Bat,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=zeros(_shapes),
-    normal_form=_normal_form,
-    examples=(Bat(r=1), Bat(r=4), Bat(r=5)),
-    peft=PeftForm(
-        peft_type="MISS",
-        suffixes={"miss_block": "miss_block"},
-        to_config=_to_peft,
-        from_config=lambda config: Bat(**from_peft(config)),
-        features=lambda params: (None, params["miss_block"].shape[0] * params["miss_block"].shape[1]),
-        matches=lambda config: is_miss(config, "bat"),
-        aliases={"bone_block": "miss_block"},
-    ),
-))
+bat = METHODS.register(
+    Method(
+        name="bat",
+        summary="MiSS that turns each block of the weight by a trained one",
+        paper="https://arxiv.org/abs/2409.15371",
+        formula="W'_ij = W_ij + W_ij M_i + M_i for r x r blocks",
+        config=Bat,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=zeros(_shapes),
+        normal_form=_normal_form,
+        examples=(Bat(r=1), Bat(r=4), Bat(r=5)),
+        peft=PeftForm(
+            peft_type="MISS",
+            suffixes={"miss_block": "miss_block"},
+            to_config=_to_peft,
+            from_config=lambda config: Bat(**from_peft(config)),
+            features=lambda params: (None, params["miss_block"].shape[0] * params["miss_block"].shape[1]),
+            matches=lambda config: is_miss(config, "bat"),
+            aliases={"bone_block": "miss_block"},
+        ),
+    )
+)

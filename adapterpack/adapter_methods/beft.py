@@ -2,8 +2,8 @@
 
     y' = base(x) + beta
 
-``beft_bias`` ``[1, out]`` is the change of the bias, so that one adapter can be taken off again. A layer without a bias gets one; merging
-such an adapter is refused, because the base's files have no place for it.
+``beft_bias`` ``[1, out]`` is the change of the bias, so that one adapter can be taken off again. A layer
+without a bias gets one; merging such an adapter is refused, because the base's files have no place for it.
 """
 
 from __future__ import annotations
@@ -35,23 +35,26 @@ def _normal_form(cfg: BEFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(shift=params["beft_bias"][0, :])
 
 
-beft = METHODS.register(Method(
-    name="beft",
-    summary="a trained change of a layer's bias, as in BitFit",
-    paper="https://arxiv.org/abs/2106.10199",
-    formula="y' = W x + b + beta",
-    config=BEFT,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=_shapes,
-    init=zeros(_shapes),
-    normal_form=_normal_form,
-    examples=(BEFT(), BEFT(targets=("proj",))),
-    peft=PeftForm(
-        peft_supports=lambda cfg, site: site.bias,  # it loads one for a layer without a bias, and cannot merge it
-        peft_type="BEFT",
-        suffixes={"beft_bias": "beft_bias"},
-        to_config=lambda sites: {"init_weights": True},
-        from_config=lambda config: BEFT(),
-        features=lambda params: (None, params["beft_bias"].shape[1]),
-    ),
-))
+beft = METHODS.register(
+    Method(
+        name="beft",
+        summary="a trained change of a layer's bias, as in BitFit",
+        paper="https://arxiv.org/abs/2106.10199",
+        formula="y' = W x + b + beta",
+        config=BEFT,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        shapes=_shapes,
+        init=zeros(_shapes),
+        normal_form=_normal_form,
+        examples=(BEFT(), BEFT(targets=("proj",))),
+        peft=PeftForm(
+            # it loads one for a layer without a bias, and cannot merge it
+            peft_supports=lambda cfg, site: site.bias,
+            peft_type="BEFT",
+            suffixes={"beft_bias": "beft_bias"},
+            to_config=lambda sites: {"init_weights": True},
+            from_config=lambda config: BEFT(),
+            features=lambda params: (None, params["beft_bias"].shape[1]),
+        ),
+    )
+)

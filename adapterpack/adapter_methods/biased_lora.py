@@ -2,7 +2,8 @@
 
     y' = base(x) + s * B (A x) + (b' - b)
 
-A, B and s are LoRA's; b' ``[out]`` is the new bias itself, as in PEFT, and begins as b. A layer without a bias has A and B alone.
+A, B and s are LoRA's; b' ``[out]`` is the new bias itself, as in PEFT, and begins as b. A layer without a
+bias has A and B alone.
 """
 
 from __future__ import annotations
@@ -50,27 +51,36 @@ def _form(of_lora: PeftForm) -> PeftForm:
         return None if written is None else {**written, "bias": "lora_only"}
 
     def matches(config: Mapping[str, Any]) -> bool:
-        return (config.get("peft_type") == of_lora.peft_type and config.get("bias") in ("lora_only", "all")
-                and not any(map(config.get, OTHERS)))
+        return (
+            config.get("peft_type") == of_lora.peft_type
+            and config.get("bias") in ("lora_only", "all")
+            and not any(map(config.get, OTHERS))
+        )
 
     return of_lora._replace(
         in_vllm=False,
-        suffixes={**of_lora.suffixes, "bias": "base_layer.bias"}, to_config=to_config,
-        from_config=lambda config: derived(BiasedLoRA, of_lora.from_config(config)), matches=matches, layers=TRANSPOSED,
-        understood=of_lora.understood | {"bias"})
+        suffixes={**of_lora.suffixes, "bias": "base_layer.bias"},
+        to_config=to_config,
+        from_config=lambda config: derived(BiasedLoRA, of_lora.from_config(config)),
+        matches=matches,
+        layers=TRANSPOSED,
+        understood=of_lora.understood | {"bias"},
+    )
 
 
 assert lora.peft is not None  # for the type checker
-biased_lora = METHODS.register(lora._replace(
-    name="biased_lora",
-    summary="a LoRA that trains the layer's own bias, too",
-    paper="https://arxiv.org/abs/2106.09685",
-    formula="y' = W x + b' + s B A x",
-    config=BiasedLoRA,
-    traits=replace(lora.traits, additive=False, low_rank=False, reads_weight=True, layers=LINEAR),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(BiasedLoRA(r=3, alpha=5), BiasedLoRA(r=2, use_rslora=True, init="olora", dropout=0.1)),
-    peft=_form(lora.peft),
-))
+biased_lora = METHODS.register(
+    lora._replace(
+        name="biased_lora",
+        summary="a LoRA that trains the layer's own bias, too",
+        paper="https://arxiv.org/abs/2106.09685",
+        formula="y' = W x + b' + s B A x",
+        config=BiasedLoRA,
+        traits=replace(lora.traits, additive=False, low_rank=False, reads_weight=True, layers=LINEAR),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(BiasedLoRA(r=3, alpha=5), BiasedLoRA(r=2, use_rslora=True, init="olora", dropout=0.1)),
+        peft=_form(lora.peft),
+    )
+)

@@ -1,13 +1,16 @@
-"""BOFT: a layer's inputs are turned by a butterfly of small rotations, its outputs scaled (Liu et al. 2024, arXiv 2311.06243, section 4).
+"""BOFT: a layer's inputs are turned by a butterfly of small rotations, its outputs scaled (Liu et al. 2024,
+arXiv 2311.06243, section 4).
 
-    y' = s * (W R x) + b,   R = B_1 ... B_m,   B_i = P_i diag(R_i1, R_i2, ...) P_i^T,   R_ij = (I - S_ij)^-1 (I + S_ij)
+    y' = s * (W R x) + b,   R = B_1 ... B_m,   B_i = P_i diag(R_i1, R_i2, ...) P_i^T,   R_ij = (I - S_ij)^-1
+    (I + S_ij)
 
-``boft_R`` ``[m, blocks, b, b]`` holds matrices A whose skew-symmetric halves ``S = (A - A^T) / 2`` are what counts; ``boft_s``, s, is
-``[out, 1]``.
-P_i brings inputs that lie 2^(i-2) blocks apart into one block, so that m factors of small blocks mix 2^(m-1) blocks.
+``boft_R`` ``[m, blocks, b, b]`` holds matrices A whose skew-symmetric halves ``S = (A - A^T) / 2`` are what
+counts; ``boft_s``, s, is ``[out, 1]``. P_i brings inputs that lie 2^(i-2) blocks apart into one block, so
+that m factors of small blocks mix 2^(m-1) blocks.
 
-PEFT builds more than one factor only where its CUDA extension can be compiled; elsewhere it trains one, and its config file still names
-the number that was asked for. So it is read as one factor where the tensors have one.
+PEFT builds more than one factor only where its CUDA extension can be compiled; elsewhere it trains one, and
+its config file still names the number that was asked for. So it is read as one factor where the tensors have
+one.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ from .registry import METHODS
 class BOFT(NoBranch):
     """The hyper-parameters of BOFT: ``block_size``, or the number of blocks ``block_num`` in its place.
 
-    A size that does not divide the width of a layer's input gives way to the nearest that does, and a layer has as many factors as fit:
-    they need an even block size and a number of blocks that is a multiple of 2^(factors - 1).
+    A size that does not divide the width of a layer's input gives way to the nearest that does, and a layer
+    has as many factors as fit: they need an even block size and a number of blocks that is a multiple of
+    2^(factors - 1).
 
     Example:
         >>> BOFT(block_size=4, n_butterfly_factor=2).scale
@@ -78,7 +82,8 @@ def _init(cfg: BOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 @lru_cache(maxsize=64)
 def _orders(layout: _Layout) -> np.ndarray:
-    """The order in which each factor takes what the one before it gave, the last factor first: ``[factors, width]``.
+    """The order in which each factor takes what the one before it gave, the last factor first: ``[factors,
+    width]``.
 
     The first factor's blocks lie as they are, so that after it nothing has to be put back.
     """
@@ -126,8 +131,11 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_peft(config: Mapping[str, Any]) -> BOFT:
-    return BOFT(block_size=config.get("boft_block_size", 4) or 4, block_num=config.get("boft_block_num", 0),
-                n_butterfly_factor=config.get("boft_n_butterfly_factor", 1))
+    return BOFT(
+        block_size=config.get("boft_block_size", 4) or 4,
+        block_num=config.get("boft_block_num", 0),
+        n_butterfly_factor=config.get("boft_n_butterfly_factor", 1),
+    )
 
 
 def _trained(content: PeftContent) -> PeftContent:
@@ -143,30 +151,58 @@ def _as_row(cfg: BOFT, site: Site, params: Params) -> dict[str, np.ndarray]:
     return {**params, "boft_s": params["boft_s"].reshape(1, -1)}
 
 
-_CONVOLUTION = PeftLayer(shown=lambda shapes: shapes.get("boft_s", ())[:1] == (1,) != shapes["boft_s"][1:], stored=_as_row,
-                         loaded=lambda cfg, params: {**params, "boft_s": params["boft_s"].reshape(-1, 1)})
+_CONVOLUTION = PeftLayer(
+    shown=lambda shapes: shapes.get("boft_s", ())[:1] == (1,) != shapes["boft_s"][1:],
+    stored=_as_row,
+    loaded=lambda cfg, params: {**params, "boft_s": params["boft_s"].reshape(-1, 1)},
+)
 
-boft = METHODS.register(Method(
-    name="boft",
-    summary="a trained rotation of a layer's inputs as a butterfly of small blocks, and a factor on every output",
-    paper="https://arxiv.org/abs/2311.06243",
-    formula="y' = s * (W R x) + b,  R = B_1 ... B_m, butterflies of Cayley rotations",
-    config=BOFT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, min_features=(1, 2)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(BOFT(), BOFT(block_size=2, n_butterfly_factor=2), BOFT(block_num=3), BOFT(block_num=6, n_butterfly_factor=4)),
-    storage=Storage(constants=_constants, makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features),
-    peft=PeftForm(
-        # more factors need PEFT's CUDA extension, and its kernels are square
-        peft_supports=lambda cfg, site: _layout(cfg, site.in_features).factors == 1 and len(set(site.kernel)) < 2,
-        from_peft_file=_trained,
-        layers={"conv": _CONVOLUTION},
-        peft_type="BOFT",
-        suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["boft_R"].shape[1] * params["boft_R"].shape[3], params["boft_s"].shape[0]),
-    ),
-))
+boft = METHODS.register(
+    Method(
+        name="boft",
+        summary=(
+            "a trained rotation of a layer's inputs as a butterfly of small blocks, and a factor on every "
+            "output"
+        ),
+        paper="https://arxiv.org/abs/2311.06243",
+        formula="y' = s * (W R x) + b,  R = B_1 ... B_m, butterflies of Cayley rotations",
+        config=BOFT,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            min_features=(1, 2),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            BOFT(),
+            BOFT(block_size=2, n_butterfly_factor=2),
+            BOFT(block_num=3),
+            BOFT(block_num=6, n_butterfly_factor=4),
+        ),
+        storage=Storage(
+            constants=_constants,
+            makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features,
+        ),
+        peft=PeftForm(
+            # more factors need PEFT's CUDA extension, and its kernels are square
+            peft_supports=lambda cfg, site: (
+                _layout(cfg, site.in_features).factors == 1 and len(set(site.kernel)) < 2
+            ),
+            from_peft_file=_trained,
+            layers={"conv": _CONVOLUTION},
+            peft_type="BOFT",
+            suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (
+                params["boft_R"].shape[1] * params["boft_R"].shape[3],
+                params["boft_s"].shape[0],
+            ),
+        ),
+    )
+)

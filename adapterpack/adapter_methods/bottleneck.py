@@ -2,9 +2,9 @@
 
     h' = h + s (W_up act(W_down norm(z) + b_down) + b_up),   z = h, or the block's input
 
-Houlsby et al. 2019 (arXiv 1902.00751, section 2.1), Pfeiffer et al. 2020 (arXiv 2005.00052, section 3.1), and in parallel, He et al. 2021
-(arXiv 2110.04366, table 1). W_down ``[r, width]`` is Kaiming uniform; W_up ``[width, r]`` and the biases are zero, so that a fresh adapter
-changes nothing.
+Houlsby et al. 2019 (arXiv 1902.00751, section 2.1), Pfeiffer et al. 2020 (arXiv 2005.00052, section 3.1), and
+in parallel, He et al. 2021 (arXiv 2110.04366, table 1). W_down ``[r, width]`` is Kaiming uniform; W_up
+``[width, r]`` and the biases are zero, so that a fresh adapter changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck(BlockConfig):
-    """The hyper-parameters of a bottleneck adapter; the defaults are Pfeiffer's. ``norm`` normalizes what the branch reads.
+    """The hyper-parameters of a bottleneck adapter; the defaults are Pfeiffer's. ``norm`` normalizes what the
+    branch reads.
 
     Example:
         >>> Bottleneck.houlsby().act, Bottleneck.parallel(reduction=8).reduction
@@ -42,7 +43,9 @@ class Bottleneck(BlockConfig):
 
     @classmethod
     def houlsby(cls, **changes: Any) -> Self:
-        """After attention and after the feed-forward, before the residual and the norm; swish, reduction 16."""
+        """After attention and after the feed-forward, before the residual and the norm; swish, reduction
+        16.
+        """
         return cls(**{"targets": "all-blocks", "act": "silu", "reduction": 16, **changes})
 
     @classmethod
@@ -53,13 +56,27 @@ class Bottleneck(BlockConfig):
     @classmethod
     def parallel(cls, **changes: Any) -> Self:
         """Beside the feed-forward, from its input to its output; relu, reduction 2, scale 4."""
-        return cls(**{"targets": "all-ffn", "source": "input", "act": "relu", "reduction": 2, "scaling": 4.0, **changes})
+        return cls(
+            **{
+                "targets": "all-ffn",
+                "source": "input",
+                "act": "relu",
+                "reduction": 2,
+                "scaling": 4.0,
+                **changes,
+            }
+        )
 
 
 def _shapes(cfg: Bottleneck, site: Site) -> dict[str, tuple[int, ...]]:
     r, n = cfg.width(site), site.out_features
     biases = {"down_bias": (r,), "up_bias": (n,)} if cfg.bias else {}
-    return {"down": (r, n), "up": (n, r), **biases, **({"norm_weight": (n,), "norm_bias": (n,)} if cfg.norm else {})}
+    return {
+        "down": (r, n),
+        "up": (n, r),
+        **biases,
+        **({"norm_weight": (n,), "norm_bias": (n,)} if cfg.norm else {}),
+    }
 
 
 def _init(cfg: Bottleneck, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -81,23 +98,25 @@ def _normal_form(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
     )
 
 
-bottleneck = METHODS.register(Method(
-    name="bottleneck",
-    summary="a narrow layer with an activation after a block (Houlsby, Pfeiffer) or parallel to it",
-    paper="https://arxiv.org/abs/1902.00751",
-    formula="h + scaling (up act(down norm(z)) + b), z = h or x",
-    kind="activation",
-    config=Bottleneck,
-    traits=TRAITS,
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(
-        Bottleneck.houlsby(reduction=2),
-        Bottleneck.pfeiffer(reduction=3, bias=False),
-        Bottleneck.parallel(),
-        Bottleneck(act="gelu", norm=True, reduction=4, scaling=0.5),
-        Bottleneck(act="gelu_tanh", source="input", norm=True, bias=False, reduction=1, dropout=0.1),
-        Bottleneck(act="tanh", reduction=2),
-    ),
-))
+bottleneck = METHODS.register(
+    Method(
+        name="bottleneck",
+        summary="a narrow layer with an activation after a block (Houlsby, Pfeiffer) or parallel to it",
+        paper="https://arxiv.org/abs/1902.00751",
+        formula="h + scaling (up act(down norm(z)) + b), z = h or x",
+        kind="activation",
+        config=Bottleneck,
+        traits=TRAITS,
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            Bottleneck.houlsby(reduction=2),
+            Bottleneck.pfeiffer(reduction=3, bias=False),
+            Bottleneck.parallel(),
+            Bottleneck(act="gelu", norm=True, reduction=4, scaling=0.5),
+            Bottleneck(act="gelu_tanh", source="input", norm=True, bias=False, reduction=1, dropout=0.1),
+            Bottleneck(act="tanh", reduction=2),
+        ),
+    )
+)

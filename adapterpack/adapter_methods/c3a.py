@@ -1,9 +1,10 @@
 """C3A: a change made of circulant blocks (Chen et al. 2024, arXiv 2407.19342, section 3).
 
-    W' = W + C / in,   C [out, in] of blocks [b, b] whose rows are one trained row of b numbers, turned on by one place each
+    W' = W + C / in,   C [out, in] of blocks [b, b] whose rows are one trained row of b numbers, turned on by
+    one place each
 
-The rows start at zero, so that a fresh adapter changes nothing; PEFT's default draws them, so that it does. PEFT feeds a second active
-adapter with the output of the first (peft#3164); ours are independent.
+The rows start at zero, so that a fresh adapter changes nothing; PEFT's default draws them, so that it does.
+PEFT feeds a second active adapter with the output of the first (peft#3164); ours are independent.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class C3A(SiteConfig):
-    """The hyper-parameters of C3A; where ``block_size`` does not divide both widths, the largest common divisor of the three does.
+    """The hyper-parameters of C3A; where ``block_size`` does not divide both widths, the largest common
+    divisor of the three does.
 
     Example:
         >>> C3A(block_size=256, block_size_pattern={"v_proj": 64}).at("layers.0.v_proj").block_size
@@ -40,7 +42,9 @@ class C3A(SiteConfig):
 
     def at(self, path: str) -> C3A:
         """The config at one site: ``block_size`` looked up by the literal path or its last components."""
-        return replace(self, block_size=by_suffix(self.block_size_pattern, path, self.block_size), block_size_pattern={})
+        return replace(
+            self, block_size=by_suffix(self.block_size_pattern, path, self.block_size), block_size_pattern={}
+        )
 
 
 def _shapes(cfg: C3A, site: Site) -> dict[str, tuple[int, ...]]:
@@ -50,8 +54,10 @@ def _shapes(cfg: C3A, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """PEFT refuses a size that does not divide a layer: its config says the size that does."""
-    return [replace(cfg, block_size=math.gcd(cfg.block_size, site.in_features, site.out_features))
-            for cfg, site in zip(configs, sites, strict=True)]
+    return [
+        replace(cfg, block_size=math.gcd(cfg.block_size, site.in_features, site.out_features))
+        for cfg, site in zip(configs, sites, strict=True)
+    ]
 
 
 def _normal_form(cfg: C3A, params: Params, site: Site) -> NormalForm:
@@ -63,25 +69,29 @@ def _features(params: Params) -> tuple[int, int]:
     return wide * size, tall * size
 
 
-_KEYS = PeftKeys(C3A, {"block_size": 256}, {"bias": "none", "init_weights": True}, by_site="block_size", anchored=False)
+_KEYS = PeftKeys(
+    C3A, {"block_size": 256}, {"bias": "none", "init_weights": True}, by_site="block_size", anchored=False
+)
 
-c3a = METHODS.register(Method(
-    name="c3a",
-    summary="circulant blocks, each one trained row of numbers",
-    paper="https://arxiv.org/abs/2407.19342",
-    formula="W' = W + C / in,  C of circulant blocks",
-    config=C3A,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=_shapes,
-    init=zeros(_shapes),
-    normal_form=_normal_form,
-    examples=(C3A(block_size=1), C3A(block_size=35), C3A(block_size=36)),
-    storage=Storage(resolve=_resolve),
-    peft=PeftForm(
-        peft_type="C3A",
-        suffixes={"c3a_kernel": "c3a_kernel"},
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=_features,
-    ),
-))
+c3a = METHODS.register(
+    Method(
+        name="c3a",
+        summary="circulant blocks, each one trained row of numbers",
+        paper="https://arxiv.org/abs/2407.19342",
+        formula="W' = W + C / in,  C of circulant blocks",
+        config=C3A,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        shapes=_shapes,
+        init=zeros(_shapes),
+        normal_form=_normal_form,
+        examples=(C3A(block_size=1), C3A(block_size=35), C3A(block_size=36)),
+        storage=Storage(resolve=_resolve),
+        peft=PeftForm(
+            peft_type="C3A",
+            suffixes={"c3a_kernel": "c3a_kernel"},
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=_features,
+        ),
+    )
+)

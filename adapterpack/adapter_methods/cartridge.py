@@ -1,8 +1,10 @@
-"""Cartridges: the cache of a corpus, trained; its first tokens stay frozen (Eyuboglu et al. 2025, arXiv 2506.06266, section 3).
+"""Cartridges: the cache of a corpus, trained; its first tokens stay frozen (Eyuboglu et al. 2025, arXiv
+2506.06266, section 3).
 
     K_l' = [S_l,0; P_l,0; K_l],   V_l' = [S_l,1; P_l,1; V_l]
 
-S, what models use as an attention sink, is ``num_frozen_tokens`` long and is never trained, P is the rest of the ``n`` virtual tokens.
+S, what models use as an attention sink, is ``num_frozen_tokens`` long and is never trained, P is the rest of
+the ``n`` virtual tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _SINK = "frozen_embedding"
 
 @dataclass(frozen=True, kw_only=True)
 class Cartridge(CacheConfig):
-    """``init``: ``text``, what the base makes of the first tokens of ``text``/``token_ids``, or ``random`` (normal).
+    """``init``: ``text``, what the base makes of the first tokens of ``text``/``token_ids``, or ``random``
+    (normal).
 
     ``baked`` says that sink and rest are one tensor, as packs store them.
 
@@ -46,7 +49,10 @@ class Cartridge(CacheConfig):
         require_whole("num_frozen_tokens", self.num_frozen_tokens, 0)
         require_flag("baked", self.baked)
         if self.num_frozen_tokens >= self.num_virtual_tokens:
-            raise ValueError(f"num_frozen_tokens {self.num_frozen_tokens} leaves none of {self.num_virtual_tokens} virtual tokens to train")
+            raise ValueError(
+                f"num_frozen_tokens {self.num_frozen_tokens} leaves none of {self.num_virtual_tokens} "
+                "virtual tokens to train"
+            )
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -58,7 +64,10 @@ def _shapes(cfg: Cartridge, site: Site) -> dict[str, tuple[int, ...]]:
     wide = cfg.width(site)
     if cfg.baked or not cfg.num_frozen_tokens:
         return {STORED: (cfg.num_virtual_tokens, wide)}
-    return {_SINK: (cfg.num_frozen_tokens, wide), STORED: (cfg.num_virtual_tokens - cfg.num_frozen_tokens, wide)}
+    return {
+        _SINK: (cfg.num_frozen_tokens, wide),
+        STORED: (cfg.num_virtual_tokens - cfg.num_frozen_tokens, wide),
+    }
 
 
 def _init(cfg: Cartridge, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -93,19 +102,26 @@ def _from_peft(config: Mapping[str, Any]) -> Cartridge:
     return Cartridge(**cache_fields(config), num_frozen_tokens=frozen, baked=True)
 
 
-cartridge = METHODS.register(Method(
-    name="cartridge",
-    summary="the trained cache of a text, whose first tokens stay frozen",
-    paper="https://arxiv.org/abs/2506.06266",
-    formula="K' = [S; P; K],  V' = [S; P; V],  S frozen",
-    kind="prompt",
-    config=Cartridge,
-    traits=traits((_SINK,)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(Cartridge(num_virtual_tokens=3, token_ids=(4, 5, 6, 7)), Cartridge(num_virtual_tokens=4, num_frozen_tokens=2, init="random"),
-              Cartridge(num_virtual_tokens=2, num_frozen_tokens=0, init="random")),
-    storage=Storage(to_stored=_to_stored),
-    peft=peft_form("CARTRIDGE", lambda cfg: {"num_frozen_tokens": cfg.num_frozen_tokens}, _from_peft, wide=False),
-))
+cartridge = METHODS.register(
+    Method(
+        name="cartridge",
+        summary="the trained cache of a text, whose first tokens stay frozen",
+        paper="https://arxiv.org/abs/2506.06266",
+        formula="K' = [S; P; K],  V' = [S; P; V],  S frozen",
+        kind="prompt",
+        config=Cartridge,
+        traits=traits((_SINK,)),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            Cartridge(num_virtual_tokens=3, token_ids=(4, 5, 6, 7)),
+            Cartridge(num_virtual_tokens=4, num_frozen_tokens=2, init="random"),
+            Cartridge(num_virtual_tokens=2, num_frozen_tokens=0, init="random"),
+        ),
+        storage=Storage(to_stored=_to_stored),
+        peft=peft_form(
+            "CARTRIDGE", lambda cfg: {"num_frozen_tokens": cfg.num_frozen_tokens}, _from_peft, wide=False
+        ),
+    )
+)

@@ -1,11 +1,14 @@
-"""Compacter: a bottleneck whose two matrices are sums of Kronecker products (Mahabadi et al. 2021, arXiv 2106.04647, section 4).
+"""Compacter: a bottleneck whose two matrices are sums of Kronecker products (Mahabadi et al. 2021, arXiv
+2106.04647, section 4).
 
-    h' = h + s (U act(D h + b_down) + b_up),   D = sum_i A_i (x) (s_i t_i),   U likewise with factors of its own
+    h' = h + s (U act(D h + b_down) + b_up),   D = sum_i A_i (x) (s_i t_i),   U likewise with factors of its
+    own
 
-The rules A_i ``[n, n]`` may belong to all sites and both matrices (one tensor in the pack), and may be products ``[n, k] [k, n]``; s_i t_i
-are of rank ``k`` always. Widths that n does not divide are rounded up and cut; the bottleneck is rounded up to a multiple of n. The left
-factors of U and the biases start at zero, so that a fresh adapter changes nothing; the rules are normal with variance 1/n, where smaller
-ones let hardly a gradient through.
+The rules A_i ``[n, n]`` may belong to all sites and both matrices (one tensor in the pack), and may be
+products ``[n, k] [k, n]``; s_i t_i are of rank ``k`` always. Widths that n does not divide are rounded up and
+cut; the bottleneck is rounded up to a multiple of n. The left factors of U and the biases start at zero, so
+that a fresh adapter changes nothing; the rules are normal with variance 1/n, where smaller ones let hardly a
+gradient through.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True, kw_only=True)
 class Compacter(BlockConfig):
-    """The hyper-parameters of Compacter; ``targets="all-ffn"`` makes it Compacter++. ``phm_dim`` is n, ``phm_rank`` is k.
+    """The hyper-parameters of Compacter; ``targets="all-ffn"`` makes it Compacter++. ``phm_dim`` is n,
+    ``phm_rank`` is k.
 
     Example:
         >>> Compacter().at("layers.0.mlp").act
@@ -70,8 +74,14 @@ def _rules(cfg: Compacter, rng: np.random.Generator) -> dict[str, np.ndarray]:
 def _shapes(cfg: Compacter, site: Site) -> dict[str, tuple[int, ...]]:
     n, k, r = cfg.phm_dim, cfg.phm_rank, cfg.width(site)
     wide, narrow = math.ceil(site.out_features / n), r // n
-    factors = {"down_left": (n, narrow, k), "down_right": (n, k, wide), "down_bias": (r,),
-               "up_left": (n, wide, k), "up_right": (n, k, narrow), "up_bias": (site.out_features,)}
+    factors = {
+        "down_left": (n, narrow, k),
+        "down_right": (n, k, wide),
+        "down_bias": (r,),
+        "up_left": (n, wide, k),
+        "up_right": (n, k, narrow),
+        "up_bias": (site.out_features,),
+    }
     return factors if cfg.shared_rule else {**_rule_shapes(cfg), **factors}
 
 
@@ -95,7 +105,8 @@ def _shared_init(cfg: Compacter, sites: Sequence[Site], rng: np.random.Generator
 
 
 def kronecker_sum(rules: Array, factors: Array, rows: int, columns: int) -> Array:
-    """``sum_i rules[i] (x) factors[i]`` of ``[n, p, q]`` and ``[n, a, b]``, cut to ``[rows, columns]``: one product of matrices.
+    """``sum_i rules[i] (x) factors[i]`` of ``[n, p, q]`` and ``[n, a, b]``, cut to ``[rows, columns]``: one
+    product of matrices.
 
     Example:
         >>> kronecker_sum(np.ones((1, 1, 2)), np.array([[[3.0], [4.0]]]), 2, 2)
@@ -116,8 +127,14 @@ def _normal_form(cfg: Compacter, params: Params, site: Site) -> BlockForm:
     r, width = cfg.width(site), site.out_features
     down = kronecker_sum(rules, xp.matmul(params["down_left"], params["down_right"]), r, width)
     up = kronecker_sum(rules, xp.matmul(params["up_left"], params["up_right"]), width, r)
-    return BlockForm(down=Dense(down), up=Dense(cfg.scale * up), down_bias=params["down_bias"], up_bias=cfg.scale * params["up_bias"],
-                     act=cfg.act, reads_input=cfg.reads_input)
+    return BlockForm(
+        down=Dense(down),
+        up=Dense(cfg.scale * up),
+        down_bias=params["down_bias"],
+        up_bias=cfg.scale * params["up_bias"],
+        act=cfg.act,
+        reads_input=cfg.reads_input,
+    )
 
 
 def _makes(cfg: Compacter, site: Site) -> int:
@@ -133,17 +150,19 @@ _EXAMPLES: tuple[Any, ...] = (
     Compacter(reduction=4, phm_dim=2, factorized_rule=True, shared_rule=False, source="input", phm_rank=2),
 )
 
-compacter = METHODS.register(Method(
-    name="compacter",
-    summary="a bottleneck of Kronecker products, whose rules all sites may share",
-    paper="https://arxiv.org/abs/2106.04647",
-    formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
-    kind="activation",
-    config=Compacter,
-    traits=TRAITS,
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=_EXAMPLES,
-    storage=Storage(makes=_makes, shared=Shared(_shared_shapes, _shared_init)),
-))
+compacter = METHODS.register(
+    Method(
+        name="compacter",
+        summary="a bottleneck of Kronecker products, whose rules all sites may share",
+        paper="https://arxiv.org/abs/2106.04647",
+        formula="h + scaling (U act(D z)), U and D sums of Kronecker products",
+        kind="activation",
+        config=Compacter,
+        traits=TRAITS,
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=_EXAMPLES,
+        storage=Storage(makes=_makes, shared=Shared(_shared_shapes, _shared_init)),
+    )
+)

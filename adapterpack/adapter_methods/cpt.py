@@ -1,11 +1,13 @@
-"""Context-aware prompt tuning: examples as a prompt whose embeddings may move a little (Blau et al. 2024, arXiv 2410.17222, section 3).
+"""Context-aware prompt tuning: examples as a prompt whose embeddings may move a little (Blau et al. 2024,
+arXiv 2410.17222, section 3).
 
     P_i = E(x_i) + D_i min(1, e_i / |D_i|),   e_i = epsilon sqrt(in / 2048)
 
-Each token of the context has a type: ``type % 4`` is 1 or 3 for the templates around an input and an answer (``format_epsilon``), 2 for
-an input (``input_epsilon``), and 0 for a label, which does not move. The paper projects D after every step; here the projection is part
-of the formula, which reaches the same prompts. The loss (section 3.3) is the mean over the row's own labels, of weight 1, and the labels in
-the context: of weight 1, too, or, with ``decay``, f for the last group of them, f^2 for the one before it, and so on.
+Each token of the context has a type: ``type % 4`` is 1 or 3 for the templates around an input and an answer
+(``format_epsilon``), 2 for an input (``input_epsilon``), and 0 for a label, which does not move. The paper
+projects D after every step; here the projection is part of the formula, which reaches the same prompts. The
+loss (section 3.3) is the mean over the row's own labels, of weight 1, and the labels in the context: of
+weight 1, too, or, with ``decay``, f for the last group of them, f^2 for the one before it, and so on.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _DELTA = "delta_embedding"
 
 @dataclass(frozen=True, kw_only=True)
 class CPT(EmbeddingConfig):
-    """``token_ids`` (or ``text``) is the context, ``token_types`` the type of each of its tokens (none given: all are 1).
+    """``token_ids`` (or ``text``) is the context, ``token_types`` the type of each of its tokens (none given:
+    all are 1).
 
     ``baked`` says that the embeddings are stored in their final form.
 
@@ -57,7 +60,10 @@ class CPT(EmbeddingConfig):
         for kind in self.token_types:
             require_whole("token_types", kind, 0)
         if self.token_ids and len(self.token_types) not in {0, len(self.token_ids)}:
-            raise ValueError(f"token_types must say one for each of {len(self.token_ids)} token_ids, not {len(self.token_types)}")
+            raise ValueError(
+                f"token_types must say one for each of {len(self.token_ids)} token_ids, not "
+                f"{len(self.token_types)}"
+            )
 
     @property
     def learnt(self) -> tuple[tuple[int, int, float], ...]:
@@ -66,13 +72,18 @@ class CPT(EmbeddingConfig):
         kinds = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
         place = {kind: number for number, kind in enumerate(kinds, 1)}
         pairs = enumerate(zip(self.token_ids, self.token_types, strict=False))
-        return tuple((at, token, factor ** place[kind]) for at, (token, kind) in pairs if at and kind in place)
+        return tuple(
+            (at, token, factor ** place[kind]) for at, (token, kind) in pairs if at and kind in place
+        )
 
 
 def _radii(cfg: CPT, site: Site) -> np.ndarray:
     """``e`` of every token, ``[n, 1]`` float32; 0 for those that do not move."""
     kinds = np.array(cfg.token_types or [1] * cfg.num_virtual_tokens)
-    by_kind = np.array([0.0, cfg.format_epsilon, cfg.input_epsilon, cfg.format_epsilon]) * (site.in_features / 2048) ** 0.5
+    by_kind = (
+        np.array([0.0, cfg.format_epsilon, cfg.input_epsilon, cfg.format_epsilon])
+        * (site.in_features / 2048) ** 0.5
+    )
     radii: np.ndarray = by_kind[kinds % 4][:, None].astype(np.float32)
     return radii
 
@@ -101,45 +112,75 @@ def _normal_form(cfg: CPT, params: Params, site: Site) -> PromptForm:
     xp = array_namespace(delta)
     square = xp.sum(delta * delta, axis=1, keepdims=True)
     inside = square <= radii * radii
-    norm = xp.sqrt(xp.where(inside, xp.ones_like(square), square))  # never the root of zero, whose slope is infinite
-    return PromptForm(embeds=context + delta * xp.where(inside, xp.astype(radii > 0, delta.dtype), radii / norm))
+    # never the root of zero, whose slope is infinite
+    norm = xp.sqrt(xp.where(inside, xp.ones_like(square), square))
+    return PromptForm(
+        embeds=context + delta * xp.where(inside, xp.astype(radii > 0, delta.dtype), radii / norm)
+    )
 
 
 def _to_stored(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
-    constants = {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()} if _DELTA in params else {}
-    return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, {**params, **constants}, site).embeds, np.float32)}
+    constants = (
+        {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()}
+        if _DELTA in params
+        else {}
+    )
+    return replace(cfg, baked=True), {
+        STORED: np.asarray(_normal_form(cfg, {**params, **constants}, site).embeds, np.float32)
+    }
 
 
 def _to_peft(cfg: CPT) -> dict[str, Any]:
     ids = list(cfg.token_ids) or [0] * cfg.num_virtual_tokens
-    return {"cpt_token_ids": ids, "cpt_mask": [1] * len(ids), "cpt_tokens_type_mask": list(cfg.token_types) or [1] * len(ids),
-            "opt_projection_epsilon": cfg.input_epsilon, "opt_projection_format_epsilon": cfg.format_epsilon,
-            "opt_weighted_loss_type": cfg.opt_weighted_loss_type, "opt_loss_decay_factor": cfg.opt_loss_decay_factor,
-            "tokenizer_name_or_path": None}
+    return {
+        "cpt_token_ids": ids,
+        "cpt_mask": [1] * len(ids),
+        "cpt_tokens_type_mask": list(cfg.token_types) or [1] * len(ids),
+        "opt_projection_epsilon": cfg.input_epsilon,
+        "opt_projection_format_epsilon": cfg.format_epsilon,
+        "opt_weighted_loss_type": cfg.opt_weighted_loss_type,
+        "opt_loss_decay_factor": cfg.opt_loss_decay_factor,
+        "tokenizer_name_or_path": None,
+    }
 
 
 def _from_peft(config: Mapping[str, Any]) -> CPT:
     ids, kinds = tuple(config.get("cpt_token_ids") or ()), tuple(config.get("cpt_tokens_type_mask") or ())
-    return CPT(**embedding_fields(config), token_ids=ids, token_types=kinds, input_epsilon=config.get("opt_projection_epsilon", 0.1),
-               format_epsilon=config.get("opt_projection_format_epsilon", 0.1), baked=True,
-               opt_weighted_loss_type=config.get("opt_weighted_loss_type", "none"),
-               opt_loss_decay_factor=config.get("opt_loss_decay_factor", 1.0))
+    return CPT(
+        **embedding_fields(config),
+        token_ids=ids,
+        token_types=kinds,
+        input_epsilon=config.get("opt_projection_epsilon", 0.1),
+        format_epsilon=config.get("opt_projection_format_epsilon", 0.1),
+        baked=True,
+        opt_weighted_loss_type=config.get("opt_weighted_loss_type", "none"),
+        opt_loss_decay_factor=config.get("opt_loss_decay_factor", 1.0),
+    )
 
 
-cpt = METHODS.register(Method(
-    name="cpt",
-    summary="examples as a prompt whose embeddings move within a ball around their words",
-    paper="https://arxiv.org/abs/2410.17222",
-    formula="P_i = E(x_i) + D_i min(1, e_i / |D_i|) before the first token",
-    kind="prompt",
-    config=CPT,
-    traits=traits((STORED,)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(CPT(token_ids=(4, 5, 6), token_types=(1, 2, 3), input_epsilon=40.0, format_epsilon=30.0),
-              CPT(token_ids=(7, 5), token_types=(1, 1)),
-              CPT(token_ids=(9, 4, 5, 6), token_types=(4, 1, 4, 8), opt_weighted_loss_type="decay", opt_loss_decay_factor=0.5)),
-    storage=Storage(constants=_constants, to_stored=_to_stored),
-    peft=peft_form("CPT", _to_peft, _from_peft),
-))
+cpt = METHODS.register(
+    Method(
+        name="cpt",
+        summary="examples as a prompt whose embeddings move within a ball around their words",
+        paper="https://arxiv.org/abs/2410.17222",
+        formula="P_i = E(x_i) + D_i min(1, e_i / |D_i|) before the first token",
+        kind="prompt",
+        config=CPT,
+        traits=traits((STORED,)),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            CPT(token_ids=(4, 5, 6), token_types=(1, 2, 3), input_epsilon=40.0, format_epsilon=30.0),
+            CPT(token_ids=(7, 5), token_types=(1, 1)),
+            CPT(
+                token_ids=(9, 4, 5, 6),
+                token_types=(4, 1, 4, 8),
+                opt_weighted_loss_type="decay",
+                opt_loss_decay_factor=0.5,
+            ),
+        ),
+        storage=Storage(constants=_constants, to_stored=_to_stored),
+        peft=peft_form("CPT", _to_peft, _from_peft),
+    )
+)

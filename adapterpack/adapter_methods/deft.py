@@ -1,10 +1,12 @@
-"""DEFT: a subspace of the outputs is taken out of the weight, and something trained put there (as PEFT has it; see its documentation).
+"""DEFT: a subspace of the outputs is taken out of the weight, and something trained put there (as PEFT has
+it; see its documentation).
 
     W' = W - Q Z^T W + s Q R
 
-P ``[out, r]`` and R ``[r, in]`` are trained. ``relu``: Q is P and Z its positive part; ``qr``: both are the orthonormal columns of P, so
-that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter changes nothing but by rounding. Without R it is PaRa. Where a
-layer has fewer outputs than r, their number takes its place.
+P ``[out, r]`` and R ``[r, in]`` are trained. ``relu``: Q is P and Z its positive part; ``qr``: both are the
+orthonormal columns of P, so that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter
+changes nothing but by rounding. Without R it is PaRa. Where a layer has fewer outputs than r, their number
+takes its place.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def sides(method: str, P: Array) -> tuple[Array, Array]:
     xp = array_namespace(P)
     if method == "relu":
         return P, xp.clip(P, 0, None)
-    wide = P if P.dtype in (xp.float32, xp.float64) else xp.astype(P, xp.float32)  # half precision has no such decomposition
+    # half precision has no such decomposition
+    wide = P if P.dtype in (xp.float32, xp.float64) else xp.astype(P, xp.float32)
     Q = xp.astype(xp.linalg.qr(wide)[0], P.dtype)
     return Q, Q
 
@@ -85,35 +88,55 @@ def _normal_form(cfg: DEFT, params: Params, site: Site) -> NormalForm:
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: DEFT = next(iter(sites.values()))
-    return {"r": first.r, "alpha": None if first.alpha is None else plain(first.alpha), "deft_dropout": first.dropout,
-            "decomposition_method": first.decomposition_method, "para": False, "init_scale": 1.0, "init_weights": True,
-            "fan_in_fan_out": False, "bias": "none"}
+    return {
+        "r": first.r,
+        "alpha": None if first.alpha is None else plain(first.alpha),
+        "deft_dropout": first.dropout,
+        "decomposition_method": first.decomposition_method,
+        "para": False,
+        "init_scale": 1.0,
+        "init_weights": True,
+        "fan_in_fan_out": False,
+        "bias": "none",
+    }
 
 
 def _from_peft(config: Mapping[str, Any]) -> DEFT:
-    return DEFT(r=config.get("r", 8), alpha=config.get("alpha"), dropout=config.get("deft_dropout", 0.0),
-                decomposition_method=config.get("decomposition_method", "relu"))
+    return DEFT(
+        r=config.get("r", 8),
+        alpha=config.get("alpha"),
+        dropout=config.get("deft_dropout", 0.0),
+        decomposition_method=config.get("decomposition_method", "relu"),
+    )
 
 
-deft = METHODS.register(Method(
-    name="deft",
-    summary="a subspace of the outputs taken out of the weight, and something trained put there",
-    paper="https://huggingface.co/docs/peft/package_reference/deft",
-    formula="W' = W - Q Z^T W + s Q R",
-    config=DEFT,
-    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(DEFT(r=1), DEFT(r=3, alpha=2), DEFT(r=4, dropout=0.1)),
-    peft=PeftForm(
-        peft_type="DEFT",
-        suffixes={"deft_P": "deft_P", "deft_R": "deft_R"},
-        layers=TRANSPOSED,
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["deft_R"].shape[1], params["deft_P"].shape[0]),
-        matches=lambda config: config.get("peft_type") == "DEFT" and not config.get("para"),
-    ),
-))
+deft = METHODS.register(
+    Method(
+        name="deft",
+        summary="a subspace of the outputs taken out of the weight, and something trained put there",
+        paper="https://huggingface.co/docs/peft/package_reference/deft",
+        formula="W' = W - Q Z^T W + s Q R",
+        config=DEFT,
+        traits=Traits(
+            additive=False,
+            identity_at_init=False,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(DEFT(r=1), DEFT(r=3, alpha=2), DEFT(r=4, dropout=0.1)),
+        peft=PeftForm(
+            peft_type="DEFT",
+            suffixes={"deft_P": "deft_P", "deft_R": "deft_R"},
+            layers=TRANSPOSED,
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (params["deft_R"].shape[1], params["deft_P"].shape[0]),
+            matches=lambda config: config.get("peft_type") == "DEFT" and not config.get("para"),
+        ),
+    )
+)

@@ -1,9 +1,11 @@
-"""DeLoRA: a low-rank change whose size is bounded apart from its direction (Bini et al. 2025, arXiv 2503.18225, section 3).
+"""DeLoRA: a low-rank change whose size is bounded apart from its direction (Bini et al. 2025, arXiv
+2503.18225, section 3).
 
     W' = W + B diag(lambda / (r ||A_i|| ||B_i||)) A diag(||W||_column)
 
-A is ``[r, in]``, B ``[out, r]``, lambda one trained number. The column lengths ``[in]`` are those of the base weight when the adapter was
-made; they are stored, as PEFT does, so that the adapter can be used without the base at hand.
+A is ``[r, in]``, B ``[out, r]``, lambda one trained number. The column lengths ``[in]`` are those of the base
+weight when the adapter was made; they are stored, as PEFT does, so that the adapter can be used without the
+base at hand.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _LEAST = 1e-4
 
 @dataclass(frozen=True)
 class DeLoRA(RanksConfig):
-    """The hyper-parameters of DeLoRA: ``bound`` is where lambda begins (PEFT's ``delora_lambda``), and may differ by site.
+    """The hyper-parameters of DeLoRA: ``bound`` is where lambda begins (PEFT's ``delora_lambda``), and may
+    differ by site.
 
     Example:
         >>> DeLoRA(r=16, bound_pattern={"v_proj": 5}).at("layers.0.v_proj").bound
@@ -49,12 +52,18 @@ class DeLoRA(RanksConfig):
 
     def at(self, path: str) -> Self:
         """The config at one site; see :meth:`RanksConfig.at`."""
-        return replace(super().at(path), bound=by_suffix(self.bound_pattern, path, self.bound), bound_pattern={})
+        return replace(
+            super().at(path), bound=by_suffix(self.bound_pattern, path, self.bound), bound_pattern={}
+        )
 
 
 def _shapes(cfg: DeLoRA, site: Site) -> dict[str, tuple[int, ...]]:
-    return {"delora_A": (cfg.r, site.in_features), "delora_B": (site.out_features, cfg.r), "delora_lambda": (1,),
-            "delora_w_norm": (site.in_features,)}
+    return {
+        "delora_A": (cfg.r, site.in_features),
+        "delora_B": (site.out_features, cfg.r),
+        "delora_lambda": (1,),
+        "delora_w_norm": (site.in_features,),
+    }
 
 
 def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -73,7 +82,9 @@ def _normal_form(cfg: DeLoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _length(matrix: Array, axis: int) -> Array:
-    """The lengths of rows or columns, none below 1e-4: nor is their gradient there, where the root has none."""
+    """The lengths of rows or columns, none below 1e-4: nor is their gradient there, where the root has
+    none.
+    """
     xp = array_namespace(matrix)
     return xp.sqrt(xp.clip(xp.sum(matrix * matrix, axis=axis), _LEAST**2, None))
 
@@ -98,25 +109,32 @@ def _from_peft(config: Mapping[str, Any]) -> DeLoRA:
     )
 
 
-delora = METHODS.register(Method(
-    name="delora",
-    summary="a low-rank change with a trained bound on its size",
-    paper="https://arxiv.org/abs/2503.18225",
-    formula="W' = W + B diag(lambda / (r |A_i| |B_i|)) A diag(|W|_column)",
-    config=DeLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  frozen=("delora_w_norm",),
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(DeLoRA(r=2, bound=6), DeLoRA(r=3, bound=3), DeLoRA(r=5, bound=2.5, dropout=0.1)),
-    training=Training(needs=lambda cfg: frozenset({"weight"})),
-    peft=PeftForm(
-        peft_type="DELORA",
-        suffixes={name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["delora_A"].shape[1], params["delora_B"].shape[0]),
-    ),
-))
+delora = METHODS.register(
+    Method(
+        name="delora",
+        summary="a low-rank change with a trained bound on its size",
+        paper="https://arxiv.org/abs/2503.18225",
+        formula="W' = W + B diag(lambda / (r |A_i| |B_i|)) A diag(|W|_column)",
+        config=DeLoRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            frozen=("delora_w_norm",),
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(DeLoRA(r=2, bound=6), DeLoRA(r=3, bound=3), DeLoRA(r=5, bound=2.5, dropout=0.1)),
+        training=Training(needs=lambda cfg: frozenset({"weight"})),
+        peft=PeftForm(
+            peft_type="DELORA",
+            suffixes={name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (params["delora_A"].shape[1], params["delora_B"].shape[0]),
+        ),
+    )
+)

@@ -1,9 +1,11 @@
-"""DoRA: LoRA on the direction of a weight, and a trained length for each of its rows (Liu et al. 2024, arXiv 2402.09353, section 4).
+"""DoRA: LoRA on the direction of a weight, and a trained length for each of its rows (Liu et al. 2024, arXiv
+2402.09353, section 4).
 
     y' = c * (W x + s B A x) + b,   c = m / ||W + s B A||_row
 
-A ``[r, in]``, B ``[out, r]``, m ``[out]``. The bias is not scaled. The norm is a constant to the gradient (section 4.3, as in PEFT); what
-the exact gradient would have in addition is small, and costs a second pass over the weight. ``B A`` is never formed, since
+A ``[r, in]``, B ``[out, r]``, m ``[out]``. The bias is not scaled. The norm is a constant to the gradient
+(section 4.3, as in PEFT); what the exact gradient would have in addition is small, and costs a second pass
+over the weight. ``B A`` is never formed, since
 
     ||W + s B A||^2 = ||W||^2 + 2 s rowsum((W A^T) * B) + s^2 rowsum((B (A A^T)) * B)
 """
@@ -50,9 +52,13 @@ def _init(cfg: DoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def _lengths(site: Site) -> np.ndarray:
-    """``||W||_row``, rounded to float32: a fresh magnitude and the norm that it is divided by are the same numbers."""
+    """``||W||_row``, rounded to float32: a fresh magnitude and the norm that it is divided by are the same
+    numbers.
+    """
     weight = np.asarray(site.weight)
-    lengths: np.ndarray = np.maximum(np.sqrt(np.einsum("oi,oi->o", weight, weight, dtype=np.float64)), _LEAST).astype(np.float32)
+    lengths: np.ndarray = np.maximum(
+        np.sqrt(np.einsum("oi,oi->o", weight, weight, dtype=np.float64)), _LEAST
+    ).astype(np.float32)
     return lengths
 
 
@@ -66,7 +72,10 @@ def _normal_form(cfg: DoRA, params: Params, site: Site) -> NormalForm:
 def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
     """``||W + B A||_row`` as a multiple of ``||W||_row``, so that it is exactly that where B is zero."""
     xp = array_namespace(lengths, weight, A, B)
-    cross, square = xp.sum(xp.matmul(weight, A.T) * B, axis=1), xp.sum(xp.matmul(B, xp.matmul(A, A.T)) * B, axis=1)
+    cross, square = (
+        xp.sum(xp.matmul(weight, A.T) * B, axis=1),
+        xp.sum(xp.matmul(B, xp.matmul(A, A.T)) * B, axis=1),
+    )
     return lengths * xp.sqrt(xp.clip(1 + (2 * cross + square) / lengths**2, _LEAST, None))
 
 
@@ -87,43 +96,66 @@ _FACTORS = as_kernels("lora_A", "lora_B")
 def _as_kernels(cfg: DoRA, site: Site, params: Params) -> dict[str, np.ndarray]:
     """The factors as in LoRA, and the lengths along the axis of the outputs."""
     ones = (1,) * len(site.kernel)
-    return {**_FACTORS(cfg, site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
+    return {
+        **_FACTORS(cfg, site, params),
+        "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones),
+    }
 
 
 def _mixed_rows(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Why PEFT's DoRA of a convolution of groups is not read."""
     mixed = spans_groups(shapes)
-    return "PEFT divides DoRA at a convolution of groups by lengths of rows that it mixes up between the groups" if mixed else ""
+    return (
+        "PEFT divides DoRA at a convolution of groups by lengths of rows that it mixes up between the groups"
+        if mixed
+        else ""
+    )
 
 
-dora = METHODS.register(Method(
-    name="dora",
-    summary="LoRA on the direction of each weight row, with a trained length",
-    paper="https://arxiv.org/abs/2402.09353",
-    formula="y' = c * (W x + s B A x) + b,  c = m / |W + s B A|_row",
-    config=DoRA,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  layers=(*WEIGHTS, "embedding")),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
-    training=Training(rates=lora.training.rates),
-    storage=Storage(makes=factors, constants=lambda cfg, site: {"lengths": _lengths(site)}),
-    peft=PeftForm(
-        peft_type="LORA",
-        suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"},
-        layers={
-            "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, vectors=frozenset({"lora_magnitude_vector"}),
-                              refused=_mixed_rows),
-            "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
-            **TRANSPOSED,
-        },
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
-        matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
-        rewritten=rewritten,
-        not_in_transformers="it leaves the lengths as the base has them",
-    ),
-))
+dora = METHODS.register(
+    Method(
+        name="dora",
+        summary="LoRA on the direction of each weight row, with a trained length",
+        paper="https://arxiv.org/abs/2402.09353",
+        formula="y' = c * (W x + s B A x) + b,  c = m / |W + s B A|_row",
+        config=DoRA,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            layers=(*WEIGHTS, "embedding"),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
+        training=Training(rates=lora.training.rates),
+        storage=Storage(makes=factors, constants=lambda cfg, site: {"lengths": _lengths(site)}),
+        peft=PeftForm(
+            peft_type="LORA",
+            suffixes={
+                "lora_A": "lora_A.weight",
+                "lora_B": "lora_B.weight",
+                "lora_magnitude_vector": "lora_magnitude_vector",
+            },
+            layers={
+                "conv": PeftLayer(
+                    axes=(3, 4, 5),
+                    stored=_as_kernels,
+                    vectors=frozenset({"lora_magnitude_vector"}),
+                    refused=_mixed_rows,
+                ),
+                "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
+                **TRANSPOSED,
+            },
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+            matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
+            rewritten=rewritten,
+            not_in_transformers="it leaves the lengths as the base has them",
+        ),
+    )
+)

@@ -2,7 +2,8 @@
 
     W' = W + s * Re(ifft2(S)),   S [out, in] zero but for n trained coefficients at seeded places
 
-The coefficients start at zero, so that a fresh adapter changes nothing; PEFT's default starts them at random, so that it does.
+The coefficients start at zero, so that a fresh adapter changes nothing; PEFT's default starts them at random,
+so that it does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class FourierFT(SiteConfig):
-    """The hyper-parameters of FourierFT; a layer with fewer weights than ``n_frequency`` has a coefficient for each.
+    """The hyper-parameters of FourierFT; a layer with fewer weights than ``n_frequency`` has a coefficient
+    for each.
 
     Example:
         >>> FourierFT(n_frequency=1000, n_frequency_pattern={"v_proj": 500}).at("layers.0.v_proj").n_frequency
@@ -49,7 +51,11 @@ class FourierFT(SiteConfig):
 
     def at(self, path: str) -> FourierFT:
         """The config at one site: ``n_frequency`` looked up by the literal path or its last components."""
-        return replace(self, n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency), n_frequency_pattern={})
+        return replace(
+            self,
+            n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency),
+            n_frequency_pattern={},
+        )
 
     @property
     def scale(self) -> float:
@@ -63,19 +69,24 @@ def _count(cfg: FourierFT, site: Site) -> int:
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """PEFT refuses more coefficients than weights: a small layer's config says its own number."""
-    return [replace(cfg, n_frequency=_count(cfg, site)) if site.in_features and site.out_features else cfg
-            for cfg, site in zip(configs, sites, strict=True)]
+    return [
+        replace(cfg, n_frequency=_count(cfg, site)) if site.in_features and site.out_features else cfg
+        for cfg, site in zip(configs, sites, strict=True)
+    ]
 
 
 @lru_cache(maxsize=64)
 def _halved(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The left half of the spectrum whose transform is real: its places int64 ``[2, n]``, and the two coefficients that meet at each.
+    """The left half of the spectrum whose transform is real: its places int64 ``[2, n]``, and the two
+    coefficients that meet at each.
 
-    ``Re(ifft2(S))`` is the transform of ``(S(p, q) + S(-p, -q)) / 2``, whose right half follows from the left. Where there is one
-    coefficient only, the other is number ``count``.
+    ``Re(ifft2(S))`` is the transform of ``(S(p, q) + S(-p, -q)) / 2``, whose right half follows from the
+    left. Where there is one coefficient only, the other is number ``count``.
     """
     drawn = places(seed, rows, columns, count)
-    flat, mirrored = (np.ravel_multi_index(tuple(at % [[rows], [columns]]), (rows, columns)) for at in (drawn, -drawn))
+    flat, mirrored = (
+        np.ravel_multi_index(tuple(at % [[rows], [columns]]), (rows, columns)) for at in (drawn, -drawn)
+    )
     cells = np.union1d(flat, mirrored)
     cells = cells[cells % columns <= columns // 2]
     numbers = np.full((2, len(cells)), count)
@@ -93,10 +104,20 @@ def _constants(cfg: FourierFT, site: Site) -> dict[str, np.ndarray]:
 
 
 def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
-    values, numbers, (rows, columns) = params["fourierft_spectrum"], params["fourierft_numbers"], (site.out_features, site.in_features)
+    values, numbers, (rows, columns) = (
+        params["fourierft_spectrum"],
+        params["fourierft_numbers"],
+        (site.out_features, site.in_features),
+    )
     xp = array_namespace(values)
-    exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)  # none of half precision
-    padded = xp.concat([xp.astype(values, exact, copy=False) * (cfg.scale / 2), xp.zeros(1, dtype=exact, device=values.device)])
+    # none of half precision
+    exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)
+    padded = xp.concat(
+        [
+            xp.astype(values, exact, copy=False) * (cfg.scale / 2),
+            xp.zeros(1, dtype=exact, device=values.device),
+        ]
+    )
     met = xp.sum(xp.reshape(xp.take(padded, xp.reshape(numbers, (-1,)), axis=0), numbers.shape), axis=0)
     half = scattered(xp, xp.astype(met, pairs), params["fourierft_places"], (rows, columns // 2 + 1))
     change = xp.fft.irfft(xp.fft.ifft(half, axis=0), n=columns, axis=1)
@@ -107,27 +128,32 @@ _KEYS = PeftKeys(
     FourierFT,
     {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
     {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
-    by_site="n_frequency", anchored=False,
+    by_site="n_frequency",
+    anchored=False,
 )
 
-fourierft = METHODS.register(Method(
-    name="fourierft",
-    summary="a few trained coefficients of the change's two-dimensional spectrum, at places that a seed draws",
-    paper="https://arxiv.org/abs/2405.03003",
-    formula="W' = W + s Re(ifft2(S)),  S sparse",
-    config=FourierFT,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=lambda cfg, site: {"fourierft_spectrum": (_count(cfg, site),)},
-    init=lambda cfg, site, rng: {"fourierft_spectrum": np.zeros(_count(cfg, site), np.float32)},
-    normal_form=_normal_form,
-    examples=(FourierFT(n_frequency=3), FourierFT(n_frequency=40, scaling=30, random_loc_seed=5)),
-    storage=Storage(constants=_constants, resolve=_resolve),
-    peft=PeftForm(
-        peft_type="FOURIERFT",
-        suffixes={"fourierft_spectrum": "fourierft_spectrum"},
-        layers=TRANSPOSED,
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, None),
-    ),
-))
+fourierft = METHODS.register(
+    Method(
+        name="fourierft",
+        summary=(
+            "a few trained coefficients of the change's two-dimensional spectrum, at places that a seed draws"
+        ),
+        paper="https://arxiv.org/abs/2405.03003",
+        formula="W' = W + s Re(ifft2(S)),  S sparse",
+        config=FourierFT,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        shapes=lambda cfg, site: {"fourierft_spectrum": (_count(cfg, site),)},
+        init=lambda cfg, site, rng: {"fourierft_spectrum": np.zeros(_count(cfg, site), np.float32)},
+        normal_form=_normal_form,
+        examples=(FourierFT(n_frequency=3), FourierFT(n_frequency=40, scaling=30, random_loc_seed=5)),
+        storage=Storage(constants=_constants, resolve=_resolve),
+        peft=PeftForm(
+            peft_type="FOURIERFT",
+            suffixes={"fourierft_spectrum": "fourierft_spectrum"},
+            layers=TRANSPOSED,
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, None),
+        ),
+    )
+)

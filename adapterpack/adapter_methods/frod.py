@@ -1,15 +1,19 @@
-"""FRoD: all layers of one role are decomposed over one basis, and adapted between its two sides (doi 10.1609/aaai.v40i31.39813).
+"""FRoD: all layers of one role are decomposed over one basis, and adapted between its two sides (doi
+10.1609/aaai.v40i31.39813).
 
-    W' = U (S + diag(l)) V^T,   W = U diag(l_0) V^T,   V [in, in] shared by the layers of a role, U [out, in] with columns of length 1
+    W' = U (S + diag(l)) V^T,   W = U diag(l_0) V^T,   V [in, in] shared by the layers of a role, U [out, in]
+    with columns of length 1
 
-l ``[in]`` begins as l_0, S ``[in, in]`` is zero but for ``sparse_rate`` of its places off the diagonal, which the layers of a role share. V
-comes of the weights of all these layers (a generalized singular value decomposition of higher order) and is stored; U and l_0 come of V
-and the layer's weight, in float64, and are rounded to float32. A fresh adapter is the layer but for that rounding.
+l ``[in]`` begins as l_0, S ``[in, in]`` is zero but for ``sparse_rate`` of its places off the diagonal, which
+the layers of a role share. V comes of the weights of all these layers (a generalized singular value
+decomposition of higher order) and is stored; U and l_0 come of V and the layer's weight, in float64, and are
+rounded to float32. A fresh adapter is the layer but for that rounding.
 
-Where the layers of a role have fewer rows together than inputs, some directions of V are in none of their weights. There U is zero. PEFT
-takes what rounding leaves of them, made as long as 1, for U's columns, so that what its file means depends on the machine: it is refused.
-And PEFT reads V from its file, but computes U of a V that it makes anew, with the signs of its own library: it can load only packs that
-came from it (``own_basis`` is false).
+Where the layers of a role have fewer rows together than inputs, some directions of V are in none of their
+weights. There U is zero. PEFT takes what rounding leaves of them, made as long as 1, for U's columns, so that
+what its file means depends on the machine: it is refused. And PEFT reads V from its file, but computes U of a
+V that it makes anew, with the signs of its own library: it can load only packs that came from it
+(``own_basis`` is false).
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ class FRoD(SiteConfig):
 
     @property
     def redundant(self) -> bool:
-        """V is stored, since it comes of the weights of several layers, and an adapter is read layer by layer."""
+        """V is stored, since it comes of the weights of several layers, and an adapter is read layer by
+        layer.
+        """
         return True
 
 
@@ -69,13 +75,18 @@ def role(path: str) -> str:
     """The role of a layer, by the end of its path, as PEFT names it.
 
     Example:
-        >>> role("layers.0.self_attn.q_proj"), role("h.1.q"), role("layer.0.attention.output.dense"), role("layer.0.output.dense")
+        >>> (role("layers.0.self_attn.q_proj"), role("h.1.q"), role("layer.0.attention.output.dense"),
+        ...     role("layer.0.output.dense"))
         ('self_attn_q_proj', 'q', 'attention_output', 'output_dense')
     """
     *before, outer, leaf = ["", "", *path.split(".")][-3:]
     if not outer or outer.isdigit():
         return leaf
-    return "attention_output" if (before[-1], outer, leaf) == ("attention", "output", "dense") else f"{outer}_{leaf}"
+    return (
+        "attention_output"
+        if (before[-1], outer, leaf) == ("attention", "output", "dense")
+        else f"{outer}_{leaf}"
+    )
 
 
 def _count(cfg: FRoD, width: int) -> int:
@@ -93,9 +104,12 @@ def _by_role(sites: Sequence[Site]) -> dict[str, list[Site]]:
         roles.setdefault(role(site.path), []).append(site)
     for name, layers in roles.items():
         if len({site.in_features for site in layers}) > 1:
-            raise Unsupported("layers of one role have unlike numbers of inputs, and no basis in common", where=name,
-                              found=", ".join(f"{site.path} {site.in_features}" for site in layers[:5]),
-                              remedy="leave some of them out of the targets")
+            raise Unsupported(
+                "layers of one role have unlike numbers of inputs, and no basis in common",
+                where=name,
+                found=", ".join(f"{site.path} {site.in_features}" for site in layers[:5]),
+                remedy="leave some of them out of the targets",
+            )
     return roles
 
 
@@ -103,7 +117,11 @@ def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> dict[str, tuple[int, ...
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layers in _by_role(sites).items():
         width = layers[0].in_features
-        shapes |= {f"frod_V_{name}": (width, width), f"frod_indices_{name}": (2, _count(cfg, width)), f"frod_size_{name}": (2,)}
+        shapes |= {
+            f"frod_V_{name}": (width, width),
+            f"frod_indices_{name}": (2, _count(cfg, width)),
+            f"frod_size_{name}": (2,),
+        }
     return shapes
 
 
@@ -112,7 +130,9 @@ def _shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[
     draw = np.random.default_rng(cfg.projection_prng_key)
     for name, layers in sorted(_by_role(sites).items()):
         width = layers[0].in_features
-        row, column = np.divmod(draw.choice(width * width - width, _count(cfg, width), replace=False), max(width - 1, 1))
+        row, column = np.divmod(
+            draw.choice(width * width - width, _count(cfg, width), replace=False), max(width - 1, 1)
+        )
         made[f"frod_V_{name}"] = _basis([_rounded(site.weight) for site in layers], cfg.regularization_alpha)
         made[f"frod_indices_{name}"] = np.stack([row, column + (column >= row)])
         made[f"frod_size_{name}"] = np.array([width, width])
@@ -120,12 +140,16 @@ def _shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[
 
 
 def _rounded(weight: Any) -> np.ndarray:
-    """A weight in float32, as float64: every direction is as good for a role of one layer, and rounding would choose among them."""
+    """A weight in float32, as float64: every direction is as good for a role of one layer, and rounding would
+    choose among them.
+    """
     return np.asarray(weight, np.float32).astype(np.float64)
 
 
 def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
-    """V of several weights ``[out, in]``: what they have in common is an eigenvector of the mean of the inverses of their parts."""
+    """V of several weights ``[out, in]``: what they have in common is an eigenvector of the mean of the
+    inverses of their parts.
+    """
     stacked = np.concatenate(weights)
     width = stacked.shape[1]
     if len(stacked) < width:
@@ -154,29 +178,45 @@ _NOISE = 1e-6
 def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     shared = site.shared or _shared(cfg, [site], rng)
     made = {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
-    return {**made, "frod_lambda_l": _sides(shared[f"frod_V_{role(site.path)}"], site.weight)[1].astype(np.float32)}
+    return {
+        **made,
+        "frod_lambda_l": _sides(shared[f"frod_V_{role(site.path)}"], site.weight)[1].astype(np.float32),
+    }
 
 
 def _derived(cfg: FRoD, params: Params, site: Site) -> dict[str, np.ndarray]:
     """U, of parameters that come from a file."""
     try:
-        require_places(np.asarray(params[f"frod_indices_{role(site.path)}"]), (site.in_features, site.in_features))
+        require_places(
+            np.asarray(params[f"frod_indices_{role(site.path)}"]), (site.in_features, site.in_features)
+        )
     except ValueError as error:
         raise FormatError(f"the places of S are not possible: {error}", where=site.path) from error
     outer, lengths = _sides(params[f"frod_V_{role(site.path)}"], site.weight)
     noise = lengths <= _NOISE * lengths.max()
     if noise.any() and not cfg.own_basis:
-        raise Unsupported("the layers of this role have fewer rows together than inputs, and PEFT fills the directions that are left with "
-                          "what rounding leaves there: what its file means depends on the machine that reads it", where=site.path,
-                          found=f"{int(noise.sum())} of {len(noise)} directions",
-                          remedy="merge it with PEFT on the machine that trained it")
+        raise Unsupported(
+            "the layers of this role have fewer rows together than inputs, and PEFT fills the directions "
+            "that are left with "
+            "what rounding leaves there: what its file means depends on the machine that reads it",
+            where=site.path,
+            found=f"{int(noise.sum())} of {len(noise)} directions",
+            remedy="merge it with PEFT on the machine that trained it",
+        )
     return {"U": np.where(noise, 0, outer / np.where(noise, 1, lengths)).astype(np.float32)}
 
 
 def _normal_form(cfg: FRoD, params: Params, site: Site) -> NormalForm:
-    U, V, lengths, name = params["U"], params[f"frod_V_{role(site.path)}"], params["frod_lambda_l"], role(site.path)
+    U, V, lengths, name = (
+        params["U"],
+        params[f"frod_V_{role(site.path)}"],
+        params["frod_lambda_l"],
+        role(site.path),
+    )
     xp = array_namespace(lengths)
-    S = scattered(xp, params["frod_lambda_s_values"], params[f"frod_indices_{name}"], (V.shape[0], V.shape[0]))
+    S = scattered(
+        xp, params["frod_lambda_s_values"], params[f"frod_indices_{name}"], (V.shape[0], V.shape[0])
+    )
     turned = xp.matmul(S, V.T) + lengths[:, None] * V.T
     return NormalForm(down=Dense(xp.matmul(U, turned) - site.weight))
 
@@ -184,8 +224,14 @@ def _normal_form(cfg: FRoD, params: Params, site: Site) -> NormalForm:
 _KEYS = PeftKeys(
     FRoD,
     {"sparse_rate": 0.01, "projection_prng_key": 0, "regularization_alpha": 1e-3, "dropout": 0.0},
-    {"save_projection": True, "fan_in_fan_out": False, "bias": "none", "init_weights": True, "progressbar": True,
-     "runtime_offload_base_weight": False},
+    {
+        "save_projection": True,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_weights": True,
+        "progressbar": True,
+        "runtime_offload_base_weight": False,
+    },
     renamed={"dropout": "frod_dropout"},
 )
 
@@ -196,47 +242,78 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
     if config.get("save_projection") is False:
-        raise Unsupported("this file leaves out the basis, which comes of the weights of all layers, with the signs of one machine's "
-                          "library", where="save_projection", expected="true", found="false",
-                          remedy="save it again with PEFT after setting save_projection=True in its config")
+        raise Unsupported(
+            "this file leaves out the basis, which comes of the weights of all layers, with the signs of "
+            "one machine's library",
+            where="save_projection",
+            expected="true",
+            found="false",
+            remedy="save it again with PEFT after setting save_projection=True in its config",
+        )
     return replace(_KEYS.from_config(config), own_basis=False)
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
     """The content as it is, with a basis of full precision."""
-    short = [name for name, value in content.shared.items() if name.startswith("frod_V") and value.dtype.itemsize < 4]
+    short = [
+        name
+        for name, value in content.shared.items()
+        if name.startswith("frod_V") and value.dtype.itemsize < 4
+    ]
     if short and not content.packed:
-        raise Unsupported("the basis is stored in half precision, and PEFT computes the layers' other sides of one that it makes anew in "
-                          "full: the two no longer belong together", where=short[0], found=content.shared[short[0]].dtype.name,
-                          expected="float32", remedy="save it again with PEFT in float32")
+        raise Unsupported(
+            "the basis is stored in half precision, and PEFT computes the layers' other sides of one that "
+            "it makes anew in full: the two no longer belong together",
+            where=short[0],
+            found=content.shared[short[0]].dtype.name,
+            expected="float32",
+            remedy="save it again with PEFT in float32",
+        )
     return content
 
 
-frod = METHODS.register(Method(
-    name="frod",
-    summary="the layers of one role decomposed over one basis, and adapted by sparse entries between its two sides",
-    paper="https://doi.org/10.1609/aaai.v40i31.39813",
-    formula="W' = U (S + diag(l)) V^T,  V shared,  S sparse",
-    config=FRoD,
-    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True, frozen=("frod_V",),
-                  layers=LINEAR, min_features=(2, 2)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(FRoD(sparse_rate=0.1), FRoD(sparse_rate=0.3, projection_prng_key=3, dropout=0.1)),
-    storage=Storage(
-        derived=_derived,
-        makes=lambda cfg, site: site.in_features * (2 * site.in_features + site.out_features),
-        shared=Shared(_shared_shapes, _shared, reads_weights=True),
-    ),
-    peft=PeftForm(
-        peft_type="FROD",
-        suffixes={name: name for name in ("frod_lambda_l", "frod_lambda_s_values")},
-        layers=TRANSPOSED,
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["frod_lambda_l"].shape[0], None),
-        from_peft_file=_from_peft_file,
-        shared={"frod_V": "base_model.frod_V", "frod_indices": "base_model.frod_s_indices", "frod_size": "base_model.frod_s_size"},
-    ),
-))
+frod = METHODS.register(
+    Method(
+        name="frod",
+        summary=(
+            "the layers of one role decomposed over one basis, and adapted by sparse entries between its "
+            "two sides"
+        ),
+        paper="https://doi.org/10.1609/aaai.v40i31.39813",
+        formula="W' = U (S + diag(l)) V^T,  V shared,  S sparse",
+        config=FRoD,
+        traits=Traits(
+            additive=False,
+            identity_at_init=False,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            frozen=("frod_V",),
+            layers=LINEAR,
+            min_features=(2, 2),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(FRoD(sparse_rate=0.1), FRoD(sparse_rate=0.3, projection_prng_key=3, dropout=0.1)),
+        storage=Storage(
+            derived=_derived,
+            makes=lambda cfg, site: site.in_features * (2 * site.in_features + site.out_features),
+            shared=Shared(_shared_shapes, _shared, reads_weights=True),
+        ),
+        peft=PeftForm(
+            peft_type="FROD",
+            suffixes={name: name for name in ("frod_lambda_l", "frod_lambda_s_values")},
+            layers=TRANSPOSED,
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (params["frod_lambda_l"].shape[0], None),
+            from_peft_file=_from_peft_file,
+            shared={
+                "frod_V": "base_model.frod_V",
+                "frod_indices": "base_model.frod_s_indices",
+                "frod_size": "base_model.frod_s_size",
+            },
+        ),
+    )
+)

@@ -1,9 +1,11 @@
-"""GLoRA: a weight that is scaled and moved, and a bias that is scaled, moved and fed by the weight (Chavan et al. 2023, arXiv 2306.07967).
+"""GLoRA: a weight that is scaled and moved, and a bias that is scaled, moved and fed by the weight (Chavan et
+al. 2023, arXiv 2306.07967).
 
     W' = W + W * A + B,   b' = b + b * D + E + W C        (section 3.1, equation 10)
 
-A and B are of low rank (``Xd Xu``, ``[out, r] [r, in]``), a column ``[out, 1]`` or one number; C is ``[in, 1]``, of low rank or as it is; D
-and E are ``[out]`` or one number. C, D and E are there only where the layer has a bias, as PEFT has it.
+A and B are of low rank (``Xd Xu``, ``[out, r] [r, in]``), a column ``[out, 1]`` or one number; C is ``[in,
+1]``, of low rank or as it is; D and E are ``[out]`` or one number. C, D and E are there only where the layer
+has a bias, as PEFT has it.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ _PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_
 
 @dataclass(frozen=True, kw_only=True)
 class GLoRA(NoBranch):
-    """The rank, and the form of each path, under PEFT's names: ``lora``, ``vector``, ``constant`` or ``none``.
+    """The rank, and the form of each path, under PEFT's names: ``lora``, ``vector``, ``constant`` or
+    ``none``.
 
-    ``biased`` says whether a site has a bias; it follows from the layer. ``unbiased`` names the sites that have none, of those that a file
-    of PEFT's tells apart by their tensors alone.
+    ``biased`` says whether a site has a bias; it follows from the layer. ``unbiased`` names the sites that
+    have none, of those that a file of PEFT's tells apart by their tensors alone.
 
     Example:
         >>> GLoRA(r=4, config_C="vector").config_A_B
@@ -56,7 +59,9 @@ class GLoRA(NoBranch):
 
     def at(self, path: str) -> Self:
         """The config at one site."""
-        return self if self.unbiased is None else replace(self, biased=path not in self.unbiased, unbiased=None)
+        return (
+            self if self.unbiased is None else replace(self, biased=path not in self.unbiased, unbiased=None)
+        )
 
 
 def _shapes(cfg: GLoRA, site: Site) -> dict[str, tuple[int, ...]]:
@@ -70,15 +75,21 @@ def _shapes(cfg: GLoRA, site: Site) -> dict[str, tuple[int, ...]]:
         if form == "lora":
             shapes_by_name |= {f"glora_{path}_Xd": (shape[0], cfg.r), f"glora_{path}_Xu": (cfg.r, shape[1])}
         else:
-            shapes_by_name[f"glora_{path}_X"] = (1,) if form == "constant" else (*shape[:1], 1) if path in "ABC" else shape
+            shapes_by_name[f"glora_{path}_X"] = (
+                (1,) if form == "constant" else (*shape[:1], 1) if path in "ABC" else shape
+            )
     return shapes_by_name
 
 
 def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Zeros, and for ``Xu`` Kaiming's uniform rule with ``a = sqrt(5)``."""
     shapes = _shapes(cfg, site)
-    return {name: rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(shape[1] ** -0.5) if name.endswith("Xu")
-            else np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return {
+        name: rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(shape[1] ** -0.5)
+        if name.endswith("Xu")
+        else np.zeros(shape, np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def _path(params: Params, path: str) -> Array | None:
@@ -104,7 +115,10 @@ def _normal_form(cfg: GLoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _resolve(configs: Sequence[GLoRA], sites: Sequence[Site]) -> list[GLoRA]:
-    return [replace(cfg, biased=site.bias) if cfg.biased is None else cfg for cfg, site in zip(configs, sites, strict=True)]
+    return [
+        replace(cfg, biased=site.bias) if cfg.biased is None else cfg
+        for cfg, site in zip(configs, sites, strict=True)
+    ]
 
 
 _KEYS = PeftKeys(
@@ -115,9 +129,13 @@ _KEYS = PeftKeys(
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """Without the zeros that PEFT stores for what is not there; sites without a bias have nothing else of C, D and E."""
-    sites = {path: {name: value for name, value in params.items() if not name.startswith("zeros_")}
-             for path, params in content.sites.items()}
+    """Without the zeros that PEFT stores for what is not there; sites without a bias have nothing else of C,
+    D and E.
+    """
+    sites = {
+        path: {name: value for name, value in params.items() if not name.startswith("zeros_")}
+        for path, params in content.sites.items()
+    }
     unbiased = tuple(path for path, params in sites.items() if not any(name[6] in "CDE" for name in params))
     return content._replace(config=replace(content.config, unbiased=unbiased), sites=sites)
 
@@ -128,27 +146,43 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return None, params["glora_A_X"].shape[0] if params["glora_A_X"].ndim == 2 else None
 
 
-glora = METHODS.register(Method(
-    name="glora",
-    summary="the weight scaled and moved, the bias scaled, moved and fed by the weight",
-    paper="https://arxiv.org/abs/2306.07967",
-    formula="W' = W + W * A + B,  b' = b + b * D + E + W C",
-    config=GLoRA,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(GLoRA(r=2), GLoRA(r=3, config_C="vector", config_D_E="vector"), GLoRA(config_A_B="vector", config_C="none"),
-              GLoRA(r=1, config_A_B="constant", config_D_E="none")),
-    storage=Storage(resolve=_resolve),
-    peft=PeftForm(
-        peft_type="GLORA",
-        suffixes={f"glora_{path}_{leaf}": f"glora_{path}.{leaf}" for path in _PATHS for leaf in ("Xd", "Xu", "X")},
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=_features,
-        aliases={f"glora_{path}.zeros": f"zeros_{path}" for path in _PATHS},
-        from_peft_file=_from_peft_file,
-    ),
-))
+glora = METHODS.register(
+    Method(
+        name="glora",
+        summary="the weight scaled and moved, the bias scaled, moved and fed by the weight",
+        paper="https://arxiv.org/abs/2306.07967",
+        formula="W' = W + W * A + B,  b' = b + b * D + E + W C",
+        config=GLoRA,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            GLoRA(r=2),
+            GLoRA(r=3, config_C="vector", config_D_E="vector"),
+            GLoRA(config_A_B="vector", config_C="none"),
+            GLoRA(r=1, config_A_B="constant", config_D_E="none"),
+        ),
+        storage=Storage(resolve=_resolve),
+        peft=PeftForm(
+            peft_type="GLORA",
+            suffixes={
+                f"glora_{path}_{leaf}": f"glora_{path}.{leaf}"
+                for path in _PATHS
+                for leaf in ("Xd", "Xu", "X")
+            },
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=_features,
+            aliases={f"glora_{path}.zeros": f"zeros_{path}" for path in _PATHS},
+            from_peft_file=_from_peft_file,
+        ),
+    )
+)

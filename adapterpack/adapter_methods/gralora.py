@@ -1,12 +1,15 @@
-"""GraLoRA: the weight cut into k x k blocks, a low-rank change of its own in each (Jung et al. 2025, arXiv 2505.20355, section 3).
+"""GraLoRA: the weight cut into k x k blocks, a low-rank change of its own in each (Jung et al. 2025, arXiv
+2505.20355, section 3).
 
     W'[i, j] = W[i, j] + s B[i, j] A[j, i],   s = alpha / (r + hybrid_r)
 
-i and j count blocks of outputs and of inputs; each pair has rank r / k. ``hybrid_r`` adds a plain LoRA of that rank, under the same s.
-At a site where k does not divide both widths, the largest divisor of k that does takes its place (PEFT refuses such sites).
+i and j count blocks of outputs and of inputs; each pair has rank r / k. ``hybrid_r`` adds a plain LoRA of
+that rank, under the same s. At a site where k does not divide both widths, the largest divisor of k that does
+takes its place (PEFT refuses such sites).
 
-Stored are A ``[k, in/k, r]``, whose blocks are j and whose last axis is (i, rank), and B ``[k, r, out/k]``: i and (j, rank). The whole is
-one change of rank k r, with a block-diagonal A, and a B that gives each pair its own part of the rank.
+Stored are A ``[k, in/k, r]``, whose blocks are j and whose last axis is (i, rank), and B ``[k, r, out/k]``: i
+and (j, rank). The whole is one change of rank k r, with a block-diagonal A, and a B that gives each pair its
+own part of the rank.
 """
 
 from __future__ import annotations
@@ -66,8 +69,14 @@ class GraLoRA(RankConfig):
 
 def _shapes(cfg: GraLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     k = math.gcd(cfg.k, site.in_features, site.out_features)
-    blocks: dict[str, tuple[int, ...]] = {"gralora_A": (k, site.in_features // k, cfg.r), "gralora_B": (k, cfg.r, site.out_features // k)}
-    general = {"gralora_A_general": (cfg.hybrid_r, site.in_features), "gralora_B_general": (site.out_features, cfg.hybrid_r)}
+    blocks: dict[str, tuple[int, ...]] = {
+        "gralora_A": (k, site.in_features // k, cfg.r),
+        "gralora_B": (k, cfg.r, site.out_features // k),
+    }
+    general = {
+        "gralora_A_general": (cfg.hybrid_r, site.in_features),
+        "gralora_B_general": (site.out_features, cfg.hybrid_r),
+    }
     return {**blocks, **general} if cfg.hybrid_r else blocks
 
 
@@ -75,7 +84,9 @@ def _init(cfg: GraLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.nd
     shapes = _shapes(cfg, site)
     made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     blocks, narrow, rank = shapes["gralora_A"]
-    made["gralora_A"] = kaiming(rng, (blocks * rank, narrow)).reshape(blocks, rank, narrow).transpose(0, 2, 1).copy()
+    made["gralora_A"] = (
+        kaiming(rng, (blocks * rank, narrow)).reshape(blocks, rank, narrow).transpose(0, 2, 1).copy()
+    )
     if cfg.hybrid_r:
         made["gralora_A_general"] = kaiming(rng, shapes["gralora_A_general"])
     return made
@@ -92,7 +103,9 @@ def _normal_form(cfg: GraLoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _spread(B: Array) -> Array:
-    """B ``[i, (j, rank), out/k]`` as a matrix ``[(i, out/k), (j, i', rank)]`` that is zero where i' is not i."""
+    """B ``[i, (j, rank), out/k]`` as a matrix ``[(i, out/k), (j, i', rank)]`` that is zero where i' is not
+    i.
+    """
     xp = array_namespace(B)
     k, rank, wide = B.shape
     block_rank = rank // k
@@ -103,32 +116,63 @@ def _spread(B: Array) -> Array:
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: GraLoRA = next(iter(sites.values()))
-    return {"r": first.r, "alpha": plain(first.alpha or 0.0), "gralora_k": first.k, "hybrid_r": first.hybrid_r,
-            "gralora_dropout": first.dropout, "init_weights": True, "fan_in_fan_out": False, "bias": "none"}
+    return {
+        "r": first.r,
+        "alpha": plain(first.alpha or 0.0),
+        "gralora_k": first.k,
+        "hybrid_r": first.hybrid_r,
+        "gralora_dropout": first.dropout,
+        "init_weights": True,
+        "fan_in_fan_out": False,
+        "bias": "none",
+    }
 
 
-gralora = METHODS.register(Method(
-    name="gralora",
-    summary="the weight cut into k x k blocks, a low-rank change in each",
-    paper="https://arxiv.org/abs/2505.20355",
-    formula="W'_ij = W_ij + s B_ij A_ji for k x k blocks",
-    config=GraLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(GraLoRA(r=2), GraLoRA(r=3, k=3, alpha=5), GraLoRA(r=4, k=2, alpha=5, hybrid_r=3, dropout=0.1), GraLoRA(r=3, k=1)),
-    peft=PeftForm(
-        peft_type="GRALORA",
-        suffixes={"gralora_A": "gralora_A", "gralora_B": "gralora_B", "gralora_A_general": "gralora_A_general.weight",
-                  "gralora_B_general": "gralora_B_general.weight"},
-        layers=TRANSPOSED,
-        peft_supports=lambda cfg, site: site.in_features % cfg.k == 0 == site.out_features % cfg.k,
-        to_config=_to_peft,
-        from_config=lambda config: GraLoRA(r=config.get("r", 32), alpha=config.get("alpha", 64), k=config.get("gralora_k", 2),
-                                           hybrid_r=config.get("hybrid_r", 0), dropout=config.get("gralora_dropout", 0.0)),
-        features=lambda params: (params["gralora_A"].shape[0] * params["gralora_A"].shape[1],
-                                 params["gralora_B"].shape[0] * params["gralora_B"].shape[2]),
-    ),
-))
+gralora = METHODS.register(
+    Method(
+        name="gralora",
+        summary="the weight cut into k x k blocks, a low-rank change in each",
+        paper="https://arxiv.org/abs/2505.20355",
+        formula="W'_ij = W_ij + s B_ij A_ji for k x k blocks",
+        config=GraLoRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            GraLoRA(r=2),
+            GraLoRA(r=3, k=3, alpha=5),
+            GraLoRA(r=4, k=2, alpha=5, hybrid_r=3, dropout=0.1),
+            GraLoRA(r=3, k=1),
+        ),
+        peft=PeftForm(
+            peft_type="GRALORA",
+            suffixes={
+                "gralora_A": "gralora_A",
+                "gralora_B": "gralora_B",
+                "gralora_A_general": "gralora_A_general.weight",
+                "gralora_B_general": "gralora_B_general.weight",
+            },
+            layers=TRANSPOSED,
+            peft_supports=lambda cfg, site: site.in_features % cfg.k == 0 == site.out_features % cfg.k,
+            to_config=_to_peft,
+            from_config=lambda config: GraLoRA(
+                r=config.get("r", 32),
+                alpha=config.get("alpha", 64),
+                k=config.get("gralora_k", 2),
+                hybrid_r=config.get("hybrid_r", 0),
+                dropout=config.get("gralora_dropout", 0.0),
+            ),
+            features=lambda params: (
+                params["gralora_A"].shape[0] * params["gralora_A"].shape[1],
+                params["gralora_B"].shape[0] * params["gralora_B"].shape[2],
+            ),
+        ),
+    )
+)

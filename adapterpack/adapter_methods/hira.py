@@ -1,9 +1,10 @@
-"""HiRA: a low-rank matrix that multiplies the weight elementwise, so that the change is of full rank (Huang et al. 2025, ICLR, HiRA).
+"""HiRA: a low-rank matrix that multiplies the weight elementwise, so that the change is of full rank (Huang
+et al. 2025, ICLR, HiRA).
 
     W' = W + W * (B A)
 
-``*`` is elementwise; A is ``[r, in]``, B ``[out, r]``, without a scale. One rank for all sites: PEFT has a ``rank_pattern`` for it that
-its layers do not look at.
+``*`` is elementwise; A is ``[r, in]``, B ``[out, r]``, without a scale. One rank for all sites: PEFT has a
+``rank_pattern`` for it that its layers do not look at.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def _shapes(cfg: HiRA, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _init(cfg: HiRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {"hira_A": kaiming(rng, (cfg.r, site.in_features)), "hira_B": np.zeros((site.out_features, cfg.r), np.float32)}
+    return {
+        "hira_A": kaiming(rng, (cfg.r, site.in_features)),
+        "hira_B": np.zeros((site.out_features, cfg.r), np.float32),
+    }
 
 
 def _normal_form(cfg: HiRA, params: Params, site: Site) -> NormalForm:
@@ -54,28 +58,36 @@ _KEYS = PeftKeys(
     renamed={"dropout": "hira_dropout"},
 )
 
-hira = METHODS.register(Method(
-    name="hira",
-    summary="the weight multiplied elementwise by a low-rank matrix: a change of full rank",
-    paper="https://openreview.net/forum?id=TwJrTz9cRS",
-    formula="W' = W + W * (B A), elementwise",
-    config=HiRA,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(HiRA(r=1), HiRA(r=3), HiRA(r=4, dropout=0.1)),
-    peft=PeftForm(
-        peft_type="HIRA",
-        suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
-        layers={
-            "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels("hira_A", "hira_B")),
-            "embedding": PeftLayer({"hira_A": "hira_embedding_A", "hira_B": "hira_embedding_B"}),
-            **TRANSPOSED,
-        },
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),
-    ),
-))
+hira = METHODS.register(
+    Method(
+        name="hira",
+        summary="the weight multiplied elementwise by a low-rank matrix: a change of full rank",
+        paper="https://openreview.net/forum?id=TwJrTz9cRS",
+        formula="W' = W + W * (B A), elementwise",
+        config=HiRA,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(HiRA(r=1), HiRA(r=3), HiRA(r=4, dropout=0.1)),
+        peft=PeftForm(
+            peft_type="HIRA",
+            suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
+            layers={
+                "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels("hira_A", "hira_B")),
+                "embedding": PeftLayer({"hira_A": "hira_embedding_A", "hira_B": "hira_embedding_B"}),
+                **TRANSPOSED,
+            },
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),
+        ),
+    )
+)

@@ -1,11 +1,13 @@
-"""HRA: the inputs of a layer are mirrored by a product of Householder reflections (Yuan et al. 2024, arXiv 2405.17484, section 3).
+"""HRA: the inputs of a layer are mirrored by a product of Householder reflections (Yuan et al. 2024, arXiv
+2405.17484, section 3).
 
     y' = W (H_1 ... H_r x) + b,   H_i = I - 2 u_i u_i^T / |u_i|^2
 
-``hra_u`` ``[in, r]`` holds the u_i. Two reflections are one step ``I + P Q^T`` of rank 2, written so that it is exactly the identity where
-their vectors are equal, and the steps are one change of rank r:  I + P (I - N)^-1 Q^T,  N the part of Q^T P above its block diagonal
-(the compact WY form; Schreiber and Van Loan 1989, section 2). A fresh adapter has equal vectors in pairs and changes nothing. No odd
-number of reflections can do that, and with ``apply_gs``, where the vectors are made orthogonal, none at all.
+``hra_u`` ``[in, r]`` holds the u_i. Two reflections are one step ``I + P Q^T`` of rank 2, written so that it
+is exactly the identity where their vectors are equal, and the steps are one change of rank r:  I + P (I -
+N)^-1 Q^T,  N the part of Q^T P above its block diagonal (the compact WY form; Schreiber and Van Loan 1989,
+section 2). A fresh adapter has equal vectors in pairs and changes nothing. No odd number of reflections can
+do that, and with ``apply_gs``, where the vectors are made orthogonal, none at all.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def _shapes(cfg: HRA, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _init(cfg: HRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    bound = 1 / math.sqrt(cfg.r)  # Kaiming uniform with a = sqrt(5), as PEFT has it: the second axis is its fan
+    # Kaiming uniform with a = sqrt(5), as PEFT has it: the second axis is its fan
+    bound = 1 / math.sqrt(cfg.r)
     vectors = rng.uniform(-bound, bound, (site.in_features, cfg.r)).astype(np.float32)
     if not cfg.apply_gs:
         vectors[:, 1::2] = vectors[:, : 2 * (cfg.r // 2) : 2]
@@ -72,7 +75,8 @@ def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
     reflections = params["hra_u"]
     xp = array_namespace(reflections)
     unit = reflections / xp.sqrt(xp.sum(reflections * reflections, axis=0, keepdims=True))
-    if cfg.apply_gs:  # orthogonal or not, the vectors span the same space, and I - 2 U (U^T U)^-1 U^T mirrors it
+    # orthogonal or not, the vectors span the same space, and I - 2 U (U^T U)^-1 U^T mirrors it
+    if cfg.apply_gs:
         return NormalForm(pre=Deviation(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit))
     up, down = _steps(unit)
     mixing = xp.eye(cfg.r, dtype=unit.dtype, device=unit.device) - params["later"] * xp.matmul(down, up)
@@ -80,7 +84,8 @@ def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
 
 
 def _steps(unit: Array) -> tuple[Array, Array]:
-    """``P`` ``[n, r]`` and ``Q^T`` ``[r, n]`` of the steps ``I + P_k Q_k^T``, each a pair of reflections; of an odd r the last is single.
+    """``P`` ``[n, r]`` and ``Q^T`` ``[r, n]`` of the steps ``I + P_k Q_k^T``, each a pair of reflections; of
+    an odd r the last is single.
 
     With unit vectors a, b and d = b - a:  H_a H_b = I + 2 a (d - |d|^2 b)^T - 2 d b^T.
     """
@@ -96,27 +101,34 @@ def _steps(unit: Array) -> tuple[Array, Array]:
     return up, down.T
 
 
-_KEYS = PeftKeys(HRA, {"r": 8, "apply_gs": False}, {"bias": "none", "init_weights": True}, renamed={"apply_gs": "apply_GS"})
+_KEYS = PeftKeys(
+    HRA, {"r": 8, "apply_gs": False}, {"bias": "none", "init_weights": True}, renamed={"apply_gs": "apply_GS"}
+)
 
-hra = METHODS.register(Method(
-    name="hra",
-    summary="a product of trained reflections of a layer's inputs, orthogonal and of low rank",
-    paper="https://arxiv.org/abs/2405.17484",
-    formula="y' = W (H_1 ... H_r x) + b,  H_i = I - 2 u_i u_i^T / |u_i|^2",
-    config=HRA,
-    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, min_features=(1, 2)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
-    storage=Storage(constants=_constants, makes=lambda cfg, site: cfg.r * cfg.r),
-    peft=PeftForm(
-        peft_type="HRA",
-        suffixes={"hra_u": "hra_u"},
-        layers={"conv": PeftLayer()},
-        peft_supports=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,  # no others than square kernels
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (params["hra_u"].shape[0], None),
-    ),
-))
+hra = METHODS.register(
+    Method(
+        name="hra",
+        summary="a product of trained reflections of a layer's inputs, orthogonal and of low rank",
+        paper="https://arxiv.org/abs/2405.17484",
+        formula="y' = W (H_1 ... H_r x) + b,  H_i = I - 2 u_i u_i^T / |u_i|^2",
+        config=HRA,
+        traits=Traits(
+            additive=False, identity_at_init=False, row_separable=True, low_rank=False, min_features=(1, 2)
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
+        storage=Storage(constants=_constants, makes=lambda cfg, site: cfg.r * cfg.r),
+        peft=PeftForm(
+            peft_type="HRA",
+            suffixes={"hra_u": "hra_u"},
+            layers={"conv": PeftLayer()},
+            # no others than square kernels
+            peft_supports=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (params["hra_u"].shape[0], None),
+        ),
+    )
+)

@@ -1,9 +1,10 @@
-"""(IA)^3: learned factors on the outputs of a layer, or the inputs of a feedforward one (Liu et al. 2022, arXiv 2205.05638, section 3.3).
+"""(IA)^3: learned factors on the outputs of a layer, or the inputs of a feedforward one (Liu et al. 2022,
+arXiv 2205.05638, section 3.3).
 
     y' = l * (W x + b)        at a feedforward layer:  y' = W (l * x) + b
 
-The factors l have shape [out, 1], at a feedforward layer [1, in]; PEFT has one for each channel of a convolution's input there, for all
-points of its kernel.
+The factors l have shape [out, 1], at a feedforward layer [1, in]; PEFT has one for each channel of a
+convolution's input there, for all points of its kernel.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class IA3(NoBranch):
-    """Where (IA)^3 goes; ``feedforward`` names the sites whose inputs are scaled, or says it of all (true) or none.
+    """Where (IA)^3 goes; ``feedforward`` names the sites whose inputs are scaled, or says it of all (true) or
+    none.
 
-    ``channels`` counts the channels of a feedforward convolution whose kernel's points have one factor; 0: each point has its own.
+    ``channels`` counts the channels of a feedforward convolution whose kernel's points have one factor; 0:
+    each point has its own.
 
     Example:
         >>> IA3(feedforward=("fc2",)).at("layers.0.fc2").feedforward
@@ -50,11 +53,15 @@ class IA3(NoBranch):
             require_whole("channels", count, 0)
 
     def at(self, path: str) -> IA3:
-        """The config at one site: whether it is a feedforward site, by its literal path or its last components."""
+        """The config at one site: whether it is a feedforward site, by its literal path or its last
+        components.
+        """
         if isinstance(self.feedforward, bool) and not isinstance(self.channels, Mapping):
             return self
         channels = by_suffix(self.channels, path, 0) if isinstance(self.channels, Mapping) else self.channels
-        inner = self.feedforward if isinstance(self.feedforward, bool) else by_suffix(self._named, path, False)
+        inner = (
+            self.feedforward if isinstance(self.feedforward, bool) else by_suffix(self._named, path, False)
+        )
         return replace(self, feedforward=inner, channels=channels)
 
     @cached_property
@@ -80,27 +87,42 @@ def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
 
 
 def _summed(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
-    """``l = 1 + sum_i w_i (l_i - 1)``: a change of (IA)^3 is linear in ``l - 1``, on inputs and on outputs."""
+    """``l = 1 + sum_i w_i (l_i - 1)``: a change of (IA)^3 is linear in ``l - 1``, on inputs and on
+    outputs.
+    """
     total = 1 + sum(weight * (np.asarray(params["ia3_l"], np.float64) - 1) for params, weight in terms)
     return {"ia3_l": np.asarray(total, np.float32)}
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     inner = [path for path, cfg in sites.items() if cfg.feedforward]
-    # PEFT takes a name in this list for the end of a path, even in the middle of a word; a text it matches whole, as a pattern.
+    # PEFT takes a name in this list for the end of a path, even in the middle of a word; a text it matches
+    # whole, as a pattern.
     backwards = sorted(path[::-1] for path, cfg in sites.items() if not cfg.feedforward)
-    first = ((path[::-1], bisect_left(backwards, path[::-1])) for path in inner)  # the first that could begin so
+    # the first that could begin so
+    first = ((path[::-1], bisect_left(backwards, path[::-1])) for path in inner)
     clash = any(at < len(backwards) and backwards[at].startswith(path) for path, at in first)
-    return {"feedforward_modules": "|".join(map(re.escape, inner)) if clash else inner, "fan_in_fan_out": False, "init_ia3_weights": True}
+    return {
+        "feedforward_modules": "|".join(map(re.escape, inner)) if clash else inner,
+        "fan_in_fan_out": False,
+        "init_ia3_weights": True,
+    }
 
 
 def _from_peft(config: Mapping[str, Any]) -> IA3:
     modules = config.get("feedforward_modules") or ()
-    names = [name.replace("\\", "") for name in modules.split("|")] if isinstance(modules, str) else list(modules)
+    names = (
+        [name.replace("\\", "") for name in modules.split("|")] if isinstance(modules, str) else list(modules)
+    )
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            raise Unsupported("this PEFT pattern is a regular expression, which is not run", where="feedforward_modules",
-                              expected="module names", found=repr(modules)[:80], remedy="write the pattern with literal module names")
+            raise Unsupported(
+                "this PEFT pattern is a regular expression, which is not run",
+                where="feedforward_modules",
+                expected="module names",
+                found=repr(modules)[:80],
+                remedy="write the pattern with literal module names",
+            )
     anchor = "^" if isinstance(modules, str) else ""
     return IA3(feedforward=tuple(anchor + name for name in names))
 
@@ -111,21 +133,31 @@ def _features(params: Params) -> tuple[int | None, int | None]:
 
 
 def _as_kernel(cfg: IA3, site: Site, params: Params) -> dict[str, np.ndarray]:
-    """PEFT has the factors along the second axis of a convolution's output, or of its input; the number of axes tells its kernel's."""
+    """PEFT has the factors along the second axis of a convolution's output, or of its input; the number of
+    axes tells its kernel's.
+    """
     factors = params["ia3_l"]
     return {"ia3_l": factors.reshape(1, -1, *(1,) * len(site.kernel))}
 
 
 def _uncertain(cfg: IA3, site: Site) -> str:
-    if not cfg.feedforward or (cfg.channels and (not site.kernel or cfg.channels * math.prod(site.kernel) == site.in_features)):
+    if not cfg.feedforward or (
+        cfg.channels and (not site.kernel or cfg.channels * math.prod(site.kernel) == site.in_features)
+    ):
         return ""
-    return "a factor for each channel that a convolution of groups reads is no change of its weight, which has those of one group"
+    return (
+        "a factor for each channel that a convolution of groups reads is no change of its weight, which has "
+        "those of one group"
+    )
 
 
 def _channels(content: PeftContent) -> PeftContent:
     """The number of channels at feedforward convolutions, which only their tensors say."""
-    count = {f"^{path}": tensors["ia3_l"].shape[1] for path, tensors in content.sites.items()
-             if tensors.get("ia3_l", np.zeros(0)).ndim > 2 and content.config.at(path).feedforward}
+    count = {
+        f"^{path}": tensors["ia3_l"].shape[1]
+        for path, tensors in content.sites.items()
+        if tensors.get("ia3_l", np.zeros(0)).ndim > 2 and content.config.at(path).feedforward
+    }
     return content._replace(config=replace(content.config, channels=count)) if count else content
 
 
@@ -137,25 +169,27 @@ _CONVOLUTION = PeftLayer(
     limit=_uncertain,
 )
 
-ia3 = METHODS.register(Method(
-    name="ia3",
-    summary="a learned factor on every output of a layer, or on every input of a feedforward layer",
-    paper="https://arxiv.org/abs/2205.05638",
-    formula="y' = l * (W x + b), or W (l * x) + b in feedforward layers",
-    config=IA3,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(IA3(), IA3(feedforward=True), IA3(feedforward=("other", "0.proj"))),
-    storage=Storage(summed=_summed),
-    peft=PeftForm(
-        peft_type="IA3",
-        suffixes={"ia3_l": "ia3_l"},
-        layers={"conv": _CONVOLUTION, "grouped_conv": _CONVOLUTION, **TRANSPOSED},
-        from_peft_file=_channels,
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=_features,
-    ),
-))
+ia3 = METHODS.register(
+    Method(
+        name="ia3",
+        summary="a learned factor on every output of a layer, or on every input of a feedforward layer",
+        paper="https://arxiv.org/abs/2205.05638",
+        formula="y' = l * (W x + b), or W (l * x) + b in feedforward layers",
+        config=IA3,
+        traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(IA3(), IA3(feedforward=True), IA3(feedforward=("other", "0.proj"))),
+        storage=Storage(summed=_summed),
+        peft=PeftForm(
+            peft_type="IA3",
+            suffixes={"ia3_l": "ia3_l"},
+            layers={"conv": _CONVOLUTION, "grouped_conv": _CONVOLUTION, **TRANSPOSED},
+            from_peft_file=_channels,
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=_features,
+        ),
+    )
+)

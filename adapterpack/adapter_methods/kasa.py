@@ -1,10 +1,12 @@
-"""KaSA: the smallest singular values of the weight give way to a trained change (Wang et al. 2024, arXiv 2412.06071, section 4).
+"""KaSA: the smallest singular values of the weight give way to a trained change (Wang et al. 2024, arXiv
+2412.06071, section 4).
 
     W' = W - U_r S_r V_r^T + s B diag(d) A
 
-U_r, S_r, V_r belong to the r smallest singular values of W (or to all but one, where r is not less than their number). PEFT writes the cut
-into the base; here it is a part of the change, found again from W, so that a model without the adapter is always the base. A fresh
-adapter is that cut. A is ``[r, in]``, B ``[out, r]``, d ``[r]``.
+U_r, S_r, V_r belong to the r smallest singular values of W (or to all but one, where r is not less than their
+number). PEFT writes the cut into the base; here it is a part of the change, found again from W, so that a
+model without the adapter is always the base. A fresh adapter is that cut. A is ``[r, in]``, B ``[out, r]``, d
+``[r]``.
 
 The penalty, added to the loss, keeps d small and A and B near to orthogonal (equations 9 to 11):
 beta ||d||^2 + gamma (||B^T B - I||_F + ||A A^T - I||_F).
@@ -66,13 +68,18 @@ def _cut(cfg: KaSA, site: Site) -> dict[str, np.ndarray]:
 def _normal_form(cfg: KaSA, params: Params, site: Site) -> NormalForm:
     A, B = params["lora_A"], cfg.scale * params["lora_B"] * params["lora_diag"]
     xp = array_namespace(A, B)
-    return NormalForm(down=Dense(xp.concat([A, params["cut_down"]], axis=0)), up=Dense(xp.concat([B, params["cut_up"]], axis=1)))
+    return NormalForm(
+        down=Dense(xp.concat([A, params["cut_down"]], axis=0)),
+        up=Dense(xp.concat([B, params["cut_up"]], axis=1)),
+    )
 
 
 def _penalty(cfg: KaSA, params: Params, sites: int) -> Array:
     A, B, d = params["lora_A"], params["lora_B"], params["lora_diag"]
     xp = array_namespace(A, B, d)
-    return cfg.beta * xp.sum(d * d) + cfg.gamma * (departure(xp.matmul(B.T, B)) + departure(xp.matmul(A, A.T)))
+    return cfg.beta * xp.sum(d * d) + cfg.gamma * (
+        departure(xp.matmul(B.T, B)) + departure(xp.matmul(A, A.T))
+    )
 
 
 def departure(gram: Array) -> Array:
@@ -93,30 +100,41 @@ def _from_peft(config: Mapping[str, Any]) -> KaSA:
     plain, kasa_keys = lora.peft.from_config(config), config.get("kasa_config")
     if not isinstance(kasa_keys, Mapping):
         raise ValueError(f"kasa_config must be an object, not {kasa_keys!r:.80}")
-    return KaSA(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)},
-                beta=kasa_keys.get("beta", KaSA.beta), gamma=kasa_keys.get("gamma", KaSA.gamma))
+    return KaSA(
+        **{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)},
+        beta=kasa_keys.get("beta", KaSA.beta),
+        gamma=kasa_keys.get("gamma", KaSA.gamma),
+    )
 
 
-kasa = METHODS.register(Method(
-    name="kasa",
-    summary="the smallest singular values of the weight give way to a low-rank change with trained ones",
-    paper="https://arxiv.org/abs/2412.06071",
-    formula="W' = W - U_r S_r V_r^T + s B diag(d) A",
-    config=KaSA,
-    traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(KaSA(r=1), KaSA(r=3, alpha=5), KaSA(r=4, alpha=4, use_rslora=True, dropout=0.1, beta=1e-3)),
-    training=Training(penalty=_penalty, rates=lora.training.rates),
-    storage=Storage(constants=_cut),
-    peft=PeftForm(
-        peft_type="LORA",
-        suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_diag": "lora_diag"},
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
-        matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("kasa_config")) and not config.get("use_dora"),
-        rewritten=kept,
-    ),
-))
+kasa = METHODS.register(
+    Method(
+        name="kasa",
+        summary="the smallest singular values of the weight give way to a low-rank change with trained ones",
+        paper="https://arxiv.org/abs/2412.06071",
+        formula="W' = W - U_r S_r V_r^T + s B diag(d) A",
+        config=KaSA,
+        traits=Traits(
+            additive=True, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(KaSA(r=1), KaSA(r=3, alpha=5), KaSA(r=4, alpha=4, use_rslora=True, dropout=0.1, beta=1e-3)),
+        training=Training(penalty=_penalty, rates=lora.training.rates),
+        storage=Storage(constants=_cut),
+        peft=PeftForm(
+            peft_type="LORA",
+            suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_diag": "lora_diag"},
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+            matches=lambda config: (
+                config.get("peft_type") == "LORA"
+                and bool(config.get("kasa_config"))
+                and not config.get("use_dora")
+            ),
+            rewritten=kept,
+        ),
+    )
+)

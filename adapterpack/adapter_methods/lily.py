@@ -1,12 +1,13 @@
-"""Lily: layers share their low-rank factors, and a router mixes those on the way up (Zhong et al. 2024, arXiv 2407.09946, section 3).
+"""Lily: layers share their low-rank factors, and a router mixes those on the way up (Zhong et al. 2024, arXiv
+2407.09946, section 3).
 
     y_t = base(x_t) + s sum_e p_e B_e^T A x_t,   p = mean over the tokens t of softmax(R A x_t)
 
-A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, and the ``num_experts`` B_e ``[r, out]`` by all of them;
-R ``[num_experts, r]`` is each layer's own. The mean is over the tokens of a row, here, without its padding.
-PEFT takes it over all tokens of a batch, and its padding, so that what it makes of a row depends on the other
-rows; with one row to a batch both are the same. The tokens in a cache no longer pass the layer, so an adapter
-of Lily refuses one.
+A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, and the ``num_experts`` B_e
+``[r, out]`` by all of them; R ``[num_experts, r]`` is each layer's own. The mean is over the tokens of a row,
+here, without its padding. PEFT takes it over all tokens of a batch, and its padding, so that what it makes of
+a row depends on the other rows; with one row to a batch both are the same. The tokens in a cache no longer
+pass the layer, so an adapter of Lily refuses one.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ _UNFOLDABLE = "its weights are means over the tokens of a row, which no weight o
 
 @dataclass(frozen=True)
 class Lily(RankConfig):
-    """The hyper-parameters of Lily. ``block`` is the number of a site's A among those of the layers of its name and shape; with ``spread``
-    every site has a copy of A and B, as in PEFT's files, and trains it by itself.
+    """The hyper-parameters of Lily. ``block`` is the number of a site's A among those of the layers of its
+    name and shape; with ``spread`` every site has a copy of A and B, as in PEFT's files, and trains it by
+    itself.
 
     Example:
         >>> Lily(r=32, stride=4, num_experts=8).scale
@@ -130,11 +132,17 @@ def _common(cfg: Lily, sites: Sequence[Site]) -> Iterator[tuple[str, tuple[int, 
     for group, members in groups.items():
         shapes = _factors(cfg, members[0])
         yield f"lily_B_{group}", shapes["lily_B"]
-        yield from ((f"lily_A_{group}_{block}", shapes["lily_A"]) for block in range(math.ceil(len(members) / cfg.stride)))
+        yield from (
+            (f"lily_A_{group}_{block}", shapes["lily_A"])
+            for block in range(math.ceil(len(members) / cfg.stride))
+        )
 
 
 def _shared(cfg: Lily, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: kaiming(rng, shape) if name.startswith("lily_A") else np.zeros(shape, np.float32) for name, shape in _common(cfg, sites)}
+    return {
+        name: kaiming(rng, shape) if name.startswith("lily_A") else np.zeros(shape, np.float32)
+        for name, shape in _common(cfg, sites)
+    }
 
 
 def _init(cfg: Lily, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -147,47 +155,80 @@ def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
     xp = array_namespace(A, B)
     masks = tuple(params[name] for name in MASKS if name in params)
     gate = _Mean(Gate(xp.matmul(params["lily_router"], A), cfg.num_experts), masks)
-    return NormalForm(routes=(Route(gate, xp.concat([A] * cfg.num_experts, axis=0), cfg.scale * B.T, (cfg.r,) * cfg.num_experts),))
+    return NormalForm(
+        routes=(
+            Route(
+                gate, xp.concat([A] * cfg.num_experts, axis=0), cfg.scale * B.T, (cfg.r,) * cfg.num_experts
+            ),
+        )
+    )
 
 
-_KEYS = PeftKeys(Lily, {"r": 32, "stride": 1, "num_experts": 2, "scaling": 1.0}, {"init_weights": True},
-                 renamed={"stride": "stride_A", "num_experts": "num_B"})
+_KEYS = PeftKeys(
+    Lily,
+    {"r": 32, "stride": 1, "num_experts": 2, "scaling": 1.0},
+    {"init_weights": True},
+    renamed={"stride": "stride_A", "num_experts": "num_B"},
+)
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     return _KEYS.to_config(sites) if next(iter(sites.values())).spread else None
 
 
-def _spread(cfg: Lily, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[Lily, dict[str, np.ndarray]]:
+def _spread(
+    cfg: Lily, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
+) -> tuple[Lily, dict[str, np.ndarray]]:
     """With A and B at the site."""
-    return replace(cfg, spread=True, block=None), {**params, **{name: site.shared[own] for name, own in _names(cfg, site).items()
-                                                               if not cfg.spread}}
+    return replace(cfg, spread=True, block=None), {
+        **params,
+        **{name: site.shared[own] for name, own in _names(cfg, site).items() if not cfg.spread},
+    }
 
 
-lily = METHODS.register(Method(
-    name="lily",
-    summary="low-rank factors that layers share, and a router that mixes those on the way up",
-    paper="https://arxiv.org/abs/2407.09946",
-    formula="y'_t = W x_t + b + s sum_e p_e B_e^T A x_t,  p = mean_t softmax(R A x_t)",
-    config=Lily,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, batchable=False, layers=("linear",)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(Lily(r=3), Lily(r=2, stride=2, num_experts=3, scaling=0.5)),
-    storage=Storage(
-        shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _shared),
-        makes=lambda cfg, site: cfg.num_experts * cfg.r * (site.in_features + site.out_features),
-        resolve=_resolve,
-    ),
-    limits=Limits(unfoldable=_UNFOLDABLE, torch_only="its router looks at all tokens of a row, and a graph's slots at one", one_pass=True),
-    peft=PeftForm(
-        peft_type="LILY",
-        suffixes={"lily_A": "lily_A.weight", "lily_B": "lily_B.weight", "lily_router": "lily_router.weight"},
-        to_config=_to_peft,
-        from_config=lambda config: replace(_KEYS.from_config(config), spread=True),
-        features=lambda params: (params["lily_A"].shape[1], params["lily_B"].shape[1]) if "lily_A" in params else (None, None),
-        shared={"lily_A": "base_model.lily_A", "lily_B": "base_model.lily_B"},
-        to_peft_with_base=_spread,
-    ),
-))
+lily = METHODS.register(
+    Method(
+        name="lily",
+        summary="low-rank factors that layers share, and a router that mixes those on the way up",
+        paper="https://arxiv.org/abs/2407.09946",
+        formula="y'_t = W x_t + b + s sum_e p_e B_e^T A x_t,  p = mean_t softmax(R A x_t)",
+        config=Lily,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=False,
+            low_rank=False,
+            batchable=False,
+            layers=("linear",),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(Lily(r=3), Lily(r=2, stride=2, num_experts=3, scaling=0.5)),
+        storage=Storage(
+            shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _shared),
+            makes=lambda cfg, site: cfg.num_experts * cfg.r * (site.in_features + site.out_features),
+            resolve=_resolve,
+        ),
+        limits=Limits(
+            unfoldable=_UNFOLDABLE,
+            torch_only="its router looks at all tokens of a row, and a graph's slots at one",
+            one_pass=True,
+        ),
+        peft=PeftForm(
+            peft_type="LILY",
+            suffixes={
+                "lily_A": "lily_A.weight",
+                "lily_B": "lily_B.weight",
+                "lily_router": "lily_router.weight",
+            },
+            to_config=_to_peft,
+            from_config=lambda config: replace(_KEYS.from_config(config), spread=True),
+            features=lambda params: (
+                (params["lily_A"].shape[1], params["lily_B"].shape[1]) if "lily_A" in params else (None, None)
+            ),
+            shared={"lily_A": "base_model.lily_A", "lily_B": "base_model.lily_B"},
+            to_peft_with_base=_spread,
+        ),
+    )
+)

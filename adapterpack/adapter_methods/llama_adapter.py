@@ -1,10 +1,12 @@
-"""LLaMA-Adapter: prompts that the last layers attend to through gates that begin at zero (Zhang et al. 2023, arXiv 2303.16199, section 3).
+"""LLaMA-Adapter: prompts that the last layers attend to through gates that begin at zero (Zhang et al. 2023,
+arXiv 2303.16199, section 3).
 
     h_t' = h_t + W_o concat_i( g softmax(q_t,i K_i^T / sqrt(d)) V_i ),   K = W_k P,   V = W_v P
 
-The prompt P ``[1, n, width]`` and the gate g ``[1]`` are a layer's own; K has no positions. The softmax over the prompt is apart from that
-over the tokens, so that a gate of zero is the base, exactly. g is used as it is, as PEFT has it. Where the output projection has a bias
-PEFT adds it a second time, even at a gate of zero; here it is added once. In GPT-2 PEFT leaves W_o out, and so does this.
+The prompt P ``[1, n, width]`` and the gate g ``[1]`` are a layer's own; K has no positions. The softmax over
+the prompt is apart from that over the tokens, so that a gate of zero is the base, exactly. g is used as it
+is, as PEFT has it. Where the output projection has a bias PEFT adds it a second time, even at a gate of zero;
+here it is added once. In GPT-2 PEFT leaves W_o out, and so does this.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _PROMPT, _GATE = "adaption_prompt", "adaption_gate"
 
 @dataclass(frozen=True, kw_only=True)
 class LLaMAAdapter(NoBranch):
-    """``adapter_len`` is the length of each prompt; ``adapter_layers`` counts the model's last layers that have one, 0 means all.
+    """``adapter_len`` is the length of each prompt; ``adapter_layers`` counts the model's last layers that
+    have one, 0 means all.
 
     ``targets`` may name attention modules instead: then ``adapter_layers`` says nothing.
 
@@ -62,31 +65,52 @@ def _normal_form(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     """PEFT counts the layers from the last one: its config can name only a model's last layers."""
     (cfg, *other_configs), leaves = sites.values(), {path.rpartition(".")[2] for path in sites}
-    if sites.keys() != {""} and (cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in other_configs)):
+    if sites.keys() != {""} and (
+        cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in other_configs)
+    ):
         return None
-    return {"adapter_len": cfg.adapter_len, "adapter_layers": cfg.adapter_layers, "target_modules": leaves.pop() or None}
+    return {
+        "adapter_len": cfg.adapter_len,
+        "adapter_layers": cfg.adapter_layers,
+        "target_modules": leaves.pop() or None,
+    }
 
 
 def _from_peft(config: Mapping[str, Any]) -> LLaMAAdapter:
-    return LLaMAAdapter(adapter_len=config.get("adapter_len", 10), adapter_layers=config.get("adapter_layers", 0))
+    return LLaMAAdapter(
+        adapter_len=config.get("adapter_len", 10), adapter_layers=config.get("adapter_layers", 0)
+    )
 
 
 def _features(params: Params) -> tuple[int, int]:
     return params[_PROMPT].shape[2], params[_PROMPT].shape[2]
 
 
-llama_adapter = METHODS.register(Method(
-    name="llama_adapter",
-    summary="prompts that the last layers attend to, through gates that begin at zero",
-    paper="https://arxiv.org/abs/2303.16199",
-    formula="h_t + W_o concat_i(g softmax(q_t,i (W_k P)_i^T / sqrt(d)) (W_v P)_i)",
-    kind="attention",
-    config=LLaMAAdapter,
-    traits=TRAITS,
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(LLaMAAdapter(adapter_len=1), LLaMAAdapter(adapter_len=3, adapter_layers=1), LLaMAAdapter(adapter_len=5, adapter_layers=2)),
-    peft=PeftForm("ADAPTION_PROMPT", {_PROMPT: _PROMPT, _GATE: _GATE}, _to_peft, _from_peft, _features, names_sites=False,
-                  not_in_transformers=NOT_IN_LAYERS),
-))
+llama_adapter = METHODS.register(
+    Method(
+        name="llama_adapter",
+        summary="prompts that the last layers attend to, through gates that begin at zero",
+        paper="https://arxiv.org/abs/2303.16199",
+        formula="h_t + W_o concat_i(g softmax(q_t,i (W_k P)_i^T / sqrt(d)) (W_v P)_i)",
+        kind="attention",
+        config=LLaMAAdapter,
+        traits=TRAITS,
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            LLaMAAdapter(adapter_len=1),
+            LLaMAAdapter(adapter_len=3, adapter_layers=1),
+            LLaMAAdapter(adapter_len=5, adapter_layers=2),
+        ),
+        peft=PeftForm(
+            "ADAPTION_PROMPT",
+            {_PROMPT: _PROMPT, _GATE: _GATE},
+            _to_peft,
+            _from_peft,
+            _features,
+            names_sites=False,
+            not_in_transformers=NOT_IN_LAYERS,
+        ),
+    )
+)

@@ -1,10 +1,12 @@
-"""LN tuning: the normalisation layers are trained, weight and bias (Zhao et al. 2023, arXiv 2312.11420, section 3).
+"""LN tuning: the normalisation layers are trained, weight and bias (Zhao et al. 2023, arXiv 2312.11420,
+section 3).
 
     y' = w' * n(x) + b'   in place of   y = w * n(x) + b
 
-n is what the layer does before its weight, which for a method makes it a linear layer of one input n(x) for every output: its weight is a
-column [n, 1]. ``weight`` [n] and ``bias`` [n], where there is one, are the new values themselves, as in PEFT; they begin as the base's.
-As in PEFT a linear layer that the targets name is trained so, too: its ``weight`` is [out, in].
+n is what the layer does before its weight, which for a method makes it a linear layer of one input n(x) for
+every output: its weight is a column [n, 1]. ``weight`` [n] and ``bias`` [n], where there is one, are the new
+values themselves, as in PEFT; they begin as the base's. As in PEFT a linear layer that the targets name is
+trained so, too: its ``weight`` is [out, in].
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def _normal_form(cfg: LNTuning, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=down, shift=params["bias"] - site.base_bias if site.bias else None)
 
 
-def _fold(cfg: LNTuning, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
+def _fold(
+    cfg: LNTuning, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice
+) -> tuple[Array, Array | None]:
     return _matrix(params["weight"][rows]), params["bias"][rows] if site.bias else bias
 
 
@@ -62,26 +66,42 @@ def _other_way_round(cfg: Any, site: Site) -> str:
     return "PEFT stores the weight of such a layer as it is, and does not say that it is the other way round"
 
 
-ln_tuning = METHODS.register(Method(
-    name="ln_tuning",
-    summary="the weights and biases of normalisation layers, trained themselves",
-    paper="https://arxiv.org/abs/2312.11420",
-    formula="y' = w' * n(x) + b'",
-    config=LNTuning,
-    traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  quantizable=False, batchable=False, layers=("norm", "linear")),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    fold=_fold,
-    examples=(LNTuning(), LNTuning(targets=("proj",))),
-    peft=PeftForm(
-        peft_type="LN_TUNING",
-        suffixes={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
-        to_config=lambda sites: {},
-        from_config=lambda config: LNTuning(),
-        features=lambda params: (1 if params["weight"].ndim == 1 else params["weight"].shape[1], params["weight"].shape[0]),
-        layers={"linear": PeftLayer(shown=lambda shapes: any(len(shape) == 2 for shape in shapes.values())),
-                "transposed": PeftLayer(config={"fan_in_fan_out": True}, limit=_other_way_round)},
-    ),
-))
+ln_tuning = METHODS.register(
+    Method(
+        name="ln_tuning",
+        summary="the weights and biases of normalisation layers, trained themselves",
+        paper="https://arxiv.org/abs/2312.11420",
+        formula="y' = w' * n(x) + b'",
+        config=LNTuning,
+        traits=Traits(
+            exclusive=True,
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            quantizable=False,
+            batchable=False,
+            layers=("norm", "linear"),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        fold=_fold,
+        examples=(LNTuning(), LNTuning(targets=("proj",))),
+        peft=PeftForm(
+            peft_type="LN_TUNING",
+            suffixes={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
+            to_config=lambda sites: {},
+            from_config=lambda config: LNTuning(),
+            features=lambda params: (
+                1 if params["weight"].ndim == 1 else params["weight"].shape[1],
+                params["weight"].shape[0],
+            ),
+            layers={
+                "linear": PeftLayer(shown=lambda shapes: any(len(shape) == 2 for shape in shapes.values())),
+                "transposed": PeftLayer(config={"fan_in_fan_out": True}, limit=_other_way_round),
+            },
+        ),
+    )
+)

@@ -1,9 +1,11 @@
-"""LoHa: the Hadamard product of two low-rank changes (Hyeon-Woo et al. 2022, FedPara, arXiv 2108.06098; LyCORIS, arXiv 2309.14859).
+"""LoHa: the Hadamard product of two low-rank changes (Hyeon-Woo et al. 2022, FedPara, arXiv 2108.06098;
+LyCORIS, arXiv 2309.14859).
 
     W' = W + s (w1_a w1_b) * (w2_a w2_b),   s = alpha / r
 
-``*`` is elementwise, w1_a and w2_a are ``[out, r]``, w1_b and w2_b ``[r, in]``. The change has rank r^2 at most, and factors of that rank
-(the Khatri-Rao products of the rows and of the columns), which are used where r^2 is less than both widths: nothing ``[out, in]`` is made.
+``*`` is elementwise, w1_a and w2_a are ``[out, r]``, w1_b and w2_b ``[r, in]``. The change has rank r^2 at
+most, and factors of that rank (the Khatri-Rao products of the rows and of the columns), which are used where
+r^2 is less than both widths: nothing ``[out, in]`` is made.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def _init(cfg: LoHa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Kaiming uniform with a = sqrt(5), as the reference implementations have it: bound ``1 / sqrt(columns)``."""
+    """Kaiming uniform with a = sqrt(5), as the reference implementations have it: bound ``1 /
+    sqrt(columns)``.
+    """
     bound = 1 / math.sqrt(max(1, math.prod(shape[1:])))
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
@@ -60,7 +64,9 @@ def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def _normal_form(cfg: LoHa, params: Params, site: Site) -> NormalForm:
     up1, down1, up2, down2 = (params[name] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
     if cfg.rank < min(up1.shape[0], down1.shape[1]):
-        return NormalForm(down=Dense(_products(down1.T, down2.T).T), up=Dense(_products(cfg.scale * up1, up2)))
+        return NormalForm(
+            down=Dense(_products(down1.T, down2.T).T), up=Dense(_products(cfg.scale * up1, up2))
+        )
     xp = array_namespace(up1, down1, up2, down2)
     return NormalForm(down=Dense(cfg.scale * xp.matmul(up1, down1) * xp.matmul(up2, down2)))
 
@@ -72,14 +78,17 @@ def _products(left: Array, right: Array) -> Array:
 
 
 _MOST = 1 << 24
-"""How many numbers a factor may have that is made of two smaller ones, whatever these are; more where they have as many themselves."""
+"""How many numbers a factor may have that is made of two smaller ones, whatever these are; more where they
+have as many themselves.
+"""
 
 
 def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """``[r, channels * kernel]`` of a factor ``[r, channels]`` and its core ``[r, r, *kernel]``: the sum over the core's second axis.
+    """``[r, channels * kernel]`` of a factor ``[r, channels]`` and its core ``[r, r, *kernel]``: the sum over
+    the core's second axis.
 
-    PEFT keeps a convolution's factors apart from its kernel with ``use_effective_conv2d`` (FedPara's Tucker form, arXiv 2108.06098,
-    proposition 3); as one factor they are the same change.
+    PEFT keeps a convolution's factors apart from its kernel with ``use_effective_conv2d`` (FedPara's Tucker
+    form, arXiv 2108.06098, proposition 3); as one factor they are the same change.
 
     Raises:
         ValueError: they do not go together, or the factor would be far larger than they are.
@@ -93,13 +102,20 @@ def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
     numbers = math.prod(core.shape[2:]) * factor.size
     if numbers > max(_MOST, 64 * (core.size + factor.size)):
         raise ValueError(f"a factor of {numbers} numbers would be made of {core.size + factor.size}")
-    joined = np.moveaxis(np.tensordot(core.astype(np.float64), factor.astype(np.float64), axes=([1], [0])), -1, 1)
+    joined = np.moveaxis(
+        np.tensordot(core.astype(np.float64), factor.astype(np.float64), axes=([1], [0])), -1, 1
+    )
     return joined.reshape(len(factor), -1).astype(np.float32)
 
 
 def _joined(content: PeftContent) -> PeftContent:
     """The sites with their kernels in the factors of the inputs."""
-    return content._replace(sites={path: _whole(tensors) if "hada_t1" in tensors else tensors for path, tensors in content.sites.items()})
+    return content._replace(
+        sites={
+            path: _whole(tensors) if "hada_t1" in tensors else tensors
+            for path, tensors in content.sites.items()
+        }
+    )
 
 
 def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,33 +139,45 @@ def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
     """Those keys as ours; dropout of ranks or modules and the initialisation are of the training alone."""
-    return {"r": config.get("r", 8), "alpha": config.get("alpha", 8),
-            **{name: literal(config.get(name), name) for name in ("rank_pattern", "alpha_pattern")}}
+    return {
+        "r": config.get("r", 8),
+        "alpha": config.get("alpha", 8),
+        **{name: literal(config.get(name), name) for name in ("rank_pattern", "alpha_pattern")},
+    }
 
 
-loha = METHODS.register(Method(
-    name="loha",
-    summary="the elementwise product of two low-rank changes: rank r^2 for the tensors of rank 2 r",
-    paper="https://arxiv.org/abs/2108.06098",
-    formula="W' = W + s (w1a w1b) * (w2a w2b), elementwise",
-    config=LoHa,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
-    storage=Storage(
-        makes=lambda cfg, site: min(cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features),
-    ),
-    peft=PeftForm(
-        peft_type="LOHA",
-        suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
-        aliases={name: name for name in ("hada_t1", "hada_t2")},
-        from_peft_file=_joined,
-        layers={"conv": PeftLayer(), "grouped_conv": PeftLayer()},
-        to_config=to_peft,
-        from_config=lambda config: LoHa(**from_peft(config)),
-        features=lambda params: (params["hada_w1_b"].shape[1], params["hada_w1_a"].shape[0]),
-    ),
-))
+loha = METHODS.register(
+    Method(
+        name="loha",
+        summary="the elementwise product of two low-rank changes: rank r^2 for the tensors of rank 2 r",
+        paper="https://arxiv.org/abs/2108.06098",
+        formula="W' = W + s (w1a w1b) * (w2a w2b), elementwise",
+        config=LoHa,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
+        storage=Storage(
+            makes=lambda cfg, site: min(
+                cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features
+            ),
+        ),
+        peft=PeftForm(
+            peft_type="LOHA",
+            suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+            aliases={name: name for name in ("hada_t1", "hada_t2")},
+            from_peft_file=_joined,
+            layers={"conv": PeftLayer(), "grouped_conv": PeftLayer()},
+            to_config=to_peft,
+            from_config=lambda config: LoHa(**from_peft(config)),
+            features=lambda params: (params["hada_w1_b"].shape[1], params["hada_w1_a"].shape[0]),
+        ),
+    )
+)

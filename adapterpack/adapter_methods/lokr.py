@@ -1,10 +1,12 @@
-"""LoKr: a change that is a Kronecker product (Edalati et al. 2022, KronA, arXiv 2212.10650; LyCORIS, arXiv 2309.14859).
+"""LoKr: a change that is a Kronecker product (Edalati et al. 2022, KronA, arXiv 2212.10650; LyCORIS, arXiv
+2309.14859).
 
     W' = W + s kron(w1, w2),   s = alpha / r
 
-w1 is ``[a, b]`` and w2 ``[out / a, in / b]``; a and b divide the widths and are about ``decompose_factor``, or about the widths' roots
-where it is -1. A factor that rank r makes smaller is stored as two, ``w_a w_b``: w2, and w1 where ``decompose_both`` is set. PEFT divides
-the channels of a convolution's input, and w2 has the kernel whole.
+w1 is ``[a, b]`` and w2 ``[out / a, in / b]``; a and b divide the widths and are about ``decompose_factor``,
+or about the widths' roots where it is -1. A factor that rank r makes smaller is stored as two, ``w_a w_b``:
+w2, and w1 where ``decompose_both`` is set. PEFT divides the channels of a convolution's input, and w2 has the
+kernel whole.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from .registry import METHODS
 class LoKr(AlphaConfig):
     """The hyper-parameters of LoKr; ``alpha`` defaults to ``2 r``.
 
-    ``kernel`` counts the points of a convolution's kernel that w2 has whole, and may differ by site; 0: a row of the unfolded kernel is
-    divided like that of any matrix.
+    ``kernel`` counts the points of a convolution's kernel that w2 has whole, and may differ by site; 0: a row
+    of the unfolded kernel is divided like that of any matrix.
 
     Example:
         >>> LoKr(r=4, alpha=4).scale
@@ -54,12 +56,16 @@ class LoKr(AlphaConfig):
     def at(self, path: str) -> LoKr:
         """The config at one site; see :meth:`RanksConfig.at`."""
         here = super().at(path)
-        return replace(here, kernel=by_suffix(self.kernel_pattern, path, self.kernel), kernel_pattern={}) if self.kernel_pattern else here
+        return (
+            replace(here, kernel=by_suffix(self.kernel_pattern, path, self.kernel), kernel_pattern={})
+            if self.kernel_pattern
+            else here
+        )
 
 
 def divided(width: int, factor: int) -> tuple[int, int]:
-    """``width`` as a product of two numbers, the smaller first (unless it is ``factor`` itself): as near as its divisors allow to
-    ``factor``, from below, or to the root, where ``factor`` is -1.
+    """``width`` as a product of two numbers, the smaller first (unless it is ``factor`` itself): as near as
+    its divisors allow to ``factor``, from below, or to the root, where ``factor`` is -1.
 
     Example:
         >>> divided(128, -1), divided(128, 4), divided(128, 64), divided(127, -1)
@@ -74,7 +80,10 @@ def divided(width: int, factor: int) -> tuple[int, int]:
 
 def _shapes(cfg: LoKr, site: Site) -> dict[str, tuple[int, ...]]:
     points = cfg.kernel or 1
-    (b, d), (a, c) = divided(site.in_features // points, cfg.decompose_factor), divided(site.out_features, cfg.decompose_factor)
+    (b, d), (a, c) = (
+        divided(site.in_features // points, cfg.decompose_factor),
+        divided(site.out_features, cfg.decompose_factor),
+    )
     split1, split2 = cfg.decompose_both and 2 * cfg.r < max(a, b), 2 * cfg.r < max(c, d)
     d *= points
     first = {"lokr_w1_a": (a, cfg.r), "lokr_w1_b": (cfg.r, b)} if split1 else {"lokr_w1": (a, b)}
@@ -84,7 +93,10 @@ def _shapes(cfg: LoKr, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _init(cfg: LoKr, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     zero = {"lokr_w1", "lokr_w1_a"}
-    return {name: np.zeros(shape, np.float32) if name in zero else kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
+    return {
+        name: np.zeros(shape, np.float32) if name in zero else kaiming(rng, shape)
+        for name, shape in _shapes(cfg, site).items()
+    }
 
 
 def _factor(params: Params, name: str) -> Array:
@@ -99,23 +111,31 @@ def _normal_form(cfg: LoKr, params: Params, site: Site) -> NormalForm:
 
 
 def _kernels(content: PeftContent) -> PeftContent:
-    """The sites with their kernels in w2 or its second factor, and how many points these have: the tensors say it, or leave some choice
-    that makes no difference."""
+    """The sites with their kernels in w2 or its second factor, and how many points these have: the tensors
+    say it, or leave some choice that makes no difference.
+    """
     sites, points = {}, {}
     for path, tensors in content.sites.items():
         sites[path] = _joined(tensors) if "lokr_t2" in tensors else tensors
         count = _points(content.config.at(path), tensors, sites[path])
         if count:
             points[f"^{path}"] = count
-    return content._replace(config=replace(content.config, kernel_pattern=points), sites=sites) if points else content._replace(sites=sites)
+    return (
+        content._replace(config=replace(content.config, kernel_pattern=points), sites=sites)
+        if points
+        else content._replace(sites=sites)
+    )
 
 
 def _joined(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if not {"lokr_w2_a", "lokr_w2_b"} <= tensors.keys():
         raise ValueError(f"a kernel without its factors: {', '.join(sorted(tensors))}")
     rest = {name: value for name, value in tensors.items() if name != "lokr_t2"}
-    return {**rest, "lokr_w2_a": np.ascontiguousarray(tensors["lokr_w2_a"].T),
-            "lokr_w2_b": with_kernel(tensors["lokr_t2"], tensors["lokr_w2_b"])}
+    return {
+        **rest,
+        "lokr_w2_a": np.ascontiguousarray(tensors["lokr_w2_a"].T),
+        "lokr_w2_b": with_kernel(tensors["lokr_t2"], tensors["lokr_w2_b"]),
+    }
 
 
 def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, np.ndarray]) -> int:
@@ -125,7 +145,11 @@ def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, n
         return math.prod(shown.shape[2:]) if shown.ndim > 2 else 0
     (_, b), (c, d) = _sides(joined, "lokr_w1"), _sides(joined, "lokr_w2")
     for points in range(1, min(d, _LARGEST) + 1):
-        if d % points == 0 and 2 * cfg.r < max(c, d // points) and divided(b * d // points, cfg.decompose_factor)[0] == b:
+        if (
+            d % points == 0
+            and 2 * cfg.r < max(c, d // points)
+            and divided(b * d // points, cfg.decompose_factor)[0] == b
+        ):
             return points if points > 1 else 0
     return 0
 
@@ -136,8 +160,12 @@ _LARGEST = 1024
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: LoKr = next(iter(sites.values()))
-    return {**to_peft(sites), "decompose_both": first.decompose_both, "decompose_factor": first.decompose_factor,
-            "rank_dropout_scale": False}
+    return {
+        **to_peft(sites),
+        "decompose_both": first.decompose_both,
+        "decompose_factor": first.decompose_factor,
+        "rank_dropout_scale": False,
+    }
 
 
 def _sides(params: Params, name: str) -> tuple[int, int]:
@@ -155,7 +183,11 @@ def _features(params: Params) -> tuple[int, int]:
 def _as_kernel(cfg: LoKr, site: Site, params: Params) -> dict[str, np.ndarray]:
     """PEFT has a whole w2 with the kernel's axes."""
     w2 = params.get("lokr_w2")
-    return dict(params) if w2 is None or not cfg.kernel or not site.kernel else {**params, "lokr_w2": w2.reshape(len(w2), -1, *site.kernel)}
+    return (
+        dict(params)
+        if w2 is None or not cfg.kernel or not site.kernel
+        else {**params, "lokr_w2": w2.reshape(len(w2), -1, *site.kernel)}
+    )
 
 
 def _one_axis(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -163,7 +195,10 @@ def _one_axis(shapes: Mapping[str, tuple[int, ...]]) -> str:
     a, b = shapes.get("lokr_w1") or (shapes.get("lokr_w1_a", (0,))[0], shapes.get("lokr_w1_b", (0,))[-1])
     if len(w2) != 3 or (1 in {a, w2[0]} and 1 in {b, w2[1]}):
         return ""
-    return "PEFT multiplies out a whole w2 of a kernel of one axis with its axes mixed up, which is no Kronecker product"
+    return (
+        "PEFT multiplies out a whole w2 of a kernel of one axis with its axes mixed up, which is no "
+        "Kronecker product"
+    )
 
 
 _CONVOLUTION = PeftLayer(
@@ -171,31 +206,51 @@ _CONVOLUTION = PeftLayer(
     admits=lambda shapes: "lokr_w2" not in shapes,
     stored=_as_kernel,
     refused=_one_axis,
-    limit=lambda cfg, site: "" if cfg.kernel or site.kernel else "PEFT divides the channels of a convolution alone",
+    limit=lambda cfg, site: (
+        "" if cfg.kernel or site.kernel else "PEFT divides the channels of a convolution alone"
+    ),
 )
 
 
-lokr = METHODS.register(Method(
-    name="lokr",
-    summary="a change that is the Kronecker product of two small matrices",
-    paper="https://arxiv.org/abs/2309.14859",
-    formula="W' = W + s kron(w1, w2)",
-    config=LoKr,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(LoKr(r=8), LoKr(r=1, alpha=3), LoKr(r=1, alpha=2, decompose_both=True, decompose_factor=4), LoKr(r=2, decompose_factor=3)),
-    peft=PeftForm(
-        peft_type="LOKR",
-        suffixes={name: name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
-        to_config=_to_peft,
-        from_config=lambda config: LoKr(**from_peft(config), decompose_both=config.get("decompose_both", False),
-                                        decompose_factor=config.get("decompose_factor", -1)),
-        features=_features,
-        aliases={"lokr_t2": "lokr_t2"},
-        from_peft_file=_kernels,
-        layers={"conv": _CONVOLUTION, "grouped_conv": _CONVOLUTION},
-    ),
-))
+lokr = METHODS.register(
+    Method(
+        name="lokr",
+        summary="a change that is the Kronecker product of two small matrices",
+        paper="https://arxiv.org/abs/2309.14859",
+        formula="W' = W + s kron(w1, w2)",
+        config=LoKr,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            LoKr(r=8),
+            LoKr(r=1, alpha=3),
+            LoKr(r=1, alpha=2, decompose_both=True, decompose_factor=4),
+            LoKr(r=2, decompose_factor=3),
+        ),
+        peft=PeftForm(
+            peft_type="LOKR",
+            suffixes={
+                name: name
+                for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+            },
+            to_config=_to_peft,
+            from_config=lambda config: LoKr(
+                **from_peft(config),
+                decompose_both=config.get("decompose_both", False),
+                decompose_factor=config.get("decompose_factor", -1),
+            ),
+            features=_features,
+            aliases={"lokr_t2": "lokr_t2"},
+            from_peft_file=_kernels,
+            layers={"conv": _CONVOLUTION, "grouped_conv": _CONVOLUTION},
+        ),
+    )
+)

@@ -1,6 +1,7 @@
 """LoRA: a low-rank change added to a frozen layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
-    y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
+    y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv
+    2312.03732)
 
 A has shape [r, in], B has shape [out, r]. An init whose B A is not zero (methods/inits) is taken off again:
 
@@ -40,9 +41,10 @@ from .registry import METHODS
 class LoRA(AlphaConfig):
     """The hyper-parameters of LoRA; ``alpha`` defaults to ``2 r``.
 
-    ``lr_ratio`` trains B at that multiple of A's learning rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 4).
-    ``repeated_layers`` are the starts and ends of ranges of the base's blocks, in turn: (0, 4, 2, 5) adapts the stack of blocks
-    0 1 2 3 2 3 4, which share the base's weights (PEFT's ``layer_replication``).
+    ``lr_ratio`` trains B at that multiple of A's learning rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354,
+    section 4). ``repeated_layers`` are the starts and ends of ranges of the base's blocks, in turn: (0, 4, 2,
+    5) adapts the stack of blocks 0 1 2 3 2 3 4, which share the base's weights (PEFT's
+    ``layer_replication``).
 
     Example:
         >>> LoRA(r=8, alpha=16).scale
@@ -105,7 +107,11 @@ _START = frozenset({"start_A", "start_B"})
 def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
     shares = site.stack if site.kind in LAYOUTS and LAYOUTS[site.kind].spanning else 1
     A, B = (cfg.r, site.in_features), (site.out_features, cfg.r // shares)
-    return {"lora_A": A, "lora_B": B, **({"start_A": A, "start_B": B} if init_named(cfg.init).cancels else {})}
+    return {
+        "lora_A": A,
+        "lora_B": B,
+        **({"start_A": A, "start_B": B} if init_named(cfg.init).cancels else {}),
+    }
 
 
 def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -125,14 +131,17 @@ def _factors(params: Params) -> tuple[Array, Array]:
 
 def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
     down, up = _factors(params)
-    if (shares := down.shape[-2] // max(1, up.shape[-1])) > 1:  # each group of the outputs reads its own share of the rank
+    # each group of the outputs reads its own share of the rank
+    if (shares := down.shape[-2] // max(1, up.shape[-1])) > 1:
         blocks = array_namespace(up).reshape(up, (shares, up.shape[0] // shares, up.shape[1]))
         return NormalForm(down=Dense(down), up=BlockDiagonal(cfg.scale * blocks))
     return NormalForm(down=Dense(down), up=Dense(up, cfg.scale))
 
 
 def _to_stored(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
-    """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale. Other parameters stay as they are."""
+    """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale. Other
+    parameters stay as they are.
+    """
     A, B = _factors(params)
     r = A.shape[-2]
     alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
@@ -156,18 +165,26 @@ def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     if ranks == old:
         return cfg
     alphas = {path: before[path].scale * (math.sqrt(r) if cfg.use_rslora else r) for path, r in ranks.items()}
-    return replace(cfg, rank_pattern={f"^{path}": r for path, r in ranks.items()}, alpha_pattern={f"^{p}": a for p, a in alphas.items()})
+    return replace(
+        cfg,
+        rank_pattern={f"^{path}": r for path, r in ranks.items()},
+        alpha_pattern={f"^{p}": a for p, a in alphas.items()},
+    )
 
 
 def spans_groups(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether these are PEFT's factors at a convolution of groups: B has a share of the rank for each group, and A reads all inputs."""
+    """Whether these are PEFT's factors at a convolution of groups: B has a share of the rank for each group,
+    and A reads all inputs.
+    """
     down, up = shapes.get("lora_A.weight", ()), shapes.get("lora_B.weight", ())
     shared = len(down) > 2 and len(up) == len(down) and 0 < up[1] < down[0] and down[0] % up[1] == 0
     return shared and set(up[2:]) == {1} and up[0] % (down[0] // up[1]) == 0
 
 
 SPANNING = PeftLayer(axes=(3, 4, 5), shown=spans_groups, stored=as_kernels("lora_A", "lora_B"))
-"""PEFT's factors at a convolution of groups, which their shapes tell apart; before those of other convolutions."""
+"""PEFT's factors at a convolution of groups, which their shapes tell apart; before those of other
+convolutions.
+"""
 
 
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens", "lora_bias")
@@ -181,9 +198,13 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: LoRA = next(iter(sites.values()))
 
     def alpha(cfg: LoRA) -> float:
-        """PEFT has one ``use_rslora`` for all sites: where a site's own differs, the alpha that gives the same scale."""
+        """PEFT has one ``use_rslora`` for all sites: where a site's own differs, the alpha that gives the
+        same scale.
+        """
         same = cfg.use_rslora == first.use_rslora
-        value = float(cfg.alpha or 0) if same else cfg.scale * (math.sqrt(cfg.r) if first.use_rslora else cfg.r)
+        value = (
+            float(cfg.alpha or 0) if same else cfg.scale * (math.sqrt(cfg.r) if first.use_rslora else cfg.r)
+        )
         return plain(value)
 
     return {
@@ -211,41 +232,67 @@ def _from_peft(config: Mapping[str, Any]) -> LoRA:
     )
 
 
-lora = METHODS.register(Method(
-    name="lora",
-    summary="a trained low-rank change added to each frozen layer; rsLoRA by use_rslora",
-    paper="https://arxiv.org/abs/2106.09685",
-    formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
-    config=LoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  layers=(*WEIGHTS, "spanning_conv", "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(LoRA(r=1), LoRA(r=3, alpha=5), LoRA(r=4, alpha=4, use_rslora=True), LoRA(r=5, alpha=10, dropout=0.1),
-              LoRA(r=3, init="gaussian"), LoRA(r=2, init="zeros"), LoRA(r=2, init="orthogonal"), LoRA(r=3, alpha=2, init="pissa"),
-              LoRA(r=3, init="olora", use_rslora=True), LoRA(r=2, init="loftq"), LoRA(r=2, init="mica")),
-    training=Training(needs=_needs, allocate=_allocate, rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio}),
-    storage=Storage(to_stored=_to_stored),
-    peft=PeftForm(
-        peft_type="LORA",
-        suffixes=_SUFFIXES,
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["lora_A"].shape[-2:][1], params["lora_B"].shape[-2]),
-        matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
-        and config.get("bias") in (None, "none"),
-        rewritten=rewritten,
-        from_peft_file=lambda content: attention_parameters(targeted_parameters(widened(as_lora(content)))),
-        parameters=as_stored,
-        understood=READ_AS_LORA | {TARGET_PARAMETERS},
-        dropped=FOR_TRAINING_ALONE,
-        layers={
-            "spanning_conv": SPANNING,
-            "conv": SPANNING._replace(shown=lambda shapes: not spans_groups(shapes)),
-            "embedding": PeftLayer(EMBEDDED),
-            **TRANSPOSED,
-        },
-        in_vllm=True,
-    ),
-))
+lora = METHODS.register(
+    Method(
+        name="lora",
+        summary="a trained low-rank change added to each frozen layer; rsLoRA by use_rslora",
+        paper="https://arxiv.org/abs/2106.09685",
+        formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
+        config=LoRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            layers=(*WEIGHTS, "spanning_conv", "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            LoRA(r=1),
+            LoRA(r=3, alpha=5),
+            LoRA(r=4, alpha=4, use_rslora=True),
+            LoRA(r=5, alpha=10, dropout=0.1),
+            LoRA(r=3, init="gaussian"),
+            LoRA(r=2, init="zeros"),
+            LoRA(r=2, init="orthogonal"),
+            LoRA(r=3, alpha=2, init="pissa"),
+            LoRA(r=3, init="olora", use_rslora=True),
+            LoRA(r=2, init="loftq"),
+            LoRA(r=2, init="mica"),
+        ),
+        training=Training(
+            needs=_needs,
+            allocate=_allocate,
+            rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
+        ),
+        storage=Storage(to_stored=_to_stored),
+        peft=PeftForm(
+            peft_type="LORA",
+            suffixes=_SUFFIXES,
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (params["lora_A"].shape[-2:][1], params["lora_B"].shape[-2]),
+            matches=lambda config: (
+                config.get("peft_type") == "LORA"
+                and not any(map(config.get, OTHERS))
+                and config.get("bias") in (None, "none")
+            ),
+            rewritten=rewritten,
+            from_peft_file=lambda content: attention_parameters(
+                targeted_parameters(widened(as_lora(content)))
+            ),
+            parameters=as_stored,
+            understood=READ_AS_LORA | {TARGET_PARAMETERS},
+            dropped=FOR_TRAINING_ALONE,
+            layers={
+                "spanning_conv": SPANNING,
+                "conv": SPANNING._replace(shown=lambda shapes: not spans_groups(shapes)),
+                "embedding": PeftLayer(EMBEDDED),
+                **TRANSPOSED,
+            },
+            in_vllm=True,
+        ),
+    )
+)

@@ -2,8 +2,8 @@
 
     y' = base(x) + s * (B (A x) + c)
 
-A, B and s are LoRA's; c ``[out]`` begins at zero. Where a layer has no bias it gets one, and a merge, whose files have no place for it,
-refuses the adapter, as PEFT does.
+A, B and s are LoRA's; c ``[out]`` begins at zero. Where a layer has no bias it gets one, and a merge, whose
+files have no place for it, refuses the adapter, as PEFT does.
 """
 
 from __future__ import annotations
@@ -58,28 +58,39 @@ def _form(of_lora: PeftForm) -> PeftForm:
         return None if written is None else {**written, _KEY: True}
 
     def matches(config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") == of_lora.peft_type and [key for key in OTHERS if config.get(key)] == [_KEY]
+        return config.get("peft_type") == of_lora.peft_type and [
+            key for key in OTHERS if config.get(key)
+        ] == [_KEY]
 
     return of_lora._replace(
         in_vllm=False,
-        suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"}, to_config=to_config,
-        from_config=lambda config: derived(LoRABias, of_lora.from_config(config)), matches=matches,
-        layers={kind: form if kind not in {"spanning_conv", "conv"} else form._replace(stored=_as_kernels)
-                for kind, form in of_lora.layers.items() if kind != "embedding"}, parameters=None,
-        peft_supports=lambda cfg, site: site.bias)
+        suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"},
+        to_config=to_config,
+        from_config=lambda config: derived(LoRABias, of_lora.from_config(config)),
+        matches=matches,
+        layers={
+            kind: form if kind not in {"spanning_conv", "conv"} else form._replace(stored=_as_kernels)
+            for kind, form in of_lora.layers.items()
+            if kind != "embedding"
+        },
+        parameters=None,
+        peft_supports=lambda cfg, site: site.bias,
+    )
 
 
 assert lora.peft is not None  # for the type checker
-lora_bias = METHODS.register(lora._replace(
-    name="lora_bias",
-    summary="a LoRA whose second factor has a bias",
-    paper="https://arxiv.org/abs/2106.09685",
-    formula="y' = W x + b + s (B A x + c)",
-    config=LoRABias,
-    traits=replace(lora.traits, low_rank=False, layers=(*LINEAR, "conv", "spanning_conv")),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(LoRABias(r=3, alpha=5), LoRABias(r=2, use_rslora=True, init="pissa", dropout=0.1)),
-    peft=_form(lora.peft),
-))
+lora_bias = METHODS.register(
+    lora._replace(
+        name="lora_bias",
+        summary="a LoRA whose second factor has a bias",
+        paper="https://arxiv.org/abs/2106.09685",
+        formula="y' = W x + b + s (B A x + c)",
+        config=LoRABias,
+        traits=replace(lora.traits, low_rank=False, layers=(*LINEAR, "conv", "spanning_conv")),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(LoRABias(r=3, alpha=5), LoRABias(r=2, use_rslora=True, init="pissa", dropout=0.1)),
+        peft=_form(lora.peft),
+    )
+)

@@ -1,13 +1,16 @@
-"""LoReFT: a change of the hidden state within a subspace of few dimensions (Wu et al. 2024, arXiv 2404.03592, equation 2).
+"""LoReFT: a change of the hidden state within a subspace of few dimensions (Wu et al. 2024, arXiv 2404.03592,
+equation 2).
 
     h' = h + R^T (W h + b - R h),   R [r, width] with orthonormal rows
 
-W is stored as its difference to R, ``source`` = W - R, which starts at zero: a fresh adapter changes nothing, exactly, and every W can be
-reached. R comes from a free matrix V by ``R = L^-1 V`` with the Cholesky factor ``L L^T = V V^T``: the Gram-Schmidt rows of V, unique, so
-that every library gives the same. ``orthogonal=False`` leaves V as it is: DiReFT (section 3.2), and NoReFT, which are one form here.
+W is stored as its difference to R, ``source`` = W - R, which starts at zero: a fresh adapter changes nothing,
+exactly, and every W can be reached. R comes from a free matrix V by ``R = L^-1 V`` with the Cholesky factor
+``L L^T = V V^T``: the Gram-Schmidt rows of V, unique, so that every library gives the same.
+``orthogonal=False`` leaves V as it is: DiReFT (section 3.2), and NoReFT, which are one form here.
 
-``positions`` chooses a prompt's first and last positions (section 4), by :mod:`~.acting`: padding is not counted, of a training row the
-prompt is what stands before the first label, and what is generated is left alone.
+``positions`` chooses a prompt's first and last positions (section 4), by :mod:`~.acting`: padding is not
+counted, of a training row the prompt is what stands before the first label, and what is generated is left
+alone.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True, kw_only=True)
 class LoReFT(SiteConfig):
-    """The hyper-parameters of LoReFT; ``targets`` as in :class:`~.forms.blocks.BlockConfig`. A site narrower than r has its width.
+    """The hyper-parameters of LoReFT; ``targets`` as in :class:`~.forms.blocks.BlockConfig`. A site narrower
+    than r has its width.
 
     ``positions``: ``all``, or how many of a prompt's first and last: ``f3``, ``l1``, ``f3+l1``.
 
@@ -69,7 +73,12 @@ def _init(cfg: LoReFT, site: Site, rng: np.random.Generator) -> dict[str, np.nda
     shapes = _shapes(cfg, site)
     V = rng.normal(size=shapes["rotation"])
     made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    return {**made, "rotation": (orthonormal(V) if cfg.orthogonal else V / math.sqrt(site.out_features)).astype(np.float32)}
+    return {
+        **made,
+        "rotation": (orthonormal(V) if cfg.orthogonal else V / math.sqrt(site.out_features)).astype(
+            np.float32
+        ),
+    }
 
 
 def orthonormal(V: Array) -> Array:
@@ -90,17 +99,25 @@ def _normal_form(cfg: LoReFT, params: Params, site: Site) -> BlockForm:
     return BlockForm(down=Dense(params["source"]), up=Dense(R.T), down_bias=params["bias"])
 
 
-loreft = METHODS.register(Method(
-    name="loreft",
-    summary="a change of hidden states within a learned subspace; DiReFT by orthogonal=False",
-    paper="https://arxiv.org/abs/2404.03592",
-    formula="h + R^T (W h + b - R h), R R^T = I",
-    kind="activation",
-    config=LoReFT,
-    traits=replace(TRAITS, positional=True),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(LoReFT(r=1), LoReFT(r=3), LoReFT(r=2, orthogonal=False), LoReFT(r=5, dropout=0.1),
-              LoReFT(r=3, positions="f2+l1"), LoReFT(r=2, positions="l2")),
-))
+loreft = METHODS.register(
+    Method(
+        name="loreft",
+        summary="a change of hidden states within a learned subspace; DiReFT by orthogonal=False",
+        paper="https://arxiv.org/abs/2404.03592",
+        formula="h + R^T (W h + b - R h), R R^T = I",
+        kind="activation",
+        config=LoReFT,
+        traits=replace(TRAITS, positional=True),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            LoReFT(r=1),
+            LoReFT(r=3),
+            LoReFT(r=2, orthogonal=False),
+            LoReFT(r=5, dropout=0.1),
+            LoReFT(r=3, positions="f2+l1"),
+            LoReFT(r=2, positions="l2"),
+        ),
+    )
+)

@@ -1,9 +1,11 @@
-"""MiSS, which was Bone: one trained block of rows, shared by all blocks of the input (Kang et al. 2024, arXiv 2409.15371).
+"""MiSS, which was Bone: one trained block of rows, shared by all blocks of the input (Kang et al. 2024, arXiv
+2409.15371).
 
     y' = base(x) + sum_blocks(x) M
 
-x is cut into blocks of r (the last one filled up with zeros) and the blocks are added; M is ``[r, out]``. See :mod:`.miss_mini` for a
-smaller M, and :mod:`.bat` for the variant that reads the weight: to PEFT they are one type.
+x is cut into blocks of r (the last one filled up with zeros) and the blocks are added; M is ``[r, out]``. See
+:mod:`.miss_mini` for a smaller M, and :mod:`.bat` for the variant that reads the weight: to PEFT they are one
+type.
 """
 
 from __future__ import annotations
@@ -47,8 +49,11 @@ def with_known_widths(site: Site) -> Site:
         Unsupported: they are not.
     """
     if not (site.in_features and site.out_features):
-        raise Unsupported("the width of this layer is not known: the adapter's tensors do not say it", where=site.path,
-                          remedy="attach the adapter to its base and save it from there")
+        raise Unsupported(
+            "the width of this layer is not known: the adapter's tensors do not say it",
+            where=site.path,
+            remedy="attach the adapter to its base and save it from there",
+        )
     return site
 
 
@@ -64,29 +69,35 @@ def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_miss(config: Mapping[str, Any], variant: str | None) -> bool:
-    """Whether a PEFT config is of MiSS, or of Bone as it was called, in a variant; other values of ``init_weights`` say how M began."""
+    """Whether a PEFT config is of MiSS, or of Bone as it was called, in a variant; other values of
+    ``init_weights`` say how M began.
+    """
     init = config.get("init_weights")
-    return config.get("peft_type") in ("MISS", "BONE") and (init if init in ("bat", "mini") else None) == variant
+    return (
+        config.get("peft_type") in ("MISS", "BONE") and (init if init in ("bat", "mini") else None) == variant
+    )
 
 
-miss = METHODS.register(Method(
-    name="miss",
-    summary="one trained block of rows shared by all blocks of the input",
-    paper="https://arxiv.org/abs/2409.15371",
-    formula="y' = W x + b + M sum_blocks(x)",
-    config=MiSS,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
-    shapes=_shapes,
-    init=zeros(_shapes),
-    normal_form=_normal_form,
-    examples=(MiSS(r=2), MiSS(r=5, dropout=0.1)),
-    peft=PeftForm(
-        peft_type="MISS",
-        suffixes={"miss_block": "miss_block"},
-        to_config=to_peft,
-        from_config=lambda config: MiSS(**from_peft(config)),
-        features=lambda params: (None, params["miss_block"].shape[1]),
-        matches=lambda config: is_miss(config, None),
-        aliases={"bone_block": "miss_block"},
-    ),
-))
+miss = METHODS.register(
+    Method(
+        name="miss",
+        summary="one trained block of rows shared by all blocks of the input",
+        paper="https://arxiv.org/abs/2409.15371",
+        formula="y' = W x + b + M sum_blocks(x)",
+        config=MiSS,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+        shapes=_shapes,
+        init=zeros(_shapes),
+        normal_form=_normal_form,
+        examples=(MiSS(r=2), MiSS(r=5, dropout=0.1)),
+        peft=PeftForm(
+            peft_type="MISS",
+            suffixes={"miss_block": "miss_block"},
+            to_config=to_peft,
+            from_config=lambda config: MiSS(**from_peft(config)),
+            features=lambda params: (None, params["miss_block"].shape[1]),
+            matches=lambda config: is_miss(config, None),
+            aliases={"bone_block": "miss_block"},
+        ),
+    )
+)

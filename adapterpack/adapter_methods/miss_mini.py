@@ -1,9 +1,10 @@
-"""MiSS mini: a block of MiSS that is repeated over the outputs (Kang et al. 2024, arXiv 2409.15371; PEFT's ``init_weights="mini"``).
+"""MiSS mini: a block of MiSS that is repeated over the outputs (Kang et al. 2024, arXiv 2409.15371; PEFT's
+``init_weights="mini"``).
 
     y' = base(x) + repeat(sum_blocks(x) M)
 
-M is ``[r, mini_r]``; what it gives is repeated until all outputs have something (cut off where mini_r does not divide them, which PEFT
-refuses).
+M is ``[r, mini_r]``; what it gives is repeated until all outputs have something (cut off where mini_r does
+not divide them, which PEFT refuses).
 """
 
 from __future__ import annotations
@@ -49,32 +50,38 @@ def _init(cfg: MiSSMini, site: Site, rng: np.random.Generator) -> dict[str, np.n
 
 def _normal_form(cfg: MiSSMini, params: Params, site: Site) -> NormalForm:
     block, out = params["miss_block"], with_known_widths(site).out_features
-    return NormalForm(down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block))
+    return NormalForm(
+        down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block)
+    )
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {**to_peft(sites), "mini_r": next(iter(sites.values())).mini_r, "init_weights": "mini"}
 
 
-miss_mini = METHODS.register(Method(
-    name="miss_mini",
-    summary="MiSS with a block that is repeated over the outputs",
-    paper="https://arxiv.org/abs/2409.15371",
-    formula="y' = W x + b + repeat(M sum_blocks(x))",
-    config=MiSSMini,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
-    storage=Storage(makes=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features)),
-    peft=PeftForm(
-        peft_type="MISS",
-        suffixes={"miss_block": "miss_block"},
-        to_config=_to_peft,
-        from_config=lambda config: MiSSMini(**from_peft(config), mini_r=config.get("mini_r", 1)),
-        features=lambda params: (None, None),
-        matches=lambda config: is_miss(config, "mini"),
-        aliases={"bone_block": "miss_block"},
-    ),
-))
+miss_mini = METHODS.register(
+    Method(
+        name="miss_mini",
+        summary="MiSS with a block that is repeated over the outputs",
+        paper="https://arxiv.org/abs/2409.15371",
+        formula="y' = W x + b + repeat(M sum_blocks(x))",
+        config=MiSSMini,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
+        storage=Storage(
+            makes=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features)
+        ),
+        peft=PeftForm(
+            peft_type="MISS",
+            suffixes={"miss_block": "miss_block"},
+            to_config=_to_peft,
+            from_config=lambda config: MiSSMini(**from_peft(config), mini_r=config.get("mini_r", 1)),
+            features=lambda params: (None, None),
+            matches=lambda config: is_miss(config, "mini"),
+            aliases={"bone_block": "miss_block"},
+        ),
+    )
+)

@@ -1,11 +1,13 @@
-"""MoRA: one square matrix in place of LoRA's two, for a change of high rank (Jiang et al. 2024, arXiv 2405.12130, section 4).
+"""MoRA: one square matrix in place of LoRA's two, for a change of high rank (Jiang et al. 2024, arXiv
+2405.12130, section 4).
 
     y' = base(x) + widen(M narrow(x))
 
-M is ``[n, n]`` with about as many numbers as a LoRA of rank r: ``n = round(sqrt(r (in + out)))``. What goes in is repeated until n divides
-its length, and cut into blocks of n. ``sharing`` adds the blocks (equation 6); ``rope`` turns block number b by b times the angles of
-rotary embeddings and sends each through M, one behind the other (equation 9; n is even there). What comes out is repeated, or cut off,
-until it is as long as the output. No scale.
+M is ``[n, n]`` with about as many numbers as a LoRA of rank r: ``n = round(sqrt(r (in + out)))``. What goes
+in is repeated until n divides its length, and cut into blocks of n. ``sharing`` adds the blocks (equation 6);
+``rope`` turns block number b by b times the angles of rotary embeddings and sends each through M, one behind
+the other (equation 9; n is even there). What comes out is repeated, or cut off, until it is as long as the
+output. No scale.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class MoRA(RankConfig):
-    """The hyper-parameters of MoRA: ``r`` is the rank of the LoRA of the same size; ``form`` is ``rope`` or ``sharing``.
+    """The hyper-parameters of MoRA: ``r`` is the rank of the LoRA of the same size; ``form`` is ``rope`` or
+    ``sharing``.
 
     Example:
         >>> MoRA(r=8).form
@@ -89,16 +92,18 @@ def _turned(M: Array, cos: Array, sin: Array) -> Array:
     return M[None] * cos[:, None, :] + crossed[None] * sin[:, None, :]
 
 
-mora = METHODS.register(Method(
-    name="mora",
-    summary="one square matrix in place of LoRA's two: a change of high rank",
-    paper="https://arxiv.org/abs/2405.12130",
-    formula="y' = W x + b + widen(M narrow(x)),  M square",
-    config=MoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=_shapes,
-    init=zeros(_shapes),
-    normal_form=_normal_form,
-    examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
-    storage=Storage(constants=_constants, makes=_makes),
-))
+mora = METHODS.register(
+    Method(
+        name="mora",
+        summary="one square matrix in place of LoRA's two: a change of high rank",
+        paper="https://arxiv.org/abs/2405.12130",
+        formula="y' = W x + b + widen(M narrow(x)),  M square",
+        config=MoRA,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        shapes=_shapes,
+        init=zeros(_shapes),
+        normal_form=_normal_form,
+        examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
+        storage=Storage(constants=_constants, makes=_makes),
+    )
+)

@@ -1,6 +1,7 @@
-"""Multitask prompt tuning: one prompt that tasks share, times a low-rank matrix of each (Wang et al. 2023, arXiv 2303.02861, section 3.2).
+"""Multitask prompt tuning: one prompt that tasks share, times a low-rank matrix of each (Wang et al. 2023,
+arXiv 2303.02861, section 3.2).
 
-    P_t = P * (u_t v_t),   P [n, in],   u [tasks, n, r],   v [tasks, r, in]
+P_t = P * (u_t v_t),   P [n, in],   u [tasks, n, r],   v [tasks, r, in]
 """
 
 from __future__ import annotations
@@ -40,12 +41,17 @@ class MultitaskPromptTuning(PromptTuning):
         require_whole("num_ranks", self.num_ranks)
         require_whole("default_task", self.default_task, 0)
         if self.default_task >= self.num_tasks:
-            raise ValueError(f"task {self.default_task} is none of {self.num_tasks}, which are counted from 0")
+            raise ValueError(
+                f"task {self.default_task} is none of {self.num_tasks}, which are counted from 0"
+            )
 
 
 def _shapes(cfg: MultitaskPromptTuning, site: Site) -> dict[str, tuple[int, ...]]:
-    return {STORED: (cfg.num_virtual_tokens, site.in_features), _COLS: (cfg.num_tasks, cfg.num_virtual_tokens, cfg.num_ranks),
-            _ROWS: (cfg.num_tasks, cfg.num_ranks, site.in_features)}
+    return {
+        STORED: (cfg.num_virtual_tokens, site.in_features),
+        _COLS: (cfg.num_tasks, cfg.num_virtual_tokens, cfg.num_ranks),
+        _ROWS: (cfg.num_tasks, cfg.num_ranks, site.in_features),
+    }
 
 
 def _init(cfg: MultitaskPromptTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -59,27 +65,43 @@ def _normal_form(cfg: MultitaskPromptTuning, params: Params, site: Site) -> Prom
 
 
 def _to_peft(cfg: MultitaskPromptTuning) -> dict[str, Any]:
-    return {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None, "tokenizer_name_or_path": None, "tokenizer_kwargs": None,
-            "prompt_tuning_init_state_dict_path": None, "prompt_tuning_init_task": 0, "num_ranks": cfg.num_ranks,
-            "num_tasks": cfg.num_tasks}
+    return {
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "tokenizer_name_or_path": None,
+        "tokenizer_kwargs": None,
+        "prompt_tuning_init_state_dict_path": None,
+        "prompt_tuning_init_task": 0,
+        "num_ranks": cfg.num_ranks,
+        "num_tasks": cfg.num_tasks,
+    }
 
 
 def _from_peft(config: Mapping[str, Any]) -> MultitaskPromptTuning:
-    return MultitaskPromptTuning(**embedding_fields(config), num_ranks=config.get("num_ranks", 1), num_tasks=config.get("num_tasks", 1))
+    return MultitaskPromptTuning(
+        **embedding_fields(config), num_ranks=config.get("num_ranks", 1), num_tasks=config.get("num_tasks", 1)
+    )
 
 
-multitask_prompt_tuning = METHODS.register(Method(
-    name="multitask_prompt_tuning",
-    summary="a prompt that tasks share, times a low-rank matrix of each task",
-    paper="https://arxiv.org/abs/2303.02861",
-    formula="P_t = P * (u_t v_t) before the first token",
-    kind="prompt",
-    config=MultitaskPromptTuning,
-    traits=traits(),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(MultitaskPromptTuning(num_virtual_tokens=3), MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2)),
-    storage=Storage(makes=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features),
-    peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS))._replace(task="default_task"),
-))
+multitask_prompt_tuning = METHODS.register(
+    Method(
+        name="multitask_prompt_tuning",
+        summary="a prompt that tasks share, times a low-rank matrix of each task",
+        paper="https://arxiv.org/abs/2303.02861",
+        formula="P_t = P * (u_t v_t) before the first token",
+        kind="prompt",
+        config=MultitaskPromptTuning,
+        traits=traits(),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            MultitaskPromptTuning(num_virtual_tokens=3),
+            MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2),
+        ),
+        storage=Storage(makes=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features),
+        peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS))._replace(
+            task="default_task"
+        ),
+    )
+)

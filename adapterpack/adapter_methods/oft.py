@@ -1,10 +1,12 @@
-"""OFT: the inputs of a layer are turned, block by block (Qiu et al. 2023, arXiv 2306.07280, section 3; Liu et al. 2025, arXiv 2506.19847).
+"""OFT: the inputs of a layer are turned, block by block (Qiu et al. 2023, arXiv 2306.07280, section 3; Liu et
+al. 2025, arXiv 2506.19847).
 
     y' = W (R x) + b,   R = diag(R_1, ..., R_r),   R_i = (I - Q_i)^-1 (I + Q_i)
 
-Q_i is skew-symmetric; its upper triangle, row by row, is a row of ``oft_R`` ``[r, b (b - 1) / 2]``, of ``[1, ...]`` where all blocks share
-one. With ``use_cayley_neumann`` the inverse is a short series, and R is a rotation only nearly. PEFT defines the series for -Q; so do we.
-With ``coft`` every Q_i is scaled back to a Frobenius norm of at most ``eps / sqrt(r)``.
+Q_i is skew-symmetric; its upper triangle, row by row, is a row of ``oft_R`` ``[r, b (b - 1) / 2]``, of ``[1,
+...]`` where all blocks share one. With ``use_cayley_neumann`` the inverse is a short series, and R is a
+rotation only nearly. PEFT defines the series for -Q; so do we. With ``coft`` every Q_i is scaled back to a
+Frobenius norm of at most ``eps / sqrt(r)``.
 """
 
 from __future__ import annotations
@@ -78,7 +80,12 @@ def _makes(cfg: OFT, site: Site) -> int:
 
 def _normal_form(cfg: OFT, params: Params, site: Site) -> NormalForm:
     values, size = params["oft_R"], block_size(site.in_features, cfg.block_size, cfg.r)
-    generator = skew(within(values, cfg.eps / math.sqrt(values.shape[0])) if cfg.coft else values, params["triangle"], params["sign"], size)
+    generator = skew(
+        within(values, cfg.eps / math.sqrt(values.shape[0])) if cfg.coft else values,
+        params["triangle"],
+        params["sign"],
+        size,
+    )
     blocks = cayley(-generator, cfg.num_cayley_neumann_terms) if cfg.use_cayley_neumann else cayley(generator)
     if cfg.block_share:
         blocks = array_namespace(blocks).broadcast_to(blocks, (site.in_features // size, size, size))
@@ -87,7 +94,15 @@ def _normal_form(cfg: OFT, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     OFT,
-    {"block_size": 32, "r": 0, "block_share": False, "coft": False, "eps": 6e-5, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5},
+    {
+        "block_size": 32,
+        "r": 0,
+        "block_share": False,
+        "coft": False,
+        "eps": 6e-5,
+        "use_cayley_neumann": True,
+        "num_cayley_neumann_terms": 5,
+    },
     {"module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_weights": True},
     renamed={"block_size": "oft_block_size"},
 )
@@ -109,40 +124,64 @@ def _features(params: Params) -> tuple[int | None, int | None]:
 
 
 def _patches(cfg: OFT, site: Site) -> str:
-    """PEFT turns the patches of the input and adds up what overlaps: with one larger than a point that is no change of the weight."""
+    """PEFT turns the patches of the input and adds up what overlaps: with one larger than a point that is no
+    change of the weight.
+    """
     if site.kernel and set(site.kernel) == {1}:
         return ""
-    return "PEFT runs OFT at a kernel of more than one point as it does not merge it, so what the adapter was trained for is no weight"
+    return (
+        "PEFT runs OFT at a kernel of more than one point as it does not merge it, so what the adapter was "
+        "trained for is no weight"
+    )
 
 
 def _back(params: Params) -> dict[str, np.ndarray]:
     return {"oft_R": -params["oft_R"]}
 
 
-_EMBEDDING = PeftLayer({"oft_R": "oft_embedding_R.weight"}, stored=lambda cfg, site, params: _back(params),
-                       loaded=lambda cfg, params: _back(params))
-"""PEFT turns what an embedding gives as it turns what a linear layer takes: for the table's rows that is the turn back, of -Q."""
+_EMBEDDING = PeftLayer(
+    {"oft_R": "oft_embedding_R.weight"},
+    stored=lambda cfg, site, params: _back(params),
+    loaded=lambda cfg, params: _back(params),
+)
+"""PEFT turns what an embedding gives as it turns what a linear layer takes: for the table's rows that is the
+turn back, of -Q.
+"""
 
-oft = METHODS.register(Method(
-    name="oft",
-    summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
-    paper="https://arxiv.org/abs/2306.07280",
-    formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
-    config=OFT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, min_features=(1, 2),
-                  layers=(*WEIGHTS, "table")),
-    shapes=_shapes,
-    init=zeros(_shapes),
-    normal_form=_normal_form,
-    examples=(OFT(), OFT(block_size=3), OFT(r=2, use_cayley_neumann=True), OFT(block_size=4, block_share=True),
-              OFT(block_size=3, coft=True, eps=0.4), OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3)),
-    storage=Storage(constants=_constants, makes=_makes),
-    peft=PeftForm(
-        peft_type="OFT",
-        suffixes={"oft_R": "oft_R.weight"},
-        layers={"conv": PeftLayer(limit=_patches), "table": _EMBEDDING},
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=_features,
-    ),
-))
+oft = METHODS.register(
+    Method(
+        name="oft",
+        summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
+        paper="https://arxiv.org/abs/2306.07280",
+        formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
+        config=OFT,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            min_features=(1, 2),
+            layers=(*WEIGHTS, "table"),
+        ),
+        shapes=_shapes,
+        init=zeros(_shapes),
+        normal_form=_normal_form,
+        examples=(
+            OFT(),
+            OFT(block_size=3),
+            OFT(r=2, use_cayley_neumann=True),
+            OFT(block_size=4, block_share=True),
+            OFT(block_size=3, coft=True, eps=0.4),
+            OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3),
+        ),
+        storage=Storage(constants=_constants, makes=_makes),
+        peft=PeftForm(
+            peft_type="OFT",
+            suffixes={"oft_R": "oft_R.weight"},
+            layers={"conv": PeftLayer(limit=_patches), "table": _EMBEDDING},
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=_features,
+        ),
+    )
+)

@@ -1,11 +1,13 @@
-"""OSF: the smallest singular directions of a weight are trained, within the space that the largest leave (arXiv 2504.07097, section 3).
+"""OSF: the smallest singular directions of a weight are trained, within the space that the largest leave
+(arXiv 2504.07097, section 3).
 
     W' = W - U_0 S_0 V_0 + U S V,   W = U_high S_high V_high + U_0 S_0 V_0
 
-U ``[out, k]``, S ``[k]`` and V ``[k, in]`` begin as U_0, S_0 and V_0, the directions of the k smallest singular values; ``effective_rank``
-is how many are kept, as a number or a share of the smaller width, half of it by default. Gradients of U and V are projected off U_high and
-V_high, as in PEFT. U_0 S_0 V_0 is computed anew from the weight wherever the adapter goes, in float32: as a product it does not depend on
-the signs that a library chooses, only on a gap between the singular values on both sides of the cut.
+U ``[out, k]``, S ``[k]`` and V ``[k, in]`` begin as U_0, S_0 and V_0, the directions of the k smallest
+singular values; ``effective_rank`` is how many are kept, as a number or a share of the smaller width, half of
+it by default. Gradients of U and V are projected off U_high and V_high, as in PEFT. U_0 S_0 V_0 is computed
+anew from the weight wherever the adapter goes, in float32: as a product it does not depend on the signs that
+a library chooses, only on a gap between the singular values on both sides of the cut.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class OSF(SiteConfig):
-    """The hyper-parameters of OSF: a number of kept directions, or a share of them below 1. ``rank_pattern`` says it by site.
+    """The hyper-parameters of OSF: a number of kept directions, or a share of them below 1. ``rank_pattern``
+    says it by site.
 
     Example:
         >>> OSF(effective_rank=0.75, rank_pattern={"v_proj": 16}).at("layers.0.v_proj").effective_rank
@@ -43,7 +46,9 @@ class OSF(SiteConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "effective_rank", _share_or_number(self.effective_rank))
-        object.__setattr__(self, "rank_pattern", {name: _share_or_number(value) for name, value in self.rank_pattern.items()})
+        object.__setattr__(
+            self, "rank_pattern", {name: _share_or_number(value) for name, value in self.rank_pattern.items()}
+        )
 
     def at(self, path: str) -> OSF:
         """The config at one site: patterns are looked up by the literal path or its last components."""
@@ -88,7 +93,10 @@ def _normal_form(cfg: OSF, params: Params, site: Site) -> NormalForm:
     xp = array_namespace(U, V)
     scaled, start = U * params["osf_S"], params["U_0"] * params["S_0"]
     # (U S) V - (U_0 S_0) V_0, in two differences: nothing is left of them at the start, not even a rounding.
-    return NormalForm(down=Dense(xp.concat([V, V - params["V_0"]], axis=0)), up=Dense(xp.concat([scaled - start, start], axis=1)))
+    return NormalForm(
+        down=Dense(xp.concat([V, V - params["V_0"]], axis=0)),
+        up=Dense(xp.concat([scaled - start, start], axis=1)),
+    )
 
 
 def _apart(trained: Array, kept: Array) -> Array:
@@ -101,9 +109,17 @@ def _apart(trained: Array, kept: Array) -> Array:
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    default, others = default_and_pattern({path: cfg.effective_rank for path, cfg in sites.items()}, anchored=True)
-    pattern = {f"^{re.escape(path.removeprefix('^'))}$": value for path, value in others.items()}  # PEFT searches for it anywhere
-    return {"effective_rank": default, "rank_pattern": pattern, "init_weights": True, "target_svd_config": None}
+    default, others = default_and_pattern(
+        {path: cfg.effective_rank for path, cfg in sites.items()}, anchored=True
+    )
+    # PEFT searches for it anywhere
+    pattern = {f"^{re.escape(path.removeprefix('^'))}$": value for path, value in others.items()}
+    return {
+        "effective_rank": default,
+        "rank_pattern": pattern,
+        "init_weights": True,
+        "target_svd_config": None,
+    }
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
@@ -117,26 +133,39 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     return content._replace(config=replace(content.config, rank_pattern=found))
 
 
-osf = METHODS.register(Method(
-    name="osf",
-    summary="the smallest singular directions of a weight are trained, apart from the largest",
-    paper="https://arxiv.org/abs/2504.07097",
-    formula="W' = W - U_0 S_0 V_0 + U S V,  U_0 S_0 V_0 the smallest terms of W",
-    config=OSF,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, layers=WEIGHTS),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(OSF(), OSF(effective_rank=0.25)),
-    storage=Storage(constants=_parts, makes=lambda cfg, site: min(site.out_features, site.in_features)
-                    * (site.out_features + site.in_features + 1)),
-    peft=PeftForm(
-        peft_type="OSF",
-        suffixes={f"osf_{name}": f"osf_svd_params.{name}_low" for name in ("U", "S", "V")},
-        to_config=_to_peft,
-        from_config=lambda config: OSF(effective_rank=config.get("effective_rank")),
-        features=lambda params: (params["osf_V"].shape[1], params["osf_U"].shape[0]),
-        from_peft_file=_from_peft_file,
-        peft_supports=lambda cfg, site: _kept(cfg, site) > 0,
-    ),
-))
+osf = METHODS.register(
+    Method(
+        name="osf",
+        summary="the smallest singular directions of a weight are trained, apart from the largest",
+        paper="https://arxiv.org/abs/2504.07097",
+        formula="W' = W - U_0 S_0 V_0 + U S V,  U_0 S_0 V_0 the smallest terms of W",
+        config=OSF,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            layers=WEIGHTS,
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(OSF(), OSF(effective_rank=0.25)),
+        storage=Storage(
+            constants=_parts,
+            makes=lambda cfg, site: (
+                min(site.out_features, site.in_features) * (site.out_features + site.in_features + 1)
+            ),
+        ),
+        peft=PeftForm(
+            peft_type="OSF",
+            suffixes={f"osf_{name}": f"osf_svd_params.{name}_low" for name in ("U", "S", "V")},
+            to_config=_to_peft,
+            from_config=lambda config: OSF(effective_rank=config.get("effective_rank")),
+            features=lambda params: (params["osf_V"].shape[1], params["osf_U"].shape[0]),
+            from_peft_file=_from_peft_file,
+            peft_supports=lambda cfg, site: _kept(cfg, site) > 0,
+        ),
+    )
+)

@@ -1,6 +1,8 @@
-"""P-tuning: embeddings before the first token, made by a small network (Liu et al. 2021, arXiv 2103.10385, section 3.2).
+"""P-tuning: embeddings before the first token, made by a small network (Liu et al. 2021, arXiv 2103.10385,
+section 3.2).
 
-    P = f(E),   E [n, in];   f: three linear layers with ReLU between, or a bidirectional LSTM and two linear layers
+    P = f(E),   E [n, in];   f: three linear layers with ReLU between, or a bidirectional LSTM and two linear
+    layers
 
 Only the product is packed: the network has done its work when training ends.
 """
@@ -28,7 +30,8 @@ _MOST_LAYERS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class PTuning(EmbeddingConfig):
-    """``encoder``: ``mlp`` or ``lstm`` of ``encoder_layers``; ``encoder_hidden`` is its width (0: the model's own).
+    """``encoder``: ``mlp`` or ``lstm`` of ``encoder_layers``; ``encoder_hidden`` is its width (0: the model's
+    own).
 
     ``baked`` says that the network is gone and the embeddings themselves are stored.
 
@@ -58,8 +61,12 @@ def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[tuple[int, ...], int]]:
         for layer in range(cfg.encoder_layers):
             entering = width if layer == 0 else 2 * hidden
             for side in ("", "_reverse"):
-                for kind, shape in (("weight_ih", (4 * hidden, entering)), ("weight_hh", (4 * hidden, hidden)),
-                                    ("bias_ih", (4 * hidden,)), ("bias_hh", (4 * hidden,))):
+                for kind, shape in (
+                    ("weight_ih", (4 * hidden, entering)),
+                    ("weight_hh", (4 * hidden, hidden)),
+                    ("bias_ih", (4 * hidden,)),
+                    ("bias_hh", (4 * hidden,)),
+                ):
                     layers[f"lstm_{kind}_l{layer}{side}"] = shape, hidden
         sizes = [(2 * hidden, 2 * hidden), (width, 2 * hidden)]
     else:
@@ -76,7 +83,10 @@ def _shapes(cfg: PTuning, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _init(cfg: PTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     start = rng.normal(size=(cfg.num_virtual_tokens, site.in_features)).astype(np.float32)
-    return {STORED: start, **{name: uniform(rng, fan_in, shape) for name, (shape, fan_in) in _layers(cfg, site).items()}}
+    return {
+        STORED: start,
+        **{name: uniform(rng, fan_in, shape) for name, (shape, fan_in) in _layers(cfg, site).items()},
+    }
 
 
 def _normal_form(cfg: PTuning, params: Params, site: Site) -> PromptForm:
@@ -92,7 +102,9 @@ def _normal_form(cfg: PTuning, params: Params, site: Site) -> PromptForm:
 
 
 def _both_ways(x: Array, params: Params, layer: str) -> Array:
-    """One bidirectional LSTM layer, both directions at once, gates in torch's order i, f, g, o: ``[n, in]`` to ``[n, 2 hidden]``."""
+    """One bidirectional LSTM layer, both directions at once, gates in torch's order i, f, g, o: ``[n, in]``
+    to ``[n, 2 hidden]``.
+    """
     xp = array_namespace(x)
 
     def both(kind: str) -> Array:
@@ -101,7 +113,8 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
     turn, bias = both("weight_hh"), both("bias_ih") + both("bias_hh")
     hidden = turn.shape[2]
     ones = xp.ones_like(bias[0, :hidden])
-    part = xp.concat([0.5 * ones, 0.5 * ones, ones, 0.5 * ones])  # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: one tanh serves all gates
+    # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: one tanh serves all gates
+    part = xp.concat([0.5 * ones, 0.5 * ones, ones, 0.5 * ones])
     ways = xp.stack([x, xp.flip(x, axis=0)])
     entering = part * (ways @ xp.matrix_transpose(both("weight_ih")) + bias[:, None, :])
     turn = part[:, None] * turn
@@ -122,28 +135,44 @@ def _to_stored(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[
 
 
 def _to_peft(cfg: PTuning) -> dict[str, Any]:
-    return {"encoder_reparameterization_type": cfg.encoder.upper(), "encoder_hidden_size": cfg.encoder_hidden or None,
-            "encoder_num_layers": cfg.encoder_layers, "encoder_dropout": 0.0}
+    return {
+        "encoder_reparameterization_type": cfg.encoder.upper(),
+        "encoder_hidden_size": cfg.encoder_hidden or None,
+        "encoder_num_layers": cfg.encoder_layers,
+        "encoder_dropout": 0.0,
+    }
 
 
 def _from_peft(config: Mapping[str, Any]) -> PTuning:
-    return PTuning(**embedding_fields(config), encoder=str(config.get("encoder_reparameterization_type") or "MLP").lower(),
-                   encoder_hidden=config.get("encoder_hidden_size") or 0, encoder_layers=config.get("encoder_num_layers") or 2, baked=True)
+    return PTuning(
+        **embedding_fields(config),
+        encoder=str(config.get("encoder_reparameterization_type") or "MLP").lower(),
+        encoder_hidden=config.get("encoder_hidden_size") or 0,
+        encoder_layers=config.get("encoder_num_layers") or 2,
+        baked=True,
+    )
 
 
-p_tuning = METHODS.register(Method(
-    name="p_tuning",
-    summary="embeddings before the first token, trained through an MLP or an LSTM that is gone afterwards",
-    paper="https://arxiv.org/abs/2103.10385",
-    formula="P = f(E) before the first token,  f an MLP or an LSTM",
-    kind="prompt",
-    config=PTuning,
-    traits=traits(),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(PTuning(num_virtual_tokens=3), PTuning(num_virtual_tokens=4, encoder_hidden=5),
-              PTuning(num_virtual_tokens=3, encoder="lstm", encoder_hidden=5)),
-    storage=Storage(to_stored=_to_stored),
-    peft=peft_form("P_TUNING", _to_peft, _from_peft, parts=True),
-))
+p_tuning = METHODS.register(
+    Method(
+        name="p_tuning",
+        summary=(
+            "embeddings before the first token, trained through an MLP or an LSTM that is gone afterwards"
+        ),
+        paper="https://arxiv.org/abs/2103.10385",
+        formula="P = f(E) before the first token,  f an MLP or an LSTM",
+        kind="prompt",
+        config=PTuning,
+        traits=traits(),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            PTuning(num_virtual_tokens=3),
+            PTuning(num_virtual_tokens=4, encoder_hidden=5),
+            PTuning(num_virtual_tokens=3, encoder="lstm", encoder_hidden=5),
+        ),
+        storage=Storage(to_stored=_to_stored),
+        peft=peft_form("P_TUNING", _to_peft, _from_peft, parts=True),
+    )
+)

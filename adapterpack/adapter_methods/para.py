@@ -1,8 +1,10 @@
-"""PaRa: a subspace of the outputs is taken out of the weight, and nothing put there (Chen et al. 2024, arXiv 2406.05641; DEFT's P alone).
+"""PaRa: a subspace of the outputs is taken out of the weight, and nothing put there (Chen et al. 2024, arXiv
+2406.05641; DEFT's P alone).
 
     W' = W - Q Z^T W
 
-P ``[out, r]`` is trained; Q and Z are made of it as in DEFT. A fresh adapter already takes something away. In PEFT it is DEFT's ``para``.
+P ``[out, r]`` is trained; Q and Z are made of it as in DEFT. A fresh adapter already takes something away. In
+PEFT it is DEFT's ``para``.
 """
 
 from __future__ import annotations
@@ -55,32 +57,46 @@ def _normal_form(cfg: PaRa, params: Params, site: Site) -> NormalForm:
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: PaRa = next(iter(sites.values()))
-    return {"r": first.r, "alpha": None, "deft_dropout": first.dropout, "decomposition_method": first.decomposition_method, "para": True,
-            "init_scale": 1.0, "init_weights": True, "fan_in_fan_out": False, "bias": "none"}
+    return {
+        "r": first.r,
+        "alpha": None,
+        "deft_dropout": first.dropout,
+        "decomposition_method": first.decomposition_method,
+        "para": True,
+        "init_scale": 1.0,
+        "init_weights": True,
+        "fan_in_fan_out": False,
+        "bias": "none",
+    }
 
 
 def _form(of_deft: PeftForm) -> PeftForm:
     return of_deft._replace(
         suffixes={"deft_P": "deft_P"},
         to_config=_to_peft,
-        from_config=lambda config: PaRa(r=config.get("r", 8), dropout=config.get("deft_dropout", 0.0),
-                                        decomposition_method=config.get("decomposition_method", "relu")),
+        from_config=lambda config: PaRa(
+            r=config.get("r", 8),
+            dropout=config.get("deft_dropout", 0.0),
+            decomposition_method=config.get("decomposition_method", "relu"),
+        ),
         features=lambda params: (None, params["deft_P"].shape[0]),
         matches=lambda config: config.get("peft_type") == of_deft.peft_type and config.get("para") is True,
     )
 
 
 assert deft.peft is not None  # for the type checker
-para = METHODS.register(deft._replace(
-    name="para",
-    summary="a subspace of the outputs taken out of the weight",
-    paper="https://arxiv.org/abs/2406.05641",
-    formula="W' = W - Q Z^T W",
-    config=PaRa,
-    traits=replace(deft.traits, layers=deft.traits.layers[:2], min_features=(2, 1)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(PaRa(r=2), PaRa(r=3, decomposition_method="qr", dropout=0.1)),
-    peft=_form(deft.peft),
-))
+para = METHODS.register(
+    deft._replace(
+        name="para",
+        summary="a subspace of the outputs taken out of the weight",
+        paper="https://arxiv.org/abs/2406.05641",
+        formula="W' = W - Q Z^T W",
+        config=PaRa,
+        traits=replace(deft.traits, layers=deft.traits.layers[:2], min_features=(2, 1)),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(PaRa(r=2), PaRa(r=3, decomposition_method="qr", dropout=0.1)),
+        peft=_form(deft.peft),
+    )
+)

@@ -1,9 +1,12 @@
-"""PEANuT: a small network that makes the change of a weight out of the weight itself (Zhong et al. 2024, arXiv 2410.01870, section 3).
+"""PEANuT: a small network that makes the change of a weight out of the weight itself (Zhong et al. 2024,
+arXiv 2410.01870, section 3).
 
-    W' = W + s B h^T,   h = f(W^T A^T), then f(h E_i^T) for each encoder, then f(h D_i^T) + (h before encoder depth - i) for each decoder
+    W' = W + s B h^T,   h = f(W^T A^T), then f(h E_i^T) for each encoder, then f(h D_i^T) + (h before encoder
+    depth - i) for each decoder
 
-A is [r, out], B is [out, r], the ``depth`` encoders E and decoders D are [r, r]. h ``[in, r]`` is a function of the frozen weight, so the
-change has rank r, and an adapter is its network: on another weight it makes another change.
+A is [r, out], B is [out, r], the ``depth`` encoders E and decoders D are [r, r]. h ``[in, r]`` is a function
+of the frozen weight, so the change has rank r, and an adapter is its network: on another weight it makes
+another change.
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ class PEANuT(RankConfig):
 
 
 def _shapes(cfg: PEANuT, site: Site) -> dict[str, tuple[int, ...]]:
-    inner = {f"peanut_{part}_{i}": (cfg.r, cfg.r) for part in ("encoder", "decoder") for i in range(cfg.depth)}
+    inner = {
+        f"peanut_{part}_{i}": (cfg.r, cfg.r) for part in ("encoder", "decoder") for i in range(cfg.depth)
+    }
     return {"peanut_A": (cfg.r, site.out_features), "peanut_B": (site.out_features, cfg.r), **inner}
 
 
@@ -91,24 +96,40 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {**written, "act_fn": _THEIRS.get(written["act_fn"], written["act_fn"])}
 
 
-peanut = METHODS.register(Method(
-    name="peanut",
-    summary="a small network makes the change of a weight out of the weight",
-    paper="https://arxiv.org/abs/2410.01870",
-    formula="W' = W + s B f(... f(W^T A^T))^T,  f an activation",
-    config=PEANuT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, layers=WEIGHTS),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(PEANuT(r=3, act_fn="tanh"), PEANuT(r=4, depth=2, act_fn="silu", scaling=2)),
-    storage=Storage(makes=lambda cfg, site: (2 * cfg.depth + 2) * cfg.r * (site.in_features + cfg.r)),
-    peft=PeftForm(
-        peft_type="PEANUT",
-        suffixes={"peanut_A": "peanut_A.weight", "peanut_B": "peanut_B.weight",
-                  **{f"peanut_{part}_{i}": f"peanut_{part}s.{i}.weight" for part in ("encoder", "decoder") for i in range(_DEEPEST)}},
-        to_config=_to_peft,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, params["peanut_B"].shape[0]),
-    ),
-))
+peanut = METHODS.register(
+    Method(
+        name="peanut",
+        summary="a small network makes the change of a weight out of the weight",
+        paper="https://arxiv.org/abs/2410.01870",
+        formula="W' = W + s B f(... f(W^T A^T))^T,  f an activation",
+        config=PEANuT,
+        traits=Traits(
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            layers=WEIGHTS,
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(PEANuT(r=3, act_fn="tanh"), PEANuT(r=4, depth=2, act_fn="silu", scaling=2)),
+        storage=Storage(makes=lambda cfg, site: (2 * cfg.depth + 2) * cfg.r * (site.in_features + cfg.r)),
+        peft=PeftForm(
+            peft_type="PEANUT",
+            suffixes={
+                "peanut_A": "peanut_A.weight",
+                "peanut_B": "peanut_B.weight",
+                **{
+                    f"peanut_{part}_{i}": f"peanut_{part}s.{i}.weight"
+                    for part in ("encoder", "decoder")
+                    for i in range(_DEEPEST)
+                },
+            },
+            to_config=_to_peft,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, params["peanut_B"].shape[0]),
+        ),
+    )
+)

@@ -1,14 +1,18 @@
-"""Polytropon: an inventory of low-rank skills, which every task mixes in its own way (Ponti et al. 2022, arXiv 2202.13914, section 3).
+"""Polytropon: an inventory of low-rank skills, which every task mixes in its own way (Ponti et al. 2022,
+arXiv 2202.13914, section 3).
 
-    y' = base(x) + B_t A_t x / r,   A_t = sum_s w_ts A_s,   B_t = sum_s w_ts B_s,   w_t = sigmoid(Z_t) / sum_s sigmoid(Z_ts)
+    y' = base(x) + B_t A_t x / r,   A_t = sum_s w_ts A_s,   B_t = sum_s w_ts B_s,   w_t = sigmoid(Z_t) / sum_s
+    sigmoid(Z_ts)
 
-With ``n_splits`` above 1 inputs and outputs are cut into so many parts, each of which mixes the skills with weights of its own (Multi-Head
-Routing, Caccia et al. 2022, arXiv 2211.03831). Where a layer's widths are no multiples of it, the largest divisor that does divide them
-takes its place; PEFT refuses such layers. Z begins near zero, A as in LoRA and B at zero.
+With ``n_splits`` above 1 inputs and outputs are cut into so many parts, each of which mixes the skills with
+weights of its own (Multi-Head Routing, Caccia et al. 2022, arXiv 2211.03831). Where a layer's widths are no
+multiples of it, the largest divisor that does divide them takes its place; PEFT refuses such layers. Z begins
+near zero, A as in LoRA and B at zero.
 
-A pack holds the skills and the weights of all tasks, and does one of them, ``default_task``: packs of several tasks are several adapters,
-and may serve the rows of one batch. PEFT takes the tasks with every call, and draws the weights at random while it trains; here the task
-that trains is ``default_task``, with the weights as they are.
+A pack holds the skills and the weights of all tasks, and does one of them, ``default_task``: packs of several
+tasks are several adapters, and may serve the rows of one batch. PEFT takes the tasks with every call, and
+draws the weights at random while it trains; here the task that trains is ``default_task``, with the weights
+as they are.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class Poly(RankConfig):
-    """The hyper-parameters of Poly, under PEFT's names; ``default_task``, counted from 0, is the task that the adapter does.
+    """The hyper-parameters of Poly, under PEFT's names; ``default_task``, counted from 0, is the task that
+    the adapter does.
 
     Example:
         >>> Poly(r=4, n_tasks=3, default_task=2).scale
@@ -63,9 +68,11 @@ class Poly(RankConfig):
 
 def _shapes(cfg: Poly, site: Site) -> dict[str, tuple[int, ...]]:
     splits = math.gcd(cfg.n_splits, site.in_features, site.out_features)
-    return {"poly_lora_A": (splits, cfg.n_skills, site.in_features // splits, cfg.r),
-            "poly_lora_B": (splits, cfg.n_skills, cfg.r, site.out_features // splits),
-            "poly_router": (cfg.n_tasks, splits * cfg.n_skills)}
+    return {
+        "poly_lora_A": (splits, cfg.n_skills, site.in_features // splits, cfg.r),
+        "poly_lora_B": (splits, cfg.n_skills, cfg.r, site.out_features // splits),
+        "poly_router": (cfg.n_tasks, splits * cfg.n_skills),
+    }
 
 
 def _init(cfg: Poly, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -73,13 +80,19 @@ def _init(cfg: Poly, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     splits, skills, narrow, r = shapes["poly_lora_A"]
     A = kaiming(rng, (splits * skills * r, narrow)).reshape(splits, skills, r, narrow).swapaxes(2, 3)
     router = rng.uniform(-1e-3, 1e-3, shapes["poly_router"]).astype(np.float32)
-    return {"poly_lora_A": np.ascontiguousarray(A), "poly_lora_B": np.zeros(shapes["poly_lora_B"], np.float32), "poly_router": router}
+    return {
+        "poly_lora_A": np.ascontiguousarray(A),
+        "poly_lora_B": np.zeros(shapes["poly_lora_B"], np.float32),
+        "poly_router": router,
+    }
 
 
 def _weights(cfg: Poly, params: Params) -> Array:
     """The shares of the skills in the task, ``[splits, skills, 1, 1]``."""
     xp = array_namespace(params["poly_router"])
-    shares = 1 / (1 + xp.exp(-xp.reshape(params["poly_router"][cfg.default_task, :], params["poly_lora_A"].shape[:2])))
+    shares = 1 / (
+        1 + xp.exp(-xp.reshape(params["poly_router"][cfg.default_task, :], params["poly_lora_A"].shape[:2]))
+    )
     return (shares / (xp.sum(shares, axis=-1, keepdims=True) + 1e-12))[:, :, None, None]
 
 
@@ -92,37 +105,53 @@ def _normal_form(cfg: Poly, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(down), up=Dense(cfg.scale * up))
 
 
-_KEYS = PeftKeys(Poly, {"r": 8, "n_tasks": 1, "n_skills": 4, "n_splits": 1}, {"poly_type": "poly", "init_weights": True})
+_KEYS = PeftKeys(
+    Poly, {"r": 8, "n_tasks": 1, "n_skills": 4, "n_splits": 1}, {"poly_type": "poly", "init_weights": True}
+)
 
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
     if (router := config.get("poly_type", "poly")) != "poly":
-        raise Unsupported("this PEFT option is not supported: poly_type", found=repr(router)[:80], expected="poly",
-                          remedy="keep the adapter with the library that made it")
+        raise Unsupported(
+            "this PEFT option is not supported: poly_type",
+            found=repr(router)[:80],
+            expected="poly",
+            remedy="keep the adapter with the library that made it",
+        )
     return _KEYS.from_config(config)
 
 
-poly = METHODS.register(Method(
-    name="poly",
-    summary="low-rank skills that every task mixes in its own way",
-    paper="https://arxiv.org/abs/2202.13914",
-    formula="y' = W x + b + (sum_s w_ts B_s) (sum_s w_ts A_s) x / r",
-    config=Poly,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, layers=LINEAR),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(Poly(r=3, n_tasks=2), Poly(r=2, n_tasks=3, n_skills=2, n_splits=3)),
-    storage=Storage(makes=lambda cfg, site: cfg.n_skills * cfg.r * (site.in_features + site.out_features)),
-    peft=PeftForm(
-        peft_type="POLY",
-        suffixes={"poly_lora_A": "poly_lora_A", "poly_lora_B": "poly_lora_B", "poly_router": "poly_router.module_logits"},
-        to_config=_KEYS.to_config,
-        from_config=_from_peft,
-        features=lambda params: (params["poly_lora_A"].shape[0] * params["poly_lora_A"].shape[2],
-                                 params["poly_lora_B"].shape[0] * params["poly_lora_B"].shape[3]),
-        peft_supports=lambda cfg, site: False,  # it runs with a task in every call only, and merges none
-        task="default_task",
-        not_in_transformers="it gives no task, which every call needs",
-    ),
-))
+poly = METHODS.register(
+    Method(
+        name="poly",
+        summary="low-rank skills that every task mixes in its own way",
+        paper="https://arxiv.org/abs/2202.13914",
+        formula="y' = W x + b + (sum_s w_ts B_s) (sum_s w_ts A_s) x / r",
+        config=Poly,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, layers=LINEAR),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(Poly(r=3, n_tasks=2), Poly(r=2, n_tasks=3, n_skills=2, n_splits=3)),
+        storage=Storage(
+            makes=lambda cfg, site: cfg.n_skills * cfg.r * (site.in_features + site.out_features)
+        ),
+        peft=PeftForm(
+            peft_type="POLY",
+            suffixes={
+                "poly_lora_A": "poly_lora_A",
+                "poly_lora_B": "poly_lora_B",
+                "poly_router": "poly_router.module_logits",
+            },
+            to_config=_KEYS.to_config,
+            from_config=_from_peft,
+            features=lambda params: (
+                params["poly_lora_A"].shape[0] * params["poly_lora_A"].shape[2],
+                params["poly_lora_B"].shape[0] * params["poly_lora_B"].shape[3],
+            ),
+            peft_supports=lambda cfg, site: False,  # it runs with a task in every call only, and merges none
+            task="default_task",
+            not_in_transformers="it gives no task, which every call needs",
+        ),
+    )
+)

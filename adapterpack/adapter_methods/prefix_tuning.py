@@ -1,8 +1,10 @@
-"""Prefix tuning: trained keys and values before those of the first token, in every layer (Li & Liang 2021, arXiv 2101.00190, section 4).
+"""Prefix tuning: trained keys and values before those of the first token, in every layer (Li & Liang 2021,
+arXiv 2101.00190, section 4).
 
     K_l' = [P_l,0; K_l],   V_l' = [P_l,1; V_l],   P [layers, 2, heads, n, head_dim]
 
-With ``projection`` P is made by a small network, ``W2 tanh(W1 E + b1) + b2`` (section 4.3), which is gone once the adapter is packed.
+With ``projection`` P is made by a small network, ``W2 tanh(W1 E + b1) + b2`` (section 4.3), which is gone
+once the adapter is packed.
 """
 
 from __future__ import annotations
@@ -17,19 +19,33 @@ from .core.arrays import array_namespace
 from .core.base import Method, Storage
 from .core.config import require_choice, require_flag, require_whole
 from .core.site import Params, Site
-from .forms.prompt import STORED, PromptForm, as_cache, as_flat, cache_fields, linear, peft_form, prefilled, traits, uniform
+from .forms.prompt import (
+    STORED,
+    PromptForm,
+    as_cache,
+    as_flat,
+    cache_fields,
+    linear,
+    peft_form,
+    prefilled,
+    traits,
+    uniform,
+)
 from .forms.prompt_config import CacheConfig
 from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(CacheConfig):
-    """``init``: ``random`` (normal), ``zero``, or ``text``: what the base makes of the first tokens of ``text``/``token_ids``.
+    """``init``: ``random`` (normal), ``zero``, or ``text``: what the base makes of the first tokens of
+    ``text``/``token_ids``.
 
-    ``projection``: trained through a network of width ``encoder_hidden`` (0: that of the keys); ``baked`` says that it is gone.
+    ``projection``: trained through a network of width ``encoder_hidden`` (0: that of the keys); ``baked``
+    says that it is gone.
 
     Example:
-        >>> PrefixTuning(num_virtual_tokens=8, num_layers=2, num_heads=2, head_dim=4).width(Site("@prompt", 0, 0, "prompt"))
+        >>> PrefixTuning(num_virtual_tokens=8, num_layers=2, num_heads=2, head_dim=4).width(Site("@prompt", 0,
+        ...     0, "prompt"))
         32
     """
 
@@ -45,7 +61,9 @@ class PrefixTuning(CacheConfig):
         require_flag("baked", self.baked)
         require_whole("encoder_hidden", self.encoder_hidden, 0)
         if self.projection and self.init == "text":
-            raise ValueError("a projection cannot be made to give the keys and values of a text: leave out one of them")
+            raise ValueError(
+                "a projection cannot be made to give the keys and values of a text: leave out one of them"
+            )
 
     @property
     def projects(self) -> bool:
@@ -59,8 +77,13 @@ def _shapes(cfg: PrefixTuning, site: Site) -> dict[str, tuple[int, ...]]:
         return {STORED: (cfg.num_virtual_tokens, wide)}
     narrow = heads * head_dim
     hidden = cfg.encoder_hidden or narrow
-    return {STORED: (cfg.num_virtual_tokens, narrow), "down_weight": (hidden, narrow), "down_bias": (hidden,),
-            "up_weight": (wide, hidden), "up_bias": (wide,)}
+    return {
+        STORED: (cfg.num_virtual_tokens, narrow),
+        "down_weight": (hidden, narrow),
+        "down_bias": (hidden,),
+        "up_weight": (wide, hidden),
+        "up_bias": (wide,),
+    }
 
 
 def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -72,8 +95,14 @@ def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, 
         return {STORED: np.zeros(shapes[STORED], np.float32)} if cfg.init == "zero" else first
     for name in ("down", "up"):
         fan_in = shapes[f"{name}_weight"][1]
-        first |= {f"{name}_{leaf}": uniform(rng, fan_in, shapes[f"{name}_{leaf}"]) for leaf in ("weight", "bias")}
-    return {**first, "up_weight": 0 * first["up_weight"], "up_bias": 0 * first["up_bias"]} if cfg.init == "zero" else first
+        first |= {
+            f"{name}_{leaf}": uniform(rng, fan_in, shapes[f"{name}_{leaf}"]) for leaf in ("weight", "bias")
+        }
+    return (
+        {**first, "up_weight": 0 * first["up_weight"], "up_bias": 0 * first["up_bias"]}
+        if cfg.init == "zero"
+        else first
+    )
 
 
 def _normal_form(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
@@ -90,7 +119,9 @@ def _to_stored(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTun
 
 
 def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:
-    """Says that there is no projection: else PEFT would run the stored keys and values through a fresh one."""
+    """Says that there is no projection: else PEFT would run the stored keys and values through a fresh
+    one.
+    """
     return {"prefix_projection": False, "encoder_hidden_size": None, "init_weights": None}
 
 
@@ -99,19 +130,26 @@ def _from_peft(config: Mapping[str, Any]) -> PrefixTuning:
     return PrefixTuning(**cache_fields(config), baked=True)
 
 
-prefix_tuning = METHODS.register(Method(
-    name="prefix_tuning",
-    summary="trained keys and values before those of the first token, in every layer",
-    paper="https://arxiv.org/abs/2101.00190",
-    formula="K' = [P_K; K],  V' = [P_V; V] in every layer",
-    kind="prompt",
-    config=PrefixTuning,
-    traits=traits(),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=1, init="text", token_ids=(5, 3)),
-              PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5)),
-    storage=Storage(makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_stored),
-    peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False, parts=True),
-))
+prefix_tuning = METHODS.register(
+    Method(
+        name="prefix_tuning",
+        summary="trained keys and values before those of the first token, in every layer",
+        paper="https://arxiv.org/abs/2101.00190",
+        formula="K' = [P_K; K],  V' = [P_V; V] in every layer",
+        kind="prompt",
+        config=PrefixTuning,
+        traits=traits(),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            PrefixTuning(num_virtual_tokens=3),
+            PrefixTuning(num_virtual_tokens=1, init="text", token_ids=(5, 3)),
+            PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5),
+        ),
+        storage=Storage(
+            makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_stored
+        ),
+        peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False, parts=True),
+    )
+)

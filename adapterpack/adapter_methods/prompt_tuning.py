@@ -2,7 +2,8 @@
 
     x' = [P; E(x)],   P [n, in]
 
-Section 3.2 compares the inits: embeddings of words of the vocabulary (or of a text about the task) do better than random ones.
+Section 3.2 compares the inits: embeddings of words of the vocabulary (or of a text about the task) do better
+than random ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(EmbeddingConfig):
-    """``init``: ``vocabulary`` (embeddings of random words), ``random`` (uniform in [-0.5, 0.5)), or ``text`` (of ``text``/``token_ids``).
+    """``init``: ``vocabulary`` (embeddings of random words), ``random`` (uniform in [-0.5, 0.5)), or ``text``
+    (of ``text``/``token_ids``).
 
     Example:
         >>> PromptTuning(num_virtual_tokens=8, init="random").scale
@@ -53,7 +55,9 @@ def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
     if cfg.init == "text" and not cfg.token_ids:
         raise ValueError("init: text needs a text, or token_ids")
     words = max(1, site.vocabulary) if isinstance(site, PromptSite) else 1
-    return embedded(site, repeated(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, words, count).tolist())
+    return embedded(
+        site, repeated(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, words, count).tolist()
+    )
 
 
 def _init(cfg: PromptTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -68,21 +72,31 @@ def _from_peft(config: Mapping[str, Any]) -> PromptTuning:
     return PromptTuning(**embedding_fields(config))
 
 
-_PEFT_INIT = {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None, "tokenizer_name_or_path": None, "tokenizer_kwargs": None}
+_PEFT_INIT = {
+    "prompt_tuning_init": "RANDOM",
+    "prompt_tuning_init_text": None,
+    "tokenizer_name_or_path": None,
+    "tokenizer_kwargs": None,
+}
 """PEFT's keys of the init, which it must not run again: it would want a tokenizer by name."""
 
-prompt_tuning = METHODS.register(Method(
-    name="prompt_tuning",
-    summary="trained embeddings before the first token",
-    paper="https://arxiv.org/abs/2104.08691",
-    formula="x' = [P; E(x)]",
-    kind="prompt",
-    config=PromptTuning,
-    traits=traits(),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(PromptTuning(num_virtual_tokens=3), PromptTuning(num_virtual_tokens=1, init="random"),
-              PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7))),
-    peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft, parts=True),
-))
+prompt_tuning = METHODS.register(
+    Method(
+        name="prompt_tuning",
+        summary="trained embeddings before the first token",
+        paper="https://arxiv.org/abs/2104.08691",
+        formula="x' = [P; E(x)]",
+        kind="prompt",
+        config=PromptTuning,
+        traits=traits(),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            PromptTuning(num_virtual_tokens=3),
+            PromptTuning(num_virtual_tokens=1, init="random"),
+            PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7)),
+        ),
+        peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft, parts=True),
+    )
+)

@@ -1,18 +1,23 @@
-"""PSOFT: a rotation in the principal subspace of the frozen weight (Wu et al. 2025, arXiv 2505.11235, section 4).
+"""PSOFT: a rotation in the principal subspace of the frozen weight (Wu et al. 2025, arXiv 2505.11235, section
+4).
 
     y' = base(x) + B (R - I) A x,   W = U S V^T,   B A = the r largest terms of it
 
-R = diag(b) Q diag(a) with a rotation Q of Cayley's map (as in OFT), or a free [r, r] matrix. A = V_r^T and B = U_r S_r; with ``pissa_init``
-both have the square root of S_r. What PEFT calls ``psoft_alpha`` is divided out of A and B again, so that it changes nothing.
+R = diag(b) Q diag(a) with a rotation Q of Cayley's map (as in OFT), or a free [r, r] matrix. A = V_r^T and B
+= U_r S_r; with ``pissa_init`` both have the square root of S_r. What PEFT calls ``psoft_alpha`` is divided
+out of A and B again, so that it changes nothing.
 
-With ``svd="lowrank"`` U_r, S_r and V_r are the estimate of Halko et al. (arXiv 0909.4061, algorithm 5.1) that ``torch.svd_lowrank`` makes
-of ``random_seed`` in ``svd_lowrank_niter`` rounds; torch's generator on a CPU gives the same numbers on every machine.
+With ``svd="lowrank"`` U_r, S_r and V_r are the estimate of Halko et al. (arXiv 0909.4061, algorithm 5.1) that
+``torch.svd_lowrank`` makes of ``random_seed`` in ``svd_lowrank_niter`` rounds; torch's generator on a CPU
+gives the same numbers on every machine.
 
-A and B are computed anew from the weight wherever the adapter goes, in float32. The sign of a pair of singular vectors is free, and R means
-something else with every choice: here each left vector points along a fixed random direction. PEFT takes the signs that its linear algebra
-library happens to give, which differ between CPU and GPU and from library to library (about one pair in six between those of numpy and
-torch), so what a PSOFT file of PEFT means depends on the machine. With the base at hand it is read and written for this one: with s the
-signs of PEFT's vectors in ours, R in its frame is diag(s) R diag(s), and so is the generator of a rotation.
+A and B are computed anew from the weight wherever the adapter goes, in float32. The sign of a pair of
+singular vectors is free, and R means something else with every choice: here each left vector points along a
+fixed random direction. PEFT takes the signs that its linear algebra library happens to give, which differ
+between CPU and GPU and from library to library (about one pair in six between those of numpy and torch), so
+what a PSOFT file of PEFT means depends on the machine. With the base at hand it is read and written for this
+one: with s the signs of PEFT's vectors in ours, R in its frame is diag(s) R diag(s), and so is the generator
+of a rotation.
 """
 
 from __future__ import annotations
@@ -26,7 +31,16 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import LARGEST_WHOLE, OPTIONAL, SiteConfig, is_number, require_choice, require_flag, require_number, require_whole
+from .core.config import (
+    LARGEST_WHOLE,
+    OPTIONAL,
+    SiteConfig,
+    is_number,
+    require_choice,
+    require_flag,
+    require_number,
+    require_whole,
+)
 from .core.operators import Array, Dense
 from .core.orthogonal import MOST_TERMS, cayley, skew, triangle, within
 from .core.peft_form import Estimate, Factorise, PeftForm
@@ -36,12 +50,15 @@ from .core.torch_random import TorchGenerator, svd_lowrank
 from .registry import METHODS
 
 _MOST_ROUNDS = 100
-"""The most rounds of power iteration; each costs four products of the weight with ``r`` columns. PEFT's default is 10."""
+"""The most rounds of power iteration; each costs four products of the weight with ``r`` columns. PEFT's
+default is 10.
+"""
 
 
 @dataclass(frozen=True)
 class PSOFT(SiteConfig):
-    """The hyper-parameters of PSOFT; the rank is at most the smaller width of a layer. ``svd``: "full", or "lowrank" for an estimate.
+    """The hyper-parameters of PSOFT; the rank is at most the smaller width of a layer. ``svd``: "full", or
+    "lowrank" for an estimate.
 
     Example:
         >>> PSOFT(r=16).rank
@@ -71,7 +88,9 @@ class PSOFT(SiteConfig):
         if self.cayley_neumann_eps is not None:
             require_number("cayley_neumann_eps", self.cayley_neumann_eps)
             if not 0 < self.cayley_neumann_eps < 1:
-                raise ValueError(f"cayley_neumann_eps must lie between 0 and 1, not {self.cayley_neumann_eps!r}")
+                raise ValueError(
+                    f"cayley_neumann_eps must lie between 0 and 1, not {self.cayley_neumann_eps!r}"
+                )
         require_choice("svd", self.svd, ("full", "lowrank"))
         require_whole("svd_lowrank_niter", self.svd_lowrank_niter, 0, _MOST_ROUNDS)
         require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
@@ -88,13 +107,18 @@ def _rank(cfg: PSOFT, site: Site) -> int:
 
 def _shapes(cfg: PSOFT, site: Site) -> dict[str, tuple[int, ...]]:
     r = _rank(cfg, site)
-    vectors: dict[str, tuple[int, ...]] = {f"vector_{side}": (r,) for side, there in (("a", cfg.mag_a), ("b", cfg.mag_b)) if there}
+    vectors: dict[str, tuple[int, ...]] = {
+        f"vector_{side}": (r,) for side, there in (("a", cfg.mag_a), ("b", cfg.mag_b)) if there
+    }
     return {"psoft_R": (r * (r - 1) // 2,) if cfg.orth else (r, r), **vectors}
 
 
 def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     made = {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
-    return {**made, "psoft_R": 0 * made["psoft_R"] if cfg.orth else np.eye(_rank(cfg, site), dtype=np.float32)}
+    return {
+        **made,
+        "psoft_R": 0 * made["psoft_R"] if cfg.orth else np.eye(_rank(cfg, site), dtype=np.float32),
+    }
 
 
 def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
@@ -109,7 +133,9 @@ def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
 
 
 def _principal(cfg: PSOFT, site: Site, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U, S and V^T of the weight in float32, at least the first ``r`` vectors, with the signs of numpy's decomposition."""
+    """U, S and V^T of the weight in float32, at least the first ``r`` vectors, with the signs of numpy's
+    decomposition.
+    """
     weight = np.asarray(site.weight, np.float32)
     if cfg.svd == "full":
         U, S, V = np.linalg.svd(weight, full_matrices=False)
@@ -139,15 +165,24 @@ def _rotation(cfg: PSOFT, params: Params) -> Array:
 
 
 _SAME = 1e-4
-"""How far apart two libraries' singular vectors may be: float32 rounds them to about 1e-7 of the first value over the gap to the next."""
+"""How far apart two libraries' singular vectors may be: float32 rounds them to about 1e-7 of the first value
+over the gap to the next.
+"""
 
 
-def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[PSOFT, dict[str, np.ndarray]]:
+def _turned(
+    cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
+) -> tuple[PSOFT, dict[str, np.ndarray]]:
     """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's."""
     r = _rank(cfg, site)
     if r < cfg.r:
-        raise Unsupported("PEFT has no PSOFT at a layer that is narrower than the rank", where=site.path, found=f"r={cfg.r}",
-                          expected=f"at most {r}", remedy="keep the pack as it is")
+        raise Unsupported(
+            "PEFT has no PSOFT at a layer that is narrower than the rank",
+            where=site.path,
+            found=f"r={cfg.r}",
+            expected=f"at most {r}",
+            remedy="keep the pack as it is",
+        )
     estimate = Estimate(r, cfg.svd_lowrank_niter, cfg.random_seed) if cfg.svd == "lowrank" else None
     U, S, V = factorise(np.asarray(site.weight, np.float32), estimate)
     constants = _constants(replace(cfg, ab_svd_init="psoft_init"), site)
@@ -155,9 +190,14 @@ def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise:
     signs = np.where((A * V).sum(1) < 0, np.float32(-1), np.float32(1))
     off = max(float(np.abs(A - signs[:, None] * V).max()), float(np.abs(B - signs * U).max()))
     if not off <= _SAME:
-        raise Unsupported("singular values of this weight are so near to each other that no library says which vectors belong to them, so "
-                          "PEFT's file has no certain meaning", where=site.path, expected=f"vectors within {_SAME:g}", found=f"{off:.2g}",
-                          remedy="merge the adapter with the library that trained it, on the machine that did")
+        raise Unsupported(
+            "singular values of this weight are so near to each other that no library says which vectors "
+            "belong to them, so PEFT's file has no certain meaning",
+            where=site.path,
+            expected=f"vectors within {_SAME:g}",
+            found=f"{off:.2g}",
+            remedy="merge the adapter with the library that trained it, on the machine that did",
+        )
     R = params["psoft_R"]
     both = np.outer(signs, signs).astype(R.dtype)
     return cfg, {**params, "psoft_R": R * (both[np.triu_indices(r, 1)] if cfg.orth else both)}
@@ -165,11 +205,29 @@ def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise:
 
 _KEYS = PeftKeys(
     PSOFT,
-    {"r": 32, "ab_svd_init": "psoft_init", "orth": True, "mag_a": True, "mag_b": True, "use_cayley_neumann": False,
-     "num_cayley_neumann_terms": 5, "cayley_neumann_eps": None, "dropout": 0.0, "svd": "full", "svd_lowrank_niter": 10, "random_seed": 0},
+    {
+        "r": 32,
+        "ab_svd_init": "psoft_init",
+        "orth": True,
+        "mag_a": True,
+        "mag_b": True,
+        "use_cayley_neumann": False,
+        "num_cayley_neumann_terms": 5,
+        "cayley_neumann_eps": None,
+        "dropout": 0.0,
+        "svd": "full",
+        "svd_lowrank_niter": 10,
+        "random_seed": 0,
+    },
     {"fan_in_fan_out": False, "init_weights": True},
-    renamed={"orth": "psoft_orth", "mag_a": "psoft_mag_a", "mag_b": "psoft_mag_b", "dropout": "psoft_dropout", "svd": "psoft_svd",
-             "svd_lowrank_niter": "psoft_svd_lowrank_niter"},
+    renamed={
+        "orth": "psoft_orth",
+        "mag_a": "psoft_mag_a",
+        "mag_b": "psoft_mag_b",
+        "dropout": "psoft_dropout",
+        "svd": "psoft_svd",
+        "svd_lowrank_niter": "psoft_svd_lowrank_niter",
+    },
 )
 
 
@@ -179,34 +237,57 @@ def _to_peft(sites: Mapping[str, PSOFT]) -> dict[str, Any]:
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
     alpha = config.get("psoft_alpha", 32)
-    if not is_number(alpha) or alpha <= 0:  # the root of a negative one is NaN; any other is divided out again
+    # the root of a negative one is NaN; any other is divided out again
+    if not is_number(alpha) or alpha <= 0:
         raise ValueError(f"psoft_alpha must be positive, not {alpha!r}")
     if config.get("psoft_svd") == "lowrank" and config.get("random_seed") is None:
-        raise Unsupported("an older PEFT estimated these singular vectors with random numbers that nothing repeats", expected="random_seed",
-                          found="psoft_svd 'lowrank' without it", remedy="merge it with the PEFT that made it, where that still runs")
+        raise Unsupported(
+            "an older PEFT estimated these singular vectors with random numbers that nothing repeats",
+            expected="random_seed",
+            found="psoft_svd 'lowrank' without it",
+            remedy="merge it with the PEFT that made it, where that still runs",
+        )
     return _KEYS.from_config(config)
 
 
-psoft = METHODS.register(Method(
-    name="psoft",
-    summary="a trained rotation in the principal subspace of the frozen weight",
-    paper="https://arxiv.org/abs/2505.11235",
-    formula="y' = W x + b + U_r S_r (R - I) V_r^T x",
-    config=PSOFT,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True, min_features=(2, 2)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
-              PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9), PSOFT(r=3, svd="lowrank", svd_lowrank_niter=4, random_seed=7)),
-    storage=Storage(constants=_constants),
-    peft=PeftForm(
-        peft_type="PSOFT",
-        suffixes={"psoft_R": "psoft_R.weight", "vector_a": "psoft_R.vector_a", "vector_b": "psoft_R.vector_b"},
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (None, None),
-        to_peft_with_base=_turned,
-        from_peft_with_base=_turned,
-    ),
-))
+psoft = METHODS.register(
+    Method(
+        name="psoft",
+        summary="a trained rotation in the principal subspace of the frozen weight",
+        paper="https://arxiv.org/abs/2505.11235",
+        formula="y' = W x + b + U_r S_r (R - I) V_r^T x",
+        config=PSOFT,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            reads_weight=True,
+            min_features=(2, 2),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            PSOFT(r=3),
+            PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False),
+            PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
+            PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9),
+            PSOFT(r=3, svd="lowrank", svd_lowrank_niter=4, random_seed=7),
+        ),
+        storage=Storage(constants=_constants),
+        peft=PeftForm(
+            peft_type="PSOFT",
+            suffixes={
+                "psoft_R": "psoft_R.weight",
+                "vector_a": "psoft_R.vector_a",
+                "vector_b": "psoft_R.vector_b",
+            },
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (None, None),
+            to_peft_with_base=_turned,
+            from_peft_with_base=_turned,
+        ),
+    )
+)

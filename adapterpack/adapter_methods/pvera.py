@@ -1,10 +1,11 @@
-"""PVeRA: VeRA whose inner numbers are drawn from a learned normal distribution while it trains (arXiv 2512.07703, section 3).
+"""PVeRA: VeRA whose inner numbers are drawn from a learned normal distribution while it trains (arXiv
+2512.07703, section 3).
 
     y' = base(x) + b * (B z),   z ~ N(mu, diag(exp(v))),   [mu; v] = d * (A x)
 
-A has shape [2 r, in], B has shape [out, r], d has 2 r numbers, b has ``out``. Trained, z is its mean mu, so that an adapter is a VeRA with
-the upper half of A and d; the lower half, the logarithms of the variances, matters to training alone. A and B are drawn as in VeRA, with
-the numbers that PEFT draws.
+A has shape [2 r, in], B has shape [out, r], d has 2 r numbers, b has ``out``. Trained, z is its mean mu, so
+that an adapter is a VeRA with the upper half of A and d; the lower half, the logarithms of the variances,
+matters to training alone. A and B are drawn as in VeRA, with the numbers that PEFT draws.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from .vera import VeRA, pair
 
 @dataclass(frozen=True)
 class PVeRA(VeRA):
-    """The hyper-parameters of PVeRA. Without ``sample`` training takes the mean, too, and leaves the variances as they began.
+    """The hyper-parameters of PVeRA. Without ``sample`` training takes the mean, too, and leaves the
+    variances as they began.
 
     Example:
         >>> PVeRA(r=64, targets=("q_proj", "v_proj")).sample
@@ -71,12 +73,17 @@ def _shapes(cfg: PVeRA, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _init(cfg: PVeRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {"pvera_lambda_b": np.zeros(site.out_features, np.float32), "pvera_lambda_d": np.full(2 * cfg.r, cfg.d_initial, np.float32)}
+    return {
+        "pvera_lambda_b": np.zeros(site.out_features, np.float32),
+        "pvera_lambda_d": np.full(2 * cfg.r, cfg.d_initial, np.float32),
+    }
 
 
 def _normal_form(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
     A, B = params["pvera_A"][: cfg.r, : site.in_features], params["pvera_B"][: site.out_features]
-    return NormalForm(down=Dense(A), up=Scaled(B, params["pvera_lambda_b"], params["pvera_lambda_d"][: cfg.r]))
+    return NormalForm(
+        down=Dense(A), up=Scaled(B, params["pvera_lambda_b"], params["pvera_lambda_d"][: cfg.r])
+    )
 
 
 def _sampled(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
@@ -87,46 +94,79 @@ def _sampled(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
     xp = array_namespace(d)
     ones = xp.ones_like(params["pvera_lambda_d"][: cfg.r])
     drawn: Any = _Drawn(d[: cfg.r] * A[: cfg.r], d[cfg.r :] * A[cfg.r :])
-    return NormalForm(down=drawn, up=Scaled(params["pvera_B"][: site.out_features], params["pvera_lambda_b"], ones))
+    return NormalForm(
+        down=drawn, up=Scaled(params["pvera_B"][: site.out_features], params["pvera_lambda_b"], ones)
+    )
 
 
 _KEYS = PeftKeys(
     PVeRA,
     {"r": 256, "projection_prng_key": 0, "save_projection": True, "dropout": 0.0, "d_initial": 0.1},
-    {"fan_in_fan_out": False, "bias": "none", "init_weights": True, "sample_at_inference": False, "generator_seed": None},
+    {
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_weights": True,
+        "sample_at_inference": False,
+        "generator_seed": None,
+    },
     renamed={"dropout": "pvera_dropout"},
 )
 
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
     if config.get("sample_at_inference"):
-        raise Unsupported("this adapter gives another output at every call, drawn at random", where="sample_at_inference",
-                          expected="false", found="true", remedy="set it to false: the adapter then gives the mean")
+        raise Unsupported(
+            "this adapter gives another output at every call, drawn at random",
+            where="sample_at_inference",
+            expected="false",
+            found="true",
+            remedy="set it to false: the adapter then gives the mean",
+        )
     return _KEYS.from_config(config)
 
 
-pvera = METHODS.register(Method(
-    name="pvera",
-    summary="VeRA whose inner numbers are drawn from a learned distribution in training, and are its mean afterwards",
-    paper="https://arxiv.org/abs/2512.07703",
-    formula="y' = W x + b + b' * (B z),  z ~ N(d_1 * (A_1 x), exp(d_2 * (A_2 x))),  trained: its mean",
-    config=PVeRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=_PROJECTION.names, layers=LINEAR),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(PVeRA(r=3, sample=False), PVeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1, sample=False)),
-    training=Training(sampled=_sampled),
-    storage=Storage(constants=_PROJECTION.constants, makes=_PROJECTION.makes, shared=_PROJECTION.shared, resolve=resolve),
-    peft=PeftForm(
-        peft_type="PVERA",
-        suffixes={name: name for name in ("pvera_lambda_b", "pvera_lambda_d")},
-        layers=TRANSPOSED,
-        to_config=_KEYS.to_config,
-        from_config=_from_peft,
-        features=lambda params: (None, params["pvera_lambda_b"].shape[0]),
-        shared={"pvera_A": "base_model.pvera_A", "pvera_B": "base_model.pvera_B"},
-        from_peft_file=_PROJECTION.from_peft_file,
-        not_in_transformers=SHARES_A_PART,
-    ),
-))
+pvera = METHODS.register(
+    Method(
+        name="pvera",
+        summary=(
+            "VeRA whose inner numbers are drawn from a learned distribution in training, and are its mean "
+            "afterwards"
+        ),
+        paper="https://arxiv.org/abs/2512.07703",
+        formula="y' = W x + b + b' * (B z),  z ~ N(d_1 * (A_1 x), exp(d_2 * (A_2 x))),  trained: its mean",
+        config=PVeRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            frozen=_PROJECTION.names,
+            layers=LINEAR,
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            PVeRA(r=3, sample=False),
+            PVeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1, sample=False),
+        ),
+        training=Training(sampled=_sampled),
+        storage=Storage(
+            constants=_PROJECTION.constants,
+            makes=_PROJECTION.makes,
+            shared=_PROJECTION.shared,
+            resolve=resolve,
+        ),
+        peft=PeftForm(
+            peft_type="PVERA",
+            suffixes={name: name for name in ("pvera_lambda_b", "pvera_lambda_d")},
+            layers=TRANSPOSED,
+            to_config=_KEYS.to_config,
+            from_config=_from_peft,
+            features=lambda params: (None, params["pvera_lambda_b"].shape[0]),
+            shared={"pvera_A": "base_model.pvera_A", "pvera_B": "base_model.pvera_B"},
+            from_peft_file=_PROJECTION.from_peft_file,
+            not_in_transformers=SHARES_A_PART,
+        ),
+    )
+)

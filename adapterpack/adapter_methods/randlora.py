@@ -1,10 +1,12 @@
-"""RandLoRA: a change of full rank, a trained sum of frozen random low-rank ones (Albert et al. 2025, arXiv 2502.00987, section 4).
+"""RandLoRA: a change of full rank, a trained sum of frozen random low-rank ones (Albert et al. 2025, arXiv
+2502.00987, section 4).
 
     y' = base(x) + s * B (A' x),   A'[k, i] = lambda[k, i] A[k] * gamma[i],   s = alpha / r
 
-for in <= out; otherwise the two factors change places. A [r, m] with m the smaller width and B [M, n, r] with M the larger one are
-drawn from ``projection_prng_key`` as PEFT draws them; n = ceil(m / r). A' is read as [r n, m] and B as [M, n r], so that, as in PEFT,
-column i r + k of B does not meet the row of base i and rank k. All bases are random: no order is better than another.
+for in <= out; otherwise the two factors change places. A [r, m] with m the smaller width and B [M, n, r] with
+M the larger one are drawn from ``projection_prng_key`` as PEFT draws them; n = ceil(m / r). A' is read as [r
+n, m] and B as [M, n r], so that, as in PEFT, column i r + k of B does not meet the row of base i and rank k.
+All bases are random: no order is better than another.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class RandLoRA(Projected):
-    """The hyper-parameters of RandLoRA; ``alpha`` defaults to ``20 r``. ``sparse`` bases hold -1, 0 and 1, ``very_sparse`` ones mostly 0.
+    """The hyper-parameters of RandLoRA; ``alpha`` defaults to ``20 r``. ``sparse`` bases hold -1, 0 and 1,
+    ``very_sparse`` ones mostly 0.
 
     Example:
         >>> RandLoRA(r=32).scale
@@ -85,13 +88,17 @@ def _dense_pair(seed: int, r: int, narrow: int, wide: int, bases: int) -> tuple[
 
 
 @lru_cache(maxsize=4)
-def _sparse_pair(seed: int, r: int, narrow: int, wide: int, bases: int, sparsity: float) -> tuple[np.ndarray, np.ndarray]:
+def _sparse_pair(
+    seed: int, r: int, narrow: int, wide: int, bases: int, sparsity: float
+) -> tuple[np.ndarray, np.ndarray]:
     """-1, 0 and 1, of which a part of ``1 - 1 / sparsity`` is 0; each of deviation one."""
     numbers = TorchGenerator(seed)
 
     def ternary(shape: tuple[int, ...]) -> np.ndarray:
         drawn, part = numbers.uniform(shape, 0.0, 1.0), np.float32(1 / (2 * sparsity))
-        return np.where(drawn < part, -1, np.where(drawn > np.float32(1 - 1 / (2 * sparsity)), 1, 0)).astype(np.float32)
+        return np.where(drawn < part, -1, np.where(drawn > np.float32(1 - 1 / (2 * sparsity)), 1, 0)).astype(
+            np.float32
+        )
 
     A = ternary((r, 1, narrow))
     return _normed(A), _normed(ternary((wide, bases, r)))
@@ -99,7 +106,11 @@ def _sparse_pair(seed: int, r: int, narrow: int, wide: int, bases: int, sparsity
 
 def _normed(values: np.ndarray) -> np.ndarray:
     """The values over their deviation, computed in their own precision."""
-    deviation = values.astype(np.float64).std(ddof=1).astype(values.dtype) if values.size > 1 else values.dtype.type(1)
+    deviation = (
+        values.astype(np.float64).std(ddof=1).astype(values.dtype)
+        if values.size > 1
+        else values.dtype.type(1)
+    )
     normed: np.ndarray = (values / (deviation or values.dtype.type(1))).astype(np.float32)
     return normed
 
@@ -142,33 +153,58 @@ def _normal_form(cfg: RandLoRA, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     RandLoRA,
-    {"r": 32, "alpha": 640, "projection_prng_key": 0, "save_projection": True, "sparse": False, "very_sparse": False, "dropout": 0.0},
+    {
+        "r": 32,
+        "alpha": 640,
+        "projection_prng_key": 0,
+        "save_projection": True,
+        "sparse": False,
+        "very_sparse": False,
+        "dropout": 0.0,
+    },
     {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
     renamed={"alpha": "randlora_alpha", "dropout": "randlora_dropout"},
 )
 
-randlora = METHODS.register(Method(
-    name="randlora",
-    summary="a change of full rank: trained weights on frozen random bases; the bases are a seed",
-    paper="https://arxiv.org/abs/2502.00987",
-    formula="W' = W + s sum_n B_n diag(lambda_n) A_n diag(gamma),  A and B frozen",
-    config=RandLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False, frozen=_PROJECTION.names,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(RandLoRA(r=3), RandLoRA(r=5, alpha=10, projection_prng_key=7, dropout=0.1), RandLoRA(r=2, sparse=True, projection_prng_key=3),
-              RandLoRA(r=4, very_sparse=True)),
-    storage=Storage(constants=_PROJECTION.constants, makes=_PROJECTION.makes, shared=_PROJECTION.shared, resolve=resolve),
-    peft=PeftForm(
-        peft_type="RANDLORA",
-        suffixes={name: name for name in ("randlora_lambda", "randlora_gamma", *_PROJECTION.names)},
-        layers=TRANSPOSED,
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, None),
-        shared={"randlora_A": "base_model.randlora_A", "randlora_B": "base_model.randlora_B"},
-        from_peft_file=_PROJECTION.from_peft_file,
-    ),
-))
+randlora = METHODS.register(
+    Method(
+        name="randlora",
+        summary="a change of full rank: trained weights on frozen random bases; the bases are a seed",
+        paper="https://arxiv.org/abs/2502.00987",
+        formula="W' = W + s sum_n B_n diag(lambda_n) A_n diag(gamma),  A and B frozen",
+        config=RandLoRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            frozen=_PROJECTION.names,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            RandLoRA(r=3),
+            RandLoRA(r=5, alpha=10, projection_prng_key=7, dropout=0.1),
+            RandLoRA(r=2, sparse=True, projection_prng_key=3),
+            RandLoRA(r=4, very_sparse=True),
+        ),
+        storage=Storage(
+            constants=_PROJECTION.constants,
+            makes=_PROJECTION.makes,
+            shared=_PROJECTION.shared,
+            resolve=resolve,
+        ),
+        peft=PeftForm(
+            peft_type="RANDLORA",
+            suffixes={name: name for name in ("randlora_lambda", "randlora_gamma", *_PROJECTION.names)},
+            layers=TRANSPOSED,
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, None),
+            shared={"randlora_A": "base_model.randlora_A", "randlora_B": "base_model.randlora_B"},
+            from_peft_file=_PROJECTION.from_peft_file,
+        ),
+    )
+)

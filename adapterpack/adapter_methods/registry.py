@@ -9,7 +9,9 @@ from ..errors import AdapterpackError, UnknownMethod, nearest
 from ..registry import Registry
 from .core.base import Method
 
-METHODS: Registry[Method] = Registry("adapter method", Method, "adapterpack.methods", "adapterpack.adapter_methods", UnknownMethod)
+METHODS: Registry[Method] = Registry(
+    "adapter method", Method, "adapterpack.methods", "adapterpack.adapter_methods", UnknownMethod
+)
 """Name -> the method; each file of this folder registers the one that it defines."""
 
 
@@ -50,7 +52,8 @@ def get(name: str) -> Method:
 
 
 def method_of(config: Any) -> Method:
-    """The method whose config class ``config`` is an instance of; methods of other packages are imported only if no other has it.
+    """The method whose config class ``config`` is an instance of; methods of other packages are imported only
+    if no other has it.
 
     Raises:
         UnknownMethod: no registered method has that class.
@@ -59,4 +62,6 @@ def method_of(config: Any) -> Method:
     for method in chain(METHODS.known(), METHODS.values()):
         if method.config is kind:
             return method
-    raise UnknownMethod("no registered method has this config class", found=kind.__name__, remedy=nearest("", METHODS))
+    raise UnknownMethod(
+        "no registered method has this config class", found=kind.__name__, remedy=nearest("", METHODS)
+    )

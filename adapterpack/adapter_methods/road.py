@@ -1,9 +1,11 @@
-"""RoAd: the outputs of a layer are turned and scaled in pairs (Liao and Monz 2024, arXiv 2409.00119, section 3.2).
+"""RoAd: the outputs of a layer are turned and scaled in pairs (Liao and Monz 2024, arXiv 2409.00119, section
+3.2).
 
     y' = c * y + s * turned(y),   y = W x + b,   c = alpha cos theta,   s = alpha sin theta
 
-In a group of g outputs, i and i + g/2 are a pair (y_i, y_j), and turned gives (-y_j, y_i). ``road_theta`` and ``road_alpha`` hold a number
-for every pair (``road_1``), for every output (``road_2``), or for every output one for c and one for s (``road_4``).
+In a group of g outputs, i and i + g/2 are a pair (y_i, y_j), and turned gives (-y_j, y_i). ``road_theta`` and
+``road_alpha`` hold a number for every pair (``road_1``), for every output (``road_2``), or for every output
+one for c and one for s (``road_4``).
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from .registry import METHODS
 
 
 class _Variant(NamedTuple):
-    """``numbers`` of each parameter for a pair of outputs; ``spread`` gives every output its own, for c (0) or for s (1): ``[out]``."""
+    """``numbers`` of each parameter for a pair of outputs; ``spread`` gives every output its own, for c (0)
+    or for s (1): ``[out]``.
+    """
 
     numbers: int
     spread: Callable[[Array, int, int], Array]
@@ -54,8 +58,8 @@ VARIANTS = {
 class RoAd(NoBranch):
     """The hyper-parameters of RoAd.
 
-    A group size that does not divide a layer's outputs gives way to the nearest even one that does; the last of an odd number of outputs
-    is paired with a zero, so that it is only scaled.
+    A group size that does not divide a layer's outputs gives way to the nearest even one that does; the last
+    of an odd number of outputs is paired with a zero, so that it is only scaled.
 
     Example:
         >>> RoAd(variant="road_2", group_size=32).scale
@@ -81,7 +85,10 @@ def _shapes(cfg: RoAd, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _init(cfg: RoAd, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = _shapes(cfg, site)
-    return {"road_theta": np.zeros(shapes["road_theta"], np.float32), "road_alpha": np.ones(shapes["road_alpha"], np.float32)}
+    return {
+        "road_theta": np.zeros(shapes["road_theta"], np.float32),
+        "road_alpha": np.ones(shapes["road_alpha"], np.float32),
+    }
 
 
 def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
@@ -95,23 +102,33 @@ def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(RoAd, {"variant": "road_1", "group_size": 64}, {"init_weights": True})
 
-road = METHODS.register(Method(
-    name="road",
-    summary="a layer's outputs turned and scaled in pairs",
-    paper="https://arxiv.org/abs/2409.00119",
-    formula="y' = alpha cos(theta) * y + alpha sin(theta) * turned(y)",
-    config=RoAd,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, min_features=(2, 1)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(RoAd(), RoAd(variant="road_2", group_size=4), RoAd(variant="road_4", group_size=6), RoAd(group_size=2)),
-    peft=PeftForm(
-        peft_supports=lambda cfg, site: site.out_features % cfg.group_size == 0,
-        peft_type="ROAD",
-        suffixes={"road_theta": "road_theta", "road_alpha": "road_alpha"},
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, None),  # an odd number of outputs has the parameters of the next even one
-    ),
-))
+road = METHODS.register(
+    Method(
+        name="road",
+        summary="a layer's outputs turned and scaled in pairs",
+        paper="https://arxiv.org/abs/2409.00119",
+        formula="y' = alpha cos(theta) * y + alpha sin(theta) * turned(y)",
+        config=RoAd,
+        traits=Traits(
+            additive=False, identity_at_init=True, row_separable=False, low_rank=False, min_features=(2, 1)
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            RoAd(),
+            RoAd(variant="road_2", group_size=4),
+            RoAd(variant="road_4", group_size=6),
+            RoAd(group_size=2),
+        ),
+        peft=PeftForm(
+            peft_supports=lambda cfg, site: site.out_features % cfg.group_size == 0,
+            peft_type="ROAD",
+            suffixes={"road_theta": "road_theta", "road_alpha": "road_alpha"},
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            # an odd number of outputs has the parameters of the next even one
+            features=lambda params: (None, None),
+        ),
+    )
+)

@@ -1,13 +1,16 @@
-"""ShadowPEFT: a small second model whose state runs alongside the layers and corrects their inputs (Li et al. 2026, arXiv 2604.19254,
-section 3).
+"""ShadowPEFT: a small second model whose state runs alongside the layers and corrects their inputs (Li et al.
+2026, arXiv 2604.19254, section 3).
 
-    h_l = o_(l-1) + alpha W_up W_down (o_(l-1) - s_(l-1)),   s_l = (1 - g) s_(l-1) + g T(o_l),   g = sigmoid(G(o_l))
+    h_l = o_(l-1) + alpha W_up W_down (o_(l-1) - s_(l-1)),   s_l = (1 - g) s_(l-1) + g T(o_l),   g =
+    sigmoid(G(o_l))
 
-as PEFT 0.21 computes it. s_0 is what a *backbone* gives for the same tokens, times P where its width is another: a model of the base's own
-class, with fewer or narrower layers, whose tensors the adapter holds. W_up begins at zero, and a fresh adapter changes nothing. With
-``share_embeddings`` the backbone reads the base's embeddings. The backbone has a cache of its own, which goes along with the base's.
+as PEFT 0.21 computes it. s_0 is what a *backbone* gives for the same tokens, times P where its width is
+another: a model of the base's own class, with fewer or narrower layers, whose tensors the adapter holds. W_up
+begins at zero, and a fresh adapter changes nothing. With ``share_embeddings`` the backbone reads the base's
+embeddings. The backbone has a cache of its own, which goes along with the base's.
 
-PEFT's auxiliary loss, that of the backbone's own prediction, is not added here; its head is kept and comes back in PEFT's folder.
+PEFT's auxiliary loss, that of the backbone's own prediction, is not added here; its head is kept and comes
+back in PEFT's folder.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.base import Limits, Method, Shared, Storage
-from .core.config import FOR_TRAINING, MOST_SITES, WIDEST, SiteConfig, require_flag, require_number, require_whole
+from .core.config import (
+    FOR_TRAINING,
+    MOST_SITES,
+    WIDEST,
+    SiteConfig,
+    require_flag,
+    require_number,
+    require_whole,
+)
 from .core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
@@ -30,24 +41,35 @@ from .loha import kaiming
 from .registry import METHODS
 
 BACKBONE, PROJECTION, HEAD = "backbone", "projection", "head"
-"""What the names of shared tensors begin with; behind it and ``_`` stands the path in that module, with ``/`` for each dot."""
+"""What the names of shared tensors begin with; behind it and ``_`` stands the path in that module, with ``/``
+for each dot.
+"""
 _MOST_AXES = 8
-_SIZES = ("shadow_num_hidden_layers", "shadow_hidden_size", "shadow_num_attention_heads", "shadow_intermediate_size")
+_SIZES = (
+    "shadow_num_hidden_layers",
+    "shadow_hidden_size",
+    "shadow_num_attention_heads",
+    "shadow_intermediate_size",
+)
 
 
 @dataclass(frozen=True)
 class ShadowSite(Site):
-    """A layer of a model that is there: ``draw`` makes the first tensors that all layers share, by their names, of a config and a seed."""
+    """A layer of a model that is there: ``draw`` makes the first tensors that all layers share, by their
+    names, of a config and a seed.
+    """
 
     draw: Callable[[Any, int], dict[str, np.ndarray]] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shadow(SiteConfig):
-    """``shadow_alpha`` is the step of a correction, ``update_hidden_size`` the width between the two layers of T and of G (None: ``r``).
+    """``shadow_alpha`` is the step of a correction, ``update_hidden_size`` the width between the two layers
+    of T and of G (None: ``r``).
 
-    The backbone is the base with ``shadow_num_hidden_layers`` layers (None: one); what else is None is as in the base. ``tensors`` are the
-    names and shapes of what the adapter holds besides its sites' parameters; the model says them.
+    The backbone is the base with ``shadow_num_hidden_layers`` layers (None: one); what else is None is as in
+    the base. ``tensors`` are the names and shapes of what the adapter holds besides its sites' parameters;
+    the model says them.
 
     Example:
         >>> Shadow(r=4, shadow_num_hidden_layers=2).update_width
@@ -93,8 +115,14 @@ class Shadow(SiteConfig):
 
 def _named_shape(entry: Any) -> tuple[str, tuple[int, ...]]:
     name, shape = entry
-    if not isinstance(name, str) or not name.startswith((f"{BACKBONE}_", f"{PROJECTION}_", f"{HEAD}_")) or len(name) > 400:
-        raise ValueError(f"a tensor of the backbone, its projection or its head was expected, not {name!r:.80}")
+    if (
+        not isinstance(name, str)
+        or not name.startswith((f"{BACKBONE}_", f"{PROJECTION}_", f"{HEAD}_"))
+        or len(name) > 400
+    ):
+        raise ValueError(
+            f"a tensor of the backbone, its projection or its head was expected, not {name!r:.80}"
+        )
     if not isinstance(shape, list | tuple) or len(shape) > _MOST_AXES:
         raise ValueError(f"{name} has no shape of at most {_MOST_AXES} axes")
     for length in shape:
@@ -102,19 +130,33 @@ def _named_shape(entry: Any) -> tuple[str, tuple[int, ...]]:
     return name, tuple(shape)
 
 
-_LAYERS = {f"{part}_{place}": f"shadow_update_{part}.default.{number}" for part in ("transform", "gate")
-           for place, number in (("first", 0), ("second", 2))}
+_LAYERS = {
+    f"{part}_{place}": f"shadow_update_{part}.default.{number}"
+    for part in ("transform", "gate")
+    for place, number in (("first", 0), ("second", 2))
+}
 """The layers of T and G by our name -> PEFT's."""
-_SUFFIXES = {"down": "shadow_down.default.weight", "up": "shadow_up.default.weight",
-             **{layer: f"{theirs}.weight" for layer, theirs in _LAYERS.items()},
-             **{f"{layer}_bias": f"{theirs}.bias" for layer, theirs in _LAYERS.items()}}
+_SUFFIXES = {
+    "down": "shadow_down.default.weight",
+    "up": "shadow_up.default.weight",
+    **{layer: f"{theirs}.weight" for layer, theirs in _LAYERS.items()},
+    **{f"{layer}_bias": f"{theirs}.bias" for layer, theirs in _LAYERS.items()},
+}
 
 
 def _shapes(cfg: Shadow, site: Site) -> dict[str, tuple[int, ...]]:
     width, inner = site.out_features, cfg.update_width
-    sides: dict[str, tuple[int, ...]] = {"first": (inner, width), "first_bias": (inner,), "second": (width, inner), "second_bias": (width,)}
-    return {"down": (cfg.r, width), "up": (width, cfg.r),
-            **{f"{part}_{name}": shape for part in ("transform", "gate") for name, shape in sides.items()}}
+    sides: dict[str, tuple[int, ...]] = {
+        "first": (inner, width),
+        "first_bias": (inner,),
+        "second": (width, inner),
+        "second_bias": (width,),
+    }
+    return {
+        "down": (cfg.r, width),
+        "up": (width, cfg.r),
+        **{f"{part}_{name}": shape for part in ("transform", "gate") for name, shape in sides.items()},
+    }
 
 
 def _init(cfg: Shadow, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -139,15 +181,24 @@ def _shared_init(cfg: Shadow, sites: Sequence[Site], rng: np.random.Generator) -
 
 
 def _normal_form(cfg: Shadow, params: Params, site: Site) -> ShadowForm:
-    transform, gate = (TwoLayers(*(params[f"{part}_{name}"] for name in ("first", "first_bias", "second", "second_bias")))
-                       for part in ("transform", "gate"))
+    transform, gate = (
+        TwoLayers(*(params[f"{part}_{name}"] for name in ("first", "first_bias", "second", "second_bias")))
+        for part in ("transform", "gate")
+    )
     return ShadowForm(params["down"], params["up"], cfg.shadow_alpha, transform, gate)
 
 
 _KEYS = PeftKeys(
     Shadow,
-    {"r": 8, "shadow_alpha": 0.1, "dropout": 0.2, **dict.fromkeys(_SIZES), "share_embeddings": True, "update_hidden_size": None,
-     "auxiliary_loss_weight": 0.05},
+    {
+        "r": 8,
+        "shadow_alpha": 0.1,
+        "dropout": 0.2,
+        **dict.fromkeys(_SIZES),
+        "share_embeddings": True,
+        "update_hidden_size": None,
+        "auxiliary_loss_weight": 0.05,
+    },
     {"shadow_model": "mirror", "init_weights": True},
     renamed={"dropout": "shadow_dropout"},
 )
@@ -155,9 +206,14 @@ _KEYS = PeftKeys(
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
     if (source := config.get("shadow_model", "mirror")) != "mirror":
-        raise Unsupported("the second model of this adapter is a checkpoint elsewhere, which the folder names and does not hold",
-                          where="shadow_model", found=repr(source)[:80], expected="mirror",
-                          remedy="run it with PEFT, or train one whose backbone mirrors the base")
+        raise Unsupported(
+            "the second model of this adapter is a checkpoint elsewhere, which the folder names and "
+            "does not hold",
+            where="shadow_model",
+            found=repr(source)[:80],
+            expected="mirror",
+            remedy="run it with PEFT, or train one whose backbone mirrors the base",
+        )
     return _KEYS.from_config({**config, "init_weights": True})
 
 
@@ -173,32 +229,34 @@ def _features(params: Params) -> tuple[int, int]:
 
 _STATE = "its state comes from a second model with a cache of its own: a graph's slots hold neither"
 
-shadow = METHODS.register(Method(
-    name="shadow",
-    summary="a small second model whose state runs alongside the layers and corrects their inputs",
-    paper="https://arxiv.org/abs/2604.19254",
-    formula="h_l = o + alpha W_up W_down (o - s), s' = (1 - g) s + g T(o_l), g = sigmoid(G(o_l))",
-    kind="shadow",
-    config=Shadow,
-    traits=TRAITS,
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(
-        Shadow(r=2),
-        Shadow(r=3, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5),
-        Shadow(r=2, shadow_hidden_size=8, shadow_intermediate_size=5),
-    ),
-    storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
-    limits=Limits(torch_only=_STATE),
-    peft=PeftForm(
-        peft_type="SHADOW",
-        suffixes=_SUFFIXES,
-        modules={name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)},
-        to_config=_KEYS.to_config,
-        from_config=_from_peft,
-        features=_features,
-        from_peft_file=_with_tensors,
-        not_in_transformers=NOT_IN_LAYERS,
-    ),
-))
+shadow = METHODS.register(
+    Method(
+        name="shadow",
+        summary="a small second model whose state runs alongside the layers and corrects their inputs",
+        paper="https://arxiv.org/abs/2604.19254",
+        formula="h_l = o + alpha W_up W_down (o - s), s' = (1 - g) s + g T(o_l), g = sigmoid(G(o_l))",
+        kind="shadow",
+        config=Shadow,
+        traits=TRAITS,
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            Shadow(r=2),
+            Shadow(r=3, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5),
+            Shadow(r=2, shadow_hidden_size=8, shadow_intermediate_size=5),
+        ),
+        storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
+        limits=Limits(torch_only=_STATE),
+        peft=PeftForm(
+            peft_type="SHADOW",
+            suffixes=_SUFFIXES,
+            modules={name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)},
+            to_config=_KEYS.to_config,
+            from_config=_from_peft,
+            features=_features,
+            from_peft_file=_with_tensors,
+            not_in_transformers=NOT_IN_LAYERS,
+        ),
+    )
+)

@@ -1,8 +1,10 @@
-"""SHiRA: a sparse change of high rank (Bhardwaj et al. 2024, arXiv 2406.13175, section 3; the random mask, "SHiRA-Rand").
+"""SHiRA: a sparse change of high rank (Bhardwaj et al. 2024, arXiv 2406.13175, section 3; the random mask,
+"SHiRA-Rand").
 
     W' = W + S,   S [out, in] zero but for r (in + out) trained values, as many as LoRA of rank r has
 
-The places are drawn from ``random_seed``, as PEFT draws them. Without a seed they are stored with the values, in int32.
+The places are drawn from ``random_seed``, as PEFT draws them. Without a seed they are stored with the values,
+in int32.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def _constants(cfg: SHiRA, site: Site) -> dict[str, np.ndarray]:
 
 
 def _normal_form(cfg: SHiRA, params: Params, site: Site) -> NormalForm:
-    return NormalForm(down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)))
+    return NormalForm(
+        down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features))
+    )
 
 
 def _require(cfg: SHiRA, params: Params, site: Site) -> None:
@@ -86,7 +90,11 @@ def _require(cfg: SHiRA, params: Params, site: Site) -> None:
         require_places(params["shira_indices"], (site.out_features, site.in_features))
 
 
-_KEYS = PeftKeys(SHiRA, {"r": 32, "random_seed": None}, {"mask_type": "random", "fan_in_fan_out": False, "init_weights": True})
+_KEYS = PeftKeys(
+    SHiRA,
+    {"r": 32, "random_seed": None},
+    {"mask_type": "random", "fan_in_fan_out": False, "init_weights": True},
+)
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
@@ -95,24 +103,26 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     return content._replace(config=replace(content.config, random_seed=None)) if stored else content
 
 
-shira = METHODS.register(Method(
-    name="shira",
-    summary="trained values at a few places of the weight, which a seed draws",
-    paper="https://arxiv.org/abs/2406.13175",
-    formula="W' = W + S,  S sparse",
-    config=SHiRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
-    storage=Storage(constants=_constants, require=_require),
-    peft=PeftForm(
-        peft_type="SHIRA",
-        suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, None),
-        from_peft_file=_from_peft_file,
-    ),
-))
+shira = METHODS.register(
+    Method(
+        name="shira",
+        summary="trained values at a few places of the weight, which a seed draws",
+        paper="https://arxiv.org/abs/2406.13175",
+        formula="W' = W + S,  S sparse",
+        config=SHiRA,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
+        storage=Storage(constants=_constants, require=_require),
+        peft=PeftForm(
+            peft_type="SHIRA",
+            suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, None),
+            from_peft_file=_from_peft_file,
+        ),
+    )
+)

@@ -1,9 +1,12 @@
-"""Super-Tuning: trained changes of the largest, or smallest, weights (arXiv 2607.09287); with a rank, a LoRA as well ("Supra").
+"""Super-Tuning: trained changes of the largest, or smallest, weights (arXiv 2607.09287); with a rank, a LoRA
+as well ("Supra").
 
-    W' = W + S + s B A,   S [out, in] zero but for the places of the (1 - sparsity) out in largest |W|,   s = alpha / r
+    W' = W + S + s B A,   S [out, in] zero but for the places of the (1 - sparsity) out in largest |W|,   s =
+    alpha / r
 
-The places are chosen once, when the adapter is made, and stored with the values in int32, counted row by row: chosen anew they would be
-others wherever two weights are as large, as most are in 16 bits. Dropout acts on the whole change, in PEFT on ``B A`` alone.
+The places are chosen once, when the adapter is made, and stored with the values in int32, counted row by row:
+chosen anew they would be others wherever two weights are as large, as most are in 16 bits. Dropout acts on
+the whole change, in PEFT on ``B A`` alone.
 """
 
 from __future__ import annotations
@@ -78,17 +81,27 @@ def _shapes(cfg: SuperTuning, site: Site) -> dict[str, tuple[int, ...]]:
     sparse = {"supertuning_values": count, "supertuning_indices": count}
     if cfg.r is None:
         return dict(sparse)
-    return {**sparse, "supertuning_lora_A": (cfg.r, site.in_features), "supertuning_lora_B": (site.out_features, cfg.r)}
+    return {
+        **sparse,
+        "supertuning_lora_A": (cfg.r, site.in_features),
+        "supertuning_lora_B": (site.out_features, cfg.r),
+    }
 
 
 def _init(cfg: SuperTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     count, sizes = _count(cfg, site), np.abs(np.asarray(site.weight)).reshape(-1)
     order = np.argsort(-sizes if cfg.select_top else sizes, kind="stable")
-    made = {"supertuning_values": np.zeros(count, np.float32), "supertuning_indices": order[:count].astype(np.int32)}
+    made = {
+        "supertuning_values": np.zeros(count, np.float32),
+        "supertuning_indices": order[:count].astype(np.int32),
+    }
     if cfg.r is None:
         return made
-    return {**made, "supertuning_lora_A": kaiming(rng, (cfg.r, site.in_features)),
-            "supertuning_lora_B": np.zeros((site.out_features, cfg.r), np.float32)}
+    return {
+        **made,
+        "supertuning_lora_A": kaiming(rng, (cfg.r, site.in_features)),
+        "supertuning_lora_B": np.zeros((site.out_features, cfg.r), np.float32),
+    }
 
 
 def _normal_form(cfg: SuperTuning, params: Params, site: Site) -> NormalForm:
@@ -99,7 +112,11 @@ def _normal_form(cfg: SuperTuning, params: Params, site: Site) -> NormalForm:
     sparse = Sparse(params["supertuning_values"], at, (site.out_features, site.in_features))
     if cfg.r is None:
         return NormalForm(down=sparse)
-    return NormalForm(down=Dense(sparse.dense() + xp.matmul(cfg.scale * params["supertuning_lora_B"], params["supertuning_lora_A"])))
+    return NormalForm(
+        down=Dense(
+            sparse.dense() + xp.matmul(cfg.scale * params["supertuning_lora_B"], params["supertuning_lora_A"])
+        )
+    )
 
 
 def _require(cfg: SuperTuning, params: Params, site: Site) -> None:
@@ -120,34 +137,53 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
     if any("supertuning_indices" not in params for params in content.sites.values()):
-        raise Unsupported("this file does not say which weights it changes: of two that are as large the library chose one",
-                          where="supertuning_indices", expected="the places of the values",
-                          remedy="save it again with PEFT after setting save_precomputed_indices=True in its config")
+        raise Unsupported(
+            "this file does not say which weights it changes: of two that are as large the library chose one",
+            where="supertuning_indices",
+            expected="the places of the values",
+            remedy="save it again with PEFT after setting save_precomputed_indices=True in its config",
+        )
     return content
 
 
-supertuning = METHODS.register(Method(
-    name="supertuning",
-    summary="trained changes of the largest or smallest weights, and with a rank LoRA as well",
-    paper="https://arxiv.org/abs/2607.09287",
-    formula="W' = W + S + s B A,  S sparse, at the largest |W|;  s = alpha / r",
-    config=SuperTuning,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False, layers=LINEAR),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(SuperTuning(sparsity=0.8), SuperTuning(sparsity=0.9, select_top=False, r=3, alpha=5, dropout=0.1)),
-    storage=Storage(require=_require, makes=lambda cfg, site: site.out_features * site.in_features),
-    training=Training(needs=lambda cfg: frozenset({"weight"})),
-    peft=PeftForm(
-        peft_type="SUPERTUNING",
-        suffixes={"supertuning_values": "supertuning_values", "supertuning_indices": "supertuning_indices",
-                  "supertuning_lora_A": "supertuning_lora_A.weight", "supertuning_lora_B": "supertuning_lora_B.weight"},
-        to_config=_KEYS.to_config,
-        from_config=_from_peft,
-        features=lambda params: (params["supertuning_lora_A"].shape[1], params["supertuning_lora_B"].shape[0])
-        if "supertuning_lora_A" in params else (None, None),
-        from_peft_file=_from_peft_file,
-        peft_supports=lambda cfg, site: int(site.out_features * site.in_features * (1 - cfg.sparsity)) > 0,
-    ),
-))
+supertuning = METHODS.register(
+    Method(
+        name="supertuning",
+        summary="trained changes of the largest or smallest weights, and with a rank LoRA as well",
+        paper="https://arxiv.org/abs/2607.09287",
+        formula="W' = W + S + s B A,  S sparse, at the largest |W|;  s = alpha / r",
+        config=SuperTuning,
+        traits=Traits(
+            additive=True, identity_at_init=True, row_separable=True, low_rank=False, layers=LINEAR
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            SuperTuning(sparsity=0.8),
+            SuperTuning(sparsity=0.9, select_top=False, r=3, alpha=5, dropout=0.1),
+        ),
+        storage=Storage(require=_require, makes=lambda cfg, site: site.out_features * site.in_features),
+        training=Training(needs=lambda cfg: frozenset({"weight"})),
+        peft=PeftForm(
+            peft_type="SUPERTUNING",
+            suffixes={
+                "supertuning_values": "supertuning_values",
+                "supertuning_indices": "supertuning_indices",
+                "supertuning_lora_A": "supertuning_lora_A.weight",
+                "supertuning_lora_B": "supertuning_lora_B.weight",
+            },
+            to_config=_KEYS.to_config,
+            from_config=_from_peft,
+            features=lambda params: (
+                (params["supertuning_lora_A"].shape[1], params["supertuning_lora_B"].shape[0])
+                if "supertuning_lora_A" in params
+                else (None, None)
+            ),
+            from_peft_file=_from_peft_file,
+            peft_supports=lambda cfg, site: (
+                int(site.out_features * site.in_features * (1 - cfg.sparsity)) > 0
+            ),
+        ),
+    )
+)

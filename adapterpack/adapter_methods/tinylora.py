@@ -1,11 +1,12 @@
-"""TinyLoRA: a handful of trained numbers between the singular vectors of the weight (Morris et al. 2026, arXiv 2602.04118).
+"""TinyLoRA: a handful of trained numbers between the singular vectors of the weight (Morris et al. 2026,
+arXiv 2602.04118).
 
     y' = base(x) + B R A x,   R = sum_i v_i P_i,   A = sqrt(S_r) V_r^T,   B = U_r sqrt(S_r)   of   W = U S V^T
 
-v has u numbers and may be tied over layers; P ``[u, r, r]`` is drawn from the seed and the layer's number by N(0, 1/r), up to a rounding
-as PEFT draws it. Singular vectors come with either sign, by library: here the largest entry of a row of A is positive. So PEFT, which
-takes its own library's signs, can load only a pack that stores A and B (``save_factors``), as PEFT itself stores them; ``convert --base``
-adds them.
+v has u numbers and may be tied over layers; P ``[u, r, r]`` is drawn from the seed and the layer's number by
+N(0, 1/r), up to a rounding as PEFT draws it. Singular vectors come with either sign, by library: here the
+largest entry of a row of A is positive. So PEFT, which takes its own library's signs, can load only a pack
+that stores A and B (``save_factors``), as PEFT itself stores them; ``convert --base`` adds them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class TinyLoRA(SiteConfig):
-    """The hyper-parameters of TinyLoRA. ``weight_tying`` goes from 0, a vector for each layer, to 1, one for all.
+    """The hyper-parameters of TinyLoRA. ``weight_tying`` goes from 0, a vector for each layer, to 1, one for
+    all.
 
-    ``index`` is a site's number among the adapter's ``count`` sites, ``indices`` says it by path; None is a site that is alone.
+    ``index`` is a site's number among the adapter's ``count`` sites, ``indices`` says it by path; None is a
+    site that is alone.
 
     Example:
         >>> TinyLoRA(r=2, u=13, weight_tying=1.0).rank
@@ -90,7 +93,9 @@ def _groups(cfg: TinyLoRA, count: int) -> int:
 def _vector(cfg: TinyLoRA) -> str:
     """The name of a site's vector."""
     count = cfg.count or 1
-    return f"tinylora_v_{min((cfg.index or 0) // max(1, count // _groups(cfg, count)), _groups(cfg, count) - 1)}"
+    return (
+        f"tinylora_v_{min((cfg.index or 0) // max(1, count // _groups(cfg, count)), _groups(cfg, count) - 1)}"
+    )
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
@@ -102,7 +107,11 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 def _shapes(cfg: TinyLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     rank = _rank(cfg, site)
-    return {"tinylora_A": (rank, site.in_features), "tinylora_B": (site.out_features, rank)} if cfg.save_factors else {}
+    return (
+        {"tinylora_A": (rank, site.in_features), "tinylora_B": (site.out_features, rank)}
+        if cfg.save_factors
+        else {}
+    )
 
 
 def _vectors(cfg: TinyLoRA, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
@@ -115,7 +124,10 @@ def _factors(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
     left, values, right = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)
     left, roots, right = left[:, :rank], np.sqrt(values[:rank]), right[:rank]
     signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
-    return {"tinylora_A": ((signs * roots)[:, None] * right).astype(np.float32), "tinylora_B": (left * (signs * roots)).astype(np.float32)}
+    return {
+        "tinylora_A": ((signs * roots)[:, None] * right).astype(np.float32),
+        "tinylora_B": (left * (signs * roots)).astype(np.float32),
+    }
 
 
 @lru_cache(maxsize=512)
@@ -138,7 +150,13 @@ def _normal_form(cfg: TinyLoRA, params: Params, site: Site) -> NormalForm:
 _KEYS = PeftKeys(
     TinyLoRA,
     {"r": 2, "u": 64, "weight_tying": 0.0, "projection_seed": 42, "dropout": 0.0},
-    {"save_projection": False, "init_v_bound": 0.02, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    {
+        "save_projection": False,
+        "init_v_bound": 0.02,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "init_weights": True,
+    },
     renamed={"dropout": "tinylora_dropout"},
 )
 
@@ -147,8 +165,12 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     return _KEYS.to_config(sites) if next(iter(sites.values())).save_factors else None
 
 
-def _stored(cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
-    """With A and B, which PEFT takes from its file where they are in it, whatever signs it would have given them."""
+def _stored(
+    cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
+) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
+    """With A and B, which PEFT takes from its file where they are in it, whatever signs it would have given
+    them.
+    """
     return replace(cfg, save_factors=True), {**_factors(cfg, site), **params}
 
 
@@ -159,54 +181,88 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 def _from_peft_file(content: PeftContent) -> PeftContent:
     """The sites' numbers, found by the P that PEFT's file stores for them."""
     cfg, count = content.config, len(content.sites)
-    if (count == 1 or content.packed) and all("tinylora_P" not in params for params in content.sites.values()):
+    if (count == 1 or content.packed) and all(
+        "tinylora_P" not in params for params in content.sites.values()
+    ):
         return content
     indices: dict[str, int] = {}
     for path, params in content.sites.items():
         P = params.get("tinylora_P")
         if P is None or P.ndim != 3:
-            raise Unsupported("this file does not say in which order its layers come, on which their vectors depend", where=path,
-                              expected="tinylora_P", remedy="save it again with PEFT after setting save_projection=True in its config")
+            raise Unsupported(
+                "this file does not say in which order its layers come, on which their vectors depend",
+                where=path,
+                expected="tinylora_P",
+                remedy="save it again with PEFT after setting save_projection=True in its config",
+            )
         square = P.shape == (cfg.u, P.shape[1], P.shape[1])
-        drawn = (index for index in range(count) if np.allclose(P, _projection(cfg.projection_seed + index, *P.shape[:2]), 0, 1e-5))
+        drawn = (
+            index
+            for index in range(count)
+            if np.allclose(P, _projection(cfg.projection_seed + index, *P.shape[:2]), 0, 1e-5)
+        )
         index = next(drawn, None) if square else None
         if index is None:
-            raise Unsupported("the stored tinylora_P is not that of projection_seed", where=path,
-                              remedy="merge this adapter with the library that made it")
+            raise Unsupported(
+                "the stored tinylora_P is not that of projection_seed",
+                where=path,
+                remedy="merge this adapter with the library that made it",
+            )
         indices[path] = index
-    sites = {path: {name: value for name, value in params.items() if name != "tinylora_P"} for path, params in content.sites.items()}
+    sites = {
+        path: {name: value for name, value in params.items() if name != "tinylora_P"}
+        for path, params in content.sites.items()
+    }
     return PeftContent(replace(cfg, count=count, indices=indices), content.shared, sites)
 
 
-tinylora = METHODS.register(Method(
-    name="tinylora",
-    summary="a handful of trained numbers between the singular vectors of the weight",
-    paper="https://arxiv.org/abs/2602.04118",
-    formula="y' = W x + b + U_r S_r^(1/2) (sum_i v_i P_i) S_r^(1/2) V_r^T x",
-    config=TinyLoRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True,
-                  frozen=("tinylora_A", "tinylora_B"), layers=(*WEIGHTS, "table")),
-    shapes=_shapes,
-    init=lambda cfg, site, rng: _factors(cfg, site) if cfg.save_factors else {},
-    normal_form=_normal_form,
-    examples=(TinyLoRA(r=1, u=3), TinyLoRA(r=3, u=17, projection_seed=5, dropout=0.1), TinyLoRA(r=2, u=4, save_factors=True)),
-    storage=Storage(
-        constants=_constants,
-        makes=lambda cfg, site: cfg.u * _rank(cfg, site) ** 2,
-        shared=Shared(
-            _vectors, lambda cfg, sites, rng: {name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()},
+tinylora = METHODS.register(
+    Method(
+        name="tinylora",
+        summary="a handful of trained numbers between the singular vectors of the weight",
+        paper="https://arxiv.org/abs/2602.04118",
+        formula="y' = W x + b + U_r S_r^(1/2) (sum_i v_i P_i) S_r^(1/2) V_r^T x",
+        config=TinyLoRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            reads_weight=True,
+            frozen=("tinylora_A", "tinylora_B"),
+            layers=(*WEIGHTS, "table"),
         ),
-        resolve=_resolve,
-    ),
-    peft=PeftForm(
-        peft_type="TINYLORA",
-        suffixes={name: name for name in ("tinylora_A", "tinylora_B", "tinylora_P")},
-        layers={"table": PeftLayer(), **TRANSPOSED},
-        to_config=_to_peft,
-        from_config=_from_peft,
-        features=lambda params: (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None),
-        shared={"tinylora_v": "base_model.tinylora_v"},
-        from_peft_file=_from_peft_file,
-        to_peft_with_base=_stored,
-    ),
-))
+        shapes=_shapes,
+        init=lambda cfg, site, rng: _factors(cfg, site) if cfg.save_factors else {},
+        normal_form=_normal_form,
+        examples=(
+            TinyLoRA(r=1, u=3),
+            TinyLoRA(r=3, u=17, projection_seed=5, dropout=0.1),
+            TinyLoRA(r=2, u=4, save_factors=True),
+        ),
+        storage=Storage(
+            constants=_constants,
+            makes=lambda cfg, site: cfg.u * _rank(cfg, site) ** 2,
+            shared=Shared(
+                _vectors,
+                lambda cfg, sites, rng: {
+                    name: np.zeros(shape, np.float32) for name, shape in _vectors(cfg, sites).items()
+                },
+            ),
+            resolve=_resolve,
+        ),
+        peft=PeftForm(
+            peft_type="TINYLORA",
+            suffixes={name: name for name in ("tinylora_A", "tinylora_B", "tinylora_P")},
+            layers={"table": PeftLayer(), **TRANSPOSED},
+            to_config=_to_peft,
+            from_config=_from_peft,
+            features=lambda params: (
+                (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None)
+            ),
+            shared={"tinylora_v": "base_model.tinylora_v"},
+            from_peft_file=_from_peft_file,
+            to_peft_with_base=_stored,
+        ),
+    )
+)

@@ -2,9 +2,9 @@
 
     E'[i] = D[k] where i is the k-th chosen token, else E[i]
 
-``trainable_tokens_delta``, D ``[k, width]``, holds the new rows themselves, as in PEFT; they begin as the base's. The table is a layer
-``[vocabulary, width]``: an embedding looks its rows up, and an output head that is tied to it multiplies by them, y' = x E'^T, with the
-same D. A head with a weight of its own keeps it.
+``trainable_tokens_delta``, D ``[k, width]``, holds the new rows themselves, as in PEFT; they begin as the
+base's. The table is a layer ``[vocabulary, width]``: an embedding looks its rows up, and an output head that
+is tied to it multiplies by them, y' = x E'^T, with the same D. A head with a weight of its own keeps it.
 """
 
 from __future__ import annotations
@@ -51,17 +51,25 @@ def _shapes(cfg: TrainableTokens, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _init(cfg: TrainableTokens, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     if not cfg.token_indices:
-        raise ConfigError("no token is named whose row is to be trained", where=site.path,
-                          expected="token_indices", remedy="name the tokens' ids in token_indices")
+        raise ConfigError(
+            "no token is named whose row is to be trained",
+            where=site.path,
+            expected="token_indices",
+            remedy="name the tokens' ids in token_indices",
+        )
     _require_rows(cfg, site)
     return {"trainable_tokens_delta": np.asarray(site.weight)[list(cfg.token_indices)]}
 
 
 def _require_rows(cfg: TrainableTokens, site: Site) -> None:
     if beyond := [index for index in cfg.token_indices if index >= site.out_features]:
-        raise SiteNotFound("the adapter trains the rows of tokens that the embedding does not have",
-                           where=site.path, expected=f"ids below {site.out_features}", found=", ".join(map(str, beyond[:5])),
-                           remedy="enlarge the vocabulary first: model.resize_token_embeddings(n)")
+        raise SiteNotFound(
+            "the adapter trains the rows of tokens that the embedding does not have",
+            where=site.path,
+            expected=f"ids below {site.out_features}",
+            found=", ".join(map(str, beyond[:5])),
+            remedy="enlarge the vocabulary first: model.resize_token_embeddings(n)",
+        )
 
 
 def _constants(cfg: TrainableTokens, site: Site) -> dict[str, np.ndarray]:
@@ -86,15 +94,21 @@ def _normal_form(cfg: TrainableTokens, params: Params, site: Site) -> NormalForm
     return NormalForm(down=Dense(change), up=Dense(xp.astype(chosen, change.dtype)))
 
 
-def _forward(cfg: TrainableTokens, params: Params, site: Site, base: Forward, x: Array, drop: Forward) -> Array:
-    """A tied head: what the chosen rows gain is added to the outputs of these tokens, and a zero to the others."""
+def _forward(
+    cfg: TrainableTokens, params: Params, site: Site, base: Forward, x: Array, drop: Forward
+) -> Array:
+    """A tied head: what the chosen rows gain is added to the outputs of these tokens, and a zero to the
+    others.
+    """
     xp, y = array_namespace(x), base(x)
     gained = xp.matmul(x, _change(params, site).T)
     nothing = xp.zeros((*gained.shape[:-1], 1), dtype=gained.dtype, device=gained.device)
     return y + xp.take(xp.concat([nothing, gained], axis=-1), params["place"], axis=-1)
 
 
-def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias: Array | None, rows: Any) -> tuple[Array, Array | None]:
+def _fold(
+    cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias: Array | None, rows: Any
+) -> tuple[Array, Array | None]:
     """``rows`` may also be an array of token ids, whose rows ``weight`` then holds."""
     xp, count, place = array_namespace(weight), weight.shape[0], params["place"][rows]
     source = xp.where(place == 0, xp.arange(count, device=weight.device), place + (count - 1))
@@ -103,7 +117,11 @@ def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias:
 
 def _biased(cfg: TrainableTokens, site: Site) -> str:
     """Why PEFT's rows of a head mean nothing certain there; empty where they do."""
-    return "PEFT leaves out the bias of a head whose rows it trains" if site.kind == "linear" and site.bias else ""
+    return (
+        "PEFT leaves out the bias of a head whose rows it trains"
+        if site.kind == "linear" and site.bias
+        else ""
+    )
 
 
 def _together(configs: Sequence[TrainableTokens]) -> bool:
@@ -113,11 +131,16 @@ def _together(configs: Sequence[TrainableTokens]) -> bool:
 
 
 def _appended_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
-    """Raises ValueError where a word between the last row and the last trained one is not trained itself, so that its row is not known."""
+    """Raises ValueError where a word between the last row and the last trained one is not trained itself, so
+    that its row is not known.
+    """
     new = range(rows, max(cfg.token_indices, default=-1) + 1)
     place = {index: number for number, index in enumerate(cfg.token_indices)}
     if missing := [index for index in new if index not in place]:
-        raise ValueError(f"the words {', '.join(map(str, missing[:5]))} are new and were not trained: their rows are in no file")
+        raise ValueError(
+            f"the words {', '.join(map(str, missing[:5]))} are new and were not trained: their rows are "
+            "in no file"
+        )
     appended: np.ndarray = params["trainable_tokens_delta"][[place[index] for index in new]]
     return appended if new else None
 
@@ -127,7 +150,9 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_secondary(value: Any, path: str) -> TrainableTokens:
-    """The tokens of one embedding in the config of another method: a list for the only one, or a map of the ends of paths to lists."""
+    """The tokens of one embedding in the config of another method: a list for the only one, or a map of the
+    ends of paths to lists.
+    """
     if isinstance(value, Mapping):
         value = by_suffix(value, path, None)
     if not isinstance(value, list | tuple):
@@ -135,41 +160,54 @@ def _from_secondary(value: Any, path: str) -> TrainableTokens:
     return TrainableTokens(token_indices=tuple(value))
 
 
-trainable_tokens = METHODS.register(Method(
-    name="trainable_tokens",
-    summary="chosen rows of an embedding, and of the output head that is tied to it",
-    paper="https://huggingface.co/docs/peft/package_reference/trainable_tokens",
-    formula="E'[i] = D[k] for the k-th chosen token i",
-    config=TrainableTokens,
-    traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  quantizable=False, tied=True, layers=("table", "linear")),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    forward=_forward,
-    fold=_fold,
-    examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
-    storage=Storage(
-        constants=_constants,
-        makes=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
-        appended_rows=_appended_rows,
-    ),
-    limits=Limits(together=_together),
-    peft=PeftForm(
-        peft_type="TRAINABLE_TOKENS",
-        suffixes={"trainable_tokens_delta": "trainable_tokens_delta"},
-        to_config=_to_peft,
-        from_config=lambda config: TrainableTokens(token_indices=tuple(config.get("token_indices") or ())),
-        features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
-        tied=True,
-        layers={"linear": PeftLayer(limit=_biased)},
-        peft_supports=lambda cfg, site: not _biased(cfg, site),
-        secondary=PeftSecondary(
-            hosts=("LORA",),
-            key="trainable_token_indices",
-            suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},
-            to_config=lambda sites: {path: list(cfg.token_indices) for path, cfg in sites.items()},
-            from_config=_from_secondary,
+trainable_tokens = METHODS.register(
+    Method(
+        name="trainable_tokens",
+        summary="chosen rows of an embedding, and of the output head that is tied to it",
+        paper="https://huggingface.co/docs/peft/package_reference/trainable_tokens",
+        formula="E'[i] = D[k] for the k-th chosen token i",
+        config=TrainableTokens,
+        traits=Traits(
+            exclusive=True,
+            additive=False,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=False,
+            reads_weight=True,
+            quantizable=False,
+            tied=True,
+            layers=("table", "linear"),
         ),
-    ),
-))
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        forward=_forward,
+        fold=_fold,
+        examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
+        storage=Storage(
+            constants=_constants,
+            makes=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
+            appended_rows=_appended_rows,
+        ),
+        limits=Limits(together=_together),
+        peft=PeftForm(
+            peft_type="TRAINABLE_TOKENS",
+            suffixes={"trainable_tokens_delta": "trainable_tokens_delta"},
+            to_config=_to_peft,
+            from_config=lambda config: TrainableTokens(
+                token_indices=tuple(config.get("token_indices") or ())
+            ),
+            features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
+            tied=True,
+            layers={"linear": PeftLayer(limit=_biased)},
+            peft_supports=lambda cfg, site: not _biased(cfg, site),
+            secondary=PeftSecondary(
+                hosts=("LORA",),
+                key="trainable_token_indices",
+                suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},
+                to_config=lambda sites: {path: list(cfg.token_indices) for path, cfg in sites.items()},
+                from_config=_from_secondary,
+            ),
+        ),
+    )
+)

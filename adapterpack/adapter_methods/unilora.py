@@ -1,9 +1,11 @@
-"""Uni-LoRA: LoRA's factors at every layer taken from one trained vector (Li et al. 2025, arXiv 2506.00799, section 3).
+"""Uni-LoRA: LoRA's factors at every layer taken from one trained vector (Li et al. 2025, arXiv 2506.00799,
+section 3).
 
     y' = base(x) + B (A x),   A = theta[i_A] / sqrt(n[i_A]),   B = theta[i_B] / sqrt(n[i_B])
 
-with indices into ``theta`` ``[d]`` that a seed deals out over all layers, and n[i] the number of places that have index i. One pack holds
-d numbers. A fresh adapter changes the output a little, as in PEFT and the paper: theta makes A and B alike, and zero could not be trained.
+with indices into ``theta`` ``[d]`` that a seed deals out over all layers, and n[i] the number of places that
+have index i. One pack holds d numbers. A fresh adapter changes the output a little, as in PEFT and the paper:
+theta makes A and B alike, and zero could not be trained.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ _MOST = 1 << 28
 class UniLoRA(SiteConfig):
     """The hyper-parameters of Uni-LoRA.
 
-    ``start`` and ``total`` are a site's first place among all places of the adapter and their number; None is a site that is alone.
-    ``starts`` says it by path.
+    ``start`` and ``total`` are a site's first place among all places of the adapter and their number; None is
+    a site that is alone. ``starts`` says it by path.
 
     Example:
         >>> UniLoRA(r=4, theta_d_length=256).rank
@@ -74,10 +76,16 @@ class UniLoRA(SiteConfig):
 
 @lru_cache(maxsize=2)
 def _dealt(total: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The index of every place, int32 ``[total]``, and ``1 / sqrt(n)`` float32 ``[length]``: indices are dealt out evenly and shuffled."""
+    """The index of every place, int32 ``[total]``, and ``1 / sqrt(n)`` float32 ``[length]``: indices are
+    dealt out evenly and shuffled.
+    """
     if max(total, length) > _MOST:
-        raise Unsupported("so many places are not dealt out", expected=f"at most {_MOST}", found=max(total, length),
-                          remedy="use a smaller rank or fewer targets")
+        raise Unsupported(
+            "so many places are not dealt out",
+            expected=f"at most {_MOST}",
+            found=max(total, length),
+            remedy="use a smaller rank or fewer targets",
+        )
     rng = np.random.default_rng(seed)
     indices = np.repeat(np.arange(length), total // length)
     if rest := total % length:
@@ -93,21 +101,36 @@ def _places(cfg: UniLoRA, site: Site) -> int:
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """Places are numbered site by site, in the order of the model's modules."""
-    if any(cfg.total is not None for cfg in configs) or not all(site.in_features and site.out_features for site in sites):
+    if any(cfg.total is not None for cfg in configs) or not all(
+        site.in_features and site.out_features for site in sites
+    ):
         return list(configs)
     ends = np.cumsum([_places(cfg, site) for cfg, site in zip(configs, sites, strict=True)]).tolist()
-    return [replace(cfg, start=start, total=ends[-1]) for cfg, start in zip(configs, [0, *ends[:-1]], strict=True)]
+    return [
+        replace(cfg, start=start, total=ends[-1]) for cfg, start in zip(configs, [0, *ends[:-1]], strict=True)
+    ]
 
 
 def _constants(cfg: UniLoRA, site: Site) -> dict[str, np.ndarray]:
     require_widths(site)
-    start, total = (0, _places(cfg, site)) if cfg.start is None or cfg.total is None else (cfg.start, cfg.total)
+    start, total = (
+        (0, _places(cfg, site)) if cfg.start is None or cfg.total is None else (cfg.start, cfg.total)
+    )
     indices, norms = _dealt(total, cfg.theta_d_length, cfg.proj_seed)
     middle, end = start + cfg.r * site.in_features, start + _places(cfg, site)
     if end > total:
-        raise Unsupported("the site has no such places", where=site.path, expected=f"places up to {total}", found=end,
-                          remedy="pack the adapter again")
-    return {"unilora_indices_A": indices[start:middle], "unilora_indices_B": indices[middle:end], "unilora_norms": norms}
+        raise Unsupported(
+            "the site has no such places",
+            where=site.path,
+            expected=f"places up to {total}",
+            found=end,
+            remedy="pack the adapter again",
+        )
+    return {
+        "unilora_indices_A": indices[start:middle],
+        "unilora_indices_B": indices[middle:end],
+        "unilora_norms": norms,
+    }
 
 
 def _normal_form(cfg: UniLoRA, params: Params, site: Site) -> NormalForm:
@@ -134,33 +157,58 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
     targets = config.get("target_modules")
     if isinstance(targets, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", targets):  # an expression that is a name
         targets = [targets]
-    return replace(_KEYS.from_config(config), targets=tuple(map(str, targets)) if isinstance(targets, list) else ())
+    return replace(
+        _KEYS.from_config(config), targets=tuple(map(str, targets)) if isinstance(targets, list) else ()
+    )
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may have."""
+    """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may
+    have.
+    """
     cfg = replace(content.config, targets="all-linear")
     if not content.sites and content.base is not None and not content.packed:
         return _in_order(cfg, content, content.base)
     if not content.sites:
-        whole = len(content.config.targets) == 1 and ("." in content.config.targets[0] or not content.written.get("task_type"))
-        if not whole and not content.packed:  # the model of a task has no layer at its root: a name is the end of several paths
-            raise Unsupported("this file does not say in which order its layers come, on which their indices depend",
-                              where="target_modules", expected="save_indices: true, or the path of one layer",
-                              found=", ".join(content.config.targets)[:80],
-                              remedy=f"{WITH_BASE}; or save it again with PEFT after setting save_indices=True in its config")
+        whole = len(content.config.targets) == 1 and (
+            "." in content.config.targets[0] or not content.written.get("task_type")
+        )
+        # the model of a task has no layer at its root: a name is the end of several paths
+        if not whole and not content.packed:
+            raise Unsupported(
+                "this file does not say in which order its layers come, on which their indices depend",
+                where="target_modules",
+                expected="save_indices: true, or the path of one layer",
+                found=", ".join(content.config.targets)[:80],
+                remedy=(
+                    f"{WITH_BASE}; or save it again with PEFT after setting save_indices=True in its config"
+                ),
+            )
         return PeftContent(cfg, content.shared, {path: {} for path in content.config.targets})
-    if any(name not in params or cfg.r not in params[name].shape for params in content.sites.values() for name in _INDICES):
+    if any(
+        name not in params or cfg.r not in params[name].shape
+        for params in content.sites.values()
+        for name in _INDICES
+    ):
         raise ValueError(f"every site needs {' and '.join(_INDICES)} of rank {cfg.r}")
-    parts = {path: np.concatenate([params[name].reshape(-1) for name in _INDICES]) for path, params in content.sites.items()}
+    parts = {
+        path: np.concatenate([params[name].reshape(-1) for name in _INDICES])
+        for path, params in content.sites.items()
+    }
     total = sum(map(len, parts.values()))
     indices, start = _dealt(total, cfg.theta_d_length, cfg.proj_seed)[0], 0
     starts: dict[str, int] = {}
     while start < total:
-        path = next((path for path, part in parts.items() if path not in starts and _begins(indices[start:], part)), None)
+        path = next(
+            (path for path, part in parts.items() if path not in starts and _begins(indices[start:], part)),
+            None,
+        )
         if path is None:
-            raise Unsupported("the stored indices are not those of proj_seed", where="unilora_indices_A",
-                              remedy="merge this adapter with the library that made it")
+            raise Unsupported(
+                "the stored indices are not those of proj_seed",
+                where="unilora_indices_A",
+                remedy="merge this adapter with the library that made it",
+            )
         starts[path] = start
         start += len(parts[path])
     return PeftContent(replace(cfg, total=total, starts=starts), content.shared, {path: {} for path in parts})
@@ -170,9 +218,12 @@ def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
     """The sites that PEFT finds in the base by the ends of their paths, in the model's order."""
     for option in ("exclude_modules", "layers_to_transform"):
         if content.written.get(option):
-            raise Unsupported("this option of PEFT decides which layers there are, and is not followed", where=option,
-                              found=repr(content.written[option])[:80],
-                              remedy="save it again with PEFT after setting save_indices=True in its config")
+            raise Unsupported(
+                "this option of PEFT decides which layers there are, and is not followed",
+                where=option,
+                found=repr(content.written[option])[:80],
+                remedy="save it again with PEFT after setting save_indices=True in its config",
+            )
     targets, starts, start = set(content.config.targets), dict[str, int](), 0
     for path in base.modules():
         if not targets.isdisjoint(ends(path)):
@@ -183,7 +234,9 @@ def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
             start += cfg.r * sum(shape)
     if not starts:
         raise ValueError(f"the base has no layer that is called {', '.join(sorted(targets))[:200] or 'so'}")
-    return PeftContent(replace(cfg, total=start, starts=starts), content.shared, {path: {} for path in starts})
+    return PeftContent(
+        replace(cfg, total=start, starts=starts), content.shared, {path: {} for path in starts}
+    )
 
 
 def _begins(indices: np.ndarray, part: np.ndarray) -> bool:
@@ -191,33 +244,39 @@ def _begins(indices: np.ndarray, part: np.ndarray) -> bool:
     return np.array_equal(indices[: len(part[:16])], part[:16]) and np.array_equal(indices[: len(part)], part)
 
 
-unilora = METHODS.register(Method(
-    name="unilora",
-    summary="LoRA's factors at every layer taken from one trained vector, by indices that a seed deals out",
-    paper="https://arxiv.org/abs/2506.00799",
-    formula="y' = W x + b + B A x,  A and B gathered from one vector theta",
-    config=UniLoRA,
-    traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
-    shapes=lambda cfg, site: {},
-    init=lambda cfg, site, rng: {},
-    normal_form=_normal_form,
-    examples=(UniLoRA(r=2, theta_d_length=5, init_theta_d_bound=0.5),
-              UniLoRA(r=3, theta_d_length=70, proj_seed=7, init_theta_d_bound=1.0, dropout=0.1)),
-    storage=Storage(
-        constants=_constants,
-        makes=lambda cfg, site: (cfg.total or 0) + cfg.theta_d_length + _places(cfg, site),
-        shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
-        resolve=_resolve,
-    ),
-    peft=PeftForm(
-        peft_type="UNILORA",
-        suffixes={name: name for name in (*_INDICES, "unilora_scales_A", "unilora_scales_B")},
-        layers=TRANSPOSED,
-        to_config=_KEYS.to_config,
-        from_config=_from_peft,
-        features=lambda params: (None, None),
-        shared={"unilora_theta_d": "base_model.unilora_theta_d"},
-        from_peft_file=_from_peft_file,
-        not_in_transformers=SHARES_A_PART,
-    ),
-))
+unilora = METHODS.register(
+    Method(
+        name="unilora",
+        summary=(
+            "LoRA's factors at every layer taken from one trained vector, by indices that a seed deals out"
+        ),
+        paper="https://arxiv.org/abs/2506.00799",
+        formula="y' = W x + b + B A x,  A and B gathered from one vector theta",
+        config=UniLoRA,
+        traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
+        shapes=lambda cfg, site: {},
+        init=lambda cfg, site, rng: {},
+        normal_form=_normal_form,
+        examples=(
+            UniLoRA(r=2, theta_d_length=5, init_theta_d_bound=0.5),
+            UniLoRA(r=3, theta_d_length=70, proj_seed=7, init_theta_d_bound=1.0, dropout=0.1),
+        ),
+        storage=Storage(
+            constants=_constants,
+            makes=lambda cfg, site: (cfg.total or 0) + cfg.theta_d_length + _places(cfg, site),
+            shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
+            resolve=_resolve,
+        ),
+        peft=PeftForm(
+            peft_type="UNILORA",
+            suffixes={name: name for name in (*_INDICES, "unilora_scales_A", "unilora_scales_B")},
+            layers=TRANSPOSED,
+            to_config=_KEYS.to_config,
+            from_config=_from_peft,
+            features=lambda params: (None, None),
+            shared={"unilora_theta_d": "base_model.unilora_theta_d"},
+            from_peft_file=_from_peft_file,
+            not_in_transformers=SHARES_A_PART,
+        ),
+    )
+)

@@ -1,9 +1,12 @@
-"""VB-LoRA: LoRA's factors put together from a bank of vectors that all layers share (Li et al. 2024, arXiv 2405.15179, section 3).
+"""VB-LoRA: LoRA's factors put together from a bank of vectors that all layers share (Li et al. 2024, arXiv
+2405.15179, section 3).
 
-    y' = base(x) + B (A x),   every piece of b numbers of a row of A or a column of B is  sum_k softmax(top-k logits)_k bank[k]
+    y' = base(x) + B (A x),   every piece of b numbers of a row of A or a column of B is  sum_k softmax(top-k
+    logits)_k bank[k]
 
-The bank has shape [h, b]; a site has a logit for every piece and every vector. Where b does not divide a width, the last piece is cut;
-PEFT refuses such a layer. A fresh adapter changes the output, as in PEFT and the paper: no part of it can start at zero and be trained.
+The bank has shape [h, b]; a site has a logit for every piece and every vector. Where b does not divide a
+width, the last piece is cut; PEFT refuses such a layer. A fresh adapter changes the output, as in PEFT and
+the paper: no part of it can start at zero and be trained.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ from .registry import METHODS
 class VBLoRA(SiteConfig):
     """The hyper-parameters of VB-LoRA.
 
-    ``save_only_topk_weights`` says that a file holds the weights of the best ``topk`` vectors in place of all logits: it is small, and
-    cannot be trained further.
+    ``save_only_topk_weights`` says that a file holds the weights of the best ``topk`` vectors in place of all
+    logits: it is small, and cannot be trained further.
 
     Example:
         >>> VBLoRA(r=4, num_vectors=256, vector_length=64).rank
@@ -74,19 +77,33 @@ def _shapes(cfg: VBLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     pieces = dict(zip(_SIDES, ((cfg.r, wide), (tall, cfg.r)), strict=True))
     if not cfg.save_only_topk_weights:
         return {name: (*piece, cfg.num_vectors) for name, piece in pieces.items()}
-    return {f"{name}_topk_{leaf}": (*piece, count) for name, piece in pieces.items()
-            for leaf, count in (("indices", cfg.topk), ("weights", cfg.topk - 1))}
+    return {
+        f"{name}_topk_{leaf}": (*piece, count)
+        for name, piece in pieces.items()
+        for leaf, count in (("indices", cfg.topk), ("weights", cfg.topk - 1))
+    }
 
 
 def _init(cfg: VBLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     if cfg.save_only_topk_weights:
-        raise Unsupported("weights of the best vectors alone cannot be trained", where="save_only_topk_weights", remedy="set it to false")
-    return {name: (cfg.init_logits_std * rng.standard_normal(shape)).astype(np.float32) for name, shape in _shapes(cfg, site).items()}
+        raise Unsupported(
+            "weights of the best vectors alone cannot be trained",
+            where="save_only_topk_weights",
+            remedy="set it to false",
+        )
+    return {
+        name: (cfg.init_logits_std * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in _shapes(cfg, site).items()
+    }
 
 
 def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
     bound = cfg.init_vector_bank_bound
-    return {"vblora_vector_bank": rng.uniform(-bound, bound, (cfg.num_vectors, cfg.vector_length)).astype(np.float32)}
+    return {
+        "vblora_vector_bank": rng.uniform(-bound, bound, (cfg.num_vectors, cfg.vector_length)).astype(
+            np.float32
+        )
+    }
 
 
 def _best(xp: Any, logits: Array, count: int) -> tuple[Array, Array]:
@@ -111,7 +128,10 @@ def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
     bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
     xp = array_namespace(bank)
     if cfg.save_only_topk_weights:
-        best, stored_weights = xp.astype(_rows(xp, params, "_topk_indices"), xp.int64), _rows(xp, params, "_topk_weights")
+        best, stored_weights = (
+            xp.astype(_rows(xp, params, "_topk_indices"), xp.int64),
+            _rows(xp, params, "_topk_weights"),
+        )
         weights = xp.concat([stored_weights, 1 - xp.sum(stored_weights, axis=-1, keepdims=True)], axis=-1)
     else:
         best, weights = _best(xp, _rows(xp, params), cfg.topk)
@@ -125,37 +145,57 @@ def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     VBLoRA,
-    {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2, "init_vector_bank_bound": 0.02, "init_logits_std": 0.1,
-     "save_only_topk_weights": False, "dropout": 0.0},
+    {
+        "r": 4,
+        "num_vectors": 256,
+        "vector_length": 256,
+        "topk": 2,
+        "init_vector_bank_bound": 0.02,
+        "init_logits_std": 0.1,
+        "save_only_topk_weights": False,
+        "dropout": 0.0,
+    },
     {"fan_in_fan_out": False, "bias": "none"},
     renamed={"dropout": "vblora_dropout"},
 )
 
-vblora = METHODS.register(Method(
-    name="vblora",
-    summary="LoRA's factors mixed from a bank of vectors that all layers share",
-    paper="https://arxiv.org/abs/2405.15179",
-    formula="y' = W x + b + B A x,  A and B mixed from one bank of vectors",
-    config=VBLoRA,
-    traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(VBLoRA(r=2, num_vectors=5, vector_length=3, init_vector_bank_bound=0.5),
-              VBLoRA(r=3, num_vectors=7, vector_length=1, topk=3, init_vector_bank_bound=1.0, dropout=0.1)),
-    storage=Storage(
-        makes=lambda cfg, site: cfg.topk * cfg.r * cfg.vector_length * sum(_pieces(cfg, site)),
-        shared=Shared(lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank),
-    ),
-    peft=PeftForm(
-        peft_type="VBLORA",
-        suffixes={name: name for side in _SIDES for name in (f"{side}_topk_indices", f"{side}_topk_weights", side)},
-        layers=TRANSPOSED,
-        peft_supports=lambda cfg, site: site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length,
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, None),
-        shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
-        not_in_transformers=SHARES_A_PART,
-    ),
-))
+vblora = METHODS.register(
+    Method(
+        name="vblora",
+        summary="LoRA's factors mixed from a bank of vectors that all layers share",
+        paper="https://arxiv.org/abs/2405.15179",
+        formula="y' = W x + b + B A x,  A and B mixed from one bank of vectors",
+        config=VBLoRA,
+        traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(
+            VBLoRA(r=2, num_vectors=5, vector_length=3, init_vector_bank_bound=0.5),
+            VBLoRA(r=3, num_vectors=7, vector_length=1, topk=3, init_vector_bank_bound=1.0, dropout=0.1),
+        ),
+        storage=Storage(
+            makes=lambda cfg, site: cfg.topk * cfg.r * cfg.vector_length * sum(_pieces(cfg, site)),
+            shared=Shared(
+                lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank
+            ),
+        ),
+        peft=PeftForm(
+            peft_type="VBLORA",
+            suffixes={
+                name: name
+                for side in _SIDES
+                for name in (f"{side}_topk_indices", f"{side}_topk_weights", side)
+            },
+            layers=TRANSPOSED,
+            peft_supports=lambda cfg, site: (
+                site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length
+            ),
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, None),
+            shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
+            not_in_transformers=SHARES_A_PART,
+        ),
+    )
+)

@@ -1,9 +1,11 @@
-"""VeRA: one frozen random pair for all layers, and two trained vectors for each (Kopiczko et al. 2023, arXiv 2310.11454, section 3.1).
+"""VeRA: one frozen random pair for all layers, and two trained vectors for each (Kopiczko et al. 2023, arXiv
+2310.11454, section 3.1).
 
     y' = base(x) + b * (B (d * (A x)))
 
-A has shape [r, in], B has shape [out, r], d has r numbers that start at ``d_initial``, b has ``out`` numbers that start at zero.
-A and B are drawn by Kaiming's uniform rule from ``projection_prng_key``, with the numbers that PEFT draws on a base in float32.
+A has shape [r, in], B has shape [out, r], d has r numbers that start at ``d_initial``, b has ``out`` numbers
+that start at zero. A and B are drawn by Kaiming's uniform rule from ``projection_prng_key``, with the numbers
+that PEFT draws on a base in float32.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class VeRA(Projected):
 
 @lru_cache(maxsize=4)
 def pair(seed: int, r: int, rank: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """A ``[r, width]`` and B ``[height, rank]``, float32: ``torch.nn.init.kaiming_uniform_`` on one generator."""
+    """A ``[r, width]`` and B ``[height, rank]``, float32: ``torch.nn.init.kaiming_uniform_`` on one
+    generator.
+    """
     numbers = TorchGenerator(seed)
 
     def kaiming(rows: int, columns: int) -> np.ndarray:
@@ -74,7 +78,10 @@ def _shapes(cfg: VeRA, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _init(cfg: VeRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {"vera_lambda_b": np.zeros(site.out_features, np.float32), "vera_lambda_d": np.full(cfg.r, cfg.d_initial, np.float32)}
+    return {
+        "vera_lambda_b": np.zeros(site.out_features, np.float32),
+        "vera_lambda_d": np.full(cfg.r, cfg.d_initial, np.float32),
+    }
 
 
 def _normal_form(cfg: VeRA, params: Params, site: Site) -> NormalForm:
@@ -89,28 +96,41 @@ _KEYS = PeftKeys(
     renamed={"dropout": "vera_dropout"},
 )
 
-vera = METHODS.register(Method(
-    name="vera",
-    summary="two trained vectors around a frozen random pair that all layers share; the pair is a seed",
-    paper="https://arxiv.org/abs/2310.11454",
-    formula="y' = W x + b + b' * (B (d * (A x))),  A and B frozen and shared",
-    config=VeRA,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=_PROJECTION.names,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
-    shapes=_shapes,
-    init=_init,
-    normal_form=_normal_form,
-    examples=(VeRA(r=3), VeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1)),
-    storage=Storage(constants=_PROJECTION.constants, makes=_PROJECTION.makes, shared=_PROJECTION.shared, resolve=resolve),
-    peft=PeftForm(
-        peft_type="VERA",
-        suffixes={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
-        layers=TRANSPOSED,
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, params["vera_lambda_b"].shape[0]),
-        shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
-        from_peft_file=_PROJECTION.from_peft_file,
-        not_in_transformers=SHARES_A_PART,
-    ),
-))
+vera = METHODS.register(
+    Method(
+        name="vera",
+        summary="two trained vectors around a frozen random pair that all layers share; the pair is a seed",
+        paper="https://arxiv.org/abs/2310.11454",
+        formula="y' = W x + b + b' * (B (d * (A x))),  A and B frozen and shared",
+        config=VeRA,
+        traits=Traits(
+            additive=True,
+            identity_at_init=True,
+            row_separable=True,
+            low_rank=True,
+            frozen=_PROJECTION.names,
+            layers=(*WEIGHTS, "embedding", *STACKS),
+        ),
+        shapes=_shapes,
+        init=_init,
+        normal_form=_normal_form,
+        examples=(VeRA(r=3), VeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1)),
+        storage=Storage(
+            constants=_PROJECTION.constants,
+            makes=_PROJECTION.makes,
+            shared=_PROJECTION.shared,
+            resolve=resolve,
+        ),
+        peft=PeftForm(
+            peft_type="VERA",
+            suffixes={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
+            layers=TRANSPOSED,
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, params["vera_lambda_b"].shape[0]),
+            shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
+            from_peft_file=_PROJECTION.from_peft_file,
+            not_in_transformers=SHARES_A_PART,
+        ),
+    )
+)

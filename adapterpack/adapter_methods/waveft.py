@@ -1,9 +1,10 @@
 """WaveFT: a change that is sparse in the wavelet domain (Bilican et al. 2025, arXiv 2505.12532, section 3).
 
-    W' = W + s * IDWT2(S),   S zero but for n trained coefficients at seeded places;   W' = W + s S without ``use_idwt``
+    W' = W + s * IDWT2(S),   S zero but for n trained coefficients at seeded places;   W' = W + s S without
+    ``use_idwt``
 
-The coefficients lie in four quarters: coarse rows and columns top left, fine rows top right, fine columns bottom left, both fine bottom
-right. They start at zero, so that a fresh adapter changes nothing.
+The coefficients lie in four quarters: coarse rows and columns top left, fine rows top right, fine columns
+bottom left, both fine bottom right. They start at zero, so that a fresh adapter changes nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from .registry import METHODS
 
 @dataclass(frozen=True)
 class WaveFT(SiteConfig):
-    """The hyper-parameters of WaveFT; a layer with fewer weights than ``n_frequency`` has a coefficient for each.
+    """The hyper-parameters of WaveFT; a layer with fewer weights than ``n_frequency`` has a coefficient for
+    each.
 
-    With ``proportional_parameters`` the coefficients of all layers together are dealt out by the layers' sizes.
+    With ``proportional_parameters`` the coefficients of all layers together are dealt out by the layers'
+    sizes.
 
     Example:
         >>> WaveFT(n_frequency=1000, n_frequency_pattern={"v_proj": 500}).at("layers.0.v_proj").n_frequency
@@ -59,7 +62,11 @@ class WaveFT(SiteConfig):
 
     def at(self, path: str) -> WaveFT:
         """The config at one site: ``n_frequency`` looked up by the literal path or its last components."""
-        return replace(self, n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency), n_frequency_pattern={})
+        return replace(
+            self,
+            n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency),
+            n_frequency_pattern={},
+        )
 
     @property
     def scale(self) -> float:
@@ -76,17 +83,27 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     sizes = [site.in_features * site.out_features for site in sites]
     if not all(sizes):
         return list(configs)
-    dealt = [replace(cfg, n_frequency=max(1, round(size / sum(sizes) * (cfg.n_frequency * len(sites)))), proportional_parameters=False)
-             if cfg.proportional_parameters else cfg for cfg, size in zip(configs, sizes, strict=True)]
+    dealt = [
+        replace(
+            cfg,
+            n_frequency=max(1, round(size / sum(sizes) * (cfg.n_frequency * len(sites)))),
+            proportional_parameters=False,
+        )
+        if cfg.proportional_parameters
+        else cfg
+        for cfg, size in zip(configs, sizes, strict=True)
+    ]
     return [replace(cfg, n_frequency=_count(cfg, site)) for cfg, site in zip(dealt, sites, strict=True)]
 
 
 @lru_cache(maxsize=64)
 def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.ndarray:
-    """The places of the coefficients in quarters that are large enough for the transform to give ``[rows, columns]``.
+    """The places of the coefficients in quarters that are large enough for the transform to give ``[rows,
+    columns]``.
 
-    A draw is a place in the middle of ``[rows, columns]`` with a margin. PEFT's top right quarter holds the fine rows, its bottom left
-    one the fine columns; here the two change places, so that rows and columns can be transformed one after the other.
+    A draw is a place in the middle of ``[rows, columns]`` with a margin. PEFT's top right quarter holds the
+    fine rows, its bottom left one the fine columns; here the two change places, so that rows and columns can
+    be transformed one after the other.
     """
     sizes = np.array([[-(-(width + taps - 2) // 2) * 2] for width in (rows, columns)])
     at = places(seed, rows, columns, count) + (sizes - [[rows], [columns]]) // 2
@@ -99,11 +116,19 @@ def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.n
 def _constants(cfg: WaveFT, site: Site) -> dict[str, np.ndarray]:
     require_widths(site)
     drawn = (cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site))
-    return {"waveft_places": _quarters(*drawn, len(filters(cfg.wavelet_family)[0])) if cfg.use_idwt else places(*drawn)}
+    return {
+        "waveft_places": _quarters(*drawn, len(filters(cfg.wavelet_family)[0]))
+        if cfg.use_idwt
+        else places(*drawn)
+    }
 
 
 def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
-    values, at, shape = cfg.scale * params["waveft_spectrum"], params["waveft_places"], (site.out_features, site.in_features)
+    values, at, shape = (
+        cfg.scale * params["waveft_spectrum"],
+        params["waveft_places"],
+        (site.out_features, site.in_features),
+    )
     xp = array_namespace(values)
     if not cfg.use_idwt:
         return NormalForm(down=Dense(scattered(xp, values, at, shape)))
@@ -115,8 +140,14 @@ def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     WaveFT,
-    {"n_frequency": 2592, "scaling": 25.0, "wavelet_family": "db1", "use_idwt": True, "random_loc_seed": 777,
-     "proportional_parameters": False},
+    {
+        "n_frequency": 2592,
+        "scaling": 25.0,
+        "wavelet_family": "db1",
+        "use_idwt": True,
+        "random_loc_seed": 777,
+        "proportional_parameters": False,
+    },
     {"proportional_parameters": False, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
     by_site="n_frequency",
 )
@@ -126,30 +157,42 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     """What was dealt out by size is read off the tensors."""
     if not content.config.proportional_parameters:
         return content
-    counts = {f"^{path}": len(params["waveft_spectrum"]) for path, params in content.sites.items() if "waveft_spectrum" in params}
-    return content._replace(config=replace(content.config, n_frequency_pattern=counts, proportional_parameters=False))
+    counts = {
+        f"^{path}": len(params["waveft_spectrum"])
+        for path, params in content.sites.items()
+        if "waveft_spectrum" in params
+    }
+    return content._replace(
+        config=replace(content.config, n_frequency_pattern=counts, proportional_parameters=False)
+    )
 
 
-waveft = METHODS.register(Method(
-    name="waveft",
-    summary="a few trained coefficients of the change's wavelet transform, at places that a seed draws",
-    paper="https://arxiv.org/abs/2505.12532",
-    formula="W' = W + s IDWT2(S),  S sparse",
-    config=WaveFT,
-    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-    shapes=lambda cfg, site: {"waveft_spectrum": (_count(cfg, site),)},
-    init=lambda cfg, site, rng: {"waveft_spectrum": np.zeros(_count(cfg, site), np.float32)},
-    normal_form=_normal_form,
-    examples=(WaveFT(n_frequency=4), WaveFT(n_frequency=30, scaling=3, wavelet_family="db3"), WaveFT(n_frequency=5, use_idwt=False),
-              WaveFT(n_frequency=7, proportional_parameters=True)),
-    storage=Storage(constants=_constants, resolve=_resolve),
-    peft=PeftForm(
-        peft_type="WAVEFT",
-        suffixes={"waveft_spectrum": "waveft_spectrum"},
-        layers=TRANSPOSED,
-        to_config=_KEYS.to_config,
-        from_config=_KEYS.from_config,
-        features=lambda params: (None, None),
-        from_peft_file=_from_peft_file,
-    ),
-))
+waveft = METHODS.register(
+    Method(
+        name="waveft",
+        summary="a few trained coefficients of the change's wavelet transform, at places that a seed draws",
+        paper="https://arxiv.org/abs/2505.12532",
+        formula="W' = W + s IDWT2(S),  S sparse",
+        config=WaveFT,
+        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        shapes=lambda cfg, site: {"waveft_spectrum": (_count(cfg, site),)},
+        init=lambda cfg, site, rng: {"waveft_spectrum": np.zeros(_count(cfg, site), np.float32)},
+        normal_form=_normal_form,
+        examples=(
+            WaveFT(n_frequency=4),
+            WaveFT(n_frequency=30, scaling=3, wavelet_family="db3"),
+            WaveFT(n_frequency=5, use_idwt=False),
+            WaveFT(n_frequency=7, proportional_parameters=True),
+        ),
+        storage=Storage(constants=_constants, resolve=_resolve),
+        peft=PeftForm(
+            peft_type="WAVEFT",
+            suffixes={"waveft_spectrum": "waveft_spectrum"},
+            layers=TRANSPOSED,
+            to_config=_KEYS.to_config,
+            from_config=_KEYS.from_config,
+            features=lambda params: (None, None),
+            from_peft_file=_from_peft_file,
+        ),
+    )
+)

@@ -1,6 +1,8 @@
-"""Reads and copies the small files of a base's folder, and refuses a base that would make a library run or fetch code.
+"""Reads and copies the small files of a base's folder, and refuses a base that would make a library run or
+fetch code.
 
-Everything that opens a base asks :func:`require_harmless` first, since transformers follows links and imports what a configuration names.
+Everything that opens a base asks :func:`require_harmless` first, since transformers follows links and imports
+what a configuration names.
 """
 
 from __future__ import annotations
@@ -19,29 +21,43 @@ from .renamings import is_known
 
 CONFIG = "config.json"
 MAX_JSON = 64 << 20
-CARRIED = frozenset({
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-})
+CARRIED = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
 """Names of the files that tell how a model is fed and what its words are."""
-RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "use_pretrained_backbone", "_attn_implementation_internal",
-                       "auto_mapping"})
+RUNS_CODE = frozenset(
+    {
+        "auto_map",
+        "trust_remote_code",
+        "custom_pipelines",
+        "use_pretrained_backbone",
+        "_attn_implementation_internal",
+        "auto_mapping",
+    }
+)
 """Keys under which a configuration names code, or weights elsewhere, for a library to fetch and import."""
 _CHOOSES_KERNELS = "_implementation"
-"""How keys end that choose the implementation of attention or of experts: one of transformers' own, or a repository of compiled code."""
-_REMEDY = ("convert the checkpoint to a class that transformers has, with transformers, or register its class in Python before you call "
-           "adapterpack; then delete that key from a copy of the file")
+"""How keys end that choose the implementation of attention or of experts: one of transformers' own, or a
+repository of compiled code.
+"""
+_REMEDY = (
+    "convert the checkpoint to a class that transformers has, with transformers, or register its class in "
+    "Python before you call adapterpack; then delete that key from a copy of the file"
+)
 _HARMLESS: set[tuple[Identity, ...]] = set()
 """Configurations that were looked at in this process, by the identity of their files."""
 
@@ -59,14 +75,16 @@ def read_json(path: Path, folder: Path | None = None) -> Any:
 
 
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
-    """The files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer, templates; never weights or code."""
+    """The files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer, templates;
+    never weights or code.
+    """
     wanted = CARRIED.union(names)
     return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())
 
 
 def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
-    """Copies the files of :func:`carried_files` into another folder, in place of what a killed process left there of their names; a
-    configuration without the code that it names and nobody runs.
+    """Copies the files of :func:`carried_files` into another folder, in place of what a killed process left
+    there of their names; a configuration without the code that it names and nobody runs.
 
     Raises:
         FormatError: a link leads out of the folder.
@@ -75,7 +93,9 @@ def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
     for path in carried_files(source, names):
         (target / path.name).unlink(missing_ok=True)
         if path.name == CONFIG and (plain := without_code(config := read_json(path))) != config:
-            (target / path.name).write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (target / path.name).write_text(
+                json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         else:
             copy_file(path, target / path.name)
 
@@ -88,7 +108,9 @@ def require_harmless(folder: Path) -> None:
         Unsupported: a configuration names code.
     """
     with storage_errors(folder):
-        configs = [path for path in sorted(folder.iterdir()) if _is_plain(path) and path.name.endswith("config.json")]
+        configs = [
+            path for path in sorted(folder.iterdir()) if _is_plain(path) and path.name.endswith("config.json")
+        ]
     identities = tuple(map(identity, configs))
     if identities in _HARMLESS:
         return
@@ -97,8 +119,13 @@ def require_harmless(folder: Path) -> None:
             for key, value in holder.items():
                 if not _runs_code(key, value) or (path.name == CONFIG and _is_unread(key, holder)):
                     continue
-                raise Unsupported("the base names code of its own or of somebody else, which is never run", where=path,
-                                  found=f"{key}: {value!r:.100}", expected="a class that transformers has", remedy=_REMEDY)
+                raise Unsupported(
+                    "the base names code of its own or of somebody else, which is never run",
+                    where=path,
+                    found=f"{key}: {value!r:.100}",
+                    expected="a class that transformers has",
+                    remedy=_REMEDY,
+                )
     if all(one.settled for one in identities):
         _HARMLESS.add(identities)
 
@@ -130,7 +157,8 @@ def objects(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def without_code(value: Any) -> Any:
-    """A configuration without the keys that name code where transformers has a class of its own, so that nothing reads them.
+    """A configuration without the keys that name code where transformers has a class of its own, so that
+    nothing reads them.
 
     Example:
         >>> without_code({"model_type": "phi3", "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}})
@@ -144,8 +172,9 @@ def without_code(value: Any) -> Any:
 
 
 def _is_unread(key: str, holder: Mapping[str, Any]) -> bool:
-    """Whether a key names code that never runs: where transformers has a class of its own it takes that, unless
-    ``trust_remote_code`` is set, which this package never does."""
+    """Whether a key names code that never runs: where transformers has a class of its own it takes that,
+    unless ``trust_remote_code`` is set, which this package never does.
+    """
     return key == "auto_map" and is_known(holder.get("model_type"))
 
 

@@ -1,4 +1,6 @@
-"""Reads a base model's tokenizer digests, its chat template, the pooling of its embeddings, and the license that its model card states."""
+"""Reads a base model's tokenizer digests, its chat template, the pooling of its embeddings, and the license
+that its model card states.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,23 @@ _MAX_TEMPLATE = 4 << 20
 
 def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
     """The digests of the base's tokenizer and chat template; None for a base without either."""
-    files = {field: base.folder / name for field, name in (("tokenizer_json", "tokenizer.json"), ("added_tokens", "added_tokens.json"))}
+    files = {
+        field: base.folder / name
+        for field, name in (("tokenizer_json", "tokenizer.json"), ("added_tokens", "added_tokens.json"))
+    }
     digests = {field: sha256_of(path) if path.is_file() else None for field, path in files.items()}
     template = chat_template_of(base)
-    tokenizer = Tokenizer(**digests, chat_template=None if template is None else hashlib.sha256(template.encode("utf-8")).hexdigest())
+    tokenizer = Tokenizer(
+        **digests,
+        chat_template=None if template is None else hashlib.sha256(template.encode("utf-8")).hexdigest(),
+    )
     return None if tokenizer == Tokenizer() else tokenizer
 
 
 def chat_template_of(base: Checkpoint) -> str | None:
-    """The base's chat template: its own file, or what ``tokenizer_config.json`` says; None for a base without one."""
+    """The base's chat template: its own file, or what ``tokenizer_config.json`` says; None for a base without
+    one.
+    """
     return chat_template_in(base.folder)
 
 
@@ -37,7 +47,12 @@ def chat_template_in(folder: Path) -> str | None:
     file, config = folder / TEMPLATE, folder / "tokenizer_config.json"
     if file.is_file():
         with open_inside(file) as template_file:
-            return read_at_most(template_file, _MAX_TEMPLATE).decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+            return (
+                read_at_most(template_file, _MAX_TEMPLATE)
+                .decode("utf-8", errors="replace")
+                .replace("\r\n", "\n")
+                .replace("\r", "\n")
+            )
     settings = read_json(config) if config.is_file() else {}
     template = settings.get("chat_template") if isinstance(settings, dict) else None
     return template if isinstance(template, str) else None
@@ -63,9 +78,15 @@ def license_of(folder: Path) -> str | None:
 
 
 def pooling_of(folder: Path) -> str:
-    """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean where it says nothing."""
+    """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean
+    where it says nothing.
+    """
     path = folder / "1_Pooling" / "config.json"
     config = read_json(path, folder) if path.is_file() else {}
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    names = {
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_lasttoken": "last",
+    }
     chosen = [name for key, name in names.items() if isinstance(config, dict) and config.get(key) is True]
     return chosen[0] if len(chosen) == 1 else "mean"

@@ -1,4 +1,6 @@
-"""Opens a base model on disk (a folder with ``config.json`` and safetensors files) and computes its fingerprints, without torch."""
+"""Opens a base model on disk (a folder with ``config.json`` and safetensors files) and computes its
+fingerprints, without torch.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ from .renamings import Renaming, find, in_memory, renamed, renamings_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_NAMES = ((SINGLE, INDEX), ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"))
+_NAMES = (
+    (SINGLE, INDEX),
+    ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
+)
 """The file and the index of a checkpoint of transformers, and of one model of a diffusers pipeline."""
 _PIPELINE = "model_index.json"
 """What says which models a folder of diffusers holds, each in a folder of its own."""
@@ -39,7 +44,8 @@ class Checkpoint:
 
     Raises:
         StorageError: the folder or a shard is missing.
-        FormatError: a shard is malformed, the index does not fit the shards, or a link leads out of the folder.
+        FormatError: a shard is malformed, the index does not fit the shards, or a link leads out of the
+            folder.
         Unsupported: its configuration names code.
     """
 
@@ -51,11 +57,20 @@ class Checkpoint:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if self.folder.is_file():
-            raise StorageError("a base is a folder here, and this is a file", where=self.folder,
-                               remedy="name the folder of the checkpoint that it was made from; merge and inspect take GGUF and ONNX files")
+            raise StorageError(
+                "a base is a folder here, and this is a file",
+                where=self.folder,
+                remedy=(
+                    "name the folder of the checkpoint that it was made from; merge and inspect take GGUF "
+                    "and ONNX files"
+                ),
+            )
         if not self.folder.is_dir():
-            raise StorageError("there is no such base folder", where=self.folder,
-                               remedy="name a folder with config.json and safetensors files")
+            raise StorageError(
+                "there is no such base folder",
+                where=self.folder,
+                remedy="name a folder with config.json and safetensors files",
+            )
         require_harmless(self.folder)
         self.index, shards = self._shards()
         self._watch: Callable[[], None] | None = None
@@ -63,13 +78,20 @@ class Checkpoint:
         self.shard_of = {name: shard for shard, file in self.files.items() for name in file.tensors}
         if sum(len(file.tensors) for file in self.files.values()) != len(self.shard_of):
             names = Counter(name for file in self.files.values() for name in file.tensors)
-            raise FormatError("a tensor stands in two shards", where=self.where, found=names.most_common(1)[0][0])
+            raise FormatError(
+                "a tensor stands in two shards", where=self.where, found=names.most_common(1)[0][0]
+            )
         if self.index is not None and self.shard_of != self.index["weight_map"]:
             wrong = sorted(set(self.shard_of.items()) ^ set(self.index["weight_map"].items()))[0][0]
-            raise FormatError("the index does not fit the shards", where=f"{self.where}, {self.index_name}", found=f"tensor {wrong}")
+            raise FormatError(
+                "the index does not fit the shards",
+                where=f"{self.where}, {self.index_name}",
+                found=f"tensor {wrong}",
+            )
 
     def _opened(self, shards: Iterable[str]) -> Mapping[str, SafetensorsFile]:
-        self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
+        # before opening, so that a later change shows
+        self.identities = {shard: identity(self.folder / shard) for shard in shards}
         return {shard: SafetensorsFile(self.folder / shard) for shard in self.identities}
 
     def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
@@ -80,8 +102,11 @@ class Checkpoint:
                 index = read_json(self.folder / self.index_name)
                 return index, shards_in(index, self.folder / self.index_name)
         if (self.folder / _PIPELINE).is_file():
-            raise Unsupported("the folder holds the several models of a diffusers pipeline", where=self.folder,
-                              remedy="name the folder of one of them, as unet or transformer")
+            raise Unsupported(
+                "the folder holds the several models of a diffusers pipeline",
+                where=self.folder,
+                remedy="name the folder of one of them, as unet or transformer",
+            )
         raise StorageError(
             "the folder holds no safetensors checkpoint",
             where=self.folder,
@@ -100,7 +125,12 @@ class Checkpoint:
         path = self.folder / CONFIG
         loaded = without_code(read_json(path)) if path.is_file() else {}
         if not isinstance(loaded, dict):
-            raise FormatError("the configuration is no JSON object", where=path, expected="an object", found=type(loaded).__name__)
+            raise FormatError(
+                "the configuration is no JSON object",
+                where=path,
+                expected="an object",
+                found=type(loaded).__name__,
+            )
         return loaded
 
     @property
@@ -112,7 +142,9 @@ class Checkpoint:
 
     @cached_property
     def name(self) -> str:
-        """A name for people: ``org/name`` for a hub's cached snapshot, else the folder's own, in plain characters."""
+        """A name for people: ``org/name`` for a hub's cached snapshot, else the folder's own, in plain
+        characters.
+        """
         folder = self.folder.resolve()
         if self.commit is not None:
             return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
@@ -150,8 +182,8 @@ class Checkpoint:
         return linear_layers.kind_of(self.tensors, self.kinds_by_name, weight)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, read from the file that was opened. Where the file is cut short meanwhile that is an error:
-        of one that is mapped, the system would end the process.
+        """A tensor, read from the file that was opened. Where the file is cut short meanwhile that is an
+        error: of one that is mapped, the system would end the process.
 
         Raises:
             StorageError: the file has changed since, or cannot be read.
@@ -164,11 +196,14 @@ class Checkpoint:
         return value
 
     def view(self, name: str) -> np.ndarray:
-        """As :meth:`read`, a read-only view of the mapped file: for what looks at few numbers of many tensors."""
+        """As :meth:`read`, a read-only view of the mapped file: for what looks at few numbers of many
+        tensors.
+        """
         return self.files[self.shard_of[name]].read(name)
 
     def require_unchanged(self, exact: bool = False) -> None:
-        """Checks that every shard is the file that was opened: see :func:`~adapterpack.io.hashing.require_unchanged`.
+        """Checks that every shard is the file that was opened: see
+        :func:`~adapterpack.io.hashing.require_unchanged`.
 
         Raises:
             StorageError: one is not.
@@ -178,7 +213,9 @@ class Checkpoint:
 
     @contextmanager
     def watched(self, watch: Callable[[], None]) -> Iterator[None]:
-        """Calls ``watch`` for every block that is hashed within; an exception that it raises ends the hashing."""
+        """Calls ``watch`` for every block that is hashed within; an exception that it raises ends the
+        hashing.
+        """
         before, self._watch = self._watch, watch
         try:
             yield
@@ -217,8 +254,9 @@ class Checkpoint:
         return self._hashed({})[0]
 
     def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """The digests of the tensors and of ``files``, in parallel: one file cannot be split over threads, so that while one core hashes
-        it the others hash the tensors, out of the pages that it has just read."""
+        """The digests of the tensors and of ``files``, in parallel: one file cannot be split over threads, so
+        that while one core hashes it the others hash the tensors, out of the pages that it has just read.
+        """
         cached = {shard: _DIGESTS[state] for shard, state in self.identities.items() if state in _DIGESTS}
         known = {name: cached[shard][name] for name, shard in self.shard_of.items() if shard in cached}
         todo = {("file", path): source for path, source in files.items()}
@@ -227,12 +265,16 @@ class Checkpoint:
         fresh = {name: digest for (kind, name), digest in hashes.items() if kind == "tensor"}
         for shard, state in self.identities.items():
             if state.settled and identity(self.folder / shard) == state:
-                _DIGESTS.setdefault(state, {name: fresh[name] for name in self.files[shard].tensors if name in fresh})
+                _DIGESTS.setdefault(
+                    state, {name: fresh[name] for name in self.files[shard].tensors if name in fresh}
+                )
         return known | fresh, {path: digest for (kind, path), digest in hashes.items() if kind == "file"}
 
     @cached_property
     def leaves(self) -> dict[str, str]:
-        """The leaves of ``content`` by tensor, as hex; with them one tensor can be verified without the others."""
+        """The leaves of ``content`` by tensor, as hex; with them one tensor can be verified without the
+        others.
+        """
         return {header[0]: fp.leaf(*header, self.digests[header[0]]) for header in self._headers()}
 
     @cached_property
@@ -261,15 +303,24 @@ class Checkpoint:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
-        """The fingerprint: always ``structure`` and ``probe``; ``content`` and ``files`` cost one full read, for one of them or both."""
-        if content and files and not {"digests", "file_entries"} & self.__dict__.keys():  # neither was computed yet
+        """The fingerprint: always ``structure`` and ``probe``; ``content`` and ``files`` cost one full read,
+        for one of them or both.
+        """
+        # neither was computed yet
+        if content and files and not {"digests", "file_entries"} & self.__dict__.keys():
             sources = self._whole_files()
             self.digests, hashes = self._hashed(sources)
             self.file_entries = _entries(sources, hashes)
-        return fp.Fingerprint(self.structure, self.content if content else None, fp.files(self.file_entries) if files else None, self.probe)
+        return fp.Fingerprint(
+            self.structure,
+            self.content if content else None,
+            fp.files(self.file_entries) if files else None,
+            self.probe,
+        )
 
     def verify_tensors(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
-        """Checks that the tensors ``names`` are those of the base with fingerprint ``content``; reads only these.
+        """Checks that the tensors ``names`` are those of the base with fingerprint ``content``; reads only
+        these.
 
         Raises:
             BaseMismatch: the leaves do not belong to ``content``, or a tensor is another.
@@ -278,7 +329,12 @@ class Checkpoint:
         wanted = list(names)
         for name in wanted:
             if name not in self.stored:
-                raise SiteNotFound("the base has no such tensor", where=self.folder, found=name, remedy=nearest(name, self.stored))
+                raise SiteNotFound(
+                    "the base has no such tensor",
+                    where=self.folder,
+                    found=name,
+                    remedy=nearest(name, self.stored),
+                )
         for name, sha256 in digests({name: self.source(name) for name in wanted}).items():
             info = self.stored[name]
             merkle.verify_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
@@ -287,15 +343,22 @@ class Checkpoint:
         return [(info.name, info.dtype, info.shape) for info in self.stored.values()]
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
-        """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a tensor, else by the path.
+        """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a
+        tensor, else by the path.
 
-        The path may also be a parameter's own. A task model may have one prefix more or less than its checkpoint.
+        The path may also be a parameter's own. A task model may have one prefix more or less than its
+        checkpoint.
         """
-        return recorded if recorded in self.tensors else self.tensor_name(f"{path}.weight") or self.tensor_name(path)
+        return (
+            recorded
+            if recorded in self.tensors
+            else self.tensor_name(f"{path}.weight") or self.tensor_name(path)
+        )
 
     def tensor_name(self, name: str) -> str | None:
-        """The tensor of that name, or of that name with one prefix more or less, or that has it in memory; None where there is none, or
-        more than one."""
+        """The tensor of that name, or of that name with one prefix more or less, or that has it in memory;
+        None where there is none, or more than one.
+        """
         if name in self.tensors:
             return name
         stripped = name.partition(".")[2]
@@ -308,10 +371,14 @@ class Checkpoint:
         return (None if older is None else self.tensor_name(older)) or self.renamed_name(name)
 
     def renamed_name(self, name: str) -> str | None:
-        """The tensor of that name, where this checkpoint has it under another one (:mod:`~.renamings`); else None."""
+        """The tensor of that name, where this checkpoint has it under another one (:mod:`~.renamings`); else
+        None.
+        """
         if not self.renamings:
             return None
-        return find(name, self._by_name_in_memory) or find(in_memory(name, self.renamings), self._by_name_in_memory)
+        return find(name, self._by_name_in_memory) or find(
+            in_memory(name, self.renamings), self._by_name_in_memory
+        )
 
     @cached_property
     def renamings(self) -> tuple[Renaming, ...]:
@@ -323,10 +390,14 @@ class Checkpoint:
         return renamed(self.tensors, self.renamings)
 
     def tied_to(self, path: str) -> str | None:
-        """The input embedding that the output head ``path`` is tied to, where the files store one tensor for both; else None."""
+        """The input embedding that the output head ``path`` is tied to, where the files store one tensor for
+        both; else None.
+        """
         if path.rpartition(".")[2] != "lm_head" or not self.config.get("tie_word_embeddings", True):
             return None
-        embeddings = [name for name in self.stored if name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS]
+        embeddings = [
+            name for name in self.stored if name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS
+        ]
         return embeddings[0] if len(embeddings) == 1 else None
 
     def weight_shape(self, path: str, recorded: str | None = None) -> tuple[int, ...]:
@@ -350,12 +421,16 @@ class Checkpoint:
         name = self.weight_name(path, recorded)
         if name is None:
             modules = [name.removesuffix(".weight") for name in self.tensors]
-            raise SiteNotFound("the base has no such site", where=self.where, found=path, remedy=nearest(path, modules))
+            raise SiteNotFound(
+                "the base has no such site", where=self.where, found=path, remedy=nearest(path, modules)
+            )
         return name
 
 
 def _entries(sources: Mapping[str, Source], hashes: Mapping[str, bytes]) -> tuple[fp.FileEntry, ...]:
-    return tuple(fp.FileEntry(path, sources[path].identity.size, hashes[path].hex()) for path in sorted(sources))
+    return tuple(
+        fp.FileEntry(path, sources[path].identity.size, hashes[path].hex()) for path in sorted(sources)
+    )
 
 
 _DIGESTS: dict[Identity, dict[str, bytes]] = {}
@@ -379,8 +454,14 @@ def shards_in(index: Any, where: object) -> list[str]:
         ['a.safetensors', 'b.safetensors']
     """
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise FormatError("this is not an index of shards", where=where, expected="weight_map: tensor name to file name")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(shard, str) for shard in weight_map.values())
+    ):
+        raise FormatError(
+            "this is not an index of shards", where=where, expected="weight_map: tensor name to file name"
+        )
     shards = sorted(set(weight_map.values()))
     for shard in shards:
         if Path(shard).name != shard or shard.startswith("."):

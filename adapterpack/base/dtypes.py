@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from ..errors import ConfigError, nearest
 
-TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+TORCH = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
 """safetensors name -> the name that ``config.json`` uses."""
 _ALIASES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16", "half": "F16", "fp8": "F8_E4M3"}
 NAMES = {**{name: code for code, name in TORCH.items()}, **{code.lower(): code for code in TORCH}, **_ALIASES}
@@ -22,5 +29,10 @@ def parse(name: str) -> str:
     """
     dtype = NAMES.get(name.lower().removeprefix("torch."))
     if dtype is None:
-        raise ConfigError("a checkpoint cannot be written in this dtype", where="dtype", found=repr(name), remedy=nearest(name, NAMES))
+        raise ConfigError(
+            "a checkpoint cannot be written in this dtype",
+            where="dtype",
+            found=repr(name),
+            remedy=nearest(name, NAMES),
+        )
     return dtype

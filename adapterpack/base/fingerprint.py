@@ -1,15 +1,17 @@
-"""Computes the fingerprint of a base model from its content, whatever its name says: four levels, from nearly free to certain.
+"""Computes the fingerprint of a base model from its content, whatever its name says: four levels, from nearly
+free to certain.
 
 | level | hashes | needs | says |
 |---|---|---|---|
 | ``structure`` | sorted (name, dtype, shape) | headers | the architecture and its sizes; not which weights |
-| ``probe`` | first, middle and last 4 KiB of every tensor | small reads | most likely the same weights; no proof against intent |
-| ``files`` | sorted (path, size, sha256) of shards and index | a hub's listing | the same files; lost by resharding or edited metadata |
+| ``probe`` | the first, middle and last 4 KiB of tensors | small reads | most likely the same weights |
+| ``files`` | sorted (path, size, sha256) of shards and index | a listing | the same files, not resharded |
 | ``content`` | every byte of every tensor | a full read | the same weights, in whatever shards and order |
 
-Nothing here opens a file: the functions take headers and digests, so that ``structure`` and ``files`` of a remote base cost no download of
-weights. The scheme is versioned by its prefix, ``bfp1:``. Every field that is hashed follows its length, and every hash input begins
-with the name of what it hashes, so that no two different inputs share their bytes.
+Nothing here opens a file: the functions take headers and digests, so that ``structure`` and ``files`` of a
+remote base cost no download of weights. The scheme is versioned by its prefix, ``bfp1:``. Every field that is
+hashed follows its length, and every hash input begins with the name of what it hashes, so that no two
+different inputs share their bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Fingerprint(NamedTuple):
 
 
 class FileEntry(NamedTuple):
-    """One weight file or index: its path below the base's folder with ``/``, its size in bytes, its sha256 as hex."""
+    """One weight file or index: its path below the base's folder with ``/``, its size in bytes, its sha256 as
+    hex.
+    """
 
     path: str
     size: int
@@ -64,7 +68,8 @@ def structure(tensors: Iterable[Header]) -> str:
 
 
 def files(entries: Iterable[tuple[str, int, str]]) -> str:
-    """The hash over sorted (path, size in bytes, sha256 as hex) of the shards and, where there is one, the index.
+    """The hash over sorted (path, size in bytes, sha256 as hex) of the shards and, where there is one, the
+    index.
 
     Raises:
         FormatError: a path stands twice, a size is negative, or a digest is not 64 lowercase hex digits.
@@ -76,8 +81,12 @@ def files(entries: Iterable[tuple[str, int, str]]) -> str:
     framed = {}
     for path, size, sha256 in _distinct(entries):
         if size < 0 or not _SHA256.fullmatch(sha256):
-            raise FormatError("this is not the size and sha256 of a file", where=path, expected="bytes and 64 lowercase hex digits",
-                              found=f"{size}, {sha256[:80]!r}")
+            raise FormatError(
+                "this is not the size and sha256 of a file",
+                where=path,
+                expected="bytes and 64 lowercase hex digits",
+                found=f"{size}, {sha256[:80]!r}",
+            )
         framed[path] = _framed(path, str(size), sha256)
     return _root("files", framed)
 
@@ -113,7 +122,8 @@ def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryvie
 
 
 def spans(nbytes: int) -> tuple[tuple[int, int], ...]:
-    """Which bytes of a tensor of ``nbytes`` the probe reads, as (offset, length): all of a small one, else three samples.
+    """Which bytes of a tensor of ``nbytes`` the probe reads, as (offset, length): all of a small one, else
+    three samples.
 
     The middle one begins at a multiple of 8, so that no element is cut.
 
@@ -128,13 +138,19 @@ def spans(nbytes: int) -> tuple[tuple[int, int], ...]:
 
 
 def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
-    """The hash over (name, dtype, shape, sha256 of the bytes at :func:`spans`, one after the other) of every tensor.
+    """The hash over (name, dtype, shape, sha256 of the bytes at :func:`spans`, one after the other) of every
+    tensor.
 
     Raises:
         FormatError: a name stands twice.
     """
-    return _root("probe", {name: hashlib.sha256(b"bfp1:sample\0" + _header(name, dtype, shape) + sha256).digest()
-                           for name, dtype, shape, sha256 in _distinct(samples)})
+    return _root(
+        "probe",
+        {
+            name: hashlib.sha256(b"bfp1:sample\0" + _header(name, dtype, shape) + sha256).digest()
+            for name, dtype, shape, sha256 in _distinct(samples)
+        },
+    )
 
 
 def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> Fingerprint:
@@ -175,7 +191,9 @@ def _framed(*fields: str) -> bytes:
     try:
         encoded = [text.encode("utf-8") for text in fields]
     except UnicodeEncodeError as error:
-        raise FormatError("half of a surrogate pair, which is no character", where=repr(fields[0])[:200]) from error
+        raise FormatError(
+            "half of a surrogate pair, which is no character", where=repr(fields[0])[:200]
+        ) from error
     return b"".join(len(raw).to_bytes(8, "little") + raw for raw in encoded)
 
 
@@ -184,11 +202,15 @@ def _distinct(items: Iterable[_Item]) -> list[_Item]:
     listed = list(items)
     names = [item[0] for item in listed]
     if len(set(names)) != len(names):
-        raise FormatError("a name stands twice in one base", found=repr(next(n for n in names if names.count(n) > 1))[:200])
+        raise FormatError(
+            "a name stands twice in one base", found=repr(next(n for n in names if names.count(n) > 1))[:200]
+        )
     return listed
 
 
 def _unhex(name: str, value: str) -> bytes:
     if not _SHA256.fullmatch(value):
-        raise FormatError("this is not a leaf", where=name, expected="64 lowercase hex digits", found=repr(value)[:80])
+        raise FormatError(
+            "this is not a leaf", where=name, expected="64 lowercase hex digits", found=repr(value)[:80]
+        )
     return bytes.fromhex(value)

@@ -1,7 +1,8 @@
-"""Finds fused expert parameters whose checkpoint stores every expert in separate tensors, as most mixtures of experts do.
+"""Finds fused expert parameters whose checkpoint stores every expert in separate tensors, as most mixtures of
+experts do.
 
-In transformers' models they are one parameter ``experts.gate_up_proj`` ``[n, 2 width, in]`` (an expert's gate above its up projection) and
-``experts.down_proj`` ``[n, in, width]``, which are split when they are saved.
+In transformers' models they are one parameter ``experts.gate_up_proj`` ``[n, 2 width, in]`` (an expert's gate
+above its up projection) and ``experts.down_proj`` ``[n, in, width]``, which are split when they are saved.
 """
 
 from __future__ import annotations
@@ -14,24 +15,39 @@ from typing import NamedTuple
 from ..io.safetensors import TensorInfo
 
 _EXPERT = re.compile(r"(?P<owner>[^\0]{1,400}\.experts)\.(?P<number>[0-9]{1,5})\.(?P<leaf>\w{1,20})\.weight")
-_FUSED = {("gate_proj", "up_proj"): "gate_up_proj", ("w1", "w3"): "gate_up_proj", ("down_proj",): "down_proj", ("w2",): "down_proj"}
+_FUSED = {
+    ("gate_proj", "up_proj"): "gate_up_proj",
+    ("w1", "w3"): "gate_up_proj",
+    ("down_proj",): "down_proj",
+    ("w2",): "down_proj",
+}
 """Names of an expert's layers -> name of the fused parameter."""
 _RENAMED = {"block_sparse_moe": "mlp"}
 """Name of the module with the experts and their router in checkpoints -> its name in the model."""
 
 
 def stored_as(name: str) -> str | None:
-    """What a checkpoint calls a parameter of a mixture of experts that the model calls ``name``, where it has an older name for it.
+    """What a checkpoint calls a parameter of a mixture of experts that the model calls ``name``, where it has
+    an older name for it.
 
     Example:
         >>> stored_as("layers.0.mlp.gate.weight"), stored_as("layers.0.q_proj.weight")
         ('layers.0.block_sparse_moe.gate.weight', None)
     """
-    return next((name.replace(f".{ours}.", f".{theirs}.") for theirs, ours in _RENAMED.items() if f".{ours}." in name), None)
+    return next(
+        (
+            name.replace(f".{ours}.", f".{theirs}.")
+            for theirs, ours in _RENAMED.items()
+            if f".{ours}." in name
+        ),
+        None,
+    )
 
 
 class Stack(NamedTuple):
-    """A fused parameter ``[n, out, in]``; ``parts`` lists for each of its matrices the tensors that store its rows, in order."""
+    """A fused parameter ``[n, out, in]``; ``parts`` lists for each of its matrices the tensors that store its
+    rows, in order.
+    """
 
     name: str
     dtype: str
@@ -43,7 +59,8 @@ def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, Stack]:
     """The fused parameters that the tensors of a checkpoint make up, by the name that the model has for each.
 
     Example:
-        >>> names = [f"layers.0.block_sparse_moe.experts.{i}.{leaf}.weight" for i in range(2) for leaf in ("w1", "w2", "w3")]
+        >>> leaves = [f"{number}.{leaf}" for number in range(2) for leaf in ("w1", "w2", "w3")]
+        >>> names = [f"layers.0.block_sparse_moe.experts.{leaf}.weight" for leaf in leaves]
         >>> stacks = find_stacks({name: TensorInfo(name, "F32", (4, 3), 0, 48) for name in names})
         >>> stacks["layers.0.mlp.experts.gate_up_proj"].shape
         (2, 8, 3)
@@ -55,8 +72,14 @@ def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, Stack]:
             leaves[match["owner"]][match["leaf"]][int(match["number"])] = info
     stacks = {}
     for owner, layers in leaves.items():
-        model = next((owner.removesuffix(f"{theirs}.experts") + f"{ours}.experts" for theirs, ours in _RENAMED.items()
-                      if owner.endswith(f"{theirs}.experts")), owner)
+        model = next(
+            (
+                owner.removesuffix(f"{theirs}.experts") + f"{ours}.experts"
+                for theirs, ours in _RENAMED.items()
+                if owner.endswith(f"{theirs}.experts")
+            ),
+            owner,
+        )
         for members, fused in _FUSED.items():
             stack = _stack(f"{model}.{fused}", [layers.get(leaf, {}) for leaf in members])
             if stack is not None and stack.name not in stored:
@@ -75,4 +98,9 @@ def _stack(name: str, members: list[dict[int, TensorInfo]]) -> Stack | None:
     if any(other != dtype or shape[1] != columns for other, shape in shapes):
         return None
     rows = sum(shape[0] for _, shape in shapes)
-    return Stack(name, dtype, (count, rows, columns), tuple(tuple(experts[number].name for experts in members) for number in range(count)))
+    return Stack(
+        name,
+        dtype,
+        (count, rows, columns),
+        tuple(tuple(experts[number].name for experts in members) for number in range(count)),
+    )

@@ -1,8 +1,10 @@
-"""Which way round a base stores the weights of linear layers: ``[out, in]`` as torch does, or ``[in, out]`` as transformers' ``Conv1D``.
+"""Which way round a base stores the weights of linear layers: ``[out, in]`` as torch does, or ``[in, out]``
+as transformers' ``Conv1D``.
 
-A pack that was saved from a model knows it, a folder that PEFT wrote does not: PEFT keeps one flag for all layers, the last one's, and
-some methods keep none. What an adapter means does not depend on it, since methods see matrices ``[out, in]``; what a merge writes does, and
-for a square weight no shape would show the mistake. The biases of the base show it: they have a number for each output.
+A pack that was saved from a model knows it, a folder that PEFT wrote does not: PEFT keeps one flag for all
+layers, the last one's, and some methods keep none. What an adapter means does not depend on it, since methods
+see matrices ``[out, in]``; what a merge writes does, and for a square weight no shape would show the mistake.
+The biases of the base show it: they have a number for each output.
 """
 
 from __future__ import annotations
@@ -12,15 +14,19 @@ from collections.abc import Mapping
 from ..io.safetensors import TensorInfo
 
 _CONV1D = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
-"""What every model of transformers that has layers of ``Conv1D`` calls them; other models have linear layers of these names."""
+"""What every model of transformers that has layers of ``Conv1D`` calls them; other models have linear layers
+of these names.
+"""
 
 
 def shown(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
-    """The kind of the linear layer with that weight as its shapes show it: a ``Conv1D`` always has a bias. None where that leaves it open.
+    """The kind of the linear layer with that weight as its shapes show it: a ``Conv1D`` always has a bias.
+    None where that leaves it open.
 
     Example:
         >>> from adapterpack.io.safetensors import TensorInfo
-        >>> shapes = {"c_fc.weight": (8, 32), "c_fc.bias": (32,), "q.weight": (8, 8), "k.weight": (8, 8), "k.bias": (8,)}
+        >>> shapes = {"c_fc.weight": (8, 32), "c_fc.bias": (32,), "q.weight": (8, 8), "k.weight": (8, 8),
+        ...     "k.bias": (8,)}
         >>> tensors = {name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in shapes.items()}
         >>> [shown(tensors, f"{name}.weight") for name in ("c_fc", "q", "k")]
         ['transposed', 'linear', None]
@@ -28,7 +34,11 @@ def shown(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
     shape, bias = tensors[weight].shape, tensors.get(f"{weight.removesuffix('.weight')}.bias")
     if bias is None:
         return "linear"
-    sides = [kind for kind, outputs in zip(("linear", "transposed"), shape, strict=False) if bias.shape == (outputs,)]
+    sides = [
+        kind
+        for kind, outputs in zip(("linear", "transposed"), shape, strict=False)
+        if bias.shape == (outputs,)
+    ]
     return sides[0] if len(sides) == 1 else None
 
 
@@ -37,7 +47,12 @@ def kinds_by_name(tensors: Mapping[str, TensorInfo]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, info in tensors.items():
         stem = name.removesuffix(".weight")
-        if stem != name and len(info.shape) == 2 and f"{stem}.bias" in tensors and (kind := shown(tensors, name)) is not None:
+        if (
+            stem != name
+            and len(info.shape) == 2
+            and f"{stem}.bias" in tensors
+            and (kind := shown(tensors, name)) is not None
+        ):
             found.setdefault(stem.rpartition(".")[2], set()).add(kind)
     return found
 
@@ -48,8 +63,9 @@ def has_transposed(by_name: Mapping[str, set[str]]) -> bool:
 
 
 def kind_of(tensors: Mapping[str, TensorInfo], by_name: Mapping[str, set[str]], weight: str) -> str | None:
-    """The kind of the linear layer with that weight: by its own shapes, else by those of layers of its name, else by what
-    transformers calls them. None where nothing shows it."""
+    """The kind of the linear layer with that weight: by its own shapes, else by those of layers of its name,
+    else by what transformers calls them. None where nothing shows it.
+    """
     if (kind := shown(tensors, weight)) is not None:
         return kind
     leaf = weight.removesuffix(".weight").rpartition(".")[2]

@@ -1,4 +1,6 @@
-"""Writes and reads the leaves of a base's ``content`` fingerprint, with which one tensor can be verified without reading the others."""
+"""Writes and reads the leaves of a base's ``content`` fingerprint, with which one tensor can be verified
+without reading the others.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +32,31 @@ def decode(data: bytes, where: object) -> tuple[str, dict[str, str]]:
         True
     """
     value = strict_json.loads(data, where, MAX_BYTES)
-    if not isinstance(value, dict) or set(value) != {"format", "content", "leaves"} or value["format"] != FORMAT:
-        raise FormatError("this is not a file of leaves", where=where, expected=f"format '{FORMAT}', content, leaves")
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"format", "content", "leaves"}
+        or value["format"] != FORMAT
+    ):
+        raise FormatError(
+            "this is not a file of leaves", where=where, expected=f"format '{FORMAT}', content, leaves"
+        )
     leaves = value["leaves"]
     if not isinstance(leaves, dict) or not all(isinstance(leaf, str) for leaf in leaves.values()):
         raise FormatError("leaves must map tensor names to digests", where=where)
     if (root := fp.root(leaves)) != value["content"]:
-        raise FormatError("the leaves do not give the root that the file states", where=where, expected=str(value["content"])[:80],
-                          found=root, remedy="write the side file again from the base")
+        raise FormatError(
+            "the leaves do not give the root that the file states",
+            where=where,
+            expected=str(value["content"])[:80],
+            found=root,
+            remedy="write the side file again from the base",
+        )
     return root, leaves
 
 
 def verify_tensor(content: str, leaves: Mapping[str, str], header: fp.Header, sha256: bytes) -> None:
-    """Checks that a tensor, given by header and sha256 of its bytes, belongs to the base whose ``content`` fingerprint is given.
+    """Checks that a tensor, given by header and sha256 of its bytes, belongs to the base whose ``content``
+    fingerprint is given.
 
     Raises:
         BaseMismatch: the leaves do not give ``content``, or the tensor has another leaf.
@@ -55,11 +69,22 @@ def verify_tensor(content: str, leaves: Mapping[str, str], header: fp.Header, sh
         >>> verify_tensor(fp.root(leaves), leaves, ("w", "U8", (3,)), digest)
     """
     if (root := fp.root(leaves)) != content:
-        raise BaseMismatch("these leaves belong to another base", expected=content, found=root,
-                           remedy="use the leaves that were written for the base that the pack names")
+        raise BaseMismatch(
+            "these leaves belong to another base",
+            expected=content,
+            found=root,
+            remedy="use the leaves that were written for the base that the pack names",
+        )
     name = header[0]
     if name not in leaves:
-        raise SiteNotFound("the base that the pack names has no such tensor", found=name, remedy=nearest(name, leaves))
+        raise SiteNotFound(
+            "the base that the pack names has no such tensor", found=name, remedy=nearest(name, leaves)
+        )
     if (actual := fp.leaf(*header, sha256)) != leaves[name]:
-        raise BaseMismatch("this tensor is not the one of the base that the pack names", where=f"tensor {name}", expected=leaves[name][:16],
-                           found=actual[:16], remedy="use the base that the pack names")
+        raise BaseMismatch(
+            "this tensor is not the one of the base that the pack names",
+            where=f"tensor {name}",
+            expected=leaves[name][:16],
+            found=actual[:16],
+            remedy="use the base that the pack names",
+        )

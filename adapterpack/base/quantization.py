@@ -10,7 +10,9 @@ from .checkpoint import Checkpoint
 
 
 class Scheme(NamedTuple):
-    """A quantization scheme: config keys that identify it where no method is named, and endings of tensor names that must all occur."""
+    """A quantization scheme: config keys that identify it where no method is named, and endings of tensor
+    names that must all occur.
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -34,7 +36,9 @@ def scheme(base: Checkpoint) -> str | None:
         >>> scheme(Checkpoint("llama-awq"))  # doctest: +SKIP
         'awq'
     """
-    return declared(base.config) or next((row.name for row in SCHEMES if all(_occurs(base, ending) for ending in row.endings)), None)
+    return declared(base.config) or next(
+        (row.name for row in SCHEMES if all(_occurs(base, ending) for ending in row.endings)), None
+    )
 
 
 def declared(config: Mapping[str, Any]) -> str | None:
@@ -83,9 +87,13 @@ def require_plain(base: Checkpoint) -> None:
     """
     declared_scheme = scheme(base)
     if declared_scheme is not None:
-        raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=declared_scheme,
-                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the "
-                                 "adapter unmerged")
+        raise Unsupported(
+            "the base is quantized: its stored numbers are not its weights",
+            where=base.folder,
+            found=declared_scheme,
+            remedy="dequantize it first: merge into the original checkpoint and quantize the result, or "
+            "keep the adapter unmerged",
+        )
 
 
 def _occurs(base: Checkpoint, ending: str) -> bool:

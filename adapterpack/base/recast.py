@@ -1,4 +1,6 @@
-"""Computes the fingerprint that a base would have in another dtype: tensors are cast block by block and hashed; nothing is written."""
+"""Computes the fingerprint that a base would have in another dtype: tensors are cast block by block and
+hashed; nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _LARGEST = {"F8_E4M3": 448.0}
 
 
 def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
-    """Structure, content and probe of ``base`` with every floating tensor in ``dtype`` (a safetensors name), rounded as PyTorch does.
+    """Structure, content and probe of ``base`` with every floating tensor in ``dtype`` (a safetensors name),
+    rounded as PyTorch does.
 
     Reads the whole base once; memory does not grow with it.
 
@@ -27,30 +30,48 @@ def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
         NothingToDo: every floating tensor has that dtype already.
     """
     if dtype not in FLOATS:
-        raise ConfigError("not a floating dtype", where="dtype", found=repr(dtype), remedy=nearest(dtype, FLOATS))
+        raise ConfigError(
+            "not a floating dtype", where="dtype", found=repr(dtype), remedy=nearest(dtype, FLOATS)
+        )
     dtypes = {name: dtype if info.dtype in FLOATS else info.dtype for name, info in base.tensors.items()}
     if all(dtypes[name] == info.dtype for name, info in base.tensors.items()):
-        raise NothingToDo("the cast would change nothing", where=base.folder, found=f"every floating tensor is {dtype}")
+        raise NothingToDo(
+            "the cast would change nothing", where=base.folder, found=f"every floating tensor is {dtype}"
+        )
     whole, samples = cast_digests(base, dtypes), cast_digests(base, dtypes, samples=True)
     headers = [(name, dtypes[name], info.shape) for name, info in base.tensors.items()]
     content = fp.root({header[0]: fp.leaf(*header, whole[header[0]]) for header in headers})
-    return fp.Fingerprint(fp.structure(headers), content, None, fp.probe((*header, samples[header[0]]) for header in headers))
+    return fp.Fingerprint(
+        fp.structure(headers), content, None, fp.probe((*header, samples[header[0]]) for header in headers)
+    )
 
 
 def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = False) -> dict[str, bytes]:
-    """The sha256 of the tensors named in ``dtypes``, each cast to its dtype there; ``samples`` takes only what the probe would read."""
+    """The sha256 of the tensors named in ``dtypes``, each cast to its dtype there; ``samples`` takes only
+    what the probe would read.
+    """
+
     def hash_tensor(name: str, blocks: Iterator[memoryview]) -> bytes:
         hasher, old, new = hashlib.sha256(), base.tensors[name].dtype, dtypes[name]
         with np.errstate(all="ignore"):  # an overflow gives the infinity that it gives everywhere
             for block in blocks:
-                hasher.update(block if old == new else cast(np.frombuffer(block, DTYPES[old]), new).view(np.uint8).data)
+                hasher.update(
+                    block if old == new else cast(np.frombuffer(block, DTYPES[old]), new).view(np.uint8).data
+                )
         return hasher.digest()
 
-    return digests({name: _sampled(base, name, dtype) if samples else base.source(name) for name, dtype in dtypes.items()}, hash_tensor)
+    return digests(
+        {
+            name: _sampled(base, name, dtype) if samples else base.source(name)
+            for name, dtype in dtypes.items()
+        },
+        hash_tensor,
+    )
 
 
 def cast(values: np.ndarray, dtype: str) -> np.ndarray:
-    """A float array in another floating dtype, rounded to nearest even as PyTorch does: float64 goes to small dtypes by way of float32.
+    """A float array in another floating dtype, rounded to nearest even as PyTorch does: float64 goes to small
+    dtypes by way of float32.
 
     Example:
         >>> float(cast(np.array([1.005859375], np.float32), "BF16")[0])
@@ -68,4 +89,6 @@ def _sampled(base: Checkpoint, name: str, dtype: str) -> Source:
     info, source = base.tensors[name], base.source(name)
     old, new = DTYPES[info.dtype].itemsize, DTYPES[dtype].itemsize
     spans = fp.spans(info.nbytes // old * new)
-    return source._replace(ranges=tuple((info.offset + start // new * old, length // new * old) for start, length in spans))
+    return source._replace(
+        ranges=tuple((info.offset + start // new * old, length // new * old) for start, length in spans)
+    )

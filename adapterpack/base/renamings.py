@@ -1,9 +1,12 @@
-"""What transformers renames when it loads a checkpoint: one map from a checkpoint's names to those in memory, without transformers.
+"""What transformers renames when it loads a checkpoint: one map from a checkpoint's names to those in memory,
+without transformers.
 
-A family's published checkpoints, older versions of transformers and the one that runs now may each call one weight otherwise. All of these
-names lead to one, the name in memory, so two names are of one weight where they lead to the same.
+A family's published checkpoints, older versions of transformers and the one that runs now may each call one
+weight otherwise. All of these names lead to one, the name in memory, so two names are of one weight where
+they lead to the same.
 
-``renamings.json`` is read off transformers (``tests/renamings.py``): the patterns of each model and of its parts, by class or by type.
+``renamings.json`` is read off transformers (``tests/renamings.py``): the patterns of each model and of its
+parts, by class or by type.
 """
 
 from __future__ import annotations
@@ -23,14 +26,16 @@ Step = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Renaming:
-    """One step: in a name, what ``pattern`` matches becomes ``target``, in which ``\\1`` is the pattern's first group.
+    """One step: in a name, what ``pattern`` matches becomes ``target``, in which ``\\1`` is the pattern's
+    first group.
 
-    ``scope`` is the path of the part of the model that the step is for, None for the whole; ``prefix`` is what a class with a head puts
-    before every path of the model without one.
+    ``scope`` is the path of the part of the model that the step is for, None for the whole; ``prefix`` is
+    what a class with a head puts before every path of the model without one.
 
     Example:
         >>> step = Renaming(re.compile(r"^vision_model[.](.+)"), r"\\1", "vision_tower", "model")
-        >>> step("model.vision_tower.vision_model.post_layernorm.weight"), step("vision_model.post_layernorm.weight")
+        >>> (step("model.vision_tower.vision_model.post_layernorm.weight"),
+        ...     step("vision_model.post_layernorm.weight"))
         ('model.vision_tower.post_layernorm.weight', 'vision_model.post_layernorm.weight')
     """
 
@@ -66,8 +71,8 @@ def in_memory(name: str, steps: Iterable[Step]) -> str:
 
 
 def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple[Renaming, ...]:
-    """The steps for the checkpoint with that configuration, saved from the class ``architecture``; none where transformers renames nothing,
-    or nobody knows the model.
+    """The steps for the checkpoint with that configuration, saved from the class ``architecture``; none where
+    transformers renames nothing, or nobody knows the model.
 
     Example:
         >>> steps = renamings_of({"model_type": "vit"}, "ViTForImageClassification")
@@ -84,18 +89,30 @@ def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> 
         inner = config.get(key) if key else None
         kind = inner.get("model_type") if isinstance(inner, Mapping) else None
         name = table["types"].get(kind, kind) if isinstance(kind, str) else known
-        steps += [Renaming(_compiled(pattern), target, scope, prefix) for pattern, target in _followed(table["renamings"], name) or ()]
-    return (*steps, *(Renaming(_compiled(pattern), target) for pattern, target in table["renamings"]["legacy"]))
+        steps += [
+            Renaming(_compiled(pattern), target, scope, prefix)
+            for pattern, target in _followed(table["renamings"], name) or ()
+        ]
+    return (
+        *steps,
+        *(Renaming(_compiled(pattern), target) for pattern, target in table["renamings"]["legacy"]),
+    )
 
 
 def published(path: str, steps: Sequence[Renaming]) -> str:
-    """The path that a module has in published checkpoints, where that is one with a prefix that is dropped in memory; other tools use it.
+    """The path that a module has in published checkpoints, where that is one with a prefix that is dropped in
+    memory; other tools use it.
 
     Example:
-        >>> published("encoder.layers.0.mlp.fc1", renamings_of({"model_type": "clip_text_model"}, "CLIPTextModel"))
+        >>> published("encoder.layers.0.mlp.fc1", renamings_of({"model_type": "clip_text_model"},
+        ...     "CLIPTextModel"))
         'text_model.encoder.layers.0.mlp.fc1'
     """
-    dropped = [found[1] for step in steps if step.target == r"\1" and (found := _DROPPED.fullmatch(step.pattern.pattern)) is not None]
+    dropped = [
+        found[1]
+        for step in steps
+        if step.target == r"\1" and (found := _DROPPED.fullmatch(step.pattern.pattern)) is not None
+    ]
     older = (f"{prefix}.{path}" for prefix in dropped if not path.startswith(f"{prefix}."))
     return next((one for one in older if in_memory(one, steps) == path), path)
 
@@ -111,14 +128,18 @@ def is_known(kind: object) -> bool:
 
 
 def placed(names: Iterable[str], stored: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
-    """Of ``names`` those that weights of the checkpoint with these names have outside memory, with their names in memory."""
+    """Of ``names`` those that weights of the checkpoint with these names have outside memory, with their
+    names in memory.
+    """
     known = renamed(stored, steps) if steps else {}
     places = {name: in_memory(name, steps) for name in names if known and name not in known}
     return {name: place for name, place in places.items() if place != name and find(place, known) is not None}
 
 
 def renamed(names: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
-    """Name in memory -> name, of all to which that leads back: two names that lead to one are no name of it."""
+    """Name in memory -> name, of all to which that leads back: two names that lead to one are no name of
+    it.
+    """
     found: dict[str, str | None] = {}
     for name in names:
         place = in_memory(name, steps)
@@ -127,11 +148,12 @@ def renamed(names: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
 
 
 def find(name: str, names: Mapping[str, str]) -> str | None:
-    """What ``names`` has for that name, or for it with one prefix more or less, as of a class with a head or without; None where there is
-    nothing, or more than one thing.
+    """What ``names`` has for that name, or for it with one prefix more or less, as of a class with a head or
+    without; None where there is nothing, or more than one thing.
 
     Example:
-        >>> find("vit.norm.weight", {"norm.weight": "a"}), find("norm.weight", {"vit.norm.weight": "a"}), find("norm.weight", {})
+        >>> find("vit.norm.weight", {"norm.weight": "a"}), find("norm.weight",
+        ...     {"vit.norm.weight": "a"}), find("norm.weight", {})
         ('a', 'a', None)
     """
     for known in (name, name.partition(".")[2]):

@@ -1,4 +1,6 @@
-"""Shows a base with its blocks repeated, out of its own files: nothing is copied, and digests are those of the whole stack."""
+"""Shows a base with its blocks repeated, out of its own files: nothing is copied, and digests are those of
+the whole stack.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,36 @@ _BLOCK = re.compile(r"((?:[^.]+\.)*?(?:layers|encoder\.layer|h))\.([0-9]{1,5})\.
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 _BY_BLOCK = "layer_types"
 """The end of the names of settings that have a value for each block."""
-_ALIKE = frozenset({"bert", "falcon", "gemma", "gpt2", "granite", "llama", "mistral", "olmo", "olmo2", "phi", "phi3", "qwen2", "qwen3",
-                    "roberta", "starcoder2"})
-"""Types of models whose blocks compute the same wherever they stand, but for what ``layer_types`` says of them."""
+_ALIKE = frozenset(
+    {
+        "bert",
+        "falcon",
+        "gemma",
+        "gpt2",
+        "granite",
+        "llama",
+        "mistral",
+        "olmo",
+        "olmo2",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "roberta",
+        "starcoder2",
+    }
+)
+"""Types of models whose blocks compute the same wherever they stand, but for what ``layer_types`` says of
+them.
+"""
 _BY_PLACE = ("use_sliding_window", "scale_attn_by_inverse_layer_idx")
 """Settings under which a block of these computes by its number, unless ``layer_types`` says what each is."""
 
 
 class RepeatedFile:
-    """One file of a base under the names that its tensors have in the repeated stack: ``names`` says which stored one each is."""
+    """One file of a base under the names that its tensors have in the repeated stack: ``names`` says which
+    stored one each is.
+    """
 
     def __init__(self, file: SafetensorsFile, names: Mapping[str, str]) -> None:
         self.path, self.metadata, self._file, self._names = file.path, file.metadata, file, names
@@ -58,14 +81,24 @@ class RepeatedLayers(Checkpoint):
     def _opened(self, shards: Iterable[str]) -> Mapping[str, Any]:
         files: Mapping[str, SafetensorsFile] = super()._opened(shards)
         if "quantization_config" in self._base.config:
-            raise Unsupported("blocks of a quantized base are not repeated", where=self.folder,
-                              remedy="name the base that it was quantized from")
-        self.count, names = _renamed([name for file in files.values() for name in file.tensors], self.order, self.where)
+            raise Unsupported(
+                "blocks of a quantized base are not repeated",
+                where=self.folder,
+                remedy="name the base that it was quantized from",
+            )
+        self.count, names = _renamed(
+            [name for file in files.values() for name in file.tensors], self.order, self.where
+        )
         self._stored_as = names
-        repeated = {shard: RepeatedFile(file, {new: old for new, old in names.items() if old in file.tensors})
-                    for shard, file in files.items()}
+        repeated = {
+            shard: RepeatedFile(file, {new: old for new, old in names.items() if old in file.tensors})
+            for shard, file in files.items()
+        }
         if self.index is not None:
-            self.index = {**self.index, "weight_map": {name: shard for shard, file in repeated.items() for name in file.tensors}}
+            self.index = {
+                **self.index,
+                "weight_map": {name: shard for shard, file in repeated.items() for name in file.tensors},
+            }
         return repeated
 
     @cached_property
@@ -85,16 +118,25 @@ class RepeatedLayers(Checkpoint):
         return {**self._base.config, **changed}
 
     def require_alike(self) -> None:
-        """Goes on only if the blocks written out in this order compute what they compute in the repeated stack.
+        """Goes on only if the blocks written out in this order compute what they compute in the repeated
+        stack.
 
         Raises:
             Unsupported: it is not known of this type of model.
         """
         by_place = _BY_BLOCK not in self.config and any(map(self.config.get, _BY_PLACE))
-        if self.config.get("model_type") not in _ALIKE or by_place or not any(key in self.config for key in _COUNTS):
-            raise Unsupported("whether blocks of this type of model compute the same at another place is not known",
-                              where=self.where, found=self.config.get("model_type"), expected=", ".join(sorted(_ALIKE)),
-                              remedy="keep the adapter unmerged: attach it")
+        if (
+            self.config.get("model_type") not in _ALIKE
+            or by_place
+            or not any(key in self.config for key in _COUNTS)
+        ):
+            raise Unsupported(
+                "whether blocks of this type of model compute the same at another place is not known",
+                where=self.where,
+                found=self.config.get("model_type"),
+                expected=", ".join(sorted(_ALIKE)),
+                remedy="keep the adapter unmerged: attach it",
+            )
 
     def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
         self._base._watch = self._watch
@@ -103,7 +145,8 @@ class RepeatedLayers(Checkpoint):
 
 
 def repeated(base: Checkpoint, ends: Sequence[int]) -> Checkpoint:
-    """The base with its blocks repeated in ranges ``ends``, start and end in turn; the base itself where there are none.
+    """The base with its blocks repeated in ranges ``ends``, start and end in turn; the base itself where
+    there are none.
 
     Raises:
         Unsupported: only the headers of the base are known, or it is no folder of one plain stack.
@@ -111,8 +154,11 @@ def repeated(base: Checkpoint, ends: Sequence[int]) -> Checkpoint:
     if not ends or isinstance(base, RepeatedLayers):
         return base
     if not base.has_weights or not Path(base.folder).is_dir():
-        raise Unsupported("the adapter repeats blocks of its base, which is done with a checkpoint in a folder only", where=base.where,
-                          remedy="name the folder of the checkpoint")
+        raise Unsupported(
+            "the adapter repeats blocks of its base, which is done with a checkpoint in a folder only",
+            where=base.where,
+            remedy="name the folder of the checkpoint",
+        )
     made = RepeatedLayers(base.folder, ends)
     made._watch = base._watch
     return made
@@ -129,12 +175,21 @@ def _renamed(stored: Sequence[str], order: Sequence[int], where: str) -> tuple[i
         else:
             blocks.setdefault(found[1], {}).setdefault(int(found[2]), []).append(found[3])
     if len(blocks) != 1:
-        raise Unsupported("the adapter repeats blocks of its base, which does not have one stack of them", where=where,
-                          found=", ".join(blocks) or "none", expected=f"one whose name ends with {', '.join(STACKS)}")
-    (stack, tensors), = blocks.items()
+        raise Unsupported(
+            "the adapter repeats blocks of its base, which does not have one stack of them",
+            where=where,
+            found=", ".join(blocks) or "none",
+            expected=f"one whose name ends with {', '.join(STACKS)}",
+        )
+    ((stack, tensors),) = blocks.items()
     if max(order) >= len(tensors) or sorted(tensors) != list(range(len(tensors))):
-        raise BaseMismatch("the adapter repeats a block that the base does not have", where=where, expected=f"block {max(order)}",
-                           found=f"{len(tensors)} blocks", remedy="use the base that the adapter was trained on")
+        raise BaseMismatch(
+            "the adapter repeats a block that the base does not have",
+            where=where,
+            expected=f"block {max(order)}",
+            found=f"{len(tensors)} blocks",
+            remedy="use the base that the adapter was trained on",
+        )
     for place, number in enumerate(order):
         names |= {f"{stack}.{place}.{rest}": f"{stack}.{number}.{rest}" for rest in tensors[number]}
     return len(tensors), names

@@ -1,8 +1,10 @@
-"""Rounds merged values to the dtype in which they are stored: to nearest, or stochastically with chance that depends on the position.
+"""Rounds merged values to the dtype in which they are stored: to nearest, or stochastically with chance that
+depends on the position.
 
-Stochastic rounding goes up with the probability of what is cut off, so that a change smaller than half a unit is kept on average. Its
-chance comes from Philox4x64 (Salmon et al., SC 2011), a generator that is a function of (key, counter): the key is a hash of the seed and
-the tensor's name, the counter is the index of the element. So bytes depend neither on threads nor on blocks, order or shards.
+Stochastic rounding goes up with the probability of what is cut off, so that a change smaller than half a unit
+is kept on average. Its chance comes from Philox4x64 (Salmon et al., SC 2011), a generator that is a function
+of (key, counter): the key is a hash of the seed and the tensor's name, the counter is the index of the
+element. So bytes depend neither on threads nor on blocks, order or shards.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def stochastic(seed: int) -> Rounding:
 
     Example:
         >>> one = stochastic(7)("w", 0)(np.full(1000, 1 + 2**-10, np.float32), DTYPES["BF16"], Scratch())
-        >>> 50 < int((one.astype(np.float32) > 1).sum()) < 200  # an eighth of 1000, which nearest would make 0
+        >>> # an eighth of 1000, which nearest would make 0
+        >>> 50 < int((one.astype(np.float32) > 1).sum()) < 200
         True
     """
 
@@ -63,22 +66,31 @@ def stochastic(seed: int) -> Rounding:
 
 def words(seed: int, name: str, start: int, count: int) -> np.ndarray:
     """32 random bits for each of ``count`` elements of a tensor, from element ``start`` on: uint32."""
-    key = int.from_bytes(hashlib.sha256(f"adapterpack stochastic rounding\0{seed}\0{name}".encode()).digest()[:16], "little")
+    key = int.from_bytes(
+        hashlib.sha256(f"adapterpack stochastic rounding\0{seed}\0{name}".encode()).digest()[:16], "little"
+    )
     first = start // _WORDS
     last = -(-(start + count) // _WORDS)
     drawn = np.random.Philox(key=key, counter=first).random_raw(4 * (last - first))
-    drawn_words: np.ndarray = drawn.astype("<u8", copy=False).view(np.uint32)[start - first * _WORDS :][:count]
+    drawn_words: np.ndarray = drawn.astype("<u8", copy=False).view(np.uint32)[start - first * _WORDS :][
+        :count
+    ]
     return drawn_words
 
 
 def _stochastic(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, scratch: Scratch) -> np.ndarray:
-    """Float32 ``values`` cut to ``dtype`` after a random part of a unit in the last place was added to their magnitude.
+    """Float32 ``values`` cut to ``dtype`` after a random part of a unit in the last place was added to their
+    magnitude.
 
     NaN stays NaN; a number above the largest becomes what a cast makes of it.
     """
-    exponent_bits, fraction_bits = _FIELDS[next(name for name, candidate in DTYPES.items() if candidate == dtype)]
+    exponent_bits, fraction_bits = _FIELDS[
+        next(name for name, candidate in DTYPES.items() if candidate == dtype)
+    ]
     bits = np.ascontiguousarray(values).view(np.uint32)
-    if exponent_bits == 8:  # bfloat16: the upper half of float32, so the magnitude's bits are an integer and the carry is the rounding
+    # bfloat16: the upper half of float32, so the magnitude's bits are an integer and the carry is the
+    # rounding
+    if exponent_bits == 8:
         magnitude = bits & np.uint32(0x7FFFFFFF)
         up = magnitude + (chance >> np.uint32(16))
         up[magnitude >= 0x7F800000] = magnitude[magnitude >= 0x7F800000]  # infinity and NaN
@@ -86,7 +98,8 @@ def _stochastic(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, sc
         codes = ((up >> np.uint32(16)) | ((bits >> np.uint32(16)) & np.uint32(0x8000))).astype(np.uint16)
         codes[nan] |= np.uint16(0x0040)
         return codes.view(dtype)
-    # In units of the format at the value's size, which stop shrinking below its normal numbers: |x| = q * unit, exactly.
+    # In units of the format at the value's size, which stop shrinking below its normal numbers: |x| = q *
+    # unit, exactly.
     least = 2 - (1 << exponent_bits - 1)  # the exponent of the smallest normal number
     wide = np.abs(values.astype(np.float64))
     with np.errstate(invalid="ignore", over="ignore"):

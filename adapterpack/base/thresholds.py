@@ -163,7 +163,12 @@ def longrope_length(config: Config) -> int | None:
         >>> longrope_length({"rope_scaling": rope, "original_max_position_embeddings": 4096})
         4096
     """
-    found = ((part, rope) for _, part in _parts(config, "") for _, rope in _rotations(part) if "long_factor" in rope)
+    found = (
+        (part, rope)
+        for _, part in _parts(config, "")
+        for _, rope in _rotations(part)
+        if "long_factor" in rope
+    )
     return next((_original(part, rope) for part, rope in found), None)
 
 

@@ -1,4 +1,6 @@
-"""Tells how one checkpoint relates to another: the same weights in other files, in another dtype, under other names, or quantized."""
+"""Tells how one checkpoint relates to another: the same weights in other files, in another dtype, under other
+names, or quantized.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from .recast import cast_digests
 class Relation:
     """How the second of two checkpoints relates to the first.
 
-    ``kind`` is ``same``, ``reshard``, ``dtype_cast``, ``renamed_keys``, ``quantized`` or ``other``. ``proven`` says that every byte was
-    compared; a quantization is only declared. ``names`` maps names of the first to names of the second where they differ.
+    ``kind`` is ``same``, ``reshard``, ``dtype_cast``, ``renamed_keys``, ``quantized`` or ``other``.
+    ``proven`` says that every byte was compared; a quantization is only declared. ``names`` maps names of the
+    first to names of the second where they differ.
     """
 
     kind: str
@@ -42,7 +45,9 @@ def relation(a: Checkpoint, b: Checkpoint) -> Relation:
         >>> relation(Checkpoint("base"), Checkpoint("base-bf16")).kind  # doctest: +SKIP
         'dtype_cast'
     """
-    return next((match for rule in _RULES if (match := rule(a, b)) is not None), None) or Relation("other", True, _difference(a, b))
+    return next((match for rule in _RULES if (match := rule(a, b)) is not None), None) or Relation(
+        "other", True, _difference(a, b)
+    )
 
 
 def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> Variant:
@@ -56,8 +61,12 @@ def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> Variant:
     if related.kind == "same":
         raise NothingToDo("the two bases are the same files: there is no variant to declare", where=b.folder)
     if related.kind == "other":
-        raise BaseMismatch(f"this is no variant of the base: {related.detail}", where=b.folder, expected=f"a variant of {a.name}",
-                           remedy="declare only a cast, a quantization, a new sharding or a renaming of the base")
+        raise BaseMismatch(
+            f"this is no variant of the base: {related.detail}",
+            where=b.folder,
+            expected=f"a variant of {a.name}",
+            remedy="declare only a cast, a quantization, a new sharding or a renaming of the base",
+        )
     return Variant(related.kind, b.fingerprint(files=True), tested)
 
 
@@ -66,14 +75,28 @@ def _same(a: Checkpoint, b: Checkpoint) -> Relation | None:
         return None
     if _layout(a) == _layout(b):
         return Relation("same", True, "the weight files are equal")
-    return Relation("reshard", True, f"equal tensors in {len(a.files)} and {len(b.files)} files; their order, split or metadata differs")
+    return Relation(
+        "reshard",
+        True,
+        f"equal tensors in {len(a.files)} and {len(b.files)} files; their order, split or metadata differs",
+    )
 
 
 def _layout(base: Checkpoint) -> tuple[Any, ...]:
-    """All that files hold besides tensors: files with equal tensors and equal layouts are equal, without being read again."""
-    starts = {shard: min((info.offset for info in file.tensors.values()), default=file.size) for shard, file in base.files.items()}
-    headers = {shard: Source(base.folder / shard, base.identities[shard], ((0, start),)) for shard, start in starts.items()}
-    return digests(headers), read_file(base.folder / base.index_name, MAX_JSON) if base.index is not None else None
+    """All that files hold besides tensors: files with equal tensors and equal layouts are equal, without
+    being read again.
+    """
+    starts = {
+        shard: min((info.offset for info in file.tensors.values()), default=file.size)
+        for shard, file in base.files.items()
+    }
+    headers = {
+        shard: Source(base.folder / shard, base.identities[shard], ((0, start),))
+        for shard, start in starts.items()
+    }
+    return digests(headers), read_file(
+        base.folder / base.index_name, MAX_JSON
+    ) if base.index is not None else None
 
 
 def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:
@@ -86,7 +109,9 @@ def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:
     if cast_digests(a, dtypes, samples=True) != b.samples or cast_digests(a, dtypes) != b.digests:
         return None
     kinds = Counter(f"{a.tensors[name].dtype} to {dtypes[name]}" for name in changed)
-    return Relation("dtype_cast", True, "; ".join(f"{kind} in {count} tensors" for kind, count in sorted(kinds.items())))
+    return Relation(
+        "dtype_cast", True, "; ".join(f"{kind} in {count} tensors" for kind, count in sorted(kinds.items()))
+    )
 
 
 def _renamed(a: Checkpoint, b: Checkpoint) -> Relation | None:
@@ -95,7 +120,9 @@ def _renamed(a: Checkpoint, b: Checkpoint) -> Relation | None:
     if _kinds(a, a.samples) != _kinds(b, b.samples) or _kinds(a, a.digests) != _kinds(b, b.digests):
         return None
     names = _pairs(a, b)
-    return Relation("renamed_keys", True, f"equal tensors; {len(names)} of {len(a.tensors)} have another name", names)
+    return Relation(
+        "renamed_keys", True, f"equal tensors; {len(names)} of {len(a.tensors)} have another name", names
+    )
 
 
 def _kinds(base: Checkpoint, known: Mapping[str, bytes]) -> Counter[Any]:
@@ -103,8 +130,9 @@ def _kinds(base: Checkpoint, known: Mapping[str, bytes]) -> Counter[Any]:
 
 
 def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
-    """Old name to new name. Tensors with equal bytes (norms of ones) keep their order as read from the last part of the name, so that a
-    new prefix pairs layer with layer."""
+    """Old name to new name. Tensors with equal bytes (norms of ones) keep their order as read from the last
+    part of the name, so that a new prefix pairs layer with layer.
+    """
     left: dict[Any, list[str]] = defaultdict(list)
     right: dict[Any, list[str]] = defaultdict(list)
     for base, other, side in ((a, b, left), (b, a, right)):
@@ -113,8 +141,13 @@ def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
             twin = other.tensors.get(name)
             if twin is None or key != (twin.dtype, twin.shape, other.digests[name]):
                 side[key].append(name)
-    return {old: new for key in left
-            for old, new in zip(sorted(left[key], key=_last_part_first), sorted(right[key], key=_last_part_first), strict=True)}
+    return {
+        old: new
+        for key in left
+        for old, new in zip(
+            sorted(left[key], key=_last_part_first), sorted(right[key], key=_last_part_first), strict=True
+        )
+    }
 
 
 def _last_part_first(name: str) -> list[str]:
@@ -122,17 +155,29 @@ def _last_part_first(name: str) -> list[str]:
 
 
 def _quantized(a: Checkpoint, b: Checkpoint) -> Relation | None:
-    """``b`` declares a quantization by its config or names, and some tensor that was not quantized is equal to that of ``a``."""
+    """``b`` declares a quantization by its config or names, and some tensor that was not quantized is equal
+    to that of ``a``.
+    """
     declared = scheme(b)
     if declared is None or scheme(a) is not None:
         return None
-    both = {name: (a.tensors[name], info) for name, info in b.tensors.items() if name in a.tensors and info.nbytes}
-    common = {name: new.dtype for name, (old, new) in both.items() if old.shape == new.shape and {old.dtype, new.dtype} <= FLOATS}
+    both = {
+        name: (a.tensors[name], info) for name, info in b.tensors.items() if name in a.tensors and info.nbytes
+    }
+    common = {
+        name: new.dtype
+        for name, (old, new) in both.items()
+        if old.shape == new.shape and {old.dtype, new.dtype} <= FLOATS
+    }
     cast = cast_digests(a, common)
     equal = sum(cast[name] == b.digests[name] for name in common)
     if not equal:
         return None
-    return Relation("quantized", False, f"declared: {declared}; {equal} of the {len(common)} tensors left in floating point are equal")
+    return Relation(
+        "quantized",
+        False,
+        f"declared: {declared}; {equal} of the {len(common)} tensors left in floating point are equal",
+    )
 
 
 _RULES: tuple[Callable[[Checkpoint, Checkpoint], Relation | None], ...] = (_same, _cast, _renamed, _quantized)
@@ -146,7 +191,11 @@ def _difference(a: Checkpoint, b: Checkpoint) -> str:
     if shapes := sorted(n for n in a.tensors if a.tensors[n].shape != b.tensors[n].shape):
         return f"other shapes: {_few(shapes)}"
     dtypes = {name: info.dtype for name, info in b.tensors.items()}
-    floats = {name: dtype for name, dtype in dtypes.items() if dtype == a.tensors[name].dtype or {dtype, a.tensors[name].dtype} <= FLOATS}
+    floats = {
+        name: dtype
+        for name, dtype in dtypes.items()
+        if dtype == a.tensors[name].dtype or {dtype, a.tensors[name].dtype} <= FLOATS
+    }
     if odd := sorted(dtypes.keys() - floats.keys()):
         return f"other dtypes: {_few(odd)}"
     samples = cast_digests(a, floats, samples=True)

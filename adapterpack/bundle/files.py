@@ -1,4 +1,6 @@
-"""Compares the files of a bundle with the list in its manifest: the same bytes, and no other file that a session would read."""
+"""Compares the files of a bundle with the list in its manifest: the same bytes, and no other file that a
+session would read.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from .decoder_graph import graphs_of
 from .manifest import FILE_NAME, Bundle, BundledAdapter, adapter_file, graph_file
 
 VERIFY = ("full", "cached", "off")
-"""How a session compares files with the manifest: all are hashed; those are that have changed since they were hashed before; none are."""
+"""How a session compares files with the manifest: all are hashed; those are that have changed since they were
+hashed before; none are.
+"""
 
 
 class Difference(NamedTuple):
@@ -32,7 +36,9 @@ class Difference(NamedTuple):
     found: str | None
 
 
-def differences(folder: Path, bundle: Bundle, *, again: bool = False, watch: Callable[[], None] | None = None) -> Iterator[Difference]:
+def differences(
+    folder: Path, bundle: Bundle, *, again: bool = False, watch: Callable[[], None] | None = None
+) -> Iterator[Difference]:
     """Every file that the manifest lists and that is missing, of another size, or has other bytes; see
     :func:`adapterpack.io.file_hashes.file_hashes` for ``again`` and ``watch``.
     """
@@ -73,7 +79,9 @@ def unlisted(folder: Path, bundle: Bundle) -> list[str]:
 
 
 def needed(bundle: Bundle) -> set[str]:
-    """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter files of ``inputs`` mode."""
+    """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter
+    files of ``inputs`` mode.
+    """
     graphs = {graph_file(part) for part in graphs_of(bundle)}
     packs = {f"{adapter.path}/{PACK}" for adapter in bundle.adapters}
     slotted = bundle.adapters if bundle.mode == "inputs" else ()
@@ -107,37 +115,53 @@ def require_listed(folder: Path, bundle: Bundle, paths: Iterable[Path]) -> None:
 
 
 def _strange(path: Path) -> FormatError:
-    return FormatError("a session would read a file that the bundle's manifest does not list", where=path,
-                       remedy="remove the file, or export again")
+    return FormatError(
+        "a session would read a file that the bundle's manifest does not list",
+        where=path,
+        remedy="remove the file, or export again",
+    )
 
 
 def require_files(folder: Path, bundle: Bundle, verify: str) -> dict[Path, Identity]:
     """Checks that a session reads what the manifest lists and nothing else.
 
     Returns:
-        The files that were compared, as they were before that, for :func:`require_same`: none where ``verify`` is ``off``.
+        The files that were compared, as they were before that, for :func:`require_same`: none where
+        ``verify`` is ``off``.
 
     Raises:
         ConfigError: ``verify`` is none of :data:`VERIFY`.
         FormatError: a listed file is missing or was altered, or the list lacks one that a session reads.
     """
     if verify not in VERIFY:
-        raise ConfigError("unknown way to verify a bundle", found=repr(verify), expected=", ".join(VERIFY), remedy=nearest(verify, VERIFY))
+        raise ConfigError(
+            "unknown way to verify a bundle",
+            found=repr(verify),
+            expected=", ".join(VERIFY),
+            remedy=nearest(verify, VERIFY),
+        )
     if verify == "off":
         return {}
     listed = {entry.path for entry in bundle.files}
     files = {folder / name: identity(folder / name) for name in sorted(listed) if _is_regular(folder, name)}
-    if strange := sorted((needed(bundle) | {name for name in CARRIED if os.path.lexists(folder / name)}) - listed):
+    if strange := sorted(
+        (needed(bundle) | {name for name in CARRIED if os.path.lexists(folder / name)}) - listed
+    ):
         raise _strange(folder / strange[0])
     for wrong in differences(folder, bundle, again=verify == "full"):
-        raise FormatError("a file of the bundle is not the one that its manifest lists", where=folder / wrong.path,
-                          expected=wrong.expected, found=wrong.found or "no file", remedy="copy the bundle again, or export again")
+        raise FormatError(
+            "a file of the bundle is not the one that its manifest lists",
+            where=folder / wrong.path,
+            expected=wrong.expected,
+            found=wrong.found or "no file",
+            remedy="copy the bundle again, or export again",
+        )
     return files
 
 
 def require_same(files: Mapping[Path, Identity]) -> None:
-    """Checks after files were read by their names that each name led to the file that had been compared, all the time: one that was
-    exchanged and put back has another time of change.
+    """Checks after files were read by their names that each name led to the file that had been compared, all
+    the time: one that was exchanged and put back has another time of change.
 
     Raises:
         ChangedError: one was exchanged or altered.

@@ -28,13 +28,17 @@ from .signature import Signature
 
 GRAPH = f"{MAIN}.onnx"
 PAST, PRESENT = "past_key_values.", "present."
-"""What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or ``<layer>.value`` follows."""
+"""What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or
+``<layer>.value`` follows.
+"""
 ENCODED = "encoder."
 """What the names of an encoder's keys and values begin with; the same follows."""
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
-"""The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does not act everywhere."""
+"""The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does
+not act everywhere.
+"""
 ADDED = "adapterpack/"
 """What the names of all nodes begin with that a graph has for adapters; quantization leaves those alone."""
 ADAPTERS = "adapters"
@@ -45,11 +49,21 @@ _NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 PartName = Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,31}\Z")]
 FilePath = Annotated[str, Meta(max_length=255, pattern=rf"^{_NAME}(/{_NAME}){{0,3}}\Z")]
 FloatType = Annotated[str, Meta(pattern=r"^(float32|float16|bfloat16)\Z")]
-Labels = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=1, max_length=10_000)]
-Field = Annotated[str, Meta(pattern=(
-    r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix|attended_(keys|values|absent|gate)|virtual(_here|_cut)?"
-    r"|(output|input)_(identity|relu|tanh|silu|gelu|gelu_tanh)(_normed)?_(norm_weight|norm_bias|down|down_bias|up|up_bias)"
-    r"|route[0-3]_((abs|dot)_keys|fuse_query|(abs|dot|fuse)_(bias|pick|down|up|spread)))\Z"))]
+Labels = Annotated[
+    tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=1, max_length=10_000)
+]
+Field = Annotated[
+    str,
+    Meta(
+        pattern=(
+            r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix"
+            r"|attended_(keys|values|absent|gate)|virtual(_here|_cut)?"
+            r"|(output|input)_(identity|relu|tanh|silu|gelu|gelu_tanh)(_normed)?"
+            r"_(norm_weight|norm_bias|down|down_bias|up|up_bias)"
+            r"|route[0-3]_((abs|dot)_keys|fuse_query|(abs|dot|fuse)_(bias|pick|down|up|spread)))\Z"
+        )
+    ),
+]
 """A slot of a site."""
 
 
@@ -57,8 +71,9 @@ Field = Annotated[str, Meta(pattern=(
 class Heads:
     """The attention before an output projection, from whose values in the graph prompts are computed.
 
-    ``queries`` are the final ones, with positions; ``keys`` and ``values`` are the products of the projections, and ``norm`` the input and
-    output of the norm of the keys, where there is one. ``count`` heads of the queries share ``key_heads`` of ``width``.
+    ``queries`` are the final ones, with positions; ``keys`` and ``values`` are the products of the
+    projections, and ``norm`` the input and output of the norm of the keys, where there is one. ``count``
+    heads of the queries share ``key_heads`` of ``width``.
     """
 
     queries: str
@@ -85,11 +100,13 @@ class MappedSite:
         ranks: the ranks of its slots in a bank, by branch.
         positional: whether its slots act where :data:`ADAPTER_POSITIONS` is true, and nowhere else.
         part: the graph that it is in.
-        flat: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
-        kind: ``linear``, ``lookup`` (an embedding, whose input is ids), ``patches`` (a convolution whose kernels lie side by side) or
-            ``prompt`` (virtual tokens before a row's own).
+        flat: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the
+            experts of a model.
+        kind: ``linear``, ``lookup`` (an embedding, whose input is ids), ``patches`` (a convolution whose
+            kernels lie side by side) or ``prompt`` (virtual tokens before a row's own).
         at: where its outputs begin in a weight that is packed with those of others.
-        members: of a group, which is no module, the sites whose ``down`` factors lie side by side in its slot.
+        members: of a group, which is no module, the sites whose ``down`` factors lie side by side in its
+            slot.
         heads: the attention whose output projection it is, if prompts are added there.
         dtype: the float type of the graph there, and of its slots.
         head: of an embedding, the output head that is tied to it.
@@ -109,13 +126,17 @@ class MappedSite:
     fields: Annotated[tuple[Field, ...], Meta(extra_json_schema={"uniqueItems": True})] = ()
     labels: Annotated[int, Meta(ge=0, le=100_000)] = 0
     entry: str | None = None
-    ranks: Annotated[Mapping[str, Annotated[int, Meta(ge=0, le=1_000_000)]], Meta(max_length=24)] = field(default_factory=dict)
+    ranks: Annotated[Mapping[str, Annotated[int, Meta(ge=0, le=1_000_000)]], Meta(max_length=24)] = field(
+        default_factory=dict
+    )
     positional: bool = False
     part: PartName = MAIN
     flat: bool = False
     kind: Annotated[str, Meta(pattern=r"^(linear|lookup|patches|prompt)\Z")] = "linear"
     at: Annotated[int, Meta(ge=0)] = 0
-    members: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=64)] = ()
+    members: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=64)
+    ] = ()
     heads: Heads | None = None
     dtype: FloatType = "float32"
     head: str | None = None
@@ -145,14 +166,16 @@ class BundleFile(FileEntry, frozen=True):
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
+    """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs
+    before the one that answers.
 
     ``base_problem`` is what the logits of the base's own head are for.
 
-    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row, and
-    ``dtype`` the float type that the graphs were made in. ``decoder``: there is a graph of the decoder for the engine. ``in_place``:
-    an older version wrote a graph for single steps, which nothing reads any more. ``compensation`` named a pack that
-    every row carried, before a correction became a part of the graph: such a bundle has to be quantized again.
+    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states
+    become one vector a row, and ``dtype`` the float type that the graphs were made in. ``decoder``: there is
+    a graph of the decoder for the engine. ``in_place``: an older version wrote a graph for single steps,
+    which nothing reads any more. ``compensation`` named a pack that every row carried, before a correction
+    became a part of the graph: such a bundle has to be quantized again.
     """
 
     mode: Annotated[str, Meta(pattern=rf"^({'|'.join(MODES)})\Z")]
@@ -183,20 +206,24 @@ class Bundle:
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = "1.0"
 
     def breaches(self) -> Iterator[Misfit]:
-        """What types cannot say: a task that is not known, a file twice, adapters and sites that do not fit the bank or each other, and
-        what is wrong with the reports on quantization and canaries.
+        """What types cannot say: a task that is not known, a file twice, adapters and sites that do not fit
+        the bank or each other, and what is wrong with the reports on quantization and canaries.
         """
         try:
             parts = self.parts
         except UnknownName as error:
-            yield Misfit("/task", f"{error.sentence.rstrip('.')}, or the package that brings it is not installed")
+            yield Misfit(
+                "/task", f"{error.sentence.rstrip('.')}, or the package that brings it is not installed"
+            )
             return
         yield from self._file_breaches()
         yield from self._adapter_breaches()
         yield from self._site_breaches(parts)
-        for pointer, report, kind in (("/quantization", self.quantization, QuantizationReport | None),
-                                      ("/parity/canary", self.parity.get("canary", _NO_CANARIES), CanaryReport),
-                                      ("/parity/decoder", self.parity.get("decoder", {}), DecoderReport)):
+        for pointer, report, kind in (
+            ("/quantization", self.quantization, QuantizationReport | None),
+            ("/parity/canary", self.parity.get("canary", _NO_CANARIES), CanaryReport),
+            ("/parity/decoder", self.parity.get("decoder", {}), DecoderReport),
+        ):
             if isinstance(problem := typed_json.read(report, kind), Misfit):  # type: ignore[arg-type]
                 yield Misfit(pointer + problem.pointer, problem.message)
 
@@ -205,7 +232,9 @@ class Bundle:
         owned = tuple(f"{adapter.path}{after}" for adapter in self.adapters for after in "/.")
         for number, entry in enumerate(self.files):
             if entry.role != role_of(entry.path):
-                yield Misfit(f"/files/{number}/role", f"a file of that path is of the role {role_of(entry.path)}")
+                yield Misfit(
+                    f"/files/{number}/role", f"a file of that path is of the role {role_of(entry.path)}"
+                )
             if entry.role == "adapter" and not entry.path.startswith(owned):
                 yield Misfit(f"/files/{number}/path", "the file belongs to no adapter of the bundle")
 
@@ -215,14 +244,22 @@ class Bundle:
             for name in ("slots", "max_rank"):
                 if getattr(self, name):
                     yield Misfit(f"/{name}", f"a bundle of the mode {self.mode} has no bank")
-        elif not self.slots or (not self.max_rank and any("down" in site.fields for site in self.sites.values())):
+        elif not self.slots or (
+            not self.max_rank and any("down" in site.fields for site in self.sites.values())
+        ):
             yield Misfit("/slots", "a bank has slots of some rank")
-        yield from typed_json.repeated([adapter.slot for adapter in self.adapters if adapter.slot is not None], "/adapters")
+        yield from typed_json.repeated(
+            [adapter.slot for adapter in self.adapters if adapter.slot is not None], "/adapters"
+        )
         for number, adapter in enumerate(self.adapters):
             if adapter.path != f"{ADAPTERS}/{adapter.name}":
                 yield Misfit(f"/adapters/{number}/path", "an adapter lies in the folder of its name")
             if (adapter.slot is None) == (self.mode == "bank") or (adapter.slot or 0) >= max(self.slots, 1):
-                expected = f"a slot below {self.slots}" if self.mode == "bank" else f"no slot in the mode {self.mode}"
+                expected = (
+                    f"a slot below {self.slots}"
+                    if self.mode == "bank"
+                    else f"no slot in the mode {self.mode}"
+                )
                 yield Misfit(f"/adapters/{number}/slot", f"expected {expected}, found {adapter.slot}")
 
     def _site_breaches(self, parts: Collection[str]) -> Iterator[Misfit]:
@@ -252,11 +289,15 @@ class Bundle:
         return encoded
 
     def write(self, folder: Path, draft: bool = False, known: Mapping[str, str] | None = None) -> None:
-        """Writes the manifest into ``folder``, with the closed list of every other file in it; a ``draft`` lists adapters alone.
+        """Writes the manifest into ``folder``, with the closed list of every other file in it; a ``draft``
+        lists adapters alone.
 
-        What is about to be proved and perhaps quantized is opened with a draft: the digests of gigabytes are taken once, at the end.
+        What is about to be proved and perhaps quantized is opened with a draft: the digests of gigabytes are
+        taken once, at the end.
         """
-        complete = dataclasses.replace(self, files=tuple(list_files(folder, adapters_only=draft, known=known)))
+        complete = dataclasses.replace(
+            self, files=tuple(list_files(folder, adapters_only=draft, known=known))
+        )
         (folder / FILE_NAME).write_bytes(strict_json.canonical(complete.to_json()))
 
     def adapter(self, name: str) -> BundledAdapter:
@@ -267,7 +308,11 @@ class Bundle:
         """
         found = next((adapter for adapter in self.adapters if adapter.name == name), None)
         if found is None:
-            raise UnknownAdapter("the bundle has no such adapter", found=repr(name), remedy=nearest(name, [a.name for a in self.adapters]))
+            raise UnknownAdapter(
+                "the bundle has no such adapter",
+                found=repr(name),
+                remedy=nearest(name, [a.name for a in self.adapters]),
+            )
         return found
 
 
@@ -277,15 +322,19 @@ def graph_file(part: str) -> str:
 
 
 def adapter_file(path: str, part: str) -> str:
-    """The file of the values with which an adapter at ``path`` fills the slots of one graph, in ONNX Runtime's own format."""
+    """The file of the values with which an adapter at ``path`` fills the slots of one graph, in ONNX
+    Runtime's own format.
+    """
     return f"{path}.onnx_adapter" if part == MAIN else f"{path}.{part}.onnx_adapter"
 
 
 def role_of(path: str) -> str:
-    """The role of a file of a bundle: a ``graph`` or its data, a part of an ``adapter``, or ``carried`` over from the base.
+    """The role of a file of a bundle: a ``graph`` or its data, a part of an ``adapter``, or ``carried`` over
+    from the base.
 
     Example:
-        >>> role_of("model.onnx.data"), role_of("adapters/tickets/adapterpack.json"), role_of("tokenizer.json")
+        >>> (role_of("model.onnx.data"), role_of("adapters/tickets/adapterpack.json"),
+        ...     role_of("tokenizer.json"))
         ('graph', 'adapter', 'carried')
     """
     if "/" not in path and path.endswith((".onnx", ".onnx.data")):
@@ -294,7 +343,8 @@ def role_of(path: str) -> str:
 
 
 def bundle_in(folder: str | os.PathLike[str]) -> Path:
-    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model, a site as ``bundle``.
+    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model, a site as
+    ``bundle``.
 
     Example:
         >>> bundle_in("somewhere").name
@@ -304,9 +354,11 @@ def bundle_in(folder: str | os.PathLike[str]) -> Path:
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
-def list_files(folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None) -> list[BundleFile]:
-    """An entry for every file under ``folder`` except the manifest itself and its signature, by relative path; ``known`` are digests, by
-    path too.
+def list_files(
+    folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None
+) -> list[BundleFile]:
+    """An entry for every file under ``folder`` except the manifest itself and its signature, by relative
+    path; ``known`` are digests, by path too.
     """
     entries = []
     for path in sorted(folder.rglob("*")):
@@ -336,10 +388,14 @@ def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
     """
     path = Path(folder) / FILE_NAME
     if not os.path.lexists(path):
-        kinds = {"config.json": "{}", "adapterpack.json": "BASE {}", "adapter_config.json": "BASE {}"}  # a base; packs
+        # a base; packs
+        kinds = {"config.json": "{}", "adapterpack.json": "BASE {}", "adapter_config.json": "BASE {}"}
         named = next((words for name, words in kinds.items() if (Path(folder) / name).is_file()), None)
-        remedy = "name the folder that export wrote" if named is None else \
-            f"make a bundle of it: adapterpack export {named.format(shlex.quote(str(folder)))} -o BUNDLE"
+        remedy = (
+            "name the folder that export wrote"
+            if named is None
+            else f"make a bundle of it: adapterpack export {named.format(shlex.quote(str(folder)))} -o BUNDLE"
+        )
         raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy=remedy)
     return read_file(path, _MAX_BYTES + 1)
 
@@ -352,17 +408,42 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
     """
     bundle = typed_json.read(_with_later_fields(strict_json.loads(data, where, _MAX_BYTES)), Bundle)
     if isinstance(bundle, Misfit):
-        raise FormatError(f"the bundle's manifest does not fit its schema: {bundle.message}", where=f"{where}#{bundle.pointer or '/'}")
+        raise FormatError(
+            f"the bundle's manifest does not fit its schema: {bundle.message}",
+            where=f"{where}#{bundle.pointer or '/'}",
+        )
     return bundle
 
 
 _NO_CANARIES: dict[str, Any] = {"replayed": {}, "not_replayed": {}}
 OPTIONAL: Mapping[str, Mapping[str, Any]] = {
-    "Bundle": {"io": {}, "io_before": {}, "target": "ort", "pooling": "mean", "padding": "left", "dtype": "float32", "in_place": False,
-               "decoder": False, "compensation": None, "base_problem": ONE.name},
+    "Bundle": {
+        "io": {},
+        "io_before": {},
+        "target": "ort",
+        "pooling": "mean",
+        "padding": "left",
+        "dtype": "float32",
+        "in_place": False,
+        "decoder": False,
+        "compensation": None,
+        "base_problem": ONE.name,
+    },
     "Base": {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
-    "MappedSite": {"labels": 0, "entry": None, "ranks": {}, "positional": False, "part": MAIN, "flat": False, "kind": "linear", "at": 0,
-                   "members": [], "heads": None, "dtype": "float32", "head": None},
+    "MappedSite": {
+        "labels": 0,
+        "entry": None,
+        "ranks": {},
+        "positional": False,
+        "part": MAIN,
+        "flat": False,
+        "kind": "linear",
+        "at": 0,
+        "members": [],
+        "heads": None,
+        "dtype": "float32",
+        "head": None,
+    },
     "Signature": {"inputs": [], "outputs": [], "slots": []},
 }
 """Part of a manifest -> the fields that older bundles may lack, with what that means."""
@@ -378,5 +459,8 @@ def _with_later_fields(value: Any) -> Any:
             new[key] = {**OPTIONAL[part], **item}
     for key, part in (("sites", "MappedSite"), ("io_before", "Signature")):
         if isinstance(items := new.get(key), dict):
-            new[key] = {name: {**OPTIONAL[part], **item} if isinstance(item, dict) else item for name, item in items.items()}
+            new[key] = {
+                name: {**OPTIONAL[part], **item} if isinstance(item, dict) else item
+                for name, item in items.items()
+            }
     return new

@@ -1,7 +1,8 @@
 """Remembers what was found of a bundle's bytes, so that opening it again costs a look at its files' times.
 
-What was found belongs to the bytes of a manifest, and with them to the digests of all files, which a session compares each time. It is
-kept for the life of the process, and where finding it out took long also in the user's cache folder, next to the hashes of large files.
+What was found belongs to the bytes of a manifest, and with them to the digests of all files, which a session
+compares each time. It is kept for the life of the process, and where finding it out took long also in the
+user's cache folder, next to the hashes of large files.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Proofs:
         if name not in _KNOWN:
             _KNOWN.add(name)
             if lasting:
-                with suppress(StorageError), output_file(_record(name)) as record:  # a cache that cannot be written is no reason to fail
+                # a cache that cannot be written is no reason to fail
+                with suppress(StorageError), output_file(_record(name)) as record:
                     record.touch()
 
 

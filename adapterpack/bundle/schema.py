@@ -26,13 +26,23 @@ def schema() -> dict[str, Any]:
     made = schema_of(Bundle, {}, _REPORTS)
     fields, parts = made["properties"], made["$defs"]
     fields["quantization"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/QuantizationReport"}]}
-    fields["parity"]["properties"] = {"canary": {"$ref": "#/$defs/CanaryReport"}, "decoder": {"$ref": "#/$defs/DecoderReport"}}
+    fields["parity"]["properties"] = {
+        "canary": {"$ref": "#/$defs/CanaryReport"},
+        "decoder": {"$ref": "#/$defs/DecoderReport"},
+    }
     for name, optional in OPTIONAL.items():
         part = made if name == "Bundle" else parts[name]
         part["required"] = [field for field in part["required"] if field not in optional]
-    about = {"$id": "https://adapterpack.dev/schemas/bundle.v1.json", "title": "adapterpack bundle, version 1",
-             "description": "One deployable folder: graph, site map, adapters, tokenizer."}
-    return {"$schema": made["$schema"], **about, **{key: item for key, item in made.items() if key not in about}}
+    about = {
+        "$id": "https://adapterpack.dev/schemas/bundle.v1.json",
+        "title": "adapterpack bundle, version 1",
+        "description": "One deployable folder: graph, site map, adapters, tokenizer.",
+    }
+    return {
+        "$schema": made["$schema"],
+        **about,
+        **{key: item for key, item in made.items() if key not in about},
+    }
 
 
 if __name__ == "__main__":

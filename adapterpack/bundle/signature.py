@@ -12,11 +12,16 @@ from ..errors import Unsupported
 
 @dataclass(frozen=True)
 class Port:
-    """One value at the edge of a graph; an extent that is not fixed has a name, and is None where the graph does not even name it."""
+    """One value at the edge of a graph; an extent that is not fixed has a name, and is None where the graph
+    does not even name it.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=1024)]
     dtype: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,32}\Z")]
-    shape: Annotated[tuple[Annotated[int, Meta(ge=0)] | Annotated[str, Meta(max_length=200)] | None, ...], Meta(max_length=8)]
+    shape: Annotated[
+        tuple[Annotated[int, Meta(ge=0)] | Annotated[str, Meta(max_length=200)] | None, ...],
+        Meta(max_length=8),
+    ]
 
 
 Ports = Annotated[tuple[Port, ...], Meta(max_length=1 << 16)]
@@ -24,7 +29,9 @@ Ports = Annotated[tuple[Port, ...], Meta(max_length=1 << 16)]
 
 @dataclass(frozen=True)
 class Signature:
-    """``inputs`` must be fed. ``slots`` may be fed: ONNX Runtime calls an input with a default an overridable initializer."""
+    """``inputs`` must be fed. ``slots`` may be fed: ONNX Runtime calls an input with a default an overridable
+    initializer.
+    """
 
     inputs: Ports = ()
     outputs: Ports = ()
@@ -47,7 +54,14 @@ def signature_of(model: Any) -> Signature:
 
 def _port(value: Any) -> Port:
     if value.dtype is None:
-        raise Unsupported("the graph does not fit together: the type of an output cannot be inferred",
-                          where=value.name, remedy="build it with another --frontend")
+        raise Unsupported(
+            "the graph does not fit together: the type of an output cannot be inferred",
+            where=value.name,
+            remedy="build it with another --frontend",
+        )
     shape = () if value.shape is None else value.shape
-    return Port(value.name, value.dtype.numpy().name, tuple(dim if isinstance(dim, int) else dim.value for dim in shape))
+    return Port(
+        value.name,
+        value.dtype.numpy().name,
+        tuple(dim if isinstance(dim, int) else dim.value for dim in shape),
+    )

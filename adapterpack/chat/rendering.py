@@ -1,4 +1,6 @@
-"""Renders a chat template, in a process with limits: jinja2's sandbox keeps a template from Python, and lets it count for ever."""
+"""Renders a chat template, in a process with limits: jinja2's sandbox keeps a template from Python, and lets
+it count for ever.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationExtension])
-        self.globals = {"dict": _mapping, "namespace": _Namespace, "raise_exception": _refuse, "strftime_now": _now}
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationExtension]
+        )
+        self.globals = {
+            "dict": _mapping,
+            "namespace": _Namespace,
+            "raise_exception": _refuse,
+            "strftime_now": _now,
+        }
         self.filters["tojson"] = _tojson  # jinja2's own escapes for HTML
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -86,8 +95,16 @@ def _range(most: int, *bounds: int) -> range:
     return counted
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> NoReturn:

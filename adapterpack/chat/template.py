@@ -22,7 +22,8 @@ class ChatTemplate:
     """A template.
 
     Example:
-        >>> ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}").render([{"role": "user", "content": "Hi"}])
+        >>> template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+        >>> template.render([{"role": "user", "content": "Hi"}])
         '<user>Hi'
     """
 
@@ -30,7 +31,8 @@ class ChatTemplate:
         self.source, self.where = source, where
 
     def render(self, messages: Sequence[Message], values: Mapping[str, Any] | None = None) -> str:
-        """The messages in the template's form, ready for the model's answer. ``values`` are others by name, as special tokens.
+        """The messages in the template's form, ready for the model's answer. ``values`` are others by name,
+        as special tokens.
 
         Raises:
             ConfigError: the messages hold what JSON does not have.
@@ -38,12 +40,24 @@ class ChatTemplate:
             FormatError: it cannot be compiled, or does not render.
         """
         if len(self.source) > MAX_SOURCE:
-            raise FormatError(f"{_FAILS}: it has {len(self.source)} characters, and {MAX_SOURCE} are the most", where=self.where,
-                              remedy=_REMEDY)
-        given = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True, **(values or {})}
+            raise FormatError(
+                f"{_FAILS}: it has {len(self.source)} characters, and {MAX_SOURCE} are the most",
+                where=self.where,
+                remedy=_REMEDY,
+            )
+        given = {
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **(values or {}),
+        }
         try:
             request = json.dumps([self.source, given]).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"the messages cannot be given to a chat template: {error}", expected="what JSON has",
-                              remedy="use texts, numbers, lists and mappings, nested a few levels deep") from error
+            raise ConfigError(
+                f"the messages cannot be given to a chat template: {error}",
+                expected="what JSON has",
+                remedy="use texts, numbers, lists and mappings, nested a few levels deep",
+            ) from error
         return _SANDBOX.run(request, _FAILS, self.where, _REMEDY).decode("utf-8", "surrogatepass")

@@ -23,31 +23,65 @@ _SITES = 10
 @click.command("audit")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @weight_option
-@click.option("--base", metavar="BASE", help="The packs' base: adds the size of each change relative to its weight, and the loss of a "
-              "merge; methods whose change depends on the weight (DoRA, OFT, ...) need it.")
-@click.option("--rank", "ranks", type=int, multiple=True, metavar="R", help="Report what a cut to this rank loses; may be repeated.")
-@click.option("--dtype", "dtypes", multiple=True, metavar="D", help="Report what a merge in this dtype loses; may be repeated. Default: "
-              "bf16 and fp16.")
-@click.option("--exact", is_flag=True, help="Measure sign conflicts and merges on all entries, not on a sample of rows.")
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="The packs' base: adds the size of each change relative to its weight, and the loss of a "
+    "merge; methods whose change depends on the weight (DoRA, OFT, ...) need it.",
+)
+@click.option(
+    "--rank",
+    "ranks",
+    type=int,
+    multiple=True,
+    metavar="R",
+    help="Report what a cut to this rank loses; may be repeated.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    metavar="D",
+    help="Report what a merge in this dtype loses; may be repeated. Default: bf16 and fp16.",
+)
+@click.option(
+    "--exact", is_flag=True, help="Measure sign conflicts and merges on all entries, not on a sample of rows."
+)
 @html_option("maps, spectra and pairs")
 @shared
 def command(
-    *, packs: tuple[str, ...], weights: tuple[float, ...], base: str | None, ranks: tuple[int, ...], dtypes: tuple[str, ...], exact: bool,
-    html: str | None, as_json: bool,
+    *,
+    packs: tuple[str, ...],
+    weights: tuple[float, ...],
+    base: str | None,
+    ranks: tuple[int, ...],
+    dtypes: tuple[str, ...],
+    exact: bool,
+    html: str | None,
+    as_json: bool,
 ) -> None:
-    """Measures what packs do to the base and to each other, and gives a verdict: energy, rank, interference, shared subspaces, sign
-    conflicts, and what merging or a lower rank would lose.
+    """Measures what packs do to the base and to each other, and gives a verdict: energy, rank, interference,
+    shared subspaces, sign conflicts, and what merging or a lower rank would lose.
 
     \b
     Example:
       adapterpack audit packs/a packs/b
       adapterpack audit packs/a packs/b --base models/base --html audit.html
     """
-    options: dict[str, Any] = {**({"ranks": ranks} if ranks else {}), **({"dtypes": dtypes} if dtypes else {})}
+    options: dict[str, Any] = {
+        **({"ranks": ranks} if ranks else {}),
+        **({"dtypes": dtypes} if dtypes else {}),
+    }
     with page_at(html) as page:
         with byte_bar("audit") as progress:
-            audit = adapterpack.audit([pack_at(pack) for pack in packs], weights=weights or None,
-                                      base=None if base is None else folder_of(base), exact=exact, progress=progress, **options)
+            audit = adapterpack.audit(
+                [pack_at(pack) for pack in packs],
+                weights=weights or None,
+                base=None if base is None else folder_of(base),
+                exact=exact,
+                progress=progress,
+                **options,
+            )
         result = {"command": "audit", **audit.to_json()}
         if page is not None:
             page.write_text(audit_report(result), "utf-8")
@@ -63,7 +97,11 @@ def _print(result: dict[str, Any]) -> None:
     verdict, total = result["verdict"], result["total"]
     columns, rows = worst(result, _SITES)
     if rows:
-        table(columns, rows, f"{min(_SITES, len(result['sites']))} of {len(result['sites'])} sites, the worst first")
+        table(
+            columns,
+            rows,
+            f"{min(_SITES, len(result['sites']))} of {len(result['sites'])} sites, the worst first",
+        )
     if total is not None:
         lost = ", ".join(f"{percent(loss)} at {rank}" for rank, loss in total["truncation"].items())
         if lost:

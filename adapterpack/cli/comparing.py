@@ -15,8 +15,15 @@ from .output import emit, line, table
 from .progress import steps
 
 
-def compare(bundle: Path, rows: str, schemes: Sequence[str], adapter: str | None, html: str | None, as_json: bool,
-            options: dict[str, Any]) -> None:
+def compare(
+    bundle: Path,
+    rows: str,
+    schemes: Sequence[str],
+    adapter: str | None,
+    html: str | None,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
     """Compares the quantized forms of a bundle on the rows of a file, and prints what was found."""
     if schemes:
         options["schemes"] = schemes

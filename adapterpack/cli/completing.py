@@ -1,11 +1,20 @@
-"""Completion in bash, zsh and fish: click's own, which falls back to names of files as shells do themselves."""
+"""Completion in bash, zsh and fish: click's own, which falls back to names of files as shells do
+themselves.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete, add_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+)
 
 from ..errors import UnknownName, nearest
 from .main import VARIABLE
@@ -18,7 +27,9 @@ class _Files(ShellComplete):
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
         found = super().get_completions(args, incomplete)
-        return found or ([CompletionItem(incomplete, type="file")] if args and not incomplete.startswith("-") else [])
+        return found or (
+            [CompletionItem(incomplete, type="file")] if args and not incomplete.startswith("-") else []
+        )
 
 
 class _Bash(_Files, BashComplete):
@@ -41,7 +52,8 @@ for _name, _class in SHELLS.items():
 def completion(shell: str) -> str:
     """Prints the code with which a shell completes commands, options and values on Tab.
 
-    ``shell`` is bash, zsh or fish. The text defines a function, which asks ``adapterpack`` itself at each Tab.
+    ``shell`` is bash, zsh or fish. The text defines a function, which asks ``adapterpack`` itself at each
+    Tab.
 
     Raises:
         UnknownName: another shell.
@@ -51,5 +63,7 @@ def completion(shell: str) -> str:
         True
     """
     if shell not in SHELLS:
-        raise UnknownName("there is no completion for this shell", found=repr(shell), remedy=nearest(shell, SHELLS))
+        raise UnknownName(
+            "there is no completion for this shell", found=repr(shell), remedy=nearest(shell, SHELLS)
+        )
     return SHELLS[shell](click.Group(PROGRAM), {}, PROGRAM, VARIABLE).source()  # the same for every command

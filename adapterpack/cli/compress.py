@@ -16,23 +16,63 @@ from .output import emit, line
 
 @click.command("compress")
 @click.argument("packs", metavar="PACK...", nargs=-1)
-@click.option("-o", "--output", "--out", "out", metavar="OUT",
-              help="The folder of the fleet, or with --member of the pack; it must not exist.")
-@click.option("--basis", type=click.IntRange(1, 65_536), metavar="R", help="The rank of the shared bases; by default the budgets decide.")
-@click.option("--clusters", type=click.IntRange(1, 64), default=1, show_default=True,
-              help="The number of groups of packs, each with its own bases.")
-@click.option("--error-budget", type=click.FloatRange(0, min_open=True), metavar="E", help="The relative error allowed. "
-              "Without --basis: use the smallest rank that meets it; with it: packs that exceed it keep their own factors.")
-@click.option("--size-budget", type=click.FloatRange(0, min_open=True), metavar="N",
-              help="The bytes allowed for all tensors; below 1, a share "
-              "of the packs' own. Without --basis: use the largest rank that fits.")
-@click.option("--into", metavar="FLEET",
-              help="Add the packs to this fleet, by projection onto its bases; without -o the fleet is replaced.")
-@click.option("--member", nargs=2, metavar="FLEET NAME", help="Write one member of a fleet to OUT, as a pack.")
+@click.option(
+    "-o",
+    "--output",
+    "--out",
+    "out",
+    metavar="OUT",
+    help="The folder of the fleet, or with --member of the pack; it must not exist.",
+)
+@click.option(
+    "--basis",
+    type=click.IntRange(1, 65_536),
+    metavar="R",
+    help="The rank of the shared bases; by default the budgets decide.",
+)
+@click.option(
+    "--clusters",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="The number of groups of packs, each with its own bases.",
+)
+@click.option(
+    "--error-budget",
+    type=click.FloatRange(0, min_open=True),
+    metavar="E",
+    help="The relative error allowed. Without --basis: use the smallest rank that meets it; with it: packs "
+    "that exceed it keep their own factors.",
+)
+@click.option(
+    "--size-budget",
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="The bytes allowed for all tensors; below 1, a share "
+    "of the packs' own. Without --basis: use the largest rank that fits.",
+)
+@click.option(
+    "--into",
+    metavar="FLEET",
+    help="Add the packs to this fleet, by projection onto its bases; without -o the fleet is replaced.",
+)
+@click.option(
+    "--member", nargs=2, metavar="FLEET NAME", help="Write one member of a fleet to OUT, as a pack."
+)
 @shared
-def command(packs: tuple[str, ...], out: str | None, basis: int | None, clusters: int, error_budget: float | None,
-            size_budget: float | None, into: str | None, member: tuple[str, str] | None, as_json: bool) -> None:
-    """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each pack.
+def command(
+    packs: tuple[str, ...],
+    out: str | None,
+    basis: int | None,
+    clusters: int,
+    error_budget: float | None,
+    size_budget: float | None,
+    into: str | None,
+    member: tuple[str, str] | None,
+    as_json: bool,
+) -> None:
+    """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each
+    pack.
 
     \b
     Example:
@@ -53,18 +93,32 @@ def command(packs: tuple[str, ...], out: str | None, basis: int | None, clusters
             line(f"wrote {written.name} to {out}")
         return
     loaded = [pack_at(pack) for pack in packs]
-    fleet = adapterpack.compress(loaded, out=out, basis=basis, clusters=clusters, error_budget=error_budget, size_budget=size_budget,
-                                 into=None if into is None else folder_of(into))
+    fleet = adapterpack.compress(
+        loaded,
+        out=out,
+        basis=basis,
+        clusters=clusters,
+        error_budget=error_budget,
+        size_budget=size_budget,
+        into=None if into is None else folder_of(into),
+    )
     before = sum(value.nbytes for pack in loaded for value in pack.tensors.values())
     if as_json:
         emit({"command": "compress", **inspect(str(fleet.path)), "bytes_before": before})
         return
-    members = fleet.manifest.members[-len(loaded):]
+    members = fleet.manifest.members[-len(loaded) :]
     alone = [one.name for one in members if one.cluster is None]
     worst = max(members, key=lambda one: one.error)
-    what = f"{size(before)} became {size(fleet.nbytes)}" if into is None else f"the fleet has {size(fleet.nbytes)} now"
+    what = (
+        f"{size(before)} became {size(fleet.nbytes)}"
+        if into is None
+        else f"the fleet has {size(fleet.nbytes)} now"
+    )
     line(f"{things(len(loaded), 'pack')} in {fleet.path} on bases of rank {fleet.manifest.rank}: {what}")
     mean = sum(one.error for one in members) / len(members)
-    line(f"relative error of the changes: {shown(mean)} on average, {shown(worst.error)} at most ({worst.name})")
+    line(
+        f"relative error of the changes: {shown(mean)} on average, {shown(worst.error)} at most "
+        f"({worst.name})"
+    )
     if alone:
         line(f"with factors of their own: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}")

@@ -22,28 +22,59 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     try:
         (labels,) = csv.reader([value], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError) as error:
-        raise click.BadParameter(f"{value!r} is no list of names with commas between them.", ctx, param) from error
+        raise click.BadParameter(
+            f"{value!r} is no list of names with commas between them.", ctx, param
+        ) from error
     return labels
 
 
 @click.command("convert")
 @click.argument("source", metavar="SRC")
-@out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx, adapterhub) to write")
-@click.option("--to", "form", metavar="F", shell_complete=values("adapterpack.converting.pipeline:writable"),
-              help="The format to write: pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter. By default what the "
-                   "ending of OUT says (.gguf, .onnx_adapter), or else peft for a pack, and pack for everything else.")
-@click.option("--base", metavar="BASE", help="The base model; needed to write gguf and adapterhub, and to read kohya.")
-@click.option("--part", metavar="PREFIX",
-              help="Which part of a file with several: a model of kohya or diffusers (lora_unet, unet, ...), or a task (0, ...).")
-@click.option("--labels", metavar="A,B,...", callback=_names,
-              help="Names for the labels of a classifier's head, in the order of its logits, in the pack that is written: PEFT's folders "
-                   "do not have them. A name with a comma stands in double quotes.")
+@out_option(
+    "The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx, adapterhub) to write"
+)
+@click.option(
+    "--to",
+    "form",
+    metavar="F",
+    shell_complete=values("adapterpack.converting.pipeline:writable"),
+    help="The format to write: pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter. "
+    "By default what the ending of OUT says (.gguf, .onnx_adapter), or else peft for a pack, and pack "
+    "for everything else.",
+)
+@click.option(
+    "--base", metavar="BASE", help="The base model; needed to write gguf and adapterhub, and to read kohya."
+)
+@click.option(
+    "--part",
+    metavar="PREFIX",
+    help=(
+        "Which part of a file with several: a model of kohya or diffusers (lora_unet, unet, ...), or a task "
+        "(0, ...)."
+    ),
+)
+@click.option(
+    "--labels",
+    metavar="A,B,...",
+    callback=_names,
+    help="Names for the labels of a classifier's head, in the order of its logits, in the pack that is "
+    "written: PEFT's folders do not have them. A name with a comma stands in double quotes.",
+)
 @structural_option
 @shared
-def command(*, source: str, out: str, form: str | None, base: str | None, part: str | None, labels: list[str] | None,
-            allow_structural: bool, as_json: bool) -> None:
-    """Converts a pack, or an adapter of another tool, to another format. What the format cannot hold is an error that names it. LyCORIS
-    files are read, too.
+def command(
+    *,
+    source: str,
+    out: str,
+    form: str | None,
+    base: str | None,
+    part: str | None,
+    labels: list[str] | None,
+    allow_structural: bool,
+    as_json: bool,
+) -> None:
+    """Converts a pack, or an adapter of another tool, to another format. What the format cannot hold is an
+    error that names it. LyCORIS files are read, too.
 
     \b
     Example:
@@ -52,13 +83,27 @@ def command(*, source: str, out: str, form: str | None, base: str | None, part: 
       adapterpack convert style.safetensors -o packs/style --to pack --base models/unet --part lora_unet
     """
     with apart():
-        done = adapterpack.convert(folder_of(source), out, to=form, base=base, part=part, labels=labels,
-                                   allow_structural=allow_structural)
+        done = adapterpack.convert(
+            folder_of(source),
+            out,
+            to=form,
+            base=base,
+            part=part,
+            labels=labels,
+            allow_structural=allow_structural,
+        )
     answer = done.to_json()
     if as_json:
         emit({"command": "convert", **answer})
         return
-    whole = f" and {things(len(answer['modules_to_save']), 'module')} trained whole" if answer["modules_to_save"] else ""
-    line(f"converted {source} ({done.source}) to {out} ({done.target}): {things(answer['sites'], 'site')}{whole}")
+    whole = (
+        f" and {things(len(answer['modules_to_save']), 'module')} trained whole"
+        if answer["modules_to_save"]
+        else ""
+    )
+    line(
+        f"converted {source} ({done.source}) to {out} ({done.target}): "
+        f"{things(answer['sites'], 'site')}{whole}"
+    )
     for note in done.notes:
         line(note)

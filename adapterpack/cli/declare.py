@@ -21,8 +21,8 @@ from .progress import apart
 def command(pack: str, base: str, other: str, out: str, as_json: bool) -> None:
     """Compares OTHER with the base of a pack, and makes a copy of the pack that may be used on both.
 
-    BASE is the checkpoint that the pack names. OTHER has the same weights in another dtype, in other files or under other names, which is
-    checked byte by byte; or quantized, which can be recognized, and not checked.
+    BASE is the checkpoint that the pack names. OTHER has the same weights in another dtype, in other files or
+    under other names, which is checked byte by byte; or quantized, which can be recognized, and not checked.
 
     \b
     Example:

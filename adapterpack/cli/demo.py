@@ -13,13 +13,18 @@ from .progress import steps
 
 @click.command("demo")
 @click.option("--causal-lm", is_flag=True, help="Use a small language model instead of an encoder.")
-@click.option("--model", metavar="BASE", help="A checkpoint folder or a hub id, instead of the demo's own model.")
-@click.option("-o", "--output", "out", metavar="DIR", help="The folder for everything that is made; it must not exist.")
+@click.option(
+    "--model", metavar="BASE", help="A checkpoint folder or a hub id, instead of the demo's own model."
+)
+@click.option(
+    "-o", "--output", "out", metavar="DIR", help="The folder for everything that is made; it must not exist."
+)
 @shared
 def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) -> None:
     """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
 
-    It trains, packs, validates, composes, merges, quantizes, exports and runs a mixed batch. All results are in DIR, with a report.html.
+    It trains, packs, validates, composes, merges, quantizes, exports and runs a mixed batch. All results are
+    in DIR, with a report.html.
 
     \b
     Example:

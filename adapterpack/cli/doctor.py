@@ -22,16 +22,24 @@ _COLOURS = {"good": "green", "note": "yellow", "broken": "red"}
 
 
 @click.command("doctor")
-@click.option("--hub", is_flag=True, help="Also check that the hub (HF_ENDPOINT) can be reached; nothing else uses the network.")
-@click.option("--clean", is_flag=True, help="Empty adapterpack's caches, after asking, instead of checking; nothing else is touched.")
+@click.option(
+    "--hub",
+    is_flag=True,
+    help="Also check that the hub (HF_ENDPOINT) can be reached; nothing else uses the network.",
+)
+@click.option(
+    "--clean",
+    is_flag=True,
+    help="Empty adapterpack's caches, after asking, instead of checking; nothing else is touched.",
+)
 @click.option("--yes", is_flag=True, help="With --clean: do not ask.")
 @shared
 @click.pass_context
 def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json: bool) -> None:
     """Checks this installation of adapterpack: versions, providers, libraries, kernels, extras, caches, disk.
 
-    Every provider of ONNX Runtime is started on a small graph, in a process of its own. Exit code 0: usable; 1: something is broken,
-    and the remedy stands below it.
+    Every provider of ONNX Runtime is started on a small graph, in a process of its own. Exit code 0: usable;
+    1: something is broken, and the remedy stands below it.
 
     \b
     Example:
@@ -53,12 +61,19 @@ def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json
     else:
         for name, looked in diagnosis.found.items():
             with printed():
-                click.echo(f"{click.style(diagnosis.titles[name], bold=True)}: {click.style(looked.state, fg=_COLOURS[looked.state])}")
+                click.echo(
+                    f"{click.style(diagnosis.titles[name], bold=True)}: "
+                    f"{click.style(looked.state, fg=_COLOURS[looked.state])}"
+                )
             _print(looked.facts)
             for problem in looked.problems:
-                line(f"{'broken' if problem.broken else 'note'}: {problem.what}. To fix it: {problem.remedy}.")
+                line(
+                    f"{'broken' if problem.broken else 'note'}: {problem.what}. To fix it: {problem.remedy}."
+                )
             line("")
-        broken = [diagnosis.titles[name] for name, looked in diagnosis.found.items() if looked.state == "broken"]
+        broken = [
+            diagnosis.titles[name] for name, looked in diagnosis.found.items() if looked.state == "broken"
+        ]
         line(f"broken: {', '.join(broken)}" if broken else "adapterpack is usable")
     if not diagnosis.usable:
         ctx.exit(EXIT_FAILED)
@@ -66,7 +81,9 @@ def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json
 
 def _print(found: Mapping[str, Any]) -> None:
     """Facts in two columns, and each list of rows as a table."""
-    tables = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    tables = [
+        value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
     facts({key: value for key, value in found.items() if value not in tables})
     for rows in tables:
         columns = [name for name in rows[0] if name not in _FOR_PROGRAMS]
@@ -88,8 +105,14 @@ def _clean(yes: bool, as_json: bool) -> None:
             click.confirm("Remove all of this? What is needed again is fetched or computed again", abort=True)
     cleaned = caches.clean(full)
     if as_json:
-        emit({"command": "doctor", "cleaned": [str(path) for path in cleaned.folders], "bytes": cleaned.bytes,
-              "left": [str(path) for path in cleaned.left]})
+        emit(
+            {
+                "command": "doctor",
+                "cleaned": [str(path) for path in cleaned.folders],
+                "bytes": cleaned.bytes,
+                "left": [str(path) for path in cleaned.left],
+            }
+        )
         return
     line(f"removed {size(cleaned.bytes)}")
     for path in cleaned.left:

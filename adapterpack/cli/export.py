@@ -24,49 +24,127 @@ from .quantize import accuracy_sentence
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, metavar="[PACK...]")
 @out_option("The folder of the bundle")
-@click.option("--mode", default="bank", show_default=True, metavar="M", shell_complete=values("adapterpack.bundle.manifest:MODES"),
-              help="folded (one adapter, merged into the weights), inputs (one adapter per run) or bank (each row its own adapter).")
-@click.option("--task", metavar="T", shell_complete=values("adapterpack.tasks.task:TASKS"),
-              help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
-@click.option("--quantize", metavar="S", shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
-              help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to --size-budget say how. "
-                   "as-trained: as they were while the packs were trained.")
-@click.option("--dequantize", is_flag=True, help="Write the weights of a quantized base as floats, not as its codes.")
+@click.option(
+    "--mode",
+    default="bank",
+    show_default=True,
+    metavar="M",
+    shell_complete=values("adapterpack.bundle.manifest:MODES"),
+    help=(
+        "folded (one adapter, merged into the weights), inputs (one adapter per run) or bank (each row its "
+        "own adapter)."
+    ),
+)
+@click.option(
+    "--task",
+    metavar="T",
+    shell_complete=values("adapterpack.tasks.task:TASKS"),
+    help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.",
+)
+@click.option(
+    "--quantize",
+    metavar="S",
+    shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
+    help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to "
+    "--size-budget say how. as-trained: as they were while the packs were trained.",
+)
+@click.option(
+    "--dequantize", is_flag=True, help="Write the weights of a quantized base as floats, not as its codes."
+)
 @quantization_options
-@click.option("--dtype", default="float32", show_default=True, metavar="D",
-              help="The float type of the graph and its slots: float32, or for GPUs float16 or bfloat16.")
-@click.option("--static-cache/--no-static-cache", default=None,
-              help="Require the decoder graph with static caches, which the engine and serve run, or leave it out; "
-                   "by default it is made where the model's family has one.")
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    metavar="D",
+    help="The float type of the graph and its slots: float32, or for GPUs float16 or bfloat16.",
+)
+@click.option(
+    "--static-cache/--no-static-cache",
+    default=None,
+    help="Require the decoder graph with static caches, which the engine and serve run, or leave it out; "
+    "by default it is made where the model's family has one.",
+)
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
-@click.option("--cache", default="float", show_default=True, metavar="C",
-              shell_complete=values("adapterpack.exporting.quantization.options:CACHES"),
-              help="The type of cached keys and values in the engine's graph: float, or int8, a quarter of the memory at about the error "
-                   "of int8 weights.")
-@click.option("--slots", type=int, metavar="N", help="How many slots a bank has, including slot 0 for the base.")
+@click.option(
+    "--cache",
+    default="float",
+    show_default=True,
+    metavar="C",
+    shell_complete=values("adapterpack.exporting.quantization.options:CACHES"),
+    help="The type of cached keys and values in the engine's graph: float, or int8, a quarter of the "
+    "memory at about the error of int8 weights.",
+)
+@click.option(
+    "--slots", type=int, metavar="N", help="How many slots a bank has, including slot 0 for the base."
+)
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
-@click.option("--frontend", metavar="F", shell_complete=values("adapterpack.exporting.frontends.base:FRONTENDS"),
-              help="What builds the graph: mobius or transformers; by default the first whose graph agrees with torch.")
-@click.option("--target", default="ort", show_default=True, metavar="T",
-              shell_complete=values("adapterpack.exporting.targets.base:TARGETS"),
-              help="What will run the bundle: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a model repository) or web "
-                   "(a site for browsers).")
-@click.option("--split", type=click.IntRange(min=1), metavar="MB",
-              help="web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.")
-@click.option("--pooling", metavar="P", shell_complete=values("adapterpack.tasks.embeddings:POOLING"),
-              help="How embeddings are pooled from hidden states: mean, cls or last; by default as the base says, or mean.")
-@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="The checkpoint from which an ONNX or GGUF file was made.")
+@click.option(
+    "--frontend",
+    metavar="F",
+    shell_complete=values("adapterpack.exporting.frontends.base:FRONTENDS"),
+    help="What builds the graph: mobius or transformers; by default the first whose graph agrees with torch.",
+)
+@click.option(
+    "--target",
+    default="ort",
+    show_default=True,
+    metavar="T",
+    shell_complete=values("adapterpack.exporting.targets.base:TARGETS"),
+    help="What will run the bundle: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a "
+    "model repository) or web (a site for browsers).",
+)
+@click.option(
+    "--split",
+    type=click.IntRange(min=1),
+    metavar="MB",
+    help="web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.",
+)
+@click.option(
+    "--pooling",
+    metavar="P",
+    shell_complete=values("adapterpack.tasks.embeddings:POOLING"),
+    help=(
+        "How embeddings are pooled from hidden states: mean, cls or last; by default as the base says, or "
+        "mean."
+    ),
+)
+@click.option(
+    "--base",
+    "checkpoint",
+    metavar="CHECKPOINT",
+    help="The checkpoint from which an ONNX or GGUF file was made.",
+)
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dequantize: bool,
-    dtype: str, static_cache: bool | None, in_place: bool, cache: str, slots: int | None, max_rank: int | None, frontend: str | None,
-    target: str, split: int | None, pooling: str | None, checkpoint: str | None, allow_structural: bool, as_json: bool, **options: Any,
+    *,
+    base: str,
+    packs: tuple[str, ...],
+    out: str,
+    mode: str,
+    task: str | None,
+    quantize: str | None,
+    dequantize: bool,
+    dtype: str,
+    static_cache: bool | None,
+    in_place: bool,
+    cache: str,
+    slots: int | None,
+    max_rank: int | None,
+    frontend: str | None,
+    target: str,
+    split: int | None,
+    pooling: str | None,
+    checkpoint: str | None,
+    allow_structural: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
 
-    BASE is a checkpoint; or an ONNX or GGUF file that another tool made from the checkpoint --base; or a finished bundle, which is
-    converted for the --target without changes.
+    BASE is a checkpoint; or an ONNX or GGUF file that another tool made from the checkpoint --base; or a
+    finished bundle, which is converted for the --target without changes.
 
     \b
     Example:
@@ -76,22 +154,46 @@ def command(
       adapterpack export model.onnx packs/orders --base models/base -o bundle
       adapterpack export bundle-int8 --target web -o site
     """
-    graph, loaded = base if is_graph(base) or is_gguf(base) else folder_of(base), [pack_at(pack) for pack in packs]
+    graph, loaded = (
+        base if is_graph(base) or is_gguf(base) else folder_of(base),
+        [pack_at(pack) for pack in packs],
+    )
     with steps() as say:
-        adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize,
-                           dequantize=dequantize, dtype=dtype, in_place=in_place or static_cache, cache=cache, frontend=frontend,
-                           target=target, pooling=pooling, checkpoint=None if checkpoint is None else folder_of(checkpoint),
-                           allow_structural=allow_structural, split=None if split is None else split << 20, progress=say, **options)
+        adapterpack.export(
+            graph,
+            loaded,
+            out,
+            mode=mode,
+            task=task,
+            slots=slots,
+            max_rank=max_rank,
+            quantize=quantize,
+            dequantize=dequantize,
+            dtype=dtype,
+            in_place=in_place or static_cache,
+            cache=cache,
+            frontend=frontend,
+            target=target,
+            pooling=pooling,
+            checkpoint=None if checkpoint is None else folder_of(checkpoint),
+            allow_structural=allow_structural,
+            split=None if split is None else split << 20,
+            progress=say,
+            **options,
+        )
     bundle = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **bundle})
         return
     names = ", ".join(adapter["name"] for adapter in bundle["adapters"]) or "no adapters"
-    line(f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, mode {mode}, "
-         f"{things(bundle['sites'], 'site')}, "
-         f"{size(bundle['bytes'])}")
+    line(
+        f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, mode {mode}, "
+        f"{things(bundle['sites'], 'site')}, {size(bundle['bytes'])}"
+    )
     if bundle["slots"]:
-        line(f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}")
+        line(
+            f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}"
+        )
     quantization = bundle["quantization"] or {}
     for sentence in proof(bundle["parity"], bool(quantization), "stored" in quantization):
         line(sentence)
@@ -106,7 +208,8 @@ def command(
         line(accuracy_sentence(quantization["accuracy"], quantization["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
-    from ..exporting.targets import TARGETS  # noqa: PLC0415 - what writes graphs, which takes its time to import
+    # what writes graphs, which takes its time to import
+    from ..exporting.targets import TARGETS  # noqa: PLC0415
 
     for step in filter(None, TARGETS[target].next_step.format(out=shlex.quote(out)).splitlines()):
         line(step)
@@ -114,20 +217,30 @@ def command(
 
 def cache_sentence(report: Mapping[str, Any]) -> str:
     """What the manifest says of caches in eight bits."""
-    return (f"keys and values are {report['type']}: logits move by {report['relative']:.2%} (root mean square), at most "
-            f"{report['max_relative']:.2%} of the largest; same best token {report['label_agreement']:.1%}")
+    return (
+        f"keys and values are {report['type']}: logits move by {report['relative']:.2%} (root mean square), "
+        "at most "
+        f"{report['max_relative']:.2%} of the largest; same best token {report['label_agreement']:.1%}"
+    )
 
 
 def stored_sentence(name: str, report: Mapping[str, Any]) -> str:
     """What became of a quantized base's weights in one format.
 
     Example:
-        >>> stored_sentence("awq", {"held": 13, "dequantized": 1, "reasons": {"zero points that are no codes": 1}, "difference": 0.0})
-        '13 of 14 weights in awq are held as they are stored; floats of the same values: 1 (zero points that are no codes)'
+        >>> stored_sentence("awq", {"held": 13, "dequantized": 1,
+        ...     "reasons": {"zero points that are no codes": 1}, "difference": 0.0})
+        '13 of 14 weights in awq are held as they are stored; floats of the same values: 1 (zero points that
+        are no codes)'
     """
     held, left = report["held"], report["dequantized"]
     exact = f", within {report['difference']:.1g} of their largest" if report["difference"] else ""
-    floats = "" if not left else "; floats of the same values: " + ", ".join(f"{n} ({why})" for why, n in report["reasons"].items())
+    floats = (
+        ""
+        if not left
+        else "; floats of the same values: "
+        + ", ".join(f"{n} ({why})" for why, n in report["reasons"].items())
+    )
     return f"{held} of {held + left} weights in {name} are held as they are stored{exact}{floats}"
 
 
@@ -137,6 +250,13 @@ def proof(parity: Mapping[str, Any], quantized: bool, stored: bool = False) -> I
     yield f"proved against torch, within {parity['tolerance']:.0e} of the largest output{when}"
     for name, error in parity["max_abs"].items():
         agreed = parity["argmax_agreement"][name]
-        yield f"  {name}: largest difference {error:.2g} ({parity['max_relative'][name]:.1g} of the largest), same best choice {agreed:.1%}"
-    mixed = "" if parity["mixed"] is None else f"rows with different adapters in one batch: a difference of {parity['mixed']:.2g}; "
+        yield (
+            f"  {name}: largest difference {error:.2g} ({parity['max_relative'][name]:.1g} of the largest), "
+            f"same best choice {agreed:.1%}"
+        )
+    mixed = (
+        ""
+        if parity["mixed"] is None
+        else f"rows with different adapters in one batch: a difference of {parity['mixed']:.2g}; "
+    )
     yield f"  {mixed}rows alone and in a batch: a difference of {parity['alone']:.2g}"

@@ -18,41 +18,87 @@ from .progress import byte_bar
 @click.argument("base", metavar="BASE")
 @out_option("The folder of the new pack")
 @click.option("--rank", type=int, metavar="R", help="The largest rank that any site keeps; 128 by default.")
-@click.option("--energy", type=float, metavar="Q", help="The share of the squared singular values to keep; by default the change's own "
-              "rank, or 0.99 where it has none.")
-@click.option("--modules", metavar="A,B", help="The layers to factorize, by the ends of their paths; by default all linear layers.")
-@click.option("--rest", type=click.Choice(["keep", "leave", "refuse"]), default="keep", show_default=True,
-              help="Other tensors that changed (heads, embeddings, norms, biases): keep their modules whole, leave them out, or refuse.")
+@click.option(
+    "--energy",
+    type=float,
+    metavar="Q",
+    help="The share of the squared singular values to keep; by default the change's own "
+    "rank, or 0.99 where it has none.",
+)
+@click.option(
+    "--modules",
+    metavar="A,B",
+    help="The layers to factorize, by the ends of their paths; by default all linear layers.",
+)
+@click.option(
+    "--rest",
+    type=click.Choice(["keep", "leave", "refuse"]),
+    default="keep",
+    show_default=True,
+    help=(
+        "Other tensors that changed (heads, embeddings, norms, biases): keep their modules whole, leave "
+        "them out, or refuse."
+    ),
+)
 @shared
 def command(
-    *, tuned: str, base: str, out: str, rank: int | None, energy: float | None, modules: str | None, rest: str, as_json: bool
+    *,
+    tuned: str,
+    base: str,
+    out: str,
+    rank: int | None,
+    energy: float | None,
+    modules: str | None,
+    rest: str,
+    as_json: bool,
 ) -> None:
-    """Extracts a LoRA pack that turns the checkpoint BASE into TUNED, which was fine-tuned from it or holds a merged adapter.
+    """Extracts a LoRA pack that turns the checkpoint BASE into TUNED, which was fine-tuned from it or holds a
+    merged adapter.
 
     \b
     Example:
       adapterpack extract models/tuned models/base -o packs/tuned
-      adapterpack extract models/tuned models/base --rank 32 --modules q_proj,v_proj --rest leave -o packs/small
+      adapterpack extract models/tuned models/base --rank 32 --modules q_proj,v_proj --rest leave -o
+      packs/small
     """
     wanted = None if modules is None else [part.strip() for part in modules.split(",") if part.strip()]
     with byte_bar("extract") as progress:
-        pack = adapterpack.extract(folder_of(tuned), folder_of(base), rank=rank, energy=energy, modules=wanted, rest=rest, out=out,
-                                   progress=progress)
+        pack = adapterpack.extract(
+            folder_of(tuned),
+            folder_of(base),
+            rank=rank,
+            energy=energy,
+            modules=wanted,
+            rest=rest,
+            out=out,
+            progress=progress,
+        )
     summary, story = adapterpack.inspect(out), pack.manifest.extensions["x_extract"]
     if as_json:
         emit({"command": "extract", **summary, "extract": story})
         return
-    line(f"extracted {out} from {tuned}: {things(summary['sites'], 'site')}"
-         + (f" of rank {', '.join(summary['ranks'])}" if summary["ranks"] else "")
-         + f", {size(summary['bytes'])}")
+    line(
+        f"extracted {out} from {tuned}: {things(summary['sites'], 'site')}"
+        + (f" of rank {', '.join(summary['ranks'])}" if summary["ranks"] else "")
+        + f", {size(summary['bytes'])}"
+    )
     ranks = sorted(set(story["detected"].values()))
     if ranks:
-        line(f"at {len(story['detected'])} of {len(story['ranks'])} sites the change ends in the rounding of the checkpoint: its rank is "
-             + (str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"))
+        line(
+            f"at {len(story['detected'])} of {len(story['ranks'])} sites the change ends in the "
+            "rounding of the checkpoint: its rank is "
+            + (str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}")
+        )
     if story["ranks"]:
-        line(f"relative error of the change: {shown(story['truncation']['total'])}, of which rounding makes {shown(story['rounding'])}")
-    for key, what in (("kept_whole", "tensors are kept whole"), ("left_out", "changed tensors are left as in the base"),
-                      ("rounding_only", "layers differ by rounding alone and are left out"),
-                      ("not_in_tuned", "tensors of the base are not in the fine-tuned checkpoint")):
+        line(
+            f"relative error of the change: {shown(story['truncation']['total'])}, of which rounding "
+            f"makes {shown(story['rounding'])}"
+        )
+    for key, what in (
+        ("kept_whole", "tensors are kept whole"),
+        ("left_out", "changed tensors are left as in the base"),
+        ("rounding_only", "layers differ by rounding alone and are left out"),
+        ("not_in_tuned", "tensors of the base are not in the fine-tuned checkpoint"),
+    ):
         if names := story[key]:
             line(f"{len(names)} {what}: {', '.join(names[:4])}" + (", ..." if len(names) > 4 else ""))

@@ -33,24 +33,37 @@ def command() -> None:
 @command.command("serve", short_help="serve a small hub from a folder")
 @click.argument("folder", metavar="DIR")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
-@click.option("--tokens", metavar="FILE", help="A file of lines NAME read|write TOKEN; without it everybody may read and nobody may write.")
+@click.option(
+    "--port",
+    default=8765,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    metavar="P",
+    help="The port; 0 takes a free one.",
+)
+@click.option(
+    "--tokens",
+    metavar="FILE",
+    help="A file of lines NAME read|write TOKEN; without it everybody may read and nobody may write.",
+)
 @shared
 def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
     """Serves a hub from a folder, until it is interrupted.
 
-    For a team, a closed site or tests, where packs must not leave. Clients reach it by HF_ENDPOINT. It has no TLS: on a network that others
-    can read, put a proxy in front of it.
+    For a team, a closed site or tests, where packs must not leave. Clients reach it by HF_ENDPOINT. It has no
+    TLS: on a network that others can read, put a proxy in front of it.
 
-    It is built for networks with strangers: requests without permission are refused before their bodies are read; requests, repositories
-    (100,000 files) and listings (1,000 entries a page) have limits; slow clients are disconnected, and with too many connections the one
-    that has been idle longest is closed; a private repository looks like one that does not exist. Whoever has a token that may write can
-    fill the disk. Requests are not rate-limited: let a proxy do that if the hub faces the internet.
+    It is built for networks with strangers: requests without permission are refused before their bodies are
+    read; requests, repositories (100,000 files) and listings (1,000 entries a page) have limits; slow clients
+    are disconnected, and with too many connections the one that has been idle longest is closed; a private
+    repository looks like one that does not exist. Whoever has a token that may write can fill the disk.
+    Requests are not rate-limited: let a proxy do that if the hub faces the internet.
 
     \b
     Example:
       adapterpack hub serve ./hub --tokens tokens.txt --port 8765
     """
+
     def ready(address: str) -> None:
         if as_json:
             emit({"command": "hub serve", "address": address}, compact=True)
@@ -64,13 +77,27 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 @click.argument("repos", nargs=-1, metavar="[ORG/NAME[/FOLDER][@REV]...]")
 @click.option("--lock", metavar="FILE", help="Also audit what this lock file pins, at the pinned commits.")
 @click.option("--full", is_flag=True, help="Download and check everything; without it only headers are read.")
-@click.option("--accept-incomplete", is_flag=True, help="Exit with 0 even if not everything was checked, as with headers alone.")
+@click.option(
+    "--accept-incomplete",
+    is_flag=True,
+    help="Exit with 0 even if not everything was checked, as with headers alone.",
+)
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F.")
 @shared
 @click.pass_context
-def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, full: bool, accept_incomplete: bool, sarif_file: str | None,
-          as_json: bool) -> None:
-    """Checks adapters on a hub, one repository after the other: by their headers, or in full by downloading them.
+def audit(
+    ctx: click.Context,
+    /,
+    *,
+    repos: tuple[str, ...],
+    lock: str | None,
+    full: bool,
+    accept_incomplete: bool,
+    sarif_file: str | None,
+    as_json: bool,
+) -> None:
+    """Checks adapters on a hub, one repository after the other: by their headers, or in full by downloading
+    them.
 
     Exit code 0: all valid; 1: one is invalid, or could not be read; 3: not fully checked.
 
@@ -103,4 +130,11 @@ def _row(audited: Audited) -> list[object]:
         return [audited.repo, None, audited.state, None, None, audited.error and audited.error.what]
     severities = [finding.severity for finding in report.findings]
     first = f"{report.findings[0].rule}: {report.findings[0].message}" if report.findings else ""
-    return [audited.repo, report.kind, report.state, severities.count("error"), severities.count("warning"), first]
+    return [
+        audited.repo,
+        report.kind,
+        report.state,
+        severities.count("error"),
+        severities.count("warning"),
+        first,
+    ]

@@ -13,11 +13,16 @@ from .output import emit, facts, line, shortened
 
 @click.command("inspect")
 @click.argument("path", metavar="PACK|BUNDLE|BASE|FILE")
-@click.option("--full", is_flag=True, help="Show digests in full, instead of their first digits. JSON always has them in full.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Show digests in full, instead of their first digits. JSON always has them in full.",
+)
 @html_option("all of it")
 @shared
 def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
-    """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified on the way.
+    """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified
+    on the way.
 
     FILE is an adapter of another tool (GGUF, kohya or diffusers safetensors, .onnx_adapter) or a GGUF model.
 
@@ -38,7 +43,11 @@ def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
         return
     if base := summary.get("base"):  # digests of variants have a line of their own
         variants = [f"{one['relation']} {one['content']}" for one in base["variants"]]
-        summary = {**summary, "base": {key: value for key, value in base.items() if key != "variants"}, "base_variants": variants}
+        summary = {
+            **summary,
+            "base": {key: value for key, value in base.items() if key != "variants"},
+            "base_variants": variants,
+        }
     summary = {key: size(value) if key.endswith("bytes") else value for key, value in summary.items()}
     facts(summary if full else shortened(summary))
     if html is not None:

@@ -1,4 +1,6 @@
-"""What commands tell on stderr while they work: steps, notes and warnings, as text for people or as JSON for programs that collect them."""
+"""What commands tell on stderr while they work: steps, notes and warnings, as text for people or as JSON for
+programs that collect them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _flags: Mapping[str, Any] = {}
 
 
 def level() -> int:
-    """From which level on messages are shown: ``--quiet`` leaves warnings and errors, ``--verbose`` adds what the work took."""
+    """From which level on messages are shown: ``--quiet`` leaves warnings and errors, ``--verbose`` adds what
+    the work took.
+    """
     return logging.WARNING if _flags.get(QUIET) else logging.DEBUG if _flags.get(VERBOSE) else logging.INFO
 
 
@@ -49,11 +53,17 @@ def tell(text: str, severity: int = logging.INFO) -> None:
 
 
 class _Text(logging.Formatter):
-    """A record as one line that does nothing to a terminal, whatever the names in it hold; with ``--verbose`` also when and from where."""
+    """A record as one line that does nothing to a terminal, whatever the names in it hold; with ``--verbose``
+    also when and from where.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         said = one_line(super().format(record))
-        return f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {record.name}: {said}" if level() < logging.INFO else said
+        return (
+            f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {record.name}: {said}"
+            if level() < logging.INFO
+            else said
+        )
 
 
 class _Json(logging.Formatter):
@@ -61,7 +71,12 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        entry = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        entry = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)
@@ -77,7 +92,8 @@ class _Stderr(logging.StreamHandler[Any]):
 
 @contextmanager
 def message_level(flags: Mapping[str, Any]) -> Iterator[None]:
-    """Messages of the block go to stderr: those of adapterpack; as JSON also those of other libraries, and Python's warnings.
+    """Messages of the block go to stderr: those of adapterpack; as JSON also those of other libraries, and
+    Python's warnings.
 
     ``flags`` holds those of the command as soon as it has been read.
 
@@ -87,7 +103,9 @@ def message_level(flags: Mapping[str, Any]) -> Iterator[None]:
     global _flags  # noqa: PLW0603 - threads have no context of click, and a process runs one command
     form = os.environ.get(VARIABLE) or FORMATS[0]
     if form not in FORMATS:
-        raise ConfigError("unknown format of logs", where=VARIABLE, found=repr(form), remedy=nearest(form, FORMATS))
+        raise ConfigError(
+            "unknown format of logs", where=VARIABLE, found=repr(form), remedy=nearest(form, FORMATS)
+        )
     programs, handler = form == "json", _Stderr()
     handler.setFormatter(_Json() if programs else _Text())
     log, before = logging.getLogger(None if programs else "adapterpack"), _LOG.level

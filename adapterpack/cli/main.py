@@ -1,4 +1,6 @@
-"""The command group: commands by name, imported when they are called, and the one place where errors become sentences and exit codes."""
+"""The command group: commands by name, imported when they are called, and the one place where errors become
+sentences and exit codes.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ COMMANDS = {
     "completion": "print the code that makes a shell complete commands and values",
     "doctor": "check this installation; show or empty the caches",
 }
-"""Command -> what it is about, in the order of a piece of work, which is that of the listing; a file of its name holds ``command``."""
+"""Command -> what it is about, in the order of a piece of work, which is that of the listing; a file of its
+name holds ``command``.
+"""
 
 
 class Commands(click.Group):
@@ -75,8 +79,13 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))  # without importing any of them
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
-        named = [CompletionItem(name, help=about) for name, about in COMMANDS.items() if name.startswith(incomplete)]
-        return named + super(click.Group, self).shell_complete(ctx, incomplete)  # the group's own would import every command
+        named = [
+            CompletionItem(name, help=about)
+            for name, about in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        # the group's own would import every command
+        return named + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def main(self, *args: Any, **options: Any) -> Any:
         if VARIABLE in os.environ:  # a shell asks
@@ -91,7 +100,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.stderr.isatty():
-            os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
+            # the bars of other libraries, before they are imported
+            os.environ.setdefault("TQDM_DISABLE", "1")
         warnings.formatwarning = _warning
         end_where_files_are_cut_short(lambda path: _lost(ctx, path), EXIT_FAILED)
         with raised() as signals, _reported(ctx, signals):
@@ -110,7 +120,9 @@ def _warning(*details: Any, **more: Any) -> str:
 
 @contextmanager
 def _reported(ctx: click.Context, signals: Raising) -> Iterator[None]:
-    """What the command raises, as text on stderr (and with ``--json`` as an object on stdout) and an exit code."""
+    """What the command raises, as text on stderr (and with ``--json`` as an object on stdout) and an exit
+    code.
+    """
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -118,7 +130,8 @@ def _reported(ctx: click.Context, signals: Raising) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:  # what keeps something for the next try says so in a note
         _end(ctx, interrupt, interrupt if isinstance(interrupt, Ended) else Ended())
     except Exception as error:
-        if signals.ended is not None:  # libraries turn it into errors of their own, as where it comes while they are imported
+        # libraries turn it into errors of their own, as where it comes while they are imported
+        if signals.ended is not None:
             _end(ctx, error, signals.ended)
         if isinstance(error, AdapterpackError):
             _fail(ctx, error, str(error), error.to_json(), error.exit_code)
@@ -139,7 +152,18 @@ def _end(ctx: click.Context, error: BaseException, ended: Ended) -> NoReturn:
 
 
 _OF_THE_SYSTEM = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-_OF_DISKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG})
+_OF_DISKS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENAMETOOLONG,
+    }
+)
 
 
 def _refused(error: Exception) -> StorageError | None:
@@ -153,8 +177,16 @@ def _refused(error: Exception) -> StorageError | None:
         return refused
 
 
-def _fail(ctx: click.Context, error: Exception, sentence: str, report: dict[str, str | None], exit_code: int = EXIT_FAILED) -> NoReturn:
-    """Ends the command with the sentence for an error, and behind it what was noted on the error on its way."""
+def _fail(
+    ctx: click.Context,
+    error: Exception,
+    sentence: str,
+    report: dict[str, str | None],
+    exit_code: int = EXIT_FAILED,
+) -> NoReturn:
+    """Ends the command with the sentence for an error, and behind it what was noted on the error on its
+    way.
+    """
     sentence = one_line(" ".join([sentence, *getattr(error, "__notes__", ())]))
     if wants(ctx, TRACEBACK):
         click.echo(printable(traceback.format_exc()), err=True, nl=False)
@@ -165,8 +197,11 @@ def _fail(ctx: click.Context, error: Exception, sentence: str, report: dict[str,
 
 def _lost(ctx: click.Context, path: str) -> None:
     """Tells of a file that became shorter while a library read it. The process is about to end."""
-    error = StorageError("a file became shorter while it was in use", where=path,
-                         remedy="start again once nothing writes to it")
+    error = StorageError(
+        "a file became shorter while it was in use",
+        where=path,
+        remedy="start again once nothing writes to it",
+    )
     sys.stdout = sys.__stdout__ or sys.stdout  # a stage may have put another in its place
     _emit_error(ctx, error.to_json() | {"message": one_line(str(error))})
     failed(one_line(str(error)))
@@ -176,7 +211,8 @@ def _lost(ctx: click.Context, path: str) -> None:
 
 def _emit_error(ctx: click.Context, error: dict[str, str | None]) -> None:
     if wants(ctx, "--json"):
-        emit({"command": ctx.invoked_subcommand, "error": error}, compact=True)  # behind what was printed line by line, too
+        # behind what was printed line by line, too
+        emit({"command": ctx.invoked_subcommand, "error": error}, compact=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -187,8 +223,9 @@ def main() -> None:
 
     Every command is the library function of the same name: "adapterpack merge" is adapterpack.merge.
 
-    A PACK is a folder that adapterpack or PEFT wrote, or hf://org/name; NAME=PATH gives it another name. A BASE is a checkpoint folder, a
-    hub id, or hf://org/name. Exit codes: 0 done, 1 failed with a named error, 2 wrong usage, 3 not fully checked, 4 signature or trust.
+    A PACK is a folder that adapterpack or PEFT wrote, or hf://org/name; NAME=PATH gives it another name. A
+    BASE is a checkpoint folder, a hub id, or hf://org/name. Exit codes: 0 done, 1 failed with a named error,
+    2 wrong usage, 3 not fully checked, 4 signature or trust.
 
     \b
     Example:

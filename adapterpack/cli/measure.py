@@ -18,15 +18,35 @@ from .progress import steps
 @click.command("measure")
 @click.argument("base", metavar="BASE")
 @click.argument("pack", metavar="PACK")
-@click.option("--data", "source", required=True, metavar="FILE", help="A file of rows, in any form that training reads.")
-@click.option("--kind", type=click.Choice(["moment", "fisher"]), default="moment", show_default=True,
-              help="moment: second moments of every site's inputs, for the rule regmean; needs no labels. fisher: squared gradients of the "
-                   "loss, for the rule fisher.")
-@click.option("--rows", type=int, default=256, show_default=True, metavar="N", help="The number of rows to use.")
-@click.option("--max-length", type=int, default=512, show_default=True, metavar="N", help="The most tokens of a row.")
-@click.option("-o", "--output", "out", required=True, metavar="FILE", help="The file to write; it is replaced if it exists.")
+@click.option(
+    "--data", "source", required=True, metavar="FILE", help="A file of rows, in any form that training reads."
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["moment", "fisher"]),
+    default="moment",
+    show_default=True,
+    help="moment: second moments of every site's inputs, for the rule regmean; needs no labels. fisher: "
+    "squared gradients of the loss, for the rule fisher.",
+)
+@click.option(
+    "--rows", type=int, default=256, show_default=True, metavar="N", help="The number of rows to use."
+)
+@click.option(
+    "--max-length", type=int, default=512, show_default=True, metavar="N", help="The most tokens of a row."
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    required=True,
+    metavar="FILE",
+    help="The file to write; it is replaced if it exists.",
+)
 @shared
-def command(*, base: str, pack: str, source: str, kind: str, rows: int, max_length: int, out: str, as_json: bool) -> None:
+def command(
+    *, base: str, pack: str, source: str, kind: str, rows: int, max_length: int, out: str, as_json: bool
+) -> None:
     """Runs the base with one adapter over data, and writes statistics of every site of the adapter.
 
     \b
@@ -44,12 +64,31 @@ def command(*, base: str, pack: str, source: str, kind: str, rows: int, max_leng
                 tenths = 10 * done // total
                 step(f"measure: {done} of {total} rows")
 
-        statistics = adapterpack.measure(folder_of(base), pack_at(pack), source, kind=kind, out=out, rows=rows, max_length=max_length,
-                                    progress=say)
+        statistics = adapterpack.measure(
+            folder_of(base),
+            pack_at(pack),
+            source,
+            kind=kind,
+            out=out,
+            rows=rows,
+            max_length=max_length,
+            progress=say,
+        )
     written = Path(out).stat().st_size
     if as_json:
-        emit({"command": "measure", "kind": statistics.kind, "pack": statistics.pack, "rows": statistics.rows,
-              "sites": len(statistics.matrices), "bytes": written, "digest": statistics.digest})
+        emit(
+            {
+                "command": "measure",
+                "kind": statistics.kind,
+                "pack": statistics.pack,
+                "rows": statistics.rows,
+                "sites": len(statistics.matrices),
+                "bytes": written,
+                "digest": statistics.digest,
+            }
+        )
         return
-    line(f"measured {pack} on {things(statistics.rows, 'row')} of {source}: {statistics.kind} of "
-         f"{things(len(statistics.matrices), 'site')} into {out}, {size(written)}")
+    line(
+        f"measured {pack} on {things(statistics.rows, 'row')} of {source}: {statistics.kind} of "
+        f"{things(len(statistics.matrices), 'site')} into {out}, {size(written)}"
+    )

@@ -20,25 +20,73 @@ from .progress import byte_bar
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @out_option("The folder of the merged checkpoint or graph, or the GGUF file")
-@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="The checkpoint from which an ONNX or GGUF file was made.")
+@click.option(
+    "--base",
+    "checkpoint",
+    metavar="CHECKPOINT",
+    help="The checkpoint from which an ONNX or GGUF file was made.",
+)
 @weight_option
-@click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
-              "quantized base is written dequantized.")
-@click.option("--untie", is_flag=True, help="Write the output head of a model with tied embeddings as a tensor of its own.")
-@click.option("--safe", is_flag=True, help="Refuse a result that is too large for its dtype, too: it would be infinite.")
-@click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
-@click.option("--verify", default="structure", metavar="structure|full", shell_complete=values("adapterpack.merging.pipeline:VERIFY"),
-              help="Check the base by names, shapes and samples of every tensor (default), or by every byte.")
-@click.option("--shard", metavar="I/N", help="Do the I-th of N shares of the work; all N machines write to the same output folder.")
-@click.option("--resume", is_flag=True, help="After an error or an interrupt, keep what is done; the same command resumes there.")
-@click.option("--sync/--no-sync", "durable", default=True, help="Wait until every byte is on the disk (default), or do not.")
-@click.option("--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy.")
+@click.option(
+    "--dtype",
+    metavar="D",
+    help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
+    "quantized base is written dequantized.",
+)
+@click.option(
+    "--untie",
+    is_flag=True,
+    help="Write the output head of a model with tied embeddings as a tensor of its own.",
+)
+@click.option(
+    "--safe", is_flag=True, help="Refuse a result that is too large for its dtype, too: it would be infinite."
+)
+@click.option(
+    "--stochastic-rounding",
+    type=int,
+    metavar="SEED",
+    help="Round up or down by chance: small changes are kept on average.",
+)
+@click.option(
+    "--verify",
+    default="structure",
+    metavar="structure|full",
+    shell_complete=values("adapterpack.merging.pipeline:VERIFY"),
+    help="Check the base by names, shapes and samples of every tensor (default), or by every byte.",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do the I-th of N shares of the work; all N machines write to the same output folder.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="After an error or an interrupt, keep what is done; the same command resumes there.",
+)
+@click.option(
+    "--sync/--no-sync",
+    "durable",
+    default=True,
+    help="Wait until every byte is on the disk (default), or do not.",
+)
+@click.option(
+    "--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy."
+)
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], checkpoint: str | None, as_json: bool, **options: Any,
+    *,
+    base: str,
+    packs: tuple[str, ...],
+    out: str,
+    weights: tuple[float, ...],
+    checkpoint: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Folds PACKS into BASE (a checkpoint, a GGUF file, an ONNX file or a bundle) and writes the result to OUT, whole or not at all.
+    """Folds PACKS into BASE (a checkpoint, a GGUF file, an ONNX file or a bundle) and writes the result to
+    OUT, whole or not at all.
 
     \b
     Example:
@@ -49,16 +97,28 @@ def command(
     """
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
-        report = merge(folder_of(base), loaded, out, weights=weights or None, progress=progress,
-                       checkpoint=None if checkpoint is None else folder_of(checkpoint), **options)
+        report = merge(
+            folder_of(base),
+            loaded,
+            out,
+            weights=weights or None,
+            progress=progress,
+            checkpoint=None if checkpoint is None else folder_of(checkpoint),
+            **options,
+        )
     if as_json:
         emit({"command": "merge", **report.to_json()})
         return
-    names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
+    names = ", ".join(
+        pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs
+    )
     if isinstance(report, GraphReport):
         _say_graph(report, names)
     elif report.jobs_missing:
-        line(f"part {report.shard} is done; {report.out} is there once {things(report.jobs_missing, 'piece')} of other parts are done, too")
+        line(
+            f"part {report.shard} is done; {report.out} is there once "
+            f"{things(report.jobs_missing, 'piece')} of other parts are done, too"
+        )
         return
     else:
         _say_checkpoint(report, names)
@@ -67,8 +127,10 @@ def command(
 
 
 def _say_checkpoint(report: MergeReport, names: str) -> None:
-    line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "
-         f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
+    line(
+        f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors "
+        f"changed, {size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s"
+    )
     for pack in report.packs:
         if pack.base == "structural":
             line(f"nothing but names and shapes shows that {pack.name} was made for this base")
@@ -79,18 +141,27 @@ def _say_checkpoint(report: MergeReport, names: str) -> None:
     _say_loss(report)
     if report.requantized is not None:
         error, grid = report.requantized
-        line(f"the requantized fold lies {error:.3g} from the exact one (Frobenius norm); rounding to the base's own grid makes {grid:.3g}")
+        line(
+            f"the requantized fold lies {error:.3g} from the exact one (Frobenius norm); rounding to "
+            f"the base's own grid makes {grid:.3g}"
+        )
 
 
 def _say_graph(report: GraphReport, names: str) -> None:
-    line(f"merged {names} into {report.graph} of {report.base_name}: {len(report.tensors) + len(report.replaced)} tensors changed, "
-         f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
+    line(
+        f"merged {names} into {report.graph} of {report.base_name}: "
+        f"{len(report.tensors) + len(report.replaced)} tensors changed, "
+        f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s"
+    )
     if report.left_out:
         line(f"the bundle's own adapters are left out: {', '.join(report.left_out)}")
     _say_loss(report)
     if report.quantized is not None:
         before, after = report.quantized
-        line(f"quantized weights are at most {after:.2g} of their size from the float fold; before, they were {before:.2g} from the base")
+        line(
+            f"quantized weights are at most {after:.2g} of their size from the float fold; before, they "
+            f"were {before:.2g} from the base"
+        )
     for name, result in report.checks.items():
         if result != "passed":
             line(f"{name}: {result}")
@@ -98,4 +169,7 @@ def _say_graph(report: GraphReport, names: str) -> None:
 
 def _say_loss(report: MergeReport | GraphReport) -> None:
     if report.losses:
-        line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+        line(
+            f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of "
+            f"{report.relative_error:.2g}"
+        )

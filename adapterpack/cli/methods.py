@@ -19,14 +19,19 @@ _KEYS = {"min_features": "least"}
 
 
 @click.command("methods")
-@click.argument("name", required=False,
-                shell_complete=values("adapterpack.adapter_methods.registry:METHODS", "adapterpack.adapter_methods.nodes.registry:NODES"))
+@click.argument(
+    "name",
+    required=False,
+    shell_complete=values(
+        "adapterpack.adapter_methods.registry:METHODS", "adapterpack.adapter_methods.nodes.registry:NODES"
+    ),
+)
 @shared
 def command(name: str | None, as_json: bool) -> None:
     """Lists every adapter method, including those of other packages (entry points adapterpack.methods).
 
-    With NAME, shows that method or node with its traits and hyperparameters. The list ends with the initializations of low-rank methods
-    and the nodes of composition trees (compose --tree).
+    With NAME, shows that method or node with its traits and hyperparameters. The list ends with the
+    initializations of low-rank methods and the nodes of composition trees (compose --tree).
 
     \b
     Example:
@@ -45,28 +50,55 @@ def command(name: str | None, as_json: bool) -> None:
     chosen = methods().values() if name is None else [get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:
-        emit({"command": "methods", "methods": listed, "inits": [_init(init) for init in INITS.values()],
-              "nodes": [_node(kind) for kind in NODES.values()] if name is None else []})
+        emit(
+            {
+                "command": "methods",
+                "methods": listed,
+                "inits": [_init(init) for init in INITS.values()],
+                "nodes": [_node(kind) for kind in NODES.values()] if name is None else [],
+            }
+        )
     elif name is None:
-        table(["name", "kind", "what it does"], [[method["name"], method["kind"], method["summary"]] for method in listed])
-        table(["init", "needs", "how the branch begins"],
-              [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in INITS.values()])
-        table(["node", "of a tree", "what it does"],
-              [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in NODES.values()])
+        table(
+            ["name", "kind", "what it does"],
+            [[method["name"], method["kind"], method["summary"]] for method in listed],
+        )
+        table(
+            ["init", "needs", "how the branch begins"],
+            [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in INITS.values()],
+        )
+        table(
+            ["node", "of a tree", "what it does"],
+            [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in NODES.values()],
+        )
     else:
         facts(listed[0])
 
 
 def _node(kind: Any) -> dict[str, Any]:
-    return {"name": kind.name, "summary": kind.summary, "paper": kind.paper, "formula": kind.formula, "kind": "node",
-            "traits": traits(kind),
-            "hyperparameters": [{"name": field.name, "type": str(field.type), "default": _default(field)}
-                                for field in dataclasses.fields(kind.settings)]}
+    return {
+        "name": kind.name,
+        "summary": kind.summary,
+        "paper": kind.paper,
+        "formula": kind.formula,
+        "kind": "node",
+        "traits": traits(kind),
+        "hyperparameters": [
+            {"name": field.name, "type": str(field.type), "default": _default(field)}
+            for field in dataclasses.fields(kind.settings)
+        ],
+    }
 
 
 def _init(init: Any) -> dict[str, Any]:
-    return {"name": init.name, "summary": init.summary, "paper": init.paper, "needs": sorted(init.needs), "cancels": init.cancels,
-            "options": dict(init.options)}
+    return {
+        "name": init.name,
+        "summary": init.summary,
+        "paper": init.paper,
+        "needs": sorted(init.needs),
+        "cancels": init.cancels,
+        "options": dict(init.options),
+    }
 
 
 def _described(method: Any) -> dict[str, Any]:
@@ -78,10 +110,14 @@ def _described(method: Any) -> dict[str, Any]:
         "kind": method.kind,
         "spec_version": method.storage.spec_version,
         "peft": method.peft.peft_type if method.peft else None,
-        "traits": {_KEYS.get(field.name, field.name): _plain(getattr(method.traits, field.name))
-                   for field in dataclasses.fields(method.traits)},
-        "hyperparameters": [{"name": field.name, "type": str(field.type), "default": _default(field)}
-                            for field in dataclasses.fields(method.config)],
+        "traits": {
+            _KEYS.get(field.name, field.name): _plain(getattr(method.traits, field.name))
+            for field in dataclasses.fields(method.traits)
+        },
+        "hyperparameters": [
+            {"name": field.name, "type": str(field.type), "default": _default(field)}
+            for field in dataclasses.fields(method.config)
+        ],
     }
 
 

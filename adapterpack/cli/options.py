@@ -37,20 +37,36 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
 
 
 def _flag(*names: str, about: str) -> Callable[[_Function], _Function]:
-    return click.option(*names, is_flag=True, is_eager=True, expose_value=False, callback=_remember, help=about)
+    return click.option(
+        *names, is_flag=True, is_eager=True, expose_value=False, callback=_remember, help=about
+    )
 
 
 def everywhere(function: _Function) -> _Function:
-    """The flags that mean the same before the name of a command and behind it: ``--quiet``, ``--verbose`` and ``--traceback``."""
-    for flag in (_flag(TRACEBACK, about="Show the Python traceback of an error."),
-                 _flag(VERBOSE, "-v", about="Show time and origin of each message, and the time and memory that the work took."),
-                 _flag(QUIET, "-q", about="Show only warnings and errors on stderr, no progress and no notes.")):
+    """The flags that mean the same before the name of a command and behind it: ``--quiet``, ``--verbose`` and
+    ``--traceback``.
+    """
+    for flag in (
+        _flag(TRACEBACK, about="Show the Python traceback of an error."),
+        _flag(
+            VERBOSE,
+            "-v",
+            about="Show time and origin of each message, and the time and memory that the work took.",
+        ),
+        _flag(QUIET, "-q", about="Show only warnings and errors on stderr, no progress and no notes."),
+    ):
         function = flag(function)
     return function
 
 
-_json_option = click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_remember,
-                            help="Print machine-readable JSON (schemas/report.v1.json).")
+_json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,
+    callback=_remember,
+    help="Print machine-readable JSON (schemas/report.v1.json).",
+)
 
 
 def shared(function: _Function) -> _Function:
@@ -60,18 +76,26 @@ def shared(function: _Function) -> _Function:
 
 def out_option(help_text: str) -> Callable[[_Function], _Function]:
     """``-o OUT``, which must not exist."""
-    return click.option("-o", "--output", "out", required=True, metavar="OUT", help=f"{help_text}; it must not exist.")
+    return click.option(
+        "-o", "--output", "out", required=True, metavar="OUT", help=f"{help_text}; it must not exist."
+    )
 
 
 def html_option(about: str) -> Callable[[_Function], _Function]:
     """``--html F``, which is replaced if it is a page of ours."""
-    return click.option("--html", "html", metavar="F", help=f"Write an HTML page with {about} to this file; an earlier page is replaced.")
+    return click.option(
+        "--html",
+        "html",
+        metavar="F",
+        help=f"Write an HTML page with {about} to this file; an earlier page is replaced.",
+    )
 
 
 @contextmanager
 def page_at(html: str | None) -> Iterator[Path | None]:
-    """Where the block writes the page of ``--html``, None without one. A path that cannot be used fails before the block, at no
-    cost. The page gets its name when the block ends well, and replaces one that was written before; any other file stays, and is an error.
+    """Where the block writes the page of ``--html``, None without one. A path that cannot be used fails
+    before the block, at no cost. The page gets its name when the block ends well, and replaces one that was
+    written before; any other file stays, and is an error.
     """
     if html is None:
         yield None
@@ -83,16 +107,28 @@ def page_at(html: str | None) -> Iterator[Path | None]:
         yield page
 
 
-structural_option = click.option("--allow-structural-base", "allow_structural", is_flag=True,
-                                 help="Accept a base with the same names, dtypes and shapes, whatever its weights.")
+structural_option = click.option(
+    "--allow-structural-base",
+    "allow_structural",
+    is_flag=True,
+    help="Accept a base with the same names, dtypes and shapes, whatever its weights.",
+)
 """Leave for a base of which nothing better is known."""
 
-weight_option = click.option("--weight", "weights", type=float, multiple=True, metavar="W",
-                             help="The weight of a pack; repeat it, once for each pack, in their order.")
+weight_option = click.option(
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    metavar="W",
+    help="The weight of a pack; repeat it, once for each pack, in their order.",
+)
 
 
 def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[Any]]]:
-    """Completes an option with names: each source is ``module:NAME``, of a registry, of names, or of a function that returns some."""
+    """Completes an option with names: each source is ``module:NAME``, of a registry, of names, or of a
+    function that returns some.
+    """
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
         found: dict[str, str | None] = {}
@@ -101,34 +137,81 @@ def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], lis
             known = getattr(import_module(module), name)
             known = known() if callable(known) else known
             for one in known:
-                found.setdefault(one, getattr(known[one], "summary", None) if isinstance(known, Mapping) else None)
-        return [CompletionItem(name, help=about) for name, about in sorted(found.items()) if name.startswith(incomplete)]
+                found.setdefault(
+                    one, getattr(known[one], "summary", None) if isinstance(known, Mapping) else None
+                )
+        return [
+            CompletionItem(name, help=about)
+            for name, about in sorted(found.items())
+            if name.startswith(incomplete)
+        ]
 
     return complete
 
 
 _QUANTIZATION = (
-    click.option("--accuracy", metavar="A", shell_complete=values("adapterpack.exporting.quantization.options:ACCURACIES"),
-                 help="How a graph multiplies by quantized weights: exact, or fast (activations are rounded "
-                                                 "to int8); by default fast where it adds at most a tenth to the error."),
-    click.option("--head", metavar="S", shell_complete=values("adapterpack.exporting.quantization.options:HEADS"),
-                 help="The type of the weights that give the logits: int8 (the default), int4 or float."),
-    click.option("--block-size", type=int, metavar="N", help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256."),
-    click.option("--symmetric/--asymmetric", default=None, help="Blocks without zero points, or with them (the default)."),
-    click.option("--algorithm", metavar="A", shell_complete=values("adapterpack.exporting.quantization.algorithm:ALGORITHMS"),
-                 help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
-                                                  "calibration rows, gptq or awq."),
-    click.option("--calibration", metavar="FILE.jsonl",
-                 help="Rows like those that the model will see: text, messages, or prompt and completion."),
-    click.option("--compensate", type=int, metavar="RANK", help="Correct the error of each layer by a term of this rank, in eight bits; "
-                                                                "best with --calibration."),
-    click.option("--error-budget", type=float, metavar="E", help="Scheme mixed: as few bits per product as this relative error allows."),
-    click.option("--size-budget", type=int, metavar="BYTES", help="Scheme mixed: the least error within this size of all products."),
+    click.option(
+        "--accuracy",
+        metavar="A",
+        shell_complete=values("adapterpack.exporting.quantization.options:ACCURACIES"),
+        help="How a graph multiplies by quantized weights: exact, or fast (activations are rounded "
+        "to int8); by default fast where it adds at most a tenth to the error.",
+    ),
+    click.option(
+        "--head",
+        metavar="S",
+        shell_complete=values("adapterpack.exporting.quantization.options:HEADS"),
+        help="The type of the weights that give the logits: int8 (the default), int4 or float.",
+    ),
+    click.option(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256.",
+    ),
+    click.option(
+        "--symmetric/--asymmetric",
+        default=None,
+        help="Blocks without zero points, or with them (the default).",
+    ),
+    click.option(
+        "--algorithm",
+        metavar="A",
+        shell_complete=values("adapterpack.exporting.quantization.algorithm:ALGORITHMS"),
+        help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
+        "calibration rows, gptq or awq.",
+    ),
+    click.option(
+        "--calibration",
+        metavar="FILE.jsonl",
+        help="Rows like those that the model will see: text, messages, or prompt and completion.",
+    ),
+    click.option(
+        "--compensate",
+        type=int,
+        metavar="RANK",
+        help="Correct the error of each layer by a term of this rank, in eight bits; "
+        "best with --calibration.",
+    ),
+    click.option(
+        "--error-budget",
+        type=float,
+        metavar="E",
+        help="Scheme mixed: as few bits per product as this relative error allows.",
+    ),
+    click.option(
+        "--size-budget",
+        type=int,
+        metavar="BYTES",
+        help="Scheme mixed: the least error within this size of all products.",
+    ),
 )
 
 
 def quantization_options(function: _Function) -> _Function:
-    """How the graphs of a bundle are quantized: the fields of :class:`~adapterpack.exporting.quantization.options.GraphOptions`."""
+    """How the graphs of a bundle are quantized: the fields of
+    :class:`~adapterpack.exporting.quantization.options.GraphOptions`.
+    """
     for option in reversed(_QUANTIZATION):
         function = option(function)
     return function

@@ -67,7 +67,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    drawn = Table(box=SIMPLE_HEAD, title=None if title is None else Text(one_line(title)), title_justify="left", pad_edge=False)
+    drawn = Table(
+        box=SIMPLE_HEAD,
+        title=None if title is None else Text(one_line(title)),
+        title_justify="left",
+        pad_edge=False,
+    )
     for column in columns:
         drawn.add_column(Text(one_line(column)), overflow="fold")
     for row in rows:

@@ -35,7 +35,8 @@ def apart() -> Iterator[None]:
 @contextlib.contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """A function that says which step begins."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # one thing that moves is enough, and the libraries are not imported yet
+    # one thing that moves is enough, and the libraries are not imported yet
+    os.environ.setdefault("TQDM_DISABLE", "1")
     with apart():
         if quiet() or not animated():
             yield tell
@@ -61,8 +62,11 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def training(label: str) -> Iterator[Callable[[Any], None] | None]:
-    """A function that shows how far a training is, where there is a terminal; else None, and the log has a line every few steps."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # one thing that moves is enough, and the libraries are not imported yet
+    """A function that shows how far a training is, where there is a terminal; else None, and the log has a
+    line every few steps.
+    """
+    # one thing that moves is enough, and the libraries are not imported yet
+    os.environ.setdefault("TQDM_DISABLE", "1")
     with apart():
         if quiet() or not animated():
             yield None
@@ -74,7 +78,11 @@ def training(label: str) -> Iterator[Callable[[Any], None] | None]:
                 if step.name not in bars:
                     bars[""](visible=False)  # each of several adapters has a bar of its own
                     bars[step.name] = add(one_line(step.name), None, "")
-                bars[step.name](completed=step.done, total=step.total, text=f"loss {step.loss:.4g}, {step.speed:,.0f} tokens/s")
+                bars[step.name](
+                    completed=step.done,
+                    total=step.total,
+                    text=f"loss {step.loss:.4g}, {step.speed:,.0f} tokens/s",
+                )
 
             yield show
 
@@ -98,7 +106,9 @@ def _lines(label: str) -> Callable[[int, int], None]:
 
 @contextlib.contextmanager
 def row_bar(label: str, total: int | None) -> Iterator[Callable[[int, int, int], None]]:
-    """A function that shows (rows answered, tokens that they took, bytes of the input that are done); it has ``total`` bytes, if known."""
+    """A function that shows (rows answered, tokens that they took, bytes of the input that are done); it has
+    ``total`` bytes, if known.
+    """
     label = one_line(label)
     with apart():
         if quiet() or not animated():
@@ -110,19 +120,32 @@ def row_bar(label: str, total: int | None) -> Iterator[Callable[[int, int, int],
 
 
 @contextlib.contextmanager
-def _bar(label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None, text: str = "") -> Iterator[Callable[..., None]]:
-    """A function that updates a bar on the terminal, which has these columns of ``rich.progress`` besides its label and the time left."""
+def _bar(
+    label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None, text: str = ""
+) -> Iterator[Callable[..., None]]:
+    """A function that updates a bar on the terminal, which has these columns of ``rich.progress`` besides its
+    label and the time left.
+    """
     with _bars(columns) as add:
         yield add(label, total, text)
 
 
 @contextlib.contextmanager
-def _bars(columns: Callable[[Any], tuple[Any, ...]]) -> Iterator[Callable[[str, int | None, str], Callable[..., None]]]:
-    """A function that adds such a bar, of a label, a total if it is known, and a text; it returns the one that updates it."""
+def _bars(
+    columns: Callable[[Any], tuple[Any, ...]],
+) -> Iterator[Callable[[str, int | None, str], Callable[..., None]]]:
+    """A function that adds such a bar, of a label, a total if it is known, and a text; it returns the one
+    that updates it.
+    """
     from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
     from rich.console import Console  # noqa: PLC0415
 
-    shown = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), *columns(p), p.TimeRemainingColumn())
+    shown = (
+        p.TextColumn("{task.description}", markup=False),
+        p.BarColumn(),
+        *columns(p),
+        p.TimeRemainingColumn(),
+    )
     with p.Progress(*shown, console=Console(stderr=True), transient=True) as bar:
         yield lambda label, total, text: partial(bar.update, bar.add_task(label, total=total, text=text))
 

@@ -16,30 +16,62 @@ from .progress import byte_bar
 @click.command("pull")
 @click.argument("source", metavar="hf://ORG/NAME[/FOLDER][@REV]")
 @click.option("-o", "--output", "out", metavar="OUT", help="Also write it to this folder; it must not exist.")
-@click.option("--update", is_flag=True, help="Take the newest commit of the revision, not the pinned one, and say what changed.")
-@click.option("--lock", default="adapterpack.lock", show_default=True, metavar="FILE",
-              help="The lock file, with commit and digest of what was pulled.")
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Take the newest commit of the revision, not the pinned one, and say what changed.",
+)
+@click.option(
+    "--lock",
+    default="adapterpack.lock",
+    show_default=True,
+    metavar="FILE",
+    help="The lock file, with commit and digest of what was pulled.",
+)
 @click.option("--no-lock", is_flag=True, help="Neither read nor write a lock file.")
-@click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Refuse anything larger, before downloading it [64 GiB].")
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=0),
+    metavar="B",
+    help="Refuse anything larger, before downloading it [64 GiB].",
+)
 @shared
-def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: bool, max_bytes: int | None, as_json: bool) -> None:
-    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only what is valid is kept.
+def command(
+    *,
+    source: str,
+    out: str | None,
+    update: bool,
+    lock: str,
+    no_lock: bool,
+    max_bytes: int | None,
+    as_json: bool,
+) -> None:
+    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only
+    what is valid is kept.
 
-    The lock file pins commit and digest: pulling again gives the same bytes, even if the branch or tag has moved. A PEFT adapter becomes
-    a pack. FOLDER is a folder in the repository that holds an artifact. With HF_HUB_OFFLINE=1, what was pulled before is hashed again and
-    used.
+    The lock file pins commit and digest: pulling again gives the same bytes, even if the branch or tag has
+    moved. A PEFT adapter becomes a pack. FOLDER is a folder in the repository that holds an artifact. With
+    HF_HUB_OFFLINE=1, what was pulled before is hashed again and used.
 
     \b
     Example:
       adapterpack pull hf://org/tickets@v1 -o packs/tickets
     """
     with byte_bar("pull") as progress:
-        done = adapterpack.pull(source, out, update=update, lock=None if no_lock else lock, progress=progress,
-                                max_bytes=MAX_BYTES if max_bytes is None else max_bytes)
+        done = adapterpack.pull(
+            source,
+            out,
+            update=update,
+            lock=None if no_lock else lock,
+            progress=progress,
+            max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
+        )
     if as_json:
         emit({"command": "pull", **done.to_json()})
         return
-    line(f"pulled the {done.kind} {done.id} of {Reference(done.repo, done.commit, done.folder)} to {done.path}")
+    line(
+        f"pulled the {done.kind} {done.id} of {Reference(done.repo, done.commit, done.folder)} to {done.path}"
+    )
     for text in (*done.changed, *done.notes):
         line(text)
     if update and done.before is not None and not done.changed:

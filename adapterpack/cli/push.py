@@ -23,20 +23,42 @@ from .progress import byte_bar
 @click.option("--license", "license_name", metavar="L", help="The license, if the pack does not name it.")
 @click.option("-m", "--message", metavar="TEXT", help="The commit's message.")
 @shared
-def command(*, pack: str, target: str, pr: bool, tag: str | None, private: bool, dry_run: bool, base_model: str | None,
-            license_name: str | None, message: str | None, as_json: bool) -> None:
+def command(
+    *,
+    pack: str,
+    target: str,
+    pr: bool,
+    tag: str | None,
+    private: bool,
+    dry_run: bool,
+    base_model: str | None,
+    license_name: str | None,
+    message: str | None,
+    as_json: bool,
+) -> None:
     """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
 
-    The token is that of "hf auth login", or HF_TOKEN; HF_ENDPOINT selects a hub other than the public one. Equal content makes no commit.
-    With FOLDER the artifact goes into that folder of the repository, and everything else there stays.
+    The token is that of "hf auth login", or HF_TOKEN; HF_ENDPOINT selects a hub other than the public one.
+    Equal content makes no commit. With FOLDER the artifact goes into that folder of the repository, and
+    everything else there stays.
 
     \b
     Example:
       adapterpack push packs/tickets hf://org/tickets --license apache-2.0 --tag v1
     """
     with byte_bar("push") as progress:
-        done = adapterpack.push(pack, target, pr=pr, tag=tag, private=private, dry_run=dry_run, base_model=base_model, license=license_name,
-                                message=message, progress=progress)
+        done = adapterpack.push(
+            pack,
+            target,
+            pr=pr,
+            tag=tag,
+            private=private,
+            dry_run=dry_run,
+            base_model=base_model,
+            license=license_name,
+            message=message,
+            progress=progress,
+        )
     if as_json:
         emit({"command": "push", **done.to_json()})
         return

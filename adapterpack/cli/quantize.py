@@ -19,24 +19,52 @@ from .progress import apart
 
 @click.command("quantize")
 @click.argument("source", metavar="PACK|BUNDLE")
-@click.option("-o", "--output", "out", metavar="OUT", help="The folder of the smaller copy; it must not exist.")
-@click.option("--scheme", "schemes", multiple=True, metavar="S",
-              shell_complete=values("adapterpack.quantizing.scheme:SCHEMES", "adapterpack.exporting.quantization.scheme:SCHEMES"),
-              help="int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for bundles. May be repeated "
-                   "with --compare; the default is then int8 and int4.")
-@click.option("--rank-budget", type=float, metavar="E", help="Cut the rank of each site of a pack first, within this relative error.")
+@click.option(
+    "-o", "--output", "out", metavar="OUT", help="The folder of the smaller copy; it must not exist."
+)
+@click.option(
+    "--scheme",
+    "schemes",
+    multiple=True,
+    metavar="S",
+    shell_complete=values(
+        "adapterpack.quantizing.scheme:SCHEMES", "adapterpack.exporting.quantization.scheme:SCHEMES"
+    ),
+    help="int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for "
+    "bundles. May be repeated with --compare; the default is then int8 and int4.",
+)
+@click.option(
+    "--rank-budget",
+    type=float,
+    metavar="E",
+    help="Cut the rank of each site of a pack first, within this relative error.",
+)
 @quantization_options
-@click.option("--compare", "rows", metavar="ROWS.jsonl", help="Write nothing: measure each way of quantizing a bundle on these rows "
-                                                              "(text, messages, prompt and completion, or text and label).")
+@click.option(
+    "--compare",
+    "rows",
+    metavar="ROWS.jsonl",
+    help="Write nothing: measure each way of quantizing a bundle on these rows "
+    "(text, messages, prompt and completion, or text and label).",
+)
 @click.option("--adapter", metavar="NAME", help="With --compare: the adapter, if the bundle has several.")
 @html_option("the figures of --compare")
 @shared
-def command(source: str, out: str | None, schemes: tuple[str, ...], rank_budget: float | None, rows: str | None, adapter: str | None,
-            html: str | None, as_json: bool, **options: Any) -> None:
+def command(
+    source: str,
+    out: str | None,
+    schemes: tuple[str, ...],
+    rank_budget: float | None,
+    rows: str | None,
+    adapter: str | None,
+    html: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Writes a quantized copy of a pack or of a bundle; the error is in its manifest.
 
-    With --compare it measures instead, against the float bundle: for each scheme the adapter merged before quantizing, attached to the
-    quantized base, and attached with a correction (of rank 32, or --compensate).
+    With --compare it measures instead, against the float bundle: for each scheme the adapter merged before
+    quantizing, attached to the quantized base, and attached with a correction (of rank 32, or --compensate).
 
     \b
     Example:
@@ -68,7 +96,12 @@ def command(source: str, out: str | None, schemes: tuple[str, ...], rank_budget:
     report = dict(after["quantization"])
     errors = report.pop("error_by_accuracy", None)
     if bits := [choice["bits"] for choice in report.pop("products", {}).values()]:
-        line(", ".join(f"{bits.count(number)} products of {number} bits" for number in sorted(set(bits), reverse=True)))
+        line(
+            ", ".join(
+                f"{bits.count(number)} products of {number} bits"
+                for number in sorted(set(bits), reverse=True)
+            )
+        )
     facts(report)
     if errors is not None and "head" in report:
         line(accuracy_sentence(report["accuracy"], errors))
@@ -79,9 +112,12 @@ def accuracy_sentence(accuracy: str, errors: Mapping[str, float]) -> str:
 
     Example:
         >>> accuracy_sentence("exact", {"exact": 0.04, "fast": 0.08})
-        'exact products: outputs move by 4% (root mean square); --accuracy fast: by 8%, with products much faster'
+        'exact products: outputs move by 4% (root mean square); --accuracy fast: by 8%, with products much
+        faster'
     """
     other = next(name for name in errors if name != accuracy)
     speed = "much faster" if accuracy == "exact" else "slower"
-    return (f"{accuracy} products: outputs move by {100 * errors[accuracy]:.3g}% (root mean square); --accuracy {other}: "
-            f"by {100 * errors[other]:.3g}%, with products {speed}")
+    return (
+        f"{accuracy} products: outputs move by {100 * errors[accuracy]:.3g}% (root mean square); --accuracy "
+        f"{other}: by {100 * errors[other]:.3g}%, with products {speed}"
+    )

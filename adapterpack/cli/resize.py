@@ -18,19 +18,55 @@ from .output import emit, line
 @click.argument("pack", metavar="PACK")
 @out_option("The folder of the new pack")
 @click.option("--rank", type=int, metavar="R", help="The largest rank that any site keeps.")
-@click.option("--energy", type=float, metavar="Q", help="The smallest rank that holds this share of the squared singular values.")
-@click.option("--sv-ratio", type=float, metavar="P", help="Keep the singular values above the largest one divided by P, as kohya does.")
-@click.option("--sv-cumulative", type=float, metavar="P", help="The smallest rank that holds this share of the singular values' sum.")
-@click.option("--sv-fro", type=float, metavar="P", help="The smallest rank that holds this share of the Frobenius norm.")
-@click.option("--budget", type=float, metavar="N", help="How many numbers all factors may have together, distributed over sites for the "
-              "least total error; below 1, a share of today's.")
-@click.option("--base", metavar="BASE", help="The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).")
+@click.option(
+    "--energy",
+    type=float,
+    metavar="Q",
+    help="The smallest rank that holds this share of the squared singular values.",
+)
+@click.option(
+    "--sv-ratio",
+    type=float,
+    metavar="P",
+    help="Keep the singular values above the largest one divided by P, as kohya does.",
+)
+@click.option(
+    "--sv-cumulative",
+    type=float,
+    metavar="P",
+    help="The smallest rank that holds this share of the singular values' sum.",
+)
+@click.option(
+    "--sv-fro", type=float, metavar="P", help="The smallest rank that holds this share of the Frobenius norm."
+)
+@click.option(
+    "--budget",
+    type=float,
+    metavar="N",
+    help="How many numbers all factors may have together, distributed over sites for the "
+    "least total error; below 1, a share of today's.",
+)
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).",
+)
 @shared
 def command(
-    *, pack: str, out: str, rank: int | None, energy: float | None, sv_ratio: float | None, sv_cumulative: float | None,
-    sv_fro: float | None, budget: float | None, base: str | None, as_json: bool,
+    *,
+    pack: str,
+    out: str,
+    rank: int | None,
+    energy: float | None,
+    sv_ratio: float | None,
+    sv_cumulative: float | None,
+    sv_fro: float | None,
+    budget: float | None,
+    base: str | None,
+    as_json: bool,
 ) -> None:
-    """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
+    """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its
+    exact singular values.
 
     \b
     Example:
@@ -40,19 +76,34 @@ def command(
     loaded = pack_at(pack)
     before = sum(entry.size for entry in loaded.manifest.files)
     resized = adapterpack.resize(
-        loaded, rank=rank, energy=energy, sv_ratio=sv_ratio, sv_cumulative=sv_cumulative, sv_fro=sv_fro, budget=budget,
-        base=None if base is None else folder_of(base), out=out)
+        loaded,
+        rank=rank,
+        energy=energy,
+        sv_ratio=sv_ratio,
+        sv_cumulative=sv_cumulative,
+        sv_fro=sv_fro,
+        budget=budget,
+        base=None if base is None else folder_of(base),
+        out=out,
+    )
     summary = described(resized, out)
     if as_json:
         emit({"command": "resize", **summary, "bytes_before": before})
         return
     params = summary["lineage"]["params"]
-    line(f"resized {pack} into {out}: {things(summary['sites'], 'site')} of rank {', '.join(summary['ranks'])}, {size(before)} became "
-         f"{size(summary['bytes'])}")
+    line(
+        f"resized {pack} into {out}: {things(summary['sites'], 'site')} of rank "
+        f"{', '.join(summary['ranks'])}, {size(before)} became {size(summary['bytes'])}"
+    )
     errors = params["truncation"]["sites"]
     worst = max(errors, key=errors.get)
-    line(f"relative error of the change: {shown(params['truncation']['total'])} in total, {shown(errors[worst])} at most (at {worst})")
+    line(
+        f"relative error of the change: {shown(params['truncation']['total'])} in total, "
+        f"{shown(errors[worst])} at most (at {worst})"
+    )
     if "approximation" in params:
-        line(f"{len(params['approximation']['sites'])} changes have no low rank; taking them as factors makes a relative error of "
-             f"{shown(params['approximation']['total'])}")
+        line(
+            f"{len(params['approximation']['sites'])} changes have no low rank; taking them as factors makes "
+            f"a relative error of {shown(params['approximation']['total'])}"
+        )
     print_left_out(params)

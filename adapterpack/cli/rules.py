@@ -31,8 +31,10 @@ def command(name: str | None, as_json: bool) -> None:
     if as_json:
         emit({"command": "rules", "rules": described})
     elif name is None:
-        table(["name", "class", "exact", "what it does"],
-              [[rule["name"], rule["needs"], rule["exact"], rule["summary"]] for rule in described])
+        table(
+            ["name", "class", "exact", "what it does"],
+            [[rule["name"], rule["needs"], rule["exact"], rule["summary"]] for rule in described],
+        )
     else:
         facts(described[0])
 
@@ -50,6 +52,9 @@ def _described(rule: Any) -> dict[str, Any]:
         "searches_weights": rule.search,
         "default_weights": "1" if rule.unit else "1/T",
         "laws": rule.laws._asdict(),
-        "parameters": {name: {"required": required, "default": None if required else parameter.default}
-                       for name, parameter in rule.parameters.items() for required in [parameter.default is parameter.empty]},
+        "parameters": {
+            name: {"required": required, "default": None if required else parameter.default}
+            for name, parameter in rule.parameters.items()
+            for required in [parameter.default is parameter.empty]
+        },
     }

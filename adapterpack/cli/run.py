@@ -27,29 +27,99 @@ from .sampling_options import sampling_options, sampling_parameters
 
 @click.command("run")
 @click.argument("bundle", metavar="BUNDLE")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME",
-              help="An adapter for rows that name none. If repeated, each such row is run with every one of them. Default: the base.")
-@click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated. A language model "
-              "with a chat template reads it as a user's message.")
-@click.option("--context", "contexts", multiple=True, metavar="C", help="A text about which a prompt asks; one for each prompt.")
-@click.option("--image", "images", multiple=True, metavar="F.png|F.jpg|F.npy",
-              help="A picture, or the output of the model's processor; may be repeated. With --prompt, one for each prompt.")
-@click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="A recording, or its features; may be repeated.")
-@click.option("--input", "source", metavar="F.jsonl",
-              help="Rows with text, prompt, messages, question and context, image or audio, and optionally adapter; or requests in "
-                   "OpenAI's batch format; \"-\" reads stdin.")
-@click.option("--raw", is_flag=True, help="Let a language model read texts as they are, not as user messages in its chat template.")
-@click.option("--output", "out", metavar="F.jsonl", help="A new file for the results, instead of stdout. After a stop, the same command "
-                                                         "resumes where the answers of --input end.")
-@click.option("--keep-going", is_flag=True, help="Where a row cannot be run, write its error instead of a result, and go on; the exit "
-                                                 "code is then 1.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME",
+    help=(
+        "An adapter for rows that name none. If repeated, each such row is run with every one of them. "
+        "Default: the base."
+    ),
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="P",
+    help="A text to run; may be repeated. A language model "
+    "with a chat template reads it as a user's message.",
+)
+@click.option(
+    "--context",
+    "contexts",
+    multiple=True,
+    metavar="C",
+    help="A text about which a prompt asks; one for each prompt.",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="F.png|F.jpg|F.npy",
+    help=(
+        "A picture, or the output of the model's processor; may be repeated. With --prompt, one for each "
+        "prompt."
+    ),
+)
+@click.option(
+    "--audio",
+    "sounds",
+    multiple=True,
+    metavar="F.wav|F.npy",
+    help="A recording, or its features; may be repeated.",
+)
+@click.option(
+    "--input",
+    "source",
+    metavar="F.jsonl",
+    help="Rows with text, prompt, messages, question and context, image or audio, and optionally adapter; or "
+    "requests in "
+    'OpenAI\'s batch format; "-" reads stdin.',
+)
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Let a language model read texts as they are, not as user messages in its chat template.",
+)
+@click.option(
+    "--output",
+    "out",
+    metavar="F.jsonl",
+    help="A new file for the results, instead of stdout. After a stop, the same command "
+    "resumes where the answers of --input end.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Where a row cannot be run, write its error instead of a result, and go on; the exit "
+    "code is then 1.",
+)
 @device_options
 @sampling_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="How many rows run together.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="How many rows run together.",
+)
 @shared
 def command(
-    *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...],
-    sounds: tuple[str, ...], source: str | None, raw: bool, out: str | None, keep_going: bool, batch_size: int, as_json: bool,
+    *,
+    bundle: str,
+    adapters: tuple[str, ...],
+    prompts: tuple[str, ...],
+    contexts: tuple[str, ...],
+    images: tuple[str, ...],
+    sounds: tuple[str, ...],
+    source: str | None,
+    raw: bool,
+    out: str | None,
+    keep_going: bool,
+    batch_size: int,
+    as_json: bool,
     **parameters: Any,
 ) -> None:
     """Runs rows through a bundle, and gives a result for each, in order.
@@ -60,18 +130,27 @@ def command(
       adapterpack run bundle --input rows.jsonl --output answers.jsonl --keep-going
       adapterpack run bundle --input batch.jsonl --output batch_output.jsonl
       adapterpack run bundle --adapter accents --audio call.wav
-      adapterpack run bundle --prompt "Two mugs for Lisbon" --json-schema order.json --temperature 0.7 --top-p 0.9
-      adapterpack run bundle --adapter manuals --prompt "How long does it last?" --context "The battery lasts nine hours."
+      adapterpack run bundle --prompt "Two mugs for Lisbon" --json-schema order.json --temperature 0.7 --top-p
+      0.9 adapterpack run bundle --adapter manuals --prompt "How long does it last?" --context "The battery
+      lasts nine hours."
     """
     typed = _typed_rows(prompts, contexts, images, sounds)
     if bool(typed) == (source is not None):
         raise click.UsageError("Give either --input, or --prompt, --image or --audio.")
     if out is not None:
         refuse_existing(Path(out), "--output")
-    from ..offline.formats import Setting, job_for  # noqa: PLC0415 - the help of the command must not pay for it
+    # the help of the command must not pay for it
+    from ..offline.formats import Setting, job_for  # noqa: PLC0415
 
-    setting = Setting(folder_of(bundle), device_of(parameters), adapters, batch_size, sampling_parameters(parameters),
-                      None if source is None else _name(source), raw)
+    setting = Setting(
+        folder_of(bundle),
+        device_of(parameters),
+        adapters,
+        batch_size,
+        sampling_parameters(parameters),
+        None if source is None else _name(source),
+        raw,
+    )
     open_job = partial(job_for, setting=setting)
     if source is None:
         lines = iter([Line(number, 0, row) for number, row in enumerate(typed, 1)])
@@ -79,9 +158,18 @@ def command(
     else:
         with ExitStack() as stack:
             with storage_errors(_name(source)):
-                file: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+                file: IO[bytes] = (
+                    sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+                )
             lines = lines_of(file, _name(source))
-            done = _finished(open_job, _unreserved(lines, source) if as_json and out is None else lines, source, out, as_json, keep_going)
+            done = _finished(
+                open_job,
+                _unreserved(lines, source) if as_json and out is None else lines,
+                source,
+                out,
+                as_json,
+                keep_going,
+            )
     if out is not None and not done.failed:
         if as_json:
             emit({"command": "run", "output": out, "rows": done.rows}, compact=True)
@@ -110,13 +198,25 @@ def _unreserved(lines: Iterator[Line], source: str) -> Iterator[Line]:
     """The lines; a row that has the key that every object on stdout begins with is an error."""
     for one in lines:
         if isinstance(one.row, dict) and "command" in one.row:
-            yield one._replace(row=ConfigError("--json needs the key 'command' for itself", where=f"{_name(source)}, line {one.number}",
-                                               remedy="rename the key, or write to a file with --output"))
+            yield one._replace(
+                row=ConfigError(
+                    "--json needs the key 'command' for itself",
+                    where=f"{_name(source)}, line {one.number}",
+                    remedy="rename the key, or write to a file with --output",
+                )
+            )
         else:
             yield one
 
 
-def _finished(open_job: OpenJob, lines: Iterator[Line], source: str | None, out: str | None, as_json: bool, keep_going: bool) -> Done:
+def _finished(
+    open_job: OpenJob,
+    lines: Iterator[Line],
+    source: str | None,
+    out: str | None,
+    as_json: bool,
+    keep_going: bool,
+) -> Done:
     """Answers all lines, on stdout or in a file."""
     where = None if source is None else _name(source)
     if out is None:
@@ -128,7 +228,9 @@ def _finished(open_job: OpenJob, lines: Iterator[Line], source: str | None, out:
         return write_stream(open_job, lines, Path(out), where, progress, keep_going)
 
 
-def _printed(open_job: OpenJob, lines: Iterator[Line], where: str | None, as_json: bool, keep_going: bool) -> Done:
+def _printed(
+    open_job: OpenJob, lines: Iterator[Line], where: str | None, as_json: bool, keep_going: bool
+) -> Done:
     rows, failed, first = 0, 0, ""
     for number, row, error, _ in _answered(open_job, lines):
         if error is not None and not keep_going:
@@ -163,7 +265,14 @@ def _question(row: Mapping[str, Any]) -> str:
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else messages
     content = last.get("content") if isinstance(last, Mapping) else last
-    candidates = [row.get("prompt"), row.get("text"), row.get("question"), content, row.get("image"), row.get("audio")]
+    candidates = [
+        row.get("prompt"),
+        row.get("text"),
+        row.get("question"),
+        content,
+        row.get("image"),
+        row.get("audio"),
+    ]
     text = str(next(filter(None, candidates), None))
     return text if len(text) <= 60 else f"{text[:59]}…"
 
@@ -180,4 +289,8 @@ def _answer(row: Mapping[str, Any]) -> str:
         return " ".join(f"{token['text']}/{token['label']}" for token in row["tokens"])
     if "words" in row:
         return ", ".join(f"{word['text']} {word['score']:.3f}" for word in row["words"])
-    return f"{row['label']} {row['scores'][row['label']]:.3f}" if row.get("label") is not None else str(row.get("note", "no label"))
+    return (
+        f"{row['label']} {row['scores'][row['label']]:.3f}"
+        if row.get("label") is not None
+        else str(row.get("note", "no label"))
+    )

@@ -1,4 +1,6 @@
-"""The options of ``adapterpack run`` that say how the tokens of an answer are chosen, and what form it has."""
+"""The options of ``adapterpack run`` that say how the tokens of an answer are chosen, and what form it
+has.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,65 @@ _FILES = ("json_schema", "grammar")
 """Parameters that are given as files."""
 _OPTIONS = (
     click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer."),
-    click.option("--sampling", type=click.Choice(["greedy", "model"]),
-                 help="The default for the options below: greedy (always the likeliest token; the default), or what the model's "
-                      "generation_config.json says."),
-    click.option("--temperature", type=float, metavar="T", help="0, the default, always takes the likeliest token."),
+    click.option(
+        "--sampling",
+        type=click.Choice(["greedy", "model"]),
+        help="The default for the options below: greedy (always the likeliest token; the default), or what "
+        "the model's generation_config.json says.",
+    ),
+    click.option(
+        "--temperature", type=float, metavar="T", help="0, the default, always takes the likeliest token."
+    ),
     click.option("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens."),
-    click.option("--top-p", type=float, metavar="P", help="Sample from the fewest tokens whose probabilities add up to P."),
-    click.option("--min-p", type=float, metavar="P", help="Sample from tokens at least P times as likely as the likeliest."),
-    click.option("--repetition-penalty", type=float, metavar="R", help="Above 1: makes tokens of the prompt and the answer less likely."),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="Sample from the fewest tokens whose probabilities add up to P.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="Sample from tokens at least P times as likely as the likeliest.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="Above 1: makes tokens of the prompt and the answer less likely.",
+    ),
     click.option("--seed", type=int, metavar="N", help="The seed for sampling."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="A text that ends an answer and is cut off; may be repeated."),
-    click.option("--logprobs", type=int, metavar="N", help="Add the log-probability of each token, and of the N likeliest alternatives."),
-    click.option("--beams", "num_beams", type=int, metavar="N", help="Search for the likeliest answer with N beams."),
-    click.option("--json-schema", metavar="F.json", help="Answer with JSON that fits this schema; needs the extra structured."),
-    click.option("--regex", metavar="R", help="Answer with text that matches this regular expression; needs the extra structured."),
-    click.option("--grammar", metavar="F.lark", help="Answer in this grammar, written for Lark or as GBNF; needs the extra structured."),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help="A text that ends an answer and is cut off; may be repeated.",
+    ),
+    click.option(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="Add the log-probability of each token, and of the N likeliest alternatives.",
+    ),
+    click.option(
+        "--beams", "num_beams", type=int, metavar="N", help="Search for the likeliest answer with N beams."
+    ),
+    click.option(
+        "--json-schema",
+        metavar="F.json",
+        help="Answer with JSON that fits this schema; needs the extra structured.",
+    ),
+    click.option(
+        "--regex",
+        metavar="R",
+        help="Answer with text that matches this regular expression; needs the extra structured.",
+    ),
+    click.option(
+        "--grammar",
+        metavar="F.lark",
+        help="Answer in this grammar, written for Lark or as GBNF; needs the extra structured.",
+    ),
 )
 
 

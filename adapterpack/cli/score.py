@@ -18,16 +18,25 @@ _SHOWN = 400
 
 
 def scored_by(executable: str, say: Callable[[str], None]) -> Callable[[Any], float]:
-    """A function of a pack: the pack is written to a folder of its own, ``executable FOLDER`` is run, and the last line that it prints is
-    the number. No shell is involved, and nothing in any file can name an executable.
+    """A function of a pack: the pack is written to a folder of its own, ``executable FOLDER`` is run, and the
+    last line that it prints is the number. No shell is involved, and nothing in any file can name an
+    executable.
 
     Raises:
         ConfigError: it is no executable file; or, when it is run, it fails or prints no number.
     """
-    path = shutil.which(executable) or (executable if os.access(executable, os.X_OK) and Path(executable).is_file() else None)
+    path = shutil.which(executable) or (
+        executable if os.access(executable, os.X_OK) and Path(executable).is_file() else None
+    )
     if path is None:
-        raise ConfigError("this is no executable file", where="--score", found=executable,
-                          remedy="give the path of a program that takes a pack's folder and prints a number; more is better")
+        raise ConfigError(
+            "this is no executable file",
+            where="--score",
+            found=executable,
+            remedy=(
+                "give the path of a program that takes a pack's folder and prints a number; more is better"
+            ),
+        )
     count = 0
 
     def score(pack: Any) -> float:
@@ -36,8 +45,14 @@ def scored_by(executable: str, say: Callable[[str], None]) -> Callable[[Any], fl
         with scratch_folder() as folder:
             place = folder / "pack"
             pack.write(place)
-            process = subprocess.Popen([str(Path(path).absolute()), str(place)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                       errors="replace", start_new_session=True)
+            process = subprocess.Popen(
+                [str(Path(path).absolute()), str(place)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
             try:
                 out, err = process.communicate()
             except BaseException:  # an interrupt must not leave it behind
@@ -45,16 +60,26 @@ def scored_by(executable: str, say: Callable[[str], None]) -> Callable[[Any], fl
                 process.wait()
                 raise
         if process.returncode:
-            raise ConfigError("the scorer failed", where=executable, expected="exit code 0",
-                              found=f"{process.returncode}: {err[-_SHOWN:].strip()}", remedy="run it by hand with a pack's folder")
+            raise ConfigError(
+                "the scorer failed",
+                where=executable,
+                expected="exit code 0",
+                found=f"{process.returncode}: {err[-_SHOWN:].strip()}",
+                remedy="run it by hand with a pack's folder",
+            )
         last = out.strip().rpartition("\n")[2]
         try:
             value = float(last)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ConfigError("the scorer printed no number", where=executable, expected="a number in the last line", found=repr(last[:80]),
-                              remedy="print the score last; more is better")
+            raise ConfigError(
+                "the scorer printed no number",
+                where=executable,
+                expected="a number in the last line",
+                found=repr(last[:80]),
+                remedy="print the score last; more is better",
+            )
         say(f"evaluation {count}: {value:g}")
         return value
 

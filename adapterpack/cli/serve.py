@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,67 +25,163 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
         key, entry = new_key(value)
     except ConfigError as error:
         raise click.BadParameter(str(error), ctx, param) from error
-    click.echo(f"the key of {value}, which is shown once and is in no file: {key}\n"
-               'its entry is on standard output: put it below the line "keys:" of a file that only you may read (chmod 600)', err=True)
+    click.echo(
+        f"the key of {value}, which is shown once and is in no file: {key}\n"
+        'its entry is on standard output: put it below the line "keys:" of a file that only you may read '
+        "(chmod 600)",
+        err=True,
+    )
     click.echo(entry)
     ctx.exit()
 
 
 @click.command("serve")
 @click.argument("bundle", metavar="BUNDLE")
-@click.option("--adapters", multiple=True, metavar="DIR",
-              help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, or a lock file of "
-              "adapterpack pull; may be repeated.")
+@click.option(
+    "--adapters",
+    multiple=True,
+    metavar="DIR",
+    help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, or "
+    "a lock file of adapterpack pull; may be repeated.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
-@click.option("--name", metavar="NAME", help="The name by which requests address the base, or the adapter of a "
-              "folded bundle; by default as the bundle has it.")
-@click.option("--keys", metavar="FILE",
-              help="A file of keys: who may use which adapters (see docs/serve.md). It is read again when it changes.")
-@click.option("--api-key", metavar="KEY", envvar="ADAPTERPACK_API_KEY",
-              help="A single key for all clients; better set in ADAPTERPACK_API_KEY.")
-@click.option("--new-key", metavar="ID", is_eager=True, expose_value=False, callback=_print_key,
-              help="Print a new key on standard error and its entry for --keys on standard output, and exit.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    metavar="P",
+    help="The port; 0 takes a free one.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="The name by which requests address the base, or the adapter of a "
+    "folded bundle; by default as the bundle has it.",
+)
+@click.option(
+    "--keys",
+    metavar="FILE",
+    help="A file of keys: who may use which adapters (see docs/serve.md). It is read again when it changes.",
+)
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar="ADAPTERPACK_API_KEY",
+    help="A single key for all clients; better set in ADAPTERPACK_API_KEY.",
+)
+@click.option(
+    "--new-key",
+    metavar="ID",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_key,
+    help="Print a new key on standard error and its entry for --keys on standard output, and exit.",
+)
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach the address, without keys.")
-@click.option("--audit", default="-", show_default=True, metavar="FILE",
-              help='Where to log one line of JSON per request: a file, "-" for standard error, or "" for nowhere.')
-@click.option("--sampling", type=click.Choice(["model", "greedy"]), help="Sampling of requests that do not say: "
-              "as the model's generation_config.json (the default), or greedy.")
-@click.option("--share-prefixes", is_flag=True,
-              help="Reuse what was read of a prompt for other keys, too: faster, but the time of an answer tells what others have asked.")
+@click.option(
+    "--audit",
+    default="-",
+    show_default=True,
+    metavar="FILE",
+    help='Where to log one line of JSON per request: a file, "-" for standard error, or "" for nowhere.',
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(["model", "greedy"]),
+    help="Sampling of requests that do not say: "
+    "as the model's generation_config.json (the default), or greedy.",
+)
+@click.option(
+    "--share-prefixes",
+    is_flag=True,
+    help=(
+        "Reuse what was read of a prompt for other keys, too: faster, but the time of an answer tells what "
+        "others have asked."
+    ),
+)
 @device_options
-@click.option("--max-rows", type=click.IntRange(min=1), metavar="N",
-              help="How many rows run at a time; by default 8 texts, or 32 rows of an encoder.")
-@click.option("--max-length", type=click.IntRange(min=1), metavar="N",
-              help="The most tokens of a prompt and its answer; by default the model's context, for texts at most 4096.")
-@click.option("--watch", type=click.FloatRange(min=0.05), metavar="SECONDS",
-              help="How often to look at the folders and lock files of --adapters, to load new packs and unload removed ones.")
-@click.option("--require-signature", multiple=True, metavar="KEYFILE",
-              help="Load only packs signed with one of these keys (public, PEM); may be repeated.")
-@click.option("--admin", metavar="ADDRESS", help="HOST:PORT or unix:PATH, where an operator may load and unload adapters.")
-@click.option("--admin-key-file", metavar="FILE", help="The file with the operator's key; needed with --admin.")
-@click.option("--tls-cert", metavar="FILE", help="The TLS certificate (chain), PEM; it is read again when it changes.")
-@click.option("--tls-key", metavar="FILE", help="The certificate's key, PEM, readable by you alone; needed with --tls-cert.")
-@click.option("--traces", is_flag=True, help="Send an OpenTelemetry span for each request; the OTEL_* variables say where to.")
-@click.option("--page/--no-page", default=True,
-              help="Serve a page at / where browsers can try adapters and see traffic (the default), or not.")
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many rows run at a time; by default 8 texts, or 32 rows of an encoder.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=(
+        "The most tokens of a prompt and its answer; by default the model's context, for texts at most 4096."
+    ),
+)
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.05),
+    metavar="SECONDS",
+    help=(
+        "How often to look at the folders and lock files of --adapters, to load new packs and unload "
+        "removed ones."
+    ),
+)
+@click.option(
+    "--require-signature",
+    multiple=True,
+    metavar="KEYFILE",
+    help="Load only packs signed with one of these keys (public, PEM); may be repeated.",
+)
+@click.option(
+    "--admin",
+    metavar="ADDRESS",
+    help="HOST:PORT or unix:PATH, where an operator may load and unload adapters.",
+)
+@click.option(
+    "--admin-key-file", metavar="FILE", help="The file with the operator's key; needed with --admin."
+)
+@click.option(
+    "--tls-cert", metavar="FILE", help="The TLS certificate (chain), PEM; it is read again when it changes."
+)
+@click.option(
+    "--tls-key",
+    metavar="FILE",
+    help="The certificate's key, PEM, readable by you alone; needed with --tls-cert.",
+)
+@click.option(
+    "--traces",
+    is_flag=True,
+    help="Send an OpenTelemetry span for each request; the OTEL_* variables say where to.",
+)
+@click.option(
+    "--page/--no-page",
+    default=True,
+    help="Serve a page at / where browsers can try adapters and see traffic (the default), or not.",
+)
 @shared
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
-    The model of a request is the name of an adapter or of the base. A decoder's bundle has OpenAI's routes for text; an encoder's has those
-    for embeddings or labels, and the Open Inference Protocol. Without keys, only this machine is served. On SIGTERM and Ctrl-C, answers in
-    progress are finished first.
+    The model of a request is the name of an adapter or of the base. A decoder's bundle has OpenAI's routes
+    for text; an encoder's has those for embeddings or labels, and the Open Inference Protocol. Without keys,
+    only this machine is served. On SIGTERM and Ctrl-C, answers in progress are finished first.
 
     \b
     Example:
       adapterpack serve bundle
       adapterpack serve bundle --adapters packs --keys keys.yaml --host 0.0.0.0 --port 8000
     """
+
     def ready(serving: Any) -> None:
         if as_json:
-            emit({"command": "serve", "address": serving.address, "base": serving.base, "adapters": serving.adapters,
-                  "admin": serving.admin}, compact=True)
+            emit(
+                {
+                    "command": "serve",
+                    "address": serving.address,
+                    "base": serving.base,
+                    "adapters": serving.adapters,
+                    "admin": serving.admin,
+                },
+                compact=True,
+            )
             return
         adapters = f"{things(len(serving.adapters), 'adapter')}: {', '.join(serving.adapters) or 'none'}"
         line(f"{serving.address} serves {serving.base} and {adapters}")
@@ -96,8 +192,12 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
         first = next(iter(serving.adapters), serving.base)
         key = "-H 'Authorization: Bearer KEY' " if options["keys"] or options["api_key"] else ""
         for path, body in serving.examples.items():
-            line(f"curl {serving.address}{path} {key}-H 'Content-Type: application/json' -d '{json.dumps({'model': first, **body})}'")
+            line(
+                f"curl {serving.address}{path} {key}-H 'Content-Type: application/json' -d "
+                f"'{json.dumps({'model': first, **body})}'"
+            )
 
-    packs = [path if os.path.exists(path) or "=" not in path else pack_at(path) for path in adapters]  # noqa: PTH110 - also hf://
+    # also hf://
+    packs = [path if "=" not in path or Path(path).exists() else pack_at(path) for path in adapters]
     device = device_of(options)
     adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, provider=device, **options)

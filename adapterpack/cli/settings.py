@@ -1,6 +1,8 @@
-"""The user's configuration: a small TOML file that gives defaults to environment variables, and thereby to options.
+"""The user's configuration: a small TOML file that gives defaults to environment variables, and thereby to
+options.
 
-What counts is, in this order: the option, the environment variable, the file, the default. The library reads the environment alone.
+What counts is, in this order: the option, the environment variable, the file, the default. The library reads
+the environment alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _LONGEST = 4096
 
 
 class Setting(NamedTuple):
-    """A key of the file: the variable that it gives a default to, the values that it takes, and what it is, in words."""
+    """A key of the file: the variable that it gives a default to, the values that it takes, and what it is,
+    in words.
+    """
 
     variable: str
     fits: Callable[[Any], bool]
@@ -38,13 +42,18 @@ SETTINGS = {
     "hub": Setting("HF_ENDPOINT", _text, "an address", "the hub in place of the public one"),
     "log": Setting("ADAPTERPACK_LOG", _text, "text or json", "the form of messages on stderr"),
     "provider": Setting(PROVIDER, _text, "a name", "where bundles run, as --provider"),
-    "threads": Setting(THREADS, lambda value: type(value) is int and 1 <= value <= 4096, "a number from 1 to 4096",
-                       "threads of operators on the CPU, as --threads"),
+    "threads": Setting(
+        THREADS,
+        lambda value: type(value) is int and 1 <= value <= 4096,
+        "a number from 1 to 4096",
+        "threads of operators on the CPU, as --threads",
+    ),
 }
 
 
 def config_file() -> Path | None:
-    """Where the file is looked for: ``ADAPTERPACK_CONFIG``, or in the user's folder of configurations; None where that variable is empty.
+    """Where the file is looked for: ``ADAPTERPACK_CONFIG``, or in the user's folder of configurations; None
+    where that variable is empty.
 
     Example:
         >>> config_file() is None or config_file().suffix == ".toml"
@@ -74,15 +83,32 @@ def _read(path: Path) -> dict[str, Any]:
     with storage_errors(path), path.open("rb") as file:
         data = read_at_most(file, _MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
-        raise ConfigError("the configuration is too large", where=path, expected=f"at most {_MAX_BYTES} bytes", remedy="shorten it")
+        raise ConfigError(
+            "the configuration is too large",
+            where=path,
+            expected=f"at most {_MAX_BYTES} bytes",
+            remedy="shorten it",
+        )
     try:
         values = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError("the configuration is no TOML", where=path, found=str(error), remedy="mend that line") from error
+        raise ConfigError(
+            "the configuration is no TOML", where=path, found=str(error), remedy="mend that line"
+        ) from error
     for name, value in values.items():
         if name not in SETTINGS:
-            raise ConfigError("unknown key in the configuration", where=path, found=repr(name), remedy=nearest(name, SETTINGS))
+            raise ConfigError(
+                "unknown key in the configuration",
+                where=path,
+                found=repr(name),
+                remedy=nearest(name, SETTINGS),
+            )
         if not SETTINGS[name].fits(value):
-            raise ConfigError(f"{name} has a value that it does not take", where=path, expected=SETTINGS[name].expected,
-                              found=repr(value), remedy="see docs/configuration.md")
+            raise ConfigError(
+                f"{name} has a value that it does not take",
+                where=path,
+                expected=SETTINGS[name].expected,
+                found=repr(value),
+                remedy="see docs/configuration.md",
+            )
     return values

@@ -18,14 +18,17 @@ PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
 @click.argument("pack", metavar="PACK|FLEET|BUNDLE")
 @click.option("--key", required=True, metavar="K", help="A PEM file with your private elliptic-curve key.")
 @click.option("--identity", metavar="TEXT", help="Who signs, as free text; it is part of what is signed.")
-@click.option("--expires", metavar="DATE", help="The last day (UTC), or the moment, at which the signature is valid.")
+@click.option(
+    "--expires", metavar="DATE", help="The last day (UTC), or the moment, at which the signature is valid."
+)
 @shared
 def command(pack: str, key: str, identity: str | None, expires: str | None, as_json: bool) -> None:
-    """Signs a pack, a fleet or a bundle: writes the detached signature adapterpack.sig.json into its folder, over the manifest
-    and every file that it lists.
+    """Signs a pack, a fleet or a bundle: writes the detached signature adapterpack.sig.json into its folder,
+    over the manifest and every file that it lists.
 
-    A valid pack may come from anybody: only a signature says who made it. OpenSSF's model-signing verifies the same signature. If the key
-    has a password, it is read from ADAPTERPACK_KEY_PASSWORD. To make a pair of keys:
+    A valid pack may come from anybody: only a signature says who made it. OpenSSF's model-signing verifies
+    the same signature. If the key has a password, it is read from ADAPTERPACK_KEY_PASSWORD. To make a pair of
+    keys:
 
     \b
       openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
@@ -35,7 +38,9 @@ def command(pack: str, key: str, identity: str | None, expires: str | None, as_j
     Example:
       adapterpack sign packs/tickets --key key.pem --expires 2030-06-30
     """
-    signature = adapterpack.sign(pack, key, identity=identity, expires=expires, password=os.environ.get(PASSWORD))
+    signature = adapterpack.sign(
+        pack, key, identity=identity, expires=expires, password=os.environ.get(PASSWORD)
+    )
     if as_json:
         emit({"command": "sign", **signature.to_json()})
         return

@@ -11,7 +11,9 @@ from ..errors import storage_errors
 
 
 def open_missing() -> None:
-    """Opens those that the caller has closed, on nothing: else the next file that is opened would take their place, and be printed into."""
+    """Opens those that the caller has closed, on nothing: else the next file that is opened would take their
+    place, and be printed into.
+    """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             with suppress(OSError):
@@ -23,7 +25,8 @@ def open_missing() -> None:
 
 @contextmanager
 def printed() -> Iterator[None]:
-    """Errors of printing inside name standard output; what is printed after one goes nowhere. A reader that went away is none.
+    """Errors of printing inside name standard output; what is printed after one goes nowhere. A reader that
+    went away is none.
 
     Raises:
         StorageError: it takes nothing, as where it is a file on a full disk.

@@ -20,16 +20,45 @@ from .streams import printed
 @click.command("train")
 @click.argument("config", metavar="CONFIG.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
-@click.option("--print-config", is_flag=True, help="Print the configuration with all defaults filled in, and train nothing.")
-@click.option("--dry-run", is_flag=True, help="Load everything, say what would be trained and how much memory it takes, and train nothing.")
-@click.option("--on-bad-row", type=click.Choice(("fail", "skip")), help="What to do with rows that cannot be read: end the run, or leave "
-              "them out and log how many and why. Default: the configuration's on_bad_row, else fail.")
-@click.option("--reward", "rewards", multiple=True, metavar="FILE.py:FUNCTION",
-              help="Your function that scores answers, for trainer: grpo. The file is executed, so name only files that you trust.")
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print the configuration with all defaults filled in, and train nothing.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Load everything, say what would be trained and how much memory it takes, and train nothing.",
+)
+@click.option(
+    "--on-bad-row",
+    type=click.Choice(("fail", "skip")),
+    help="What to do with rows that cannot be read: end the run, or leave "
+    "them out and log how many and why. Default: the configuration's on_bad_row, else fail.",
+)
+@click.option(
+    "--reward",
+    "rewards",
+    multiple=True,
+    metavar="FILE.py:FUNCTION",
+    help=(
+        "Your function that scores answers, for trainer: grpo. The file is executed, so name only files "
+        "that you trust."
+    ),
+)
 @html_option("the losses and the packs")
 @shared
-def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, on_bad_row: str | None,
-            rewards: tuple[str, ...], html: str | None, as_json: bool) -> None:
+def command(
+    *,
+    config: str,
+    overrides: tuple[str, ...],
+    print_config: bool,
+    dry_run: bool,
+    on_bad_row: str | None,
+    rewards: tuple[str, ...],
+    html: str | None,
+    as_json: bool,
+) -> None:
     """Trains the adapters that CONFIG describes, and writes a pack for each.
 
     After an interruption the same command resumes from the last checkpoint.
@@ -55,29 +84,45 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
     with page_at(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
         read_config(config, overrides)  # as above
         with training("train") as progress:
-            packs = adapterpack.train(config, overrides, progress if page is None else _noted(losses, progress), _functions(rewards))
-        trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}
-                   for pack in packs if pack.path is not None]
+            packs = adapterpack.train(
+                config, overrides, progress if page is None else _noted(losses, progress), _functions(rewards)
+            )
+        trained = [
+            {**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}
+            for pack in packs
+            if pack.path is not None
+        ]
         if len(trained) < len(packs):
             return  # one process of several, and not the one that writes
         if page is not None:
             from ..report.trained import train_report  # noqa: PLC0415 - only a page needs it
 
-            page.write_text(train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}), "utf-8")
+            page.write_text(
+                train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}),
+                "utf-8",
+            )
     if as_json:
         emit({"command": "train", "packs": trained})
         return
     for pack in trained:
-        scores = [("final loss", pack["training"]["final_loss"]), *((metric["name"], metric["value"]) for metric in pack["metrics"])]
+        scores = [
+            ("final loss", pack["training"]["final_loss"]),
+            *((metric["name"], metric["value"]) for metric in pack["metrics"]),
+        ]
         values = ", ".join(f"{name} {value:.4g}" for name, value in scores)
-        line(f"trained '{pack['name']}' into {pack['path']}: {things(pack['sites'], 'site')}, {pack['parameters']:,} numbers, "
-             f"{things(pack['training']['steps'], 'step')}; {values}")
+        line(
+            f"trained '{pack['name']}' into {pack['path']}: {things(pack['sites'], 'site')}, "
+            f"{pack['parameters']:,} numbers, {things(pack['training']['steps'], 'step')}; {values}"
+        )
     if html is not None:
         line(f"the page with the losses is {html}")
 
 
-def _noted(losses: dict[str, list[tuple[int, float]]], progress: Callable[[Any], None] | None) -> Callable[[Any], None]:
+def _noted(
+    losses: dict[str, list[tuple[int, float]]], progress: Callable[[Any], None] | None
+) -> Callable[[Any], None]:
     """Notes the loss of each step, and shows it as before."""
+
     def note(step: Any) -> None:
         losses.setdefault(step.name, []).append((step.done, step.loss))
         if progress is not None:

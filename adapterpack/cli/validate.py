@@ -23,18 +23,54 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 @click.command("validate")
 @click.argument("path", metavar="PACK|BUNDLE|FILE")
 @click.option("--base", metavar="BASE", help="The base that the pack or bundle must have been made for.")
-@click.option("--full", is_flag=True, help="Make the costly checks, too; anything that cannot be checked then means exit code 3.")
-@click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F; it must not exist.")
-@click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S", help="Stop checking after S seconds, with exit code 3 [600].")
-@click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].")
-@click.option("--provider", metavar="cuda", shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
-              help="Find nodes of a bundle for which this provider has no kernel; no GPU is needed.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Make the costly checks, too; anything that cannot be checked then means exit code 3.",
+)
+@click.option(
+    "--sarif",
+    "sarif_file",
+    metavar="F",
+    help="Also write the findings as SARIF 2.1.0 to F; it must not exist.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="Stop checking after S seconds, with exit code 3 [600].",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=0),
+    metavar="B",
+    help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].",
+)
+@click.option(
+    "--provider",
+    metavar="cuda",
+    shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
+    help="Find nodes of a bundle for which this provider has no kernel; no GPU is needed.",
+)
 @structural_option
 @shared
 @click.pass_context
-def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
-            max_bytes: int | None, provider: str | None, allow_structural: bool, as_json: bool) -> None:
-    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base, also that it fits the base.
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    path: str,
+    base: str | None,
+    full: bool,
+    sarif_file: str | None,
+    max_seconds: float | None,
+    max_bytes: int | None,
+    provider: str | None,
+    allow_structural: bool,
+    as_json: bool,
+) -> None:
+    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base,
+    also that it fits the base.
 
     Exit code 0: valid; 1: invalid; 3: not fully checked.
 
@@ -44,7 +80,9 @@ def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, s
     """
     limits = {"seconds": max_seconds, "memory": max_bytes}
     budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
-    report = adapterpack.validate(path, base, full=full, budget=budget, allow_structural=allow_structural, provider=provider)
+    report = adapterpack.validate(
+        path, base, full=full, budget=budget, allow_structural=allow_structural, provider=provider
+    )
     if sarif_file is not None:
         with output_file(Path(sarif_file), renews=b"sarif") as file:
             file.write_bytes(strict_json.canonical(sarif(report, VERSION)))

@@ -17,10 +17,12 @@ from .output import emit, line
 @click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
 @shared
 def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
-    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these files.
+    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these
+    files.
 
-    A signature says who vouches for these bytes; "adapterpack validate" checks what is in them. Exit code 4: unsigned, wrongly signed,
-    expired, or not verifiable here; the error says which. To write the public key of a private one:
+    A signature says who vouches for these bytes; "adapterpack validate" checks what is in them. Exit code 4:
+    unsigned, wrongly signed, expired, or not verifiable here; the error says which. To write the public key
+    of a private one:
 
     \b
       openssl pkey -in key.pem -pubout -out key.pub
@@ -34,6 +36,11 @@ def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
         emit({"command": "verify", **signature.to_json()})
         return
     details = signature.to_json()
-    line(f"{signature.name} ({signature.pack}) was signed with the key {signature.key}; none of {len(signature.files)} files was altered")
-    line(f"identity: {signature.identity or 'none'}; it holds "
-         f"{'until ' + details['expires'] if signature.expires else 'without a limit in time'}")
+    line(
+        f"{signature.name} ({signature.pack}) was signed with the key {signature.key}; none of "
+        f"{len(signature.files)} files was altered"
+    )
+    line(
+        f"identity: {signature.identity or 'none'}; it holds "
+        f"{'until ' + details['expires'] if signature.expires else 'without a limit in time'}"
+    )

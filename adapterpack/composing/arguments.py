@@ -30,35 +30,59 @@ def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None, unit:
     if not packs:
         raise NothingToDo("there are no packs to compose", remedy="name at least one pack")
     if len(packs) > MAX_PARENTS:
-        raise Unsupported("too many packs for one composition", expected=f"at most {MAX_PARENTS}", found=len(packs),
-                          remedy="compose in two steps")
+        raise Unsupported(
+            "too many packs for one composition",
+            expected=f"at most {MAX_PARENTS}",
+            found=len(packs),
+            remedy="compose in two steps",
+        )
     if weights is None:
         return [1.0 if unit else 1 / len(packs)] * len(packs)
     if len(weights) != len(packs):
-        raise ConfigError("every pack needs one weight", where="weights", expected=len(packs), found=len(weights),
-                          remedy="give as many weights as packs, in the same order")
+        raise ConfigError(
+            "every pack needs one weight",
+            where="weights",
+            expected=len(packs),
+            found=len(weights),
+            remedy="give as many weights as packs, in the same order",
+        )
     if not all(math.isfinite(weight) for weight in weights):
-        raise ConfigError("a weight is not a finite number", where="weights", found=", ".join(map(str, weights)),
-                          remedy="give finite numbers")
+        raise ConfigError(
+            "a weight is not a finite number",
+            where="weights",
+            found=", ".join(map(str, weights)),
+            remedy="give finite numbers",
+        )
     return [float(weight) for weight in weights]
 
 
-def chosen_name(name: str | None, out: str | os.PathLike[str] | None, rule: str, parents: Sequence[Pack]) -> str:
+def chosen_name(
+    name: str | None, out: str | os.PathLike[str] | None, rule: str, parents: Sequence[Pack]
+) -> str:
     """The name that was given, or that of the folder, or one of the rule and the packs.
 
     Raises:
         ConfigError: a pack cannot be called that.
     """
-    chosen = name or (Path(out).name if out is not None else "-".join([rule, *(parent.name for parent in parents)])[:128])
+    chosen = name or (
+        Path(out).name if out is not None else "-".join([rule, *(parent.name for parent in parents)])[:128]
+    )
     if not _NAME.fullmatch(chosen):
-        raise ConfigError("a pack's name holds letters, digits, dots, dashes and underscores only", where="name",
-                          expected="at most 128 of them, beginning with a letter or a digit", found=repr(chosen),
-                          remedy="give another name")
+        raise ConfigError(
+            "a pack's name holds letters, digits, dots, dashes and underscores only",
+            where="name",
+            expected="at most 128 of them, beginning with a letter or a digit",
+            found=repr(chosen),
+            remedy="give another name",
+        )
     return chosen
 
 
-def opened_base(base: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> tuple[Checkpoint | None, list[Pack]]:
-    """The checkpoint, shown to be the base of all packs by names, shapes and samples, and the packs with their layers as it stores them.
+def opened_base(
+    base: str | os.PathLike[str] | None, packs: Sequence[Pack]
+) -> tuple[Checkpoint | None, list[Pack]]:
+    """The checkpoint, shown to be the base of all packs by names, shapes and samples, and the packs with
+    their layers as it stores them.
 
     Raises:
         BaseMismatch, SiteNotFound: a pack was made for another base.

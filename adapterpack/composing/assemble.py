@@ -1,4 +1,6 @@
-"""Builds a pack that holds several packs whole, and a tree that says how they are combined when the model runs."""
+"""Builds a pack that holds several packs whole, and a tree that says how they are combined when the model
+runs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ TreeLike = str | Mapping[str, Any] | Leaf | Node
 """Text, the JSON value of a tree, or a tree."""
 
 
-def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0, shared: Mapping[str, np.ndarray] | None = None) -> Pack:
+def assemble(
+    parents: Sequence[Pack],
+    tree: TreeLike,
+    name: str,
+    seed: int = 0,
+    shared: Mapping[str, np.ndarray] | None = None,
+) -> Pack:
     """A pack that holds ``parents`` whole, by their names, and computes what ``tree`` says of them.
 
     ``shared``: the parameters that nodes have once for all sites, where they are trained already.
@@ -39,24 +47,51 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0, 
         Unsupported: a pack cannot be part of the tree.
     """
     if seed < 0:
-        raise ConfigError("a seed is a whole number", where="seed", expected="from 0 on", found=seed, remedy="give another")
+        raise ConfigError(
+            "a seed is a whole number", where="seed", expected="from 0 on", found=seed, remedy="give another"
+        )
     base, task = common_base(parents), common_task(parents)
     chosen = _with_base_width(read_tree(tree), base)
     by_name = _members(parents, chosen)
-    members = tuple(Member(name, pack.id, pack.method.name, pack.method.storage.spec_version) for name, pack in by_name.items())
-    method = composed(chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members))
+    members = tuple(
+        Member(name, pack.id, pack.method.name, pack.method.storage.spec_version)
+        for name, pack in by_name.items()
+    )
+    method = composed(
+        chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members)
+    )
     by_path: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
     for member, pack in by_name.items():
-        for group, adapter in zip((group for group in pack.manifest.groups if group.role == "adapter"), pack.adapters(), strict=True):
+        for group, adapter in zip(
+            (group for group in pack.manifest.groups if group.role == "adapter"), pack.adapters(), strict=True
+        ):
             by_path.setdefault(adapter.site.path, {})[member] = (group, adapter)
     sites = [_site(method, parts) for parts in by_path.values()]
-    adapters = {site: _adapter(method, site, parts, by_name, seed) for site, parts in zip(sites, by_path.values(), strict=True)}
+    adapters = {
+        site: _adapter(method, site, parts, by_name, seed)
+        for site, parts in zip(sites, by_path.values(), strict=True)
+    }
     part = shares(chosen)
-    weights = {group.path: group.weight for parts in by_path.values() for group, _ in parts.values() if group.weight is not None}
-    weights |= {group.path: group.weight for pack in parents for group in pack.manifest.groups if group.role == "full" and group.weight}
+    weights = {
+        group.path: group.weight
+        for parts in by_path.values()
+        for group, _ in parts.values()
+        if group.weight is not None
+    }
+    weights |= {
+        group.path: group.weight
+        for pack in parents
+        for group in pack.manifest.groups
+        if group.role == "full" and group.weight
+    }
     licenses = {pack.manifest.license for pack in parents}
     return build(
-        name, method, adapters, task=task, base=base, problem=common_problem(parents),
+        name,
+        method,
+        adapters,
+        task=task,
+        base=base,
+        problem=common_problem(parents),
         shared=_shared(method, len(sites), seed) if shared is None else _trained(method, adapters, shared),
         full=average(parents, [part[member] for member in by_name]),
         weights=weights,
@@ -83,40 +118,73 @@ def _with_base_width(tree: Tree, base: m.Base) -> Tree:
     settings = tree.settings
     if getattr(settings, "hidden", 1) == 0:
         if base.dims is None or base.dims.hidden is None:
-            raise ConfigError("the packs do not say how wide the base's hidden states are", where=f"tree, {tree.kind}",
-                              remedy=f"say it: {tree.kind}(..., hidden=768)")
+            raise ConfigError(
+                "the packs do not say how wide the base's hidden states are",
+                where=f"tree, {tree.kind}",
+                remedy=f"say it: {tree.kind}(..., hidden=768)",
+            )
         settings = dataclasses.replace(settings, hidden=base.dims.hidden)
     written = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    return node(NODES[tree.kind], tuple(_with_base_width(child, base) for child in tree.children), written, "")
+    return node(
+        NODES[tree.kind], tuple(_with_base_width(child, base) for child in tree.children), written, ""
+    )
 
 
 def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
     by_name = {pack.name: pack for pack in parents}
     if len(by_name) < len(parents):
-        raise ConfigError("two packs have the same name", where="tree", found=", ".join(pack.name for pack in parents),
-                          remedy="rename one: NAME=PATH")
+        raise ConfigError(
+            "two packs have the same name",
+            where="tree",
+            found=", ".join(pack.name for pack in parents),
+            remedy="rename one: NAME=PATH",
+        )
     for name, pack in by_name.items():
         if not MEMBER.fullmatch(name):
-            raise ConfigError("a member's name holds letters, digits, _ and - only", where="tree", found=repr(name),
-                              remedy="rename it: NAME=PATH")
+            raise ConfigError(
+                "a member's name holds letters, digits, _ and - only",
+                where="tree",
+                found=repr(name),
+                remedy="rename it: NAME=PATH",
+            )
         if pack.acts is not None:
-            raise Unsupported("this pack acts at some positions of a row only, which a tree does not divide", where=f"pack '{name}'",
-                              found=str(pack.acts)[:200], remedy="make it active together with the composed pack")
+            raise Unsupported(
+                "this pack acts at some positions of a row only, which a tree does not divide",
+                where=f"pack '{name}'",
+                found=str(pack.acts)[:200],
+                remedy="make it active together with the composed pack",
+            )
         if pack.method.storage.composition is not None:
-            raise Unsupported("this pack is composed itself", where=f"pack '{name}'",
-                              remedy="write one tree over the packs that it was made of")
+            raise Unsupported(
+                "this pack is composed itself",
+                where=f"pack '{name}'",
+                remedy="write one tree over the packs that it was made of",
+            )
         if len(pack.methods) > 1:
-            raise Unsupported("this pack has several methods, and a member of a tree has one", where=f"pack '{name}'",
-                              found=", ".join(method.name for method in pack.methods),
-                              remedy="make it active together with the composed pack, or train its parts as two packs")
+            raise Unsupported(
+                "this pack has several methods, and a member of a tree has one",
+                where=f"pack '{name}'",
+                found=", ".join(method.name for method in pack.methods),
+                remedy="make it active together with the composed pack, or train its parts as two packs",
+            )
     named = list(dict.fromkeys(leaves(tree)))
     for name in named:
         if name not in by_name:
-            raise ConfigError("the tree names a pack that is not given", where="tree", found=name, expected=", ".join(by_name),
-                              remedy=nearest(name, by_name))
+            raise ConfigError(
+                "the tree names a pack that is not given",
+                where="tree",
+                found=name,
+                expected=", ".join(by_name),
+                remedy=nearest(name, by_name),
+            )
     if unused := [name for name in by_name if name not in named]:
-        raise ConfigError("the tree does not name every pack", where="tree", found=", ".join(named), expected=", ".join(unused),
-                          remedy="leave the others out")
+        raise ConfigError(
+            "the tree does not name every pack",
+            where="tree",
+            found=", ".join(named),
+            expected=", ".join(unused),
+            remedy="leave the others out",
+        )
     return by_name
 
 
@@ -127,29 +195,48 @@ def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]]) -> Site:
     for name, site in zip(names, sites, strict=True):
         require_same_site((names[0], first), (name, site))
         if site.kind not in method.traits.layers:
-            raise Unsupported("a tree of these nodes has no such kind of site", where=f"{site.path} in '{name}'", found=site.kind,
-                              expected=" or ".join(method.traits.layers), remedy="leave the pack out, or merge it")
+            raise Unsupported(
+                "a tree of these nodes has no such kind of site",
+                where=f"{site.path} in '{name}'",
+                found=site.kind,
+                expected=" or ".join(method.traits.layers),
+                remedy="leave the pack out, or merge it",
+            )
     return dataclasses.replace(first, bias=any(site.bias for site in sites))
 
 
 def _adapter(
-    method: Method, site: Site, parts: Mapping[str, tuple[m.Group, Adapter]], packs: Mapping[str, Pack], seed: int
+    method: Method,
+    site: Site,
+    parts: Mapping[str, tuple[m.Group, Adapter]],
+    packs: Mapping[str, Pack],
+    seed: int,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     members = {name: {**packs[name].manifest.config, **group.config} for name, (group, _) in parts.items()}
     cfg = method.config(members=members)
-    params = {f"{name}/{key}": value for name, (_, adapter) in parts.items() for key, value in adapter.wide.items()}
-    if not any(spot.kind.made is not None for spot in method.config.spots):  # members may then want the base's weight, which is not here
+    params = {
+        f"{name}/{key}": value for name, (_, adapter) in parts.items() for key, value in adapter.wide.items()
+    }
+    # members may then want the base's weight, which is not here
+    if not any(spot.kind.made is not None for spot in method.config.spots):
         return cfg, params
     return cfg, {**params, **made(method, cfg, complete(method, cfg, params, site), site, seed)}
 
 
-def _trained(method: Method, adapters: Mapping[Site, tuple[Any, Any]], shared: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def _trained(
+    method: Method, adapters: Mapping[Site, tuple[Any, Any]], shared: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
     """The ``shared`` parameters themselves, which have the shapes that the tree gives them."""
     cfg, _ = next(iter(adapters.values()))
     wanted = {} if method.storage.shared is None else method.storage.shared.shapes(cfg, list(adapters))
     found = {param: value.shape for param, value in shared.items()}
     if found != wanted:
-        raise FormatError("the parameters of the nodes are not those of this tree", where="tree", expected=wanted, found=found)
+        raise FormatError(
+            "the parameters of the nodes are not those of this tree",
+            where="tree",
+            expected=wanted,
+            found=found,
+        )
     return shared
 
 

@@ -18,11 +18,20 @@ def check_budget(budget: float | None, cut: Cut) -> None:
     ConfigError: the budget is out of range, or another criterion says how much is kept.
     """
     if budget is not None and cut.criteria:
-        raise ConfigError(f"budget and {next(iter(cut.criteria))} both say where to cut", where="budget", expected="one of them",
-                          remedy="give one of them")
+        raise ConfigError(
+            f"budget and {next(iter(cut.criteria))} both say where to cut",
+            where="budget",
+            expected="one of them",
+            remedy="give one of them",
+        )
     if budget is not None and not (np.isfinite(budget) and budget > 0):
-        raise ConfigError("a budget is a number of parameters, or below 1 a share of those that there are", where="budget",
-                          expected="above 0", found=budget, remedy="give a number such as 500000, or 0.5")
+        raise ConfigError(
+            "a budget is a number of parameters, or below 1 a share of those that there are",
+            where="budget",
+            expected="above 0",
+            found=budget,
+            remedy="give a number such as 500000, or 0.5",
+        )
 
 
 def parameters(budget: float, present: int) -> int:
@@ -30,7 +39,9 @@ def parameters(budget: float, present: int) -> int:
     return int(budget * present) if budget < 1 else int(budget)
 
 
-def ranks_within(limit: int, spectra: Sequence[np.ndarray], costs: Sequence[int], cap: int | None) -> list[int]:
+def ranks_within(
+    limit: int, spectra: Sequence[np.ndarray], costs: Sequence[int], cap: int | None
+) -> list[int]:
     """The rank of every site for the least total error (:func:`~adapterpack.lowrank.truncation.shared_out`).
 
     Raises:
@@ -38,6 +49,11 @@ def ranks_within(limit: int, spectra: Sequence[np.ndarray], costs: Sequence[int]
     """
     ranks = shared_out(spectra, costs, limit, cap)
     if any(map(len, spectra)) and not any(ranks):
-        raise NothingToDo("the budget does not hold one rank at one site", where="budget", expected=f"at least {min(costs)} numbers",
-                          found=limit, remedy="give a larger budget")
+        raise NothingToDo(
+            "the budget does not hold one rank at one site",
+            where="budget",
+            expected=f"at least {min(costs)} numbers",
+            found=limit,
+            remedy="give a larger budget",
+        )
     return ranks

@@ -18,7 +18,8 @@ SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a ba
 
 
 def common_base(packs: Sequence[Pack]) -> m.Base:
-    """The base that all packs are of, or that declares the others as variants; with the variants that any of them declares of it.
+    """The base that all packs are of, or that declares the others as variants; with the variants that any of
+    them declares of it.
 
     Raises:
         BaseMismatch: there is none, or two packs name other types of model; two that disagree are named.
@@ -27,17 +28,30 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
     fitting = [base for base in bases if all(compatibility.agrees(base, other) for other in bases)]
     types = dict.fromkeys(base.model_type for base in bases if base.model_type is not None)
     if not fitting or len(types) > 1:
-        pairs = [(first, second) for first in packs for second in packs
-                 if not compatibility.agrees(first.manifest.base, second.manifest.base)
-                 or len({first.manifest.base.model_type, second.manifest.base.model_type} - {None}) > 1]
-        first, second = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
+        pairs = [
+            (first, second)
+            for first in packs
+            for second in packs
+            if not compatibility.agrees(first.manifest.base, second.manifest.base)
+            or len({first.manifest.base.model_type, second.manifest.base.model_type} - {None}) > 1
+        ]
+        first, second = next(
+            (pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0]
+        )
         fields = ("structure", "content", "files", "probe", "model_type")
         field = next((field for field in fields if _both_differ(field, first, second)), "content")
-        raise BaseMismatch("the packs were made for different bases", where=f"{field} of '{first.name}' and '{second.name}'",
-                           expected=_described(first.manifest.base, field), found=_described(second.manifest.base, field),
-                           remedy="compose packs that were trained on one base, or declare one base a variant of the other "
-                                  "(adapterpack declare)")
-    best = max(fitting, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))
+        raise BaseMismatch(
+            "the packs were made for different bases",
+            where=f"{field} of '{first.name}' and '{second.name}'",
+            expected=_described(first.manifest.base, field),
+            found=_described(second.manifest.base, field),
+            remedy="compose packs that were trained on one base, or declare one base a variant of the other "
+            "(adapterpack declare)",
+        )
+    best = max(
+        fitting,
+        key=lambda base: (base.content is not None, base.structure is not None, base.name is not None),
+    )
     declared = (variant for base in bases if base.content == best.content for variant in base.variants)
     return replace(best, variants=tuple(dict.fromkeys(declared)))
 
@@ -62,30 +76,47 @@ def require_same_site(first: tuple[str, Site], second: tuple[str, Site], what_fo
     Raises:
         Unsupported: kinds, widths or kernels differ.
     """
-    expected, found = (f"{site.kind} [{site.out_features}, {site.in_features}]" + (f" with kernel {site.kernel}" if site.kernel else "")
-                       for _, site in (first, second))
+    expected, found = (
+        f"{site.kind} [{site.out_features}, {site.in_features}]"
+        + (f" with kernel {site.kernel}" if site.kernel else "")
+        for _, site in (first, second)
+    )
     if expected != found:
-        raise Unsupported("two packs describe a site differently", where=f"{first[1].path} in '{first[0]}' and '{second[0]}'",
-                          expected=expected, found=found, remedy=f"{what_for} packs that were trained on one base")
+        raise Unsupported(
+            "two packs describe a site differently",
+            where=f"{first[1].path} in '{first[0]}' and '{second[0]}'",
+            expected=expected,
+            found=found,
+            remedy=f"{what_for} packs that were trained on one base",
+        )
 
 
 def common_task(packs: Sequence[Pack]) -> m.Task:
     """The task of all packs, with its labels.
 
-    Packs that hold a module trained whole, such as a head, must have the very same labels; others may leave them unsaid.
+    Packs that hold a module trained whole, such as a head, must have the very same labels; others may leave
+    them unsaid.
 
     Raises:
         Unsupported: the tasks or the labels differ.
     """
     tasks = [pack.manifest.task for pack in packs]
     whole = any(group.role == "full" for pack in packs for group in pack.manifest.groups)
-    labelled = [(pack.name, task.labels) for pack, task in zip(packs, tasks, strict=True) if whole or task.labels is not None]
+    labelled = [
+        (pack.name, task.labels)
+        for pack, task in zip(packs, tasks, strict=True)
+        if whole or task.labels is not None
+    ]
     for name, labels in labelled[1:]:
         if labels != labelled[0][1]:
-            raise Unsupported("the packs have different labels, so their outputs do not mean the same",
-                              where=f"'{labelled[0][0]}' and '{name}'", expected=listed(labelled[0][1]), found=listed(labels),
-                              remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: --whole union "
-                                     "(whole='union'), or --whole pick:NAME")
+            raise Unsupported(
+                "the packs have different labels, so their outputs do not mean the same",
+                where=f"'{labelled[0][0]}' and '{name}'",
+                expected=listed(labelled[0][1]),
+                found=listed(labels),
+                remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: --whole union "
+                "(whole='union'), or --whole pick:NAME",
+            )
     return replace(common_type(packs), labels=labelled[0][1] if labelled else None)
 
 
@@ -97,9 +128,12 @@ def common_problem(packs: Sequence[Pack]) -> str:
     """
     problems = {pack.manifest.problem: pack.name for pack in packs if pack.manifest.task.labels is not None}
     if len(problems) > 1:
-        raise Unsupported("the logits of the packs' heads are for different problems", where=", ".join(map(repr, problems.values())),
-                          found=", ".join(problems),
-                          remedy=f"{SIDE_BY_SIDE}; or keep one of the heads: --whole pick:NAME (whole='pick:NAME')")
+        raise Unsupported(
+            "the logits of the packs' heads are for different problems",
+            where=", ".join(map(repr, problems.values())),
+            found=", ".join(problems),
+            remedy=f"{SIDE_BY_SIDE}; or keep one of the heads: --whole pick:NAME (whole='pick:NAME')",
+        )
     return next(iter(problems), ONE.name)
 
 
@@ -113,12 +147,21 @@ def common_type(packs: Sequence[Pack]) -> m.Task:
     named = [(pack.name, task.type) for pack, task in zip(packs, tasks, strict=True) if task.type != NO_TASK]
     for name, type_ in named:
         if type_ != named[0][1]:
-            raise Unsupported("the packs are for different tasks", where=f"'{named[0][0]}' and '{name}'", expected=named[0][1],
-                              found=type_, remedy=SIDE_BY_SIDE)
+            raise Unsupported(
+                "the packs are for different tasks",
+                where=f"'{named[0][0]}' and '{name}'",
+                expected=named[0][1],
+                found=type_,
+                remedy=SIDE_BY_SIDE,
+            )
     architecture = next((task.architecture for task in tasks if task.architecture is not None), None)
     return m.Task(named[0][1] if named else NO_TASK, architecture, None)
 
 
 def listed(labels: tuple[str, ...] | None) -> str:
     """Labels as an error says them."""
-    return "no labels" if labels is None else ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    return (
+        "no labels"
+        if labels is None
+        else ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    )

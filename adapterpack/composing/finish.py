@@ -18,13 +18,19 @@ from .rules.rule import Combination
 T = TypeVar("T")
 
 MAX_IN_MEMORY = 1 << 26
-"""Numbers of a dense change that is kept in memory while it is cut: 256 MB in float32, four times a site of 4096 x 4096."""
+"""Numbers of a dense change that is kept in memory while it is cut: 256 MB in float32, four times a site of
+4096 x 4096.
+"""
 
 
 def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tuple[Factors, Loss | None]]:
-    """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to its rank (``reduce``)."""
+    """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to
+    its rank (``reduce``).
+    """
     narrow = {index: change for index, change in enumerate(combined) if isinstance(change, Factors | Sum)}
-    results: dict[int, tuple[Factors, Loss | None]] = dict(_of_dense(combined, lambda index, change: largest(change, cut).cut(cut)))
+    results: dict[int, tuple[Factors, Loss | None]] = dict(
+        _of_dense(combined, lambda index, change: largest(change, cut).cut(cut))
+    )
     if cut.settings or reduce:
         results |= zip(narrow, recompressed(list(narrow.values()), cut), strict=True)
     else:
@@ -33,9 +39,15 @@ def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tup
 
 
 def decompose_all(combined: Sequence[Combination], most: Sequence[int]) -> list[LeadingSpectrum]:
-    """The singular values and vectors of every change, over which a budget is shared out; of a dense one the ``most`` largest."""
-    results = [LeadingSpectrum(spectrum, energy_of(spectrum.S), True)
-               for spectrum in spectra([change if isinstance(change, Factors | Sum) else zero(1, 1) for change in combined])]
+    """The singular values and vectors of every change, over which a budget is shared out; of a dense one the
+    ``most`` largest.
+    """
+    results = [
+        LeadingSpectrum(spectrum, energy_of(spectrum.S), True)
+        for spectrum in spectra(
+            [change if isinstance(change, Factors | Sum) else zero(1, 1) for change in combined]
+        )
+    ]
     for index, decomposition in _of_dense(combined, lambda index, change: largest(change, Cut(most[index]))):
         results[index] = decomposition
     return results
@@ -48,12 +60,16 @@ def finite(change: Factors) -> bool:
 
 def _of_dense(combined: Sequence[Combination], work: Callable[[int, Rows], T]) -> list[tuple[int, T]]:
     """(index, result) of ``work`` on each dense change; each thread keeps one at a time in memory."""
-    dense = [(index, change) for index, change in enumerate(combined) if not isinstance(change, Factors | Sum)]
+    dense = [
+        (index, change) for index, change in enumerate(combined) if not isinstance(change, Factors | Sum)
+    ]
     return list(in_order(lambda item: (item[0], work(item[0], _in_memory(item[1]))), dense))
 
 
 def _in_memory(change: Rows) -> Rows:
-    """A dense change in memory, unless it is too large: else every pass of the range finder would make it anew."""
+    """A dense change in memory, unless it is too large: else every pass of the range finder would make it
+    anew.
+    """
     m, n = change.shape
     if not 0 < m * n <= MAX_IN_MEMORY:
         return change

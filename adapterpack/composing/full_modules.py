@@ -1,4 +1,6 @@
-"""Combines the modules that packs carry whole, such as a classification head, an embedding or a norm, by a named policy."""
+"""Combines the modules that packs carry whole, such as a classification head, an embedding or a norm, by a
+named policy.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Modules = dict[str, dict[str, np.ndarray]]
 
 
 class FullModules(NamedTuple):
-    """The task of the new pack, with its labels, the modules that it carries whole, and what the logits of its head are for."""
+    """The task of the new pack, with its labels, the modules that it carries whole, and what the logits of
+    its head are for.
+    """
 
     task: m.Task
     modules: Modules
@@ -26,7 +30,9 @@ class FullModules(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What becomes of the modules: ``decide`` takes the packs, their weights, and what the user named behind a colon."""
+    """What becomes of the modules: ``decide`` takes the packs, their weights, and what the user named behind
+    a colon.
+    """
 
     summary: str
     decide: Callable[[Sequence[Pack], Sequence[float], str], FullModules]
@@ -34,7 +40,8 @@ class Policy(NamedTuple):
 
 
 def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> FullModules:
-    """What a policy, ``average``, ``union`` or ``pick:NAME``, makes of the packs' tasks and of the modules that they trained whole.
+    """What a policy, ``average``, ``union`` or ``pick:NAME``, makes of the packs' tasks and of the modules
+    that they trained whole.
 
     Raises:
         ConfigError: there is no such policy, or no pack of that name.
@@ -42,9 +49,16 @@ def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -
     """
     name, _, of = policy.partition(":")
     if name not in POLICIES or POLICIES[name].named != bool(of):
-        spellings = [f"{policy_name}:NAME" if entry.named else policy_name for policy_name, entry in POLICIES.items()]
-        raise ConfigError("unknown policy for modules trained whole", where="whole", expected=" or ".join(spellings), found=repr(policy),
-                          remedy="give one of them")
+        spellings = [
+            f"{policy_name}:NAME" if entry.named else policy_name for policy_name, entry in POLICIES.items()
+        ]
+        raise ConfigError(
+            "unknown policy for modules trained whole",
+            where="whole",
+            expected=" or ".join(spellings),
+            found=repr(policy),
+            remedy="give one of them",
+        )
     return POLICIES[name].decide(packs, weights, of)
 
 
@@ -56,14 +70,24 @@ def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
     """The modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
-        raise ConfigError("no pack of that name takes part", where="whole", expected=" or ".join(by_name), found=repr(of),
-                          remedy=nearest(of, by_name))
-    return FullModules(replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full(),
-                       by_name[of].manifest.problem)
+        raise ConfigError(
+            "no pack of that name takes part",
+            where="whole",
+            expected=" or ".join(by_name),
+            found=repr(of),
+            remedy=nearest(of, by_name),
+        )
+    return FullModules(
+        replace(common_type(packs), labels=by_name[of].manifest.task.labels),
+        by_name[of].full(),
+        by_name[of].manifest.problem,
+    )
 
 
 def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
-    """Averages heads with equal labels, and concatenates heads with different labels into one with all their outputs, in order."""
+    """Averages heads with equal labels, and concatenates heads with different labels into one with all their
+    outputs, in order.
+    """
     sets: dict[tuple[str, ...] | None, list[int]] = {}
     for index, pack in enumerate(packs):
         if pack.full():
@@ -73,59 +97,87 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
     named = [(labels, packs[members[0]].name) for labels, members in sets.items()]
     for labels, name in named:
         if labels is None:
-            raise Unsupported("heads are joined by their labels, and this pack names none", where=f"pack '{name}'",
-                              remedy="pick one: --whole pick:NAME (whole='pick:NAME')")
+            raise Unsupported(
+                "heads are joined by their labels, and this pack names none",
+                where=f"pack '{name}'",
+                remedy="pick one: --whole pick:NAME (whole='pick:NAME')",
+            )
     together = [label for labels, _ in named for label in labels or ()]
     if twice := {label for label in together if together.count(label) > 1}:
-        raise Unsupported("two heads have a label in common, and one output cannot be both of theirs",
-                          where=" and ".join(f"'{name}'" for _, name in named), found=listed(tuple(sorted(twice))),
-                          remedy="rename the labels of one, or pick one head: --whole pick:NAME (whole='pick:NAME')")
+        raise Unsupported(
+            "two heads have a label in common, and one output cannot be both of theirs",
+            where=" and ".join(f"'{name}'" for _, name in named),
+            found=listed(tuple(sorted(twice))),
+            remedy="rename the labels of one, or pick one head: --whole pick:NAME (whole='pick:NAME')",
+        )
     parts = [average([packs[i] for i in members], [weights[i] for i in members]) for members in sets.values()]
     sizes = [len(labels or ()) for labels in sets]
     paths = list(dict.fromkeys(path for part in parts for path in part))
-    modules = {path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named]) for path in paths}
+    modules = {
+        path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named])
+        for path in paths
+    }
     return FullModules(replace(common_type(packs), labels=tuple(together)), modules, common_problem(packs))
 
 
-def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """One module for all label sets: tensors with a row per label are concatenated, all others must be equal."""
+def _joined(
+    path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """One module for all label sets: tensors with a row per label are concatenated, all others must be
+    equal.
+    """
     present = [part for part in parts if part is not None]
     for name, part in zip(names, parts, strict=True):
         if part is None or part.keys() != present[0].keys():
-            raise Unsupported("a module that another pack trained whole is missing, or has other tensors", where=f"{path} in '{name}'",
-                              remedy="pick one: --whole pick:NAME (whole='pick:NAME')")
+            raise Unsupported(
+                "a module that another pack trained whole is missing, or has other tensors",
+                where=f"{path} in '{name}'",
+                remedy="pick one: --whole pick:NAME (whole='pick:NAME')",
+            )
     joined: dict[str, np.ndarray] = {}
     for key in present[0]:
         values = [part[key] for part in present]
-        if all(len(value.shape) and len(value) == size and value.shape[1:] == values[0].shape[1:]
-               for value, size in zip(values, sizes, strict=True)):
+        if all(
+            len(value.shape) and len(value) == size and value.shape[1:] == values[0].shape[1:]
+            for value, size in zip(values, sizes, strict=True)
+        ):
             joined[key] = np.concatenate(values, axis=0)
         elif all(np.array_equal(value, values[0]) for value in values):
             joined[key] = values[0]
         else:
-            raise Unsupported("only outputs of labels can stand side by side; this part of the heads, which comes before them, differs",
-                              where=f"{path}.{key} in " + " and ".join(f"'{name}'" for name in names),
-                              expected="one tensor in all packs, or a row for each label",
-                              found=" and ".join(str(list(value.shape)) for value in values),
-                              remedy="pick one head: --whole pick:NAME (whole='pick:NAME'), or serve the packs side by side in a "
-                                     "bank bundle")
+            raise Unsupported(
+                "only outputs of labels can stand side by side; this part of the heads, which comes "
+                "before them, differs",
+                where=f"{path}.{key} in " + " and ".join(f"'{name}'" for name in names),
+                expected="one tensor in all packs, or a row for each label",
+                found=" and ".join(str(list(value.shape)) for value in values),
+                remedy="pick one head: --whole pick:NAME (whole='pick:NAME'), or serve the packs side by "
+                "side in a bank bundle",
+            )
     return joined
 
 
 POLICIES = {
     "average": Policy("modules of all packs averaged under the weights; labels must be the same", _averaged),
-    "union": Policy("averaged where the labels are the same; heads of other labels side by side, as one head of all labels", _united),
+    "union": Policy(
+        "averaged where the labels are the same; heads of other labels side by side, as one head of all "
+        "labels",
+        _united,
+    ),
     "pick": Policy("those of the pack NAME, with its labels", _picked, named=True),
 }
 
 
 def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
-    """The modules trained whole, each the average of the packs' under the weights normalised to sum 1; float32.
+    """The modules trained whole, each the average of the packs' under the weights normalised to sum 1;
+    float32.
 
-    A module is a weight and no change, so only an average of modules is a module of the same size. The sum is made in float64.
+    A module is a weight and no change, so only an average of modules is a module of the same size. The sum is
+    made in float64.
 
     Raises:
-        Unsupported: a pack lacks a module or a tensor that another has, shapes differ, or the weights sum to 0.
+        Unsupported: a pack lacks a module or a tensor that another has, shapes differ, or the weights sum to
+            0.
     """
     modules = comparable(packs)
     paths = list(modules[0]) if modules else []
@@ -133,12 +185,21 @@ def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
         return {}
     total = sum(weights)
     if abs(total) <= 1e-9 * sum(map(abs, weights)):
-        raise Unsupported("modules trained whole are averaged, and weights that sum to 0 have no average", where=", ".join(paths),
-                          expected="weights with a sum other than 0", found=", ".join(f"{weight:g}" for weight in weights),
-                          remedy="choose other weights, or train the adapters without these modules")
+        raise Unsupported(
+            "modules trained whole are averaged, and weights that sum to 0 have no average",
+            where=", ".join(paths),
+            expected="weights with a sum other than 0",
+            found=", ".join(f"{weight:g}" for weight in weights),
+            remedy="choose other weights, or train the adapters without these modules",
+        )
     shares = [weight / total for weight in weights]
-    return {path: {param: _mean(f"{path}.{param}", [module[path][param] for module in modules], shares) for param in modules[0][path]}
-            for path in paths}
+    return {
+        path: {
+            param: _mean(f"{path}.{param}", [module[path][param] for module in modules], shares)
+            for param in modules[0][path]
+        }
+        for path in paths
+    }
 
 
 def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
@@ -152,20 +213,34 @@ def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
     for pack, module in zip(packs, modules, strict=True):
         for path in paths:
             if path not in module:
-                raise Unsupported("a module that another pack trained whole is missing", where=f"pack '{pack.name}'", expected=path,
-                                  found=", ".join(module) or "none", remedy=SIDE_BY_SIDE)
-            expected, found = ({param: tuple(value.shape) for param, value in full.items()} for full in (modules[0][path], module[path]))
+                raise Unsupported(
+                    "a module that another pack trained whole is missing",
+                    where=f"pack '{pack.name}'",
+                    expected=path,
+                    found=", ".join(module) or "none",
+                    remedy=SIDE_BY_SIDE,
+                )
+            expected, found = (
+                {param: tuple(value.shape) for param, value in full.items()}
+                for full in (modules[0][path], module[path])
+            )
             if expected != found:
-                raise Unsupported("a module trained whole has other tensors in another pack",
-                                  where=f"{path} in '{packs[0].name}' and '{pack.name}'", expected=expected, found=found,
-                                  remedy=SIDE_BY_SIDE)
+                raise Unsupported(
+                    "a module trained whole has other tensors in another pack",
+                    where=f"{path} in '{packs[0].name}' and '{pack.name}'",
+                    expected=expected,
+                    found=found,
+                    remedy=SIDE_BY_SIDE,
+                )
     return modules
 
 
 def _mean(where: str, values: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:
     if any(dtype_name(value.dtype) not in FLOATS for value in values):
         if any(not np.array_equal(value, values[0]) for value in values):
-            raise Unsupported("whole numbers that differ between packs have no average", where=where, remedy=SIDE_BY_SIDE)
+            raise Unsupported(
+                "whole numbers that differ between packs have no average", where=where, remedy=SIDE_BY_SIDE
+            )
         return values[0]
     total = np.zeros(values[0].shape, np.float64)
     for value, share in zip(values, shares, strict=True):

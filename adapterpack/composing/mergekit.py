@@ -1,6 +1,8 @@
-"""Writes compositions as configurations of mergekit, where its formula is the same; where it is not, says why.
+"""Writes compositions as configurations of mergekit, where its formula is the same; where it is not, says
+why.
 
-mergekit merges whole models: ``base+adapter`` less ``base`` is the change, and the result a full checkpoint without a cut.
+mergekit merges whole models: ``base+adapter`` less ``base`` is the change, and the result a full checkpoint
+without a cut.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from .recipe import Recipe
 
 
 class MergekitMethod(NamedTuple):
-    """A method of mergekit that computes what a rule does, with the parameters of one model (by its weight) and those common to all models.
+    """A method of mergekit that computes what a rule does, with the parameters of one model (by its weight)
+    and those common to all models.
 
-    ``mismatch`` says why these weights and parameters of the rule give another result in mergekit; "" where they give the same.
+    ``mismatch`` says why these weights and parameters of the rule give another result in mergekit; "" where
+    they give the same.
     """
 
     method: str
@@ -27,7 +31,11 @@ class MergekitMethod(NamedTuple):
 
 
 def _sum() -> MergekitMethod:
-    return MergekitMethod("task_arithmetic", lambda weight, params: {"weight": weight}, lambda params: {"normalize": False, "lambda": 1.0})
+    return MergekitMethod(
+        "task_arithmetic",
+        lambda weight, params: {"weight": weight},
+        lambda params: {"normalize": False, "lambda": 1.0},
+    )
 
 
 def _per_tensor(weights: Sequence[float], params: Mapping[str, Any]) -> str:
@@ -37,13 +45,21 @@ def _per_tensor(weights: Sequence[float], params: Mapping[str, Any]) -> str:
 
 
 def _positive(weights: Sequence[float], params: Mapping[str, Any]) -> str:
-    return "" if all(weight > 0 for weight in weights) else "mergekit divides by the sum of the weights, not of their sizes"
+    return (
+        ""
+        if all(weight > 0 for weight in weights)
+        else "mergekit divides by the sum of the weights, not of their sizes"
+    )
 
 
 def _banded(weights: Sequence[float], params: Mapping[str, Any]) -> str:
     if params.get("gamma") == 0:
         return "with gamma 0 mergekit makes every change zero"
-    return "" if params.get("scope") == "tensor" else "mergekit trims each tensor for itself; compose with --param scope=tensor"
+    return (
+        ""
+        if params.get("scope") == "tensor"
+        else "mergekit trims each tensor for itself; compose with --param scope=tensor"
+    )
 
 
 def _even(weights: Sequence[float], params: Mapping[str, Any]) -> str:
@@ -59,7 +75,9 @@ def _arc(weights: Sequence[float], params: Mapping[str, Any]) -> str:
 
 
 def _voted(weight: float, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {"weight": weight, "density": params["density"]} | ({"gamma": params["gamma"]} if "gamma" in params else {})
+    return {"weight": weight, "density": params["density"]} | (
+        {"gamma": params["gamma"]} if "gamma" in params else {}
+    )
 
 
 def _scaled(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,27 +86,41 @@ def _scaled(params: Mapping[str, Any]) -> dict[str, Any]:
 
 MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
     **dict.fromkeys(("linear", "cat", "svd", "lorahub"), _sum()),
-    "task_arithmetic": _sum()._replace(common=lambda params: {"normalize": False, "lambda": float(params["lam"])}),
+    "task_arithmetic": _sum()._replace(
+        common=lambda params: {"normalize": False, "lambda": float(params["lam"])}
+    ),
     "negate": _sum()._replace(common=lambda params: {"normalize": False, "lambda": -float(params["lam"])}),
     "average": _sum()._replace(common=lambda params: {"normalize": True, "lambda": 1.0}, mismatch=_positive),
     "ties": MergekitMethod("ties", _voted, _scaled, _per_tensor),
     "breadcrumbs": MergekitMethod("breadcrumbs", _voted, _scaled, _banded),
-    "breadcrumbs_ties": MergekitMethod("breadcrumbs_ties", _voted, _scaled, lambda weights, params: _banded(weights, params)
-                              or _positive(weights, params)),
-    "slerp": MergekitMethod("nuslerp", lambda weight, params: {"weight": weight}, lambda params: {"nuslerp_flatten": True}, _arc),
-    "model_stock": MergekitMethod("model_stock", lambda weight, params: {}, lambda params: {"filter_wise": False}, _even),
+    "breadcrumbs_ties": MergekitMethod(
+        "breadcrumbs_ties",
+        _voted,
+        _scaled,
+        lambda weights, params: _banded(weights, params) or _positive(weights, params),
+    ),
+    "slerp": MergekitMethod(
+        "nuslerp", lambda weight, params: {"weight": weight}, lambda params: {"nuslerp_flatten": True}, _arc
+    ),
+    "model_stock": MergekitMethod(
+        "model_stock", lambda weight, params: {}, lambda params: {"filter_wise": False}, _even
+    ),
 }
 """Rule -> mergekit's method with the same formula."""
 
 REASONS: Mapping[str, str] = {
-    **dict.fromkeys(("dare_linear", "dare_ties", "della", "della_linear"), "its random choices are others, and no seed makes them equal"),
+    **dict.fromkeys(
+        ("dare_linear", "dare_ties", "della", "della_linear"),
+        "its random choices are others, and no seed makes them equal",
+    ),
     "karcher": "mergekit takes the mean of whole models, not of changes",
     "sce": "mergekit's has no weights of models",
 }
 
 
 def to_mergekit(recipe: Recipe, base: str, models: Sequence[str]) -> dict[str, Any]:
-    """The configuration of the same merge for mergekit: ``base`` and ``models`` are paths or names, the models in the recipe's order.
+    """The configuration of the same merge for mergekit: ``base`` and ``models`` are paths or names, the
+    models in the recipe's order.
 
     Raises:
         Unsupported: mergekit has no such rule, or one with another formula.
@@ -101,30 +133,48 @@ def to_mergekit(recipe: Recipe, base: str, models: Sequence[str]) -> dict[str, A
     """
     rule, weights = recipe.rule, [parent.weight or 0.0 for parent in recipe.parents]
     equal = MERGEKIT_METHODS.get(rule or "")
-    reason = "a tree is evaluated when the model runs" if rule is None else REASONS.get(rule, "it has no method with this formula")
+    reason = (
+        "a tree is evaluated when the model runs"
+        if rule is None
+        else REASONS.get(rule, "it has no method with this formula")
+    )
     if equal is not None:
         reason = equal.mismatch(weights, recipe.params)
     if equal is None or reason:
-        raise Unsupported("mergekit would not give the same", where=f"rule {rule or 'tree'}", found=reason,
-                          expected=f"one of {', '.join(sorted(MERGEKIT_METHODS))}",
-                          remedy="keep the recipe, which adapterpack compose --recipe repeats")
+        raise Unsupported(
+            "mergekit would not give the same",
+            where=f"rule {rule or 'tree'}",
+            found=reason,
+            expected=f"one of {', '.join(sorted(MERGEKIT_METHODS))}",
+            remedy="keep the recipe, which adapterpack compose --recipe repeats",
+        )
     return {
         "merge_method": equal.method,
         "base_model": base,
-        "models": [{"model": f"{base}+{model}", **({"parameters": values} if (values := equal.per_model(weight, recipe.params)) else {})}
-                   for model, weight in zip(models, weights, strict=True)],
+        "models": [
+            {
+                "model": f"{base}+{model}",
+                **({"parameters": values} if (values := equal.per_model(weight, recipe.params)) else {}),
+            }
+            for model, weight in zip(models, weights, strict=True)
+        ],
         "parameters": equal.common(recipe.params),
         "dtype": "float32",
     }
 
 
 def write(recipe: Recipe, base: str, models: Sequence[str], out: str | os.PathLike[str]) -> None:
-    """Writes :func:`to_mergekit` as YAML, and in a comment what adapterpack cut off, which mergekit does not."""
+    """Writes :func:`to_mergekit` as YAML, and in a comment what adapterpack cut off, which mergekit does
+    not.
+    """
     import yaml  # noqa: PLC0415 - most compositions write none
 
     value = to_mergekit(recipe, base, models)
     note = printable(f"# The merge of the adapterpack recipe '{recipe.name}'.").replace("\n", "\\n") + "\n"
     if cut := {name: recipe.options[name] for name in ("rank", "energy", "budget") if name in recipe.options}:
-        note += f"# adapterpack cut the result ({', '.join(f'{name} {value:g}' for name, value in cut.items())}); mergekit does not.\n"
+        note += (
+            "# adapterpack cut the result "
+            f"({', '.join(f'{name} {value:g}' for name, value in cut.items())}); mergekit does not.\n"
+        )
     with output_file(out, renews=b"# The merge of the adapterpack recipe") as file:
         file.write_text(note + yaml.safe_dump(value, sort_keys=False), "utf-8")

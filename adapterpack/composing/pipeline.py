@@ -1,4 +1,6 @@
-"""Combines several packs into one: exactly where the rule allows it, and with the loss in the lineage where a rank is given."""
+"""Combines several packs into one: exactly where the rule allows it, and with the loss in the lineage where a
+rank is given.
+"""
 
 from __future__ import annotations
 
@@ -49,68 +51,100 @@ def compose(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Pack:
-    """Combines packs by a rule into one LoRA pack; or, with a tree, into a pack that holds them all and combines them at run time.
+    """Combines packs by a rule into one LoRA pack; or, with a tree, into a pack that holds them all and
+    combines them at run time.
 
-    Packs of (IA)^3 alone, under a rule that is a weighted sum of changes and without rank, energy or budget, give one of (IA)^3, exactly.
+    Packs of (IA)^3 alone, under a rule that is a weighted sum of changes and without rank, energy or budget,
+    give one of (IA)^3, exactly.
 
     Args:
-        packs: the packs, or their folders; all of one base and one task. A pack that does not change a site adds nothing there. Their order
-            decides nothing but which weight is whose: the tensors are the same to the bit.
+        packs: the packs, or their folders; all of one base and one task. A pack that does not change a site
+            adds nothing there. Their order decides nothing but which weight is whose: the tensors are the
+            same to the bit.
         rule: how the changes are combined; ``linear`` is the weighted sum of the changes ``s_i B_i A_i``.
-        weights: one number a pack, of any sign; by default equal, of sum 1 or, for rules of sums such as ``task_arithmetic``, 1 each.
+        weights: one number a pack, of any sign; by default equal, of sum 1 or, for rules of sums such as
+            ``task_arithmetic``, 1 each.
         params: the rule's own parameters.
-        rank: keeps at most this rank at every site, by the best approximation of the combined change. A rule whose result has no low rank,
-            such as ``ties``, takes the largest rank of the packs if neither rank, energy nor budget is given, and warns of what that loses.
-        energy: keeps at every site the smallest rank that holds this share (0 to 1) of the squared singular values.
-        budget: the numbers that all factors together may have, or below 1 that share of those of all packs. Ranks are shared out over all
-            sites so that the total error is least; a site that gets none is left out, and listed.
-        whole: what becomes of modules trained whole, such as heads: ``average``; ``union``, which puts heads of different labels side by
-            side as one head of all labels; or ``pick:NAME``, those of one pack.
-        statistics: for rules that look at data, what :func:`adapterpack.measure` wrote of each pack, in their order.
+        rank: keeps at most this rank at every site, by the best approximation of the combined change. A rule
+            whose result has no low rank, such as ``ties``, takes the largest rank of the packs if neither
+            rank, energy nor budget is given, and warns of what that loses.
+        energy: keeps at every site the smallest rank that holds this share (0 to 1) of the squared singular
+            values.
+        budget: the numbers that all factors together may have, or below 1 that share of those of all packs.
+            Ranks are shared out over all sites so that the total error is least; a site that gets none is
+            left out, and listed.
+        whole: what becomes of modules trained whole, such as heads: ``average``; ``union``, which puts heads
+            of different labels side by side as one head of all labels; or ``pick:NAME``, those of one pack.
+        statistics: for rules that look at data, what :func:`adapterpack.measure` wrote of each pack, in their
+            order.
         score: for ``lorahub``, how good a pack is: the weights are searched for that make the best.
-        base: the checkpoint behind the packs, for methods whose change depends on the weight (DoRA, OFT, ...); others need none.
+        base: the checkpoint behind the packs, for methods whose change depends on the weight (DoRA, OFT,
+            ...); others need none.
         name: the new pack's name; the name of ``out``, or of the rule and the packs, by default.
         out: a new folder to write the pack to.
-        tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``, ``"arrow(a, b, c, top_k=2)"``,
-            the same as JSON values, or nodes of :mod:`~adapterpack.adapter_methods.nodes`. ``docs/methods.md`` lists the kinds of nodes.
+        tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``,
+            ``"arrow(a, b, c, top_k=2)"``, the same as JSON values, or nodes of
+            :mod:`~adapterpack.adapter_methods.nodes`. ``docs/methods.md`` lists the kinds of nodes.
         seed: of what a node that is trained begins with, and of a rule's random choices.
-        recipe: instead of all these, a recipe (:mod:`adapterpack.composing.recipe`), or a composed pack: the same pack is made again, byte
-            for byte, from the same packs, which are known by their digests and may come in any order.
-        progress: called with (bytes of factors combined, bytes in all) while a rule works; in a search, for the result alone.
+        recipe: instead of all these, a recipe (:mod:`adapterpack.composing.recipe`), or a composed pack: the
+            same pack is made again, byte for byte, from the same packs, which are known by their digests and
+            may come in any order.
+        progress: called with (bytes of factors combined, bytes in all) while a rule works; in a search, for
+            the result alone.
 
     Returns:
-        The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank``, ``energy`` or ``budget`` its
-        ``manifest.lineage.params`` hold ``truncation``: the relative Frobenius error at every site, and of all sites together; and where a
+        The pack: float32, ``alpha = r`` at every site, so the scale is 1. With ``rank``, ``energy`` or
+            ``budget`` its
+        ``manifest.lineage.params`` hold ``truncation``: the relative Frobenius error at every site, and of
+            all sites together; and where a
         change has no low rank ``approximation``, the error of taking it as factors before.
 
     Raises:
         NothingToDo: there are no packs, or the combined change is zero everywhere.
-        ConfigError: wrong weights, parameters, rank, energy, budget or name; a rule that needs statistics or a score has none.
+        ConfigError: wrong weights, parameters, rank, energy, budget or name; a rule that needs statistics or
+            a score has none.
         UnknownName: there is no such rule.
         BaseMismatch: the packs belong to different bases.
         Unsupported: the packs cannot be combined exactly; the message says why and what to do.
-        FormatError: what the packs say of their ancestors cannot be true together, or a recipe is of other packs.
+        FormatError: what the packs say of their ancestors cannot be true together, or a recipe is of other
+            packs.
 
     Example:
-        >>> compose(["packs/tickets", "packs/emails"], weights=[0.7, 0.3], out="packs/both").name  # doctest: +SKIP
+        >>> compose(["packs/tickets", "packs/emails"], weights=[0.7, 0.3],
+        ...     out="packs/both").name  # doctest: +SKIP
         'both'
     """
     if out is not None:
         refuse_existing(Path(out))
     if recipe is not None:
         other_options: tuple[Any, ...] = (weights, params, rank, energy, budget, tree, score)
-        if (rule, whole, seed) != ("linear", "average", 0) or any(option is not None for option in other_options):
-            raise ConfigError("a recipe says itself how the packs are combined", where="recipe", expected="the packs, and where they go",
-                              remedy="leave the other options out, or the recipe")
-        pack = repeat(recipe, load_all(packs), base=base, statistics=statistics, name=name or (Path(out).name if out is not None else None),
-                        progress=progress)
+        if (rule, whole, seed) != ("linear", "average", 0) or any(
+            option is not None for option in other_options
+        ):
+            raise ConfigError(
+                "a recipe says itself how the packs are combined",
+                where="recipe",
+                expected="the packs, and where they go",
+                remedy="leave the other options out, or the recipe",
+            )
+        pack = repeat(
+            recipe,
+            load_all(packs),
+            base=base,
+            statistics=statistics,
+            name=name or (Path(out).name if out is not None else None),
+            progress=progress,
+        )
         return pack if out is None else pack.write(out)
     if tree is not None:
         other_options = (weights, params, rank, energy, budget, statistics, score)
         if (rule, whole) != ("linear", "average") or any(option is not None for option in other_options):
-            raise ConfigError("a tree says itself how the packs are combined", where="tree",
-                              expected="no rule, weights, parameters, rank, energy or budget",
-                              remedy="write weights into the tree: sum(0.7*a, 0.3*b)")
+            raise ConfigError(
+                "a tree says itself how the packs are combined",
+                where="tree",
+                expected="no rule, weights, parameters, rank, energy or budget",
+                remedy="write weights into the tree: sum(0.7*a, 0.3*b)",
+            )
         checked_weights(packs, None)
         parents = load_all(packs)
         pack = assemble(parents, tree, chosen_name(name, out, COMPOSED, parents), seed)
@@ -126,15 +160,25 @@ def compose(
     if work.rule.search:
         work = _search_weights(work, score, called)
     elif score is not None:
-        raise ConfigError("this rule searches for nothing", where=f"rule {rule}", expected="lorahub, if weights are to be searched for",
-                          remedy="leave the score out")
+        raise ConfigError(
+            "this rule searches for nothing",
+            where=f"rule {rule}",
+            expected="lorahub, if weights are to be searched for",
+            remedy="leave the score out",
+        )
     pack = build_pack(work, combine_sites(work, progress), called)
     return pack if out is None else pack.write(out)
 
 
 def request_of(
-    rule: str, weights: Sequence[float] | None, params: Mapping[str, Any] | None, rank: int | None, energy: float | None,
-    budget: float | None, whole: str, seed: int,
+    rule: str,
+    weights: Sequence[float] | None,
+    params: Mapping[str, Any] | None,
+    rank: int | None,
+    energy: float | None,
+    budget: float | None,
+    whole: str,
+    seed: int,
 ) -> Request:
     """The request of :func:`compose`'s arguments; a rule that draws has its seed among its parameters."""
     values = dict(params or {})
@@ -155,20 +199,28 @@ def load_all(packs: Packs) -> list[Pack]:
 
 
 def _search_weights(work: Work, score: Score | None, name: str) -> Work:
-    """The work under the weights that score best; or under those that were given, which is what a recipe does."""
+    """The work under the weights that score best; or under those that were given, which is what a recipe
+    does.
+    """
     if score is None:
         if work.request.weights is None:
-            raise ConfigError("this rule searches for its weights, and nothing says what is good", where=f"rule {work.request.rule}",
-                              expected="a score, or weights",
-                              remedy="give score=FUNCTION, or --score EXECUTABLE; it gets a pack, and more is better")
+            raise ConfigError(
+                "this rule searches for its weights, and nothing says what is good",
+                where=f"rule {work.request.rule}",
+                expected="a score, or weights",
+                remedy="give score=FUNCTION, or --score EXECUTABLE; it gets a pack, and more is better",
+            )
         return work
     if work.request.weights is not None:
-        raise ConfigError("weights that are given are not searched for", where=f"rule {work.request.rule}", expected="a score, or weights",
-                          remedy="leave one of them out")
+        raise ConfigError(
+            "weights that are given are not searched for",
+            where=f"rule {work.request.rule}",
+            expected="a score, or weights",
+            remedy="leave one of them out",
+        )
 
     def judged(weights: np.ndarray) -> float:
         tried = work.weighing(list(weights))
         return score(build_pack(tried, combine_sites(tried), name))
 
     return work.weighing(searched(judged, len(work.parents), **work.arguments))
-

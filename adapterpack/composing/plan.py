@@ -1,7 +1,9 @@
-"""Says what a composition would do, without doing it: the path of each group of sites, why, at what cost, and whether it is exact.
+"""Says what a composition would do, without doing it: the path of each group of sites, why, at what cost, and
+whether it is exact.
 
-Sites of one shape and the same ranks take one path. Costs are floating-point operations, and bytes in memory while a site is worked on;
-the bound on memory adds up what all steps need at the most, without the packs as they were read.
+Sites of one shape and the same ranks take one path. Costs are floating-point operations, and bytes in memory
+while a site is worked on; the bound on memory adds up what all steps need at the most, without the packs as
+they were read.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from .within import common_sums
 from .work import BATCH, Request, approximation
 
 _BLOCKS = 64 << 20
-"""Bytes of blocks of rows, orthogonal directions and the like that one thread needs on top of the site itself: an upper bound."""
+"""Bytes of blocks of rows, orthogonal directions and the like that one thread needs on top of the site
+itself: an upper bound.
+"""
 
 
 class Sized(NamedTuple):
@@ -58,32 +62,68 @@ class Path(NamedTuple):
 
 
 PATHS: Mapping[str, Path] = {
-    "G": Path("inner products of the factors", "the result is a sum of the changes, so inner products decide all of it",
-              lambda s: 2 * (s.m + s.n) * s.total**2, lambda s: 8 * 2 * (s.m + s.n) * s.total),
-    "C": Path("joint bases", "the rule acts on directions, and all of them lie in the joint column and row spaces",
-              lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3 * s.packs,
-              lambda s: 8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2 + s.packs * min(s.total, s.m) * s.n)),
-    "S": Path("scaling of one side", "rows or columns are scaled, or a small system is solved, and the factors stay as narrow as they are",
-              lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3,
-              lambda s: 8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2)),
-    "F": Path("factors one by one", "the rule looks at single rows and columns of the factors",
-              lambda s: 4 * (s.m + s.n) * s.total**2, lambda s: 8 * 4 * (s.m + s.n) * s.total),
-    "moment": Path("a system of the size of the inputs", "the moments of the inputs are solved for; the factors stay as narrow as they are",
-                   lambda s: 2 * s.n**3 // 3 + 4 * s.packs * s.n**2 * max(1, s.total), lambda s: 8 * (4 * s.n**2 + 4 * s.total * s.n)),
-    "held": Path("dense entries, held", "the rule looks at every entry, and the site is small enough to be held while it is cut",
-                 lambda s: 2 * s.m * s.n * (2 * s.total + 10 * s.k), lambda s: 8 * s.m * s.n + 16 * (s.m + s.n) * (s.k + 24)),
-    "streamed": Path("dense entries, in blocks of rows", "the rule looks at every entry, and the site is too large to be held: "
-                     "each pass of the range finder makes the blocks anew",
-                     lambda s: 2 * s.m * s.n * (5 * s.total + 10 * s.k), lambda s: 16 * (s.m + s.n) * (s.k + 24)),
-    "within": Path("parameters of the packs' own method", "the changes add up to one of the method's own, number by number",
-                   lambda s: 2 * s.packs * (s.m + s.n), lambda s: 8 * (s.packs + 1) * (s.m + s.n)),
+    "G": Path(
+        "inner products of the factors",
+        "the result is a sum of the changes, so inner products decide all of it",
+        lambda s: 2 * (s.m + s.n) * s.total**2,
+        lambda s: 8 * 2 * (s.m + s.n) * s.total,
+    ),
+    "C": Path(
+        "joint bases",
+        "the rule acts on directions, and all of them lie in the joint column and row spaces",
+        lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3 * s.packs,
+        lambda s: (
+            8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2 + s.packs * min(s.total, s.m) * s.n)
+        ),
+    ),
+    "S": Path(
+        "scaling of one side",
+        "rows or columns are scaled, or a small system is solved, and the factors stay as narrow as they are",
+        lambda s: 4 * (s.m + s.n) * s.total**2 + 22 * s.total**3,
+        lambda s: 8 * (3 * (s.m + s.n) * s.total + 2 * s.packs * s.total**2),
+    ),
+    "F": Path(
+        "factors one by one",
+        "the rule looks at single rows and columns of the factors",
+        lambda s: 4 * (s.m + s.n) * s.total**2,
+        lambda s: 8 * 4 * (s.m + s.n) * s.total,
+    ),
+    "moment": Path(
+        "a system of the size of the inputs",
+        "the moments of the inputs are solved for; the factors stay as narrow as they are",
+        lambda s: 2 * s.n**3 // 3 + 4 * s.packs * s.n**2 * max(1, s.total),
+        lambda s: 8 * (4 * s.n**2 + 4 * s.total * s.n),
+    ),
+    "held": Path(
+        "dense entries, held",
+        "the rule looks at every entry, and the site is small enough to be held while it is cut",
+        lambda s: 2 * s.m * s.n * (2 * s.total + 10 * s.k),
+        lambda s: 8 * s.m * s.n + 16 * (s.m + s.n) * (s.k + 24),
+    ),
+    "streamed": Path(
+        "dense entries, in blocks of rows",
+        "the rule looks at every entry, and the site is too large to be held: "
+        "each pass of the range finder makes the blocks anew",
+        lambda s: 2 * s.m * s.n * (5 * s.total + 10 * s.k),
+        lambda s: 16 * (s.m + s.n) * (s.k + 24),
+    ),
+    "within": Path(
+        "parameters of the packs' own method",
+        "the changes add up to one of the method's own, number by number",
+        lambda s: 2 * s.packs * (s.m + s.n),
+        lambda s: 8 * (s.packs + 1) * (s.m + s.n),
+    ),
 }
-"""By the class of a rule, by what it reads, or for dense rules by how a site is cut; ``within`` where the packs' method has sums."""
+"""By the class of a rule, by what it reads, or for dense rules by how a site is cut; ``within`` where the
+packs' method has sums.
+"""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sites that take one path: how many, one of them, ``[m, n]``, the ranks of the packs; the largest rank that may come out."""
+    """Sites that take one path: how many, one of them, ``[m, n]``, the ranks of the packs; the largest rank
+    that may come out.
+    """
 
     sites: int
     example: str
@@ -100,7 +140,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """All groups, and in total: operations, the bound on memory, the threads, and what becomes of modules trained whole."""
+    """All groups, and in total: operations, the bound on memory, the threads, and what becomes of modules
+    trained whole.
+    """
 
     rule: str
     needs: str
@@ -117,9 +159,17 @@ class Plan:
 
 
 def plan(
-    packs: Packs, *, rule: str = "linear", weights: Sequence[float] | None = None, params: Mapping[str, Any] | None = None,
-    rank: int | None = None, energy: float | None = None, budget: float | None = None, whole: str = "average",
-    base: str | os.PathLike[str] | None = None, seed: int = 0,
+    packs: Packs,
+    *,
+    rule: str = "linear",
+    weights: Sequence[float] | None = None,
+    params: Mapping[str, Any] | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    budget: float | None = None,
+    whole: str = "average",
+    base: str | os.PathLike[str] | None = None,
+    seed: int = 0,
 ) -> Plan:
     """What :func:`adapterpack.compose` would do with the same arguments, without doing it.
 
@@ -144,30 +194,52 @@ def plan(
     for pack in present:
         for adapter in pack.adapters():
             sized = adapter._replace(site=with_widths(adapter, checkpoint))
-            by_path.setdefault(adapter.site.path, []).append((sized, *_rank(sized, request, within, checkpoint is not None)))
+            by_path.setdefault(adapter.site.path, []).append(
+                (sized, *_rank(sized, request, within, checkpoint is not None))
+            )
     grouped: dict[tuple[int, int, tuple[int, ...], bool], list[str]] = {}
     for path, parts in by_path.items():
         site = parts[0][0].site
-        key = (site.out_features or 0, site.in_features or 0, tuple(part[1] for part in parts), all(part[2] for part in parts))
+        key = (
+            site.out_features or 0,
+            site.in_features or 0,
+            tuple(part[1] for part in parts),
+            all(part[2] for part in parts),
+        )
         grouped.setdefault(key, []).append(path)
-    groups = tuple(_within(paths, *key) if within else _group(chosen, request, paths, *key, base is not None)
-                   for key, paths in grouped.items())
-    modules = sorted({group.path for pack in parents for group in pack.manifest.groups if group.role == "full"})
-    return Plan(rule, chosen.needs, all(group.exact for group in groups), sum(group.sites * group.flops for group in groups),
-                _bound(groups, modules, parents, request), workers(), {"policy": whole, "modules": modules}, groups)
+    groups = tuple(
+        _within(paths, *key) if within else _group(chosen, request, paths, *key, base is not None)
+        for key, paths in grouped.items()
+    )
+    modules = sorted(
+        {group.path for pack in parents for group in pack.manifest.groups if group.role == "full"}
+    )
+    return Plan(
+        rule,
+        chosen.needs,
+        all(group.exact for group in groups),
+        sum(group.sites * group.flops for group in groups),
+        _bound(groups, modules, parents, request),
+        workers(),
+        {"policy": whole, "modules": modules},
+        groups,
+    )
 
 
 def _rank(adapter: Adapter, request: Request, within: bool, based: bool) -> tuple[int, bool]:
     """The rank of an adapter's own factors, and whether it has any; else that of the approximation.
 
     Raises:
-        Unsupported: there are none, and nothing says how to approximate them; not ``within`` the packs' own method, which needs none.
+        Unsupported: there are none, and nothing says how to approximate them; not ``within`` the packs' own
+            method, which needs none.
     """
     method, site = adapter.method, adapter.site
     if not within:
         require_representable(adapter, based)
     if method.fold is None and method.traits.additive and not method.traits.reads_weight:
-        exact = exact_factors(method, adapter.config, complete(method, adapter.config, adapter.wide, site), site)
+        exact = exact_factors(
+            method, adapter.config, complete(method, adapter.config, adapter.wide, site), site
+        )
         if exact is not None:
             return len(exact.A), True
     if not within:
@@ -178,20 +250,46 @@ def _rank(adapter: Adapter, request: Request, within: bool, based: bool) -> tupl
 
 def _within(paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool) -> Group:
     path, sized = PATHS["within"], Sized(m, n, ranks, 0)
-    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, True, 0, path.flops(sized), path.bytes(sized), ())
+    return Group(
+        len(paths),
+        paths[0],
+        (m, n),
+        ranks,
+        path.name,
+        path.why,
+        True,
+        0,
+        path.flops(sized),
+        path.bytes(sized),
+        (),
+    )
 
 
-def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool, based: bool) -> Group:
+def _group(
+    rule: Rule,
+    request: Request,
+    paths: list[str],
+    m: int,
+    n: int,
+    ranks: tuple[int, ...],
+    low_rank: bool,
+    based: bool,
+) -> Group:
     side = min(m, n)
     most = side if rule.needs == "D" else min(side, sum(ranks))
     k = min(most, request.rank or most)
     dense = "held" if m * n <= MAX_IN_MEMORY else "streamed"
     path = PATHS[dense if rule.needs == "D" else "moment" if rule.statistics == "moment" else rule.needs]
     sized = Sized(m, n, ranks, k)
-    loses = rule.needs == "D" or (request.cuts and (k < most or request.energy is not None or request.budget is not None))
+    loses = rule.needs == "D" or (
+        request.cuts and (k < most or request.energy is not None or request.budget is not None)
+    )
     notes = []
     if not low_rank:
-        notes.append("a change without a low rank is approximated first" + ("" if based else "; methods that scale or turn need the base"))
+        notes.append(
+            "a change without a low rank is approximated first"
+            + ("" if based else "; methods that scale or turn need the base")
+        )
     if request.rank_is_default:
         notes.append(f"no rank was given, so the packs' largest is taken: --rank {request.rank}")
     if loses:
@@ -203,11 +301,26 @@ def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks
         peak += 8 * 4 * (m + n) * sized.total
     if not low_rank:
         flops += 8 * m * n * max(ranks)
-    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, low_rank and not loses, k, int(flops), int(peak), tuple(notes))
+    return Group(
+        len(paths),
+        paths[0],
+        (m, n),
+        ranks,
+        path.name,
+        path.why,
+        low_rank and not loses,
+        k,
+        int(flops),
+        int(peak),
+        tuple(notes),
+    )
 
 
 def _bound(groups: Sequence[Group], modules: Sequence[str], parents: Sequence[Pack], request: Request) -> int:
-    """Bytes at the most: all factors widened and scaled, all results twice, the batch that is worked on, and what each thread needs."""
+    """Bytes at the most: all factors widened and scaled, all results twice, the batch that is worked on, and
+    what each thread needs.
+    """
+
     def numbers(rank: int, group: Group) -> int:
         return group.sites * rank * sum(group.shape)
 
@@ -216,5 +329,9 @@ def _bound(groups: Sequence[Group], modules: Sequence[str], parents: Sequence[Pa
     spectra = 2 * results if request.budget is not None else 0
     batch = 3 * 4 * min(BATCH, sum(numbers(sum(group.ranks), group) for group in groups)) * 2
     per_thread = workers() * (max((group.bytes for group in groups), default=0) + _BLOCKS)
-    whole = 3 * sum(value.nbytes for pack in parents for part in pack.full().values() for value in part.values()) if modules else 0
+    whole = (
+        3 * sum(value.nbytes for pack in parents for part in pack.full().values() for value in part.values())
+        if modules
+        else 0
+    )
     return int(factors + results + spectra + batch + per_thread + whole)

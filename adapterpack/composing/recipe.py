@@ -1,7 +1,8 @@
-"""Reads and writes recipes, which say how a pack was composed, and repeats them: the same packs give the same bytes.
+"""Reads and writes recipes, which say how a pack was composed, and repeats them: the same packs give the same
+bytes.
 
-A recipe is read off the lineage of a composed pack, which holds all of it. It names packs by digest and files of statistics by sha256,
-and no path, so it can be published with the pack.
+A recipe is read off the lineage of a composed pack, which holds all of it. It names packs by digest and files
+of statistics by sha256, and no path, so it can be published with the pack.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ _MOST_PARENTS = 10_000
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a pack called ``name`` is made of ``parents``: by a rule and its parameters, or by a ``tree``; ``options`` are rank, energy,
-    budget and whole. ``statistics`` are the digests of their files, ``result`` the digest of the pack.
+    """How a pack called ``name`` is made of ``parents``: by a rule and its parameters, or by a ``tree``;
+    ``options`` are rank, energy, budget and whole. ``statistics`` are the digests of their files, ``result``
+    the digest of the pack.
 
     Example:
         >>> Recipe("both", (Parent("sha256:" + "0" * 64, "a", 0.5),), rule="linear").to_json()["rule"]
@@ -60,8 +62,15 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """The recipe as a JSON value."""
         return {
-            "format": FORMAT, "name": self.name, "rule": self.rule, "tree": self.tree, "params": dict(self.params), **self.options,
-            "seed": self.seed, "parents": [msgspec.structs.asdict(parent) for parent in self.parents], "statistics": list(self.statistics),
+            "format": FORMAT,
+            "name": self.name,
+            "rule": self.rule,
+            "tree": self.tree,
+            "params": dict(self.params),
+            **self.options,
+            "seed": self.seed,
+            "parents": [msgspec.structs.asdict(parent) for parent in self.parents],
+            "statistics": list(self.statistics),
             "result": self.result,
         }
 
@@ -79,19 +88,40 @@ def recipe_of(pack: Pack) -> Recipe:
     """
     lineage = pack.manifest.lineage
     if lineage is None or (lineage.operation not in RULES and pack.manifest.composition is None):
-        raise ConfigError("this pack was not composed, so there is no recipe for it", where=f"pack '{pack.name}'",
-                          found="no lineage" if lineage is None else lineage.operation, remedy="name a recipe, or a pack that compose made")
+        raise ConfigError(
+            "this pack was not composed, so there is no recipe for it",
+            where=f"pack '{pack.name}'",
+            found="no lineage" if lineage is None else lineage.operation,
+            remedy="name a recipe, or a pack that compose made",
+        )
     result, params = pack.id, dict(lineage.params)
     if pack.manifest.composition is not None:
-        return Recipe(pack.manifest.pack.name, lineage.parents, tree=pack.manifest.composition.tree, seed=int(params.get("seed", 0)),
-                      result=result)
+        return Recipe(
+            pack.manifest.pack.name,
+            lineage.parents,
+            tree=pack.manifest.composition.tree,
+            seed=int(params.get("seed", 0)),
+            result=result,
+        )
     parameters = RULES[lineage.operation].parameters
     statistics = params.get("statistics") or ()
     if not all(isinstance(digest, str) for digest in statistics):
-        raise ConfigError("the statistics of this pack are in no file", where=f"pack '{pack.name}'", remedy="write them to files first")
-    return Recipe(pack.manifest.pack.name, lineage.parents, lineage.operation, None,
-                  {name: value for name, value in params.items() if name in parameters},
-                  {name: params[name] for name in _OPTIONS if name in params}, 0, tuple(statistics), result)
+        raise ConfigError(
+            "the statistics of this pack are in no file",
+            where=f"pack '{pack.name}'",
+            remedy="write them to files first",
+        )
+    return Recipe(
+        pack.manifest.pack.name,
+        lineage.parents,
+        lineage.operation,
+        None,
+        {name: value for name, value in params.items() if name in parameters},
+        {name: params[name] for name in _OPTIONS if name in params},
+        0,
+        tuple(statistics),
+        result,
+    )
 
 
 def read(source: str | os.PathLike[str]) -> Recipe:
@@ -109,9 +139,16 @@ def read(source: str | os.PathLike[str]) -> Recipe:
         data = read_at_most(opened, _LIMIT + 1)
     value = loads(data, path, _LIMIT)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise FormatError("this is no recipe", where=path, expected=FORMAT, found=str(value.get("format") if isinstance(value, dict) else
-                          type(value).__name__)[:80], remedy="write one with compose --write-recipe, or name a composed pack")
-    with library_errors("msgspec", "the recipe is malformed", where=path, remedy="write it again with compose --write-recipe"):
+        raise FormatError(
+            "this is no recipe",
+            where=path,
+            expected=FORMAT,
+            found=str(value.get("format") if isinstance(value, dict) else type(value).__name__)[:80],
+            remedy="write one with compose --write-recipe, or name a composed pack",
+        )
+    with library_errors(
+        "msgspec", "the recipe is malformed", where=path, remedy="write it again with compose --write-recipe"
+    ):
         file = msgspec.convert(value, _File)
     return file.recipe()
 
@@ -140,19 +177,35 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     def recipe(self) -> Recipe:
         """The recipe."""
         options = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
-        return Recipe(self.name, self.parents, self.rule, self.tree, self.params, options, self.seed, self.statistics, self.result)
+        return Recipe(
+            self.name,
+            self.parents,
+            self.rule,
+            self.tree,
+            self.params,
+            options,
+            self.seed,
+            self.statistics,
+            self.result,
+        )
 
 
 def repeat(
-    recipe: Recipe | str | os.PathLike[str], packs: Sequence[Pack], *, base: str | os.PathLike[str] | None = None,
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None, name: str | None = None, progress: Progress | None = None,
+    recipe: Recipe | str | os.PathLike[str],
+    packs: Sequence[Pack],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
 ) -> Pack:
     """The pack of a recipe, made again from its parents, and shown to be the same by its digest.
 
     A pack of another ``name`` is another pack, so it is compared under the name that the recipe gives.
 
     Raises:
-        FormatError: a parent is missing, a pack is none of the parents, statistics are others; or the pack that comes out is another one.
+        FormatError: a parent is missing, a pack is none of the parents, statistics are others; or the pack
+            that comes out is another one.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
     parents = _matched(recipe, packs)
@@ -167,10 +220,14 @@ def repeat(
             within = build_pack(work, combine_sites(work, progress), recipe.name)
         made = within
     if recipe.result is not None and made.id != recipe.result:
-        raise FormatError("the same packs gave another result than the recipe says", where=f"recipe of '{recipe.name}'",
-                          expected=recipe.result, found=made.id,
-                          remedy="on another kind of processor, or with another numpy, the last bits may differ: set result to null in the "
-                                 "recipe to accept that")
+        raise FormatError(
+            "the same packs gave another result than the recipe says",
+            where=f"recipe of '{recipe.name}'",
+            expected=recipe.result,
+            found=made.id,
+            remedy="on another kind of processor, or with another numpy, the last bits may differ: set "
+            "result to null in the recipe to accept that",
+        )
     return made if name is None or name == recipe.name else made.renamed(name)
 
 
@@ -180,22 +237,37 @@ def _matched(recipe: Recipe, packs: Sequence[Pack]) -> list[Pack]:
     wanted = {parent.digest: parent for parent in recipe.parents}
     for digest, parent in wanted.items():
         if digest not in by_digest:
-            raise FormatError("a pack of the recipe is not among those given", where=f"'{parent.name}'", expected=digest,
-                              found=", ".join(f"'{pack.name}' {pack.id[:23]}" for pack in packs) or "none",
-                              remedy="give the very packs that the recipe names")
+            raise FormatError(
+                "a pack of the recipe is not among those given",
+                where=f"'{parent.name}'",
+                expected=digest,
+                found=", ".join(f"'{pack.name}' {pack.id[:23]}" for pack in packs) or "none",
+                remedy="give the very packs that the recipe names",
+            )
     for pack in packs:
         if pack.id not in wanted:
-            raise FormatError("a pack is none of the recipe's", where=f"pack '{pack.name}'", expected=", ".join(
-                f"'{parent.name}' {parent.digest[:23]}" for parent in recipe.parents), found=pack.id, remedy="leave it out")
+            raise FormatError(
+                "a pack is none of the recipe's",
+                where=f"pack '{pack.name}'",
+                expected=", ".join(f"'{parent.name}' {parent.digest[:23]}" for parent in recipe.parents),
+                found=pack.id,
+                remedy="leave it out",
+            )
     return [by_digest[parent.digest].called(parent.name) for parent in recipe.parents]
 
 
-def _measured(recipe: Recipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None) -> list[Statistics] | None:
+def _measured(
+    recipe: Recipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None
+) -> list[Statistics] | None:
     """The statistics in the order of the recipe, known by their digests."""
     loaded = [item if isinstance(item, Statistics) else read_statistics(item) for item in statistics or ()]
     by_digest = {item.digest: item for item in loaded}
     for digest in recipe.statistics:
         if digest not in by_digest:
-            raise FormatError("statistics of the recipe are not among those given", expected=digest,
-                              found=", ".join(map(str, by_digest)) or "none", remedy="give the very files that the recipe names")
+            raise FormatError(
+                "statistics of the recipe are not among those given",
+                expected=digest,
+                found=", ".join(map(str, by_digest)) or "none",
+                remedy="give the very files that the recipe names",
+            )
     return [by_digest[digest] for digest in recipe.statistics] or None

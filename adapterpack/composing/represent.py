@@ -1,11 +1,13 @@
-"""Writes the change of any adapter at one site as two factors: exactly where its form has a low rank, else approximately, with the loss.
+"""Writes the change of any adapter at one site as two factors: exactly where its form has a low rank, else
+approximately, with the loss.
 
-What decides is the form that the method attaches (:class:`~adapterpack.adapter_methods.NormalForm`) and its traits, never its name:
+What decides is the form that the method attaches (:class:`~adapterpack.adapter_methods.NormalForm`) and its
+traits, never its name:
 
 - two factors and nothing else: they are the change;
 - a Kronecker product: its factors are the products of those of its two parts;
-- any other change is what the fold makes of the weight, less the weight, and is approximated. Where the fold scales or turns the weight
-  (DoRA, OFT, IA3), that needs the base.
+- any other change is what the fold makes of the weight, less the weight, and is approximated. Where the fold
+  scales or turns the weight (DoRA, OFT, IA3), that needs the base.
 """
 
 from __future__ import annotations
@@ -15,7 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Dense, Kronecker, Method, NormalForm, Params, Site, complete, fold, is_stacked, to_matrix
+from ..adapter_methods import (
+    Dense,
+    Kronecker,
+    Method,
+    NormalForm,
+    Params,
+    Site,
+    complete,
+    fold,
+    is_stacked,
+    to_matrix,
+)
 from ..adapter_methods.core.base import require_widths
 from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
@@ -29,7 +42,9 @@ KEEP_APART = "merge this pack into the base, or serve the packs side by side in 
 
 
 class FactoredChange(NamedTuple):
-    """A change ``factor up A``, ``A`` ``[r, n]`` and ``up`` ``[m, r]``, and what it leaves out: nothing (``tail`` 0) where it is exact."""
+    """A change ``factor up A``, ``A`` ``[r, n]`` and ``up`` ``[m, r]``, and what it leaves out: nothing
+    (``tail`` 0) where it is exact.
+    """
 
     A: np.ndarray
     up: np.ndarray
@@ -53,7 +68,8 @@ class FactoredChange(NamedTuple):
 
 
 def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | None = None) -> FactoredChange:
-    """The change that an adapter makes to the weight of its site, as factors with its own scale inside; float32 or wider.
+    """The change that an adapter makes to the weight of its site, as factors with its own scale inside;
+    float32 or wider.
 
     Args:
         adapter: one site with its method and parameters.
@@ -61,7 +77,8 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         cut: how much of a change that has no low rank is kept; without it such a change is refused.
 
     Raises:
-        Unsupported: the method does not act on weights, changes a bias, needs the base or a cut, or the site is a stack of matrices.
+        Unsupported: the method does not act on weights, changes a bias, needs the base or a cut, or the site
+            is a stack of matrices.
 
     Example:
         >>> from adapterpack import LoRA
@@ -76,7 +93,9 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
     weight = bias = None
     if method.traits.reads_weight or not method.traits.additive:
         weight, bias = _of_base(adapter, base)
-        site = dataclasses.replace(site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
+        site = dataclasses.replace(
+            site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1]
+        )
     else:
         site = with_widths(adapter, base)
     params = complete(method, adapter.config, adapter.wide, site)
@@ -98,31 +117,50 @@ def require_representable(adapter: Adapter, based: bool) -> None:
     """Goes on only if factors can hold the change at all; ``based`` says that the base is at hand.
 
     Raises:
-        Unsupported: the method does not act on weights, or at some positions only, or needs the base; the site is a stack of matrices.
+        Unsupported: the method does not act on weights, or at some positions only, or needs the base; the
+            site is a stack of matrices.
     """
     method, site = adapter.method, adapter.site
     if method.kind != "weight":
-        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
-                          expected="a method that changes weights", found=f"not additive: a {method.kind} method",
-                          remedy="serve the packs side by side in a bank bundle")
+        raise Unsupported(
+            f"changes of the method {method.name} cannot be combined by their factors",
+            where=site.path,
+            expected="a method that changes weights",
+            found=f"not additive: a {method.kind} method",
+            remedy="serve the packs side by side in a bank bundle",
+        )
     if method.traits.positional:
-        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
-                          expected="a change that is the same at every position", found="not the same at every position",
-                          remedy="serve the packs side by side in a bank bundle")
+        raise Unsupported(
+            f"changes of the method {method.name} cannot be combined by their factors",
+            where=site.path,
+            expected="a change that is the same at every position",
+            found="not the same at every position",
+            remedy="serve the packs side by side in a bank bundle",
+        )
     if is_stacked(site.kind):
-        raise Unsupported("the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=KEEP_APART)
+        raise Unsupported(
+            "the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=KEEP_APART
+        )
     if not based and (method.traits.reads_weight or not method.traits.additive):
-        raise Unsupported(f"a change of the method {method.name} depends on the weight that it changes", where=site.path,
-                          expected="the base", found="not independent of the base weight, or not additive",
-                          remedy=f"give it with --base (base=); or {KEEP_APART}")
+        raise Unsupported(
+            f"a change of the method {method.name} depends on the weight that it changes",
+            where=site.path,
+            expected="the base",
+            found="not independent of the base weight, or not additive",
+            remedy=f"give it with --base (base=); or {KEEP_APART}",
+        )
 
 
 def with_widths(adapter: Adapter, base: Checkpoint | None) -> Site:
-    """The site of an adapter, with the widths of the base's weight where there is a base and the pack does not say them."""
+    """The site of an adapter, with the widths of the base's weight where there is a base and the pack does
+    not say them.
+    """
     site = adapter.site
     if base is None or (site.in_features and site.out_features):
         return site
-    stored = np.broadcast_to(np.float32(0), base.tensors[base.require_weight(site.path, adapter.weight)].shape)
+    stored = np.broadcast_to(
+        np.float32(0), base.tensors[base.require_weight(site.path, adapter.weight)].shape
+    )
     rows, columns = to_matrix(site.kind, stored).shape
     return dataclasses.replace(site, out_features=rows, in_features=columns)
 
@@ -134,19 +172,28 @@ def require_cut(adapter: Adapter, cut: Cut | None) -> Cut:
         Unsupported: it does not.
     """
     if cut is None or not cut.settings:
-        raise Unsupported(f"changes of the method {adapter.method.name} have no low rank, so factors only approximate them",
-                          where=adapter.site.path, expected="a rank or an energy to approximate them by", found="not low-rank",
-                          remedy=f"give one, such as --rank 16 (rank=16); or {KEEP_APART}")
+        raise Unsupported(
+            f"changes of the method {adapter.method.name} have no low rank, so factors only approximate them",
+            where=adapter.site.path,
+            expected="a rank or an energy to approximate them by",
+            found="not low-rank",
+            remedy=f"give one, such as --rank 16 (rank=16); or {KEEP_APART}",
+        )
     return cut
 
 
-def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+def _change(
+    adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
     """What the fold makes of a weight, less the weight: ``[out, in]``."""
     before = np.zeros(len(weight), weight.dtype) if bias is None else bias
     folded, moved = fold(adapter.method, adapter.config, params, site, weight, before)
     if moved is not None and not np.allclose(moved, before, rtol=1e-4, atol=1e-6):
-        raise Unsupported(f"the method {adapter.method.name} changes a bias, which the factors of a weight cannot hold", where=site.path,
-                          remedy=KEEP_APART)
+        raise Unsupported(
+            f"the method {adapter.method.name} changes a bias, which the factors of a weight cannot hold",
+            where=site.path,
+            remedy=KEEP_APART,
+        )
     return np.asarray(folded - weight)
 
 
@@ -182,5 +229,9 @@ def _of_base(adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.
     stored = to_matrix(site.kind, base.read(name))
     weight = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32)
     bias_name = f"{name.removesuffix('.weight')}.bias"
-    bias = base.read(bias_name).astype(weight.dtype) if name.endswith(".weight") and bias_name in base.tensors else None
+    bias = (
+        base.read(bias_name).astype(weight.dtype)
+        if name.endswith(".weight") and bias_name in base.tensors
+        else None
+    )
     return weight, bias

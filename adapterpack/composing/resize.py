@@ -1,4 +1,6 @@
-"""Reduces the rank of a pack: the best approximation of its change, site by site or under one budget for all."""
+"""Reduces the rank of a pack: the best approximation of its change, site by site or under one budget for
+all.
+"""
 
 from __future__ import annotations
 
@@ -41,25 +43,31 @@ def resize(
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Pack:
-    """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
+    """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its
+    exact singular values.
 
     Args:
-        pack: a pack or its folder. Any method whose change can be held by factors; what has no low rank is approximated, and says so.
+        pack: a pack or its folder. Any method whose change can be held by factors; what has no low rank is
+            approximated, and says so.
         rank: the most that any site keeps, with any of the criteria or alone.
-        energy: the fewest singular values S that hold this share of sum S^2; the relative error is then at most sqrt(1 - energy).
+        energy: the fewest singular values S that hold this share of sum S^2; the relative error is then at
+            most sqrt(1 - energy).
         sv_ratio: the values above S_1 / sv_ratio.
         sv_cumulative: the fewest values that hold this share of sum S.
-        sv_fro: the fewest values that hold this share of sqrt(sum S^2). These three are named as in kohya's resize script.
-        budget: the numbers that all factors together may have, or if it is below 1 that share of what they are now. Ranks are shared out
-            over all sites so that the total error is least; a site that gets none is left out of the pack, and listed.
+        sv_fro: the fewest values that hold this share of sqrt(sum S^2). These three are named as in kohya's
+            resize script.
+        budget: the numbers that all factors together may have, or if it is below 1 that share of what they
+            are now. Ranks are shared out over all sites so that the total error is least; a site that gets
+            none is left out of the pack, and listed.
         base: the checkpoint behind the pack, for methods whose change depends on the weight (DoRA, OFT, ...).
         name: the new pack's name; by default that of ``out``, or the old one with ``-resized``.
         out: a new folder to write the pack to.
 
     Returns:
-        The pack, of scale 1, its tensors in the dtype that they had. ``manifest.lineage.params`` hold the criteria and
-        ``truncation``: the relative Frobenius error of the stored change at each site and in total; ``left_out`` and ``approximation``
-        where there is something to list. Modules that were trained whole stay as they are.
+        The pack, of scale 1, its tensors in the dtype that they had. ``manifest.lineage.params`` hold the
+        criteria and ``truncation``: the relative Frobenius error of the stored change at each site and in
+        total; ``left_out`` and ``approximation`` where there is something to list. Modules that were trained
+        whole stay as they are.
 
     Raises:
         ConfigError: no criterion is given, or one is out of range.
@@ -67,36 +75,57 @@ def resize(
         Unsupported: a change that no factors hold; the message says which and why.
 
     Example:
-        >>> resize("packs/tickets", energy=0.99, out="packs/small").manifest.lineage.params["truncation"]["total"]  # doctest: +SKIP
+        >>> resize("packs/tickets", energy=0.99,
+        ...     out="packs/small").manifest.lineage.params["truncation"]["total"]  # doctest: +SKIP
         0.083
     """
     cut = Cut(rank, energy, sv_ratio, sv_cumulative, sv_fro)
     if not cut.settings and budget is None:
-        raise ConfigError("nothing says how small the pack should become", where="resize",
-                          expected="rank, energy, sv_ratio, sv_cumulative, sv_fro or budget", remedy="give one, such as energy 0.99")
+        raise ConfigError(
+            "nothing says how small the pack should become",
+            where="resize",
+            expected="rank, energy, sv_ratio, sv_cumulative, sv_fro or budget",
+            remedy="give one, such as energy 0.99",
+        )
     check_budget(budget, cut)
     if out is not None:
         refuse_existing(Path(out))
     parent = pack if isinstance(pack, Pack) else load(pack)
     require_own_blocks([parent], "a resized pack")
-    called = chosen_name(name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent])
+    called = chosen_name(
+        name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent]
+    )
     with one_thread_each():
         checkpoint, on_base = opened_base(base, [parent])
         sites = gather(on_base, [1.0], base=checkpoint, cut=cut if cut.settings else Cut(FULL_RANK))
         decompositions = spectra([summed(joint.terms) for joint in sites])
     if not sites or not any(len(spectrum.S) for spectrum in decompositions):
-        raise NothingToDo("the change is zero at every site", where=f"pack '{parent.name}'", remedy="resize a pack that changes something")
+        raise NothingToDo(
+            "the change is zero at every site",
+            where=f"pack '{parent.name}'",
+            remedy="resize a pack that changes something",
+        )
     ranks = _ranks(parent, sites, decompositions, cut, budget)
     dtype = _dtype(parent)
-    kept = [(joint, spectrum, rank) for joint, spectrum, rank in zip(sites, decompositions, ranks, strict=True) if rank]
-    changes = [Factors(*(factor.astype(dtype) for factor in spectrum.cut(rank)[0])) for _, spectrum, rank in kept]
+    kept = [
+        (joint, spectrum, rank)
+        for joint, spectrum, rank in zip(sites, decompositions, ranks, strict=True)
+        if rank
+    ]
+    changes = [
+        Factors(*(factor.astype(dtype) for factor in spectrum.cut(rank)[0])) for _, spectrum, rank in kept
+    ]
     losses = dict(_losses(kept, changes, dtype))
     left_out = [joint.site.path for joint, rank in zip(sites, ranks, strict=True) if not rank]
     for joint, spectrum in zip(sites, decompositions, strict=True):
         if joint.site.path in left_out:
             whole = energy_of(spectrum.S) + joint.loss.tail
             losses[joint.site.path] = Loss(whole, whole)
-    details: dict[str, Any] = {**cut.settings, **({} if budget is None else {"budget": budget}), "truncation": truncation(losses)}
+    details: dict[str, Any] = {
+        **cut.settings,
+        **({} if budget is None else {"budget": budget}),
+        "truncation": truncation(losses),
+    }
     if left_out:
         details["left_out"] = left_out
     if approximated := {joint.site.path: joint.loss for joint in sites if joint.loss.tail}:
@@ -118,32 +147,61 @@ def resize(
     return made if out is None else made.write(out)
 
 
-def _ranks(parent: Pack, sites: Sequence[JointSite], decompositions: Sequence[Spectrum], cut: Cut, budget: float | None) -> list[int]:
-    """What every site keeps; without a budget at least 1, since a pack should change the sites that it changed."""
+def _ranks(
+    parent: Pack,
+    sites: Sequence[JointSite],
+    decompositions: Sequence[Spectrum],
+    cut: Cut,
+    budget: float | None,
+) -> list[int]:
+    """What every site keeps; without a budget at least 1, since a pack should change the sites that it
+    changed.
+    """
     if budget is None:
-        return [max(1, cut.kept(spectrum.S, energy_of(spectrum.S) + joint.loss.tail))
-                for joint, spectrum in zip(sites, decompositions, strict=True)]
+        return [
+            max(1, cut.kept(spectrum.S, energy_of(spectrum.S) + joint.loss.tail))
+            for joint, spectrum in zip(sites, decompositions, strict=True)
+        ]
     costs = [sum(joint.shape) for joint in sites]
     now = sum(value.size for joint in sites for value in parent.params(joint.site.path).values())
     return ranks_within(parameters(budget, now), [spectrum.S for spectrum in decompositions], costs, cut.rank)
 
 
 def _dtype(pack: Pack) -> np.dtype[Any]:
-    """The dtype that all of the adapters' floating tensors have, or float32 where they differ or are integers."""
+    """The dtype that all of the adapters' floating tensors have, or float32 where they differ or are
+    integers.
+    """
     groups = {group.path for group in pack.manifest.groups if group.role == "adapter"}
     stored_names = {entry.dtype for entry in pack.manifest.tensors.values() if entry.group in groups}
     dtypes = {value.dtype for path in sorted(groups)[:1] for value in pack.params(path).values()}
-    uniform = len(stored_names) == len(dtypes) == 1 and stored_names <= FLOATS and pack.manifest.quantization is None
+    uniform = (
+        len(stored_names) == len(dtypes) == 1
+        and stored_names <= FLOATS
+        and pack.manifest.quantization is None
+    )
     return dtypes.pop() if uniform else np.dtype("f4")
 
 
-def _losses(kept: Sequence[tuple[JointSite, Spectrum, int]], changes: Sequence[Factors], dtype: np.dtype[Any]) -> list[tuple[str, Loss]]:
-    """What is lost at every site: the singular values beyond the cut, or where the dtype is narrow, all that the stored factors miss."""
+def _losses(
+    kept: Sequence[tuple[JointSite, Spectrum, int]], changes: Sequence[Factors], dtype: np.dtype[Any]
+) -> list[tuple[str, Loss]]:
+    """What is lost at every site: the singular values beyond the cut, or where the dtype is narrow, all that
+    the stored factors miss.
+    """
     if dtype_name(dtype) in {"F32", "F64"}:
         tails = [energy_of(spectrum.S[rank:]) for _, spectrum, rank in kept]
     else:
-        missed = [stack([Term(change.A.astype(np.float32), change.B.astype(np.float32), 1.0), joint.terms[0]._replace(weight=-1.0)])
-                  for (joint, _, _), change in zip(kept, changes, strict=True)]
+        missed = [
+            stack(
+                [
+                    Term(change.A.astype(np.float32), change.B.astype(np.float32), 1.0),
+                    joint.terms[0]._replace(weight=-1.0),
+                ]
+            )
+            for (joint, _, _), change in zip(kept, changes, strict=True)
+        ]
         tails = [energy_of(spectrum.S) for spectrum in spectra(missed)]
-    return [(joint.site.path, Loss(tail + joint.loss.tail, energy_of(spectrum.S) + joint.loss.tail))
-            for (joint, spectrum, _), tail in zip(kept, tails, strict=True)]
+    return [
+        (joint.site.path, Loss(tail + joint.loss.tail, energy_of(spectrum.S) + joint.loss.tail))
+        for (joint, spectrum, _), tail in zip(kept, tails, strict=True)
+    ]

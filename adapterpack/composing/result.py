@@ -18,7 +18,10 @@ def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, n
     """A change as a LoRA of its rank and of scale 1, and at least of rank 1."""
     m, n = change.shape
     A, B = change if change.rank else (np.zeros((1, n)), np.zeros((m, 1)))
-    return _of_rank(len(A)), {"lora_A": np.ascontiguousarray(A, dtype), "lora_B": np.ascontiguousarray(B, dtype)}
+    return _of_rank(len(A)), {
+        "lora_A": np.ascontiguousarray(A, dtype),
+        "lora_B": np.ascontiguousarray(B, dtype),
+    }
 
 
 @lru_cache
@@ -29,7 +32,12 @@ def _of_rank(rank: int) -> LoRA:
 
 def whole_tensors(parents: Sequence[Pack]) -> dict[str, str | None]:
     """The base tensor behind every module that a parent has trained whole."""
-    return {group.path: group.weight for parent in parents for group in parent.manifest.groups if group.role == "full" and group.weight}
+    return {
+        group.path: group.weight
+        for parent in parents
+        for group in parent.manifest.groups
+        if group.role == "full" and group.weight
+    }
 
 
 def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from .statistics import Statistics
 
 
 class JointSite(NamedTuple):
-    """A site that one pack or more changes: the site, the base tensor behind it, and the terms in the order of the packs.
+    """A site that one pack or more changes: the site, the base tensor behind it, and the terms in the order
+    of the packs.
 
-    ``ranks`` are the terms' ranks. ``loss`` is what the factors of the terms leave out of the changes that have no low rank, weighted and
-    added up; nothing where all are exact. The terms of packs that are too large for the memory are read at each use.
+    ``ranks`` are the terms' ranks. ``loss`` is what the factors of the terms leave out of the changes that
+    have no low rank, weighted and added up; nothing where all are exact. The terms of packs that are too
+    large for the memory are read at each use.
     """
 
     site: Site
@@ -63,13 +65,17 @@ class _LazyTerms(Sequence[Term]):
 
 
 def gather(
-    packs: Sequence[Pack], weights: Sequence[float], *, base: Checkpoint | None = None, cut: Cut | None = None,
+    packs: Sequence[Pack],
+    weights: Sequence[float],
+    *,
+    base: Checkpoint | None = None,
+    cut: Cut | None = None,
     statistics: Sequence[Statistics] | None = None,
 ) -> list[JointSite]:
     """The union of the packs' sites, in the order in which they first appear.
 
-    ``base`` is for methods whose change depends on the weight that it changes, ``cut`` for changes that factors only approximate,
-    ``statistics`` what was measured of each pack on data.
+    ``base`` is for methods whose change depends on the weight that it changes, ``cut`` for changes that
+    factors only approximate, ``statistics`` what was measured of each pack on data.
 
     Raises:
         Unsupported: a change that has no factors, or a site that two packs describe differently.
@@ -79,39 +85,79 @@ def gather(
         for adapter in pack.adapters():
             by_path.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
     with one_thread_each():
-        return [_joint_site(packs, adapters, weights, base, cut,
-                            [None] * len(packs) if statistics is None else [measured.at(path) for measured in statistics])
-                for path, adapters in by_path.items()]
+        return [
+            _joint_site(
+                packs,
+                adapters,
+                weights,
+                base,
+                cut,
+                [None] * len(packs) if statistics is None else [measured.at(path) for measured in statistics],
+            )
+            for path, adapters in by_path.items()
+        ]
 
 
 def _joint_site(
-    packs: Sequence[Pack], adapters: Sequence[Adapter | None], weights: Sequence[float], base: Checkpoint | None, cut: Cut | None,
+    packs: Sequence[Pack],
+    adapters: Sequence[Adapter | None],
+    weights: Sequence[float],
+    base: Checkpoint | None,
+    cut: Cut | None,
     measured: Sequence[np.ndarray | None],
 ) -> JointSite:
     present = [(pack, adapter) for pack, adapter in zip(packs, adapters, strict=True) if adapter is not None]
     first, site = present[0][0], present[0][1].site
     for pack, adapter in present:
         if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
-            raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
-                              expected=" or ".join(lora.traits.layers), found=f"{site.kind}, by {adapter.method.name}", remedy=SIDE_BY_SIDE)
+            raise Unsupported(
+                "a composed pack is a LoRA, which has no such kind of site",
+                where=f"{site.path} in '{first.name}'",
+                expected=" or ".join(lora.traits.layers),
+                found=f"{site.kind}, by {adapter.method.name}",
+                remedy=SIDE_BY_SIDE,
+            )
         if reason := unfoldable(site.kind):
-            raise Unsupported(reason, where=f"{site.path} in '{first.name}'", found=site.kind, remedy=SIDE_BY_SIDE)
+            raise Unsupported(
+                reason, where=f"{site.path} in '{first.name}'", found=site.kind, remedy=SIDE_BY_SIDE
+            )
         require_same_site((first.name, site), (pack.name, adapter.site))
-    changes = [None if adapter is None or _on_disk(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
-    m, n = next((change.shape for change in changes if change is not None), (site.out_features, site.in_features))
+    changes = [
+        None if adapter is None or _on_disk(adapter) else represent(adapter, base=base, cut=cut)
+        for adapter in adapters
+    ]
+    m, n = next(
+        (change.shape for change in changes if change is not None), (site.out_features, site.in_features)
+    )
 
     def term(index: int) -> Term:
         adapter = adapters[index]
         change = FactoredChange(*zero(m, n)) if adapter is None else changes[index] or represent(adapter)
         scale = float(getattr(adapter.config, "scale", 1.0)) if adapter is not None else 1.0
-        return Term(change.A, change.up, weights[index], f"{packs[index].name}:{site.path}", scale, measured[index], change.factor)
+        return Term(
+            change.A,
+            change.up,
+            weights[index],
+            f"{packs[index].name}:{site.path}",
+            scale,
+            measured[index],
+            change.factor,
+        )
 
     makers = [partial(term, index) for index in range(len(packs))]
     terms: Sequence[Term] = tuple(make() for make in makers) if any(changes) else _LazyTerms(makers)
-    ranks = tuple(0 if adapter is None else adapter.config.rank if change is None else len(change.A)
-                  for adapter, change in zip(adapters, changes, strict=True))
-    losses = [(weight * weight, change.loss) for change, weight in zip(changes, weights, strict=True) if change is not None]
-    loss = Loss(sum(share * loss.tail for share, loss in losses), sum(share * loss.total for share, loss in losses))
+    ranks = tuple(
+        0 if adapter is None else adapter.config.rank if change is None else len(change.A)
+        for adapter, change in zip(adapters, changes, strict=True)
+    )
+    losses = [
+        (weight * weight, change.loss)
+        for change, weight in zip(changes, weights, strict=True)
+        if change is not None
+    ]
+    loss = Loss(
+        sum(share * loss.tail for share, loss in losses), sum(share * loss.total for share, loss in losses)
+    )
     biased = any(adapter.site.bias for _, adapter in present)
     weight_name = next((adapter.weight for _, adapter in present if adapter.weight is not None), None)
     if (site.bias, site.in_features, site.out_features) != (biased, n, m):
@@ -120,7 +166,14 @@ def _joint_site(
 
 
 def _on_disk(adapter: Adapter) -> bool:
-    """Whether an adapter stays on disk until it is used: its tensors are not in memory, and its factors are what it stores."""
+    """Whether an adapter stays on disk until it is used: its tensors are not in memory, and its factors are
+    what it stores.
+    """
     method = adapter.method
-    plain = method.traits.low_rank and method.traits.additive and not method.traits.reads_weight and method.fold is None
+    plain = (
+        method.traits.low_rank
+        and method.traits.additive
+        and not method.traits.reads_weight
+        and method.fold is None
+    )
     return plain and isinstance(adapter.params, Unread)

@@ -3,7 +3,8 @@
 The file is safetensors, one float32 tensor for each site under its path; the metadata says what it is:
 
 - ``moment`` ``[in, in]``: ``X^T X / rows`` of the inputs X of the site, with the adapter active;
-- ``fisher`` ``[out, in]``: the mean over examples of the squared gradient of the loss by the weight of the site.
+- ``fisher`` ``[out, in]``: the mean over examples of the squared gradient of the loss by the weight of the
+  site.
 
 ``adapterpack measure`` writes them; nothing here needs torch.
 """
@@ -24,12 +25,16 @@ from ..io.safetensors import SafetensorsFile, all_finite, write
 from ..pack.pack import Pack
 
 FORMAT = "adapterpack-statistics-1"
-KINDS = {"moment": "the second moments of every site's inputs", "fisher": "the squared gradients of every site's weight"}
+KINDS = {
+    "moment": "the second moments of every site's inputs",
+    "fisher": "the squared gradients of every site's weight",
+}
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured of one pack. ``matrices`` are by site path; of a file, views of it that are read at each use.
+    """What was measured of one pack. ``matrices`` are by site path; of a file, views of it that are read at
+    each use.
 
     ``digest`` is that of the file, by which a recipe knows it again.
     """
@@ -53,10 +58,16 @@ class Statistics:
         """
         for path, value in self.matrices.items():
             if not all_finite(value):
-                raise NonFinite("what was measured is not finite", where=path, remedy="measure in float32, or on other data")
+                raise NonFinite(
+                    "what was measured is not finite",
+                    where=path,
+                    remedy="measure in float32, or on other data",
+                )
         values = {path: np.ascontiguousarray(value, np.float32) for path, value in self.matrices.items()}
         with output_file(out, renews=FORMAT.encode()) as file:
-            write(file, values, {"format": FORMAT, "kind": self.kind, "pack": self.pack, "rows": str(self.rows)})
+            write(
+                file, values, {"format": FORMAT, "kind": self.kind, "pack": self.pack, "rows": str(self.rows)}
+            )
 
 
 def read(path: str | os.PathLike[str]) -> Statistics:
@@ -73,19 +84,42 @@ def read(path: str | os.PathLike[str]) -> Statistics:
     """
     file = SafetensorsFile(path)
     about, rows = file.metadata, file.metadata.get("rows", "")
-    if about.get("format") != FORMAT or about.get("kind") not in KINDS or not rows.isascii() or not rows.isdigit() or len(rows) > 18:
-        raise FormatError("this file holds no statistics of an adapter", where=path, expected=FORMAT, found=about.get("format", "none"),
-                          remedy="write one with adapterpack measure")
+    if (
+        about.get("format") != FORMAT
+        or about.get("kind") not in KINDS
+        or not rows.isascii()
+        or not rows.isdigit()
+        or len(rows) > 18
+    ):
+        raise FormatError(
+            "this file holds no statistics of an adapter",
+            where=path,
+            expected=FORMAT,
+            found=about.get("format", "none"),
+            remedy="write one with adapterpack measure",
+        )
     for info in file.tensors.values():
         if info.dtype != "F32" or len(info.shape) != 2:
-            raise FormatError("statistics are matrices in float32", where=f"{path}, {info.name}", found=f"{info.dtype} {list(info.shape)}",
-                              remedy="write the file anew with adapterpack measure")
-    return Statistics(about["kind"], about.get("pack", ""), int(rows), {name: file.read(name) for name in file.tensors},
-                      f"sha256:{sha256_of(Path(path))}")
+            raise FormatError(
+                "statistics are matrices in float32",
+                where=f"{path}, {info.name}",
+                found=f"{info.dtype} {list(info.shape)}",
+                remedy="write the file anew with adapterpack measure",
+            )
+    return Statistics(
+        about["kind"],
+        about.get("pack", ""),
+        int(rows),
+        {name: file.read(name) for name in file.tensors},
+        f"sha256:{sha256_of(Path(path))}",
+    )
 
 
 def of_packs(
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None, packs: Sequence[Pack], wanted: str, rule: str
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None,
+    packs: Sequence[Pack],
+    wanted: str,
+    rule: str,
 ) -> list[Statistics] | None:
     """The statistics of all packs in their order, for a rule that wants some (``wanted``, "" for none).
 
@@ -95,20 +129,38 @@ def of_packs(
     """
     if not wanted:
         if statistics:
-            raise ConfigError("this rule looks at no data", where=f"rule {rule}", found=f"{len(statistics)} statistics",
-                              remedy="leave them out")
+            raise ConfigError(
+                "this rule looks at no data",
+                where=f"rule {rule}",
+                found=f"{len(statistics)} statistics",
+                remedy="leave them out",
+            )
         return None
     if statistics is None or len(statistics) != len(packs):
-        raise ConfigError(f"this rule needs {KINDS[wanted]}, measured for every pack", where=f"rule {rule}", expected=f"{len(packs)} files",
-                          found=len(statistics or ()),
-                          remedy=f"adapterpack measure BASE PACK --data FILE --kind {wanted} -o FILE for each, and give them in the "
-                                 "order of the packs")
+        raise ConfigError(
+            f"this rule needs {KINDS[wanted]}, measured for every pack",
+            where=f"rule {rule}",
+            expected=f"{len(packs)} files",
+            found=len(statistics or ()),
+            remedy=f"adapterpack measure BASE PACK --data FILE --kind {wanted} -o FILE for each, and give "
+            "them in the order of the packs",
+        )
     loaded = [source if isinstance(source, Statistics) else read(source) for source in statistics]
     for measured, pack in zip(loaded, packs, strict=True):
         if measured.kind != wanted:
-            raise ConfigError("these statistics are of another kind", where=f"rule {rule}, pack '{pack.name}'", expected=wanted,
-                              found=measured.kind, remedy=f"measure with --kind {wanted}")
+            raise ConfigError(
+                "these statistics are of another kind",
+                where=f"rule {rule}, pack '{pack.name}'",
+                expected=wanted,
+                found=measured.kind,
+                remedy=f"measure with --kind {wanted}",
+            )
         if measured.pack != pack.id:
-            raise FormatError("these statistics were measured of another pack", where=f"pack '{pack.name}'", expected=pack.id[:23],
-                              found=measured.pack[:23] or "none", remedy="give the files in the order of the packs, or measure again")
+            raise FormatError(
+                "these statistics were measured of another pack",
+                where=f"pack '{pack.name}'",
+                expected=pack.id[:23],
+                found=measured.pack[:23] or "none",
+                remedy="give the files in the order of the packs, or measure again",
+            )
     return loaded

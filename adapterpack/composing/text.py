@@ -19,8 +19,10 @@ from ..adapter_methods.nodes.tree import MAX_DEPTH, MEMBER
 from ..errors import ConfigError, FormatError
 
 MAX_LENGTH = 4096
-_TOKEN = re.compile(r"\s*(?:(?P<number>[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?)(?![A-Za-z0-9_-])"
-                    r"|(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,63})|(?P<sign>[(),=*:]))")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?)(?![A-Za-z0-9_-])"
+    r"|(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{0,63})|(?P<sign>[(),=*:]))"
+)
 _WORDS: dict[str, Any] = {"true": True, "false": False, "none": None}
 
 
@@ -41,17 +43,28 @@ def parse(text: str) -> Tree:
         (0.7, 1.0)
     """
     if len(text) > MAX_LENGTH:
-        raise ConfigError("the tree is too long", where="tree", expected=f"at most {MAX_LENGTH} characters", found=len(text),
-                          remedy="write it in a JSON file")
+        raise ConfigError(
+            "the tree is too long",
+            where="tree",
+            expected=f"at most {MAX_LENGTH} characters",
+            found=len(text),
+            remedy="write it in a JSON file",
+        )
     reader = _Reader(text)
     try:
         weight, tree = reader.tree(1)
         if reader.token.what != "end":
             raise reader.wrong("the end")
-        return decode(encode(_weighed(weight, tree)))  # whatever was written, within the limits of what is stored
+        # whatever was written, within the limits of what is stored
+        return decode(encode(_weighed(weight, tree)))
     except FormatError as error:
-        raise ConfigError(error.what, where=f"tree{error.where or ''}", expected=error.expected, found=error.found,
-                          remedy=error.remedy) from None
+        raise ConfigError(
+            error.what,
+            where=f"tree{error.where or ''}",
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
+        ) from None
 
 
 class _Reader:
@@ -62,9 +75,19 @@ class _Reader:
         while place < stripped:
             match = _TOKEN.match(text, place)
             if match is None:
-                raise ConfigError("the tree cannot be read", where=f"tree, character {place + 1}", found=repr(text[place : place + 20]),
-                                  expected="a name, a number or one of ( ) , = * :")
-            self.tokens.append(_Token(str(match.lastgroup), match.group(str(match.lastgroup)), match.start(str(match.lastgroup)) + 1))
+                raise ConfigError(
+                    "the tree cannot be read",
+                    where=f"tree, character {place + 1}",
+                    found=repr(text[place : place + 20]),
+                    expected="a name, a number or one of ( ) , = * :",
+                )
+            self.tokens.append(
+                _Token(
+                    str(match.lastgroup),
+                    match.group(str(match.lastgroup)),
+                    match.start(str(match.lastgroup)) + 1,
+                )
+            )
             place = match.end()
         self.tokens.append(_Token("end", "", len(text) + 1))
         self.at = 0
@@ -84,8 +107,12 @@ class _Reader:
         return token
 
     def wrong(self, expected: str) -> ConfigError:
-        return ConfigError("the tree cannot be read", where=f"tree, character {self.token.place}", expected=expected,
-                           found=repr(self.token.text or "the end"))
+        return ConfigError(
+            "the tree cannot be read",
+            where=f"tree, character {self.token.place}",
+            expected=expected,
+            found=repr(self.token.text or "the end"),
+        )
 
     def tree(self, depth: int) -> tuple[float | None, Tree]:
         """A subtree and the number in front of it."""
@@ -96,10 +123,18 @@ class _Reader:
         name = self.take("name", "number") if self.token.text.isdecimal() else self.take("name")
         if self.token.text != "(":
             if not MEMBER.fullmatch(name.text):
-                raise ConfigError("no member can have that name", where=f"tree, character {name.place}", found=repr(name.text))
+                raise ConfigError(
+                    "no member can have that name",
+                    where=f"tree, character {name.place}",
+                    found=repr(name.text),
+                )
             return weight, Leaf(name.text)
         if depth > MAX_DEPTH:
-            raise ConfigError("the tree is too deep", where=f"tree, character {name.place}", expected=f"at most {MAX_DEPTH} levels")
+            raise ConfigError(
+                "the tree is too deep",
+                where=f"tree, character {name.place}",
+                expected=f"at most {MAX_DEPTH} levels",
+            )
         return weight, self._node(name.text, depth)
 
     def _node(self, name: str, depth: int) -> Tree:
@@ -129,8 +164,12 @@ class _Reader:
     def _value(self) -> Any:
         token = self.take("number", "name")
         if token.what == "name" and token.text not in _WORDS:
-            raise ConfigError("a setting has a value that cannot be read", where=f"tree, character {token.place}", found=repr(token.text),
-                              expected="a number, true, false or none")
+            raise ConfigError(
+                "a setting has a value that cannot be read",
+                where=f"tree, character {token.place}",
+                found=repr(token.text),
+                expected="a number, true, false or none",
+            )
         if token.what == "name":
             return _WORDS[token.text]
         values = [_number(token)]
@@ -143,7 +182,9 @@ class _Reader:
 def _number(token: _Token) -> Any:
     value = int(token.text) if re.fullmatch(r"[+-]?\d+", token.text) else float(token.text)
     if not math.isfinite(value):
-        raise ConfigError("a number of the tree is not finite", where=f"tree, character {token.place}", found=token.text)
+        raise ConfigError(
+            "a number of the tree is not finite", where=f"tree, character {token.place}", found=token.text
+        )
     return value
 
 

@@ -1,4 +1,6 @@
-"""Combines packs of one method within that method, where its changes add up to one of its own: (IA)^3 packs give an (IA)^3 pack."""
+"""Combines packs of one method within that method, where its changes add up to one of its own: (IA)^3 packs
+give an (IA)^3 pack.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,17 @@ from .work import Request, described
 
 
 def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack | None:
-    """The weighted sum of the packs' changes as a pack of their own method, exactly; None where that method has no such sums, or the
-    request is for a LoRA.
+    """The weighted sum of the packs' changes as a pack of their own method, exactly; None where that method
+    has no such sums, or the request is for a LoRA.
 
-    There is one where the rule's coefficients follow from the weights alone, nothing is cut, all packs are of one method that has such sums
-    (:class:`~adapterpack.adapter_methods.core.base.Storage`), and of one config at each site. The weights of PEFT's
-    ``add_weighted_adapter`` for (IA)^3 give the same numbers where their sum is 1; here a weight is one on the change, as everywhere.
+    There is one where the rule's coefficients follow from the weights alone, nothing is cut, all packs are of
+    one method that has such sums (:class:`~adapterpack.adapter_methods.core.base.Storage`), and of one config
+    at each site. The weights of PEFT's ``add_weighted_adapter`` for (IA)^3 give the same numbers where their
+    sum is 1; here a weight is one on the change, as everywhere.
 
     Raises:
-        BaseMismatch, ConfigError, UnknownName, Unsupported: as for :func:`~adapterpack.composing.pipeline.compose`.
+        BaseMismatch, ConfigError, UnknownName, Unsupported: as for
+            :func:`~adapterpack.composing.pipeline.compose`.
         NothingToDo: the combined change is zero everywhere.
         NonFinite: it is too large for float32.
     """
@@ -38,7 +42,9 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
     base = common_base(parents)
-    order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
+    order = sorted(
+        range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index])
+    )
     sites = _sites([parents[index] for index in order])
     coefficients = rule.coefficients([weights[index] for index in order], **arguments)
     by_name = dict(zip(order, coefficients, strict=True))
@@ -49,27 +55,53 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
         terms = [(adapter.wide, by_name[order[index]]) for index, adapter in present]
         params, nothing = method.storage.summed(terms), method.storage.summed([])
         if not all(np.isfinite(value).all() for value in params.values()):
-            raise NonFinite("the combined change is too large for float32", where=path, remedy="choose smaller weights")
+            raise NonFinite(
+                "the combined change is too large for float32", where=path, remedy="choose smaller weights"
+            )
         changed = changed or any(bool((value != nothing[key]).any()) for key, value in params.items())
         adapters[site] = config, params
     ordered = [parents[index] for index in order]
     whole = apply_policy(request.whole, ordered, [weights[index] for index in order])
     if not changed and not whole.modules:
-        raise NothingToDo("the combined change is zero at every site", where=", ".join(parent.name for parent in parents),
-                          found=f"weights {', '.join(f'{weight:g}' for weight in weights)}",
-                          remedy="choose weights under which something is left")
+        raise NothingToDo(
+            "the combined change is zero at every site",
+            where=", ".join(parent.name for parent in parents),
+            found=f"weights {', '.join(f'{weight:g}' for weight in weights)}",
+            remedy="choose weights under which something is left",
+        )
     details = {**arguments, **({"whole": request.whole} if whole.modules else {})}
-    tensors = {path: next((one.weight for _, one in present if one.weight is not None), None) for path, present in sites.items()}
-    return described(name, method, adapters, base, whole, parents, tensors, descended(request.rule, parents, details, weights))
+    tensors = {
+        path: next((one.weight for _, one in present if one.weight is not None), None)
+        for path, present in sites.items()
+    }
+    return described(
+        name,
+        method,
+        adapters,
+        base,
+        whole,
+        parents,
+        tensors,
+        descended(request.rule, parents, details, weights),
+    )
 
 
 def common_sums(parents: Sequence[Pack], request: Request) -> Method | None:
     """The method that all packs have, if the request is for a sum which that method can hold; or None."""
     methods = {method.name: method for parent in parents for method in parent.methods}
     method = next(iter(methods.values())) if len(methods) == 1 else None
-    if RULES[request.rule].coefficients is None or request.cuts or method is None or method.storage.summed is None:
+    if (
+        RULES[request.rule].coefficients is None
+        or request.cuts
+        or method is None
+        or method.storage.summed is None
+    ):
         return None
-    alike = all(packed(adapter.config) == packed(first.config) for (_, first), *others in _sites(parents).values() for _, adapter in others)
+    alike = all(
+        packed(adapter.config) == packed(first.config)
+        for (_, first), *others in _sites(parents).values()
+        for _, adapter in others
+    )
     return method if alike else None
 
 

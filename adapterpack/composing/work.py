@@ -1,4 +1,6 @@
-"""The three steps of a composition: read and check the packs, combine every site, build a pack of the results."""
+"""The three steps of a composition: read and check the packs, combine every site, build a pack of the
+results.
+"""
 
 from __future__ import annotations
 
@@ -34,24 +36,33 @@ from .statistics import Statistics, of_packs
 Progress = Callable[[int, int], None]
 """Called with the bytes of factors that are combined, and those in all."""
 BATCH = 1 << 20
-"""Numbers of factors that a thread combines at a time. A core's own cache holds fewer, but then the threads wait more for the interpreter's
-lock between calls than the cache is worth."""
+"""Numbers of factors that a thread combines at a time. A core's own cache holds fewer, but then the threads
+wait more for the interpreter's lock between calls than the cache is worth.
+"""
 LARGEST = float(np.finfo(np.float32).max) ** 2
-"""The squared size of a change beyond which its numbers may not fit into float32, though its factors, which share the size, would."""
+"""The squared size of a change beyond which its numbers may not fit into float32, though its factors, which
+share the size, would.
+"""
 
 
 class RankChosen(UserWarning):
-    """Says which rank was taken where a rule's result has no low rank and none was given, and what that leaves out."""
+    """Says which rank was taken where a rule's result has no low rank and none was given, and what that
+    leaves out.
+    """
 
     def __init__(self, rule: str, rank: int, energy_lost: float) -> None:
-        super().__init__(f"the result of the rule {rule} has no low rank of its own, and no rank was given: the largest of the packs, "
-                         f"rank={rank}, was taken, which leaves out {100 * energy_lost:.1f} % of the change's energy; --rank (or --energy, "
-                         "--budget) says what to keep")
+        super().__init__(
+            f"the result of the rule {rule} has no low rank of its own, and no rank was given: the largest "
+            f"of the packs, rank={rank}, was taken, which leaves out {100 * energy_lost:.1f} % of the "
+            "change's energy; --rank (or --energy, --budget) says what to keep"
+        )
         self.rank, self.energy_lost = rank, energy_lost
 
 
 class Outcome(NamedTuple):
-    """The change at every site, and what was cut off there; a site that got no rank under a budget has None."""
+    """The change at every site, and what was cut off there; a site that got no rank under a budget has
+    None.
+    """
 
     changes: list[Factors | None]
     losses: dict[str, Loss]
@@ -59,7 +70,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """How packs are to be combined, as :func:`~adapterpack.composing.pipeline.compose` takes it: everything that a recipe repeats."""
+    """How packs are to be combined, as :func:`~adapterpack.composing.pipeline.compose` takes it: everything
+    that a recipe repeats.
+    """
 
     rule: str = "linear"
     weights: tuple[float, ...] | None = None
@@ -84,7 +97,8 @@ class Request:
         return bool(self.cut.settings) or self.budget is not None
 
     def with_rank(self, packs: Sequence[Pack], weights: Sequence[float]) -> Request:
-        """The request with the largest rank of the packs, if its rule makes changes of no low rank and nothing says how much is kept.
+        """The request with the largest rank of the packs, if its rule makes changes of no low rank and
+        nothing says how much is kept.
 
         Raises:
             UnknownName: there is no such rule.
@@ -95,15 +109,20 @@ class Request:
         present = [pack for pack, weight in zip(packs, weights, strict=True) if weight] or packs
         rank = max((group.rank or 0 for pack in present for group in pack.manifest.groups), default=0)
         if not rank:
-            raise ConfigError("the result of this rule has no low rank of its own, and the packs have none either",
-                              where=f"rule {self.rule}", expected="a rank or an energy, or a budget",
-                              remedy="give --rank (rank=), the rank that the pack may have, --energy, the share that it must hold, or "
-                                     "--budget, the numbers that it may have in all")
+            raise ConfigError(
+                "the result of this rule has no low rank of its own, and the packs have none either",
+                where=f"rule {self.rule}",
+                expected="a rank or an energy, or a budget",
+                remedy="give --rank (rank=), the rank that the pack may have, --energy, the share that it "
+                "must hold, or --budget, the numbers that it may have in all",
+            )
         return replace(self, rank=rank, rank_is_default=True)
 
 
 class Work(NamedTuple):
-    """A composition that is read and checked. ``order`` is that in which the packs are combined: by name, whatever the given order."""
+    """A composition that is read and checked. ``order`` is that in which the packs are combined: by name,
+    whatever the given order.
+    """
 
     request: Request
     rule: Rule
@@ -118,19 +137,28 @@ class Work(NamedTuple):
     def weighing(self, weights: Sequence[float]) -> Work:
         """The same under other weights, one a pack in the order in which they were given."""
         ordered = [float(weights[index]) for index in self.order]
-        sites = tuple(joint._replace(terms=tuple(term._replace(weight=weight) for term, weight in zip(joint.terms, ordered, strict=True)))
-                      for joint in self.sites)
+        sites = tuple(
+            joint._replace(
+                terms=tuple(
+                    term._replace(weight=weight) for term, weight in zip(joint.terms, ordered, strict=True)
+                )
+            )
+            for joint in self.sites
+        )
         return self._replace(weights=tuple(map(float, weights)), sites=sites)
 
 
 def prepare(
-    parents: Sequence[Pack], request: Request, base: str | os.PathLike[str] | None = None,
+    parents: Sequence[Pack],
+    request: Request,
+    base: str | os.PathLike[str] | None = None,
     statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
 ) -> Work:
     """Reads and checks everything; nothing is combined yet.
 
     Raises:
-        NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported, FormatError: see :func:`~adapterpack.composing.pipeline.compose`.
+        NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported, FormatError: see
+            :func:`~adapterpack.composing.pipeline.compose`.
     """
     rule = RULES[request.rule]
     arguments = rule.arguments(request.params)
@@ -138,11 +166,28 @@ def prepare(
     request = request.with_rank(parents, weights)
     measured = of_packs(statistics, parents, rule.statistics, request.rule)
     origin = common_base(parents)
-    order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
+    order = sorted(
+        range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index])
+    )
     checkpoint, ordered = opened_base(base, [parents[index] for index in order])
-    sites = gather(ordered, [weights[index] for index in order], base=checkpoint, cut=approximation(request),
-                   statistics=None if measured is None else [measured[index] for index in order])
-    return Work(request, rule, arguments, tuple(parents), tuple(order), tuple(weights), origin, tuple(sites), tuple(measured or ()))
+    sites = gather(
+        ordered,
+        [weights[index] for index in order],
+        base=checkpoint,
+        cut=approximation(request),
+        statistics=None if measured is None else [measured[index] for index in order],
+    )
+    return Work(
+        request,
+        rule,
+        arguments,
+        tuple(parents),
+        tuple(order),
+        tuple(weights),
+        origin,
+        tuple(sites),
+        tuple(measured or ()),
+    )
 
 
 def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
@@ -156,7 +201,8 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
     losses: dict[str, Loss] = {}
     spectra: dict[int, LeadingSpectrum] = {}
     done, total = 0, sum(map(_bytes, work.sites))
-    with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # reported by _require_fitting, with the site
+    # reported by _require_fitting, with the site
+    with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):
         combine = work.rule.prepared([joint.terms for joint in work.sites], work.arguments)
 
         def combine_batch(batch: Sequence[int]) -> Sequence[Any]:
@@ -167,7 +213,10 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
                 _require_fitting([decomposition.total <= LARGEST for decomposition in decompositions], sites)
                 return decompositions
             results = cut_all(combined, work.request.cut, work.rule.reduce)
-            _require_fitting([finite(change) and (loss is None or loss.total <= LARGEST) for change, loss in results], sites)
+            _require_fitting(
+                [finite(change) and (loss is None or loss.total <= LARGEST) for change, loss in results],
+                sites,
+            )
             return results
 
         batches = _batches(work.sites)
@@ -184,8 +233,12 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
                 progress(done, total)
     if work.request.budget is not None:
         ordered = [spectra[index] for index in range(len(work.sites))]
-        ranks = ranks_within(_budget(work), [decomposition.spectrum.S for decomposition in ordered],
-                             [sum(joint.shape) for joint in work.sites], work.request.rank)
+        ranks = ranks_within(
+            _budget(work),
+            [decomposition.spectrum.S for decomposition in ordered],
+            [sum(joint.shape) for joint in work.sites],
+            work.request.rank,
+        )
         for index, (joint, decomposition, rank) in enumerate(zip(work.sites, ordered, ranks, strict=True)):
             factors, inside = decomposition.spectrum.cut(rank)
             changes[index] = factors if rank else None
@@ -212,26 +265,57 @@ def build_pack(work: Work, outcome: Outcome, name: str) -> Pack:
         NothingToDo: nothing is left.
         Unsupported: the policy for modules trained whole cannot be followed.
     """
-    ordered, weights = [work.parents[index] for index in work.order], [work.weights[index] for index in work.order]
+    ordered, weights = (
+        [work.parents[index] for index in work.order],
+        [work.weights[index] for index in work.order],
+    )
     whole = apply_policy(work.request.whole, ordered, weights)
-    if not whole.modules and not any(change is not None and np.any(change.A) and np.any(change.B) for change in outcome.changes):
-        raise NothingToDo("the combined change is zero at every site", where=", ".join(parent.name for parent in work.parents),
-                          found=f"weights {', '.join(f'{weight:g}' for weight in work.weights)}",
-                          remedy="choose weights under which something is left")
+    if not whole.modules and not any(
+        change is not None and np.any(change.A) and np.any(change.B) for change in outcome.changes
+    ):
+        raise NothingToDo(
+            "the combined change is zero at every site",
+            where=", ".join(parent.name for parent in work.parents),
+            found=f"weights {', '.join(f'{weight:g}' for weight in work.weights)}",
+            remedy="choose weights under which something is left",
+        )
     details = _lineage_params(work, outcome)
     if work.request.rank_is_default:
-        warnings.warn(RankChosen(work.request.rule, work.request.rank or 0, details["truncation"]["total"] ** 2), stacklevel=3)
-    kept = [(joint, change) for joint, change in zip(work.sites, outcome.changes, strict=True) if change is not None]
+        warnings.warn(
+            RankChosen(work.request.rule, work.request.rank or 0, details["truncation"]["total"] ** 2),
+            stacklevel=3,
+        )
+    kept = [
+        (joint, change)
+        for joint, change in zip(work.sites, outcome.changes, strict=True)
+        if change is not None
+    ]
     lineage = descended(work.request.rule, work.parents, details, work.weights)
-    return described(name, lora, {joint.site: as_lora(change) for joint, change in kept}, work.base, whole, work.parents,
-                     {joint.site.path: joint.weight for joint, _ in kept}, lineage)
+    return described(
+        name,
+        lora,
+        {joint.site: as_lora(change) for joint, change in kept},
+        work.base,
+        whole,
+        work.parents,
+        {joint.site.path: joint.weight for joint, _ in kept},
+        lineage,
+    )
 
 
 def described(
-    name: str, method: Method, adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]], base: m.Base, whole: FullModules,
-    parents: Sequence[Pack], weights: Mapping[str, str | None], lineage: m.Lineage,
+    name: str,
+    method: Method,
+    adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]],
+    base: m.Base,
+    whole: FullModules,
+    parents: Sequence[Pack],
+    weights: Mapping[str, str | None],
+    lineage: m.Lineage,
 ) -> Pack:
-    """A pack of combined changes, with what its parents have in common; ``weights`` are the base tensors behind its sites."""
+    """A pack of combined changes, with what its parents have in common; ``weights`` are the base tensors
+    behind its sites.
+    """
     licenses = {parent.manifest.license for parent in parents}
     return build(
         name,
@@ -259,7 +343,9 @@ def _lineage_params(work: Work, outcome: Outcome) -> dict[str, Any]:
         details["statistics"] = [statistics.digest for statistics in work.statistics]
     if request.cuts:
         details["truncation"] = truncation(outcome.losses)
-    if left_out := [joint.site.path for joint, change in zip(work.sites, outcome.changes, strict=True) if change is None]:
+    if left_out := [
+        joint.site.path for joint, change in zip(work.sites, outcome.changes, strict=True) if change is None
+    ]:
         details["left_out"] = left_out
     if approximated := {joint.site.path: joint.loss for joint in work.sites if joint.loss.tail}:
         details["approximation"] = truncation(approximated)
@@ -269,18 +355,33 @@ def _lineage_params(work: Work, outcome: Outcome) -> dict[str, Any]:
 def _largest_rank(work: Work, joint: JointSite) -> int:
     """The largest rank that a site can get under the budget."""
     m, n = joint.shape
-    return max(1, min(FULL_RANK, m, n, _budget(work) // (m + n), *([] if work.request.rank is None else [work.request.rank])))
+    return max(
+        1,
+        min(
+            FULL_RANK,
+            m,
+            n,
+            _budget(work) // (m + n),
+            *([] if work.request.rank is None else [work.request.rank]),
+        ),
+    )
 
 
 def approximation(request: Request) -> Cut:
-    """How changes without a low rank are approximated before they are combined: finer than the result, which is what is cut last."""
+    """How changes without a low rank are approximated before they are combined: finer than the result, which
+    is what is cut last.
+    """
     if request.budget is not None and request.rank is None:
         return Cut(FULL_RANK)
-    return Cut(None if request.rank is None else 2 * request.rank, None if request.energy is None else 1 - (1 - request.energy) / 4)
+    return Cut(
+        None if request.rank is None else 2 * request.rank,
+        None if request.energy is None else 1 - (1 - request.energy) / 4,
+    )
 
 
 def _batches(sites: Sequence[JointSite]) -> list[list[int]]:
-    """The indices of the sites, in lists of one shape and about :data:`BATCH` numbers: what a thread works on at a time.
+    """The indices of the sites, in lists of one shape and about :data:`BATCH` numbers: what a thread works on
+    at a time.
 
     Where sites fill several lists every thread gets as many, so that none waits for another at the end.
     """
@@ -300,4 +401,8 @@ def _batches(sites: Sequence[JointSite]) -> list[list[int]]:
 def _require_fitting(fitting: Sequence[bool], sites: Sequence[JointSite]) -> None:
     for fits, joint in zip(fitting, sites, strict=True):
         if not fits:
-            raise NonFinite("the combined change is too large for float32", where=joint.site.path, remedy="choose smaller weights")
+            raise NonFinite(
+                "the combined change is too large for float32",
+                where=joint.site.path,
+                remedy="choose smaller weights",
+            )

@@ -14,7 +14,9 @@ from ..pack.pack import Pack
 
 
 class Candidate(NamedTuple):
-    """A pack, its sites by path with the base tensor behind each, its change there, and the change's squared norm."""
+    """A pack, its sites by path with the base tensor behind each, its change there, and the change's squared
+    norm.
+    """
 
     pack: Pack
     sites: dict[str, tuple[Site, str | None]]

@@ -25,7 +25,9 @@ class Core(NamedTuple):
     @classmethod
     def of(cls, exact: np.ndarray) -> Core:
         """The nearest to a float64 core: every number within half its row's scale."""
-        scales = np.maximum(np.abs(exact).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        scales = np.maximum(np.abs(exact).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(
+            np.float32
+        )
         return cls(np.clip(np.rint(exact / scales), -127, 127).astype(np.int8), scales)
 
     @property
@@ -36,7 +38,8 @@ class Core(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A member to be: its cores by site, the relative error over all sites and at the worst, and the candidate that it was made from.
+    """A member to be: its cores by site, the relative error over all sites and at the worst, and the
+    candidate that it was made from.
 
     ``alone``: it keeps the factors of the candidate, and no cores.
     """
@@ -62,7 +65,9 @@ class Fit(NamedTuple):
 
     def with_members(self, found: Sequence[Candidate], error_budget: float | None) -> Fit:
         """More members, on the same bases, or alone where these hold them with more error than that."""
-        return self._replace(members=(*self.members, *(_best(one, self.bases).within(error_budget) for one in found)))
+        return self._replace(
+            members=(*self.members, *(_best(one, self.bases).within(error_budget) for one in found))
+        )
 
     def within(self, error_budget: float | None) -> Fit:
         """The same with members alone that have more error."""
@@ -98,24 +103,37 @@ def _bases(found: Sequence[Candidate], assigned: np.ndarray, rank: int, count: i
     made: list[dict[str, Bases]] = [{} for _ in range(count)]
     for path in dict.fromkeys(path for one in found for path in one.changes):
         for cluster in range(count):
-            inside = [one for one, own in zip(found, assigned, strict=True) if own == cluster and path in one.changes]
+            inside = [
+                one
+                for one, own in zip(found, assigned, strict=True)
+                if own == cluster and path in one.changes
+            ]
             shape = next(one.changes[path].shape for one in found if path in one.changes)
             k = min(rank, *shape)
             if inside:
-                made[cluster][path] = joint_bases([one.changes[path] for one in inside], [one.weight for one in inside], k)
+                made[cluster][path] = joint_bases(
+                    [one.changes[path] for one in inside], [one.weight for one in inside], k
+                )
             else:  # nobody in this cluster changes the site
                 made[cluster][path] = Bases(np.eye(shape[0], k), np.eye(k, shape[1]))
-    return [{path: Bases(one.up.astype(np.float32), one.down.astype(np.float32)) for path, one in cluster.items()} for cluster in made]
+    return [
+        {path: Bases(one.up.astype(np.float32), one.down.astype(np.float32)) for path, one in cluster.items()}
+        for cluster in made
+    ]
 
 
 def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> Draft:
     """A candidate in the cluster that holds it with the least error."""
-    return min((_in_cluster(one, cluster, sites) for cluster, sites in enumerate(bases)), key=lambda draft: draft.error)
+    return min(
+        (_in_cluster(one, cluster, sites) for cluster, sites in enumerate(bases)),
+        key=lambda draft: draft.error,
+    )
 
 
 def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> Draft:
-    """``|D - U C' V|^2 = |D|^2 - 2 <U^T D V^T, C'> + <U^T U C' V V^T, C'>`` for the stored core ``C'`` and the bases as they are stored,
-    which float32 keeps from being orthonormal to the last digit."""
+    """``|D - U C' V|^2 = |D|^2 - 2 <U^T D V^T, C'> + <U^T U C' V V^T, C'>`` for the stored core ``C'`` and
+    the bases as they are stored, which float32 keeps from being orthonormal to the last digit.
+    """
     cores, tails = {}, {}
     for path, change in one.changes.items():
         wide = Bases(bases[path].up.astype(np.float64), bases[path].down.astype(np.float64))
@@ -123,7 +141,11 @@ def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> Dra
         cores[path] = Core.of(exact)
         stored = cores[path].values
         images = (wide.up.T @ wide.up) @ stored @ (wide.down @ wide.down.T)
-        tails[path] = max(one.energy[path] - 2 * float(np.vdot(exact, stored)) + float(np.vdot(images, stored)), 0.0)
+        tails[path] = max(
+            one.energy[path] - 2 * float(np.vdot(exact, stored)) + float(np.vdot(images, stored)), 0.0
+        )
     total = sum(one.energy.values())
     worst = max((tails[path] / energy for path, energy in one.energy.items() if energy), default=0.0)
-    return Draft(cluster, cores, math.sqrt(sum(tails.values()) / total) if total else 0.0, math.sqrt(worst), one)
+    return Draft(
+        cluster, cores, math.sqrt(sum(tails.values()) / total) if total else 0.0, math.sqrt(worst), one
+    )

@@ -1,8 +1,10 @@
-"""Finds bases that many changes of one site share: joint diagonalization, alternately for inputs and outputs, in float64.
+"""Finds bases that many changes of one site share: joint diagonalization, alternately for inputs and outputs,
+in float64.
 
-For changes ``D_i = B_i A_i`` the orthonormal ``U`` ``[m, k]`` and ``V`` ``[n, k]`` under which ``sum_i w_i^2 |D_i - U C_i V^T|^2`` is
-least, with ``C_i = U^T D_i V``. Each of the two follows from the other as leading singular vectors. With ``k`` as large as all ranks
-together this is the core space of the changes, and exact. Source: Compress then Serve, arXiv 2407.00066, section 3 (JD-Full).
+For changes ``D_i = B_i A_i`` the orthonormal ``U`` ``[m, k]`` and ``V`` ``[n, k]`` under which ``sum_i w_i^2
+|D_i - U C_i V^T|^2`` is least, with ``C_i = U^T D_i V``. Each of the two follows from the other as leading
+singular vectors. With ``k`` as large as all ranks together this is the core space of the changes, and exact.
+Source: Compress then Serve, arXiv 2407.00066, section 3 (JD-Full).
 """
 
 from __future__ import annotations
@@ -45,9 +47,12 @@ def joint_bases(changes: Sequence[Factors], weights: Sequence[float], rank: int)
         >>> np.allclose(bases.up @ bases.core(changes[1]) @ bases.down, changes[1].dense())
         True
     """
-    wide = [Factors(change.A.astype(np.float64), weight * change.B.astype(np.float64))
-            for change, weight in zip(changes, weights, strict=True)]
-    lefts = [change.B @ np.linalg.qr(change.A.T)[1].T for change in wide]  # whose columns have the Gram matrix D D^T
+    wide = [
+        Factors(change.A.astype(np.float64), weight * change.B.astype(np.float64))
+        for change, weight in zip(changes, weights, strict=True)
+    ]
+    # whose columns have the Gram matrix D D^T
+    lefts = [change.B @ np.linalg.qr(change.A.T)[1].T for change in wide]
     rights = [change.A.T @ np.linalg.qr(change.B)[1].T for change in wide]
     up, down = leading(lefts, rank), leading(rights, rank)
     together = sum(change.rank for change in wide)
@@ -58,10 +63,11 @@ def joint_bases(changes: Sequence[Factors], weights: Sequence[float], rank: int)
 
 
 def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = None) -> np.ndarray:
-    """The leading left singular vectors ``[m, rank]`` of matrices ``[m, r_i]`` side by side, as a basis; others where there are fewer.
+    """The leading left singular vectors ``[m, rank]`` of matrices ``[m, r_i]`` side by side, as a basis;
+    others where there are fewer.
 
-    Where there are many more, by subspace iteration: from ``near``, or from a sum of the columns with random weights. Source: Halko,
-    Martinsson and Tropp 2011, algorithm 4.4.
+    Where there are many more, by subspace iteration: from ``near``, or from a sum of the columns with random
+    weights. Source: Halko, Martinsson and Tropp 2011, algorithm 4.4.
     """
     columns = np.concatenate(parts, axis=1)
     m, count = columns.shape
@@ -85,7 +91,8 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
 
 
 def grouped(similarity: np.ndarray, count: int) -> np.ndarray:
-    """The cluster of each of ``T`` changes, by their inner products ``[T, T]`` at norm 1: kernel k-means from far apart beginnings.
+    """The cluster of each of ``T`` changes, by their inner products ``[T, T]`` at norm 1: kernel k-means from
+    far apart beginnings.
 
     Example:
         >>> grouped(np.kron(np.eye(2), np.ones((2, 2))), 2).tolist()

@@ -18,7 +18,9 @@ from .fitting import Core, Draft, Fit
 from .joint_bases import Bases
 
 
-def assembled(name: str, base: Base, fit: Fit, error_budget: float | None, sites: Mapping[str, Site]) -> Fleet:
+def assembled(
+    name: str, base: Base, fit: Fit, error_budget: float | None, sites: Mapping[str, Site]
+) -> Fleet:
     """The fleet of a fit. ``error_budget`` is what it says of itself."""
     numbers = {path: number for number, path in enumerate(sites)}
     weights = weights_of([draft.candidate for draft in fit.members])
@@ -32,7 +34,10 @@ def assembled(name: str, base: Base, fit: Fit, error_budget: float | None, sites
         for path, place in sorted(numbers.items(), key=lambda item: item[1]):
             if alone and path in one.changes:
                 change = one.changes[path]
-                tensors |= {f"A.{number}.{place}": change.A.astype(np.float32), f"B.{number}.{place}": change.B.astype(np.float32)}
+                tensors |= {
+                    f"A.{number}.{place}": change.A.astype(np.float32),
+                    f"B.{number}.{place}": change.B.astype(np.float32),
+                }
                 ranks.append(change.rank)
         whole: list[Whole] = []
         for path, params in one.pack.full().items():
@@ -43,41 +48,74 @@ def assembled(name: str, base: Base, fit: Fit, error_budget: float | None, sites
         if not alone:
             shared.append(draft)
         manifest = one.pack.manifest
-        members.append(Member(
-            one.pack.name, _source(one), manifest.task, manifest.problem, manifest.license, None if alone else draft.cluster, tuple(places),
-            tuple(ranks), tuple(whole), 0.0 if alone else draft.error, 0.0 if alone else draft.worst))
+        members.append(
+            Member(
+                one.pack.name,
+                _source(one),
+                manifest.task,
+                manifest.problem,
+                manifest.license,
+                None if alone else draft.cluster,
+                tuple(places),
+                tuple(ranks),
+                tuple(whole),
+                0.0 if alone else draft.error,
+                0.0 if alone else draft.worst,
+            )
+        )
     for path, place in numbers.items():
         if shared:
             k = len(fit.bases[0][path].down)
             for cluster in sorted({draft.cluster for draft in shared}):
-                tensors |= {f"up.{place}.{cluster}": fit.bases[cluster][path].up, f"down.{place}.{cluster}": fit.bases[cluster][path].down}
+                tensors |= {
+                    f"up.{place}.{cluster}": fit.bases[cluster][path].up,
+                    f"down.{place}.{cluster}": fit.bases[cluster][path].down,
+                }
             nothing = Core(np.zeros((k, k), np.int8), np.full((k, 1), np.finfo(np.float32).tiny, np.float32))
             cores = [draft.cores.get(path, nothing) for draft in shared]
             tensors[f"cores.{place}"] = np.stack([core.codes for core in cores])
             tensors[f"scales.{place}"] = np.stack([core.scales for core in cores])
     return Fleet.sealed(
-        tensors, name=name, base=base, rank=fit.rank, clusters=len(fit.bases), error_budget=error_budget, members=tuple(members),
-        sites=tuple(FleetSite(path, site.kind, site.in_features, site.out_features, site.bias, weights.get(path))
-                    for path, site in sites.items()))
+        tensors,
+        name=name,
+        base=base,
+        rank=fit.rank,
+        clusters=len(fit.bases),
+        error_budget=error_budget,
+        members=tuple(members),
+        sites=tuple(
+            FleetSite(path, site.kind, site.in_features, site.out_features, site.bias, weights.get(path))
+            for path, site in sites.items()
+        ),
+    )
 
 
 def _source(one: Candidate) -> str:
-    """The id of the pack that a member was made from: of one that is out of a fleet already, that of its parent."""
+    """The id of the pack that a member was made from: of one that is out of a fleet already, that of its
+    parent.
+    """
     lineage = one.pack.manifest.lineage
-    return lineage.parents[0].digest if lineage is not None and lineage.operation == "compress" else one.pack.id
+    return (
+        lineage.parents[0].digest if lineage is not None and lineage.operation == "compress" else one.pack.id
+    )
 
 
 def drafts_of(fleet: Fleet) -> tuple[dict[str, Site], Fit]:
     """The sites of a fleet, and the fit that it was made of: assembled again it is the same fleet."""
     manifest = fleet.manifest
-    sites = {site.path: Site(site.path, site.in_features, site.out_features, site.kind, site.bias) for site in manifest.sites}
+    sites = {
+        site.path: Site(site.path, site.in_features, site.out_features, site.kind, site.bias)
+        for site in manifest.sites
+    }
     bases: list[dict[str, Bases]] = [{} for _ in range(manifest.clusters)]
     for number, site in enumerate(manifest.sites):
         k = manifest.rank_at(site)
         for cluster, held in enumerate(bases):
             up, down = (fleet.tensors.get(f"{side}.{number}.{cluster}") for side in ("up", "down"))
-            held[site.path] = Bases(np.eye(site.out_features, k, dtype="f4") if up is None else up,
-                                    np.eye(k, site.in_features, dtype="f4") if down is None else down)
+            held[site.path] = Bases(
+                np.eye(site.out_features, k, dtype="f4") if up is None else up,
+                np.eye(k, site.in_features, dtype="f4") if down is None else down,
+            )
     return sites, Fit(manifest.rank, bases, tuple(_draft(fleet, member) for member in manifest.members))
 
 
@@ -85,7 +123,9 @@ def _draft(fleet: Fleet, member: Member) -> Draft:
     pack, shared = fleet.pack(member.name), fleet.shared(member.name)
     factors = {adapter.site.path: adapter for adapter in pack.adapters()}
     weights: dict[str, Any] = {path: (adapter.site, adapter.weight) for path, adapter in factors.items()}
-    changes = {path: Factors(adapter.params["lora_A"], adapter.params["lora_B"]) for path, adapter in factors.items()}
+    changes = {
+        path: Factors(adapter.params["lora_A"], adapter.params["lora_B"]) for path, adapter in factors.items()
+    }
     candidate = Candidate(pack, weights, changes, {})
     if member.cluster is None:
         return Draft(0, {}, member.error, member.worst, candidate, alone=True)

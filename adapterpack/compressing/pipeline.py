@@ -35,26 +35,30 @@ def compress(
     into: str | os.PathLike[str] | None = None,
     name: str | None = None,
 ) -> Fleet:
-    """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each pack.
+    """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each
+    pack.
 
     Args:
-        packs: packs or their folders, of any methods whose changes are held by factors. Modules that were trained whole are kept.
+        packs: packs or their folders, of any methods whose changes are held by factors. Modules that were
+            trained whole are kept.
         out: a new folder for the fleet.
         basis: the rank of the bases. Without it the budgets decide.
         clusters: packs are sorted into so many groups by their likeness, each with bases of its own.
-        error_budget: the relative error of a pack's whole change. Without ``basis`` the least rank is taken under which no pack makes more;
-            with it, and in a fleet for all that are added later, a pack above it keeps its own factors.
-        size_budget: the bytes that the fleet's tensors may have, or below 1 that share of the packs' own. Without ``basis`` it is the
-            largest rank that fits.
-        into: a fleet that the packs are added to, by projection onto its bases, which stay as they are. It is replaced, unless there is an
-            ``out``.
+        error_budget: the relative error of a pack's whole change. Without ``basis`` the least rank is taken
+            under which no pack makes more; with it, and in a fleet for all that are added later, a pack above
+            it keeps its own factors.
+        size_budget: the bytes that the fleet's tensors may have, or below 1 that share of the packs' own.
+            Without ``basis`` it is the largest rank that fits.
+        into: a fleet that the packs are added to, by projection onto its bases, which stay as they are. It is
+            replaced, unless there is an ``out``.
         name: the fleet's name; by default that of its folder.
 
     Returns:
         The fleet. ``fleet.manifest.members`` hold the error of each, over all sites and at the worst.
 
     Raises:
-        ConfigError: nothing says how large the bases are to be, two packs have one name, or the packs do not fit the size.
+        ConfigError: nothing says how large the bases are to be, two packs have one name, or the packs do not
+            fit the size.
         BaseMismatch: the packs are of different bases.
         Unsupported: a change that no factors hold.
 
@@ -71,37 +75,71 @@ def compress(
     if not loaded:
         raise NothingToDo("there are no packs to compress", remedy="name at least one pack")
     if into is not None:
-        return _added(Fleet.load(into), loaded, error_budget, size_budget, Path(into if out is None else out), replaced=out is None)
+        return _added(
+            Fleet.load(into),
+            loaded,
+            error_budget,
+            size_budget,
+            Path(into if out is None else out),
+            replaced=out is None,
+        )
     _require_names([pack.name for pack in loaded])
     with one_thread_each():
         found = candidates(loaded)
         fit = _chosen(found, basis, clusters, error_budget, size_budget).within(error_budget)
-    fleet = assembled(chosen_name(name, out, "fleet", []), common_base(loaded), fit, error_budget, joint_sites(found))
+    fleet = assembled(
+        chosen_name(name, out, "fleet", []), common_base(loaded), fit, error_budget, joint_sites(found)
+    )
     _require_size(fleet, found, size_budget)
     return fleet if out is None else fleet.write(out)
 
 
-def _require_settings(basis: int | None, clusters: int, error_budget: float | None, size_budget: float | None, into: object) -> None:
+def _require_settings(
+    basis: int | None, clusters: int, error_budget: float | None, size_budget: float | None, into: object
+) -> None:
     if basis is None and error_budget is None and size_budget is None and into is None:
-        raise ConfigError("nothing says how large the bases are to be", where="compress", expected="basis, error_budget or size_budget",
-                          remedy="give one, such as basis 32")
+        raise ConfigError(
+            "nothing says how large the bases are to be",
+            where="compress",
+            expected="basis, error_budget or size_budget",
+            remedy="give one, such as basis 32",
+        )
     if into is not None and (basis is not None or clusters != 1):
-        raise ConfigError("the bases of a fleet stay as they are", where="into", remedy="leave basis and clusters out")
-    for what, value, most in (("basis", basis, 65_536), ("clusters", clusters, 64), ("error_budget", error_budget, 1e6),
-                              ("size_budget", size_budget, 1e15)):
+        raise ConfigError(
+            "the bases of a fleet stay as they are", where="into", remedy="leave basis and clusters out"
+        )
+    for what, value, most in (
+        ("basis", basis, 65_536),
+        ("clusters", clusters, 64),
+        ("error_budget", error_budget, 1e6),
+        ("size_budget", size_budget, 1e15),
+    ):
         counts = isinstance(value, Integral) and not isinstance(value, bool)
         fits = counts or (isinstance(value, float) and "budget" in what)
         if value is not None and not (fits and 0 < value <= most):
-            raise ConfigError("a setting is out of range", where=what, expected=f"above 0, at most {most}", found=value,
-                              remedy="give another value")
+            raise ConfigError(
+                "a setting is out of range",
+                where=what,
+                expected=f"above 0, at most {most}",
+                found=value,
+                remedy="give another value",
+            )
 
 
 def _require_names(names: Sequence[str]) -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError("two members of a fleet cannot have one name", found=twice, remedy="rename one of the packs")
+        raise ConfigError(
+            "two members of a fleet cannot have one name", found=twice, remedy="rename one of the packs"
+        )
 
 
-def _chosen(found: Sequence[Candidate], basis: int | None, clusters: int, error_budget: float | None, size_budget: float | None) -> Fit:
+def _chosen(
+    found: Sequence[Candidate],
+    basis: int | None,
+    clusters: int,
+    error_budget: float | None,
+    size_budget: float | None,
+) -> Fit:
     """The fit of the rank that was given, or of the one that the budgets leave."""
     if basis is not None:
         return fitted(found, basis, clusters)
@@ -111,8 +149,13 @@ def _chosen(found: Sequence[Candidate], basis: int | None, clusters: int, error_
         assert size_budget is not None
         fitting = [rank for rank in ranks if _bytes(found, rank, clusters) <= _limit(found, size_budget)]
         if not fitting:
-            raise ConfigError("the packs do not fit the size even at rank 1", where="size_budget", found=size_budget,
-                              expected=f"at least {_bytes(found, 1, clusters)} bytes", remedy="allow more bytes")
+            raise ConfigError(
+                "the packs do not fit the size even at rank 1",
+                where="size_budget",
+                found=size_budget,
+                expected=f"at least {_bytes(found, 1, clusters)} bytes",
+                remedy="allow more bytes",
+            )
         return fitted(found, fitting[-1], clusters)
     low, high, best = 0, len(ranks) - 1, fitted(found, ranks[-1], clusters)
     while low < high:
@@ -140,16 +183,32 @@ def _limit(found: Sequence[Candidate], size_budget: float) -> float:
 
 def _require_size(fleet: Fleet, found: Sequence[Candidate], size_budget: float | None) -> None:
     if size_budget is not None and fleet.nbytes > (limit := _limit(found, size_budget)):
-        raise ConfigError("the packs do not fit the size within the error", where="size_budget", expected=f"at most {limit:.0f} bytes",
-                          found=fleet.nbytes, remedy="allow more bytes, a larger error, or a smaller basis")
+        raise ConfigError(
+            "the packs do not fit the size within the error",
+            where="size_budget",
+            expected=f"at most {limit:.0f} bytes",
+            found=fleet.nbytes,
+            remedy="allow more bytes, a larger error, or a smaller basis",
+        )
 
 
-def _added(fleet: Fleet, packs: Sequence[Pack], error_budget: float | None, size_budget: float | None, out: Path, *, replaced: bool
-           ) -> Fleet:
+def _added(
+    fleet: Fleet,
+    packs: Sequence[Pack],
+    error_budget: float | None,
+    size_budget: float | None,
+    out: Path,
+    *,
+    replaced: bool,
+) -> Fleet:
     """The fleet with these packs as well, each in the cluster whose bases hold it best."""
     if size_budget is not None and size_budget < 1:
-        raise ConfigError("a share of the packs' bytes is no size of a fleet that holds others, too", where="size_budget",
-                          found=size_budget, remedy="give bytes")
+        raise ConfigError(
+            "a share of the packs' bytes is no size of a fleet that holds others, too",
+            where="size_budget",
+            found=size_budget,
+            remedy="give bytes",
+        )
     common_base([fleet.pack(fleet.names[0]), *packs])
     _require_names([*fleet.names, *(pack.name for pack in packs)])
     budget = fleet.manifest.error_budget if error_budget is None else error_budget
@@ -157,8 +216,11 @@ def _added(fleet: Fleet, packs: Sequence[Pack], error_budget: float | None, size
     with one_thread_each():
         found = candidates(packs)
         if unknown := sorted(path for path in joint_sites(found) if path not in sites):
-            raise Unsupported("a pack changes a site at which the fleet has no bases", where=unknown[0],
-                              remedy="compress all packs again, those of the fleet among them")
+            raise Unsupported(
+                "a pack changes a site at which the fleet has no bases",
+                where=unknown[0],
+                remedy="compress all packs again, those of the fleet among them",
+            )
         fit = before.with_members(found, budget)
     grown = assembled(fleet.manifest.name, fleet.manifest.base, fit, budget, sites)
     _require_size(grown, found, size_budget)

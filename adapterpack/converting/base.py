@@ -59,7 +59,11 @@ class BaseModel:
 
     def modules(self) -> dict[str, tuple[int, ...]]:
         """Every module with a weight, and that weight's shape."""
-        return {name.removesuffix(".weight"): shape for name, shape in self.shapes.items() if name.endswith(".weight")}
+        return {
+            name.removesuffix(".weight"): shape
+            for name, shape in self.shapes.items()
+            if name.endswith(".weight")
+        }
 
     def weight_name(self, path: str, recorded: str | None = None) -> str:
         """The tensor of a module's weight: the ``recorded`` one, if there is such a tensor, else by the path.
@@ -72,8 +76,17 @@ class BaseModel:
         return self.checkpoint.require_weight(path, recorded)
 
     def stored_shape(self, path: str) -> tuple[int, ...] | None:
-        """The shape of a parameter by its path, or of a stack that is stored matrix by matrix; None where there is none."""
-        stack = next((self.checkpoint.stacks[name] for name in (path, path.partition(".")[2]) if name in self.checkpoint.stacks), None)
+        """The shape of a parameter by its path, or of a stack that is stored matrix by matrix; None where
+        there is none.
+        """
+        stack = next(
+            (
+                self.checkpoint.stacks[name]
+                for name in (path, path.partition(".")[2])
+                if name in self.checkpoint.stacks
+            ),
+            None,
+        )
         name = self.checkpoint.tensor_name(path)
         return stack.shape if stack is not None else None if name is None else self.shapes[name]
 
@@ -87,13 +100,19 @@ class BaseModel:
         Raises:
             Unsupported: this package has no model for it.
         """
-        from ..training.loading import empty_model  # noqa: PLC0415 - only few methods depend on the order, and need torch for it
+        # only few methods depend on the order, and need torch for it
+        from ..training.loading import empty_model  # noqa: PLC0415
 
         task = TASKS.find(self.task().type)
         if task is None:
-            raise Unsupported("what this file means depends on the order of the base's layers, and there is no model that has it",
-                              where=self.folder, found=self.config.get("architectures"), expected="a base of transformers, of a known task",
-                              remedy="save it again with PEFT after setting save_indices=True in its config")
+            raise Unsupported(
+                "what this file means depends on the order of the base's layers, and there is no model "
+                "that has it",
+                where=self.folder,
+                found=self.config.get("architectures"),
+                expected="a base of transformers, of a known task",
+                remedy="save it again with PEFT after setting save_indices=True in its config",
+            )
         return tuple(path for path, _ in empty_model(self.folder, task).named_modules())
 
     def identity(self) -> m.Base:
@@ -104,7 +123,9 @@ class BaseModel:
     def task(self) -> m.Task:
         """The task of the base, by its class."""
         classes = self.config.get("architectures")
-        architecture = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+        architecture = (
+            classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+        )
         return m.Task(type_of(architecture, self.config), architecture)
 
 
@@ -121,8 +142,8 @@ def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
 
 
 def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
-    """The pack with the base's fingerprint, the names of its tensors, and which sites have a bias; checks the shape of every site. Where no
-    base is named the pack stays as it is.
+    """The pack with the base's fingerprint, the names of its tensors, and which sites have a bias; checks the
+    shape of every site. Where no base is named the pack stays as it is.
 
     Raises:
         BaseMismatch: the pack names another base, or a site has another shape.

@@ -36,21 +36,28 @@ class SiteFactors(NamedTuple):
 
 
 def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[SiteFactors]:
-    """The change at every site of a pack as factors; in the stored dtype where the pack's own tensors are the factors. Sites of the methods
-    ``but`` are left out.
+    """The change at every site of a pack as factors; in the stored dtype where the pack's own tensors are the
+    factors. Sites of the methods ``but`` are left out.
 
     Raises:
         Unsupported: the change is not a product of low rank, or a site is no linear layer.
     """
     for method in pack.methods:
         if method.traits.positional:
-            raise Unsupported(f"the format {form} cannot say that an adapter acts at some positions of a row only",
-                              where=f"pack '{pack.name}'", found=method.name, remedy="keep the pack as it is")
+            raise Unsupported(
+                f"the format {form} cannot say that an adapter acts at some positions of a row only",
+                where=f"pack '{pack.name}'",
+                found=method.name,
+                remedy="keep the pack as it is",
+            )
         if method.name in but:
             continue
         if not method.traits.low_rank or not method.traits.additive or method.traits.reads_weight:
-            raise Unsupported(f"the format {form} holds low-rank factors, which the method {method.name} is not made of",
-                              where=f"pack '{pack.name}'", remedy="merge the pack, or keep it as it is")
+            raise Unsupported(
+                f"the format {form} holds low-rank factors, which the method {method.name} is not made of",
+                where=f"pack '{pack.name}'",
+                remedy="merge the pack, or keep it as it is",
+            )
     for adapter in pack.adapters():
         if adapter.method.name not in but:
             require_linear(adapter, form)
@@ -64,18 +71,36 @@ def require_linear(adapter: Adapter, form: str) -> None:
         Unsupported: it is not.
     """
     if adapter.site.kind != "linear":
-        raise Unsupported(f"the format {form} is written for linear layers only", where=adapter.site.path, found=adapter.site.kind,
-                          remedy="keep the pack as it is, or merge it")
+        raise Unsupported(
+            f"the format {form} is written for linear layers only",
+            where=adapter.site.path,
+            found=adapter.site.kind,
+            remedy="keep the pack as it is, or merge it",
+        )
 
 
 def _factors(adapter: Adapter) -> SiteFactors:
-    wide = {name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()}
-    form = adapter.method.normal_form(adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site)
+    wide = {
+        name: value.astype(np.float32) if _narrow(value) else value for name, value in adapter.params.items()
+    }
+    form = adapter.method.normal_form(
+        adapter.config, complete(adapter.method, adapter.config, wide, adapter.site), adapter.site
+    )
     if form.down is None or form.up is None or not form.is_branch:
-        raise Unsupported("the change at a site is more than a product of two factors", where=adapter.site.path, found=adapter.method.name)
+        raise Unsupported(
+            "the change at a site is more than a product of two factors",
+            where=adapter.site.path,
+            found=adapter.method.name,
+        )
     down, up = np.asarray(form.down.dense()), np.asarray(form.up.dense())
-    if set(wide) == set(_LEAVES) and np.array_equal(down, wide["lora_A"]) and np.allclose(up, adapter.config.scale * wide["lora_B"]):
-        return SiteFactors(adapter.site.path, adapter.params["lora_A"], adapter.params["lora_B"], float(adapter.config.scale))
+    if (
+        set(wide) == set(_LEAVES)
+        and np.array_equal(down, wide["lora_A"])
+        and np.allclose(up, adapter.config.scale * wide["lora_B"])
+    ):
+        return SiteFactors(
+            adapter.site.path, adapter.params["lora_A"], adapter.params["lora_B"], float(adapter.config.scale)
+        )
     return SiteFactors(adapter.site.path, down, up, 1.0)
 
 
@@ -83,11 +108,18 @@ def _narrow(value: np.ndarray) -> bool:
     return dtype_name(value.dtype) in FLOATS and value.dtype.itemsize < 4
 
 
-def lora_pack(source: Source, sites: Mapping[str, SiteFactors] | Mapping[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]], kind: str,
-              full: Mapping[str, Mapping[str, np.ndarray]] | None = None, **claims: Any) -> Pack:
-    """A LoRA pack from factors by module path, with the checks of a pack: shapes fit each other, values are finite floats.
+def lora_pack(
+    source: Source,
+    sites: Mapping[str, SiteFactors] | Mapping[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]],
+    kind: str,
+    full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    **claims: Any,
+) -> Pack:
+    """A LoRA pack from factors by module path, with the checks of a pack: shapes fit each other, values are
+    finite floats.
 
-    A value is :class:`SiteFactors`, or a LoRA config with its two matrices. ``claims`` are added to the manifest's ``training``.
+    A value is :class:`SiteFactors`, or a LoRA config with its two matrices. ``claims`` are added to the
+    manifest's ``training``.
 
     Raises:
         FormatError: factors do not fit each other, or are no floats.
@@ -106,8 +138,12 @@ def lora_pack(source: Source, sites: Mapping[str, SiteFactors] | Mapping[str, Si
             cfg, down, up = value
             check_pair(down, up, place)
             if cfg.r != down.shape[0]:
-                raise FormatError("the rank that the file states is not that of its tensors", where=place, expected=cfg.r,
-                                  found=down.shape[0])
+                raise FormatError(
+                    "the rank that the file states is not that of its tensors",
+                    where=place,
+                    expected=cfg.r,
+                    found=down.shape[0],
+                )
         cfg = dataclasses.replace(cfg, targets="all-linear", modules_to_save=())
         adapters[Site(path, down.shape[1], up.shape[0])] = (cfg, dict(zip(_LEAVES, (down, up), strict=True)))
     if not adapters and not full:
@@ -123,13 +159,23 @@ def check_pair(down: np.ndarray, up: np.ndarray, where: str) -> None:
         NonFinite: they hold NaN or infinity.
     """
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
-        raise FormatError("the factors of a site do not fit each other", where=where, expected="down [r, in] and up [out, r]",
-                          found=f"down {down.shape} and up {up.shape}")
+        raise FormatError(
+            "the factors of a site do not fit each other",
+            where=where,
+            expected="down [r, in] and up [out, r]",
+            found=f"down {down.shape} and up {up.shape}",
+        )
     for value in (down, up):
         if dtype_name(value.dtype) not in FLOATS:
-            raise FormatError("a factor must hold floating-point numbers", where=where, found=dtype_name(value.dtype))
+            raise FormatError(
+                "a factor must hold floating-point numbers", where=where, found=dtype_name(value.dtype)
+            )
         if not all_finite(value):
-            raise NonFinite("a tensor holds NaN or infinity", where=where, remedy="get the adapter again from where it came")
+            raise NonFinite(
+                "a tensor holds NaN or infinity",
+                where=where,
+                remedy="get the adapter again from where it came",
+            )
 
 
 def require_pairs(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ...], where: object) -> None:
@@ -139,4 +185,9 @@ def require_pairs(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ..
         FormatError: names the modules that lack one.
     """
     if incomplete := sorted(path for path, present in tensors.items() if not set(roles) <= set(present)):
-        raise FormatError("the tensors of a module do not pair up", where=where, expected=" and ".join(roles), found=listed(incomplete))
+        raise FormatError(
+            "the tensors of a module do not pair up",
+            where=where,
+            expected=" and ".join(roles),
+            found=listed(incomplete),
+        )

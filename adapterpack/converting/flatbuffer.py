@@ -1,7 +1,8 @@
-"""Reads ``.onnx_adapter`` files, which are FlatBuffers, strictly: every offset and length is compared with the bytes that are there.
+"""Reads ``.onnx_adapter`` files, which are FlatBuffers, strictly: every offset and length is compared with
+the bytes that are there.
 
-Layout: offset of the root table, identifier ``TORT``; root table: format, adapter and model version, then a vector of tables of
-(name, extents as int64, data type of ONNX, bytes).
+Layout: offset of the root table, identifier ``TORT``; root table: format, adapter and model version, then a
+vector of tables of (name, extents as int64, data type of ONNX, bytes).
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from .format import read_file
 MAGIC = b"TORT"
 VERSION = 1
 _MAX_PARAMETERS, _MAX_RANK, _MAX_NAME = 50_000, 8, 512
-_DTYPES: dict[int, Any] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8"), 16: np.dtype(ml_dtypes.bfloat16)}
+_DTYPES: dict[int, Any] = {
+    1: np.dtype("<f4"),
+    10: np.dtype("<f2"),
+    11: np.dtype("<f8"),
+    16: np.dtype(ml_dtypes.bfloat16),
+}
 """ONNX's numbers for the data types of adapters."""
 
 
@@ -33,7 +39,10 @@ class _Bytes:
     def number(self, at: int, kind: str) -> int:
         size = struct.calcsize(kind)
         if at < 0 or at + size > len(self.data):
-            raise FormatError("the adapter's file is truncated, or an offset in it is false", where=f"{self.where}, offset {at}")
+            raise FormatError(
+                "the adapter's file is truncated, or an offset in it is false",
+                where=f"{self.where}, offset {at}",
+            )
         value: int = struct.unpack_from(f"<{kind}", self.data, at)[0]
         return value
 
@@ -51,8 +60,12 @@ class _Bytes:
         start = place + self.number(place, "I")
         count = self.number(start, "I")
         if count > limit or start + 4 + count * size > len(self.data):
-            raise FormatError(f"too long: {what}", where=f"{self.where}, offset {start}", expected=f"at most {limit}, and within the file",
-                              found=count)
+            raise FormatError(
+                f"too long: {what}",
+                where=f"{self.where}, offset {start}",
+                expected=f"at most {limit}, and within the file",
+                found=count,
+            )
         return start + 4, count
 
 
@@ -65,12 +78,16 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
     """
     data = _Bytes(read_file(path), path)
     if data.data[4:8] != MAGIC:
-        raise FormatError("this is not an .onnx_adapter", where=path, expected=MAGIC, found=repr(data.data[4:8]))
+        raise FormatError(
+            "this is not an .onnx_adapter", where=path, expected=MAGIC, found=repr(data.data[4:8])
+        )
     root = data.number(0, "I")
     place = data.field(root, 0)
     version = 0 if place is None else data.number(place, "i")
     if version != VERSION:
-        raise Unsupported("another version of the .onnx_adapter format", where=path, expected=VERSION, found=version)
+        raise Unsupported(
+            "another version of the .onnx_adapter format", where=path, expected=VERSION, found=version
+        )
     start, count = data.vector(data.field(root, 3), 4, _MAX_PARAMETERS, "parameters")
     parameters: dict[str, np.ndarray] = {}
     total = 0
@@ -90,17 +107,29 @@ def _parameter(data: _Bytes, table: int) -> tuple[str, np.ndarray]:
     try:
         name = data.data[start : start + length].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError("a name that is not UTF-8", where=data.where, found=repr(data.data[start : start + 40])) from error
+        raise FormatError(
+            "a name that is not UTF-8", where=data.where, found=repr(data.data[start : start + 40])
+        ) from error
     place = data.field(table, 2)
     kind = 0 if place is None else data.number(place, "i")
     if kind not in _DTYPES:
-        raise Unsupported("a data type in which no adapter is stored", where=f"{data.where}, {name}", found=f"type {kind} of ONNX",
-                          expected=", ".join(str(dtype) for dtype in _DTYPES.values()))
+        raise Unsupported(
+            "a data type in which no adapter is stored",
+            where=f"{data.where}, {name}",
+            found=f"type {kind} of ONNX",
+            expected=", ".join(str(dtype) for dtype in _DTYPES.values()),
+        )
     at, rank = data.vector(data.field(table, 1), 8, _MAX_RANK, "a shape")
     shape = tuple(data.number(at + 8 * axis, "q") for axis in range(rank))
     begin, nbytes = data.vector(data.field(table, 3), 1, len(data.data), "a parameter's bytes")
-    expected = -1 if min(shape, default=0) < 0 else _DTYPES[kind].itemsize * count_of(shape, f"{data.where}, {name}")
+    expected = (
+        -1 if min(shape, default=0) < 0 else _DTYPES[kind].itemsize * count_of(shape, f"{data.where}, {name}")
+    )
     if nbytes != expected:
-        raise FormatError("the shape of a parameter does not fit its bytes", where=f"{data.where}, {name}", found=nbytes,
-                          expected=f"{expected} bytes for {shape}")
+        raise FormatError(
+            "the shape of a parameter does not fit its bytes",
+            where=f"{data.where}, {name}",
+            found=nbytes,
+            expected=f"{expected} bytes for {shape}",
+        )
     return name, np.frombuffer(memoryview(data.data)[begin : begin + nbytes], _DTYPES[kind]).reshape(shape)

@@ -1,4 +1,6 @@
-"""The interface of an adapter format: detect, read and write. What a format cannot store is an error, what it changes is a note."""
+"""The interface of an adapter format: detect, read and write. What a format cannot store is an error, what it
+changes is a note.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ MAX_FILE = 16 << 30
 
 
 class Source(NamedTuple):
-    """What is read: a path, the name for the pack, the base (if named), and the model or task to choose from a file with several.
+    """What is read: a path, the name for the pack, the base (if named), and the model or task to choose from
+    a file with several.
 
-    ``converted``: it is to become something else, so that tensors are taken out of a pickle, too; who only looks refuses it.
+    ``converted``: it is to become something else, so that tensors are taken out of a pickle, too; who only
+    looks refuses it.
     """
 
     path: Path
@@ -39,12 +43,15 @@ class Reading(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A format: ``detect`` looks at names and first bytes only; ``read`` validates like a pack; ``write`` returns notes.
+    """A format: ``detect`` looks at names and first bytes only; ``read`` validates like a pack; ``write``
+    returns notes.
 
-    ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path, and is None where a format is only read.
-    ``read_without_base`` reads an adapter for inspection; modules keep the names that they have in the file. Detection asks the formats in
-    the order of their ``rank``. ``parts``: one file may hold adapters of several models. ``tensors`` is the file of a folder that holds the
-    numbers. ``repeats``: it can say that blocks of the base are repeated. ``suffix`` is how the name of its file ends, where it is one.
+    ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path, and is
+    None where a format is only read. ``read_without_base`` reads an adapter for inspection; modules keep the
+    names that they have in the file. Detection asks the formats in the order of their ``rank``. ``parts``:
+    one file may hold adapters of several models. ``tensors`` is the file of a folder that holds the numbers.
+    ``repeats``: it can say that blocks of the base are repeated. ``suffix`` is how the name of its file ends,
+    where it is one.
     """
 
     name: str
@@ -61,7 +68,9 @@ class Format(NamedTuple):
     suffix: str = ""
 
 
-FORMATS: Registry[Format] = Registry("adapter format", Format, "adapterpack.formats", "adapterpack.converting.formats")
+FORMATS: Registry[Format] = Registry(
+    "adapter format", Format, "adapterpack.formats", "adapterpack.converting.formats"
+)
 """Name -> format; every file of ``formats/`` registers its own."""
 
 
@@ -92,7 +101,12 @@ def read_file(path: Path) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE:
-            raise FormatError("the file is too large for an adapter", where=path, expected=f"at most {MAX_FILE} bytes", found=size)
+            raise FormatError(
+                "the file is too large for an adapter",
+                where=path,
+                expected=f"at most {MAX_FILE} bytes",
+                found=size,
+            )
         return read_at_most(file, size)
 
 
@@ -103,7 +117,11 @@ def require_base(base: BaseModel | None, where: object, why: str) -> BaseModel:
         ConfigError: none was named.
     """
     if base is None:
-        raise ConfigError(f"this format needs the base model: {why}", where=where, remedy="name its folder with --base (base=...)")
+        raise ConfigError(
+            f"this format needs the base model: {why}",
+            where=where,
+            remedy="name its folder with --base (base=...)",
+        )
     return base
 
 
@@ -114,9 +132,13 @@ def refuse_full_modules(pack: Pack, form: str) -> None:
         Unsupported: names the modules.
     """
     if whole := list(pack.full()):
-        raise Unsupported(f"the format {form} cannot carry modules that were trained whole", where=f"pack '{pack.name}'",
-                          expected="low-rank factors only", found=listed(whole),
-                          remedy="convert to peft or onnx_adapter, or merge the pack")
+        raise Unsupported(
+            f"the format {form} cannot carry modules that were trained whole",
+            where=f"pack '{pack.name}'",
+            expected="low-rank factors only",
+            found=listed(whole),
+            remedy="convert to peft or onnx_adapter, or merge the pack",
+        )
 
 
 def listed(names: list[str], most: int = 5) -> str:

@@ -16,7 +16,8 @@ LONGEST = 200
 
 
 def named(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
-    """The pack with names for its labels, in the order of its logits; ``child``: of a pack that is somewhere, which becomes its parent.
+    """The pack with names for its labels, in the order of its logits; ``child``: of a pack that is somewhere,
+    which becomes its parent.
 
     Raises:
         Unsupported: the pack has no head with labels.
@@ -24,13 +25,27 @@ def named(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
     """
     width = _width(pack)
     if not width:
-        raise Unsupported("only a classifier with a head of its own has labels to name", where=f"pack '{pack.name}'",
-                          found=f"the task {pack.manifest.task.type}, {'another' if list(pack.full()) else 'no'} module trained whole",
-                          remedy="leave --labels (labels=) out")
-    if len(labels) != width or len(set(labels)) != width or not all(0 < len(label) <= LONGEST for label in labels):
-        raise ConfigError("the labels do not fit the head", where=f"pack '{pack.name}'", found=", ".join(map(repr, labels)),
-                          expected=f"{width} different ones of 1 to {LONGEST} characters",
-                          remedy="name one for each logit, in the order of the label ids of the training")
+        raise Unsupported(
+            "only a classifier with a head of its own has labels to name",
+            where=f"pack '{pack.name}'",
+            found=(
+                f"the task {pack.manifest.task.type}, {'another' if list(pack.full()) else 'no'} module "
+                "trained whole"
+            ),
+            remedy="leave --labels (labels=) out",
+        )
+    if (
+        len(labels) != width
+        or len(set(labels)) != width
+        or not all(0 < len(label) <= LONGEST for label in labels)
+    ):
+        raise ConfigError(
+            "the labels do not fit the head",
+            where=f"pack '{pack.name}'",
+            found=", ".join(map(repr, labels)),
+            expected=f"{width} different ones of 1 to {LONGEST} characters",
+            remedy="name one for each logit, in the order of the label ids of the training",
+        )
     task = replace(pack.manifest.task, labels=tuple(labels))
     lineage = descended("convert", [pack], {"labels": "named"}) if child else pack.manifest.lineage
     return sealed(replace(pack.manifest, task=task, lineage=lineage, files=()), pack.tensors, pack.extra)
@@ -39,8 +54,14 @@ def named(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
 def unnamed_note(pack: Pack) -> tuple[str, ...]:
     """A note on a head whose labels nobody has named."""
     width = 0 if pack.manifest.task.labels else _width(pack)
-    return (f"nothing names the {width} labels of its head: they will be called LABEL_0 to LABEL_{width - 1}, or as --labels names "
-            f"them",) if width else ()
+    return (
+        (
+            f"nothing names the {width} labels of its head: they will be called LABEL_0 to "
+            f"LABEL_{width - 1}, or as --labels names them",
+        )
+        if width
+        else ()
+    )
 
 
 def _width(pack: Pack) -> int:
@@ -48,5 +69,9 @@ def _width(pack: Pack) -> int:
     task = TASKS.find(pack.manifest.task.type)
     if task is None or not task.labelled:
         return 0
-    heads = [params for path, params in pack.full().items() if not task.heads or set(task.heads) & set(path.split("."))]
+    heads = [
+        params
+        for path, params in pack.full().items()
+        if not task.heads or set(task.heads) & set(path.split("."))
+    ]
     return len(next(iter(heads[-1].values()))) if heads else 0

@@ -1,4 +1,6 @@
-"""What kohya's and diffusers' files have in common: safetensors whose keys begin with the name of the model that they belong to."""
+"""What kohya's and diffusers' files have in common: safetensors whose keys begin with the name of the model
+that they belong to.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,15 @@ def is_text_model(base: BaseModel | None, model_type: str | None) -> bool:
 
 
 def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
-    """What gives the path that a module has in published checkpoints of the pack's base: these files have no other."""
+    """What gives the path that a module has in published checkpoints of the pack's base: these files have no
+    other.
+    """
     known = pack.manifest.base
-    steps = renamings_of({"model_type": known.model_type}, known.architecture) if base is None else base.checkpoint.renamings
+    steps = (
+        renamings_of({"model_type": known.model_type}, known.architecture)
+        if base is None
+        else base.checkpoint.renamings
+    )
     return lambda path: published(path, steps)
 
 
@@ -62,19 +70,34 @@ def choose_model(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[st
     sizes, counts = _counted(parts)
     if source.part is None:
         if len(sizes) > 1:
-            raise Unsupported("the file holds adapters of several models, and a pack belongs to one", where=source.path, found=counts,
-                              remedy="choose one with --part, and convert each")
+            raise Unsupported(
+                "the file holds adapters of several models, and a pack belongs to one",
+                where=source.path,
+                found=counts,
+                remedy="choose one with --part, and convert each",
+            )
         return next(iter(sizes)), ()
     if source.part not in sizes:
-        raise UnknownName("the file has no such part", where=source.path, found=repr(source.part), remedy=nearest(source.part, sizes))
+        raise UnknownName(
+            "the file has no such part",
+            where=source.path,
+            found=repr(source.part),
+            remedy=nearest(source.part, sizes),
+        )
     left_out = sorted(set(sizes) - {source.part})
-    return source.part, (f"only {source.part} was read, as asked; left out: {listed(left_out)}",) if left_out else ()
+    return source.part, (
+        f"only {source.part} was read, as asked; left out: {listed(left_out)}",
+    ) if left_out else ()
 
 
 def several_models_note(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
     """The note about a file with adapters of several models."""
     sizes, counts = _counted(parts)
-    return (f"adapters of several models: {counts}; each becomes a pack of its own (--part)",) if len(sizes) > 1 else ()
+    return (
+        (f"adapters of several models: {counts}; each becomes a pack of its own (--part)",)
+        if len(sizes) > 1
+        else ()
+    )
 
 
 def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
@@ -84,5 +107,11 @@ def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
 
 def missing_alpha_note(modules: list[str]) -> tuple[str, ...]:
     """The note about modules without a stated alpha."""
-    return () if not modules else (f"the file states no alpha for {things(len(modules), 'module')} ({listed(sorted(modules), 2)}): "
-                                   "alpha = r, the scale is one, as is the custom",)
+    return (
+        ()
+        if not modules
+        else (
+            f"the file states no alpha for {things(len(modules), 'module')} ({listed(sorted(modules), 2)}): "
+            "alpha = r, the scale is one, as is the custom",
+        )
+    )

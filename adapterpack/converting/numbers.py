@@ -24,7 +24,11 @@ def finite_number(value: Any, where: str) -> float:
         >>> finite_number(2, "config.json")
         2.0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= np.finfo(np.float64).max:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not abs(value) <= np.finfo(np.float64).max
+    ):
         raise FormatError("this must be a finite number", where=where, found=repr(value)[:80])
     return float(value)
 
@@ -41,7 +45,9 @@ def tensor_number(value: np.ndarray, where: str) -> float:
         4.0
     """
     if value.size != 1 or dtype_name(value.dtype) not in FLOATS:
-        raise FormatError("a scale must be one floating-point number", where=where, found=f"{value.dtype} {value.shape}")
+        raise FormatError(
+            "a scale must be one floating-point number", where=where, found=f"{value.dtype} {value.shape}"
+        )
     number = float(value.reshape(())[()])
     if not math.isfinite(number):
         raise NonFinite("a scale is not finite", where=where, found=number)
@@ -49,7 +55,8 @@ def tensor_number(value: np.ndarray, where: str) -> float:
 
 
 def most_frequent(values: Iterable[float]) -> float | None:
-    """The number that occurs most often among those that are neither zero nor infinite, the larger of two; None where there is none.
+    """The number that occurs most often among those that are neither zero nor infinite, the larger of two;
+    None where there is none.
 
     Example:
         >>> most_frequent([2.0, 1.0, 2.0, 0.0, 0.0, 0.0])
@@ -60,16 +67,25 @@ def most_frequent(values: Iterable[float]) -> float | None:
 
 
 def common_scale(sites: Sequence[SiteFactors], tool: str, leaf: str) -> tuple[float, tuple[str, ...]]:
-    """The scale for a file that has one: that of most sites; and a note if others differ, which their factor called ``leaf`` then holds."""
+    """The scale for a file that has one: that of most sites; and a note if others differ, which their factor
+    called ``leaf`` then holds.
+    """
     scale = most_frequent(site.scale for site in sites) or 1.0
     differing = sum(site.scale != scale for site in sites)
-    notes = () if not differing else (
-        f"{tool} has one scale for all modules: that of {differing} of {len(sites)} modules is written into {leaf} (scale {scale:g})",)
+    notes = (
+        ()
+        if not differing
+        else (
+            f"{tool} has one scale for all modules: that of {differing} of {len(sites)} modules is "
+            f"written into {leaf} (scale {scale:g})",
+        )
+    )
     return scale, notes
 
 
 def scaled(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
-    """``up * ratio``: the same bytes for one (to float32's precision), the same dtype where that is exact, else rounded once to float32.
+    """``up * ratio``: the same bytes for one (to float32's precision), the same dtype where that is exact,
+    else rounded once to float32.
 
     Raises:
         Unsupported: the product leaves the range of float32.
@@ -82,6 +98,11 @@ def scaled(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
     if np.array_equal(kept.astype(np.float64), exact):
         return kept
     if not np.isfinite(rounded).all() or np.any((rounded == 0) & (exact != 0)):
-        raise Unsupported("the scale of this module cannot be written into its factor", where=where, found=f"factor {ratio:g}",
-                          expected="values within the range of float32", remedy="convert to peft and set one alpha")
+        raise Unsupported(
+            "the scale of this module cannot be written into its factor",
+            where=where,
+            found=f"factor {ratio:g}",
+            expected="values within the range of float32",
+            remedy="convert to peft and set one alpha",
+        )
     return rounded

@@ -34,13 +34,27 @@ def dequantized(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     if stored is None:
         return pack, ()
     claims = pack.manifest
-    adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}  # quantized packs have one method
+    # quantized packs have one method
+    adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}
     weights = {group.path: group.weight for group in claims.groups}
-    plain = build(pack.name, pack.method, adapters, task=claims.task, base=claims.base, full=pack.full(), weights=weights,
-                  problem=claims.problem,
-                  lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
-                  training=claims.training, license=claims.license, extensions=claims.extensions)
-    return plain, (f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error they have",)
+    plain = build(
+        pack.name,
+        pack.method,
+        adapters,
+        task=claims.task,
+        base=claims.base,
+        full=pack.full(),
+        weights=weights,
+        problem=claims.problem,
+        lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
+        training=claims.training,
+        license=claims.license,
+        extensions=claims.extensions,
+    )
+    return plain, (
+        f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error "
+        "they have",
+    )
 
 
 def require_base_fits(pack: Pack, base: BaseModel | None) -> Pack:
@@ -55,13 +69,21 @@ def require_base_fits(pack: Pack, base: BaseModel | None) -> Pack:
     return pack
 
 
-def foreign_pack(source: Source, sites: Sequence[MethodSites], kind: str, *, shared: Mapping[str, np.ndarray] | None = None,
-                 full: Mapping[str, Mapping[str, np.ndarray]] | None = None, task: m.Task | None = None, **claims: Any) -> Pack:
-    """A pack of what another tool's adapter holds: the sites of each method, the first of them the pack's own; what its sites share, and
-    the modules that were trained whole.
+def foreign_pack(
+    source: Source,
+    sites: Sequence[MethodSites],
+    kind: str,
+    *,
+    shared: Mapping[str, np.ndarray] | None = None,
+    full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    task: m.Task | None = None,
+    **claims: Any,
+) -> Pack:
+    """A pack of what another tool's adapter holds: the sites of each method, the first of them the pack's
+    own; what its sites share, and the modules that were trained whole.
 
-    ``kind`` names the format, and ``claims`` are added to the manifest's ``training``. Without a ``task`` it is the base's, if that
-    is known.
+    ``kind`` names the format, and ``claims`` are added to the manifest's ``training``. Without a ``task`` it
+    is the base's, if that is known.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
@@ -69,8 +91,17 @@ def foreign_pack(source: Source, sites: Sequence[MethodSites], kind: str, *, sha
     """
     task = task or (m.Task(NO_TASK) if source.base is None else source.base.task())
     first = sites[0] if sites else MethodSites(get("lora"), {})
-    return build(source.name, first.method, first.adapters, secondary=sites[1:], shared=shared, full=full, task=task, base=m.Base(),
-                 training={"imported_from": kind, **claims})
+    return build(
+        source.name,
+        first.method,
+        first.adapters,
+        secondary=sites[1:],
+        shared=shared,
+        full=full,
+        task=task,
+        base=m.Base(),
+        training={"imported_from": kind, **claims},
+    )
 
 
 def untargeted(cfg: Cfg) -> Cfg:
@@ -79,11 +110,14 @@ def untargeted(cfg: Cfg) -> Cfg:
 
 
 def source_digest(path: Path, tensors: str = TENSORS) -> tuple[str, str]:
-    """Digest and name of the file with an adapter's numbers: the file itself, or the one called ``tensors`` in a folder, or, where there is
-    none, the pickle or the first of several that stand for it."""
+    """Digest and name of the file with an adapter's numbers: the file itself, or the one called ``tensors``
+    in a folder, or, where there is none, the pickle or the first of several that stand for it.
+    """
     file = path / tensors if path.is_dir() else path
     if not file.exists():
-        file = next(other for other in sorted(path.iterdir()) if other.name in PICKLES or SHARD.fullmatch(other.name))
+        file = next(
+            other for other in sorted(path.iterdir()) if other.name in PICKLES or SHARD.fullmatch(other.name)
+        )
     return f"sha256:{sha256_of(file)}", path.resolve().name
 
 

@@ -1,4 +1,6 @@
-"""Converts packs of methods whose PEFT file depends on a decomposition of the base's weights, which is computed as PEFT computes it."""
+"""Converts packs of methods whose PEFT file depends on a decomposition of the base's weights, which is
+computed as PEFT computes it.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,20 @@ from .base import BaseModel
 
 
 def from_peft(pack: Pack, base: BaseModel, completed: Completed | None = None) -> Pack:
-    """The pack with the method's own parameters, from one with the parameters of PEFT's file; by ``completed``, or the method's own way.
+    """The pack with the method's own parameters, from one with the parameters of PEFT's file; by
+    ``completed``, or the method's own way.
 
     Raises:
         Unsupported: the decomposition of a weight is not unique, so the file is ambiguous.
     """
-    return _transform(pack, base, lambda method: completed or (method.peft and method.peft.from_peft_with_base))
+    return _transform(
+        pack, base, lambda method: completed or (method.peft and method.peft.from_peft_with_base)
+    )
 
 
 def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
-    """The pack with the parameters that PEFT's file has on this base; None for methods whose file does not depend on the base.
+    """The pack with the parameters that PEFT's file has on this base; None for methods whose file does not
+    depend on the base.
 
     Raises:
         ConfigError: the base is needed, and was not named.
@@ -36,8 +42,12 @@ def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
     if peft_form is None or peft_form.to_peft_with_base is None or len(pack.methods) > 1:
         return None
     if base is None:
-        raise ConfigError(f"what PEFT's file of '{pack.method.name}' holds depends on the weights of the base", where=f"pack '{pack.name}'",
-                          expected="the base", remedy="name it with --base")
+        raise ConfigError(
+            f"what PEFT's file of '{pack.method.name}' holds depends on the weights of the base",
+            where=f"pack '{pack.name}'",
+            expected="the base",
+            remedy="name it with --base",
+        )
     return _transform(pack, base, lambda method: method.peft and method.peft.to_peft_with_base)
 
 
@@ -46,10 +56,16 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     pack = on(pack, checkpoint)
     change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
     assert change is not None
-    names = {group.path: base.weight_name(group.path, group.weight) for group in claims.groups if group.role == "adapter"}
+    names = {
+        group.path: base.weight_name(group.path, group.weight)
+        for group in claims.groups
+        if group.role == "adapter"
+    }
     sites: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
     secondary: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
-    for adapter in pack.adapters(lambda group: _widths(to_matrix(group.kind, checkpoint.read(names[group.path])))):
+    for adapter in pack.adapters(
+        lambda group: _widths(to_matrix(group.kind, checkpoint.read(names[group.path])))
+    ):
         if adapter.method.name != pack.method.name:
             secondary.setdefault(adapter.method.name, {})[adapter.site] = (adapter.config, adapter.params)
             continue
@@ -65,8 +81,21 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     shared = {name: value for name, value in shared.items() if name in kept}
     weights = {**{group.path: group.weight for group in claims.groups}, **names}
     guests = [MethodSites(get(name), those) for name, those in secondary.items()]
-    return build(pack.name, pack.method, sites, secondary=guests, shared=shared, full=pack.full(), task=claims.task, base=claims.base,
-                 weights=weights, problem=claims.problem, training=claims.training, license=claims.license, extensions=claims.extensions)
+    return build(
+        pack.name,
+        pack.method,
+        sites,
+        secondary=guests,
+        shared=shared,
+        full=pack.full(),
+        task=claims.task,
+        base=claims.base,
+        weights=weights,
+        problem=claims.problem,
+        training=claims.training,
+        license=claims.license,
+        extensions=claims.extensions,
+    )
 
 
 def _widths(weight: np.ndarray) -> tuple[int, int]:
@@ -74,7 +103,9 @@ def _widths(weight: np.ndarray) -> tuple[int, int]:
 
 
 def _torch_svd(weight: np.ndarray, estimate: Estimate | None = None) -> tuple[np.ndarray, ...]:
-    """U, S and V^T of a float32 weight, with the signs that torch's linear algebra gives on this machine's CPU, as PEFT takes them."""
+    """U, S and V^T of a float32 weight, with the signs that torch's linear algebra gives on this machine's
+    CPU, as PEFT takes them.
+    """
     import torch  # noqa: PLC0415 - only these methods' conversion needs it
 
     matrix = torch.from_numpy(np.ascontiguousarray(weight))

@@ -1,4 +1,5 @@
-"""Writes what PEFT has in another form than a pack's folder: parameters, stacks of experts (``target_parameters``), prefixes of decoders.
+"""Writes what PEFT has in another form than a pack's folder: parameters, stacks of experts
+(``target_parameters``), prefixes of decoders.
 
 The two parameters of torch's own attention are a module to PEFT, with one rank and one scale for both.
 """
@@ -25,35 +26,63 @@ from ..peft.names import PREFIX
 from ..tasks.task import peft_type_of
 from .base import BaseModel
 
-TWICE = ("PEFT up to 0.21.2 adds the change of an attention's out_proj twice, and this folder is written for it: a version that adds it "
-         "once takes it for half of what it is")
+TWICE = (
+    "PEFT up to 0.21.2 adds the change of an attention's out_proj twice, and this folder is written for it: "
+    "a version that adds it once takes it for half of what it is"
+)
 _IN, _OUT, _APART = ".in_proj_weight", ".out_proj.weight", ".q_proj_weight"
 
 
 def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], tuple[str, ...]] | None:
-    """The files of PEFT's folder by name, and what is to be said of them; None where the pack changes no parameters, or PEFT has its method
-    for none.
+    """The files of PEFT's folder by name, and what is to be said of them; None where the pack changes no
+    parameters, or PEFT has its method for none.
 
     Raises:
-        Unsupported: PEFT has no such adapter of torch's own attention; or whether a parameter is one of its only ``base`` could tell.
+        Unsupported: PEFT has no such adapter of torch's own attention; or whether a parameter is one of its
+            only ``base`` could tell.
     """
-    form, groups = pack.method.peft, {group.path: group for group in pack.groups if group.role == "adapter" and is_bare(group.kind)}
-    if form is None or form.parameters is None or not groups or any(group.method is not None for group in groups.values()):
+    form, groups = (
+        pack.method.peft,
+        {group.path: group for group in pack.groups if group.role == "adapter" and is_bare(group.kind)},
+    )
+    if (
+        form is None
+        or form.parameters is None
+        or not groups
+        or any(group.method is not None for group in groups.values())
+    ):
         return None
     owners = [owner for path in groups if (owner := _attention(path, groups, base)) is not None]
-    modules = [replace(group, path=group.path.removesuffix(_IN), kind="linear") if group.path.removesuffix(_IN) in owners else group
-               for group in pack.manifest.groups if group.path.removesuffix(_OUT) not in owners]
+    modules = [
+        replace(group, path=group.path.removesuffix(_IN), kind="linear")
+        if group.path.removesuffix(_IN) in owners
+        else group
+        for group in pack.manifest.groups
+        if group.path.removesuffix(_OUT) not in owners
+    ]
     config = layout.config_bytes(replace(pack.manifest, groups=tuple(modules)), parameters=True)
     if config is None:
         return None
-    wrappers = wrappers_of(path for path in groups if not any(path in (owner + _IN, owner + _OUT) for owner in owners))
-    written = {wrapper: form.parameters(pack.site(groups[path]), pack.params(path)) for path, wrapper in wrappers.items()}
+    wrappers = wrappers_of(
+        path for path in groups if not any(path in (owner + _IN, owner + _OUT) for owner in owners)
+    )
+    written = {
+        wrapper: form.parameters(pack.site(groups[path]), pack.params(path))
+        for path, wrapper in wrappers.items()
+    }
     for owner in dict.fromkeys(owners):
         written |= {owner: pack.params(owner + _IN), owner + OUT: _halved(pack, owner, groups)}
-    tensors = {name: value for name, value in pack.tensors.items() if pack.manifest.tensors[name].group not in groups}
-    tensors |= {f"{PREFIX}{wrapper}.{form.suffixes[param]}": value
-                for wrapper, params in written.items() for param, value in params.items()}
-    return {TENSORS: b"".join(safetensors.pieces(tensors, METADATA)), layout.CONFIG: config}, (TWICE,) if owners else ()
+    tensors = {
+        name: value for name, value in pack.tensors.items() if pack.manifest.tensors[name].group not in groups
+    }
+    tensors |= {
+        f"{PREFIX}{wrapper}.{form.suffixes[param]}": value
+        for wrapper, params in written.items()
+        for param, value in params.items()
+    }
+    return {TENSORS: b"".join(safetensors.pieces(tensors, METADATA)), layout.CONFIG: config}, (
+        TWICE,
+    ) if owners else ()
 
 
 def _attention(path: str, groups: Mapping[str, Group], base: BaseModel | None) -> str | None:
@@ -66,16 +95,26 @@ def _attention(path: str, groups: Mapping[str, Group], base: BaseModel | None) -
         return owner + end in groups or (base is not None and base.stored_shape(owner + end) is not None)
 
     if has(_APART):
-        raise Unsupported("PEFT has no adapters of torch's own attention where keys or values have a width of their own", where=path,
-                          found=groups[path].kind, remedy="keep the pack as it is")
+        raise Unsupported(
+            "PEFT has no adapters of torch's own attention where keys or values have a width of their own",
+            where=path,
+            found=groups[path].kind,
+            remedy="keep the pack as it is",
+        )
     if not has(_IN) and base is None:
-        raise Unsupported("PEFT has another form for this parameter if it belongs to torch's own attention", where=path,
-                          found=groups[path].kind, expected="the base", remedy="name it with --base")
+        raise Unsupported(
+            "PEFT has another form for this parameter if it belongs to torch's own attention",
+            where=path,
+            found=groups[path].kind,
+            expected="the base",
+            remedy="name it with --base",
+        )
     return owner if has(_IN) else None
 
 
 def _halved(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, Any]:
-    """The factors of ``out_proj``, whose change is half of what it is in the scale of ``in_proj_weight``: PEFT adds it twice.
+    """The factors of ``out_proj``, whose change is half of what it is in the scale of ``in_proj_weight``:
+    PEFT adds it twice.
 
     Raises:
         Unsupported: one of the two is not changed, or they have different ranks.
@@ -83,21 +122,35 @@ def _halved(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, An
     both = [groups.get(owner + end) for end in (_IN, _OUT)]
     configs = [pack.config_at(group) for group in both if group is not None]
     if len(configs) < 2 or configs[0].r != configs[1].r or not configs[0].scale:
-        raise Unsupported("PEFT changes both parameters of torch's own attention, with one rank", where=f"pack '{pack.name}', {owner}",
-                          found=f"{', '.join(group.kind for group in both if group)}, of rank {', '.join(str(cfg.r) for cfg in configs)}",
-                          remedy="keep the pack as it is")
+        raise Unsupported(
+            "PEFT changes both parameters of torch's own attention, with one rank",
+            where=f"pack '{pack.name}', {owner}",
+            found=(
+                f"{', '.join(group.kind for group in both if group)}, of rank "
+                f"{', '.join(str(cfg.r) for cfg in configs)}"
+            ),
+            remedy="keep the pack as it is",
+        )
     params = pack.params(owner + _OUT)
     factor = configs[1].scale / (2 * configs[0].scale)
-    return params if factor == 1 else {**params, "lora_B": (np.asarray(params["lora_B"]) * factor).astype(params["lora_B"].dtype)}
+    return (
+        params
+        if factor == 1
+        else {**params, "lora_B": (np.asarray(params["lora_B"]) * factor).astype(params["lora_B"].dtype)}
+    )
 
 
 def rearranged(pack: Pack) -> dict[str, bytes] | None:
-    """The files of PEFT's folder with the tensors of the one site in PEFT's order; None where PEFT has no such adapter."""
+    """The files of PEFT's folder with the tensors of the one site in PEFT's order; None where PEFT has no
+    such adapter.
+    """
     form, adapters = pack.method.peft, [group for group in pack.groups if group.role == "adapter"]
     if form is None or form.rearranged is None or len(adapters) != 1 or len(pack.methods) > 1:
         return None
     path = adapters[0].path
-    made = form.rearranged(pack.config_at(adapters[0]), pack.params(path), peft_type_of(pack.manifest.task.type))
+    made = form.rearranged(
+        pack.config_at(adapters[0]), pack.params(path), peft_type_of(pack.manifest.task.type)
+    )
     if made is None or (config := layout.config_bytes(pack.manifest, rearranged=made[0])) is None:
         return None
     places = {entry.param: name for name, entry in pack.manifest.tensors.items() if entry.group == path}

@@ -37,7 +37,11 @@ class Conversion:
     def to_json(self) -> dict[str, Any]:
         """The conversion as ``convert --json`` prints it."""
         groups = self.pack.manifest.groups
-        files = [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
+        files = (
+            [self.path]
+            if self.path.is_file()
+            else sorted(file for file in self.path.rglob("*") if file.is_file())
+        )
         return {
             "from": self.source,
             "to": self.target,
@@ -63,14 +67,16 @@ def convert(
 ) -> Conversion:
     """Converts a pack, or an adapter of another tool, to another format.
 
-    ``to`` is one of ``pack``, ``peft``, ``xlora``, ``mlx``, ``adapterhub``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``; by
-    default what the ending of ``out`` says, or ``peft`` of a pack and a pack of anything else.
-    ``base`` is the model that the adapter belongs to: GGUF needs it both ways, kohya for reading and AdapterHub for writing, and with it a
-    pack names its base by content. ``part`` chooses among the models of a kohya or diffusers file that holds adapters for several, by the
-    prefix of its keys, and among the tasks of a folder of PEFT (Poly, multitask prompt tuning), which are counted from 0.
-    ``labels`` names the labels of a classifier's head in a pack, in the order of its logits. A pack whose modules have names of another
-    version of transformers becomes one with the names of this one, where the base is named.
-    ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's, whatever its weights.
+    ``to`` is one of ``pack``, ``peft``, ``xlora``, ``mlx``, ``adapterhub``, ``gguf``, ``kohya``,
+    ``diffusers`` and ``onnx_adapter``; by default what the ending of ``out`` says, or ``peft`` of a pack and
+    a pack of anything else. ``base`` is the model that the adapter belongs to: GGUF needs it both ways, kohya
+    for reading and AdapterHub for writing, and with it a pack names its base by content. ``part`` chooses
+    among the models of a kohya or diffusers file that holds adapters for several, by the prefix of its keys,
+    and among the tasks of a folder of PEFT (Poly, multitask prompt tuning), which are counted from 0.
+    ``labels`` names the labels of a classifier's head in a pack, in the order of its logits. A pack whose
+    modules have names of another version of transformers becomes one with the names of this one, where the
+    base is named. ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's,
+    whatever its weights.
 
     Raises:
         UnknownName: no such format.
@@ -78,7 +84,8 @@ def convert(
         FormatError: the source is malformed, or of no known format.
         NonFinite: it holds NaN or infinity.
         Unsupported: it holds something that the target, or a pack, cannot carry; names it.
-        ConfigError: the base is needed and was not named; the ending of ``out`` is that of two formats; the labels do not fit the head.
+        ConfigError: the base is needed and was not named; the ending of ``out`` is that of two formats; the
+            labels do not fit the head.
         BaseMismatch: the adapter does not fit the base.
         OutputExists: ``out`` is taken.
 
@@ -90,9 +97,17 @@ def convert(
     to = to or _format_for(target, source, labels)
     written = FORMATS[to]
     if labels is not None and to != "pack":
-        raise Unsupported(f"the format {to} has no place for label names", where=target, remedy="write a pack: --to pack (to=)")
+        raise Unsupported(
+            f"the format {to} has no place for label names",
+            where=target,
+            remedy="write a pack: --to pack (to=)",
+        )
     if written.write is None:
-        raise Unsupported(f"the format {to} is only read", where=target, remedy=f"name another with --to: {', '.join(writable())}")
+        raise Unsupported(
+            f"the format {to} is only read",
+            where=target,
+            remedy=f"name another with --to: {', '.join(writable())}",
+        )
     refuse_existing(target)
     model = None if base is None else dataclasses.replace(open_base(base), allow_structural=allow_structural)
     name = plain_name(target.name if written.folder else target.stem)
@@ -103,18 +118,27 @@ def convert(
         path = folder_of(source)
         form = detect(path)
         source_name = plain_name(path.resolve().name if path.is_dir() else path.stem)
-        pack, notes = form.read(Source(path, name if to == "pack" else source_name, model, part, converted=True))
+        pack, notes = form.read(
+            Source(path, name if to == "pack" else source_name, model, part, converted=True)
+        )
         if form.name != "pack":
             pack = with_parent(pack, form.name, source_digest(path, form.tensors))
     if part is not None and not form.parts:
-        raise Unsupported("a file of this format has no parts to choose from", found=form.name, remedy="leave --part out",
-                          expected=", ".join(name for name, one in formats().items() if one.parts))
+        raise Unsupported(
+            "a file of this format has no parts to choose from",
+            found=form.name,
+            remedy="leave --part out",
+            expected=", ".join(name for name, one in formats().items() if one.parts),
+        )
     read = pack
     if form.name == to == "pack" and model is not None:
         pack = rewritten_on(pack, model.checkpoint)
     if form.name == to and pack is read and pack.manifest.quantization is None and labels is None:
-        raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
-                          remedy=f"name another format with --to: {', '.join(writable())}")
+        raise NothingToDo(
+            f"the source is in the format {to} already",
+            where=source if not isinstance(source, Pack) else source.name,
+            remedy=f"name another format with --to: {', '.join(writable())}",
+        )
     if not written.repeats:
         require_own_blocks([pack], f"the format {to}")
     if labels is not None:
@@ -135,8 +159,13 @@ def _format_for(out: Path, source: str | os.PathLike[str] | Pack, labels: Sequen
     """
     if out.suffix and (ending := [name for name in writable() if FORMATS[name].suffix == out.suffix]):
         if len(ending) > 1:
-            raise ConfigError("files of several formats have this ending", where=out, found=out.suffix, expected="the format by its name",
-                              remedy=f"name it with --to (to=): {' or '.join(ending)}")
+            raise ConfigError(
+                "files of several formats have this ending",
+                where=out,
+                found=out.suffix,
+                expected="the format by its name",
+                remedy=f"name it with --to (to=): {' or '.join(ending)}",
+            )
         return ending[0]
     is_pack = isinstance(source, Pack) or FORMATS["pack"].detect(folder_of(source))
     return "peft" if is_pack and labels is None else "pack"
@@ -160,9 +189,13 @@ def detect(path: Path) -> Format:
     refuse_known(path)
     if path.suffix == ".safetensors" and path.is_file():
         SafetensorsFile(path)  # says what is wrong with a file that cannot be read
-    raise FormatError("this is no adapter in a known format", where=path, found=f"first bytes {first_bytes(path, 8)!r}",
-                      expected="; ".join(f"{form.name}: {form.summary}" for form in formats().values()),
-                      remedy="name the folder of a pack, of PEFT or of a base, or the adapter's file")
+    raise FormatError(
+        "this is no adapter in a known format",
+        where=path,
+        found=f"first bytes {first_bytes(path, 8)!r}",
+        expected="; ".join(f"{form.name}: {form.summary}" for form in formats().values()),
+        remedy="name the folder of a pack, of PEFT or of a base, or the adapter's file",
+    )
 
 
 @contextmanager
@@ -175,5 +208,3 @@ def _output(form: Format, out: Path) -> Iterator[Path]:
     with output_file(out) as file:
         yield file
         refuse_existing(out)
-
-

@@ -1,4 +1,6 @@
-"""Files and folders of other tools that are known and never read: how each is recognized, why it is refused, and what to do."""
+"""Files and folders of other tools that are known and never read: how each is recognized, why it is refused,
+and what to do.
+"""
 
 from __future__ import annotations
 
@@ -36,19 +38,43 @@ def _is_tar(path: Path) -> bool:
 
 
 REFUSED = (
-    Refused("nemo", _is_tar, "the file is an archive, as NeMo's .nemo files are, with a pickle in it, which is never opened",
-            "a folder of PEFT", "export the adapter as a folder of PEFT with NeMo (hf-peft), or merge it there"),
-    Refused("torchtune_folder", lambda path: path.is_dir() and any(TORCHTUNE.fullmatch(one.name) for one in path.iterdir()),
-            "the folder holds a pickle with torchtune's names, torchtune's own form of an adapter, which is never opened",
-            "a folder of PEFT", "let torchtune's checkpointer write PEFT's form (safe_serialization: True) and read that folder"),
-    Refused("nemo_folder", lambda path: (path / "context").is_dir() and (path / "weights").is_dir(),
-            "the folder is a distributed checkpoint, as NeMo 2 writes it, whose index is a pickle, which is never opened",
-            "a folder of PEFT", "export the adapter as a folder of PEFT with NeMo (hf-peft), or merge it there"),
-    Refused("torchtune", lambda path: _TORCHTUNE.fullmatch(path.name) is not None and _is_pickle(path),
-            "the file is a pickle, as torchtune's own adapter files are, which can run code and is never opened", _SAFE,
-            "let torchtune's checkpointer write PEFT's form (safe_serialization: True) and read that folder"),
-    Refused("pickle", _is_pickle, "the file is a pickle or an archive, which is never opened", _SAFE,
-            "save it as safetensors with the tool that wrote it, where you trust it"),
+    Refused(
+        "nemo",
+        _is_tar,
+        "the file is an archive, as NeMo's .nemo files are, with a pickle in it, which is never opened",
+        "a folder of PEFT",
+        "export the adapter as a folder of PEFT with NeMo (hf-peft), or merge it there",
+    ),
+    Refused(
+        "torchtune_folder",
+        lambda path: path.is_dir() and any(TORCHTUNE.fullmatch(one.name) for one in path.iterdir()),
+        "the folder holds a pickle with torchtune's names, torchtune's own form of an adapter, which is "
+        "never opened",
+        "a folder of PEFT",
+        "let torchtune's checkpointer write PEFT's form (safe_serialization: True) and read that folder",
+    ),
+    Refused(
+        "nemo_folder",
+        lambda path: (path / "context").is_dir() and (path / "weights").is_dir(),
+        "the folder is a distributed checkpoint, as NeMo 2 writes it, whose index is a pickle, which is "
+        "never opened",
+        "a folder of PEFT",
+        "export the adapter as a folder of PEFT with NeMo (hf-peft), or merge it there",
+    ),
+    Refused(
+        "torchtune",
+        lambda path: _TORCHTUNE.fullmatch(path.name) is not None and _is_pickle(path),
+        "the file is a pickle, as torchtune's own adapter files are, which can run code and is never opened",
+        _SAFE,
+        "let torchtune's checkpointer write PEFT's form (safe_serialization: True) and read that folder",
+    ),
+    Refused(
+        "pickle",
+        _is_pickle,
+        "the file is a pickle or an archive, which is never opened",
+        _SAFE,
+        "save it as safetensors with the tool that wrote it, where you trust it",
+    ),
 )
 """In the order in which they are asked."""
 

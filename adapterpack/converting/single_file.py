@@ -26,19 +26,29 @@ def inspect_file(path: Path) -> dict[str, Any]:
     """
     form, reading = _read(path)
     size = (path / form.tensors if form.folder else path).stat().st_size
-    return {"kind": "adapter", "format": form.name, "path": str(path), **summary(reading.pack), "file_bytes": size,
-            "notes": list(reading.notes)}
+    return {
+        "kind": "adapter",
+        "format": form.name,
+        "path": str(path),
+        **summary(reading.pack),
+        "file_bytes": size,
+        "notes": list(reading.notes),
+    }
 
 
 def validate_file(path: Path, base: Path | None = None, full: bool = False) -> Report:
-    """The report on another tool's adapter: reading it makes all possible checks; with ``base`` its modules are looked up there."""
+    """The report on another tool's adapter: reading it makes all possible checks; with ``base`` its modules
+    are looked up there.
+    """
     try:
         _read(path, base)
     except ConfigError:
         raise  # a package is missing, which says nothing about the file
     except AdapterpackError as error:
         return Report("adapter", str(path), None, (unreadable(error, path.parent),))
-    return Report("adapter", str(path), None, (), (*([] if base else [NO_BASE]), _NO_DIGESTS), incomplete=full)
+    return Report(
+        "adapter", str(path), None, (), (*([] if base else [NO_BASE]), _NO_DIGESTS), incomplete=full
+    )
 
 
 def _read(path: Path, base: Path | None = None) -> tuple[Format, Reading]:

@@ -1,4 +1,6 @@
-"""Opens the tensors of a folder of PEFT that are not in one safetensors file: of a pickle, or of several files."""
+"""Opens the tensors of a folder of PEFT that are not in one safetensors file: of a pickle, or of several
+files.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ from .format import Source
 
 
 def tensors_of(folder: Path, source: Source) -> tuple[SafetensorsFile | None, tuple[str, ...]]:
-    """The tensors of ``folder``, and what to say of how they were read; None where they are in the file where they should be.
+    """The tensors of ``folder``, and what to say of how they were read; None where they are in the file where
+    they should be.
 
     Raises:
         FormatError: a file is damaged, or one of several is missing.
-        Unsupported: they are in a pickle and the source is not to be converted, or the pickle holds something else.
+        Unsupported: they are in a pickle and the source is not to be converted, or the pickle holds something
+            else.
     """
     if (folder / TENSORS).exists():
         return None, ()
@@ -31,12 +35,19 @@ def tensors_of(folder: Path, source: Source) -> tuple[SafetensorsFile | None, tu
         require_tensors(folder / TENSORS)
         return None, ()
     if pickled is not None and not shards:
-        return _held(torch_file.read(pickled), pickled), (f"{pickled.name} is a pickle: its tensors were read, and nothing of it was run",)
+        return _held(torch_file.read(pickled), pickled), (
+            f"{pickled.name} is a pickle: its tensors were read, and nothing of it was run",
+        )
     numbers = [tuple(map(int, re.findall("[0-9]+", path.name))) for path in shards]
     count = len(shards)
     if numbers != [(number, count) for number in range(1, count + 1)]:
-        raise FormatError("one of the files with the adapter's tensors is missing", where=folder, expected=f"{numbers[0][-1]} files",
-                          found=", ".join(path.name for path in shards)[:200], remedy="fetch the folder again from where it came")
+        raise FormatError(
+            "one of the files with the adapter's tensors is missing",
+            where=folder,
+            expected=f"{numbers[0][-1]} files",
+            found=", ".join(path.name for path in shards)[:200],
+            remedy="fetch the folder again from where it came",
+        )
     tensors: dict[str, np.ndarray] = {}
     for path in shards:
         file = SafetensorsFile(path, private=True)

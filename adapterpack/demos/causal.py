@@ -1,4 +1,6 @@
-"""The demo on a language model: an adapter that answers as strict JSON, generated through ONNX Runtime and compared with torch."""
+"""The demo on a language model: an adapter that answers as strict JSON, generated through ONNX Runtime and
+compared with torch.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,26 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     stage = Stages(say)
     path = out / "packs" / ADAPTER
     with stage(f"train {ADAPTER}"):
-        configs, _ = read_config({
-            "model_name_or_path": str(base), "task": TASK, "name": ADAPTER, "output_dir": str(path),
-            "train_file": str(data_file(ADAPTER, "train")), "method": "lora", "r": 8, "alpha": 16, "targets": "all-linear",
-            "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "num_train_epochs": 0.3, "per_device_train_batch_size": 2,
-            "max_length": 160, "group_by_length": True, "seed": 0,
-        })
+        configs, _ = read_config(
+            {
+                "model_name_or_path": str(base),
+                "task": TASK,
+                "name": ADAPTER,
+                "output_dir": str(path),
+                "train_file": str(data_file(ADAPTER, "train")),
+                "method": "lora",
+                "r": 8,
+                "alpha": 16,
+                "targets": "all-linear",
+                "learning_rate": 2e-3,
+                "lr_scheduler_type": "cosine",
+                "num_train_epochs": 0.3,
+                "per_device_train_batch_size": 2,
+                "max_length": 160,
+                "group_by_length": True,
+                "seed": 0,
+            }
+        )
         model = train_one(configs[0])[1].eval()
     with stage("validate"):
         require_valid({ADAPTER: path}, base)
@@ -53,7 +69,10 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     rows = rows_of(ADAPTER, "test")
     with stage("generate through ONNX Runtime"):
         asked = [{"prompt": row["prompt"], "adapter": name} for name in (None, ADAPTER) for row in rows]
-        answers = [answer["completion"] for answer in run(bundle, asked, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)]
+        answers = [
+            answer["completion"]
+            for answer in run(bundle, asked, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)
+        ]
         before, after = answers[: len(rows)], answers[len(rows) :]
     expected = [json.loads(row["completion"]) for row in rows]
     with stage("compare with torch"):
@@ -66,11 +85,17 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
         "exact_match": {"before": _exact(before, expected), "after": _exact(after, expected), "n": len(rows)},
         "valid_json": {"before": _valid(before), "after": _valid(after)},
         **agreement,
-        "examples": [{"prompt": row["prompt"], "expected": row["completion"], "base": plain, "adapter": adapted}
-                     for row, plain, adapted in list(zip(rows, before, after, strict=True))[:SHOWN]],
+        "examples": [
+            {"prompt": row["prompt"], "expected": row["completion"], "base": plain, "adapter": adapted}
+            for row, plain, adapted in list(zip(rows, before, after, strict=True))[:SHOWN]
+        ],
         "served": conversation,
         "parity": {name: {"max_abs": error} for name, error in exported.parity["max_abs"].items()},
-        "sizes": {"base checkpoint": folder_size(base), f"pack {ADAPTER}": folder_size(path), "bundle bank": folder_size(bundle)},
+        "sizes": {
+            "base checkpoint": folder_size(base),
+            f"pack {ADAPTER}": folder_size(path),
+            "bundle bank": folder_size(bundle),
+        },
         "timings": stage.timings,
         "paths": {"pack": f"packs/{ADAPTER}", "bundle": "bundles/bank"},
         "training": {ADAPTER: training_facts(load(path))},
@@ -83,14 +108,24 @@ def _served(bundle: Path, prompt: str) -> dict[str, Any]:
     with served(bundle, options=("--name", "base", "--sampling", "greedy")) as client:
         for name in ("base", ADAPTER):
             messages = [{"role": "user", "content": prompt}]
-            answer = client.post("/v1/chat/completions", {"model": name, "messages": messages, "max_tokens": MAX_NEW_TOKENS})
-            rows.append({"text": prompt, "adapter": answer["adapterpack"]["adapter"], "answer": answer["choices"][0]["message"]["content"],
-                         "digest": answer["adapterpack"]["digest"]})
+            answer = client.post(
+                "/v1/chat/completions", {"model": name, "messages": messages, "max_tokens": MAX_NEW_TOKENS}
+            )
+            rows.append(
+                {
+                    "text": prompt,
+                    "adapter": answer["adapterpack"]["adapter"],
+                    "answer": answer["choices"][0]["message"]["content"],
+                    "digest": answer["adapterpack"]["digest"],
+                }
+            )
     return {"client": client.name, "rows": rows}
 
 
 def _agreement(session: Session, model: Any, prompts: list[str]) -> dict[str, Any]:
-    """Greedy decoding of the same prompts by both runtimes, with the adapter and without: tokens compared, and tokens per second."""
+    """Greedy decoding of the same prompts by both runtimes, with the adapter and without: tokens compared,
+    and tokens per second.
+    """
     same = total = 0
     speed: dict[str, Any] = {}
     for name in (None, ADAPTER):
@@ -104,8 +139,14 @@ def _agreement(session: Session, model: Any, prompts: list[str]) -> dict[str, An
             total += max(len(answer.ids), len(reference))
             same += sum(a == b for a, b in zip(answer.ids, reference, strict=False))
         speed = {  # the last round, with the adapter, is the one that is reported
-            "onnx": {"tokens_per_second": round(sum(len(answer.ids) for answer in ours) / (middle - started), 2), "batch": len(prompts)},
-            "torch": {"tokens_per_second": round(sum(map(len, theirs)) / (ended - middle), 2), "batch": len(prompts)},
+            "onnx": {
+                "tokens_per_second": round(sum(len(answer.ids) for answer in ours) / (middle - started), 2),
+                "batch": len(prompts),
+            },
+            "torch": {
+                "tokens_per_second": round(sum(map(len, theirs)) / (ended - middle), 2),
+                "batch": len(prompts),
+            },
         }
     speed["ratio"] = round(speed["onnx"]["tokens_per_second"] / speed["torch"]["tokens_per_second"], 3)
     return {"token_agreement": same / total, "tokens_compared": total, "speed": speed}
@@ -116,10 +157,18 @@ def _torch_greedy(session: Session, model: Any, prompts: list[str]) -> list[tupl
     tokenizer = session.tokenizer
     batch = pad([tokenizer.prompt(prompt) for prompt in prompts], tokenizer.pad_id, left=True)
     with torch.no_grad():
-        output = model.generate(**{key: torch.from_numpy(value) for key, value in batch.items()}, max_new_tokens=MAX_NEW_TOKENS,
-                                do_sample=False, pad_token_id=tokenizer.pad_id, eos_token_id=sorted(tokenizer.eos_ids))
+        output = model.generate(
+            **{key: torch.from_numpy(value) for key, value in batch.items()},
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_id,
+            eos_token_id=sorted(tokenizer.eos_ids),
+        )
     rows = output[:, batch["input_ids"].shape[1] :].tolist()
-    return [tuple(row[: next((at for at, token in enumerate(row) if token in tokenizer.eos_ids), len(row))]) for row in rows]
+    return [
+        tuple(row[: next((at for at, token in enumerate(row) if token in tokenizer.eos_ids), len(row))])
+        for row in rows
+    ]
 
 
 def _parsed(answer: str) -> Any:
@@ -131,9 +180,13 @@ def _parsed(answer: str) -> Any:
 
 def _valid(answers: list[str]) -> float:
     """The share of answers that are one JSON object with exactly the three keys."""
-    return sum(isinstance(value := _parsed(answer), dict) and tuple(value) == KEYS for answer in answers) / len(answers)
+    return sum(
+        isinstance(value := _parsed(answer), dict) and tuple(value) == KEYS for answer in answers
+    ) / len(answers)
 
 
 def _exact(answers: list[str], expected: list[Any]) -> float:
     """The share of answers whose JSON is the expected one, in every value."""
-    return sum(bool(_parsed(answer) == truth) for answer, truth in zip(answers, expected, strict=True)) / len(answers)
+    return sum(bool(_parsed(answer) == truth) for answer, truth in zip(answers, expected, strict=True)) / len(
+        answers
+    )

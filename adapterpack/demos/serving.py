@@ -28,22 +28,41 @@ class Client(NamedTuple):
 
 @contextmanager
 def served(bundle: Path, adapters: Sequence[Path] = (), options: Sequence[str] = ()) -> Iterator[Client]:
-    """A client of ``adapterpack serve`` with a bundle, further packs and ``options``, while the block lasts: OpenAI's own if there is one.
+    """A client of ``adapterpack serve`` with a bundle, further packs and ``options``, while the block lasts:
+    OpenAI's own if there is one.
 
     Raises:
         AdapterpackError: the server does not begin.
     """
     key = secrets.token_urlsafe(32)
-    command = [sys.executable, "-m", "adapterpack", "serve", str(bundle), "--port", "0", "--audit", "", "--json", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "adapterpack",
+        "serve",
+        str(bundle),
+        "--port",
+        "0",
+        "--audit",
+        "",
+        "--json",
+        *options,
+    ]
     command += [word for pack in adapters for word in ("--adapters", str(pack))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "ADAPTERPACK_API_KEY": key}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "ADAPTERPACK_API_KEY": key}
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             said = json.loads(line) if line.startswith("{") else {}
             if "address" not in said:
-                raise AdapterpackError("the demo's server does not begin", where=bundle, found=line.strip()[:300] or "no word",
-                                       remedy=f"see what it says: adapterpack serve {bundle}")
+                raise AdapterpackError(
+                    "the demo's server does not begin",
+                    where=bundle,
+                    found=line.strip()[:300] or "no word",
+                    remedy=f"see what it says: adapterpack serve {bundle}",
+                )
             yield _client(said["address"], key)
         finally:
             process.terminate()
@@ -55,10 +74,14 @@ def _client(address: str, key: str) -> Client:
     except ModuleNotFoundError:
         return Client("HTTP", lambda path, body: _plain(f"{address}{path}", key, body))
     client = openai.OpenAI(base_url=address, api_key=key, timeout=_SECONDS)
-    return Client(f"openai {openai.__version__}", lambda path, body: client.post(path, body=body, cast_to=object))
+    return Client(
+        f"openai {openai.__version__}", lambda path, body: client.post(path, body=body, cast_to=object)
+    )
 
 
 def _plain(url: str, key: str, body: dict[str, Any]) -> Any:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=_SECONDS) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=_SECONDS
+    ) as answer:
         return json.load(answer)

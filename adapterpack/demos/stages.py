@@ -58,7 +58,11 @@ def require_valid(packs: Mapping[str, Path], base: Path) -> None:
 def training_facts(pack: Pack) -> dict[str, Any]:
     """Rows, steps and trained numbers of one pack."""
     claims = pack.manifest.training
-    return {"rows": claims["rows"], "steps": claims["steps"], "trainable": sum(value.size for value in pack.tensors.values())}
+    return {
+        "rows": claims["rows"],
+        "steps": claims["steps"],
+        "trainable": sum(value.size for value in pack.tensors.values()),
+    }
 
 
 def folder_size(path: Path) -> int:
@@ -67,7 +71,9 @@ def folder_size(path: Path) -> int:
 
 
 def finish(result: dict[str, Any], folder: Path, final: Path) -> dict[str, Any]:
-    """Writes ``result.json`` and ``report.html`` into ``folder``, which will be called ``final``, and returns the result."""
+    """Writes ``result.json`` and ``report.html`` into ``folder``, which will be called ``final``, and returns
+    the result.
+    """
     paths = {name: str(final / path) for name, path in result["paths"].items()}
     where = {"paths": paths, "output": str(final), "report": str(final / "report.html")}
     complete = {"command": "demo", "version": VERSION, **result, **where}

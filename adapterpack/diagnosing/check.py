@@ -1,4 +1,6 @@
-"""What a check of the installation is: a value that looks at one thing, and says what it found and what to do about it."""
+"""What a check of the installation is: a value that looks at one thing, and says what it found and what to do
+about it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from ..registry import Registry
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it could be, and what to do. ``broken`` says that a part of adapterpack does not work with it."""
+    """Something that is not as it could be, and what to do. ``broken`` says that a part of adapterpack does
+    not work with it.
+    """
 
     what: str
     remedy: str
@@ -33,12 +37,20 @@ class Looked:
             >>> Looked(problems=(Problem("the disk is nearly full", "free some space"),)).state
             'note'
         """
-        return "broken" if any(problem.broken for problem in self.problems) else "note" if self.problems else "good"
+        return (
+            "broken"
+            if any(problem.broken for problem in self.problems)
+            else "note"
+            if self.problems
+            else "good"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A check: ``title`` is what it looks at, in words, and ``rank`` its place among the others. One with ``network`` runs on request."""
+    """A check: ``title`` is what it looks at, in words, and ``rank`` its place among the others. One with
+    ``network`` runs on request.
+    """
 
     name: str
     title: str
@@ -47,5 +59,7 @@ class Check:
     network: bool = False
 
 
-CHECKS: Registry[Check] = Registry("check of the installation", Check, "adapterpack.checks", "adapterpack.diagnosing.checks")
+CHECKS: Registry[Check] = Registry(
+    "check of the installation", Check, "adapterpack.checks", "adapterpack.diagnosing.checks"
+)
 """Name -> check. A module of the folder ``checks`` registers the one that it defines."""

@@ -1,4 +1,6 @@
-"""``adapterpack.doctor``: every check, one after the other; one that fails itself is a finding and not the end."""
+"""``adapterpack.doctor``: every check, one after the other; one that fails itself is a finding and not the
+end.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,39 @@ class Diagnosis:
             >>> Diagnosis({}, {}).to_json()
             {'usable': True, 'checks': []}
         """
-        return {"usable": self.usable, "checks": [
-            {"name": name, "title": self.titles[name], "state": looked.state, "facts": dict(looked.facts),
-             "problems": [{"what": one.what, "remedy": one.remedy, "broken": one.broken} for one in looked.problems]}
-            for name, looked in self.found.items()]}
+        return {
+            "usable": self.usable,
+            "checks": [
+                {
+                    "name": name,
+                    "title": self.titles[name],
+                    "state": looked.state,
+                    "facts": dict(looked.facts),
+                    "problems": [
+                        {"what": one.what, "remedy": one.remedy, "broken": one.broken}
+                        for one in looked.problems
+                    ],
+                }
+                for name, looked in self.found.items()
+            ],
+        }
 
 
 def doctor(*, hub: bool = False, progress: Callable[[str], None] | None = None) -> Diagnosis:
     """Checks this installation of adapterpack: versions, providers, libraries, kernels, extras, caches, disk.
 
-    ``hub`` asks also whether the hub can be reached; nothing else touches the network. ``progress`` is called with each title. No check
-    raises: what is wrong stands in the diagnosis, with what to do.
+    ``hub`` asks also whether the hub can be reached; nothing else touches the network. ``progress`` is called
+    with each title. No check raises: what is wrong stands in the diagnosis, with what to do.
 
     Example:
         >>> diagnosis = doctor()
         >>> diagnosis.found["kernels"].state in ("good", "note")
         True
     """
-    chosen = sorted((check for check in CHECKS.values() if hub or not check.network), key=lambda check: (check.rank, check.name))
+    chosen = sorted(
+        (check for check in CHECKS.values() if hub or not check.network),
+        key=lambda check: (check.rank, check.name),
+    )
     found = {}
     for check in chosen:
         if progress is not None:
@@ -58,6 +75,15 @@ def doctor(*, hub: bool = False, progress: Callable[[str], None] | None = None) 
 def _looked(check: Check) -> Looked:
     try:
         return check.look()
-    except Exception as error:  # an installation may be broken in ways that nobody thought of, and this is the command that must not be
+    # an installation may be broken in ways that nobody thought of, and this is the command that must not be
+    except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}").replace("\n", " ")
-        return Looked(problems=(Problem(f"this could not be looked at ({reason})", "mend what the message names, and ask again", True),))
+        return Looked(
+            problems=(
+                Problem(
+                    f"this could not be looked at ({reason})",
+                    "mend what the message names, and ask again",
+                    True,
+                ),
+            )
+        )

@@ -24,7 +24,9 @@ def required(extra: str = "") -> tuple[Requirement, ...]:
 
 
 def _added(name: str, extra: str) -> Iterator[Requirement]:
-    """What a distribution requires by an extra alone, and what the extras of those ask for in turn; without one what it always requires."""
+    """What a distribution requires by an extra alone, and what the extras of those ask for in turn; without
+    one what it always requires.
+    """
     for one in map(Requirement, requires(name) or ()):
         if _wanted(one, extra) and not (extra and _wanted(one, "")):
             yield one
@@ -52,7 +54,8 @@ def fits(requirement: Requirement) -> bool:
 
 @cache
 def providers_of(module: str) -> dict[str, str]:
-    """Name -> version of every installed distribution that has the package ``module``, by the list of its files.
+    """Name -> version of every installed distribution that has the package ``module``, by the list of its
+    files.
 
     Example:
         >>> list(providers_of("packaging"))

@@ -1,4 +1,6 @@
-"""Asks ONNX Runtime in a process of its own what it is, and whether a provider runs a graph: a broken build may end the process."""
+"""Asks ONNX Runtime in a process of its own what it is, and whether a provider runs a graph: a broken build
+may end the process.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +13,42 @@ from typing import Any
 _SECONDS = 120.0
 """How long a provider may take to start: that of a card compiles, the first time."""
 _SHOWN = 300
-_GRAPH = '<ir_version: 10, opset_import: ["" : 21]> doctor (float[8,8] x) => (float[8,8] y) { y = MatMul(x, x) }'
+_GRAPH = (
+    '<ir_version: 10, opset_import: ["" : 21]> doctor (float[8,8] x) => (float[8,8] y) { y = MatMul(x, x) }'
+)
 
 
 def asked(provider: str | None = None) -> tuple[dict[str, Any] | None, str]:
-    """What the process answers, or None and why there is no answer: of the build, or of the provider with that name.
+    """What the process answers, or None and why there is no answer: of the build, or of the provider with
+    that name.
 
     Example:
         >>> asked("cpu")[0]
         {'started': 'CPUExecutionProvider'}
     """
     command = [sys.executable, "-P", "-m", __name__, *([provider] if provider else [])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}  # what this process imports
+    # what this process imports
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
-                              stdin=subprocess.DEVNULL, env=environment)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
     except subprocess.TimeoutExpired:
         return None, f"no answer in {_SECONDS:g} s"
     if done.returncode < 0:
         return None, f"the process ended with signal {-done.returncode}"
     if done.returncode:
-        last = next((text for text in reversed(done.stderr.splitlines()) if text.strip()), f"exit code {done.returncode}")
+        last = next(
+            (text for text in reversed(done.stderr.splitlines()) if text.strip()),
+            f"exit code {done.returncode}",
+        )
         return None, last.strip()[-_SHOWN:]
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # libraries may have printed before it
     return answer, ""
@@ -41,8 +58,12 @@ def _build() -> dict[str, Any]:
     import onnxruntime as ort  # noqa: PLC0415 - this is what may fail, and only the child may fail with it
     from onnxruntime.capi import build_and_package_info as build  # noqa: PLC0415 - as above
 
-    return {"version": ort.__version__, "package": getattr(build, "package_name", None), "cuda": getattr(build, "cuda_version", None),
-            "providers": ort.get_available_providers()}
+    return {
+        "version": ort.__version__,
+        "package": getattr(build, "package_name", None),
+        "cuda": getattr(build, "cuda_version", None),
+        "providers": ort.get_available_providers(),
+    }
 
 
 def _start(name: str) -> dict[str, Any]:
@@ -54,13 +75,17 @@ def _start(name: str) -> dict[str, Any]:
     from ..runtime.providers.starting import start  # noqa: PLC0415 - as above
 
     started = start(Device(provider=name))
-    session = ort.InferenceSession(parser.parse_model(_GRAPH).SerializeToString(), started.session_options(),
-                                   providers=[kind for kind, _ in started.providers],
-                                   provider_options=[dict(options) for _, options in started.providers])
+    session = ort.InferenceSession(
+        parser.parse_model(_GRAPH).SerializeToString(),
+        started.session_options(),
+        providers=[kind for kind, _ in started.providers],
+        provider_options=[dict(options) for _, options in started.providers],
+    )
     running = started.require(session)
     x = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
     [y] = session.run(None, {"x": x})
-    if not np.allclose(y, x @ x, rtol=0, atol=1e-2):  # some providers multiply in half floats; what is broken is farther off
+    # some providers multiply in half floats; what is broken is farther off
+    if not np.allclose(y, x @ x, rtol=0, atol=1e-2):
         sys.exit(f"{running} runs, and computes a wrong product")
     return {"started": running}
 

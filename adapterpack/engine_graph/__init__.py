@@ -1,1 +1,3 @@
-"""Derives the engine's graph from a bundle's ordinary decoder and proves that both agree; export, merge and quantize call it."""
+"""Derives the engine's graph from a bundle's ordinary decoder and proves that both agree; export, merge and
+quantize call it.
+"""

@@ -1,6 +1,8 @@
-"""An attention in a graph: the queries and keys that its scores are products of, its heads and its scale, and what is added to the scores.
+"""An attention in a graph: the queries and keys that its scores are products of, its heads and its scale, and
+what is added to the scores.
 
-One operator holds it (``Attention``), or a softmax over a product of queries and keys does, with factors, a cap and a mask on the way.
+One operator holds it (``Attention``), or a softmax over a product of queries and keys does, with factors, a
+cap and a mask on the way.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ _THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
 
 
 class AttentionInputs(NamedTuple):
-    """The queries and keys of an attention in a graph, the scale of their products, the number of query heads, and the width of each."""
+    """The queries and keys of an attention in a graph, the scale of their products, the number of query
+    heads, and the width of each.
+    """
 
     queries: Any
     keys: Any
@@ -25,8 +29,16 @@ class AttentionInputs(NamedTuple):
 
 
 def attention_inputs(node: Any) -> AttentionInputs | None:
-    """The inputs of the attention that a node is, as one operator or as the softmax over its products; None of another node."""
-    return _of_operator(node) if node.op_type == "Attention" else _of_softmax(node) if node.op_type == "Softmax" else None
+    """The inputs of the attention that a node is, as one operator or as the softmax over its products; None
+    of another node.
+    """
+    return (
+        _of_operator(node)
+        if node.op_type == "Attention"
+        else _of_softmax(node)
+        if node.op_type == "Softmax"
+        else None
+    )
 
 
 def _of_operator(node: Any) -> AttentionInputs | None:
@@ -37,11 +49,15 @@ def _of_operator(node: Any) -> AttentionInputs | None:
     count, width = (count, shape[-1] // count) if len(shape) == 3 and count else (shape[1], shape[-1])
     if not isinstance(count, int):
         return None
-    return AttentionInputs(queries, node.inputs[1], node.attributes.get_float("scale", width**-0.5), count, width)
+    return AttentionInputs(
+        queries, node.inputs[1], node.attributes.get_float("scale", width**-0.5), count, width
+    )
 
 
 def _of_softmax(node: Any) -> AttentionInputs | None:
-    """Back from a softmax to the product that it is over; the factors on the way multiply to the scale, a cap's cancel out."""
+    """Back from a softmax to the product that it is over; the factors on the way multiply to the scale, a
+    cap's cancel out.
+    """
     product, scale = next(_products(node.inputs[0]), (None, 1.0))
     if product is None:
         return None
@@ -64,7 +80,9 @@ def added_to_scores(softmax: Any) -> list[Any]:
             node = None if scores is None else scores.producer()
             continue
         sides = node.inputs, node.inputs[::-1]
-        product, other = next((side for side in sides if next(_products(side[0]), None) is not None), (None, None))
+        product, other = next(
+            (side for side in sides if next(_products(side[0]), None) is not None), (None, None)
+        )
         if product is None:
             break
         added.append(other)

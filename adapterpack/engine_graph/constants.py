@@ -17,6 +17,8 @@ def constant(model: Any, name: str, array: np.ndarray) -> Any:
     if known is not None:
         return known
     tensor = ir.tensor(array, name=f"{PREFIX}{name}")
-    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     model.graph.register_initializer(value)
     return value

@@ -1,16 +1,21 @@
-"""The decoder's graph that the engine runs: one graph for prompts and for steps, on caches that stay where they are.
+"""The decoder's graph that the engine runs: one graph for prompts and for steps, on caches that stay where
+they are.
 
 It is made from the ordinary graph and reads the same weights. Three things differ:
 
-- Each attention is ``GroupQueryAttention``, which writes new keys and values into the buffers that it reads. Rows lie at the beginning of
-  their buffers, without padding; ``seqlens_k`` and ``total_sequence_length`` say how long they are.
-- The slots of a bank are inputs ``[rows, ...]`` in the place of ``Gather(bank, adapter_ids)``: one set of values for each row, or one for
-  all of them, which broadcasts; ranks are free, and a set of rank 0 costs next to nothing.
+- Each attention is ``GroupQueryAttention``, which writes new keys and values into the buffers that it reads.
+  Rows lie at the beginning of their buffers, without padding; ``seqlens_k`` and ``total_sequence_length`` say
+  how long they are.
+- The slots of a bank are inputs ``[rows, ...]`` in the place of ``Gather(bank, adapter_ids)``: one set of
+  values for each row, or one for all of them, which broadcasts; ranks are free, and a set of rank 0 costs
+  next to nothing.
 - Logits are those of the positions ``logits_positions`` ``[batch, n]`` alone.
 
-A decoder behind an encoder has ``source_lengths`` for a mask, too, and ``position_ids`` where it counted positions by its cache.
+A decoder behind an encoder has ``source_lengths`` for a mask, too, and ``position_ids`` where it counted
+positions by its cache.
 
-Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention.
+Operator:
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention.
 """
 
 from __future__ import annotations
@@ -53,7 +58,9 @@ _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "S
 
 
 class _Attention(NamedTuple):
-    """One attention of the graph: what goes in, the node that gives ``output``, and how it scores; ``added`` are masks and biases."""
+    """One attention of the graph: what goes in, the node that gives ``output``, and how it scores; ``added``
+    are masks and biases.
+    """
 
     queries: Any
     keys: Any
@@ -67,7 +74,8 @@ class _Attention(NamedTuple):
 
 
 def write_decoder(folder: Path) -> None:
-    """Derives the engine's graph from the ordinary one, into the same folder of the bundle; both have the same file of weights.
+    """Derives the engine's graph from the ordinary one, into the same folder of the bundle; both have the
+    same file of weights.
 
     Raises:
         Unsupported: an attention of the graph is of no known build.
@@ -81,7 +89,8 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     """Changes a decoder's graph, in place; ``config`` is the model's.
 
     Raises:
-        Unsupported: an attention of the graph is of no known build, or its heads have a width that the operator does not take.
+        Unsupported: an attention of the graph is of no known build, or its heads have a width that the
+            operator does not take.
     """
     graph = model.graph
     ids = next(value for value in graph.inputs if value.name in {"input_ids", "decoder_input_ids"})
@@ -89,14 +98,27 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     caches = {value.name: value for value in graph.inputs if value.name.startswith(PAST)}
     attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
     if not attentions or [attention.layer for attention in attentions] != list(range(len(caches) // 2)):
-        raise Unsupported("no attention of a known build writes into each cache of this graph", expected=f"{len(caches) // 2} of them",
-                          found=len(attentions), remedy="leave --static-cache out")
-    odd = {width for cache in caches.values() if isinstance(width := cache.shape[-1], int) and width % _MULTIPLE}
+        raise Unsupported(
+            "no attention of a known build writes into each cache of this graph",
+            expected=f"{len(caches) // 2} of them",
+            found=len(attentions),
+            remedy="leave --static-cache out",
+        )
+    odd = {
+        width for cache in caches.values() if isinstance(width := cache.shape[-1], int) and width % _MULTIPLE
+    }
     if odd:
-        raise Unsupported("the operator of the engine's attention wants heads of other widths", expected=f"a multiple of {_MULTIPLE}",
-                          found=", ".join(map(str, sorted(odd))), remedy="leave --static-cache out")
+        raise Unsupported(
+            "the operator of the engine's attention wants heads of other widths",
+            expected=f"a multiple of {_MULTIPLE}",
+            found=", ".join(map(str, sorted(odd))),
+            remedy="leave --static-cache out",
+        )
     batch = ids.shape[0]
-    lengths, total = _input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32), _input(graph, LONGEST, [], ir.DataType.INT32)
+    lengths, total = (
+        _input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32),
+        _input(graph, LONGEST, [], ir.DataType.INT32),
+    )
     reaches, cap = reaches_of(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
     places = PositionInputs(model, ids, list(caches.values()), total)
     for attention in attentions:
@@ -121,10 +143,17 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
     mask = _input_named(graph, "attention_mask")
-    wrong = sorted(name for name, value in caches.items() if not all(map(_knows_rows, (use.node for use in value.uses()))))
+    wrong = sorted(
+        name
+        for name, value in caches.items()
+        if not all(map(_knows_rows, (use.node for use in value.uses())))
+    )
     if wrong or (mask is not None and list(mask.uses())):
-        raise Unsupported("more than its attention reads a cache or the mask of this graph", found=", ".join(wrong[:4]) or "attention_mask",
-                          remedy="leave --static-cache out")
+        raise Unsupported(
+            "more than its attention reads a cache or the mask of this graph",
+            found=", ".join(wrong[:4]) or "attention_mask",
+            remedy="leave --static-cache out",
+        )
     for name in ("attention_mask", "position_ids", ADAPTER_IDS):
         value = _input_named(graph, name)
         if value is not None and not list(value.uses()):
@@ -173,16 +202,20 @@ def _ends_as_inputs(graph: Any, batch: Any) -> None:
 
 
 def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
-    """Cuts the graph's last product down to the positions whose logits are wanted: before it, or behind it where an adapter acts on it at
-    some positions only.
+    """Cuts the graph's last product down to the positions whose logits are wanted: before it, or behind it
+    where an adapter acts on it at some positions only.
     """
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
     wanted = _input(graph, LOGITS_POSITIONS, [batch, "kept"], ir.DataType.INT64)
     product, full = last_product(logits), logits
-    if product is not None and not any(site.node == product.name and site.positional for site in bundle.sites.values()):
+    if product is not None and not any(
+        site.node == product.name and site.positional for site in bundle.sites.values()
+    ):
         hidden = product.inputs[0]
-        full = hidden if hidden is not None and hidden.shape is not None and len(hidden.shape) == 3 else logits
+        full = (
+            hidden if hidden is not None and hidden.shape is not None and len(hidden.shape) == 3 else logits
+        )
     users = [(use.node, use.idx) for use in full.uses()]
     axis = constant(model, "last_axis", np.array([-1], np.int64))
     places = ir.node("Unsqueeze", [wanted, axis], name=f"{PREFIX}places")
@@ -200,10 +233,19 @@ def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
 
 
 def last_product(value: Any) -> Any:
-    """The product with a constant that a value is made of, through what changes its numbers alone: a cap, a factor, an adapter's sum."""
+    """The product with a constant that a value is made of, through what changes its numbers alone: a cap, a
+    factor, an adapter's sum.
+    """
     node = value.producer()
     while node is not None and node.op_type in _ELEMENTWISE:
-        node = next((operand.producer() for operand in node.inputs if operand is not None and operand.producer() is not None), None)
+        node = next(
+            (
+                operand.producer()
+                for operand in node.inputs
+                if operand is not None and operand.producer() is not None
+            ),
+            None,
+        )
     return node if node is not None and node.op_type in PRODUCTS else None
 
 
@@ -218,8 +260,10 @@ def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
         shape = extents(field, site, lambda axis, number=numbers[path]: f"{axis}_{number}")  # type: ignore[misc]
         del graph.initializers[value.name]
         value.const_value = None
-        value.shape, value.type = ir.Shape(["adapters" if site.kind == "lookup" and field == "down" else "adapter_rows", *shape]), \
-            ir.TensorType(dtype)
+        value.shape, value.type = (
+            ir.Shape(["adapters" if site.kind == "lookup" and field == "down" else "adapter_rows", *shape]),
+            ir.TensorType(dtype),
+        )
         for node, _ in list(value.uses()):
             if node.op_type == "Gather" and node.inputs[1].name == ADAPTER_IDS:
                 node.outputs[0].replace_all_uses_with(value)
@@ -227,28 +271,41 @@ def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
     nodes = {node.name: node for node in graph}
     for path, site in sites.items():
         parts = nodes.get(f"{ADDED}{path}/parts")
-        if parts is not None and not _one_product(graph, site, nodes, parts):  # ONNX Runtime refuses to split nothing evenly
+        # ONNX Runtime refuses to split nothing evenly
+        if parts is not None and not _one_product(graph, site, nodes, parts):
             parts.attributes.pop("num_outputs")
             parts.resize_inputs(2)
-            parts.replace_input_with(1, _input(graph, part_ranks(path), [len(site.members)], ir.DataType.INT64))
+            parts.replace_input_with(
+                1, _input(graph, part_ranks(path), [len(site.members)], ir.DataType.INT64)
+            )
     graph.sort()
 
 
 def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts: Any) -> bool:
-    """Makes one product of the ``up`` products of siblings, added to all of their packed product at once, where they stand on it directly:
-    its matrix is block-diagonal. Fewer operators cost less than the zeros.
+    """Makes one product of the ``up`` products of siblings, added to all of their packed product at once,
+    where they stand on it directly: its matrix is block-diagonal. Fewer operators cost less than the zeros.
     """
     split = nodes.get(f"{group.path}/Split")
     ups = [node for member in group.members if (node := nodes.get(f"{ADDED}{member}/up/0")) is not None]
     sums = [node for member in group.members if (node := nodes.get(f"{ADDED}{member}/sum")) is not None]
     if split is None or not len(ups) == len(sums) == len(group.members):
         return False
-    plain = [value for total in sums for value in split.outputs if value in total.inputs and len(list(value.uses())) == 1]
+    plain = [
+        value
+        for total in sums
+        for value in split.outputs
+        if value in total.inputs and len(list(value.uses())) == 1
+    ]
     if len(plain) < len(sums):
         return False
     product, down = split.inputs[0], parts.inputs[0]
     width = sum(value.shape[-1] for value in split.outputs)
-    up = _input(graph, f"{group.path}.up", ["adapter_rows", f"parts_{group.path}", width], down.dtype or ups[0].inputs[1].dtype)
+    up = _input(
+        graph,
+        f"{group.path}.up",
+        ["adapter_rows", f"parts_{group.path}", width],
+        down.dtype or ups[0].inputs[1].dtype,
+    )
     added = ir.node("MatMul", [down, up], name=f"{ADDED}{group.path}/up/0")
     total = ir.node("Add", [product, added.outputs[0]], name=f"{ADDED}{group.path}/sum")
     for node in (added, total):
@@ -265,39 +322,68 @@ def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts:
 
 
 def _knows_rows(node: Any) -> bool:
-    """Whether a reader of a cache is its attention, or reads only its batch size: its length says nothing about the rows any more."""
-    of_rows = node.op_type == "Shape" and (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) == (0, 1)
+    """Whether a reader of a cache is its attention, or reads only its batch size: its length says nothing
+    about the rows any more.
+    """
+    of_rows = node.op_type == "Shape" and (
+        node.attributes.get_int("start", 0),
+        node.attributes.get_int("end", 0),
+    ) == (0, 1)
     return of_rows or node.op_type == "GroupQueryAttention"
 
 
 def _attentions(model: Any) -> Iterator[_Attention]:
     """Every attention on a cache, in whatever build."""
-    layers = {value.name: int(value.name.removeprefix(PRESENT).partition(".")[0])
-              for value in model.graph.outputs if value.name.startswith(PRESENT)}
+    layers = {
+        value.name: int(value.name.removeprefix(PRESENT).partition(".")[0])
+        for value in model.graph.outputs
+        if value.name.startswith(PRESENT)
+    }
     for node in model.graph:
         if node.op_type == "Attention" and len(node.outputs) > 1 and node.outputs[1].name in layers:
             queries, keys, values = node.inputs[:3]
             inputs = attention_inputs(node)
             if inputs is not None:
-                yield _Attention(queries, keys, values, node.outputs[0], layers[node.outputs[1].name], inputs.heads, inputs.scale,
-                                 node.attributes.get_float("softcap", 0.0), [value for value in node.inputs[3:4] if value is not None])
+                yield _Attention(
+                    queries,
+                    keys,
+                    values,
+                    node.outputs[0],
+                    layers[node.outputs[1].name],
+                    inputs.heads,
+                    inputs.scale,
+                    node.attributes.get_float("softcap", 0.0),
+                    [value for value in node.inputs[3:4] if value is not None],
+                )
         elif node.op_type == "Softmax":
             yield from _of_softmax(node, layers)
 
 
 def _of_softmax(node: Any, layers: Mapping[str, int]) -> Iterator[_Attention]:
     inputs = attention_inputs(node)
-    product = next((user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 0), None)
+    product = next(
+        (user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 0), None
+    )
     if inputs is None or product is None:
         return
     values, keys = (_cached(value, layers) for value in (product.inputs[1], inputs.keys))
     if values is not None and keys is not None and layers[values.name] == layers[keys.name]:
-        yield _Attention(inputs.queries, keys.producer().inputs[1], values.producer().inputs[1], _after_mask(product.outputs[0]),
-                         layers[values.name], inputs.heads, inputs.scale, added=added_to_scores(node))
+        yield _Attention(
+            inputs.queries,
+            keys.producer().inputs[1],
+            values.producer().inputs[1],
+            _after_mask(product.outputs[0]),
+            layers[values.name],
+            inputs.heads,
+            inputs.scale,
+            added=added_to_scores(node),
+        )
 
 
 def _after_mask(value: Any) -> Any:
-    """An attention's output, after the Where that zeroes tokens which attend to nothing: in a step every token attends to itself."""
+    """An attention's output, after the Where that zeroes tokens which attend to nothing: in a step every
+    token attends to itself.
+    """
     uses = list(value.uses())
     node = uses[0].node if len(uses) == 1 else None
     if node is not None and node.op_type == "Where" and uses[0].idx == 2:
@@ -319,7 +405,10 @@ def _cached(value: Any, layers: Mapping[str, int]) -> Any:
 def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window: int) -> None:
     """Puts a GroupQueryAttention in the place of an attention and of the cache that it gave."""
     graph = model.graph
-    caches = [next(value for value in graph.inputs if value.name == f"{PAST}{attention.layer}.{side}") for side in ("key", "value")]
+    caches = [
+        next(value for value in graph.inputs if value.name == f"{PAST}{attention.layer}.{side}")
+        for side in ("key", "value")
+    ]
     _, key_heads, _, width = caches[0].shape
     wide = [attention.heads * width, key_heads * width, key_heads * width]
     nodes, flat = [], []
@@ -329,30 +418,54 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
         nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
         return nodes[-1].outputs[0]
 
-    for name, value, size in zip(("queries", "keys", "values"), (attention.queries, attention.keys, attention.values), wide, strict=True):
+    for name, value, size in zip(
+        ("queries", "keys", "values"),
+        (attention.queries, attention.keys, attention.values),
+        wide,
+        strict=True,
+    ):
         if value.shape is None or len(value.shape) == 3:
             flat.append(value)
             continue
-        by_token = added("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])  # it is [batch, heads, tokens, width]
+        # it is [batch, heads, tokens, width]
+        by_token = added("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
         shape = constant(model, f"{attention.layer}/{name}/shape", np.array([0, 0, size], np.int64))
         flat.append(added("Reshape", name, by_token, shape))
-    attributes: dict[str, Any] = {"num_heads": attention.heads, "kv_num_heads": key_heads, "scale": attention.scale,
-                                  "local_window_size": window, "do_rotary": 0, "softcap": attention.softcap}
-    bias = (None, None, None, *attention.added) if attention.added else ()  # behind tables and positions of rotations
-    node = ir.node("GroupQueryAttention", [*flat, *caches, lengths, total, *bias], attributes, domain="com.microsoft",
-                   name=f"{PREFIX}{attention.layer}/attention", num_outputs=3)
+    attributes: dict[str, Any] = {
+        "num_heads": attention.heads,
+        "kv_num_heads": key_heads,
+        "scale": attention.scale,
+        "local_window_size": window,
+        "do_rotary": 0,
+        "softcap": attention.softcap,
+    }
+    # behind tables and positions of rotations
+    bias = (None, None, None, *attention.added) if attention.added else ()
+    node = ir.node(
+        "GroupQueryAttention",
+        [*flat, *caches, lengths, total, *bias],
+        attributes,
+        domain="com.microsoft",
+        name=f"{PREFIX}{attention.layer}/attention",
+        num_outputs=3,
+    )
     nodes.append(node)
     result = node.outputs[0]
     result.name = f"{node.name}:0"
     if len(attention.output.shape) == 4:
-        shape = constant(model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64))
+        shape = constant(
+            model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64)
+        )
         result = added("Transpose", "by_head", added("Reshape", "heads", result, shape), perm=[0, 2, 1, 3])
     result.shape, result.type = attention.output.shape, attention.output.type
     graph.insert_before(attention.output.producer(), nodes)
     attention.output.replace_all_uses_with(result)
     for value, cache, side in zip(node.outputs[1:], caches, ("key", "value"), strict=True):
-        place, old = next((at, output) for at, output in enumerate(graph.outputs) if output.name == f"{PRESENT}{attention.layer}.{side}")
+        place, old = next(
+            (at, output)
+            for at, output in enumerate(graph.outputs)
+            if output.name == f"{PRESENT}{attention.layer}.{side}"
+        )
         value.shape, value.type = cache.shape, cache.type
         old.name, value.name = f"{old.name}/grown", old.name
         graph.outputs[place] = value
-

@@ -1,7 +1,9 @@
-"""Keys and values of the engine's graph in eight bits: a scale for each channel of each head, by what the model's own answers hold.
+"""Keys and values of the engine's graph in eight bits: a scale for each channel of each head, by what the
+model's own answers hold.
 
-``GroupQueryAttention`` writes ``round(x / scale)`` into the cache and multiplies by the scale when it reads. The scales are constants of
-the graph, measured on the base and on every adapter of the bundle; a number that is larger than its channel's scale allows is cut off.
+``GroupQueryAttention`` writes ``round(x / scale)`` into the cache and multiplies by the scale when it reads.
+The scales are constants of the graph, measured on the base and on every adapter of the bundle; a number that
+is larger than its channel's scale allows is cut off.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ _SCALES = 12
 
 
 class _Run(NamedTuple):
-    """Logits ``[adapters, rows, 1 + steps, vocabulary]``, the tokens of the steps, and by cache the largest number of each channel."""
+    """Logits ``[adapters, rows, 1 + steps, vocabulary]``, the tokens of the steps, and by cache the largest
+    number of each channel.
+    """
 
     logits: np.ndarray
     tokens: np.ndarray
@@ -45,7 +49,8 @@ class _Run(NamedTuple):
 
 
 def quantize_cache(folder: Path) -> dict[str, Any]:
-    """Makes the caches of the engine's graph int8, and measures by how much that moves its logits; what the manifest says of it.
+    """Makes the caches of the engine's graph int8, and measures by how much that moves its logits; what the
+    manifest says of it.
 
     Raises:
         ParityError: they move too far.
@@ -53,20 +58,40 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
     mapped = is_fast(folder / graph_file(DECODER)) is None
     before = _run(folder, mapped)
     model = ir.load(folder / graph_file(DECODER))
-    make_int8(model, {name: np.maximum(_MARGIN / 127 * most, _LEAST).astype(np.float32) for name, most in before.largest.items()})
+    make_int8(
+        model,
+        {
+            name: np.maximum(_MARGIN / 127 * most, _LEAST).astype(np.float32)
+            for name, most in before.largest.items()
+        },
+    )
     ir.save(model, folder / graph_file(DECODER))
-    change, largest = _run(folder, mapped, before.tokens).logits - before.logits, float(np.abs(before.logits).max())
+    change, largest = (
+        _run(folder, mapped, before.tokens).logits - before.logits,
+        float(np.abs(before.logits).max()),
+    )
     moved = float(np.abs(change).max()) / largest
     if not moved <= _TOLERANCE:
-        raise ParityError("caches in eight bits move the logits too far", where=folder.name, found=f"{moved:.2g} of the largest",
-                          expected=f"at most {_TOLERANCE}", remedy="leave --cache out")
+        raise ParityError(
+            "caches in eight bits move the logits too far",
+            where=folder.name,
+            found=f"{moved:.2g} of the largest",
+            expected=f"at most {_TOLERANCE}",
+            remedy="leave --cache out",
+        )
     same = np.argmax(before.logits + change, axis=-1) == np.argmax(before.logits, axis=-1)
-    return {"type": "int8", "max_relative": moved, "label_agreement": float(same.mean()),
-            "relative": float(np.sqrt(np.square(change).mean() / np.square(before.logits).mean()))}
+    return {
+        "type": "int8",
+        "max_relative": moved,
+        "label_agreement": float(same.mean()),
+        "relative": float(np.sqrt(np.square(change).mean() / np.square(before.logits).mean())),
+    }
 
 
 def make_int8(model: Any, scales: Mapping[str, np.ndarray]) -> None:
-    """Changes the engine's graph, in place: its caches are int8, by these scales ``[heads, width]`` of each cache."""
+    """Changes the engine's graph, in place: its caches are int8, by these scales ``[heads, width]`` of each
+    cache.
+    """
     for value in [*model.graph.inputs, *model.graph.outputs]:
         if value.name.startswith((PAST, PRESENT)):
             value.type = ir.TensorType(ir.DataType.INT8)
@@ -74,7 +99,9 @@ def make_int8(model: Any, scales: Mapping[str, np.ndarray]) -> None:
         node.resize_inputs(_SCALES + 2)
         for place, cache in enumerate(node.inputs[3:5], _SCALES):
             tensor = ir.tensor(scales[cache.name][:, None], name=cache_scale(cache.name))
-            scale = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            scale = ir.Value(
+                name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             model.graph.register_initializer(scale)
             node.replace_input_with(place, scale)
         for side in "kv":
@@ -83,11 +110,15 @@ def make_int8(model: Any, scales: Mapping[str, np.ndarray]) -> None:
 
 
 def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
-    """What the base and every adapter make of the rows that quantization is measured on: once with the likeliest tokens behind them, and
-    once with random ones, on which scales are not measured; or with the tokens given.
+    """What the base and every adapter make of the rows that quantization is measured on: once with the
+    likeliest tokens behind them, and once with random ones, on which scales are not measured; or with the
+    tokens given.
     """
     session = Session(folder, provider="cpu", verify="off", mapped=mapped)
-    reader, prompts = AdapterReader(session, SlotValues(session.bundle, folder, session.stored)), texts(session)
+    reader, prompts = (
+        AdapterReader(session, SlotValues(session.bundle, folder, session.stored)),
+        texts(session),
+    )
     prompts, natural, rng = [*prompts, *prompts], len(prompts), np.random.default_rng(7)
     longest = max(map(len, prompts))
     room = (context_of(session) or _LENGTH + _ROOM) - _ROOM
@@ -105,7 +136,10 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
         for row in rows:
             batch.remove(row)
         if tokens is None:
-            mixed = [Row(prompt=ids.tolist(), adapter=adapter) for ids in rng.integers(1, steps[0][0].shape[-1], (_MIXED, length))]
+            mixed = [
+                Row(prompt=ids.tolist(), adapter=adapter)
+                for ids in rng.integers(1, steps[0][0].shape[-1], (_MIXED, length))
+            ]
             for row in mixed:
                 batch.admit(row)
                 batch.prefill(len(row.prompt))
@@ -122,9 +156,16 @@ def _enlarge(largest: dict[str, np.ndarray], batch: RowBatch[Row], rows: Sequenc
             largest[name] = np.maximum(largest.get(name, 0), np.abs(numbers).max(axis=1).astype(np.float32))
 
 
-def _answered(batch: RowBatch[Row], rows: Sequence[Row], natural: int, rng: np.random.Generator,
-              tokens: Sequence[np.ndarray | None]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """After the prompts and each step the logits ``[rows, vocabulary]``, and the tokens that led to them (of the prompts none)."""
+def _answered(
+    batch: RowBatch[Row],
+    rows: Sequence[Row],
+    natural: int,
+    rng: np.random.Generator,
+    tokens: Sequence[np.ndarray | None],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """After the prompts and each step the logits ``[rows, vocabulary]``, and the tokens that led to them (of
+    the prompts none).
+    """
     for row in rows:
         batch.admit(row)
     logits = np.stack([batch.prefill(len(row.prompt)).copy() for row in rows])

@@ -12,7 +12,8 @@ from .parity import with_decoder
 
 
 def made_anew(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
-    """The manifest of an unpublished ``bundle`` with the engine's graph of what is in ``folder``, whose caches are as they were ``before``.
+    """The manifest of an unpublished ``bundle`` with the engine's graph of what is in ``folder``, whose
+    caches are as they were ``before``.
 
     Raises:
         OutOfLimits, FormatError: ONNX Runtime cannot open what is in ``folder``.

@@ -1,4 +1,6 @@
-"""Compares the engine's graph with the ordinary one: the same rows, adapters and tokens, prompts in pieces and steps."""
+"""Compares the engine's graph with the ordinary one: the same rows, adapters and tokens, prompts in pieces
+and steps.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     if fast:
         make_fast(ordinary, fast=False)
     write_decoder(folder)
-    report = _proof(Session(folder, provider="cpu", verify="off", mapped=fast is None), folder, say)  # quantized products need packing
+    # quantized products need packing
+    report = _proof(Session(folder, provider="cpu", verify="off", mapped=fast is None), folder, say)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)
     return report
@@ -176,7 +179,10 @@ def _names(session: Session) -> list[list[str | None]]:
     choices: list[str | None] = [session.default, *session.adapters]
     count = len(_LENGTHS)
     if session.bundle.mode == "bank":
-        return [[choices[(start + row) % len(choices)] for row in range(count)] for start in range(0, len(choices), count)]
+        return [
+            [choices[(start + row) % len(choices)] for row in range(count)]
+            for start in range(0, len(choices), count)
+        ]
     return [[name] * count for name in dict.fromkeys(choices)]
 
 
@@ -188,16 +194,31 @@ def _sources(session: Session, rows: Sequence[Sequence[int]], rng: np.random.Gen
     return [{name: rng.standard_normal((1, *session.shape(name))).astype(np.float32)} for _ in rows]
 
 
-def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence[Arrays] | None, names: list[str | None],
-              tokens: np.ndarray) -> np.ndarray:
+def _ordinary(
+    session: Session,
+    rows: Sequence[Sequence[int]],
+    sources: Sequence[Arrays] | None,
+    names: list[str | None],
+    tokens: np.ndarray,
+) -> np.ndarray:
     """The logits after each prompt and each step ``[1 + steps, rows, vocabulary]``."""
     going: DecoderOnly | EncoderDecoder
     if sources is None:
         going = DecoderOnly(session, rows, names, {})
     else:
         texts = "input_ids" in sources[0]
-        given = {} if texts else {name: np.concatenate([source[name] for source in sources]) for name in sources[0]}
-        going = EncoderDecoder(session, [source["input_ids"][0].tolist() for source in sources] if texts else [], names, given, rows[0])
+        given = (
+            {}
+            if texts
+            else {name: np.concatenate([source[name] for source in sources]) for name in sources[0]}
+        )
+        going = EncoderDecoder(
+            session,
+            [source["input_ids"][0].tolist() for source in sources] if texts else [],
+            names,
+            given,
+            rows[0],
+        )
     outputs = going.prefill()
     logits = [array_of(outputs["logits"])[range(len(rows)), going.last]]
     for step_tokens in tokens:
@@ -206,11 +227,22 @@ def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence
     return np.stack(logits).astype(np.float32)
 
 
-def _by_engine(batch: RowBatch[Row], prompts: Sequence[Sequence[int]], sources: Sequence[Arrays] | None,
-               adapters: Sequence[ResidentAdapter | None], tokens: np.ndarray, piece: int) -> np.ndarray:
+def _by_engine(
+    batch: RowBatch[Row],
+    prompts: Sequence[Sequence[int]],
+    sources: Sequence[Arrays] | None,
+    adapters: Sequence[ResidentAdapter | None],
+    tokens: np.ndarray,
+    piece: int,
+) -> np.ndarray:
     """The same by the engine's graph, which reads so many tokens of a prompt at a time."""
-    rows, first = [Row(prompt=ids, adapter=adapter, source=source)
-                   for ids, adapter, source in zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)], []
+    rows, first = (
+        [
+            Row(prompt=ids, adapter=adapter, source=source)
+            for ids, adapter, source in zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)
+        ],
+        [],
+    )
     for row in rows:
         batch.admit(row)
     for row in rows:

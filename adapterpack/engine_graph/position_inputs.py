@@ -1,7 +1,8 @@
 """Replaces positions that a graph counts by the length of its cache with each row's own ``position_ids``.
 
-Graphs use positions in two places: as indexes into tables of positions, and in biases of attention scores by distance (T5's buckets).
-Both depend on positions alone, so these parts of a graph are run by themselves to find out what they compute.
+Graphs use positions in two places: as indexes into tables of positions, and in biases of attention scores by
+distance (T5's buckets). Both depend on positions alone, so these parts of a graph are run by themselves to
+find out what they compute.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class PositionInputs:
         self._biases: dict[str, list[Any]] = {}
 
     def bias(self, added: Sequence[Any], attention: Any) -> list[Any]:
-        """What is ``added`` to the scores of an ``attention`` (its last node), as one value ``[batch, heads, sequence, total]`` of rows of
-        different lengths; nothing where it only hides later tokens. What depends on the tokens that a row has is a mask, and left out.
+        """What is ``added`` to the scores of an ``attention`` (its last node), as one value ``[batch, heads,
+        sequence, total]`` of rows of different lengths; nothing where it only hides later tokens. What
+        depends on the tokens that a row has is a mask, and left out.
 
         Raises:
             Unsupported: it depends on more than how far tokens are apart.
@@ -106,11 +108,21 @@ class PositionInputs:
             Unsupported: a table is read at other places than the positions of the tokens.
         """
         for node in list(self.model.graph):
-            if node.op_type in {"Gather", "GatherND"} and node.inputs[0].const_value is not None and self._positional(node.inputs[1]):
+            if (
+                node.op_type in {"Gather", "GatherND"}
+                and node.inputs[0].const_value is not None
+                and self._positional(node.inputs[1])
+            ):
                 offset = self._offset(node.inputs[1])
                 places = self._position_ids
                 if offset:
-                    places = self._added(node, "Add", "offset", places, constant(self.model, f"{node.name}/offset", np.array(offset)))
+                    places = self._added(
+                        node,
+                        "Add",
+                        "offset",
+                        places,
+                        constant(self.model, f"{node.name}/offset", np.array(offset)),
+                    )
                 if node.op_type == "GatherND":
                     places = self._added(node, "Unsqueeze", "places", places, self._last_axis)
                 node.replace_input_with(1, places)
@@ -162,8 +174,8 @@ class PositionInputs:
         return copied
 
     def _positional(self, value: Any) -> bool:
-        """Whether a value depends on the length of the cache, and on nothing else but the pass's own tokens: some count those that are no
-        padding, of which a row of the engine has none.
+        """Whether a value depends on the length of the cache, and on nothing else but the pass's own tokens:
+        some count those that are no padding, of which a row of the engine has none.
         """
         todo, reached, counts = [value], set[Any](), False
         while todo:
@@ -184,15 +196,23 @@ class PositionInputs:
 
     def _offset(self, index: Any) -> int:
         """By how much the places in a table are above the positions of the tokens."""
-        offsets = {int(offset) for tokens, before in _TRIALS
-                   for offset in self._run(index, tokens, before).reshape(-1) - np.arange(before, before + tokens)}
+        offsets = {
+            int(offset)
+            for tokens, before in _TRIALS
+            for offset in self._run(index, tokens, before).reshape(-1) - np.arange(before, before + tokens)
+        }
         if len(offsets) != 1:
-            raise Unsupported("a table is read at other places than the positions of the tokens", found=index.name,
-                              remedy="leave --static-cache out")
+            raise Unsupported(
+                "a table is read at other places than the positions of the tokens",
+                found=index.name,
+                remedy="leave --static-cache out",
+            )
         return offsets.pop()
 
     def _by_distance(self, value: Any) -> np.ndarray | None:
-        """What is added for each distance ``[distances, heads]``, up to the one from which on it stays as it is."""
+        """What is added for each distance ``[distances, heads]``, up to the one from which on it stays as it
+        is.
+        """
         scores = self._run(value, 1, _FARTHEST - 1)
         if scores.ndim != 4 or scores.shape[-1] != _FARTHEST:
             raise Unsupported(
@@ -205,14 +225,24 @@ class PositionInputs:
         for tokens, before in _TRIALS:
             scores = self._run(value, tokens, before)[0]
             far = before + np.arange(tokens)[:, None] - np.arange(before + tokens)
-            if not (np.array_equal(scores[:, far >= 0].T, table[far[far >= 0]]) and (scores[:, far < 0] < _MASKED).all()):
-                raise Unsupported("what is added to the scores of an attention is no matter of distances alone", found=value.name,
-                                  remedy="leave --static-cache out")
+            if not (
+                np.array_equal(scores[:, far >= 0].T, table[far[far >= 0]])
+                and (scores[:, far < 0] < _MASKED).all()
+            ):
+                raise Unsupported(
+                    "what is added to the scores of an attention is no matter of distances alone",
+                    found=value.name,
+                    remedy="leave --static-cache out",
+                )
         changes = np.flatnonzero((table[1:] != table[:-1]).any(axis=1))
         length = int(changes[-1]) + 2 if len(changes) else 1
         if length == _FARTHEST:
-            raise Unsupported("what is added to the scores of an attention never stays as it is", found=value.name,
-                              expected=f"within {_FARTHEST} tokens", remedy="leave --static-cache out")
+            raise Unsupported(
+                "what is added to the scores of an attention never stays as it is",
+                found=value.name,
+                expected=f"within {_FARTHEST} tokens",
+                remedy="leave --static-cache out",
+            )
         return np.ascontiguousarray(table[:length]) if table[:length].any() else None
 
     def _looked_up(self, table: np.ndarray, value: Any) -> Any:
@@ -222,13 +252,23 @@ class PositionInputs:
         keys = self._added(node, "Range", f"{name}/keys", zero, total, one)
         queries = self._added(node, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
         far = self._added(node, "Sub", f"{name}/distances", queries, keys)
-        near = self._added(node, "Clip", f"{name}/places", far, zero, constant(self.model, f"{name}/last", np.array(len(table) - 1)))
-        found = self._added(node, "Gather", f"{name}/found", constant(self.model, f"{name}/table", table), near)
+        near = self._added(
+            node,
+            "Clip",
+            f"{name}/places",
+            far,
+            zero,
+            constant(self.model, f"{name}/last", np.array(len(table) - 1)),
+        )
+        found = self._added(
+            node, "Gather", f"{name}/found", constant(self.model, f"{name}/table", table), near
+        )
         return self._added(node, "Transpose", name, found, perm=[0, 3, 1, 2])
 
     def _run(self, value: Any, tokens: int, before: int) -> np.ndarray:
         """A value for one row of so many tokens behind so many others."""
-        import onnxruntime as ort  # noqa: PLC0415 - a graph is run only where positions are counted by the cache
+        # a graph is run only where positions are counted by the cache
+        import onnxruntime as ort  # noqa: PLC0415
 
         graph = ir.convenience.extract(self.model.graph, [self._ids, *self._past], [value])
         for held in graph.initializers.values():
@@ -240,7 +280,9 @@ class PositionInputs:
             dtype = np.float32 if cache.dtype == ir.DataType.BFLOAT16 else cache.dtype.numpy()
             feeds[cache.name] = np.zeros((1, cache.shape[1], before, cache.shape[3]), dtype)
         wanted = {one.name for one in session.get_inputs()}
-        result: np.ndarray = session.run(None, {name: array for name, array in feeds.items() if name in wanted})[0]
+        result: np.ndarray = session.run(
+            None, {name: array for name, array in feeds.items() if name in wanted}
+        )[0]
         return result
 
     @property
@@ -248,7 +290,9 @@ class PositionInputs:
         """The input that has the position of each token ``[batch, sequence]``."""
         known = next((one for one in self.model.graph.inputs if one.name == "position_ids"), None)
         if known is None:
-            known = ir.Value(name="position_ids", shape=self._ids.shape, type=ir.TensorType(ir.DataType.INT64))
+            known = ir.Value(
+                name="position_ids", shape=self._ids.shape, type=ir.TensorType(ir.DataType.INT64)
+            )
             self.model.graph.inputs.append(known)
         return known
 

@@ -1,6 +1,8 @@
-"""Leaves to GroupQueryAttention what it can do itself: rotate queries and keys by their positions, and take both and the values packed.
+"""Leaves to GroupQueryAttention what it can do itself: rotate queries and keys by their positions, and take
+both and the values packed.
 
-It counts the positions of a row from the beginning of its buffer, as the engine does. Fewer operators are a shorter step.
+It counts the positions of a row from the beginning of its buffer, as the engine does. Fewer operators are a
+shorter step.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ _TURNED = frozenset({"Reshape", "Transpose"})
 
 
 def rotate_in_attention(model: Any) -> None:
-    """Changes the attentions of a decoder's graph, in place, where rotations by a table of positions or a packed product come before them.
+    """Changes the attentions of a decoder's graph, in place, where rotations by a table of positions or a
+    packed product come before them.
 
     Nodes without a use must have been removed, and what gave the rotations their tables is left without one.
     """
@@ -50,17 +53,34 @@ def _rotation(value: Any) -> Any:
 
 
 def _tables(rotation: Any, positions: Any) -> tuple[Any, Any] | None:
-    """The cosines and sines ``[positions, width / 2]`` that a rotation of halves has picked by position, if the attention takes them."""
-    if rotation is None or len(rotation.inputs) != 3 or positions is None or rotation.attributes.get_int("interleaved", 0):
+    """The cosines and sines ``[positions, width / 2]`` that a rotation of halves has picked by position, if
+    the attention takes them.
+    """
+    if (
+        rotation is None
+        or len(rotation.inputs) != 3
+        or positions is None
+        or rotation.attributes.get_int("interleaved", 0)
+    ):
         return None
     picked = [value.producer() for value in rotation.inputs[1:]]
-    if any(node is None or node.op_type != "Gather" or node.attributes.get_int("axis", 0) or node.inputs[1] is not positions
-           for node in picked):
+    if any(
+        node is None
+        or node.op_type != "Gather"
+        or node.attributes.get_int("axis", 0)
+        or node.inputs[1] is not positions
+        for node in picked
+    ):
         return None
     cosines, sines = (node.inputs[0] for node in picked)
     width = rotation.attributes.get_int("rotary_embedding_dim", 0)
-    fits = all(table.const_value is not None and table.dtype == rotation.outputs[0].dtype and width in {0, 2 * table.shape[-1]}
-               and table.shape[-1] % _MULTIPLE == 0 for table in (cosines, sines))
+    fits = all(
+        table.const_value is not None
+        and table.dtype == rotation.outputs[0].dtype
+        and width in {0, 2 * table.shape[-1]}
+        and table.shape[-1] % _MULTIPLE == 0
+        for table in (cosines, sines)
+    )
     return (cosines, sines) if fits else None
 
 

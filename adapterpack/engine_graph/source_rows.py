@@ -1,4 +1,6 @@
-"""Rewrites cross-attention for a pool of encoder rows: each row's length in place of a mask, and keys stored as the pool holds them."""
+"""Rewrites cross-attention for a pool of encoder rows: each row's length in place of a mask, and keys stored
+as the pool holds them.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,19 @@ def read_sources(model: Any) -> None:
 def _lengths_for_mask(model: Any, mask: Any, keys: Any) -> None:
     """Puts the input ``source_lengths`` ``[batch]`` in the place of the mask ``[batch, source]``."""
     graph, nodes = model.graph, list[Any]()
-    lengths = ir.Value(name=SOURCE_LENGTHS, shape=ir.Shape([mask.shape[0]]), type=ir.TensorType(ir.DataType.INT64))
+    lengths = ir.Value(
+        name=SOURCE_LENGTHS, shape=ir.Shape([mask.shape[0]]), type=ir.TensorType(ir.DataType.INT64)
+    )
 
     def added(op: str, name: str, *inputs: Any, **attributes: Any) -> Any:
         nodes.append(ir.node(op, list(inputs), attributes, name=f"{PREFIX}source/{name}"))
         nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
         return nodes[-1].outputs[0]
 
-    zero, one, axis = (constant(model, f"source/{name}", np.array(number)) for name, number in (("zero", 0), ("one", 1), ("axis", [1])))
+    zero, one, axis = (
+        constant(model, f"source/{name}", np.array(number))
+        for name, number in (("zero", 0), ("one", 1), ("axis", [1]))
+    )
     longest = added("Squeeze", "longest", added("Shape", "shape", keys, start=2, end=3))
     places = added("Range", "places", zero, longest, one)
     read = added("Less", "read", places, added("Unsqueeze", "column", lengths, axis))
@@ -48,7 +55,9 @@ def _lengths_for_mask(model: Any, mask: Any, keys: Any) -> None:
 
 
 def _turn(model: Any, keys: Any) -> None:
-    """Turns keys in one step, which ONNX Runtime makes part of the product; an exporter's three copy them in every pass."""
+    """Turns keys in one step, which ONNX Runtime makes part of the product; an exporter's three copy them in
+    every pass.
+    """
     for node in [use.node for use in keys.uses() if use.idx == 0]:
         turned = _turned(node)
         if turned is not None:

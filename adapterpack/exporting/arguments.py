@@ -40,9 +40,10 @@ from .targets import TARGETS, Target
 
 
 class Request(NamedTuple):
-    """A checked export: see :func:`adapterpack.export` for the parameters. ``file`` is the ONNX file that is exported from, if any.
-    ``static_cache`` None: the engine's graph is made if the family's attention allows it. The weights are those of ``decoded``, where they
-    are stored as codes; ``trained`` is the form that the base is to be quantized in first.
+    """A checked export: see :func:`adapterpack.export` for the parameters. ``file`` is the ONNX file that is
+    exported from, if any. ``static_cache`` None: the engine's graph is made if the family's attention allows
+    it. The weights are those of ``decoded``, where they are stored as codes; ``trained`` is the form that the
+    base is to be quantized in first.
     """
 
     base: Checkpoint
@@ -70,16 +71,32 @@ class Request(NamedTuple):
 
 
 def checked(
-    base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
-    max_rank: int | None, quantize: str | None, dequantize: bool, options: GraphOptions, dtype: str, static_cache: bool | None,
-    cache: str, target: str, pooling: str | None, checkpoint: str | os.PathLike[str] | None, allow_structural: bool, split: int | None,
+    base: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]],
+    *,
+    mode: str,
+    task: str | None,
+    slots: int | None,
+    max_rank: int | None,
+    quantize: str | None,
+    dequantize: bool,
+    options: GraphOptions,
+    dtype: str,
+    static_cache: bool | None,
+    cache: str,
+    target: str,
+    pooling: str | None,
+    checkpoint: str | os.PathLike[str] | None,
+    allow_structural: bool,
+    split: int | None,
 ) -> Request:
     """The request, if its parts fit together.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
         UnknownName, ConfigError: an argument has no such value, or does not go with another.
-        Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model for another task.
+        Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model
+            for another task.
     """
     if mode not in MODES:
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
@@ -88,12 +105,19 @@ def checked(
     gguf = is_gguf(base)
     file = None if gguf else _graph_file(base, checkpoint)
     if gguf and checkpoint is None:
-        raise ConfigError("a GGUF file is exported together with the checkpoint that it was made from", where=base,
-                          remedy="name it with --base: its configuration and its tokenizer are needed")
+        raise ConfigError(
+            "a GGUF file is exported together with the checkpoint that it was made from",
+            where=base,
+            remedy="name it with --base: its configuration and its tokenizer are needed",
+        )
     folder = folder_of(base if checkpoint is None else checkpoint)
     model = Checkpoint(folder) if file is not None else DequantizedCheckpoint(folder)
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
-    require_own_blocks(loaded, "a bundle", "merge it, which writes the repeated blocks out, and export the merged checkpoint without it")
+    require_own_blocks(
+        loaded,
+        "a bundle",
+        "merge it, which writes the repeated blocks out, and export the merged checkpoint without it",
+    )
     chosen, floats = _task(task, loaded, model), precision(dtype).name
     loaded = _on_base(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():
@@ -106,21 +130,47 @@ def checked(
             _require_room(pack, chosen)
     static_cache = _require_cache(cache, static_cache, chosen, floats)
     if static_cache and not chosen.generates:
-        raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --static-cache out")
+        raise Unsupported(
+            "only a decoder's cache can stay where it is",
+            found=chosen.name,
+            remedy="leave --static-cache out",
+        )
     if static_cache and mode == "inputs":
-        raise Unsupported("the engine's rows have adapters of their own, and a graph of this mode has one at a time",
-                          found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
+        raise Unsupported(
+            "the engine's rows have adapters of their own, and a graph of this mode has one at a time",
+            found=f"--mode {mode}",
+            expected="bank or folded",
+            remedy="leave --static-cache out, or export with --mode bank",
+        )
     if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
         static_cache = False
     decoded = _decoded(model, Path(base) if gguf else None, loaded, allow_structural)
     trained = trained_form(loaded, decoded or model) if quantize == TRAINED else None
     wanted = _quantization(decoded, quantize, options, floats, dequantize)
-    return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
-                   product, pooling, allow_structural, split, decoded, trained)
+    return Request(
+        model,
+        file,
+        loaded,
+        mode,
+        chosen,
+        _slots(mode, loaded, slots, max_rank),
+        max_rank,
+        wanted,
+        floats,
+        static_cache,
+        cache,
+        product,
+        pooling,
+        allow_structural,
+        split,
+        decoded,
+        trained,
+    )
 
 
 def _require_room(pack: Pack, task: Task) -> None:
-    """Checks that a graph of this task has a place for a prompt: a decoder's cache, or before the tokens that are read at once.
+    """Checks that a graph of this task has a place for a prompt: a decoder's cache, or before the tokens that
+    are read at once.
 
     Raises:
         Unsupported: it has none.
@@ -129,17 +179,32 @@ def _require_room(pack: Pack, task: Task) -> None:
     if task.main.form == "decoder" or (task.reads_at_once and (virtual or task.generates)):
         return
     if task.reads_at_once:
-        raise Unsupported("keys and values go into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
-                          found=f"{pack.method.name} for {task.name}", expected="text-generation, text2text-generation",
-                          remedy="train virtual embeddings, as prompt_tuning and p_tuning do, or attach this adapter in torch")
-    raise Unsupported("a graph has room for prompts where it reads a row at once, or in the cache of a decoder alone",
-                      where=f"pack '{pack.name}'", found=f"{pack.method.name} for {task.name}",
-                      expected="text-generation, text2text-generation, or an encoder of texts",
-                      remedy="train a method of linear layers, such as lora, or attach this adapter in torch: adapterpack.attach")
+        raise Unsupported(
+            "keys and values go into a decoder's cache, and the graph of this task has none",
+            where=f"pack '{pack.name}'",
+            found=f"{pack.method.name} for {task.name}",
+            expected="text-generation, text2text-generation",
+            remedy=(
+                "train virtual embeddings, as prompt_tuning and p_tuning do, or attach this adapter in torch"
+            ),
+        )
+    raise Unsupported(
+        "a graph has room for prompts where it reads a row at once, or in the cache of a decoder alone",
+        where=f"pack '{pack.name}'",
+        found=f"{pack.method.name} for {task.name}",
+        expected="text-generation, text2text-generation, or an encoder of texts",
+        remedy=(
+            "train a method of linear layers, such as lora, or attach this adapter in torch: "
+            "adapterpack.attach"
+        ),
+    )
 
 
-def _decoded(model: Checkpoint, gguf: Path | None, packs: Sequence[Pack], allow_structural: bool) -> DequantizedCheckpoint | None:
-    """What the weights are read from where they are stored as codes: the base, or a GGUF file that was made of it; None for plain numbers.
+def _decoded(
+    model: Checkpoint, gguf: Path | None, packs: Sequence[Pack], allow_structural: bool
+) -> DequantizedCheckpoint | None:
+    """What the weights are read from where they are stored as codes: the base, or a GGUF file that was made
+    of it; None for plain numbers.
 
     Raises:
         BaseMismatch: the file's numbers are not those of the packs' base, within its grid.
@@ -159,15 +224,24 @@ def require_split(target: Target, split: int | None) -> None:
         ConfigError: it has one file, or no file can be so small.
     """
     if split is not None and target.finish is None:
-        raise ConfigError("the data of this target are in one file", found=f"split {split}, target {target.name}",
-                          remedy="leave it out, or export with --target web")
+        raise ConfigError(
+            "the data of this target are in one file",
+            found=f"split {split}, target {target.name}",
+            remedy="leave it out, or export with --target web",
+        )
     if split is not None and split < 1:
         raise ConfigError("a data file has no bytes", where="split", expected="a number from 1", found=split)
 
 
-def _quantization(decoded: DequantizedCheckpoint | None, scheme: str | None, options: GraphOptions, floats: str,
-                  dequantize: bool) -> Quantization | None:
-    """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless something else is said.
+def _quantization(
+    decoded: DequantizedCheckpoint | None,
+    scheme: str | None,
+    options: GraphOptions,
+    floats: str,
+    dequantize: bool,
+) -> Quantization | None:
+    """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless
+    something else is said.
 
     Raises:
         UnknownName, ConfigError: an option has no such value, or says nothing with the others.
@@ -177,9 +251,15 @@ def _quantization(decoded: DequantizedCheckpoint | None, scheme: str | None, opt
         scheme = STORED
     if scheme == TRAINED or (scheme == STORED and decoded is not None):
         if floats != DEFAULT or dequantize:
-            raise ConfigError("the codes of the base are of a graph in float32", found=f"--dtype {floats}" if floats != DEFAULT else
-                              "--dequantize", remedy="leave it out, or --quantize")
-        require_no_options("the graph has the codes of its base", **{name: value for name, value in options.items() if name != "accuracy"})
+            raise ConfigError(
+                "the codes of the base are of a graph in float32",
+                found=f"--dtype {floats}" if floats != DEFAULT else "--dequantize",
+                remedy="leave it out, or --quantize",
+            )
+        require_no_options(
+            "the graph has the codes of its base",
+            **{name: value for name, value in options.items() if name != "accuracy"},
+        )
         return codes_of_base(scheme, decoded, options.get("accuracy"))
     if scheme is not None:
         return quantization(scheme, **options)
@@ -198,11 +278,17 @@ def _require_cache(cache: str, static_cache: bool | None, task: Task, floats: st
     if cache == CACHES[0]:
         return static_cache
     if static_cache is False:
-        raise ConfigError("caches of this type are the engine's graph's, which is left out", found=cache,
-                          remedy="leave --no-static-cache out, or --cache")
+        raise ConfigError(
+            "caches of this type are the engine's graph's, which is left out",
+            found=cache,
+            remedy="leave --no-static-cache out, or --cache",
+        )
     if len(task.parts) > 1 or not task.generates or floats != DEFAULT:
-        raise Unsupported("caches in eight bits are of a text-generation graph in float32", found=f"{task.name}, {floats}",
-                          remedy="leave --cache out")
+        raise Unsupported(
+            "caches in eight bits are of a text-generation graph in float32",
+            found=f"{task.name}, {floats}",
+            remedy="leave --cache out",
+        )
     return True
 
 
@@ -210,15 +296,23 @@ def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
     """The ONNX file that is to be exported from, if it is one."""
     file = Path(base) if is_graph(base) else None
     if (file is None) != (checkpoint is None):
-        raise ConfigError("an ONNX file is exported together with the checkpoint that it was made from", where=base, found=checkpoint,
-                          remedy="name it with --base" if checkpoint is None else "leave --base out")
+        raise ConfigError(
+            "an ONNX file is exported together with the checkpoint that it was made from",
+            where=base,
+            found=checkpoint,
+            remedy="name it with --base" if checkpoint is None else "leave --base out",
+        )
     return file
 
 
 def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     types = {pack.manifest.task.type for pack in packs} - {NO_TASK}
     if name is None and len(types) > 1:
-        raise Unsupported("the packs are for different tasks", found=", ".join(sorted(types)), remedy="export one bundle a task")
+        raise Unsupported(
+            "the packs are for different tasks",
+            found=", ".join(sorted(types)),
+            remedy="export one bundle a task",
+        )
     architecture = base.architecture or ""
     chosen = task_named(name or types.pop()) if name or types else task_of(architecture, base.config)
     require_encoder(chosen, architecture, base.config)
@@ -232,7 +326,9 @@ def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> lis
     names = [pack.name for pack in packs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
+        raise ConfigError(
+            "two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH"
+        )
     for pack in packs:
         pack.require_base(base, allow_structural=allow_structural)
     return [on(named_on(pack, base), base) for pack in packs]
@@ -241,9 +337,16 @@ def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> lis
 def _slots(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> int:
     """How many slots a graph has, the base's included."""
     if mode != "bank" and (slots is not None or max_rank is not None):
-        raise ConfigError("only a bank has slots and a largest rank", found=f"mode {mode}",
-                          remedy="leave them out, or export with --mode bank")
+        raise ConfigError(
+            "only a bank has slots and a largest rank",
+            found=f"mode {mode}",
+            remedy="leave them out, or export with --mode bank",
+        )
     needed = len(packs) + 1
     if slots is not None and slots < needed:
-        raise ConfigError("too few slots", expected=f"at least {needed}: one for the base and one for each pack", found=slots)
+        raise ConfigError(
+            "too few slots",
+            expected=f"at least {needed}: one for the base and one for each pack",
+            found=slots,
+        )
     return slots or needed

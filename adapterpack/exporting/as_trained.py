@@ -1,4 +1,6 @@
-"""Quantizes a base as the packs say that it was quantized while they were trained on it, with the library that did it then."""
+"""Quantizes a base as the packs say that it was quantized while they were trained on it, with the library
+that did it then.
+"""
 
 from __future__ import annotations
 
@@ -23,33 +25,50 @@ def trained_form(packs: Sequence[Pack], base: Checkpoint) -> BaseQuantization:
     """How the base was held while all of the packs were trained.
 
     Raises:
-        Unsupported: the packs do not say it, or say several things; it is no form of bitsandbytes; or the base is quantized already.
+        Unsupported: the packs do not say it, or say several things; it is no form of bitsandbytes; or the
+            base is quantized already.
         MissingExtra: bitsandbytes is not installed.
     """
     forms = [pack.manifest.base_quantization for pack in packs]
     form = forms[0] if forms else None
     if form is None or any(other != form for other in forms):
-        raise Unsupported("the packs do not say of one form of the base that they were trained on it", where="--quantize as-trained",
-                          found=", ".join(sorted({"floats" if one is None else one.scheme for one in forms})) or "no packs",
-                          expected="packs that were all trained with load_in_4bit, or all with load_in_8bit",
-                          remedy="name such packs, or another scheme")
+        raise Unsupported(
+            "the packs do not say of one form of the base that they were trained on it",
+            where="--quantize as-trained",
+            found=", ".join(sorted({"floats" if one is None else one.scheme for one in forms})) or "no packs",
+            expected="packs that were all trained with load_in_4bit, or all with load_in_8bit",
+            remedy="name such packs, or another scheme",
+        )
     if isinstance(base, DequantizedCheckpoint) and base.quantized:
-        raise Unsupported("the base is quantized already", where=base.folder, remedy="leave --quantize out: its codes are kept as they are")
+        raise Unsupported(
+            "the base is quantized already",
+            where=base.folder,
+            remedy="leave --quantize out: its codes are kept as they are",
+        )
     block = form.params.get("block_size", _BLOCK)
     if form.params.get("library") != "bitsandbytes" or form.scheme not in _SCHEMES or block != _BLOCK:
-        raise Unsupported("a base is not quantized in this form when it is exported", where="--quantize as-trained",
-                          found=f"{form.scheme} of {form.params.get('library')}, in blocks of {block}",
-                          expected=f"{', '.join(_SCHEMES)} of bitsandbytes, in blocks of {_BLOCK}",
-                          remedy="save the quantized base with its library, and export that")
+        raise Unsupported(
+            "a base is not quantized in this form when it is exported",
+            where="--quantize as-trained",
+            found=f"{form.scheme} of {form.params.get('library')}, in blocks of {block}",
+            expected=f"{', '.join(_SCHEMES)} of bitsandbytes, in blocks of {_BLOCK}",
+            remedy="save the quantized base with its library, and export that",
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra("the base was quantized by bitsandbytes, which is not installed", where="--quantize as-trained",
-                           remedy="pip install bitsandbytes")
+        raise MissingExtra(
+            "the base was quantized by bitsandbytes, which is not installed",
+            where="--quantize as-trained",
+            remedy="pip install bitsandbytes",
+        )
     return form
 
 
-def write_as_trained(form: BaseQuantization, task: Task, base: Path, folder: Path) -> tuple[DequantizedCheckpoint, list[str]]:
-    """Writes the base quantized in that form into the new ``folder``, by the code that a training loads it with, and opens it; with the
-    paths of the modules that the base does not hold, such as a head, which are drawn anew there.
+def write_as_trained(
+    form: BaseQuantization, task: Task, base: Path, folder: Path
+) -> tuple[DequantizedCheckpoint, list[str]]:
+    """Writes the base quantized in that form into the new ``folder``, by the code that a training loads it
+    with, and opens it; with the paths of the modules that the base does not hold, such as a head, which are
+    drawn anew there.
     """
     import torch  # noqa: PLC0415 - heavy, and only this scheme needs it here
     from transformers import BitsAndBytesConfig  # noqa: PLC0415
@@ -58,9 +77,16 @@ def write_as_trained(form: BaseQuantization, task: Task, base: Path, folder: Pat
 
     dtype = form.params.get("dtype")
     held = dtype if dtype in {"float32", "float16", "bfloat16"} else stored_dtype(base)
-    settings = BitsAndBytesConfig(load_in_8bit=True) if form.scheme == "int8" else BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=form.scheme, bnb_4bit_use_double_quant=bool(form.params.get("double")),
-        bnb_4bit_compute_dtype=getattr(torch, str(held)))
+    settings = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if form.scheme == "int8"
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=form.scheme,
+            bnb_4bit_use_double_quant=bool(form.params.get("double")),
+            bnb_4bit_compute_dtype=getattr(torch, str(held)),
+        )
+    )
     folder.mkdir()
     copy_carried(base, folder)
     model, new = loaded(task, base, dtype=str(held), quantization=settings)

@@ -1,4 +1,6 @@
-"""Plans which slots each graph gets and what fills them: matches the sites of the packs with those of the graphs."""
+"""Plans which slots each graph gets and what fills them: matches the sites of the packs with those of the
+graphs.
+"""
 
 from __future__ import annotations
 
@@ -36,38 +38,80 @@ _KINDS = {"embedding": "lookup", "table": "lookup", "conv": "patches", "prompt":
 
 
 def plans_of(
-    graph: BaseGraph, base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite], capacity: tuple[int, int | None],
+    graph: BaseGraph,
+    base: Checkpoint,
+    packs: list[Pack],
+    sites: dict[str, MappedSite],
+    capacity: tuple[int, int | None],
     default: Collection[str] | None = None,
 ) -> dict[str, Plan]:
-    """What goes into each graph, by the name of its part; without packs, slots at the sites ``default``, or at all that are linear.
+    """What goes into each graph, by the name of its part; without packs, slots at the sites ``default``, or
+    at all that are linear.
 
     Raises:
         SiteNotFound, Unsupported: a pack changes what the graphs have no site for.
         ConfigError: the largest rank of a bank is too small.
     """
     sites = _with_tied_heads(base, packs, sites)
-    values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites, lambda prompt, path: _projected(graph, sites, prompt, path))
-              for pack in packs]
+    values = [
+        pack_values(
+            pack,
+            lambda adapter: _weights(base, adapter),
+            sites,
+            lambda prompt, path: _projected(graph, sites, prompt, path),
+        )
+        for pack in packs
+    ]
     wanted = {name.rpartition(".")[0] for tensors in values for name in tensors}
     inputs = {value.name for value in graph.model.graph.inputs}
-    if "input_ids" not in inputs or not any(name.startswith(PAST) for name in inputs):  # no cache that a prompt could be in
+    # no cache that a prompt could be in
+    if "input_ids" not in inputs or not any(name.startswith(PAST) for name in inputs):
         wanted |= {PROMPT for pack in packs if virtual_tokens(pack)}
-    kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
-    missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
+    kinds = {
+        group.path: _KINDS.get(group.kind, "linear")
+        for pack in packs
+        for group in pack.manifest.groups
+        if group.role == "adapter"
+    }
+    missing = sorted(
+        path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind
+    )
     if missing:
         _refuse(graph, base, packs, missing)
-    placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}
+    placed = {
+        group.path
+        for pack in packs
+        if pack.acts is not None
+        for group in pack.manifest.groups
+        if group.role == "adapter"
+    }
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
     ranks = largest_ranks(values)
-    mapped, needed = with_ranks(with_fields(sites, values, default), ranks, max_rank or 0), max(ranks.get(RANK, 0), ranks.get(TURN, 0))
+    mapped, needed = (
+        with_ranks(with_fields(sites, values, default), ranks, max_rank or 0),
+        max(ranks.get(RANK, 0), ranks.get(TURN, 0)),
+    )
     if max_rank is not None and max_rank < needed:
-        raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
+        raise ConfigError(
+            "the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank
+        )
     plans = {}
     for part, model in graph.parts.items():
         part_sites = {path: site for path, site in mapped.items() if site.part == part}
-        part_values = [{name: array for name, array in tensors.items() if name.rpartition(".")[0] in part_sites} for tensors in values]
-        plans[part] = Plan(packs, part_values, part_sites, base_head(model, part_sites), slots, max_rank or needed or DEFAULT_RANK, part)
+        part_values = [
+            {name: array for name, array in tensors.items() if name.rpartition(".")[0] in part_sites}
+            for tensors in values
+        ]
+        plans[part] = Plan(
+            packs,
+            part_values,
+            part_sites,
+            base_head(model, part_sites),
+            slots,
+            max_rank or needed or DEFAULT_RANK,
+            part,
+        )
     return plans
 
 
@@ -79,15 +123,23 @@ def _with_tied_heads(
     Raises:
         SiteNotFound: the graph has no site for that head.
     """
-    tables = {adapter.site.path: (pack, adapter) for pack in packs for adapter in pack.adapters()
-              if adapter.site.kind == "table" and adapter.method.traits.tied and adapter.site.path in sites}
+    tables = {
+        adapter.site.path: (pack, adapter)
+        for pack in packs
+        for adapter in pack.adapters()
+        if adapter.site.kind == "table" and adapter.method.traits.tied and adapter.site.path in sites
+    }
     result = dict(sites)
     for path, (pack, adapter) in tables.items():
         if not tied_to_a_head(base, pack, base.require_weight(path, adapter.weight)):
             continue
         table = sites[path]
-        heads = [site.path for site in sites.values() if site.kind == "linear"
-                 and (site.in_features, site.out_features) == (table.out_features, table.in_features)]
+        heads = [
+            site.path
+            for site in sites.values()
+            if site.kind == "linear"
+            and (site.in_features, site.out_features) == (table.out_features, table.in_features)
+        ]
         if len(heads) != 1:
             raise SiteNotFound(
                 "the graph has no site for the output head that is tied to this embedding",
@@ -102,27 +154,46 @@ def _with_tied_heads(
 def _refuse(graph: BaseGraph, base: Checkpoint, packs: list[Pack], missing: list[str]) -> NoReturn:
     """Says why packs change modules at which the graph has no site."""
     if PROMPT in missing:
-        raise SiteNotFound("this graph was made without room for a prompt before a row's tokens", found=graph.version,
-                           remedy="export from the checkpoint with the frontend transformers, which makes it")
+        raise SiteNotFound(
+            "this graph was made without room for a prompt before a row's tokens",
+            found=graph.version,
+            remedy="export from the checkpoint with the frontend transformers, which makes it",
+        )
     for pack in packs:
         for path, place in places_on(pack, base).items():
             if path in missing:
-                raise Unsupported("the pack calls its layers as another version of transformers does", where=f"pack '{pack.name}'",
-                                  found=path, expected=place, remedy="make a pack with the names of this one: adapterpack convert PACK "
-                                  "-o NEW --to pack --base BASE; or export with --mode folded")
-    uses = Counter(site.path for model in graph.parts.values() for site in uses_of_modules(model, graph.scope))
+                raise Unsupported(
+                    "the pack calls its layers as another version of transformers does",
+                    where=f"pack '{pack.name}'",
+                    found=path,
+                    expected=place,
+                    remedy="make a pack with the names of this one: adapterpack convert PACK "
+                    "-o NEW --to pack --base BASE; or export with --mode folded",
+                )
+    uses = Counter(
+        site.path for model in graph.parts.values() for site in uses_of_modules(model, graph.scope)
+    )
     several = [path for path in missing if uses[path] > 1]
     if several:
-        raise Unsupported("the model uses this layer at several places, which one slot could not tell apart", where=several[0],
-                          found=f"{uses[several[0]]} uses", expected="1", remedy="export with --mode folded")
-    raise SiteNotFound("the graph has no such site: the frontend names it otherwise, or the model's outputs do not depend on it",
-                       found=", ".join(missing[:5]),
-                       remedy="export with --mode folded, or train the adapter with targets all-linear, "
-                       "which leaves out what the model does not use")
+        raise Unsupported(
+            "the model uses this layer at several places, which one slot could not tell apart",
+            where=several[0],
+            found=f"{uses[several[0]]} uses",
+            expected="1",
+            remedy="export with --mode folded",
+        )
+    raise SiteNotFound(
+        "the graph has no such site: the frontend names it otherwise, or the model's outputs do not "
+        "depend on it",
+        found=", ".join(missing[:5]),
+        remedy="export with --mode folded, or train the adapter with targets all-linear, "
+        "which leaves out what the model does not use",
+    )
 
 
 def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
-    """Every linear module, and the blocks that packs change, in the order of the graphs: one may give what the next reads.
+    """Every linear module, and the blocks that packs change, in the order of the graphs: one may give what
+    the next reads.
 
     A module that is in two graphs is left out, as one is that is used twice in one graph.
     """
@@ -140,7 +211,9 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
     return {site.path: site for site in in_graphs if paths.count(site.path) == 1}
 
 
-def _projected(graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
+def _projected(
+    graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str
+) -> tuple[np.ndarray, np.ndarray, Heads]:
     """What the graph's own projections make of a prompt at the attention of that path."""
     heads = heads_at(sites, path)
     site = sites[f"{path}.{PROJECTION}"]

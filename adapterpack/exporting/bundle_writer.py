@@ -1,4 +1,6 @@
-"""Writes a bundle's folder: slots into the graphs, the graphs, the packs and the base's small files, and the proof against torch."""
+"""Writes a bundle's folder: slots into the graphs, the graphs, the packs and the base's small files, and the
+proof against torch.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,25 @@ def write_bundle(
     """
     say("attach")
     sites = sites_of(graph, request.attached)
-    plans = plans_of(graph, Checkpoint(source.folder), request.attached, sites, (request.slots, request.max_rank),
-                     _default_sites(request, source))
-    attached = [_attached(graph.parts[part], request.mode, request.target, sites, plan, request.task) for part, plan in plans.items()]
-    bundle = _manifest(request, source, graph, plans[MAIN], {path: site for slots in attached for path, site in slots.sites.items()})
+    plans = plans_of(
+        graph,
+        Checkpoint(source.folder),
+        request.attached,
+        sites,
+        (request.slots, request.max_rank),
+        _default_sites(request, source),
+    )
+    attached = [
+        _attached(graph.parts[part], request.mode, request.target, sites, plan, request.task)
+        for part, plan in plans.items()
+    ]
+    bundle = _manifest(
+        request,
+        source,
+        graph,
+        plans[MAIN],
+        {path: site for slots in attached for path, site in slots.sites.items()},
+    )
     folder = root / request.target.place(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     write_graphs(folder, graph.parts, say)
@@ -92,7 +109,11 @@ def write_bundle(
     request.base.require_unchanged()
     bundle.write(folder, draft=request.quantize is not None)
     if request.quantize is not None:
-        say("hold the weights as the base stores them" if request.quantize.stored else f"quantize to {request.quantize.scheme}")
+        say(
+            "hold the weights as the base stores them"
+            if request.quantize.stored
+            else f"quantize to {request.quantize.scheme}"
+        )
         quantize_in_place(folder, request.quantize)
     if request.target.finish is not None:
         request.target.finish(folder, request.split)
@@ -110,7 +131,8 @@ def _say_how_far_layers_look(path: Path, source: Source) -> None:
 
 
 def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress) -> Bundle:
-    """The manifest of a bundle that has the engine's graph, too; or of one whose family has none, which says why.
+    """The manifest of a bundle that has the engine's graph, too; or of one whose family has none, which says
+    why.
 
     Raises:
         Unsupported: the family has none, and the request insists on it.
@@ -125,7 +147,9 @@ def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress)
             raise
         (folder / graph_file(DECODER)).unlink(missing_ok=True)
         say(f"the engine's graph is left out: {error.sentence}")
-        return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": {"left_out": error.what[:400]}})
+        return dataclasses.replace(
+            bundle, parity={**bundle.parity, "decoder": {"left_out": error.what[:400]}}
+        )
     except Exception as error:
         error.add_note("The engine's graph was being made: export --no-static-cache leaves it out.")
         raise
@@ -135,13 +159,19 @@ def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress)
 
 
 def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None:
-    """Writes the graph of each part, and its weights to a data file of their own, a few of them in memory at a time.
+    """Writes the graph of each part, and its weights to a data file of their own, a few of them in memory at
+    a time.
 
     Raises:
         StorageError: the disk has no room for them.
     """
-    values = [value for model in graphs.values() for inner in model.graphs() for value in inner.initializers.values()
-              if value.const_value is not None]
+    values = [
+        value
+        for model in graphs.values()
+        for inner in model.graphs()
+        for value in inner.initializers.values()
+        if value.const_value is not None
+    ]
     total = sum(value.const_value.nbytes for value in values)
     require_space(folder, total)
     for value in values:
@@ -156,11 +186,19 @@ def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None
         written += tensor.nbytes
 
     for part, model in graphs.items():
-        save_graph(model, folder / graph_file(part), callback=tell, max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=_IN_FLIGHT)
+        save_graph(
+            model,
+            folder / graph_file(part),
+            callback=tell,
+            max_workers=min(4, os.cpu_count() or 1),
+            max_in_flight_bytes=_IN_FLIGHT,
+        )
 
 
 def _row_by_row(tensor: Any) -> Any:
-    """The tensor with its numbers in the order of the file once it is read; numpy writes those of a transposed matrix one by one."""
+    """The tensor with its numbers in the order of the file once it is read; numpy writes those of a
+    transposed matrix one by one.
+    """
     if len(tensor.shape) != 2 or tensor.dtype.itemsize < 1 or isinstance(tensor, ir.ExternalTensor):
         return tensor
 
@@ -175,11 +213,17 @@ def _row_by_row(tensor: Any) -> Any:
     return ir.LazyTensor(copied, tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _attached(model: Any, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan, task: Task) -> Attached:
+def _attached(
+    model: Any, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan, task: Task
+) -> Attached:
     """Packs siblings of one graph, and puts its part of the packs into it."""
     plan, slots = plan._replace(slot_name=target.slot_name), slots_of(model)
-    plan = pack_siblings(model, {path: site for path, site in sites.items() if site.part == plan.part}, plan,
-                         SHARED[mode] if target.groups else ())
+    plan = pack_siblings(
+        model,
+        {path: site for path, site in sites.items() if site.part == plan.part},
+        plan,
+        SHARED[mode] if target.groups else (),
+    )
     checked("packing", model, plan.sites, slots)
     attached = MODES[mode](model, plan)
     slots |= {plan.slot_name(path, field) for path, site in attached.sites.items() for field in site.fields}
@@ -198,24 +242,44 @@ def _default_sites(request: Request, source: Source) -> frozenset[str] | None:
     return default_sites(request.task, source.folder)
 
 
-def _manifest(request: Request, source: Source, graph: BaseGraph, plan: Plan, sites: dict[str, MappedSite]) -> Bundle:
-    """The manifest without what is known later: the side of padding, the proof, and the digests of the files."""
+def _manifest(
+    request: Request, source: Source, graph: BaseGraph, plan: Plan, sites: dict[str, MappedSite]
+) -> Bundle:
+    """The manifest without what is known later: the side of padding, the proof, and the digests of the
+    files.
+    """
     base, task, is_bank = request.base, request.task, request.mode == "bank"
     return Bundle(
         mode=request.mode,
         task=task.name,
-        base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content, probe=base.probe),
+        base=Base(
+            base.name,
+            base.commit,
+            base.config.get("model_type"),
+            base.structure,
+            base.content,
+            probe=base.probe,
+        ),
         frontend=graph.version,
         sites=sites,
-        adapters=tuple(BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", slot if is_bank else None, pack.manifest.task.labels)
-                       for slot, pack in enumerate(request.packs, 1)),
+        adapters=tuple(
+            BundledAdapter(
+                pack.name,
+                pack.id,
+                f"adapters/{pack.name}",
+                slot if is_bank else None,
+                pack.manifest.task.labels,
+            )
+            for slot, pack in enumerate(request.packs, 1)
+        ),
         files=(),
         slots=plan.slots if is_bank else 0,
         max_rank=plan.max_rank if is_bank else 0,
         max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=_labels(source.folder, task),
         base_problem=problem_in(Checkpoint(source.folder).config) if task.labelled else ONE.name,
-        base_head_trained=not task.heads or any(name.partition(".")[0] in task.heads for name in Checkpoint(source.folder).tensors),
+        base_head_trained=not task.heads
+        or any(name.partition(".")[0] in task.heads for name in Checkpoint(source.folder).tensors),
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=request.target.name,

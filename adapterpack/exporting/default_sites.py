@@ -1,4 +1,6 @@
-"""Chooses the sites of a bundle that is exported without packs: the layers that training adapts by default."""
+"""Chooses the sites of a bundle that is exported without packs: the layers that training adapts by
+default.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from ..training.sites import select
 
 
 def default_sites(task: Task, base: Path) -> frozenset[str]:
-    """The paths of the layers that ``targets="all-linear"`` names in the task's model: every linear layer except the output embedding and
-    the task's heads, which are trained whole. The model is built without its weights.
+    """The paths of the layers that ``targets="all-linear"`` names in the task's model: every linear layer
+    except the output embedding and the task's heads, which are trained whole. The model is built without its
+    weights.
     """
     model = empty_model(base, task)
     heads = tuple(head for head in task.heads if hasattr(model, head))

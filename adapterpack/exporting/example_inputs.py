@@ -25,14 +25,24 @@ def config_of(base: Path) -> Any:
 
 
 def example(
-    task: Task, config: Any, lengths: Sequence[int] = LENGTHS, *, model: Callable[[], Any], acts: Sequence[Acts] = (),
-    bare: Sequence[int] = (), seed: int = 7, left: bool | None = None, answer: int = 5,
+    task: Task,
+    config: Any,
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    model: Callable[[], Any],
+    acts: Sequence[Acts] = (),
+    bare: Sequence[int] = (),
+    seed: int = 7,
+    left: bool | None = None,
+    answer: int = 5,
 ) -> Arrays:
-    """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
+    """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask,
+    images, audio features.
 
-    In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.
-    ``model`` is called only there: it alone knows how many places an image takes. ``left`` says on which side shorter rows are filled
-    up, by default on that of the task. A decoder behind an encoder gets ``answer`` tokens.
+    In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images
+    go with text. ``model`` is called only there: it alone knows how many places an image takes. ``left`` says
+    on which side shorter rows are filled up, by default on that of the task. A decoder behind an encoder gets
+    ``answer`` tokens.
 
     Raises:
         Unsupported: the model's config does not say how large its images are.
@@ -42,16 +52,23 @@ def example(
         images = len(lengths) - (len(bare) if "image_features" in task.main.inputs else 0)
         inputs["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
     if "input_features" in task.inputs:
-        inputs["input_features"] = rng.standard_normal((len(lengths), *_feature_shape(config))).astype(np.float32)
+        inputs["input_features"] = rng.standard_normal((len(lengths), *_feature_shape(config))).astype(
+            np.float32
+        )
     if "input_ids" in task.inputs:
         rows = [_text_alone(rng.integers(1, _vocabulary(config), length), config) for length in lengths]
         for rule in acts:
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
         if "image_features" in task.main.inputs:
-            rows = [row if number in bare else _seeing(row, config, inputs["pixel_values"], model()) for number, row in enumerate(rows)]
+            rows = [
+                row if number in bare else _seeing(row, config, inputs["pixel_values"], model())
+                for number, row in enumerate(rows)
+            ]
         inputs |= pad(rows, 0, left=task.pads_left if left is None else left)
         if "token_type_ids" in task.inputs and reads_types(model()):
-            inputs["token_type_ids"] = (np.cumsum(inputs["attention_mask"], axis=1) > 3) * inputs["attention_mask"]
+            inputs["token_type_ids"] = (np.cumsum(inputs["attention_mask"], axis=1) > 3) * inputs[
+                "attention_mask"
+            ]
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
         inputs["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), answer))
@@ -85,7 +102,11 @@ def _image_shape(config: Any) -> tuple[int, int, int]:
     vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
     size = getattr(vision, "image_size", None)
     if size is None:
-        raise Unsupported("the config does not say how large the model's images are", found=type(config).__name__, expected="image_size")
+        raise Unsupported(
+            "the config does not say how large the model's images are",
+            found=type(config).__name__,
+            expected="image_size",
+        )
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(getattr(vision, "num_channels", 3)), int(height), int(width)
 

@@ -29,7 +29,9 @@ class Attached(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is attached to one graph: the packs, their slot values, the sites that get slots, and the capacity."""
+    """What is attached to one graph: the packs, their slot values, the sites that get slots, and the
+    capacity.
+    """
 
     packs: list[Pack]
     values: list[Values]
@@ -47,14 +49,21 @@ def folded(model: Any, plan: Plan) -> Attached:
 
 
 def inputs(model: Any, plan: Plan) -> Attached:
-    """ONNX Runtime's own scheme: every slot is an optional input whose default has rank 0 (or is the base's head)."""
+    """ONNX Runtime's own scheme: every slot is an optional input whose default has rank 0 (or is the base's
+    head).
+    """
     emitter = Emitter(model, batched=False, positions=_positions(model, plan))
     for number, site in enumerate(plan.sites.values()):
         values = {}
         for field in site.fields:
             symbols = extents(field, site, lambda axis, number=number: f"{axis}_{number}")  # type: ignore[misc]
             head = plan.base_head.get(f"{site.path}.{field}")
-            values[field] = slot_input(model, plan.slot_name(site.path, field), nothing(field, site) if head is None else head, symbols)
+            values[field] = slot_input(
+                model,
+                plan.slot_name(site.path, field),
+                nothing(field, site) if head is None else head,
+                symbols,
+            )
         emitter.site(site, values)
     _free_labels(model, plan)
     return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
@@ -66,41 +75,73 @@ def _positions(model: Any, plan: Plan) -> Any:
     if not placed:
         return None
     value = positions_input(model)
-    values = {value.name: value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None}
+    values = {
+        value.name: value
+        for node in model.graph
+        for value in (*node.inputs, *node.outputs)
+        if value is not None
+    }
     for site in placed:
         shape = values[site.output].shape
         if shape is None or list(map(str, shape))[:-1] != list(map(str, value.shape)):
-            raise Unsupported("this site does not see one vector for each token, so its adapter cannot act at some of them only",
-                              where=site.path, expected=f"{value.shape}, and the width", found=str(shape),
-                              remedy="run this adapter under torch")
+            raise Unsupported(
+                "this site does not see one vector for each token, so its adapter cannot act at some of "
+                "them only",
+                where=site.path,
+                expected=f"{value.shape}, and the width",
+                found=str(shape),
+                remedy="run this adapter under torch",
+            )
     return value
 
 
 def bank(model: Any, plan: Plan) -> Attached:
-    """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the base."""
+    """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the
+    base.
+    """
     if not plan.sites and plan.part != MAIN:
         return Attached({})
     batch = rows_of(model)
     if isinstance(batch, int) or batch.value is None:
-        raise Unsupported("the batch of this graph is not a named axis, so rows cannot carry different adapters", found=str(batch),
-                          remedy="export with --mode inputs or folded")
+        raise Unsupported(
+            "the batch of this graph is not a named axis, so rows cannot carry different adapters",
+            found=str(batch),
+            remedy="export with --mode inputs or folded",
+        )
     emitter = Emitter(model, batched=True, positions=_positions(model, plan))
-    plan = plan._replace(sites={path: dataclasses.replace(site, flat=_flattened(emitter.values[site.input].shape, str(batch)))
-                                for path, site in plan.sites.items()})
+    plan = plan._replace(
+        sites={
+            path: dataclasses.replace(site, flat=_flattened(emitter.values[site.input].shape, str(batch)))
+            for path, site in plan.sites.items()
+        }
+    )
     for site in plan.sites.values():
         x = emitter.values[site.input]
-        if site.kind == "linear" and not site.flat and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch)):
-            raise Unsupported("the first axis of this site's input is not the batch, so rows cannot carry different adapters",
-                              where=site.path, expected=f"[{batch}, ...]", found=str(x.shape), remedy="export with --mode inputs or folded")
+        if (
+            site.kind == "linear"
+            and not site.flat
+            and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch))
+        ):
+            raise Unsupported(
+                "the first axis of this site's input is not the batch, so rows cannot carry different "
+                "adapters",
+                where=site.path,
+                expected=f"[{batch}, ...]",
+                found=str(x.shape),
+                remedy="export with --mode inputs or folded",
+            )
     emitter.ids = ids = ids_input(model, batch)
-    base, *ready = (padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values))
+    base, *ready = (
+        padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values)
+    )
     filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
     for site in plan.sites.values():
         values = {}
         for field in site.fields:
             name = f"{site.path}.{field}"
             slot = slot_input(model, name, filled[name], list(filled[name].shape))
-            looked_up = site.kind == "lookup" and field == "down"  # a row of it for each token, and not the whole of it for each row
+            # a row of it for each token, and not the whole of it for each row
+            looked_up = site.kind == "lookup" and field == "down"
             values[field] = slot if looked_up else emitter.gather(site, field, slot, ids)
         emitter.site(site, values)
     _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
@@ -125,19 +166,29 @@ _FIELDS = {
 """Kind of a site that is no linear layer -> the fields that it can have."""
 
 
-def with_fields(sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None) -> dict[str, MappedSite]:
-    """The sites that the packs change, each with the union of the fields that they need; without packs, the linear sites among
-    ``default``, or all of them, each with a low-rank slot.
+def with_fields(
+    sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None
+) -> dict[str, MappedSite]:
+    """The sites that the packs change, each with the union of the fields that they need; without packs, the
+    linear sites among ``default``, or all of them, each with a low-rank slot.
 
     Raises:
         SiteNotFound: the graph has none of the ``default`` sites.
         Unsupported: a module that one pack replaces whole is adapted by another.
     """
     if not values:
-        linear = {path: site for path, site in sites.items() if site.kind == "linear" and (default is None or path in default)}
+        linear = {
+            path: site
+            for path, site in sites.items()
+            if site.kind == "linear" and (default is None or path in default)
+        }
         if default and not linear:
-            raise SiteNotFound("the graph has no site for any layer that training adapts", expected=min(default),
-                               found=", ".join(list(sites)[:5]), remedy="name the packs that the graph is to carry")
+            raise SiteNotFound(
+                "the graph has no site for any layer that training adapts",
+                expected=min(default),
+                found=", ".join(list(sites)[:5]),
+                remedy="name the packs that the graph is to carry",
+            )
         return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in linear.items()}
     fields: dict[str, set[str]] = {}
     labels: dict[str, int] = {}
@@ -159,20 +210,44 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values], default: 
             )
     for path in labels:
         if fields[path] != {"head", "head_bias"}:
-            raise Unsupported("one pack replaces this module whole and another adapts it", where=path, remedy="export them apart")
-    return {path: dataclasses.replace(sites[path], fields=tuple(sorted(fields[path])), role="full" if path in labels else "adapter",
-                                      labels=labels.get(path, 0))
-            for path in sorted(fields, key=list(sites).index)}
+            raise Unsupported(
+                "one pack replaces this module whole and another adapts it",
+                where=path,
+                remedy="export them apart",
+            )
+    return {
+        path: dataclasses.replace(
+            sites[path],
+            fields=tuple(sorted(fields[path])),
+            role="full" if path in labels else "adapter",
+            labels=labels.get(path, 0),
+        )
+        for path in sorted(fields, key=list(sites).index)
+    }
 
 
-def with_ranks(sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
-    """The sites with the lengths of their slots' own axes: what the packs need of each; a wide one is no reason to pad the others."""
-    return {path: dataclasses.replace(site, ranks={axis: ranks[axis] if axis in ROUTED else max(least, ranks[axis])
-                                                   for axis in sorted(_slot_axes(site))}) for path, site in sites.items()}
+def with_ranks(
+    sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int
+) -> dict[str, MappedSite]:
+    """The sites with the lengths of their slots' own axes: what the packs need of each; a wide one is no
+    reason to pad the others.
+    """
+    return {
+        path: dataclasses.replace(
+            site,
+            ranks={
+                axis: ranks[axis] if axis in ROUTED else max(least, ranks[axis])
+                for axis in sorted(_slot_axes(site))
+            },
+        )
+        for path, site in sites.items()
+    }
 
 
 def _slot_axes(site: MappedSite) -> set[str]:
-    """The free axes of a site's fields, without those that all sites have of one length, or by another rule."""
+    """The free axes of a site's fields, without those that all sites have of one length, or by another
+    rule.
+    """
     return {axis for field in site.fields for axis in FIELDS[field].axes} - FIXED - {RANK, TURN, LABELS}
 
 
@@ -184,13 +259,19 @@ def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
             weight = model.graph.initializers[site.weight].const_value.numpy()
             values[f"{path}.head"] = np.array(weight.T if site.layout == "out_in" else weight, site.dtype)
             # An exporter drops a bias that is all zero, as that of a fresh head is.
-            bias = np.zeros(site.out_features) if site.bias is None else model.graph.initializers[site.bias].const_value.numpy()
+            bias = (
+                np.zeros(site.out_features)
+                if site.bias is None
+                else model.graph.initializers[site.bias].const_value.numpy()
+            )
             values[f"{path}.head_bias"] = np.array(bias, site.dtype)
     return values
 
 
 def _free_labels(model: Any, plan: Plan, width: int | None = None) -> None:
-    """The width of the logits is the slots', not the base head's: ``width``, or that of the adapter that runs."""
+    """The width of the logits is the slots', not the base head's: ``width``, or that of the adapter that
+    runs.
+    """
     if any(site.role == "full" for site in plan.sites.values()):
         for value in model.graph.outputs:
             if value.name == "logits":
@@ -198,12 +279,15 @@ def _free_labels(model: Any, plan: Plan, width: int | None = None) -> None:
 
 
 def _write_adapters(folder: Path, plan: Plan) -> None:
-    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without slots only the main one."""
+    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without
+    slots only the main one.
+    """
     if not plan.sites and plan.part != MAIN:
         return
     for pack, values in zip(plan.packs, plan.values, strict=True):
         complete = grouped(values, plan.sites)
-        for site in plan.sites.values():  # what has a length must be whole: a part that the adapter has not is there with nothing in it
+        # what has a length must be whole: a part that the adapter has not is there with nothing in it
+        for site in plan.sites.values():
             for field in site.fields:
                 if set(FIELDS[field].axes) - FIXED - {LABELS}:
                     complete.setdefault(f"{site.path}.{field}", nothing(field, site))

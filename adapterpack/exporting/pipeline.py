@@ -1,4 +1,6 @@
-"""Exports a base and packs to a bundle: the frontends are tried in turn until one makes a graph that agrees with the model in torch."""
+"""Exports a base and packs to a bundle: the frontends are tried in turn until one makes a graph that agrees
+with the model in torch.
+"""
 
 from __future__ import annotations
 
@@ -79,29 +81,36 @@ def export(
     progress: Progress | None = None,
     **options: Unpack[GraphOptions],
 ) -> Bundle:
-    """Writes a bundle: an ONNX graph of ``base`` with ``packs`` in it, its site map, the packs and the tokenizer.
+    """Writes a bundle: an ONNX graph of ``base`` with ``packs`` in it, its site map, the packs and the
+    tokenizer.
 
-    ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
-    for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
-    torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
-    are made in, ``float32`` or ``float16``. ``quantize`` is the scheme of a quantized graph, and ``options`` (``algorithm``,
-    ``calibration``, ``compensate`` ...) are those that :func:`adapterpack.quantize` has for a bundle; ``as-trained`` has the codes that the
-    base had while the packs were trained (QLoRA). The graph of a quantized base (NF4, GPTQ, AWQ, compressed-tensors ...) holds the base's
-    own codes and scales wherever an operator can, and floats of the same values where none can; with ``dequantize``, or a ``dtype`` other
-    than float32, it is all floats. Its manifest says what became of the weights of each format. A decoder gets the graph that the engine,
-    ``serve`` and ``generate`` run, with a static cache on the same weights, where its family has one; ``in_place`` True insists on it,
-    False leaves it out. ``cache`` ``int8`` keeps its keys and values in eight bits, and records by how much that moves its logits.
-    ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model repository, which
-    holds the bundle) or ``web`` (a site for browsers, whose data files have at most ``split`` bytes). ``base`` may be a finished bundle,
-    which is given to a target as it is, or an ONNX or GGUF file that another tool made of ``checkpoint``: its weights are found there by
-    their bytes. ``frontend`` is what makes the graph, by default the first whose graph agrees with the model.
-    ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
-    ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
+    ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or
+    ``bank`` (another adapter for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the
+    capacity of a bank. Every graph is compared with the torch model, base and each adapter, on a ragged
+    padded batch, before it is published. ``dtype`` is the float type that graph and slots are made in,
+    ``float32`` or ``float16``. ``quantize`` is the scheme of a quantized graph, and ``options``
+    (``algorithm``, ``calibration``, ``compensate`` ...) are those that :func:`adapterpack.quantize` has for a
+    bundle; ``as-trained`` has the codes that the base had while the packs were trained (QLoRA). The graph of
+    a quantized base (NF4, GPTQ, AWQ, compressed-tensors ...) holds the base's own codes and scales wherever
+    an operator can, and floats of the same values where none can; with ``dequantize``, or a ``dtype`` other
+    than float32, it is all floats. Its manifest says what became of the weights of each format. A decoder
+    gets the graph that the engine, ``serve`` and ``generate`` run, with a static cache on the same weights,
+    where its family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps
+    its keys and values in eight bits, and records by how much that moves its logits. ``target`` says who
+    serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model
+    repository, which holds the bundle) or ``web`` (a site for browsers, whose data files have at most
+    ``split`` bytes). ``base`` may be a finished bundle, which is given to a target as it is, or an ONNX or
+    GGUF file that another tool made of ``checkpoint``: its weights are found there by their bytes.
+    ``frontend`` is what makes the graph, by default the first whose graph agrees with the model. ``pooling``
+    (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base
+    says. ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever
+    its weights.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
         ParityError: no frontend made a graph that agrees with the model.
-        Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model for another task.
+        Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model
+            for another task.
         OutputExists: ``out`` is taken.
 
     Example:
@@ -128,10 +137,32 @@ def export(
             "allow_structural": allow_structural or None,
         }
         require_split(TARGETS[target], split)
-        return publish(base, out, TARGETS[target], split, {name: value for name, value in given.items() if value not in _DEFAULTS})
-    request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dequantize=dequantize,
-                      options=options, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling,
-                      checkpoint=checkpoint, allow_structural=allow_structural, split=split)
+        return publish(
+            base,
+            out,
+            TARGETS[target],
+            split,
+            {name: value for name, value in given.items() if value not in _DEFAULTS},
+        )
+    request = checked(
+        base,
+        packs,
+        mode=mode,
+        task=task,
+        slots=slots,
+        max_rank=max_rank,
+        quantize=quantize,
+        dequantize=dequantize,
+        options=options,
+        dtype=dtype,
+        static_cache=in_place,
+        cache=cache,
+        target=target,
+        pooling=pooling,
+        checkpoint=checkpoint,
+        allow_structural=allow_structural,
+        split=split,
+    )
     failed: dict[str, Exception] = {}
     with _opened(request, say) as (request, source):
         candidates = _candidates(frontend, source)
@@ -139,7 +170,8 @@ def export(
             _require_buildable(source)
         plan = planned(source)
         for field, why in plan.left_out.items():
-            if field.rpartition(".")[2] not in ENDS:  # that a proof ends before a long context does is no news
+            # that a proof ends before a long context does is no news
+            if field.rpartition(".")[2] not in ENDS:
                 say(f"no row of the proof reaches past {field}: {why}")
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
@@ -186,14 +218,19 @@ def _explained(failed: Mapping[str, Exception], base: Path) -> Exception:
             failed[shown[0]].add_note(f"The frontend {name} was tried before: {_sentence(failed[name])}")
         return failed[shown[0]]
     reasons = "; ".join(f"{name}: {_sentence(error)}" for name, error in failed.items())
-    return ParityError("no frontend made a graph that agrees with the model", where=base, found=reasons,
-                       remedy="report this architecture, or try another --frontend")
+    return ParityError(
+        "no frontend made a graph that agrees with the model",
+        where=base,
+        found=reasons,
+        remedy="report this architecture, or try another --frontend",
+    )
 
 
 @contextlib.contextmanager
 def _opened(request: Request, say: Progress) -> Iterator[tuple[Request, Source]]:
-    """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged into it that are folded,
-    and the ONNX file likewise; and the request with the codes that the graph is to hold.
+    """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged
+    into it that are folded, and the ONNX file likewise; and the request with the codes that the graph is to
+    hold.
     """
     source = Source(request.base.folder, request.task, request.dtype, request.file, request.attached)
     folds = request.mode == "folded" and bool(request.packs)
@@ -206,40 +243,65 @@ def _opened(request: Request, say: Progress) -> Iterator[tuple[Request, Source]]
         if request.trained is not None and request.quantize is not None:
             say(f"quantize the base as {request.trained.scheme}, as in training")
             with needed_by("adapterpack.export", "export"):
-                decoded, new = write_as_trained(request.trained, request.task, source.folder, root / "quantized")
+                decoded, new = write_as_trained(
+                    request.trained, request.task, source.folder, root / "quantized"
+                )
             request = request._replace(quantize=request.quantize._replace(stored=StoredWeights(decoded)))
         if decoded is not None:
             say("dequantize")
             (root / "plain").mkdir()
             write_dequantized(decoded, root / "plain" / name, None if request.trained else request.base, new)
             source = source._replace(folder=root / "plain" / name)
-            packs = [dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base())) for pack in packs]
+            packs = [
+                dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base())) for pack in packs
+            ]
         if folds:
             say("merge")
             if decoded is None:
                 require_plain(request.base)
-            merge(source.folder, packs, root / name, allow_structural=request.allow_structural,
-                  dtype=None if decoded is None else "float32")
+            merge(
+                source.folder,
+                packs,
+                root / name,
+                allow_structural=request.allow_structural,
+                dtype=None if decoded is None else "float32",
+            )
             if source.file is not None:
-                report = merge(source.file, packs, root / "graph", checkpoint=source.folder, allow_structural=request.allow_structural)
+                report = merge(
+                    source.file,
+                    packs,
+                    root / "graph",
+                    checkpoint=source.folder,
+                    allow_structural=request.allow_structural,
+                )
                 source = source._replace(file=root / "graph" / report.graph)  # type: ignore[union-attr]
             source = source._replace(folder=root / name)
         yield request, source
 
 
 def _candidates(name: str | None, source: Source) -> list[Frontend]:
-    """The frontends that may make the graph, in the order in which they are tried: the one of that name, or all."""
+    """The frontends that may make the graph, in the order in which they are tried: the one of that name, or
+    all.
+    """
     frontends = [FRONTENDS[name]] if name is not None else FRONTENDS.values()
-    candidates = sorted((frontend for frontend in frontends if frontend.supports(source)), key=lambda frontend: frontend.rank)
+    candidates = sorted(
+        (frontend for frontend in frontends if frontend.supports(source)), key=lambda frontend: frontend.rank
+    )
     if not candidates:
         model_type = Checkpoint(source.folder).config.get("model_type")
-        raise Unsupported("no frontend exports this task", found=f"{model_type}, {source.task.name}",
-                          expected=", ".join(FRONTENDS), remedy="choose another --task or --frontend")
+        raise Unsupported(
+            "no frontend exports this task",
+            found=f"{model_type}, {source.task.name}",
+            expected=", ".join(FRONTENDS),
+            remedy="choose another --task or --frontend",
+        )
     return candidates
 
 
 def _require_buildable(source: Source) -> None:
-    """Makes the model without its weights: a configuration must fit the checkpoint before a frontend builds as much as it says."""
+    """Makes the model without its weights: a configuration must fit the checkpoint before a frontend builds
+    as much as it says.
+    """
     with needed_by("adapterpack.export", "export"):
         from ..training.loading import empty_model  # noqa: PLC0415 - torch and transformers
     empty_model(source.folder, source.task)

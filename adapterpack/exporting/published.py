@@ -1,4 +1,6 @@
-"""Gives a finished bundle to another product: its graphs stay as they are, quantized or not, and the product's own files are added."""
+"""Gives a finished bundle to another product: its graphs stay as they are, quantized or not, and the
+product's own files are added.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,15 @@ from .targets import Target, default_slot_name
 ORDINARY = "ort"
 
 
-def publish(source: str | os.PathLike[str], out: str | os.PathLike[str], target: Target, split: int | None,
-            given: Mapping[str, Any]) -> Bundle:
-    """Writes the bundle at ``source`` for ``target`` into ``out``; ``given`` are arguments of an export that no finished bundle takes.
+def publish(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    target: Target,
+    split: int | None,
+    given: Mapping[str, Any],
+) -> Bundle:
+    """Writes the bundle at ``source`` for ``target`` into ``out``; ``given`` are arguments of an export that
+    no finished bundle takes.
 
     Raises:
         ConfigError: something else than the target was asked for.
@@ -29,20 +37,38 @@ def publish(source: str | os.PathLike[str], out: str | os.PathLike[str], target:
         Unsupported: the target cannot run it.
     """
     if target.name == ORDINARY:
-        raise ConfigError("a bundle is exported already", where=source,
-                          remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT")
+        raise ConfigError(
+            "a bundle is exported already",
+            where=source,
+            remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT",
+        )
     if given:
-        raise ConfigError("a finished bundle is given to a target as it is", where=source, found=", ".join(given),
-                          remedy="leave these out, or export from the checkpoint; adapterpack quantize makes bundles smaller")
+        raise ConfigError(
+            "a finished bundle is given to a target as it is",
+            where=source,
+            found=", ".join(given),
+            remedy=(
+                "leave these out, or export from the checkpoint; adapterpack quantize makes bundles smaller"
+            ),
+        )
     place = bundle_in(source)
     bundle = read_bundle(place)
     if bundle.target != ORDINARY or target.slot_name is not default_slot_name:
-        raise Unsupported("this bundle was made for another product", where=source, found=bundle.target, expected=target.name,
-                          remedy=f"export the checkpoint with --target {target.name}")
+        raise Unsupported(
+            "this bundle was made for another product",
+            where=source,
+            found=bundle.target,
+            expected=target.name,
+            remedy=f"export the checkpoint with --target {target.name}",
+        )
     target.require(bundle.mode, task_named(bundle.task))
     require_files(place, bundle, "cached")
     if extra := unlisted(place, bundle):
-        raise FormatError("a file in the bundle is not in its manifest", where=place / extra[0], remedy="remove it, or export again")
+        raise FormatError(
+            "a file in the bundle is not in its manifest",
+            where=place / extra[0],
+            remedy="remove it, or export again",
+        )
     with output_folder(out) as root:
         folder = root / target.place(bundle)
         copy_folder(place, folder)

@@ -1,7 +1,8 @@
 """The parts of a model that become graphs, as torch modules with flat named tensors in and out.
 
-Each wraps the task's whole model, so every adapter, every head and every patch of an architecture is in it; what a part does not need, the
-exporter leaves out of its graph. Caches go in as lists of pairs ``[batch, heads, past, head_dim]``.
+Each wraps the task's whole model, so every adapter, every head and every patch of an architecture is in it;
+what a part does not need, the exporter leaves out of its graph. Caches go in as lists of pairs ``[batch,
+heads, past, head_dim]``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class TorchPart(nn.Module):
         self.inner = model
         self.config = model.config
         parameters = signature(model.forward).parameters
-        self.cache = "cache" if "cache" in parameters else "past_key_values"  # its name in newer and older versions of transformers
+        # its name in newer and older versions of transformers
+        self.cache = "cache" if "cache" in parameters else "past_key_values"
         self.counts = "position_ids" in parameters
 
 
@@ -46,26 +48,40 @@ class Plain(TorchPart):
     def forward(self, **inputs: torch.Tensor) -> Named:
         """Output name -> tensor."""
         with _before_tokens(trunk_of(self.inner), _slots(inputs)):
-            return {name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)}
+            return {
+                name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)
+            }
 
 
 class Decoder(TorchPart):
     """A causal language model on a cache."""
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past_key_values: Pairs) -> Named:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: Pairs,
+    ) -> Named:
         """Logits, and the cache with these tokens in it."""
         return self.run(attention_mask, position_ids, past_key_values, input_ids=input_ids)
 
-    def run(self, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Pairs, **tokens: torch.Tensor) -> Named:
+    def run(
+        self, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Pairs, **tokens: torch.Tensor
+    ) -> Named:
         """As ``forward``, on ids or on embeddings."""
         cache = DynamicCache([(pair[0], pair[1]) for pair in past])
         counted = {"position_ids": position_ids} if self.counts else {}  # some count by the mask
-        output = self.inner(attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens)
+        output = self.inner(
+            attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens
+        )
         return {"logits": output.logits, **_pairs("present", cache)}
 
 
 class Encoder(TorchPart):
-    """An encoder, up to the keys and values that the layers of a decoder look at: they do not depend on the decoder's tokens."""
+    """An encoder, up to the keys and values that the layers of a decoder look at: they do not depend on the
+    decoder's tokens.
+    """
 
     def forward(self, **inputs: torch.Tensor) -> Named:
         """Keys and values ``encoder.<layer>.key`` ``[batch, heads, source, head_dim]``."""
@@ -84,16 +100,29 @@ class CrossDecoder(TorchPart):
     """A decoder on its own cache and on an encoder's keys and values."""
 
     def forward(
-        self, decoder_input_ids: torch.Tensor, past_key_values: Pairs, encoder: Pairs, attention_mask: torch.Tensor | None = None
+        self,
+        decoder_input_ids: torch.Tensor,
+        past_key_values: Pairs,
+        encoder: Pairs,
+        attention_mask: torch.Tensor | None = None,
     ) -> Named:
-        """Logits, and the cache with these tokens in it; ``attention_mask`` is that of the encoder's tokens."""
-        cache = EncoderDecoderCache(*(DynamicCache([(pair[0], pair[1]) for pair in pairs]) for pairs in (past_key_values, encoder)))
+        """Logits, and the cache with these tokens in it; ``attention_mask`` is that of the encoder's
+        tokens.
+        """
+        cache = EncoderDecoderCache(
+            *(DynamicCache([(pair[0], pair[1]) for pair in pairs]) for pairs in (past_key_values, encoder))
+        )
         key = encoder[0][0]
         masked = {} if attention_mask is None else {"attention_mask": attention_mask}
         width = (getattr(self.config, "encoder", None) or self.config).hidden_size
         hidden = key.new_zeros((key.shape[0], key.shape[2], width))  # only its shape is read
-        output = self.inner(encoder_outputs=BaseModelOutput(hidden), decoder_input_ids=decoder_input_ids, use_cache=True,
-                            **{self.cache: cache}, **masked)
+        output = self.inner(
+            encoder_outputs=BaseModelOutput(hidden),
+            decoder_input_ids=decoder_input_ids,
+            use_cache=True,
+            **{self.cache: cache},
+            **masked,
+        )
         return {"logits": output.logits, **_pairs("present", cache.self_attention_cache)}
 
 
@@ -102,30 +131,56 @@ class Vision(TorchPart):
 
     def forward(self, pixel_values: torch.Tensor) -> Named:
         """``image_features`` ``[images, positions, hidden]``."""
-        projector = next((module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS), None)
-        hook = None if projector is None else projector.register_forward_hook(lambda module, inputs, output: (output,))
-        try:  # the model makes a list by image of what the projector gives, which would fix their number: now it is a list of one
+        projector = next(
+            (module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS),
+            None,
+        )
+        hook = (
+            None
+            if projector is None
+            else projector.register_forward_hook(lambda module, inputs, output: (output,))
+        )
+        # the model makes a list by image of what the projector gives, which would fix their number: now it is
+        # a list of one
+        try:
             features = features_of(self.inner.get_image_features(pixel_values=pixel_values))
         finally:
             if hook is not None:
                 hook.remove()
-        return {"image_features": features.reshape(pixel_values.shape[0], -1, self.config.get_text_config().hidden_size)}
+        return {
+            "image_features": features.reshape(
+                pixel_values.shape[0], -1, self.config.get_text_config().hidden_size
+            )
+        }
 
 
 class SeeingDecoder(Decoder):
     """A causal language model whose image tokens, in order, are what a row's images were made into."""
 
     def forward(  # type: ignore[override]
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past_key_values: Pairs,
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: Pairs,
         image_features: torch.Tensor,
     ) -> Named:
-        """``image_features`` ``[batch, image_positions, hidden]``, as many of them for each row as it has image tokens, or more."""
+        """``image_features`` ``[batch, image_positions, hidden]``, as many of them for each row as it has
+        image tokens, or more.
+        """
         is_image = input_ids == self.config.image_token_id
         embeds = self.inner.get_input_embeddings()(torch.where(is_image, 0, input_ids))
         none = image_features.new_zeros((image_features.shape[0], 1, image_features.shape[2]))
         place = torch.where(is_image, is_image.to(torch.int64).cumsum(1) - 1, image_features.shape[1])
-        taken = torch.cat([image_features, none], 1).gather(1, place[..., None].expand(-1, -1, image_features.shape[2]))
-        return self.run(attention_mask, position_ids, past_key_values, inputs_embeds=torch.where(is_image[..., None], taken, embeds))
+        taken = torch.cat([image_features, none], 1).gather(
+            1, place[..., None].expand(-1, -1, image_features.shape[2])
+        )
+        return self.run(
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds=torch.where(is_image[..., None], taken, embeds),
+        )
 
 
 class TextTower(TorchPart):
@@ -133,7 +188,11 @@ class TextTower(TorchPart):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Named:
         """``text_embeds`` ``[batch, width]`` of length 1."""
-        return {"text_embeds": _unit(self.inner.get_text_features(input_ids=input_ids, attention_mask=attention_mask))}
+        return {
+            "text_embeds": _unit(
+                self.inner.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+            )
+        }
 
 
 class ImageTower(TorchPart):
@@ -145,8 +204,14 @@ class ImageTower(TorchPart):
 
 
 PARTS: dict[str, type[TorchPart]] = {
-    "plain": Plain, "decoder": Decoder, "encoder": Encoder, "cross_decoder": CrossDecoder, "vision": Vision,
-    "seeing_decoder": SeeingDecoder, "text_tower": TextTower, "image_tower": ImageTower,
+    "plain": Plain,
+    "decoder": Decoder,
+    "encoder": Encoder,
+    "cross_decoder": CrossDecoder,
+    "vision": Vision,
+    "seeing_decoder": SeeingDecoder,
+    "text_tower": TextTower,
+    "image_tower": ImageTower,
 }
 """The ``form`` of a task's part -> the module."""
 
@@ -164,10 +229,11 @@ def _slots(inputs: Named) -> Named:
 
 @contextlib.contextmanager
 def _before_tokens(trunk: Any, slots: Named, whole: bool = False) -> Iterator[None]:
-    """Leads a trunk through virtual tokens, see :mod:`adapterpack.slots.prompt_rows`; without any it stays as it is. Its output is that of
-    its own tokens, or with ``whole`` of all.
+    """Leads a trunk through virtual tokens, see :mod:`adapterpack.slots.prompt_rows`; without any it stays as
+    it is. Its output is that of its own tokens, or with ``whole`` of all.
 
-    A row is its prompt, its own tokens and as much padding as its prompt is shorter than the longest: positions are those of the row alone.
+    A row is its prompt, its own tokens and as much padding as its prompt is shorter than the longest:
+    positions are those of the row alone.
     """
     if not slots:
         yield
@@ -215,8 +281,11 @@ def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _pairs(name: str, cache: Any) -> Named:
-    return {f"{name}.{number}.{side}": value for number, layer in enumerate(cache.layers)
-            for side, value in (("key", layer.keys), ("value", layer.values))}
+    return {
+        f"{name}.{number}.{side}": value
+        for number, layer in enumerate(cache.layers)
+        for side, value in (("key", layer.keys), ("value", layer.values))
+    }
 
 
 _PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})

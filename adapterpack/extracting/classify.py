@@ -1,4 +1,6 @@
-"""Decides by name, shape and configuration which tensors of a fine-tuned checkpoint can become factors, and which are kept whole."""
+"""Decides by name, shape and configuration which tensors of a fine-tuned checkpoint can become factors, and
+which are kept whole.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _HEADS = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"}
 
 
 class Matrix(NamedTuple):
-    """A matrix that can become factors: its module path, the kind of the layer, its name, and its name in the base."""
+    """A matrix that can become factors: its module path, the kind of the layer, its name, and its name in the
+    base.
+    """
 
     path: str
     kind: str
@@ -24,8 +28,9 @@ class Matrix(NamedTuple):
 
 
 class Classified(NamedTuple):
-    """The tensors of a fine-tuned checkpoint: ``matrices`` can become factors; ``whole`` (tuned name -> base name or None) are kept whole
-    if they changed; ``absent`` are tensors of the base that the tuned checkpoint lacks.
+    """The tensors of a fine-tuned checkpoint: ``matrices`` can become factors; ``whole`` (tuned name -> base
+    name or None) are kept whole if they changed; ``absent`` are tensors of the base that the tuned checkpoint
+    lacks.
     """
 
     matrices: tuple[Matrix, ...]
@@ -34,10 +39,12 @@ class Classified(NamedTuple):
 
 
 def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = None) -> Classified:
-    """Classifies the tensors of ``tuned`` by those of ``base``; a task model's names may have one prefix more or less.
+    """Classifies the tensors of ``tuned`` by those of ``base``; a task model's names may have one prefix more
+    or less.
 
-    Matrices of linear layers become factors, if ``modules`` (the last parts of their paths) is None or names them; embeddings and heads
-    only if they are named. All other tensors, and those whose shape changed, are kept whole or left out.
+    Matrices of linear layers become factors, if ``modules`` (the last parts of their paths) is None or names
+    them; embeddings and heads only if they are named. All other tensors, and those whose shape changed, are
+    kept whole or left out.
 
     Raises:
         SiteNotFound: ``modules`` names nothing.
@@ -55,21 +62,30 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
         named.update(matching)
         kind = _kind(tuned, name)
         fits = base_name is not None and base.tensors[base_name].shape == info.shape and info.dtype in FLOATS
-        wanted = bool(matching) if modules is not None else kind in {"linear", "transposed"} and not is_head(tuned, path, info.shape)
+        wanted = (
+            bool(matching)
+            if modules is not None
+            else kind in {"linear", "transposed"} and not is_head(tuned, path, info.shape)
+        )
         if kind is not None and fits and wanted and base_name is not None:
             matrices.append(Matrix(path, kind, name, base_name))
         else:
             whole[name] = base_name
     if missing := [module for module in modules or () if module not in named]:
         paths = [name.removesuffix(".weight") for name in tuned.tensors]
-        raise SiteNotFound("the fine-tuned checkpoint has no such module", where=tuned.folder, found=missing[0],
-                           remedy=nearest(missing[0], {path.rpartition(".")[2] for path in paths}))
+        raise SiteNotFound(
+            "the fine-tuned checkpoint has no such module",
+            where=tuned.folder,
+            found=missing[0],
+            remedy=nearest(missing[0], {path.rpartition(".")[2] for path in paths}),
+        )
     return Classified(tuple(matrices), whole, tuple(name for name in base.tensors if name not in used))
 
 
-
 def _kind(tuned: Checkpoint, name: str) -> str | None:
-    """The kind of a tensor's layer, or None where it cannot be changed by factors, or nothing shows which way round it lies."""
+    """The kind of a tensor's layer, or None where it cannot be changed by factors, or nothing shows which way
+    round it lies.
+    """
     info = tuned.tensors[name]
     if len(info.shape) != 2 or not name.endswith(".weight"):
         return None

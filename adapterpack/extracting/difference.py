@@ -1,4 +1,6 @@
-"""Computes the difference of a matrix in two checkpoints in blocks of rows, and estimates how much of it is rounding."""
+"""Computes the difference of a matrix in two checkpoints in blocks of rows, and estimates how much of it is
+rounding.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ..io.safetensors import DTYPES
 _BLOCK = 1 << 20
 """Numbers of a block: 4 MB in float32."""
 _MAX_CACHED = 64 << 20
-"""A difference of at most this many numbers (256 MB) is kept in memory rather than read again for every pass."""
+"""A difference of at most this many numbers (256 MB) is kept in memory rather than read again for every
+pass.
+"""
 _BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
 """Stored bits of the significand."""
 _ARITHMETIC = 2e-7
@@ -43,17 +47,25 @@ class Pair(NamedTuple):
         tuned, base = self.tuned.tensors[self.name], self.base.tensors[self.base_name]
         if (tuned.dtype, tuned.shape) != (base.dtype, base.shape):
             return False
-        return all(a.tobytes() == b.tobytes() for _, a, b in _read(self, rows=(max(1, tuned.nbytes), 1), raw=True))
+        return all(
+            a.tobytes() == b.tobytes() for _, a, b in _read(self, rows=(max(1, tuned.nbytes), 1), raw=True)
+        )
 
 
-def _read(pair: Pair, rows: tuple[int, int], raw: bool = False) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def _read(
+    pair: Pair, rows: tuple[int, int], raw: bool = False
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of rows of a ``[m, n]`` tensor from both files, in their dtypes or as bytes."""
     tuned, base = pair.tuned.tensors[pair.name], pair.base.tensors[pair.base_name]
     types = (np.dtype(np.uint8),) * 2 if raw else (DTYPES[tuned.dtype], DTYPES[base.dtype])
     files = pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path
     total = tuned.nbytes if raw else None
     m, n = (total or 0, 1) if raw else rows
-    with storage_errors(f"{files[0]} or {files[1]}"), opened(files[0], os.O_RDONLY) as first, opened(files[1], os.O_RDONLY) as second:
+    with (
+        storage_errors(f"{files[0]} or {files[1]}"),
+        opened(files[0], os.O_RDONLY) as first,
+        opened(files[1], os.O_RDONLY) as second,
+    ):
         for block in row_blocks(m, n, _BLOCK):
             shape = (block.stop - block.start, n)
             read = np.empty(shape, types[0]), np.empty(shape, types[1])
@@ -65,10 +77,11 @@ def _read(pair: Pair, rows: tuple[int, int], raw: bool = False) -> Iterator[tupl
 class Difference:
     """``tuned - base`` of a matrix as it is stored, for the range finder: float32, or float64 where both are.
 
-    ``noise`` is the part of ``||D||_F^2`` that is expected of rounding the tuned matrix to its dtype: the sum of ``ulp^2 / 12`` over all
-    entries, and the error of float32 arithmetic. ``unevenness`` is how much larger the largest singular value of the rounding may be than
-    if rounding had the same size everywhere: the norm of a random matrix is about that of its largest row and its largest column together
-    (Bandeira and van Handel 2016).
+    ``noise`` is the part of ``||D||_F^2`` that is expected of rounding the tuned matrix to its dtype: the sum
+    of ``ulp^2 / 12`` over all entries, and the error of float32 arithmetic. ``unevenness`` is how much larger
+    the largest singular value of the rounding may be than if rounding had the same size everywhere: the norm
+    of a random matrix is about that of its largest row and its largest column together (Bandeira and van
+    Handel 2016).
     """
 
     def __init__(self, pair: Pair) -> None:

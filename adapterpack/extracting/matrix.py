@@ -1,4 +1,6 @@
-"""Extracts the factors of one matrix's change, with their measured error, up to the rank where the spectrum is only rounding."""
+"""Extracts the factors of one matrix's change, with their measured error, up to the rank where the spectrum
+is only rounding.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 
 _EDGE = 1.15
-"""Singular values up to this multiple of the largest one expected of noise count as noise: rounding does not have quite the same size
-everywhere."""
+"""Singular values up to this multiple of the largest one expected of noise count as noise: rounding does not
+have quite the same size everywhere.
+"""
 _EXPLAINED = 1.5
 """A remainder is rounding if its energy is at most this multiple of the expected one."""
 _SINGLE = 1e-6
@@ -27,7 +30,8 @@ ENERGY = 0.99
 class Extracted(NamedTuple):
     """The factors of a change as they are stored, and the error that they leave (measured entry by entry).
 
-    ``detected`` is the rank after which only rounding remains, or None if there is none; ``noise`` is the expected energy of that rounding.
+    ``detected`` is the rank after which only rounding remains, or None if there is none; ``noise`` is the
+    expected energy of that rounding.
     """
 
     factors: Factors | None
@@ -36,11 +40,14 @@ class Extracted(NamedTuple):
     noise: float
 
 
-def extract_matrix(D: Rows, *, total: float, noise: float, rank: int, energy: float | None = None, unevenness: float = 1.0) -> Extracted:
-    """The factors of ``D``, of its rank above rounding if ``rank`` and ``energy`` allow it; None if all of it is rounding.
+def extract_matrix(
+    D: Rows, *, total: float, noise: float, rank: int, energy: float | None = None, unevenness: float = 1.0
+) -> Extracted:
+    """The factors of ``D``, of its rank above rounding if ``rank`` and ``energy`` allow it; None if all of it
+    is rounding.
 
-    ``noise`` and ``unevenness`` are those of :class:`~.difference.Difference`. Without an ``energy``, a change that does not end in
-    rounding keeps :data:`ENERGY`.
+    ``noise`` and ``unevenness`` are those of :class:`~.difference.Difference`. Without an ``energy``, a
+    change that does not end in rounding keeps :data:`ENERGY`.
 
     Example:
         >>> from adapterpack.lowrank.range_finder import InMemory
@@ -60,10 +67,13 @@ def extract_matrix(D: Rows, *, total: float, noise: float, rank: int, energy: fl
     return Extracted(factors, residual(D, factors), detected, noise)
 
 
-def _spectrum_above_noise(D: Rows, total: float, noise: float, cut: Cut, unevenness: float) -> tuple[LeadingSpectrum, int | None]:
+def _spectrum_above_noise(
+    D: Rows, total: float, noise: float, cut: Cut, unevenness: float
+) -> tuple[LeadingSpectrum, int | None]:
     """The spectrum down to where it is rounding, and the rank above that.
 
-    A change that is small compared with the rounding has less of it than expected, so its spectrum is followed further down.
+    A change that is small compared with the rounding has less of it than expected, so its spectrum is
+    followed further down.
     """
     allowed = min(noise, 0.9 * total)
     for _ in range(_TRIES):
@@ -75,17 +85,22 @@ def _spectrum_above_noise(D: Rows, total: float, noise: float, cut: Cut, unevenn
     return approximation, detected
 
 
-def rank_above(approximation: LeadingSpectrum, shape: tuple[int, int], noise: float, unevenness: float = 1.0) -> int | None:
-    """The smallest rank after which the remainder has the size and the flat spectrum of rounding; None where there is none.
+def rank_above(
+    approximation: LeadingSpectrum, shape: tuple[int, int], noise: float, unevenness: float = 1.0
+) -> int | None:
+    """The smallest rank after which the remainder has the size and the flat spectrum of rounding; None where
+    there is none.
 
     Ranks above half of the narrower side are not considered: such a change is not low-rank.
 
-    The remainder after ``j`` values has an energy of ``s^2 (m - j)(n - j)``; if it is noise, its largest singular value is near
-    ``s (sqrt(m - j) + sqrt(n - j))`` (Marchenko and Pastur 1967). Rounding has ``ulp^2 / 12`` an entry.
+    The remainder after ``j`` values has an energy of ``s^2 (m - j)(n - j)``; if it is noise, its largest
+    singular value is near ``s (sqrt(m - j) + sqrt(n - j))`` (Marchenko and Pastur 1967). Rounding has ``ulp^2
+    / 12`` an entry.
     """
     (m, n), S = shape, approximation.spectrum.S
     remaining = approximation.total - np.concatenate([[0.0], np.cumsum(S**2)])
-    uncertainty = 0.0 if approximation.whole else _SINGLE * approximation.total  # the remainder is a difference of sums of float32 products
+    # the remainder is a difference of sums of float32 products
+    uncertainty = 0.0 if approximation.whole else _SINGLE * approximation.total
     for j in range(1 + min(len(S) - (not approximation.whole), min(m, n) // 2)):
         size = max(0.0, float(remaining[j]))
         if size > _EXPLAINED * noise + uncertainty:

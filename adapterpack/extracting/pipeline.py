@@ -1,4 +1,6 @@
-"""Extracts a LoRA pack from a fine-tuned checkpoint and its base, both streamed from disk, and measures its error."""
+"""Extracts a LoRA pack from a fine-tuned checkpoint and its base, both streamed from disk, and measures its
+error.
+"""
 
 from __future__ import annotations
 
@@ -57,34 +59,41 @@ def extract(
     out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
-    """Extracts a LoRA pack that turns the checkpoint ``base`` into ``tuned``, which was fine-tuned from it or holds a merged adapter.
+    """Extracts a LoRA pack that turns the checkpoint ``base`` into ``tuned``, which was fine-tuned from it or
+    holds a merged adapter.
 
-    Both are streamed by file offset. At every linear layer that changed, the largest singular values of the difference are found by a
-    random range finder (Halko, Martinsson and Tropp 2011). Where the spectrum ends in the rounding of the checkpoint's dtype, as that of a
-    merged LoRA does, its rank is known and kept; else the ``energy``. The error is measured entry by entry on the factors as stored.
+    Both are streamed by file offset. At every linear layer that changed, the largest singular values of the
+    difference are found by a random range finder (Halko, Martinsson and Tropp 2011). Where the spectrum ends
+    in the rounding of the checkpoint's dtype, as that of a merged LoRA does, its rank is known and kept; else
+    the ``energy``. The error is measured entry by entry on the factors as stored.
 
     Args:
         tuned: the fine-tuned checkpoint folder.
         base: the checkpoint folder that it began as.
         rank: the most that any site keeps, 128 by default.
-        energy: the share of the squared singular values to keep; by default 0.99 where the change has no rank of its own.
-        modules: the last parts of the paths of layers to take as factors; all linear layers but heads by default.
-        rest: what becomes of other tensors that changed (embeddings, heads, norms, biases, new modules): ``keep`` holds their modules
-            whole in the pack, ``leave`` leaves them as in the base and lists them, ``refuse`` is an error that names them.
+        energy: the share of the squared singular values to keep; by default 0.99 where the change has no rank
+            of its own.
+        modules: the last parts of the paths of layers to take as factors; all linear layers but heads by
+            default.
+        rest: what becomes of other tensors that changed (embeddings, heads, norms, biases, new modules):
+            ``keep`` holds their modules whole in the pack, ``leave`` leaves them as in the base and lists
+            them, ``refuse`` is an error that names them.
         name: the pack's name; by default that of ``out`` or of the tuned folder.
         out: a new folder to write the pack to.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
     Returns:
-        The pack: float32, scale 1. ``manifest.extensions["x_extract"]`` says what it came from: both checkpoints by digest, the
-        relative errors, the ranks that were detected, what is kept whole, left out, or only rounding. Merged into ``base`` it gives
-        ``tuned`` within that error and the rounding of the dtype.
+        The pack: float32, scale 1. ``manifest.extensions["x_extract"]`` says what it came from: both
+            checkpoints by digest, the
+        relative errors, the ranks that were detected, what is kept whole, left out, or only rounding. Merged
+        into ``base`` it gives ``tuned`` within that error and the rounding of the dtype.
 
     Raises:
         NothingToDo: nothing changed, or nothing but rounding.
         BaseMismatch: the checkpoints have no layer in common.
         SiteNotFound: ``modules`` names nothing.
-        Unsupported: quantized weights, tied embeddings that changed, or under ``refuse`` any tensor that is not factors.
+        Unsupported: quantized weights, tied embeddings that changed, or under ``refuse`` any tensor that is
+            not factors.
         NonFinite: a checkpoint holds NaN or infinity.
 
     Example:
@@ -94,27 +103,47 @@ def extract(
     """
     Cut(rank, energy)
     if rest not in REST:
-        raise UnknownName("there is no such way to treat what is no matrix", where="rest", found=repr(rest), remedy=nearest(rest, REST))
+        raise UnknownName(
+            "there is no such way to treat what is no matrix",
+            where="rest",
+            found=repr(rest),
+            remedy=nearest(rest, REST),
+        )
     if out is not None:
         refuse_existing(Path(out))
     new, old = Checkpoint(tuned), Checkpoint(base)
-    pack_name = chosen_name(name or (None if out is not None else new.name.rpartition("/")[2]), out, "extract", [])
+    pack_name = chosen_name(
+        name or (None if out is not None else new.name.rpartition("/")[2]), out, "extract", []
+    )
     for checkpoint in (new, old):
         require_plain(checkpoint)
     plan = classify(new, old, modules)
     if not plan.matrices and not any(plan.whole.values()):
-        raise BaseMismatch("the two checkpoints have no tensor in common", where=new.folder, expected=f"names as in {old.folder}",
-                           found=", ".join(list(new.tensors)[:3]), remedy="name the base that was fine-tuned")
+        raise BaseMismatch(
+            "the two checkpoints have no tensor in common",
+            where=new.folder,
+            expected=f"names as in {old.folder}",
+            found=", ".join(list(new.tensors)[:3]),
+            remedy="name the base that was fine-tuned",
+        )
     ticker = Ticker(sum(info.nbytes for info in new.tensors.values()), progress)
     changes = _matrices(new, old, plan.matrices, rank or RANK, energy, ticker)
     changed = [name for name, base_name in plan.whole.items() if _changed(new, old, name, base_name, ticker)]
     kept, left_out = _other_tensors(new, plan, changed, rest)
     sites = [change for change in changes if change.factors is not None and change.matrix.name not in kept]
     if not sites and not kept:
-        raise NothingToDo("the checkpoints differ by nothing that a pack would hold", where=new.folder,
-                          found=f"{len(changes)} layers changed by rounding alone" if changes else "equal weights" if not left_out else
-                          f"changes that were left out: {', '.join(left_out[:3])}",
-                          remedy="give the fine-tuned checkpoint first and its base second" if not left_out else "extract with rest keep")
+        raise NothingToDo(
+            "the checkpoints differ by nothing that a pack would hold",
+            where=new.folder,
+            found=f"{len(changes)} layers changed by rounding alone"
+            if changes
+            else "equal weights"
+            if not left_out
+            else f"changes that were left out: {', '.join(left_out[:3])}",
+            remedy="give the fine-tuned checkpoint first and its base second"
+            if not left_out
+            else "extract with rest keep",
+        )
     for checkpoint in (new, old):
         checkpoint.require_unchanged()
     task = _task(new)
@@ -134,7 +163,12 @@ def extract(
 
 
 def _matrices(
-    new: Checkpoint, old: Checkpoint, matrices: Sequence[Matrix], rank: int, energy: float | None, ticker: Ticker
+    new: Checkpoint,
+    old: Checkpoint,
+    matrices: Sequence[Matrix],
+    rank: int,
+    energy: float | None,
+    ticker: Ticker,
 ) -> list[SiteChange]:
     """The changes of all matrices that differ, computed in threads, in the order of the checkpoint."""
 
@@ -146,10 +180,23 @@ def _matrices(
         if not pair.same():
             D = Difference(pair)
             if not D.finite:
-                raise NonFinite("the difference holds NaN or infinity", where=matrix.name, remedy="see which of the checkpoints holds it")
+                raise NonFinite(
+                    "the difference holds NaN or infinity",
+                    where=matrix.name,
+                    remedy="see which of the checkpoints holds it",
+                )
             if D.total:
-                result = SiteChange(matrix, *extract_matrix(D, total=D.total, noise=D.noise, rank=min(rank, *D.shape),
-                                                       energy=energy, unevenness=D.unevenness))
+                result = SiteChange(
+                    matrix,
+                    *extract_matrix(
+                        D,
+                        total=D.total,
+                        noise=D.noise,
+                        rank=min(rank, *D.shape),
+                        energy=energy,
+                        unevenness=D.unevenness,
+                    ),
+                )
         ticker.add(pair.nbytes)
         return result
 
@@ -164,20 +211,29 @@ def _matrices(
 
 def _changed(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None, ticker: Ticker) -> bool:
     """Whether a tensor is new or holds other values; one of another dtype is compared by value."""
-    same = base_name is not None and (Pair(new, old, name, base_name).same() or _equal(new.read(name), old.read(base_name)))
+    same = base_name is not None and (
+        Pair(new, old, name, base_name).same() or _equal(new.read(name), old.read(base_name))
+    )
     ticker.add(new.tensors[name].nbytes)
     return not same
 
 
 def _equal(new: np.ndarray, old: np.ndarray) -> bool:
-    """Whether two tensors are equal once rounded to the narrower of their dtypes: a cast alone is no change."""
+    """Whether two tensors are equal once rounded to the narrower of their dtypes: a cast alone is no
+    change.
+    """
     if new.shape != old.shape:
         return False
     narrow = new.dtype if new.dtype.itemsize <= old.dtype.itemsize else old.dtype
-    return all(np.array_equal(a.astype(narrow), b.astype(narrow)) for a, b in zip(np.atleast_1d(new), np.atleast_1d(old), strict=True))
+    return all(
+        np.array_equal(a.astype(narrow), b.astype(narrow))
+        for a, b in zip(np.atleast_1d(new), np.atleast_1d(old), strict=True)
+    )
 
 
-def _other_tensors(new: Checkpoint, plan: Classified, changed: Sequence[str], rest: str) -> tuple[dict[str, str | None], list[str]]:
+def _other_tensors(
+    new: Checkpoint, plan: Classified, changed: Sequence[str], rest: str
+) -> tuple[dict[str, str | None], list[str]]:
     """The tensors that are kept whole (tuned name -> base name), and those that are left as in the base.
 
     A module is kept with all of its tensors, so a layer whose bias changed is kept whole and is not a site.
@@ -185,19 +241,32 @@ def _other_tensors(new: Checkpoint, plan: Classified, changed: Sequence[str], re
     if not changed or rest == "leave":
         return {}, list(changed)
     if rest == "refuse":
-        raise Unsupported(f"{len(changed)} tensors changed that are not matrices of the chosen layers", where=new.folder,
-                          found=", ".join(changed[:5]) + (", ..." if len(changed) > 5 else ""),
-                          remedy="extract with rest keep, which holds them whole, or rest leave, which leaves them out")
+        raise Unsupported(
+            f"{len(changed)} tensors changed that are not matrices of the chosen layers",
+            where=new.folder,
+            found=", ".join(changed[:5]) + (", ..." if len(changed) > 5 else ""),
+            remedy="extract with rest keep, which holds them whole, or rest leave, which leaves them out",
+        )
     base_names = {**plan.whole, **{matrix.name: matrix.base_name for matrix in plan.matrices}}
     owners = {name.rpartition(".")[0] for name in changed}
     kept = {name: base_name for name, base_name in base_names.items() if name.rpartition(".")[0] in owners}
     for name in changed:
         if not name.rpartition(".")[0]:
-            raise Unsupported("a changed tensor belongs to no module", where=name, remedy="extract with rest leave")
+            raise Unsupported(
+                "a changed tensor belongs to no module", where=name, remedy="extract with rest leave"
+            )
         shape = new.tensors[name].shape
-        if new.config.get("tie_word_embeddings") and len(shape) == 2 and shape[0] == new.config.get("vocab_size"):
-            raise Unsupported("this tensor is the input embedding and the output head at once, and a pack cannot hold both whole",
-                              where=name, remedy="extract with rest leave, or untie the embeddings before")
+        if (
+            new.config.get("tie_word_embeddings")
+            and len(shape) == 2
+            and shape[0] == new.config.get("vocab_size")
+        ):
+            raise Unsupported(
+                "this tensor is the input embedding and the output head at once, and a pack cannot hold "
+                "both whole",
+                where=name,
+                remedy="extract with rest leave, or untie the embeddings before",
+            )
     return kept, []
 
 
@@ -216,7 +285,9 @@ def _site(new: Checkpoint, change: SiteChange) -> Site:
 
 
 def _layer_factors(change: SiteChange) -> Factors:
-    """The factors of the layer's matrix ``[out, in]``; they were computed for the stored one, which may be its transpose."""
+    """The factors of the layer's matrix ``[out, in]``; they were computed for the stored one, which may be
+    its transpose.
+    """
     assert change.factors is not None
     A, B = change.factors
     return Factors(B.T, A.T) if LAYOUTS[change.matrix.kind].turned else Factors(A, B)
@@ -234,13 +305,24 @@ def _task(new: Checkpoint) -> m.Task:
 
 def _base(old: Checkpoint) -> m.Base:
     fingerprint, model_type = old.fingerprint(), old.config.get("model_type")
-    return m.Base(old.name, old.commit, model_type if isinstance(model_type, str) else None, fingerprint.structure, fingerprint.content,
-                  probe=fingerprint.probe)
+    return m.Base(
+        old.name,
+        old.commit,
+        model_type if isinstance(model_type, str) else None,
+        fingerprint.structure,
+        fingerprint.content,
+        probe=fingerprint.probe,
+    )
 
 
 def _provenance(
-    new: Checkpoint, old: Checkpoint, changes: Sequence[SiteChange], sites: Sequence[SiteChange], kept: dict[str, str | None],
-    left_out: Sequence[str], plan: Classified,
+    new: Checkpoint,
+    old: Checkpoint,
+    changes: Sequence[SiteChange],
+    sites: Sequence[SiteChange],
+    kept: dict[str, str | None],
+    left_out: Sequence[str],
+    plan: Classified,
 ) -> dict[str, Any]:
     noise, total = sum(site.noise for site in sites), sum(site.loss.total for site in sites)
     return {

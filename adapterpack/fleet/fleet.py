@@ -1,5 +1,6 @@
-"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked; signed and
-verified there."""
+"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked; signed
+and verified there.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class _Made(Mapping[str, np.ndarray]):
 
 @dataclasses.dataclass(frozen=True)
 class Fleet:
-    """Many adapters of one base. ``fleet.pack(name)`` is one of them, a LoRA that everything takes that takes packs.
+    """Many adapters of one base. ``fleet.pack(name)`` is one of them, a LoRA that everything takes that takes
+    packs.
 
     Example:
         >>> from adapterpack import Fleet  # doctest: +SKIP
@@ -78,12 +80,21 @@ class Fleet:
         where = folder / TENSOR_FILE
         data = read_file(where, manifest.size + 1) if where.is_file() else b""
         if len(data) != manifest.size:
-            raise FormatError("the file of the tensors is missing, or not as long as the manifest says", where=where,
-                              expected=f"{manifest.size} bytes", remedy=_REMEDY)
+            raise FormatError(
+                "the file of the tensors is missing, or not as long as the manifest says",
+                where=where,
+                expected=f"{manifest.size} bytes",
+                remedy=_REMEDY,
+            )
         file = HeldFile(data, where)
         found = {name: (info.dtype, info.shape) for name, info in file.tensors.items()}
-        if found != {name: (dtype, shape) for name, dtype, shape in layout(manifest)} or found.keys() != manifest.tensors.keys():
-            raise FormatError("the tensors are not those that the manifest describes", where=where, remedy=_REMEDY)
+        if (
+            found != {name: (dtype, shape) for name, dtype, shape in layout(manifest)}
+            or found.keys() != manifest.tensors.keys()
+        ):
+            raise FormatError(
+                "the tensors are not those that the manifest describes", where=where, remedy=_REMEDY
+            )
         tensors = {}
         for name in found:
             value = file.read(name)
@@ -93,8 +104,9 @@ class Fleet:
                 raise NonFinite("a tensor holds NaN or infinity", where=f"{where}, {name}", remedy=_REMEDY)
             tensors[name] = value
         if hashlib.sha256(data).hexdigest() != manifest.sha256:
-            raise CorruptBlob("the file of the tensors was altered", where=where, expected=manifest.sha256,
-                              remedy=_REMEDY)
+            raise CorruptBlob(
+                "the file of the tensors was altered", where=where, expected=manifest.sha256, remedy=_REMEDY
+            )
         return cls(manifest, tensors, folder)
 
     @classmethod
@@ -137,24 +149,41 @@ class Fleet:
         Raises:
             UnknownName: there is none of that name.
         """
-        found = next(((number, member) for number, member in enumerate(self.manifest.members) if member.name == name), None)
+        found = next(
+            ((number, member) for number, member in enumerate(self.manifest.members) if member.name == name),
+            None,
+        )
         if found is None:
-            raise UnknownName("the fleet has no such member", where=self.manifest.name, found=repr(name), remedy=nearest(name, self.names))
+            raise UnknownName(
+                "the fleet has no such member",
+                where=self.manifest.name,
+                found=repr(name),
+                remedy=nearest(name, self.names),
+            )
         return found
 
     def shared(self, name: str) -> dict[str, SharedFactors]:
-        """The change of a member in the fleet's bases, by site, zero where it changes nothing; empty where it has factors of its own."""
+        """The change of a member in the fleet's bases, by site, zero where it changes nothing; empty where it
+        has factors of its own.
+        """
         number, member = self.member(name)
         if member.cluster is None:
             return {}
         place, c = self.manifest.places[number], member.cluster
-        return {self.manifest.sites[s].path: SharedFactors(
-            f"{self.manifest.id}.{s}.{c}", self.tensors[f"down.{s}.{c}"], self.tensors[f"up.{s}.{c}"], self.tensors[f"cores.{s}"][place],
-            self.tensors[f"scales.{s}"][place]) for s in range(len(self.manifest.sites))}
+        return {
+            self.manifest.sites[s].path: SharedFactors(
+                f"{self.manifest.id}.{s}.{c}",
+                self.tensors[f"down.{s}.{c}"],
+                self.tensors[f"up.{s}.{c}"],
+                self.tensors[f"cores.{s}"][place],
+                self.tensors[f"scales.{s}"][place],
+            )
+            for s in range(len(self.manifest.sites))
+        }
 
     def pack(self, name: str) -> Pack:
-        """One member as a pack: a LoRA of scale 1 in its own right. Its factors are made when they are looked at; only its core and what
-        the fleet shares stay in memory.
+        """One member as a pack: a LoRA of scale 1 in its own right. Its factors are made when they are looked
+        at; only its core and what the fleet shares stay in memory.
 
         Raises:
             UnknownName: there is none of that name.
@@ -163,17 +192,40 @@ class Fleet:
         whole: dict[str, dict[str, np.ndarray]] = {}
         for place, one in enumerate(member.whole):
             whole.setdefault(one.path, {})[one.param] = self.tensors[f"whole.{number}.{place}"]
-        adapters = {site: (LoRA(r=len(A), alpha=float(len(A))), {"lora_A": A, "lora_B": B}) for site, A, B in self._factors(name)}
-        weights = {site.path: site.weight for site in self.manifest.sites} | {one.path: one.weight for one in member.whole}
-        pack = build(name, lora, adapters, task=member.task, base=self.manifest.base, full=whole, weights=weights, problem=member.problem,
-                     license=member.license,
-                     lineage=Lineage("compress", (Parent(member.pack, name),), {"fleet": self.manifest.id, "error": member.error}))
+        adapters = {
+            site: (LoRA(r=len(A), alpha=float(len(A))), {"lora_A": A, "lora_B": B})
+            for site, A, B in self._factors(name)
+        }
+        weights = {site.path: site.weight for site in self.manifest.sites} | {
+            one.path: one.weight for one in member.whole
+        }
+        pack = build(
+            name,
+            lora,
+            adapters,
+            task=member.task,
+            base=self.manifest.base,
+            full=whole,
+            weights=weights,
+            problem=member.problem,
+            license=member.license,
+            lineage=Lineage(
+                "compress", (Parent(member.pack, name),), {"fleet": self.manifest.id, "error": member.error}
+            ),
+        )
         pack, shared = dataclasses.replace(pack, vouched=self._vouched), self.shared(name)
         if not shared:
             return pack
         changed = {self.manifest.sites[s].path: shared[self.manifest.sites[s].path] for s in member.sites}
-        makers = {key: partial(_value, changed.get(entry.group), entry.param, None if entry.group in changed else pack.tensors[key])
-                  for key, entry in pack.manifest.tensors.items()}
+        makers = {
+            key: partial(
+                _value,
+                changed.get(entry.group),
+                entry.param,
+                None if entry.group in changed else pack.tensors[key],
+            )
+            for key, entry in pack.manifest.tensors.items()
+        }
         return dataclasses.replace(pack, tensors=_Made(makers), factored=shared)
 
     def _vouched(self, key: Path) -> None:
@@ -183,11 +235,18 @@ class Fleet:
             TrustError: he did not.
         """
         if self.path is None:
-            raise Unsigned("a fleet in memory is not signed", where=self.manifest.name,
-                           remedy="write it, and sign the folder")
+            raise Unsigned(
+                "a fleet in memory is not signed",
+                where=self.manifest.name,
+                remedy="write it, and sign the folder",
+            )
         if (signed := verify_fleet(self.path, key)).pack != self.manifest.id:
-            raise WronglySigned("the signature is of another fleet", where=self.path, expected=self.manifest.id,
-                                found=signed.pack)
+            raise WronglySigned(
+                "the signature is of another fleet",
+                where=self.path,
+                expected=self.manifest.id,
+                found=signed.pack,
+            )
 
     def _factors(self, name: str) -> Iterator[tuple[Site, np.ndarray, np.ndarray]]:
         """Site, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` of each that a member changes."""
@@ -210,8 +269,14 @@ def _value(shared: SharedFactors | None, param: str, held: np.ndarray | None) ->
     return shared.down if param == "lora_A" else shared.up @ shared.core
 
 
-def sign_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None,
-               expires: str | datetime | None = None, password: str | None = None) -> Signature:
+def sign_fleet(
+    folder: Path,
+    key: str | os.PathLike[str],
+    *,
+    identity: str | None = None,
+    expires: str | datetime | None = None,
+    password: str | None = None,
+) -> Signature:
     """Writes ``adapterpack.sig.json`` into a fleet, over its two files; the arguments are those of
     :func:`adapterpack.sign`.
 
@@ -228,8 +293,9 @@ def sign_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | Non
     return sealed(_signable(folder), checked, signer, identity, expires)
 
 
-def verify_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None,
-                 at: datetime | None = None) -> Signature:
+def verify_fleet(
+    folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None
+) -> Signature:
     """The signature of a fleet, if the holder of the key signed exactly the files that lie there.
 
     Raises:
@@ -240,12 +306,22 @@ def verify_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | N
 
 def _signable(folder: Path) -> Signable:
     def irregular() -> Iterator[Finding]:
-        return (REGULAR.at(path.name, "only regular files may lie in a fleet", file=path.name)
-                for path in entries(folder) if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file())
+        return (
+            REGULAR.at(path.name, "only regular files may lie in a fleet", file=path.name)
+            for path in entries(folder)
+            if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file()
+        )
 
     def listed(data: bytes) -> set[str]:
         parse(data, folder / FILE_NAME)
         return {TENSOR_FILE}
 
-    return Signable("fleet", folder, FILE_NAME, MUTABLE, irregular, lambda: {path.name for path in entries(folder)},
-                    listed)
+    return Signable(
+        "fleet",
+        folder,
+        FILE_NAME,
+        MUTABLE,
+        irregular,
+        lambda: {path.name for path in entries(folder)},
+        listed,
+    )

@@ -29,13 +29,22 @@ def inspect_fleet(path: Path) -> dict[str, Any]:
         "error_budget": manifest.error_budget,
         "sites": len(manifest.sites),
         "bytes": fleet.nbytes,
-        "members": [{"name": one.name, "pack": one.pack, "cluster": one.cluster, "error": one.error, "worst_site_error": one.worst}
-                    for one in manifest.members],
+        "members": [
+            {
+                "name": one.name,
+                "pack": one.pack,
+                "cluster": one.cluster,
+                "error": one.error,
+                "worst_site_error": one.worst,
+            }
+            for one in manifest.members
+        ],
     }
 
 
 def validate_fleet(path: Path, base: Path | None = None, allow_structural: bool = False) -> Report:
-    """Whether a fleet can be read, every byte is what its manifest says, each member is a pack, and, with ``base``, it is of that base.
+    """Whether a fleet can be read, every byte is what its manifest says, each member is a pack, and, with
+    ``base``, it is of that base.
 
     What is wrong is a finding, not an exception.
     """

@@ -1,7 +1,8 @@
 """The manifest of a fleet: its sites, its members with their errors, and the proof of every tensor.
 
-A fleet is a folder of two files, ``adapterfleet.json`` and ``fleet.safetensors``. The names, dtypes and shapes of all tensors follow from
-the manifest (:func:`layout`), and a file that has others is refused before any number of it is looked at.
+A fleet is a folder of two files, ``adapterfleet.json`` and ``fleet.safetensors``. The names, dtypes and
+shapes of all tensors follow from the manifest (:func:`layout`), and a file that has others is refused before
+any number of it is looked at.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ class Whole(Part, frozen=True):
 
 
 class Member(Part, frozen=True):
-    """One adapter: what it is called, the pack that it was made from, and how far its change is from that pack's.
+    """One adapter: what it is called, the pack that it was made from, and how far its change is from that
+    pack's.
 
-    ``sites`` are those that it changes, by their place among the fleet's. In a ``cluster`` it has a core for each; by itself (None) it has
-    factors of its own, of these ``ranks``. ``error`` is the relative Frobenius error over all sites, ``worst`` that of the worst site.
+    ``sites`` are those that it changes, by their place among the fleet's. In a ``cluster`` it has a core for
+    each; by itself (None) it has factors of its own, of these ``ranks``. ``error`` is the relative Frobenius
+    error over all sites, ``worst`` that of the worst site.
     """
 
     name: limits.PackName
@@ -86,8 +89,8 @@ class Member(Part, frozen=True):
 
 
 class FleetManifest(Part, frozen=True, dict=True):
-    """The whole manifest. ``rank`` is that of the bases, or the width of a site where that is less; ``error_budget`` the relative error
-    above which a member keeps its own factors, None for no bound.
+    """The whole manifest. ``rank`` is that of the bases, or the width of a site where that is less;
+    ``error_budget`` the relative error above which a member keeps its own factors, None for no bound.
     """
 
     name: limits.PackName
@@ -131,16 +134,21 @@ class FleetManifest(Part, frozen=True, dict=True):
     @cached_property
     def places(self) -> dict[int, int]:
         """Member -> its place among the cores, for those that have them."""
-        return {number: place for place, number in enumerate(
-            number for number, member in enumerate(self.members) if member.cluster is not None)}
+        return {
+            number: place
+            for place, number in enumerate(
+                number for number, member in enumerate(self.members) if member.cluster is not None
+            )
+        }
 
 
 def layout(manifest: FleetManifest) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of every tensor.
 
-    At site ``s``, cluster ``c``: ``down.s.c`` ``[k, in]``, ``up.s.c`` ``[out, k]``, with orthonormal rows and columns. At site ``s``:
-    ``cores.s`` ``[members in clusters, k, k]`` and ``scales.s`` ``[members in clusters, k, 1]``; a core is their product. Of member ``i``
-    by itself: ``A.i.s`` ``[rank, in]``, ``B.i.s`` ``[out, rank]``. Of what member ``i`` trained whole: ``whole.i.j``.
+    At site ``s``, cluster ``c``: ``down.s.c`` ``[k, in]``, ``up.s.c`` ``[out, k]``, with orthonormal rows and
+    columns. At site ``s``: ``cores.s`` ``[members in clusters, k, k]`` and ``scales.s`` ``[members in
+    clusters, k, 1]``; a core is their product. Of member ``i`` by itself: ``A.i.s`` ``[rank, in]``, ``B.i.s``
+    ``[out, rank]``. Of what member ``i`` trained whole: ``whole.i.j``.
     """
     used = sorted({member.cluster for member in manifest.members if member.cluster is not None})
     count = len(manifest.places)
@@ -171,18 +179,29 @@ def parse(data: bytes, where: object) -> FleetManifest:
         raise FormatError("this is not the manifest of a fleet", where=where, expected="format: adapterfleet")
     version = value.get("format_version")
     if version not in (FORMAT_VERSION, _UNSEALED) or value.get("must_understand"):
-        raise FormatError("another version of the format of fleets", where=where, expected=FORMAT_VERSION,
-                          found=version, remedy="use a version of adapterpack that reads it")
+        raise FormatError(
+            "another version of the format of fleets",
+            where=where,
+            expected=FORMAT_VERSION,
+            found=version,
+            remedy="use a version of adapterpack that reads it",
+        )
     if version != _UNSEALED:
         require_whole(value, data, where, "fetch the fleet again, or compress the packs again")
     if strict_json.canonical(value) != data:
-        raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=where,
-                          remedy="compress the packs again")
+        raise FormatError(
+            "the manifest is not in its canonical form: it was edited by hand",
+            where=where,
+            remedy="compress the packs again",
+        )
     fields = value if version == _UNSEALED else {key: item for key, item in value.items() if key != KEY}
     manifest = typed_json.read(fields, FleetManifest)
     if isinstance(manifest, Misfit):
-        raise FormatError(f"the manifest does not fit its schema: {manifest.message}", where=f"{where}#{manifest.pointer or '/'}",
-                          remedy="compress the packs again")
+        raise FormatError(
+            f"the manifest does not fit its schema: {manifest.message}",
+            where=f"{where}#{manifest.pointer or '/'}",
+            remedy="compress the packs again",
+        )
     numbers = 0
     for count, (name, dtype, shape) in enumerate(layout(manifest)):
         size = 1
@@ -190,10 +209,18 @@ def parse(data: bytes, where: object) -> FleetManifest:
             size *= extent
         numbers += size
         if numbers > MOST_NUMBERS or count >= MOST_TENSORS:
-            raise FormatError("a fleet is larger than there are any", where=where, expected=f"at most {MOST_NUMBERS} numbers in "
-                              f"{MOST_TENSORS} tensors", remedy="compress fewer packs")
+            raise FormatError(
+                "a fleet is larger than there are any",
+                where=where,
+                expected=f"at most {MOST_NUMBERS} numbers in {MOST_TENSORS} tensors",
+                remedy="compress fewer packs",
+            )
         if name.startswith("whole.") and dtype not in FLOATS:
-            raise FormatError("a module that was trained whole has numbers that are no floats", where=f"{where}, {name}", found=dtype,
-                              remedy="compress the packs again")
+            raise FormatError(
+                "a module that was trained whole has numbers that are no floats",
+                where=f"{where}, {name}",
+                found=dtype,
+                remedy="compress the packs again",
+            )
     manifest.__dict__["bytes"] = data
     return manifest

@@ -25,9 +25,19 @@ def schema() -> dict[str, Any]:
     made["properties"][KEY] = {**SCHEMA}
     first = {"properties": {"format_version": {"const": "1.0"}}}
     made["allOf"] = [{"if": first, "then": {"properties": {KEY: False}}, "else": {"required": [KEY]}}]
-    about = {"$id": "https://adapterpack.dev/schemas/fleet.v1.json", "title": "adapterpack fleet, version 1",
-             "description": "Many adapters of one base: shared bases at each site, a core for each member, and the proof of every byte."}
-    return {"$schema": made["$schema"], **about, **{key: item for key, item in made.items() if key not in about}}
+    about = {
+        "$id": "https://adapterpack.dev/schemas/fleet.v1.json",
+        "title": "adapterpack fleet, version 1",
+        "description": (
+            "Many adapters of one base: shared bases at each site, a core for each member, and the proof of "
+            "every byte."
+        ),
+    }
+    return {
+        "$schema": made["$schema"],
+        **about,
+        **{key: item for key, item in made.items() if key not in about},
+    }
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ _DROPPED, _DROP_SECONDS = 16 << 20, 0.5
 
 
 class Heard:
-    """An application whose refusals reach their clients. A connection that is closed with bytes unread is reset, and the client would hear
-    of that in place of the refusal: so what it still sends is read before the answer, for half a second and 16 MB at most.
+    """An application whose refusals reach their clients. A connection that is closed with bytes unread is
+    reset, and the client would hear of that in place of the refusal: so what it still sends is read before
+    the answer, for half a second and 16 MB at most.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -38,13 +39,14 @@ class Heard:
                 await incoming.drop()
             await send(message)
 
-        with contextlib.suppress(asyncio.CancelledError):  # the server ends: nobody needs to read that in its log
+        # the server ends: nobody needs to read that in its log
+        with contextlib.suppress(asyncio.CancelledError):
             await self._app(scope, incoming, answer)
 
 
 class _Incoming:
-    """The messages of one request. Its body is ``_complete`` once its end has come in, and ``_paused`` where its application has given up
-    waiting for the next piece.
+    """The messages of one request. Its body is ``_complete`` once its end has come in, and ``_paused`` where
+    its application has given up waiting for the next piece.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -82,12 +84,18 @@ def require_size(request: Request, max_bytes: int) -> None:
 
 
 async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIterator[bytes]:
-    """The body as it arrives. ``seconds`` are those of a pause, and of grace for the whole, by default :data:`PAUSE_SECONDS`.
+    """The body as it arrives. ``seconds`` are those of a pause, and of grace for the whole, by default
+    :data:`PAUSE_SECONDS`.
 
     Raises:
         Refused: it does not go on, or too slowly.
     """
-    stream, started, count, pause = request.stream(), time.monotonic(), 0, PAUSE_SECONDS if seconds is None else seconds
+    stream, started, count, pause = (
+        request.stream(),
+        time.monotonic(),
+        0,
+        PAUSE_SECONDS if seconds is None else seconds,
+    )
     while True:
         left = started + pause + count / _MIN_RATE - time.monotonic()
         try:
@@ -96,7 +104,9 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Refused(408, "Timeout", f"The request is slower than {_MIN_RATE} bytes a second, or paused") from None
+            raise Refused(
+                408, "Timeout", f"The request is slower than {_MIN_RATE} bytes a second, or paused"
+            ) from None
         except ClientDisconnect:
             raise Refused(400, "BadRequest", "The request was broken off") from None
         count += len(chunk)

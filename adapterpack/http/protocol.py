@@ -18,8 +18,12 @@ _MOST = 1000
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of uvicorn's log is not one that any client can write at will, such as one for bytes that are no HTTP."""
-    return not (record.levelno == logging.WARNING and record.module == H11Protocol.__module__.rpartition(".")[2])
+    """Whether a line of uvicorn's log is not one that any client can write at will, such as one for bytes
+    that are no HTTP.
+    """
+    return not (
+        record.levelno == logging.WARNING and record.module == H11Protocol.__module__.rpartition(".")[2]
+    )
 
 
 logging.getLogger("uvicorn.error").addFilter(_is_news)
@@ -48,10 +52,11 @@ class _Connection(h11.Connection):  # type: ignore[misc]
 
 
 class Protocol(H11Protocol):  # type: ignore[misc]
-    """HTTP/1.1 as uvicorn speaks it, with deadlines for the head of a request and for a client that does not read its answer.
+    """HTTP/1.1 as uvicorn speaks it, with deadlines for the head of a request and for a client that does not
+    read its answer.
 
-    Where there are too many connections the one goes that has been waiting for its client for the longest time: a client that asks at
-    once and reads its answer is served however many others do neither.
+    Where there are too many connections the one goes that has been waiting for its client for the longest
+    time: a client that asks at once and reads its answer is served however many others do neither.
     """
 
     watch: Any = None
@@ -68,7 +73,9 @@ class Protocol(H11Protocol):  # type: ignore[misc]
         self.moved = self.idle_since = self.unread_since = self.loop.time()
         self.unread = 0
         if len(self.connections) > _most():
-            min((one for one in self.connections if one.waits()), key=lambda one: one.moved, default=self).transport.abort()
+            min(
+                (one for one in self.connections if one.waits()), key=lambda one: one.moved, default=self
+            ).transport.abort()
         self._look_again()
 
     def data_received(self, data: bytes) -> None:
@@ -130,5 +137,7 @@ class Protocol(H11Protocol):  # type: ignore[misc]
 
 
 def _most() -> int:
-    """Connections that may be open at a time, so that each of them can have a file, too, of those that the process may have open."""
+    """Connections that may be open at a time, so that each of them can have a file, too, of those that the
+    process may have open.
+    """
     return min(_MOST, os.sysconf("SC_OPEN_MAX") // 3) if hasattr(os, "sysconf") else _MOST

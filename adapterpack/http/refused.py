@@ -8,7 +8,9 @@ from ..errors import AdapterpackError
 
 
 class Refused(AdapterpackError):
-    """What a server answers instead: an HTTP status, the name that clients know the error by, and ``more`` fields of the answer."""
+    """What a server answers instead: an HTTP status, the name that clients know the error by, and ``more``
+    fields of the answer.
+    """
 
     code = "refused"
 

@@ -10,12 +10,16 @@ from ..errors import ConfigError, storage_errors
 from ..io.private import require_private
 from .followed import Followed
 
-IN_THE_CLEAR = "keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS before it"
+IN_THE_CLEAR = (
+    "keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS "
+    "before it"
+)
 """The warning of a server that others reach without TLS."""
 
 
 class Certificate:
-    """A certificate and its key, in PEM files. ``context`` gives each connection what the files hold when it begins.
+    """A certificate and its key, in PEM files. ``context`` gives each connection what the files hold when it
+    begins.
 
     Raises:
         ConfigError: the files hold no certificate with its key, or others may read the key.
@@ -23,12 +27,17 @@ class Certificate:
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        self._file = Followed("certificate and its key", [certificate, key], lambda: _context(certificate, key))
+        self._file = Followed(
+            "certificate and its key", [certificate, key], lambda: _context(certificate, key)
+        )
         self.context = _context(certificate, key)
-        self.context.sni_callback = self._exchange  # which OpenSSL calls in every handshake, also where the client names no server
+        # which OpenSSL calls in every handshake, also where the client names no server
+        self.context.sni_callback = self._exchange
 
     @classmethod
-    def of(cls, certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None) -> Certificate | None:
+    def of(
+        cls, certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
+    ) -> Certificate | None:
         """The certificate in two files; None without any.
 
         Raises:
@@ -37,7 +46,9 @@ class Certificate:
         if certificate is None and key is None:
             return None
         if certificate is None or key is None:
-            raise ConfigError("TLS needs a certificate and its key", remedy="give both --tls-cert and --tls-key")
+            raise ConfigError(
+                "TLS needs a certificate and its key", remedy="give both --tls-cert and --tls-key"
+            )
         return cls(Path(certificate), Path(key))
 
     def _exchange(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
@@ -51,8 +62,13 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     with storage_errors(certificate):
         try:
-            context.load_cert_chain(certificate, key, password="")  # an encrypted key is an error: nobody is there to type a password
+            # an encrypted key is an error: nobody is there to type a password
+            context.load_cert_chain(certificate, key, password="")
         except ssl.SSLError as error:
-            raise ConfigError("these files hold no certificate with its key", where=f"{certificate}, {key}",
-                              expected="PEM, the key without a password", found=error.reason or str(error)) from error
+            raise ConfigError(
+                "these files hold no certificate with its key",
+                where=f"{certificate}, {key}",
+                expected="PEM, the key without a password",
+                found=error.reason or str(error),
+            ) from error
     return context

@@ -1,4 +1,6 @@
-"""Hubs: where models and packs come from and go to - folders, hub ids, ``hf://`` references - and a small hub of one's own."""
+"""Hubs: where models and packs come from and go to - folders, hub ids, ``hf://`` references - and a small hub
+of one's own.
+"""
 
 import lazy_loader
 

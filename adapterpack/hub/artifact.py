@@ -1,4 +1,6 @@
-"""Recognizes the pack, bundle or PEFT adapter in a repository, reads its manifest, and compares the listing with it."""
+"""Recognizes the pack, bundle or PEFT adapter in a repository, reads its manifest, and compares the listing
+with it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ _PEFT_LIMIT = 8 << 30
 class Artifact:
     """A pack, a bundle or a PEFT adapter in a repository.
 
-    ``manifest_bytes`` are those of its manifest file (PEFT: its config), ``files`` what else to download, ``id`` the digest of those bytes.
+    ``manifest_bytes`` are those of its manifest file (PEFT: its config), ``files`` what else to download,
+    ``id`` the digest of those bytes.
     """
 
     kind: str
@@ -60,7 +63,9 @@ def kind_in(listed: Mapping[str, ListedFile]) -> str | None:
     return next((kind for mark, kind in KINDS.items() if mark in listed), None)
 
 
-def open_remote(remote: Remote, listed: Mapping[str, ListedFile], scratch: Path, max_bytes: int = MAX_BYTES) -> Artifact:
+def open_remote(
+    remote: Remote, listed: Mapping[str, ListedFile], scratch: Path, max_bytes: int = MAX_BYTES
+) -> Artifact:
     """Reads the manifest alone; nothing else is downloaded, and the listing is not compared with it yet.
 
     Raises:
@@ -69,17 +74,31 @@ def open_remote(remote: Remote, listed: Mapping[str, ListedFile], scratch: Path,
     """
     mark = next((name for name in KINDS if name in listed), None)
     if mark is None:
-        raise HubError("the repository holds neither a pack nor a bundle nor a PEFT adapter", where=remote, expected=" or ".join(KINDS),
-                       found=", ".join(sorted(listed)[:5]) or "nothing", remedy="name the repository of an adapter")
+        raise HubError(
+            "the repository holds neither a pack nor a bundle nor a PEFT adapter",
+            where=remote,
+            expected=" or ".join(KINDS),
+            found=", ".join(sorted(listed)[:5]) or "nothing",
+            remedy="name the repository of an adapter",
+        )
     if listed[mark].size > _MAX_MARK:
-        raise FormatError("the manifest is too large", where=f"{remote}, {mark}", expected=f"at most {_MAX_MARK} bytes",
-                          found=listed[mark].size)
+        raise FormatError(
+            "the manifest is too large",
+            where=f"{remote}, {mark}",
+            expected=f"at most {_MAX_MARK} bytes",
+            found=listed[mark].size,
+        )
     fetch(remote, listed[mark], scratch / mark)
     data = (scratch / mark).read_bytes()
     artifact = _READERS[KINDS[mark]](remote, mark, data, listed)
     if artifact.size > max_bytes:
-        raise FormatError("the artifact is larger than allowed", where=remote, expected=f"at most {max_bytes} bytes", found=artifact.size,
-                          remedy="raise the limit (--max-bytes) if you trust it")
+        raise FormatError(
+            "the artifact is larger than allowed",
+            where=remote,
+            expected=f"at most {max_bytes} bytes",
+            found=artifact.size,
+            remedy="raise the limit (--max-bytes) if you trust it",
+        )
     return artifact
 
 
@@ -97,11 +116,23 @@ def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFil
     tensors = listed.get(TENSORS)
     if tensors is None:
         pickled = [name for name in listed if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-        raise FormatError("a PEFT adapter without safetensors" + (": pickle files are refused" if pickled else ""), where=remote,
-                          expected=TENSORS, found=", ".join(sorted(pickled)) or "no tensors", remedy="save it as safetensors")
+        raise FormatError(
+            "a PEFT adapter without safetensors" + (": pickle files are refused" if pickled else ""),
+            where=remote,
+            expected=TENSORS,
+            found=", ".join(sorted(pickled)) or "no tensors",
+            remedy="save it as safetensors",
+        )
     if tensors.size > _PEFT_LIMIT:
-        raise FormatError("the artifact is larger than allowed", where=remote, expected=f"at most {_PEFT_LIMIT} bytes", found=tensors.size)
-    return Artifact("peft", mark, data, (FileEntry(TENSORS, tensors.size, tensors.sha256 or "", "tensors"),), None)
+        raise FormatError(
+            "the artifact is larger than allowed",
+            where=remote,
+            expected=f"at most {_PEFT_LIMIT} bytes",
+            found=tensors.size,
+        )
+    return Artifact(
+        "peft", mark, data, (FileEntry(TENSORS, tensors.size, tensors.sha256 or "", "tensors"),), None
+    )
 
 
 _READERS = {"pack": _pack, "bundle": _bundle, "peft": _peft}
@@ -110,8 +141,12 @@ _READERS = {"pack": _pack, "bundle": _bundle, "peft": _peft}
 def _closed(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> Artifact:
     signature = listed.get(SIGNATURE)
     if signature is not None and signature.size > _MAX_SIGNATURE:
-        raise FormatError("the signature is too large", where=f"{remote}, {SIGNATURE}", expected=f"at most {_MAX_SIGNATURE} bytes",
-                          found=signature.size)
+        raise FormatError(
+            "the signature is too large",
+            where=f"{remote}, {SIGNATURE}",
+            expected=f"at most {_MAX_SIGNATURE} bytes",
+            found=signature.size,
+        )
     return artifact
 
 
@@ -122,12 +157,17 @@ def require_closed(remote: Remote, artifact: Artifact, listed: Mapping[str, List
         FormatError: a file too many, one too few, or another one.
     """
     if bad := next(differences(artifact, listed), None):
-        raise FormatError(f"the repository is not what its manifest lists, {bad.rule}: {bad.message}", where=f"{remote}, {bad.where}",
-                          remedy="do not use this revision; its owner can push the artifact again")
+        raise FormatError(
+            f"the repository is not what its manifest lists, {bad.rule}: {bad.message}",
+            where=f"{remote}, {bad.where}",
+            remedy="do not use this revision; its owner can push the artifact again",
+        )
 
 
-_RULES = {"pack": (files.FORBIDDEN.id, files.UNLISTED.id, files.MISSING.id, files.SIZE.id, files.DIGEST.id),
-          "bundle": ("AB102", "AB102", "AB103", "AB104", "AB104")}
+_RULES = {
+    "pack": (files.FORBIDDEN.id, files.UNLISTED.id, files.MISSING.id, files.SIZE.id, files.DIGEST.id),
+    "bundle": ("AB102", "AB102", "AB103", "AB104", "AB104"),
+}
 
 
 def differences(artifact: Artifact, listed: Mapping[str, ListedFile]) -> Iterator[Finding]:

@@ -31,15 +31,27 @@ class Audited:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return {"repo": self.repo, "state": self.state, "report": self.report and self.report.to_json(),
-                "error": self.error and self.error.to_json()}
+        return {
+            "repo": self.repo,
+            "state": self.state,
+            "report": self.report and self.report.to_json(),
+            "error": self.error and self.error.to_json(),
+        }
 
 
-def audit(repos: Iterable[str], *, lock: str | os.PathLike[str] | None = None, full: bool = False, budget: Budget | None = None,
-          token: str | None = None) -> tuple[Audited, ...]:
-    """Checks adapters on a hub, one repository after the other: by their headers, or in full by downloading them.
+def audit(
+    repos: Iterable[str],
+    *,
+    lock: str | os.PathLike[str] | None = None,
+    full: bool = False,
+    budget: Budget | None = None,
+    token: str | None = None,
+) -> tuple[Audited, ...]:
+    """Checks adapters on a hub, one repository after the other: by their headers, or in full by downloading
+    them.
 
-    With a ``lock`` file also everything that it pins, at its commit: it must be there, and be the artifact that is pinned.
+    With a ``lock`` file also everything that it pins, at its commit: it must be there, and be the artifact
+    that is pinned.
 
     Raises:
         ConfigError: a name is none.
@@ -56,19 +68,29 @@ def audit(repos: Iterable[str], *, lock: str | os.PathLike[str] | None = None, f
     return tuple(_one(reference, pinned, full, budget, token) for reference, pinned in wanted)
 
 
-def _one(reference: names.Reference, pinned: Pinned | None, full: bool, budget: Budget | None, token: str | None) -> Audited:
+def _one(
+    reference: names.Reference, pinned: Pinned | None, full: bool, budget: Budget | None, token: str | None
+) -> Audited:
     try:
         report = validate_remote(str(reference), full=full, budget=budget, token=token)
-        if pinned is not None and pinned.kind != "peft" and report.id not in {None, pinned.id}:  # an imported one has the id of its import
-            raise FormatError("the commit holds another artifact than the lock file pins", where=reference, expected=pinned.id,
-                              found=report.id, remedy="ask who owns the repository")
+        # an imported one has the id of its import
+        if pinned is not None and pinned.kind != "peft" and report.id not in {None, pinned.id}:
+            raise FormatError(
+                "the commit holds another artifact than the lock file pins",
+                where=reference,
+                expected=pinned.id,
+                found=report.id,
+                remedy="ask who owns the repository",
+            )
     except AdapterpackError as error:
         return Audited(reference.address, None, error)
     return Audited(reference.address, report)
 
 
 def audit_sarif(results: Iterable[Audited], version: str) -> dict[str, Any]:
-    """All reports as one SARIF log with a run each; a repository that could not be looked at is a run that failed."""
+    """All reports as one SARIF log with a run each; a repository that could not be looked at is a run that
+    failed.
+    """
     runs = []
     for result in results:
         failed = Report("pack", result.repo, None, (), (f"{result.repo}: {result.error}",), incomplete=True)

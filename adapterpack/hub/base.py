@@ -1,4 +1,6 @@
-"""Identifies a base on a hub from its listing, the headers of its shards, and its small files; no weight is read."""
+"""Identifies a base on a hub from its listing, the headers of its shards, and its small files; no weight is
+read.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 class RemoteBase(Checkpoint):
     """A checkpoint on a hub: names, dtypes, shapes, and the sha256 of its files as the hub lists them.
 
-    ``folder`` holds its index, its ``config.json`` and its templates; ``unread`` names files that were not looked into.
+    ``folder`` holds its index, its ``config.json`` and its templates; ``unread`` names files that were not
+    looked into.
 
     Raises:
         FormatError: a header is malformed, the index does not fit, or it is larger than such a thing can be.
@@ -43,31 +46,48 @@ class RemoteBase(Checkpoint):
 
     def __init__(self, remote: Remote, listed: dict[str, ListedFile], scratch: Path) -> None:
         self.remote, self.listed, self.unread = remote, listed, list[str]()
-        for name, limit in ((INDEX, _MAX_INDEX), ("config.json", _MAX_SMALL), *((template, _MAX_SMALL) for template in _TEMPLATES)):
+        for name, limit in (
+            (INDEX, _MAX_INDEX),
+            ("config.json", _MAX_SMALL),
+            *((template, _MAX_SMALL) for template in _TEMPLATES),
+        ):
             if name in listed and not (name == INDEX and SINGLE in listed):
                 self._small(name, limit, scratch)
         super().__init__(scratch)
 
     def _small(self, name: str, limit: int, scratch: Path) -> None:
         if self.listed[name].size > limit:
-            raise FormatError("a file of the base is too large to be what its name says", where=f"{self.remote}, {name}",
-                              expected=f"at most {limit} bytes", found=self.listed[name].size)
+            raise FormatError(
+                "a file of the base is too large to be what its name says",
+                where=f"{self.remote}, {name}",
+                expected=f"at most {limit} bytes",
+                found=self.listed[name].size,
+            )
         fetch(self.remote, self.listed[name], scratch / name)
 
     def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
         if SINGLE in self.listed:
             return None, [SINGLE]
         if INDEX not in self.listed:
-            raise StorageError("the repository holds no safetensors checkpoint", where=self.remote, expected=f"{SINGLE} or {INDEX}",
-                               remedy="name a base with safetensors files; pickle files are refused")
+            raise StorageError(
+                "the repository holds no safetensors checkpoint",
+                where=self.remote,
+                expected=f"{SINGLE} or {INDEX}",
+                remedy="name a base with safetensors files; pickle files are refused",
+            )
         index, shards = super()._shards()
         if len(shards) > _MAX_SHARDS or any(shard not in self.listed for shard in shards):
-            raise FormatError("the index names shards that are not there, or too many", where=f"{self.remote}, {INDEX}",
-                              expected=f"at most {_MAX_SHARDS}, each in the listing", found=len(shards))
+            raise FormatError(
+                "the index names shards that are not there, or too many",
+                where=f"{self.remote}, {INDEX}",
+                expected=f"at most {_MAX_SHARDS}, each in the listing",
+                found=len(shards),
+            )
         return index, shards
 
     def _opened(self, shards: Iterable[str]) -> dict[str, HeaderFile]:  # type: ignore[override]
         """The headers, several requests at once."""
+
         def header(shard: str) -> HeaderFile:
             return read_header(self.remote, shard, self.listed[shard].size, _FIRST)
 
@@ -75,7 +95,11 @@ class RemoteBase(Checkpoint):
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             files = dict(zip(shards, pool.map(header, shards), strict=True))
         if sum(len(file.head) for file in files.values()) > _MAX_HEADERS:
-            raise FormatError("the headers of the base are too large", where=self.remote, expected=f"at most {_MAX_HEADERS} bytes")
+            raise FormatError(
+                "the headers of the base are too large",
+                where=self.remote,
+                expected=f"at most {_MAX_HEADERS} bytes",
+            )
         return files
 
     @property
@@ -94,7 +118,9 @@ class RemoteBase(Checkpoint):
         return self.remote.commit
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
-        """``structure`` and, where the hub lists every sha256, ``files``: more cannot be known without the weights."""
+        """``structure`` and, where the hub lists every sha256, ``files``: more cannot be known without the
+        weights.
+        """
         entries = self._entries()
         return fp.Fingerprint(self.structure, None, None if entries is None else fp.files(entries), None)
 
@@ -104,10 +130,14 @@ class RemoteBase(Checkpoint):
             whole[INDEX] = hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()
         if None in whole.values():
             return None
-        return [fp.FileEntry(name, self.listed[name].size, str(sha256)) for name, sha256 in sorted(whole.items())]
+        return [
+            fp.FileEntry(name, self.listed[name].size, str(sha256)) for name, sha256 in sorted(whole.items())
+        ]
 
     def has_file(self, name: str, sha256: str) -> bool | None:
-        """Whether its file has this sha256; None if the hub does not list that and the file is not small enough to fetch."""
+        """Whether its file has this sha256; None if the hub does not list that and the file is not small
+        enough to fetch.
+        """
         file = self.listed.get(name)
         if file is None or file.sha256 is not None:
             return file is not None and file.sha256 == sha256

@@ -1,4 +1,6 @@
-"""Keeps pulled artifacts on this machine: packs in the store, bundles in a folder named by the digest of their manifest."""
+"""Keeps pulled artifacts on this machine: packs in the store, bundles in a folder named by the digest of
+their manifest.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from ..runtime.validation import validate_bundle
 
 
 def cached(kind: str, identity: str) -> Path | None:
-    """The folder of an artifact that was pulled before, every byte hashed again; None if it is not there or was altered."""
+    """The folder of an artifact that was pulled before, every byte hashed again; None if it is not there or
+    was altered.
+    """
     if kind != "bundle":
         try:
             return Store().get(identity).path
@@ -33,7 +37,8 @@ def cached(kind: str, identity: str) -> Path | None:
 
 
 def store(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
-    """Takes a staged artifact over, validated; its id, which for an imported one is that of the pack made of it, and its folder.
+    """Takes a staged artifact over, validated; its id, which for an imported one is that of the pack made of
+    it, and its folder.
 
     Raises:
         FormatError: it is not valid; nothing of it is kept.

@@ -1,4 +1,5 @@
-"""Renders the model card of a pack or a bundle from its manifest and its validation report, and from nothing else.
+"""Renders the model card of a pack or a bundle from its manifest and its validation report, and from nothing
+else.
 
 Names from strangers stay text: the templates' environment escapes every value for Markdown.
 """
@@ -35,7 +36,9 @@ MARK = "<!-- written by adapterpack push from the manifest; remove this line to 
 _SIGNS = re.compile(r"([\\`*_\[\]<>|#~&$])")
 """What Markdown may take for markup anywhere in a line."""
 _START = re.compile(r"^(\d+(?=[.)])|(?=[-+=]))")
-"""What it may take for an item of a list, a rule or an underlined heading: where a backslash belongs at the start of a line."""
+"""What it may take for an item of a list, a rule or an underlined heading: where a backslash belongs at the
+start of a line.
+"""
 
 
 def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
@@ -52,30 +55,61 @@ def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
         "model-index": _model_index(manifest),
     }
     facts = {
-        "pack": pack.id, "task": manifest.task.type, "labels": ", ".join(manifest.task.labels or ()),
+        "pack": pack.id,
+        "task": manifest.task.type,
+        "labels": ", ".join(manifest.task.labels or ()),
         "sites": sum(group.role == "adapter" for group in manifest.groups),
-        "parameters": f"{sum(value.size for value in pack.tensors.values()):,}", "base content": manifest.base.content or "not known",
+        "parameters": f"{sum(value.size for value in pack.tensors.values()):,}",
+        "base content": manifest.base.content or "not known",
         "canary": "carried" if manifest.canary else "none",
-    }  # fmt: skip
-    return _render("pack.md.jinja", header, at, report, name=manifest.pack.name, description=manifest.pack.description, base=base,
-                   revision=manifest.base.commit, auto_class=task.auto_class if task else "AutoModel", labels=_labels(pack, task),
-                   method=manifest.method.type, loads=loads, facts=facts, metrics=manifest.metrics,
-                   max_rank=next((rank for rank in MAX_RANKS if rank >= largest_rank(pack)), 0),
-                   training={**manifest.config, **settings_of(manifest.training)},
-                   losses=curve(points) if (points := manifest.training.get("losses")) else "")
+    }
+    return _render(
+        "pack.md.jinja",
+        header,
+        at,
+        report,
+        name=manifest.pack.name,
+        description=manifest.pack.description,
+        base=base,
+        revision=manifest.base.commit,
+        auto_class=task.auto_class if task else "AutoModel",
+        labels=_labels(pack, task),
+        method=manifest.method.type,
+        loads=loads,
+        facts=facts,
+        metrics=manifest.metrics,
+        max_rank=next((rank for rank in MAX_RANKS if rank >= largest_rank(pack)), 0),
+        training={**manifest.config, **settings_of(manifest.training)},
+        losses=curve(points) if (points := manifest.training.get("losses")) else "",
+    )
 
 
 def bundle_card(bundle: Any, at: names.Reference, base: str, license_name: str, report: Report) -> str:
     """The README of a bundle that is pushed to ``at``."""
-    header = {"base_model": base, "base_model_relation": "quantized" if bundle.quantization else "adapter", "library_name": "adapterpack",
-              "license": license_name, "pipeline_tag": bundle.task, "tags": ["adapterpack", "onnx", "onnxruntime"]}
-    adapters = [{"adapter": one.name, "slot": one.slot, "labels": ", ".join(one.labels or ()), "pack": one.pack} for one in bundle.adapters]
-    return _render("bundle.md.jinja", header, at, report, name=at.name, base=base, mode=bundle.mode, adapters=adapters)
+    header = {
+        "base_model": base,
+        "base_model_relation": "quantized" if bundle.quantization else "adapter",
+        "library_name": "adapterpack",
+        "license": license_name,
+        "pipeline_tag": bundle.task,
+        "tags": ["adapterpack", "onnx", "onnxruntime"],
+    }
+    adapters = [
+        {"adapter": one.name, "slot": one.slot, "labels": ", ".join(one.labels or ()), "pack": one.pack}
+        for one in bundle.adapters
+    ]
+    return _render(
+        "bundle.md.jinja", header, at, report, name=at.name, base=base, mode=bundle.mode, adapters=adapters
+    )
 
 
 def _license(manifest: m.Manifest) -> dict[str, Any]:
     if manifest.license_link:
-        return {"license": "other", "license_name": _one_line(manifest.license), "license_link": _one_line(manifest.license_link)}
+        return {
+            "license": "other",
+            "license_name": _one_line(manifest.license),
+            "license_link": _one_line(manifest.license_link),
+        }
     return {"license": _one_line(manifest.license).lower()}
 
 
@@ -83,27 +117,48 @@ def _labels(pack: Pack, task: Task | None) -> int:
     """How many labels the pack's own head has; 0 where it has none."""
     if task is None or not task.labelled:
         return 0
-    heads = [params["weight"] for params in pack.full().values() if params.get("weight", np.empty(0)).ndim == 2]
+    heads = [
+        params["weight"] for params in pack.full().values() if params.get("weight", np.empty(0)).ndim == 2
+    ]
     return len(pack.manifest.task.labels or ()) or (len(heads[-1]) if heads else 0)
 
 
 def _model_index(manifest: m.Manifest) -> list[dict[str, Any]] | None:
     if not manifest.metrics:
         return None
-    results = [{"task": {"type": manifest.task.type},
-                "dataset": {"name": _one_line(metric.get("dataset") or "not named"), "type": _one_line(metric.get("dataset") or "unknown")},
-                "metrics": [{"type": _one_line(metric.get("name")), "value": metric.get("value")}]} for metric in manifest.metrics]
+    results = [
+        {
+            "task": {"type": manifest.task.type},
+            "dataset": {
+                "name": _one_line(metric.get("dataset") or "not named"),
+                "type": _one_line(metric.get("dataset") or "unknown"),
+            },
+            "metrics": [{"type": _one_line(metric.get("name")), "value": metric.get("value")}],
+        }
+        for metric in manifest.metrics
+    ]
     return [{"name": manifest.pack.name, "results": results}]
 
 
-def _render(template: str, header: Mapping[str, Any], at: names.Reference, report: Report, **values: Any) -> str:
+def _render(
+    template: str, header: Mapping[str, Any], at: names.Reference, report: Report, **values: Any
+) -> str:
     fields = {key: value for key, value in header.items() if value not in (None, [], "")}
     # Only the topic of what was not checked: its words may name a place on a disk.
     topics = dict.fromkeys(text.partition(":")[0] for text in report.not_checked)
-    return _environment().get_template(template).render(
-        header=Markup(yaml.safe_dump(_header(fields), sort_keys=True, allow_unicode=True, width=120)), mark=Markup(MARK), at=at,
-        state=report.state if report.valid else "not valid", open=", ".join(topics),
-        warnings="; ".join(f"{finding.rule}: {finding.message}" for finding in report.findings), **values)
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            header=Markup(yaml.safe_dump(_header(fields), sort_keys=True, allow_unicode=True, width=120)),
+            mark=Markup(MARK),
+            at=at,
+            state=report.state if report.valid else "not valid",
+            open=", ".join(topics),
+            warnings="; ".join(f"{finding.rule}: {finding.message}" for finding in report.findings),
+            **values,
+        )
+    )
 
 
 @cache
@@ -157,7 +212,13 @@ def _header(value: Any) -> Any:
     """A value of the YAML header, every text on one line."""
     if isinstance(value, Mapping):
         return {_header(key): _header(item) for key, item in value.items()}
-    return [_header(item) for item in value] if isinstance(value, list | tuple) else _one_line(value) if isinstance(value, str) else value
+    return (
+        [_header(item) for item in value]
+        if isinstance(value, list | tuple)
+        else _one_line(value)
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _one_line(value: object) -> str:

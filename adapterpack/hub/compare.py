@@ -12,7 +12,9 @@ from .lockfile import Pinned
 
 
 def changes(before: Pinned, kind: str, identity: str, path: Path) -> tuple[str, ...]:
-    """The differences between what was pinned and what was pulled now; nothing if they are the same artifact."""
+    """The differences between what was pinned and what was pulled now; nothing if they are the same
+    artifact.
+    """
     if (before.kind, before.id) == (kind, identity):
         return ()
     lines = [f"kind: {before.kind} -> {kind}"] if before.kind != kind else []
@@ -39,5 +41,7 @@ def _in_manifests(one: m.Manifest, other: m.Manifest) -> list[str]:
     for key in sorted(after):
         if key not in {"tensors", "files"} and before.get(key) != after[key]:
             short = [str(value[key])[:80] for value in (before, after)]
-            lines.append(f"{key}: {short[0]} -> {short[1]}" if len("".join(short)) < 120 else f"{key} differs")
+            lines.append(
+                f"{key}: {short[0]} -> {short[1]}" if len("".join(short)) < 120 else f"{key} differs"
+            )
     return lines

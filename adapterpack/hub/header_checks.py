@@ -1,4 +1,6 @@
-"""Validates an adapter on a hub without its weights: every check that needs only headers and small files, for each kind of artifact."""
+"""Validates an adapter on a hub without its weights: every check that needs only headers and small files, for
+each kind of artifact.
+"""
 
 from __future__ import annotations
 
@@ -39,21 +41,27 @@ _FIRST = 100_000
 """Bytes of the first range: the headers of most adapters are shorter."""
 _MAX_TEXT = 16 << 20
 """Bytes of a file of a bundle that is downloaded here: the tokenizers of most models are smaller."""
-_GRAPHS = ("graphs and slots: neither what the graphs compute nor that the slots hold the packs, of which only the manifests were read "
-           "(--full)")
+_GRAPHS = (
+    "graphs and slots: neither what the graphs compute nor that the slots hold the packs, of which only the "
+    "manifests were read (--full)"
+)
 _VALUES = "values: only the header of the tensor file was read (--full reads everything)"
 _DIGESTS = "digests: sizes and sha256 are the hub's word, and not all files have one there (--full)"
 _SIGNATURE = "signature: not verified (adapterpack pull it to a folder, then adapterpack verify)"
-_NO_MANIFEST = ("no manifest: one would add the sha256 of every file and tensor, the base's identity by content, the resolved config "
-                "and scale of every site, the tokenizer, a canary, the license and the lineage (adapterpack pull, then push)")
+_NO_MANIFEST = (
+    "no manifest: one would add the sha256 of every file and tensor, the base's identity by content, the "
+    "resolved config and scale of every site, the tokenizer, a canary, the license and the lineage "
+    "(adapterpack pull, then push)"
+)
 _OF_FOLDERS = frozenset({NO_BASE, SHAPES_ONLY})
 """Questions that are open where no base, or a folder, was named; a base on a hub answers them."""
 
 
 @dataclass(frozen=True)
 class RemoteContext:
-    """The artifact to validate: ``folder`` holds its manifest, ``base_folder`` takes what is fetched of a base, and ``base`` is the one
-    that the user named (a folder or a reference)."""
+    """The artifact to validate: ``folder`` holds its manifest, ``base_folder`` takes what is fetched of a
+    base, and ``base`` is the one that the user named (a folder or a reference).
+    """
 
     remote: Remote
     artifact: Artifact
@@ -97,16 +105,32 @@ class RemoteContext:
         if not isinstance(base, RemoteBase):
             return ()
         same_commit = ", at the commit that is named" if base.commit == self.named_base.commit else ""
-        weights = f"base: only the listing and the headers of {base.remote} were read{same_commit}; its weights were not (--base FOLDER)"
-        unread = tuple(f"tokenizer: {name} of the base is large, and the hub lists no sha256 of it (--base FOLDER)" for name in base.unread)
+        weights = (
+            f"base: only the listing and the headers of {base.remote} were read{same_commit}; its weights "
+            "were not (--base FOLDER)"
+        )
+        unread = tuple(
+            f"tokenizer: {name} of the base is large, and the hub lists no sha256 of it (--base FOLDER)"
+            for name in base.unread
+        )
         return (*(() if verdict is not None and verdict.accepted else (weights,)), *unread)
 
 
-def _checked(context: RemoteContext, pack: Pack, file: HeaderFile, small_files: Mapping[str, bytes]) -> Report:
+def _checked(
+    context: RemoteContext, pack: Pack, file: HeaderFile, small_files: Mapping[str, bytes]
+) -> Report:
     """The checks of a pack by its headers, with the base if one can be read."""
     base, why = context.readable_base()
-    subject = Subject(Path(context.remote.reference.address), pack, file, small_files, base, False, context.budget,
-                      context.allow_structural)
+    subject = Subject(
+        Path(context.remote.reference.address),
+        pack,
+        file,
+        small_files,
+        base,
+        False,
+        context.budget,
+        context.allow_structural,
+    )
     findings, spent = run_checks(subject, HEADER_CHECKS)
     verdict = None if spent else base_verdict(pack, base, findings)
     answered = frozenset[str]() if isinstance(context.base, Path) else _OF_FOLDERS
@@ -124,14 +148,25 @@ def _pack(context: RemoteContext) -> Report:
     file, small_files = _header(context), {}
     for entry in manifest.files:
         if entry.path != TENSORS:
-            fetch(context.remote, ListedFile(entry.path, entry.size, entry.sha256, None), context.folder / entry.path)
+            fetch(
+                context.remote,
+                ListedFile(entry.path, entry.size, entry.sha256, None),
+                context.folder / entry.path,
+            )
             small_files[entry.path] = (context.folder / entry.path).read_bytes()
-    pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, None, small_files)
+    pack = Pack(
+        manifest,
+        {name: file.read(name) for name in file.tensors if name in manifest.tensors},
+        None,
+        small_files,
+    )
     return _incomplete(context, _checked(context, pack, file, small_files), "PEFT's reading of it (--full)")
 
 
 def _peft(context: RemoteContext) -> Report:
-    """Imported with zeros in place of its weights: names, shapes, pairs, options and sites are those of the real ones."""
+    """Imported with zeros in place of its weights: names, shapes, pairs, options and sites are those of the
+    real ones.
+    """
     artifact = context.artifact
     code = tuple(remote_code(_json(artifact), artifact.manifest_name, foreign=True))
     if any(finding.severity == "error" for finding in code):
@@ -140,7 +175,11 @@ def _peft(context: RemoteContext) -> Report:
     file = _header(context)
     pack, unknown, _ = from_peft.imported(context.folder, tensors=file)
     report = _checked(context, pack, file, {})
-    return _incomplete(context, report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)), _NO_MANIFEST)
+    return _incomplete(
+        context,
+        report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)),
+        _NO_MANIFEST,
+    )
 
 
 def _bundle(context: RemoteContext) -> Report:
@@ -156,13 +195,26 @@ def _bundle(context: RemoteContext) -> Report:
             verdict = result
     if base is not None and not unread:
         findings += texts_of_base(context.folder, bundle, base)
-    left = (*(f"tokenizer, chat template and configuration: {name} is large (--full)" for name in unread), *why)
-    report = Report("bundle", "", context.artifact.id, tuple(findings), (*left, *context.open_questions(base, verdict)), True, verdict)
+    left = (
+        *(f"tokenizer, chat template and configuration: {name} is large (--full)" for name in unread),
+        *why,
+    )
+    report = Report(
+        "bundle",
+        "",
+        context.artifact.id,
+        tuple(findings),
+        (*left, *context.open_questions(base, verdict)),
+        True,
+        verdict,
+    )
     return _incomplete(context, report, _GRAPHS)
 
 
 def _fetch_texts(context: RemoteContext) -> tuple[str, ...]:
-    """Downloads what a session reads besides graphs and packs; returns the names of files that are too large for that."""
+    """Downloads what a session reads besides graphs and packs; returns the names of files that are too large
+    for that.
+    """
     entries = [entry for entry in context.artifact.files if entry.path in CARRIED]
     if large := tuple(entry.path for entry in entries if entry.size > _MAX_TEXT):
         return large
@@ -173,18 +225,29 @@ def _fetch_texts(context: RemoteContext) -> tuple[str, ...]:
 
 
 def _bundled(context: RemoteContext) -> Iterator[Finding]:
-    """AB201: the manifests of the packs in a bundle are those that it names; AB203: its tokenizer is theirs, as far as both say it."""
+    """AB201: the manifests of the packs in a bundle are those that it names; AB203: its tokenizer is theirs,
+    as far as both say it.
+    """
     entries = {entry.path: entry for entry in context.artifact.files}
     for number, adapter in enumerate(context.artifact.manifest.adapters):
         path = f"{adapter.path}/{m.FILE_NAME}"
         if path not in entries or context.listed[path].size > m.MAX_BYTES:
-            yield Finding("AB103", "error", adapter.path, "a pack without a manifest", "export again", file=path)
+            yield Finding(
+                "AB103", "error", adapter.path, "a pack without a manifest", "export again", file=path
+            )
             continue
         place = context.folder / f"pack{number}.json"
         fetch(context.remote, context.listed[path], place, entries[path].sha256)
         pack = m.parse(place.read_bytes(), f"{context.remote}, {path}")
         if pack.id != adapter.pack:
-            yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again", file=path)
+            yield Finding(
+                "AB201",
+                "error",
+                adapter.path,
+                "the pack is not the one that the bundle names",
+                "export again",
+                file=path,
+            )
         yield from other_tokenizer(context.artifact.manifest, adapter, pack)
 
 
@@ -201,8 +264,14 @@ def _header(context: RemoteContext) -> HeaderFile:
 
 def _incomplete(context: RemoteContext, report: Report, more: str) -> Report:
     signature = (_SIGNATURE,) if SIGNATURE in context.listed else ()
-    return report._replace(not_checked=(_VALUES, _DIGESTS, *signature, more, *report.not_checked), incomplete=True)
+    return report._replace(
+        not_checked=(_VALUES, _DIGESTS, *signature, more, *report.not_checked), incomplete=True
+    )
 
 
-HEADER_REPORTS: dict[str, Callable[[RemoteContext], Report]] = {"pack": _pack, "peft": _peft, "bundle": _bundle}
+HEADER_REPORTS: dict[str, Callable[[RemoteContext], Report]] = {
+    "pack": _pack,
+    "peft": _peft,
+    "bundle": _bundle,
+}
 """Kind of artifact -> its validation by headers."""

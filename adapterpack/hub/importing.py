@@ -1,4 +1,6 @@
-"""Imports a PEFT adapter as a pack, and identifies the base that it names from the listing and the headers of its repository."""
+"""Imports a PEFT adapter as a pack, and identifies the base that it names from the listing and the headers of
+its repository.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,20 @@ def import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str
         with scratch_folder() as scratch:
             base = remote_base(names.Reference(hint.name, hint.commit or names.MAIN), scratch, token)
             pack.require_base(base, allow_structural=True)
-            return _with_base(pack, base), (f"its base was identified by the listing and the headers of {base.remote}",)
+            return _with_base(pack, base), (
+                f"its base was identified by the listing and the headers of {base.remote}",
+            )
     except AdapterpackError as error:
         return pack, (f"its base {hint.name} is known by name only: {error.what}",)
 
 
 def _with_base(pack: Pack, base: RemoteBase) -> Pack:
     fingerprint, model_type = base.fingerprint(), base.config.get("model_type")
-    identified = replace(pack.manifest.base, commit=base.commit, structure=fingerprint.structure, files=fingerprint.files,
-                         model_type=model_type if isinstance(model_type, str) else None)
+    identified = replace(
+        pack.manifest.base,
+        commit=base.commit,
+        structure=fingerprint.structure,
+        files=fingerprint.files,
+        model_type=model_type if isinstance(model_type, str) else None,
+    )
     return sealed(replace(pack.manifest, base=identified), pack.tensors, pack.extra)

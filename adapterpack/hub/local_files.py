@@ -1,4 +1,6 @@
-"""Lists files to publish, with the digests by which a hub lists them; what was just validated is not read again."""
+"""Lists files to publish, with the digests by which a hub lists them; what was just validated is not read
+again.
+"""
 
 from __future__ import annotations
 

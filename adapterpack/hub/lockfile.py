@@ -1,4 +1,6 @@
-"""Pins what was pulled - reference, commit and digest - in a small file that a project keeps with its code."""
+"""Pins what was pulled - reference, commit and digest - in a small file that a project keeps with its
+code.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,12 @@ class Lockfile:
             value: Any = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), self.path, _MAX_BYTES)
         entries = value.get("entries") if isinstance(value, dict) and value.get("format") == _FORMAT else None
         if not isinstance(entries, dict) or value.get("version") != _VERSION:
-            raise FormatError("this is not a lock file of this version", where=self.path, expected=f"format {_FORMAT}, version {_VERSION}",
-                              remedy="name another file with --lock, or remove it")
+            raise FormatError(
+                "this is not a lock file of this version",
+                where=self.path,
+                expected=f"format {_FORMAT}, version {_VERSION}",
+                remedy="name another file with --lock, or remove it",
+            )
         return {key: _pinned(entry, f"{self.path}, {key}") for key, entry in entries.items()}
 
     def put(self, reference: names.Reference, pinned: Pinned) -> None:
@@ -81,15 +87,27 @@ class Lockfile:
             guard.mkdir(parents=True, exist_ok=True)
         with locked(guard / "lockfile", alone=os.name == "posix"):
             entries = {**self.all(), str(reference): pinned}
-            value = {"format": _FORMAT, "version": _VERSION, "entries": {key: asdict(one) for key, one in entries.items()}}
+            value = {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "entries": {key: asdict(one) for key, one in entries.items()},
+            }
             with output_file(self.path) as path:
                 path.write_bytes(strict_json.canonical(value))
 
 
 def _pinned(entry: Any, where: str) -> Pinned:
-    texts = isinstance(entry, dict) and set(entry) == {"commit", "kind", "id"} and all(isinstance(item, str) for item in entry.values())
+    texts = (
+        isinstance(entry, dict)
+        and set(entry) == {"commit", "kind", "id"}
+        and all(isinstance(item, str) for item in entry.values())
+    )
     if not texts or not names.COMMIT.fullmatch(entry["commit"]) or not _ID.fullmatch(entry["id"]):
-        raise FormatError("a lock file's entry has a commit, a kind and an id", where=where, remedy="remove the entry, and pull again")
+        raise FormatError(
+            "a lock file's entry has a commit, a kind and an id",
+            where=where,
+            remedy="remove the entry, and pull again",
+        )
     return Pinned(**entry)
 
 

@@ -1,4 +1,6 @@
-"""Checks names that strangers choose: repositories, folders in them, revisions, and paths inside a repository."""
+"""Checks names that strangers choose: repositories, folders in them, revisions, and paths inside a
+repository.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 _LONGEST_REVISION = 200
 """Characters, so that with its slashes as %2F it can be the name of a file."""
-_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10))})
+_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10))}
+)
 MAIN = "main"
 
 
 class Reference(NamedTuple):
-    """A repository, a revision of it (a branch, a tag, a pull request's ref or a commit), and a folder in it ("" for the whole)."""
+    """A repository, a revision of it (a branch, a tag, a pull request's ref or a commit), and a folder in it
+    ("" for the whole).
+    """
 
     repo: str
     revision: str = MAIN
@@ -58,7 +64,12 @@ def is_repo(text: str) -> bool:
         >>> is_repo("org/name"), is_repo("../name"), is_repo("name")
         (True, False, False)
     """
-    return _REPO.fullmatch(text) is not None and ".." not in text and "--" not in text and not text.endswith((".git", ".", "-"))
+    return (
+        _REPO.fullmatch(text) is not None
+        and ".." not in text
+        and "--" not in text
+        and not text.endswith((".git", ".", "-"))
+    )
 
 
 def is_revision(text: str) -> bool:
@@ -95,9 +106,16 @@ def parse(text: str) -> Reference:
     address, at, revision = text.removeprefix(SCHEME).partition("@")
     owner, _, rest = address.partition("/")
     name, slash, folder = rest.partition("/")
-    if not is_repo(f"{owner}/{name}") or (slash and not is_folder(folder)) or (at and not is_revision(revision)):
-        raise ConfigError("this is not the address of a repository on a hub", where=text,
-                          expected="hf://org/name or hf://org/name/folder, with or without @revision")
+    if (
+        not is_repo(f"{owner}/{name}")
+        or (slash and not is_folder(folder))
+        or (at and not is_revision(revision))
+    ):
+        raise ConfigError(
+            "this is not the address of a repository on a hub",
+            where=text,
+            expected="hf://org/name or hf://org/name/folder, with or without @revision",
+        )
     return Reference(f"{owner}/{name}", revision or MAIN, folder)
 
 
@@ -110,7 +128,10 @@ def unsafe(path: str) -> str | None:
     """
     if not path or len(path.encode("utf-8", "surrogatepass")) > 255:
         return "it is empty or longer than 255 bytes"
-    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in path) or unicodedata.normalize("NFC", path) != path:
+    if (
+        any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in path)
+        or unicodedata.normalize("NFC", path) != path
+    ):
         return "characters that not every file system keeps"
     if "\\" in path or ":" in path:
         return "a backslash or a colon"
@@ -130,15 +151,24 @@ def require_safe(paths: list[str], where: object) -> None:
     """
     for path in paths:
         if reason := unsafe(path):
-            raise FormatError("the hub lists a path that must not become a file here", where=where, found=f"{path[:80]!r}: {reason}",
-                              remedy="do not use this repository")
+            raise FormatError(
+                "the hub lists a path that must not become a file here",
+                where=where,
+                found=f"{path[:80]!r}: {reason}",
+                remedy="do not use this repository",
+            )
     if both := clash(paths):
-        raise FormatError("the hub lists two paths that are one file on some systems", where=where,
-                          found=f"{both[0][:80]!r} and {both[1][:80]!r}", remedy="rename one of them in the repository")
+        raise FormatError(
+            "the hub lists two paths that are one file on some systems",
+            where=where,
+            found=f"{both[0][:80]!r} and {both[1][:80]!r}",
+            remedy="rename one of them in the repository",
+        )
 
 
 def clash(paths: Iterable[str]) -> tuple[str, str] | None:
-    """Two paths that cannot both exist: equal on a file system that ignores case, or one is a folder of the other. None if all can.
+    """Two paths that cannot both exist: equal on a file system that ignores case, or one is a folder of the
+    other. None if all can.
 
     Example:
         >>> clash(["a/b", "A/c"]), clash(["a", "A"]), clash(["a/b", "A"])

@@ -1,4 +1,6 @@
-"""Prepares what a push publishes: a validated pack or bundle and its card; what must not leave this machine is refused here."""
+"""Prepares what a push publishes: a validated pack or bundle and its card; what must not leave this machine
+is refused here.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ _MAX_TEXT = 64 << 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """The files to publish by their path in the repository, the card, and the identity; ``label`` is what people call it."""
+    """The files to publish by their path in the repository, the card, and the identity; ``label`` is what
+    people call it.
+    """
 
     kind: str
     id: str
@@ -42,16 +46,27 @@ class Prepared:
 
 
 @contextmanager
-def prepared(source: Pack | str | os.PathLike[str], to: names.Reference, base_model: str | None,
-             license_name: str | None) -> Iterator[Prepared]:
-    """The artifact, checked; a pack that is in memory, came from PEFT, or gets a base's name or a license is written anew.
+def prepared(
+    source: Pack | str | os.PathLike[str],
+    to: names.Reference,
+    base_model: str | None,
+    license_name: str | None,
+) -> Iterator[Prepared]:
+    """The artifact, checked; a pack that is in memory, came from PEFT, or gets a base's name or a license is
+    written anew.
 
     Raises:
-        ConfigError: the base has no address that others could use, there is no license, or something looks like a secret.
+        ConfigError: the base has no address that others could use, there is no license, or something looks
+            like a secret.
         FormatError: it is not valid, or not an artifact.
     """
     if base_model is not None and not names.is_repo(base_model):
-        raise ConfigError("the base must be named as others can find it", where="--base-model", expected="OWNER/NAME", found=base_model)
+        raise ConfigError(
+            "the base must be named as others can find it",
+            where="--base-model",
+            expected="OWNER/NAME",
+            found=base_model,
+        )
     kind = "pack" if isinstance(source, Pack) else _kind(Path(source))
     with scratch_folder() as scratch:
         if kind in {"pack", "peft"}:
@@ -59,33 +74,62 @@ def prepared(source: Pack | str | os.PathLike[str], to: names.Reference, base_mo
         elif kind == "bundle" and not isinstance(source, Pack):
             ready = _bundle(Path(source), to, base_model, license_name)
         else:
-            raise FormatError("only packs, PEFT adapters and bundles are pushed", where=source, expected=" or ".join(KINDS),
-                              remedy="convert it first (adapterpack convert --to pack)")
-        refuse_secrets({README: ready.card.text(_MAX_TEXT), **{name: file.text(_MAX_TEXT) for name, file in ready.files.items()
-                                                               if PurePosixPath(name).suffix in _TEXT}})
+            raise FormatError(
+                "only packs, PEFT adapters and bundles are pushed",
+                where=source,
+                expected=" or ".join(KINDS),
+                remedy="convert it first (adapterpack convert --to pack)",
+            )
+        refuse_secrets(
+            {
+                README: ready.card.text(_MAX_TEXT),
+                **{
+                    name: file.text(_MAX_TEXT)
+                    for name, file in ready.files.items()
+                    if PurePosixPath(name).suffix in _TEXT
+                },
+            }
+        )
         yield ready
 
 
 def _kind(folder: Path) -> str | None:
     if not folder.exists():
-        raise StorageError("there is no such folder", where=folder, remedy="name the folder of a pack or a bundle")
+        raise StorageError(
+            "there is no such folder", where=folder, remedy="name the folder of a pack or a bundle"
+        )
     return next((kind for mark, kind in KINDS.items() if (folder / mark).is_file()), None)
 
 
-def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Reference, base_model: str | None,
-          license_name: str | None) -> Prepared:
+def _pack(
+    source: Pack | str | os.PathLike[str],
+    scratch: Path,
+    to: names.Reference,
+    base_model: str | None,
+    license_name: str | None,
+) -> Prepared:
     folder = source.path if isinstance(source, Pack) else Path(source)
     if folder is not None and (strange := next(forbidden_files(folder), None)):
-        raise FormatError(f"the pack must not be published, {strange.rule}: {strange.message}", where=folder / strange.where,
-                          remedy=strange.fix)
+        raise FormatError(
+            f"the pack must not be published, {strange.rule}: {strange.message}",
+            where=folder / strange.where,
+            remedy=strange.fix,
+        )
     pack, report = (source, None) if isinstance(source, Pack) else checked(source)
     manifest = pack.manifest
-    changed = replace(manifest, license=license_name or manifest.license,
-                                  base=replace(manifest.base, name=base_model or manifest.base.name))
+    changed = replace(
+        manifest,
+        license=license_name or manifest.license,
+        base=replace(manifest.base, name=base_model or manifest.base.name),
+    )
     _require_named(changed.base.name, changed.license, pack.name)
     if changed != manifest:
         pack = sealed(changed, pack.tensors, pack.extra)
-    if folder is None or not (folder / m.FILE_NAME).is_file() or f"sha256:{sha256_of(folder / m.FILE_NAME)}" != pack.id:
+    if (
+        folder is None
+        or not (folder / m.FILE_NAME).is_file()
+        or f"sha256:{sha256_of(folder / m.FILE_NAME)}" != pack.id
+    ):
         folder, report = pack.write(scratch / "pack").path or scratch, None
     if report is None:  # what is sent was validated, whatever it was made from
         pack, report = checked(folder)
@@ -93,7 +137,13 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Refere
     files = {m.FILE_NAME: LocalFile.of(folder / m.FILE_NAME), **listed}
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
-    return Prepared("pack", pack.id, pack.manifest.pack.name, files, LocalFile.of(pack_card(pack, to, report).encode("utf-8")))
+    return Prepared(
+        "pack",
+        pack.id,
+        pack.manifest.pack.name,
+        files,
+        LocalFile.of(pack_card(pack, to, report).encode("utf-8")),
+    )
 
 
 def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_name: str | None) -> Prepared:
@@ -102,7 +152,11 @@ def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_n
     bundle = read_bundle(folder)
     for entry in bundle.files:
         if names.unsafe(entry.path) or PurePosixPath(entry.path).suffix.casefold() in FORBIDDEN_SUFFIXES:
-            raise FormatError("the bundle holds a file that must not be published", where=folder / entry.path, remedy="export it again")
+            raise FormatError(
+                "the bundle holds a file that must not be published",
+                where=folder / entry.path,
+                remedy="export it again",
+            )
     licenses = {load(folder / adapter.path).manifest.license for adapter in bundle.adapters}
     agreed = license_name or (licenses.pop() if len(licenses) == 1 else None)
     base = base_model or bundle.base.name
@@ -117,7 +171,16 @@ def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_n
 
 def _require_named(base: str | None, license_name: str | None, name: str) -> None:
     if base is None or not names.is_repo(base):
-        raise ConfigError("the base is named by a place on your disk, or not at all: nobody else could find it", where=f"'{name}', base",
-                          expected="OWNER/NAME", found=base, remedy="name it on the hub with --base-model OWNER/NAME")
+        raise ConfigError(
+            "the base is named by a place on your disk, or not at all: nobody else could find it",
+            where=f"'{name}', base",
+            expected="OWNER/NAME",
+            found=base,
+            remedy="name it on the hub with --base-model OWNER/NAME",
+        )
     if not license_name:
-        raise ConfigError("there is no license", where=f"'{name}', license", remedy="say under which with --license, such as apache-2.0")
+        raise ConfigError(
+            "there is no license",
+            where=f"'{name}', license",
+            remedy="say under which with --license, such as apache-2.0",
+        )

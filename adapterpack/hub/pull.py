@@ -1,4 +1,6 @@
-"""Pulls an artifact from a hub: its commit first, then its manifest, then only what that lists, hashed while it arrives."""
+"""Pulls an artifact from a hub: its commit first, then its manifest, then only what that lists, hashed while
+it arrives.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Pulled:
     """An artifact that lies on this machine, validated: from where, which, and at which ``path``.
 
     ``folder`` is the one in the repository, "" where the artifact is the whole of it.
-    ``changed`` says in words what an update changed, ``before`` what the lock file named until then; ``notes`` what else there is to know.
+    ``changed`` says in words what an update changed, ``before`` what the lock file named until then;
+    ``notes`` what else there is to know.
     """
 
     repo: str
@@ -55,13 +58,23 @@ class Pulled:
         return dict(strict_json.plain({**vars(self), "path": str(self.path)}))
 
 
-def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool = False, lock: str | os.PathLike[str] | None = None,
-         max_bytes: int = MAX_BYTES, token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pulled:
-    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only what is valid is kept.
+def pull(
+    source: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    update: bool = False,
+    lock: str | os.PathLike[str] | None = None,
+    max_bytes: int = MAX_BYTES,
+    token: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pulled:
+    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only
+    what is valid is kept.
 
-    With a ``lock`` file what it pins is fetched, whatever the revision means by now; ``update`` pins what it means now. A PEFT adapter
-    becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is hashed again and used. A large file that breaks off goes
-    on where it was, also in a later pull. ``progress`` is called with (bytes done, bytes in all).
+    With a ``lock`` file what it pins is fetched, whatever the revision means by now; ``update`` pins what it
+    means now. A PEFT adapter becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is
+    hashed again and used. A large file that breaks off goes on where it was, also in a later pull.
+    ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
         FormatError: larger than ``max_bytes``, not what its manifest lists, or not valid.
@@ -77,7 +90,11 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
         refuse_existing(Path(out))
     file = None if lock is None else Lockfile(lock)
     before = None if file is None else file.get(reference)
-    pulled = _offline(reference, before, update) if offline() else _online(reference, before, update, max_bytes, token, progress)
+    pulled = (
+        _offline(reference, before, update)
+        if offline()
+        else _online(reference, before, update, max_bytes, token, progress)
+    )
     pinned = Pinned(pulled.commit, pulled.kind, pulled.id)
     if file is not None and pinned != before:
         file.put(reference, pinned)
@@ -89,15 +106,22 @@ def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool
     return replace(pulled, path=Path(out))
 
 
-def fetch_artifact(remote: Remote, listed: dict[str, ListedFile], max_bytes: int = MAX_BYTES,
-                   progress: Progress | None = None) -> Pulled:
+def fetch_artifact(
+    remote: Remote,
+    listed: dict[str, ListedFile],
+    max_bytes: int = MAX_BYTES,
+    progress: Progress | None = None,
+) -> Pulled:
     """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
     with scratch_folder() as name:
         scratch = Path(name) / remote.reference.name  # an imported adapter is called by its folder
         scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
-        identity, path = artifact.id, None if artifact.kind == "peft" else bundle_cache.cached(artifact.kind, artifact.id)
+        identity, path = (
+            artifact.id,
+            None if artifact.kind == "peft" else bundle_cache.cached(artifact.kind, artifact.id),
+        )
         notes: tuple[str, ...] = ()
         if path is None:
             download(remote, artifact, listed, scratch, progress)
@@ -112,8 +136,14 @@ def fetch_artifact(remote: Remote, listed: dict[str, ListedFile], max_bytes: int
     return _pulled(remote.reference, pinned, path, notes)
 
 
-def _online(reference: names.Reference, before: Pinned | None, update: bool, max_bytes: int, token: str | None,
-            progress: Progress | None) -> Pulled:
+def _online(
+    reference: names.Reference,
+    before: Pinned | None,
+    update: bool,
+    max_bytes: int,
+    token: str | None,
+    progress: Progress | None,
+) -> Pulled:
     pinned = before is not None and not update
     remote = connect(reference.at(before.commit) if before and pinned else reference, token)
     pulled = replace(fetch_artifact(remote, tree(remote), max_bytes, progress), revision=reference.revision)
@@ -124,7 +154,11 @@ def _online(reference: names.Reference, before: Pinned | None, update: bool, max
     if pulled.kind != "peft":
         _require_pinned(pulled, before, remote)
     now = connect(reference, token).commit
-    moved = () if now == before.commit else (f"{reference.revision} is at {now} by now; the lock file pins {before.commit} (--update)",)
+    moved = (
+        ()
+        if now == before.commit
+        else (f"{reference.revision} is at {now} by now; the lock file pins {before.commit} (--update)",)
+    )
     return replace(pulled, notes=(*pulled.notes, *moved))
 
 
@@ -132,12 +166,19 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
     """What was pulled before, by the lock file or by what this machine remembers."""
     pinned = before or machine_lockfile(reference).get(reference)
     if update or pinned is None:
-        raise HubOffline("the network may not be used, and this was not pulled before", where=reference,
-                         remedy="unset HF_HUB_OFFLINE and pull it once")
+        raise HubOffline(
+            "the network may not be used, and this was not pulled before",
+            where=reference,
+            remedy="unset HF_HUB_OFFLINE and pull it once",
+        )
     path = bundle_cache.cached(pinned.kind, pinned.id)
     if path is None:
-        raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference,
-                         expected=pinned.id, remedy="unset HF_HUB_OFFLINE and pull it again")
+        raise HubOffline(
+            "the network may not be used, and what was pulled is not in the store any more",
+            where=reference,
+            expected=pinned.id,
+            remedy="unset HF_HUB_OFFLINE and pull it again",
+        )
     return _pulled(reference, pinned, path, ("from the store: no network",))
 
 
@@ -145,7 +186,8 @@ def pinned_artifact(reference: names.Reference, pinned: Pinned) -> Path:
     """The folder of what a lock file pins: from the store, or from the hub at its commit.
 
     Raises:
-        FormatError: the hub has another artifact at that commit; of a PEFT adapter, the pack that it becomes is another one by now.
+        FormatError: the hub has another artifact at that commit; of a PEFT adapter, the pack that it becomes
+            is another one by now.
         HubError: by name.
     """
     path = bundle_cache.cached(pinned.kind, pinned.id)
@@ -159,12 +201,22 @@ def pinned_artifact(reference: names.Reference, pinned: Pinned) -> Path:
 
 def _require_pinned(pulled: Pulled, pinned: Pinned, remote: Remote) -> None:
     if pulled.id != pinned.id:
-        raise FormatError("the commit holds another artifact than the lock file pins", where=remote, expected=pinned.id, found=pulled.id,
-                          remedy="ask who owns the repository; --update accepts it")
+        raise FormatError(
+            "the commit holds another artifact than the lock file pins",
+            where=remote,
+            expected=pinned.id,
+            found=pulled.id,
+            remedy="ask who owns the repository; --update accepts it",
+        )
 
 
-def download(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile], scratch: Path,
-             progress: Progress | None = None) -> None:
+def download(
+    remote: Remote,
+    artifact: Artifact,
+    listed: Mapping[str, ListedFile],
+    scratch: Path,
+    progress: Progress | None = None,
+) -> None:
     """Downloads every file but the manifest into the folder where that is, each hashed while it arrives.
 
     Raises:
@@ -172,10 +224,16 @@ def download(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile
         StorageError: the disk has too little space.
     """
     free = shutil.disk_usage(scratch).free
-    needed = artifact.size * (1 if artifact.kind == "bundle" else 2) + _SPARE  # a pack once as it comes, and once in the store
+    # a pack once as it comes, and once in the store
+    needed = artifact.size * (1 if artifact.kind == "bundle" else 2) + _SPARE
     if needed > free:
-        raise StorageError("the disk has too little space for this artifact", where=cache_folder(), expected=f"{needed} bytes",
-                           found=free, remedy="free some, or set ADAPTERPACK_CACHE to another disk")
+        raise StorageError(
+            "the disk has too little space for this artifact",
+            where=cache_folder(),
+            expected=f"{needed} bytes",
+            found=free,
+            remedy="free some, or set ADAPTERPACK_CACHE to another disk",
+        )
     done, total = 0, sum(entry.size for entry in artifact.files)
 
     def tell(more: int) -> None:
@@ -209,11 +267,21 @@ def _add_signature(pulled: Pulled, folder: Path, token: str | None) -> None:
 
 
 def _pulled(reference: names.Reference, pinned: Pinned, path: Path, notes: tuple[str, ...]) -> Pulled:
-    return Pulled(reference.repo, reference.folder, reference.revision, pinned.commit, pinned.kind, pinned.id, path, notes=notes)
+    return Pulled(
+        reference.repo,
+        reference.folder,
+        reference.revision,
+        pinned.commit,
+        pinned.kind,
+        pinned.id,
+        path,
+        notes=notes,
+    )
 
 
 def local_copy(reference: names.Reference) -> Path | None:
-    """The folder of the artifact that a reference names; None if the repository holds none, as that of a base.
+    """The folder of the artifact that a reference names; None if the repository holds none, as that of a
+    base.
 
     Raises:
         HubError: by name.
@@ -224,7 +292,11 @@ def local_copy(reference: names.Reference) -> Path | None:
             return None
         if path := bundle_cache.cached(pinned.kind, pinned.id):
             return path
-        raise HubError("what was pulled is not in the store any more", where=reference, remedy="unset HF_HUB_OFFLINE and pull it again")
+        raise HubError(
+            "what was pulled is not in the store any more",
+            where=reference,
+            remedy="unset HF_HUB_OFFLINE and pull it again",
+        )
     remote = connect(reference)
     listed = tree(remote)
     return None if kind_in(listed) is None else fetch_artifact(remote, listed).path

@@ -1,4 +1,6 @@
-"""Pushes an artifact to a hub: one commit on top of the head that was read, and then a comparison with what arrived."""
+"""Pushes an artifact to a hub: one commit on top of the head that was read, and then a comparison with what
+arrived.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,11 @@ _MAX_CARD = 4 << 20
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did, or with ``dry_run`` would do: ``sent`` and ``deleted`` name files of the repository, ``commit`` is where the
-    artifact is now.
+    """What a push did, or with ``dry_run`` would do: ``sent`` and ``deleted`` name files of the repository,
+    ``commit`` is where the artifact is now.
 
-    ``folder`` is the one in the repository that it was put into, "" for the whole of it. ``id`` is the digest of its manifest.
-    ``pull_request`` is an address.
+    ``folder`` is the one in the repository that it was put into, "" for the whole of it. ``id`` is the digest
+    of its manifest. ``pull_request`` is an address.
     """
 
     repo: str
@@ -51,18 +53,31 @@ class Pushed:
         return dict(strict_json.plain(self))
 
 
-def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, tag: str | None = None, private: bool = False,
-         dry_run: bool = False, base_model: str | None = None, license: str | None = None, message: str | None = None,
-         token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pushed:
+def push(
+    pack: Pack | str | os.PathLike[str],
+    target: str,
+    *,
+    pr: bool = False,
+    tag: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    base_model: str | None = None,
+    license: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pushed:
     """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
 
-    A folder in the repository is as good as a whole one: files outside of it stay. Equal content is left alone. ``pr`` opens a pull
-    request; ``tag`` names the commit; ``private`` is for a repository that is made anew. ``base_model`` (OWNER/NAME) and ``license`` say
-    what a pack does not; such a pack has another id. Large files go in parts where the hub takes them so: a push that was interrupted goes
-    on with the part that is missing. ``progress`` is called with (bytes done, bytes in all).
+    A folder in the repository is as good as a whole one: files outside of it stay. Equal content is left
+    alone. ``pr`` opens a pull request; ``tag`` names the commit; ``private`` is for a repository that is made
+    anew. ``base_model`` (OWNER/NAME) and ``license`` say what a pack does not; such a pack has another id.
+    Large files go in parts where the hub takes them so: a push that was interrupted goes on with the part
+    that is missing. ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
-        ConfigError: no usable name of the base, no license, a secret, or files in the repository that belong to something else.
+        ConfigError: no usable name of the base, no license, a secret, or files in the repository that belong
+            to something else.
         FormatError: the artifact is not valid, or what arrived is not what was sent.
         HubConflict: somebody else changed the repository meanwhile.
         HubError: the hub refuses.
@@ -73,8 +88,12 @@ def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, 
     """
     reference = names.parse(target)
     if tag is not None and (pr or not names.is_revision(tag) or names.COMMIT.fullmatch(tag)):
-        raise ConfigError("this cannot be a tag", where="tag", found=tag,
-                          remedy="a pull request has none; else use letters, digits and . _ -")
+        raise ConfigError(
+            "this cannot be a tag",
+            where="tag",
+            found=tag,
+            remedy="a pull request has none; else use letters, digits and . _ -",
+        )
     with prepared(pack, reference, base_model, license) as ours:
         push = _Push(reference, ours, token, progress or (lambda done, total: None))
         return push.run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
@@ -83,7 +102,13 @@ def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, 
 class _Push:
     """One push: what the repository has, what is missing, the commit, the comparison with what arrived."""
 
-    def __init__(self, reference: names.Reference, ours: Prepared, token: str | None, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        reference: names.Reference,
+        ours: Prepared,
+        token: str | None,
+        progress: Callable[[int, int], None],
+    ) -> None:
         self.reference, self.ours, self.token, self.progress = reference, ours, token, progress
         self.files = {**ours.files, README: ours.card}
 
@@ -93,15 +118,33 @@ class _Push:
         whole = {} if remote is None else tree(remote.whole_repo)
         there = in_folder(whole, self.reference.prefix)
         if strange := next((path for path in self._enclosing() if path in whole), None):
-            raise ConfigError("the folder lies in that of another artifact, whose list of files is closed", where=self.reference,
-                              found=strange, remedy="push to a folder outside of it, or to another repository")
+            raise ConfigError(
+                "the folder lies in that of another artifact, whose list of files is closed",
+                where=self.reference,
+                found=strange,
+                remedy="push to a folder outside of it, or to another repository",
+            )
         send = [name for name in sorted(self.files) if not self._equal(name, there.get(name))]
-        if README in send and remote is not None and README in there and not self._is_ours(remote, there[README]):
+        if (
+            README in send
+            and remote is not None
+            and README in there
+            and not self._is_ours(remote, there[README])
+        ):
             send.remove(README)
         delete = [] if remote is None else self._stale(remote, there)
         head = None if remote is None else remote.commit
-        result = Pushed(self.reference.repo, self.reference.folder, head, self.ours.kind, self.ours.id, self._full(send),
-                        self._full(delete), created, dry_run=dry_run)
+        result = Pushed(
+            self.reference.repo,
+            self.reference.folder,
+            head,
+            self.ours.kind,
+            self.ours.id,
+            self._full(send),
+            self._full(delete),
+            created,
+            dry_run=dry_run,
+        )
         if tag is not None and remote is not None:
             self._require_free(tag, remote.commit, bool(send or delete))
         if dry_run or remote is None:
@@ -109,8 +152,12 @@ class _Push:
         if not send and not delete:  # equal content
             return dataclasses.replace(result, tag=self._set_tag(tag, remote.commit))
         made = self._commit(remote, send, delete, pr, message)
-        self._verify(dataclasses.replace(remote, commit=made.oid), whole, kept=README in there and README not in send)
-        return dataclasses.replace(result, commit=made.oid, pull_request=made.pull_request, tag=self._set_tag(tag, made.oid))
+        self._verify(
+            dataclasses.replace(remote, commit=made.oid), whole, kept=README in there and README not in send
+        )
+        return dataclasses.replace(
+            result, commit=made.oid, pull_request=made.pull_request, tag=self._set_tag(tag, made.oid)
+        )
 
     def _remote(self, private: bool, pr: bool, dry_run: bool) -> tuple[Remote | None, bool]:
         """The head of the branch, and whether the repository had to be made."""
@@ -122,7 +169,10 @@ class _Push:
             if dry_run:
                 return None, True
         owner, _, name = self.reference.repo.partition("/")
-        self._post("repos/create", {"organization": owner, "name": name, "visibility": "private" if private else "public"})
+        self._post(
+            "repos/create",
+            {"organization": owner, "name": name, "visibility": "private" if private else "public"},
+        )
         return connect(self.reference.at(names.MAIN), self.token), True
 
     def _full(self, files: list[str]) -> tuple[str, ...]:
@@ -159,15 +209,30 @@ class _Push:
                 except FormatError:
                     before |= {mark}  # a broken one: only what it surely was is replaced
         if strange := [name for name in extra if name not in before]:
-            raise ConfigError("the repository holds files that are not of a pack or a bundle", where=remote, found=", ".join(strange[:5]),
-                              remedy="push to another repository, or remove them there first")
+            raise ConfigError(
+                "the repository holds files that are not of a pack or a bundle",
+                where=remote,
+                found=", ".join(strange[:5]),
+                remedy="push to another repository, or remove them there first",
+            )
         return extra
 
-    def _commit(self, remote: Remote, send: list[str], delete: list[str], pr: bool, message: str | None) -> NewCommit:
+    def _commit(
+        self, remote: Remote, send: list[str], delete: list[str], pr: bool, message: str | None
+    ) -> NewCommit:
         if names.COMMIT.fullmatch(remote.reference.revision):
-            raise ConfigError("a push goes to a branch", where=self.reference, remedy="name a branch, or none")
-        return commit(remote, {remote.path(name): self.files[name] for name in send}, map(remote.path, delete),
-                      message or f"{self.ours.kind} {self.ours.label}", self.ours.id, pr, self.progress)
+            raise ConfigError(
+                "a push goes to a branch", where=self.reference, remedy="name a branch, or none"
+            )
+        return commit(
+            remote,
+            {remote.path(name): self.files[name] for name in send},
+            map(remote.path, delete),
+            message or f"{self.ours.kind} {self.ours.label}",
+            self.ours.id,
+            pr,
+            self.progress,
+        )
 
     def _post(self, path: str, value: dict[str, Any]) -> None:
         hub = Endpoint(endpoint(), self.token)
@@ -175,16 +240,26 @@ class _Push:
             with_retries(lambda: post_json(f"{hub.url}/api/{path}", hub, self.reference, value))
 
     def _verify(self, remote: Remote, before: Mapping[str, ListedFile], kept: bool) -> None:
-        """What the hub lists now is what was sent, and nothing else; files outside of the folder are as they were ``before``."""
+        """What the hub lists now is what was sent, and nothing else; files outside of the folder are as they
+        were ``before``.
+        """
         whole, prefix = tree(remote.whole_repo), self.reference.prefix
         there = in_folder(whole, prefix)
-        wrong = [name for name in self.files if not (kept and name == README) and not self._equal(name, there.get(name))]
+        wrong = [
+            name
+            for name in self.files
+            if not (kept and name == README) and not self._equal(name, there.get(name))
+        ]
         wrong += sorted(there.keys() - self.files.keys() - MUTABLE)
         outside = [path for path in before.keys() | whole.keys() if not path.startswith(prefix)]
         wrong += sorted(path for path in outside if whole.get(path) != before.get(path))
         if wrong:
-            raise FormatError("what arrived at the hub is not what was sent", where=remote, found=", ".join(wrong[:5]),
-                              remedy="push again; do not use that commit")
+            raise FormatError(
+                "what arrived at the hub is not what was sent",
+                where=remote,
+                found=", ".join(wrong[:5]),
+                remedy="push again; do not use that commit",
+            )
 
     def _require_free(self, tag: str, head: str, changes: bool) -> None:
         """A tag that is there may only be met again by a push that changes nothing."""
@@ -193,8 +268,12 @@ class _Push:
         except RevisionNotFound:
             return
         if changes or tagged != head:
-            raise HubConflict("the tag is taken, and tags do not move", where=f"{self.reference.repo}@{tag}", found=tagged,
-                              remedy="choose another tag; nothing was sent")
+            raise HubConflict(
+                "the tag is taken, and tags do not move",
+                where=f"{self.reference.repo}@{tag}",
+                found=tagged,
+                remedy="choose another tag; nothing was sent",
+            )
 
     def _set_tag(self, tag: str | None, oid: str) -> str | None:
         """Sets the tag; one that is there already must be on this very commit, for a tag never moves."""
@@ -206,7 +285,11 @@ class _Push:
             self._post(f"models/{self.reference.repo}/tag/{oid}", {"tag": tag})
             return tag
         if tagged != oid:
-            raise HubConflict("the tag is on another commit, and tags do not move", where=f"{self.reference.repo}@{tag}", expected=oid,
-                              found=tagged, remedy="choose another tag; the commit itself is there")
+            raise HubConflict(
+                "the tag is on another commit, and tags do not move",
+                where=f"{self.reference.repo}@{tag}",
+                expected=oid,
+                found=tagged,
+                remedy="choose another tag; the commit itself is there",
+            )
         return tag
-

@@ -1,4 +1,6 @@
-"""Validates an artifact on a hub from its listing, its manifest and headers, or with ``full`` from all of its bytes."""
+"""Validates an artifact on a hub from its listing, its manifest and headers, or with ``full`` from all of its
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,20 @@ from .pull import download, scratch_folder
 from .transport.client import connect, tree
 
 
-def validate_remote(reference: str, base: Path | str | None = None, *, full: bool = False, budget: Budget | None = None,
-                    allow_structural: bool = False, token: str | None = None) -> Report:
-    """The report on an artifact of a hub; ``full`` downloads it all, into no store, else what was not checked makes it incomplete.
+def validate_remote(
+    reference: str,
+    base: Path | str | None = None,
+    *,
+    full: bool = False,
+    budget: Budget | None = None,
+    allow_structural: bool = False,
+    token: str | None = None,
+) -> Report:
+    """The report on an artifact of a hub; ``full`` downloads it all, into no store, else what was not checked
+    makes it incomplete.
 
-    ``base`` is a folder, or an ``hf://`` reference; by default the base that the artifact names, looked for on the same hub. Of a base on a
-    hub the listing and the headers are read, never its weights.
+    ``base`` is a folder, or an ``hf://`` reference; by default the base that the artifact names, looked for
+    on the same hub. Of a base on a hub the listing and the headers are read, never its weights.
 
     Raises:
         HubError: the hub refuses, by name.
@@ -41,7 +51,9 @@ def validate_remote(reference: str, base: Path | str | None = None, *, full: boo
             return Report("pack", str(remote), None, (reading.unreadable(error, Path(str(remote))),))
         if findings := tuple(differences(artifact, listed)):
             return Report(artifact.kind, str(remote), artifact.id, findings)
-        context = RemoteContext(remote, artifact, listed, folder, Path(scratch) / "base", base, budget, allow_structural, token)
+        context = RemoteContext(
+            remote, artifact, listed, folder, Path(scratch) / "base", base, budget, allow_structural, token
+        )
         try:
             report = _whole(context) if full else HEADER_REPORTS[artifact.kind](context)
         except Spent as spent:
@@ -49,7 +61,12 @@ def validate_remote(reference: str, base: Path | str | None = None, *, full: boo
         except HubError:
             raise
         except AdapterpackError as error:
-            return Report(artifact.kind, str(remote), artifact.id, (reading.unreadable(error, Path(remote.reference.address)),))
+            return Report(
+                artifact.kind,
+                str(remote),
+                artifact.id,
+                (reading.unreadable(error, Path(remote.reference.address)),),
+            )
     return report._replace(path=str(remote))
 
 
@@ -58,7 +75,9 @@ def _whole(context: RemoteContext) -> Report:
     download(context.remote, context.artifact, context.listed, context.folder)
     base, why = context.readable_base()
     if context.artifact.kind == "bundle":
-        report = validate_bundle(context.folder, base, full=True, budget=context.budget, allow_structural=context.allow_structural)
+        report = validate_bundle(
+            context.folder, base, full=True, budget=context.budget, allow_structural=context.allow_structural
+        )
     else:
         report = examine(context.folder, base, True, context.budget, context.allow_structural)[0]
     left = context.open_questions(base, report.base)

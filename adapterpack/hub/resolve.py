@@ -1,4 +1,6 @@
-"""Finds the folder behind what the user typed: a local folder, a hub id, or an ``hf://`` reference, which is downloaded."""
+"""Finds the folder behind what the user typed: a local folder, a hub id, or an ``hf://`` reference, which is
+downloaded.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def folder_of(reference: str | os.PathLike[str]) -> Path:
 
 
 def folder_at_hand(reference: str | os.PathLike[str], revision: str | None = None) -> Path | None:
-    """The folder behind a reference if it is on this machine: a local one, or a base in the cache of hub files; nothing is fetched."""
+    """The folder behind a reference if it is on this machine: a local one, or a base in the cache of hub
+    files; nothing is fetched.
+    """
     path = Path(reference)
     parsed = None if path.exists() else _parsed(str(reference), is_remote(reference))
     if parsed is None:
@@ -45,7 +49,10 @@ def folder_at_hand(reference: str | os.PathLike[str], revision: str | None = Non
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(parsed.repo, revision=revision or parsed.revision, local_files_only=True)) / parsed.folder
+        return (
+            Path(snapshot_download(parsed.repo, revision=revision or parsed.revision, local_files_only=True))
+            / parsed.folder
+        )
     except LocalEntryNotFoundError:
         return None
 
@@ -59,8 +66,11 @@ def _download(text: str) -> Path:
     remote = is_remote(text)
     reference = _parsed(text, remote)
     if reference is None:
-        raise StorageError("there is no such file or folder here", where=text, remedy=f"{_suggestion(text)}name one that is there, or a "
-                           "repository of a hub as hf://org/name")
+        raise StorageError(
+            "there is no such file or folder here",
+            where=text,
+            remedy=f"{_suggestion(text)}name one that is there, or a repository of a hub as hf://org/name",
+        )
     from .pull import local_copy  # noqa: PLC0415 - every command imports this module, and few of them a hub
 
     try:
@@ -78,10 +88,16 @@ def _download(text: str) -> Path:
 
 
 def _parsed(text: str, remote: bool) -> names.Reference | None:
-    """What a hub could mean by it. A folder in a repository has to be written with hf://, for it looks like one on this disk."""
+    """What a hub could mean by it. A folder in a repository has to be written with hf://, for it looks like
+    one on this disk.
+    """
     address, _, revision = text.removeprefix(names.SCHEME).partition("@")
     if remote and _WITHOUT_OWNER.fullmatch(address):
-        return names.Reference(address, revision or names.MAIN) if names.is_revision(revision or names.MAIN) else None
+        return (
+            names.Reference(address, revision or names.MAIN)
+            if names.is_revision(revision or names.MAIN)
+            else None
+        )
     try:
         reference = names.parse(text)
     except ConfigError:
@@ -93,22 +109,36 @@ def _base(reference: names.Reference) -> Path:
     """A base model's files: the official client keeps them, and they are checked by what they contain."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
 
-    patterns = [f"{reference.prefix}{pattern}" for pattern in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")]
+    patterns = [
+        f"{reference.prefix}{pattern}"
+        for pattern in ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
+    ]
     with guarded_downloads(endpoint()):
-        folder = snapshot_download(reference.repo, revision=reference.revision, endpoint=endpoint(), allow_patterns=patterns)
+        folder = snapshot_download(
+            reference.repo, revision=reference.revision, endpoint=endpoint(), allow_patterns=patterns
+        )
     return Path(folder) / reference.folder
 
 
 def _unreachable(reference: str, reason: str) -> StorageError:
-    return StorageError(f"not reachable on the hub: {_first_sentence(reason)}", where=reference,
-                        remedy="check the name, the network and HF_ENDPOINT, or name a local folder")
+    return StorageError(
+        f"not reachable on the hub: {_first_sentence(reason)}",
+        where=reference,
+        remedy="check the name, the network and HF_ENDPOINT, or name a local folder",
+    )
 
 
 def _not_found(text: str, reason: str) -> StorageError:
-    """What to say of ``text``, which is no path here and looks like a repository too: most who type it mean a path."""
-    return StorageError("there is no such file or folder here", where=text, remedy=f"{_suggestion(text)}name one that is there. If a "
-                        f"repository of a hub is meant (org/name, or hf://org/name): it did not come, check the name, the network and "
-                        f"HF_ENDPOINT ({_first_sentence(reason)})")
+    """What to say of ``text``, which is no path here and looks like a repository too: most who type it mean a
+    path.
+    """
+    return StorageError(
+        "there is no such file or folder here",
+        where=text,
+        remedy=f"{_suggestion(text)}name one that is there. If a repository of a hub is meant (org/name, or "
+        "hf://org/name): it did not come, check the name, the network and HF_ENDPOINT "
+        f"({_first_sentence(reason)})",
+    )
 
 
 def _first_sentence(reason: str) -> str:

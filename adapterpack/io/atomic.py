@@ -1,7 +1,7 @@
 """Outputs that are whole or absent: written under a temporary name, synced, then renamed.
 
-An output grows in a private folder next to its place. A lock says that a process writes there, and the system frees it when the process
-dies: what a killed one left is removed when an output of that name is begun again.
+An output grows in a private folder next to its place. A lock says that a process writes there, and the system
+frees it when the process dies: what a killed one left is removed when an output of that name is begun again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from .safe_open import open_regular, read_at_most
 
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _SHOWN = 40
-"""Characters of an output's name in the name that it grows under, which must not become longer than names may be."""
+"""Characters of an output's name in the name that it grows under, which must not become longer than names may
+be.
+"""
 _TRIES = 16
 """Folders that are made before one counts as impossible to lock."""
 _BEGINNING = 4096
@@ -30,7 +32,8 @@ _BEGINNING = 4096
 
 @contextmanager
 def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A fresh temporary folder next to ``out`` that takes its name when the block ends well, and vanishes when it does not.
+    """A fresh temporary folder next to ``out`` that takes its name when the block ends well, and vanishes
+    when it does not.
 
     Raises:
         OutputExists: something is already there.
@@ -53,8 +56,9 @@ def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def exchanged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A free path for a new folder, which takes the place of the folder ``out`` in one step when the block ends well,
-    and vanishes when it does not. Where the system has no such step the older one is away for a moment.
+    """A free path for a new folder, which takes the place of the folder ``out`` in one step when the block
+    ends well, and vanishes when it does not. Where the system has no such step the older one is away for a
+    moment.
 
     Raises:
         StorageError: the disk is full, or the file system refuses.
@@ -73,7 +77,10 @@ def _exchange(new: Path, target: Path, spare: Path) -> None:
         import ctypes  # noqa: PLC0415 - numpy has imported it, other systems need not
 
         with suppress(AttributeError):  # a C library without it
-            if ctypes.CDLL(None).renameat2(_HERE, os.fsencode(new), _HERE, os.fsencode(target), _EXCHANGE) == 0:
+            if (
+                ctypes.CDLL(None).renameat2(_HERE, os.fsencode(new), _HERE, os.fsencode(target), _EXCHANGE)
+                == 0
+            ):
                 return
     target.rename(spare)
     try:
@@ -109,9 +116,11 @@ def publish(folder: Path, target: Path) -> None:
 
 @contextmanager
 def output_file(out: str | os.PathLike[str], renews: bytes | None = None) -> Iterator[Path]:
-    """A path that is free; what is written there replaces ``out`` when the block ends well. For files that may be renewed, such as reports.
+    """A path that is free; what is written there replaces ``out`` when the block ends well. For files that
+    may be renewed, such as reports.
 
-    ``renews`` is a text that files of that kind have near their beginning: only one of these is replaced, and no link.
+    ``renews`` is a text that files of that kind have near their beginning: only one of these is replaced, and
+    no link.
 
     Raises:
         OutputExists: something else is there.
@@ -119,8 +128,11 @@ def output_file(out: str | os.PathLike[str], renews: bytes | None = None) -> Ite
     """
     target = Path(out)
     if renews is not None and os.path.lexists(target) and not _has_mark(target, renews):
-        raise OutputExists("something else is in the place of the output, and only a file of its own kind is replaced", where=target,
-                           remedy="choose another path, or remove it first")
+        raise OutputExists(
+            "something else is in the place of the output, and only a file of its own kind is replaced",
+            where=target,
+            remedy="choose another path, or remove it first",
+        )
     with _private_folder(target) as folder:
         temporary = folder / target.name
         yield temporary
@@ -141,7 +153,8 @@ def _has_mark(path: Path, mark: bytes) -> bool:
 
 @contextmanager
 def _private_folder(target: Path, shown: Path | None = None, remedy: str | None = None) -> Iterator[Path]:
-    """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees; gone if the block fails.
+    """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees;
+    gone if the block fails.
 
     Errors of what is written there name ``target``, or what is ``shown`` instead, and the ``remedy``.
     """
@@ -169,7 +182,8 @@ def _private_folder(target: Path, shown: Path | None = None, remedy: str | None 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
     """A new private folder for ``target``, and the descriptor that holds its lock, where there are locks."""
     for _ in range(_TRIES):
-        folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")  # tempfile does the same, and takes 4 ms to import
+        # tempfile does the same, and takes 4 ms to import
+        folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")
         folder.mkdir(0o700)
         lock = lock_folder(folder) if CAN_LOCK else None
         if lock is not None or not CAN_LOCK:
@@ -177,9 +191,11 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
         # else another process took it for abandoned before the lock was there, which does not happen often
         with suppress(OSError):
             folder.rmdir()
-    raise StorageError("folders that are made here cannot be locked, or belong to another user",
-                       where=target.parent,
-                       remedy="choose a place on a disk that has locks and owners")
+    raise StorageError(
+        "folders that are made here cannot be locked, or belong to another user",
+        where=target.parent,
+        remedy="choose a place on a disk that has locks and owners",
+    )
 
 
 def _remove_abandoned(target: Path) -> None:
@@ -203,11 +219,13 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def _named_errors(folder: Path, target: Path, remedy: str | None = None) -> Iterator[None]:
-    """Errors of the file system name the path that they are about, and ``target`` instead of what lies in ``folder``, which is gone then;
-    with a ``remedy`` of its own, if there is one.
+    """Errors of the file system name the path that they are about, and ``target`` instead of what lies in
+    ``folder``, which is gone then; with a ``remedy`` of its own, if there is one.
 
-    A block reads sources, too, so an error need not be the output's: one that names no path is so only if writing alone can fail like that.
+    A block reads sources, too, so an error need not be the output's: one that names no path is so only if
+    writing alone can fail like that.
     """
+
     def inside(where: object) -> bool:
         return isinstance(where, str) and Path(where).is_relative_to(folder)
 
@@ -226,12 +244,15 @@ def _named_errors(folder: Path, target: Path, remedy: str | None = None) -> Iter
         if not inside(error.where):
             raise
         way = remedy or "; ".join(filter(None, [error.remedy, "nothing was left behind"]))
-        raise StorageError(error.what, where=target, expected=error.expected, found=error.found, remedy=way) from error
+        raise StorageError(
+            error.what, where=target, expected=error.expected, found=error.found, remedy=way
+        ) from error
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for temporary files, gone when the block ends. What killed processes of this user left in such folders is removed, too.
+    """A folder for temporary files, gone when the block ends. What killed processes of this user left in such
+    folders is removed, too.
 
     Raises:
         StorageError: there is no place for temporary files, or it is full.
@@ -246,15 +267,17 @@ def scratch_folder() -> Iterator[Path]:
 
     with storage_errors("TMPDIR"):
         place = Path(gettempdir())
-    with _private_folder(place / "adapterpack", place, "free some space there, or name another folder with TMPDIR") as folder:
+    with _private_folder(
+        place / "adapterpack", place, "free some space there, or name another folder with TMPDIR"
+    ) as folder:
         yield folder
         _remove(folder)
 
 
 @contextmanager
 def kept_or_removed(folder: Path, kept: Callable[[BaseException], bool]) -> Iterator[None]:
-    """Where the block does not end well, the folder of its work stays for the same command to go on there, if it is to be ``kept``; the
-    error says so. Else it is removed.
+    """Where the block does not end well, the folder of its work stays for the same command to go on there, if
+    it is to be ``kept``; the error says so. Else it is removed.
     """
     try:
         yield
@@ -275,13 +298,19 @@ def own_folder(path: Path, mode: int = 0o777) -> Path:
     with storage_errors(path):
         path.mkdir(mode=mode, parents=True, exist_ok=True)
     if path.is_symlink():
-        raise StorageError("a folder that adapterpack fills and empties is a link", where=path, found=f"a link to {path.readlink()}",
-                           remedy="remove the link; to keep all of it elsewhere, name another place for the whole")
+        raise StorageError(
+            "a folder that adapterpack fills and empties is a link",
+            where=path,
+            found=f"a link to {path.readlink()}",
+            remedy="remove the link; to keep all of it elsewhere, name another place for the whole",
+        )
     return path
 
 
 def refuse_existing(out: Path, option: str | None = None) -> None:
-    """Raises :class:`OutputExists` if ``out`` is taken; ``option`` is the setting that names another path, where every caller has it."""
+    """Raises :class:`OutputExists` if ``out`` is taken; ``option`` is the setting that names another path,
+    where every caller has it.
+    """
     if out.exists() or out.is_symlink():
         other = "choose another path" if option is None else f"choose another path with {option}"
         raise OutputExists("the output already exists", where=out, remedy=f"{other}, or remove it first")

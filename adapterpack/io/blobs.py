@@ -1,4 +1,6 @@
-"""Stores files by their sha256: copies them in while hashing, keeps them read-only, links them under other names, counts them once."""
+"""Stores files by their sha256: copies them in while hashing, keeps them read-only, links them under other
+names, counts them once.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def place(folder: Path, digest: str) -> Path:
 
 
 def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Path:
-    """The blob in ``folder`` with these bytes, hashed while they are copied from ``source`` through ``scratch``.
+    """The blob in ``folder`` with these bytes, hashed while they are copied from ``source`` through
+    ``scratch``.
 
     Raises:
         FormatError: the source is not of that size (bytes) and sha256 (hex).
@@ -37,13 +40,18 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
         temporary = Path(copy.name)
         try:
             sha, found = hashlib.sha256(), 0
-            for chunk in _pieces(source, size + 1):  # a byte more than there should be: how much longer it is does not matter
+            # a byte more than there should be: how much longer it is does not matter
+            for chunk in _pieces(source, size + 1):
                 sha.update(chunk)
                 copy.write(chunk)
                 found += len(chunk)
             if found != size or sha.hexdigest() != digest:
-                raise FormatError("a file is not the one that the manifest lists: it was altered or truncated", where=source,
-                                  expected=f"{size} bytes, sha256 {digest}", remedy="fetch the pack again")
+                raise FormatError(
+                    "a file is not the one that the manifest lists: it was altered or truncated",
+                    where=source,
+                    expected=f"{size} bytes, sha256 {digest}",
+                    remedy="fetch the pack again",
+                )
             copy.flush()
             adopt(folder, temporary, digest)
         finally:
@@ -60,7 +68,8 @@ def _pieces(source: Path, most: int) -> Iterator[bytes]:
 
 
 def adopt(folder: Path, written: Path, digest: str) -> Path:
-    """Makes a file, on the same disk and just written with these bytes, the blob of that sha256 (hex); where it is there already it stays.
+    """Makes a file, on the same disk and just written with these bytes, the blob of that sha256 (hex); where
+    it is there already it stays.
 
     Raises:
         StorageError: the file system refuses.
@@ -71,7 +80,8 @@ def adopt(folder: Path, written: Path, digest: str) -> Path:
         written.chmod(0o444)
         own_folder(blob.parent)
         if not (blob.is_file() and not blob.is_symlink() and sha256_of(blob) == digest):
-            written.replace(blob)  # none, or an altered one: packs that are linked to that one will find out by themselves
+            # none, or an altered one: packs that are linked to that one will find out by themselves
+            written.replace(blob)
             for names in (blob.parent, folder):
                 sync(names)
     return blob
@@ -100,7 +110,9 @@ def inode(path: Path) -> tuple[int, int]:
 
 
 def freed(gone: Iterable[Path]) -> int:
-    """The bytes that the disk gets back: a file with several names counts once, and only if every one of them goes."""
+    """The bytes that the disk gets back: a file with several names counts once, and only if every one of them
+    goes.
+    """
     names: dict[tuple[int, int], int] = {}
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for file in gone:

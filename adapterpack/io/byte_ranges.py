@@ -36,8 +36,11 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> None:
         FormatError: the file ends first: it was cut while it was read.
     """
     if not fill(descriptor, memoryview(buffer.reshape(-1).view(np.uint8).data), offset):
-        raise FormatError("the base became shorter while it was read", expected=f"{buffer.nbytes} bytes at byte {offset}",
-                          remedy="fetch the base again")
+        raise FormatError(
+            "the base became shorter while it was read",
+            expected=f"{buffer.nbytes} bytes at byte {offset}",
+            remedy="fetch the base again",
+        )
 
 
 def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:
@@ -49,10 +52,11 @@ def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Makes a file ``size`` bytes long; what is in it stays. Where the file system can, it picks the blocks at once.
+    """Makes a file ``size`` bytes long; what is in it stays. Where the file system can, it picks the blocks
+    at once.
 
-    Blocks that are there need not be set aside page by page as they are written. ``os.posix_fallocate`` would write into each block where
-    the file system cannot; a file without blocks serves as well.
+    Blocks that are there need not be set aside page by page as they are written. ``os.posix_fallocate`` would
+    write into each block where the file system cannot; a file without blocks serves as well.
     """
     os.truncate(descriptor, size)
     if size and sys.platform == "linux" and sys.maxsize > 1 << 32:
@@ -71,7 +75,9 @@ class Span(NamedTuple):
 
 
 def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.ndarray]) -> None:
-    """Copies a span inside the kernel where it can, else through what ``buffer`` gives for a number of bytes."""
+    """Copies a span inside the kernel where it can, else through what ``buffer`` gives for a number of
+    bytes.
+    """
     start, offset, left = span
     try:
         while left and hasattr(os, "copy_file_range"):

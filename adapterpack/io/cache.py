@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder for fetched models and stored packs: ``ADAPTERPACK_CACHE``, or one in the user's cache folder.
+    """The folder for fetched models and stored packs: ``ADAPTERPACK_CACHE``, or one in the user's cache
+    folder.
 
     Example:
         >>> cache_folder().name != ""

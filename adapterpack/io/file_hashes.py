@@ -1,6 +1,7 @@
 """The sha256 of whole files, taken once: while a file's device, inode, size and times stay, so do its bytes.
 
-Hashes are kept for the life of the process, those of large files in the user's cache folder too, one small file each.
+Hashes are kept for the life of the process, those of large files in the user's cache folder too, one small
+file each.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from .cache import cache_folder
 from .hashing import Identity, Source, digests, identity
 
 LARGE = 64 << 20
-"""Bytes from which a hash is kept for other processes: smaller files are hashed in less than a tenth of a second."""
+"""Bytes from which a hash is kept for other processes: smaller files are hashed in less than a tenth of a
+second.
+"""
 _HASHES: dict[Identity, str] = {}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def file_hashes(files: Mapping[str, Path], *, again: bool = False, watch: Callable[[], None] | None = None) -> dict[str, str]:
-    """The sha256 (hex) of each file, by name; of one that was hashed before, what was found then, unless ``again``.
+def file_hashes(
+    files: Mapping[str, Path], *, again: bool = False, watch: Callable[[], None] | None = None
+) -> dict[str, str]:
+    """The sha256 (hex) of each file, by name; of one that was hashed before, what was found then, unless
+    ``again``.
 
-    ``watch`` is called at every block of bytes that is hashed: what it raises ends the hashing. A hash is kept only if the file's last
-    change lies so far back that another would show in its times.
+    ``watch`` is called at every block of bytes that is hashed: what it raises ends the hashing. A hash is
+    kept only if the file's last change lies so far back that another would show in its times.
 
     Raises:
         StorageError: a file is missing, cannot be read, or changed meanwhile.
@@ -39,7 +45,10 @@ def file_hashes(files: Mapping[str, Path], *, again: bool = False, watch: Callab
     """
     seen = {name: identity(path) for name, path in files.items()}
     found = {} if again else {name: known for name, one in seen.items() if (known := _kept(one)) is not None}
-    fresh = digests({name: Source(files[name], one, ((0, one.size),)) for name, one in seen.items() if name not in found}, watch=watch)
+    fresh = digests(
+        {name: Source(files[name], one, ((0, one.size),)) for name, one in seen.items() if name not in found},
+        watch=watch,
+    )
     for name, sha256 in fresh.items():
         found[name] = sha256.hex()
         if seen[name].settled and identity(files[name]) == seen[name]:
@@ -59,7 +68,8 @@ def _kept(file: Identity) -> str | None:
 def _keep(file: Identity, sha256: str) -> None:
     _HASHES[file] = sha256
     if file.size >= LARGE:
-        with suppress(StorageError), output_file(_record(file)) as record:  # a cache that cannot be written is no reason to fail
+        # a cache that cannot be written is no reason to fail
+        with suppress(StorageError), output_file(_record(file)) as record:
             record.write_text(" ".join([*_times(file), sha256]), "ascii")
 
 

@@ -1,7 +1,9 @@
-"""sha256 of files and of bytes in memory: by one thread where there is little of them, by one a core where there are gigabytes.
+"""sha256 of files and of bytes in memory: by one thread where there is little of them, by one a core where
+there are gigabytes.
 
-A file is read through one reused buffer a thread, so that memory stays flat for a base of any size, and by the identity that it had when it
-was opened, so that a change on the way is an error and never a digest of two files.
+A file is read through one reused buffer a thread, so that memory stays flat for a base of any size, and by
+the identity that it had when it was opened, so that a change on the way is an error and never a digest of two
+files.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from .safe_open import fill, open_regular
 from .threads import cores
 
 BLOCK = 1 << 20
-"""Bytes that are hashed at a time: few enough for the cache of a core, enough that the calls do not count; a multiple of 8."""
+"""Bytes that are hashed at a time: few enough for the cache of a core, enough that the calls do not count; a
+multiple of 8.
+"""
 _MUCH = 64 << 20
 """Bytes in all from which on threads are started: a core hashes as many in 0.04 s."""
 _SETTLED = 2_000_000_000
@@ -57,12 +61,14 @@ class ChangedError(StorageError):
     """A file is no longer the one that was opened: what was read of it may be of two files."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("the file changed while it was in use", where=path, remedy="start again once nothing writes to it")
+        super().__init__(
+            "the file changed while it was in use", where=path, remedy="start again once nothing writes to it"
+        )
 
 
 def require_unchanged(path: Path, before: Identity, exact: bool = False) -> None:
-    """Checks that a path leads to the file that it led to before, unchanged. ``exact`` compares also the time at which anything of it
-    changed, its mode and its names as well, which nobody can set back.
+    """Checks that a path leads to the file that it led to before, unchanged. ``exact`` compares also the time
+    at which anything of it changed, its mode and its names as well, which nobody can set back.
 
     Raises:
         ChangedError: it does not.
@@ -131,12 +137,13 @@ def sha256(_: object, blocks: Iterator[memoryview]) -> bytes:
     return hasher.digest()
 
 
-def digests(sources: Mapping[Key, Source | Parts], each: Digest[Key] = sha256, watch: Callable[[], None] | None = None
-            ) -> dict[Key, bytes]:
+def digests(
+    sources: Mapping[Key, Source | Parts], each: Digest[Key] = sha256, watch: Callable[[], None] | None = None
+) -> dict[Key, bytes]:
     """The digest of every source, by its key: its sha256, or what ``each`` makes of its bytes.
 
-    ``watch`` is called at every block: what it raises ends the hashing. One source cannot be split over threads, so the largest go first:
-    the last thread to finish is then the least late.
+    ``watch`` is called at every block: what it raises ends the hashing. One source cannot be split over
+    threads, so the largest go first: the last thread to finish is then the least late.
 
     Raises:
         StorageError: a file cannot be read, or is no longer the one that was opened.
@@ -182,7 +189,9 @@ def _nbytes(source: Source | Parts) -> int:
     return source.nbytes if isinstance(source, Source) else sum(len(part) for part in source)
 
 
-def _blocks(source: Source | Parts, buffer: memoryview, stop: Event, watch: Callable[[], None] | None) -> Iterator[memoryview]:
+def _blocks(
+    source: Source | Parts, buffer: memoryview, stop: Event, watch: Callable[[], None] | None
+) -> Iterator[memoryview]:
     """The bytes in blocks, until ``stop`` is set."""
     for block in _ranges(source, buffer) if isinstance(source, Source) else _slices(source):
         if stop.is_set():
@@ -199,9 +208,12 @@ def _slices(parts: Parts) -> Iterator[memoryview]:
 
 
 def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
-    """The ranges in full buffers, the last of each shorter. A descriptor of its own keeps the kernel's read-ahead sequential."""
+    """The ranges in full buffers, the last of each shorter. A descriptor of its own keeps the kernel's
+    read-ahead sequential.
+    """
     with storage_errors(source.path):
-        descriptor = os.open(source.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe put in its place must not block
+        # a pipe put in its place must not block
+        descriptor = os.open(source.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             _require_same(source, descriptor)
             for start, nbytes in source.ranges:
@@ -216,7 +228,9 @@ def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
 
 
 def _require_same(source: Source, descriptor: int) -> None:
-    """``changed`` may move without a new byte (another hard link, a new mode), so it decides on caching only."""
+    """``changed`` may move without a new byte (another hard link, a new mode), so it decides on caching
+    only.
+    """
     if _identity(os.fstat(descriptor))[:4] != source.identity[:4]:
         raise ChangedError(source.path)
 

@@ -16,10 +16,11 @@ CAN_LOCK = find_spec("fcntl") is not None
 
 @contextmanager
 def locked(path: Path, alone: bool) -> Iterator[None]:
-    """Holds the lock at ``path`` during the block, waiting for it if need be; never twice in one thread, which could wait for itself.
+    """Holds the lock at ``path`` during the block, waiting for it if need be; never twice in one thread,
+    which could wait for itself.
 
-    Whoever waits stands in the turnstile, a second lock next to the first: so many that share it one after the other, without a moment
-    between them, do not keep out for ever the one who wants it alone.
+    Whoever waits stands in the turnstile, a second lock next to the first: so many that share it one after
+    the other, without a moment between them, do not keep out for ever the one who wants it alone.
 
     Raises:
         StorageError: the lock file cannot be made.
@@ -31,8 +32,10 @@ def locked(path: Path, alone: bool) -> Iterator[None]:
         ...     pass
     """
     if alone and not CAN_LOCK:
-        raise Unsupported("this system has no file locks, so nothing can be removed from a store safely",
-                          remedy="remove the store's folder when no process uses it")
+        raise Unsupported(
+            "this system has no file locks, so nothing can be removed from a store safely",
+            remedy="remove the store's folder when no process uses it",
+        )
     with _opened(path) as lock:
         with _opened(path.with_name(f"{path.name}.turn")) as turnstile, storage_errors(path):
             take_lock(turnstile, wait=True)
@@ -43,7 +46,9 @@ def locked(path: Path, alone: bool) -> Iterator[None]:
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     with storage_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o600)
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o600
+        )
     try:
         yield descriptor
     finally:
@@ -51,7 +56,8 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def take_lock(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
-    """Locks an open file or folder until it is closed; False if another process has the lock, and this one does not ``wait``.
+    """Locks an open file or folder until it is closed; False if another process has the lock, and this one
+    does not ``wait``.
 
     Where there are no file locks (:data:`CAN_LOCK`) it is True.
     """
@@ -67,18 +73,23 @@ def take_lock(descriptor: int, shared: bool = False, wait: bool = False) -> bool
 
 
 def lock_folder(folder: Path) -> int | None:
-    """The descriptor that holds the lock of a folder of this user; None where another process holds it, or the folder is gone or a link.
+    """The descriptor that holds the lock of a folder of this user; None where another process holds it, or
+    the folder is gone or a link.
 
     Closing it frees the lock.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_DIRECTORY", 0))
+        descriptor = os.open(
+            folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_DIRECTORY", 0)
+        )
     except OSError:
         return None
     try:
         if take_lock(descriptor):
             status, there = os.fstat(descriptor), folder.lstat()
-            if os.path.samestat(status, there) and (not hasattr(os, "geteuid") or there.st_uid == os.geteuid()):
+            if os.path.samestat(status, there) and (
+                not hasattr(os, "geteuid") or there.st_uid == os.geteuid()
+            ):
                 return descriptor
     except OSError:  # removed meanwhile, or on a disk without locks
         pass

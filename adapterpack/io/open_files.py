@@ -1,4 +1,6 @@
-"""Descriptors of files that stay open for as long as something reads from them: what was checked is read, whatever has its name by then."""
+"""Descriptors of files that stay open for as long as something reads from them: what was checked is read,
+whatever has its name by then.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ def allow_more_files() -> None:
 
 
 def room() -> int:
-    """How many more files may be kept open: half of what the process may have, without those that others need; 0 on systems whose files
-    cannot be read at a place of one's own.
+    """How many more files may be kept open: half of what the process may have, without those that others
+    need; 0 on systems whose files cannot be read at a place of one's own.
     """
     if resource is None or not hasattr(os, "preadv"):
         return 0
@@ -43,7 +45,8 @@ def room() -> int:
 
 
 def kept_open(path: Path, owner: object) -> int | None:
-    """A descriptor of a file, open until ``owner`` is given up; None where the process has no room for one more.
+    """A descriptor of a file, open until ``owner`` is given up; None where the process has no room for one
+    more.
 
     Raises:
         FormatError: it is no regular file, or a link leads out of its folder.

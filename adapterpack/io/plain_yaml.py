@@ -1,4 +1,6 @@
-"""Reads YAML as plain data, within limits that hold before anything is made of it: size, depth, values counted with aliases in full."""
+"""Reads YAML as plain data, within limits that hold before anything is made of it: size, depth, values
+counted with aliases in full.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,20 @@ def loads(
     have ``times`` as many bytes and values as others.
 
     Raises:
-        ConfigError: (or ``kind``) no YAML in UTF-8; past a limit; a key that stands twice, a tag of another type, or an alias of what it
-            is in itself.
+        ConfigError: (or ``kind``) no YAML in UTF-8; past a limit; a key that stands twice, a tag of another
+            type, or an alias of what it is in itself.
 
     Example:
         >>> loads("{r: 8, since: 2026-02-30, targets: [q_proj]}", "here")
         {'r': 8, 'since': '2026-02-30', 'targets': ['q_proj']}
     """
+
     def refused(problem: str, found: object = None, line: int | None = None) -> AdapterpackError:
-        return kind(f"{what}: {problem}", where=f"{where}, line {line}" if where is not None and line is not None else where, found=found)
+        return kind(
+            f"{what}: {problem}",
+            where=f"{where}, line {line}" if where is not None and line is not None else where,
+            found=found,
+        )
 
     if len(data) > times * MAX_BYTES:
         raise refused(f"it is larger than {times * MAX_BYTES} bytes", len(data))
@@ -54,7 +61,9 @@ def loads(
             return yaml.load(text, Loader=_Loader)  # a SafeLoader
         except yaml.MarkedYAMLError as error:
             problem = ", ".join(filter(None, (error.context, error.problem)))
-            raise refused(problem, line=None if error.problem_mark is None else error.problem_mark.line + 1) from error
+            raise refused(
+                problem, line=None if error.problem_mark is None else error.problem_mark.line + 1
+            ) from error
 
 
 def read(path: Path) -> Any:
@@ -109,21 +118,27 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """YAML's plain types alone; a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As the base class has it; of merged mappings, which their tag tells, the keys may stand here again."""
+        """As the base class has it; of merged mappings, which their tag tells, the keys may stand here
+        again.
+        """
         keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         seen = set()
         for key in keys:
             value = self.construct_object(key, deep=True)
             if value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"a key stands twice: {value}", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key stands twice: {value}", key.start_mark
+                )
             seen.add(value)
         return mapping
 
     def number(self, node: yaml.ScalarNode) -> int | float:
         """A number of a size that numbers in configurations have."""
         if len(node.value) > MAX_DIGITS:
-            raise yaml.constructor.ConstructorError(None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark
+            )
         whole = node.tag == "tag:yaml.org,2002:int"
         value: int | float = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
         if whole and abs(value) > MAX_INTEGER:

@@ -18,4 +18,6 @@ def require_private(path: Path) -> None:
     with storage_errors(path):
         mode = path.stat().st_mode
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError("others may read this file, which holds a secret", where=path, remedy=f"chmod 600 {path}")
+        raise ConfigError(
+            "others may read this file, which holds a secret", where=path, remedy=f"chmod 600 {path}"
+        )

@@ -14,7 +14,9 @@ class StoppedError(Exception):
 
 
 class Ticker:
-    """Counts the bytes that all workers have done, reports them, and stops every worker when one has failed."""
+    """Counts the bytes that all workers have done, reports them, and stops every worker when one has
+    failed.
+    """
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.stopped = False

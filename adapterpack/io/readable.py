@@ -74,7 +74,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         1,200  7
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _three(value: float) -> str:
@@ -115,7 +117,8 @@ def count(value: object) -> str:
 
 
 def things(number: int, one: str, many: str | None = None) -> str:
-    """A number of things, in the singular where it is one; ``many`` is the plural, where it is not ``one`` with an s.
+    """A number of things, in the singular where it is one; ``many`` is the plural, where it is not ``one``
+    with an s.
 
     Example:
         >>> things(1, "row"), things(1200, "row"), things(0, "entry", "entries")
@@ -130,7 +133,8 @@ def shown(value: Any) -> str:
     Example:
         >>> shown({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
         'rank: 8, labels: a b, scale: 0.125, lineage: none, canary: yes'
-        >>> shown({"tensors": [[f"layers.{number}", [4, 4]] for number in range(40)]})  # a long table in one place is counted
+        >>> # a long table in one place is counted
+        >>> shown({"tensors": [[f"layers.{number}", [4, 4]] for number in range(40)]})
         'tensors: 40 entries'
     """
     if value is None or (isinstance(value, Mapping | list | tuple) and not value):
@@ -141,7 +145,11 @@ def shown(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{str(key).replace('_', ' ')}: {_nested(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple) and len(value) > _MOST_NESTED and any(isinstance(item, Mapping | list | tuple) for item in value):
+    if (
+        isinstance(value, list | tuple)
+        and len(value) > _MOST_NESTED
+        and any(isinstance(item, Mapping | list | tuple) for item in value)
+    ):
         return things(len(value), "entry", "entries")
     return " ".join(map(shown, value)) if isinstance(value, list | tuple) else str(value)
 
@@ -151,7 +159,8 @@ def _nested(value: Any) -> str:
 
 
 def stretches(count: int, most: int) -> list[tuple[int, int]]:
-    """Divides ``count`` values into at most ``most`` stretches of nearly equal length: where each begins and ends.
+    """Divides ``count`` values into at most ``most`` stretches of nearly equal length: where each begins and
+    ends.
 
     Example:
         >>> stretches(5, 2), stretches(2, 8)

@@ -1,5 +1,6 @@
-"""Opens the files of packs, bases, bundles and stores safely: regular files only, no link out of their folder, within limits; copies and
-writes them. Works without numpy."""
+"""Opens the files of packs, bases, bundles and stores safely: regular files only, no link out of their
+folder, within limits; copies and writes them. Works without numpy.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def read_at_most(file: IO[bytes], limit: int) -> bytes:
-    """At most ``limit`` bytes of an open file, in memory in proportion to what it holds: ``read(limit)`` takes the limit at once.
+    """At most ``limit`` bytes of an open file, in memory in proportion to what it holds: ``read(limit)``
+    takes the limit at once.
 
     Raises:
         OSError: the file system refuses.
@@ -58,8 +60,8 @@ def mapped(path: Path, limit: int) -> mmap:
 
 @contextmanager
 def whole(file: IO[bytes]) -> Iterator[bytes | mmap]:
-    """All bytes of an open file, inside of the block. A small one is read: of one that is mapped, the system ends the process where
-    somebody cuts it short meanwhile.
+    """All bytes of an open file, inside of the block. A small one is read: of one that is mapped, the system
+    ends the process where somebody cuts it short meanwhile.
 
     Raises:
         OSError: the file system refuses.
@@ -89,7 +91,8 @@ def fill(descriptor: int, block: memoryview, offset: int) -> bool:
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb") -> None:
-    """Writes a file of these parts, some hundreds in one call of the system: after each a thread waits for the interpreter's lock.
+    """Writes a file of these parts, some hundreds in one call of the system: after each a thread waits for
+    the interpreter's lock.
 
     Raises:
         OSError: the file system refuses.
@@ -106,7 +109,9 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb
 
 
 def in_hub_cache(link: Path) -> bool:
-    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` next to ``snapshots``."""
+    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` next to
+    ``snapshots``.
+    """
     if not link.is_symlink():
         return False
     folder = link.parent.resolve()
@@ -115,8 +120,9 @@ def in_hub_cache(link: Path) -> bool:
 
 
 def resolved_inside(path: Path, folder: Path | None = None) -> Path:
-    """Where a file of the artifact in ``folder`` (by default the one that it lies in) really lies. The folder itself may be a link: the
-    user named it; the hub's cache, whose snapshots are links to its blobs, is left as it is.
+    """Where a file of the artifact in ``folder`` (by default the one that it lies in) really lies. The folder
+    itself may be a link: the user named it; the hub's cache, whose snapshots are links to its blobs, is left
+    as it is.
 
     Raises:
         FormatError: a link leads out of the folder.
@@ -126,13 +132,19 @@ def resolved_inside(path: Path, folder: Path | None = None) -> Path:
         real = path.resolve()
         if real.is_relative_to(folder.resolve()) or in_hub_cache(path):
             return real
-    raise FormatError("a link leads out of the folder, and what lies there is not part of it", where=path, expected="a file of its own",
-                      found=f"a link to {real}", remedy="put a copy of the file in its place, where you trust what it leads to")
+    raise FormatError(
+        "a link leads out of the folder, and what lies there is not part of it",
+        where=path,
+        expected="a file of its own",
+        found=f"a link to {real}",
+        remedy="put a copy of the file in its place, where you trust what it leads to",
+    )
 
 
 @contextmanager
 def open_inside(path: Path, folder: Path | None = None) -> Iterator[FileIO]:
-    """Opens a file of the artifact in ``folder`` (by default the one that it lies in) to be read, without a buffer.
+    """Opens a file of the artifact in ``folder`` (by default the one that it lies in) to be read, without a
+    buffer.
 
     Raises:
         FormatError: it is no regular file, or a link leads out of the folder.
@@ -145,7 +157,8 @@ def open_inside(path: Path, folder: Path | None = None) -> Iterator[FileIO]:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[FileIO]:
-    """Opens a file that the user named, or a link that the user named, to be read, without a buffer; a pipe or a device holds nobody.
+    """Opens a file that the user named, or a link that the user named, to be read, without a buffer; a pipe
+    or a device holds nobody.
 
     Raises:
         FormatError: it is no regular file.
@@ -158,15 +171,20 @@ def open_regular(path: Path) -> Iterator[FileIO]:
 @contextmanager
 def _opened(real: Path, path: Path, flags: int) -> Iterator[FileIO]:
     with storage_errors(path):
-        descriptor = os.open(real, os.O_RDONLY | flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(
+            real, os.O_RDONLY | flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError("this is not a regular file", where=path, remedy="remove it, or name another")
+                raise FormatError(
+                    "this is not a regular file", where=path, remedy="remove it, or name another"
+                )
             yield file
 
 
 def copy_folder(source: Path, target: Path, folder: Path | None = None) -> None:
-    """Copies ``source``, a folder of the artifact in ``folder`` (by default that is ``source``), into ``target``, which may be there.
+    """Copies ``source``, a folder of the artifact in ``folder`` (by default that is ``source``), into
+    ``target``, which may be there.
 
     Raises:
         FormatError: something in it is no regular file, or a link that leads out of the artifact.
@@ -181,7 +199,8 @@ def copy_folder(source: Path, target: Path, folder: Path | None = None) -> None:
 
 
 def copy_file(source: Path, target: Path, folder: Path | None = None) -> None:
-    """Copies a file of the artifact in ``folder`` (by default the one that it lies in) to a path that is free.
+    """Copies a file of the artifact in ``folder`` (by default the one that it lies in) to a path that is
+    free.
 
     Raises:
         FormatError: it is no regular file, or a link leads out of the folder.
@@ -192,5 +211,12 @@ def copy_file(source: Path, target: Path, folder: Path | None = None) -> None:
         while piece := file.read(_PIECE):
             copy.write(piece)
         after = os.fstat(file.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or copy.tell() != before.st_size:
-            raise StorageError("the file changed while it was in use", where=source, remedy="start again once nothing writes to it")
+        if (before.st_size, before.st_mtime_ns) != (
+            after.st_size,
+            after.st_mtime_ns,
+        ) or copy.tell() != before.st_size:
+            raise StorageError(
+                "the file changed while it was in use",
+                where=source,
+                remedy="start again once nothing writes to it",
+            )

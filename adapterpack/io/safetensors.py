@@ -1,7 +1,8 @@
 """Reads safetensors strictly and writes them deterministically, with numpy alone.
 
-Format: an 8-byte little-endian header length, a JSON header, then the bytes. The reader refuses what the reference reader lets
-pass: duplicate names, extra fields, a header that does not begin with ``{``, padding other than spaces, holes, overlaps, trailing bytes.
+Format: an 8-byte little-endian header length, a JSON header, then the bytes. The reader refuses what the
+reference reader lets pass: duplicate names, extra fields, a header that does not begin with ``{``, padding
+other than spaces, holes, overlaps, trailing bytes.
 """
 
 from __future__ import annotations
@@ -33,13 +34,29 @@ PAGE = 4096
 _MAX_COUNT = 1 << 59
 """Numbers that an array can have: of 16 bytes at most each, within what can be addressed."""
 
-_KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-          "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
-          "BOOL": "bool"}
+_KINDS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 class _Dtypes(Mapping[str, np.dtype[Any]]):
-    """Name -> dtype; one that numpy does not have is made when it is asked for: ml_dtypes takes 3 ms to import."""
+    """Name -> dtype; one that numpy does not have is made when it is asked for: ml_dtypes takes 3 ms to
+    import.
+    """
 
     def __init__(self) -> None:
         self._made = {name: np.dtype(kind) for name, kind in _KINDS.items() if hasattr(np, kind)}
@@ -81,7 +98,8 @@ class TensorInfo(NamedTuple):
 class SafetensorsFile:
     """An open file: headers parsed and checked, bytes mapped read-only and copied only when asked for.
 
-    ``private`` reads the bytes into memory at once, so that what was checked cannot change afterwards, whoever may write to the file.
+    ``private`` reads the bytes into memory at once, so that what was checked cannot change afterwards,
+    whoever may write to the file.
 
     Raises:
         FormatError: the file breaks a rule of the format.
@@ -124,8 +142,9 @@ class SafetensorsFile:
         return memoryview(self._bytes)[info.offset : info.offset + info.nbytes]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a read-only numpy view of the mapped file; as a copy where the header's length leaves the numbers unaligned, as
-        compiled code does not take them."""
+        """A tensor as a read-only numpy view of the mapped file; as a copy where the header's length leaves
+        the numbers unaligned, as compiled code does not take them.
+        """
         info = self.tensors[name]
         value = np.frombuffer(self.buffer(name), dtype=DTYPES[info.dtype]).reshape(info.shape)
         return value if value.flags.aligned else value.copy()
@@ -135,11 +154,14 @@ class SafetensorsFile:
         if name not in self.tensors:
             return False
         whole = self.read(name)
-        return value.dtype == whole.dtype and value.shape == whole.shape and place_of(value) == place_of(whole)
+        return (
+            value.dtype == whole.dtype and value.shape == whole.shape and place_of(value) == place_of(whole)
+        )
 
 
 class HeldFile(SafetensorsFile):
-    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is used.
+    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is
+    used.
 
     Raises:
         FormatError: the bytes break a rule of the format.
@@ -173,25 +195,40 @@ def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, T
         raise FormatError("the safetensors header must begin with '{'", where=where, found=repr(raw[:1]))
     body = raw.rstrip(b" ")
     if not body.endswith(b"}"):
-        raise FormatError("the safetensors header may be padded with spaces only", where=where, found=repr(body[-1:]))
+        raise FormatError(
+            "the safetensors header may be padded with spaces only", where=where, found=repr(body[-1:])
+        )
     header = strict_json.loads(body, where, MAX_HEADER)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # mlx writes null, and the reference reader takes it
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError("safetensors metadata must map strings to strings", where=where)
     if len(header) > MAX_TENSORS:
-        raise FormatError("too many tensors", where=where, expected=f"at most {MAX_TENSORS}", found=len(header))
+        raise FormatError(
+            "too many tensors", where=where, expected=f"at most {MAX_TENSORS}", found=len(header)
+        )
     data_start = 8 + length
-    infos = sorted((_entry(name, entry, data_start, where) for name, entry in header.items()), key=lambda i: (i.offset, i.nbytes, i.name))
+    infos = sorted(
+        (_entry(name, entry, data_start, where) for name, entry in header.items()),
+        key=lambda i: (i.offset, i.nbytes, i.name),
+    )
     end = data_start
     for info in infos:
         if info.offset != end:
             what = "tensors overlap" if info.offset < end else "bytes that belong to no tensor"
-            raise FormatError(what, where=f"{where}, tensor {info.name}", expected=f"offset {end}", found=info.offset)
+            raise FormatError(
+                what, where=f"{where}, tensor {info.name}", expected=f"offset {end}", found=info.offset
+            )
         end += info.nbytes
     if end != size:
         what = "the file is truncated" if end > size else "bytes after the last tensor"
-        raise FormatError(what, where=where, expected=f"{end} bytes", found=size, remedy="fetch the file again from where it came")
+        raise FormatError(
+            what,
+            where=where,
+            expected=f"{end} bytes",
+            found=size,
+            remedy="fetch the file again from where it came",
+        )
     return {info.name: info for info in infos}, metadata
 
 
@@ -204,21 +241,31 @@ def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=repr(dtype)[:80])
     if not _naturals(shape) or len(shape) > MAX_RANK:
-        raise FormatError("a shape must be a short list of natural numbers", where=place, found=repr(shape)[:80])
+        raise FormatError(
+            "a shape must be a short list of natural numbers", where=place, found=repr(shape)[:80]
+        )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError("data_offsets must be two ascending natural numbers", where=place, found=repr(offsets)[:80])
+        raise FormatError(
+            "data_offsets must be two ascending natural numbers", where=place, found=repr(offsets)[:80]
+        )
     nbytes = offsets[1] - offsets[0]
     expected = DTYPES[dtype].itemsize * count_of(shape, place)
     if nbytes != expected:
-        raise FormatError("shape and dtype do not fit the bytes", where=place, expected=f"{expected} bytes", found=nbytes)
+        raise FormatError(
+            "shape and dtype do not fit the bytes", where=place, expected=f"{expected} bytes", found=nbytes
+        )
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], nbytes)
 
 
 def _check_name(name: str, where: object) -> None:
     fits = 0 < len(name) <= MAX_NAME
     if not fits or (not name.isprintable() and any(unicodedata.category(c) in {"Cc", "Cs"} for c in name)):
-        raise FormatError("a tensor name that the format does not allow", where=where,
-                          expected=f"1 to {MAX_NAME} characters, none of them a control character", found=repr(name)[:80])
+        raise FormatError(
+            "a tensor name that the format does not allow",
+            where=where,
+            expected=f"1 to {MAX_NAME} characters, none of them a control character",
+            found=repr(name)[:80],
+        )
 
 
 def _naturals(value: Any) -> bool:
@@ -229,7 +276,8 @@ def count_of(shape: Iterable[int], where: object) -> int:
     """How many numbers an array of this shape holds.
 
     Raises:
-        FormatError: no array can have it: it is empty by one axis, and by the others larger than anything that can be addressed.
+        FormatError: no array can have it: it is empty by one axis, and by the others larger than anything
+            that can be addressed.
 
     Example:
         >>> count_of((2, 3), "x"), count_of((0, 3), "x"), count_of((), "x")
@@ -253,7 +301,8 @@ def all_finite(value: np.ndarray) -> bool:
     if dtype_name(value.dtype) not in FLOATS:
         return True
     squares = np.vdot(value, value) if value.dtype.kind == "f" and value.dtype.itemsize >= 4 else np.inf
-    return math.isfinite(squares) or bool(np.isfinite(value).all())  # one number tells, unless the sum alone is too large
+    # one number tells, unless the sum alone is too large
+    return math.isfinite(squares) or bool(np.isfinite(value).all())
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -269,23 +318,31 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def plan(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None, start: int | None = None
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+    start: int | None = None,
 ) -> tuple[bytes, dict[str, TensorInfo]]:
-    """Header bytes and the place of each tensor for a file that holds ``(name, dtype, shape)`` in the given order.
+    """Header bytes and the place of each tensor for a file that holds ``(name, dtype, shape)`` in the given
+    order.
 
-    This is what lets merge write every tensor at its final offset before the others exist. With ``start``, a multiple of 8, the header is
-    filled up until it ends at the same place of a page (4 KiB) as ``start``.
+    This is what lets merge write every tensor at its final offset before the others exist. With ``start``, a
+    multiple of 8, the header is filled up until it ends at the same place of a page (4 KiB) as ``start``.
 
     Raises:
-        FormatError: a tensor that the reader would refuse: its name, its rank, one too many, or too long a header.
+        FormatError: a tensor that the reader would refuse: its name, its rank, one too many, or too long a
+            header.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     sizes, offset = [], 0
     for name, dtype, shape in tensors:
         _check_name(name, f"tensor {name[:MAX_NAME]}")
         if name == "__metadata__" or name in entries or len(shape) > MAX_RANK:
-            raise FormatError("a tensor that safetensors cannot hold: reserved or repeated name, or too many dimensions",
-                              where=f"tensor {name}", expected=f"at most {MAX_RANK} dimensions", found=f"shape {list(shape)}")
+            raise FormatError(
+                "a tensor that safetensors cannot hold: reserved or repeated name, or too many dimensions",
+                where=f"tensor {name}",
+                expected=f"at most {MAX_RANK} dimensions",
+                found=f"shape {list(shape)}",
+            )
         nbytes = DTYPES[dtype].itemsize * math.prod(map(int, shape))
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
         sizes.append((name, dtype, tuple(shape), offset, nbytes))
@@ -293,14 +350,25 @@ def plan(
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8 if start is None or start % 8 else (start - 8 - len(text)) % PAGE)
     if len(text) > MAX_HEADER or len(sizes) > MAX_TENSORS:
-        raise FormatError("too many tensors for one safetensors file", expected=f"at most {MAX_TENSORS} and a header of {MAX_HEADER} bytes",
-                          found=f"{len(sizes)} tensors, {len(text)} bytes")
+        raise FormatError(
+            "too many tensors for one safetensors file",
+            expected=f"at most {MAX_TENSORS} and a header of {MAX_HEADER} bytes",
+            found=f"{len(sizes)} tensors, {len(text)} bytes",
+        )
     header = len(text).to_bytes(8, "little") + text
-    return header, {name: TensorInfo(name, dtype, shape, len(header) + start, nbytes) for name, dtype, shape, start, nbytes in sizes}
+    return header, {
+        name: TensorInfo(name, dtype, shape, len(header) + start, nbytes)
+        for name, dtype, shape, start, nbytes in sizes
+    }
 
 
-def write(path: str | os.PathLike[str] | io.BytesIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes ``tensors`` to ``path``: wide dtypes first, then by name, so that equal content gives equal bytes.
+def write(
+    path: str | os.PathLike[str] | io.BytesIO,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes ``tensors`` to ``path``: wide dtypes first, then by name, so that equal content gives equal
+    bytes.
 
     Raises:
         FormatError: a dtype, a name or a shape that safetensors does not have.
@@ -314,8 +382,11 @@ def write(path: str | os.PathLike[str] | io.BytesIO, tensors: Mapping[str, np.nd
         write_parts(Path(path), parts, "xb")
 
 
-def pieces(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
-    """The bytes of the file that :func:`write` makes, piece by piece and without a copy: the header, then every tensor in its order.
+def pieces(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The bytes of the file that :func:`write` makes, piece by piece and without a copy: the header, then
+    every tensor in its order.
 
     Raises:
         FormatError: a dtype, a name or a shape that safetensors does not have.

@@ -1,4 +1,6 @@
-"""Reads single tensors of a file that is too large for memory, and accepts only bytes that were verified before."""
+"""Reads single tensors of a file that is too large for memory, and accepts only bytes that were verified
+before.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,30 @@ from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 
 
 class Streamed(Mapping[str, np.ndarray]):
-    """Tensor name -> array, read anew each time, and checked by its sha256: what is used is what was checked, whoever may write there.
+    """Tensor name -> array, read anew each time, and checked by its sha256: what is used is what was checked,
+    whoever may write there.
 
-    The file is open only while it is read, so that a process may have any number of packs, until :meth:`keep_open`. Tensors that are not in
-    the file as they are (``held``) are kept.
+    The file is open only while it is read, so that a process may have any number of packs, until
+    :meth:`keep_open`. Tensors that are not in the file as they are (``held``) are kept.
     """
 
-    def __init__(self, path: Path, infos: Mapping[str, TensorInfo], digests: Mapping[str, str], held: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        digests: Mapping[str, str],
+        held: Mapping[str, np.ndarray],
+    ) -> None:
         self._path, self._infos, self._digests, self._held = path, infos, digests, held
         self._descriptor: int | None = None
 
     @classmethod
-    def of(cls, file: SafetensorsFile, tensors: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> Streamed:
-        """Instead of ``tensors`` that are views of a mapped file, what reads them from it; others are kept."""
+    def of(
+        cls, file: SafetensorsFile, tensors: Mapping[str, np.ndarray], digests: Mapping[str, str]
+    ) -> Streamed:
+        """Instead of ``tensors`` that are views of a mapped file, what reads them from it; others are
+        kept.
+        """
         held = {name: value for name, value in tensors.items() if not file.is_view(name, value)}
         return cls(file.path, file.tensors, digests, held)
 
@@ -43,8 +56,8 @@ class Streamed(Mapping[str, np.ndarray]):
         return data.view(DTYPES[info.dtype]).reshape(info.shape)
 
     def keep_open(self, checked: Mapping[str, np.ndarray]) -> bool:
-        """Reads from the file that has the name now, even when it is removed or another takes its place, if it holds the tensors that were
-        ``checked``; False where the process may not have one more file open.
+        """Reads from the file that has the name now, even when it is removed or another takes its place, if
+        it holds the tensors that were ``checked``; False where the process may not have one more file open.
 
         Raises:
             FormatError: what has the name now holds others.
@@ -53,12 +66,16 @@ class Streamed(Mapping[str, np.ndarray]):
         if self._descriptor is None:
             self._descriptor = kept_open(self._path, self)
             for name in self if self._descriptor is not None else ():
-                if not np.array_equal(self._bytes(name), np.ascontiguousarray(checked[name]).reshape(-1).view(np.uint8)):
+                if not np.array_equal(
+                    self._bytes(name), np.ascontiguousarray(checked[name]).reshape(-1).view(np.uint8)
+                ):
                     raise self._changed(name)
         return self._descriptor is not None
 
     def _bytes(self, name: str) -> np.ndarray:
-        """The bytes of a tensor as the file has them now; none where it is shorter, or knows no such tensor."""
+        """The bytes of a tensor as the file has them now; none where it is shorter, or knows no such
+        tensor.
+        """
         info = self._infos.get(name)
         data = np.empty(0 if info is None else info.nbytes, np.uint8)
         with storage_errors(self._path), self._opened() as descriptor:
@@ -66,8 +83,11 @@ class Streamed(Mapping[str, np.ndarray]):
         return data if whole else data[:0]
 
     def _changed(self, name: str) -> FormatError:
-        return FormatError("the file changed while it was in use", where=f"{self._path}, tensor {name}",
-                           remedy="start again once nothing writes to it")
+        return FormatError(
+            "the file changed while it was in use",
+            where=f"{self._path}, tensor {name}",
+            remedy="start again once nothing writes to it",
+        )
 
     @contextmanager
     def _opened(self) -> Iterator[int]:

@@ -1,4 +1,6 @@
-"""Reads JSON as the pack format allows it (no duplicate keys, no NaN, bounded depth and numbers), and writes its canonical bytes."""
+"""Reads JSON as the pack format allows it (no duplicate keys, no NaN, bounded depth and numbers), and writes
+its canonical bytes.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,35 @@ from ..library_errors import library_errors
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53
 MAX_PARTS = {"{": 200_000, "[": 200_000, ":": 400_000, ",": 1_000_000}
-"""How often these may be in 16 MiB, in the texts that it holds, too: what they stand for takes many times their bytes in memory."""
+"""How often these may be in 16 MiB, in the texts that it holds, too: what they stand for takes many times
+their bytes in memory.
+"""
 
 
-def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEGER, max_depth: int = MAX_DEPTH) -> Any:
+def loads(
+    data: bytes, where: object, limit: int, max_integer: float = MAX_INTEGER, max_depth: int = MAX_DEPTH
+) -> Any:
     """The value in ``data``, parsed strictly.
 
     Raises:
-        FormatError: larger than ``limit`` bytes, of too many parts, not UTF-8, duplicate keys, NaN or Infinity, larger integers,
-            ``-0``, half of a surrogate pair, or too deep.
+        FormatError: larger than ``limit`` bytes, of too many parts, not UTF-8, duplicate keys, NaN or
+            Infinity, larger integers, ``-0``, half of a surrogate pair, or too deep.
     """
     if len(data) > limit:
-        raise FormatError("the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data))
+        raise FormatError(
+            "the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data)
+        )
     require_few_parts(data, where, limit)
-    with library_errors("json", "this is not valid JSON", where=where, remedy="fetch the file again from where it came"):
+    with library_errors(
+        "json", "this is not valid JSON", where=where, remedy="fetch the file again from where it came"
+    ):
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where),
-                           parse_int=_integer(where) if "-0" in text else None)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique(where),
+            parse_constant=_no_constant(where),
+            parse_int=_integer(where) if "-0" in text else None,
+        )
     _check(value, where, max_depth, max_integer, "\\u" in text, max_depth)
     return value
 
@@ -47,11 +61,14 @@ def require_few_parts(data: bytes, where: object, limit: int) -> None:
     """
     for part, most in MAX_PARTS.items():
         if (count := data.count(part.encode())) > most * max(1, limit >> 24):
-            raise FormatError("the JSON has too many parts", where=where, expected=f"at most {most} of {part}", found=count)
+            raise FormatError(
+                "the JSON has too many parts", where=where, expected=f"at most {most} of {part}", found=count
+            )
 
 
 def canonical(value: Any) -> bytes:
-    """The one byte form of a JSON value: sorted keys, two-space indent, a newline at the end; the same on every machine.
+    """The one byte form of a JSON value: sorted keys, two-space indent, a newline at the end; the same on
+    every machine.
 
     Structs and dataclasses are objects of their fields.
 
@@ -69,10 +86,15 @@ def canonical(value: Any) -> bytes:
         }
     """
     try:
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_fields)
-        return msgspec.json.format(text.encode("utf-8"), indent=2) + b"\n"  # six times as fast as json with an indent
+        text = json.dumps(
+            value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_fields
+        )
+        # six times as fast as json with an indent
+        return msgspec.json.format(text.encode("utf-8"), indent=2) + b"\n"
     except (TypeError, ValueError) as error:
-        raise FormatError(f"a value that JSON does not have: {error}", remedy="use plain numbers, text, lists and mappings") from error
+        raise FormatError(
+            f"a value that JSON does not have: {error}", remedy="use plain numbers, text, lists and mappings"
+        ) from error
 
 
 def finite(value: Any) -> Any:
@@ -139,14 +161,20 @@ _HARMLESS = frozenset({str, bool, type(None)})
 
 
 def _check(value: Any, where: object, depth: int, max_integer: float, escaped: bool, levels: int) -> None:
-    """``escaped``: whether there is an escape at all, without which UTF-8 holds no half of a surrogate pair."""
+    """``escaped``: whether there is an escape at all, without which UTF-8 holds no half of a surrogate
+    pair.
+    """
     kind = type(value)
     if kind is str:
         if escaped and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise FormatError("half of a surrogate pair, which is no character", where=where, found=repr(value)[:200])
+            raise FormatError(
+                "half of a surrogate pair, which is no character", where=where, found=repr(value)[:200]
+            )
     elif kind is dict or kind is list:
         if depth <= 0:
-            raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {levels} levels")
+            raise FormatError(
+                "the JSON is nested too deeply", where=where, expected=f"at most {levels} levels"
+            )
         if kind is dict and escaped:
             for key in value:
                 _check(key, where, depth, max_integer, escaped, levels)
@@ -155,6 +183,8 @@ def _check(value: Any, where: object, depth: int, max_integer: float, escaped: b
                 _check(item, where, depth - 1, max_integer, escaped, levels)
     elif kind is int and abs(value) > max_integer:
         most = "2^53" if max_integer == MAX_INTEGER else max_integer
-        raise FormatError("an integer is too large", where=where, expected=f"at most {most}", found=str(value)[:40])
+        raise FormatError(
+            "an integer is too large", where=where, expected=f"at most {most}", found=str(value)[:40]
+        )
     elif kind is float and value in (float("inf"), float("-inf")):
         raise FormatError("a number too large for a double", where=where)

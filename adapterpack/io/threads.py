@@ -1,8 +1,9 @@
 """Shares sites out among a few threads; each runs its BLAS calls on itself alone.
 
-A product that the BLAS splits over its own threads rounds as they are many, and its threads fight those that call it: two by two on two
-cores took twenty times as long as one each. With one thread a product the bytes of a result depend neither on the number of cores nor on
-``OMP_NUM_THREADS``, as long as what is computed together depends on shapes alone and sums are added up in one order.
+A product that the BLAS splits over its own threads rounds as they are many, and its threads fight those that
+call it: two by two on two cores took twenty times as long as one each. With one thread a product the bytes of
+a result depend neither on the number of cores nor on ``OMP_NUM_THREADS``, as long as what is computed
+together depends on shapes alone and sums are added up in one order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _inside = threading.local()
 
 
 class _Limit:
-    """The limit of this process's BLAS to one thread. The number is the process's, so the first user sets it and the last one lifts it."""
+    """The limit of this process's BLAS to one thread. The number is the process's, so the first user sets it
+    and the last one lifts it.
+    """
 
     def __init__(self) -> None:
         self._lock, self._users = threading.Lock(), 0
@@ -59,14 +62,18 @@ def workers() -> int:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may overlap."""
+    """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may
+    overlap.
+    """
     with _limit:
         yield
 
 
 def _limited() -> Callable[[], None]:
-    """Sets the limit, and returns what lifts it. A thread of its own does both, because threadpoolctl ignores, without a word, whatever a
-    thread other than the one that set a limit asks for while that limit is on."""
+    """Sets the limit, and returns what lifts it. A thread of its own does both, because threadpoolctl
+    ignores, without a word, whatever a thread other than the one that set a limit asks for while that limit
+    is on.
+    """
     begun, done = threading.Event(), threading.Event()
 
     def limit() -> None:
@@ -93,7 +100,8 @@ def as_worker() -> None:
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """``function`` of every item, by the threads, in the order of the items; no more is begun than what is soon taken.
+    """``function`` of every item, by the threads, in the order of the items; no more is begun than what is
+    soon taken.
 
     Work that is itself shared out inside of such a thread is done by that thread.
 

@@ -1,7 +1,9 @@
-"""Reads the tensors of a file that ``torch.save`` wrote, without torch and without unpickling: nothing that a file names is looked up.
+"""Reads the tensors of a file that ``torch.save`` wrote, without torch and without unpickling: nothing that a
+file names is looked up.
 
-Format: a zip archive that is not compressed. ``data.pkl`` is a program for Python's pickle machine that puts the tensors together, out of
-``data/0``, ``data/1`` ..., their numbers. The steps that such a program takes are done here, on plain values; any other is refused.
+Format: a zip archive that is not compressed. ``data.pkl`` is a program for Python's pickle machine that puts
+the tensors together, out of ``data/0``, ``data/1`` ..., their numbers. The steps that such a program takes
+are done here, on plain values; any other is refused.
 """
 
 from __future__ import annotations
@@ -23,8 +25,18 @@ from .safetensors import DTYPES, MAX_RANK, MAX_TENSORS
 _MAX_PROGRAM = 16 << 20
 _MOST_TIMES = 4
 """How many times as many bytes as the file has its tensors may be: some are tied."""
-_STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
-             "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL"}
+_STORAGES = {
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+}
 """Torch's name of a tensor's storage -> the dtype by safetensors' name."""
 
 
@@ -65,33 +77,63 @@ def read(path: Path) -> dict[str, np.ndarray]:
     with open_regular(path) as file:
         try:
             return _read(file, path)
-        except (zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, StopIteration, TypeError,
-                ValueError) as error:
-            raise FormatError(f"this is no file of tensors that torch wrote: {printable(str(error)[:200])}", where=path,
-                              remedy="fetch it again from where it came") from error
+        except (
+            zipfile.BadZipFile,
+            ArithmeticError,
+            AttributeError,
+            EOFError,
+            LookupError,
+            RuntimeError,
+            StopIteration,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise FormatError(
+                f"this is no file of tensors that torch wrote: {printable(str(error)[:200])}",
+                where=path,
+                remedy="fetch it again from where it came",
+            ) from error
 
 
 def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
     if file.read(2) != b"PK":
-        raise Unsupported("the file is of a form that torch wrote before 1.6", where=path, expected="a zip archive",
-                          remedy="load it with torch.load(path, weights_only=True), and save it with safetensors.torch.save_file")
+        raise Unsupported(
+            "the file is of a form that torch wrote before 1.6",
+            where=path,
+            expected="a zip archive",
+            remedy=(
+                "load it with torch.load(path, weights_only=True), and save it with "
+                "safetensors.torch.save_file"
+            ),
+        )
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info for info in archive.infolist()}
-        if len(records) > 2 * MAX_TENSORS or any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
+        if len(records) > 2 * MAX_TENSORS or any(
+            info.compress_type != zipfile.ZIP_STORED for info in records.values()
+        ):
             raise ValueError("its archive is compressed, or has too many records")
         (program,) = (name for name in records if name.endswith("data.pkl"))
         folder = program.removesuffix("data.pkl")
         order = f"{folder}byteorder"
-        if records[program].file_size > _MAX_PROGRAM or (order in records and archive.read(order) != b"little"):
+        if records[program].file_size > _MAX_PROGRAM or (
+            order in records and archive.read(order) != b"little"
+        ):
             raise ValueError("its program is too long, or its numbers are of a machine of another kind")
         tensors = _put_together(archive.read(program), path)
         storages = {tensor.storage.record: tensor.storage for tensor in tensors.values()}
         size = file.seek(0, io.SEEK_END)
-        made = sum(math.prod(tensor.shape) * DTYPES[tensor.storage.dtype].itemsize for tensor in tensors.values())
-        if max(made // _MOST_TIMES, sum(records[f"{folder}data/{record}"].file_size for record in storages)) > size:
+        made = sum(
+            math.prod(tensor.shape) * DTYPES[tensor.storage.dtype].itemsize for tensor in tensors.values()
+        )
+        if (
+            max(made // _MOST_TIMES, sum(records[f"{folder}data/{record}"].file_size for record in storages))
+            > size
+        ):
             raise ValueError("its records overlap, or its tensors do far more than it holds")
-        numbers = {record: np.frombuffer(archive.read(f"{folder}data/{record}"), DTYPES[storage.dtype])
-                   for record, storage in storages.items()}
+        numbers = {
+            record: np.frombuffer(archive.read(f"{folder}data/{record}"), DTYPES[storage.dtype])
+            for record, storage in storages.items()
+        }
     return {name: _array(tensor, numbers[tensor.storage.record]) for name, tensor in tensors.items()}
 
 
@@ -101,15 +143,23 @@ def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: it does not lie within its storage.
     """
-    last = tensor.offset + sum((width - 1) * stride for width, stride in zip(tensor.shape, tensor.strides, strict=True))
+    last = tensor.offset + sum(
+        (width - 1) * stride for width, stride in zip(tensor.shape, tensor.strides, strict=True)
+    )
     count = math.prod(tensor.shape)
-    if (len(tensor.shape) > MAX_RANK or min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or count > len(numbers)
-            or (count and last >= len(numbers))):
+    if (
+        len(tensor.shape) > MAX_RANK
+        or min((tensor.offset, *tensor.shape, *tensor.strides)) < 0
+        or count > len(numbers)
+        or (count and last >= len(numbers))
+    ):
         raise ValueError("a tensor does not lie within its numbers")
     if not count:
         return np.empty(tensor.shape, numbers.dtype)
     strides = [stride * numbers.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(numbers[tensor.offset:], tensor.shape, strides, writeable=False).copy()
+    return np.lib.stride_tricks.as_strided(
+        numbers[tensor.offset :], tensor.shape, strides, writeable=False
+    ).copy()
 
 
 def _put_together(program: bytes, path: Path) -> Mapping[str, _Tensor]:
@@ -122,14 +172,22 @@ def _put_together(program: bytes, path: Path) -> Mapping[str, _Tensor]:
     for step, argument, _ in pickletools.genops(program):
         machine.do(step.name, argument)
     made = machine.stack.pop()
-    if not isinstance(made, dict) or not all(isinstance(name, str) and isinstance(one, _Tensor) for name, one in made.items()):
-        raise Unsupported("the file holds something else than tensors by name", where=path, expected="a state dict",
-                          remedy="save the adapter again with save_pretrained")
+    if not isinstance(made, dict) or not all(
+        isinstance(name, str) and isinstance(one, _Tensor) for name, one in made.items()
+    ):
+        raise Unsupported(
+            "the file holds something else than tensors by name",
+            where=path,
+            expected="a state dict",
+            remedy="save the adapter again with save_pretrained",
+        )
     return made
 
 
 class _Machine:
-    """Python's pickle machine, as far as tensors need it: it makes texts, numbers, tuples, lists, dicts and tensors, and calls nothing."""
+    """Python's pickle machine, as far as tensors need it: it makes texts, numbers, tuples, lists, dicts and
+    tensors, and calls nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.stack: list[Any] = []
@@ -157,8 +215,10 @@ class _Machine:
 
     def marked(self) -> list[Any]:
         """What lies above the last mark, taken off together with it."""
-        start = len(self.stack) - 1 - next(at for at, value in enumerate(reversed(self.stack)) if value is _MARK)
-        above = self.stack[start + 1:]
+        start = (
+            len(self.stack) - 1 - next(at for at, value in enumerate(reversed(self.stack)) if value is _MARK)
+        )
+        above = self.stack[start + 1 :]
         del self.stack[start:]
         return above
 
@@ -175,7 +235,9 @@ class _Machine:
             self.stack.append({})
         elif function == _TENSOR:
             storage, offset, shape, strides = arguments[:4]
-            if not isinstance(storage, _Storage) or not all(type(one) is int for one in (offset, *shape, *strides)):
+            if not isinstance(storage, _Storage) or not all(
+                type(one) is int for one in (offset, *shape, *strides)
+            ):
                 raise ValueError("a tensor is not described as torch describes one")
             self.stack.append(_Tensor(storage, offset, shape, strides))
         elif function == _PARAMETER:
@@ -184,7 +246,9 @@ class _Machine:
             raise self._unknown(".".join(function) if isinstance(function, _Name) else "a call")
 
     def storage(self) -> None:
-        """What torch stores outside of the program: ('storage', its class, its record, a device, how many numbers)."""
+        """What torch stores outside of the program: ('storage', its class, its record, a device, how many
+        numbers).
+        """
         _, kind, record, _, count = self.stack.pop()
         if kind.module != "torch" or kind.name not in _STORAGES or not isinstance(record, str):
             raise self._unknown(f"{kind.module}.{kind.name}")
@@ -199,9 +263,13 @@ class _Machine:
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def _unknown(self, what: str) -> Unsupported:
-        return Unsupported("the pickle asks for something else than tensors, and nothing of it was run", where=self._path,
-                           found=printable(what[:200]), expected="tensors by name, as torch.save writes a state dict",
-                           remedy="save the adapter again with save_pretrained where you trust it")
+        return Unsupported(
+            "the pickle asks for something else than tensors, and nothing of it was run",
+            where=self._path,
+            found=printable(what[:200]),
+            expected="tensors by name, as torch.save writes a state dict",
+            remedy="save the adapter again with save_pretrained where you trust it",
+        )
 
 
 def _named(machine: _Machine, argument: Any) -> None:
@@ -214,8 +282,15 @@ def _built(machine: _Machine, _: Any) -> None:
 
 _NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
 _VALUES = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"})
-_MADE: dict[str, Callable[[], Any]] = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict,
-                                       "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "MARK": lambda: _MARK}
+_MADE: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "MARK": lambda: _MARK,
+}
 _PUT, _GET = frozenset({"BINPUT", "LONG_BINPUT", "MEMOIZE"}), frozenset({"BINGET", "LONG_BINGET"})
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": _named,

@@ -1,4 +1,6 @@
-"""Reads a JSON value into a struct whose fields have types and limits, names the value that breaks one, and makes the JSON Schema of it."""
+"""Reads a JSON value into a struct whose fields have types and limits, names the value that breaks one, and
+makes the JSON Schema of it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Misfit(NamedTuple):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """An object of a file format. Reading one takes every field and no other, whatever has a default in Python; so does a dataclass."""
+    """An object of a file format. Reading one takes every field and no other, whatever has a default in
+    Python; so does a dataclass.
+    """
 
     def breaches(self) -> Iterator[Misfit]:
         """What types cannot say of the values, with pointers that start at this object."""
@@ -31,7 +35,8 @@ class Part(msgspec.Struct, frozen=True):
 def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
     """The struct that a value of a strict JSON reader is, or the first thing that is wrong with the value.
 
-    ``newer`` ignores fields that the struct does not have: a later version of the format may have brought them.
+    ``newer`` ignores fields that the struct does not have: a later version of the format may have brought
+    them.
 
     Example:
         >>> class Size(Part, frozen=True):
@@ -107,9 +112,17 @@ def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     if isinstance(value, list) and origin in (tuple, list):
         yield from ((number, item, arguments[0]) for number, item in enumerate(value))
     elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):
-        hints = dict.fromkeys(value, arguments[1]) if arguments else typing.get_type_hints(kind, include_extras=True)
+        hints = (
+            dict.fromkeys(value, arguments[1])
+            if arguments
+            else typing.get_type_hints(kind, include_extras=True)
+        )
         yield from ((key, item, _present(hints[key])) for key, item in value.items() if key in hints)
-    elif isinstance(value, dict) and isinstance(origin, type) and (issubclass(origin, Part) or is_dataclass(origin)):
+    elif (
+        isinstance(value, dict)
+        and isinstance(origin, type)
+        and (issubclass(origin, Part) or is_dataclass(origin))
+    ):
         hints = typing.get_type_hints(origin, include_extras=True)
         yield from ((name, value[name], hints[name]) for name in _fields(origin) if name in value)
 
@@ -125,14 +138,18 @@ def _fields(kind: Any) -> tuple[str, ...]:
 
 
 def _other_fields(value: Any, read: Any, newer: bool) -> Misfit | None:
-    """Where a value has other fields than what was read from it, or the first breach; what is the value itself is not looked into."""
+    """Where a value has other fields than what was read from it, or the first breach; what is the value
+    itself is not looked into.
+    """
     if isinstance(read, tuple | list):
         pairs: list[tuple[Any, tuple[Any, Any]]] = list(enumerate(zip(read, value, strict=True)))
     elif isinstance(read, dict | Part) or is_dataclass(read):
         breaches: Iterator[Misfit] = read.breaches() if hasattr(read, "breaches") else iter(())
         if breach := next(breaches, None):
             return breach
-        items = read if isinstance(read, dict) else {name: getattr(read, name) for name in _fields(type(read))}
+        items = (
+            read if isinstance(read, dict) else {name: getattr(read, name) for name in _fields(type(read))}
+        )
         if value.keys() != items.keys():
             if missing := [key for key in items if key not in value]:
                 return Misfit("", f"{missing[0]!r:.100} is missing")
@@ -157,10 +174,14 @@ def repeated(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfit]:
 
 
 def schema_of(kind: type[Any], others: Mapping[str, Any], more: Sequence[Any] = ()) -> dict[str, Any]:
-    """The JSON Schema of a struct, 2020-12, with definitions of its parts, of the kinds in ``more``, and ``others``."""
+    """The JSON Schema of a struct, 2020-12, with definitions of its parts, of the kinds in ``more``, and
+    ``others``.
+    """
     (schema, *_), parts = msgspec.json.schema_components([kind, *more], ref_template="#/$defs/{name}")
     root = parts.pop(schema["$ref"].rpartition("/")[2])
-    written: dict[str, Any] = _written(portable({**root, "$defs": {**{name: parts[name] for name in sorted(parts)}, **others}}))
+    written: dict[str, Any] = _written(
+        portable({**root, "$defs": {**{name: parts[name] for name in sorted(parts)}, **others}})
+    )
     for name, absent in _absent(msgspec.inspect.multi_type_info([kind, *more]), set()):
         part = written["$defs"][name]
         part["required"] = [field for field in part["required"] if field not in absent]
@@ -172,7 +193,10 @@ def _absent(info: Any, seen: set[type[Any]]) -> Iterator[tuple[str, set[str]]]:
     if isinstance(info, tuple):
         for item in info:
             yield from _absent(item, seen)
-    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and (cls := getattr(info, "cls", None)) not in seen:
+    elif (
+        isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field)
+        and (cls := getattr(info, "cls", None)) not in seen
+    ):
         if isinstance(info, msgspec.inspect.TypedDictType):
             yield info.cls.__name__, {field.name for field in info.fields if not field.required}
         if cls is not None:
@@ -182,7 +206,8 @@ def _absent(info: Any, seen: set[type[Any]]) -> Iterator[tuple[str, set[str]]]:
 
 
 def portable(schema: Any) -> Any:
-    """A generated schema with ``$`` for Python's ``\\Z``: the end of a text in ECMAScript, whose expressions JSON Schema has.
+    """A generated schema with ``$`` for Python's ``\\Z``: the end of a text in ECMAScript, whose expressions
+    JSON Schema has.
 
     Example:
         >>> portable({"items": {"pattern": r"^[a-z]+\\Z"}})
@@ -191,13 +216,19 @@ def portable(schema: Any) -> Any:
     if isinstance(schema, list):
         return [portable(item) for item in schema]
     if isinstance(schema, dict):
-        return {key: f"{item[:-2]}$" if key == "pattern" and isinstance(item, str) and item.endswith("\\Z") else portable(item)
-                for key, item in schema.items()}
+        return {
+            key: f"{item[:-2]}$"
+            if key == "pattern" and isinstance(item, str) and item.endswith("\\Z")
+            else portable(item)
+            for key, item in schema.items()
+        }
     return schema
 
 
 def _written(schema: Any) -> Any:
-    """A generated schema as files have to be: with every field, and no other, whatever the order in which msgspec lists choices."""
+    """A generated schema as files have to be: with every field, and no other, whatever the order in which
+    msgspec lists choices.
+    """
     if isinstance(schema, list):
         return [_written(item) for item in schema]
     if not isinstance(schema, dict):
@@ -206,7 +237,9 @@ def _written(schema: Any) -> Any:
     if isinstance(described := written.get("description"), str):
         written["description"] = " ".join(described.split())
     if isinstance(choices := written.get("anyOf"), list):
-        written["anyOf"] = sorted(choices, key=lambda choice: (choice == {"type": "null"}, repr(sorted(choice.items()))))
+        written["anyOf"] = sorted(
+            choices, key=lambda choice: (choice == {"type": "null"}, repr(sorted(choice.items())))
+        )
     if isinstance(names := written.get("propertyNames"), dict):
         written["propertyNames"] = {"type": "string", **names}
     if isinstance(written.get("properties"), dict) and "additionalProperties" not in written:

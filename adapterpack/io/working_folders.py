@@ -37,8 +37,11 @@ def hold_folder(path: Path) -> int | None:
     _claim(path)
     lock = lock_folder(path) if CAN_LOCK else None
     if lock is None and CAN_LOCK:
-        raise StorageError("another process is at work on this very output", where=path,
-                           remedy="wait for it, or choose another output")
+        raise StorageError(
+            "another process is at work on this very output",
+            where=path,
+            remedy="wait for it, or choose another output",
+        )
     try:
         _require_own_contents(path)  # once the other process, whose files come and go, is out
     except BaseException:
@@ -109,6 +112,9 @@ def _is_own(status: os.stat_result) -> bool:
 
 
 def _not_own(path: Path, found: str) -> StorageError:
-    return StorageError("a run works in folders and files of its own user alone, and follows no link there",
-                        where=path, found=found,
-                        remedy="remove it, or choose another output")
+    return StorageError(
+        "a run works in folders and files of its own user alone, and follows no link there",
+        where=path,
+        found=found,
+        remedy="remove it, or choose another output",
+    )

@@ -11,7 +11,9 @@ from .._native import passes
 _MOST_IN_MEMORY = 1 << 22
 """The most numbers that are kept in memory to select from: 16 MB."""
 _SAMPLED = 1 << 24
-"""Numbers of a sample up to which what lies about the expected level is kept: a few hundredths of 15 times as many."""
+"""Numbers of a sample up to which what lies about the expected level is kept: a few hundredths of 15 times as
+many.
+"""
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
@@ -20,14 +22,21 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
     return absolute
 
 
-def level(values: Callable[[], Iterator[np.ndarray]], share: float, sample: Callable[[], np.ndarray | None] | None = None) -> np.ndarray:
-    """``[C]``: of each of ``C`` rows of numbers, the magnitude that a ``share`` of them reaches or exceeds, exactly.
+def level(
+    values: Callable[[], Iterator[np.ndarray]],
+    share: float,
+    sample: Callable[[], np.ndarray | None] | None = None,
+) -> np.ndarray:
+    """``[C]``: of each of ``C`` rows of numbers, the magnitude that a ``share`` of them reaches or exceeds,
+    exactly.
 
-    ``values`` gives pieces ``[C, ...]``, the same ones each time, and ``sample`` some of the numbers, ``[C, S]``; magnitudes are those of
-    float32. In one pass those above what the sample expects are counted and those about it kept, among which it is, unless the sample
-    misled. Then, without a sample, or of more than a bearable number of them, the bit patterns are counted, which are in their order: one
-    pass counts the upper halves, one the lower halves inside the bin that was found. So memory is 98304 counters a row, whatever the size.
-    Without the compiled kernel a bearable number of them is kept in memory and selected from.
+    ``values`` gives pieces ``[C, ...]``, the same ones each time, and ``sample`` some of the numbers, ``[C,
+    S]``; magnitudes are those of float32. In one pass those above what the sample expects are counted and
+    those about it kept, among which it is, unless the sample misled. Then, without a sample, or of more than
+    a bearable number of them, the bit patterns are counted, which are in their order: one pass counts the
+    upper halves, one the lower halves inside the bin that was found. So memory is 98304 counters a row,
+    whatever the size. Without the compiled kernel a bearable number of them is kept in memory and selected
+    from.
 
     Example:
         >>> piece = np.arange(10, dtype=np.float32)[None]
@@ -41,7 +50,10 @@ def level(values: Callable[[], Iterator[np.ndarray]], share: float, sample: Call
         return near
     high, sizes = np.zeros((0, passes.UPPER), np.int64), 0
     for piece in values():
-        high, sizes = high if len(high) else np.zeros((len(piece), passes.UPPER), np.int64), sizes + piece[0].size
+        high, sizes = (
+            high if len(high) else np.zeros((len(piece), passes.UPPER), np.int64),
+            sizes + piece[0].size,
+        )
         for counts, row in zip(high, _rows(piece), strict=True):
             passes.count_upper(row, counts)
     wanted = min(sizes, max(1, round(share * sizes)))
@@ -50,11 +62,16 @@ def level(values: Callable[[], Iterator[np.ndarray]], share: float, sample: Call
     for piece in values():
         for counts, row, (bin_of_row, _) in zip(low, _rows(piece), upper, strict=True):
             passes.count_lower(row, bin_of_row, counts)
-    bits = [bin_of_row << 16 | passes.reached(counts, wanted - above)[0] for counts, (bin_of_row, above) in zip(low, upper, strict=True)]
+    bits = [
+        bin_of_row << 16 | passes.reached(counts, wanted - above)[0]
+        for counts, (bin_of_row, above) in zip(low, upper, strict=True)
+    ]
     return np.array(bits, np.uint32).view(np.float32)
 
 
-def _near(values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.ndarray | None) -> np.ndarray | None:
+def _near(
+    values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.ndarray | None
+) -> np.ndarray | None:
     """:func:`level`, if it is where the sample expects it."""
     if sample is None or not sample.shape[1] or sample.shape[1] * len(sample) > _SAMPLED:
         return None
@@ -71,11 +88,15 @@ def _near(values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.n
     places = [min(sizes, max(1, round(share * sizes))) - between.above for between in ranges]
     if not all(1 <= place <= between.count for place, between in zip(places, ranges, strict=True)):
         return None
-    return np.array([between.largest(place) for place, between in zip(places, ranges, strict=True)], np.float32)
+    return np.array(
+        [between.largest(place) for place, between in zip(places, ranges, strict=True)], np.float32
+    )
 
 
 def _about(counts: np.ndarray, wanted: float, spread: float) -> passes.Between:
-    """Collects the magnitudes of ranks ``wanted - spread`` to ``wanted + spread`` by ``counts`` of a sample, whole bins at both ends."""
+    """Collects the magnitudes of ranks ``wanted - spread`` to ``wanted + spread`` by ``counts`` of a sample,
+    whole bins at both ends.
+    """
     high = (passes.reached(counts, round(wanted - spread))[0] + 1) << 16 if wanted - spread >= 1 else 1 << 31
     low = passes.reached(counts, round(wanted + spread))[0] << 16 if wanted + spread < counts.sum() else 0
     return passes.Between(low, high)

@@ -1,4 +1,6 @@
-"""Random numbers that depend on where they are used and on nothing else: not on threads, blocks, order or shards."""
+"""Random numbers that depend on where they are used and on nothing else: not on threads, blocks, order or
+shards.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ _STEP = 0x9E3779B97F4A7C15
 
 
 def uniform(seed: int, key: str, rows: slice, columns: int) -> np.ndarray:
-    """``[rows, columns]``: the numbers in [0, 1) that belong to these rows of the matrix called ``key``, float64.
+    """``[rows, columns]``: the numbers in [0, 1) that belong to these rows of the matrix called ``key``,
+    float64.
 
-    Number ``i`` is the ``i``-th of SplitMix64 from a hash of seed and key. Source: Steele, Lea and Flood 2014, Fast splittable
-    pseudorandom number generators, figure 17.
+    Number ``i`` is the ``i``-th of SplitMix64 from a hash of seed and key. Source: Steele, Lea and Flood
+    2014, Fast splittable pseudorandom number generators, figure 17.
 
     Example:
         >>> whole = uniform(0, "pack:layer", slice(0, 4), 3)

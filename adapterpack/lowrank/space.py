@@ -1,18 +1,28 @@
-"""The factor space: sums of low-rank changes handled by their factors, so that nothing of the size of a weight is ever formed.
+"""The factor space: sums of low-rank changes handled by their factors, so that nothing of the size of a
+weight is ever formed.
 
-A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. What a rule of combination may ask of the changes at one site:
+A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. What a rule of combination may ask of the
+changes at one site:
 
-========================================================  =======================================  ==================================
-:func:`summed`, :func:`stack`                             the weighted sum, as it stands           nothing; copies of the factors
-:func:`gram`, :func:`row_gram`, :func:`column_gram`       inner products ``<D_i, D_j>``            ``O((m + n) R^2)``
-:func:`core`                                              all changes in their joint bases         ``O((m + n) R^2)``
-:func:`angles`                                            principal angles of two changes          ``O((m + n) r^2)``
-:meth:`Factors.rows`, :func:`blocks`                      rows of the dense change                 ``O(rows n R)``, a block at a time
-:mod:`.spectra`                                           singular values and vectors, truncation  ``O((m + n) R^2 + R^3)``
-========================================================  =======================================  ==================================
+========================================================  =======================================
+==================================
+:func:`summed`, :func:`stack`                             the weighted sum, as it stands           nothing;
+copies of the factors
+:func:`gram`, :func:`row_gram`, :func:`column_gram`       inner products ``<D_i, D_j>``            ``O((m + n)
+R^2)``
+:func:`core`                                              all changes in their joint bases         ``O((m + n)
+R^2)``
+:func:`angles`                                            principal angles of two changes          ``O((m + n)
+r^2)``
+:meth:`Factors.rows`, :func:`blocks`                      rows of the dense change                 ``O(rows n
+R)``, a block at a time
+:mod:`.spectra`                                           singular values and vectors, truncation  ``O((m + n)
+R^2 + R^3)`` ========================================================  =======================================
+==================================
 
-All of these depend on the changes alone and not on how they are written as factors (``B M^-1``, ``M A`` is the same change), with one
-exception that says so: :func:`stack`, whose *product* depends on nothing else. Inner products and cores are float64.
+All of these depend on the changes alone and not on how they are written as factors (``B M^-1``, ``M A`` is
+the same change), with one exception that says so: :func:`stack`, whose *product* depends on nothing else.
+Inner products and cores are float64.
 """
 
 from __future__ import annotations
@@ -26,7 +36,8 @@ from ..adapter_methods import row_blocks
 
 
 class Factors(NamedTuple):
-    """A change as its factors: ``D = B A``, ``A`` ``[R, n]`` and ``B`` ``[m, R]``; of rank 0 where there is none.
+    """A change as its factors: ``D = B A``, ``A`` ``[R, n]`` and ``B`` ``[m, R]``; of rank 0 where there is
+    none.
 
     Example:
         >>> change = Factors(np.ones((1, 3)), np.ones((2, 1)))
@@ -81,12 +92,13 @@ def times(matrix: np.ndarray, factor: float) -> np.ndarray:
 
 
 class Term(NamedTuple):
-    """One adapter's part at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` with the adapter's own scale inside, and its weight, of any sign.
+    """One adapter's part at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` with the adapter's own scale inside,
+    and its weight, of any sign.
 
-    An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random choices are drawn by.
-    ``branch_scale`` is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already. ``measured``
-    is what :mod:`.statistics` hold of the adapter at the site, for rules that look at data. ``B`` is ``factor * up``: sums need no copy of
-    it.
+    An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random
+    choices are drawn by. ``branch_scale`` is the adapter's own, for the rules that look at the stored factors
+    one by one; ``B`` holds it already. ``measured`` is what :mod:`.statistics` hold of the adapter at the
+    site, for rules that look at data. ``B`` is ``factor * up``: sums need no copy of it.
     """
 
     A: np.ndarray
@@ -114,7 +126,9 @@ def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
 
 
 class Side(NamedTuple):
-    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that are not concatenated yet, each times its weight."""
+    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that are not concatenated yet, each
+    times its weight.
+    """
 
     parts: tuple[np.ndarray, ...]
     weights: tuple[float, ...]
@@ -126,7 +140,9 @@ class Side(NamedTuple):
         return sum(part.shape[not self.turned] for part in self.parts)
 
     def joined(self, dtype: type | None = None) -> np.ndarray:
-        """The matrix, by default in the widest dtype of its parts; the weights are multiplied in that dtype."""
+        """The matrix, by default in the widest dtype of its parts; the weights are multiplied in that
+        dtype.
+        """
         made, end = np.concatenate(self.parts, axis=int(not self.turned), dtype=dtype), 0
         for part, weight in zip(self.parts, self.weights, strict=True):
             start, end = end, end + part.shape[not self.turned]
@@ -161,7 +177,9 @@ class Sum(NamedTuple):
     @property
     def left(self) -> Side:
         """The factor ``B``."""
-        return Side(tuple(term.up for term in self.terms), tuple(term.weight * term.factor for term in self.terms))
+        return Side(
+            tuple(term.up for term in self.terms), tuple(term.weight * term.factor for term in self.terms)
+        )
 
     @property
     def right(self) -> Side:
@@ -179,7 +197,8 @@ def summed(terms: Sequence[Term]) -> Sum:
 
 
 def stack(terms: Sequence[Term]) -> Factors:
-    """The factors of ``sum_i w_i B_i A_i``: ``A`` ``[sum r_i, n]``, and ``B`` ``[m, sum r_i]`` with the weights inside.
+    """The factors of ``sum_i w_i B_i A_i``: ``A`` ``[sum r_i, n]``, and ``B`` ``[m, sum r_i]`` with the
+    weights inside.
 
     A term of weight 0 is absent, unless all are.
 
@@ -213,7 +232,10 @@ def gram(terms: Sequence[Term]) -> np.ndarray:
         array([[ 6., -6.],
                [-6.,  6.]])
     """
-    A, B = _wide(np.concatenate([term.A for term in terms], axis=0)), _wide(np.concatenate([term.B for term in terms], axis=1))
+    A, B = (
+        _wide(np.concatenate([term.A for term in terms], axis=0)),
+        _wide(np.concatenate([term.B for term in terms], axis=1)),
+    )
     return _by_term(terms, (B.T @ B) * (A @ A.T))
 
 
@@ -221,8 +243,10 @@ def row_gram(terms: Sequence[Term]) -> np.ndarray:
     """``[m, T, T]``: for every output the inner products of the rows of ``D_i`` and ``D_j``, float64."""
     products = [[_wide(i.A) @ _wide(j.A).T for j in terms] for i in terms]
     wide = [_wide(term.B) for term in terms]
-    rows = [[np.vecdot(left @ product, right) for right, product in zip(wide, line, strict=True)]
-            for left, line in zip(wide, products, strict=True)]
+    rows = [
+        [np.vecdot(left @ product, right) for right, product in zip(wide, line, strict=True)]
+        for left, line in zip(wide, products, strict=True)
+    ]
     return np.moveaxis(np.array(rows), 2, 0)
 
 
@@ -232,10 +256,12 @@ def column_gram(terms: Sequence[Term]) -> np.ndarray:
 
 
 class Core(NamedTuple):
-    """Changes in their joint bases: ``D_i = left @ cores[i] @ right.T`` with orthonormal ``left`` ``[m, K]`` and ``right`` ``[n, L]``.
+    """Changes in their joint bases: ``D_i = left @ cores[i] @ right.T`` with orthonormal ``left`` ``[m, K]``
+    and ``right`` ``[n, L]``.
 
-    ``cores`` is ``[T, K, L]``, float64, without the weights. Whatever is done to the cores is done to the changes, and comes back exactly
-    as factors of rank ``min(K, L)``: ``core.change(merged)``. Source: Core Space, arXiv 2509.17786, section 3.
+    ``cores`` is ``[T, K, L]``, float64, without the weights. Whatever is done to the cores is done to the
+    changes, and comes back exactly as factors of rank ``min(K, L)``: ``core.change(merged)``. Source: Core
+    Space, arXiv 2509.17786, section 3.
     """
 
     left: np.ndarray
@@ -269,7 +295,8 @@ def core(terms: Sequence[Term]) -> Core:
 
 
 class Angles(NamedTuple):
-    """The cosines of the principal angles between two changes, largest first: of their outputs (``left``) and inputs (``right``).
+    """The cosines of the principal angles between two changes, largest first: of their outputs (``left``) and
+    inputs (``right``).
 
     1 is a direction that both have, 0 one that they do not share. Source: Björck and Golub 1973.
     """
@@ -293,7 +320,9 @@ def angles(first: Factors, second: Factors) -> Angles:
 
 
 def _basis(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what the columns span, float64: their numerical rank, relative to the dtype that came in."""
+    """An orthonormal basis of what the columns span, float64: their numerical rank, relative to the dtype
+    that came in.
+    """
     u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
     least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
     basis: np.ndarray = u[:, values > least]

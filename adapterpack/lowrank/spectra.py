@@ -1,8 +1,9 @@
-"""Computes singular values and vectors of many low-rank changes from their factors, and their best approximations of a rank.
+"""Computes singular values and vectors of many low-rank changes from their factors, and their best
+approximations of a rank.
 
-A thin QR of both factors leaves an ``R x R`` core whose singular values are those of ``B A`` itself. Equal shapes are stacked and given
-to LAPACK together, stacks go to the threads of one pool. Source: Golub and Van Loan, Matrix Computations, section 5.4; optimality, Eckart
-and Young 1936.
+A thin QR of both factors leaves an ``R x R`` core whose singular values are those of ``B A`` itself. Equal
+shapes are stacked and given to LAPACK together, stacks go to the threads of one pool. Source: Golub and Van
+Loan, Matrix Computations, section 5.4; optimality, Eckart and Young 1936.
 """
 
 from __future__ import annotations
@@ -19,29 +20,36 @@ from .truncation import Cut, energy_of
 T = TypeVar("T")
 
 _STACK = 1 << 20
-"""Numbers of a stack that one thread works on: many sites in one call, for each call is a wait for the interpreter's lock."""
+"""Numbers of a stack that one thread works on: many sites in one call, for each call is a wait for the
+interpreter's lock.
+"""
 _WELL = 1e-6
-"""The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it squares the condition, and
-in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold."""
+"""The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it
+squares the condition, and in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold.
+"""
 
 
 class Loss(NamedTuple):
-    """What a truncation cut off: the squared singular values beyond the cut (``tail``), and all of them (``total``)."""
+    """What a truncation cut off: the squared singular values beyond the cut (``tail``), and all of them
+    (``total``).
+    """
 
     tail: float
     total: float
 
     @property
     def relative(self) -> float:
-        """``sqrt(tail / total)``: the relative Frobenius error, exact by Eckart and Young; 0 for a change that is zero."""
+        """``sqrt(tail / total)``: the relative Frobenius error, exact by Eckart and Young; 0 for a change
+        that is zero.
+        """
         return float(np.sqrt(self.tail / self.total)) if self.total else 0.0
 
 
 class Spectrum(NamedTuple):
     """``D = U diag(S) V^T``: ``U`` ``[m, k]``, ``S`` ``[k]`` (float64, falling), ``V`` ``[n, k]``.
 
-    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that is zero. Of each column of
-    ``U`` the largest entry is positive, so that equal changes give equal numbers.
+    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that
+    is zero. Of each column of ``U`` the largest entry is positive, so that equal changes give equal numbers.
     """
 
     U: np.ndarray
@@ -49,7 +57,8 @@ class Spectrum(NamedTuple):
     V: np.ndarray
 
     def cut(self, kept: int) -> tuple[Factors, Loss]:
-        """The best approximation of rank ``kept``, its singular values split evenly over the factors, and what that leaves out.
+        """The best approximation of rank ``kept``, its singular values split evenly over the factors, and
+        what that leaves out.
 
         At least rank 1 is given, of zeros if nothing is kept.
         """
@@ -58,7 +67,10 @@ class Spectrum(NamedTuple):
             empty = Factors(np.zeros((1, n), self.V.dtype), np.zeros((m, 1), self.U.dtype))
             return empty, Loss(energy_of(self.S), energy_of(self.S))
         halves = np.sqrt(self.S[:kept])
-        A, B = (self.V[:, :kept] * halves.astype(self.V.dtype)).T, self.U[:, :kept] * halves.astype(self.U.dtype)
+        A, B = (
+            (self.V[:, :kept] * halves.astype(self.V.dtype)).T,
+            self.U[:, :kept] * halves.astype(self.U.dtype),
+        )
         return Factors(A, B), Loss(energy_of(self.S[kept:]), energy_of(self.S))
 
 
@@ -78,12 +90,15 @@ def spectrum(change: Change) -> Spectrum:
 
 
 def spectra(changes: Sequence[Change]) -> list[Spectrum]:
-    """:func:`spectrum` of many changes, stacked by shape and spread over threads; in the order in which they came."""
+    """:func:`spectrum` of many changes, stacked by shape and spread over threads; in the order in which they
+    came.
+    """
     return over_stacks(changes, _stack_spectra)
 
 
 def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
-    """The best approximation of a change that ``cut`` allows, all of it above rounding by default, and what that leaves out.
+    """The best approximation of a change that ``cut`` allows, all of it above rounding by default, and what
+    that leaves out.
 
     Example:
         >>> from adapterpack.lowrank.truncation import Cut
@@ -96,12 +111,16 @@ def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
 
 
 def recompressed(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
-    """:func:`recompress` of many changes, stacked by shape and spread over threads; no vector is computed that is not kept."""
+    """:func:`recompress` of many changes, stacked by shape and spread over threads; no vector is computed
+    that is not kept.
+    """
     return over_stacks(changes, lambda stack: _cut_stack(stack, cut))
 
 
 def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T]]) -> list[T]:
-    """``work`` on stacks of changes of one shape, one rank and one dtype, by the threads; in the order in which the changes came."""
+    """``work`` on stacks of changes of one shape, one rank and one dtype, by the threads; in the order in
+    which the changes came.
+    """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, change in enumerate(changes):
         groups.setdefault(_layout(change), []).append(index)
@@ -124,8 +143,10 @@ def _layout(change: Change) -> tuple[object, ...]:
 
 
 class _Stack(NamedTuple):
-    """``D_i = Q_i u_i diag(S_i) vt_i P_i^T``: ``left(Y)`` is ``Q Y``, with signs by which the largest entry of each column is positive, and
-    these signs; ``right(Y) = Y P^T``; and how many of ``S`` are above rounding."""
+    """``D_i = Q_i u_i diag(S_i) vt_i P_i^T``: ``left(Y)`` is ``Q Y``, with signs by which the largest entry
+    of each column is positive, and these signs; ``right(Y) = Y P^T``; and how many of ``S`` are above
+    rounding.
+    """
 
     left: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     right: Callable[[np.ndarray], np.ndarray]
@@ -138,15 +159,19 @@ class _Stack(NamedTuple):
 def _decomposed(changes: Sequence[Change]) -> _Stack | None:
     """The cores of changes that have one shape, one dtype and one rank above 0.
 
-    None where some of several want another way than the others: which way a change goes must not depend on its neighbours.
+    None where some of several want another way than the others: which way a change goes must not depend on
+    its neighbours.
     """
     lefts, rights = [change.left for change in changes], [change.right for change in changes]
     (left, left_core), (right, right_core) = frames(lefts), frames(rights)
     tried = _narrow(lefts[0]), _narrow(rights[0])
-    if len(changes) > 1 and any(frame.back is None and is_narrow for frame, is_narrow in zip((left, right), tried, strict=True)):
+    if len(changes) > 1 and any(
+        frame.back is None and is_narrow for frame, is_narrow in zip((left, right), tried, strict=True)
+    ):
         return None
     core = left_core @ right_core.transpose(0, 2, 1)
-    if not np.isfinite(core).all():  # numbers beyond what the dtype holds: what comes out shows it, where LAPACK would only give up
+    # numbers beyond what the dtype holds: what comes out shows it, where LAPACK would only give up
+    if not np.isfinite(core).all():
         if len(changes) > 1:
             return None
         core = np.full_like(core, np.nan)
@@ -177,22 +202,29 @@ def _cut_stack(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]
     if decomposed is None:
         return [_cut_stack([change], cut)[0] for change in changes]
     values = [S[:k] for S, k in zip(decomposed.S, decomposed.ranks, strict=True)]
-    most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
+    # not what is kept: products of other sizes may round otherwise
+    most = first.rank if cut.rank is None else min(cut.rank, first.rank)
     kept = [most if np.isnan(S).any() else cut.kept(S) for S in values]
     halves = np.sqrt(decomposed.S[:, :most])
     B, signs = decomposed.left(decomposed.u[:, :, :most] * halves[:, None, :])
     A = decomposed.right(decomposed.vt[:, :most] * (signs * halves)[:, :, None])
     made = []
     for i, (k, S) in enumerate(zip(kept, values, strict=True)):
-        factors = Factors(A[i, :k], B[i, :, :k]) if k else Factors(np.zeros_like(A[i, :1]), np.zeros_like(B[i, :, :1]))
+        factors = (
+            Factors(A[i, :k], B[i, :, :k])
+            if k
+            else Factors(np.zeros_like(A[i, :1]), np.zeros_like(B[i, :, :1]))
+        )
         made.append((factors, Loss(energy_of(S[k:]), energy_of(S))))
     return made
 
 
 class Frame(NamedTuple):
-    """Orthonormal columns ``Q`` of each matrix ``[m, R]`` of a stack, as ``X @ back`` in float64, or as ``X`` alone, which may be float32.
+    """Orthonormal columns ``Q`` of each matrix ``[m, R]`` of a stack, as ``X @ back`` in float64, or as ``X``
+    alone, which may be float32.
 
-    ``Q Y`` is computed from both, in float64, and rounded to ``dtype`` once. Where they are ``turned``, the columns are wanted as rows.
+    ``Q Y`` is computed from both, in float64, and rounded to ``dtype`` once. Where they are ``turned``, the
+    columns are wanted as rows.
     """
 
     X: np.ndarray
@@ -201,7 +233,9 @@ class Frame(NamedTuple):
     turned: bool
 
     def times(self, Y: np.ndarray) -> np.ndarray:
-        """``Q Y`` of ``Y`` ``[b, R, k]``, or where they are turned ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C order."""
+        """``Q Y`` of ``Y`` ``[b, R, k]``, or where they are turned ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C
+        order.
+        """
         if self.turned:
             coordinates = Y if self.back is None else np.matmul(Y, self.back.transpose(0, 2, 1))
             product: np.ndarray = np.matmul(coordinates, self.X.transpose(0, 2, 1))
@@ -210,7 +244,9 @@ class Frame(NamedTuple):
         return product.astype(self.dtype, copy=False)
 
     def signed(self, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``Q Y``, each column times the sign that makes its largest entry positive, and these signs ``[b, k]``."""
+        """``Q Y``, each column times the sign that makes its largest entry positive, and these signs ``[b,
+        k]``.
+        """
         U = self.times(Y)
         signs = np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
         np.multiply(U, signs[:, None, :].astype(U.dtype), out=U)
@@ -218,11 +254,11 @@ class Frame(NamedTuple):
 
 
 def frames(sides: Sequence[Side]) -> tuple[Frame, np.ndarray]:
-    """A thin QR of each of several ``[m, R]`` whose parts have the same shapes and dtypes, or where they are turned of ``[R, m]`` as
-    columns: the frames, and the triangles in float64, both stacked.
+    """A thin QR of each of several ``[m, R]`` whose parts have the same shapes and dtypes, or where they are
+    turned of ``[R, m]`` as columns: the frames, and the triangles in float64, both stacked.
 
-    Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64: products of matrices only. All
-    others go through Householder's QR.
+    Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64:
+    products of matrices only. All others go through Householder's QR.
     """
     turned = sides[0].turned
     if _narrow(sides[0]):
@@ -237,11 +273,11 @@ def frames(sides: Sequence[Side]) -> tuple[Frame, np.ndarray]:
 
 
 def _cholesky(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The Cholesky factors ``U``, ``U^T U = G``, of Gram matrices ``[b, R, R]`` and their inverses, both above the diagonal; None where the
-    columns behind one of them are nearly dependent, or not finite.
+    """The Cholesky factors ``U``, ``U^T U = G``, of Gram matrices ``[b, R, R]`` and their inverses, both
+    above the diagonal; None where the columns behind one of them are nearly dependent, or not finite.
 
-    They are those of the correlations ``C``. One over the trace of ``C^-1``, the sum of the squares of the factor's inverse, is at most
-    their least eigenvalue: it has to exceed :data:`_WELL`.
+    They are those of the correlations ``C``. One over the trace of ``C^-1``, the sum of the squares of the
+    factor's inverse, is at most their least eigenvalue: it has to exceed :data:`_WELL`.
     """
     lengths = np.sqrt(np.einsum("brr->br", grams))
     if not lengths.all() or not np.isfinite(grams).all():
@@ -258,15 +294,20 @@ def _cholesky(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _narrow(side: Side) -> bool:
     """Whether the columns are such that the Cholesky factor is tried."""
-    return all(part.dtype == np.float32 for part in side.parts) and side.parts[0].shape[side.turned] >= side.columns
+    return (
+        all(part.dtype == np.float32 for part in side.parts)
+        and side.parts[0].shape[side.turned] >= side.columns
+    )
 
 
 def _rounding(left: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
-    """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype (``unit``) on the rank-one terms of ``B A``,
-    summed as noise is; ``left`` and ``right`` are the triangles, whose columns are as long as those of the factors.
+    """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype (``unit``) on
+    the rank-one terms of ``B A``, summed as noise is; ``left`` and ``right`` are the triangles, whose columns
+    are as long as those of the factors.
 
-    What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size follows from the terms and not
-    from the largest singular value, so that changes that cancel come out as zero.
+    What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size
+    follows from the terms and not from the largest singular value, so that changes that cancel come out as
+    zero.
     """
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     often = 16 if unit < np.finfo(np.float32).eps else 2

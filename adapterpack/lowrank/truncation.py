@@ -1,4 +1,6 @@
-"""Decides where a spectrum is cut: at a rank, a share of the energy, kohya's three criteria, or by one budget for all sites."""
+"""Decides where a spectrum is cut: at a rank, a share of the energy, kohya's three criteria, or by one budget
+for all sites.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,29 @@ import numpy as np
 
 from ..errors import ConfigError
 
-_SHARES = {"energy": "the squared singular values", "sv_cumulative": "the sum of the singular values", "sv_fro": "the Frobenius norm"}
+_SHARES = {
+    "energy": "the squared singular values",
+    "sv_cumulative": "the sum of the singular values",
+    "sv_fro": "the Frobenius norm",
+}
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How much of a change is kept. ``rank`` caps whatever else is set; of the other criteria there can be one.
+    """How much of a change is kept. ``rank`` caps whatever else is set; of the other criteria there can be
+    one.
 
-    With ``S`` the singular values, largest first: ``energy`` q keeps the fewest with ``sum S_j^2 >= q sum S^2``; ``sv_ratio`` p those
-    with ``S_j > S_1 / p``; ``sv_cumulative`` p the fewest with ``sum S_j >= p sum S``; ``sv_fro`` p the fewest with
-    ``sum S_j^2 >= p^2 sum S^2``. The last three are those of kohya's ``resize_lora.py``, here measured on the whole spectrum.
+    With ``S`` the singular values, largest first: ``energy`` q keeps the fewest with ``sum S_j^2 >= q sum
+    S^2``; ``sv_ratio`` p those with ``S_j > S_1 / p``; ``sv_cumulative`` p the fewest with ``sum S_j >= p sum
+    S``; ``sv_fro`` p the fewest with ``sum S_j^2 >= p^2 sum S^2``. The last three are those of kohya's
+    ``resize_lora.py``, here measured on the whole spectrum.
 
     Raises:
         ConfigError: a value out of its range, or two criteria at once.
 
     Example:
-        >>> Cut(energy=0.9).kept(np.array([3.0, 1.0, 0.5])), Cut(sv_ratio=4).kept(np.array([3.0, 1.0, 0.5])), Cut().kept(np.zeros(0))
+        >>> Cut(energy=0.9).kept(np.array([3.0, 1.0, 0.5])), Cut(sv_ratio=4).kept(np.array([3.0, 1.0,
+        ...     0.5])), Cut().kept(np.zeros(0))
         (2, 2, 0)
     """
 
@@ -41,16 +50,30 @@ class Cut:
         if self.rank is not None:
             require_count(self.rank, "rank")
         if len(self.criteria) > 1:
-            raise ConfigError(f"{' and '.join(self.criteria)} all say where to cut", expected="one of them",
-                              found=", ".join(f"{name}={value}" for name, value in self.criteria.items()), remedy="give one of them")
+            raise ConfigError(
+                f"{' and '.join(self.criteria)} all say where to cut",
+                expected="one of them",
+                found=", ".join(f"{name}={value}" for name, value in self.criteria.items()),
+                remedy="give one of them",
+            )
         for name, of in _SHARES.items():
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise ConfigError(f"{name} is a share of {of}", where=name, expected="above 0, at most 1", found=value,
-                                  remedy="give a share such as 0.99")
+                raise ConfigError(
+                    f"{name} is a share of {of}",
+                    where=name,
+                    expected="above 0, at most 1",
+                    found=value,
+                    remedy="give a share such as 0.99",
+                )
         if self.sv_ratio is not None and not (math.isfinite(self.sv_ratio) and self.sv_ratio >= 1):
-            raise ConfigError("sv_ratio says how much smaller than the largest a singular value may be", where="sv_ratio",
-                              expected="a finite number of at least 1", found=self.sv_ratio, remedy="give a number such as 20")
+            raise ConfigError(
+                "sv_ratio says how much smaller than the largest a singular value may be",
+                where="sv_ratio",
+                expected="a finite number of at least 1",
+                found=self.sv_ratio,
+                remedy="give a number such as 20",
+            )
 
     @property
     def criteria(self) -> dict[str, float]:
@@ -64,9 +87,16 @@ class Cut:
         return {**({} if self.rank is None else {"rank": self.rank}), **self.criteria}
 
     def kept(self, S: np.ndarray, total: float | None = None) -> int:
-        """How many of the singular values ``S`` stay; at least 1 of any. ``total`` is ``sum S^2`` where ``S`` is not all of them."""
+        """How many of the singular values ``S`` stay; at least 1 of any. ``total`` is ``sum S^2`` where ``S``
+        is not all of them.
+        """
         kept = len(S)
-        if self.energy is None and self.sv_fro is None and self.sv_cumulative is None and self.sv_ratio is None:
+        if (
+            self.energy is None
+            and self.sv_fro is None
+            and self.sv_cumulative is None
+            and self.sv_ratio is None
+        ):
             return kept if self.rank is None else min(kept, self.rank)
         squares = np.cumsum(S**2)
         whole = (float(squares[-1]) if kept else 0.0) if total is None else total
@@ -89,8 +119,13 @@ def require_count(value: object, where: str) -> None:
         ConfigError: it is not.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ConfigError("this must be a positive whole number", where=where, expected="at least 1", found=value,
-                          remedy="give a number such as 8")
+        raise ConfigError(
+            "this must be a positive whole number",
+            where=where,
+            expected="at least 1",
+            found=value,
+            remedy="give a number such as 8",
+        )
 
 
 def _fewest(sums: np.ndarray, wanted: float) -> int:
@@ -103,19 +138,27 @@ def energy_of(S: np.ndarray) -> float:
     return float(np.sum(S[::-1] ** 2))
 
 
-def shared_out(spectra: Sequence[np.ndarray], costs: Sequence[int], budget: int, cap: int | None = None) -> list[int]:
-    """The rank at each site under which ``sum rank * cost`` is at most ``budget`` and the total squared error is least.
+def shared_out(
+    spectra: Sequence[np.ndarray], costs: Sequence[int], budget: int, cap: int | None = None
+) -> list[int]:
+    """The rank at each site under which ``sum rank * cost`` is at most ``budget`` and the total squared error
+    is least.
 
-    ``spectra`` are the singular values of each site, largest first, and ``costs`` the numbers that one more rank takes there, ``m + n``.
-    The values are taken in the order of what each saves for its cost, ``S_j^2 / (m + n)``; what no longer fits gives way to smaller ones.
-    That is the least error for the numbers that are used, and at most one value away from the least for the budget.
+    ``spectra`` are the singular values of each site, largest first, and ``costs`` the numbers that one more
+    rank takes there, ``m + n``. The values are taken in the order of what each saves for its cost, ``S_j^2 /
+    (m + n)``; what no longer fits gives way to smaller ones. That is the least error for the numbers that are
+    used, and at most one value away from the least for the budget.
 
     Example:
         >>> shared_out([np.array([3.0, 2.0]), np.array([2.5, 0.1])], [10, 10], 30)
         [2, 1]
     """
     kept, left = [0] * len(spectra), budget
-    heap = [(-float(S[0]) ** 2 / cost, site) for site, (S, cost) in enumerate(zip(spectra, costs, strict=True)) if len(S)]
+    heap = [
+        (-(float(S[0]) ** 2) / cost, site)
+        for site, (S, cost) in enumerate(zip(spectra, costs, strict=True))
+        if len(S)
+    ]
     heapq.heapify(heap)
     while heap:
         _, site = heapq.heappop(heap)
@@ -125,5 +168,5 @@ def shared_out(spectra: Sequence[np.ndarray], costs: Sequence[int], budget: int,
         kept[site] += 1
         S = spectra[site]
         if kept[site] < min(len(S), len(S) if cap is None else cap):
-            heapq.heappush(heap, (-float(S[kept[site]]) ** 2 / costs[site], site))
+            heapq.heappush(heap, (-(float(S[kept[site]]) ** 2) / costs[site], site))
     return kept

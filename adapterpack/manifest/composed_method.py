@@ -25,10 +25,16 @@ def method_of(manifest: m.Manifest) -> Method:
     """
     if manifest.composition is None:
         return get(manifest.method.type)
-    from ..adapter_methods.nodes.composed import NAME  # noqa: PLC0415 - few packs are composed, and the others do not need it
+    # few packs are composed, and the others do not need it
+    from ..adapter_methods.nodes.composed import NAME  # noqa: PLC0415
 
     if manifest.method.type != NAME:
-        raise FormatError("a pack with a composition has another method", where="/method/type", expected=NAME, found=manifest.method.type)
+        raise FormatError(
+            "a pack with a composition has another method",
+            where="/method/type",
+            expected=NAME,
+            found=manifest.method.type,
+        )
     return method_of_composition(manifest.composition)
 
 
@@ -50,13 +56,21 @@ def _composed(text: bytes) -> Method:
     tree, names = decode(composition.tree), [member.name for member in composition.members]
     named = set(leaves(tree))
     if len(set(names)) != len(names) or set(names) != named:
-        raise FormatError("the tree and the members do not name the same adapters", where="/composition/members",
-                          expected=", ".join(sorted(named)), found=", ".join(names))
+        raise FormatError(
+            "the tree and the members do not name the same adapters",
+            where="/composition/members",
+            expected=", ".join(sorted(named)),
+            found=", ".join(names),
+        )
     methods = {}
     for member in composition.members:
         methods[member.name] = method = get(member.method)
         if member.spec_version > method.storage.spec_version:
-            raise UnknownMethod(f"a member was made by a newer version of the method {method.name}", where=f"member '{member.name}'",
-                                expected=f"spec_version {method.storage.spec_version}", found=member.spec_version,
-                                remedy=f"update the package that brings {method.name}")
+            raise UnknownMethod(
+                f"a member was made by a newer version of the method {method.name}",
+                where=f"member '{member.name}'",
+                expected=f"spec_version {method.storage.spec_version}",
+                found=member.spec_version,
+                remedy=f"update the package that brings {method.name}",
+            )
     return composed(tree, methods, composition)

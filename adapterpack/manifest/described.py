@@ -1,4 +1,6 @@
-"""What a manifest describes, with its names looked up: the methods of a pack and their configurations, without its tensors."""
+"""What a manifest describes, with its names looked up: the methods of a pack and their configurations,
+without its tensors.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ from .composed_method import method_of
 
 @dataclass(frozen=True)
 class Described:
-    """A pack as its manifest describes it. ``alias`` is the name that it has here, if that is not its own; ``kinds`` are those of its
-    layers (by path) that the base at hand stores in another way than the manifest says."""
+    """A pack as its manifest describes it. ``alias`` is the name that it has here, if that is not its own;
+    ``kinds`` are those of its layers (by path) that the base at hand stores in another way than the manifest
+    says.
+    """
 
     manifest: m.Manifest
     alias: str | None = dataclasses.field(default=None, kw_only=True)
@@ -39,7 +43,10 @@ class Described:
     @cached_property
     def groups(self) -> tuple[m.Group, ...]:
         """The modules that it changes, of the kinds that they have in the base at hand."""
-        return tuple(replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group for group in self.manifest.groups)
+        return tuple(
+            replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
+            for group in self.manifest.groups
+        )
 
     @cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -56,7 +63,15 @@ class Described:
     @property
     def methods(self) -> tuple[Method, ...]:
         """Every method in the pack, its own first."""
-        return (self.method, *map(get, dict.fromkeys(group.method.type for group in self.manifest.groups if group.method is not None)))
+        return (
+            self.method,
+            *map(
+                get,
+                dict.fromkeys(
+                    group.method.type for group in self.manifest.groups if group.method is not None
+                ),
+            ),
+        )
 
     @cached_property
     def acts(self) -> Acts | None:
@@ -67,39 +82,55 @@ class Described:
         """
         rules = {self.config_at(group).acts for group in self.manifest.groups if group.role == "adapter"}
         if len(rules) > 1:
-            raise FormatError("the sites of an adapter must act at the same positions", where=f"pack '{self.name}'",
-                              found="; ".join(sorted(map(str, rules)))[:200])
+            raise FormatError(
+                "the sites of an adapter must act at the same positions",
+                where=f"pack '{self.name}'",
+                found="; ".join(sorted(map(str, rules)))[:200],
+            )
         return next(iter(rules), None)
 
     @cached_property
     def repeats(self) -> tuple[int, ...]:
-        """The ranges of the base's blocks that the adapted stack is made of, start and end in turn; none where it is the base's own.
+        """The ranges of the base's blocks that the adapted stack is made of, start and end in turn; none
+        where it is the base's own.
 
         Raises:
             FormatError: its sites do not agree.
         """
-        rules = {self.config_at(group).repeats for group in self.manifest.groups if group.role == "adapter" and group.method is None}
+        rules = {
+            self.config_at(group).repeats
+            for group in self.manifest.groups
+            if group.role == "adapter" and group.method is None
+        }
         if len(rules) > 1:
-            raise FormatError("the sites of an adapter must be in one stack of blocks", where=f"pack '{self.name}'",
-                              found="; ".join(sorted(map(str, rules)))[:200])
+            raise FormatError(
+                "the sites of an adapter must be in one stack of blocks",
+                where=f"pack '{self.name}'",
+                found="; ".join(sorted(map(str, rules)))[:200],
+            )
         return next(iter(rules), ())
 
     def config_at(self, group: m.Group) -> Any:
         """The method's config at one group; a list of the manifest's JSON is a tuple in the config.
 
         Raises:
-            FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that it cannot use.
+            FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that
+                it cannot use.
         """
         plain = not group.config and group.method is None
         if plain and self._common:
             return self._common[0]
         written = {**(self.manifest.config if group.method is None else {}), **group.config}
         try:
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
+            values = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in written.items()
+            }
             cfg = self.method_of(group).config(**values)
             _ = cfg.scale, cfg.rank  # a value of the wrong type may show only here
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise FormatError(f"the method's configuration is not usable: {error}", where=f"group {group.path}") from error
+            raise FormatError(
+                f"the method's configuration is not usable: {error}", where=f"group {group.path}"
+            ) from error
         if plain:
             self._common.append(cfg)  # frozen, and the same at every such group
         return cfg

@@ -14,10 +14,14 @@ from ..io.safe_open import TENSORS, write_parts
 from . import manifest as m
 
 
-def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = None, *, digest: str | None = None) -> m.TensorEntry:
+def entry_of(
+    value: np.ndarray, group: str, param: str, scales: str | None = None, *, digest: str | None = None
+) -> m.TensorEntry:
     """The manifest's entry for one tensor; ``digest`` is its sha256, where that is known."""
     name = safetensors.dtype_name(value.dtype)
-    return m.TensorEntry(TENSORS, name, tuple(value.shape), digest or tensor_digest(value), group, param, scales)
+    return m.TensorEntry(
+        TENSORS, name, tuple(value.shape), digest or tensor_digest(value), group, param, scales
+    )
 
 
 def tensor_digest(value: np.ndarray) -> str:
@@ -34,21 +38,30 @@ def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.P
     return m.PackFile(name, size, hasher.hexdigest(), role)
 
 
-def digested(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[dict[str, str], m.PackFile]:
+def digested(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> tuple[dict[str, str], m.PackFile]:
     """The sha256 (hex) of every tensor, and the entry of the file that holds them all.
 
-    The same bytes are hashed twice, and together: while one thread hashes a file of gigabytes the others hash its tensors.
+    The same bytes are hashed twice, and together: while one thread hashes a file of gigabytes the others hash
+    its tensors.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
     """
     for name, value in tensors.items():
         if not safetensors.all_finite(value):
-            raise NonFinite("a tensor to be packed holds NaN or infinity", where=name,
-                            remedy="lower the learning rate, or train in float32")
+            raise NonFinite(
+                "a tensor to be packed holds NaN or infinity",
+                where=name,
+                remedy="lower the learning rate, or train in float32",
+            )
     whole = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     parts = list(safetensors.pieces(whole, metadata))
-    sources: dict[str | None, hashing.Parts] = {None: parts, **{name: [safetensors.raw(value)] for name, value in whole.items()}}
+    sources: dict[str | None, hashing.Parts] = {
+        None: parts,
+        **{name: [safetensors.raw(value)] for name, value in whole.items()},
+    }
     hashes = {name: digest.hex() for name, digest in hashing.digests(sources).items()}
     entry = m.PackFile(TENSORS, sum(map(len, parts)), hashes[None], "tensors")
     return {name: hashes[name] for name in tensors}, entry

@@ -10,19 +10,22 @@ from ..errors import FormatError
 from ..io import strict_json
 
 KEY = "integrity"
-SCHEMA = {"description": "The sha256 of the manifest's own bytes with this text empty.", "type": "string",
-          "pattern": "^[0-9a-f]{64}$"}
+SCHEMA = {
+    "description": "The sha256 of the manifest's own bytes with this text empty.",
+    "type": "string",
+    "pattern": "^[0-9a-f]{64}$",
+}
 """What the schemas of manifests say of that field."""
 _BEFORE = b'\n  "integrity": "'
 """What stands before the digest in canonical bytes, and nowhere else: a text holds no line break."""
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
-    """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without that
-    digest in them.
+    """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without
+    that digest in them.
 
-    It says that no byte was changed by accident, on a disk or on the way. Whoever changes a manifest on purpose can
-    make it anew: that is what signatures and pinned ids are for.
+    It says that no byte was changed by accident, on a disk or on the way. Whoever changes a manifest on
+    purpose can make it anew: that is what signatures and pinned ids are for.
     """
     data = strict_json.canonical({**value, KEY: ""})
     end = data.index(_BEFORE) + len(_BEFORE)
@@ -44,5 +47,10 @@ def require_whole(value: Mapping[str, Any], data: bytes, where: object, remedy: 
     """
     right, said = digests_in(data)
     if right != said or said != value.get(KEY):
-        raise FormatError("the manifest is not the one that was written: a byte of it was changed",
-                          where=f"{where}#/{KEY}", expected=right, found=said[:64], remedy=remedy)
+        raise FormatError(
+            "the manifest is not the one that was written: a byte of it was changed",
+            where=f"{where}#/{KEY}",
+            expected=right,
+            found=said[:64],
+            remedy=remedy,
+        )

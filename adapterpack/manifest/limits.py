@@ -1,4 +1,6 @@
-"""The texts and numbers of a manifest with their limits, and the limits of values whose kind is up to a method or a vendor."""
+"""The texts and numbers of a manifest with their limits, and the limits of values whose kind is up to a
+method or a vendor.
+"""
 
 from __future__ import annotations
 
@@ -36,27 +38,46 @@ MAX_TEXT, MAX_ITEMS, MAX_KEYS = 1 << 20, 1 << 18, 1 << 16
 LARGEST_SETTING, LARGEST_CLAIM = 1e38, 1.7976931348623157e308
 Key = Annotated[str, Meta(max_length=512)]
 """The name of a setting or a claim."""
-OF_SETTINGS, OF_CLAIMS = ({"additionalProperties": {"$ref": f"#/$defs/{name}"}} for name in ("setting", "claim"))
+OF_SETTINGS, OF_CLAIMS = (
+    {"additionalProperties": {"$ref": f"#/$defs/{name}"}} for name in ("setting", "claim")
+)
 Settings = Annotated[Mapping[Key, Any], Meta(max_length=64, extra_json_schema=OF_SETTINGS)]
 Claims = Annotated[Mapping[Key, Any], Meta(max_length=64, extra_json_schema=OF_CLAIMS)]
 
 
 def _values(name: str, description: str, largest: float) -> dict[str, Any]:
     inner = {"$ref": f"#/$defs/{name}"}
-    return {name: {"description": description, "type": ["null", "boolean", "string", "number", "array", "object"], "maxLength": MAX_TEXT,
-                   "minimum": -largest, "maximum": largest, "items": inner, "maxItems": MAX_ITEMS, "maxProperties": MAX_KEYS,
-                   "propertyNames": {"type": "string", "maxLength": 512}, "additionalProperties": inner}}
+    return {
+        name: {
+            "description": description,
+            "type": ["null", "boolean", "string", "number", "array", "object"],
+            "maxLength": MAX_TEXT,
+            "minimum": -largest,
+            "maximum": largest,
+            "items": inner,
+            "maxItems": MAX_ITEMS,
+            "maxProperties": MAX_KEYS,
+            "propertyNames": {"type": "string", "maxLength": 512},
+            "additionalProperties": inner,
+        }
+    }
 
 
 DEFINITIONS = {
-    **_values("setting", "A value that a method or a node computes with, of any kind that JSON has.", LARGEST_SETTING),
+    **_values(
+        "setting",
+        "A value that a method or a node computes with, of any kind that JSON has.",
+        LARGEST_SETTING,
+    ),
     **_values("claim", "A value that nothing computes with, of any kind that JSON has.", LARGEST_CLAIM),
 }
 """The JSON Schema of what :func:`too_large` checks."""
 
 
 def too_large(value: Any, pointer: str, largest: float) -> Iterator[Misfit]:
-    """The texts, lists, objects and numbers (beyond ``largest``) that are too large in a JSON value of any kind."""
+    """The texts, lists, objects and numbers (beyond ``largest``) that are too large in a JSON value of any
+    kind.
+    """
     kind = type(value)
     if kind is str:
         if len(value) > MAX_TEXT:

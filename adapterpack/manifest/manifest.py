@@ -17,7 +17,17 @@ from ..io.typed_json import Misfit, Part
 from ..tasks.problems import MARKED, ONE
 from . import limits
 from .integrity import digests_in, require_whole, sealed
-from .limits import LARGEST_CLAIM, LARGEST_SETTING, OF_CLAIMS, Claims, Hex, Key, Settings, ShortText, too_large
+from .limits import (
+    LARGEST_CLAIM,
+    LARGEST_SETTING,
+    OF_CLAIMS,
+    Claims,
+    Hex,
+    Key,
+    Settings,
+    ShortText,
+    too_large,
+)
 from .migrations import upgraded
 from .parts import (
     Base,
@@ -41,8 +51,27 @@ from .parts import (
     TrainingClaims,
 )
 
-__all__ = ["FEATURES", "FILE_NAME", "FORMAT_VERSION", "MAX_BYTES", "METHODS", "NAME", "Base", "FileEntry", "Group", "Lineage", "Manifest",
-           "MethodRef", "PackFile", "PackInfo", "Parent", "Task", "TensorEntry", "parse", "sealed"]
+__all__ = [
+    "FEATURES",
+    "FILE_NAME",
+    "FORMAT_VERSION",
+    "MAX_BYTES",
+    "METHODS",
+    "NAME",
+    "Base",
+    "FileEntry",
+    "Group",
+    "Lineage",
+    "Manifest",
+    "MethodRef",
+    "PackFile",
+    "PackInfo",
+    "Parent",
+    "Task",
+    "TensorEntry",
+    "parse",
+    "sealed",
+]
 
 FILE_NAME = "adapterpack.json"
 FORMAT_VERSION = "1.4"
@@ -50,12 +79,16 @@ MAX_BYTES = 4 << 20
 LARGEST_WEIGHT = 1 << 33
 """Numbers in the weight of one layer: an output head of 16384 by half a million."""
 MOST_SETTINGS = 1 << 20
-"""Values in the hyper-parameters of all sites together: the common ones are read anew for every site that has some of its own."""
+"""Values in the hyper-parameters of all sites together: the common ones are read anew for every site that has
+some of its own.
+"""
 NAME = re.compile(limits.NAME)
 METHODS = "methods"
 """The feature of a pack in which a group has a method that is not the pack's."""
 PACKED = "packed"
-"""The feature of a pack whose matrices are stored in codes, as ``quantization.packed`` says; "int8" is an older way, by rows."""
+"""The feature of a pack whose matrices are stored in codes, as ``quantization.packed`` says; "int8" is an
+older way, by rows.
+"""
 FEATURES = frozenset({"int8", PACKED, METHODS, "composition", *MARKED})
 """What this reader understands of ``must_understand``."""
 _FIRST_SEALED = 4
@@ -63,9 +96,11 @@ _FIRST_SEALED = 4
 
 
 class Manifest(Part, frozen=True, dict=True):
-    """The whole manifest. ``training``, ``metrics``, the licenses and what ``pack`` says are claimed, not verifiable.
+    """The whole manifest. ``training``, ``metrics``, the licenses and what ``pack`` says are claimed, not
+    verifiable.
 
-    A manifest that was read keeps its bytes: they are its identity, whatever version of the format they are in.
+    A manifest that was read keeps its bytes: they are its identity, whatever version of the format they are
+    in.
     """
 
     pack: PackInfo
@@ -80,13 +115,19 @@ class Manifest(Part, frozen=True, dict=True):
     quantization: Quantization | None = None
     canary: Canary | None = None
     safety: Safety = field(default_factory=lambda: Safety(contains_code=False, requires_remote_code=False))
-    training: Annotated[Mapping[Key, Any], Meta(max_length=256, extra_json_schema=OF_CLAIMS)] = field(default_factory=dict)
+    training: Annotated[Mapping[Key, Any], Meta(max_length=256, extra_json_schema=OF_CLAIMS)] = field(
+        default_factory=dict
+    )
     metrics: Annotated[tuple[Claims, ...], Meta(max_length=256)] = ()
     license: ShortText | None = None
-    must_understand: Annotated[tuple[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.-]{0,63}\Z")], ...], Meta(
-        max_length=32, extra_json_schema={"uniqueItems": True})] = ()
-    extensions: Annotated[Mapping[Annotated[str, Meta(pattern=r"^x_[a-z0-9_]{1,63}\Z")], Any], Meta(
-        max_length=64, extra_json_schema=OF_CLAIMS)] = field(default_factory=dict)
+    must_understand: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.-]{0,63}\Z")], ...],
+        Meta(max_length=32, extra_json_schema={"uniqueItems": True}),
+    ] = ()
+    extensions: Annotated[
+        Mapping[Annotated[str, Meta(pattern=r"^x_[a-z0-9_]{1,63}\Z")], Any],
+        Meta(max_length=64, extra_json_schema=OF_CLAIMS),
+    ] = field(default_factory=dict)
     format: Literal["adapterpack"] = "adapterpack"
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = FORMAT_VERSION
     tokenizer: Tokenizer | None = None
@@ -96,11 +137,18 @@ class Manifest(Part, frozen=True, dict=True):
     license_sha256: Hex | None = None
     composition: Composition | None = None
 
-    _raw: ClassVar[bytes | None] = None  # set on the instance by parse; no field, so that a changed copy does not inherit it
+    # set on the instance by parse; no field, so that a changed copy does not inherit it
+    _raw: ClassVar[bytes | None] = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """A promise that is not kept, a value beyond its bounds, a claim that is not of its kind, a feature that stands twice."""
-        yield from (Misfit(f"/safety/{key}", "is true: a pack brings no code") for key, broken in self.safety.items() if broken)
+        """A promise that is not kept, a value beyond its bounds, a claim that is not of its kind, a feature
+        that stands twice.
+        """
+        yield from (
+            Misfit(f"/safety/{key}", "is true: a pack brings no code")
+            for key, broken in self.safety.items()
+            if broken
+        )
         yield from typed_json.repeated(self.must_understand, "/must_understand")
         yield from too_large(self.config, "/config", LARGEST_SETTING)
         yield from too_large(self.extensions, "/extensions", LARGEST_CLAIM)
@@ -130,7 +178,9 @@ class Manifest(Part, frozen=True, dict=True):
         return {**strict_json.plain(self), "integrity": self.integrity}
 
     def to_bytes(self) -> bytes:
-        """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's id."""
+        """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's
+        id.
+        """
         return self._raw if self._raw is not None else self._canonical
 
     @cached_property
@@ -149,32 +199,50 @@ class Manifest(Part, frozen=True, dict=True):
 
 
 def parse(data: bytes, where: object, value: Any = None) -> Manifest:
-    """The manifest in ``data``, checked against its limits and its own digest; ``value`` is the JSON in it, where that was read already.
+    """The manifest in ``data``, checked against its limits and its own digest; ``value`` is the JSON in it,
+    where that was read already.
 
     Raises:
-        FormatError: malformed, altered, of another major version, or in need of a feature that this version does not have.
+        FormatError: malformed, altered, of another major version, or in need of a feature that this version
+            does not have.
     """
     value = _require_known(strict_json.loads(data, where, MAX_BYTES) if value is None else value, data, where)
     if strict_json.canonical(value) != data:
-        raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=where, remedy="pack the adapter again")
+        raise FormatError(
+            "the manifest is not in its canonical form: it was edited by hand",
+            where=where,
+            remedy="pack the adapter again",
+        )
     manifest = _typed(value, where)
     manifest.__dict__["_raw"] = data
     return manifest
 
 
 def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
-    """The JSON value in ``data`` if it is a manifest that this version understands, and its bytes are those that were written."""
+    """The JSON value in ``data`` if it is a manifest that this version understands, and its bytes are those
+    that were written.
+    """
     if not isinstance(value, dict) or value.get("format") != "adapterpack":
         raise FormatError("this is not an adapterpack manifest", where=where, expected="format: adapterpack")
     major = str(value.get("format_version", "")).partition(".")[0]
     if major != FORMAT_VERSION.partition(".")[0]:
-        raise FormatError("another major version of the format", where=where, expected="1.x", found=value.get("format_version"),
-                          remedy="use a version of adapterpack that reads it")
+        raise FormatError(
+            "another major version of the format",
+            where=where,
+            expected="1.x",
+            found=value.get("format_version"),
+            remedy="use a version of adapterpack that reads it",
+        )
     needs = value.get("must_understand")
     unknown = {str(feature) for feature in needs} - FEATURES if isinstance(needs, list) else set()
     if unknown:
-        raise FormatError("the pack needs features that this version does not have", where=where, expected=", ".join(sorted(FEATURES)),
-                          found=", ".join(sorted(unknown)), remedy="update adapterpack")
+        raise FormatError(
+            "the pack needs features that this version does not have",
+            where=where,
+            expected=", ".join(sorted(FEATURES)),
+            found=", ".join(sorted(unknown)),
+            remedy="update adapterpack",
+        )
     if _minor(value["format_version"]) >= _FIRST_SEALED:
         require_whole(value, data, where, "fetch the pack again, or pack the adapter again")
     return value
@@ -187,10 +255,15 @@ def _typed(value: dict[str, Any], where: object) -> Manifest:
     except FormatError as error:
         raise FormatError(error.what, where=f"{where}#{error.where}", remedy=error.remedy) from error
     newer = _minor(current.get("format_version")) > _minor(FORMAT_VERSION)
-    manifest = typed_json.read({key: item for key, item in current.items() if key != "integrity"}, Manifest, newer=newer)
+    manifest = typed_json.read(
+        {key: item for key, item in current.items() if key != "integrity"}, Manifest, newer=newer
+    )
     if isinstance(manifest, Misfit):
-        raise FormatError(f"the manifest does not fit its schema: {manifest.message}", where=f"{where}#{manifest.pointer or '/'}",
-                          remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None)
+        raise FormatError(
+            f"the manifest does not fit its schema: {manifest.message}",
+            where=f"{where}#{manifest.pointer or '/'}",
+            remedy=f"it is of version {value['format_version']}: update adapterpack" if newer else None,
+        )
     _require_sizes(manifest, where)
     return manifest
 
@@ -200,12 +273,20 @@ def _require_sizes(manifest: Manifest, where: object) -> None:
     common = settings = _count(manifest.config)
     for number, group in enumerate(manifest.groups):
         if (group.in_features or 1) * (group.out_features or 1) > LARGEST_WEIGHT:
-            raise FormatError("a layer is larger than there are any", where=f"{where}#/groups/{number}",
-                              expected=f"at most {LARGEST_WEIGHT} numbers", found=f"{group.out_features} x {group.in_features}")
+            raise FormatError(
+                "a layer is larger than there are any",
+                where=f"{where}#/groups/{number}",
+                expected=f"at most {LARGEST_WEIGHT} numbers",
+                found=f"{group.out_features} x {group.in_features}",
+            )
         settings += _count(group.config) + (common if group.config and group.method is None else 0)
     if settings > MOST_SETTINGS:
-        raise FormatError("the sites have too many hyper-parameters", where=f"{where}#/groups", found=settings,
-                          expected=f"at most {MOST_SETTINGS} values")
+        raise FormatError(
+            "the sites have too many hyper-parameters",
+            where=f"{where}#/groups",
+            found=settings,
+            expected=f"at most {MOST_SETTINGS} values",
+        )
 
 
 def _count(value: Any) -> int:

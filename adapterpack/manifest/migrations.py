@@ -1,7 +1,8 @@
-"""Manifests of other minor versions, made readable in memory; the bytes on disk, and with them the pack's id, stay what they are.
+"""Manifests of other minor versions, made readable in memory; the bytes on disk, and with them the pack's id,
+stay what they are.
 
-An older one goes through the numbered steps. A newer one loses the fields that this version does not know: what may not be ignored
-is named in ``must_understand``, which is checked first.
+An older one goes through the numbered steps. A newer one loses the fields that this version does not know:
+what may not be ignored is named in ``must_understand``, which is checked first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ EACH = "[]"
 
 
 class Upgrade(NamedTuple):
-    """One step: the version that it makes, in words, and the fields that it adds to the objects at a place, with what it means to lack
-    them; a place is the keys that lead there.
+    """One step: the version that it makes, in words, and the fields that it adds to the objects at a place,
+    with what it means to lack them; a place is the keys that lead there.
     """
 
     to: str
@@ -26,19 +27,38 @@ class Upgrade(NamedTuple):
 
 
 STEPS: dict[str, Upgrade] = {
-    "1.0": Upgrade("1.1", "authors and time, more of the base, tokenizer digests, the base's quantization, and details of lineage and "
-                          "license", {
-        (): {"tokenizer": None, "base_quantization": None, "base_license": None, "license_link": None, "license_sha256": None},
-        ("pack",): {"authors": [], "created": None},
-        ("base",): {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
-        ("lineage",): {"tool": None, "seed": None, "source_format": None, "ancestors": {}},
-        ("lineage", "parents", EACH): {"repo": None, "commit": None},
-    }),
-    "1.1": Upgrade("1.2", "the composition, a group's own method, and canaries of images and of decoders", {
-        (): {"composition": None}, ("groups", EACH): {"method": None}, ("canary",): {"decoder_input_ids": None, "pixels": None}}),
+    "1.0": Upgrade(
+        "1.1",
+        "authors and time, more of the base, tokenizer digests, the base's quantization, and details of "
+        "lineage and license",
+        {
+            (): {
+                "tokenizer": None,
+                "base_quantization": None,
+                "base_license": None,
+                "license_link": None,
+                "license_sha256": None,
+            },
+            ("pack",): {"authors": [], "created": None},
+            ("base",): {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
+            ("lineage",): {"tool": None, "seed": None, "source_format": None, "ancestors": {}},
+            ("lineage", "parents", EACH): {"repo": None, "commit": None},
+        },
+    ),
+    "1.1": Upgrade(
+        "1.2",
+        "the composition, a group's own method, and canaries of images and of decoders",
+        {
+            (): {"composition": None},
+            ("groups", EACH): {"method": None},
+            ("canary",): {"decoder_input_ids": None, "pixels": None},
+        },
+    ),
     "1.2": Upgrade("1.3", "canaries of speech", {("canary",): {"features": None}}),
-    "1.3": Upgrade("1.4", "the manifest's digest of itself, which an older one does without", {(): {"integrity": None}}),
-}  # fmt: skip
+    "1.3": Upgrade(
+        "1.4", "the manifest's digest of itself, which an older one does without", {(): {"integrity": None}}
+    ),
+}
 """Version -> the step out of it."""
 
 
@@ -56,16 +76,23 @@ def upgraded(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with(value: Any, place: tuple[str, ...], added: Mapping[str, Any], pointer: str) -> Any:
-    """A value with fields added to the objects at a place; what is no such object stays, and is refused by its type."""
+    """A value with fields added to the objects at a place; what is no such object stays, and is refused by
+    its type.
+    """
     if not isinstance(value, list if place[:1] == (EACH,) else dict):
         return value
     if isinstance(value, list):
         return [_with(item, place[1:], added, f"{pointer}/{number}") for number, item in enumerate(value)]
     if place:
         key = place[0]
-        return {**value, key: _with(value[key], place[1:], added, f"{pointer}/{key}")} if key in value else value
+        return (
+            {**value, key: _with(value[key], place[1:], added, f"{pointer}/{key}")} if key in value else value
+        )
     for key in added:
         if key in value:
-            raise FormatError("the manifest holds a field that its format_version does not have", where=f"{pointer}/{key}",
-                              remedy="pack the adapter again")
+            raise FormatError(
+                "the manifest holds a field that its format_version does not have",
+                where=f"{pointer}/{key}",
+                remedy="pack the adapter again",
+            )
     return {**value, **added}

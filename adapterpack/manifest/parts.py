@@ -1,4 +1,6 @@
-"""The parts of a manifest, each with the limits that its JSON keeps to; ``schemas/manifest.v1.json`` is made of them."""
+"""The parts of a manifest, each with the limits that its JSON keeps to; ``schemas/manifest.v1.json`` is made
+of them.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,20 @@ class PackInfo(Part, frozen=True):
     """Names and claims about the pack itself; ``created`` is RFC 3339."""
 
     name: PackName
-    version: Annotated[str, Meta(max_length=128, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]{1,64})?\Z")] = "0.1.0"
+    version: Annotated[
+        str, Meta(max_length=128, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]{1,64})?\Z")
+    ] = "0.1.0"
     description: Annotated[str, Meta(max_length=4000)] = ""
     authors: Annotated[tuple[Line, ...], Meta(max_length=64)] = ()
-    created: Annotated[str, Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})\Z")] | None = None
+    created: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})\Z"
+            ),
+        ]
+        | None
+    ) = None
 
 
 class MethodRef(Part, frozen=True):
@@ -58,12 +69,19 @@ class MethodRef(Part, frozen=True):
 
 
 class Task(Part, frozen=True):
-    """What the adapted model does: the Hugging Face pipeline name, the model class, and the labels in order."""
+    """What the adapted model does: the Hugging Face pipeline name, the model class, and the labels in
+    order.
+    """
 
     type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,63}\Z")]
     architecture: Architecture | None = None
-    labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(
-        min_length=1, max_length=10_000, extra_json_schema={"uniqueItems": True})] | None = None
+    labels: (
+        Annotated[
+            tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
+            Meta(min_length=1, max_length=10_000, extra_json_schema={"uniqueItems": True}),
+        ]
+        | None
+    ) = None
 
     def breaches(self) -> Iterator[Misfit]:
         """A label that stands twice."""
@@ -71,7 +89,9 @@ class Task(Part, frozen=True):
 
 
 class Dims(Part, frozen=True):
-    """The sizes of a base: width of the hidden state, number of layers and of attention heads, entries of the vocabulary."""
+    """The sizes of a base: width of the hidden state, number of layers and of attention heads, entries of the
+    vocabulary.
+    """
 
     hidden: Width | None = None
     layers: Annotated[int, Meta(ge=1, le=65_536)] | None = None
@@ -80,7 +100,9 @@ class Dims(Part, frozen=True):
 
 
 class Variant(Part, frozen=True):
-    """Another form of the same base for which the pack is meant: how it differs, its digests, and whether it was tried."""
+    """Another form of the same base for which the pack is meant: how it differs, its digests, and whether it
+    was tried.
+    """
 
     relation: Annotated[str, Meta(pattern=r"^(dtype_cast|quantized|reshard|renamed_keys)\Z")]
     structure: Fingerprint | None = None
@@ -89,9 +111,11 @@ class Variant(Part, frozen=True):
 
 
 class Base(Part, frozen=True):
-    """The model that the pack belongs to: name, commit, architecture and sizes are hints, the digests are its identity.
+    """The model that the pack belongs to: name, commit, architecture and sizes are hints, the digests are its
+    identity.
 
-    ``structure``, ``files``, ``content`` and ``probe`` are the four levels of the fingerprint, each may be unknown.
+    ``structure``, ``files``, ``content`` and ``probe`` are the four levels of the fingerprint, each may be
+    unknown.
     """
 
     name: Repo | None = None
@@ -107,12 +131,13 @@ class Base(Part, frozen=True):
 
 
 class Group(Part, frozen=True):
-    """One module that the pack changes. ``role`` is ``adapter``, or ``full`` for a module that was trained whole; the one group of role
-    ``shared`` is no module and holds what all adapters of the pack have in common. A width may be unknown (None).
+    """One module that the pack changes. ``role`` is ``adapter``, or ``full`` for a module that was trained
+    whole; the one group of role ``shared`` is no module and holds what all adapters of the pack have in
+    common. A width may be unknown (None).
 
-    ``weight`` is the literal name of the tensor in the base checkpoint; ``config`` holds the hyper-parameters that differ here from
-    the manifest's ``config``; ``scale`` is the number that multiplies the branch. A ``method`` of its own stands where it is not the
-    pack's; the group's ``config`` is then the whole.
+    ``weight`` is the literal name of the tensor in the base checkpoint; ``config`` holds the hyper-parameters
+    that differ here from the manifest's ``config``; ``scale`` is the number that multiplies the branch. A
+    ``method`` of its own stands where it is not the pack's; the group's ``config`` is then the whole.
     """
 
     path: Path
@@ -133,7 +158,9 @@ class Group(Part, frozen=True):
 
 
 class TensorEntry(Part, frozen=True):
-    """One tensor: where it is, what it is, and the proof of its bytes. ``scales`` names the int8 tensor's scales."""
+    """One tensor: where it is, what it is, and the proof of its bytes. ``scales`` names the int8 tensor's
+    scales.
+    """
 
     file: Path
     dtype: Annotated[str, Meta(pattern=rf"^({'|'.join(DTYPES)})\Z")]
@@ -173,8 +200,8 @@ class Parent(Part, frozen=True):
 class Lineage(Part, frozen=True):
     """The operation that made this pack from its parents, with every parameter.
 
-    ``tool`` is name and version; ``source_format`` what a converted pack was before; ``ancestors`` the parents of the parents, pack
-    digest to pack digests, as far as they are known.
+    ``tool`` is name and version; ``source_format`` what a converted pack was before; ``ancestors`` the
+    parents of the parents, pack digest to pack digests, as far as they are known.
     """
 
     operation: Identifier
@@ -183,8 +210,13 @@ class Lineage(Part, frozen=True):
     tool: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}\Z")] | None = None
     seed: Count | None = None
     source_format: Literal["peft", "kohya", "diffusers", "gguf", "onnx_adapter", "checkpoint"] | None = None
-    ancestors: Annotated[Mapping[Sha256, Annotated[tuple[Sha256, ...], Meta(max_length=64, extra_json_schema={"uniqueItems": True})]], Meta(
-        max_length=256)] = field(default_factory=dict)
+    ancestors: Annotated[
+        Mapping[
+            Sha256,
+            Annotated[tuple[Sha256, ...], Meta(max_length=64, extra_json_schema={"uniqueItems": True})],
+        ],
+        Meta(max_length=256),
+    ] = field(default_factory=dict)
 
     def breaches(self) -> Iterator[Misfit]:
         """A parameter beyond its bounds, an ancestor that has one parent twice."""
@@ -194,7 +226,8 @@ class Lineage(Part, frozen=True):
 
 
 class Tokenizer(Part, frozen=True):
-    """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat template, as hex.
+    """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat
+    template, as hex.
 
     ``same-as-base`` says that the base's own was used; None that nothing is known, or that there is none.
     """
@@ -205,7 +238,9 @@ class Tokenizer(Part, frozen=True):
 
 
 class BaseQuantization(Part, frozen=True):
-    """How the base was quantized while the adapter was trained on it, for instance ``nf4`` and its parameters."""
+    """How the base was quantized while the adapter was trained on it, for instance ``nf4`` and its
+    parameters.
+    """
 
     scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
     params: Claims = field(default_factory=dict)
@@ -223,10 +258,11 @@ class Run(Part, frozen=True):
 
 
 class Packed(Part, frozen=True):
-    """How the bytes of a tensor stand for a matrix of this ``shape`` (what is behind its second axis counts as columns).
+    """How the bytes of a tensor stand for a matrix of this ``shape`` (what is behind its second axis counts
+    as columns).
 
-    ``axis`` says what its directions are: 0 for its rows, 1 for its columns. ``group`` numbers of a direction share a scale. The bytes are
-    the scales of all directions, then the codes of each.
+    ``axis`` says what its directions are: 0 for its rows, 1 for its columns. ``group`` numbers of a direction
+    share a scale. The bytes are the scales of all directions, then the codes of each.
     """
 
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 33)], ...], Meta(min_length=2, max_length=8)]
@@ -244,9 +280,11 @@ class Packed(Part, frozen=True):
 
 
 class Quantization(TypedDict):
-    """How the tensors of the pack are stored, and the error in the change: its largest entry, and in proportion to the change.
+    """How the tensors of the pack are stored, and the error in the change: its largest entry, and in
+    proportion to the change.
 
-    ``sites`` is the error in proportion at each site, ``packed`` how the bytes of each tensor are to be read that is not floats.
+    ``sites`` is the error in proportion at each site, ``packed`` how the bytes of each tensor are to be read
+    that is not floats.
     """
 
     scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
@@ -283,7 +321,9 @@ class Features(Recipe, frozen=True):
 
 
 class Member(Part, frozen=True):
-    """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and its method."""
+    """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and
+    its method.
+    """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
     digest: Sha256
@@ -292,9 +332,11 @@ class Member(Part, frozen=True):
 
 
 class Composition(Part, frozen=True):
-    """How the adapters in a composed pack work together: a tree over their names (``adapter_methods/nodes``), as JSON values.
+    """How the adapters in a composed pack work together: a tree over their names (``adapter_methods/nodes``),
+    as JSON values.
 
-    ``tree`` is a member, or a node with its kind, what it is made of, and its settings; at most 6 levels and 64 leaves.
+    ``tree`` is a member, or a node with its kind, what it is made of, and its settings; at most 6 levels and
+    64 leaves.
     """
 
     tree: Annotated[Mapping[Key, Any], Meta(min_length=1, max_length=32, extra_json_schema=OF_SETTINGS)]
@@ -306,19 +348,25 @@ class Composition(Part, frozen=True):
 
 
 class TopLogits(TypedDict):
-    """The largest logits of a row and whose they are: ids of tokens or labels, or places in a hidden state."""
+    """The largest logits of a row and whose they are: ids of tokens or labels, or places in a hidden
+    state.
+    """
 
     ids: Annotated[list[TokenId], Meta(min_length=1, max_length=64)]
-    logits: Annotated[list[Annotated[float, Meta(ge=-3.4028234663852886e38, le=3.4028234663852886e38)]], Meta(min_length=1, max_length=64)]
+    logits: Annotated[
+        list[Annotated[float, Meta(ge=-3.4028234663852886e38, le=3.4028234663852886e38)]],
+        Meta(min_length=1, max_length=64),
+    ]
 
 
 class Canary(Part, frozen=True):
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
-    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and their ``logits``; for a
-    model without logits, components of its last hidden state, or of both embeddings of two towers. In ``base`` the pack's trained head is
-    on and its adapters are off. ``input_ids`` is empty where ``pixels`` or ``features`` (of speech) take their place. With images, a
-    row's one image token stands for all positions of its image. ``decoder_input_ids`` go into a decoder, where there is an encoder too.
+    ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and
+    their ``logits``; for a model without logits, components of its last hidden state, or of both embeddings
+    of two towers. In ``base`` the pack's trained head is on and its adapters are off. ``input_ids`` is empty
+    where ``pixels`` or ``features`` (of speech) take their place. With images, a row's one image token stands
+    for all positions of its image. ``decoder_input_ids`` go into a decoder, where there is an encoder too.
     """
 
     input_ids: Annotated[tuple[TokenIds, ...], Meta(max_length=16)]
@@ -354,11 +402,20 @@ class TrainingClaims(TypedDict, total=False):
     steps: Count
     seed: Count
     precision: Annotated[str, Meta(max_length=64)]
-    framework_versions: Annotated[Mapping[Annotated[str, Meta(max_length=512)], Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
+    framework_versions: Annotated[
+        Mapping[Annotated[str, Meta(max_length=512)], Annotated[str, Meta(max_length=64)]],
+        Meta(max_length=64),
+    ]
     code_commit: Annotated[str, Meta(pattern=r"^[0-9a-f]{7,64}\Z")]
     losses: Annotated[list[LossPoint], Meta(max_length=1000)]
-    evaluations: Annotated[list[Annotated[Mapping[Key, Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)]], Meta(max_length=64)]],
-                           Meta(max_length=1000)]
+    evaluations: Annotated[
+        list[
+            Annotated[
+                Mapping[Key, Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)]], Meta(max_length=64)
+            ]
+        ],
+        Meta(max_length=1000),
+    ]
 
 
 def settings_of(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,16 @@ def schema() -> dict[str, Any]:
     fields["metrics"]["items"]["properties"] = parts.pop("Metric")["properties"]
     fields[KEY] = {**SCHEMA}
     made["allOf"] = _by_version(made)
-    about = {"$id": "https://adapterpack.dev/schemas/manifest.v1.json", "title": "adapterpack manifest, version 1",
-             "description": "One adapter on disk: what it is, what it belongs to, and the proof of every byte."}
-    return {"$schema": made["$schema"], **about, **{key: item for key, item in made.items() if key not in about}}
+    about = {
+        "$id": "https://adapterpack.dev/schemas/manifest.v1.json",
+        "title": "adapterpack manifest, version 1",
+        "description": "One adapter on disk: what it is, what it belongs to, and the proof of every byte.",
+    }
+    return {
+        "$schema": made["$schema"],
+        **about,
+        **{key: item for key, item in made.items() if key not in about},
+    }
 
 
 def _by_version(made: dict[str, Any]) -> list[dict[str, Any]]:
@@ -43,9 +50,13 @@ def _by_version(made: dict[str, Any]) -> list[dict[str, Any]]:
         for place, added in step.fields.items():
             part = part_at(made, place)
             part["required"] = [field for field in part["required"] if field not in added]
-            rules.append({"if": {"properties": {"format_version": {"enum": [*older]}}},
-                          "then": _inside(place, {"properties": dict.fromkeys(added, False)}),
-                          "else": _inside(place, {"required": [*added]})})
+            rules.append(
+                {
+                    "if": {"properties": {"format_version": {"enum": [*older]}}},
+                    "then": _inside(place, {"properties": dict.fromkeys(added, False)}),
+                    "else": _inside(place, {"required": [*added]}),
+                }
+            )
     return rules
 
 

@@ -1,4 +1,6 @@
-"""Secondary methods: which other methods a pack can have at some of its sites, and what its reader must then understand."""
+"""Secondary methods: which other methods a pack can have at some of its sites, and what its reader must then
+understand.
+"""
 
 from __future__ import annotations
 
@@ -25,33 +27,69 @@ class MethodSites(NamedTuple):
 
 
 def features(method: Method, groups: Iterable[m.Group], problem: str | None = None) -> tuple[str, ...]:
-    """What a reader must understand of a float pack of this method with these groups, and of its head's ``problem``."""
-    needed = {FEATURE: method.storage.composition is not None, m.METHODS: any(group.method is not None for group in groups),
-              **dict.fromkeys(MARKED & {problem}, True)}
+    """What a reader must understand of a float pack of this method with these groups, and of its head's
+    ``problem``.
+    """
+    needed = {
+        FEATURE: method.storage.composition is not None,
+        m.METHODS: any(group.method is not None for group in groups),
+        **dict.fromkeys(MARKED & {problem}, True),
+    }
     return tuple(sorted(feature for feature, has in needed.items() if has))
 
 
 def require_combinable(name: str, primary: MethodSites, secondary: MethodSites, taken: set[str]) -> None:
-    """Checks that a pack can have a method besides its own: it shares nothing between sites, acts at the same positions, and none of its
-    sites is ``taken``; a composed pack has none, since all its sites belong to its tree.
+    """Checks that a pack can have a method besides its own: it shares nothing between sites, acts at the same
+    positions, and none of its sites is ``taken``; a composed pack has none, since all its sites belong to its
+    tree.
 
     Raises:
         Unsupported: it cannot.
     """
     method, twice = primary.method, sorted(taken & {site.path for site in secondary.adapters})
     if secondary.method.name == method.name:
-        raise Unsupported("a pack has each of its methods once", where=f"pack '{name}'",
-                          found=f"{method.name} twice", remedy="give one configuration with all targets, or make two packs")
+        raise Unsupported(
+            "a pack has each of its methods once",
+            where=f"pack '{name}'",
+            found=f"{method.name} twice",
+            remedy="give one configuration with all targets, or make two packs",
+        )
     if twice:
-        raise Unsupported("two methods of one pack cannot be at one site", where=f"pack '{name}', {', '.join(twice)}",
-                          found=f"{method.name} and {secondary.method.name}", remedy="choose other targets, or make two packs")
+        raise Unsupported(
+            "two methods of one pack cannot be at one site",
+            where=f"pack '{name}', {', '.join(twice)}",
+            found=f"{method.name} and {secondary.method.name}",
+            remedy="choose other targets, or make two packs",
+        )
     if method.storage.composition is not None or secondary.method.storage.composition is not None:
-        raise Unsupported("a composed pack has no sites of other methods", where=f"pack '{name}'",
-                          found=f"{method.name} and {secondary.method.name}", remedy="make two packs")
+        raise Unsupported(
+            "a composed pack has no sites of other methods",
+            where=f"pack '{name}'",
+            found=f"{method.name} and {secondary.method.name}",
+            remedy="make two packs",
+        )
     if secondary.method.storage.shared is not None or secondary.method.kind != method.kind:
-        raise Unsupported("this method cannot share a pack with another", where=f"pack '{name}'", found=secondary.method.name,
-                          expected=f"a {method.kind} method that shares nothing between sites", remedy="make two packs")
-    if len(acts := {cfg.acts for sites in (primary.adapters, secondary.adapters) for cfg, _ in sites.values()}) > 1:
-        raise Unsupported("the methods of one pack must act at the same positions of a row", where=f"pack '{name}'",
-                          found=f"{method.name} and {secondary.method.name}: {', '.join(sorted(str(at or 'all') for at in acts))}"[:200],
-                          remedy="make two packs")
+        raise Unsupported(
+            "this method cannot share a pack with another",
+            where=f"pack '{name}'",
+            found=secondary.method.name,
+            expected=f"a {method.kind} method that shares nothing between sites",
+            remedy="make two packs",
+        )
+    if (
+        len(
+            acts := {
+                cfg.acts for sites in (primary.adapters, secondary.adapters) for cfg, _ in sites.values()
+            }
+        )
+        > 1
+    ):
+        raise Unsupported(
+            "the methods of one pack must act at the same positions of a row",
+            where=f"pack '{name}'",
+            found=(
+                f"{method.name} and {secondary.method.name}: "
+                f"{', '.join(sorted(str(at or 'all') for at in acts))}"
+            )[:200],
+            remedy="make two packs",
+        )

@@ -1,4 +1,6 @@
-"""Inputs by recipe: pseudo-random images and features of speech from a seed and a shape, the same numbers bit for bit on every machine."""
+"""Inputs by recipe: pseudo-random images and features of speech from a seed and a shape, the same numbers bit
+for bit on every machine.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,19 @@ import numpy as np
 
 from .parts import Recipe
 
-_STEP, _FIRST, _SECOND = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_STEP, _FIRST, _SECOND = (
+    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def made(recipe: Recipe, row: int) -> np.ndarray:
-    """One row of a recipe, ``[1, *shape of a row]`` float32, uniform in [-1, 1) as normalised pixels and log-mel features about are.
+    """One row of a recipe, ``[1, *shape of a row]`` float32, uniform in [-1, 1) as normalised pixels and
+    log-mel features about are.
 
-    Number i of all rows is mix(seed * 2^32 + i), of which the upper 24 bits are kept, so that float32 holds it exactly. The generator is
-    SplitMix64 (Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators, figure 16), started anew for every number: any
-    of them can be made without those before it, by unsigned 64-bit arithmetic alone.
+    Number i of all rows is mix(seed * 2^32 + i), of which the upper 24 bits are kept, so that float32 holds
+    it exactly. The generator is SplitMix64 (Steele, Lea and Flood 2014, Fast splittable pseudorandom number
+    generators, figure 16), started anew for every number: any of them can be made without those before it, by
+    unsigned 64-bit arithmetic alone.
 
     Example:
         >>> from adapterpack.manifest.parts import Pixels
@@ -23,7 +29,9 @@ def made(recipe: Recipe, row: int) -> np.ndarray:
     """
     _, *shape = recipe.shape
     size = int(np.prod(shape, dtype=np.int64))
-    counters = np.arange(row * size, (row + 1) * size, dtype=np.uint64) + (np.uint64(recipe.seed) << np.uint64(32))
+    counters = np.arange(row * size, (row + 1) * size, dtype=np.uint64) + (
+        np.uint64(recipe.seed) << np.uint64(32)
+    )
     kept = (_mixed(counters) >> np.uint64(40)).astype(np.float32)
     return (kept * np.float32(2.0**-23) - np.float32(1)).reshape(1, *shape)
 

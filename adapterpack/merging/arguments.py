@@ -18,11 +18,21 @@ def weights_of(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[f
     """
     factors = [1.0] * len(packs) if weights is None else [float(weight) for weight in weights]
     if len(factors) != len(packs):
-        raise ConfigError("every pack needs a weight", where="weights", expected=len(packs), found=len(factors),
-                          remedy="give as many weights as packs")
+        raise ConfigError(
+            "every pack needs a weight",
+            where="weights",
+            expected=len(packs),
+            found=len(factors),
+            remedy="give as many weights as packs",
+        )
     for factor in factors:
         if not math.isfinite(factor):
-            raise ConfigError("a weight must be a finite number", where="weights", found=factor, remedy="give a number such as 0.5")
+            raise ConfigError(
+                "a weight must be a finite number",
+                where="weights",
+                found=factor,
+                remedy="give a number such as 0.5",
+            )
     return factors
 
 
@@ -30,5 +40,9 @@ def require_outside(out: Path, inputs: Sequence[Path]) -> None:
     """Raises ConfigError if the output would be inside a folder that is read."""
     for folder in inputs:
         if out.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError("the output would lie inside an input, and inputs are never changed", where=out, found=folder,
-                              remedy="choose a folder outside it")
+            raise ConfigError(
+                "the output would lie inside an input, and inputs are never changed",
+                where=out,
+                found=folder,
+                remedy="choose a folder outside it",
+            )

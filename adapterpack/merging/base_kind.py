@@ -1,4 +1,6 @@
-"""Tells by a path and first bytes whether a merge is into a GGUF file, an ONNX graph or a checkpoint, before anything is opened."""
+"""Tells by a path and first bytes whether a merge is into a GGUF file, an ONNX graph or a checkpoint, before
+anything is opened.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A checkpoint as the base of a merge: what is read of it, what a report says of it, and whether the packs belong to it."""
+"""A checkpoint as the base of a merge: what is read of it, what a report says of it, and whether the packs
+belong to it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class MergeBase(DequantizedCheckpoint):
 
 
 class RepeatedBase(RepeatedLayers, MergeBase):
-    """A folder with a checkpoint whose blocks are repeated in ranges ``ends``, start and end in turn: all of them are written out.
+    """A folder with a checkpoint whose blocks are repeated in ranges ``ends``, start and end in turn: all of
+    them are written out.
 
     Raises:
         BaseMismatch: it has no such blocks.

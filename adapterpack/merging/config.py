@@ -13,14 +13,21 @@ from .full_modules import FullModules
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
-def merged_config(config: Mapping[str, Any], packs: Sequence[Pack], full_modules: FullModules, dtype: str | None,
-           untied: bool = False) -> dict[str, Any]:
-    """The config of a merge of ``packs`` and the ``full_modules`` among them; ``dtype`` is a safetensors name, or None to keep all dtypes.
+def merged_config(
+    config: Mapping[str, Any],
+    packs: Sequence[Pack],
+    full_modules: FullModules,
+    dtype: str | None,
+    untied: bool = False,
+) -> dict[str, Any]:
+    """The config of a merge of ``packs`` and the ``full_modules`` among them; ``dtype`` is a safetensors
+    name, or None to keep all dtypes.
 
     Keys keep their order, so that an unchanged config stays equal.
     """
     with_heads = [pack for pack in packs if pack.full()]
-    config = {**config, **({} if "_class_name" in config else _architecture(with_heads or packs))}  # diffusers has that name for it
+    # diffusers has that name for it
+    config = {**config, **({} if "_class_name" in config else _architecture(with_heads or packs))}
     for pack in with_heads:
         config |= _labels(pack, full_modules)
     if full_modules.vocab_size is not None:
@@ -41,8 +48,11 @@ def plain_config(config: Mapping[str, Any], dtype: str = "float32") -> dict[str,
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) if key == "text_config" and isinstance(value, dict) else value
-            for key, value in config.items() if key != "quantization_config"}
+    return {
+        key: _plain(value) if key == "text_config" and isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "quantization_config"
+    }
 
 
 def _architecture(packs: Sequence[Pack]) -> dict[str, Any]:
@@ -51,11 +61,17 @@ def _architecture(packs: Sequence[Pack]) -> dict[str, Any]:
 
 
 def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
-    """The label maps of a head; a pack that names no labels gets numbered ones if the size of its head is unambiguous."""
+    """The label maps of a head; a pack that names no labels gets numbered ones if the size of its head is
+    unambiguous.
+    """
     labels = pack.manifest.task.labels
     if labels is None and pack.manifest.task.type.endswith("classification"):
         names = [f"{path}.{param}" for path, params in pack.full().items() for param in params]
-        heads = [full_modules.added[name] for name in names if name in full_modules.added and full_modules.added[name].ndim == 2]
+        heads = [
+            full_modules.added[name]
+            for name in names
+            if name in full_modules.added and full_modules.added[name].ndim == 2
+        ]
         labels = numbered(len(heads[0])) if len(heads) == 1 else None
     if not labels:
         return {}
@@ -69,6 +85,9 @@ def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
 
 def _with_dtype(config: Mapping[str, Any], name: str, top: bool) -> dict[str, Any]:
     """The config with its dtype set, and that of those parts (a text or vision model) that state one."""
-    parts = {key: _with_dtype(value, name, top=False) if isinstance(value, dict) else value for key, value in config.items()}
+    parts = {
+        key: _with_dtype(value, name, top=False) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
     present = [key for key in _DTYPE_KEYS if key in config] or (["dtype"] if top else [])
     return {**parts, **dict.fromkeys(present, name)}

@@ -1,4 +1,6 @@
-"""Opens the base of a merge, and chooses the form of the output, which is that of the base: a folder of safetensors or a GGUF file."""
+"""Opens the base of a merge, and chooses the form of the output, which is that of the base: a folder of
+safetensors or a GGUF file.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from .plan import Plan
 
 
 class Container(NamedTuple):
-    """A form of output: ``shards`` lays out its files, ``finish`` writes what comes last; ``file`` is the file, if it is no folder."""
+    """A form of output: ``shards`` lays out its files, ``finish`` writes what comes last; ``file`` is the
+    file, if it is no folder.
+    """
 
     shards: Callable[[Any, Plan, str | None, str], list[Shard]]
     finish: Callable[[Path, Any, Sequence[Pack], Plan, str | None, list[Shard], Mapping[str, Any]], None]
@@ -44,7 +48,11 @@ def open_base(
 
         return GGUFBase(base, checkpoint), Container(gguf_layout.shards, _finish_nothing, gguf_layout.NAME)
     if checkpoint is not None:
-        raise ConfigError("only an ONNX graph or a GGUF file is merged together with its checkpoint", where=base, remedy="leave --base out")
+        raise ConfigError(
+            "only an ONNX graph or a GGUF file is merged together with its checkpoint",
+            where=base,
+            remedy="leave --base out",
+        )
     return RepeatedBase(base, ends) if ends else MergeBase(base), SAFETENSORS
 
 
@@ -52,8 +60,15 @@ def _safetensors(source: MergeBase, todo: Plan, dtype: str | None, note: str) ->
     return layout.shards(source, todo, dtype, {provenance.METADATA: note})
 
 
-def _side_files(folder: Path, source: MergeBase, packs: Sequence[Pack], todo: Plan, dtype: str | None, shards: list[Shard],
-                report: Mapping[str, Any]) -> None:
+def _side_files(
+    folder: Path,
+    source: MergeBase,
+    packs: Sequence[Pack],
+    todo: Plan,
+    dtype: str | None,
+    shards: list[Shard],
+    report: Mapping[str, Any],
+) -> None:
     provenance.write_side_files(folder, source, packs, todo, dtype, shards)
     (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report))
 

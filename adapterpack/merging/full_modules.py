@@ -1,4 +1,6 @@
-"""Decides which tensors of the output the fully trained modules of packs, such as a classifier head, become."""
+"""Decides which tensors of the output the fully trained modules of packs, such as a classifier head,
+become.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ from . import tied_weights, vocabulary
 
 
 class FullModules(NamedTuple):
-    """The tensors that fully trained modules become: ``replaced`` by the base's name, ``added`` by the output's name.
+    """The tensors that fully trained modules become: ``replaced`` by the base's name, ``added`` by the
+    output's name.
 
-    ``prefix`` is put before all other output names, ``untied`` says that the output's embeddings are no longer tied, ``vocab_size`` is set
-    if the vocabulary grew, and ``copies`` are additional tensors: new name -> the tensor of the base that it starts from.
+    ``prefix`` is put before all other output names, ``untied`` says that the output's embeddings are no
+    longer tied, ``vocab_size`` is set if the vocabulary grew, and ``copies`` are additional tensors: new name
+    -> the tensor of the base that it starts from.
     """
 
     replaced: Mapping[str, np.ndarray]
@@ -31,10 +35,14 @@ class FullModules(NamedTuple):
     copies: Mapping[str, str] = MappingProxyType({})
 
 
-def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False, tables: Mapping[str, np.ndarray] = MappingProxyType({})
-            ) -> FullModules:
-    """The tensors that the fully trained modules of ``packs`` become in a checkpoint made from ``base``, and the extended ``tables``; with
-    ``untie`` a tied head stays as it was where only the embedding was trained.
+def resolve(
+    base: Checkpoint,
+    packs: Sequence[Pack],
+    untie: bool = False,
+    tables: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> FullModules:
+    """The tensors that the fully trained modules of ``packs`` become in a checkpoint made from ``base``, and
+    the extended ``tables``; with ``untie`` a tied head stays as it was where only the embedding was trained.
 
     Raises:
         Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
@@ -49,42 +57,67 @@ def resolve(base: Checkpoint, packs: Sequence[Pack], untie: bool = False, tables
         prefix = _prefix(base, pack) if full else ""
         for path, params in full.items():
             if path in owner:
-                raise Unsupported("two packs hold this module trained whole, and two of it cannot be one", where=path,
-                                  found=f"'{owner[path]}' and '{pack.name}'", remedy="merge only one of them")
+                raise Unsupported(
+                    "two packs hold this module trained whole, and two of it cannot be one",
+                    where=path,
+                    found=f"'{owner[path]}' and '{pack.name}'",
+                    remedy="merge only one of them",
+                )
             owner[path] = pack.name
             for param, value in params.items():
                 name = _base_name(base, groups[path], param, prefix)
                 if name is None and param == "weight" and groups[path].weight is not None:
-                    raise SiteNotFound("the base lacks the tensor that the pack names for this module", where=f"pack '{pack.name}', {path}",
-                                       expected=groups[path].weight, remedy="merge into the checkpoint that the pack names")
+                    raise SiteNotFound(
+                        "the base lacks the tensor that the pack names for this module",
+                        where=f"pack '{pack.name}', {path}",
+                        expected=groups[path].weight,
+                        remedy="merge into the checkpoint that the pack names",
+                    )
                 if name is None:
                     added[f"{path}.{param}"] = value
                     prefixes.add(prefix)
                 elif name in tables:
-                    raise Unsupported("one pack holds this table trained whole, another trained words of it", where=name,
-                                      remedy="merge only one of the two")
+                    raise Unsupported(
+                        "one pack holds this table trained whole, another trained words of it",
+                        where=name,
+                        remedy="merge only one of the two",
+                    )
                 else:
                     _require_replaceable(base, pack, name, value)
                     replaced[name] = value
     if len(prefixes) > 1:
-        raise Unsupported("the packs add modules to different task models", where=", ".join(sorted(owner)),
-                          found=f"names under {sorted(prefixes)}", remedy="merge only one of them")
+        raise Unsupported(
+            "the packs add modules to different task models",
+            where=", ".join(sorted(owner)),
+            found=f"names under {sorted(prefixes)}",
+            remedy="merge only one of them",
+        )
     vocab_size = vocabulary.extended_vocab_size(base, replaced)
     copies = _tie(base, replaced, added, vocab_size, untie)
     untied = _tied(base) and any(_is_output_head(base, value, vocab_size) for value in added.values())
     return FullModules(replaced, added, next(iter(prefixes), ""), untied or bool(copies), vocab_size, copies)
 
 
-def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, np.ndarray], vocab_size: int | None, untie: bool
-         ) -> dict[str, str]:
-    """Handles a tied embedding that was fully trained: the head is equal to it (and then not a separate tensor), was trained too, grew with
-    it, or with ``untie`` stays what it was.
+def _tie(
+    base: Checkpoint,
+    replaced: Mapping[str, np.ndarray],
+    added: dict[str, np.ndarray],
+    vocab_size: int | None,
+    untie: bool,
+) -> dict[str, str]:
+    """Handles a tied embedding that was fully trained: the head is equal to it (and then not a separate
+    tensor), was trained too, grew with it, or with ``untie`` stays what it was.
 
     Raises:
         Unsupported: none of these.
     """
-    tables = [name for name, value in replaced.items() if _tied(base) and base.tensors[name].shape[:1] == (base.config.get("vocab_size"),)
-              and value.ndim == 2]
+    tables = [
+        name
+        for name, value in replaced.items()
+        if _tied(base)
+        and base.tensors[name].shape[:1] == (base.config.get("vocab_size"),)
+        and value.ndim == 2
+    ]
     for name in tables:
         heads = [head for head, value in added.items() if _is_output_head(base, value, vocab_size)]
         same = [head for head in heads if not untie and np.array_equal(added[head], replaced[name])]
@@ -93,22 +126,36 @@ def _tie(base: Checkpoint, replaced: Mapping[str, np.ndarray], added: dict[str, 
         if not heads and vocab_size is None:
             if untie:
                 return {tied_weights.head_of(base, name): name}
-            raise Unsupported("this tensor is the input embedding and the output head at once, and only one of them was trained",
-                              where=f"{base.where}, {name}",
-                              remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter unmerged")
+            raise Unsupported(
+                "this tensor is the input embedding and the output head at once, and only one of them "
+                "was trained",
+                where=f"{base.where}, {name}",
+                remedy=(
+                    "merge with --untie (untie=True), which writes a head of its own, or keep the adapter "
+                    "unmerged"
+                ),
+            )
     return {}
 
 
 def _prefix(base: Checkpoint, pack: Pack) -> str:
-    """The prefix that the task model's module paths have before the base's tensor names, by the sites in both; often empty."""
+    """The prefix that the task model's module paths have before the base's tensor names, by the sites in
+    both; often empty.
+    """
     prefixes = set()
     for group in pack.manifest.groups:
         if group.role == "adapter":
-            module = in_memory(base.require_weight(group.path, group.weight), base.renamings).removesuffix(".weight")
+            module = in_memory(base.require_weight(group.path, group.weight), base.renamings).removesuffix(
+                ".weight"
+            )
             prefixes.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
     if len(prefixes) > 1:
-        raise Unsupported("the sites do not agree on how the task model's names differ from the base's", where=f"pack '{pack.name}'",
-                          found=sorted(prefixes), remedy="keep the adapter unmerged")
+        raise Unsupported(
+            "the sites do not agree on how the task model's names differ from the base's",
+            where=f"pack '{pack.name}'",
+            found=sorted(prefixes),
+            remedy="keep the adapter unmerged",
+        )
     return next(iter(prefixes), "")
 
 
@@ -117,14 +164,25 @@ def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str |
     candidates = [f"{group.path}.{param}", f"{group.path.removeprefix(prefix)}.{param}"]
     if group.weight is not None:
         candidates.insert(0, f"{group.weight.rpartition('.')[0]}.{param}")
-    return next((name for name in candidates if name in base.tensors), None) or base.renamed_name(f"{group.path}.{param}")
+    return next((name for name in candidates if name in base.tensors), None) or base.renamed_name(
+        f"{group.path}.{param}"
+    )
 
 
 def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndarray) -> None:
     shape = base.tensors[name].shape
-    if shape != value.shape and not pack.manifest.task.labels and not vocabulary.adds_words(base, name, value):
-        raise Unsupported("a module that was trained whole has another shape in the base", where=f"pack '{pack.name}', {name}",
-                          expected=shape, found=value.shape, remedy="keep the adapter unmerged")
+    if (
+        shape != value.shape
+        and not pack.manifest.task.labels
+        and not vocabulary.adds_words(base, name, value)
+    ):
+        raise Unsupported(
+            "a module that was trained whole has another shape in the base",
+            where=f"pack '{pack.name}', {name}",
+            expected=shape,
+            found=value.shape,
+            remedy="keep the adapter unmerged",
+        )
 
 
 def _tied(base: Checkpoint) -> bool:

@@ -17,10 +17,15 @@ _CHUNK = 16 << 20
 
 
 def jobs(shards: Sequence[Shard]) -> list[Job]:
-    """All jobs of a merge, in the order of the files: the same list for the same shards, so that a number identifies a job."""
+    """All jobs of a merge, in the order of the files: the same list for the same shards, so that a number
+    identifies a job.
+    """
     tensors = {item.place.name: Tensor(item, shard) for shard in shards for item in shard.items}
-    written_with = {tensor.item.source.name: tensor for tensor in tensors.values()
-              if tensor.item.written_with is not None and tensor.item.source is not None}
+    written_with = {
+        tensor.item.source.name: tensor
+        for tensor in tensors.values()
+        if tensor.item.written_with is not None and tensor.item.source is not None
+    }
     all_jobs: list[Job] = []
     for shard in shards:
         unchanged = []
@@ -42,15 +47,25 @@ def _job(tensor: Tensor, written_with: Mapping[str, Tensor]) -> Job | None:
         return None
     if item.target is None:
         return Convert(files, item.place.nbytes, tensor, item.storage)
-    parts = {role: tensor if role == MAIN_PART else written_with[name] for role, name in item.storage.writer.parts.items()}
+    parts = {
+        role: tensor if role == MAIN_PART else written_with[name]
+        for role, name in item.storage.writer.parts.items()
+    }
     bias = None if item.target.bias is None else written_with[item.target.bias]
     outputs = [*parts.values(), *([] if bias is None else [bias])]
-    return Fold(frozenset(output.shard.name for output in outputs), sum(output.item.place.nbytes for output in outputs), item.target,
-                parts, bias)
+    return Fold(
+        frozenset(output.shard.name for output in outputs),
+        sum(output.item.place.nbytes for output in outputs),
+        item.target,
+        parts,
+        bias,
+    )
 
 
 def _spans(items: Sequence[Item]) -> Iterator[Span]:
-    """The byte ranges of unchanged tensors in base and output, adjacent ones joined and then cut into chunks."""
+    """The byte ranges of unchanged tensors in base and output, adjacent ones joined and then cut into
+    chunks.
+    """
     spans: list[list[int]] = []
     for item in items:
         assert item.source is not None
@@ -88,16 +103,22 @@ def parse_share(text: str) -> Share:
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     share = Share(*map(int, match.groups())) if match else Share(0, 0)
     if not 1 <= share.index <= share.count:
-        raise ConfigError("this is not a part of the work", where="shard", expected="I/N with I from 1 to N", found=repr(text),
-                          remedy="give 1/2 on one machine and 2/2 on another")
+        raise ConfigError(
+            "this is not a part of the work",
+            where="shard",
+            expected="I/N with I from 1 to N",
+            found=repr(text),
+            remedy="give 1/2 on one machine and 2/2 on another",
+        )
     return share
 
 
 def jobs_of(all_jobs: Sequence[Job], share: Share) -> list[int]:
     """The numbers of the jobs that belong to a share.
 
-    Machines never write into the same file, since network file systems may cache its pages: files are assigned whole, those of one job
-    together, the largest first, each to the machine with the least work so far.
+    Machines never write into the same file, since network file systems may cache its pages: files are
+    assigned whole, those of one job together, the largest first, each to the machine with the least work so
+    far.
     """
     owner: dict[str, str] = {}
 
@@ -118,4 +139,6 @@ def jobs_of(all_jobs: Sequence[Job], share: Share) -> list[int]:
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         assigned[name] = loads.index(min(loads))
         loads[assigned[name]] += sizes[name]
-    return [number for number, job in enumerate(all_jobs) if assigned[root(min(job.files))] == share.index - 1]
+    return [
+        number for number, job in enumerate(all_jobs) if assigned[root(min(job.files))] == share.index - 1
+    ]

@@ -1,9 +1,9 @@
 """Records which jobs of a merge are done, so that a merge that was killed resumes where it stopped.
 
-A staging folder contains the output files and, in a subfolder, one journal for each machine's share. A line names a job that is done and
-its sums. It is trusted if the job's bytes are certainly in the files: after a killed process they are, unless the machine was restarted
-(the boot id shows that); after a restart, or on another machine, only lines before one that says that files and journal were synced are
-trusted.
+A staging folder contains the output files and, in a subfolder, one journal for each machine's share. A line
+names a job that is done and its sums. It is trusted if the job's bytes are certainly in the files: after a
+killed process they are, unless the machine was restarted (the boot id shows that); after a restart, or on
+another machine, only lines before one that says that files and journal were synced are trusted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from .jobs import Share
 FOLDER = ".merge"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 PAUSE = 0.03
-"""Seconds between two syncs: the disk works in parallel to the cores from the first job on, so that there is little to wait for at the end,
-and a power cut costs little."""
+"""Seconds between two syncs: the disk works in parallel to the cores from the first job on, so that there is
+little to wait for at the end, and a power cut costs little.
+"""
 _MAX_LINE = 4096
 
 
@@ -47,12 +48,19 @@ class Journal:
     def __init__(self, staging: Path, share: Share, files: Iterable[str]) -> None:
         self.staging, self.folder = staging, staging / FOLDER
         self.folder.mkdir(exist_ok=True)
-        self._unsynced, self._lock = set(files), threading.Lock()  # at first all: an earlier process may have written to them
-        self._file = open_own_file(self.folder / f"{share.index}-of-{share.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        # at first all: an earlier process may have written to them
+        self._unsynced, self._lock = set(files), threading.Lock()
+        self._file = open_own_file(
+            self.folder / f"{share.index}-of-{share.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND
+        )
         try:
-            if not take_lock(self._file):  # without file locks two processes do the same work twice, and write the same bytes
-                raise StorageError("another process is at work on this very output", where=staging,
-                                   remedy="wait for it, or give the parts of several machines with --shard")
+            # without file locks two processes do the same work twice, and write the same bytes
+            if not take_lock(self._file):
+                raise StorageError(
+                    "another process is at work on this very output",
+                    where=staging,
+                    remedy="wait for it, or give the parts of several machines with --shard",
+                )
             os.write(self._file, b"\n")  # ends a line that a killed process left incomplete
             self._line({"boot": boot_id()})
         except BaseException:
@@ -69,7 +77,8 @@ class Journal:
         """Waits until everything in the journal is on the disk, and records that.
 
         Raises:
-            OSError: writing to the disk failed. The system reports that only once, so nothing of this journal counts as synced afterwards.
+            OSError: writing to the disk failed. The system reports that only once, so nothing of this journal
+                counts as synced afterwards.
         """
         with self._lock:
             before, files = os.lseek(self._file, 0, os.SEEK_END), sorted(self._unsynced)

@@ -1,4 +1,6 @@
-"""Lays out the output files of a merge: which tensors are in each, in which order, and where their bytes come from."""
+"""Lays out the output files of a merge: which tensors are in each, in which order, and where their bytes come
+from.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,10 @@ class BaseFile(Protocol):
 class Item:
     """One tensor of an output shard: its position (``place``), and where its bytes come from.
 
-    Exactly one of: ``value`` (of a fully trained module); ``storage`` (a weight of the base that is decoded and encoded again, changed if
-    ``target`` is set); ``source`` (a tensor of the base that is copied or, as a bias or part of a quantized weight, written together with
-    the weight that ``written_with`` names). ``bias`` says that it is a bias.
+    Exactly one of: ``value`` (of a fully trained module); ``storage`` (a weight of the base that is decoded
+    and encoded again, changed if ``target`` is set); ``source`` (a tensor of the base that is copied or, as a
+    bias or part of a quantized weight, written together with the weight that ``written_with`` names).
+    ``bias`` says that it is a bias.
     """
 
     place: TensorInfo
@@ -52,13 +55,16 @@ class Item:
 
     @property
     def changed(self) -> bool:
-        """Whether this is a tensor of the base whose numbers the merge changes; a quantized weight counts once."""
+        """Whether this is a tensor of the base whose numbers the merge changes; a quantized weight counts
+        once.
+        """
         return self.target is not None or self.bias or (self.value is not None and not self.added)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file with its header; ``base`` is the file that it is made from, ``items`` are in the order of their offsets.
+    """One output file with its header; ``base`` is the file that it is made from, ``items`` are in the order
+    of their offsets.
 
     ``tail`` zero bytes follow the last item.
     """
@@ -72,13 +78,18 @@ class Shard:
     @property
     def size(self) -> int:
         """The bytes of the finished file."""
-        return max([len(self.header), *(item.place.offset + item.place.nbytes for item in self.items)]) + self.tail
+        return (
+            max([len(self.header), *(item.place.offset + item.place.nbytes for item in self.items)])
+            + self.tail
+        )
 
 
 def shards(base: MergeBase, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
-    """The output's shards: those of the base, with the same tensors in the same order; added tensors go to the end of the last.
+    """The output's shards: those of the base, with the same tensors in the same order; added tensors go to
+    the end of the last.
 
-    With ``dtype`` a weight that the base stores quantized becomes one tensor of it, where the first of its parts was.
+    With ``dtype`` a weight that the base stores quantized becomes one tensor of it, where the first of its
+    parts was.
     """
     last = list(base.files)[-1]
     folds = sources(todo)
@@ -94,13 +105,19 @@ def shards(base: MergeBase, todo: Plan, dtype: str | None, metadata: Mapping[str
             written.add(name)
             decoded = base.tensors[name] if recoded else info
             value, out = todo.full_modules.replaced.get(name), _output(decoded.dtype, dtype)
-            entries.append((todo.full_modules.prefix + name, out, decoded.shape if value is None else value.shape))
+            entries.append(
+                (todo.full_modules.prefix + name, out, decoded.shape if value is None else value.shape)
+            )
             if value is not None:
                 source: dict[str, Any] = {"value": value}
             elif name in folds:
                 source = folds[name] | ({"source": info} if "written_with" in folds[name] else {})
             else:
-                source = {"storage": base.storage(name, dtype)} if recoded or out != info.dtype else {"source": info}
+                source = (
+                    {"storage": base.storage(name, dtype)}
+                    if recoded or out != info.dtype
+                    else {"source": info}
+                )
             items[todo.full_modules.prefix + name] = source
         for name, copied in todo.copies.items():
             if copied in file.tensors or (dtype is not None and copied in base.quantized and shard == last):
@@ -108,17 +125,26 @@ def shards(base: MergeBase, todo: Plan, dtype: str | None, metadata: Mapping[str
                 out = _output(info.dtype, dtype)
                 entries.append((name, out, info.shape))
                 reader = base.storage(copied, dtype).reader
-                items[name] = folds[name] if name in folds else (
-                    {"source": info} if out == info.dtype and copied not in base.quantized
-                    else {"storage": Storage(reader, PlainWriter(name, out))})
+                items[name] = (
+                    folds[name]
+                    if name in folds
+                    else (
+                        {"source": info}
+                        if out == info.dtype and copied not in base.quantized
+                        else {"storage": Storage(reader, PlainWriter(name, out))}
+                    )
+                )
         if shard == last:
             for name, value in todo.full_modules.added.items():
                 entries.append((name, _output(dtype_name(value.dtype), dtype), value.shape))
                 items[name] = {"value": value, "added": True}
         start = min((info.offset for info in file.tensors.values()), default=8)
-        kept = file.metadata if dtype is None or not base.quantized else {}  # it may describe the parts of quantized weights
+        # it may describe the parts of quantized weights
+        kept = file.metadata if dtype is None or not base.quantized else {}
         header, places = _aligned(entries, {"format": "pt", **kept, **metadata}, start)
-        built.append(Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items())))
+        built.append(
+            Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items()))
+        )
     return built
 
 
@@ -140,19 +166,27 @@ def index(base: Checkpoint, built: list[Shard]) -> dict[str, Any] | None:
     total = sum(item.place.nbytes for shard in built for item in shard.items)
     metadata = {**base.index.get("metadata", {}), "total_size": total}
     if "total_parameters" in metadata:
-        metadata["total_parameters"] = sum(int(np.prod(item.place.shape, dtype=object)) for shard in built for item in shard.items)
-    return {"metadata": metadata, "weight_map": {item.place.name: shard.name for shard in built for item in shard.items}}
+        metadata["total_parameters"] = sum(
+            int(np.prod(item.place.shape, dtype=object)) for shard in built for item in shard.items
+        )
+    return {
+        "metadata": metadata,
+        "weight_map": {item.place.name: shard.name for shard in built for item in shard.items},
+    }
 
 
 def _output(stored: str, dtype: str | None) -> str:
     return dtype if dtype is not None and stored in FLOATS else stored
 
 
-def _aligned(entries: list[_Entry], metadata: Mapping[str, str], start: int) -> tuple[bytes, dict[str, TensorInfo]]:
-    """Header and positions of tensors in the given order, or with wide dtypes first where that order would misalign one that readers map.
+def _aligned(
+    entries: list[_Entry], metadata: Mapping[str, str], start: int
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """Header and positions of tensors in the given order, or with wide dtypes first where that order would
+    misalign one that readers map.
 
-    ``start`` is where the tensors begin in the base's file: here they begin at the same offset within a page, so that a file system that
-    can share pages between files shares those of unchanged tensors.
+    ``start`` is where the tensors begin in the base's file: here they begin at the same offset within a page,
+    so that a file system that can share pages between files shares those of unchanged tensors.
     """
     header, places = plan(entries, metadata, start)
     if any(place.offset % DTYPES[place.dtype].itemsize for place in places.values()):

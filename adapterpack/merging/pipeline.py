@@ -50,36 +50,46 @@ def merge(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> MergeReport | GraphReport:
-    """Folds ``packs`` into ``base`` (a checkpoint, a GGUF file, an ONNX file or a bundle) and writes the result to ``out``, whole or not
-    at all.
+    """Folds ``packs`` into ``base`` (a checkpoint, a GGUF file, an ONNX file or a bundle) and writes the
+    result to ``out``, whole or not at all.
 
-    Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
-    rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Fully trained modules
-    of a pack, such as a classifier head, are included. Equal inputs give equal bytes. If one adapter is not additive, they are folded one
-    after the other, in the order of the packs. A merge that was killed resumes where it stopped when it is run again.
+    Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64
+    base), and the sum is rounded once, to nearest even; all other bytes are copied. Memory does not grow with
+    the model. Fully trained modules of a pack, such as a classifier head, are included. Equal inputs give
+    equal bytes. If one adapter is not additive, they are folded one after the other, in the order of the
+    packs. A merge that was killed resumes where it stopped when it is run again.
 
-    A quantized base is decoded, folded and encoded again in its own format: every group of codes keeps its scale, or takes a new one where
-    that comes closer to the fold. With ``dtype`` it is written dequantized instead, which loses nothing but that dtype's rounding.
+    A quantized base is decoded, folded and encoded again in its own format: every group of codes keeps its
+    scale, or takes a new one where that comes closer to the fold. With ``dtype`` it is written dequantized
+    instead, which loses nothing but that dtype's rounding.
 
     Args:
-        base: a checkpoint folder, a GGUF file, an ONNX file or a bundle; it is never changed. What a graph becomes says
+        base: a checkpoint folder, a GGUF file, an ONNX file or a bundle; it is never changed. What a graph
+            becomes says
             :func:`~adapterpack.merging.onnx.pipeline.merge_graph`.
-        packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods only; heads are not scaled).
+        packs: packs or their folders; ``weights`` multiply their changes (1 each by default; additive methods
+            only; heads are not scaled).
         out: the folder or file to write; it must not exist.
-        dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
-            A quantized base is written dequantized.
-        safe: refuse a number that is too large for the dtype that it is stored in, too, which else becomes infinite.
-        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average. Not for the codes of
-            a quantized base.
-        verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor; ``"full"`` by every byte.
-        allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its weights.
-        shard: ``"I/N"``: do the I-th of N shares of the work, into an output folder that N machines share; the last one publishes it.
+        dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps
+            its own. A quantized base is written dequantized.
+        safe: refuse a number that is too large for the dtype that it is stored in, too, which else becomes
+            infinite.
+        stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average.
+            Not for the codes of a quantized base.
+        verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor;
+            ``"full"`` by every byte.
+        allow_structural: accept a base that has the names, dtypes and shapes of the pack's, whatever its
+            weights.
+        shard: ``"I/N"``: do the I-th of N shares of the work, into an output folder that N machines share;
+            the last one publishes it.
         resume: keep what is done on an error or an interrupt, too, to go on with later.
-        durable: wait until every byte is on the disk; without it the system writes them out in its own time, as after a copy.
+        durable: wait until every byte is on the disk; without it the system writes them out in its own time,
+            as after a copy.
         device: ``"cuda"`` or ``"cpu"``: compute with torch there; by default with numpy, without torch.
-        untie: write the output head of a model whose embeddings are tied as a tensor of its own, so that each use of them is changed by
-            what was trained for it.
-        checkpoint: of an ONNX or GGUF file, the checkpoint that it was made from: the numbers of both are compared.
+        untie: write the output head of a model whose embeddings are tied as a tensor of its own, so that each
+            use of them is changed by what was trained for it.
+        checkpoint: of an ONNX or GGUF file, the checkpoint that it was made from: the numbers of both are
+            compared.
         progress: called with (bytes done, bytes in all), by one thread at a time.
 
     Raises:
@@ -96,41 +106,82 @@ def merge(
         (24, 0.9999999)
     """
     if is_graph(base):
-        of_checkpoints = {"dtype": dtype, "stochastic_rounding": stochastic_rounding, "shard": shard, "resume": resume, "device": device,
-                          "untie": untie}
-        return _into_graph(base, packs, out, of_checkpoints, checkpoint=checkpoint, weights=weights, safe=safe,
-                           allow_structural=allow_structural, progress=progress)
+        of_checkpoints = {
+            "dtype": dtype,
+            "stochastic_rounding": stochastic_rounding,
+            "shard": shard,
+            "resume": resume,
+            "device": device,
+            "untie": untie,
+        }
+        return _into_graph(
+            base,
+            packs,
+            out,
+            of_checkpoints,
+            checkpoint=checkpoint,
+            weights=weights,
+            safe=safe,
+            allow_structural=allow_structural,
+            progress=progress,
+        )
     started = time.perf_counter()
     target = Path(out)
     refuse_existing(target)
     if verify not in VERIFY:
-        raise ConfigError("there is no such check of the base", where="verify", expected=" or ".join(VERIFY), found=repr(verify))
+        raise ConfigError(
+            "there is no such check of the base",
+            where="verify",
+            expected=" or ".join(VERIFY),
+            found=repr(verify),
+        )
     out_dtype = None if dtype is None else dtypes.parse(dtype)
     share = jobs.Share() if shard is None else jobs.parse_share(shard)
     arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     source, container = open_base(base, checkpoint, opened)
     if container.file is None and target.suffix in {".gguf", ".onnx"}:
-        raise ConfigError("a merged checkpoint is a folder", where=target, found=f"the name of a {target.suffix} file",
-                          remedy="to write such a file, give one as BASE, and this base as --base; else name a folder")
+        raise ConfigError(
+            "a merged checkpoint is a folder",
+            where=target,
+            found=f"the name of a {target.suffix} file",
+            remedy="to write such a file, give one as BASE, and this base as --base; else name a folder",
+        )
     factors = weights_of(weights, opened)
     require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
-    todo = plan.make(source, opened, factors, allow_structural, dtype=out_dtype, full=verify == "full",
-                     stochastic=stochastic_rounding is not None, untie=untie)
+    todo = plan.make(
+        source,
+        opened,
+        factors,
+        allow_structural,
+        dtype=out_dtype,
+        full=verify == "full",
+        stochastic=stochastic_rounding is not None,
+        untie=untie,
+    )
     if verify == "full":
         _ = source.content
-    merged = tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
-                   for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True))
+    merged = tuple(
+        MergedPack(pack.name, pack.id, factor, verdict.name)
+        for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True)
+    )
     note = provenance.note(source, merged, stochastic_rounding)
     shards = container.shards(source, todo, out_dtype, note)
-    key = provenance.key([shard.header for shard in shards], {"version": VERSION, "safe": safe, "device": device})
+    key = provenance.key(
+        [shard.header for shard in shards], {"version": VERSION, "safe": safe, "device": device}
+    )
     work, header = jobs.jobs(shards), sum(len(shard.header) for shard in shards)
     mine, folder = jobs.jobs_of(work, share), staging.folder_for(target, key)
-    staging.require_space(target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.bytes_on_disk(folder))
+    staging.require_space(
+        target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.bytes_on_disk(folder)
+    )
 
     def report_of(done: dict[int, journal.Done], missing: int) -> MergeReport:
-        losses = [job.loss(sums) for number, job in enumerate(work)
-                  if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None]
+        losses = [
+            job.loss(sums)
+            for number, job in enumerate(work)
+            if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None
+        ]
         return MergeReport(
             out=str(target),
             base_name=source.name,
@@ -155,22 +206,44 @@ def merge(
     def finish(folder: Path) -> None:
         report = report_of(done, 0)
         full = todo.full_modules
-        if report.losses and not any(loss.stored for loss in report.losses) and not full.added and not full.replaced:
-            raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
-                              found=report.losses[0].dtype, remedy="merge with dtype float32, or keep the adapter unmerged")
+        if (
+            report.losses
+            and not any(loss.stored for loss in report.losses)
+            and not full.added
+            and not full.replaced
+        ):
+            raise NothingToDo(
+                "the whole change was lost in rounding: the output would equal the base",
+                where=target,
+                found=report.losses[0].dtype,
+                remedy="merge with dtype float32, or keep the adapter unmerged",
+            )
         container.finish(folder, source, opened, todo, out_dtype, shards, report.provenance())
 
     several = share.count > 1
     files = {file for number in mine for file in work[number].files}
-    with staging.staged(target, folder, lambda path: journal.Journal(path, share, files), keep=resume or several) as log:
+    with staging.staged(
+        target, folder, lambda path: journal.Journal(path, share, files), keep=resume or several
+    ) as log:
         done_before = journal.finished(folder, len(work))
         resumed = sum(work[number].nbytes for number in mine if number in done_before)
         stream.create_files(shards, folder)
         with _of_one_base(source, verify), log.synced() if durable or several else nullcontext():
-            done = stream.write(work, mine, done_before, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
-                                arithmetic=arithmetic, workers=workers(), progress=progress)
+            done = stream.write(
+                work,
+                mine,
+                done_before,
+                log,
+                header=header,
+                safe=safe,
+                rounding=_rounding(stochastic_rounding),
+                arithmetic=arithmetic,
+                workers=workers(),
+                progress=progress,
+            )
         if several:
-            with suppress(FileNotFoundError):  # another share on this machine saw that everything was done, synced and published it
+            # another share on this machine saw that everything was done, synced and published it
+            with suppress(FileNotFoundError):
                 log.sync()
             done = journal.finished(folder, len(work))
         missing = len(work) - len(done)
@@ -181,7 +254,9 @@ def merge(
 
 @contextmanager
 def _of_one_base(source: MergeBase, verify: str) -> Iterator[None]:
-    """Checks after the block, and after an error in it, that the base is the one that was opened: what was made of two is not kept."""
+    """Checks after the block, and after an error in it, that the base is the one that was opened: what was
+    made of two is not kept.
+    """
     try:
         yield
     finally:
@@ -203,6 +278,10 @@ def _into_graph(
 
     for name, value in of_checkpoints.items():
         if value is not None and value is not False:
-            raise ConfigError("this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go", where=name,
-                              found=repr(value), remedy="leave it out")
+            raise ConfigError(
+                "this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go",
+                where=name,
+                found=repr(value),
+                remedy="leave it out",
+            )
     return merge_graph(base, packs, out, **rest)

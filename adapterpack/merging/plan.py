@@ -26,9 +26,11 @@ from .vocabulary import extended_table
 
 @dataclass(frozen=True)
 class Target:
-    """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes that too.
+    """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes
+    that too.
 
-    ``base_bias`` are the values of its bias, for methods that read them. ``kind`` is the kind of layer, ``storage`` how it is stored.
+    ``base_bias`` are the values of its bias, for methods that read them. ``kind`` is the kind of layer,
+    ``storage`` how it is stored.
     """
 
     weight: str
@@ -53,12 +55,23 @@ class Plan:
     copies: Mapping[str, str] = field(default_factory=dict)
 
 
-def make(base: MergeBase, packs: Sequence[Pack], weights: Sequence[float], allow_structural: bool = False, *,
-         dtype: str | None = None, full: bool = True, stochastic: bool = False, untie: bool = False) -> Plan:
-    """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype`` (None: as it is stored).
+def make(
+    base: MergeBase,
+    packs: Sequence[Pack],
+    weights: Sequence[float],
+    allow_structural: bool = False,
+    *,
+    dtype: str | None = None,
+    full: bool = True,
+    stochastic: bool = False,
+    untie: bool = False,
+) -> Plan:
+    """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype``
+    (None: as it is stored).
 
-    With ``full`` every byte of the base is compared with what the packs name; without it bytes are read only where samples do not decide.
-    With ``stochastic`` changed weights are rounded stochastically. With ``untie`` a tied output head becomes a separate tensor.
+    With ``full`` every byte of the base is compared with what the packs name; without it bytes are read only
+    where samples do not decide. With ``stochastic`` changed weights are rounded stochastically. With
+    ``untie`` a tied output head becomes a separate tensor.
 
     Raises:
         BaseMismatch: a pack was made for another base.
@@ -68,7 +81,10 @@ def make(base: MergeBase, packs: Sequence[Pack], weights: Sequence[float], allow
     """
     for pack in packs:  # the headers of all before the bytes of any
         base.require(pack, content=False, allow_structural=True)
-    verdicts = tuple(base.require(pack, content=True if full else None, allow_structural=allow_structural) for pack in packs)
+    verdicts = tuple(
+        base.require(pack, content=True if full else None, allow_structural=allow_structural)
+        for pack in packs
+    )
     packs = [on(pack, base) for pack in packs]
     contributions: dict[str, list[Contribution]] = {}
     tables: dict[str, tuple[Contribution, np.ndarray]] = {}
@@ -83,19 +99,32 @@ def make(base: MergeBase, packs: Sequence[Pack], weights: Sequence[float], allow
     full_modules = resolve(base, packs, untie, {name: table for name, (_, table) in tables.items()})
     copies = {**copies, **full_modules.copies}
     for name in sorted(full_modules.replaced.keys() & base.quantized.keys() if dtype is None else ()):
-        raise Unsupported("a module that was trained whole would take the place of a quantized weight", where=f"{base.folder}, {name}",
-                          found=base.quantized[name].codec, remedy=_DEQUANTIZE)
+        raise Unsupported(
+            "a module that was trained whole would take the place of a quantized weight",
+            where=f"{base.folder}, {name}",
+            found=base.quantized[name].codec,
+            remedy=_DEQUANTIZE,
+        )
     for name in sorted(contributions.keys() & full_modules.replaced.keys()):
-        raise Unsupported("one pack puts a tensor in the place of this one, another adapts it", where=name,
-                          remedy="merge only one of the two")
-    targets = {name: target for name, of_tensor in contributions.items()
-               if (target := _target(base, name, of_tensor, dtype, copies.get(name))) is not None}
+        raise Unsupported(
+            "one pack puts a tensor in the place of this one, another adapts it",
+            where=name,
+            remedy="merge only one of the two",
+        )
+    targets = {
+        name: target
+        for name, of_tensor in contributions.items()
+        if (target := _target(base, name, of_tensor, dtype, copies.get(name))) is not None
+    }
     _require_apart(targets)
     for target in targets.values():
         _require_writable(base, target, stochastic)
     if not targets and not full_modules.replaced and not full_modules.added:
-        raise NothingToDo("the packs would change nothing", where=", ".join(pack.name for pack in packs) or "no packs were given",
-                          remedy="train the adapter first, or give it a weight other than zero")
+        raise NothingToDo(
+            "the packs would change nothing",
+            where=", ".join(pack.name for pack in packs) or "no packs were given",
+            remedy="train the adapter first, or give it a weight other than zero",
+        )
     return Plan(targets, full_modules, verdicts, base.notes, copies)
 
 
@@ -103,83 +132,138 @@ _DEQUANTIZE = "merge with --dtype float16, which writes the base dequantized"
 
 
 def _require_apart(targets: Mapping[str, Target]) -> None:
-    """Checks that no stored tensor is written for two weights, such as an expert and the stack that contains it."""
+    """Checks that no stored tensor is written for two weights, such as an expert and the stack that contains
+    it.
+    """
     owners: dict[str, str] = {}
     for name, target in targets.items():
         for part in target.storage.writer.parts.values():
             if (other := owners.setdefault(part, name)) != name:
-                raise Unsupported("one pack adapts fused experts, another one of them", where=part, found=f"{other} and {name}",
-                                  remedy="merge one of them, and the other into the result")
+                raise Unsupported(
+                    "one pack adapts fused experts, another one of them",
+                    where=part,
+                    found=f"{other} and {name}",
+                    remedy="merge one of them, and the other into the result",
+                )
 
 
 def _require_writable(base: MergeBase, target: Target, stochastic: bool) -> None:
     """Checks that the changed weight can be written in the output's format."""
     writer, where = target.storage.writer, f"{base.folder}, {target.weight}"
     if writer.read_only_reason is not None:
-        raise Unsupported(f"this form of {writer.label} can be read and not written: {writer.read_only_reason}", where=where,
-                          remedy=_DEQUANTIZE)
+        raise Unsupported(
+            f"this form of {writer.label} can be read and not written: {writer.read_only_reason}",
+            where=where,
+            remedy=_DEQUANTIZE,
+        )
     if stochastic and not writer.stochastic:
-        raise Unsupported(f"codes of {writer.label} are those with the least error, with new scales where these serve better: they are not "
-                          "rounded by chance", where=where, found="stochastic rounding", remedy=f"leave it out, or {_DEQUANTIZE}")
+        raise Unsupported(
+            f"codes of {writer.label} are those with the least error, with new scales where these serve "
+            "better: they are not rounded by chance",
+            where=where,
+            found="stochastic rounding",
+            remedy=f"leave it out, or {_DEQUANTIZE}",
+        )
 
 
 def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
     owner = f"pack '{pack.name}'"
     for method in pack.methods:
         if method.kind != "weight":
-            raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=owner,
-                              remedy="keep the adapter unmerged")
+            raise Unsupported(
+                f"method '{method.name}' does not act on weights, so it cannot be folded into them",
+                where=owner,
+                remedy="keep the adapter unmerged",
+            )
         if method.limits.unfoldable:
-            raise Unsupported(method.limits.unfoldable, where=owner,
-                              remedy="keep the adapter unmerged: attach it, or export with --mode bank")
+            raise Unsupported(
+                method.limits.unfoldable,
+                where=owner,
+                remedy="keep the adapter unmerged: attach it, or export with --mode bank",
+            )
     if pack.acts is not None:
-        raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=owner,
-                          found=f"{pack.method.name}, {pack.acts}"[:200], remedy="keep it unmerged, or export a bank or inputs")
+        raise Unsupported(
+            "this adapter acts at some positions of a row only, which no weight can tell apart",
+            where=owner,
+            found=f"{pack.method.name}, {pack.acts}"[:200],
+            remedy="keep it unmerged, or export a bank or inputs",
+        )
     for method in pack.methods:
         if weight != 1 and not method.traits.additive:
-            raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
-                              expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
+            raise Unsupported(
+                f"method '{method.name}' is not additive, so a weight on it has no meaning",
+                where=owner,
+                expected="weight 1",
+                found=f"weight {weight:g}",
+                remedy="leave its weight at 1",
+            )
     for group in pack.groups:
         if group.role == "adapter" and (reason := unfoldable(group.kind)):
-            raise Unsupported(reason, where=f"{owner}, {group.path}", found=group.kind, remedy="keep the adapter unmerged: attach it")
+            raise Unsupported(
+                reason,
+                where=f"{owner}, {group.path}",
+                found=group.kind,
+                remedy="keep the adapter unmerged: attach it",
+            )
     for adapter in pack.adapters(partial(_shape, base, owner)):
         name = base.require_weight(adapter.site.path, adapter.weight)
         yield name, Contribution(pack.name, adapter.method, adapter, weight)
 
 
 def _shape(base: MergeBase, owner: str, group: Group) -> tuple[int, ...]:
-    """The shape ``[out, in]`` of the weight that a group changes, with the kernel of a convolution behind it."""
+    """The shape ``[out, in]`` of the weight that a group changes, with the kernel of a convolution behind
+    it.
+    """
     if group.kind not in LAYOUTS:
-        raise Unsupported(f"sites of kind '{group.kind}' cannot be folded", where=f"{owner}, {group.path}", expected=", ".join(LAYOUTS),
-                          remedy="keep the adapter unmerged")
+        raise Unsupported(
+            f"sites of kind '{group.kind}' cannot be folded",
+            where=f"{owner}, {group.path}",
+            expected=", ".join(LAYOUTS),
+            remedy="keep the adapter unmerged",
+        )
     stored = base.tensors[base.require_weight(group.path, group.weight)].shape
     shape = matrix_shape(group.kind, stored)
     if shape is None:
-        raise Unsupported("the weight of this site is not one of its kind", where=f"{owner}, {group.path}", expected=group.kind,
-                          found=stored)
+        raise Unsupported(
+            "the weight of this site is not one of its kind",
+            where=f"{owner}, {group.path}",
+            expected=group.kind,
+            found=stored,
+        )
     return *shape, *(stored[2:] if group.kind in CONVOLUTIONS else ())
 
 
 def _require_alone(name: str, contributions: list[Contribution]) -> None:
     if len(contributions) > 1 and any(one.method.traits.exclusive for one in contributions):
-        raise Unsupported("several adapters change this tensor, and one of them puts its own values in its place", where=name,
-                          found=", ".join(f"'{one.pack}' ({one.method.name})" for one in contributions), remedy="merge only one of them")
+        raise Unsupported(
+            "several adapters change this tensor, and one of them puts its own values in its place",
+            where=name,
+            found=", ".join(f"'{one.pack}' ({one.method.name})" for one in contributions),
+            remedy="merge only one of them",
+        )
 
 
 def _in_own_places(contributions: list[Contribution]) -> bool:
     """Whether all are of one method, and each puts its values in places of its own."""
     method = contributions[0].method
-    return (method.limits.together is not None and all(one.method.name == method.name for one in contributions)
-            and method.limits.together([one.adapter.config for one in contributions]))
+    return (
+        method.limits.together is not None
+        and all(one.method.name == method.name for one in contributions)
+        and method.limits.together([one.adapter.config for one in contributions])
+    )
 
 
 def _copied(base: MergeBase, copied: str, name: str, out: str | None) -> PlainWriter:
     if copied in base.quantized and out is None:
-        raise Unsupported("a quantized weight is not written twice", where=f"{base.where}, {copied}", remedy=_DEQUANTIZE)
+        raise Unsupported(
+            "a quantized weight is not written twice", where=f"{base.where}, {copied}", remedy=_DEQUANTIZE
+        )
     return PlainWriter(name, out or base.tensors[copied].dtype)
 
 
-def _target(base: MergeBase, name: str, contributions: list[Contribution], out: str | None, copied: str | None) -> Target | None:
+def _target(
+    base: MergeBase, name: str, contributions: list[Contribution], out: str | None, copied: str | None
+) -> Target | None:
     """The target, or None if no contribution changes it. One row is folded to see whether the bias changes.
 
     ``copied`` is the tensor of the base that the weight starts from, if that has another name.
@@ -188,10 +272,16 @@ def _target(base: MergeBase, name: str, contributions: list[Contribution], out: 
         _require_alone(name, contributions)
     kinds = {contribution.adapter.site.kind for contribution in contributions}
     if len(kinds) > 1:
-        raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),
-                          remedy="merge packs that were trained on one base")
+        raise Unsupported(
+            "the packs do not agree on how this weight is stored",
+            where=name,
+            found=", ".join(sorted(kinds)),
+            remedy="merge packs that were trained on one base",
+        )
     (kind,) = kinds
-    storage = base.storage(copied or name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}")
+    storage = base.storage(
+        copied or name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}"
+    )
     storage = storage if copied is None else Storage(storage.reader, _copied(base, copied, name, out))
     dtype, matrices = storage.reader.work, storage.reader.matrices(kind)
     stem = name.removesuffix(".weight")
@@ -209,7 +299,15 @@ def _target(base: MergeBase, name: str, contributions: list[Contribution], out: 
         before = None if old is None else old[row].astype(dtype)
         after = bound.fold(matrix[row].astype(dtype), before, row)[1]
         if bias is None and after is not None:
-            raise Unsupported(f"folding method '{contribution.method.name}' gives this site a bias, and the base has none",
-                              where=f"{base.folder}, {name}", expected=f"{stem}.bias", remedy="keep the adapter unmerged")
+            raise Unsupported(
+                f"folding method '{contribution.method.name}' gives this site a bias, and the base has none",
+                where=f"{base.folder}, {name}",
+                expected=f"{stem}.bias",
+                remedy="keep the adapter unmerged",
+            )
         changes_bias = changes_bias or after is not before
-    return Target(name, bias if changes_bias else None, tuple(effective), storage, old, kind) if effective else None
+    return (
+        Target(name, bias if changes_bias else None, tuple(effective), storage, old, kind)
+        if effective
+        else None
+    )

@@ -27,8 +27,9 @@ def content_if_read(base: Checkpoint) -> str | None:
 
 
 def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str:
-    """The note in the metadata: the base's fingerprint, each pack's id and weight, how blocks of the base were repeated (the fingerprint is
-    then that of the repeated stack), and the seed of stochastic rounding."""
+    """The note in the metadata: the base's fingerprint, each pack's id and weight, how blocks of the base
+    were repeated (the fingerprint is then that of the repeated stack), and the seed of stochastic rounding.
+    """
     record: dict[str, Any] = {
         "base": {"structure": base.structure, "probe": base.probe, "content": content_if_read(base)},
         "packs": [{"id": pack.id, "weight": pack.weight} for pack in packs],
@@ -39,17 +40,26 @@ def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str
 
 
 def key(headers: Sequence[bytes], options: dict[str, Any]) -> str:
-    """A digest that identifies a merge: of the headers of its files, which name base, packs, weights and shapes, and of the options that
-    are not in them."""
+    """A digest that identifies a merge: of the headers of its files, which name base, packs, weights and
+    shapes, and of the options that are not in them.
+    """
     hasher = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for header in headers:
         hasher.update(header)
     return hasher.hexdigest()
 
 
-def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], todo: plan.Plan, dtype: str | None,
-                     shards: list[layout.Shard]) -> None:
-    """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name of the chosen dtype."""
+def write_side_files(
+    folder: Path,
+    base: Checkpoint,
+    packs: Sequence[Pack],
+    todo: plan.Plan,
+    dtype: str | None,
+    shards: list[layout.Shard],
+) -> None:
+    """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name of
+    the chosen dtype.
+    """
     changed = config.merged_config(base.config, packs, todo.full_modules, dtype, bool(todo.copies))
     copy_carried(base.folder, folder)
     if todo.full_modules.vocab_size is not None:

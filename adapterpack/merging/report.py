@@ -1,4 +1,6 @@
-"""The report of a merge: what changed, and how much of the adapters' change survived rounding to the output's dtype."""
+"""The report of a merge: what changed, and how much of the adapters' change survived rounding to the output's
+dtype.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ _WIDER = {"F8_E4M3": "bfloat16", "F8_E5M2": "bfloat16", "BF16": "float32", "F16"
 class TensorLoss(NamedTuple):
     """The fold loss of one tensor, its bias included: Frobenius norms in float64.
 
-    ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``, ``kept`` is
-    ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the expected norm of the error of
-    rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: an estimate of what the base lost when it was quantized.
+    ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``,
+    ``kept`` is ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the
+    expected norm of the error of rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: an estimate of
+    what the base lost when it was quantized.
     """
 
     tensor: str
@@ -35,7 +38,12 @@ class TensorLoss(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The loss as reports print it."""
-        return {"tensor": self.tensor, "dtype": self.dtype, "relative_error": finite(self.relative_error), "kept": finite(self.kept)}
+        return {
+            "tensor": self.tensor,
+            "dtype": self.dtype,
+            "relative_error": finite(self.relative_error),
+            "kept": finite(self.kept),
+        }
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,9 @@ class MergedPack:
 class MergeReport:
     """What :func:`adapterpack.merge` did. ``dtype`` is the chosen one, or None where tensors kept theirs.
 
-    ``base_content`` is known where every byte of the base was read. ``shard`` is this machine's share of the work, None for all of it;
-    while ``jobs_missing`` jobs of other machines are not done, nothing is published. ``bytes_resumed`` were written by an earlier run.
+    ``base_content`` is known where every byte of the base was read. ``shard`` is this machine's share of the
+    work, None for all of it; while ``jobs_missing`` jobs of other machines are not done, nothing is
+    published. ``bytes_resumed`` were written by an earlier run.
     """
 
     out: str
@@ -87,10 +96,15 @@ class MergeReport:
 
     @property
     def requantized(self) -> tuple[float, float] | None:
-        """For a quantized output the norm of its difference from the exact result, and that of the base's rounding, over all tensors; else
-        None."""
+        """For a quantized output the norm of its difference from the exact result, and that of the base's
+        rounding, over all tensors; else None.
+        """
         quantized = [loss for loss in self.losses if loss.grid]
-        return (math.hypot(*(loss.error for loss in quantized)), math.hypot(*(loss.grid for loss in quantized))) if quantized else None
+        return (
+            (math.hypot(*(loss.error for loss in quantized)), math.hypot(*(loss.grid for loss in quantized)))
+            if quantized
+            else None
+        )
 
     @property
     def advice(self) -> str | None:
@@ -99,7 +113,9 @@ class MergeReport:
 
     def worst(self, count: int = 5) -> list[TensorLoss]:
         """The tensors that lost most, the worst first."""
-        return sorted(self.losses, key=lambda loss: (math.isfinite(loss.error), -loss.relative_error, loss.tensor))[:count]
+        return sorted(
+            self.losses, key=lambda loss: (math.isfinite(loss.error), -loss.relative_error, loss.tensor)
+        )[:count]
 
     def to_json(self) -> dict[str, Any]:
         """The report as ``merge --json`` prints it."""
@@ -114,10 +130,20 @@ class MergeReport:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What is written to the output folder: the report without path and time, so that equal inputs give equal bytes."""
+        """What is written to the output folder: the report without path and time, so that equal inputs give
+        equal bytes.
+        """
         return {
-            "base": {"name": self.base_name, "structure": self.base_structure, "probe": self.base_probe, "content": self.base_content},
-            "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base} for pack in self.packs],
+            "base": {
+                "name": self.base_name,
+                "structure": self.base_structure,
+                "probe": self.base_probe,
+                "content": self.base_content,
+            },
+            "packs": [
+                {"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base}
+                for pack in self.packs
+            ],
             "dtype": self.dtype,
             "stochastic_rounding": self.stochastic_rounding,
             "tensors": self.tensors,
@@ -131,8 +157,13 @@ class MergeReport:
                 "tensors": [loss.to_json() for loss in self.losses],
             },
             "notes": list(self.notes),
-            **({} if self.requantized is None else {
-                "requantized": {"error": finite(self.requantized[0]), "grid": finite(self.requantized[1])}}),
+            **(
+                {}
+                if self.requantized is None
+                else {
+                    "requantized": {"error": finite(self.requantized[0]), "grid": finite(self.requantized[1])}
+                }
+            ),
             "advice": self.advice,
         }
 
@@ -163,11 +194,17 @@ def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> 
     """
     strange = [loss.tensor for loss in losses if not math.isfinite(loss.error)]
     if strange:
-        return f"The fold of {strange[0]} is not finite or too large to measure: merge with safe to be sure of it."
+        return (
+            f"The fold of {strange[0]} is not finite or too large to measure: merge with safe to be sure of "
+            "it."
+        )
     if relative_error <= MUCH:
         return None
     worst = max(losses, key=lambda loss: loss.error)
     dtype = worst.dtype
     wider = "float16, which writes the base dequantized" if worst.grid else _WIDER.get(dtype)
     way_out = (f"merge with --dtype {wider}, or " if wider else "") + "keep the adapter unmerged"
-    return f"Rounding to {dtype} stored the change with {relative_error:.0%} error ({kept:.0%} of it kept): {way_out}.".replace("%", " %")
+    return (
+        f"Rounding to {dtype} stored the change with {relative_error:.0%} error ({kept:.0%} of it kept): "
+        f"{way_out}."
+    ).replace("%", " %")

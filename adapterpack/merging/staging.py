@@ -1,4 +1,6 @@
-"""Writes an output in a staging folder next to its final path; the folder survives a killed process and is renamed when complete."""
+"""Writes an output in a staging folder next to its final path; the folder survives a killed process and is
+renamed when complete.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,22 @@ def folder_for(out: Path, key: str) -> Path:
 
 def bytes_on_disk(folder: Path) -> int:
     """The bytes that a staging folder takes on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    return (
+        sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+        if folder.is_dir()
+        else 0
+    )
 
 
 def abandoned(out: Path, folder: Path) -> list[Path]:
-    """Staging folders of other outputs next to ``out`` that no process uses: of work that was killed, or kept to be resumed."""
+    """Staging folders of other outputs next to ``out`` that no process uses: of work that was killed, or kept
+    to be resumed.
+    """
     unused = []
     for other in sorted(out.parent.glob(".*.partial")) if out.parent.is_dir() else []:
-        journals = sorted((other / FOLDER).glob("*.jsonl")) if other != folder and not other.is_symlink() else []
+        journals = (
+            sorted((other / FOLDER).glob("*.jsonl")) if other != folder and not other.is_symlink() else []
+        )
         if journals and not any(_in_use(journal) for journal in journals):
             unused.append(other)
     return unused
@@ -61,25 +71,35 @@ def require_space(out: Path, needed: int) -> None:
         parent = next(folder for folder in out.resolve().parents if folder.exists())
         free = shutil.disk_usage(parent).free
     if free < needed:
-        raise StorageError("there is not enough space on the disk", where=parent, expected=f"{needed:,} bytes",
-                           found=f"{free:,} bytes free", remedy="free some space or choose another output folder")
+        raise StorageError(
+            "there is not enough space on the disk",
+            where=parent,
+            expected=f"{needed:,} bytes",
+            found=f"{free:,} bytes free",
+            remedy="free some space or choose another output folder",
+        )
 
 
 @contextmanager
 def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], keep: bool) -> Iterator[Journal]:
     """Opens a staging folder, new or left by an earlier run, and yields its journal, locked by this process.
 
-    The folder remains if the process is killed; on an error it is deleted, unless ``keep`` is set so that a later run can resume.
+    The folder remains if the process is killed; on an error it is deleted, unless ``keep`` is set so that a
+    later run can resume.
 
     Raises:
         OutputExists: something is at ``out``.
-        StorageError: the file system refuses, another process has locked the journal, or the folder belongs to someone else.
+        StorageError: the file system refuses, another process has locked the journal, or the folder belongs
+            to someone else.
     """
     refuse_existing(out)
     with storage_errors(out):
         for other in abandoned(out, folder):
-            _LOG.warning("%s holds %s of work that did not end; the same command goes on with it, or delete it", other,
-                         size(bytes_on_disk(other)))
+            _LOG.warning(
+                "%s holds %s of work that did not end; the same command goes on with it, or delete it",
+                other,
+                size(bytes_on_disk(other)),
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
         claim_folder(folder)
         journal = open_journal(folder)
@@ -90,11 +110,14 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
             journal.close()
 
 
-def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bool, file: str | None = None) -> bool:
-    """Renames a complete staging folder, or the one ``file`` in it, to ``out``, after ``finish`` wrote the last files; False where another
-    process did it first.
+def publish(
+    folder: Path, out: Path, finish: Callable[[Path], None], durable: bool, file: str | None = None
+) -> bool:
+    """Renames a complete staging folder, or the one ``file`` in it, to ``out``, after ``finish`` wrote the
+    last files; False where another process did it first.
 
-    ``durable`` waits until every byte is on the disk, so that the output survives a power cut from the moment it has its name.
+    ``durable`` waits until every byte is on the disk, so that the output survives a power cut from the moment
+    it has its name.
     """
     try:
         lock = open_own_file(folder / FOLDER / "join", os.O_RDWR | os.O_CREAT)
@@ -109,7 +132,8 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
             for path in sorted(folder.rglob("*")):
                 sync(path)
         refuse_existing(out)
-        shutil.rmtree(folder / FOLDER)  # first: journals that outlive their files would be trusted by a later run
+        # first: journals that outlive their files would be trusted by a later run
+        shutil.rmtree(folder / FOLDER)
         if durable:
             sync(folder)
         if file is None:

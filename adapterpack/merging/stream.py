@@ -25,8 +25,9 @@ from .tensor_jobs import Job, MergeContext
 class JobQueue:
     """Jobs that are handed out to workers, each one once.
 
-    The next job is one for the files that fewest workers are writing to, since writes into one file wait for each other; among these for
-    the file with most left to write, so that all end together. Jobs of one file keep their order.
+    The next job is one for the files that fewest workers are writing to, since writes into one file wait for
+    each other; among these for the file with most left to write, so that all end together. Jobs of one file
+    keep their order.
 
     Example:
         >>> jobs = [Job(frozenset({name}), 1) for name in "aab"]
@@ -48,7 +49,9 @@ class JobQueue:
         with self._lock:
             if not self._waiting:
                 return None
-            files = min(self._waiting, key=lambda files: (sum(self._busy[file] for file in files), -self._left[files]))
+            files = min(
+                self._waiting, key=lambda files: (sum(self._busy[file] for file in files), -self._left[files])
+            )
             number = self._waiting[files].popleft()
             if not self._waiting[files]:
                 del self._waiting[files]
@@ -70,11 +73,23 @@ def create_files(shards: Sequence[Shard], folder: Path) -> None:
             reserve(sink, shard.size)
 
 
-def write(jobs: Sequence[Job], mine: Sequence[int], done_before: dict[int, Done], journal: Journal, *, header: int, safe: bool,
-          rounding: Rounding, arithmetic: Arithmetic, workers: int, progress: Progress | None) -> dict[int, Done]:
+def write(
+    jobs: Sequence[Job],
+    mine: Sequence[int],
+    done_before: dict[int, Done],
+    journal: Journal,
+    *,
+    header: int,
+    safe: bool,
+    rounding: Rounding,
+    arithmetic: Arithmetic,
+    workers: int,
+    progress: Progress | None,
+) -> dict[int, Done]:
     """Does the jobs with the numbers ``mine`` that are not in ``done_before``, and returns all that are done.
 
-    ``header`` is the size of all headers in bytes. Memory: a few row blocks for each worker, whatever the size of the tensors.
+    ``header`` is the size of all headers in bytes. Memory: a few row blocks for each worker, whatever the
+    size of the tensors.
 
     Raises:
         NonFinite: a result is NaN, or beyond float32; with ``safe``, too large for its dtype.
@@ -110,4 +125,8 @@ def write(jobs: Sequence[Job], mine: Sequence[int], done_before: dict[int, Done]
             raise
     for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise failure
-    return {number: done for results in (done_before, *(future.result() for future in futures)) for number, done in results.items()}
+    return {
+        number: done
+        for results in (done_before, *(future.result() for future in futures))
+        for number, done in results.items()
+    }

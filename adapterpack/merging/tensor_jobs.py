@@ -1,4 +1,6 @@
-"""The jobs of a merge: copy unchanged bytes, write a given tensor, convert a tensor to another dtype, or merge adapters into a weight."""
+"""The jobs of a merge: copy unchanged bytes, write a given tensor, convert a tensor to another dtype, or
+merge adapters into a weight.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work for any worker; ``files`` are the output files that it writes to, ``nbytes`` how much it writes."""
+    """A unit of work for any worker; ``files`` are the output files that it writes to, ``nbytes`` how much it
+    writes.
+    """
 
     files: frozenset[str]
     nbytes: int
@@ -74,8 +78,13 @@ class Copy(Job):
 
     def run(self, context: MergeContext, scratch: Scratch) -> None:
         """See :class:`Job`."""
-        with opened(self.shard.base.path, os.O_RDONLY) as source, opened(context.folder / self.shard.name, os.O_WRONLY) as sink:
-            copy_span(source, sink, self.span, lambda count: scratch.get("copy", (count,), np.dtype(np.uint8)))
+        with (
+            opened(self.shard.base.path, os.O_RDONLY) as source,
+            opened(context.folder / self.shard.name, os.O_WRONLY) as sink,
+        ):
+            copy_span(
+                source, sink, self.span, lambda count: scratch.get("copy", (count,), np.dtype(np.uint8))
+            )
         context.ticker.add(self.span.nbytes)
 
 
@@ -99,8 +108,8 @@ class Put(Job):
 class OutputParts:
     """The output tensors of one weight, by role, open to be written block by block.
 
-    Rows of a part are written at once. A part that has the outputs in its columns is gathered in memory and written at the end. Every byte
-    counts once for the progress.
+    Rows of a part are written at once. A part that has the outputs in its columns is gathered in memory and
+    written at the end. Every byte counts once for the progress.
     """
 
     def __init__(self, context: MergeContext, tensors: Mapping[str, Tensor]) -> None:
@@ -109,7 +118,10 @@ class OutputParts:
         self._written = dict.fromkeys(tensors, 0)
 
     def __enter__(self) -> OutputParts:
-        self._sinks = {role: self._stack.enter_context(tensor.write(self._context)) for role, tensor in self._tensors.items()}
+        self._sinks = {
+            role: self._stack.enter_context(tensor.write(self._context))
+            for role, tensor in self._tensors.items()
+        }
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -164,10 +176,11 @@ class Convert(Job):
 
 @dataclass(frozen=True)
 class Fold(Job):
-    """Merges all adapters of one weight, and what changes with it (its bias, the scales of a quantized weight): in float32, rounded once.
+    """Merges all adapters of one weight, and what changes with it (its bias, the scales of a quantized
+    weight): in float32, rounded once.
 
-    ``parts`` are the weight's tensors by role. A weight that is stored transposed is processed in one block where its change is more than
-    a product of factors; the matrices of a stack one after the other.
+    ``parts`` are the weight's tensors by role. A weight that is stored transposed is processed in one block
+    where its change is more than a product of factors; the matrices of a stack one after the other.
     """
 
     target: Target
@@ -184,7 +197,9 @@ class Fold(Job):
                 contributions = [slice_of(contribution, number) for contribution in target.contributions]
                 change = context.arithmetic.prepare(contributions, reader.work, matrix, target.base_bias)
                 sums += Sums(change=change.energy or 0.0)
-                for block in _blocks(change, matrix.shape, LAYOUTS[target.kind].turned, storage, context.arithmetic):
+                for block in _blocks(
+                    change, matrix.shape, LAYOUTS[target.kind].turned, storage, context.arithmetic
+                ):
                     count = block.columns if block.transposed else block.rows.stop - block.rows.start
                     across = (block.rows.stop - block.rows.start) if block.transposed else block.columns
                     stored = slice(done // max(1, across), done // max(1, across) + count)
@@ -192,7 +207,9 @@ class Fold(Job):
                     read_block = Block(raw, stored, block.rows, block.transposed, bias.part(block.rows))
                     write = _FiniteWriter(parts, context.safe, place.name)
                     rounding = context.rounding(place.name, done)
-                    block_sums, after = context.arithmetic.fold(block.change, storage, read_block, rounding, scratch, write, sums.moved)
+                    block_sums, after = context.arithmetic.fold(
+                        block.change, storage, read_block, rounding, scratch, write, sums.moved
+                    )
                     write.check(block_sums, raw)
                     bias.put(block.rows, after)
                     sums += block_sums
@@ -208,7 +225,9 @@ class Fold(Job):
 
 
 class _Part(NamedTuple):
-    """A block of a matrix ``[out, in]`` and its change; ``transposed`` says that the transpose of the matrix is stored."""
+    """A block of a matrix ``[out, in]`` and its change; ``transposed`` says that the transpose of the matrix
+    is stored.
+    """
 
     change: Change
     rows: slice
@@ -216,7 +235,9 @@ class _Part(NamedTuple):
     transposed: bool
 
 
-def _blocks(change: Change, shape: tuple[int, int], transposed: bool, storage: Storage, arithmetic: Arithmetic) -> Iterator[_Part]:
+def _blocks(
+    change: Change, shape: tuple[int, int], transposed: bool, storage: Storage, arithmetic: Arithmetic
+) -> Iterator[_Part]:
     rows, columns = shape
     if transposed and (other := change.transposed()) is not None:
         change, transposed, rows, columns = other, False, columns, rows
@@ -228,14 +249,17 @@ def _blocks(change: Change, shape: tuple[int, int], transposed: bool, storage: S
 
 
 _TILES = (24, 12)
-"""Multiples of the rows that a matrix kernel processes at once: of this package's (8) and OpenBLAS's, and of OpenBLAS's alone."""
+"""Multiples of the rows that a matrix kernel processes at once: of this package's (8) and OpenBLAS's, and of
+OpenBLAS's alone.
+"""
 
 
 def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]:
     """Rows in blocks of about ``elements`` numbers that begin at multiples of ``step``.
 
-    Where possible they also begin at multiples of 24 or 12: OpenBLAS's kernels process a product in such steps and add up in another order
-    in the remainder, so that the products of blocks then equal the whole product bit for bit.
+    Where possible they also begin at multiples of 24 or 12: OpenBLAS's kernels process a product in such
+    steps and add up in another order in the remainder, so that the products of blocks then equal the whole
+    product bit for bit.
 
     Example:
         >>> list(blocks(10, 100, 4, 500))
@@ -248,7 +272,9 @@ def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]
 
 
 class _FiniteWriter:
-    """Writes a block, and refuses one that is not finite: with ``safe`` native floats at once, else if the sums are not finite."""
+    """Writes a block, and refuses one that is not finite: with ``safe`` native floats at once, else if the
+    sums are not finite.
+    """
 
     def __init__(self, parts: OutputParts, safe: bool, name: str) -> None:
         self._parts, self._safe, self._name = parts, safe, name
@@ -266,7 +292,9 @@ class _FiniteWriter:
 
 
 class _Bias:
-    """The bias of a weight, which changes block by block with it; does nothing where the bias is unchanged."""
+    """The bias of a weight, which changes block by block with it; does nothing where the bias is
+    unchanged.
+    """
 
     def __init__(self, tensor: Tensor | None, name: str | None, dtype: np.dtype[Any]) -> None:
         self._tensor = tensor
@@ -292,17 +320,25 @@ class _Bias:
             write_all(sink, stored, place.offset)
         context.ticker.add(stored.nbytes)
         change, reread = self._after - self._before, stored.astype(self._before.dtype)
-        return sums_of(change[None], ((reread - self._before) - change)[None], bool(np.any(reread != self._before)))
+        return sums_of(
+            change[None], ((reread - self._before) - change)[None], bool(np.any(reread != self._before))
+        )
 
 
 _WIDE = frozenset({"float32", "float64", "bfloat16"})
-"""Dtypes in which nothing that a merge computes is too large: what is infinite there was so before it was rounded."""
+"""Dtypes in which nothing that a merge computes is too large: what is infinite there was so before it was
+rounded.
+"""
 
 
-def require_finite(stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str, dtype: np.dtype[Any] | None = None) -> None:
-    """Goes on only if ``stored``, of ``dtype`` by default its own, holds no NaN nor infinity that ``original`` does not hold.
+def require_finite(
+    stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str, dtype: np.dtype[Any] | None = None
+) -> None:
+    """Goes on only if ``stored``, of ``dtype`` by default its own, holds no NaN nor infinity that
+    ``original`` does not hold.
 
-    Without ``safe``, numbers that are too large for a narrow dtype may be there, as infinity (NaN where it has none).
+    Without ``safe``, numbers that are too large for a narrow dtype may be there, as infinity (NaN where it
+    has none).
 
     Raises:
         NonFinite: it does.
@@ -311,5 +347,10 @@ def require_finite(stored: np.ndarray, original: np.ndarray | None, safe: bool, 
         return
     narrow = (stored.dtype if dtype is None else dtype).name not in _WIDE
     if safe or not narrow or (np.isnan(stored).any() and stored.dtype.itemsize > 1):
-        raise NonFinite("the merged tensor holds NaN or infinity", where=name,
-                        remedy="merge with a wider dtype; if that does not help, the base or the adapter holds it already")
+        raise NonFinite(
+            "the merged tensor holds NaN or infinity",
+            where=name,
+            remedy=(
+                "merge with a wider dtype; if that does not help, the base or the adapter holds it already"
+            ),
+        )

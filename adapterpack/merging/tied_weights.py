@@ -1,7 +1,7 @@
 """Merges adapters of tied weights: a tensor of the checkpoint that is both input embedding and output head.
 
-An adapter of only one of the two uses cannot be merged into the shared tensor. With ``untie`` a merge writes the head as a separate tensor,
-and each use is changed by the adapters that were trained for it.
+An adapter of only one of the two uses cannot be merged into the shared tensor. With ``untie`` a merge writes
+the head as a separate tensor, and each use is changed by the adapters that were trained for it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,22 @@ _HEAD = "lm_head"
 
 
 class SplitTied(NamedTuple):
-    """Contributions by the tensor that they change, and additional tensors of the output: new name -> the tensor that it starts from."""
+    """Contributions by the tensor that they change, and additional tensors of the output: new name -> the
+    tensor that it starts from.
+    """
 
     contributions: Contributions
     copies: Mapping[str, str]
 
 
-def split_tied(base: Checkpoint, contributions: Contributions, packs: Mapping[str, Pack], untie: bool) -> SplitTied:
+def split_tied(
+    base: Checkpoint, contributions: Contributions, packs: Mapping[str, Pack], untie: bool
+) -> SplitTied:
     """Assigns each contribution to the tensor that it changes.
 
     Raises:
-        Unsupported: one use of a tied tensor is adapted and the other is not, or differently, and ``untie`` is off.
+        Unsupported: one use of a tied tensor is adapted and the other is not, or differently, and ``untie``
+            is off.
     """
     result, copies = dict[str, list[Contribution]](), dict[str, str]()
     for name, of_tensor in contributions.items():
@@ -44,7 +49,8 @@ def split_tied(base: Checkpoint, contributions: Contributions, packs: Mapping[st
         pack = packs[of_tensor[0].pack]
         if not heads and not (any(map(_is_alone, tables)) and tied_to_a_head(base, pack, name)):
             result[name] = of_tensor
-            if untie and tied_to_a_head(base, pack, name):  # changed rows of the embedding change the head, too
+            # changed rows of the embedding change the head, too
+            if untie and tied_to_a_head(base, pack, name):
                 head = head_of(base, name)
                 result[head], copies[head] = list(of_tensor), name
             continue
@@ -67,25 +73,32 @@ def head_of(base: Checkpoint, table: str) -> str:
     """
     architecture = base.architecture or ""
     if not architecture.endswith(_LANGUAGE_MODELS) or f"{_HEAD}.weight" in base.tensors:
-        raise Unsupported("it is not known what the head of this model is called once it is untied", where=f"{base.where}, {table}",
-                          found=architecture or "no architecture in config.json",
-                          expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
-                          remedy="keep the adapter unmerged")
+        raise Unsupported(
+            "it is not known what the head of this model is called once it is untied",
+            where=f"{base.where}, {table}",
+            found=architecture or "no architecture in config.json",
+            expected=f"a class that ends with {' or '.join(_LANGUAGE_MODELS)}",
+            remedy="keep the adapter unmerged",
+        )
     return f"{_HEAD}.weight"
 
 
 def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
     """Whether an embedding's tensor is also the output head of the model that the pack was trained on.
 
-    transformers ties them unless a config says otherwise; a separate head is another tensor with a row for each word. A model that
-    outputs features or labels has no such head.
+    transformers ties them unless a config says otherwise; a separate head is another tensor with a row for
+    each word. A model that outputs features or labels has no such head.
     """
     task = pack.manifest.task.type
     if task == NO_TASK:
         task = task_of(base.architecture or "", base.config).name
     headless = task == "feature-extraction" or task.endswith("classification")
     words = base.tensors[name].shape[0]
-    others = [other for other, info in base.tensors.items() if other != name and len(info.shape) == 2 and info.shape[0] == words]
+    others = [
+        other
+        for other, info in base.tensors.items()
+        if other != name and len(info.shape) == 2 and info.shape[0] == words
+    ]
     tied = base.config.get("tie_word_embeddings", bool(base.config) and not others)
     return bool(tied) and not headless and words == base.config.get("vocab_size", words)
 
@@ -119,8 +132,10 @@ def _alike(tables: Sequence[Contribution], heads: Sequence[Contribution]) -> boo
     """Whether head and embedding were changed in the same way: with equal factors, transposed."""
     if len(tables) != len(heads):
         return False
-    return all(table.pack == head.pack and table.weight == head.weight and _transposed_pair(table, head)
-               for table, head in zip(tables, heads, strict=True))
+    return all(
+        table.pack == head.pack and table.weight == head.weight and _transposed_pair(table, head)
+        for table, head in zip(tables, heads, strict=True)
+    )
 
 
 def _transposed_pair(table: Contribution, head: Contribution) -> bool:
@@ -133,21 +148,43 @@ def _transposed_pair(table: Contribution, head: Contribution) -> bool:
     a, b = forms
     if not (a.is_branch and b.is_branch) or None in (a.up, a.down, b.up, b.down):
         return False
-    pairs = [(np.asarray(getattr(one, "matrix", None)), np.asarray(getattr(other, "matrix", None)))
-             for one, other in ((a.up, b.down), (a.down, b.up))]
+    pairs = [
+        (np.asarray(getattr(one, "matrix", None)), np.asarray(getattr(other, "matrix", None)))
+        for one, other in ((a.up, b.down), (a.down, b.up))
+    ]
     (up, down_h), (down, up_h) = pairs
     if up.ndim != 2 or up.shape != down_h.T.shape or down.shape != up_h.T.shape:
         return False
     # One scale is in up, the other in up_h, so the small products are compared.
-    return np.allclose(up.T @ up, down_h @ down_h.T) and np.array_equal(up, down_h.T) and np.array_equal(down, up_h.T)
+    return (
+        np.allclose(up.T @ up, down_h @ down_h.T)
+        and np.array_equal(up, down_h.T)
+        and np.array_equal(down, up_h.T)
+    )
 
 
-def _shared(name: str, contributions: Sequence[Contribution], heads: Sequence[Contribution], tables: Sequence[Contribution]) -> Unsupported:
+def _shared(
+    name: str,
+    contributions: Sequence[Contribution],
+    heads: Sequence[Contribution],
+    tables: Sequence[Contribution],
+) -> Unsupported:
     uses = " and ".join(f"'{one.adapter.site.path}' (pack '{one.pack}')" for one in contributions)
     if heads and tables:
-        what = "this tensor is the input embedding and the output head at once, and the two were adapted differently"
+        what = (
+            "this tensor is the input embedding and the output head at once, and the two were adapted "
+            "differently"
+        )
     else:
         use = "head" if heads else "embedding"
-        what = f"this tensor is the input embedding and the output head at once, and only the {use} was adapted"
-    return Unsupported(what, where=name, found=uses,
-                       remedy="merge with --untie (untie=True), which writes a head of its own, or keep the adapter unmerged")
+        what = (
+            f"this tensor is the input embedding and the output head at once, and only the {use} was adapted"
+        )
+    return Unsupported(
+        what,
+        where=name,
+        found=uses,
+        remedy=(
+            "merge with --untie (untie=True), which writes a head of its own, or keep the adapter unmerged"
+        ),
+    )

@@ -1,4 +1,6 @@
-"""Merges packs whose vocabulary has words that the base lacks: the embedding of the merged checkpoint gets more rows."""
+"""Merges packs whose vocabulary has words that the base lacks: the embedding of the merged checkpoint gets
+more rows.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,28 @@ from ..pack.pack import Pack
 from .base_model import MergeBase
 from .fold.fold import Contribution
 
-_NOT_OF_A_TOKENIZER = {"config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"}
+_NOT_OF_A_TOKENIZER = {
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+}
 
 
 def adds_words(base: Checkpoint, name: str, value: np.ndarray) -> bool:
     """Whether a tensor that replaces ``name`` has a row for every word of the base, and more."""
     shape, words = base.tensors[name].shape, base.config.get("vocab_size")
-    return value.ndim == len(shape) and shape[:1] == (words,) and value.shape[1:] == shape[1:] and value.shape[0] > shape[0]
+    return (
+        value.ndim == len(shape)
+        and shape[:1] == (words,)
+        and value.shape[1:] == shape[1:]
+        and value.shape[0] > shape[0]
+    )
 
 
 def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np.ndarray | None:
-    """The embedding ``name`` with additional rows for words that an adapter trained and the base lacks, in float32; None without such.
+    """The embedding ``name`` with additional rows for words that an adapter trained and the base lacks, in
+    float32; None without such.
 
     Raises:
         Unsupported: the rows of some words in between are not known.
@@ -39,15 +52,24 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
     try:
         appended = method.storage.appended_rows(adapter.config, adapter.params, table.shape[0])
     except ValueError as error:
-        raise Unsupported("the vocabulary grew by words that this adapter did not train", where=f"pack '{contribution.pack}', {name}",
-                          found=str(error), remedy="train all new words, or save the whole table with the adapter: modules_to_save"
-                          ) from error
+        raise Unsupported(
+            "the vocabulary grew by words that this adapter did not train",
+            where=f"pack '{contribution.pack}', {name}",
+            found=str(error),
+            remedy="train all new words, or save the whole table with the adapter: modules_to_save",
+        ) from error
     if appended is None:
         return None
     start = np.concatenate([base.read(name).astype(np.float32), appended.astype(np.float32)])
     site = dataclasses.replace(adapter.site, out_features=len(start), weight=start)
-    extended: np.ndarray = method.fold(adapter.config, complete(method, adapter.config, adapter.params, site), site, start, None,
-                                    slice(0, len(start)))[0]
+    extended: np.ndarray = method.fold(
+        adapter.config,
+        complete(method, adapter.config, adapter.params, site),
+        site,
+        start,
+        None,
+        slice(0, len(start)),
+    )[0]
     return extended
 
 
@@ -61,20 +83,39 @@ def extended_vocab_size(base: Checkpoint, replaced: Mapping[str, np.ndarray]) ->
     if not sizes:
         return None
     words = base.config["vocab_size"]
-    unchanged = [name for name, info in base.tensors.items() if info.shape[:1] == (words,) and name not in sizes
-                 and _has_row_per_word(name)]
+    unchanged = [
+        name
+        for name, info in base.tensors.items()
+        if info.shape[:1] == (words,) and name not in sizes and _has_row_per_word(name)
+    ]
     if unchanged or len(set(sizes.values())) > 1:
-        raise Unsupported("the vocabulary grew, and not every tensor with a row for each word grew with it", where=base.where,
-                          found=", ".join(unchanged) or ", ".join(f"{name}: {size}" for name, size in sizes.items()),
-                          expected=f"{max(sizes.values())} rows", remedy="save the embedding and the output head whole, both: "
-                                                                         "modules_to_save of the adapter")
+        raise Unsupported(
+            "the vocabulary grew, and not every tensor with a row for each word grew with it",
+            where=base.where,
+            found=", ".join(unchanged) or ", ".join(f"{name}: {size}" for name, size in sizes.items()),
+            expected=f"{max(sizes.values())} rows",
+            remedy="save the embedding and the output head whole, both: modules_to_save of the adapter",
+        )
     size: int = next(iter(sizes.values()))
     return size
 
 
-_TABLES = ("embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "proj_out", "tok_embeddings", "output",
-           "decoder")
-"""Names of embeddings and output heads; other tensors may have as many rows as there are words by coincidence."""
+_TABLES = (
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "word_embeddings",
+    "shared",
+    "embed_in",
+    "embed_out",
+    "proj_out",
+    "tok_embeddings",
+    "output",
+    "decoder",
+)
+"""Names of embeddings and output heads; other tensors may have as many rows as there are words by
+coincidence.
+"""
 
 
 def _has_row_per_word(name: str) -> bool:

@@ -1,1 +1,3 @@
-"""Files of rows, and of requests in OpenAI's batch format, answered block by block; what was answered outlives a killed process."""
+"""Files of rows, and of requests in OpenAI's batch format, answered block by block; what was answered
+outlives a killed process.
+"""

@@ -20,8 +20,8 @@ from .rows_job import RowsJob
 
 
 class Setting(NamedTuple):
-    """How lines are to be answered: see :func:`adapterpack.run`. ``where`` is what their file is called, if they are from one.
-    With ``raw`` texts are read without the chat template.
+    """How lines are to be answered: see :func:`adapterpack.run`. ``where`` is what their file is called, if
+    they are from one. With ``raw`` texts are read without the chat template.
     """
 
     bundle: str | os.PathLike[str]
@@ -34,9 +34,15 @@ class Setting(NamedTuple):
 
     def identity(self, provider: str) -> Mapping[str, Any]:
         """What all answers depend on, on a provider."""
-        return {"bundle": hashlib.sha256(manifest_bytes(self.bundle)).hexdigest(), "provider": provider, "adapters": self.adapters,
-                "device": repr(dataclasses.astuple(self.device)), "batch_size": self.batch_size, "sampling": self.sampling,
-                **({"raw": True} if self.raw else {})}
+        return {
+            "bundle": hashlib.sha256(manifest_bytes(self.bundle)).hexdigest(),
+            "provider": provider,
+            "adapters": self.adapters,
+            "device": repr(dataclasses.astuple(self.device)),
+            "batch_size": self.batch_size,
+            "sampling": self.sampling,
+            **({"raw": True} if self.raw else {}),
+        }
 
 
 class Format(NamedTuple):
@@ -48,8 +54,14 @@ class Format(NamedTuple):
 
 
 def _rows(setting: Setting) -> Job:
-    runner = row_runner(setting.bundle, adapters=setting.adapters, provider=setting.device, batch_size=setting.batch_size,
-                        raw=setting.raw, **setting.sampling)
+    runner = row_runner(
+        setting.bundle,
+        adapters=setting.adapters,
+        provider=setting.device,
+        batch_size=setting.batch_size,
+        raw=setting.raw,
+        **setting.sampling,
+    )
     if setting.where is None:  # rows of options, which cannot name an adapter themselves
         runner.require_answers()
     return RowsJob(runner, setting.where, setting.identity(runner.provider))
@@ -59,17 +71,29 @@ def _requests(setting: Setting) -> Job:
     others = [name for name in setting.sampling if name not in ("seed", "sampling")]
     given = [*(["--adapter"] if setting.adapters else []), *(["--raw"] if setting.raw else []), *others]
     if given:
-        raise ConfigError("each request of this file says itself what it wants", where=setting.where, found=given[0],
-                          remedy="leave out what is not --seed or --sampling")
+        raise ConfigError(
+            "each request of this file says itself what it wants",
+            where=setting.where,
+            found=given[0],
+            remedy="leave out what is not --seed or --sampling",
+        )
     with needed_by("answering requests"):
         from ..serving.embedded.in_process import InProcess  # noqa: PLC0415 - needs an extra
         from .requests_job import RequestsJob  # noqa: PLC0415 - needs an extra
     server = InProcess(setting.bundle, setting.device, setting.batch_size, setting.sampling.get("sampling"))
-    return RequestsJob(server, BLOCK * setting.batch_size, setting.where or "", setting.sampling.get("seed", 0),
-                       setting.identity(server.provider))
+    return RequestsJob(
+        server,
+        BLOCK * setting.batch_size,
+        setting.where or "",
+        setting.sampling.get("seed", 0),
+        setting.identity(server.provider),
+    )
 
 
-FORMATS = (Format("requests in OpenAI's batch format", is_request, _requests), Format("rows", lambda row: True, _rows))
+FORMATS = (
+    Format("requests in OpenAI's batch format", is_request, _requests),
+    Format("rows", lambda row: True, _rows),
+)
 """The first of these that recognizes the first line."""
 
 

@@ -1,4 +1,6 @@
-"""A file that grows under another name, in steps that outlive a killed process, and has its own name when it is whole."""
+"""A file that grows under another name, in steps that outlive a killed process, and has its own name when it
+is whole.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ _LOG = logging.getLogger(__name__)
 class Done(msgspec.Struct, frozen=True):
     """How far a job is that ``began`` at a time, in seconds.
 
-    ``inputs`` are the rows that were read, up to the ``line`` and the byte ``end`` of their file; ``rows`` the answers, ``failed`` those
-    that are errors, the ``first`` of these in words; ``size`` the bytes of the output.
+    ``inputs`` are the rows that were read, up to the ``line`` and the byte ``end`` of their file; ``rows``
+    the answers, ``failed`` those that are errors, the ``first`` of these in words; ``size`` the bytes of the
+    output.
     """
 
     began: int
@@ -85,8 +88,8 @@ class GrowingFile:
 
 @contextmanager
 def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
-    """A file that becomes ``out`` when the block ends well. Where it does not, the steps that were kept stay for the next time that a file
-    of this name and ``key`` grows; ``key`` says what the bytes depend on.
+    """A file that becomes ``out`` when the block ends well. Where it does not, the steps that were kept stay
+    for the next time that a file of this name and ``key`` grows; ``key`` says what the bytes depend on.
 
     Raises:
         OutputExists: something is at ``out``.
@@ -128,7 +131,9 @@ def _kept(folder: Path) -> Done:
 
 
 def now() -> int:
-    """The time in seconds; ``SOURCE_DATE_EPOCH`` where that is set (https://reproducible-builds.org/specs/source-date-epoch/)."""
+    """The time in seconds; ``SOURCE_DATE_EPOCH`` where that is set
+    (https://reproducible-builds.org/specs/source-date-epoch/).
+    """
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 
@@ -143,13 +148,18 @@ def _last_step(path: Path, size_of_rows: int) -> Done:
 
 
 def _mention_others(out: Path, folder: Path) -> None:
-    """Says what other work on an output of this name was left, as other inputs or options do not go on with it."""
+    """Says what other work on an output of this name was left, as other inputs or options do not go on with
+    it.
+    """
     if not CAN_LOCK:
         return
     for other in sorted(out.parent.glob(f".{escape(out.name[:_SHOWN])}.{'[0-9a-f]' * 16}.partial")):
         if other != folder and (lock := lock_folder(other)) is not None:
             os.close(lock)
             nbytes = sum(path.stat().st_size for path in other.iterdir())
-            _LOG.warning("%s holds %s of another run, of another input or with other options; that command goes on with it, or delete it",
-                         other, size(nbytes))
-
+            _LOG.warning(
+                "%s holds %s of another run, of another input or with other options; that command goes "
+                "on with it, or delete it",
+                other,
+                size(nbytes),
+            )

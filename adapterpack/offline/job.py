@@ -1,4 +1,6 @@
-"""A job: what answers the lines of a file, and how its answers become an output that a later run can go on with."""
+"""A job: what answers the lines of a file, and how its answers become an output that a later run can go on
+with.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Progress = Callable[[int, int, int], None]
 
 
 class Answered(NamedTuple):
-    """What answers a line. ``row`` is written, ``error`` says what is wrong with the line, and ``tokens`` is what it took."""
+    """What answers a line. ``row`` is written, ``error`` says what is wrong with the line, and ``tokens`` is
+    what it took.
+    """
 
     line: Line
     row: Mapping[str, Any]
@@ -38,8 +42,8 @@ class Job(Protocol):
     identity: Mapping[str, Any]
 
     def answered(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
-        """The answers to a block of lines, in order. ``first`` is the number of its first line among those that are not empty, and the job
-        was begun at the time ``began``, in seconds.
+        """The answers to a block of lines, in order. ``first`` is the number of its first line among those
+        that are not empty, and the job was begun at the time ``began``, in seconds.
         """
 
     def close(self) -> None:
@@ -70,7 +74,14 @@ def begun(open_job: OpenJob, lines: Iterator[Line]) -> tuple[Job, Iterator[Line]
     return open_job(first), lines if first is None else chain([first], lines)
 
 
-def write_stream(open_job: OpenJob, lines: Iterator[Line], out: Path, where: str | None, progress: Progress, keep_going: bool) -> Done:
+def write_stream(
+    open_job: OpenJob,
+    lines: Iterator[Line],
+    out: Path,
+    where: str | None,
+    progress: Progress,
+    keep_going: bool,
+) -> Done:
     """Writes the answers to lines that nobody can read again: the whole file or none of it."""
     with output_file(out) as path, path.open("wb") as file:
         job, every = begun(open_job, lines)
@@ -82,7 +93,8 @@ def write_file(open_job: OpenJob, source: Path, out: Path, progress: Progress, k
     """Writes the answers to the lines of a file, from where an earlier run of the same job was stopped.
 
     Raises:
-        StorageError: a file cannot be read or written, or the source changes meanwhile; or another process is at work on the output.
+        StorageError: a file cannot be read or written, or the source changes meanwhile; or another process is
+            at work on the output.
     """
     before, where = hashing.identity(source), str(source)
     with ExitStack() as stack:
@@ -93,7 +105,15 @@ def write_file(open_job: OpenJob, source: Path, out: Path, progress: Progress, k
         with growing_file(out, digest({"input": content, "version": VERSION, **job.identity})) as sink:
             file.seek(sink.done.end)
             lines = lines_of(file, where, sink.done.line, sink.done.end)
-            return _write(job, lines, sink, where, progress, keep_going, lambda: hashing.require_unchanged(source, before))
+            return _write(
+                job,
+                lines,
+                sink,
+                where,
+                progress,
+                keep_going,
+                lambda: hashing.require_unchanged(source, before),
+            )
 
 
 @contextmanager
@@ -115,8 +135,15 @@ class _Plain:
         self.done = done
 
 
-def _write(job: Job, lines: Iterator[Line], sink: Any, where: str | None, progress: Progress, keep_going: bool,
-           check: Callable[[], None] = lambda: None) -> Done:
+def _write(
+    job: Job,
+    lines: Iterator[Line],
+    sink: Any,
+    where: str | None,
+    progress: Progress,
+    keep_going: bool,
+    check: Callable[[], None] = lambda: None,
+) -> Done:
     tokens = 0
     for block in answers(job, lines, sink.done):
         done, number = sink.done, 0
@@ -145,8 +172,12 @@ def first_of(line: Line, error: AdapterpackError) -> str:
 
 
 def encoded(row: Mapping[str, Any]) -> bytes:
-    """A line of an output. Half of a surrogate pair has no UTF-8; ``backslashreplace`` writes exactly JSON's own escape for it."""
-    return (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+    """A line of an output. Half of a surrogate pair has no UTF-8; ``backslashreplace`` writes exactly JSON's
+    own escape for it.
+    """
+    return (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def require_all(done: Done, out: Path | None) -> None:
@@ -156,5 +187,9 @@ def require_all(done: Done, out: Path | None) -> None:
         RowsFailed: some were not; the first of them is named.
     """
     if done.failed:
-        raise RowsFailed(f"{done.failed} of {things(done.rows, 'row')} could not be run", where=out, found=done.first,
-                         remedy="the rows with the key error say what is wrong; all others are answered")
+        raise RowsFailed(
+            f"{done.failed} of {things(done.rows, 'row')} could not be run",
+            where=out,
+            found=done.first,
+            remedy="the rows with the key error say what is wrong; all others are answered",
+        )

@@ -21,7 +21,9 @@ REQUEST = frozenset({"custom_id", "method", "url", "body"})
 
 
 class Line(NamedTuple):
-    """A line that is not empty: its number, the bytes of the file up to its end, and its object, or what is wrong with it."""
+    """A line that is not empty: its number, the bytes of the file up to its end, and its object, or what is
+    wrong with it.
+    """
 
     number: int
     end: int
@@ -45,8 +47,16 @@ def lines_of(file: IO[bytes], where: str, number: int = 0, end: int = 0) -> Iter
             if text.strip():
                 yield Line(number, end, _row_of(text, f"{where}, line {number}"))
             continue
-        yield Line(number, end, ConfigError("this line is too long", where=f"{where}, line {number}", expected=f"at most {MAX_LINE} bytes",
-                                            remedy="write one object a line"))
+        yield Line(
+            number,
+            end,
+            ConfigError(
+                "this line is too long",
+                where=f"{where}, line {number}",
+                expected=f"at most {MAX_LINE} bytes",
+                remedy="write one object a line",
+            ),
+        )
         for _ in range(_MOST_SKIPPED):
             if text.endswith(b"\n") or not text:
                 break
@@ -70,10 +80,18 @@ def _row_of(text: bytes, where: str) -> dict[str, Any] | AdapterpackError:
 
 def _row(text: bytes, where: str) -> dict[str, Any]:
     require_few_parts(text, where, 1 << 24)
-    with library_errors("json", "this line is not JSON", where=where, remedy="give a JSONL file: one object a line", kind=ConfigError):
+    with library_errors(
+        "json",
+        "this line is not JSON",
+        where=where,
+        remedy="give a JSONL file: one object a line",
+        kind=ConfigError,
+    ):
         row = json.loads(text.decode("utf-8-sig"))
     if not isinstance(row, dict):
-        raise ConfigError("a row must be an object", where=where, found=type(row).__name__, remedy="write one object a line")
+        raise ConfigError(
+            "a row must be an object", where=where, found=type(row).__name__, remedy="write one object a line"
+        )
     level: list[Any] = [row]
     for _ in range(MAX_DEPTH):
         level = [item for value in level for item in _inside(value)]

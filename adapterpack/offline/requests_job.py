@@ -1,7 +1,7 @@
 """Requests in OpenAI's batch format: one a line, answered by the routes of ``adapterpack serve``.
 
-https://platform.openai.com/docs/guides/batch: a line has ``custom_id``, ``method``, ``url`` and ``body``; its answer has ``id``,
-``custom_id``, ``response`` (``status_code``, ``request_id``, ``body``) and ``error``.
+https://platform.openai.com/docs/guides/batch: a line has ``custom_id``, ``method``, ``url`` and ``body``; its
+answer has ``id``, ``custom_id``, ``response`` (``status_code``, ``request_id``, ``body``) and ``error``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from .lines import REQUEST, Line, is_request
 
 
 class RequestsJob:
-    """Answers requests. Those that draw and give no seed have one that follows from the request, its line and ``seed``; ``where`` is what
-    their file is called in errors. See :class:`~.job.Job`.
+    """Answers requests. Those that draw and give no seed have one that follows from the request, its line and
+    ``seed``; ``where`` is what their file is called in errors. See :class:`~.job.Job`.
     """
 
-    def __init__(self, server: InProcess, block: int, where: str, seed: int, identity: Mapping[str, Any]) -> None:
-        self._server, self.block, self._where, self._seed, self.identity = server, block, where, seed, identity
+    def __init__(
+        self, server: InProcess, block: int, where: str, seed: int, identity: Mapping[str, Any]
+    ) -> None:
+        self._server, self.block, self._where, self._seed, self.identity = (
+            server,
+            block,
+            where,
+            seed,
+            identity,
+        )
 
     def close(self) -> None:
         """Ends the server."""
@@ -39,12 +47,25 @@ class RequestsJob:
             custom = line.row.get("custom_id") if isinstance(line.row, dict) else None
             if not isinstance(posted, Posted):
                 error = {"code": posted.code, "message": str(posted)}
-                yield Answered(line, {"id": f"batch_req_{line.number}", "custom_id": custom, "response": None, "error": error}, posted, 0)
+                yield Answered(
+                    line,
+                    {"id": f"batch_req_{line.number}", "custom_id": custom, "response": None, "error": error},
+                    posted,
+                    0,
+                )
                 continue
             reply: Reply = next(replies)()
             body = msgspec.json.decode(reply.body)
-            row = {"id": f"batch_{posted.id}", "custom_id": custom, "error": None,
-                   "response": {"status_code": reply.status, "request_id": posted.id, "body": _dated(body, posted.id, began)}}
+            row = {
+                "id": f"batch_{posted.id}",
+                "custom_id": custom,
+                "error": None,
+                "response": {
+                    "status_code": reply.status,
+                    "request_id": posted.id,
+                    "body": _dated(body, posted.id, began),
+                },
+            }
             yield Answered(line, row, self._error(line, reply.status, body), _tokens(body))
 
     def _posted(self, number: int, line: Line) -> Posted | AdapterpackError:
@@ -53,16 +74,31 @@ class RequestsJob:
         if not isinstance(row, dict):
             return row
         if not is_request(row):
-            return ConfigError("this line is no request", where=where, expected=", ".join(sorted(REQUEST)),
-                               found=", ".join(row) or "no key")
-        body, route = row["body"], self._server.routes.get(row["url"]) if isinstance(row["url"], str) else None
+            return ConfigError(
+                "this line is no request",
+                where=where,
+                expected=", ".join(sorted(REQUEST)),
+                found=", ".join(row) or "no key",
+            )
+        body, route = (
+            row["body"],
+            self._server.routes.get(row["url"]) if isinstance(row["url"], str) else None,
+        )
         if row["method"] != "POST" or route is None:
-            return ConfigError("this bundle has no such route", where=where, found=f"{row['method']} {row['url']}"[:200],
-                               expected=", ".join(f"POST {path}" for path in self._server.routes))
+            return ConfigError(
+                "this bundle has no such route",
+                where=where,
+                found=f"{row['method']} {row['url']}"[:200],
+                expected=", ".join(f"POST {path}" for path in self._server.routes),
+            )
         if not isinstance(body, dict) or not isinstance(row["custom_id"], str):
-            return ConfigError("a request has an object as its body, and a text as its custom_id", where=where)
+            return ConfigError(
+                "a request has an object as its body, and a text as its custom_id", where=where
+            )
         if body.get("stream"):
-            return ConfigError("the answers of a file are no streams", where=where, found="stream", remedy="leave it out")
+            return ConfigError(
+                "the answers of a file are no streams", where=where, found="stream", remedy="leave it out"
+            )
         seal = hashlib.sha256(json.dumps([self._seed, number, row], sort_keys=True).encode()).hexdigest()
         if "seed" in getattr(route.body, "__struct_fields__", ()) and body.get("seed") is None:
             body = {**body, "seed": int(seal[:15], 16)}
@@ -78,7 +114,11 @@ class RequestsJob:
 def _dated(body: Any, request: str, began: int) -> Any:
     """An answer whose id and time follow from the file and the time at which its first line was begun."""
     if "id" in body and "created" in body:
-        return {**body, "id": f"{body['id'].partition('-')[0]}-{request.removeprefix('req_')}", "created": began}
+        return {
+            **body,
+            "id": f"{body['id'].partition('-')[0]}-{request.removeprefix('req_')}",
+            "created": began,
+        }
     return body
 
 

@@ -13,7 +13,9 @@ from .lines import Line
 
 
 class RowsJob:
-    """Runs rows through a bundle; ``where`` is what their file is called in errors, if they are from one. See :class:`~.job.Job`."""
+    """Runs rows through a bundle; ``where`` is what their file is called in errors, if they are from one. See
+    :class:`~.job.Job`.
+    """
 
     def __init__(self, runner: RowRunner, where: str | None, identity: Mapping[str, Any]) -> None:
         self._runner, self._where, self.block, self.identity = runner, where, runner.block, identity
@@ -33,8 +35,11 @@ class RowsJob:
         for outcome in self._runner.outcomes(rows()):
             line = begun[outcome.number]
             error = self._placed(outcome, line)
-            row = _without_error(outcome.result or {}) if error is None else {
-                **(outcome.row or {"line": line.number}), "error": error.to_json()}
+            row = (
+                _without_error(outcome.result or {})
+                if error is None
+                else {**(outcome.row or {"line": line.number}), "error": error.to_json()}
+            )
             yield Answered(line, row, error, outcome.tokens)
 
     def _placed(self, outcome: Outcome, line: Line) -> AdapterpackError | None:
@@ -46,7 +51,9 @@ class RowsJob:
 
 
 def _without_error(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A result of a row that an earlier run could not run, and that was given again as it was written there."""
+    """A result of a row that an earlier run could not run, and that was given again as it was written
+    there.
+    """
     error = result.get("error")
     was_error = isinstance(error, Mapping) and error.keys() == AdapterpackError("").to_json().keys()
     return {key: value for key, value in result.items() if key != "error"} if was_error else result

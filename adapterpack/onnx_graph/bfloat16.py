@@ -1,7 +1,9 @@
-"""Graphs in bfloat16 for providers that can only move such numbers: each operator computes in float32 and its results are rounded.
+"""Graphs in bfloat16 for providers that can only move such numbers: each operator computes in float32 and its
+results are rounded.
 
-ONNX Runtime's CPU provider has no bfloat16 arithmetic, so without this no graph of that type could be proved where there is no card. What a
-node gives is what a kernel that adds up in float32 gives; weights, caches and slots stay in bfloat16.
+ONNX Runtime's CPU provider has no bfloat16 arithmetic, so without this no graph of that type could be proved
+where there is no card. What a node gives is what a kernel that adds up in float32 gives; weights, caches and
+slots stay in bfloat16.
 """
 
 from __future__ import annotations
@@ -12,13 +14,34 @@ from typing import Any
 from .node_types import value_types
 
 _KIND = "tensor(bfloat16)"
-_MOVERS = frozenset({"Cast", "Concat", "Constant", "ConstantOfShape", "Gather", "GatherElements", "Identity", "Reshape", "Scatter",
-                     "ScatterElements", "ScatterND", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+_MOVERS = frozenset(
+    {
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Gather",
+        "GatherElements",
+        "Identity",
+        "Reshape",
+        "Scatter",
+        "ScatterElements",
+        "ScatterND",
+        "Shape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
 """Operators of which the CPU provider has kernels in bfloat16."""
 
 
 def computing_wide(path: Path) -> bytes:
-    """The model in a file, changed so that only casts and operators that move numbers have bfloat16; its external data stays there."""
+    """The model in a file, changed so that only casts and operators that move numbers have bfloat16; its
+    external data stays there.
+    """
     import onnx  # noqa: PLC0415 - only what opens a graph pays for it
     from onnx import TensorProto  # noqa: PLC0415 - as above
 

@@ -1,4 +1,6 @@
-"""Checks a model before anything runs it: its external data lies in its own folder, and it cannot run without end."""
+"""Checks a model before anything runs it: its external data lies in its own folder, and it cannot run without
+end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .graph_file import GraphFile, external_entries, nodes_of
 
 _EXTERNAL = 1
 _LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
-_WITHOUT_TENSORS = frozenset({"OperatorSetIdProto", "StringStringEntryProto", "TensorAnnotation", "TypeProto", "ValueInfoProto"})
+_WITHOUT_TENSORS = frozenset(
+    {"OperatorSetIdProto", "StringStringEntryProto", "TensorAnnotation", "TypeProto", "ValueInfoProto"}
+)
 _MOST_NODES = 1 << 18
 """Nodes of a model with its functions written out."""
 _MOST_NUMBERS = 1 << 26
@@ -24,14 +28,15 @@ _MAKERS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 
 
 def require_safe(graph: GraphFile) -> set[Path]:
-    """Checks where all external data of a model is, without reading any, and that each of its nodes runs once at most.
+    """Checks where all external data of a model is, without reading any, and that each of its nodes runs once
+    at most.
 
     Returns:
         The files that hold it.
 
     Raises:
-        FormatError: a location leads outside of the model's folder, or a file is missing; the model is larger than any, or its functions
-            call each other in a circle.
+        FormatError: a location leads outside of the model's folder, or a file is missing; the model is larger
+            than any, or its functions call each other in a circle.
         Unsupported: it has an operator that repeats a part of the model as often as its inputs say.
 
     Example:
@@ -40,12 +45,22 @@ def require_safe(graph: GraphFile) -> set[Path]:
     model, path = graph.model, graph.path
     files = _external_files(graph)
     functions = {(function.domain, function.name): function for function in model.functions}
-    for node in (*nodes_of(model.graph), *(node for function in functions.values() for node in nodes_of(function))):
+    for node in (
+        *nodes_of(model.graph),
+        *(node for function in functions.values() for node in nodes_of(function)),
+    ):
         if node.op_type in _LOOPS and node.domain in ("", "ai.onnx"):
-            raise Unsupported("the graph repeats a part of itself as often as its inputs say, so nothing bounds how long it runs",
-                              where=path, found=f"{node.op_type} {node.name[:200]!r}", remedy="export the model without loops")
+            raise Unsupported(
+                "the graph repeats a part of itself as often as its inputs say, so nothing bounds how "
+                "long it runs",
+                where=path,
+                found=f"{node.op_type} {node.name[:200]!r}",
+                remedy="export the model without loops",
+            )
     if _written_out(model.graph, functions, path) > _MOST_NODES:
-        raise FormatError("the graph has more nodes than any model", where=path, expected=f"at most {_MOST_NODES}")
+        raise FormatError(
+            "the graph has more nodes than any model", where=path, expected=f"at most {_MOST_NODES}"
+        )
     _require_small(model.graph, path)
     return files
 
@@ -60,7 +75,9 @@ def _external_files(graph: GraphFile) -> set[Path]:
 
 
 def _tensors(message: Any) -> Iterator[Any]:
-    """Every TensorProto inside of a message: initializers, attributes, subgraphs, functions, training information."""
+    """Every TensorProto inside of a message: initializers, attributes, subgraphs, functions, training
+    information.
+    """
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.name in _WITHOUT_TENSORS:
             continue
@@ -78,7 +95,9 @@ def _written_out(graph: Any, functions: Mapping[tuple[str, str], Any], path: Pat
     @cache
     def size(key: tuple[str, str]) -> int:
         if key in calling:
-            raise FormatError("the graph's functions call each other without end", where=path, found=key[1][:200])
+            raise FormatError(
+                "the graph's functions call each other without end", where=path, found=key[1][:200]
+            )
         calling.add(key)
         total = count(functions[key])
         calling.discard(key)
@@ -96,15 +115,26 @@ def _require_small(graph: Any, path: Path) -> None:
     from onnx import numpy_helper  # noqa: PLC0415 - only what opens a graph pays for it
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {node.output[0]: attribute.t for node in graph.node if node.op_type == "Constant" and node.output
-                  for attribute in node.attribute if attribute.name == "value"}
+    constants |= {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant" and node.output
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
     for node in nodes_of(graph):
         place = _MAKERS.get(node.op_type, len(node.input))
         tensor = constants.get(node.input[place]) if place < len(node.input) else None
         if tensor is None or tensor.data_location == _EXTERNAL:
             continue
-        with library_errors("onnx", "a constant of the graph cannot be read", where=f"{path}, {tensor.name[:200]}"):
+        with library_errors(
+            "onnx", "a constant of the graph cannot be read", where=f"{path}, {tensor.name[:200]}"
+        ):
             extents = [int(extent) for extent in numpy_helper.to_array(tensor).reshape(-1)]
         if math.prod(max(extent, 1) for extent in extents[:64]) > _MOST_NUMBERS:
-            raise FormatError("the graph makes a tensor that no memory has room for", where=f"{path}, {node.op_type} {node.name[:200]!r}",
-                              expected=f"at most {_MOST_NUMBERS} numbers", found=str(extents[:8]))
+            raise FormatError(
+                "the graph makes a tensor that no memory has room for",
+                where=f"{path}, {node.op_type} {node.name[:200]!r}",
+                expected=f"at most {_MOST_NUMBERS} numbers",
+                found=str(extents[:8]),
+            )

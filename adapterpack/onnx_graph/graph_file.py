@@ -1,4 +1,6 @@
-"""Opens an ONNX model on disk: its nodes are loaded, its initializers are known by their place in the files."""
+"""Opens an ONNX model on disk: its nodes are loaded, its initializers are known by their place in the
+files.
+"""
 
 from __future__ import annotations
 
@@ -112,23 +114,37 @@ class GraphFile:
             file, offset, length = self._external(tensor, where)
             size = _size(file)
             if length not in (None, nbytes) or offset + nbytes > size:
-                raise FormatError("an initializer does not fit its external data", where=where, expected=f"{nbytes} bytes",
-                                  found=f"length {length} at byte {offset} of {size}", remedy="fetch the model and its data files again")
+                raise FormatError(
+                    "an initializer does not fit its external data",
+                    where=where,
+                    expected=f"{nbytes} bytes",
+                    found=f"length {length} at byte {offset} of {size}",
+                    remedy="fetch the model and its data files again",
+                )
             return Stored(tensor.name, dtype, tuple(tensor.dims), file, offset, nbytes)
         place = embedded.get(tensor.name)
         if place is None:
             return None  # numbers in a typed field, or none at all
         if place.nbytes != nbytes:
-            raise FormatError("an initializer does not fit its shape", where=where, expected=f"{nbytes} bytes", found=place.nbytes)
+            raise FormatError(
+                "an initializer does not fit its shape",
+                where=where,
+                expected=f"{nbytes} bytes",
+                found=place.nbytes,
+            )
         return Stored(tensor.name, dtype, tuple(tensor.dims), self.path, place.offset, nbytes)
 
     def _external(self, tensor: Any, where: str) -> tuple[Path, int, int | None]:
         entries = external_entries(tensor, where)
-        offset, length = (int(text) if (text := entries.get(key)) is not None else None for key in ("offset", "length"))
+        offset, length = (
+            int(text) if (text := entries.get(key)) is not None else None for key in ("offset", "length")
+        )
         return self.external_file(entries, where), offset or 0, length
 
     def external_file(self, entries: Mapping[str, str], where: str) -> Path:
-        """The file that a tensor's :func:`external_entries` name, each looked at once: see :func:`confined`."""
+        """The file that a tensor's :func:`external_entries` name, each looked at once: see
+        :func:`confined`.
+        """
         location = entries.get("location", "")
         if location not in self._confined:
             self._confined[location] = confined(self.path, location, where)
@@ -165,8 +181,11 @@ def require_stored(graph: GraphFile, name: str) -> Stored:
         Unsupported: its numbers are not stored as plain bytes.
     """
     if name not in graph.stored:
-        raise Unsupported("this initializer's numbers are not stored as plain bytes", where=f"{graph.path}, {name}",
-                          remedy="save the model again with raw or external data")
+        raise Unsupported(
+            "this initializer's numbers are not stored as plain bytes",
+            where=f"{graph.path}, {name}",
+            remedy="save the model again with raw or external data",
+        )
     return graph.stored[name]
 
 
@@ -174,16 +193,23 @@ def external_entries(tensor: Any, where: str) -> dict[str, str]:
     """Where a tensor's external data is, by ``location``, ``offset``, ``length``.
 
     Raises:
-        FormatError: one of them stands there twice, and readers differ in which they take; or a place is no number.
+        FormatError: one of them stands there twice, and readers differ in which they take; or a place is no
+            number.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) < len(tensor.external_data):
-        raise FormatError("external data with two places", where=where, found=", ".join(entry.key for entry in tensor.external_data)[:200],
-                          remedy="save the model again")
+        raise FormatError(
+            "external data with two places",
+            where=where,
+            found=", ".join(entry.key for entry in tensor.external_data)[:200],
+            remedy="save the model again",
+        )
     for key in ("offset", "length"):
         text = entries.get(key)
         if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise FormatError("external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}")
+            raise FormatError(
+                "external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}"
+            )
     return entries
 
 
@@ -199,12 +225,28 @@ def confined(model: Path, location: str, where: str) -> Path:
         FormatError: the location leads elsewhere, also over a link, or to no file.
     """
     plain, windows, folder = PurePosixPath(location), PureWindowsPath(location), model.parent
-    bad = not location or "\0" in location or plain.is_absolute() or ".." in plain.parts or windows.drive or "\\" in location
+    bad = (
+        not location
+        or "\0" in location
+        or plain.is_absolute()
+        or ".." in plain.parts
+        or windows.drive
+        or "\\" in location
+    )
     path = folder / location if not bad else model
     if bad or not path.resolve().is_relative_to(folder.resolve()) or path.resolve() == model.resolve():
-        raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
-                          expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
+        raise FormatError(
+            "external data must lie in the model's own folder",
+            where=where,
+            found=repr(location[:200]),
+            expected="a plain relative path",
+            remedy="do not use this file: it would read other files of this machine",
+        )
     if not path.is_file():
-        raise FormatError("external data is missing", where=where, found=location[:200],
-                          remedy="copy the data file into the model's folder")
+        raise FormatError(
+            "external data is missing",
+            where=where,
+            found=location[:200],
+            remedy="copy the data file into the model's folder",
+        )
     return path

@@ -24,15 +24,21 @@ def names_around(graph: GraphFile, initializer: str) -> list[list[str]]:
 
 
 def owners(graph: GraphFile, initializer: str, candidates: Sequence[str]) -> list[str]:
-    """The tensor names among ``candidates`` that fit the names in the graph best: one if they decide, several if they do not."""
+    """The tensor names among ``candidates`` that fit the names in the graph best: one if they decide, several
+    if they do not.
+    """
     texts = names_around(graph, initializer)
-    scores = {name: max((_common(components(name), text) for text in texts), default=0) for name in candidates}
+    scores = {
+        name: max((_common(components(name), text) for text in texts), default=0) for name in candidates
+    }
     best = max(scores.values())
     return [name for name, score in scores.items() if score == best]
 
 
 def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[str]) -> list[str]:
-    """The initializers among ``candidates`` that are read the fewest nodes after ``sources``, as a bias is after its weight."""
+    """The initializers among ``candidates`` that are read the fewest nodes after ``sources``, as a bias is
+    after its weight.
+    """
     reached = dict.fromkeys(sources, 0)
     front, wanted = list(reached), set(candidates)
     for hop in range(_HOPS):
@@ -46,7 +52,8 @@ def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[st
 
 
 def components(text: str) -> list[str]:
-    """A name cut at dots, slashes and the like: ``/model/layers.0/attn/q_proj/MatMul`` has the parts of a module's path.
+    """A name cut at dots, slashes and the like: ``/model/layers.0/attn/q_proj/MatMul`` has the parts of a
+    module's path.
 
     Example:
         >>> components("/model/layers.0/q_proj/MatMul")
@@ -69,5 +76,8 @@ def _common(first: list[str], second: list[str]) -> int:
     for left in first:
         before = 0
         for place, right in enumerate(second, 1):
-            before, lengths[place] = lengths[place], before + 1 if left == right else max(lengths[place], lengths[place - 1])
+            before, lengths[place] = (
+                lengths[place],
+                before + 1 if left == right else max(lengths[place], lengths[place - 1]),
+            )
     return lengths[-1]

@@ -1,7 +1,8 @@
-"""Finds the tensors of a checkpoint in a graph that any tool exported, by their content, since names given by exporters mean little.
+"""Finds the tensors of a checkpoint in a graph that any tool exported, by their content, since names given by
+exporters mean little.
 
-A graph computes its model with the checkpoint's tensors wherever it stores them, whatever nodes read them. So a merge needs to know only
-the places of a tensor, and a tensor that cannot be found completely is an error.
+A graph computes its model with the checkpoint's tensors wherever it stores them, whatever nodes read them. So
+a merge needs to know only the places of a tensor, and a tensor that cannot be found completely is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _Key = tuple[str, int]
 
 
 class Place(NamedTuple):
-    """Where a graph stores a tensor of a checkpoint: the pieces of each of its matrices (several in a stack), and who reads them."""
+    """Where a graph stores a tensor of a checkpoint: the pieces of each of its matrices (several in a stack),
+    and who reads them.
+    """
 
     tensor: str
     kind: str
@@ -41,33 +44,47 @@ class Place(NamedTuple):
 def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict[str, Place]:
     """The places of the tensors ``wanted`` (name -> kind of its site) in ``graph``, in that order.
 
-    Recognized: as it is, transposed, packed with others along either axis, cut, cast to another floating dtype, or rounded to
-    MatMulNBits. Bytes decide; only tensors that are equal in the checkpoint are distinguished by names in the graph.
+    Recognized: as it is, transposed, packed with others along either axis, cut, cast to another floating
+    dtype, or rounded to MatMulNBits. Bytes decide; only tensors that are equal in the checkpoint are
+    distinguished by names in the graph.
 
     Raises:
         SiteNotFound: the graph does not hold these tensors completely.
-        Unsupported: two tensors of the checkpoint are equal, and nothing shows which of them an initializer is.
+        Unsupported: two tensors of the checkpoint are equal, and nothing shows which of them an initializer
+            is.
 
     Example:
-        >>> match(GraphFile("model.onnx"), Checkpoint("MiniLM"), {"encoder.layer.0.output.dense.weight": "linear"})  # doctest: +SKIP
+        >>> match(GraphFile("model.onnx"), Checkpoint("MiniLM"),
+        ...     {"encoder.layer.0.output.dense.weight": "linear"})  # doctest: +SKIP
     """
-    matrices = {(name, number): matrix for name, kind in wanted.items() for number, matrix in enumerate(_matrices(base, name, kind))}
+    matrices = {
+        (name, number): matrix
+        for name, kind in wanted.items()
+        for number, matrix in enumerate(_matrices(base, name, kind))
+    }
     pieces_of = _pieces(graph, matrices)
     twins = _Twins(base)
     missing, places = [], {}
     for name, kind in wanted.items():
         numbers = [number for tensor, number in matrices if tensor == name]
-        by_matrix = [_owned(graph, name, twins.of(name), pieces_of.get((name, number), [])) for number in numbers]
-        if any(covered(pieces, matrices[name, number].shape) < matrices[name, number].size for number, pieces in enumerate(by_matrix)):
+        by_matrix = [
+            _owned(graph, name, twins.of(name), pieces_of.get((name, number), [])) for number in numbers
+        ]
+        if any(
+            covered(pieces, matrices[name, number].shape) < matrices[name, number].size
+            for number, pieces in enumerate(by_matrix)
+        ):
             missing.append(name)
-        places[name] = Place(name, kind, tuple(tuple(pieces) for pieces in by_matrix), _readers(graph, by_matrix))
+        places[name] = Place(
+            name, kind, tuple(tuple(pieces) for pieces in by_matrix), _readers(graph, by_matrix)
+        )
     _require(graph, base, missing)
     return places
 
 
 class Unmatched(NamedTuple):
-    """The matrices of a checkpoint that a graph does not hold whole, and the shapes of its float matrices that
-    are of none of them.
+    """The matrices of a checkpoint that a graph does not hold whole, and the shapes of its float matrices
+    that are of none of them.
     """
 
     tensors: frozenset[str]
@@ -82,16 +99,23 @@ def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatch
     matrices = {(name, 0): to_matrix("linear", base.view(name)) for name in names}
     for graph in graphs:
         pieces_of = _pieces(graph, matrices)
-        missing = {key[0] for key, matrix in matrices.items()
-                   if covered(pieces_of.get(key, []), matrix.shape) < matrix.size}
+        missing = {
+            key[0]
+            for key, matrix in matrices.items()
+            if covered(pieces_of.get(key, []), matrix.shape) < matrix.size
+        }
         used = {piece.initializer for pieces in pieces_of.values() for piece in pieces}
-        shapes = {place.shape for name, place in graph.stored.items()
-                  if name not in used and len(place.shape) == 2 and place.dtype in FLOATS}
+        shapes = {
+            place.shape
+            for name, place in graph.stored.items()
+            if name not in used and len(place.shape) == 2 and place.dtype in FLOATS
+        }
         yield Unmatched(frozenset(missing), frozenset(shapes))
 
 
 def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | None) -> Place:
-    """The place of the bias of a weight whose ``place`` is known: among equal vectors, the one that is read soonest after the weight.
+    """The place of the bias of a weight whose ``place`` is known: among equal vectors, the one that is read
+    soonest after the weight.
 
     Raises:
         SiteNotFound: the graph does not hold it; an exporter leaves out a bias that is all zero.
@@ -99,14 +123,22 @@ def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | Non
     """
     vector = base.read(bias)
     pieces = find_vector(graph, vector)
-    nearest = [] if place is None else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
+    nearest = (
+        []
+        if place is None
+        else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
+    )
     kept = [piece for piece in pieces if piece.initializer in nearest] if nearest else pieces
     kept = _owned(graph, bias, _Twins(base).of(bias), kept)
     if covered(kept, (len(vector), 1)) < len(vector):
         _require(graph, base, [bias])
     if len({(piece.start, piece.stop) for piece in kept}) < len(kept) and not nearest:
-        raise Unsupported("several initializers hold these numbers, and nothing tells which is this bias", where=f"{graph.path}, {bias}",
-                          found=", ".join(piece.initializer for piece in kept[:5]), remedy="fold into the checkpoint, and export again")
+        raise Unsupported(
+            "several initializers hold these numbers, and nothing tells which is this bias",
+            where=f"{graph.path}, {bias}",
+            found=", ".join(piece.initializer for piece in kept[:5]),
+            remedy="fold into the checkpoint, and export again",
+        )
     return Place(bias, "norm", (tuple(kept),), _readers(graph, [kept]))
 
 
@@ -121,28 +153,55 @@ def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key,
         if 1 in matrix.shape:
             column = find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))
             upright = matrix.shape[1] == 1
-            pieces_of[key] = column if upright else [piece._replace(axis=1, transposed=not piece.transposed) for piece in column]
+            pieces_of[key] = (
+                column
+                if upright
+                else [piece._replace(axis=1, transposed=not piece.transposed) for piece in column]
+            )
     wide = {key: matrix for key, matrix in matrices.items() if 1 not in matrix.shape}
     initializers = views(graph, FLOATS)
     for key, number, runs in find_runs(wide, [view.matrix for view in initializers]):
         view = initializers[number]
-        pieces_of.setdefault(key, []).extend(Piece(view.initializer, *run, 0, view.transposed, view.slot) for run in runs)
-    cut = {key: matrix for key, matrix in wide.items() if covered(pieces_of.get(key, []), matrix.shape) < matrix.size}
-    for key, number, runs in find_runs({key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in initializers]):
+        pieces_of.setdefault(key, []).extend(
+            Piece(view.initializer, *run, 0, view.transposed, view.slot) for run in runs
+        )
+    cut = {
+        key: matrix
+        for key, matrix in wide.items()
+        if covered(pieces_of.get(key, []), matrix.shape) < matrix.size
+    }
+    for key, number, runs in find_runs(
+        {key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in initializers]
+    ):
         view = initializers[number]
-        pieces_of.setdefault(key, []).extend(Piece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs)
+        pieces_of.setdefault(key, []).extend(
+            Piece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs
+        )
     for key, quantized, near in find_quantized(graph, wide):
-        pieces_of.setdefault(key, []).extend(Piece(quantized.weight, *run, nbits=quantized) for run in near.runs)
+        pieces_of.setdefault(key, []).extend(
+            Piece(quantized.weight, *run, nbits=quantized) for run in near.runs
+        )
     return {key: _distinct(pieces) for key, pieces in pieces_of.items()}
 
 
 def _distinct(pieces: list[Piece]) -> list[Piece]:
-    """The pieces without those that describe the same part of an initializer in another way, as for a stack of one matrix."""
+    """The pieces without those that describe the same part of an initializer in another way, as for a stack
+    of one matrix.
+    """
     kept: dict[tuple[object, ...], Piece] = {}
-    for piece in sorted(pieces, key=lambda piece: (piece.start - piece.stop, piece.slot is not None, piece.transposed)):
-        inside = any(kept_piece.initializer == piece.initializer and kept_piece.slot == piece.slot and kept_piece.axis == piece.axis
-                     and kept_piece.transposed == piece.transposed and kept_piece.at - kept_piece.start == piece.at - piece.start
-                     and kept_piece.start <= piece.start and piece.stop <= kept_piece.stop for kept_piece in kept.values())
+    for piece in sorted(
+        pieces, key=lambda piece: (piece.start - piece.stop, piece.slot is not None, piece.transposed)
+    ):
+        inside = any(
+            kept_piece.initializer == piece.initializer
+            and kept_piece.slot == piece.slot
+            and kept_piece.axis == piece.axis
+            and kept_piece.transposed == piece.transposed
+            and kept_piece.at - kept_piece.start == piece.at - piece.start
+            and kept_piece.start <= piece.start
+            and piece.stop <= kept_piece.stop
+            for kept_piece in kept.values()
+        )
         if not inside:
             kept[piece[:-1]] = piece
     return sorted(kept.values(), key=lambda piece: (piece.start, piece.initializer))
@@ -157,9 +216,20 @@ class _Twins:
     def of(self, name: str) -> list[str]:
         """All tensors equal to ``name``, itself among them."""
         info = self.base.tensors[name]
-        alike = [twin for twin, its in self.base.tensors.items() if (its.shape, its.dtype) == (info.shape, info.dtype)]
-        return [twin for twin in alike if twin == name or (self.base.samples[twin] == self.base.samples[name]
-                                                           and np.array_equal(_bytes(self.base, twin), _bytes(self.base, name)))]
+        alike = [
+            twin
+            for twin, its in self.base.tensors.items()
+            if (its.shape, its.dtype) == (info.shape, info.dtype)
+        ]
+        return [
+            twin
+            for twin in alike
+            if twin == name
+            or (
+                self.base.samples[twin] == self.base.samples[name]
+                and np.array_equal(_bytes(self.base, twin), _bytes(self.base, name))
+            )
+        ]
 
 
 def _bytes(base: Checkpoint, name: str) -> np.ndarray:
@@ -174,9 +244,13 @@ def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece
     for piece in pieces:
         owners = hints.owners(graph, piece.initializer, twins)
         if name in owners and len(owners) > 1:
-            raise Unsupported("several tensors of the checkpoint are equal to this initializer, and its name does not tell whose it is",
-                              where=f"{graph.path}, {piece.initializer}", found=", ".join(owners[:5]),
-                              remedy="fold into the checkpoint, and export again")
+            raise Unsupported(
+                "several tensors of the checkpoint are equal to this initializer, and its name does not "
+                "tell whose it is",
+                where=f"{graph.path}, {piece.initializer}",
+                found=", ".join(owners[:5]),
+                remedy="fold into the checkpoint, and export again",
+            )
         if owners == [name]:
             owned.append(piece)
     return owned
@@ -184,12 +258,20 @@ def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece
 
 def _readers(graph: GraphFile, pieces: Iterable[Iterable[Piece]]) -> tuple[str, ...]:
     names = dict.fromkeys(piece.initializer for of_matrix in pieces for piece in of_matrix)
-    return tuple(dict.fromkeys(use.node.name or use.node.output[0] for name in names for use in graph.uses.get(name, ())))
+    return tuple(
+        dict.fromkeys(
+            use.node.name or use.node.output[0] for name in names for use in graph.uses.get(name, ())
+        )
+    )
 
 
 def _require(graph: GraphFile, base: Checkpoint, missing: list[str]) -> None:
     if missing:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise SiteNotFound("the graph does not hold these tensors of the checkpoint, or not whole", where=f"{graph.path}, {base.folder}",
-                           found=some, remedy="name the checkpoint that the graph was made from; if it is, the exporter changed these "
-                                              "weights: fold into the checkpoint, and export again")
+        raise SiteNotFound(
+            "the graph does not hold these tensors of the checkpoint, or not whole",
+            where=f"{graph.path}, {base.folder}",
+            found=some,
+            remedy="name the checkpoint that the graph was made from; if it is, the exporter changed these "
+            "weights: fold into the checkpoint, and export again",
+        )

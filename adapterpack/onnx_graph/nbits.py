@@ -1,7 +1,7 @@
 """Reads MatMulNBits weights, and rounds changed values to codes of the same width.
 
-ONNX Runtime, contrib operator com.microsoft::MatMulNBits: ``W[n, k] = (q[n, k] - zero[n, block]) * scale[n, block]``, ``q`` unsigned,
-packed from the low bits up, one blob for each block of ``block_size`` columns.
+ONNX Runtime, contrib operator com.microsoft::MatMulNBits: ``W[n, k] = (q[n, k] - zero[n, block]) * scale[n,
+block]``, ``q`` unsigned, packed from the low bits up, one blob for each block of ``block_size`` columns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _WIDTHS = (2, 4, 8)
 
 
 class Grid(NamedTuple):
-    """Scales and zero points of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric`` grids store no zero points."""
+    """Scales and zero points of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric``
+    grids store no zero points.
+    """
 
     scale: np.ndarray
     zero: np.ndarray
@@ -26,7 +28,9 @@ class Grid(NamedTuple):
 
 
 class NBits(NamedTuple):
-    """A MatMulNBits node and its initializers by name; the matrix is ``[rows, columns]``, as a linear layer has it."""
+    """A MatMulNBits node and its initializers by name; the matrix is ``[rows, columns]``, as a linear layer
+    has it.
+    """
 
     node: Any
     rows: int
@@ -46,35 +50,57 @@ class NBits(NamedTuple):
 
 def quantized_nodes(graph: GraphFile) -> list[NBits]:
     """Every MatMulNBits node on a constant weight, in order."""
-    return [weight for node in graph.model.graph.node if node.op_type == "MatMulNBits" and (weight := _read(graph, node)) is not None]
+    return [
+        weight
+        for node in graph.model.graph.node
+        if node.op_type == "MatMulNBits" and (weight := _read(graph, node)) is not None
+    ]
 
 
 def require_plain(graph: GraphFile, quantized: NBits) -> None:
     """Checks that the rows of a node can be read and written by themselves.
 
     Raises:
-        Unsupported: its columns are reordered, its zero points are fractions, or its weight was packed for one kind of machine.
+        Unsupported: its columns are reordered, its zero points are fractions, or its weight was packed for
+            one kind of machine.
     """
     extra = quantized.node.input[_ORDER] if len(quantized.node.input) > _ORDER else ""
     zeros = None if quantized.zeros is None else require_stored(graph, quantized.zeros).dtype
     problem = (
-        "columns reordered by g_idx" if extra
-        else "a weight packed for one kind of machine" if attribute(quantized.node, "weight_prepacked", 0)
-        else "zero points that are no integers" if zeros not in (None, np.dtype(np.uint8))
-        else f"{quantized.bits} bits" if quantized.bits not in _WIDTHS
+        "columns reordered by g_idx"
+        if extra
+        else "a weight packed for one kind of machine"
+        if attribute(quantized.node, "weight_prepacked", 0)
+        else "zero points that are no integers"
+        if zeros not in (None, np.dtype(np.uint8))
+        else f"{quantized.bits} bits"
+        if quantized.bits not in _WIDTHS
         else None
     )
     if problem:
-        raise Unsupported("this quantized weight cannot be folded into", where=f"{graph.path}, {quantized.node.name}", found=problem,
-                          remedy="fold into the float graph, and quantize the result")
+        raise Unsupported(
+            "this quantized weight cannot be folded into",
+            where=f"{graph.path}, {quantized.node.name}",
+            found=problem,
+            remedy="fold into the float graph, and quantize the result",
+        )
 
 
 def _read(graph: GraphFile, node: Any) -> NBits | None:
     names = [*node.input, "", "", "", "", ""]
     if names[_WEIGHT] not in graph.stored or names[_SCALES] not in graph.stored:
         return None
-    return NBits(node, attribute(node, "N", 0), attribute(node, "K", 0), attribute(node, "bits", 4), attribute(node, "block_size", 0),
-                 names[_WEIGHT], names[_SCALES], names[_ZEROS] or None, names[_BIAS] or None)
+    return NBits(
+        node,
+        attribute(node, "N", 0),
+        attribute(node, "K", 0),
+        attribute(node, "bits", 4),
+        attribute(node, "block_size", 0),
+        names[_WEIGHT],
+        names[_SCALES],
+        names[_ZEROS] or None,
+        names[_BIAS] or None,
+    )
 
 
 def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> Grid:
@@ -88,7 +114,9 @@ def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> Grid:
     return Grid(scales, unpacked(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
 
 
-def dequantized(graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:
+def dequantized(
+    graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False
+) -> np.ndarray:
     """Some rows ``[count, columns]`` in float32; ``first_block_only`` gives their first block of columns."""
     packed = graph.array(quantized.weight).reshape(quantized.rows, quantized.blocks, -1)[rows]
     grid = grid_of(graph, quantized, rows)
@@ -121,9 +149,11 @@ class Rounded(NamedTuple):
 
 
 def requantized(quantized: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.dtype[Any]) -> Rounded:
-    """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes, whichever has the smaller error.
+    """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes,
+    whichever has the smaller error.
 
-    Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it was chosen.
+    Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it
+    was chosen.
     """
     x = blocked(quantized.block, rows)
     fresh = fresh_grid(x, quantized.bits, old.symmetric, scale_dtype)
@@ -134,8 +164,14 @@ def requantized(quantized: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.d
     (_, q_old, error_old), (_, q_new, error_new) = candidates
     better = error_new < error_old
     q = np.where(better[..., None], q_new, q_old)
-    grid = Grid(np.where(better, fresh.scale, old.scale), np.where(better, fresh.zero, old.zero), old.symmetric)
-    return Rounded(packed_codes(q.astype(np.uint8), quantized.bits), grid, values(q, grid).reshape(len(rows), -1)[:, : quantized.columns])
+    grid = Grid(
+        np.where(better, fresh.scale, old.scale), np.where(better, fresh.zero, old.zero), old.symmetric
+    )
+    return Rounded(
+        packed_codes(q.astype(np.uint8), quantized.bits),
+        grid,
+        values(q, grid).reshape(len(rows), -1)[:, : quantized.columns],
+    )
 
 
 def packed_zeros(bits: int, grid: Grid) -> np.ndarray:
@@ -154,7 +190,9 @@ def nearest(x: np.ndarray, grid: Grid, bits: int) -> np.ndarray:
 
 
 def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> Grid:
-    """A grid whose ends are the extremes of each block, zero included, as ONNX Runtime's own rounding chooses it."""
+    """A grid whose ends are the extremes of each block, zero included, as ONNX Runtime's own rounding chooses
+    it.
+    """
     top = (1 << bits) - 1
     if symmetric:
         middle = 1 << (bits - 1)
@@ -180,5 +218,3 @@ def packed_codes(q: np.ndarray, bits: int) -> np.ndarray:
     split = q.reshape(*q.shape[:-1], -1, len(shifts))
     packed: np.ndarray = np.bitwise_or.reduce(split << shifts, axis=-1)
     return packed
-
-

@@ -1,4 +1,6 @@
-"""The types of a graph's nodes: the version of each node's operator, and the type that each of its type parameters stands for."""
+"""The types of a graph's nodes: the version of each node's operator, and the type that each of its type
+parameters stands for.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,10 @@ class _Schema(NamedTuple):
 
 
 class TypedNode(NamedTuple):
-    """A node: ``since`` is the version of its operator, None for an operator that ONNX Runtime does not know; ``types`` are those of the
-    operator's type parameters and, by their formal names, of its inputs and outputs, as far as they are known."""
+    """A node: ``since`` is the version of its operator, None for an operator that ONNX Runtime does not know;
+    ``types`` are those of the operator's type parameters and, by their formal names, of its inputs and
+    outputs, as far as they are known.
+    """
 
     name: str
     domain: str
@@ -73,7 +77,12 @@ def _typed(model: Any, known: dict[str, str]) -> Iterator[TypedNode]:
             _bind(types, schema.inputs, node.input, known)
             _bind(types, schema.outputs, node.output, known)
             for name, formal in zip(node.output, _formals(schema.outputs, len(node.output)), strict=True):
-                kind = known.get(name) or types.get(formal.kind) or _literal(formal.kind) or _said(onnx, node, schema, formal)
+                kind = (
+                    known.get(name)
+                    or types.get(formal.kind)
+                    or _literal(formal.kind)
+                    or _said(onnx, node, schema, formal)
+                )
                 if name and kind:
                     known[name] = kind
             _bind(types, schema.outputs, node.output, known)
@@ -100,7 +109,9 @@ def _schemas() -> Mapping[tuple[str, str], Sequence[Any]]:
     found: dict[tuple[str, str], list[Any]] = {}
     for schema in runtime.get_all_operator_schema():
         found.setdefault((_domain(schema.domain), schema.name), []).append(schema)
-    return {key: sorted(versions, key=lambda schema: -schema.since_version) for key, versions in found.items()}
+    return {
+        key: sorted(versions, key=lambda schema: -schema.since_version) for key, versions in found.items()
+    }
 
 
 @cache
@@ -108,7 +119,10 @@ def _schema(domain: str, operator: str, version: int) -> _Schema | None:
     for schema in _schemas().get((domain, operator), ()):
         if schema.since_version <= version:
             allowed = {one.type_param_str: tuple(one.allowed_type_strs) for one in schema.type_constraints}
-            inputs, outputs = (tuple(_Formal(one.name, one.typeStr) for one in formals) for formals in (schema.inputs, schema.outputs))
+            inputs, outputs = (
+                tuple(_Formal(one.name, one.typeStr) for one in formals)
+                for formals in (schema.inputs, schema.outputs)
+            )
             return _Schema(schema.since_version, inputs, outputs, allowed)
     return None
 
@@ -118,7 +132,9 @@ def _formals(formals: Sequence[_Formal], count: int) -> list[_Formal]:
     return [formals[min(place, len(formals) - 1)] for place in range(count)] if formals else []
 
 
-def _bind(types: dict[str, str], formals: Sequence[_Formal], names: Sequence[str], known: Mapping[str, str]) -> None:
+def _bind(
+    types: dict[str, str], formals: Sequence[_Formal], names: Sequence[str], known: Mapping[str, str]
+) -> None:
     for name, formal in zip(names, _formals(formals, len(names)), strict=False):
         if name in known:
             types.setdefault(formal.kind, known[name])

@@ -13,9 +13,10 @@ from .nbits import NBits
 class Piece(NamedTuple):
     """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph stores it.
 
-    Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` are in ``initializer`` from ``at`` on; along the other axis all of
-    it. ``transposed``: the initializer holds ``M`` transposed. ``slot`` is the matrix in an initializer of three axes, or None where its
-    later axes are all columns. ``nbits`` is the MatMulNBits node of a quantized weight.
+    Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` are in ``initializer`` from ``at`` on;
+    along the other axis all of it. ``transposed``: the initializer holds ``M`` transposed. ``slot`` is the
+    matrix in an initializer of three axes, or None where its later axes are all columns. ``nbits`` is the
+    MatMulNBits node of a quantized weight.
     """
 
     initializer: str
@@ -36,7 +37,9 @@ class Piece(NamedTuple):
 
 
 class View(NamedTuple):
-    """An initializer seen as a matrix ``[rows, columns]``; see :class:`Piece` for ``transposed`` and ``slot``."""
+    """An initializer seen as a matrix ``[rows, columns]``; see :class:`Piece` for ``transposed`` and
+    ``slot``.
+    """
 
     initializer: str
     transposed: bool
@@ -44,18 +47,26 @@ class View(NamedTuple):
     matrix: np.ndarray
 
 
-def views(graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)) -> list[View]:
+def views(
+    graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)
+) -> list[View]:
     """Every float initializer of a graph as a matrix, as it is stored and transposed."""
     matrices = []
     for name, place in graph.stored.items():
         if place.dtype in floats and len(place.shape) in axes and place.nbytes:
-            matrices += [View(name, transposed, slot, oriented(whole, transposed)) for slot in slots(place)
-                      for whole in (as_matrix(graph.array(name), slot),) for transposed in (False, True)]
+            matrices += [
+                View(name, transposed, slot, oriented(whole, transposed))
+                for slot in slots(place)
+                for whole in (as_matrix(graph.array(name), slot),)
+                for transposed in (False, True)
+            ]
     return matrices
 
 
 def slots(place: Stored) -> list[int | None]:
-    """The matrices that an initializer may be: itself with its later axes as columns and, of three axes, each of a stack."""
+    """The matrices that an initializer may be: itself with its later axes as columns and, of three axes, each
+    of a stack.
+    """
     stacked = list(range(place.shape[0])) if len(place.shape) == 3 else []
     return [None, *stacked]
 
@@ -72,7 +83,9 @@ def oriented(matrix: np.ndarray, transposed: bool) -> np.ndarray:
 
 
 def covered(pieces: list[Piece], shape: tuple[int, int]) -> int:
-    """How many of the numbers of a matrix of that shape are in ``pieces`` at least once: all rows of it, or all columns, or fewer."""
+    """How many of the numbers of a matrix of that shape are in ``pieces`` at least once: all rows of it, or
+    all columns, or fewer.
+    """
     best = 0
     for axis in (0, 1):
         mask = np.zeros(shape[axis], bool)

@@ -1,4 +1,6 @@
-"""How exactly the quantized products of a graph are computed: with activations as they are, or with these rounded to int8 in blocks."""
+"""How exactly the quantized products of a graph are computed: with activations as they are, or with these
+rounded to int8 in blocks.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ _LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
 
 
 def is_fast(path: Path) -> bool | None:
-    """Whether the quantized products of the graph at ``path`` round their activations; None of a graph that has no such products."""
+    """Whether the quantized products of the graph at ``path`` round their activations; None of a graph that
+    has no such products.
+    """
     levels = {node.attributes.get_int(_LEVEL, _EXACT) for node in _products(ir.load(path))}
     return _FAST in levels if levels else None
 
 
 def make_fast(path: Path, fast: bool = True) -> None:
-    """Lets every quantized product of the graph at ``path`` round its activations to int8, or no product; weights stay where they are."""
+    """Lets every quantized product of the graph at ``path`` round its activations to int8, or no product;
+    weights stay where they are.
+    """
     model = ir.load(path)
     for node in _products(model):
         node.attributes[_LEVEL] = ir.AttrInt64(_LEVEL, _FAST if fast else _EXACT)
@@ -31,4 +37,6 @@ def make_fast(path: Path, fast: bool = True) -> None:
 
 
 def _products(model: Any) -> Iterator[Any]:
-    return (node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.op_type == "MatMulNBits")
+    return (
+        node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.op_type == "MatMulNBits"
+    )

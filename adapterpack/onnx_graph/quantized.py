@@ -1,4 +1,6 @@
-"""Finds rows of a checkpoint in MatMulNBits weights: the nearest ones, if they are as near as rounding allows."""
+"""Finds rows of a checkpoint in MatMulNBits weights: the nearest ones, if they are as near as rounding
+allows.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,10 @@ from .rows import Run, true_runs
 
 Key = TypeVar("Key", bound=Hashable)
 ALLOWED = 0.7
-"""Root mean square of the distance, in steps of the grid. Rounding to nearest gives 0.29, and the calibrated roundings (GPTQ, HQQ) below
-0.6; the rows of another weight are several steps away at 4 bits or more, and about 1 at 2 bits."""
+"""Root mean square of the distance, in steps of the grid. Rounding to nearest gives 0.29, and the calibrated
+roundings (GPTQ, HQQ) below 0.6; the rows of another weight are several steps away at 4 bits or more, and
+about 1 at 2 bits.
+"""
 _PROBES = 5
 
 
@@ -27,7 +31,9 @@ class Near(NamedTuple):
 
 
 def find_quantized(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[tuple[Key, NBits, Near]]:
-    """Every quantized weight that holds rows of a wanted matrix ``[out, in]``, with the runs in which it does."""
+    """Every quantized weight that holds rows of a wanted matrix ``[out, in]``, with the runs in which it
+    does.
+    """
     for quantized in quantized_nodes(graph):
         fitting = {key: matrix for key, matrix in wanted.items() if matrix.shape[1] == quantized.columns}
         if not fitting:
@@ -41,7 +47,9 @@ def find_quantized(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterat
                 yield key, quantized, near
 
 
-def _near(graph: GraphFile, quantized: NBits, matrix: np.ndarray, first: np.ndarray, step: np.ndarray) -> Near | None:
+def _near(
+    graph: GraphFile, quantized: NBits, matrix: np.ndarray, first: np.ndarray, step: np.ndarray
+) -> Near | None:
     width = first.shape[1]
     shifts = set()
     for row in np.unique(np.linspace(0, len(matrix) - 1, _PROBES).astype(int)):
@@ -57,16 +65,23 @@ def _near(graph: GraphFile, quantized: NBits, matrix: np.ndarray, first: np.ndar
         for block in row_blocks(high - low, quantized.columns):
             a, b = low + block.start, low + block.stop
             rows = slice(a + shift, b + shift)
-            scale = np.repeat(grid_of(graph, quantized, rows).scale, quantized.block, axis=1)[:, : quantized.columns]
+            scale = np.repeat(grid_of(graph, quantized, rows).scale, quantized.block, axis=1)[
+                :, : quantized.columns
+            ]
             distance = _steps(dequantized(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
             equal[a:b] = distance <= ALLOWED
-            total, count = total + float(np.sum(np.square(distance[equal[a:b]]))), count + int(equal[a:b].sum())
+            total, count = (
+                total + float(np.sum(np.square(distance[equal[a:b]]))),
+                count + int(equal[a:b].sum()),
+            )
         runs += [Run(start, stop, start + shift) for start, stop in true_runs(equal)]
     return Near(runs, float(np.sqrt(total / count))) if runs else None
 
 
 def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Root mean square of the difference of each row, in steps of the grid; a block of zeros has no step and must be equal."""
+    """Root mean square of the difference of each row, in steps of the grid; a block of zeros has no step and
+    must be equal.
+    """
     difference = np.abs(dequantized_rows - wanted)
     steps = np.divide(difference, np.abs(scale), out=np.where(difference > 0, np.inf, 0.0), where=scale != 0)
     distance: np.ndarray = np.sqrt(np.mean(np.square(steps), axis=1))

@@ -1,6 +1,7 @@
 """Finds runs of equal rows in two sets of matrices: by a short key of every row, then by comparing all of it.
 
-A weight that was packed with others, sliced, transposed or cast is still stored row by row (or column by column), in runs.
+A weight that was packed with others, sliced, transposed or cast is still stored row by row (or column by
+column), in runs.
 """
 
 from __future__ import annotations
@@ -32,16 +33,22 @@ def cast(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         return rows.astype(dtype, copy=False)
 
 
-def find_runs(wanted: Mapping[Key, np.ndarray], stored: Sequence[np.ndarray]) -> Iterator[tuple[Key, int, list[Run]]]:
-    """For each pair of a wanted and a stored matrix that share rows: the runs in which they are equal, bit by bit.
+def find_runs(
+    wanted: Mapping[Key, np.ndarray], stored: Sequence[np.ndarray]
+) -> Iterator[tuple[Key, int, list[Run]]]:
+    """For each pair of a wanted and a stored matrix that share rows: the runs in which they are equal, bit by
+    bit.
 
-    Wanted matrices are cast to the dtype of the stored one before they are compared. All matrices ``[rows, columns]``.
+    Wanted matrices are cast to the dtype of the stored one before they are compared. All matrices ``[rows,
+    columns]``.
     """
     tables: dict[tuple[int, np.dtype[Any]], _Table[Key]] = {}
     for number, matrix in enumerate(stored):
         width = (matrix.shape[1], matrix.dtype)
         if width not in tables:
-            tables[width] = _Table({key: matrix for key, matrix in wanted.items() if matrix.shape[1] == width[0]}, matrix.dtype)
+            tables[width] = _Table(
+                {key: matrix for key, matrix in wanted.items() if matrix.shape[1] == width[0]}, matrix.dtype
+            )
         for key, runs in tables[width].runs_in(matrix):
             yield key, number, runs
 
@@ -52,7 +59,9 @@ class _Table(Generic[Key]):
     def __init__(self, wanted: Mapping[Key, np.ndarray], dtype: np.dtype[Any]) -> None:
         self.dtype, self.wanted, self.names = dtype, wanted, list(wanted)
         self.keys = {name: _keys(matrix, dtype) for name, matrix in wanted.items()}
-        all_keys = np.concatenate([self.keys[name] for name in self.names]) if self.names else np.empty(0, np.uint64)
+        all_keys = (
+            np.concatenate([self.keys[name] for name in self.names]) if self.names else np.empty(0, np.uint64)
+        )
         self.order = np.argsort(all_keys, kind="stable")
         self.sorted = all_keys[self.order]
         sizes = [len(self.keys[name]) for name in self.names]
@@ -68,25 +77,45 @@ class _Table(Generic[Key]):
         single = right - left == 1
         unambiguous = self._votes(np.where(single, left, 0), np.where(single, right, 0))
         ambiguous = self._votes(left, np.minimum(right, left + _MANY))
-        votes = [*unambiguous, *(vote for vote, _ in ambiguous.most_common(_LIKELY) if vote[0] not in {owner for owner, _ in unambiguous})]
+        votes = [
+            *unambiguous,
+            *(
+                vote
+                for vote, _ in ambiguous.most_common(_LIKELY)
+                if vote[0] not in {owner for owner, _ in unambiguous}
+            ),
+        ]
         by_owner: dict[int, list[Run]] = {}
         for owner, shift in sorted(votes):
             name = self.names[owner]
-            by_owner.setdefault(owner, []).extend(_equal(self.wanted[name], self.keys[name], matrix, keys, shift))
+            by_owner.setdefault(owner, []).extend(
+                _equal(self.wanted[name], self.keys[name], matrix, keys, shift)
+            )
         for owner, runs in by_owner.items():
             if runs:
                 yield self.names[owner], runs
 
     def _votes(self, left: np.ndarray, right: np.ndarray) -> Counter[tuple[int, int]]:
-        """For each (wanted matrix, shift): how many rows of the stored matrix have the key of the wanted row at that shift."""
+        """For each (wanted matrix, shift): how many rows of the stored matrix have the key of the wanted row
+        at that shift.
+        """
         places = _spread(left, right)
         hits = self.order[places.column]
-        pairs, counts = np.unique(np.stack([self.owner[hits], places.row - self.row[hits]]), axis=1, return_counts=True)
-        return Counter({(int(owner), int(shift)): int(count) for (owner, shift), count in zip(pairs.T, counts, strict=True)})
+        pairs, counts = np.unique(
+            np.stack([self.owner[hits], places.row - self.row[hits]]), axis=1, return_counts=True
+        )
+        return Counter(
+            {
+                (int(owner), int(shift)): int(count)
+                for (owner, shift), count in zip(pairs.T, counts, strict=True)
+            }
+        )
 
 
 _MANY, _LIKELY = 4, 64
-"""For rows whose key is not unique, such as rows of zeros: how many places are considered for each, and how many shifts in all."""
+"""For rows whose key is not unique, such as rows of zeros: how many places are considered for each, and how
+many shifts in all.
+"""
 
 
 class _Pairs(NamedTuple):
@@ -113,7 +142,9 @@ def _keys(matrix: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return mixed
 
 
-def _equal(wanted: np.ndarray, wanted_keys: np.ndarray, stored: np.ndarray, stored_keys: np.ndarray, shift: int) -> list[Run]:
+def _equal(
+    wanted: np.ndarray, wanted_keys: np.ndarray, stored: np.ndarray, stored_keys: np.ndarray, shift: int
+) -> list[Run]:
     """The runs in which row ``r`` of ``wanted`` is row ``r + shift`` of ``stored``."""
     low, high = max(0, -shift), min(len(wanted), len(stored) - shift)
     likely = wanted_keys[low:high] == stored_keys[low + shift : high + shift]
@@ -123,7 +154,9 @@ def _equal(wanted: np.ndarray, wanted_keys: np.ndarray, stored: np.ndarray, stor
             a, b = low + start + block.start, low + start + block.stop
             wanted_rows = np.ascontiguousarray(cast(wanted[a:b], stored.dtype))
             stored_rows = np.ascontiguousarray(stored[a + shift : b + shift])
-            equal[a:b] = (wanted_rows.view(np.uint8).reshape(b - a, -1) == stored_rows.view(np.uint8).reshape(b - a, -1)).all(axis=1)
+            equal[a:b] = (
+                wanted_rows.view(np.uint8).reshape(b - a, -1) == stored_rows.view(np.uint8).reshape(b - a, -1)
+            ).all(axis=1)
     return [Run(start, stop, start + shift) for start, stop in true_runs(equal)]
 
 

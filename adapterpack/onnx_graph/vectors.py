@@ -1,4 +1,6 @@
-"""Finds biases and the weights of norms in a graph: whole in one initializer, packed with others, or split over several."""
+"""Finds biases and the weights of norms in a graph: whole in one initializer, packed with others, or split
+over several.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
         if len(stored) >= len(wanted):
             whole += [Piece(name, 0, len(wanted), at, 0, is_row) for at in _positions(wanted, stored)]
         else:
-            parts += [Piece(name, start, start + len(stored), 0, 0, is_row) for start in _positions(stored, wanted)]
+            parts += [
+                Piece(name, start, start + len(stored), 0, 0, is_row) for start in _positions(stored, wanted)
+            ]
     return whole or parts
 
 

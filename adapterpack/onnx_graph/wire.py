@@ -1,7 +1,9 @@
-"""Walks the bytes of a serialized ONNX model without parsing weights, to find its initializers and to load the model without them.
+"""Walks the bytes of a serialized ONNX model without parsing weights, to find its initializers and to load
+the model without them.
 
-Encoding of protocol buffers: a message is a sequence of fields, each a varint key (number * 8 + wire type) and its payload.
-ONNX, onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.float_data = 4, .name = 8, .raw_data = 9.
+Encoding of protocol buffers: a message is a sequence of fields, each a varint key (number * 8 + wire type)
+and its payload. ONNX, onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.float_data =
+4, .name = 8, .raw_data = 9.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ KEPT = 1024
 
 
 class Field(NamedTuple):
-    """One field of a message: its number, its wire type, where its key begins, and where its payload begins and ends."""
+    """One field of a message: its number, its wire type, where its key begins, and where its payload begins
+    and ends.
+    """
 
     number: int
     wire: int
@@ -39,14 +43,18 @@ class Embedded(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """A model without its large payloads, as bytes that parse, and where these payloads are, by the initializer's name."""
+    """A model without its large payloads, as bytes that parse, and where these payloads are, by the
+    initializer's name.
+    """
 
     skeleton: bytes
     embedded: dict[str, Embedded]
 
 
 _MOST_FIELDS = 1 << 19
-"""Fields of a file that are looked at one by one; those of its initializers count, those inside of its nodes do not."""
+"""Fields of a file that are looked at one by one; those of its initializers count, those inside of its nodes
+do not.
+"""
 _MOST_BYTES = 128 << 20
 """Bytes of a skeleton: what is left of a model without its weights."""
 
@@ -61,8 +69,12 @@ class _Bytes:
         """Counts one field, and looks at the bytes that were kept so far."""
         self.left -= 1
         if self.left < 0 or kept > _MOST_BYTES:
-            raise FormatError("the graph is too large", where=self.path, found="more fields, or more bytes without weights, than any model",
-                              expected=f"at most {_MOST_FIELDS} fields and {_MOST_BYTES} bytes")
+            raise FormatError(
+                "the graph is too large",
+                where=self.path,
+                found="more fields, or more bytes without weights, than any model",
+                expected=f"at most {_MOST_FIELDS} fields and {_MOST_BYTES} bytes",
+            )
 
 
 def walk(path: Path) -> Walked:
@@ -86,7 +98,11 @@ def walk(path: Path) -> Walked:
                 source.count(len(skeleton) + field.stop - field.key)
                 skeleton += data[field.key : field.stop]
         if not has_graph:
-            raise FormatError("the file holds no ONNX graph", where=path, remedy="name the .onnx file that an exporter wrote")
+            raise FormatError(
+                "the file holds no ONNX graph",
+                where=path,
+                remedy="name the .onnx file that an exporter wrote",
+            )
         return Walked(bytes(skeleton), embedded)
 
 
@@ -137,10 +153,16 @@ def _fields(source: _Bytes, start: int, stop: int) -> Iterator[Field]:
             length, begin = _varint(data, begin, stop, path)
             end = begin + length
         else:
-            raise FormatError("the file is not an ONNX model", where=path, found=f"wire type {wire} at byte {at}")
+            raise FormatError(
+                "the file is not an ONNX model", where=path, found=f"wire type {wire} at byte {at}"
+            )
         if number == 0 or end > stop:
-            raise FormatError("the file is not an ONNX model, or it was cut", where=path, found=f"a field that ends at byte {end}",
-                              expected=f"at most {stop}")
+            raise FormatError(
+                "the file is not an ONNX model, or it was cut",
+                where=path,
+                found=f"a field that ends at byte {end}",
+                expected=f"at most {stop}",
+            )
         yield Field(number, wire, at, begin, end)
         at = end
 
@@ -155,7 +177,9 @@ def _varint(data: bytes | mmap, at: int, stop: int, path: Path) -> tuple[int, in
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise FormatError("the file is not an ONNX model, or it was cut", where=path, found=f"no number at byte {at}")
+    raise FormatError(
+        "the file is not an ONNX model, or it was cut", where=path, found=f"no number at byte {at}"
+    )
 
 
 def _put(out: bytearray, number: int, payload: bytes) -> None:

@@ -1,1 +1,3 @@
-"""The artifact: manifest, strict safetensors, digests, base fingerprint, PEFT layout. No torch, no transformers."""
+"""The artifact: manifest, strict safetensors, digests, base fingerprint, PEFT layout. No torch, no
+transformers.
+"""

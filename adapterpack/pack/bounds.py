@@ -1,6 +1,8 @@
-"""How much a pack may have its reader make: a stated multiple of what it stores and of the layers that it changes.
+"""How much a pack may have its reader make: a stated multiple of what it stores and of the layers that it
+changes.
 
-A seed stands for a matrix of any size, and small factors for a large product: a few kilobytes could ask for gigabytes.
+A seed stands for a matrix of any size, and small factors for a large product: a few kilobytes could ask for
+gigabytes.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from ..errors import FormatError
 from ..manifest.manifest import TensorEntry
 
 FACTOR = 16
-"""How many numbers may be made for each that a pack stores, and for each of the weights that it changes; methods need three or four."""
+"""How many numbers may be made for each that a pack stores, and for each of the weights that it changes;
+methods need three or four.
+"""
 FREE = 1 << 24
 """How many numbers may be made whatever the pack is: 64 MiB in float32."""
 
 
-def require_bounded(sites: Iterable[tuple[Method, Any, Site]], tensors: Mapping[str, TensorEntry], where: object) -> None:
-    """Goes on only if the methods make no more of the ``tensors`` of these sites than they and the weights there allow.
+def require_bounded(
+    sites: Iterable[tuple[Method, Any, Site]], tensors: Mapping[str, TensorEntry], where: object
+) -> None:
+    """Goes on only if the methods make no more of the ``tensors`` of these sites than they and the weights
+    there allow.
 
     Raises:
         FormatError: they make more.
@@ -29,11 +36,19 @@ def require_bounded(sites: Iterable[tuple[Method, Any, Site]], tensors: Mapping[
     made = weights = 0
     stored = sum(math.prod(entry.shape) for entry in tensors.values())
     for method, cfg, site in sites:
-        sized = site if site.in_features and site.out_features else replace(
-            site, in_features=site.in_features or 1, out_features=site.out_features or 1)
+        sized = (
+            site
+            if site.in_features and site.out_features
+            else replace(site, in_features=site.in_features or 1, out_features=site.out_features or 1)
+        )
         made += site.stack * amount(method, cfg, sized)
         weights += site.stack * sized.in_features * sized.out_features
     most = FACTOR * (stored + weights) + FREE
     if made > most:
-        raise FormatError("the adapter would make far more numbers than it stores or changes", where=where, expected=f"at most {most}",
-                          found=made, remedy="pack the adapter again, with a smaller rank")
+        raise FormatError(
+            "the adapter would make far more numbers than it stores or changes",
+            where=where,
+            expected=f"at most {most}",
+            found=made,
+            remedy="pack the adapter again, with a smaller rank",
+        )

@@ -1,9 +1,10 @@
 """The codes that matrices of a pack are stored in: small numbers under scales, one direction after the other.
 
-A low-rank factor is a few long vectors, its directions: rows of ``A``, columns of ``B``. They differ in size and in importance, so each has
-scales and a code of its own. The bytes of a packed tensor are the scales of all directions in order, one for every ``group`` numbers, as
-bfloat16 (the upper half of a float32, little-endian), then the codes of each direction, filled up to whole bytes; the first code of a byte
-is in its lowest bits. A number is its code's value times its scale.
+A low-rank factor is a few long vectors, its directions: rows of ``A``, columns of ``B``. They differ in size
+and in importance, so each has scales and a code of its own. The bytes of a packed tensor are the scales of
+all directions in order, one for every ``group`` numbers, as bfloat16 (the upper half of a float32,
+little-endian), then the codes of each direction, filled up to whole bytes; the first code of a byte is in its
+lowest bits. A number is its code's value times its scale.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ _MOST = _MOST_OF_ALL / 4
 
 
 class Code(NamedTuple):
-    """A set of values, symmetric about zero: ``nearest`` gives the codes of numbers up to ``largest`` in size, ``values`` the values of
-    codes, as float32, of which none is larger than ``farthest``: a file may hold codes that ``nearest`` never gives.
+    """A set of values, symmetric about zero: ``nearest`` gives the codes of numbers up to ``largest`` in
+    size, ``values`` the values of codes, as float32, of which none is larger than ``farthest``: a file may
+    hold codes that ``nearest`` never gives.
 
-    ``tried`` are the scales to choose from, as shares of the one that reaches the largest number: with few values, clipping a few numbers
-    makes the others finer.
+    ``tried`` are the scales to choose from, as shares of the one that reaches the largest number: with few
+    values, clipping a few numbers makes the others finer.
     """
 
     name: str
@@ -49,19 +51,44 @@ def _float8(codes: np.ndarray) -> np.ndarray:
 def _to_float8(numbers: np.ndarray) -> np.ndarray:
     import ml_dtypes  # noqa: PLC0415 - as above
 
-    codes: np.ndarray = np.clip(numbers, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    codes: np.ndarray = (
+        np.clip(numbers, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    )
     return codes
 
 
-CODES = {code.name: code for code in (
-    Code("int8", 8, 127, 128, lambda x: np.clip(np.rint(x), -127, 127).astype(np.int8).view(np.uint8),
-         lambda codes: codes.view(np.int8).astype(np.float32)),
-    Code("fp8", 8, 448, 448, _to_float8, _float8),
-    Code("int4", 4, 7, 8, lambda x: (np.clip(np.rint(x), -7, 7) + 8).astype(np.uint8), lambda codes: codes.astype(np.float32) - 8,
-         tuple(1 - 0.05 * step for step in range(9))),
-    Code("int2", 2, 1.5, 1.5, lambda x: np.clip(np.floor(x + 2), 0, 3).astype(np.uint8), lambda codes: codes.astype(np.float32) - 1.5,
-         tuple(1 - 0.05 * step for step in range(15))),
-)}
+CODES = {
+    code.name: code
+    for code in (
+        Code(
+            "int8",
+            8,
+            127,
+            128,
+            lambda x: np.clip(np.rint(x), -127, 127).astype(np.int8).view(np.uint8),
+            lambda codes: codes.view(np.int8).astype(np.float32),
+        ),
+        Code("fp8", 8, 448, 448, _to_float8, _float8),
+        Code(
+            "int4",
+            4,
+            7,
+            8,
+            lambda x: (np.clip(np.rint(x), -7, 7) + 8).astype(np.uint8),
+            lambda codes: codes.astype(np.float32) - 8,
+            tuple(1 - 0.05 * step for step in range(9)),
+        ),
+        Code(
+            "int2",
+            2,
+            1.5,
+            1.5,
+            lambda x: np.clip(np.floor(x + 2), 0, 3).astype(np.uint8),
+            lambda codes: codes.astype(np.float32) - 1.5,
+            tuple(1 - 0.05 * step for step in range(15)),
+        ),
+    )
+}
 """Name -> the code. What a pack may name; a new one needs a new version of the format."""
 
 
@@ -83,12 +110,17 @@ def _plan(packed: Packed) -> _Plan:
 
 
 def problem(packed: Packed, data: np.ndarray | None, dtype: str, shape: Sequence[int]) -> str | None:
-    """What is wrong with a packed tensor of this dtype and shape, None for nothing; with its bytes, also what is wrong with these."""
+    """What is wrong with a packed tensor of this dtype and shape, None for nothing; with its bytes, also what
+    is wrong with these.
+    """
     unknown = next((run.code for run in packed.runs if run.code not in CODES), None)
     if unknown is not None:
         return f"a code that is not known here: {unknown}"
     if dtype != "U8" or tuple(shape) != (_plan(packed).bytes,):
-        return f"{dtype} {list(shape)} are not the {_plan(packed).bytes} bytes that stand for {list(packed.shape)}"
+        return (
+            f"{dtype} {list(shape)} are not the {_plan(packed).bytes} bytes that stand for "
+            f"{list(packed.shape)}"
+        )
     if data is None:
         return None
     scales, stored = _split(data, packed)
@@ -110,7 +142,11 @@ def scaled(codes: np.ndarray, scales: np.ndarray, where: object) -> np.ndarray:
         NonFinite: a scale is no number, or so large that values overflow.
     """
     if overflows(scales):
-        raise NonFinite("a scale is no number, or so large that values overflow", where=where, remedy="quantize the adapter again")
+        raise NonFinite(
+            "a scale is no number, or so large that values overflow",
+            where=where,
+            remedy="quantize the adapter again",
+        )
     made: np.ndarray = codes.astype(np.float32) * scales
     return made
 
@@ -120,11 +156,14 @@ def overflows(scales: np.ndarray) -> bool:
     return not np.all(np.abs(scales) <= _MOST_OF_ALL / 128)  # nor NaN
 
 
-def encoded(value: np.ndarray, runs: Sequence[Run], axis: int, group: int | None = None) -> tuple[np.ndarray, Packed]:
-    """A tensor ``[rows, ...]`` in codes: its bytes, and how they are to be read; without ``group`` a direction has one scale.
+def encoded(
+    value: np.ndarray, runs: Sequence[Run], axis: int, group: int | None = None
+) -> tuple[np.ndarray, Packed]:
+    """A tensor ``[rows, ...]`` in codes: its bytes, and how they are to be read; without ``group`` a
+    direction has one scale.
 
-    Of the scales that a code tries, each group takes the one with the least squared error. For int8 and fp8 that is the one under which
-    nothing is clipped: an int8 number is then off by half its scale at most.
+    Of the scales that a code tries, each group takes the one with the least squared error. For int8 and fp8
+    that is the one under which nothing is clipped: an int8 number is then off by half its scale at most.
 
     Example:
         >>> data, packed = encoded(np.array([[0.5, -1.0], [2.0, 2.0]]), [Run(2, "int8")], axis=0)
@@ -140,23 +179,36 @@ def encoded(value: np.ndarray, runs: Sequence[Run], axis: int, group: int | None
         scales.append(_upper_half(one))
         stored.append(_bytes(codes, CODES[run.code].bits))
         start += run.count
-    return np.concatenate([np.concatenate(scales).astype("<u2").view(np.uint8).reshape(-1), *(part.reshape(-1) for part in stored)]), packed
+    return np.concatenate(
+        [
+            np.concatenate(scales).astype("<u2").view(np.uint8).reshape(-1),
+            *(part.reshape(-1) for part in stored),
+        ]
+    ), packed
 
 
 def decoded(data: np.ndarray, packed: Packed, where: object = "a packed tensor") -> np.ndarray:
     """The numbers that the bytes of a packed tensor stand for, float32 ``packed.shape``.
 
     Raises:
-        FormatError: there are other than the bytes that the shape takes, or they stand for what is no number; nothing is made of them.
+        FormatError: there are other than the bytes that the shape takes, or they stand for what is no number;
+            nothing is made of them.
     """
     if wrong := problem(packed, data, "U8" if data.dtype == np.uint8 else str(data.dtype), data.shape):
-        raise FormatError("the bytes of a tensor are not those of its codes", where=where, found=wrong, remedy="quantize the pack again")
+        raise FormatError(
+            "the bytes of a tensor are not those of its codes",
+            where=where,
+            found=wrong,
+            remedy="quantize the pack again",
+        )
     plan = _plan(packed)
     scales, stored = _split(data, packed)
     vectors, start = np.empty((plan.directions, plan.length), np.float32), 0
     for run, part in zip(packed.runs, stored, strict=True):
         code = CODES[run.code]
-        vectors[start : start + run.count] = code.values(_codes(part.reshape(run.count, -1), code.bits, plan.length))
+        vectors[start : start + run.count] = code.values(
+            _codes(part.reshape(run.count, -1), code.bits, plan.length)
+        )
         start += run.count
     for number in range(plan.groups):
         vectors[:, number * packed.group : (number + 1) * packed.group] *= scales[:, number, None]
@@ -164,7 +216,9 @@ def decoded(data: np.ndarray, packed: Packed, where: object = "a packed tensor")
 
 
 def _rounded(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """The scales ``[d, groups]`` that were chosen for float64 ``vectors`` ``[d, n]``, and the codes ``[d, n]``."""
+    """The scales ``[d, groups]`` that were chosen for float64 ``vectors`` ``[d, n]``, and the codes ``[d,
+    n]``.
+    """
     count, length = vectors.shape
     groups = -(-length // group)
     filled = np.zeros((count, groups, group))
@@ -214,8 +268,12 @@ def _codes(data: np.ndarray, bits: int, length: int) -> np.ndarray:
 def _split(data: np.ndarray, packed: Packed) -> tuple[np.ndarray, list[np.ndarray]]:
     """The scales ``[directions, groups]``, float32, and the bytes of each run."""
     plan = _plan(packed)
-    ends = np.cumsum([2 * plan.directions * plan.groups,
-                      *(run.count * -(-plan.length * CODES[run.code].bits // 8) for run in packed.runs)])
+    ends = np.cumsum(
+        [
+            2 * plan.directions * plan.groups,
+            *(run.count * -(-plan.length * CODES[run.code].bits // 8) for run in packed.runs),
+        ]
+    )
     head, *stored = np.split(data, ends[:-1])
     scales = np.frombuffer(head.tobytes(), "<u2").astype(np.uint32) << 16
     return scales.view(np.float32).reshape(plan.directions, plan.groups), stored

@@ -1,4 +1,6 @@
-"""Lays out the files of a pack other than its manifest, in pieces: the tensors are many times the rest, and are not copied."""
+"""Lays out the files of a pack other than its manifest, in pieces: the tensors are many times the rest, and
+are not copied.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,16 @@ def contents(
 ) -> dict[str, Iterable[bytes | memoryview]]:
     """The pieces of every file: the tensors, PEFT's config for a method that PEFT knows, and ``extra``."""
     config = layout.config_bytes(manifest)
-    files: dict[str, Iterable[bytes | memoryview]] = {TENSORS: _pieces(tensors), **{name: [data] for name, data in extra.items()}}
+    files: dict[str, Iterable[bytes | memoryview]] = {
+        TENSORS: _pieces(tensors),
+        **{name: [data] for name, data in extra.items()},
+    }
     return files if config is None else {**files, layout.CONFIG: [config]}
 
 
-def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+def encode_files(
+    manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
     """The bytes of every file of :func:`contents`."""
     return {name: b"".join(parts) for name, parts in contents(manifest, tensors, extra or {}).items()}
 

@@ -1,4 +1,6 @@
-"""Declares that a pack may be used on another form of its base: cast, quantized, resharded, or with renamed tensors."""
+"""Declares that a pack may be used on another form of its base: cast, quantized, resharded, or with renamed
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,17 @@ from .pack import Pack, sealed
 from .validate.validation import load
 
 
-def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], other: str | os.PathLike[str],
-            out: str | os.PathLike[str] | None = None) -> Pack:
+def declare(
+    pack: Pack | str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    other: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+) -> Pack:
     """Compares ``other`` with the base of a pack, and makes a copy of the pack that may be used on both.
 
-    A cast, a new sharding and a renaming are compared byte by byte; a quantization can only be recognized: by what the checkpoint says of
-    itself, and by the tensors that it left alone. The variant is then known by its content. ``pack`` keeps its name, tensors and canary.
+    A cast, a new sharding and a renaming are compared byte by byte; a quantization can only be recognized: by
+    what the checkpoint says of itself, and by the tensors that it left alone. The variant is then known by
+    its content. ``pack`` keeps its name, tensors and canary.
 
     Args:
         pack: the pack, or its folder.
@@ -34,12 +41,14 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     Raises:
         BaseMismatch: ``base`` is not the very base that the pack names, or ``other`` is no variant of it.
         NothingToDo: the pack is accepted on ``other`` as it is.
-        SiteNotFound: ``other`` has renamed a tensor that the pack changes, so that the path of its module does not lead to it.
+        SiteNotFound: ``other`` has renamed a tensor that the pack changes, so that the path of its module
+            does not lead to it.
         Unsupported: in ``other`` another tensor has the name of one that the pack changes.
         OutputExists: ``out`` is taken.
 
     Example:
-        >>> declare("packs/tickets", "models/base", "models/base-bf16").manifest.base.variants[0].relation  # doctest: +SKIP
+        >>> declare("packs/tickets", "models/base",
+        ...     "models/base-bf16").manifest.base.variants[0].relation  # doctest: +SKIP
         'dtype_cast'
     """
     if out is not None:
@@ -47,34 +56,60 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     source = pack if isinstance(pack, Pack) else load(pack)
     first, second = Checkpoint(base), Checkpoint(other)
     if (verdict := source.require_base(first)).name != "same":
-        raise BaseMismatch(f"variants are declared of the base that a pack names by its content: {verdict.means}", where=base,
-                           found=str(verdict), remedy="name that base, or convert an imported adapter to a pack with its base first")
+        raise BaseMismatch(
+            f"variants are declared of the base that a pack names by its content: {verdict.means}",
+            where=base,
+            found=str(verdict),
+            remedy="name that base, or convert an imported adapter to a pack with its base first",
+        )
     named = source.manifest.base
     if (already := compatibility.compare(named, compatibility.deciding_fingerprint(second, named))).accepted:
-        raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other, remedy="use the pack as it is")
+        raise NothingToDo(
+            f"pack '{source.name}' is accepted there as it is: {already.means}",
+            where=other,
+            remedy="use the pack as it is",
+        )
     compared = variant(first, second)
     if compared.relation == "renamed_keys":
         _require_same_places(source, first, second)
-    declared = Variant(compared.relation, compared.digests.structure, compared.digests.content, compared.tested)
+    declared = Variant(
+        compared.relation, compared.digests.structure, compared.digests.content, compared.tested
+    )
     before = source.manifest.lineage
-    lineage = m.Lineage("declare", (m.Parent(source.id, source.name),), {"relation": declared.relation, "variant": declared.content},
-                        ancestors={} if before is None else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)})
-    draft = replace(source.manifest, base=replace(named, variants=(*named.variants, declared)), lineage=lineage, files=())
+    lineage = m.Lineage(
+        "declare",
+        (m.Parent(source.id, source.name),),
+        {"relation": declared.relation, "variant": declared.content},
+        ancestors={}
+        if before is None
+        else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)},
+    )
+    draft = replace(
+        source.manifest, base=replace(named, variants=(*named.variants, declared)), lineage=lineage, files=()
+    )
     made = sealed(draft, source.tensors, source.extra)
     made.require_base(second)
     return made if out is None else made.write(out)
 
 
 def _require_same_places(pack: Pack, base: Checkpoint, variant_base: Checkpoint) -> None:
-    """Checks that the names by which the variant looks up a changed module's tensors lead to the same bytes, or to nothing."""
+    """Checks that the names by which the variant looks up a changed module's tensors lead to the same bytes,
+    or to nothing.
+    """
     for group in pack.manifest.groups:
-        old, new = base.weight_name(group.path, group.weight), variant_base.weight_name(group.path, group.weight)
+        old, new = (
+            base.weight_name(group.path, group.weight),
+            variant_base.weight_name(group.path, group.weight),
+        )
         if old is None or new is None:
             continue
         stem, place = old.rpartition(".")[0], new.rpartition(".")[0]
         for name in sorted(name for name in base.tensors if name.rpartition(".")[0] == stem):
             twin = f"{place}.{name.rpartition('.')[2]}"
             if twin not in variant_base.tensors or variant_base.digests[twin] != base.digests[name]:
-                raise Unsupported("in this variant another tensor has the name of one that the pack changes",
-                                  where=f"{variant_base.folder}, {twin}", expected=f"the bytes of {name}",
-                                  remedy="use the pack on the base that it names")
+                raise Unsupported(
+                    "in this variant another tensor has the name of one that the pack changes",
+                    where=f"{variant_base.folder}, {twin}",
+                    expected=f"the bytes of {name}",
+                    remedy="use the pack on the base that it names",
+                )

@@ -28,8 +28,12 @@ def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> N
     """
     for group in pack.manifest.groups:
         if group.role != "shared" and group.path != PROMPT and group.path not in paths:
-            raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
-                               remedy=nearest(group.path, paths))
+            raise SiteNotFound(
+                f"pack '{pack.name}' changes a site that is not there",
+                where=where,
+                found=group.path,
+                remedy=nearest(group.path, paths),
+            )
 
 
 def task_of(pack: Described) -> Task | None:
@@ -54,14 +58,18 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
     whole = [group.path for group in pack.manifest.groups if group.role == "full"]
     head = next((path for path in whole if path.rpartition(".")[2] in heads), None)
     if name not in accepted or head is not None:
-        raise Unsupported("the pack has a head for another task" if head else "the pack is for another task",
-                          where=", ".join([f"pack '{pack.name}'", *([head] if head else [])]),
-                          expected=task.name, found=name,
-                          remedy="export it for its own task: adapterpack export BASE PACK -o BUNDLE")
+        raise Unsupported(
+            "the pack has a head for another task" if head else "the pack is for another task",
+            where=", ".join([f"pack '{pack.name}'", *([head] if head else [])]),
+            expected=task.name,
+            found=name,
+            remedy="export it for its own task: adapterpack export BASE PACK -o BUNDLE",
+        )
 
 
 def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
-    """Checks that a base has every weight that a pack changes, in the pack's shape; ``renamed``: its tensors may have other names.
+    """Checks that a base has every weight that a pack changes, in the pack's shape; ``renamed``: its tensors
+    may have other names.
 
     Raises:
         SiteNotFound: it lacks one.
@@ -73,31 +81,51 @@ def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
             continue
         if renamed and base.weight_name(group.path, group.weight) is None:
             modules = [name.removesuffix(".weight") for name in base.tensors]
-            raise SiteNotFound("a tensor that the pack changes has another name in this variant of the base, and no path leads to it",
-                               where=f"{base.where}, {group.path}", found=group.weight or f"{group.path}.weight",
-                               remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
-        require_shape(pack, replace(group, kind=kinds.get(group.path) or group.kind),
-                      base.weight_shape(group.path, group.weight), base.where)
+            raise SiteNotFound(
+                "a tensor that the pack changes has another name in this variant of the base, and no "
+                "path leads to it",
+                where=f"{base.where}, {group.path}",
+                found=group.weight or f"{group.path}.weight",
+                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}",
+            )
+        require_shape(
+            pack,
+            replace(group, kind=kinds.get(group.path) or group.kind),
+            base.weight_shape(group.path, group.weight),
+            base.where,
+        )
 
 
 _UNSHOWN = ({"conv", "grouped_conv"}, {"linear", "table"})
-"""Kinds whose weights have the same shapes: whether a convolution has groups, or a matrix is looked up, only the model says."""
+"""Kinds whose weights have the same shapes: whether a convolution has groups, or a matrix is looked up, only
+the model says.
+"""
 
 
 def may_be(pack: Described, group: Group, kind: str) -> bool:
-    """Whether the layer of a group may as well be of that ``kind``: in an adapter of PEFT's whose base is not known, where PEFT's file
-    tells no difference; or where a checkpoint tells none, either."""
-    is_open = not any(compatibility.recorded_fingerprint(pack.manifest.base)) or any({group.kind, kind} <= one for one in _UNSHOWN)
+    """Whether the layer of a group may as well be of that ``kind``: in an adapter of PEFT's whose base is not
+    known, where PEFT's file tells no difference; or where a checkpoint tells none, either.
+    """
+    is_open = not any(compatibility.recorded_fingerprint(pack.manifest.base)) or any(
+        {group.kind, kind} <= one for one in _UNSHOWN
+    )
     return is_open and alike(pack.method_of(group), group.kind, kind, pack.shapes.get(group.path, {}))
 
 
 def kinds_on(base: Checkpoint, pack: Described) -> dict[str, str | None]:
-    """Path -> the kind that the layer of a group has in ``base``: see :func:`~adapterpack.base.site_kinds.kind_on`."""
-    return {group.path: kind_on(base, group, partial(may_be, pack, group)) for group in pack.manifest.groups if group.role == "adapter"}
+    """Path -> the kind that the layer of a group has in ``base``: see
+    :func:`~adapterpack.base.site_kinds.kind_on`.
+    """
+    return {
+        group.path: kind_on(base, group, partial(may_be, pack, group))
+        for group in pack.manifest.groups
+        if group.role == "adapter"
+    }
 
 
 def require_certain(pack: Described, group: Group, site: Site) -> None:
-    """Checks that what PEFT wrote of a group has one meaning at the layer that is its ``site``; a pack that names its base always has.
+    """Checks that what PEFT wrote of a group has one meaning at the layer that is its ``site``; a pack that
+    names its base always has.
 
     Raises:
         Unsupported: it has not; says why.
@@ -105,8 +133,12 @@ def require_certain(pack: Described, group: Group, site: Site) -> None:
     if any(compatibility.recorded_fingerprint(pack.manifest.base)):
         return
     if reason := limit(pack.method_of(group), pack.config_at(group), site):
-        raise Unsupported(reason, where=f"pack '{pack.name}', {site.path}", found=f"a layer of kind '{site.kind}', kernel {site.kernel}",
-                          remedy="merge this adapter with the library that made it")
+        raise Unsupported(
+            reason,
+            where=f"pack '{pack.name}', {site.path}",
+            found=f"a layer of kind '{site.kind}', kernel {site.kernel}",
+            remedy="merge this adapter with the library that made it",
+        )
 
 
 def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where: object) -> None:
@@ -118,17 +150,30 @@ def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where:
     shape, features = matrix_shape(group.kind, stored), (group.out_features, group.in_features)
     place, bound = f"{where}, {group.path}", any(compatibility.recorded_fingerprint(pack.manifest.base))
     if shape is None:
-        unread = "use the model that the adapter was trained on; if this is it: " \
-                 f"PEFT has {pack.method_of(group).name} for such a layer, in a form that is not read here, so merge it with PEFT"
-        raise BaseMismatch("the base has another kind of layer at this site", where=place, expected=f"a layer of kind '{group.kind}'",
-                           found=f"a weight of shape {stored}", remedy=_ITS_BASE if bound else unread)
+        unread = (
+            "use the model that the adapter was trained on; if this is it: "
+            f"PEFT has {pack.method_of(group).name} for such a layer, in a form that is not read here, so "
+            "merge it with PEFT"
+        )
+        raise BaseMismatch(
+            "the base has another kind of layer at this site",
+            where=place,
+            expected=f"a layer of kind '{group.kind}'",
+            found=f"a weight of shape {stored}",
+            remedy=_ITS_BASE if bound else unread,
+        )
     kernel = stored[2:] if group.kind in CONVOLUTIONS else ()
     require_certain(pack, group, Site(group.path, shape[1], shape[0], group.kind, kernel=kernel))
     if unfoldable(group.kind):  # the inputs of all groups, of which the weight shows those of one
         features = (features[0], None)
     if any(expected not in {None, actual} for expected, actual in zip(features, shape, strict=True)):
-        raise BaseMismatch("a site has another shape in this base", where=place, expected=f"{features} of kind '{group.kind}'", found=shape,
-                           remedy=_ITS_BASE if bound else "use the model that the adapter was trained on")
+        raise BaseMismatch(
+            "a site has another shape in this base",
+            where=place,
+            expected=f"{features} of kind '{group.kind}'",
+            found=shape,
+            remedy=_ITS_BASE if bound else "use the model that the adapter was trained on",
+        )
 
 
 _ITS_BASE = "use the base that the pack names"

@@ -23,8 +23,9 @@ from .pack import Pack, build
 
 
 class Imported(NamedTuple):
-    """A pack made from a folder that PEFT wrote, what :func:`~.peft_options.unknown_options` found in its config, and what PEFT did to the
-    base: then the pack is that of the base as PEFT left it."""
+    """A pack made from a folder that PEFT wrote, what :func:`~.peft_options.unknown_options` found in its
+    config, and what PEFT did to the base: then the pack is that of the base as PEFT left it.
+    """
 
     pack: Pack
     unknown: dict[str, Any]
@@ -39,13 +40,19 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
     return pack
 
 
-def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None,
-             base: OfBase | None = None, task: str | None = None) -> Imported:
+def imported(
+    folder: Path,
+    name: str | None = None,
+    on_base: bool = False,
+    tensors: SafetensorsFile | None = None,
+    base: OfBase | None = None,
+    task: str | None = None,
+) -> Imported:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
-    ``on_base``: where the tensors mean something with the base alone, they are taken as they are, for who completes them.
-    ``tensors``: their file, if it is somewhere else. ``base`` says what the base knows, where it is at hand.
-    ``task``: which one the pack does, of several that the folder holds; the first by itself.
+    ``on_base``: where the tensors mean something with the base alone, they are taken as they are, for who
+    completes them. ``tensors``: their file, if it is somewhere else. ``base`` says what the base knows, where
+    it is at hand. ``task``: which one the pack does, of several that the folder holds; the first by itself.
 
     Raises:
         ConfigError: the folder holds no such task.
@@ -56,20 +63,39 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
     if tensors is None:
         require_tensors(folder / TENSORS)
     path = folder / TENSORS
-    large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
+    large = (
+        SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
+    )
     content = layout.content_of(folder, config, (), tensors or large, base=base)
     turned = content.method.peft is not None and content.method.peft.from_peft_with_base is not None
     if (turned or content.rewritten is not None) and not on_base:
-        why = "what these tensors mean depends on the singular vectors of the base" if content.rewritten is None else content.rewritten.why
+        why = (
+            "what these tensors mean depends on the singular vectors of the base"
+            if content.rewritten is None
+            else content.rewritten.why
+        )
         found = config.get("peft_type") if content.rewritten is None else config.get("init_lora_weights")
-        raise Unsupported(why, where=folder, expected="the base", found=str(found)[:80],
-                          remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
+        raise Unsupported(
+            why,
+            where=folder,
+            expected="the base",
+            found=str(found)[:80],
+            remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT",
+        )
     adapters = content.adapters if task is None else _doing(content, task, folder)
     kind = task_of_peft(config.get("task_type"))
     version = config.get("peft_version")
-    pack = build(name or _plain_name(folder.resolve().name), content.method, adapters, shared=content.shared, full=content.full,
-                 secondary=[MethodSites(*sites) for sites in content.secondary], task=m.Task(kind), base=base_hint(config),
-                 training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
+    pack = build(
+        name or _plain_name(folder.resolve().name),
+        content.method,
+        adapters,
+        shared=content.shared,
+        full=content.full,
+        secondary=[MethodSites(*sites) for sites in content.secondary],
+        task=m.Task(kind),
+        base=base_hint(config),
+        training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})},
+    )
     if large is not None:
         digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
         pack = replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
@@ -80,13 +106,24 @@ def _doing(content: layout.Content, task: str, folder: Path) -> layout.Adapters:
     """The sites with configs that say which task the adapter does."""
     field = "" if content.method.peft is None else content.method.peft.task
     if not field:
-        raise ConfigError(f"an adapter of the method {content.method.name} has no tasks to choose from", where=folder, found=task,
-                          remedy="leave --part out")
+        raise ConfigError(
+            f"an adapter of the method {content.method.name} has no tasks to choose from",
+            where=folder,
+            found=task,
+            remedy="leave --part out",
+        )
     try:
-        return {site: (replace(cfg, **{field: int(task) if task.isdecimal() else task}), params)
-                for site, (cfg, params) in content.adapters.items()}
+        return {
+            site: (replace(cfg, **{field: int(task) if task.isdecimal() else task}), params)
+            for site, (cfg, params) in content.adapters.items()
+        }
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the folder holds no such task: {error}", where=folder, found=task, remedy="name another with --part") from error
+        raise ConfigError(
+            f"the folder holds no such task: {error}",
+            where=folder,
+            found=task,
+            remedy="name another with --part",
+        ) from error
 
 
 def _plain_name(folder: str) -> str:

@@ -48,8 +48,12 @@ def summary(pack: Pack) -> dict[str, Any]:
         **({"beside": [method.name for method in pack.methods[1:]]} if len(pack.methods) > 1 else {}),
         "config": dict(manifest.config),
         "composition": None if manifest.composition is None else _tree(manifest.composition),
-        "base": {"name": manifest.base.name, "model_type": manifest.base.model_type,
-                 **compatibility.recorded_fingerprint(manifest.base)._asdict(), "variants": strict_json.plain(manifest.base.variants)},
+        "base": {
+            "name": manifest.base.name,
+            "model_type": manifest.base.model_type,
+            **compatibility.recorded_fingerprint(manifest.base)._asdict(),
+            "variants": strict_json.plain(manifest.base.variants),
+        },
         "sites": len(adapters),
         "sites_by_module": dict(Counter(group.path.rpartition(".")[2] for group in adapters)),
         "ranks": dict(Counter(str(group.rank) for group in adapters)),
@@ -61,9 +65,15 @@ def summary(pack: Pack) -> dict[str, Any]:
 
 
 def quantization_report(pack: Pack) -> dict[str, Any] | None:
-    """The scheme of a quantized pack, and the error in its change over all sites; the manifest has more, tensor by tensor."""
+    """The scheme of a quantized pack, and the error in its change over all sites; the manifest has more,
+    tensor by tensor.
+    """
     stored = pack.manifest.quantization
-    return None if stored is None else {key: value for key, value in stored.items() if key not in {"packed", "sites"}}
+    return (
+        None
+        if stored is None
+        else {key: value for key, value in stored.items() if key not in {"packed", "sites"}}
+    )
 
 
 def _tree(composition: Composition) -> str:

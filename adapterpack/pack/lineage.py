@@ -14,8 +14,11 @@ MAX_ANCESTORS = 256
 """As many as a manifest can name."""
 
 
-def descended(operation: str, parents: Sequence[Pack], params: Mapping[str, Any], weights: Sequence[float] | None = None) -> Lineage:
-    """The lineage of what ``operation`` made of ``parents``; ancestors that lie further back than a manifest reaches are left out.
+def descended(
+    operation: str, parents: Sequence[Pack], params: Mapping[str, Any], weights: Sequence[float] | None = None
+) -> Lineage:
+    """The lineage of what ``operation`` made of ``parents``; ancestors that lie further back than a manifest
+    reaches are left out.
 
     Raises:
         FormatError: what the parents say of their ancestors cannot be true together.
@@ -24,21 +27,37 @@ def descended(operation: str, parents: Sequence[Pack], params: Mapping[str, Any]
     parents_of = _parents_of(parents)
     generation = depths([parent.id for parent in parents], parents_of)
     if generation is None:
-        raise FormatError("by what the packs say of their lineage, one is among its own ancestors",
-                          where=", ".join(parent.name for parent in parents), remedy="see what validate says of each, or pack them again")
-    near = sorted((digest for digest in parents_of if generation[digest] < MAX_DEPTH), key=lambda digest: (generation[digest], digest))
-    return Lineage(operation, tuple(Parent(parent.id, parent.name, share) for parent, share in zip(parents, shares, strict=True)), params,
-                   ancestors={digest: parents_of[digest] for digest in sorted(near[:MAX_ANCESTORS])})
+        raise FormatError(
+            "by what the packs say of their lineage, one is among its own ancestors",
+            where=", ".join(parent.name for parent in parents),
+            remedy="see what validate says of each, or pack them again",
+        )
+    near = sorted(
+        (digest for digest in parents_of if generation[digest] < MAX_DEPTH),
+        key=lambda digest: (generation[digest], digest),
+    )
+    return Lineage(
+        operation,
+        tuple(Parent(parent.id, parent.name, share) for parent, share in zip(parents, shares, strict=True)),
+        params,
+        ancestors={digest: parents_of[digest] for digest in sorted(near[:MAX_ANCESTORS])},
+    )
 
 
 def _parents_of(parents: Sequence[Pack]) -> dict[str, tuple[str, ...]]:
-    """Digest -> its parents' digests: for each parent from its own manifest, for earlier ancestors as the parents' manifests say."""
+    """Digest -> its parents' digests: for each parent from its own manifest, for earlier ancestors as the
+    parents' manifests say.
+    """
     parents_of: dict[str, tuple[str, ...]] = {}
     for pack in parents:
         if pack.manifest.lineage is not None:
             own_parents = tuple(dict.fromkeys(parent.digest for parent in pack.manifest.lineage.parents))
             for digest, before in {**pack.manifest.lineage.ancestors, pack.id: own_parents}.items():
                 if set(parents_of.setdefault(digest, before)) != set(before):
-                    raise FormatError("two packs name different parents of the same ancestor", where=pack.name, found=digest[:17],
-                                      remedy="see what validate says of each, or pack them again")
+                    raise FormatError(
+                        "two packs name different parents of the same ancestor",
+                        where=pack.name,
+                        found=digest[:17],
+                        remedy="see what validate says of each, or pack them again",
+                    )
     return {digest: before for digest, before in parents_of.items() if before}

@@ -1,4 +1,6 @@
-"""Adapts a pack to a base: what its modules are called there, and of what kinds they are, which a folder that PEFT wrote leaves open."""
+"""Adapts a pack to a base: what its modules are called there, and of what kinds they are, which a folder that
+PEFT wrote leaves open.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from .pack import Pack, is_module, sealed
 
 
 def on(pack: Pack, base: Checkpoint) -> Pack:
-    """The pack with the kinds that its layers have in ``base``; nothing that is written of it, and not its id, is another.
+    """The pack with the kinds that its layers have in ``base``; nothing that is written of it, and not its
+    id, is another.
 
     Raises:
         Unsupported: nothing shows how the base stores a layer, and the pack was not made on that base.
@@ -27,18 +30,34 @@ def on(pack: Pack, base: Checkpoint) -> Pack:
     kinds = kinds_on(base, pack)
     unknown = [path for path, kind in kinds.items() if kind is None]
     if unknown and not any(compatibility.recorded_fingerprint(pack.manifest.base)):
-        raise Unsupported("nothing shows which way round the base stores the weight of this layer, and the adapter does not say it",
-                          where=f"pack '{pack.name}', {unknown[0]}", expected="[out, in] or [in, out]",
-                          found=f"a square weight of {base.where}",
-                          remedy="attach it to the model and save that (adapterpack.attach, adapterpack.save): a pack knows its layers")
-    changed = {group.path: kind for group in pack.manifest.groups if (kind := kinds.get(group.path)) not in {None, group.kind}}
+        raise Unsupported(
+            "nothing shows which way round the base stores the weight of this layer, and the adapter "
+            "does not say it",
+            where=f"pack '{pack.name}', {unknown[0]}",
+            expected="[out, in] or [in, out]",
+            found=f"a square weight of {base.where}",
+            remedy=(
+                "attach it to the model and save that (adapterpack.attach, adapterpack.save): a pack knows "
+                "its layers"
+            ),
+        )
+    changed = {
+        group.path: kind
+        for group in pack.manifest.groups
+        if (kind := kinds.get(group.path)) not in {None, group.kind}
+    }
     return dataclasses.replace(pack, kinds=changed) if changed else pack
 
 
 def named_on(pack: Pack, base: Checkpoint) -> Pack:
-    """The pack with the names that its modules have in memory once ``base`` is loaded; one that says what its base is keeps those that it
-    was made with."""
-    return pack if any(compatibility.recorded_fingerprint(pack.manifest.base)) else moved(pack, places_on(pack, base))
+    """The pack with the names that its modules have in memory once ``base`` is loaded; one that says what its
+    base is keeps those that it was made with.
+    """
+    return (
+        pack
+        if any(compatibility.recorded_fingerprint(pack.manifest.base))
+        else moved(pack, places_on(pack, base))
+    )
 
 
 def places_on(pack: Pack, base: Checkpoint) -> dict[str, str]:
@@ -49,22 +68,31 @@ def places_on(pack: Pack, base: Checkpoint) -> dict[str, str]:
 
 
 def rewritten_on(pack: Pack, base: Checkpoint) -> Pack:
-    """As :func:`named_on`, of any pack: where names are others in memory it is another pack, and says of which."""
+    """As :func:`named_on`, of any pack: where names are others in memory it is another pack, and says of
+    which.
+    """
     places = places_on(pack, base)
     if not places:
         return pack
     lineage = descended("convert", [pack], {"renamed": len(places)})
-    return moved(dataclasses.replace(pack, manifest=replace(pack.manifest, lineage=lineage)), places, sealing=True)
+    return moved(
+        dataclasses.replace(pack, manifest=replace(pack.manifest, lineage=lineage)), places, sealing=True
+    )
 
 
 def weight_names(pack: Pack) -> dict[str, str]:
     """The paths of the modules and parameters that a pack changes, with the names of their weights."""
-    return {group.path: group.path if is_bare(group.kind) else f"{group.path}.weight" for group in pack.manifest.groups
-            if is_module(group.path)}
+    return {
+        group.path: group.path if is_bare(group.kind) else f"{group.path}.weight"
+        for group in pack.manifest.groups
+        if is_module(group.path)
+    }
 
 
 def moved(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
-    """The pack with other paths of its modules, by the old ones: another pack, unless it says what its base is; ``sealing``: even then."""
+    """The pack with other paths of its modules, by the old ones: another pack, unless it says what its base
+    is; ``sealing``: even then.
+    """
     if not paths:
         return pack
     manifest, prefix = pack.manifest, prefix_of(pack.method)
@@ -74,11 +102,24 @@ def moved(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
     def renamed(name: str) -> str:
         path = manifest.tensors[name].group
         before = f"{prefix}{path}"
-        return name if bound or path not in paths or not name.startswith(before) else f"{prefix}{paths[path]}{name.removeprefix(before)}"
+        return (
+            name
+            if bound or path not in paths or not name.startswith(before)
+            else f"{prefix}{paths[path]}{name.removeprefix(before)}"
+        )
 
-    tensors = {renamed(name): replace(entry, group=paths.get(entry.group, entry.group)) for name, entry in manifest.tensors.items()}
-    draft = replace(manifest, groups=tuple(replace(group, path=paths.get(group.path, group.path)) for group in manifest.groups),
-                    tensors={name: tensors[name] for name in sorted(tensors)})
+    tensors = {
+        renamed(name): replace(entry, group=paths.get(entry.group, entry.group))
+        for name, entry in manifest.tensors.items()
+    }
+    draft = replace(
+        manifest,
+        groups=tuple(replace(group, path=paths.get(group.path, group.path)) for group in manifest.groups),
+        tensors={name: tensors[name] for name in sorted(tensors)},
+    )
     if bound:
         return dataclasses.replace(pack, manifest=draft)
-    return dataclasses.replace(sealed(draft, {renamed(name): value for name, value in pack.tensors.items()}, pack.extra), alias=pack.alias)
+    return dataclasses.replace(
+        sealed(draft, {renamed(name): value for name, value in pack.tensors.items()}, pack.extra),
+        alias=pack.alias,
+    )

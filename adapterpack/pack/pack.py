@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 SIGNATURE = "adapterpack.sig.json"
 MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})
-"""Files that a hub edits, and the detached signature; they are allowed besides the closed list and never read as data."""
+"""Files that a hub edits, and the detached signature; they are allowed besides the closed list and never read
+as data.
+"""
 TEMPLATE = "chat_template.jinja"
 FILE_ROLES = {TENSORS: "tensors", layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
 """The files that a pack may hold besides its manifest, and what the manifest says of each."""
@@ -59,20 +61,27 @@ class Adapter(NamedTuple):
 
     @property
     def wide(self) -> dict[str, np.ndarray]:
-        """The parameters in at least float32: in half precision the method's own scale would round. Whole numbers stay what they are."""
-        return {name: value if value.dtype == np.float64 or np.issubdtype(value.dtype, np.integer) else value.astype(np.float32, copy=False)
-                for name, value in self.params.items()}
+        """The parameters in at least float32: in half precision the method's own scale would round. Whole
+        numbers stay what they are.
+        """
+        return {
+            name: value
+            if value.dtype == np.float64 or np.issubdtype(value.dtype, np.integer)
+            else value.astype(np.float32, copy=False)
+            for name, value in self.params.items()
+        }
 
 
 @dataclass(frozen=True)
 class Pack(Described):
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
-    ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what it is called here, if that
-    is not its own name, and ``kinds`` are those of its layers (by path) that the base at hand stores in another way than the manifest says
-    (:func:`~.on_base.on`): nothing of these is written, and the identity stays what it is on disk. Nor is ``factored``, the changes (by
-    path) that are held in bases that other packs share, or ``vouched``, which verifies with a key the signature of
-    what this pack was taken out of: a member of a fleet has none of its own.
+    ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what
+    it is called here, if that is not its own name, and ``kinds`` are those of its layers (by path) that the
+    base at hand stores in another way than the manifest says (:func:`~.on_base.on`): nothing of these is
+    written, and the identity stays what it is on disk. Nor is ``factored``, the changes (by path) that are
+    held in bases that other packs share, or ``vouched``, which verifies with a key the signature of what this
+    pack was taken out of: a member of a fleet has none of its own.
 
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
@@ -91,7 +100,10 @@ class Pack(Described):
         """One line: a notebook shows what a cell ends with."""
         numbers = sum(math.prod(self.manifest.shape_of(name)) for name in self.manifest.tensors)
         place = "in memory" if self.path is None else self.path
-        return f"<Pack {self.name}: {self.manifest.method.type}, {len(self.manifest.groups)} modules, {numbers:,} numbers, {place}>"
+        return (
+            f"<Pack {self.name}: {self.manifest.method.type}, {len(self.manifest.groups)} modules, "
+            f"{numbers:,} numbers, {place}>"
+        )
 
     @property
     def id(self) -> str:
@@ -105,11 +117,17 @@ class Pack(Described):
             ConfigError: a pack cannot be called that.
         """
         if not m.NAME.fullmatch(name):
-            raise ConfigError("a pack cannot be called that", expected="letters, digits and . _ -, at most 128", found=repr(name))
+            raise ConfigError(
+                "a pack cannot be called that",
+                expected="letters, digits and . _ -, at most 128",
+                found=repr(name),
+            )
         return dataclasses.replace(self, alias=name)
 
     def renamed(self, name: str) -> Pack:
-        """Another pack that differs in its own name alone; the name is in the manifest, so it has another id."""
+        """Another pack that differs in its own name alone; the name is in the manifest, so it has another
+        id.
+        """
         info = replace(self.manifest.pack, name=name)
         return dataclasses.replace(self, manifest=replace(self.manifest, pack=info), alias=None)
 
@@ -129,12 +147,22 @@ class Pack(Described):
         params = {}
         for name, entry in self._by_group.get(path, ()):
             if not entry.param.endswith(".scales"):
-                value, packed, where = self.tensors[name], self.manifest.packed.get(name), f"pack '{self.name}', {name}"
+                value, packed, where = (
+                    self.tensors[name],
+                    self.manifest.packed.get(name),
+                    f"pack '{self.name}', {name}",
+                )
                 if packed is not None:
                     value = decoded(value, packed, where)
-                params[entry.param] = value if entry.scales is None else scaled(value, self.tensors[entry.scales], where)
+                params[entry.param] = (
+                    value if entry.scales is None else scaled(value, self.tensors[entry.scales], where)
+                )
         group = self._adapted.get(path)
-        return params if group is None else names.loaded(self.method_of(group), group.kind, partial(self.config_at, group), params)
+        return (
+            params
+            if group is None
+            else names.loaded(self.method_of(group), group.kind, partial(self.config_at, group), params)
+        )
 
     @cached_property
     def _adapted(self) -> dict[str, m.Group]:
@@ -142,43 +170,70 @@ class Pack(Described):
 
     def site(self, group: m.Group) -> Site:
         """The site that a group describes; what its tensors' shapes say of it is read off them."""
-        shapes = {entry.param: self.manifest.shape_of(name) for name, entry in self._by_group.get(group.path, ())
-                  if not entry.param.endswith(".scales")}
-        return site_of(group, names.kernel_of(group.kind, shapes.values()), names.stack_of(group.kind, shapes))
+        shapes = {
+            entry.param: self.manifest.shape_of(name)
+            for name, entry in self._by_group.get(group.path, ())
+            if not entry.param.endswith(".scales")
+        }
+        return site_of(
+            group, names.kernel_of(group.kind, shapes.values()), names.stack_of(group.kind, shapes)
+        )
 
     def adapters(self, shape_of: Callable[[m.Group], tuple[int, ...]] | None = None) -> Iterator[Adapter]:
-        """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
+        """Every adapted site with its resolved config and parameters, the shared ones among them, in the
+        manifest's order.
 
-        ``shape_of`` gives the shape ``[out, in]`` that a method sees of a group's weight in the base, with the kernel of a convolution
-        behind it: what the pack itself does not say comes from there.
+        ``shape_of`` gives the shape ``[out, in]`` that a method sees of a group's weight in the base, with
+        the kernel of a convolution behind it: what the pack itself does not say comes from there.
 
         Raises:
-            FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more numbers than there are here.
+            FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more
+                numbers than there are here.
         """
         shared = self.shared()
         groups = [group for group in self.groups if group.role == "adapter"]
         sites, configs = [self.site(group) for group in groups], [self.config_at(group) for group in groups]
         if shape_of is not None:
             shapes = [shape_of(group) for group in groups]
-            sites = [dataclasses.replace(site, out_features=shape[0], in_features=shape[1], kernel=shape[2:] or site.kernel)
-                     for site, shape in zip(sites, shapes, strict=True)]
+            sites = [
+                dataclasses.replace(
+                    site, out_features=shape[0], in_features=shape[1], kernel=shape[2:] or site.kernel
+                )
+                for site, shape in zip(sites, shapes, strict=True)
+            ]
             for method in self.methods:
-                numbers = [number for number, group in enumerate(groups) if self.method_of(group).name == method.name]
-                resolved = resolve_configs(method, [configs[number] for number in numbers], [sites[number] for number in numbers])
+                numbers = [
+                    number for number, group in enumerate(groups) if self.method_of(group).name == method.name
+                ]
+                resolved = resolve_configs(
+                    method, [configs[number] for number in numbers], [sites[number] for number in numbers]
+                )
                 for number, cfg in zip(numbers, resolved, strict=True):
                     configs[number] = cfg
-        require_bounded(zip(map(self.method_of, groups), configs, sites, strict=True), self.manifest.tensors, f"pack '{self.name}'")
+        require_bounded(
+            zip(map(self.method_of, groups), configs, sites, strict=True),
+            self.manifest.tensors,
+            f"pack '{self.name}'",
+        )
         for group, site, cfg in zip(groups, sites, configs, strict=True):
             params, method = self._params_at(group.path), self.method_of(group)
             if shape_of is not None:
                 check_shapes(method, cfg, site, params, f"pack '{self.name}'")
-            yield Adapter(site, cfg, {**shared, **params} if shared and group.method is None else params, group.weight, method)
+            yield Adapter(
+                site,
+                cfg,
+                {**shared, **params} if shared and group.method is None else params,
+                group.weight,
+                method,
+            )
 
     def _params_at(self, path: str) -> Mapping[str, np.ndarray]:
         """The parameters of a site: of a pack that is too large to hold, when they are looked at."""
         if not isinstance(self.tensors, Streamed):
             return self.params(path)
-        return Unread(tuple(entry.param for _, entry in self._by_group.get(path, ())), partial(self.params, path))
+        return Unread(
+            tuple(entry.param for _, entry in self._by_group.get(path, ())), partial(self.params, path)
+        )
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that all sites of the pack's own method have in common."""
@@ -189,7 +244,8 @@ class Pack(Described):
         return {group.path: self.params(group.path) for group in self.manifest.groups if group.role == "full"}
 
     def unloaded(self) -> Pack:
-        """This pack with its tensors on the disk: each is read when it is looked at, and compared with its digest.
+        """This pack with its tensors on the disk: each is read when it is looked at, and compared with its
+        digest.
 
         A pack that has no folder of our format stays as it is.
 
@@ -203,13 +259,17 @@ class Pack(Described):
         return dataclasses.replace(self, tensors=Streamed(file.path, file.tensors, digests, {}))
 
     def kept_open(self) -> Pack:
-        """As :meth:`unloaded`, for a folder that may be removed or exchanged while the pack is in use: its file stays open.
+        """As :meth:`unloaded`, for a folder that may be removed or exchanged while the pack is in use: its
+        file stays open.
 
-        The tensors stay in memory where the folder was changed since they were read, and where the process may have no more files open.
+        The tensors stay in memory where the folder was changed since they were read, and where the process
+        may have no more files open.
         """
         try:
             pack = self.unloaded()
-            return pack if isinstance(pack.tensors, Streamed) and pack.tensors.keep_open(self.tensors) else self
+            return (
+                pack if isinstance(pack.tensors, Streamed) and pack.tensors.keep_open(self.tensors) else self
+            )
         except (FormatError, StorageError):
             return self
 
@@ -217,7 +277,8 @@ class Pack(Described):
         """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.
 
         Raises:
-            FormatError: the manifest breaks its own schema, for instance by the pack's name; such a pack could not be loaded.
+            FormatError: the manifest breaks its own schema, for instance by the pack's name; such a pack
+                could not be loaded.
             OutputExists: something is there already.
             StorageError: the file system refuses.
         """
@@ -234,39 +295,64 @@ class Pack(Described):
         write_files(folder, contents(self.manifest, self.tensors, self.extra))
         (folder / m.FILE_NAME).write_bytes(manifest)
 
-    def require_base(self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False) -> Verdict:
-        """What is known about ``base`` being the model that this pack was made for; an error unless it may be used.
+    def require_base(
+        self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False
+    ) -> Verdict:
+        """What is known about ``base`` being the model that this pack was made for; an error unless it may be
+        used.
 
-        ``content=False`` compares headers and samples only, None also bytes where these leave it open. A pack without digests (a PEFT
-        import) is checked site by site; with ``allow_structural`` one whose base has other weights under equal names, dtypes and shapes is
-        accepted too.
+        ``content=False`` compares headers and samples only, None also bytes where these leave it open. A pack
+        without digests (a PEFT import) is checked site by site; with ``allow_structural`` one whose base has
+        other weights under equal names, dtypes and shapes is accepted too.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
-            SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the module's path.
+            SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the
+                module's path.
         """
         base = repeated(base, self.repeats)
         fingerprint = compatibility.deciding_fingerprint(base, self.manifest.base, content)
-        verdict = self.require_levels(fingerprint, name=base.name, where=base.where, model_type=base.config.get("model_type"),
-                                      allow_structural=allow_structural)
+        verdict = self.require_levels(
+            fingerprint,
+            name=base.name,
+            where=base.where,
+            model_type=base.config.get("model_type"),
+            allow_structural=allow_structural,
+        )
         relation = None if verdict.variant is None else verdict.variant.relation
         if relation != "quantized":  # what that stores has shapes, and often names, of its own
             require_shapes(self, base, renamed=relation == "renamed_keys")
         return verdict
 
-    def require_levels(self, found: Fingerprint, *, name: str | None, where: object, model_type: str | None = None,
-                       allow_structural: bool = False) -> Verdict:
-        """As :meth:`require_base`, for a base by its fingerprint alone; see :func:`~adapterpack.base.compatibility.require`.
+    def require_levels(
+        self,
+        found: Fingerprint,
+        *,
+        name: str | None,
+        where: object,
+        model_type: str | None = None,
+        allow_structural: bool = False,
+    ) -> Verdict:
+        """As :meth:`require_base`, for a base by its fingerprint alone; see
+        :func:`~adapterpack.base.compatibility.require`.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
         """
-        return compatibility.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where, model_type=model_type,
-                                     allow_structural=allow_structural)
+        return compatibility.require(
+            f"pack '{self.name}'",
+            self.manifest.base,
+            found,
+            name=name,
+            where=where,
+            model_type=model_type,
+            allow_structural=allow_structural,
+        )
 
 
 def is_module(path: str) -> bool:
-    """Whether a group's path is that of a module: what sites share, and the model as a whole, have paths that none can have.
+    """Whether a group's path is that of a module: what sites share, and the model as a whole, have paths that
+    none can have.
 
     Example:
         >>> is_module("layers.0.q_proj"), is_module(SHARED)
@@ -277,7 +363,9 @@ def is_module(path: str) -> bool:
 
 def site_of(group: m.Group, kernel: tuple[int, ...] = (), stack: int = 1) -> Site:
     """The site that a manifest group describes, with what the group does not say of it."""
-    return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind, group.bias, kernel, stack)
+    return Site(
+        group.path, group.in_features or 0, group.out_features or 0, group.kind, group.bias, kernel, stack
+    )
 
 
 def build(
@@ -294,19 +382,24 @@ def build(
     problem: str | None = None,
     **rest: Any,
 ) -> Pack:
-    """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
+    """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the
+    modules trained whole.
 
-    ``secondary`` holds the sites of other methods in the same pack; ``shared`` the parameters that all sites of ``method`` have in common.
-    ``weights`` names the base tensor behind each path, ``problem`` what a head's logits are for; ``rest`` goes to
+    ``secondary`` holds the sites of other methods in the same pack; ``shared`` the parameters that all sites
+    of ``method`` have in common. ``weights`` names the base tensor behind each path, ``problem`` what a
+    head's logits are for; ``rest`` goes to
     :class:`~.manifest.manifest.Manifest`.
 
     Raises:
-        FormatError: the method would make far more numbers than it stores, so that no reader would take the pack.
+        FormatError: the method would make far more numbers than it stores, so that no reader would take the
+            pack.
         NonFinite: a tensor holds NaN or infinity.
         NothingToDo: there is neither an adapter nor a module that was trained whole.
     """
     if not adapters and not full:
-        raise NothingToDo("a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'")
+        raise NothingToDo(
+            "a pack needs at least one adapter or one module that was trained whole", where=f"pack '{name}'"
+        )
     configs = resolve_configs(method, [cfg for cfg, _ in adapters.values()], list(adapters))
     common, differing = _shared_config(configs)
     groups, adapted, tensors, places = [], [], {}, {}
@@ -315,19 +408,43 @@ def build(
         tensors[tensor_name] = value
         places[tensor_name] = path, param
 
-    def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
+    def adapt(
+        method: Method,
+        site: Site,
+        cfg: Any,
+        params: Mapping[str, np.ndarray],
+        config: dict[str, Any],
+        host: Method | None,
+    ) -> None:
         adapted.append((method, cfg, site))
         method_ref = None if host is None else m.MethodRef(method.name, method.storage.spec_version)
-        groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
-                              site.out_features or None, site.bias, cfg.rank, cfg.scale, config, method_ref))
+        groups.append(
+            m.Group(
+                site.path,
+                "adapter",
+                site.kind,
+                (weights or {}).get(site.path),
+                site.in_features or None,
+                site.out_features or None,
+                site.bias,
+                cfg.rank,
+                cfg.scale,
+                config,
+                method_ref,
+            )
+        )
         for param, value in names.stored(method, cfg, site, params).items():
             add(site.path, param, names.tensor_name(method, site.path, param, site.kind, host), value)
 
-    for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
+    for site, cfg, (_, params), overrides in zip(
+        adapters, configs, adapters.values(), differing, strict=True
+    ):
         adapt(method, site, cfg, params, overrides, None)
     for guest in secondary:
         require_combinable(name, MethodSites(method, adapters), guest, {group.path for group in groups})
-        configs = resolve_configs(guest.method, [cfg for cfg, _ in guest.adapters.values()], list(guest.adapters))
+        configs = resolve_configs(
+            guest.method, [cfg for cfg, _ in guest.adapters.values()], list(guest.adapters)
+        )
         for (site, (_, params)), cfg in zip(guest.adapters.items(), configs, strict=True):
             adapt(guest.method, site, cfg, params, _shared_config([cfg])[0], method)
     if shared:
@@ -358,25 +475,42 @@ def build(
 
 
 def sealed(
-    draft: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None,
+    draft: m.Manifest,
+    tensors: Mapping[str, np.ndarray],
+    extra: Mapping[str, bytes] | None = None,
     tensor_file: m.PackFile | None = None,
 ) -> Pack:
-    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it carries; ``tensor_file`` is the
-    entry of the tensors' file, if it is known."""
-    files = {name: file_entry(name, parts, FILE_ROLES[name]) for name, parts in contents(draft, tensors, extra or {}).items()
-             if tensor_file is None or name != TENSORS}
+    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it
+    carries; ``tensor_file`` is the entry of the tensors' file, if it is known.
+    """
+    files = {
+        name: file_entry(name, parts, FILE_ROLES[name])
+        for name, parts in contents(draft, tensors, extra or {}).items()
+        if tensor_file is None or name != TENSORS
+    }
     if tensor_file is not None:
         files[TENSORS] = tensor_file
-    return Pack(replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {}))
+    return Pack(
+        replace(draft, files=tuple(files[name] for name in sorted(files))), tensors, extra=dict(extra or {})
+    )
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all sites share, and for each site what differs from it; what only training asks for is left out."""
+    """What all sites share, and for each site what differs from it; what only training asks for is left
+    out.
+    """
     fields = dataclasses.fields(configs[0]) if configs else ()
     packed = {f.name for f in fields if f.metadata.get("packed", True)}
-    packed -= {f.name for f in fields if f.metadata.get("optional") and all(getattr(cfg, f.name) == f.default for cfg in configs)}
-    distinct = {key: {k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}}
-                for key, cfg in {id(cfg): cfg for cfg in configs}.items()}  # most sites of most packs have one config
+    packed -= {
+        f.name
+        for f in fields
+        if f.metadata.get("optional") and all(getattr(cfg, f.name) == f.default for cfg in configs)
+    }
+    distinct = {
+        key: {k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}}
+        # most sites of most packs have one config
+        for key, cfg in {id(cfg): cfg for cfg in configs}.items()
+    }
     plain = [distinct[id(cfg)] for cfg in configs]
     common = plain[0] if plain else {}
     return common, [{k: v for k, v in config.items() if common.get(k) != v} for config in plain]

@@ -1,4 +1,6 @@
-"""A change in bases that many packs share: what a pack of a fleet is made from, and what a runtime keeps of it."""
+"""A change in bases that many packs share: what a pack of a fleet is made from, and what a runtime keeps of
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from .codes import scaled
 
 
 class SharedFactors(NamedTuple):
-    """``D = up (scales codes) down``: ``down`` ``[k, in]`` and ``up`` ``[out, k]``, the same arrays for all packs of ``bases``, and a core
-    of the pack's own in int8 ``[k, k]`` under scales ``[k, 1]``.
+    """``D = up (scales codes) down``: ``down`` ``[k, in]`` and ``up`` ``[out, k]``, the same arrays for all
+    packs of ``bases``, and a core of the pack's own in int8 ``[k, k]`` under scales ``[k, 1]``.
     """
 
     bases: str

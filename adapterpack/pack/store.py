@@ -1,10 +1,12 @@
-"""A local store of packs by content: every file once, under its sha256; read back only after hashing it again.
+"""A local store of packs by content: every file once, under its sha256; read back only after hashing it
+again.
 
-    blobs/ab/abcd...   read-only files by sha256          packs/ID/     one folder a pack, its files linked to the blobs
-    tmp/               what is being written               quarantine/   what was found altered
+    blobs/ab/abcd...   read-only files by sha256          packs/ID/     one folder a pack, its files linked to
+    the blobs tmp/               what is being written               quarantine/   what was found altered
 
-Everything appears by a rename and is never written to again, so readers see whole packs or none. Adding and reading share a lock;
-collecting garbage and putting into quarantine hold it alone. Packs are ordinary folders: PEFT loads them as they lie there.
+Everything appears by a rename and is never written to again, so readers see whole packs or none. Adding and
+reading share a lock; collecting garbage and putting into quarantine hold it alone. Packs are ordinary
+folders: PEFT loads them as they lie there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import AdapterpackError, CorruptBlob, FormatError, StorageError, UnknownName, nearest, storage_errors
+from ..errors import (
+    AdapterpackError,
+    CorruptBlob,
+    FormatError,
+    StorageError,
+    UnknownName,
+    nearest,
+    storage_errors,
+)
 from ..io import blobs
 from ..io.atomic import own_folder, sync
 from ..io.cache import cache_folder
@@ -47,7 +57,9 @@ class Stored:
 
 @dataclass(frozen=True)
 class Garbage:
-    """What :meth:`Store.gc` removed, or would remove: ids of packs, the number of other files, and the bytes that the disk gets back."""
+    """What :meth:`Store.gc` removed, or would remove: ids of packs, the number of other files, and the bytes
+    that the disk gets back.
+    """
 
     packs: tuple[str, ...]
     files: int
@@ -56,7 +68,8 @@ class Garbage:
 
 
 class Store:
-    """The store in ``root``, by default in the user's cache folder; any number of processes may use it at once.
+    """The store in ``root``, by default in the user's cache folder; any number of processes may use it at
+    once.
 
     Example:
         >>> store = Store(tempfile.mkdtemp())
@@ -68,29 +81,41 @@ class Store:
         self.root = cache_folder() / "store" if root is None else Path(root)
 
     def add(self, pack: Pack | str | os.PathLike[str]) -> Pack:
-        """Copies a pack into the store, hashing while it copies, and returns it as loaded from the store's own bytes.
+        """Copies a pack into the store, hashing while it copies, and returns it as loaded from the store's
+        own bytes.
 
-        Files outside the manifest's list, such as a README or a signature, stay behind. A pack that is there already is not written again.
+        Files outside the manifest's list, such as a README or a signature, stay behind. A pack that is there
+        already is not written again.
 
         Raises:
             FormatError: not a valid pack; nothing of it is kept.
             StorageError: the file system refuses.
         """
         target, added = self._add(pack)
-        if added is None:  # what lies in its place was altered: it goes into quarantine, and the place is free
+        # what lies in its place was altered: it goes into quarantine, and the place is free
+        if added is None:
             self._quarantine(target)
             target, added = self._add(pack)
         if added is None:
-            raise CorruptBlob("a pack that was just stored is altered again", where=target, remedy="check the disk")
+            raise CorruptBlob(
+                "a pack that was just stored is altered again", where=target, remedy="check the disk"
+            )
         return added
 
     def _add(self, pack: Pack | str | os.PathLike[str]) -> tuple[Path, Pack | None]:
-        """The pack's place, and the pack in it; None if something else lies there. One lock, so that nothing is collected in between."""
+        """The pack's place, and the pack in it; None if something else lies there. One lock, so that nothing
+        is collected in between.
+        """
         with self._lock(alone=False), self._scratch() as scratch:
             source = self._source(pack, scratch / "written")
             staged, identity = self._staged(source, scratch / "staged")
             if isinstance(pack, Pack) and pack.id != identity:
-                raise FormatError("the folder of the pack holds another pack now", where=source, expected=pack.id, found=identity)
+                raise FormatError(
+                    "the folder of the pack holds another pack now",
+                    where=source,
+                    expected=pack.id,
+                    found=identity,
+                )
             checked = load(staged)  # an invalid pack is never published
             target = self._pack_folder(checked.id)
             with storage_errors(target):
@@ -111,7 +136,8 @@ class Store:
         """The pack with this id, every byte hashed again.
 
         Raises:
-            CorruptBlob: stored bytes were altered; they are moved into ``quarantine`` and the pack can be added again.
+            CorruptBlob: stored bytes were altered; they are moved into ``quarantine`` and the pack can be
+                added again.
             UnknownName: the store has no such pack.
         """
         folder = self._pack_folder(identity)
@@ -121,16 +147,25 @@ class Store:
             raise
         except AdapterpackError:
             altered = self._quarantine(folder)
-        if not altered:  # another process has mended it or put it aside meanwhile; else it is something else, and this says so
+        # another process has mended it or put it aside meanwhile; else it is something else, and this says so
+        if not altered:
             return self._get(folder)
-        raise CorruptBlob("a stored pack was altered and is in quarantine now", where=folder, found=", ".join(altered),
-                          remedy="add the pack again from where it came")
+        raise CorruptBlob(
+            "a stored pack was altered and is in quarantine now",
+            where=folder,
+            found=", ".join(altered),
+            remedy="add the pack again from where it came",
+        )
 
     def _get(self, folder: Path) -> Pack:
         with self._lock(alone=False):
             if not folder.is_dir():
-                raise UnknownName("the store has no such pack", where=self.root, found=f"sha256:{folder.name}",
-                                  remedy=nearest(f"sha256:{folder.name}", [entry.id for entry in self.list()]))
+                raise UnknownName(
+                    "the store has no such pack",
+                    where=self.root,
+                    found=f"sha256:{folder.name}",
+                    remedy=nearest(f"sha256:{folder.name}", [entry.id for entry in self.list()]),
+                )
             return _verified(folder)
 
     def list(self) -> tuple[Stored, ...]:
@@ -139,13 +174,21 @@ class Store:
         for folder in self._folders():
             with suppress(AdapterpackError, FileNotFoundError):  # removed just now, or altered: get says so
                 manifest = m.parse(_manifest(folder), folder)
-                found.append(Stored(f"sha256:{folder.name}", manifest.pack.name, sum(file.stat().st_size for file in folder.iterdir())))
+                found.append(
+                    Stored(
+                        f"sha256:{folder.name}",
+                        manifest.pack.name,
+                        sum(file.stat().st_size for file in folder.iterdir()),
+                    )
+                )
         return tuple(found)
 
     def gc(self, keep: Iterable[str] | None = None, dry_run: bool = True) -> Garbage:
-        """Removes every pack whose id is not in ``keep``, and what no pack needs: blobs, leftovers of processes that died, quarantine.
+        """Removes every pack whose id is not in ``keep``, and what no pack needs: blobs, leftovers of
+        processes that died, quarantine.
 
-        Without ``keep`` every pack stays. With ``dry_run``, which is the default, nothing is removed and the report is the same.
+        Without ``keep`` every pack stays. With ``dry_run``, which is the default, nothing is removed and the
+        report is the same.
 
         Raises:
             UnknownName: ``keep`` names a pack that the store does not have.
@@ -155,16 +198,25 @@ class Store:
             folders = {folder.name: folder for folder in self._folders()}
             kept = set(folders) if keep is None else {self._pack_folder(identity).name for identity in keep}
             if missing := sorted(kept - folders.keys()):
-                raise UnknownName("a pack that is to be kept is not in the store", where=self.root, found=f"sha256:{missing[0]}",
-                                  remedy="list what the store has: nothing was removed")
+                raise UnknownName(
+                    "a pack that is to be kept is not in the store",
+                    where=self.root,
+                    found=f"sha256:{missing[0]}",
+                    remedy="list what the store has: nothing was removed",
+                )
             needed = {blobs.inode(file) for name in kept for file in folders[name].iterdir()}
-            unneeded = [file for file in blobs.files(self.root / "blobs") if not self._needed(file, needed, folders, kept)]
+            unneeded = [
+                file
+                for file in blobs.files(self.root / "blobs")
+                if not self._needed(file, needed, folders, kept)
+            ]
             dropped = [folders[name] for name in sorted(folders.keys() - kept)]
             loose = [*unneeded, *blobs.files(self.root / "tmp"), *blobs.files(self.root / "quarantine")]
             freed = blobs.freed([*loose, *(file for folder in dropped for file in blobs.files(folder))])
             if not dry_run:
                 with storage_errors(self.root):
-                    for tree in (*dropped, self.root / "quarantine"):  # a pack vanishes at once, by a rename, and not file by file
+                    # a pack vanishes at once, by a rename, and not file by file
+                    for tree in (*dropped, self.root / "quarantine"):
                         tree.rename(Path(tempfile.mkdtemp(dir=self.root / "tmp")) / "removed")
                     for file in unneeded:
                         file.unlink()
@@ -173,13 +225,17 @@ class Store:
 
     @staticmethod
     def _needed(blob: Path, needed: set[tuple[int, int]], folders: dict[str, Path], kept: set[str]) -> bool:
-        """Whether a kept pack is linked to the blob, or, where a file system has no links, holds a copy of it."""
+        """Whether a kept pack is linked to the blob, or, where a file system has no links, holds a copy of
+        it.
+        """
         if blobs.inode(blob) in needed:
             return True
         return blob.lstat().st_nlink == 1 and any(_has_copy(folders[name], blob) for name in kept)
 
     def _source(self, pack: Pack | str | os.PathLike[str], written: Path) -> Path:
-        """A folder with the pack's files: its own, or a new one for a pack that lies nowhere, was renamed or came from PEFT."""
+        """A folder with the pack's files: its own, or a new one for a pack that lies nowhere, was renamed or
+        came from PEFT.
+        """
         if isinstance(pack, Pack):
             file = pack.path / m.FILE_NAME if pack.path else None
             if pack.path and file and file.is_file() and f"sha256:{sha256_of(file)}" == pack.id:
@@ -196,7 +252,9 @@ class Store:
         return written
 
     def _staged(self, source: Path, staged: Path) -> tuple[Path, str]:
-        """A folder of links to blobs that now hold the pack's files, and the pack's id; only listed files are opened."""
+        """A folder of links to blobs that now hold the pack's files, and the pack's id; only listed files are
+        opened.
+        """
         staged.mkdir()
         put = partial(blobs.put, self.root / "blobs", self.root / "tmp")
         where = source / m.FILE_NAME
@@ -212,7 +270,9 @@ class Store:
         return staged, f"sha256:{digest}"
 
     def _quarantine(self, folder: Path) -> tuple[str, ...]:
-        """Moves a pack with altered files, and their blobs, out of the way; the names of the altered files."""
+        """Moves a pack with altered files, and their blobs, out of the way; the names of the altered
+        files.
+        """
         with self._lock(alone=True), storage_errors(folder):
             altered, digests = _altered(folder)
             if altered:  # asked again under the lock: another process may have mended it
@@ -227,24 +287,39 @@ class Store:
     def _pack_folder(self, identity: str) -> Path:
         match = _ID.fullmatch(identity)
         if match is None:
-            raise UnknownName("this is not the id of a pack", where=self.root, expected="sha256: and 64 hex digits", found=identity)
+            raise UnknownName(
+                "this is not the id of a pack",
+                where=self.root,
+                expected="sha256: and 64 hex digits",
+                found=identity,
+            )
         return self.root / "packs" / match[1]
 
     def _folders(self) -> tuple[Path, ...]:
         place = self.root / "packs"
         if not place.is_dir():
             return ()
-        return tuple(sorted(folder for folder in place.iterdir() if _ID.fullmatch(folder.name) and not folder.is_symlink()))
+        return tuple(
+            sorted(
+                folder for folder in place.iterdir() if _ID.fullmatch(folder.name) and not folder.is_symlink()
+            )
+        )
 
     @contextmanager
     def _lock(self, alone: bool) -> Iterator[None]:
-        """The store's lock, and under it the store's folders: collecting garbage takes some of them away while others wait."""
+        """The store's lock, and under it the store's folders: collecting garbage takes some of them away
+        while others wait.
+        """
         lock = self.root / ".lock"
         with storage_errors(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if any(self.root.iterdir()) and not lock.exists():  # asked in this order: another process makes the lock first of all
-                raise StorageError("this folder holds other things, and a store deletes what it does not know", where=self.root,
-                                   remedy="name a new or an empty folder")
+            # asked in this order: another process makes the lock first of all
+            if any(self.root.iterdir()) and not lock.exists():
+                raise StorageError(
+                    "this folder holds other things, and a store deletes what it does not know",
+                    where=self.root,
+                    remedy="name a new or an empty folder",
+                )
         with locked(lock, alone):
             for name in ("blobs", "packs", "tmp", "quarantine"):
                 own_folder(self.root / name, 0o700)
@@ -264,19 +339,27 @@ def _verified(folder: Path) -> Pack:
     """The pack in a place of the store, which is named by its id."""
     pack = load(folder)
     if pack.id != f"sha256:{folder.name}":
-        raise CorruptBlob("a stored pack is not the one that its place is named by", where=folder, found=pack.id)
+        raise CorruptBlob(
+            "a stored pack is not the one that its place is named by", where=folder, found=pack.id
+        )
     return pack
 
 
 def _altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files of a stored pack that are not what its id and its manifest say, and the digests that they should have."""
+    """The files of a stored pack that are not what its id and its manifest say, and the digests that they
+    should have.
+    """
     if not folder.is_dir():
         return (), ()
     file = folder / m.FILE_NAME
     if not file.is_file() or sha256_of(file) != folder.name:
         return (m.FILE_NAME,), (folder.name,)
     entries = m.parse(_manifest(folder), file).files
-    bad = [entry for entry in entries if not (folder / entry.path).is_file() or sha256_of(folder / entry.path) != entry.sha256]
+    bad = [
+        entry
+        for entry in entries
+        if not (folder / entry.path).is_file() or sha256_of(folder / entry.path) != entry.sha256
+    ]
     strange = {path.name for path in folder.iterdir()} - {entry.path for entry in entries} - {m.FILE_NAME}
     return (*(entry.path for entry in bad), *sorted(strange)), tuple(entry.sha256 for entry in bad)
 

@@ -31,8 +31,10 @@ Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 
 
 class Content(NamedTuple):
-    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites of its secondary methods, the
-    modules that were trained whole, the options that are off and that nobody here knows, and what PEFT did to the base."""
+    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites
+    of its secondary methods, the modules that were trained whole, the options that are off and that nobody
+    here knows, and what PEFT did to the base.
+    """
 
     method: Method
     adapters: Adapters
@@ -43,23 +45,41 @@ class Content(NamedTuple):
     rewritten: Rewritten | None = None
 
 
-def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool = False,
-                 rearranged: Mapping[str, Any] | None = None) -> bytes | None:
-    """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
-    tensors left out, no adapter next to modules that were trained whole. ``on_base``: they are those that PEFT needs on the pack's base;
-    ``parameters``: those of bare parameters are as PEFT stores them; ``rearranged``: they are in PEFT's order, and its config says this
-    besides."""
+def config_bytes(
+    manifest: m.Manifest,
+    on_base: bool = False,
+    parameters: bool = False,
+    rearranged: Mapping[str, Any] | None = None,
+) -> bytes | None:
+    """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of
+    layer, quantized tensors, tensors left out, no adapter next to modules that were trained whole.
+    ``on_base``: they are those that PEFT needs on the pack's base; ``parameters``: those of bare parameters
+    are as PEFT stores them; ``rearranged``: they are in PEFT's order, and its config says this besides.
+    """
     pack, method = Described(manifest), method_of(manifest)
     adapters = [group for group in manifest.groups if group.role == "adapter"]
-    if not adapters or method.peft is None or manifest.quantization is not None or (
-            method.peft.from_peft_with_base is not None and not on_base):
+    if (
+        not adapters
+        or method.peft is None
+        or manifest.quantization is not None
+        or (method.peft.from_peft_with_base is not None and not on_base)
+    ):
         return None
-    bare = [group.path for group in adapters if parameters and method.peft.parameters is not None and is_bare(group.kind)]
+    bare = [
+        group.path
+        for group in adapters
+        if parameters and method.peft.parameters is not None and is_bare(group.kind)
+    ]
     layers = [group for group in adapters if group.path not in bare]
-    forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in layers]
+    forms = [
+        form_of(pack.method_of(group), group.kind, None if group.method is None else method)
+        for group in layers
+    ]
     if None in forms or not all(map(_shown, forms, (pack.shapes.get(group.path, {}) for group in layers))):
         return None
-    if not _imported(manifest) and any(limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters):
+    if not _imported(manifest) and any(
+        limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters
+    ):
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     full = [group.path for group in manifest.groups if group.role == "full"]
@@ -72,14 +92,23 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool =
         assert secondary.peft is not None
         assert secondary.peft.secondary is not None
         secondary_configs[secondary.peft.secondary.key] = secondary.peft.secondary.to_config(
-            {group.path: pack.config_at(group) for group in adapters if group.method is not None and group.method.type == secondary.name})
+            {
+                group.path: pack.config_at(group)
+                for group in adapters
+                if group.method is not None and group.method.type == secondary.name
+            }
+        )
     config = {
         "peft_type": method.peft.peft_type,
         "task_type": task,
         "base_model_name_or_path": manifest.base.name,
         "revision": manifest.base.commit,
         "inference_mode": True,
-        **({} if method.peft.site or not method.peft.names_sites else {"target_modules": [path for path in sites if path not in bare]}),
+        **(
+            {}
+            if method.peft.site or not method.peft.names_sites
+            else {"target_modules": [path for path in sites if path not in bare]}
+        ),
         "modules_to_save": [path for path in full if path not in biases] or None,
         **method_config,
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
@@ -94,7 +123,9 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool =
 
 
 def _shown(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form of them: a pack may have them as matrices."""
+    """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form of them: a pack may have them as
+    matrices.
+    """
     if form is None or not (form.axes or form.shown):
         return True
     named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
@@ -102,7 +133,9 @@ def _shown(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> boo
 
 
 def _imported(manifest: m.Manifest) -> bool:
-    """Whether the tensors came from a folder of PEFT's, which can load them again, whatever the manifest leaves open."""
+    """Whether the tensors came from a folder of PEFT's, which can load them again, whatever the manifest
+    leaves open.
+    """
     return (manifest.training or {}).get("imported_from") == "peft"
 
 
@@ -110,13 +143,19 @@ def _site(group: m.Group) -> Site:
     return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind)
 
 
-def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
-             packed: bool = False, base: OfBase | None = None) -> Content:
+def content_of(
+    folder: Path,
+    config: Mapping[str, Any],
+    expected: Iterable[Method],
+    tensors: SafetensorsFile | None,
+    packed: bool = False,
+    base: OfBase | None = None,
+) -> Content:
     """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` and ``base`` as in
     :class:`~..adapter_methods.PeftContent`.
 
-    The first ``expected`` method, or the one that has PEFT's name, comes first: no config is read by two methods, and listing all of them
-    means looking through every installed package.
+    The first ``expected`` method, or the one that has PEFT's name, comes first: no config is read by two
+    methods, and listing all of them means looking through every installed package.
     """
     candidates = [method for method in expected if method.peft is not None] or likely(config)
     if not candidates or candidates[0].peft is None or not candidates[0].peft.reads(config):
@@ -125,8 +164,14 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     method = next((method for method in candidates if method.peft and method.peft.reads(config)), None)
     if method is None or method.peft is None:
         raise not_read(config, candidates, folder / CONFIG)
-    secondary = {guest.peft.secondary.key: guest for guest in candidates if guest.peft is not None and guest.peft.secondary is not None
-                 and method.peft.peft_type in guest.peft.secondary.hosts and config.get(guest.peft.secondary.key)}
+    secondary = {
+        guest.peft.secondary.key: guest
+        for guest in candidates
+        if guest.peft is not None
+        and guest.peft.secondary is not None
+        and method.peft.peft_type in guest.peft.secondary.hosts
+        and config.get(guest.peft.secondary.key)
+    }
     file = folder / TENSORS
     config, tensors = _expanded(method, config, tensors, folder)
     try:
@@ -136,32 +181,59 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     layers = [layer.config for layer in method.peft.layers.values()]
     known = {*secondary, *method.peft.understood}
-    unknown = unknown_options({key: value for key, value in config.items() if key not in known}, written, layers, folder / CONFIG)
+    unknown = unknown_options(
+        {key: value for key, value in config.items() if key not in known}, written, layers, folder / CONFIG
+    )
     tensors = tensors or SafetensorsFile(file, private=True)
     parts = sort(method, secondary, tensors, config, file)
     adapters, shared = _adapters(method, cfg, config, parts, folder, packed, base)
-    guests = [(guest, _secondary(guest, key, config[key], parts.secondary.get(key, {}), folder)) for key, guest in secondary.items()]
+    guests = [
+        (guest, _secondary(guest, key, config[key], parts.secondary.get(key, {}), folder))
+        for key, guest in secondary.items()
+    ]
     return Content(method, adapters, shared, guests, parts.full, unknown, rewritten)
 
 
-def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
-              ) -> tuple[Mapping[str, Any], SafetensorsFile | None]:
+def _expanded(
+    method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
+) -> tuple[Mapping[str, Any], SafetensorsFile | None]:
     """The config with names in place of regular expressions."""
-    expressions = [key for key, value in config.items() if key.endswith("_pattern") and patterns.is_expression(value)]
+    expressions = [
+        key for key, value in config.items() if key.endswith("_pattern") and patterns.is_expression(value)
+    ]
     by_expression = isinstance(config.get("target_modules"), str) and bool(config.get(TARGET_PARAMETERS))
     if not expressions and not by_expression:
         return config, tensors
     tensors = tensors or SafetensorsFile(folder / TENSORS, private=True)
     paths = sorted(sort(method, {}, tensors, config, folder / TENSORS, strict=False).params)
     if by_expression:
-        config = {**config, "target_modules": patterns.matched(config["target_modules"], paths, f"{folder / CONFIG}#/target_modules")}
+        config = {
+            **config,
+            "target_modules": patterns.matched(
+                config["target_modules"], paths, f"{folder / CONFIG}#/target_modules"
+            ),
+        }
     names = names_in(config)
-    paths += [name for owner in dict.fromkeys(map(unwrapped, paths)) for name in named_at(owner, names, config)] if names else []
-    return {**config, **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions}}, tensors
+    paths += (
+        [name for owner in dict.fromkeys(map(unwrapped, paths)) for name in named_at(owner, names, config)]
+        if names
+        else []
+    )
+    return {
+        **config,
+        **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions},
+    }, tensors
 
 
-def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensors: Sorted, folder: Path, packed: bool,
-              base: OfBase | None) -> tuple[Adapters, dict[str, np.ndarray]]:
+def _adapters(
+    method: Method,
+    cfg: Any,
+    config: Mapping[str, Any],
+    sorted_tensors: Sorted,
+    folder: Path,
+    packed: bool,
+    base: OfBase | None,
+) -> tuple[Adapters, dict[str, np.ndarray]]:
     """The sites of the folder's own method, and what they share."""
     assert method.peft is not None
     file = folder / TENSORS
@@ -173,27 +245,50 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensor
     if method.peft.from_peft_file is not None:
         try:
             adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed, config, base=base))
-            cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(tensors) for path, tensors in adopted.sites.items()}
+            cfg, shared, params = (
+                adopted.config,
+                dict(adopted.shared),
+                {path: dict(tensors) for path, tensors in adopted.sites.items()},
+            )
             kinds |= adopted.kinds
         except (TypeError, ValueError, IndexError) as error:
-            raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
+            raise FormatError(
+                f"the tensors do not fit the PEFT configuration: {error}", where=file
+            ) from error
     adapters = {}
     for path, tensors in sorted(params.items(), key=lambda item: _place(item[0], kinds)):
         if f"{WRAPPED}." in f"{path}.":  # PEFT wraps what owns the parameters once for each of them
-            raise Unsupported("an adapter of several bare parameters of one module has no form in which PEFT and this package agree",
-                              where=f"{file}, {path}", remedy="merge this adapter with the library that made it")
+            raise Unsupported(
+                "an adapter of several bare parameters of one module has no form in which PEFT and this "
+                "package agree",
+                where=f"{file}, {path}",
+                remedy="merge this adapter with the library that made it",
+            )
         try:
             here = cfg.at(path)
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}") from error
-        site, here_params = site_of(method, here, path, kinds.get(path) or kind_of(method, config, {}), tensors, file)
+            raise FormatError(
+                f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}"
+            ) from error
+        site, here_params = site_of(
+            method, here, path, kinds.get(path) or kind_of(method, config, {}), tensors, file
+        )
         adapters[site] = (here, here_params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
     shapes = {name: value.shape for name, value in shared.items()}
-    wanted = {} if method.storage.shared is None else method.storage.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
+    wanted = (
+        {}
+        if method.storage.shared is None
+        else method.storage.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
+    )
     if shapes != wanted:
-        raise FormatError("the tensors that all sites share are not those of the method", where=file, expected=wanted, found=shapes)
+        raise FormatError(
+            "the tensors that all sites share are not those of the method",
+            where=file,
+            expected=wanted,
+            found=shapes,
+        )
     return adapters, shared
 
 
@@ -202,8 +297,12 @@ def _place(path: str, kinds: Mapping[str, str]) -> str:
     return path.rpartition(".")[0] if is_bare(kinds.get(path, "")) else path
 
 
-def _secondary(method: Method, key: str, value: Any, tensors_by_path: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:
-    """The sites of a method that another's folder holds, too, by the config's ``value`` and path -> tensors."""
+def _secondary(
+    method: Method, key: str, value: Any, tensors_by_path: Mapping[str, dict[str, np.ndarray]], folder: Path
+) -> Adapters:
+    """The sites of a method that another's folder holds, too, by the config's ``value`` and path ->
+    tensors.
+    """
     assert method.peft is not None
     assert method.peft.secondary is not None
     names = {suffix: param for param, suffix in method.peft.secondary.suffixes.items()}
@@ -212,17 +311,27 @@ def _secondary(method: Method, key: str, value: Any, tensors_by_path: Mapping[st
         try:
             cfg = method.peft.secondary.from_config(value, path)
         except (TypeError, ValueError) as error:
-            raise FormatError(f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}#/{key}") from error
+            raise FormatError(
+                f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}#/{key}"
+            ) from error
         params = {names[suffix]: tensor for suffix, tensor in tensors.items()}
         site, params = site_of(method, cfg, path, method.traits.layers[0], params, folder / TENSORS)
         adapters[site] = (cfg, params)
     if not adapters:
-        raise FormatError(f"the folder holds no tensors of its {key}", where=folder / TENSORS, expected=f"... {', '.join(names)}")
+        raise FormatError(
+            f"the folder holds no tensors of its {key}",
+            where=folder / TENSORS,
+            expected=f"... {', '.join(names)}",
+        )
     return adapters
 
 
-def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile) -> str | None:
-    """What PEFT would read otherwise than ``manifest`` says, or None; from bytes already read, ``folder`` is for messages."""
+def disagreement(
+    folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile
+) -> str | None:
+    """What PEFT would read otherwise than ``manifest`` says, or None; from bytes already read, ``folder`` is
+    for messages.
+    """
     pack = Described(manifest)
     truth = pack.methods
     try:
@@ -231,13 +340,22 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
     parts = [(content.method, content.adapters), *content.secondary]
-    whole = [group.path for group in manifest.groups if group.role == "full"]  # which may be several layers in PEFT's reading
-    theirs: dict[str, tuple[Any, ...]] = {site.path: ("adapter", method.name, cfg.rank, cfg.scale)
-                                          for method, adapters in parts
-                                          for site, (cfg, _) in adapters.items()}
-    theirs |= {next((path for path in whole if f"{module}.".startswith(f"{path}.")), module): ("full",) for module in content.full}
-    ours: dict[str, tuple[Any, ...]] = {group.path: ("adapter", pack.method_of(group).name, group.rank, group.scale)
-                                        for group in manifest.groups if group.role == "adapter"} | dict.fromkeys(whole, ("full",))
+    # which may be several layers in PEFT's reading
+    whole = [group.path for group in manifest.groups if group.role == "full"]
+    theirs: dict[str, tuple[Any, ...]] = {
+        site.path: ("adapter", method.name, cfg.rank, cfg.scale)
+        for method, adapters in parts
+        for site, (cfg, _) in adapters.items()
+    }
+    theirs |= {
+        next((path for path in whole if f"{module}.".startswith(f"{path}.")), module): ("full",)
+        for module in content.full
+    }
+    ours: dict[str, tuple[Any, ...]] = {
+        group.path: ("adapter", pack.method_of(group).name, group.rank, group.scale)
+        for group in manifest.groups
+        if group.role == "adapter"
+    } | dict.fromkeys(whole, ("full",))
     for path in sorted(theirs.keys() ^ ours.keys()):
         return f"the modules differ at {path}"
     for path, meaning in ours.items():
@@ -246,22 +364,35 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     for method, adapters in parts:
         there = {site.path: cfg for site, (cfg, _) in adapters.items()}
         here = {group.path: pack.config_at(group) for group in manifest.groups if group.path in there}
-        read, said = (_written_config(method, method is not content.method, {path: cfgs[path] for path in here}) for cfgs in (there, here))
+        read, said = (
+            _written_config(method, method is not content.method, {path: cfgs[path] for path in here})
+            for cfgs in (there, here)
+        )
         for key in sorted(read.keys() | said.keys()):
             if read.get(key) != said.get(key):
                 return f"{key} is {read.get(key)!r:.100} there and {said.get(key)!r:.100} in the manifest"
     adapted = {group.path for group in manifest.groups if group.role == "adapter" and group.method is None}
     form = truth[0].peft
-    if form is not None and form.names_sites and set(config.get("target_modules") or ()) != adapted - {form.site}:
+    if (
+        form is not None
+        and form.names_sites
+        and set(config.get("target_modules") or ()) != adapted - {form.site}
+    ):
         return "target_modules are not the adapted modules"
     return None
 
 
 def _written_config(method: Method, as_secondary: bool, sites: Mapping[str, Any]) -> dict[str, Any]:
-    """What PEFT's config says of a method with these configs by path, as JSON values; ``as_secondary``: in the folder of another method."""
+    """What PEFT's config says of a method with these configs by path, as JSON values; ``as_secondary``: in
+    the folder of another method.
+    """
     if method.peft is None or not sites:
         return {}
     secondary = method.peft.secondary if as_secondary else None
-    config = method.peft.to_config(sites) or {} if secondary is None else {secondary.key: secondary.to_config(sites)}
+    config = (
+        method.peft.to_config(sites) or {}
+        if secondary is None
+        else {secondary.key: secondary.to_config(sites)}
+    )
     written: dict[str, Any] = strict_json.plain(config)
     return written

@@ -16,12 +16,19 @@ PREFIX = "base_model.model."
 
 
 def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer | None:
-    """How PEFT stores the method at sites of that kind, or None where it has no such form; ``host``: the pack's method, if another."""
+    """How PEFT stores the method at sites of that kind, or None where it has no such form; ``host``: the
+    pack's method, if another.
+    """
     if method.peft is None:
         return None
     if host is not None:
         secondary = method.peft.secondary if host.peft is not None else None
-        fits = secondary and host.peft and host.peft.peft_type in secondary.hosts and kind == method.traits.layers[0]
+        fits = (
+            secondary
+            and host.peft
+            and host.peft.peft_type in secondary.hosts
+            and kind == method.traits.layers[0]
+        )
         return PeftLayer(secondary.suffixes) if secondary and fits else None
     if kind == method.traits.layers[0]:
         return PeftLayer(method.peft.suffixes)
@@ -29,8 +36,11 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
     return form if form is None or form.suffixes is not None else form._replace(suffixes=method.peft.suffixes)
 
 
-def tensor_name(method: Method, path: str, param: str, kind: str | None = None, host: Method | None = None) -> str:
-    """PEFT's name for a parameter at a site; one of our own where PEFT has none. ``host``: the pack's method, if it is another.
+def tensor_name(
+    method: Method, path: str, param: str, kind: str | None = None, host: Method | None = None
+) -> str:
+    """PEFT's name for a parameter at a site; one of our own where PEFT has none. ``host``: the pack's method,
+    if it is another.
 
     Raises:
         FormatError: the method does not say how PEFT calls that parameter.
@@ -40,8 +50,15 @@ def tensor_name(method: Method, path: str, param: str, kind: str | None = None, 
     if param not in suffixes and is_numbered(method, param):
         suffixes = {param: param}
     if param not in suffixes:
-        raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
-    return suffixes[param] if method.peft and path == method.peft.site else f"{PREFIX}{path}.{suffixes[param]}"
+        raise FormatError(
+            f"the method {method.name} has no parameter of that name",
+            where=path,
+            expected=", ".join(suffixes),
+            found=param,
+        )
+    return (
+        suffixes[param] if method.peft and path == method.peft.site else f"{PREFIX}{path}.{suffixes[param]}"
+    )
 
 
 def is_numbered(method: Method, ending: str) -> bool:
@@ -53,15 +70,23 @@ def is_numbered(method: Method, ending: str) -> bool:
         (True, False)
     """
     name, _, number = ending.rpartition(".")
-    return method.peft is not None and name in method.peft.numbered and len(number) < 6 and number.isascii() and number.isdigit()
+    return (
+        method.peft is not None
+        and name in method.peft.numbered
+        and len(number) < 6
+        and number.isascii()
+        and number.isdigit()
+    )
 
 
 def alike(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether tensors of these ``shapes`` (by parameter), which were read as those of a site of one kind, may be those of ``other``.
+    """Whether tensors of these ``shapes`` (by parameter), which were read as those of a site of one kind, may
+    be those of ``other``.
 
     Example:
         >>> from adapterpack.adapter_methods import get
-        >>> alike(get("hra"), "linear", "conv", {"hra_u": (12, 4)}), alike(get("lora"), "linear", "conv", {"lora_A": (4, 12)})
+        >>> alike(get("hra"), "linear", "conv", {"hra_u": (12, 4)}), alike(get("lora"), "linear", "conv",
+        ...     {"lora_A": (4, 12)})
         (True, False)
     """
     if is_stacked(kind) and is_stacked(other):
@@ -79,7 +104,9 @@ def alike(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int,
 
 
 def limit(method: Method, cfg: Any, site: Site) -> str:
-    """Why PEFT's tensors of the method have no certain meaning at a site; empty where they have (:class:`PeftLayer`)."""
+    """Why PEFT's tensors of the method have no certain meaning at a site; empty where they have
+    (:class:`PeftLayer`).
+    """
     form = form_of(method, site.kind)
     return "" if form is None or form.limit is None else form.limit(cfg, site)
 
@@ -90,24 +117,42 @@ def stored(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray
     return form.stored(cfg, site, params) if form is not None and form.stored is not None else dict(params)
 
 
-def loaded(method: Method, kind: str, cfg: Callable[[], Any], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The reverse of :func:`stored`: a convolution's tensors as matrices; ``cfg`` gives the config of the site."""
+def loaded(
+    method: Method, kind: str, cfg: Callable[[], Any], params: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The reverse of :func:`stored`: a convolution's tensors as matrices; ``cfg`` gives the config of the
+    site.
+    """
     form = form_of(method, kind)
     if form is not None and form.loaded is not None:
         return form.loaded(cfg(), params)
     if form is None or form.stored is None:
         return dict(params)
-    return {name: value.reshape(-1) if name in form.vectors else
-            value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value for name, value in params.items()}
+    return {
+        name: value.reshape(-1)
+        if name in form.vectors
+        else value.reshape(len(value), math.prod(value.shape[1:]))
+        if value.ndim > 2
+        else value
+        for name, value in params.items()
+    }
 
 
 def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """The kernel of a convolution, which the tensors that belong to its input have behind their second axis; empty for other kinds."""
-    return () if is_stacked(kind) else max((shape[2:] for shape in shapes), key=lambda axes: (math.prod(axes), len(axes)), default=())
+    """The kernel of a convolution, which the tensors that belong to its input have behind their second axis;
+    empty for other kinds.
+    """
+    return (
+        ()
+        if is_stacked(kind)
+        else max((shape[2:] for shape in shapes), key=lambda axes: (math.prod(axes), len(axes)), default=())
+    )
 
 
 def stack_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many matrices a stack has, or how many groups share the rank of an adapter that has none, by the ``shapes`` of its parameters."""
+    """How many matrices a stack has, or how many groups share the rank of an adapter that has none, by the
+    ``shapes`` of its parameters.
+    """
     if is_stacked(kind):
         return max((shape[0] for shape in shapes.values() if shape), default=1)
     spanning, (A, B) = bool(unfoldable(kind)), (shapes.get(name, ()) for name in ("lora_A", "lora_B"))
@@ -115,7 +160,9 @@ def stack_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def shared_name(method: Method, param: str) -> str:
-    """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not know."""
+    """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not
+    know.
+    """
     if method.peft is None:
         return f"{PREFIX}@shared.{param}"
     if param in method.peft.shared:
@@ -146,5 +193,7 @@ def full_name(method: Method, path: str, param: str) -> str:
 
 
 def prefix_of(method: Method) -> str:
-    """What stands before the path of a module: PEFT wraps the model once less for a method that acts on it as a whole."""
+    """What stands before the path of a module: PEFT wraps the model once less for a method that acts on it as
+    a whole.
+    """
     return PREFIX.removesuffix("model.") if method.peft and method.peft.site else PREFIX

@@ -14,37 +14,84 @@ from ..io.safe_open import read_file
 from ..manifest import manifest as m
 
 _MAX_CONFIG = 4 << 20
-_INERT: dict[str, tuple[Any, ...]] = {"bias": (None, "none"), "use_dora": (None, False), "fan_in_fan_out": (None, False),
-                                      "lora_bias": (None, False), "use_qalora": (None, False), "layer_replication": (None, []),
-                                      "alora_invocation_tokens": (None, []), "target_parameters": (None, []),
-                                      "trainable_token_indices": (None, [], {})}
+_INERT: dict[str, tuple[Any, ...]] = {
+    "bias": (None, "none"),
+    "use_dora": (None, False),
+    "fan_in_fan_out": (None, False),
+    "lora_bias": (None, False),
+    "use_qalora": (None, False),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+}
 """Keys that change the mathematics, with the values under which they do not."""
-_UNUSED: dict[str, tuple[Any, ...]] = {"alpha_pattern": (None, {}), "arrow_config": (None,), "enable_lora": (None,),
-                                       "kasa_config": (None,), "monteclora_config": (None,), "use_bdlora": (None, False),
-                                       "use_rslora": (None, False), "velora_config": (None,)}
-"""Options of PEFT's, up to 0.21, that a method may have and another not, with the values under which they do nothing."""
-_NEUTRAL = frozenset({
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "merge_weights",
-    "modules_to_save",
-    "peft_type", "peft_version", "psoft_alpha", "psoft_svd_lowrank_niter", "qalora_group_size", "random_seed", "revision", "runtime_config",
-    "target_modules", "task_type", "lora_B_layout", "unsloth_fused_expert_lora",
-})
-"""Keys that say where the tensors came from and where they go: the tensors themselves say it again, so any value will do."""
+_UNUSED: dict[str, tuple[Any, ...]] = {
+    "alpha_pattern": (None, {}),
+    "arrow_config": (None,),
+    "enable_lora": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "use_bdlora": (None, False),
+    "use_rslora": (None, False),
+    "velora_config": (None,),
+}
+"""Options of PEFT's, up to 0.21, that a method may have and another not, with the values under which they do
+nothing.
+"""
+_NEUTRAL = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "merge_weights",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "psoft_alpha",
+        "psoft_svd_lowrank_niter",
+        "qalora_group_size",
+        "random_seed",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "lora_B_layout",
+        "unsloth_fused_expert_lora",
+    }
+)
+"""Keys that say where the tensors came from and where they go: the tensors themselves say it again, so any
+value will do.
+"""
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 SHARD = re.compile(r"adapter_model-[0-9]{5}-of-[0-9]{5}\.safetensors")
-"""Names of the files that stand for PEFT's one file of tensors: what PEFT wrote before safetensors, and what other tools split."""
+"""Names of the files that stand for PEFT's one file of tensors: what PEFT wrote before safetensors, and what
+other tools split.
+"""
 TORCHTUNE = re.compile(r"adapter_[0-9]{1,6}\.pt")
 """Names of torchtune's own adapter files."""
 _CONVERT = "adapterpack convert SRC --to pack -o OUT"
 
 
 _NOT_READ: dict[str, tuple[str, str]] = {
-    "XLORA": ("its experts are folders elsewhere, which a configuration names and nobody here opens",
-              "copy the experts' folders into it, as experts/0, experts/1, ..., and convert it: adapterpack convert SRC --to pack -o OUT"),
+    "XLORA": (
+        "its experts are folders elsewhere, which a configuration names and nobody here opens",
+        "copy the experts' folders into it, as experts/0, experts/1, ..., and convert it: adapterpack "
+        "convert SRC --to pack -o OUT",
+    ),
 }
 """Types of PEFT that are not read: why, and what to do."""
 
@@ -53,16 +100,27 @@ def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) ->
     """The error for a configuration that is of no method."""
     kind = config.get("peft_type")
     if "peft_type" not in config:
-        return Unsupported("this is no folder of PEFT's: its configuration names no peft_type", where=where, expected="peft_type",
-                           found=printable(", ".join(sorted(config))[:200]),
-                           remedy="adapterpack convert SRC --to pack -o OUT reads what other tools wrote (docs/formats.md)")
+        return Unsupported(
+            "this is no folder of PEFT's: its configuration names no peft_type",
+            where=where,
+            expected="peft_type",
+            found=printable(", ".join(sorted(config))[:200]),
+            remedy="adapterpack convert SRC --to pack -o OUT reads what other tools wrote (docs/formats.md)",
+        )
     why, remedy = _NOT_READ.get(str(kind), ("", ""))
-    return Unsupported(f"this PEFT method is not supported{': ' if why else ''}{why}", where=where, found=kind,
-                       expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})), remedy=remedy)
+    return Unsupported(
+        f"this PEFT method is not supported{': ' if why else ''}{why}",
+        where=where,
+        found=kind,
+        expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})),
+        remedy=remedy,
+    )
 
 
 def likely(config: Mapping[str, Any]) -> list[Method]:
-    """The method that has the config's own name, if it accounts for every option that is on: then no other needs to be tried."""
+    """The method that has the config's own name, if it accounts for every option that is on: then no other
+    needs to be tried.
+    """
     method = METHODS.find(str(config.get("peft_type")).lower())
     if method is None or method.peft is None:
         return []
@@ -75,7 +133,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """The configuration in a file."""
     data = read_file(path, _MAX_CONFIG + 1)
     if len(data) > _MAX_CONFIG:
-        raise FormatError("the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes")
+        raise FormatError(
+            "the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes"
+        )
     return parsed(data, path)
 
 
@@ -94,13 +154,16 @@ def parsed(data: bytes, path: Path) -> dict[str, Any]:
 def unknown_options(
     config: Mapping[str, Any], written: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: Path
 ) -> dict[str, Any]:
-    """The options that nobody here knows and that are switched off (None, False, 0, or empty), with their values.
+    """The options that nobody here knows and that are switched off (None, False, 0, or empty), with their
+    values.
 
-    A newer PEFT has options that this package does not know. Nearly all that PEFT has added so far are off unless a user turns them on, so
-    a folder in which they are off most likely means what it always meant, and is read; but an option that is on by default would change the
-    result by being off, and nothing in the folder tells that. So what is returned here has to be said to the user.
+    A newer PEFT has options that this package does not know. Nearly all that PEFT has added so far are off
+    unless a user turns them on, so a folder in which they are off most likely means what it always meant, and
+    is read; but an option that is on by default would change the result by being off, and nothing in the
+    folder tells that. So what is returned here has to be said to the user.
 
-    What the method writes itself it understands; ``layers`` are the options that say what kind of layer the tensors belong to.
+    What the method writes itself it understands; ``layers`` are the options that say what kind of layer the
+    tensors belong to.
 
     Raises:
         Unsupported: an option that is not understood is on, and would change the result without a word.
@@ -113,8 +176,12 @@ def unknown_options(
             continue
         inert = _INERT.get(key) or _UNUSED.get(key)
         if value not in (inert or _OFF):
-            raise Unsupported(f"this PEFT option is not supported: {key}", where=f"{where}#/{key}", found=repr(value)[:80],
-                              remedy="merge this adapter with the library that made it, or train it without that option")
+            raise Unsupported(
+                f"this PEFT option is not supported: {key}",
+                where=f"{where}#/{key}",
+                found=repr(value)[:80],
+                remedy="merge this adapter with the library that made it, or train it without that option",
+            )
         if inert is None:
             unknown[key] = value
     return unknown
@@ -125,14 +192,19 @@ def unknown_sentence(unknown: Mapping[str, Any]) -> str:
 
     Example:
         >>> unknown_sentence({"use_warp": False})
-        'options of PEFT that are not known here, and off: use_warp=False; one that is on by default would make this another adapter'
+        'options of PEFT that are not known here, and off: use_warp=False; one that is on by default would
+        make this another adapter'
     """
     listed = ", ".join(f"{printable(key[:60])}={value!r}" for key, value in list(unknown.items())[:10])
-    return f"options of PEFT that are not known here, and off: {listed}; one that is on by default would make this another adapter"
+    return (
+        f"options of PEFT that are not known here, and off: {listed}; one that is on by default would make "
+        "this another adapter"
+    )
 
 
 def require_peft_order(config: Mapping[str, Any], where: Path) -> None:
-    """Goes on only if factors of fused experts lie in PEFT's order: Unsloth has another one, and says so in keys of its own.
+    """Goes on only if factors of fused experts lie in PEFT's order: Unsloth has another one, and says so in
+    keys of its own.
 
     Raises:
         Unsupported: they lie in another order.
@@ -144,12 +216,22 @@ def require_peft_order(config: Mapping[str, Any], where: Path) -> None:
     for holder in (config, mapping if isinstance(mapping, dict) else {}):
         detail = holder.get("unsloth_fused_expert_lora")
         parameters = detail.get("parameters") if isinstance(detail, dict) else None
-        stated = [holder.get("lora_B_layout"), *(one.get("lora_B_layout") for one in (parameters or {}).values() if isinstance(one, dict))
-                  ] if isinstance(parameters or {}, dict) else [detail]
+        stated = (
+            [
+                holder.get("lora_B_layout"),
+                *(one.get("lora_B_layout") for one in (parameters or {}).values() if isinstance(one, dict)),
+            ]
+            if isinstance(parameters or {}, dict)
+            else [detail]
+        )
         if other := next((layout for layout in stated if layout not in (None, "rank_major")), None):
-            raise Unsupported("the factors of this adapter's experts lie in Unsloth's order, not in PEFT's",
-                              where=f"{where}#/lora_B_layout", expected="rank_major", found=repr(other)[:80],
-                              remedy="merge it with Unsloth (save_pretrained_merged)")
+            raise Unsupported(
+                "the factors of this adapter's experts lie in Unsloth's order, not in PEFT's",
+                where=f"{where}#/lora_B_layout",
+                expected="rank_major",
+                found=repr(other)[:80],
+                remedy="merge it with Unsloth (save_pretrained_merged)",
+            )
 
 
 def require_tensors(file: Path) -> None:
@@ -162,18 +244,32 @@ def require_tensors(file: Path) -> None:
         return
     names = sorted(path.name for path in file.parent.iterdir())
     if found := next((name for name in names if name in PICKLES), None):
-        raise Unsupported("the adapter is stored as a pickle, which can run code and is not opened here", where=file.parent / found,
-                          expected=file.name, remedy=f"make a pack of it: {_CONVERT} takes the tensors out of it and runs nothing")
+        raise Unsupported(
+            "the adapter is stored as a pickle, which can run code and is not opened here",
+            where=file.parent / found,
+            expected=file.name,
+            remedy=f"make a pack of it: {_CONVERT} takes the tensors out of it and runs nothing",
+        )
     if found := next((name for name in names if SHARD.fullmatch(name)), None):
-        raise Unsupported("the adapter's tensors are in several files, of which PEFT reads none", where=file.parent / found,
-                          expected=file.name, remedy=f"make a pack of them: {_CONVERT}")
+        raise Unsupported(
+            "the adapter's tensors are in several files, of which PEFT reads none",
+            where=file.parent / found,
+            expected=file.name,
+            remedy=f"make a pack of them: {_CONVERT}",
+        )
     if found := next((name for name in names if TORCHTUNE.fullmatch(name)), None):
-        raise Unsupported("the adapter is stored in torchtune's own form, a pickle with torchtune's names", where=file.parent / found,
-                          expected=file.name, remedy="let torchtune's checkpointer write PEFT's form (safe_serialization: True)")
+        raise Unsupported(
+            "the adapter is stored in torchtune's own form, a pickle with torchtune's names",
+            where=file.parent / found,
+            expected=file.name,
+            remedy="let torchtune's checkpointer write PEFT's form (safe_serialization: True)",
+        )
 
 
 def base_hint(config: Mapping[str, Any]) -> m.Base:
-    """The base by its hub name, if it has one: the path of somebody's disk says nothing to others and stays out of the manifest."""
+    """The base by its hub name, if it has one: the path of somebody's disk says nothing to others and stays
+    out of the manifest.
+    """
     hint, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(hint, str) or len(hint) > 200 or not _HUB_ID.fullmatch(hint):
         return m.Base()

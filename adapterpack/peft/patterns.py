@@ -1,6 +1,7 @@
 """Turns the regular expressions of a stranger's PEFT configuration into literal module paths.
 
-They are run by RE2, whose time is linear in the pattern and in the text and whose memory is bounded: no pattern can stall a reader.
+They are run by RE2, whose time is linear in the pattern and in the text and whose memory is bounded: no
+pattern can stall a reader.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ def is_expression(pattern: Any) -> bool:
         >>> is_expression({"1.v_proj": 4}), is_expression({"layers.[0-3].v_proj": 4}), is_expression(None)
         (False, True, False)
     """
-    return isinstance(pattern, Mapping) and not all(isinstance(key, str) and _NAME.fullmatch(key) for key in pattern)
+    return isinstance(pattern, Mapping) and not all(
+        isinstance(key, str) and _NAME.fullmatch(key) for key in pattern
+    )
 
 
 def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> dict[str, Any]:
-    """What a pattern says of each of ``paths``, anchored: the first key that fits the end of a path counts, as in PEFT.
+    """What a pattern says of each of ``paths``, anchored: the first key that fits the end of a path counts,
+    as in PEFT.
 
     Raises:
         FormatError: a key is no text, or there are too many or too long ones.
@@ -36,9 +40,15 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
         >>> expanded({"layers.[0-3].v_proj": 4}, ["layers.1.v_proj", "layers.4.v_proj"], "rank_pattern")
         {'^layers.1.v_proj': 4}
     """
-    if len(pattern) > _MAX_KEYS or not all(isinstance(key, str) and len(key) <= _MAX_LENGTH for key in pattern):
-        raise FormatError("a pattern has too many keys, or keys that are no short texts", where=where,
-                          expected=f"at most {_MAX_KEYS} texts of at most {_MAX_LENGTH} characters", found=len(pattern))
+    if len(pattern) > _MAX_KEYS or not all(
+        isinstance(key, str) and len(key) <= _MAX_LENGTH for key in pattern
+    ):
+        raise FormatError(
+            "a pattern has too many keys, or keys that are no short texts",
+            where=where,
+            expected=f"at most {_MAX_KEYS} texts of at most {_MAX_LENGTH} characters",
+            found=len(pattern),
+        )
     compiled = [(_compiled(rf"(?:.*\.)?(?:{key})", key, where), value) for key, value in pattern.items()]
     value_by_path = {}
     for path in paths:
@@ -50,7 +60,8 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
 
 
 def matched(expression: str, paths: Iterable[str], where: str) -> list[str]:
-    r"""The paths that an expression for whole paths fits, as PEFT reads a ``target_modules`` that is one text.
+    r"""The paths that an expression for whole paths fits, as PEFT reads a ``target_modules`` that is one
+    text.
 
     Raises:
         FormatError: the text is too long.
@@ -61,7 +72,12 @@ def matched(expression: str, paths: Iterable[str], where: str) -> list[str]:
         ['layers.1.v_proj']
     """
     if len(expression) > _MAX_LENGTH:
-        raise FormatError("an expression is too long", where=where, expected=f"at most {_MAX_LENGTH} characters", found=len(expression))
+        raise FormatError(
+            "an expression is too long",
+            where=where,
+            expected=f"at most {_MAX_LENGTH} characters",
+            found=len(expression),
+        )
     compiled = _compiled(f"(?:{expression})", expression, where)
     return [path for path in paths if compiled.fullmatch(path)]
 
@@ -75,7 +91,15 @@ def _compiled(expression: str, shown: str, where: str) -> Any:
     try:
         return re2.compile(expression, options)
     except re2.error as error:
-        reason = error.args[0].decode("utf-8", "replace") if error.args and isinstance(error.args[0], bytes) else str(error)
-        raise Unsupported(f"this PEFT pattern cannot be run in bounded time: {reason[:120]}", where=where, found=repr(shown)[:80],
-                          expected="an expression without look-around and back-references",
-                          remedy="write the pattern with literal module names") from error
+        reason = (
+            error.args[0].decode("utf-8", "replace")
+            if error.args and isinstance(error.args[0], bytes)
+            else str(error)
+        )
+        raise Unsupported(
+            f"this PEFT pattern cannot be run in bounded time: {reason[:120]}",
+            where=where,
+            found=repr(shown)[:80],
+            expected="an expression without look-around and back-references",
+            remedy="write the pattern with literal module names",
+        ) from error

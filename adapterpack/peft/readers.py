@@ -14,13 +14,20 @@ _CAUSAL, _SERVED = "CAUSAL_LM", ("linear", "embedding")
 def readers(pack: Described) -> dict[str, str]:
     """Library -> why it does not make of the pack's folder what the pack means; nothing where it does.
 
-    Measured of each method: PEFT and transformers by ``tests/test_readers.py``, vLLM's own loader by ``tests/interop/vllm_loads.py``.
+    Measured of each method: PEFT and transformers by ``tests/test_readers.py``, vLLM's own loader by
+    ``tests/interop/vllm_loads.py``.
     """
     if config_bytes(pack.manifest) is None:
-        return dict.fromkeys(("PEFT", "transformers", "vLLM"), "PEFT has no such adapter, so that the folder has no adapter_config.json")
+        return dict.fromkeys(
+            ("PEFT", "transformers", "vLLM"),
+            "PEFT has no such adapter, so that the folder has no adapter_config.json",
+        )
     forms = [method.peft for method in pack.methods if method.peft is not None]
-    return {"PEFT": "", "transformers": next((form.not_in_transformers for form in forms if form.not_in_transformers), ""),
-            "vLLM": _not_in_vllm(pack) if all(form.in_vllm for form in forms) else "it takes LoRA alone"}
+    return {
+        "PEFT": "",
+        "transformers": next((form.not_in_transformers for form in forms if form.not_in_transformers), ""),
+        "vLLM": _not_in_vllm(pack) if all(form.in_vllm for form in forms) else "it takes LoRA alone",
+    }
 
 
 def _not_in_vllm(pack: Described) -> str:

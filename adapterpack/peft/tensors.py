@@ -1,4 +1,6 @@
-"""Sorts the tensors of a file that PEFT wrote: by site, shared by all sites, or of modules that were trained whole."""
+"""Sorts the tensors of a file that PEFT wrote: by site, shared by all sites, or of modules that were trained
+whole.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,22 @@ from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
 from .names import form_of, is_numbered, kernel_of, loaded, prefix_of, shared_param, stack_of, stored
 
-_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
-"""PEFT's task -> the modules that it saves whole for it, named in the configuration or not (up to 0.8 they are not)."""
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""PEFT's task -> the modules that it saves whole for it, named in the configuration or not (up to 0.8 they
+are not).
+"""
 
 
 def _saved(path: str, config: Mapping[str, Any]) -> str | None:
-    """The module that PEFT saves whole and that ``path`` is or lies in: the outermost whose name ends in a saved one, or None.
+    """The module that PEFT saves whole and that ``path`` is or lies in: the outermost whose name ends in a
+    saved one, or None.
 
-    A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers in it.
+    A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers
+    in it.
     """
     parts, named = path.split("."), config.get("modules_to_save")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
@@ -37,8 +47,19 @@ _OF_DEFAULT = re.compile(r"[.]default(?=[.](weight|bias)$|$)")
 
 
 _COPIES = ("modules_to_save", "original_module")
-_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "proj_out")
-"""What PEFT saves whole with an adapter when words were added (``save_embedding_layers``), by the names that transformers has for it."""
+_EMBEDDINGS = (
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "word_embeddings",
+    "shared",
+    "embed_in",
+    "embed_out",
+    "proj_out",
+)
+"""What PEFT saves whole with an adapter when words were added (``save_embedding_layers``), by the names that
+transformers has for it.
+"""
 
 
 def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
@@ -46,8 +67,10 @@ def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
 
 
 class Sorted(NamedTuple):
-    """The tensors of a file: ``params`` maps a site's path to its tensors by what PEFT writes behind the path, ``shared`` holds what all
-    sites share by parameter, ``full`` modules by path, and ``secondary`` the sites of other methods by their key in the config."""
+    """The tensors of a file: ``params`` maps a site's path to its tensors by what PEFT writes behind the
+    path, ``shared`` holds what all sites share by parameter, ``full`` modules by path, and ``secondary`` the
+    sites of other methods by their key in the config.
+    """
 
     params: dict[str, dict[str, np.ndarray]]
     shared: dict[str, np.ndarray]
@@ -55,8 +78,14 @@ class Sorted(NamedTuple):
     secondary: dict[str, dict[str, dict[str, np.ndarray]]]
 
 
-def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFile, config: Mapping[str, Any], where: Path,
-         strict: bool = True) -> Sorted:
+def sort(
+    method: Method,
+    secondary: Mapping[str, Method],
+    tensors: SafetensorsFile,
+    config: Mapping[str, Any],
+    where: Path,
+    strict: bool = True,
+) -> Sorted:
     """The tensors of a file of ``method``, with ``secondary`` methods by their key in the config.
 
     Raises:
@@ -67,9 +96,13 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
     result = Sorted({}, {}, {}, {})
     unknown: dict[str, dict[str, np.ndarray]] = {}
     forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]
-    endings: dict[str, str | None] = dict.fromkeys([*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases])
+    endings: dict[str, str | None] = dict.fromkeys(
+        [*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases]
+    )
     for key, guest in secondary.items():
-        endings |= dict.fromkeys(guest.peft.secondary.suffixes.values() if guest.peft and guest.peft.secondary else (), key)
+        endings |= dict.fromkeys(
+            guest.peft.secondary.suffixes.values() if guest.peft and guest.peft.secondary else (), key
+        )
     prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
     for name in tensors.tensors:
         if (common := shared_param(method, name)) is not None:
@@ -79,7 +112,9 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
             result.params.setdefault(str(method.peft.site), {})[name] = tensors.read(name)
             continue
         if not name.startswith(prefix):
-            raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
+            raise FormatError(
+                "a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}..."
+            )
         rest = name.removeprefix(prefix)
         rest, ending = (rest, None) if bare else _parted(method, rest, endings)
         if ending is None and any(rest.endswith(f".{end}") for end in method.peft.dropped):
@@ -93,15 +128,20 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
             here[ending] = tensors.read(name)
             continue
         path, _, param = rest.rpartition(".")
-        if path.endswith(".base_layer") and param == "weight" and any(
-            f"{prefix}{path.removesuffix('.base_layer')}.{end}" in tensors.tensors for end in endings):
+        if (
+            path.endswith(".base_layer")
+            and param == "weight"
+            and any(f"{prefix}{path.removesuffix('.base_layer')}.{end}" in tensors.tensors for end in endings)
+        ):
             continue  # the base's own weight, which PEFT saves with an adapted embedding
         owner_of, _, copy = path.rpartition(".")
         if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
             continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
         saved = _saved(path, config)
         module = saved or path
-        (result.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = tensors.read(name)
+        (result.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = (
+            tensors.read(name)
+        )
     _take_known(unknown, result, config)
     if unknown and strict:
         raise _unaccounted(unknown, prefix, endings, config, where)
@@ -109,18 +149,27 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
 
 
 def _take_known(unknown: dict[str, dict[str, np.ndarray]], result: Sorted, config: Mapping[str, Any]) -> None:
-    """Takes from what no name accounts for the modules that PEFT saves by other rules of its own: embeddings, biases, tied modules."""
+    """Takes from what no name accounts for the modules that PEFT saves by other rules of its own: embeddings,
+    biases, tied modules.
+    """
     for path, params in list(unknown.items()):
-        if _is_embedding(path, params) or (config.get("bias") == "all" and params.keys() == {"bias"} and not _holds(path, result.params)):
+        if _is_embedding(path, params) or (
+            config.get("bias") == "all" and params.keys() == {"bias"} and not _holds(path, result.params)
+        ):
             result.full[path] = unknown.pop(path)
     if config.get("ensure_weight_tying") is True:
         _tie(result.full, unknown)
 
 
 def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
-    """What PEFT writes behind a site's path in a name: one of the ``endings``, or that of a numbered tensor; None if it is neither."""
+    """What PEFT writes behind a site's path in a name: one of the ``endings``, or that of a numbered tensor;
+    None if it is neither.
+    """
     last = ".".join(rest.split(".")[-2:])
-    return next((ending for ending in endings if rest.endswith(f".{ending}")), last if is_numbered(method, last) else None)
+    return next(
+        (ending for ending in endings if rest.endswith(f".{ending}")),
+        last if is_numbered(method, last) else None,
+    )
 
 
 def _parted(method: Method, rest: str, endings: Iterable[str]) -> tuple[str, str | None]:
@@ -131,18 +180,32 @@ def _parted(method: Method, rest: str, endings: Iterable[str]) -> tuple[str, str
     return (rest, ending) if found is None else (plain, found)
 
 
-def _unaccounted(unknown: Mapping[str, Mapping[str, np.ndarray]], prefix: str, endings: Iterable[str], config: Mapping[str, Any],
-                 where: Path) -> Unsupported:
+def _unaccounted(
+    unknown: Mapping[str, Mapping[str, np.ndarray]],
+    prefix: str,
+    endings: Iterable[str],
+    config: Mapping[str, Any],
+    where: Path,
+) -> Unsupported:
     """The error for tensors, by module, that are of no site and of no module that was trained whole."""
     path, params = next(iter(unknown.items()))
     if "lora_magnitude_vector" in params and not config.get("use_dora"):
-        return Unsupported("the tensors are those of DoRA, and the configuration does not say so: PEFT would take them for a LoRA, as it "
-                           "does with what torchtune writes", where=where, found=f"{prefix}{path}.lora_magnitude_vector",
-                           expected="use_dora: true", remedy="set use_dora if PEFT wrote the tensors; torchtune leaves the lengths of "
-                           "queries and keys in an order of its own: merge such an adapter there")
-    return Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=f"{prefix}{path}.{min(params)}",
-                       expected=f"{', '.join(endings)}, or a module of modules_to_save",
-                       remedy="name its module in modules_to_save, or remove the tensor")
+        return Unsupported(
+            "the tensors are those of DoRA, and the configuration does not say so: PEFT would take them "
+            "for a LoRA, as it does with what torchtune writes",
+            where=where,
+            found=f"{prefix}{path}.lora_magnitude_vector",
+            expected="use_dora: true",
+            remedy="set use_dora if PEFT wrote the tensors; torchtune leaves the lengths of "
+            "queries and keys in an order of its own: merge such an adapter there",
+        )
+    return Unsupported(
+        "a tensor that the PEFT configuration does not account for",
+        where=where,
+        found=f"{prefix}{path}.{min(params)}",
+        expected=f"{', '.join(endings)}, or a module of modules_to_save",
+        remedy="name its module in modules_to_save, or remove the tensor",
+    )
 
 
 def _holds(path: str, sites: Iterable[str]) -> bool:
@@ -151,22 +214,29 @@ def _holds(path: str, sites: Iterable[str]) -> bool:
 
 
 def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np.ndarray]]) -> None:
-    """Takes in the modules that PEFT saved because they are tied to one that was trained whole: those that hold the same rows."""
+    """Takes in the modules that PEFT saved because they are tied to one that was trained whole: those that
+    hold the same rows.
+    """
     for path, params in list(unknown.items()):
-        if any(params.keys() == whole.keys() and all(np.array_equal(params[key], whole[key]) for key in whole) for whole in full.values()):
+        if any(
+            params.keys() == whole.keys() and all(np.array_equal(params[key], whole[key]) for key in whole)
+            for whole in full.values()
+        ):
             full[path] = unknown.pop(path)
 
 
 def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     """The kind of a site, by the names and the axes of its tensors and by the config.
 
-    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round a linear layer is stored the
-    base says better (:func:`~adapterpack.base.site_kinds.kinds_on`).
+    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round
+    a linear layer is stored the base says better (:func:`~adapterpack.base.site_kinds.kinds_on`).
     """
     assert method.peft is not None
     shapes = {suffix: value.shape for suffix, value in tensors.items()}
     for kind, form in method.peft.layers.items():
-        if form.is_of(config, shapes) and tensors.keys() <= set((form.suffixes or method.peft.suffixes).values()):
+        if form.is_of(config, shapes) and tensors.keys() <= set(
+            (form.suffixes or method.peft.suffixes).values()
+        ):
             return kind
     return method.traits.layers[0]
 
@@ -185,60 +255,105 @@ def site_of(
 ) -> tuple[Site, dict[str, np.ndarray]]:
     """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
     assert method.peft is not None
-    shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, lambda: cfg, whole)
+    shapes, params = (
+        {name: value.shape for name, value in whole.items()},
+        loaded(method, kind, lambda: cfg, whole),
+    )
     _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
     widths = features(method.peft, kind, params, f"{where}, {path}")
-    site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()),
-                stack_of(kind, shapes))
+    site = Site(
+        path,
+        widths[0] or 0,
+        widths[1] or 0,
+        kind,
+        "bias" in params,
+        kernel_of(kind, shapes.values()),
+        stack_of(kind, shapes),
+    )
     try:
         declared = method.shapes(cfg, site)  # which of them there are may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=f"{where}, {path}", found=shapes) from error
+        raise FormatError(
+            "the tensors of a site do not pair up, or have too few axes",
+            where=f"{where}, {path}",
+            found=shapes,
+        ) from error
     if params.keys() != declared.keys():
-        raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(declared), found=sorted(params))
+        raise FormatError(
+            "the tensors of a site do not pair up",
+            where=f"{where}, {path}",
+            expected=sorted(declared),
+            found=sorted(params),
+        )
     check_shapes(method, cfg, site, params, where)
     try:
         right = {name: value.shape for name, value in stored(method, cfg, site, params).items()}
     except ValueError:  # a kernel that the input's width is no multiple of
         right = None
     if shapes != right:
-        raise FormatError("a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes)
+        raise FormatError(
+            "a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes
+        )
     return site, params
 
 
-def _require_kind(method: Method, cfg: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Checks that tensors have no more axes than the method gives them at such a layer: PEFT has several methods for convolutions, in forms
-    that are not read here, and LN tuning for any module.
+def _require_kind(
+    method: Method, cfg: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Checks that tensors have no more axes than the method gives them at such a layer: PEFT has several
+    methods for convolutions, in forms that are not read here, and LN tuning for any module.
     """
     assert method.peft is not None
     form = form_of(method, kind)
     if form is not None and form.refused is not None:
         names = form.suffixes or {}
         if reason := form.refused({names.get(param, param): shape for param, shape in shapes.items()}):
-            raise Unsupported(reason, where=where, found=", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()),
-                              remedy="merge this adapter with the library that made it, or keep it there")
+            raise Unsupported(
+                reason,
+                where=where,
+                found=", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()),
+                remedy="merge this adapter with the library that made it, or keep it there",
+            )
     if any(form.axes or form.shown for kind, form in method.peft.layers.items() if kind in CONVOLUTIONS):
         return  # it is read for convolutions, and these are malformed
-    sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]  # which parameters there are may depend on the widths, not their axes
+    # which parameters there are may depend on the widths, not their axes
+    sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]
     axes = {name: len(shape) for site in sizes for name, shape in method.shapes(cfg, site).items()}
     for name, shape in shapes.items():
         if len(shape) > axes.get(name, len(shape)):
-            raise Unsupported(f"PEFT wrote this adapter for a kind of layer at which its form of {method.name} is not read", where=where,
-                              expected=f"a layer of kind '{kind}'", found=f"{name} of shape {shape}",
-                              remedy="merge this adapter with the library that made it")
+            raise Unsupported(
+                f"PEFT wrote this adapter for a kind of layer at which its form of {method.name} is not read",
+                where=where,
+                expected=f"a layer of kind '{kind}'",
+                found=f"{name} of shape {shape}",
+                remedy="merge this adapter with the library that made it",
+            )
 
 
-def untied(params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Without the heads that are tied to a table: of modules with the same tensors, those that the config does not name."""
+def untied(
+    params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path
+) -> dict[str, dict[str, np.ndarray]]:
+    """Without the heads that are tied to a table: of modules with the same tensors, those that the config
+    does not name.
+    """
     names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
     named = {path for path in params if any(f".{path}".endswith(f".{name}") for name in names)}
     kept = {}
     for path, tensors in params.items():
-        twins = {twin for twin, twin_tensors in params.items() if twin != path and tensors.keys() == twin_tensors.keys()
-                 and all(np.array_equal(tensors[key], twin_tensors[key]) for key in tensors)}
+        twins = {
+            twin
+            for twin, twin_tensors in params.items()
+            if twin != path
+            and tensors.keys() == twin_tensors.keys()
+            and all(np.array_equal(tensors[key], twin_tensors[key]) for key in tensors)
+        }
         if path in named and twins & named:
-            raise Unsupported("two modules have the same rows, and the configuration does not say which is the table", where=where,
-                              found=", ".join(sorted({path} | twins)), remedy="name only the embedding in target_modules")
+            raise Unsupported(
+                "two modules have the same rows, and the configuration does not say which is the table",
+                where=where,
+                found=", ".join(sorted({path} | twins)),
+                remedy="name only the embedding in target_modules",
+            )
         if path in named or not twins & named:
             kept[path] = tensors
     return kept

@@ -1,4 +1,6 @@
-"""Stores the matrices of a pack in codes of few bits, and measures the error that this makes in the change."""
+"""Stores the matrices of a pack in codes of few bits, and measures the error that this makes in the
+change.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,24 @@ def schemes() -> dict[str, Scheme]:
     return dict(SCHEMES)
 
 
-def quantize_pack(pack: Pack, *, scheme: str = "int8", rank_budget: float | None = None, name: str | None = None) -> Pack:
+def quantize_pack(
+    pack: Pack, *, scheme: str = "int8", rank_budget: float | None = None, name: str | None = None
+) -> Pack:
     """The pack with the matrices of its adapters quantized; modules that were trained whole stay as they are.
 
-    ``rank_budget`` cuts the rank of each site before, as far as the change there stays within that relative error. The pack is a LoRA
-    then, as it is by a scheme that decomposes changes.
+    ``rank_budget`` cuts the rank of each site before, as far as the change there stays within that relative
+    error. The pack is a LoRA then, as it is by a scheme that decomposes changes.
 
-    ``manifest.quantization`` says the error in the change, over all sites: ``max_error``, the largest of any entry, and
-    ``relative_error``, in the Frobenius norm, which ``sites`` has for each site. The name is the pack's with the scheme behind it, unless
-    one is given.
+    ``manifest.quantization`` says the error in the change, over all sites: ``max_error``, the largest of any
+    entry, and ``relative_error``, in the Frobenius norm, which ``sites`` has for each site. The name is the
+    pack's with the scheme behind it, unless one is given.
 
     Raises:
         UnknownName: there is no such scheme.
         ConfigError: ``rank_budget`` is no relative error.
         NothingToDo: the pack is quantized already, or holds no matrix to quantize.
-        Unsupported: the method's tensors must stay float, or its change has no factors where these are needed.
+        Unsupported: the method's tensors must stay float, or its change has no factors where these are
+            needed.
 
     Example:
         >>> quantize_pack(pack).manifest.quantization["relative_error"] < 0.01  # doctest: +SKIP
@@ -53,7 +58,11 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", rank_budget: float | None
     """
     chosen = SCHEMES[scheme]
     _require_quantizable(pack)
-    floats = pack if rank_budget is None and not chosen.decomposed else resize(pack, energy=_energy(rank_budget), name=pack.name)
+    floats = (
+        pack
+        if rank_budget is None and not chosen.decomposed
+        else resize(pack, energy=_energy(rank_budget), name=pack.name)
+    )
     manifest = floats.manifest
     adapters = {group.path for group in manifest.groups if group.role == "adapter"}
     tensors, entries, packed = dict(floats.tensors), dict(manifest.tensors), dict[str, Packed]()
@@ -62,7 +71,11 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", rank_budget: float | None
             tensors[key], packed[key] = _packed(floats.tensors[key], chosen)
             entries[key] = entry_of(tensors[key], entry.group, entry.param)
     if not packed:
-        raise NothingToDo("the pack holds no matrix to quantize", where=f"pack '{pack.name}'", remedy="keep this pack as it is")
+        raise NothingToDo(
+            "the pack holds no matrix to quantize",
+            where=f"pack '{pack.name}'",
+            remedy="keep this pack as it is",
+        )
     settings = {"scheme": scheme, **({} if rank_budget is None else {"rank_budget": rank_budget})}
     draft = replace(
         manifest,
@@ -77,23 +90,38 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", rank_budget: float | None
     )
     sites = dict(site_errors(pack, Pack(draft, tensors)))
     error = Error.of(sites.values())
-    quantization = {"scheme": scheme, "max_error": error.largest, "relative_error": error.relative,
-                    "sites": {path: one.relative for path, one in sites.items()}, "packed": packed}
+    quantization = {
+        "scheme": scheme,
+        "max_error": error.largest,
+        "relative_error": error.relative,
+        "sites": {path: one.relative for path, one in sites.items()},
+        "packed": packed,
+    }
     return sealed(replace(draft, quantization=quantization), tensors)
 
 
 def _require_quantizable(pack: Pack) -> None:
     manifest = pack.manifest
     if manifest.quantization is not None:
-        raise NothingToDo(f"the pack is quantized already, as {manifest.quantization['scheme']}", where=f"pack '{pack.name}'",
-                          remedy="quantize the pack that it was made from")
+        raise NothingToDo(
+            f"the pack is quantized already, as {manifest.quantization['scheme']}",
+            where=f"pack '{pack.name}'",
+            remedy="quantize the pack that it was made from",
+        )
     for method in pack.methods:
         if not method.traits.quantizable or not method.traits.additive or method.traits.reads_weight:
-            raise Unsupported(f"tensors of the method {method.name} stay float: the error in the change could not be bounded or measured",
-                              where=f"pack '{pack.name}'", remedy="keep this pack as it is")
+            raise Unsupported(
+                f"tensors of the method {method.name} stay float: the error in the change could not be "
+                "bounded or measured",
+                where=f"pack '{pack.name}'",
+                remedy="keep this pack as it is",
+            )
     if stacks := [group.path for group in manifest.groups if is_stacked(group.kind)]:
-        raise Unsupported("the parameters of a stack of matrices stay float", where=f"pack '{pack.name}', {stacks[0]}",
-                          remedy="keep this pack as it is")
+        raise Unsupported(
+            "the parameters of a stack of matrices stay float",
+            where=f"pack '{pack.name}', {stacks[0]}",
+            remedy="keep this pack as it is",
+        )
 
 
 def _energy(rank_budget: float | None) -> float:
@@ -101,13 +129,20 @@ def _energy(rank_budget: float | None) -> float:
     if rank_budget is None:
         return 1.0
     if not 0 < rank_budget < 1:
-        raise ConfigError("a rank budget is the relative error that cutting ranks may make", where="rank_budget",
-                          expected="above 0, below 1", found=rank_budget, remedy="give an error such as 0.05")
+        raise ConfigError(
+            "a rank budget is the relative error that cutting ranks may make",
+            where="rank_budget",
+            expected="above 0, below 1",
+            found=rank_budget,
+            remedy="give an error such as 0.05",
+        )
     return 1 - rank_budget**2
 
 
 def _packed(value: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, Packed]:
-    """A tensor ``[rows, ...]`` in the codes of a scheme; its directions are what there are fewer of, rows or columns."""
+    """A tensor ``[rows, ...]`` in the codes of a scheme; its directions are what there are fewer of, rows or
+    columns.
+    """
     matrix = value.reshape(len(value), -1)
     axis = int(matrix.shape[1] < matrix.shape[0])
     norms = np.linalg.norm(matrix.astype(np.float64), axis=1 - axis)
@@ -115,7 +150,9 @@ def _packed(value: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, Packed]:
 
 
 class Error(NamedTuple):
-    """How far one change is from another: the largest entry of the difference, its squared Frobenius norm, and that of the change."""
+    """How far one change is from another: the largest entry of the difference, its squared Frobenius norm,
+    and that of the change.
+    """
 
     largest: float
     squares: float
@@ -130,7 +167,11 @@ class Error(NamedTuple):
     def of(cls, errors: Iterable[Error]) -> Error:
         """The error of several changes together."""
         parts = list(errors)
-        return cls(max((one.largest for one in parts), default=0.0), sum(one.squares for one in parts), sum(one.total for one in parts))
+        return cls(
+            max((one.largest for one in parts), default=0.0),
+            sum(one.squares for one in parts),
+            sum(one.total for one in parts),
+        )
 
 
 def site_errors(exact: Pack, other: Pack) -> Iterator[tuple[str, Error]]:
@@ -161,5 +202,7 @@ def _wide(adapter: Adapter) -> Adapter:
 def _change(adapter: Adapter, block: slice) -> np.ndarray:
     """The rows of an additive method's change: what it makes of a weight of zeros."""
     nothing = np.zeros((block.stop - block.start, adapter.site.in_features))
-    changed: np.ndarray = fold(adapter.method, adapter.config, adapter.params, adapter.site, nothing, None, block)[0]
+    changed: np.ndarray = fold(
+        adapter.method, adapter.config, adapter.params, adapter.site, nothing, None, block
+    )[0]
     return changed

@@ -12,8 +12,9 @@ from ..registry import Registry
 
 
 class Scheme(NamedTuple):
-    """``runs`` gives the codes of a matrix whose directions have these norms ``[d]``; ``group`` numbers of a direction share a scale, None
-    is all of them. ``decomposed``: a change is written by its singular vectors first, the largest singular value first.
+    """``runs`` gives the codes of a matrix whose directions have these norms ``[d]``; ``group`` numbers of a
+    direction share a scale, None is all of them. ``decomposed``: a change is written by its singular vectors
+    first, the largest singular value first.
     """
 
     name: str
@@ -23,7 +24,9 @@ class Scheme(NamedTuple):
     decomposed: bool = False
 
 
-SCHEMES: Registry[Scheme] = Registry("scheme for packs", Scheme, "adapterpack.pack_schemes", "adapterpack.quantizing.schemes")
+SCHEMES: Registry[Scheme] = Registry(
+    "scheme for packs", Scheme, "adapterpack.pack_schemes", "adapterpack.quantizing.schemes"
+)
 """Name -> scheme. A module of this folder registers the one that it defines."""
 
 

@@ -12,7 +12,9 @@ Site = Mapping[str, Any]
 
 
 class Grid(NamedTuple):
-    """``cells`` ``[rows][columns]`` of sites, None where a layer has no such module; ``cut``: there are more rows than these."""
+    """``cells`` ``[rows][columns]`` of sites, None where a layer has no such module; ``cut``: there are more
+    rows than these.
+    """
 
     rows: list[str]
     columns: list[str]
@@ -21,7 +23,8 @@ class Grid(NamedTuple):
 
 
 def grid(sites: Sequence[Site]) -> Grid:
-    """The sites by module and layer, in the order in which the modules come; what has no layer stands in a column of its own.
+    """The sites by module and layer, in the order in which the modules come; what has no layer stands in a
+    column of its own.
 
     Example:
         >>> made = grid([{"path": f"net.{i}.q", "layer": i, "module": "q"} for i in (0, 10, 2)])
@@ -38,11 +41,19 @@ def grid(sites: Sequence[Site]) -> Grid:
     layers += [None] if any(layer is None for _, _, layer, _ in places) else []
     labels = list(rows)
     if len(labels) > _MOST:
-        concern = {label: max(float(site["interference"]["relative"] or 0) for site in rows[label].values()) for label in labels}
+        concern = {
+            label: max(float(site["interference"]["relative"] or 0) for site in rows[label].values())
+            for label in labels
+        }
         chosen = set(sorted(labels, key=lambda label: -concern[label])[:_MOST])
         labels = [label for label in labels if label in chosen]
     columns = ["–" if layer is None else str(layer) for layer in layers]
-    return Grid(labels, columns, [[rows[label].get(layer) for layer in layers] for label in labels], len(labels) < len(rows))
+    return Grid(
+        labels,
+        columns,
+        [[rows[label].get(layer) for layer in layers] for label in labels],
+        len(labels) < len(rows),
+    )
 
 
 def _before(site: Site) -> str:

@@ -13,16 +13,34 @@ Result = Mapping[str, Any]
 
 
 def worst(result: Result, most: int) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of the sites to look at first, and below them all sites together: for the page and for a terminal."""
+    """Column names and rows of the sites to look at first, and below them all sites together: for the page
+    and for a terminal.
+    """
     pairs, based = len(result["packs"]) > 1, result["base"] is not None
-    columns = ["site", "of base" if based else "norm",
-               *(["cosine", "overlap", "conflict", "interference", "least kept"] if pairs else ["effective rank"]),
-               *(f"fold {dtype}" for dtype in result["dtypes"])]
+    columns = [
+        "site",
+        "of base" if based else "norm",
+        *(["cosine", "overlap", "conflict", "interference", "least kept"] if pairs else ["effective rank"]),
+        *(f"fold {dtype}" for dtype in result["dtypes"]),
+    ]
     sites = sorted(result["sites"], key=lambda site: (-concern(site), site["path"]))[:most]
-    rows = [_row(site["path"], site, [one["effective_rank"] for one in site["spectra"] if one["rank"]], pairs, based, result["dtypes"])
-            for site in sites]
+    rows = [
+        _row(
+            site["path"],
+            site,
+            [one["effective_rank"] for one in site["spectra"] if one["rank"]],
+            pairs,
+            based,
+            result["dtypes"],
+        )
+        for site in sites
+    ]
     if result["total"] is not None:
-        ranks = [rank for index in range(len(result["packs"])) if (rank := effective_rank(result, index)) is not None]
+        ranks = [
+            rank
+            for index in range(len(result["packs"]))
+            if (rank := effective_rank(result, index)) is not None
+        ]
         rows.append(_row("all sites", result["total"], ranks, pairs, based, result["dtypes"]))
     return columns, rows
 
@@ -36,7 +54,9 @@ def concern(site: Result) -> float:
 
 def extreme(matrix: Matrix, least: float = 0.0) -> float | None:
     """Of the values off the diagonal the one that lies farthest from ``least``."""
-    values = [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i < j and value is not None]
+    values = [
+        value for i, row in enumerate(matrix) for j, value in enumerate(row) if i < j and value is not None
+    ]
     return max(values, key=lambda value: abs(value - least), default=None)
 
 
@@ -53,16 +73,26 @@ def decimal(value: object, digits: int = 2) -> str:
     return MISSING if figure is None else f"{figure:z.{digits}f}"
 
 
-def _row(name: str, figures: Result, ranks: Sequence[float], pairs: bool, based: bool, dtypes: Sequence[str]) -> list[str]:
+def _row(
+    name: str, figures: Result, ranks: Sequence[float], pairs: bool, based: bool, dtypes: Sequence[str]
+) -> list[str]:
     row = [name, share(figures["combined"]["relative_norm"]) if based else short(figures["combined"]["norm"])]
     if not pairs:
         row.append(decimal(ranks[0] if ranks else None, 1))
     else:
-        overlap = [value for side in ("outputs", "inputs") if (value := extreme(figures["overlap"][side])) is not None]
+        overlap = [
+            value
+            for side in ("outputs", "inputs")
+            if (value := extreme(figures["overlap"][side])) is not None
+        ]
         kept = [value for value in figures["retained"] if value is not None]
-        row += [decimal(extreme(figures["cosine"])), decimal(max(overlap, default=None)),
-                percent(extreme(figures["conflict"]["pairs"], 0.5)), decimal(figures["interference"]["relative"]),
-                decimal(min(kept, default=None))]
+        row += [
+            decimal(extreme(figures["cosine"])),
+            decimal(max(overlap, default=None)),
+            percent(extreme(figures["conflict"]["pairs"], 0.5)),
+            decimal(figures["interference"]["relative"]),
+            decimal(min(kept, default=None)),
+        ]
     return row + [percent(figures["fold"].get(dtype, {}).get("relative_error")) for dtype in dtypes]
 
 

@@ -19,15 +19,21 @@ def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Columns and rows, a form each; columns that no form has are left out.
 
     Example:
-        >>> form = {"scheme": "int4", "way": "attached", "bytes": 1000, "perplexity": 2.5, "right": None, "agreement": 0.5, "decode": 9.0,
+        >>> form = {"scheme": "int4", "way": "attached", "bytes": 1000, "perplexity": 2.5, "right": None,
+        ...     "agreement": 0.5, "decode": 9.0,
         ...         "prefill": None, "reason": None}
         >>> comparison_table({"task": "text-generation", "forms": [form]})
-        (['scheme', 'adapter', 'size', 'perplexity', 'agreement', 'tokens/s'], [['int4', 'attached', '1.00 kB', '2.500', '50.0 %', '9.0']])
+        (['scheme', 'adapter', 'size', 'perplexity', 'agreement', 'tokens/s'], [['int4', 'attached', '1.00
+        kB', '2.500', '50.0 %', '9.0']])
     """
     columns: list[tuple[str, Any]] = [
-        ("size", lambda form: size(form["bytes"])), ("perplexity", lambda form: _plain(form["perplexity"], ".4g", 4)),
-        (_right(result), lambda form: percent(form["right"])), ("agreement", lambda form: percent(form["agreement"])),
-        ("tokens/s", lambda form: _plain(form["decode"], ".1f")), ("tokens/s read", lambda form: _plain(form["prefill"], ".0f"))]
+        ("size", lambda form: size(form["bytes"])),
+        ("perplexity", lambda form: _plain(form["perplexity"], ".4g", 4)),
+        (_right(result), lambda form: percent(form["right"])),
+        ("agreement", lambda form: percent(form["agreement"])),
+        ("tokens/s", lambda form: _plain(form["decode"], ".1f")),
+        ("tokens/s read", lambda form: _plain(form["prefill"], ".0f")),
+    ]
     made = [form for form in result["forms"] if form["reason"] is None]
     kept = [(name, shown) for name, shown in columns if any(shown(form) != MISSING for form in made)]
     rows = [[form["scheme"], form["way"], *(shown(form) for _, shown in kept)] for form in made]
@@ -36,7 +42,11 @@ def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
 
 def left_out(result: Result) -> list[tuple[str, str]]:
     """The forms that could not be made, with the reasons."""
-    return [(f"{form['scheme']}, {form['way']}", form["reason"]) for form in result["forms"] if form["reason"] is not None]
+    return [
+        (f"{form['scheme']}, {form['way']}", form["reason"])
+        for form in result["forms"]
+        if form["reason"] is not None
+    ]
 
 
 def comparison_report(result: Result) -> str:
@@ -44,11 +54,19 @@ def comparison_report(result: Result) -> str:
     columns, rows = comparison_table(result)
     made = [form for form in result["forms"] if form["reason"] is None]
     name = result["base"] if result["adapter"] is None else f"{result['base']} with {result['adapter']}"
-    return render("comparison.html.jinja", title=f"Quantized forms of {name}", advice=result["advice"], figures=_cards(made),
-                  chart=_chart(made),
-                  table={"columns": columns, "rows": rows, "numbers": range(2, len(columns))},
-                  left_out=left_out(result), counted=f"{result['rows']:,} rows, {result['positions']:,} choices", rank=result["rank"],
-                  corrected=any(form["way"] == "compensated" for form in made), merged=any(form["way"] == "merged" for form in made))
+    return render(
+        "comparison.html.jinja",
+        title=f"Quantized forms of {name}",
+        advice=result["advice"],
+        figures=_cards(made),
+        chart=_chart(made),
+        table={"columns": columns, "rows": rows, "numbers": range(2, len(columns))},
+        left_out=left_out(result),
+        counted=f"{result['rows']:,} rows, {result['positions']:,} choices",
+        rank=result["rank"],
+        corrected=any(form["way"] == "compensated" for form in made),
+        merged=any(form["way"] == "merged" for form in made),
+    )
 
 
 def _cards(made: list[Result]) -> list[Card]:
@@ -60,16 +78,35 @@ def _cards(made: list[Result]) -> list[Card]:
         best = min(others, key=lambda form: form["perplexity"])
         cards.append(Card("nearest to float", size(best["bytes"]), f"{_named(best)}: {_quality(best)}"))
         fastest = max(others, key=_speed)
-        cards.append(Card("fastest at one row", f"{_speed(fastest):,.0f} tokens/s", f"{_named(fastest)}; float {_speed(first):,.0f}"))
+        cards.append(
+            Card(
+                "fastest at one row",
+                f"{_speed(fastest):,.0f} tokens/s",
+                f"{_named(fastest)}; float {_speed(first):,.0f}",
+            )
+        )
     return cards
 
 
 def _chart(made: list[Result]) -> Any:
     if len(made) < 2:
         return None
-    points = [Point(_named(form), form["bytes"], form["perplexity"], f"{size(form['bytes'])}, {_quality(form)}",
-                    _TONES.get(form["way"], "c0")) for form in made]
-    return scatter("Size and quality", points, Axis("size", size), Axis("perplexity, less is better", lambda value: f"{value:,.6g}"))
+    points = [
+        Point(
+            _named(form),
+            form["bytes"],
+            form["perplexity"],
+            f"{size(form['bytes'])}, {_quality(form)}",
+            _TONES.get(form["way"], "c0"),
+        )
+        for form in made
+    ]
+    return scatter(
+        "Size and quality",
+        points,
+        Axis("size", size),
+        Axis("perplexity, less is better", lambda value: f"{value:,.6g}"),
+    )
 
 
 def _named(form: Result) -> str:

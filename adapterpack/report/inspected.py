@@ -1,4 +1,6 @@
-"""The page of ``adapterpack inspect --html``: whatever an artifact says of itself, as figures, facts and tables."""
+"""The page of ``adapterpack inspect --html``: whatever an artifact says of itself, as figures, facts and
+tables.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,22 @@ from .rendering import render
 from .svg import Bar, Group, grouped_bars
 
 _KINDS = {
-    "pack": "A pack: one adapter on disk.", "peft": "An adapter as PEFT wrote it.", "bundle": "A bundle: one deployable folder of graphs "
-    "and adapters.", "base": "A base: the pretrained model that adapters change.", "fleet": "A fleet: many adapters on shared bases.",
+    "pack": "A pack: one adapter on disk.", "peft": "An adapter as PEFT wrote it.",
+    "bundle": "A bundle: one deployable folder of graphs " "and adapters.",
+    "base": "A base: the pretrained model that adapters change.",
+    "fleet": "A fleet: many adapters on shared bases.",
 }  # fmt: skip
 """Kind -> the sentence under the heading."""
-_COUNTS = {"sites": "places of the base that are changed", "parameters": "numbers", "slots": "adapters at a time, the base included"}
-_TITLES = {"ranks": "Ranks, and how many sites have each", "scales": "Scales, and how many sites have each", "config": "Configuration"}
+_COUNTS = {
+    "sites": "places of the base that are changed",
+    "parameters": "numbers",
+    "slots": "adapters at a time, the base included",
+}
+_TITLES = {
+    "ranks": "Ranks, and how many sites have each",
+    "scales": "Scales, and how many sites have each",
+    "config": "Configuration",
+}
 """Headings of parts whose keys do not say enough."""
 _LISTED = 500
 """Rows of a table at most: a page stays readable."""
@@ -29,12 +41,17 @@ def inspect_report(summary: Mapping[str, Any]) -> str:
     """What ``adapterpack.inspect`` gives as one self-contained HTML page.
 
     Example:
-        >>> "1.30 MB" in inspect_report({"kind": "pack", "path": "packs/a", "name": "a", "bytes": 1_300_000, "sites": 4})
+        >>> "1.30 MB" in inspect_report({"kind": "pack", "path": "packs/a", "name": "a", "bytes": 1_300_000,
+        ...     "sites": 4})
         True
     """
     parts = {key: value for key, value in summary.items() if isinstance(value, Mapping) and value}
     tables = {key: value for key, value in summary.items() if _is_table(value)}
-    plain = {key: value for key, value in summary.items() if key not in parts and key not in tables and key not in ("kind", "name", "path")}
+    plain = {
+        key: value
+        for key, value in summary.items()
+        if key not in parts and key not in tables and key not in ("kind", "name", "path")
+    }
     modules = parts.pop("sites_by_module", {})
     return render(
         "inspect.html.jinja",
@@ -44,8 +61,10 @@ def inspect_report(summary: Mapping[str, Any]) -> str:
         figures=_figures(summary),
         facts=facts_of(plain),
         modules=_modules(modules),
-        sections=[*({"title": _title(key), "rows": (), "facts": facts_of(value)} for key, value in parts.items()),
-                  *(_table(key, value) for key, value in tables.items())],
+        sections=[
+            *({"title": _title(key), "rows": (), "facts": facts_of(value)} for key, value in parts.items()),
+            *(_table(key, value) for key, value in tables.items()),
+        ],
     )
 
 
@@ -75,23 +94,47 @@ def _title(key: str) -> str:
 
 
 def _figures(summary: Mapping[str, Any]) -> list[Card]:
-    cards = [Card(spoken(key), count(summary[key]), note) for key, note in _COUNTS.items() if number(summary.get(key)) is not None]
-    return [*cards, *([Card("size", size(summary["bytes"]), "of its files")] if number(summary.get("bytes")) is not None else [])]
+    cards = [
+        Card(spoken(key), count(summary[key]), note)
+        for key, note in _COUNTS.items()
+        if number(summary.get(key)) is not None
+    ]
+    return [
+        *cards,
+        *(
+            [Card("size", size(summary["bytes"]), "of its files")]
+            if number(summary.get("bytes")) is not None
+            else []
+        ),
+    ]
 
 
 def _modules(modules: Mapping[str, Any]) -> Markup | None:
     most = max(modules.values(), default=0)
-    bars = [Bar(name, float(many), f"{many:,}") for name, many in sorted(modules.items(), key=lambda item: (-item[1], item[0]))]
+    bars = [
+        Bar(name, float(many), f"{many:,}")
+        for name, many in sorted(modules.items(), key=lambda item: (-item[1], item[0]))
+    ]
     return grouped_bars("Sites by module", [Group("", bars)], maximum=most) if len(bars) > 1 else None
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and all(isinstance(row, Mapping) for row in value)
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and bool(value)
+        and all(isinstance(row, Mapping) for row in value)
+    )
 
 
 def _table(key: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     title = _title(key) + (f", {_LISTED} of {len(rows):,}" if len(rows) > _LISTED else "")
-    cells = [[size(row.get(name)) if name.endswith("bytes") else shown(row.get(name)) for name in columns] for row in rows[:_LISTED]]
-    numbers = [at for at, name in enumerate(columns) if all(number(row.get(name)) is not None for row in rows)]
+    cells = [
+        [size(row.get(name)) if name.endswith("bytes") else shown(row.get(name)) for name in columns]
+        for row in rows[:_LISTED]
+    ]
+    numbers = [
+        at for at, name in enumerate(columns) if all(number(row.get(name)) is not None for row in rows)
+    ]
     return {"title": title, "columns": list(map(spoken, columns)), "rows": cells, "numbers": numbers}

@@ -31,21 +31,35 @@ def key_figures(result: Result) -> list[Card]:
 def _quality(result: Result) -> Iterator[Card]:
     for name, values in r.accuracy(result).items():
         if "torch" in values:
-            yield Card(f"accuracy, {name}", percent(values["torch"]), f"chance {percent(values['chance'])}" if "chance" in values else "")
+            yield Card(
+                f"accuracy, {name}",
+                percent(values["torch"]),
+                f"chance {percent(values['chance'])}" if "chance" in values else "",
+            )
     for key, label in r.ANSWERS.items():
         answers = r.part(result, key)
         if number(answers.get("after")) is not None:
-            yield Card(label, percent(answers["after"]), f"{percent(answers.get('before'))} without the adapter")
+            yield Card(
+                label, percent(answers["after"]), f"{percent(answers.get('before'))} without the adapter"
+            )
 
 
 def _agreement(result: Result) -> Iterator[Card]:
     agreement = number(result.get("token_agreement"))
     if agreement is not None:
         compared = number(result.get("tokens_compared"))
-        yield Card("same tokens as PyTorch", percent(agreement), f"{compared:,.0f} tokens compared" if compared else "")
+        yield Card(
+            "same tokens as PyTorch",
+            percent(agreement),
+            f"{compared:,.0f} tokens compared" if compared else "",
+        )
     equal = result.get("mixed_batch_equal")
     if isinstance(equal, bool):
-        same = ("equal", "to the rows run one adapter at a time") if equal else ("differs", "from the rows run one adapter at a time")
+        same = (
+            ("equal", "to the rows run one adapter at a time")
+            if equal
+            else ("differs", "from the rows run one adapter at a time")
+        )
         yield Card("mixed batch", *same)
 
 
@@ -53,7 +67,11 @@ def _speed(result: Result) -> Iterator[Card]:
     speed = number(r.part(result, "speed", "onnx").get("tokens_per_second"))
     if speed is not None:
         ratio = number(r.part(result, "speed").get("ratio"))
-        yield Card("tokens per second", f"{speed:.1f}", "with ONNX Runtime" + (f", {ratio:.2f} times PyTorch" if ratio else ""))
+        yield Card(
+            "tokens per second",
+            f"{speed:.1f}",
+            "with ONNX Runtime" + (f", {ratio:.2f} times PyTorch" if ratio else ""),
+        )
 
 
 def _size(result: Result) -> Iterator[Card]:

@@ -29,7 +29,9 @@ def render(name: str, /, **values: Any) -> str:
 
 @cache
 def environment() -> Environment:
-    """The environment of the pages' templates: markup in a value is shown as text; only :class:`markupsafe.Markup` passes as it is."""
+    """The environment of the pages' templates: markup in a value is shown as text; only
+    :class:`markupsafe.Markup` passes as it is.
+    """
     made = templates(__package__, escaped)
     made.filters.update(count=count, percent=percent, seconds=seconds, small=small)
     made.globals.update(light=LIGHT, dark=DARK, variables=variables)

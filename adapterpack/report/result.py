@@ -1,4 +1,6 @@
-"""Reads the result of a demo run: whatever is missing is an empty mapping or None, so that a partial run can still be reported."""
+"""Reads the result of a demo run: whatever is missing is an empty mapping or None, so that a partial run can
+still be reported.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ MIXED: Mapping[str, tuple[str, Callable[[object], str]]] = {
     "completion": ("completion", str),
     "score": ("score", percent),
 }
-"""Key of a row -> column name and format, in the order of the columns; a column that no row has is left out."""
+"""Key of a row -> column name and format, in the order of the columns; a column that no row has is left
+out.
+"""
 
 
 def part(result: Result, *keys: str) -> Mapping[str, Any]:
@@ -88,7 +92,9 @@ def measured(values: Mapping[str, Any]) -> dict[str, float]:
 
 def accuracy(result: Result) -> dict[str, dict[str, float]]:
     """Adapter -> form -> accuracy, for adapters with at least one figure."""
-    entries = ((str(name), entry) for name, entry in part(result, "accuracy").items() if isinstance(entry, Mapping))
+    entries = (
+        (str(name), entry) for name, entry in part(result, "accuracy").items() if isinstance(entry, Mapping)
+    )
     return {name: values for name, entry in entries if (values := measured(entry))}
 
 
@@ -101,11 +107,16 @@ def parity(result: Result) -> tuple[list[str], list[list[str]]]:
     """
     leaves = list(_leaves(part(result, "parity"), ()))
     keys = [key for key in PARITY if any(key in leaf for _, leaf in leaves)]
-    rows = [[", ".join(map(spoken, path)) or "all", *(PARITY[key][1](leaf.get(key)) for key in keys)] for path, leaf in leaves]
+    rows = [
+        [", ".join(map(spoken, path)) or "all", *(PARITY[key][1](leaf.get(key)) for key in keys)]
+        for path, leaf in leaves
+    ]
     return ["form", *(PARITY[key][0] for key in keys)], rows
 
 
-def _leaves(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+def _leaves(
+    values: Mapping[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     if any(number(values.get(key)) is not None for key in PARITY):
         yield path, values
     for key, value in values.items():
@@ -114,12 +125,19 @@ def _leaves(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[
 
 
 def training(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the training table, one row an adapter; the result may be nested by adapter or hold one adapter's figures."""
+    """Columns and rows of the training table, one row an adapter; the result may be nested by adapter or hold
+    one adapter's figures.
+    """
     figures = part(result, "training")
-    entries = {"": figures} if measured(figures) else {str(name): entry for name, entry in figures.items() if isinstance(entry, Mapping)}
+    entries = (
+        {"": figures}
+        if measured(figures)
+        else {str(name): entry for name, entry in figures.items() if isinstance(entry, Mapping)}
+    )
     keys = [key for key in TRAINING if any(key in entry for entry in entries.values())]
-    return ["adapter", *(TRAINING[key][0] for key in keys)], [[name, *(TRAINING[key][1](entry.get(key)) for key in keys)]
-                                                              for name, entry in entries.items()]
+    return ["adapter", *(TRAINING[key][0] for key in keys)], [
+        [name, *(TRAINING[key][1](entry.get(key)) for key in keys)] for name, entry in entries.items()
+    ]
 
 
 def mixed(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -127,7 +145,10 @@ def mixed(result: Result) -> tuple[list[str], list[list[str]]]:
     rows = listed(part(result, "mixed_batch"), "rows")
     keys = [key for key in MIXED if any(key in row for row in rows)]
     absent = {"adapter": "none (base)"}
-    cells = [[MIXED[key][1](row[key]) if row.get(key) is not None else absent.get(key, MISSING) for key in keys] for row in rows]
+    cells = [
+        [MIXED[key][1](row[key]) if row.get(key) is not None else absent.get(key, MISSING) for key in keys]
+        for row in rows
+    ]
     return [MIXED[key][0] for key in keys], cells
 
 
@@ -135,14 +156,24 @@ def served(result: Result) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what the server answered, with the beginning of the digest of what answered."""
     rows = listed(part(result, "served"), "rows")
     return ["text", "adapter", "answer", "digest"], [
-        [str(row.get("text", MISSING)), str(row.get("adapter") or "none (base)"), str(row.get("answer", MISSING)),
-         str(row.get("digest", MISSING)).removeprefix("sha256:")[:12]] for row in rows]
+        [
+            str(row.get("text", MISSING)),
+            str(row.get("adapter") or "none (base)"),
+            str(row.get("answer", MISSING)),
+            str(row.get("digest", MISSING)).removeprefix("sha256:")[:12],
+        ]
+        for row in rows
+    ]
 
 
 def adapters(result: Result) -> list[str]:
     """The names of the adapters, wherever the result mentions them first."""
     for key in ("training", "accuracy", "parity"):
-        names = [str(name) for name, entry in part(result, key).items() if isinstance(entry, Mapping) and name not in FORMS]
+        names = [
+            str(name)
+            for name, entry in part(result, key).items()
+            if isinstance(entry, Mapping) and name not in FORMS
+        ]
         if names:
             return names
     return []

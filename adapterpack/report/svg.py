@@ -1,7 +1,8 @@
 """Charts as SVG markup, by small pure functions: grouped bars, stages in time, sizes.
 
-A chart is as wide as its column and its text keeps its size: lengths along x are percentages of the plot, while the columns for labels
-(left) and values (right) are padding in px around it. ``overflow: visible`` lets text stand in that padding.
+A chart is as wide as its column and its text keeps its size: lengths along x are percentages of the plot,
+while the columns for labels (left) and values (right) are padding in px around it. ``overflow: visible`` lets
+text stand in that padding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ WIDE = 600
 LABELS_AT_MOST, VALUES_AT_MOST = 162, 116
 _GAP, _ROW, _BAR, _AXIS, _SPACE = 8, 24, 14, 22, 12
 _LOG_FROM = 30
-"""Sizes that differ by more than this factor are drawn on a logarithmic scale: the smallest would be a hairline on a linear one."""
+"""Sizes that differ by more than this factor are drawn on a logarithmic scale: the smallest would be a
+hairline on a linear one.
+"""
 
 
 class Bar(NamedTuple):
@@ -75,13 +78,18 @@ class _Block(NamedTuple):
     reference: Mark | None = None
 
 
-def grouped_bars(title: str, groups: Sequence[Group], *, maximum: float, ticks: Sequence[tuple[float, str]] = ()) -> Markup:
-    """Horizontal bars from 0 to ``maximum``, in groups, each with its value and, if the group has one, a dashed reference line.
+def grouped_bars(
+    title: str, groups: Sequence[Group], *, maximum: float, ticks: Sequence[tuple[float, str]] = ()
+) -> Markup:
+    """Horizontal bars from 0 to ``maximum``, in groups, each with its value and, if the group has one, a
+    dashed reference line.
 
-    Values out of range are drawn at the nearer end; the text next to the bar has the value. ``ticks`` are (value, label).
+    Values out of range are drawn at the nearer end; the text next to the bar has the value. ``ticks`` are
+    (value, label).
 
     Example:
-        >>> chart = grouped_bars("Accuracy", [Group("tickets", [Bar("PyTorch", 0.88, "88.0 %")], Reference("chance", 0.167))], maximum=1)
+        >>> chart = grouped_bars("Accuracy", [Group("tickets", [Bar("PyTorch", 0.88, "88.0 %")],
+        ...     Reference("chance", 0.167))], maximum=1)
         >>> 'width="88%"' in chart, "chance" in chart
         (True, True)
     """
@@ -93,9 +101,19 @@ def grouped_bars(title: str, groups: Sequence[Group], *, maximum: float, ticks: 
         )
         for group in groups
     ]
-    described = ((group.label, [*([group.reference.label] if group.reference else []), *(f"{bar.label} {bar.text}" for bar in group.bars)])
-            for group in groups)
-    desc = ". ".join(f"{label}: {', '.join(parts)}" if label else ", ".join(parts) for label, parts in described)
+    described = (
+        (
+            group.label,
+            [
+                *([group.reference.label] if group.reference else []),
+                *(f"{bar.label} {bar.text}" for bar in group.bars),
+            ],
+        )
+        for group in groups
+    )
+    desc = ". ".join(
+        f"{label}: {', '.join(parts)}" if label else ", ".join(parts) for label, parts in described
+    )
     return _chart(title, desc, blocks, [Mark(_fraction(value, maximum), label) for value, label in ticks])
 
 
@@ -111,14 +129,24 @@ def time_bars(title: str, stages: Sequence[tuple[str, float]], tone: str = "c1")
     total = math.fsum(lengths)
     spans, start = [], 0.0
     for (label, duration), length in zip(stages, lengths, strict=True):
-        spans.append(_Span(label, _fraction(start, total), _fraction(start + length, total), seconds(duration), tone))
+        spans.append(
+            _Span(label, _fraction(start, total), _fraction(start + length, total), seconds(duration), tone)
+        )
         start += length
     desc = ", ".join(f"{span.label} {span.text}" for span in spans) + f"; together {seconds(total)}"
-    return _chart(title, desc, [_Block("", spans)], [Mark(_fraction(at, total), f"{at:g} s") for at in steps_below(total)])
+    return _chart(
+        title,
+        desc,
+        [_Block("", spans)],
+        [Mark(_fraction(at, total), f"{at:g} s") for at in steps_below(total)],
+    )
 
 
-def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | None = None, tones: Sequence[str] = ()) -> Markup:
-    """Sizes in bytes; ``log`` None takes a logarithmic scale where the largest is more than 30 times the smallest.
+def size_bars(
+    title: str, sizes: Sequence[tuple[str, float]], *, log: bool | None = None, tones: Sequence[str] = ()
+) -> Markup:
+    """Sizes in bytes; ``log`` None takes a logarithmic scale where the largest is more than 30 times the
+    smallest.
 
     Example:
         >>> chart = size_bars("Sizes", [("base", 90e6), ("pack", 1.3e6)])
@@ -143,7 +171,10 @@ def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | Non
 
     marks = [Mark(place(value), re.sub(r"\.0+(?= )", "", size(value))) for value in steps]
     tones = tones or ["c1"] * len(sizes)
-    spans = [_Span(label, 0.0, place(value), size(value), tone) for (label, value), tone in zip(sizes, tones, strict=True)]
+    spans = [
+        _Span(label, 0.0, place(value), size(value), tone)
+        for (label, value), tone in zip(sizes, tones, strict=True)
+    ]
     desc = ", ".join(f"{span.label} {span.text}" for span in spans) + (" (logarithmic scale)" if log else "")
     return _chart(title, desc, [_Block("", spans)], marks)
 
@@ -166,7 +197,10 @@ def _chart(title: str, desc: str, blocks: Sequence[_Block], marks: Sequence[Mark
     marks = [Mark(mark.at, elided(mark.label, VALUES_AT_MOST)) for mark in marks]
     # Half of a label at either end of the axis stands outside of the plot.
     overhang = math.ceil(max((text_width(mark.label) for mark in marks), default=0.0) / 2)
-    left = max(overhang, label_column([block.label for block in blocks] + [span.label for span in spans], LABELS_AT_MOST))
+    left = max(
+        overhang,
+        label_column([block.label for block in blocks] + [span.label for span in spans], LABELS_AT_MOST),
+    )
     right = max(overhang, label_column([span.text for span in spans], VALUES_AT_MOST))
     parts: list[Markup] = []
     y = 0.0
@@ -176,19 +210,38 @@ def _chart(title: str, desc: str, blocks: Sequence[_Block], marks: Sequence[Mark
         parts += drawn
     shown = thinned(marks, WIDE - left - right)
     always = thinned(shown, MIN_WIDTH - left - right)
-    grid = [element("line", {"class": "grid", "x1": placed(mark.at), "x2": placed(mark.at), "y1": 0, "y2": y}) for mark in marks]
-    axis = [text_at(mark.label, y + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in shown]
+    grid = [
+        element("line", {"class": "grid", "x1": placed(mark.at), "x2": placed(mark.at), "y1": 0, "y2": y})
+        for mark in marks
+    ]
+    axis = [
+        text_at(mark.label, y + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in shown
+    ]
     height = y + (_AXIS if marks else 0)
     return framed(title, desc, height, (left, right), [*grid, *parts, *axis])
 
 
 def framed(title: str, desc: str, height: float, sides: tuple[int, int], parts: Iterable[Markup]) -> Markup:
-    """A chart of its parts, ``height`` px high, with px for labels at its left and right; ``title`` and ``desc`` say it in words."""
+    """A chart of its parts, ``height`` px high, with px for labels at its left and right; ``title`` and
+    ``desc`` say it in words.
+    """
     left, right = sides
     key = f"f{crc32((title + desc).encode('utf-8', 'backslashreplace')):08x}"
-    frame = {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-labelledby": f"{key}t {key}d", "width": "100%", "height": height,
-             "style": f"padding:0 {right}px 0 {left}px"}
-    return element("svg", frame, element("title", {"id": f"{key}t"}, title), element("desc", {"id": f"{key}d"}, desc), *parts)
+    frame = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "role": "img",
+        "aria-labelledby": f"{key}t {key}d",
+        "width": "100%",
+        "height": height,
+        "style": f"padding:0 {right}px 0 {left}px",
+    }
+    return element(
+        "svg",
+        frame,
+        element("title", {"id": f"{key}t"}, title),
+        element("desc", {"id": f"{key}d"}, desc),
+        *parts,
+    )
 
 
 def element(name: str, attributes: Mapping[str, object], *children: object) -> Markup:
@@ -198,7 +251,10 @@ def element(name: str, attributes: Mapping[str, object], *children: object) -> M
         >>> print(element("text", {"x": 0.5, "class": 'a"b'}, "1 < 2"))
         <text x="0.5" class="a&#34;b">1 &lt; 2</text>
     """
-    written = "".join(f' {key}="{f"{value:g}" if isinstance(value, float) else escaped(value)}"' for key, value in attributes.items())
+    written = "".join(
+        f' {key}="{f"{value:g}" if isinstance(value, float) else escaped(value)}"'
+        for key, value in attributes.items()
+    )
     inner = "".join(map(escaped, children))
     return Markup(f"<{name}{written}>{inner}</{name}>" if children else f"<{name}{written}/>")
 
@@ -217,17 +273,35 @@ def _block(block: _Block, y: float, left: int, right: int) -> tuple[list[Markup]
         middle = y + _ROW / 2
         parts.append(text_at(elided(span.label, left - _GAP), middle + 4.5, None, "end", shift=-_GAP))
         if span.stop > span.start:
-            parts.append(element("rect", {"class": span.tone, "x": placed(span.start), "y": middle - _BAR / 2,
-                                          "width": placed(span.stop - span.start), "height": _BAR, "rx": 2}))
+            parts.append(
+                element(
+                    "rect",
+                    {
+                        "class": span.tone,
+                        "x": placed(span.start),
+                        "y": middle - _BAR / 2,
+                        "width": placed(span.stop - span.start),
+                        "height": _BAR,
+                        "rx": 2,
+                    },
+                )
+            )
         value = elided(span.text or MISSING, right - _GAP)
         end = span.stop
-        if block.reference and span.stop <= block.reference.at <= span.stop + (text_width(value) + _GAP) / plot:
+        if (
+            block.reference
+            and span.stop <= block.reference.at <= span.stop + (text_width(value) + _GAP) / plot
+        ):
             end = block.reference.at
         values.append(text_at(value, middle + 4.5, end, "start", shift=_GAP, css="value"))
         y += _ROW
     if block.reference:
         at, label = block.reference
-        parts.append(element("line", {"class": "reference", "x1": placed(at), "x2": placed(at), "y1": top - 4, "y2": y}))
+        parts.append(
+            element(
+                "line", {"class": "reference", "x1": placed(at), "x2": placed(at), "y1": top - 4, "y2": y}
+            )
+        )
         # Next to the line, on the side where there is more room.
         room = (1 - at) * plot + right if at <= 0.5 else at * plot
         parts.append(text_at(elided(label, room), top - 8, at, "start" if at <= 0.5 else "end"))
@@ -247,7 +321,9 @@ def label_column(texts: Iterable[str], at_most: int) -> int:
 
 
 def thinned(marks: Sequence[Mark], room: float) -> list[Mark]:
-    """The marks whose labels fit next to each other in ``room`` px: all, or every second, third, ... of them."""
+    """The marks whose labels fit next to each other in ``room`` px: all, or every second, third, ... of
+    them.
+    """
     widest = max((text_width(mark.label) for mark in marks), default=0.0) + _GAP
     for step in range(1, len(marks) + 1):
         kept = marks[::step]

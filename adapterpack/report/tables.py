@@ -18,7 +18,8 @@ Rows = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def demo_tables(result: Result) -> list[Table]:
-    """The tables of a demo run, of either variant: accuracy or quality, parity, sizes, times; those without figures are left out.
+    """The tables of a demo run, of either variant: accuracy or quality, parity, sizes, times; those without
+    figures are left out.
 
     Example:
         >>> [str(table.title) for table in demo_tables({"sizes": {"pack tickets": 1300000}})]
@@ -40,7 +41,11 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 def _accuracy(result: Result) -> Rows:
     tasks = r.accuracy(result)
     forms = list(dict.fromkeys(form for values in tasks.values() for form in values))
-    return "Accuracy", ["form", *tasks], [[r.spoken(form), *(percent(values.get(form)) for values in tasks.values())] for form in forms]
+    return (
+        "Accuracy",
+        ["form", *tasks],
+        [[r.spoken(form), *(percent(values.get(form)) for values in tasks.values())] for form in forms],
+    )
 
 
 def _quality(result: Result) -> Rows:
@@ -53,8 +58,11 @@ def _quality(result: Result) -> Rows:
 
 
 def _speed(result: Result) -> Rows:
-    rows = [[r.spoken(key), f"{speed:.1f}"] for key in ("onnx", "torch")
-            if (speed := number(r.part(result, "speed", key).get("tokens_per_second"))) is not None]
+    rows = [
+        [r.spoken(key), f"{speed:.1f}"]
+        for key in ("onnx", "torch")
+        if (speed := number(r.part(result, "speed", key).get("tokens_per_second"))) is not None
+    ]
     return "Speed", ["runtime", "tokens/s"], rows
 
 
@@ -63,7 +71,10 @@ def _parity(result: Result) -> Rows:
     agreement = number(result.get("token_agreement"))
     if agreement is not None:
         blank = [MISSING] * (len(columns) - 1)
-        columns, rows = [*columns, "same tokens"], [[*row, MISSING] for row in rows] + [["generated text", *blank, percent(agreement)]]
+        columns, rows = (
+            [*columns, "same tokens"],
+            [[*row, MISSING] for row in rows] + [["generated text", *blank, percent(agreement)]],
+        )
     return "Parity with PyTorch", columns, rows
 
 
@@ -72,7 +83,11 @@ def _served(result: Result) -> Rows:
 
 
 def _sizes(result: Result) -> Rows:
-    return "Sizes", ["artifact", "on disk"], [[name, size(value)] for name, value in r.measured(r.part(result, "sizes")).items()]
+    return (
+        "Sizes",
+        ["artifact", "on disk"],
+        [[name, size(value)] for name, value in r.measured(r.part(result, "sizes")).items()],
+    )
 
 
 def _times(result: Result) -> Rows:

@@ -16,7 +16,8 @@ _UPPER, _PLAIN, _FOREIGN, _SYMBOL = 0.87, 0.72, 1.25, 1.4
 
 
 def escaped(value: object) -> Markup:
-    """A value for HTML and SVG, between tags and in quoted attributes: no markup, no control or bidirectional characters.
+    """A value for HTML and SVG, between tags and in quoted attributes: no markup, no control or bidirectional
+    characters.
 
     What is markup already passes as it is.
 
@@ -47,7 +48,9 @@ def _em(character: str) -> float:
     plain = unicodedata.normalize("NFD", character)[0]
     if not plain.isascii():
         return _SYMBOL if unicodedata.category(plain) == "So" else _FOREIGN
-    return next((width for characters, width in _WIDTHS if plain in characters), _UPPER if plain.isupper() else _PLAIN)
+    return next(
+        (width for characters, width in _WIDTHS if plain in characters), _UPPER if plain.isupper() else _PLAIN
+    )
 
 
 def elided(text: str, width: float) -> str:

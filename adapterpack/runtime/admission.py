@@ -27,9 +27,15 @@ _STRUCTURAL = "its base was accepted by names, dtypes and shapes alone, whatever
 
 
 @contextmanager
-def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractContextManager[T]],
-             replay: Callable[[Pack, T], Replay], *, signers: Signers | None = None,
-             allow_structural: bool = False) -> Iterator[T]:
+def admitted(
+    bundle: OpenBundle,
+    pack: Pack,
+    held: Callable[[Pack], AbstractContextManager[T]],
+    replay: Callable[[Pack, T], Replay],
+    *,
+    signers: Signers | None = None,
+    allow_structural: bool = False,
+) -> Iterator[T]:
     """A pack as what runs the bundle holds it (``held``), if it may run there: by its signature, its base,
     its task, the slots that it fills, and its canary, which ``replay`` runs. The log says why a canary was
     not replayed.
@@ -45,8 +51,13 @@ def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractCont
     if signers is not None:
         signers.require(pack)
     base = bundle.bundle.base
-    verdict = pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=bundle.folder,
-                                  model_type=base.model_type, allow_structural=allow_structural)
+    verdict = pack.require_levels(
+        compatibility.recorded_fingerprint(base),
+        name=base.name,
+        where=bundle.folder,
+        model_type=base.model_type,
+        allow_structural=allow_structural,
+    )
     # A bundle that was exported for another task than its packs' takes more of their kind.
     require_task(pack, bundle.task, {other.manifest.task.type for other in bundle.packs.values()})
     if has_other_tokenizer(bundle.bundle, pack.manifest):
@@ -86,6 +97,10 @@ def _require_replayable(bundle: OpenBundle, pack: Pack, recorded: Canary) -> Non
     if problem := canary.flaw(recorded):
         raise FormatError(f"{_FAILS}: {problem}", where=where, remedy="pack the adapter again")
     if problem := next(foreign_inputs(bundle.bundle, recorded), None):
-        raise Unsupported(f"{_FAILS}: {problem}", where=where, expected=", ".join(bundle.task.inputs),
-                          found=", ".join(sorted(canary.input_names(recorded))),
-                          remedy="use a bundle of the pack's own model")
+        raise Unsupported(
+            f"{_FAILS}: {problem}",
+            where=where,
+            expected=", ".join(bundle.task.inputs),
+            found=", ".join(sorted(canary.input_names(recorded))),
+            remedy="use a bundle of the pack's own model",
+        )

@@ -1,4 +1,6 @@
-"""Replays the canaries of a bundle's packs on its graphs: that they hold the right base and each adapter. Without torch."""
+"""Replays the canaries of a bundle's packs on its graphs: that they hold the right base and each adapter.
+Without torch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Rows = list[np.ndarray]
 
 
 class Replay(NamedTuple):
-    """The rows of one canary on a session: ``base`` is None where the adapter cannot be taken out of the weights."""
+    """The rows of one canary on a session: ``base`` is None where the adapter cannot be taken out of the
+    weights.
+    """
 
     recorded: Canary
     base: Rows | None
@@ -31,9 +35,14 @@ class Replay(NamedTuple):
 
 
 def replay(session: OpenBundle) -> dict[str, Replay]:
-    """The canaries of a session's packs run through its graph, by the pack's name; those that say nothing of the graph are left out."""
-    return {name: replay_one(session, pack, name) for name, pack in session.packs.items()
-            if not_replayable(session.bundle, pack) is None}
+    """The canaries of a session's packs run through its graph, by the pack's name; those that say nothing of
+    the graph are left out.
+    """
+    return {
+        name: replay_one(session, pack, name)
+        for name, pack in session.packs.items()
+        if not_replayable(session.bundle, pack) is None
+    }
 
 
 def replay_one(session: OpenBundle, pack: Pack, name: str) -> Replay:
@@ -47,8 +56,13 @@ def replay_one(session: OpenBundle, pack: Pack, name: str) -> Replay:
 
 def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str, float]:
     """By how much two graphs differ, at most, in what each canary compares."""
-    return {name: max(float(np.abs(one - two).max()) for one, two in zip(_compared(before[name]), _compared(after[name]), strict=True))
-            for name in after}
+    return {
+        name: max(
+            float(np.abs(one - two).max())
+            for one, two in zip(_compared(before[name]), _compared(after[name]), strict=True)
+        )
+        for name in after
+    }
 
 
 def allowed(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine: bool = False) -> Canary:
@@ -60,25 +74,35 @@ def allowed(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine: boo
     return canary.widened(recorded, coarse=max(coarse, cached), moved=moved)
 
 
-def judge(session: OpenBundle, replays: Mapping[str, Replay], moved: Mapping[str, float],
-          by_engine: bool = False) -> dict[str, Any]:
-    """What the bundle's manifest says of the canaries: ``replayed`` with ``max_abs`` and ``tolerance``, ``not_replayed`` with the reason.
+def judge(
+    session: OpenBundle, replays: Mapping[str, Replay], moved: Mapping[str, float], by_engine: bool = False
+) -> dict[str, Any]:
+    """What the bundle's manifest says of the canaries: ``replayed`` with ``max_abs`` and ``tolerance``,
+    ``not_replayed`` with the reason.
 
-    ``moved`` says by how much a quantized graph was measured to differ from the float graph on these rows; the tolerance is wider by that,
-    so that a graph passes whose float form passes. That an adapter has no effect at all is seen at any tolerance.
+    ``moved`` says by how much a quantized graph was measured to differ from the float graph on these rows;
+    the tolerance is wider by that, so that a graph passes whose float form passes. That an adapter has no
+    effect at all is seen at any tolerance.
 
     Raises:
         BaseMismatch, NothingToDo, ParityError: one fails; see :func:`adapterpack.pack.canary.check`.
     """
     replayed: dict[str, dict[str, float]] = {}
-    reasons = {name: reason for name, pack in session.packs.items() if (reason := not_replayable(session.bundle, pack))}
+    reasons = {
+        name: reason
+        for name, pack in session.packs.items()
+        if (reason := not_replayable(session.bundle, pack))
+    }
     for name, (recorded, base, adapter) in replays.items():
         # Quantized products of the engine's graph round other activations than those that were measured.
         wide = allowed(session.bundle, recorded, moved.get(name, 0.0) * (2 if by_engine else 1), by_engine)
         if session.bundle.quantization is not None and name not in moved:
             reasons[name] = "the graph was quantized, and it is not known by how much that moved its logits"
         elif wide.tolerance > canary.QUANTIZED * canary.size(recorded):
-            reasons[name] = "quantization moves its logits by more than half of their size, so another base would pass as well"
+            reasons[name] = (
+                "quantization moves its logits by more than half of their size, so another base would "
+                "pass as well"
+            )
         else:
             error = canary.check(wide, base, adapter, where=f"{session.folder.name}, {name}")
             replayed[name] = {"max_abs": error, "tolerance": wide.tolerance}
@@ -86,7 +110,8 @@ def judge(session: OpenBundle, replays: Mapping[str, Replay], moved: Mapping[str
 
 
 def verify(session: OpenBundle) -> dict[str, Any]:
-    """Replays and judges every canary of a session; a quantized graph is allowed what was measured when it was quantized.
+    """Replays and judges every canary of a session; a quantized graph is allowed what was measured when it
+    was quantized.
 
     Raises:
         BaseMismatch, NothingToDo, ParityError: one fails.
@@ -101,7 +126,9 @@ def measured(bundle: Bundle) -> Mapping[str, float]:
 
 
 def rows(session: OpenBundle, recorded: Canary, name: str | None) -> Rows:
-    """The rows of a canary, one by one, with an adapter, or with what the session gives where none is named."""
+    """The rows of a canary, one by one, with an adapter, or with what the session gives where none is
+    named.
+    """
     return [canary.row_of(run_parts(session, inputs, name)) for inputs in _feeds(session, recorded)]
 
 
@@ -118,7 +145,9 @@ def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:
     modules, sites = _trained_modules(session.bundle, pack), session.bundle.sites
 
     def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
-        fixed = {name: array for name, array in modules.items() if sites[name.rpartition(".")[0]].part == part}
+        fixed = {
+            name: array for name, array in modules.items() if sites[name.rpartition(".")[0]].part == part
+        }
         if ADAPTER_IDS in session.graphs[part].inputs:
             fixed[ADAPTER_IDS] = np.zeros(1 if rows is None else len(rows), np.int64)
         return session.graphs[part].call({**feeds, **values(fixed)})
@@ -128,8 +157,14 @@ def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:
 
 
 def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
-    """The slots of the modules that the pack trained whole, filled with these; in a bank, slot 0 like every other."""
-    values = {name: array for path, params in pack.full().items() for name, array in head_values(path, params).items()}
+    """The slots of the modules that the pack trained whole, filled with these; in a bank, slot 0 like every
+    other.
+    """
+    values = {
+        name: array
+        for path, params in pack.full().items()
+        for name, array in head_values(path, params).items()
+    }
     if bundle.mode != "bank" or not values:
         return in_slots(values, bundle.sites)
     sites = {path: site for path, site in bundle.sites.items() if f"{path}.head" in values}
@@ -137,6 +172,11 @@ def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
 
 
 def _compared(one: Replay) -> Rows:
-    """The components that were recorded; the last one of a row in place of one that it does not have, which ``canary.check`` refuses."""
-    pairs = [*zip(one.recorded.base, one.base or (), strict=False), *zip(one.recorded.adapter, one.adapter, strict=True)]
+    """The components that were recorded; the last one of a row in place of one that it does not have, which
+    ``canary.check`` refuses.
+    """
+    pairs = [
+        *zip(one.recorded.base, one.base or (), strict=False),
+        *zip(one.recorded.adapter, one.adapter, strict=True),
+    ]
     return [np.take(row, kept["ids"], mode="clip") for kept, row in pairs]

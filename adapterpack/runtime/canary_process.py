@@ -1,5 +1,6 @@
-"""Replays the canaries of a stranger's bundle in a process of its own: ONNX Runtime reads and runs its graphs there, and may take what it
-takes, or die, without this process."""
+"""Replays the canaries of a stranger's bundle in a process of its own: ONNX Runtime reads and runs its graphs
+there, and may take what it takes, or die, without this process.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from ..sandbox.limits import Limits
 from ..sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 4 << 30, 4
-"""Bytes of address space that every replay may take, and how many times the size of the bundle's files it may take beyond that."""
+"""Bytes of address space that every replay may take, and how many times the size of the bundle's files it may
+take beyond that.
+"""
 _ADDRESSES = 1 << 46
 """The same on a card, whose driver maps the addresses of all memory that there is, and takes none of it."""
 _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
@@ -29,22 +32,32 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
     that were replayed passed, on the engine's graph, too. ``verify`` is that of a session.
 
     Raises:
-        AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this process.
+        AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this
+            process.
         OutOfLimits: it takes too much memory or time.
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    limits = Limits(_MEMORY + _COPIES * total if provider == "cpu" else _ADDRESSES, _SECONDS + total / _BYTES_A_SECOND)
+    limits = Limits(
+        _MEMORY + _COPIES * total if provider == "cpu" else _ADDRESSES, _SECONDS + total / _BYTES_A_SECOND
+    )
     sandbox = Sandbox(f"{__name__}:replayed", limits, kept=0)
     request = json.dumps([str(folder.resolve()), verify, provider])
     answer: dict[str, Any] = json.loads(sandbox.run(request.encode(), "the graph cannot be run", where=GRAPH))
     if "error" in answer:
-        kind = next((kind for kind in _kinds(AdapterpackError) if kind.__name__ == answer["kind"]), errors.FormatError)
-        raise kind(answer["error"]["what"], **{name: answer["error"][name] for name in ("where", "expected", "found", "remedy")})
+        kind = next(
+            (kind for kind in _kinds(AdapterpackError) if kind.__name__ == answer["kind"]), errors.FormatError
+        )
+        raise kind(
+            answer["error"]["what"],
+            **{name: answer["error"][name] for name in ("where", "expected", "found", "remedy")},
+        )
     return answer
 
 
 def replayed(request: bytes) -> bytes:
-    """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in, the outcome as JSON out."""
+    """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in,
+    the outcome as JSON out.
+    """
     from . import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
     from .engine.canary_replay import replay_by_engine  # noqa: PLC0415
     from .session import Session  # noqa: PLC0415

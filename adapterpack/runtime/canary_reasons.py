@@ -48,5 +48,8 @@ def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
     ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
     for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
         taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
-        if recipe and (len(taken) != len(made) or any(isinstance(one, int) and one != two for one, two in zip(taken, made, strict=True))):
+        if recipe and (
+            len(taken) != len(made)
+            or any(isinstance(one, int) and one != two for one, two in zip(taken, made, strict=True))
+        ):
             yield f"its {name} are of {made}, the graph's of {taken}"

@@ -1,4 +1,6 @@
-"""Compares the graphs that ONNX Runtime has open with what the manifest says of them: inputs, outputs, and the shapes of all slots."""
+"""Compares the graphs that ONNX Runtime has open with what the manifest says of them: inputs, outputs, and
+the shapes of all slots.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,24 @@ def require_contract(bundle: Bundle, part: str, graph: OrtModel) -> None:
         FormatError: it lacks an input, an output or a slot, or has one of another type or shape.
     """
     for what, expected, found in _differences(bundle, part, graph):
-        raise FormatError(f"the graph is not the one that the bundle's manifest describes: {what}", where=graph.path, expected=expected,
-                          found=found, remedy="do not use this bundle; export it again")
+        raise FormatError(
+            f"the graph is not the one that the bundle's manifest describes: {what}",
+            where=graph.path,
+            expected=expected,
+            found=found,
+            remedy="do not use this bundle; export it again",
+        )
 
 
 Difference = tuple[str, object, object]
 
 
 def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Difference]:
-    own = {path: site for path, site in bundle.sites.items() if site.part == (MAIN if part == DECODER else part) and site.fields}
+    own = {
+        path: site
+        for path, site in bundle.sites.items()
+        if site.part == (MAIN if part == DECODER else part) and site.fields
+    }
     if part == DECODER:
         yield from _decoder_differences(bundle, own, graph)
         return
@@ -54,26 +65,42 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
                 yield from _slot(graph, name, site.dtype, (None,) * len(FIELDS[field].axes))
 
 
-def _decoder_differences(bundle: Bundle, sites: Mapping[str, MappedSite], graph: OrtModel) -> Iterator[Difference]:
+def _decoder_differences(
+    bundle: Bundle, sites: Mapping[str, MappedSite], graph: OrtModel
+) -> Iterator[Difference]:
     """The engine's graph: lengths of rows for a mask, and an input for every slot."""
     for name in ("input_ids", CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS):
         yield from _switch(graph, name, True)
     yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in sites.values()))
     logits = graph.results.get("logits")
-    if logits is None or logits.type not in TYPES or len(logits.shape) != 3 or not isinstance(logits.shape[2], int):
+    if (
+        logits is None
+        or logits.type not in TYPES
+        or len(logits.shape) != 3
+        or not isinstance(logits.shape[2], int)
+    ):
         yield "its output 'logits'", "[batch, positions, vocabulary]", ", ".join(graph.results)[:200]
     for name, value in graph.inputs.items():
-        if name.startswith((PAST, ENCODED)) and (len(value.shape) != 4 or value.type not in TYPES
-                                                 or not all(isinstance(value.shape[axis], int) for axis in (1, 3))):
+        if name.startswith((PAST, ENCODED)) and (
+            len(value.shape) != 4
+            or value.type not in TYPES
+            or not all(isinstance(value.shape[axis], int) for axis in (1, 3))
+        ):
             yield f"its cache {name!r}", "[rows, heads, length, width]", value.shape
-    joined = {member for path, site in sites.items() if f"{path}.up" in graph.inputs for member in site.members}
+    joined = {
+        member for path, site in sites.items() if f"{path}.up" in graph.inputs for member in site.members
+    }
     for path, site in sites.items():
         for field in site.fields if bundle.mode == "bank" else ():
             if field == "up" and path in joined:
                 continue
             name, shape = f"{path}.{field}", extents(field, site, lambda axis: None)  # type: ignore[arg-type, return-value]
             if name not in graph.inputs or not _fits(site.dtype, (None, *shape), graph.inputs[name]):
-                yield f"the slot {name!r}", (site.dtype, shape), "none" if name not in graph.inputs else graph.inputs[name].shape
+                yield (
+                    f"the slot {name!r}",
+                    (site.dtype, shape),
+                    "none" if name not in graph.inputs else graph.inputs[name].shape,
+                )
 
 
 def _switch(graph: OrtModel, name: str, wanted: bool) -> Iterator[Difference]:
@@ -100,10 +127,22 @@ def _ports(kind: str, ports: Iterable[Port], found: Iterable[Any]) -> Iterator[D
         return
     for name, port in expected.items():
         if not _fits(port.dtype, port.shape, values[name]):
-            yield f"its {kind[:-1]} {name!r}", (port.dtype, port.shape), (values[name].type, values[name].shape)
+            yield (
+                f"its {kind[:-1]} {name!r}",
+                (port.dtype, port.shape),
+                (values[name].type, values[name].shape),
+            )
 
 
 def _fits(dtype: str, shape: tuple[int | str | None, ...], found: Any) -> bool:
-    """Whether a value of ONNX Runtime has this type and shape, as far as extents are numbers on both sides."""
-    return (TYPES.get(found.type, found.type) == dtype and len(shape) == len(found.shape)
-            and all(not (type(one) is int and type(two) is int) or one == two for one, two in zip(shape, found.shape, strict=True)))
+    """Whether a value of ONNX Runtime has this type and shape, as far as extents are numbers on both
+    sides.
+    """
+    return (
+        TYPES.get(found.type, found.type) == dtype
+        and len(shape) == len(found.shape)
+        and all(
+            not (type(one) is int and type(two) is int) or one == two
+            for one, two in zip(shape, found.shape, strict=True)
+        )
+    )

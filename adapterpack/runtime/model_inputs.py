@@ -1,4 +1,6 @@
-"""Completes the inputs of a graph: masks, positions, empty caches and the prompts of adapters, where a caller does not give them."""
+"""Completes the inputs of a graph: masks, positions, empty caches and the prompts of adapters, where a caller
+does not give them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from .text.context_length import require_context
 
 
 def positions(mask: np.ndarray) -> np.ndarray:
-    """Position ids of a mask ``[batch, length]``: counted from the first real token, whatever the padding side."""
+    """Position ids of a mask ``[batch, length]``: counted from the first real token, whatever the padding
+    side.
+    """
     counted: np.ndarray = np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
     return counted
 
@@ -50,12 +54,16 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
     """
     graph = session.graphs[part.name]
     wanted = set(graph.inputs) - {ADAPTER_IDS}
-    fill = _plain if "past_key_values" not in part.inputs else _cross if "encoder" in part.inputs else _decoder
+    fill = (
+        _plain if "past_key_values" not in part.inputs else _cross if "encoder" in part.inputs else _decoder
+    )
     taken = wanted | set(graph.optional)
     feeds = fill(session, graph, {name: array for name, array in known.items() if name in taken}, rows)
     missing = sorted(wanted - set(feeds))
     if missing:
-        raise ConfigError("inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing")
+        raise ConfigError(
+            "inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing"
+        )
     return {name: graph.fitting(name, array) for name, array in feeds.items() if name in taken}
 
 
@@ -75,7 +83,9 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) 
     """Position ids and a cache, which begins with the prompts of the rows' adapters."""
     batch, length = given["input_ids"].shape
     if "image_features" in graph.inputs:  # rows may have images
-        given.setdefault("image_features", np.zeros((batch, 0, graph.inputs["image_features"].shape[2]), np.float32))
+        given.setdefault(
+            "image_features", np.zeros((batch, 0, graph.inputs["image_features"].shape[2]), np.float32)
+        )
     prefix = rows.prefix(session.inputs)
     for name, array in prefix.cache.items():
         given.setdefault(name, array)
@@ -102,7 +112,11 @@ def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) ->
     read = next((array.shape[2] for name, array in given.items() if name.startswith(ENCODED)), None)
     if "attention_mask" in graph.inputs and read is not None:
         virtual = rows.virtual() if PROMPT in session.bundle.sites else np.zeros(count, np.int64)
-        room = virtual_room(session.bundle.sites) if session.bundle.mode == "bank" else int(virtual.max(initial=0))
+        room = (
+            virtual_room(session.bundle.sites)
+            if session.bundle.mode == "bank"
+            else int(virtual.max(initial=0))
+        )
         own = given.get("attention_mask", np.ones((count, read - room), np.int64))
         _require_mask(own, (count, read - room))
         given["attention_mask"] = _behind(virtual, own, room)
@@ -110,7 +124,8 @@ def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) ->
 
 
 def _behind(virtual: np.ndarray, own: np.ndarray, room: int) -> np.ndarray:
-    """The mask of each row's virtual tokens, its own, and the padding for which the room of longer prompts is.
+    """The mask of each row's virtual tokens, its own, and the padding for which the room of longer prompts
+    is.
 
     Example:
         >>> _behind(np.array([2, 0]), np.array([[1, 1], [1, 0]]), 2).tolist()
@@ -122,29 +137,48 @@ def _behind(virtual: np.ndarray, own: np.ndarray, room: int) -> np.ndarray:
     return mask
 
 
-def _acting(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned, past: int = 0, prefix: PrefixCache | None = None) -> Arrays:
+def _acting(
+    session: OpenBundle,
+    graph: OrtModel,
+    given: Arrays,
+    rows: Pinned,
+    past: int = 0,
+    prefix: PrefixCache | None = None,
+) -> Arrays:
     """Where adapters act, if the graph asks for it."""
     if ADAPTER_POSITIONS not in graph.inputs:
         return given
     if ADAPTER_POSITIONS in given:
         return {**given, ADAPTER_POSITIONS: given[ADAPTER_POSITIONS].astype(bool)}
     if past > (prefix.width if prefix else 0) and rows.acts_in_parts():
-        raise ConfigError("a pass on a cache does not show where the adapter acts", where=session.folder,
-                          expected=ADAPTER_POSITIONS, remedy="give it: session.acting says it for every pass in turn")
+        raise ConfigError(
+            "a pass on a cache does not show where the adapter acts",
+            where=session.folder,
+            expected=ADAPTER_POSITIONS,
+            remedy="give it: session.acting says it for every pass in turn",
+        )
     ids = given["input_ids"]
     mask = given.get("attention_mask", np.ones_like(ids))[:, -ids.shape[1] :]
     return {**given, ADAPTER_POSITIONS: rows.acting({"input_ids": ids, "attention_mask": mask})}
 
 
 def _require_window(session: OpenBundle, covered: np.ndarray, prefix: PrefixCache) -> None:
-    """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner than without padding."""
+    """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner
+    than without padding.
+    """
     window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
     if prefix.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():
-        raise ConfigError("padding comes between a row's prompt and its tokens, beyond the model's sliding window",
-                          where=session.folder, expected=f"at most {window} positions, or rows of one length", found=covered.shape[1],
-                          remedy="run these rows apart")
+        raise ConfigError(
+            "padding comes between a row's prompt and its tokens, beyond the model's sliding window",
+            where=session.folder,
+            expected=f"at most {window} positions, or rows of one length",
+            found=covered.shape[1],
+            remedy="run these rows apart",
+        )
 
 
 def _require_mask(mask: np.ndarray, shape: tuple[int, ...]) -> None:
     if mask.shape != shape:
-        raise ConfigError("attention_mask must cover every token, those in the cache too", expected=shape, found=mask.shape)
+        raise ConfigError(
+            "attention_mask must cover every token, those in the cache too", expected=shape, found=mask.shape
+        )

@@ -1,4 +1,6 @@
-"""Opens a bundle under ONNX Runtime: its graphs, and its adapters, which are loaded and unloaded while rows run."""
+"""Opens a bundle under ONNX Runtime: its graphs, and its adapters, which are loaded and unloaded while rows
+run.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +49,20 @@ from .text.tokenizer import NoTokenizer, Tokenizer
 
 
 class OpenBundle:
-    """A bundle that ONNX Runtime has open: its graphs, its adapters at this moment, its configuration and tokenizer.
+    """A bundle that ONNX Runtime has open: its graphs, its adapters at this moment, its configuration and
+    tokenizer.
 
     See :class:`~.session.Session` for the arguments and errors.
     """
 
-    def __init__(self, bundle: str | os.PathLike[str], provider: str | Device | None = None, threads: int | None = None,
-                 mapped: bool = False, verify: str = "cached") -> None:
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        provider: str | Device | None = None,
+        threads: int | None = None,
+        mapped: bool = False,
+        verify: str = "cached",
+    ) -> None:
         self.folder, self._verify = Path(bundle), verify
         manifest = manifest_bytes(bundle)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
@@ -62,14 +71,20 @@ class OpenBundle:
         self._started = start(Device.of(provider, threads))
         self.task = task_named(self.bundle.task)
         if self._started.captures and not self.bundle.decoder:
-            raise Unsupported("only the engine's steps are captured, and the bundle has no graph for them", where=self.folder,
-                              remedy="leave --capture out, or export with --static-cache")
+            raise Unsupported(
+                "only the engine's steps are captured, and the bundle has no graph for them",
+                where=self.folder,
+                remedy="leave --capture out, or export with --static-cache",
+            )
         compared = require_files(self.folder, self.bundle, verify)
         self._run_time = partial(OrtModel, self.folder, dtype=self.bundle.dtype, mapped=mapped)
         self._opened: dict[str, Any] = {}
         """What is opened when it is first used, by name."""
         self._opening = threading.RLock()
-        files = {part: GraphFile(self.folder / graph_file(part)) for part in (() if proved else graphs_of(self.bundle))}
+        files = {
+            part: GraphFile(self.folder / graph_file(part))
+            for part in (() if proved else graphs_of(self.bundle))
+        }
         for file in files.values():
             data = require_safe(file)
             if verify != "off":
@@ -91,8 +106,8 @@ class OpenBundle:
             self._proofs.keep_proved(self.bundle)
 
     def frozen(self) -> Self:
-        """The session with the adapters that it has at this moment, whatever is loaded or unloaded meanwhile: a row finds its adapter,
-        prompt and labels by one name, and must not meet two adapters of that name.
+        """The session with the adapters that it has at this moment, whatever is loaded or unloaded meanwhile:
+        a row finds its adapter, prompt and labels by one name, and must not meet two adapters of that name.
         """
         return copy.copy(self)
 
@@ -102,7 +117,11 @@ class OpenBundle:
         graph = self._run_time(part, self._started if part == DECODER else self._started.without_capture())
         require_contract(self.bundle, part, graph)
         if graph.cpu_nodes:
-            warnings.warn(f"{len(graph.cpu_nodes)} nodes of {graph.path} run on the CPU: {listed(graph.cpu_nodes)}", CpuNodesWarning, 2)
+            warnings.warn(
+                f"{len(graph.cpu_nodes)} nodes of {graph.path} run on the CPU: {listed(graph.cpu_nodes)}",
+                CpuNodesWarning,
+                2,
+            )
         return graph
 
     def stored(self, part: str) -> Mapping[str, Stored]:
@@ -146,12 +165,14 @@ class OpenBundle:
 
     @property
     def default(self) -> str | None:
-        """What rows have when no adapter is named at all: the base, or the one adapter that is folded into the weights."""
+        """What rows have when no adapter is named at all: the base, or the one adapter that is folded into
+        the weights.
+        """
         return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
 
     def graph(self, part: str) -> OrtModel:
-        """The graph of that part. A bundle with a graph for the engine opens that one first, and the ordinary one when it is first used:
-        most calls need one of them, and each has the weights in memory.
+        """The graph of that part. A bundle with a graph for the engine opens that one first, and the ordinary
+        one when it is first used: most calls need one of them, and each has the weights in memory.
         """
         graph: OrtModel = self.once(part, lambda: self._open(part))
         return graph
@@ -200,8 +221,11 @@ class OpenBundle:
         for key in ("image_token_id", "image_token_index"):
             if type(self.config.get(key)) is int:
                 return int(self.config[key])
-        raise ConfigError("the model's config names no token for images", expected="image_token_id",
-                          found=", ".join(sorted(self.config))[:200])
+        raise ConfigError(
+            "the model's config names no token for images",
+            expected="image_token_id",
+            found=", ".join(sorted(self.config))[:200],
+        )
 
     @property
     def image_positions(self) -> int:
@@ -210,15 +234,23 @@ class OpenBundle:
         Raises:
             Unsupported: it does not.
         """
-        positions = next(graph.shapes["image_features"][1] for graph in self.graphs.values() if "image_features" in graph.shapes)
+        positions = next(
+            graph.shapes["image_features"][1]
+            for graph in self.graphs.values()
+            if "image_features" in graph.shapes
+        )
         if not isinstance(positions, int):
-            raise Unsupported("the number of positions of an image is not known", where=self.folder, found=positions)
+            raise Unsupported(
+                "the number of positions of an image is not known", where=self.folder, found=positions
+            )
         return positions
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        tokenizer: Tokenizer = self.once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compared))
+        tokenizer: Tokenizer = self.once(
+            "tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compared)
+        )
         return tokenizer
 
     @property
@@ -254,9 +286,11 @@ class OpenBundle:
         with self._changing:
             self.require_adapter(name)
             packs, prompts, attached = self._adapters
-            self._adapters = Adapters({other: pack for other, pack in packs.items() if other != name},
-                                      {other: cache for other, cache in prompts.items() if other != name},
-                                      self._mode.unload(attached, name))
+            self._adapters = Adapters(
+                {other: pack for other, pack in packs.items() if other != name},
+                {other: cache for other, cache in prompts.items() if other != name},
+                self._mode.unload(attached, name),
+            )
 
     def pack(self, name: str) -> Pack:
         """The pack of that name.
@@ -283,15 +317,24 @@ class OpenBundle:
             UnknownAdapter: it is not; the nearest name is given.
         """
         if name is not None and name not in known:
-            raise UnknownAdapter("the bundle has no such adapter", where=self.folder, found=repr(name), remedy=nearest(name, known))
+            raise UnknownAdapter(
+                "the bundle has no such adapter",
+                where=self.folder,
+                found=repr(name),
+                remedy=nearest(name, known),
+            )
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
-        """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
+        """The labels of a row's logits, in order, or None for a task without labels; an adapter without a
+        head has the base's.
+        """
         named = self.head(None if adapter is None else self.pack(adapter)).labels
         return self.bundle.base_labels if named is None else tuple(named)
 
     def head(self, pack: Pack | Mix | None) -> Head:
-        """The head of rows with a pack, None for the base: a pack without one has the base's, and so has a mix, as no sum has a head."""
+        """The head of rows with a pack, None for the base: a pack without one has the base's, and so has a
+        mix, as no sum has a head.
+        """
         pack = None if isinstance(pack, Mix) else pack
         named = None if pack is None else pack.manifest.task.labels
         by_base, bases = self.bundle.base_head_trained, self.bundle.base_labels
@@ -299,12 +342,30 @@ class OpenBundle:
         width = 0 if pack is None or named is not None else self._head_width(pack)
         if width and not (by_base and bases is not None and len(bases) == width):
             named = numbered(width)
-        return Head(by_base or (pack is not None and bool(pack.full())), named or (bases if by_base else None), PROBLEMS[problem])
+        return Head(
+            by_base or (pack is not None and bool(pack.full())),
+            named or (bases if by_base else None),
+            PROBLEMS[problem],
+        )
 
     def _head_width(self, pack: Pack) -> int:
-        """How many labels the head of a pack has, which need not name them: PEFT's files never do. 0 where it has none."""
-        paths = [path for path, site in self.bundle.sites.items() if site.labels and site.output == "logits"] if self.task.labelled else []
-        return next((len(values) for path, params in pack.full().items() if path in paths for values in params.values()), 0)
+        """How many labels the head of a pack has, which need not name them: PEFT's files never do. 0 where it
+        has none.
+        """
+        paths = (
+            [path for path, site in self.bundle.sites.items() if site.labels and site.output == "logits"]
+            if self.task.labelled
+            else []
+        )
+        return next(
+            (
+                len(values)
+                for path, params in pack.full().items()
+                if path in paths
+                for values in params.values()
+            ),
+            0,
+        )
 
     def head_trained(self, adapter: str | None) -> bool:
         """Whether a row's head was trained, by its adapter or with the base."""
@@ -315,13 +376,23 @@ class OpenBundle:
         return self.head(None if adapter is None else self.pack(adapter)).labels
 
     def shape(self, name: str) -> list[Any]:
-        """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a name."""
-        return list(next(graph.inputs[name].shape for graph in map(self.graph, self.bundle.parts) if name in graph.inputs)[1:])
+        """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a
+        name.
+        """
+        return list(
+            next(
+                graph.inputs[name].shape
+                for graph in map(self.graph, self.bundle.parts)
+                if name in graph.inputs
+            )[1:]
+        )
 
     def names(self, adapters: Names, rows: int) -> list[str | None]:
         """One name a row, each known to the bundle."""
         chosen = self.default if adapters is None else adapters
-        names: list[str | None] = [chosen] * rows if chosen is None or isinstance(chosen, str) else list(chosen)
+        names: list[str | None] = (
+            [chosen] * rows if chosen is None or isinstance(chosen, str) else list(chosen)
+        )
         if len(names) != rows:
             raise ConfigError("adapters must name one for each row", expected=rows, found=len(names))
         for name in names:
@@ -331,7 +402,8 @@ class OpenBundle:
         return names
 
     def pin(self, names: Sequence[str | None]) -> Pinned:
-        """Rows with these adapters, as they are now: one run after another on ``OrtValue`` feeds, whatever is loaded or unloaded meanwhile.
+        """Rows with these adapters, as they are now: one run after another on ``OrtValue`` feeds, whatever is
+        loaded or unloaded meanwhile.
 
         Raises:
             UnknownAdapter: one was unloaded.
@@ -342,12 +414,16 @@ class OpenBundle:
             self.require(name, adapters.packs)
         return Pinned(names, adapters, self._mode.run(adapters, names))
 
-    def acting(self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None) -> np.ndarray:
+    def acting(
+        self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None
+    ) -> np.ndarray:
         """At which positions the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
         return self.pin(names).acting(inputs, before)
 
     def prompt(self, pack: Pack | Mix) -> np.ndarray | None:
-        """What the caches of rows with a pack begin with, ``[layers, 2, heads, n, head_dim]``; None without a prompt, as of a mix."""
+        """What the caches of rows with a pack begin with, ``[layers, 2, heads, n, head_dim]``; None without a
+        prompt, as of a mix.
+        """
         if isinstance(pack, Mix):
             return None
         packs, prompts, _ = self._adapters
@@ -376,6 +452,11 @@ def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:
     packs = {adapter.name: load(folder / adapter.path, adapter.name) for adapter in bundle.adapters}
     for adapter in bundle.adapters:
         if packs[adapter.name].id != adapter.pack:
-            raise FormatError("the bundle holds another adapter than its manifest names", where=folder / adapter.path,
-                              expected=adapter.pack[:19], found=packs[adapter.name].id[:19], remedy="export again")
+            raise FormatError(
+                "the bundle holds another adapter than its manifest names",
+                where=folder / adapter.path,
+                expected=adapter.pack[:19],
+                found=packs[adapter.name].id[:19],
+                remedy="export again",
+            )
     return packs

@@ -1,4 +1,6 @@
-"""Graphs that this version of adapterpack neither made nor ever opened are opened in a sandbox first: a crash there ends nothing here."""
+"""Graphs that this version of adapterpack neither made nor ever opened are opened in a sandbox first: a crash
+there ends nothing here.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,11 @@ from ..sandbox.child import is_inside
 from .ort_values import BFLOAT16
 
 
-def require_openable(folder: Path, bundle: Bundle, proofs: Proofs, parts: Iterable[str], provider: str = "cpu") -> None:
-    """Checks that ONNX Runtime lives through opening the graphs of these parts, as a session on ``provider`` opens them, and remembers it.
+def require_openable(
+    folder: Path, bundle: Bundle, proofs: Proofs, parts: Iterable[str], provider: str = "cpu"
+) -> None:
+    """Checks that ONNX Runtime lives through opening the graphs of these parts, as a session on ``provider``
+    opens them, and remembers it.
 
     Raises:
         OutOfLimits: a graph takes too much memory or time.
@@ -22,5 +27,7 @@ def require_openable(folder: Path, bundle: Bundle, proofs: Proofs, parts: Iterab
     for part in parts:
         if not proofs.opened(part) and not is_inside():
             size = sum(entry.size for entry in bundle.files)
-            require_survived(folder / graph_file(part), size, wide=bundle.dtype == BFLOAT16.name and provider == "cpu")
+            require_survived(
+                folder / graph_file(part), size, wide=bundle.dtype == BFLOAT16.name and provider == "cpu"
+            )
             proofs.keep_opened(part)

@@ -21,33 +21,54 @@ from .providers.placement import require_placed
 from .providers.starting import Started
 
 _UNCAPTURED = -1
-"""The number of a run that is neither recorded nor replayed: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."""
-TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16", "tensor(int64)": "int64",
-         "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(bool)": "bool"}
+"""The number of a run that is neither recorded nor replayed:
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
+"""
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}
 """ONNX Runtime's name of a type -> numpy's."""
 
 
 class OrtModel:
-    """A running graph of a bundle that computes in ``dtype``. ``inputs`` must be fed; ``slots`` have defaults, and ``optional`` are those
-    that a caller may feed; ``results`` are the outputs. All are by name. What the graph may do is checked before: see
+    """A running graph of a bundle that computes in ``dtype``. ``inputs`` must be fed; ``slots`` have
+    defaults, and ``optional`` are those that a caller may feed; ``results`` are the outputs. All are by name.
+    What the graph may do is checked before: see
     :func:`adapterpack.onnx_graph.confine.require_safe`.
 
-    ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each run slower: a float product a
-    little, one on quantized weights 20 to 80 times.
+    ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each
+    run slower: a float product a little, one on quantized weights 20 to 80 times.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
-        ProviderError: the device's provider did not start, or leaves nodes to the CPU that the device does not allow there.
+        ProviderError: the device's provider did not start, or leaves nodes to the CPU that the device does
+            not allow there.
     """
 
-    def __init__(self, folder: Path, part: str, started: Started, dtype: str = DEFAULT, mapped: bool = False) -> None:
-        self.path, self.started, self.memory, self.dtype = folder / graph_file(part), started, started.memory, dtype
+    def __init__(
+        self, folder: Path, part: str, started: Started, dtype: str = DEFAULT, mapped: bool = False
+    ) -> None:
+        self.path, self.started, self.memory, self.dtype = (
+            folder / graph_file(part),
+            started,
+            started.memory,
+            dtype,
+        )
         options = started.session_options()
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between a few runs others need the cores
+            # between a few runs others need the cores
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with self._opening(started):
-            self._ort = ort.InferenceSession(self._form(options), options, providers=list(started.providers), enable_fallback=0)
+            self._ort = ort.InferenceSession(
+                self._form(options), options, providers=list(started.providers), enable_fallback=0
+            )
         self.provider = started.require(self._ort)
         self.cpu_nodes = require_placed(self._ort, started, self.path)
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
@@ -56,22 +77,39 @@ class OrtModel:
         self.results: dict[str, Any] = {value.name: value for value in self._ort.get_outputs()}
         self.shapes: dict[str, list[Any]] = {name: value.shape for name, value in self.results.items()}
         self.outputs = list(self.shapes)
-        self._types = {name: np.dtype(TYPES[value.type]) for name, value in {**self.inputs, **self.optional}.items()
-                       if value.type in TYPES}
+        self._types = {
+            name: np.dtype(TYPES[value.type])
+            for name, value in {**self.inputs, **self.optional}.items()
+            if value.type in TYPES
+        }
 
     def _opening(self, started: Started) -> AbstractContextManager[None]:
         """A graph that the CPU cannot open is none; of another provider it may be more than it can."""
         name = started.provider.name
         if name == "cpu":
-            return library_errors("onnxruntime", "ONNX Runtime cannot open the graph", where=self.path, remedy="export the bundle again")
-        return library_errors("onnxruntime", f"ONNX Runtime cannot open the graph on {name}", where=self.path, kind=ProviderError,
-                              remedy="choose another provider")
+            return library_errors(
+                "onnxruntime",
+                "ONNX Runtime cannot open the graph",
+                where=self.path,
+                remedy="export the bundle again",
+            )
+        return library_errors(
+            "onnxruntime",
+            f"ONNX Runtime cannot open the graph on {name}",
+            where=self.path,
+            kind=ProviderError,
+            remedy="choose another provider",
+        )
 
     def _form(self, options: ort.SessionOptions) -> Path | bytes:
-        """The graph's file; of one in bfloat16, on a provider that cannot compute in it, the same graph with casts."""
+        """The graph's file; of one in bfloat16, on a provider that cannot compute in it, the same graph with
+        casts.
+        """
         if self.dtype != BFLOAT16.name or self.started.provider.name != "cpu":
             return self.path
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.path.parent))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self.path.parent)
+        )
         return computing_wide(self.path)
 
     def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -82,10 +120,15 @@ class OrtModel:
         """One run on ``OrtValue`` feeds. On CUDA a cache stays on the device.
 
         Raises:
-            AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph cannot take.
+            AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph
+                cannot take.
         """
         with self._errors():
-            values = self._ort.run_with_ort_values(self.outputs, dict(feeds)) if self.memory[0] == "cpu" else self._bound(feeds)
+            values = (
+                self._ort.run_with_ort_values(self.outputs, dict(feeds))
+                if self.memory[0] == "cpu"
+                else self._bound(feeds)
+            )
         return dict(zip(self.outputs, values, strict=True))
 
     def _bound(self, feeds: Mapping[str, Any]) -> list[Any]:
@@ -98,12 +141,14 @@ class OrtModel:
         return list(binding.get_outputs())
 
     def binding(self) -> Any:
-        """An ``IOBinding`` of the graph, for passes on the same memory one after another: see :meth:`run_bound`."""
+        """An ``IOBinding`` of the graph, for passes on the same memory one after another: see
+        :meth:`run_bound`.
+        """
         return self._ort.io_binding()
 
     def run_bound(self, binding: Any, capture: int | None = None) -> None:
-        """One run on what is bound. On a device that captures, the run of a number is recorded once and then replayed, on the same memory;
-        one without a number is run as it is.
+        """One run on what is bound. On a device that captures, the run of a number is recorded once and then
+        replayed, on the same memory; one without a number is run as it is.
 
         Raises:
             AdapterpackError: as :meth:`call`.
@@ -119,5 +164,10 @@ class OrtModel:
         return options
 
     def _errors(self) -> AbstractContextManager[None]:
-        return library_errors("onnxruntime", "ONNX Runtime could not run the graph on these inputs", where=self.path.parent,
-                              remedy="check shapes, lengths and ids against the model's config", kind=AdapterpackError)
+        return library_errors(
+            "onnxruntime",
+            "ONNX Runtime could not run the graph on these inputs",
+            where=self.path.parent,
+            remedy="check shapes, lengths and ids against the model's config",
+            kind=AdapterpackError,
+        )

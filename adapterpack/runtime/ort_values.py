@@ -1,4 +1,6 @@
-"""Arrays and ONNX Runtime's values, also in bfloat16, which numpy does not have, and in the memory of a device."""
+"""Arrays and ONNX Runtime's values, also in bfloat16, which numpy does not have, and in the memory of a
+device.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def element_type(dtype: np.dtype[Any]) -> Any:
 
 
 def value_of(array: np.ndarray, memory: Memory = HOST) -> Any:
-    """An array as a value: on the host the memory is the array's own, which the value keeps alive; on a device it is a copy."""
+    """An array as a value: on the host the memory is the array's own, which the value keeps alive; on a
+    device it is a copy.
+    """
     array = np.ascontiguousarray(array) if array.ndim else array
     if memory == HOST and array.dtype == BFLOAT16:
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BFLOAT16)
@@ -46,7 +50,9 @@ def fill(value: Any, array: np.ndarray) -> None:
 
 
 def array_of(value: Any) -> np.ndarray:
-    """The numbers of a value: of a device a copy, on the host its own memory, which is there only as long as the value."""
+    """The numbers of a value: of a device a copy, on the host its own memory, which is there only as long as
+    the value.
+    """
     if value.element_type() != _ONNX_BFLOAT16:
         array: np.ndarray = value.numpy()
         return array
@@ -75,5 +81,12 @@ def _identity(memory: str) -> ort.InferenceSession:
     kind = ir.TensorType(ir.DataType.BFLOAT16)
     node = ir.node("Identity", [ir.Value(name="from", type=kind)])
     node.outputs[0].name, node.outputs[0].type = "to", kind
-    model = ir.Model(ir.Graph(list(node.inputs), node.outputs, nodes=[node], opset_imports={"": 21}, name="copy"), ir_version=10)
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=[f"{memory.upper()}ExecutionProvider"], enable_fallback=0)
+    model = ir.Model(
+        ir.Graph(list(node.inputs), node.outputs, nodes=[node], opset_imports={"": 21}, name="copy"),
+        ir_version=10,
+    )
+    return ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(),
+        providers=[f"{memory.upper()}ExecutionProvider"],
+        enable_fallback=0,
+    )

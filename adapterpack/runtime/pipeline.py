@@ -1,4 +1,6 @@
-"""Runs the graphs of a task one after another: each reads inputs of the caller and outputs of those before it."""
+"""Runs the graphs of a task one after another: each reads inputs of the caller and outputs of those before
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,37 @@ from .ort_values import BFLOAT16, array_of, value_of
 
 
 def run_parts(
-    session: OpenBundle, inputs: Mapping[str, np.ndarray], adapters: Names = None, pinned: Pinned | None = None,
+    session: OpenBundle,
+    inputs: Mapping[str, np.ndarray],
+    adapters: Names = None,
+    pinned: Pinned | None = None,
     parts: Sequence[Part] | None = None,
 ) -> Arrays:
-    """Every output of the parts that ran, in order; a part runs if its first input is there and its outputs are not.
+    """Every output of the parts that ran, in order; a part runs if its first input is there and its outputs
+    are not.
 
-    ``pinned`` are rows that have begun, in place of ``adapters``; ``parts`` takes the place of all of the task's.
+    ``pinned`` are rows that have begun, in place of ``adapters``; ``parts`` takes the place of all of the
+    task's.
 
     Raises:
         ConfigError: a missing or unknown input.
     """
     given = session.task.parts if parts is None else parts
     arrays = _checked(session, inputs, given)
-    running = [part for part in given
-               if part.inputs[0] in arrays and not arrays.keys() >= set(session.graphs[part.name].outputs)]
+    running = [
+        part
+        for part in given
+        if part.inputs[0] in arrays and not arrays.keys() >= set(session.graphs[part.name].outputs)
+    ]
     if not running:
-        raise ConfigError("inputs are missing", expected=" or ".join(part.inputs[0] for part in session.task.parts),
-                          found=", ".join(inputs) or "nothing")
-    batch = pinned or session.pin(session.names(adapters, max(_rows(session, part, arrays) for part in running)))
+        raise ConfigError(
+            "inputs are missing",
+            expected=" or ".join(part.inputs[0] for part in session.task.parts),
+            found=", ".join(inputs) or "nothing",
+        )
+    batch = pinned or session.pin(
+        session.names(adapters, max(_rows(session, part, arrays) for part in running))
+    )
     results = Arrays()
     for part in running:
         rows = _places(session, part, arrays)
@@ -45,7 +60,9 @@ def run_parts(
         feeds = values(complete(session, part, arrays, run))
         outputs = {name: wide(array_of(value)) for name, value in run(feeds, part.name).items()}
         if "image_features" in outputs:
-            outputs = {name: features_of_rows(array, rows, len(batch.names)) for name, array in outputs.items()}
+            outputs = {
+                name: features_of_rows(array, rows, len(batch.names)) for name, array in outputs.items()
+            }
         arrays |= outputs
         results |= outputs
     return results
@@ -63,21 +80,33 @@ def wide(array: np.ndarray) -> np.ndarray:
 
 def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> Arrays:
     """The inputs, if they are those of the parts, or of others, whose graphs are not opened for that."""
-    values = {name: value for part in parts for graph in [session.graphs[part.name]]
-              for name, value in (*graph.inputs.items(), *graph.optional.items())}
+    values = {
+        name: value
+        for part in parts
+        for graph in [session.graphs[part.name]]
+        for name, value in (*graph.inputs.items(), *graph.optional.items())
+    }
     wanted = {
         *values,
         *(name for part in session.task.parts if part not in parts for name in part.inputs),
     } - {ADAPTER_IDS}
     unknown = sorted(set(inputs) - wanted)
     if unknown:
-        raise ConfigError("inputs that the graph does not take", expected=", ".join(sorted(wanted)), found=", ".join(unknown),
-                          remedy="name adapters with adapters=" if ADAPTER_IDS in unknown else None)
+        raise ConfigError(
+            "inputs that the graph does not take",
+            expected=", ".join(sorted(wanted)),
+            found=", ".join(unknown),
+            remedy="name adapters with adapters=" if ADAPTER_IDS in unknown else None,
+        )
     for name in session.task.inputs:
         array, value = inputs.get(name), values.get(name)
         if array is not None and value is not None and (array.ndim != len(value.shape) or 0 in array.shape):
-            raise ConfigError("an input has another form than the graph takes", where=name, found=array.shape,
-                              expected=f"{len(value.shape)} axes, of which none is empty")
+            raise ConfigError(
+                "an input has another form than the graph takes",
+                where=name,
+                found=array.shape,
+                expected=f"{len(value.shape)} axes, of which none is empty",
+            )
     return dict(inputs)
 
 
@@ -91,7 +120,9 @@ def _rows(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> 
 
 
 def _places(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> list[int]:
-    """Which of the batch's rows each row of a part is: images are those of the rows that have their tokens."""
+    """Which of the batch's rows each row of a part is: images are those of the rows that have their
+    tokens.
+    """
     rows = arrays[part.inputs[0]].shape[0]
     if _has_images_of_texts(session, part, arrays):
         return rows_of_images(arrays["input_ids"], session.image_token, rows)

@@ -1,7 +1,8 @@
-"""Runs many rows through a bundle: the next one begins where one ends, and results come in the order of the rows.
+"""Runs many rows through a bundle: the next one begins where one ends, and results come in the order of the
+rows.
 
-Rows run in blocks: one ends before the next begins. The last digits of a result depend on the other rows of its batch, so a run that stops
-and goes on behind a block gives the same bytes as one that never stopped.
+Rows run in blocks: one ends before the next begins. The last digits of a result depend on the other rows of
+its batch, so a run that stops and goes on behind a block gives the same bytes as one that never stopped.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _PREFIXES = 256 << 20
 
 @dataclass
 class Outcome:
-    """What became of a row: its ``result``, or its ``error``. ``number`` counts the rows from 1; ``tokens`` are those that it took;
-    ``pack`` is the id of the adapter that the row began with.
+    """What became of a row: its ``result``, or its ``error``. ``number`` counts the rows from 1; ``tokens``
+    are those that it took; ``pack`` is the id of the adapter that the row began with.
     """
 
     number: int
@@ -78,20 +79,30 @@ class Way(Protocol):
 
 
 class RowRunner:
-    """Runs blocks of rows through a bundle, each row with its own adapter; ``adapters`` are those of rows that name none. With ``raw``
-    texts are read without the chat template.
+    """Runs blocks of rows through a bundle, each row with its own adapter; ``adapters`` are those of rows
+    that name none. With ``raw`` texts are read without the chat template.
 
     Raises:
         ConfigError: sampling parameters that do not exist or that this task does not have.
         UnknownAdapter: a name that the bundle does not hold.
     """
 
-    def __init__(self, session: Session, adapters: Sequence[str], batch_size: int, sampling: Mapping[str, Any],
-                 raw: bool = False) -> None:
+    def __init__(
+        self,
+        session: Session,
+        adapters: Sequence[str],
+        batch_size: int,
+        sampling: Mapping[str, Any],
+        raw: bool = False,
+    ) -> None:
         for name in adapters:
             session.require_adapter(name)
         self.provider = session.provider
-        self._session, self._adapters, self._sampling = session, tuple(adapters) or (session.default,), sampling
+        self._session, self._adapters, self._sampling = (
+            session,
+            tuple(adapters) or (session.default,),
+            sampling,
+        )
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
         self._batch_size, self.block, self._raw = batch_size, BLOCK * batch_size, raw
         self._way = _way(session, batch_size, sampling, raw)
@@ -103,14 +114,26 @@ class RowRunner:
             ConfigError: there is no ``adapters`` for them, and nobody trained the base's head for the task.
         """
         task, names = self._session.task, self._session.adapters
-        heads = [self._session.head(None if name is None else self._session.pack(name)) for name in self._adapters]
-        if not task.heads or any(head.trained and not (task.labelled and head.labels is None) for head in heads):
+        heads = [
+            self._session.head(None if name is None else self._session.pack(name)) for name in self._adapters
+        ]
+        if not task.heads or any(
+            head.trained and not (task.labelled and head.labels is None) for head in heads
+        ):
             return
-        raise ConfigError("the base has no trained head for this task", where=self._session.bundle.task,
-                          remedy=f"name an adapter that has one with --adapter: {', '.join(names[:20]) or 'the bundle holds none'}")
+        raise ConfigError(
+            "the base has no trained head for this task",
+            where=self._session.bundle.task,
+            remedy=(
+                "name an adapter that has one with --adapter: "
+                f"{', '.join(names[:20]) or 'the bundle holds none'}"
+            ),
+        )
 
     def outcomes(self, rows: Iterable[tuple[int, Row | AdapterpackError]]) -> Iterator[Outcome]:
-        """What becomes of the rows of a block, in order. An error in the place of a row is what becomes of it."""
+        """What becomes of the rows of a block, in order. An error in the place of a row is what becomes of
+        it.
+        """
         begun = (outcome for number, row in rows for outcome in self._expanded(number, row))
         if self._way is not None:
             yield from _in_order(self._way, begun)
@@ -123,18 +146,35 @@ class RowRunner:
         if isinstance(row, AdapterpackError):
             yield Outcome(number, {}, error=row)
         elif not isinstance(row, Mapping):
-            yield Outcome(number, {}, error=RowError("a row is a mapping", row=number, expected=", ".join(self._columns),
-                                                     found=type(row).__name__))
+            yield Outcome(
+                number,
+                {},
+                error=RowError(
+                    "a row is a mapping",
+                    row=number,
+                    expected=", ".join(self._columns),
+                    found=type(row).__name__,
+                ),
+            )
         elif not any(isinstance(row.get(column), kind) for column, kind in self._columns.items()):
-            yield Outcome(number, row, error=RowError(f"a row needs {', '.join((*self._columns,)[:-1])} or {[*self._columns][-1]}",
-                                                      row=number, found=", ".join(map(str, row)) or "an empty row"))
+            yield Outcome(
+                number,
+                row,
+                error=RowError(
+                    f"a row needs {', '.join((*self._columns,)[:-1])} or {[*self._columns][-1]}",
+                    row=number,
+                    found=", ".join(map(str, row)) or "an empty row",
+                ),
+            )
         elif "adapter" in row:
             yield Outcome(number, row)
         else:
             yield from (Outcome(number, {**row, "adapter": name}) for name in self._adapters)
 
     def _answered(self, batch: Sequence[Outcome]) -> Iterator[Outcome]:
-        """Rows that run as one batch. Where one is at fault those before it and those behind it run without it."""
+        """Rows that run as one batch. Where one is at fault those before it and those behind it run without
+        it.
+        """
         rows = [outcome for outcome in batch if outcome.error is None]
         try:
             self._answer(rows)
@@ -161,10 +201,18 @@ class RowRunner:
         names = [name for outcome in batch for name in session.names([outcome.row["adapter"]], 1)]
         rows = [outcome.row for outcome in batch]
         if self._raw and session.task.prompt is not None:
-            rows = [{**row, PROMPTS[0]: ids} for row, ids in zip(rows, map_rows(rows, partial(_raw_ids, session)), strict=True)]
+            rows = [
+                {**row, PROMPTS[0]: ids}
+                for row, ids in zip(rows, map_rows(rows, partial(_raw_ids, session)), strict=True)
+            ]
         results = call(session, rows, names, self._sampling)
         for outcome, name, result in zip(batch, names, results, strict=True):
-            outcome.result = {**outcome.row, "adapter": name, "pack": None if name is None else session.packs[name].id, **result}
+            outcome.result = {
+                **outcome.row,
+                "adapter": name,
+                "pack": None if name is None else session.packs[name].id,
+                **result,
+            }
             outcome.tokens = result.get("completion_tokens", 0)
 
 
@@ -179,7 +227,9 @@ def _way(session: Session, batch_size: int, sampling: Mapping[str, Any], raw: bo
     if isinstance(session.task.answer, OnePass):
         return _OnePasses(session, batch_size)
     if session.bundle.decoder and session.task.prompt is not None:
-        return _Texts(session, batch_size, sampling_of(sampling, session.generation_config, session.folder), raw)
+        return _Texts(
+            session, batch_size, sampling_of(sampling, session.generation_config, session.folder), raw
+        )
     return None
 
 
@@ -222,7 +272,9 @@ def _in_order(way: Way, rows: Iterator[Outcome]) -> Iterator[Outcome]:
 
 
 class _OnePasses:
-    """Rows that take one pass each: so many are read ahead that those of about one length can run together."""
+    """Rows that take one pass each: so many are read ahead that those of about one length can run
+    together.
+    """
 
     def __init__(self, session: Session, batch_size: int) -> None:
         self._engine = EncoderEngine(session, max_rows=batch_size)
@@ -232,7 +284,9 @@ class _OnePasses:
         """See :class:`Way`."""
 
     def add(self, outcome: Outcome) -> int:
-        """See :class:`Way`. A row that names the base has it, or an error: a request without an adapter has what is folded in."""
+        """See :class:`Way`. A row that names the base has it, or an error: a request without an adapter has
+        what is folded in.
+        """
         engine = self._engine
         (name,) = engine.bundle.names([outcome.row["adapter"]], 1)
         engine.bundle.pin([name])
@@ -249,12 +303,17 @@ class _OnePasses:
 
 
 class _Texts:
-    """Rows whose answers are made token by token, on the engine. It is as long as its rows need: one that needs more than those before
-    begins when they have ended.
+    """Rows whose answers are made token by token, on the engine. It is as long as its rows need: one that
+    needs more than those before begins when they have ended.
     """
 
     def __init__(self, session: Session, batch_size: int, sampling: Sampling, raw: bool) -> None:
-        self._session, self._sampling, self._raw, self._engines = session, sampling, raw, GrowingEngine(_PREFIXES)
+        self._session, self._sampling, self._raw, self._engines = (
+            session,
+            sampling,
+            raw,
+            GrowingEngine(_PREFIXES),
+        )
         self._mask = grammar_mask(session.tokenizer, sampling)
         self._rows = max(batch_size, sampling.num_beams)
         self.ahead = self._rows + DecoderEngine.ahead
@@ -268,7 +327,8 @@ class _Texts:
 
     def add(self, outcome: Outcome) -> int | None:
         """See :class:`Way`."""
-        session, task = self._session.frozen(), self._session.task  # one adapter of that name, whatever is loaded meanwhile
+        # one adapter of that name, whatever is loaded meanwhile
+        session, task = self._session.frozen(), self._session.task
         assert task.prompt is not None
         (name,) = session.names([outcome.row["adapter"]], 1)
         session.pin([name])
@@ -282,7 +342,9 @@ class _Texts:
                 return None
             self._length = room
         engine = self._engines.of(self._session, self._rows, self._length)
-        request = engine.row(ids, pack, self._sampling, None, outcome.number - 1, self._mask and self._mask.copy())
+        request = engine.row(
+            ids, pack, self._sampling, None, outcome.number - 1, self._mask and self._mask.copy()
+        )
         outcome.request, outcome.prompt_tokens = request, len(ids)
         engine.submit(request)
         return request.number
@@ -296,6 +358,19 @@ class _Texts:
         session, request, name = self._session, outcome.request, outcome.row["adapter"]
         assert request is not None
         answer, prompt = request.answer, outcome.prompt_tokens
-        completion = Generation(answer.text, answer.ids, answer.reason or "length", name, prompt, answer.logprobs, answer.sequences)
-        outcome.result = {**outcome.row, "adapter": name, "pack": outcome.pack, **described(completion, session)}
+        completion = Generation(
+            answer.text,
+            answer.ids,
+            answer.reason or "length",
+            name,
+            prompt,
+            answer.logprobs,
+            answer.sequences,
+        )
+        outcome.result = {
+            **outcome.row,
+            "adapter": name,
+            "pack": outcome.pack,
+            **described(completion, session),
+        }
         outcome.tokens, outcome.request = len(answer.ids), None

@@ -14,8 +14,15 @@ from .row_runner import RowRunner
 from .session import Session
 
 
-def row_runner(bundle: str | os.PathLike[str], *, adapters: Sequence[str] = (), provider: str | Device | None = None, batch_size: int = 16,
-               raw: bool = False, **sampling: Any) -> RowRunner:
+def row_runner(
+    bundle: str | os.PathLike[str],
+    *,
+    adapters: Sequence[str] = (),
+    provider: str | Device | None = None,
+    batch_size: int = 16,
+    raw: bool = False,
+    **sampling: Any,
+) -> RowRunner:
     """What :func:`run` runs rows with, for those who keep what was answered before.
 
     Raises:
@@ -25,11 +32,18 @@ def row_runner(bundle: str | os.PathLike[str], *, adapters: Sequence[str] = (), 
         raise ConfigError("batch_size must be at least 1", found=batch_size)
     session = Session(bundle, provider)
     if raw and (session.task.prompt is None or not session.task.generates):
-        raise ConfigError("this bundle does not read prompts in a chat template", where=session.bundle.task, found="raw",
-                          remedy="leave --raw (raw=True) out: its texts are read as they are")
+        raise ConfigError(
+            "this bundle does not read prompts in a chat template",
+            where=session.bundle.task,
+            found="raw",
+            remedy="leave --raw (raw=True) out: its texts are read as they are",
+        )
     if sampling and not session.task.generates:
-        raise ConfigError("this bundle does not generate text, so it takes no sampling parameters", found=", ".join(sampling),
-                          where=session.bundle.task)
+        raise ConfigError(
+            "this bundle does not generate text, so it takes no sampling parameters",
+            found=", ".join(sampling),
+            where=session.bundle.task,
+        )
     return RowRunner(session, adapters, batch_size, sampling, raw)
 
 
@@ -45,22 +59,27 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Runs rows through a bundle, and gives a result for each, in order.
 
-    A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with ``image`` (the path of a PNG, a
-    JPEG or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or an array) or ``audio`` (the path of a file, see
-    :mod:`~adapterpack.runtime.media.inputs`), and an optional ``adapter`` (null: the base). Rows that name none are run with each of
-    ``adapters`` in turn; if there are none, with the base, or with what is folded into the bundle. A language model with a chat template
-    reads a text as a user's message, or with ``raw`` as it is.
+    A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with
+    ``image`` (the path of a PNG, a JPEG or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or an
+    array) or ``audio`` (the path of a file, see
+    :mod:`~adapterpack.runtime.media.inputs`), and an optional ``adapter`` (null: the base). Rows that name
+    none are run with each of ``adapters`` in turn; if there are none, with the base, or with what is folded
+    into the bundle. A language model with a chat template reads a text as a user's message, or with ``raw``
+    as it is.
 
     Raises:
-        ConfigError: a row of no known form, or one that cannot be run, with its number (:class:`~adapterpack.tasks.rows.RowError`); or
-            sampling parameters that do not exist or that this task does not have.
+        ConfigError: a row of no known form, or one that cannot be run, with its number
+            (:class:`~adapterpack.tasks.rows.RowError`); or sampling parameters that do not exist or that this
+            task does not have.
         UnknownAdapter: a name that the bundle does not hold; found before the row is run.
 
     Example:
         >>> list(run("bundle", [{"text": "hi", "adapter": "tickets"}]))  # doctest: +SKIP
         [{'text': 'hi', 'adapter': 'tickets', 'pack': 'sha256:...', 'label': 'product', 'scores': {...}}]
     """
-    runner = row_runner(bundle, adapters=adapters, provider=provider, batch_size=batch_size, raw=raw, **sampling)
+    runner = row_runner(
+        bundle, adapters=adapters, provider=provider, batch_size=batch_size, raw=raw, **sampling
+    )
     for _, block in groupby(_numbered(rows), lambda pair: (pair[0] - 1) // runner.block):
         for outcome in runner.outcomes(block):
             if outcome.error is not None:
@@ -69,7 +88,9 @@ def run(
 
 
 def _numbered(rows: Iterable[Row]) -> Iterator[tuple[int, Row | AdapterpackError]]:
-    """The rows with their numbers; what stops the reading of them is in the place of the next one, behind the results of those before."""
+    """The rows with their numbers; what stops the reading of them is in the place of the next one, behind the
+    results of those before.
+    """
     number = 0
     try:
         for number, row in enumerate(rows, 1):

@@ -1,4 +1,6 @@
-"""Runs batches through a bundle, each row with its own adapter: one pass, or answers generated token by token."""
+"""Runs batches through a bundle, each row with its own adapter: one pass, or answers generated token by
+token.
+"""
 
 from __future__ import annotations
 
@@ -30,26 +32,31 @@ from .pipeline import run_parts
 
 
 class Session(OpenBundle):
-    """A running bundle. ``provider`` is the name of a provider, a :class:`.Device` with its settings, or None for CUDA where there is a
-    card and the CPU elsewhere; ``session.provider`` says which runs. ``threads`` are those of each operator on the CPU.
+    """A running bundle. ``provider`` is the name of a provider, a :class:`.Device` with its settings, or None
+    for CUDA where there is a card and the CPU elsewhere; ``session.provider`` says which runs. ``threads``
+    are those of each operator on the CPU.
 
-    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they are, and not laid out anew in memory, without
-    which a run on a quantized graph takes many times longer. ``verify``: graphs, weights, adapters, tokenizer and templates are
-    compared with the digests in the manifest: all are hashed (``full``), or only those that have changed since they were hashed before
-    (``cached``); ``off`` is for a bundle that was verified just now.
+    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they are, and not
+    laid out anew in memory, without which a run on a quantized graph takes many times longer. ``verify``:
+    graphs, weights, adapters, tokenizer and templates are compared with the digests in the manifest: all are
+    hashed (``full``), or only those that have changed since they were hashed before (``cached``); ``off`` is
+    for a bundle that was verified just now.
 
     Raises:
-        FormatError: the folder is no bundle, its graph reads files outside of it, or a file in it was altered or exchanged.
+        FormatError: the folder is no bundle, its graph reads files outside of it, or a file in it was altered
+            or exchanged.
         ProviderError: the provider is unknown or did not start, or leaves nodes of a graph to the CPU.
 
     Example:
         >>> session = Session("bundle")  # doctest: +SKIP
-        >>> session.run(session.encode(["where is my parcel?"]), adapters=["tickets"])["logits"].argmax()  # doctest: +SKIP
+        >>> session.run(session.encode(["where is my parcel?"]), adapters=["tickets"])["logits"].argmax(
+        ...     )  # doctest: +SKIP
         2
     """
 
     def encode(self, texts: Sequence[str]) -> Arrays:
-        """Texts as a padded batch: ``input_ids`` and ``attention_mask`` [batch, longest], int64, padded on the right.
+        """Texts as a padded batch: ``input_ids`` and ``attention_mask`` [batch, longest], int64, padded on
+        the right.
 
         Raises:
             ConfigError: a text without a token.
@@ -57,23 +64,28 @@ class Session(OpenBundle):
         return pad(map_rows(texts, self.tokenizer.row), self.tokenizer.pad_id, left=False)
 
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
-        """Images as ``pixel_values`` ``[images, channels, height, width]`` float32: paths or bytes of PNG and JPEG pictures, prepared as
-        the base's own processor prepares them, or ``.npy`` files and arrays that are prepared already. Pictures need the extra ``vision``.
+        """Images as ``pixel_values`` ``[images, channels, height, width]`` float32: paths or bytes of PNG and
+        JPEG pictures, prepared as the base's own processor prepares them, or ``.npy`` files and arrays that
+        are prepared already. Pictures need the extra ``vision``.
 
         Raises:
-            ConfigError, FormatError, StorageError, Unsupported: see :func:`adapterpack.runtime.media.inputs.image_of`.
+            ConfigError, FormatError, StorageError, Unsupported: see
+                :func:`adapterpack.runtime.media.inputs.image_of`.
 
         Example:
-            >>> session.run({"pixel_values": session.pixels(["photo.jpg"])}, ["leaves"])["logits"].argmax()  # doctest: +SKIP
+            >>> session.run({"pixel_values": session.pixels(["photo.jpg"])},
+            ...     ["leaves"])["logits"].argmax()  # doctest: +SKIP
             4
         """
         shape = self.shape("pixel_values")
         prepared = partial(self.once, "image_processor", lambda: preparation(self.folder))
         return np.stack([image_of(image, shape, prepared) for image in images])
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[tuple[int, int] | None]]]:
-        """Pairs of texts as a padded batch, as :meth:`encode`, with ``token_type_ids`` where the graph reads them; and of each token of a
-        row where in the second text its characters are.
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]]
+    ) -> tuple[Arrays, list[list[tuple[int, int] | None]]]:
+        """Pairs of texts as a padded batch, as :meth:`encode`, with ``token_type_ids`` where the graph reads
+        them; and of each token of a row where in the second text its characters are.
         """
         rows = map_rows(pairs, lambda pair: self.tokenizer.pair(*pair))
         inputs = pad([ids for ids, _, _ in rows], self.tokenizer.pad_id, left=False)
@@ -82,20 +94,25 @@ class Session(OpenBundle):
         return inputs, [spans for _, _, spans in rows]
 
     def speech(self, files: Sequence[str | Path]) -> np.ndarray:
-        """Files of speech as ``input_features`` ``[files, mel, frames]``: see :func:`adapterpack.runtime.media.inputs.speech_of`."""
+        """Files of speech as ``input_features`` ``[files, mel, frames]``: see
+        :func:`adapterpack.runtime.media.inputs.speech_of`.
+        """
         config = self.once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
         shape = self.shape("input_features")
         return np.stack(map_rows(files, lambda file: speech_of(Path(file), shape, config)))
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
-        """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one name holds for all rows.
+        """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one
+        name holds for all rows.
 
-        Masks, position ids and a cache are supplied where the graph wants them and they are not given. Masks and position ids count the
-        rows' own tokens; the virtual tokens of a prompt are added to them. Of a task of several graphs those run that have what they read:
-        an encoder whose keys and values are given is left out.
+        Masks, position ids and a cache are supplied where the graph wants them and they are not given. Masks
+        and position ids count the rows' own tokens; the virtual tokens of a prompt are added to them. Of a
+        task of several graphs those run that have what they read: an encoder whose keys and values are given
+        is left out.
 
         Returns:
-            Output name -> array, rows in the order of the inputs. Logits of labels that a row's adapter does not have are -1e9.
+            Output name -> array, rows in the order of the inputs. Logits of labels that a row's adapter does
+            not have are -1e9.
 
         Raises:
             UnknownAdapter: a name that the bundle does not hold.
@@ -103,8 +120,9 @@ class Session(OpenBundle):
         """
         return run_parts(self.frozen(), inputs, adapters)
 
-    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *,
-             allow_structural: bool = False) -> str:
+    def load(
+        self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False
+    ) -> str:
         """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while
         others run.
 
@@ -128,17 +146,26 @@ class Session(OpenBundle):
         return loaded.name
 
     def generate(
-        self, prompts: Sequence[Any] = (), adapters: Mixes = None, *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any
+        self,
+        prompts: Sequence[Any] = (),
+        adapters: Mixes = None,
+        *,
+        given: Mapping[str, np.ndarray] | None = None,
+        **sampling: Any,
     ) -> list[Any]:
-        """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are ``emit`` and the fields of ``Sampling``, which
-        are greedy by default; with ``sampling="model"`` the base's ``generation_config.json`` has what is left out.
+        """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are ``emit`` and the
+        fields of ``Sampling``, which are greedy by default; with ``sampling="model"`` the base's
+        ``generation_config.json`` has what is left out.
 
-        An adapter is a name, or names with weights, whose changes are added for that row: ``{"orders": 0.7, "formal": 0.3}``.
+        An adapter is a name, or names with weights, whose changes are added for that row: ``{"orders": 0.7,
+        "formal": 0.3}``.
 
-        ``given`` are inputs besides prompts, or in their place: ``pixel_values`` of images, ``input_features`` of speech.
+        ``given`` are inputs besides prompts, or in their place: ``pixel_values`` of images,
+        ``input_features`` of speech.
 
         Example:
-            >>> session.generate(["Order 12 mugs for Lisbon"], adapters=["orders"], max_new_tokens=40)[0].text  # doctest: +SKIP
+            >>> session.generate(["Order 12 mugs for Lisbon"], adapters=["orders"],
+            ...     max_new_tokens=40)[0].text  # doctest: +SKIP
             '{"item": "mugs", "quantity": 12, "city": "Lisbon"}'
         """
         emit = sampling.pop("emit", None)

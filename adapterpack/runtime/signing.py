@@ -19,9 +19,16 @@ from ..pack.validate.finding import Finding
 from .validation import IRREGULAR, validate_bundle
 
 
-def sign_bundle(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, expires: str | datetime | None = None,
-                password: str | None = None) -> Signature:
-    """Writes ``adapterpack.sig.json`` into a bundle, over its manifest and every file that it lists; see :func:`adapterpack.sign`.
+def sign_bundle(
+    folder: Path,
+    key: str | os.PathLike[str],
+    *,
+    identity: str | None = None,
+    expires: str | datetime | None = None,
+    password: str | None = None,
+) -> Signature:
+    """Writes ``adapterpack.sig.json`` into a bundle, over its manifest and every file that it lists; see
+    :func:`adapterpack.sign`.
 
     Raises:
         FormatError: the bundle is not valid.
@@ -32,16 +39,27 @@ def sign_bundle(folder: Path, key: str | os.PathLike[str], *, identity: str | No
         report = validate_bundle(folder)
         report.require_valid()
         if report.incomplete:
-            raise FormatError("the bundle could not be checked to the end", where=folder, found="; ".join(report.not_checked))
+            raise FormatError(
+                "the bundle could not be checked to the end",
+                where=folder,
+                found="; ".join(report.not_checked),
+            )
         bundle = parse_bundle(manifest_bytes(folder), folder / FILE_NAME)
-        files = {FILE_NAME: sha256_of(folder / FILE_NAME), **{entry.path: entry.sha256 for entry in bundle.files}}
+        files = {
+            FILE_NAME: sha256_of(folder / FILE_NAME),
+            **{entry.path: entry.sha256 for entry in bundle.files},
+        }
         return Statement(folder.resolve().name, files)
 
     return sealed(_signable(folder), checked, signer, identity, expires)
 
 
-def verify_bundle(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None) -> Signature:
-    """The signature of a bundle, if the holder of the key signed exactly the files that lie there; see :func:`adapterpack.verify`."""
+def verify_bundle(
+    folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None
+) -> Signature:
+    """The signature of a bundle, if the holder of the key signed exactly the files that lie there; see
+    :func:`adapterpack.verify`.
+    """
     return unsealed(_signable(folder), public_key(key), identity, at)
 
 
@@ -52,4 +70,6 @@ def _signable(folder: Path) -> Signable:
     def listed(manifest: bytes) -> set[str]:
         return {entry.path for entry in parse_bundle(manifest, folder / FILE_NAME).files}
 
-    return Signable("bundle", folder, FILE_NAME, frozenset({SIGNATURE}), links, lambda: present(folder), listed)
+    return Signable(
+        "bundle", folder, FILE_NAME, frozenset({SIGNATURE}), links, lambda: present(folder), listed
+    )

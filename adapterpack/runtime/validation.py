@@ -1,5 +1,6 @@
-"""Validates a bundle: what a session would refuse is not valid. Files, packs, slots, what texts are read with,
-the base, and with ``full`` the graphs and the canaries on them."""
+"""Validates a bundle: what a session would refuse is not valid. Files, packs, slots, what texts are read
+with, the base, and with ``full`` the graphs and the canaries on them.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +42,16 @@ _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
 
 def validate_bundle(
-    folder: Path, base: Path | Checkpoint | None = None, *, full: bool = False, budget: Budget | None = None,
-    allow_structural: bool = False, provider: str | None = None,
+    folder: Path,
+    base: Path | Checkpoint | None = None,
+    *,
+    full: bool = False,
+    budget: Budget | None = None,
+    allow_structural: bool = False,
+    provider: str | None = None,
 ) -> Report:
-    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base; within ``budget``.
+    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base;
+    within ``budget``.
 
     ``full`` also opens every graph: the canaries of its packs are replayed on those that answer, and with
     ``base`` every matrix of it is looked for in the graphs. A bundle with an error is not run. With
@@ -94,11 +101,20 @@ class Note(str):
 def _signature(folder: Path) -> str:
     """What no check of a bundle's bytes can show."""
     named = "its signature was not verified" if (folder / SIGNATURE).is_file() else "it is not signed"
-    return f"who made the graphs, and that they compute nothing else than the base and its adapters: {named} (adapterpack verify --key)"
+    return (
+        f"who made the graphs, and that they compute nothing else than the base and its adapters: {named} "
+        "(adapterpack verify --key)"
+    )
 
 
-def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool, full: bool,
-              table: Kernels | None) -> Iterator[Finding | Verdict | str]:
+def _findings(
+    folder: Path,
+    base: Path | Checkpoint | None,
+    budget: Budget,
+    allow_structural: bool,
+    full: bool,
+    table: Kernels | None,
+) -> Iterator[Finding | Verdict | str]:
     """Findings, the verdict on the base, and as texts what the budget was too small for, or what cannot be
     compared.
     """
@@ -124,11 +140,19 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
         budget.require_time(f"the adapter {adapter.name}")
         report, pack = examine(folder / adapter.path, budget=budget)
         for one in report.findings:
-            yield one._replace(where=f"{adapter.path}/{one.where}", file=one.file and f"{adapter.path}/{one.file}")
+            yield one._replace(
+                where=f"{adapter.path}/{one.where}", file=one.file and f"{adapter.path}/{one.file}"
+            )
         if report.incomplete:
             yield f"{adapter.path}: {report.not_checked[0]}"
         elif pack is not None and pack.id != adapter.pack:
-            yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again")
+            yield Finding(
+                "AB201",
+                "error",
+                adapter.path,
+                "the pack is not the one that the bundle names",
+                "export again",
+            )
         elif pack is not None and report.valid and readable:
             yield from _slots(values, adapter, pack.called(adapter.name))
     if readable:
@@ -156,19 +180,30 @@ def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[
         from .adapters.files import read_adapter_file  # noqa: PLC0415 - ONNX Runtime, whose own format it is
 
         files = adapter_files(values.folder, bundle, adapter)
-        yield from _refused("AB202", adapter.path, lambda: require_file_contents(
-            pack, bundle.sites, files, {part: read_adapter_file(path) for part, path in files.items()}))
+        yield from _refused(
+            "AB202",
+            adapter.path,
+            lambda: require_file_contents(
+                pack, bundle.sites, files, {part: read_adapter_file(path) for part, path in files.items()}
+            ),
+        )
 
 
 def other_tokenizer(bundle: Bundle, adapter: BundledAdapter, pack: Manifest) -> Iterator[Finding]:
     """AB203: a tokenizer that the pack was not trained with."""
     if has_other_tokenizer(bundle, pack):
-        yield Finding("AB203", "warning", adapter.path, "the pack was trained with another tokenizer.json",
-                      "export again from the base that the pack was trained on")
+        yield Finding(
+            "AB203",
+            "warning",
+            adapter.path,
+            "the pack was trained with another tokenizer.json",
+            "export again from the base that the pack was trained on",
+        )
 
 
-def _refused(rule: str, where: str, require: Callable[[], object],
-             remedy: str = "export again") -> Iterator[Finding]:
+def _refused(
+    rule: str, where: str, require: Callable[[], object], remedy: str = "export again"
+) -> Iterator[Finding]:
     """A finding of what a session would refuse."""
     try:
         require()
@@ -233,15 +268,23 @@ def texts_of_base(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Itera
             yield Finding("AB303", "error", "chat template", "it is not the base's", "export again")
 
 
-def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict]:
+def about_base(
+    bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_structural: bool
+) -> Iterator[Finding | Verdict]:
     """AB301, and the verdict on the base; of one whose weights are elsewhere, what its headers say."""
     remedy = "name the base that it was exported from"
     with checkpoint.watched(lambda: budget.require_time("the bytes of the base")):
         fingerprint = compatibility.deciding_fingerprint(checkpoint, bundle.base)
     try:
-        verdict = compatibility.require("the bundle", bundle.base, fingerprint, name=checkpoint.name, where=checkpoint.where,
-                                         model_type=checkpoint.config.get("model_type"),
-                                         allow_structural=allow_structural or not checkpoint.has_weights)
+        verdict = compatibility.require(
+            "the bundle",
+            bundle.base,
+            fingerprint,
+            name=checkpoint.name,
+            where=checkpoint.where,
+            model_type=checkpoint.config.get("model_type"),
+            allow_structural=allow_structural or not checkpoint.has_weights,
+        )
     except BaseMismatch as error:
         yield Finding("AB301", "error", "base", error.sentence, error.remedy or remedy)
         yield compatibility.compare(bundle.base, fingerprint)
@@ -252,14 +295,17 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
     yield verdict
 
 
-def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint,
-             allow_structural: bool) -> Iterator[Finding | Note]:
+def _weights(
+    folder: Path, bundle: Bundle, checkpoint: Checkpoint, allow_structural: bool
+) -> Iterator[Finding | Note]:
     """AB302: a matrix of the base for which graphs that answer together have another; the ordinary ones do,
     and those with the engine's.
     """
-    reasons = {"the graphs were quantized": bundle.quantization is not None,
-               "another base is allowed": allow_structural,
-               "adapters are folded into them": bundle.mode == "folded" and bundle.adapters}
+    reasons = {
+        "the graphs were quantized": bundle.quantization is not None,
+        "another base is allowed": allow_structural,
+        "adapters are folded into them": bundle.mode == "folded" and bundle.adapters,
+    }
     if any(reasons.values()):
         reason = next(reason for reason, holds in reasons.items() if holds)
         yield Note(f"the weights of the graphs against the base's: {reason}")
@@ -275,17 +321,32 @@ def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint,
         yield from _other_weights(bundle, checkpoint, main, tensors, shapes)
 
 
-def _other_weights(bundle: Bundle, checkpoint: Checkpoint, main: str, tensors: frozenset[str],
-                   shapes: frozenset[tuple[int, ...]]) -> Iterator[Finding]:
-    sites = {checkpoint.tensor_name(f"{path}.weight") for path, site in bundle.sites.items()
-             if site.role == "adapter" and site.kind == "linear" and site.weight}
-    wrong = [name for name in sorted(tensors)
-             if name in sites or {(shape := tuple(checkpoint.tensors[name].shape)), shape[::-1]} & shapes]
+def _other_weights(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    main: str,
+    tensors: frozenset[str],
+    shapes: frozenset[tuple[int, ...]],
+) -> Iterator[Finding]:
+    sites = {
+        checkpoint.tensor_name(f"{path}.weight")
+        for path, site in bundle.sites.items()
+        if site.role == "adapter" and site.kind == "linear" and site.weight
+    }
+    wrong = [
+        name
+        for name in sorted(tensors)
+        if name in sites or {(shape := tuple(checkpoint.tensors[name].shape)), shape[::-1]} & shapes
+    ]
     if wrong:
         some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        yield Finding("AB302", "error", graph_file(main),
-                      f"the graph has other numbers in the place of weights of the base: {some}",
-                      "do not use this bundle; export it again")
+        yield Finding(
+            "AB302",
+            "error",
+            graph_file(main),
+            f"the graph has other numbers in the place of weights of the base: {some}",
+            "do not use this bundle; export it again",
+        )
 
 
 def _table(provider: str) -> Kernels | None:
@@ -293,8 +354,12 @@ def _table(provider: str) -> Kernels | None:
     require_known(provider)
     table = kernels_of(provider)
     if table is None and provider != "cpu":
-        raise ProviderError("there is no table of what this provider implements", found=provider, expected="cpu, cuda",
-                            remedy="open a session on it: that names the nodes which it leaves to the CPU")
+        raise ProviderError(
+            "there is no table of what this provider implements",
+            found=provider,
+            expected="cpu, cuda",
+            remedy="open a session on it: that names the nodes which it leaves to the CPU",
+        )
     return table
 
 
@@ -313,8 +378,15 @@ def _kernels(folder: Path, table: Kernels) -> Iterator[Finding]:
     for path in sorted(folder.glob("*.onnx")):
         nodes = list(nodes_without_kernel(GraphFile(path).model, table))
         if nodes:
-            yield Finding("AB501", "error", path.name, f"nodes without a kernel in {table.provider} of ONNX Runtime {table.onnxruntime}: "
-                          f"{listed(nodes)}", remedy_of(nodes), ProviderError)
+            yield Finding(
+                "AB501",
+                "error",
+                path.name,
+                f"nodes without a kernel in {table.provider} of ONNX Runtime {table.onnxruntime}: "
+                f"{listed(nodes)}",
+                remedy_of(nodes),
+                ProviderError,
+            )
 
 
 def _replayed(folder: Path, provider: str) -> tuple[list[Finding], tuple[str, ...]]:
@@ -323,7 +395,9 @@ def _replayed(folder: Path, provider: str) -> tuple[list[Finding], tuple[str, ..
         not_replayed = replay_apart(folder, provider=provider)["not_replayed"]
     except AdapterpackError as error:
         where = (error.where or GRAPH).removeprefix(f"{folder.resolve()}{os.sep}")
-        return [Finding("AB401", "error", where, error.sentence, error.remedy or "export again", type(error))], ()
+        return [
+            Finding("AB401", "error", where, error.sentence, error.remedy or "export again", type(error))
+        ], ()
     return [], tuple(f"canary of {name}: {reason}" for name, reason in not_replayed.items())
 
 
@@ -333,14 +407,26 @@ IRREGULAR = Finding("AB101", "error", "", "only regular files may lie in a bundl
 def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
     listed = {FILE_NAME, SIGNATURE, *(entry.path for entry in bundle.files)}
     for name in sorted(needed(bundle) - listed):
-        yield Finding("AB102", "error", name, "a file that the bundle needs, and that the manifest does not list", "export again")
+        yield Finding(
+            "AB102",
+            "error",
+            name,
+            "a file that the bundle needs, and that the manifest does not list",
+            "export again",
+        )
     for path in (path for top in entries(folder) for path in (top, *sorted(top.rglob("*")))):
         budget.require_time("the list of files")
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             yield IRREGULAR._replace(where=relative)
         elif path.is_file() and relative not in listed:
-            yield Finding("AB102", "error", relative, "a file that the manifest does not list", "remove it, or export again")
+            yield Finding(
+                "AB102",
+                "error",
+                relative,
+                "a file that the manifest does not list",
+                "remove it, or export again",
+            )
 
 
 def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
@@ -351,12 +437,16 @@ def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
         try:
             require_listed(folder, bundle, require_safe(GraphFile(path)))
         except AdapterpackError as error:
-            yield Finding("AB105", "error", path.name, error.sentence, error.remedy or "do not use this bundle")
+            yield Finding(
+                "AB105", "error", path.name, error.sentence, error.remedy or "do not use this bundle"
+            )
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
     """AB103-AB104. Every file is hashed, whatever was found before."""
-    for wrong in differences(folder, bundle, again=True, watch=lambda: budget.require_time("the digests of the files")):
+    for wrong in differences(
+        folder, bundle, again=True, watch=lambda: budget.require_time("the digests of the files")
+    ):
         if wrong.found is None:
             yield Finding("AB103", "error", wrong.path, "a listed file is missing", "copy the bundle again")
         else:

@@ -1,1 +1,3 @@
-"""Work on bytes of strangers that no check can bound, in processes of its own with limits of memory and time."""
+"""Work on bytes of strangers that no check can bound, in processes of its own with limits of memory and
+time.
+"""

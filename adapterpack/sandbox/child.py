@@ -1,4 +1,6 @@
-"""The inner side of a sandbox: one function, called with bytes as often as its socket has some. It imports as little as it can."""
+"""The inner side of a sandbox: one function, called with bytes as often as its socket has some. It imports as
+little as it can.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def is_inside() -> bool:
 
 
 def main(function: str, memory: str, seconds: str, answer: str) -> None:
-    """Serves calls of ``function``, ``module:name`` in adapterpack, until the other side closes its end, as it does when it dies."""
+    """Serves calls of ``function``, ``module:name`` in adapterpack, until the other side closes its end, as
+    it does when it dies.
+    """
     global _inside  # noqa: PLW0603 - it stays so for the life of this process
     _inside = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes its end
@@ -61,12 +65,15 @@ def _answer(run: Callable[[bytes], bytes], data: bytes, most: int) -> tuple[byte
         return LIMIT, reason(error).encode("utf-8", "backslashreplace")
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return FAILED, reason(error).encode("utf-8", "backslashreplace")
-    return (DONE, result) if len(result) <= most else (LIMIT, f"its result is larger than {most} bytes".encode())
+    return (
+        (DONE, result) if len(result) <= most else (LIMIT, f"its result is larger than {most} bytes".encode())
+    )
 
 
 def _limit_memory(more: int) -> None:
-    """No core file, and no address space beyond ``more`` bytes on top of what there is. Where the system does not hold to such a limit, as
-    on macOS, a thread looks at the memory in use."""
+    """No core file, and no address space beyond ``more`` bytes on top of what there is. Where the system does
+    not hold to such a limit, as on macOS, a thread looks at the memory in use.
+    """
     if resource is None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -79,7 +86,9 @@ def _limit_memory(more: int) -> None:
 
 
 def _watch_memory(most: int) -> None:
-    """Ends the process when it used more than ``most`` bytes: later than a limit of the system would, by what one step takes."""
+    """Ends the process when it used more than ``most`` bytes: later than a limit of the system would, by what
+    one step takes.
+    """
     while _most_resident() <= most:
         time.sleep(_GLANCE)
     os._exit(OVER_MEMORY)

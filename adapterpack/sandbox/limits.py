@@ -1,4 +1,6 @@
-"""The limits of work in a sandbox, and the messages between its two sides: a byte that says what it is, a length, and the bytes."""
+"""The limits of work in a sandbox, and the messages between its two sides: a byte that says what it is, a
+length, and the bytes.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,22 @@ from typing import NamedTuple
 
 HEAD = struct.Struct(">cQ")
 DONE, FAILED, LIMIT, MEMORY, LATE, LARGE, ENDED, UNSENT = b"+", b"-", b"x", b"m", b"t", b"l", b"e", b"u"
-"""What becomes of a call: a result; an exception, whose text is the answer; one that says that a limit was reached; too little memory;
-no answer in time; a result that is larger than the caller takes; the end of the process; its end before the
-call.
+"""What becomes of a call: a result; an exception, whose text is the answer; one that says that a limit was
+reached; too little memory; no answer in time; a result that is larger than the caller takes; the end of the
+process; its end before the call.
 """
 
 
 OVER_MEMORY = 77
-"""The status with which a process ends itself that took too much memory, where the system does not see to that."""
+"""The status with which a process ends itself that took too much memory, where the system does not see to
+that.
+"""
 
 
 class Limits(NamedTuple):
-    """What one call may take. ``memory``: bytes beyond those of the process when it starts; ``seconds`` of processor time."""
+    """What one call may take. ``memory``: bytes beyond those of the process when it starts; ``seconds`` of
+    processor time.
+    """
 
     memory: int = 256 << 20
     seconds: float = 5.0

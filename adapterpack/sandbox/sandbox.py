@@ -1,7 +1,9 @@
-"""Runs one function of adapterpack on bytes in other processes, within limits of memory and time: what it does there can only fail.
+"""Runs one function of adapterpack on bytes in other processes, within limits of memory and time: what it
+does there can only fail.
 
-A process is started by exec, so that threads and libraries of this one do not matter, with no file of it open and none of its environment
-but what Python needs. It ends when its sandbox is closed, when this process ends, however it does, and whenever a call breaks a limit.
+A process is started by exec, so that threads and libraries of this one do not matter, with no file of it open
+and none of its environment but what Python needs. It ends when its sandbox is closed, when this process ends,
+however it does, and whenever a call breaks a limit.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ PROCESSES = 4
 """The most processes of one sandbox; further threads wait for their turn."""
 _LAST_SECONDS = 1.0
 _KEPT_VARIABLES = ("TZ", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-_START = "import sys; sys.path[:] = sys.argv[5:]; from adapterpack.sandbox.child import main; main(*sys.argv[1:5])"
+_START = (
+    "import sys; sys.path[:] = sys.argv[5:]; from adapterpack.sandbox.child import main; main(*sys.argv[1:5])"
+)
 
 
 class OutOfLimits(FormatError):
@@ -39,7 +43,8 @@ class OutOfLimits(FormatError):
 class Sandbox:
     """Calls of ``function``, written ``module:name``, which takes bytes and gives bytes.
 
-    ``kept`` processes stay for the next call, which then costs a fraction of a millisecond instead of a start.
+    ``kept`` processes stay for the next call, which then costs a fraction of a millisecond instead of a
+    start.
 
     Example:
         >>> Sandbox("base64:b64encode").run(b"abc", "the text cannot be encoded")
@@ -98,15 +103,33 @@ class _Child:
         if not sys.executable:
             raise Unsupported("there is no Python to run a sandbox with", expected="sys.executable")
         if os.name != "posix":
-            raise Unsupported("what strangers wrote runs in a process of its own, and that needs a POSIX system", where=function,
-                              found=sys.platform, remedy="use Linux, macOS, or the Windows Subsystem for Linux")
+            raise Unsupported(
+                "what strangers wrote runs in a process of its own, and that needs a POSIX system",
+                where=function,
+                found=sys.platform,
+                remedy="use Linux, macOS, or the Windows Subsystem for Linux",
+            )
         self._limits = limits
         paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
         self._socket, inner = socket.socketpair()
         with inner:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _START, function, str(limits.memory), str(limits.seconds), str(limits.answer), *paths],
-                stdin=inner.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _START,
+                    function,
+                    str(limits.memory),
+                    str(limits.seconds),
+                    str(limits.answer),
+                    *paths,
+                ],
+                stdin=inner.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
                 env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
             )
         _CHILDREN.add(self)
@@ -153,7 +176,10 @@ class _Child:
         code = self._process.returncode
         if code == -getattr(signal, "SIGPROF", 0) != 0:
             return f"it takes more than {seconds:g} s of processor time"
-        return f"the process that did it ended with {signal.Signals(-code).name if code < 0 else f'status {code}'}"
+        return (
+            "the process that did it ended with "
+            f"{signal.Signals(-code).name if code < 0 else f'status {code}'}"
+        )
 
     def _received(self, until: float) -> tuple[bytes, bytes]:
         try:
@@ -163,7 +189,8 @@ class _Child:
             return LATE, b""
         except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_LAST_SECONDS)  # its end is closed, so it ends: what ended it is the reason, and not our killing it
+                # its end is closed, so it ends: what ended it is the reason, and not our killing it
+                self._process.wait(_LAST_SECONDS)
             unread = isinstance(error, ConnectionResetError)  # there were bytes that it had not read
             return UNSENT if unread else ENDED, b""
 
@@ -189,7 +216,9 @@ def _close_all() -> None:
 
 
 def _forget_all() -> None:
-    """In a process that was forked from this one: the others are its parent's, whose death they see when nobody else has their sockets."""
+    """In a process that was forked from this one: the others are its parent's, whose death they see when
+    nobody else has their sockets.
+    """
     for child in _CHILDREN:
         child.forget()
     for sandbox in _ALL:

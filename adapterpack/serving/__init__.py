@@ -1,1 +1,3 @@
-"""A bundle over HTTP: OpenAI's routes, an adapter for each request, keys, fairness, limits. Needs the extra ``serve``."""
+"""A bundle over HTTP: OpenAI's routes, an adapter for each request, keys, fairness, limits. Needs the extra
+``serve``.
+"""

@@ -1,4 +1,6 @@
-"""What an operator can ask at an address of its own: which adapters there are, and to load and unload them, by vLLM's routes."""
+"""What an operator can ask at an address of its own: which adapters there are, and to load and unload them,
+by vLLM's routes.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ class LoadRequest(Part, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         lora_name: what requests call it.
-        lora_path: the name of the pack's folder among the folders of adapters, and never a path, or an entry of a lock file; by default
-            the same.
+        lora_path: the name of the pack's folder among the folders of adapters, and never a path, or an entry
+            of a lock file; by default the same.
         load_inplace: whether it may take the place of the adapter that has the name now.
     """
 
@@ -50,7 +52,9 @@ class UnloadRequest(Part, frozen=True, forbid_unknown_fields=True):
 
 
 class AdapterCard(msgspec.Struct, frozen=True):
-    """An adapter: its digest, the how manieth pack of its name it is, its folder's name or entry in a lock file, and when it was loaded."""
+    """An adapter: its digest, the how manieth pack of its name it is, its folder's name or entry in a lock
+    file, and when it was loaded.
+    """
 
     name: str
     digest: str
@@ -60,7 +64,9 @@ class AdapterCard(msgspec.Struct, frozen=True):
 
 
 class RefusalCard(msgspec.Struct, frozen=True):
-    """A watched pack that was not loaded: the name of its folder or its entry in a lock file, the kind of reason, the reason, and when."""
+    """A watched pack that was not loaded: the name of its folder or its entry in a lock file, the kind of
+    reason, the reason, and when.
+    """
 
     source: str
     reason: str
@@ -77,7 +83,11 @@ class AdapterList(msgspec.Struct, frozen=True):
 
 async def adapters(state: State, request: Request, key: Key, record: Record) -> Response:
     """The adapters, and the packs that were refused."""
-    return _json(AdapterList([_card(one) for one in state.adapters.adapters], [_refusal(one) for one in state.adapters.refused]))
+    return _json(
+        AdapterList(
+            [_card(one) for one in state.adapters.adapters], [_refusal(one) for one in state.adapters.refused]
+        )
+    )
 
 
 async def load_adapter(state: State, request: Request, key: Key, record: Record) -> Response:
@@ -103,15 +113,40 @@ ADMIN_ROUTES: tuple[RouteSpec, ...] = (
     RouteSpec("GET", "/ready", ready, "open", "whether it takes requests"),
     RouteSpec("GET", "/metrics", metrics, "admin", "counters and times for Prometheus"),
     RouteSpec("GET", "/openapi.json", openapi, "admin", "this document"),
-    RouteSpec("GET", "/v1/adapters", adapters, "admin", "the adapters, and the packs that were refused", None, AdapterList),
-    RouteSpec("POST", "/v1/load_lora_adapter", load_adapter, "admin", "load an adapter, or exchange one", LoadRequest, AdapterCard),
-    RouteSpec("POST", "/v1/unload_lora_adapter", unload_adapter, "admin", "unload an adapter", UnloadRequest, AdapterCard),
+    RouteSpec(
+        "GET",
+        "/v1/adapters",
+        adapters,
+        "admin",
+        "the adapters, and the packs that were refused",
+        None,
+        AdapterList,
+    ),
+    RouteSpec(
+        "POST",
+        "/v1/load_lora_adapter",
+        load_adapter,
+        "admin",
+        "load an adapter, or exchange one",
+        LoadRequest,
+        AdapterCard,
+    ),
+    RouteSpec(
+        "POST",
+        "/v1/unload_lora_adapter",
+        unload_adapter,
+        "admin",
+        "unload an adapter",
+        UnloadRequest,
+        AdapterCard,
+    ),
 )
 """All routes of the operator's address."""
 
 
 async def _changed(record: Record, change: Callable[[], Adapter]) -> Response:
-    """Makes a change on another thread, as it reads files. The operator hears the whole error, which tenants never do.
+    """Makes a change on another thread, as it reads files. The operator hears the whole error, which tenants
+    never do.
 
     Raises:
         Refused: it was not made.

@@ -1,4 +1,6 @@
-"""Answers a request: its rows go to the engine, and what they say becomes one object, or a stream of chunks."""
+"""Answers a request: its rows go to the engine, and what they say becomes one object, or a stream of
+chunks.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,15 @@ def headers_of(model: Model) -> dict[str, str]:
 
 
 @contextmanager
-def running(state: State, request: Request, key: Key, record: Record, rows: Sequence[Row], prompt_tokens: int,
-            outbox: Outbox) -> Iterator[None]:
+def running(
+    state: State,
+    request: Request,
+    key: Key,
+    record: Record,
+    rows: Sequence[Row],
+    prompt_tokens: int,
+    outbox: Outbox,
+) -> Iterator[None]:
     """The rows of a request run, for as long as the block lasts and the client is there.
 
     Raises:
@@ -73,6 +82,7 @@ def _recorded(state: State, key: Key, record: Record, outbox: Outbox) -> Iterato
 @contextmanager
 def _watched(request: Request, outbox: Outbox) -> Iterator[None]:
     """While the block lasts, somebody waits for the client to go."""
+
     async def wait() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
@@ -113,7 +123,11 @@ class Awaited:
         if self.outbox.left:
             raise Refused(GONE, "disconnected", "the client has gone")
         if not changed and time.monotonic() >= self._until:
-            raise Refused(504, "deadline_exceeded", f"the answer takes longer than {self.state.limits.request_seconds:g} s")
+            raise Refused(
+                504,
+                "deadline_exceeded",
+                f"the answer takes longer than {self.state.limits.request_seconds:g} s",
+            )
         return changed
 
     def require_well(self) -> None:
@@ -124,7 +138,11 @@ class Awaited:
         """
         error = self.outbox.error
         if error is not None:
-            raise Refused(503, error.code, error.what, retry_after=10) if isinstance(error, EngineStopped) else refused_of(error)
+            raise (
+                Refused(503, error.code, error.what, retry_after=10)
+                if isinstance(error, EngineStopped)
+                else refused_of(error)
+            )
         if any(row.reason == "cancelled" for row in self.outbox.said):
             raise Refused(503, "cancelled", "the server ended before the answer did", retry_after=10)
 
@@ -132,7 +150,9 @@ class Awaited:
 class Answer(Awaited):
     """The text that answers one request, which its rows are writing."""
 
-    def __init__(self, state: State, body: Sampled, record: Record, outbox: Outbox, model: Model, form: Form) -> None:
+    def __init__(
+        self, state: State, body: Sampled, record: Record, outbox: Outbox, model: Model, form: Form
+    ) -> None:
         super().__init__(state, record, outbox)
         self.form, self.headers = form, headers_of(model)
         options = body.stream_options
@@ -152,10 +172,17 @@ class Answer(Awaited):
         """
         await self.ended()
         self.record.status = 200
-        return Response(msgspec.json.encode(self.form.whole(self.outbox.said, self.usage)), 200, self.headers, "application/json")
+        return Response(
+            msgspec.json.encode(self.form.whole(self.outbox.said, self.usage)),
+            200,
+            self.headers,
+            "application/json",
+        )
 
     async def begun(self) -> None:
-        """Waits for the first token: an error before it is an answer of its own. A row that waits long in the queue begins without."""
+        """Waits for the first token: an error before it is an answer of its own. A row that waits long in the
+        queue begins without.
+        """
         await self.changed(self.state.limits.first_seconds)
         self.require_well()
 
@@ -201,5 +228,7 @@ class Stream(Response):
             except Refused as refused:
                 record.outcome = refused.name
                 if refused.status != GONE:
-                    await send({"type": "http.response.body", "body": sse.event(details(refused)), "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": sse.event(details(refused)), "more_body": True}
+                    )
             await send({"type": "http.response.body", "body": b"", "more_body": False})

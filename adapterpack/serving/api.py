@@ -1,4 +1,6 @@
-"""Which routes a server has: those of every API that its engine can answer. A module of ``apis`` registers each."""
+"""Which routes a server has: those of every API that its engine can answer. A module of ``apis`` registers
+each.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Api:
 
 @dataclass(frozen=True)
 class ApiKind:
-    """One API. ``open`` makes it of an engine that it ``serves``; ``options`` are the keyword arguments that ``open`` takes besides."""
+    """One API. ``open`` makes it of an engine that it ``serves``; ``options`` are the keyword arguments that
+    ``open`` takes besides.
+    """
 
     name: str
     serves: Callable[[Engine], bool]
@@ -47,10 +51,21 @@ def apis_of(engine: Engine, limits: Limits, options: Mapping[str, Any]) -> list[
     kinds = [kind for kind in APIS.values() if kind.serves(engine)]
     for name in options:
         if not any(name in kind.options for kind in kinds):
-            raise ConfigError("no route of this bundle has such an option", where=engine.bundle.folder, found=name,
-                              remedy="leave it out")
-    apis = [kind.open(engine, limits, **{name: options[name] for name in kind.options if name in options}) for kind in kinds]
+            raise ConfigError(
+                "no route of this bundle has such an option",
+                where=engine.bundle.folder,
+                found=name,
+                remedy="leave it out",
+            )
+    apis = [
+        kind.open(engine, limits, **{name: options[name] for name in kind.options if name in options})
+        for kind in kinds
+    ]
     if not any(api.routes for api in apis):
-        raise Unsupported("no route answers this task", where=engine.bundle.folder, found=engine.bundle.task.name,
-                          remedy="use adapterpack.Engine or adapterpack run")
+        raise Unsupported(
+            "no route answers this task",
+            where=engine.bundle.folder,
+            found=engine.bundle.task.name,
+            remedy="use adapterpack.Engine or adapterpack run",
+        )
     return apis

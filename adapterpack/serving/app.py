@@ -1,4 +1,6 @@
-"""The server as an ASGI application: before each handler who asks, and that it is a request; behind it errors, and who hears of its end."""
+"""The server as an ASGI application: before each handler who asks, and that it is a request; behind it
+errors, and who hears of its end.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,18 @@ from .state import State
 _TRACE = ("traceparent", "tracestate")
 """Headers by which a client says which trace a request belongs to."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CODES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has another method")}
+_CODES = {
+    404: ("not_found", "there is no such route"),
+    405: ("method_not_allowed", "the route has another method"),
+}
 _LOG = logging.getLogger("adapterpack.serving")
 
 
 def build(state: State, routes: Sequence[RouteSpec], keys: Keys | None = None) -> Starlette:
     """The application of a server; ``keys`` are those that open its routes, by default all."""
     served = [
-        Route(route.path, Endpoint(state, route, keys or state.keys), methods=[route.method]) for route in routes
+        Route(route.path, Endpoint(state, route, keys or state.keys), methods=[route.method])
+        for route in routes
     ]
     app = Starlette(routes=served, exception_handlers={HTTPException: _no_route(routes)})
     app.router.redirect_slashes = False  # a redirect repeats what a stranger sent
@@ -70,7 +76,11 @@ class Endpoint:
         request = Request(scope, receive)
         given = request.headers.get("x-request-id", "")
         trace = {name: value for name in _TRACE if (value := request.headers.get(name)) is not None}
-        record = Record(given if _ID.fullmatch(given) else secrets.token_hex(12), f"{self._route.method} {self._route.path}", trace=trace)
+        record = Record(
+            given if _ID.fullmatch(given) else secrets.token_hex(12),
+            f"{self._route.method} {self._route.path}",
+            trace=trace,
+        )
         try:
             answer = await self._answer(request, record)
             answer.headers["X-Request-Id"] = record.id
@@ -99,7 +109,10 @@ class Endpoint:
         except Exception:
             _LOG.exception("request %s", record.id)
             record.outcome = "bug"
-            answer = response(Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"), self._route.errors)
+            answer = response(
+                Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"),
+                self._route.errors,
+            )
         answer.headers.update(self._state.quotas.headers(key))
         return answer
 
@@ -107,13 +120,22 @@ class Endpoint:
         """Whose request it is, if it is one that may be looked at.
 
         Raises:
-            Refused: its head is too large, it came by a foreign page, has no key, or not the right one; or the server is about to end.
+            Refused: its head is too large, it came by a foreign page, has no key, or not the right one; or
+                the server is about to end.
         """
         state = self._state
         headers = request.scope["headers"]
-        if len(headers) > state.limits.headers or sum(len(name) + len(value) for name, value in headers) > state.limits.header_bytes:
-            raise Refused(431, "large_headers", f"a request may have {state.limits.headers} headers of {state.limits.header_bytes} bytes "
-                          "in all", close=True)
+        if (
+            len(headers) > state.limits.headers
+            or sum(len(name) + len(value) for name, value in headers) > state.limits.header_bytes
+        ):
+            raise Refused(
+                431,
+                "large_headers",
+                f"a request may have {state.limits.headers} headers of {state.limits.header_bytes} bytes "
+                "in all",
+                close=True,
+            )
         hosts = request.headers.getlist("host")
         if len(hosts) > 1 or (state.hosts is not None and not {_name(host) for host in hosts} <= state.hosts):
             raise Refused(400, "wrong_host", "this server is not called that", param="Host", close=True)

@@ -1,4 +1,6 @@
-"""One line a request, as JSON: who asked, what answered, how many tokens and how long it took. Never what was said."""
+"""One line a request, as JSON: who asked, what answered, how many tokens and how long it took. Never what was
+said.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ _LOG = logging.getLogger(__name__)
 class Record:
     """What becomes known of a request on its way. Times are of the monotonic clock.
 
-    ``outcome`` is the reason why its answers ended, or the code of its error, or ``disconnected``; ``trace`` are its headers that say
-    which trace it belongs to.
+    ``outcome`` is the reason why its answers ended, or the code of its error, or ``disconnected``; ``trace``
+    are its headers that say which trace it belongs to.
     """
 
     id: str
@@ -48,8 +50,9 @@ class Record:
 
 
 class Audit:
-    """Writes records to a file, behind those that are there; ``-`` is standard error, None nowhere. Where a file takes none any more, as
-    on a full disk, requests are answered all the same: a message says so, and another how many are missing once it takes them again.
+    """Writes records to a file, behind those that are there; ``-`` is standard error, None nowhere. Where a
+    file takes none any more, as on a full disk, requests are answered all the same: a message says so, and
+    another how many are missing once it takes them again.
 
     Raises:
         StorageError: the file cannot be written.
@@ -62,7 +65,8 @@ class Audit:
             self._file = sys.stderr.buffer
         elif path is not None:
             with storage_errors(path):
-                self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115 - it is open as long as the server runs
+                # it is open as long as the server runs
+                self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115
 
     def write(self, record: Record) -> None:
         """Adds a line."""
@@ -70,18 +74,30 @@ class Audit:
             return
         now = time.monotonic()
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "request": record.id, "route": record.route, "key": record.key,
-            "adapter": record.adapter, "digest": record.digest, "rows": record.rows, "stream": record.stream,
-            "prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "request": record.id,
+            "route": record.route,
+            "key": record.key,
+            "adapter": record.adapter,
+            "digest": record.digest,
+            "rows": record.rows,
+            "stream": record.stream,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
             "first_token_seconds": round(record.first - record.started, 6) if record.first else None,
-            "seconds": round(now - record.started, 6), "status": record.status, "outcome": record.outcome,
+            "seconds": round(now - record.started, 6),
+            "status": record.status,
+            "outcome": record.outcome,
         }
         try:
             self._put(msgspec.json.encode(line) + b"\n")
         except OSError as error:
             if not self._missing:
-                _LOG.error("requests are answered, but no longer audited, until %s can be written again: %s", self._name,
-                           error.strerror or error)
+                _LOG.error(
+                    "requests are answered, but no longer audited, until %s can be written again: %s",
+                    self._name,
+                    error.strerror or error,
+                )
             self._missing += 1
         else:
             if self._missing:

@@ -28,7 +28,9 @@ OWN_IDS = (
 
 
 class Model(NamedTuple):
-    """A name that requests may name, and what answers them: a pack on the base, several with weights, or the base alone (None)."""
+    """A name that requests may name, and what answers them: a pack on the base, several with weights, or the
+    base alone (None).
+    """
 
     name: str
     pack: Pack | Mix | None
@@ -46,14 +48,18 @@ class Model(NamedTuple):
 
 
 class Catalogue:
-    """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or ``base``. A bundle with an adapter
-    in its weights has that one model, which ``base`` may give another name.
+    """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or
+    ``base``. A bundle with an adapter in its weights has that one model, which ``base`` may give another
+    name.
     """
 
     def __init__(self, engine: Engine, base: str | None = None) -> None:
         if engine.bundle.bundle.mode == "folded" and len(engine.adapters.names) > 1:
-            raise Unsupported("several adapters are parts of this bundle's weights, and no name for requests", where=engine.bundle.folder,
-                              remedy="export the bundle with --mode bank")
+            raise Unsupported(
+                "several adapters are parts of this bundle's weights, and no name for requests",
+                where=engine.bundle.folder,
+                remedy="export the bundle with --mode bank",
+            )
         folded = engine.bundle.default
         self._bare = folded is None  # else an adapter is in the weights, and nothing runs without it
         if folded is not None and base is not None:
@@ -63,7 +69,11 @@ class Catalogue:
         self.base: str = base or engine.bundle.bundle.base.name or "base"
         self.digest = f"sha256:{hashlib.sha256(manifest_bytes(engine.bundle.folder)).hexdigest()}"
         if self._bare and self.base in engine.adapters.names:
-            raise ConfigError("base and adapter have one name", found=self.base, remedy="give the base another one with --name")
+            raise ConfigError(
+                "base and adapter have one name",
+                found=self.base,
+                remedy="give the base another one with --name",
+            )
 
     def visible(self, key: Key) -> list[Model]:
         """All that a key may name, the base first."""
@@ -92,7 +102,12 @@ class Catalogue:
         if adapters is None:
             return model
         if model.pack is not None:
-            raise Refused(400, "invalid_request", f"adapters are added to the base: the model is {self.base!r}", param="model")
+            raise Refused(
+                400,
+                "invalid_request",
+                f"adapters are added to the base: the model is {self.base!r}",
+                param="model",
+            )
         packs = [self._part(one.name, key) for one in adapters]
         try:
             both = mixed((pack, one.weight) for pack, one in zip(packs, adapters, strict=True))

@@ -1,4 +1,6 @@
-"""Who asks, and what a key may have: keys are kept as digests in a file that is read again when it changes."""
+"""Who asks, and what a key may have: keys are kept as digests in a file that is read again when it
+changes.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ class Keys:
     any more.
     """
 
-    def __init__(self, keys: Sequence[Key] = (), path: Path | None = None, unread_seconds: float = 60.0) -> None:
+    def __init__(
+        self, keys: Sequence[Key] = (), path: Path | None = None, unread_seconds: float = 60.0
+    ) -> None:
         self._keys, self._most_unread = _by_digest(keys), unread_seconds
         self._file = None if path is None else Followed("keys", [path], lambda: _by_digest(read_keys(path)))
 
@@ -112,8 +116,12 @@ class Keys:
         """
         key = _private_bytes(path).decode("utf-8", "replace").strip()
         if len(key) < LEAST_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigError("this file holds no key", where=path, expected=f"one word of {LEAST_CHARACTERS} characters or more",
-                              remedy="write one: openssl rand -hex 32")
+            raise ConfigError(
+                "this file holds no key",
+                where=path,
+                expected=f"one word of {LEAST_CHARACTERS} characters or more",
+                remedy="write one: openssl rand -hex 32",
+            )
         return cls.one(key, name)
 
     async def look(self) -> None:
@@ -146,12 +154,16 @@ class Keys:
         Example:
             >>> key = Key(id="shop", sha256="0" * 64, adapters=("tickets", "review"))
             >>> list(Keys([key]).missing({"tickets", "reviews"}))
-            ["the key shop may ask for 'review', and no adapter is called so: did you mean 'reviews'? Known: reviews, tickets"]
+            ["the key shop may ask for 'review', and no adapter is called so: did you mean 'reviews'? Known:
+            reviews, tickets"]
         """
         for key in self._known.values():
             for name in () if key.adapters == "*" else key.adapters:
                 if name not in adapters:
-                    yield f"the key {key.id} may ask for {name!r}, and no adapter is called so: {nearest(name, adapters)}"
+                    yield (
+                        f"the key {key.id} may ask for {name!r}, and no adapter is called so: "
+                        f"{nearest(name, adapters)}"
+                    )
 
     def of(self, authorization: str | None) -> Key:
         """Whose header this is. Its digest is looked up, which tells nobody how much of a key is right, and
@@ -170,7 +182,11 @@ class Keys:
         match = self._known.get(digest)
         known = match is not None and hmac.compare_digest(match.sha256, digest)
         if match is None or not known or match.expired or scheme.lower() != "bearer":
-            what = "this server needs a key: Authorization: Bearer KEY" if not given else "this key is not known, or its time is over"
+            what = (
+                "this server needs a key: Authorization: Bearer KEY"
+                if not given
+                else "this key is not known, or its time is over"
+            )
             raise Refused(401, "invalid_api_key", what)
         return match
 
@@ -191,15 +207,25 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
     data = _private_bytes(path)
     is_json = data.lstrip().startswith(b'{"')
-    read = partial(strict_json.loads, limit=_MOST_BYTES) if is_json else partial(plain_yaml.loads, times=_TIMES)
+    read = (
+        partial(strict_json.loads, limit=_MOST_BYTES) if is_json else partial(plain_yaml.loads, times=_TIMES)
+    )
     value = read(data, path)
     try:
         keys = msgspec.convert(value, _File).keys
     except msgspec.ValidationError as error:
         pointer, message = typed_json.misfit(value, _File) or Misfit("", str(error))
-        remedy = 'begin the file with the line "keys:", and put the entries below it' if isinstance(value, list) else None
-        raise ConfigError(f"this is no file of keys: {message}", where=f"{path}#{pointer}",
-                          expected="keys: a list of id, sha256, ...", remedy=remedy) from error
+        remedy = (
+            'begin the file with the line "keys:", and put the entries below it'
+            if isinstance(value, list)
+            else None
+        )
+        raise ConfigError(
+            f"this is no file of keys: {message}",
+            where=f"{path}#{pointer}",
+            expected="keys: a list of id, sha256, ...",
+            remedy=remedy,
+        ) from error
     for key in keys:
         for pointer, message in key.breaches():
             raise ConfigError(message, where=f"{path}, {key.id}{pointer}")
@@ -231,10 +257,16 @@ def new_key(name: str) -> tuple[str, str]:
     try:
         msgspec.convert({"id": name, "sha256": _digest(key)}, Key)
     except msgspec.ValidationError as error:
-        raise ConfigError("a key cannot have this id", found=repr(name)[:80],
-                          expected="1 to 64 letters, digits, dots, hyphens and underscores, a letter or a digit first") from error
+        raise ConfigError(
+            "a key cannot have this id",
+            found=repr(name)[:80],
+            expected="1 to 64 letters, digits, dots, hyphens and underscores, a letter or a digit first",
+        ) from error
     read_back = plain_yaml.loads(f"[{name}]", "the id of a key")
-    return key, f"- {{id: {name if read_back == [name] else repr(name)}, sha256: {_digest(key)}, adapters: \"*\"}}"
+    return (
+        key,
+        f'- {{id: {name if read_back == [name] else repr(name)}, sha256: {_digest(key)}, adapters: "*"}}',
+    )
 
 
 def _digest(key: str) -> str:

@@ -26,7 +26,8 @@ class Limits:
         open_rows: rows that wait or run, of all keys.
         open_rows_a_key: the same of one key, unless the key says otherwise.
         request_seconds: from a request's arrival to the end of its answer.
-        first_seconds: after which a stream begins although it has nothing to say yet, and then says that it is alive.
+        first_seconds: after which a stream begins although it has nothing to say yet, and then says that it
+            is alive.
         stuck_seconds: after which a step of the engine is stuck.
         drain_seconds: that answers have to end when the server is to end.
         masks_beside: whether the masks of slow forms are computed beside the engine's steps, so that they

@@ -1,4 +1,6 @@
-"""The sockets at which a server listens: a port, or a socket in the file system that only its owner may use."""
+"""The sockets at which a server listens: a port, or a socket in the file system that only its owner may
+use.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def port_socket(host: str, port: int, scheme: str = "http") -> Iterator[tuple[so
 
 @contextmanager
 def address_socket(address: str, scheme: str = "http") -> Iterator[tuple[socket.socket, str]]:
-    """Listens at ``HOST:PORT`` or ``unix:PATH``, and says by which address; that of a port begins with ``scheme``.
+    """Listens at ``HOST:PORT`` or ``unix:PATH``, and says by which address; that of a port begins with
+    ``scheme``.
 
     Raises:
         ConfigError: it is neither.
@@ -52,7 +55,8 @@ def open_to_others(address: str) -> bool:
     """Whether others than this machine reach an address, ``HOST:PORT`` or ``unix:PATH``.
 
     Example:
-        >>> open_to_others("127.0.0.1:8001"), open_to_others("[::]:8001"), open_to_others("unix:/run/operator")
+        >>> (open_to_others("127.0.0.1:8001"), open_to_others("[::]:8001"),
+        ...     open_to_others("unix:/run/operator"))
         (False, True, False)
 
     Raises:
@@ -99,7 +103,9 @@ def _unix_socket(path: Path) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: Path) -> None:
-    """Removes a socket that a server left behind when it was killed; one that answers, and any other file, stays and is in the way."""
+    """Removes a socket that a server left behind when it was killed; one that answers, and any other file,
+    stays and is in the way.
+    """
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:

@@ -42,13 +42,21 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._adapters: set[str] = set()
         self.figures: list[Figure] = []
-        self._requests = self._counter("requests", "Requests by what answered and how they ended.", "adapter", "status")
+        self._requests = self._counter(
+            "requests", "Requests by what answered and how they ended.", "adapter", "status"
+        )
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.", "adapter")
         self._answered = self._counter("generation_tokens", "Tokens of answers.", "adapter")
         self._refused = self._counter("refused", "Requests that were not worked on, by reason.", "code")
-        self._changes = self._counter("adapter_changes", "Adapters that were loaded, replaced, unloaded or refused.", "change", "reason")
-        self._first = self._histogram("time_to_first_token_seconds", "From a request's arrival to its first token.")
-        self._each = self._histogram("time_per_output_token_seconds", "Between the tokens of a row, on average over a request.")
+        self._changes = self._counter(
+            "adapter_changes", "Adapters that were loaded, replaced, unloaded or refused.", "change", "reason"
+        )
+        self._first = self._histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token."
+        )
+        self._each = self._histogram(
+            "time_per_output_token_seconds", "Between the tokens of a row, on average over a request."
+        )
         self._whole = self._histogram("request_seconds", "From a request's arrival to its end.")
         self._steps = self._histogram("engine_step_seconds", "Steps of the engine.")
 
@@ -66,7 +74,9 @@ class Metrics:
         self._steps.observe(seconds)
 
     def adapter_changed(self, change: str, reason: str) -> None:
-        """An adapter was loaded or unloaded, or one was refused for a reason, which is the code of an error."""
+        """An adapter was loaded or unloaded, or one was refused for a reason, which is the code of an
+        error.
+        """
         self._changes.labels(change, reason).inc()
 
     def ended(self, record: Record) -> None:
@@ -116,7 +126,9 @@ class _QuotaSeries(Collector):
         labels = ("key", "quota")
         limit = GaugeMetricFamily("adapterpack_quota_limit", "What a key may have.", labels=labels)
         used = GaugeMetricFamily("adapterpack_quota_used", "What a key has used of it.", labels=labels)
-        refused = CounterMetricFamily("adapterpack_quota_refused", "Requests that were refused for it.", labels=labels)
+        refused = CounterMetricFamily(
+            "adapterpack_quota_refused", "Requests that were refused for it.", labels=labels
+        )
         for usage in self._quotas.usage()[:MOST_QUOTAS]:
             for family, value in ((limit, usage.limit), (used, usage.used), (refused, usage.refused)):
                 family.add_metric((usage.key, usage.quota), value)

@@ -1,4 +1,6 @@
-"""The OpenAPI document of the routes: its schemas are those of the structs that parse requests and write answers."""
+"""The OpenAPI document of the routes: its schemas are those of the structs that parse requests and write
+answers.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +19,67 @@ _PLACE = "#/components/schemas/{name}"
 
 def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
     """OpenAPI 3.1 of these routes."""
-    structs = [kind for route in routes for kind in (route.body, route.answer, route.event, route.errors.struct) if kind is not None]
+    structs = [
+        kind
+        for route in routes
+        for kind in (route.body, route.answer, route.event, route.errors.struct)
+        if kind is not None
+    ]
     references, components = msgspec.json.schema_components(structs, ref_template=_PLACE)
     by_struct = dict(zip(structs, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_struct)
     return {
-        "openapi": "3.1.0", "info": {"title": "adapterpack serve", "version": VERSION}, "paths": paths,
-        "components": {"schemas": portable(components), "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "openapi": "3.1.0",
+        "info": {"title": "adapterpack serve", "version": VERSION},
+        "paths": paths,
+        "components": {
+            "schemas": portable(components),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
 def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": {} if route.answer is None else by_struct[route.answer]}}
+    content: dict[str, Any] = {
+        "application/json": {"schema": {} if route.answer is None else by_struct[route.answer]}
+    }
     if route.path == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
     if route.event is not None:
         content[sse.TYPE] = {"schema": _event([by_struct[route.event], by_struct[route.errors.struct]])}
     answers: dict[str, Any] = {"200": {"description": route.summary, "content": content}}
     if route.access != "open":
-        answers["default"] = {"description": "an error", "content": {"application/json": {"schema": by_struct[route.errors.struct]}}}
-    operation: dict[str, Any] = {"summary": route.summary, "responses": answers,
-                                 "security": [] if route.access == "open" else [{"key": []}]}
+        answers["default"] = {
+            "description": "an error",
+            "content": {"application/json": {"schema": by_struct[route.errors.struct]}},
+        }
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "responses": answers,
+        "security": [] if route.access == "open" else [{"key": []}],
+    }
     if "{" in route.path:
         name = route.path.partition("{")[2].partition("}")[0].partition(":")[0]
-        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        ]
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_struct[route.body]}}}
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": by_struct[route.body]}},
+        }
     return operation
 
 
 def _event(data: list[Any]) -> dict[str, Any]:
-    """The schema of one event of a stream, whose data are JSON of one of these schemas, or the mark of the end."""
+    """The schema of one event of a stream, whose data are JSON of one of these schemas, or the mark of the
+    end.
+    """
     written = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": data}}
-    return {"type": "object", "properties": {"event": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, written]}},
-            "required": ["data"]}
+    return {
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, written]}},
+        "required": ["data"],
+    }

@@ -24,7 +24,8 @@ async def body(request: Request, kind: type[T], limits: Limits) -> T:
     """The struct in the body of a request.
 
     Raises:
-        Refused: it is no JSON object (400), too large (413), too slow (408), something else by its type (415), or does not fit (400).
+        Refused: it is no JSON object (400), too large (413), too slow (408), something else by its type
+            (415), or does not fit (400).
     """
     kind_of_body = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind_of_body != "application/json":
@@ -65,8 +66,12 @@ def _require_known(given: dict[str, Any], kind: type[Part]) -> None:
     known = kind.__struct_encode_fields__
     for name in given:
         if name not in known:
-            raise Refused(400, "unknown_parameter", f"this server has no such field: {name[:100]!r}; {nearest(name[:100], known)}",
-                          param=name[:100])
+            raise Refused(
+                400,
+                "unknown_parameter",
+                f"this server has no such field: {name[:100]!r}; {nearest(name[:100], known)}",
+                param=name[:100],
+            )
 
 
 def _misfit(pointer: str, message: str) -> Refused:

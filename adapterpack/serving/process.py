@@ -1,4 +1,6 @@
-"""The loop of a server, from its first request to its last: signals, the drain, and the watchdog of the engine's steps."""
+"""The loop of a server, from its first request to its last: signals, the drain, and the watchdog of the
+engine's steps.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,9 @@ from .status.traffic import Traffic
 _LAST_SECONDS = 5
 """That answers have to be sent once their rows have ended."""
 _IDLE_SECONDS = 15
-"""For which a connection is kept without a request. Clients on httpx, such as OpenAI's, keep one for 5 s: with the same number here some of
-their requests would meet its end."""
+"""For which a connection is kept without a request. Clients on httpx, such as OpenAI's, keep one for 5 s:
+with the same number here some of their requests would meet its end.
+"""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
@@ -58,8 +61,8 @@ class Operator(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A server before its loop begins. ``tls`` is None where it speaks in the clear; ``watch`` looks at the places of adapters every
-    ``watch_seconds``. ``pages`` are for people.
+    """A server before its loop begins. ``tls`` is None where it speaks in the clear; ``watch`` looks at the
+    places of adapters every ``watch_seconds``. ``pages`` are for people.
     """
 
     engine: Engine
@@ -88,7 +91,9 @@ def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready
         raise KeyboardInterrupt
 
 
-async def _run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> bool:
+async def _run(
+    setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]
+) -> bool:
     thread = EngineThread(setup.engine, asyncio.get_running_loop(), setup.metrics.stepped)
     state, app = opened(setup, thread)
     server = Server(config_of(app, setup.limits, setup.tls), state, ready)
@@ -112,8 +117,19 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
     setup.metrics.add_quotas(quotas)
     unread = "For how long the file of keys could not be read."
     setup.metrics.add(Figure("keys_unread_seconds", unread, lambda: setup.keys.unread_seconds))
-    state = State(thread, setup.catalogue, setup.adapters, Gate.of(setup.engine, limits), setup.keys, quotas, limits,
-                  setup.metrics, setup.ended, Traffic(), setup.hosts)
+    state = State(
+        thread,
+        setup.catalogue,
+        setup.adapters,
+        Gate.of(setup.engine, limits),
+        setup.keys,
+        quotas,
+        limits,
+        setup.metrics,
+        setup.ended,
+        Traffic(),
+        setup.hosts,
+    )
     _gauges(setup.metrics, thread, [figure for api in setup.apis for figure in api.figures])
     routes = table(chain(StatusRoutes().table(), *(api.routes for api in setup.apis)))
     return state, build(state, (*routes, *setup.pages))
@@ -139,9 +155,17 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
 
 def config_of(app: Any, limits: Limits, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves an application: with deadlines and bounds, and without a log of requests."""
-    config = uvicorn.Config(Heard(app), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-                            server_header=False, h11_max_incomplete_event_size=limits.header_bytes + 4096,
-                            timeout_keep_alive=_IDLE_SECONDS)
+    config = uvicorn.Config(
+        Heard(app),
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=limits.header_bytes + 4096,
+        timeout_keep_alive=_IDLE_SECONDS,
+    )
     config.load()
     config.ssl = tls
     return config

@@ -29,7 +29,9 @@ class Meter(Protocol):
 
 
 class Bucket:
-    """Use that is forgotten evenly, a limit a minute: after a pause a whole minute's worth may be used at once."""
+    """Use that is forgotten evenly, a limit a minute: after a pause a whole minute's worth may be used at
+    once.
+    """
 
     def __init__(self) -> None:
         self.used, self._at = 0.0, 0.0
@@ -88,10 +90,12 @@ class Usage(NamedTuple):
 
 
 class Quotas:
-    """What the keys have used, by their ids: it survives whatever happens to the file of keys, and ends with the server.
+    """What the keys have used, by their ids: it survives whatever happens to the file of keys, and ends with
+    the server.
 
-    A prompt counts before it is worked on, an answer when it has ended. So a key may go beyond its quota by the answers that run, and then
-    waits the longer: over time it has what it may have. A prompt that is longer than a whole quota goes when nothing is used.
+    A prompt counts before it is worked on, an answer when it has ended. So a key may go beyond its quota by
+    the answers that run, and then waits the longer: over time it has what it may have. A prompt that is
+    longer than a whole quota goes when nothing is used.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -128,29 +132,44 @@ class Quotas:
         headers: dict[str, str] = {}
         now = self._clock()
         for unit in ("requests", "tokens"):
-            limits = [(max(0.0, limit - meter.used), limit, meter) for quota, limit, meter in self._of(key) if quota.unit == unit]
+            limits = [
+                (max(0.0, limit - meter.used), limit, meter)
+                for quota, limit, meter in self._of(key)
+                if quota.unit == unit
+            ]
             if limits:
                 left, limit, meter = min(limits, key=lambda one: one[0])
                 reset = math.ceil(meter.wait(limit, meter.used, now)) if meter.used else 0
-                headers |= {f"x-ratelimit-limit-{unit}": str(limit), f"x-ratelimit-remaining-{unit}": str(math.floor(left + _ROUNDING)),
-                            f"x-ratelimit-reset-{unit}": f"{reset}s"}
+                headers |= {
+                    f"x-ratelimit-limit-{unit}": str(limit),
+                    f"x-ratelimit-remaining-{unit}": str(math.floor(left + _ROUNDING)),
+                    f"x-ratelimit-reset-{unit}": f"{reset}s",
+                }
         return headers
 
     def usage(self) -> list[Usage]:
         """What all keys with quotas have used, those first that have used most of theirs."""
-        usages = [Usage(key.id, quota.name, limit, meter.used, self._refused[key.id, quota.name])
-                  for key in self._keys.values() for quota, limit, meter in self._of(key)]
+        usages = [
+            Usage(key.id, quota.name, limit, meter.used, self._refused[key.id, quota.name])
+            for key in self._keys.values()
+            for quota, limit, meter in self._of(key)
+        ]
         return sorted(usages, key=lambda one: -one.used / one.limit)
 
     def _require(self, key: Key, **needed: int) -> None:
-        """Checks that so much of each unit is left; where it is not, the quota is named for which one waits longest."""
+        """Checks that so much of each unit is left; where it is not, the quota is named for which one waits
+        longest.
+        """
         waits = []
         for quota, limit, meter in self._of(key):
             need = needed.get(quota.unit, 0)
             excess = meter.used + min(need, limit) - limit
             if need and excess > _ROUNDING:
                 self._refused[key.id, quota.name] += 1
-                what = f"this key may have {limit} {quota.sentence}: it has used {math.ceil(meter.used)}, and this needs {need}"
+                what = (
+                    f"this key may have {limit} {quota.sentence}: it has used {math.ceil(meter.used)}, and "
+                    f"this needs {need}"
+                )
                 waits.append((meter.wait(limit, excess, self._clock()), what))
         if waits:
             seconds, what = max(waits)

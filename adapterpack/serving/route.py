@@ -18,10 +18,12 @@ Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
 
 
 class RouteSpec(NamedTuple):
-    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of the answer.
+    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of
+    the answer.
 
-    ``event`` is the struct of the events that it may answer by; ``errors`` is how errors are written; ``example`` are a body's fields
-    besides ``model``, for who wants to try the server. What is answered by a ``quiet`` route is not written down, errors aside.
+    ``event`` is the struct of the events that it may answer by; ``errors`` is how errors are written;
+    ``example`` are a body's fields besides ``model``, for who wants to try the server. What is answered by a
+    ``quiet`` route is not written down, errors aside.
     """
 
     method: str

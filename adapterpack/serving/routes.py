@@ -1,4 +1,6 @@
-"""What a client can ask of every server, and the table of all routes, from which application and OpenAPI document are made."""
+"""What a client can ask of every server, and the table of all routes, from which application and OpenAPI
+document are made.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +78,7 @@ ROUTES: tuple[RouteSpec, ...] = (
 
 def table(more: Iterable[RouteSpec]) -> tuple[RouteSpec, ...]:
     """These, ``more``, and the document of all of them."""
+
     async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
         return _json(document(routes))
 
@@ -85,8 +88,13 @@ def table(more: Iterable[RouteSpec]) -> tuple[RouteSpec, ...]:
 
 def _card(state: State, model: Model) -> ModelCard:
     parent = None if model.pack is None else state.catalogue.base
-    return ModelCard(id=model.name, created=state.catalogue.created, root=model.digest, parent=parent,
-                     max_model_len=state.engine.engine.max_length)
+    return ModelCard(
+        id=model.name,
+        created=state.catalogue.created,
+        root=model.digest,
+        parent=parent,
+        max_model_len=state.engine.engine.max_length,
+    )
 
 
 def _json(value: Any, status: int = 200) -> Response:

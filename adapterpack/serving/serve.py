@@ -1,4 +1,6 @@
-"""Runs a server as a process at an address: opens the bundle, loads adapters, and ends on SIGTERM after the last answer."""
+"""Runs a server as a process at an address: opens the bundle, loads adapters, and ends on SIGTERM after the
+last answer.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ _LOG = logging.getLogger("adapterpack.serving")
 
 
 class Serving(NamedTuple):
-    """A server that takes requests: its address, the base's name, the digests of adapters by name, the operator's address, and by path the
-    body of a request to try it with.
+    """A server that takes requests: its address, the base's name, the digests of adapters by name, the
+    operator's address, and by path the body of a request to try it with.
     """
 
     address: str
@@ -44,41 +46,61 @@ class Serving(NamedTuple):
     examples: Mapping[str, Any]
 
 
-def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.PathLike[str]] = (), host: str = LOOPBACK, port: int = 8000,
-          name: str | None = None, keys: str | os.PathLike[str] | None = None, api_key: str | None = None, insecure: bool = False,
-          audit: str | None = "-", sampling: str | None = None, share_prefixes: bool = False,
-          provider: str | Device | None = None, threads: int | None = None, max_rows: int | None = None,
-          max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
-          require_signature: Sequence[str | os.PathLike[str]] = (), admin: str | None = None,
-          admin_key_file: str | os.PathLike[str] | None = None, tls_cert: str | os.PathLike[str] | None = None,
-          tls_key: str | os.PathLike[str] | None = None, traces: bool = False, page: bool = True,
-          ready: Callable[[Serving], None] | None = None) -> None:
+def serve(
+    bundle: str | os.PathLike[str],
+    *,
+    adapters: Sequence[Pack | str | os.PathLike[str]] = (),
+    host: str = LOOPBACK,
+    port: int = 8000,
+    name: str | None = None,
+    keys: str | os.PathLike[str] | None = None,
+    api_key: str | None = None,
+    insecure: bool = False,
+    audit: str | None = "-",
+    sampling: str | None = None,
+    share_prefixes: bool = False,
+    provider: str | Device | None = None,
+    threads: int | None = None,
+    max_rows: int | None = None,
+    max_length: int | None = None,
+    limits: Limits | None = None,
+    watch: float | None = None,
+    require_signature: Sequence[str | os.PathLike[str]] = (),
+    admin: str | None = None,
+    admin_key_file: str | os.PathLike[str] | None = None,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    traces: bool = False,
+    page: bool = True,
+    ready: Callable[[Serving], None] | None = None,
+) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
-    A decoder's bundle with the engine's graph has OpenAI's routes for text; an encoder's those for embeddings or labels, and the Open
-    Inference Protocol.
+    A decoder's bundle with the engine's graph has OpenAI's routes for text; an encoder's those for embeddings
+    or labels, and the Open Inference Protocol.
 
-    ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull``, that are loaded besides its own. ``keys`` is a file of
-    keys, ``api_key`` one for all; without either only this machine may ask, unless ``insecure``. ``audit`` is a file for a line a request,
-    ``"-"`` standard error. ``sampling`` says what counts where a request for text says nothing: ``model``
-    (the default) or ``greedy``. What was read of a prompt is known to later ones of the same key that begin
-    as it does; with ``share_prefixes`` to those of all keys, which can then find out by the time that an
-    answer takes what others have asked. ``max_rows`` and ``max_length`` are the engine's. ``ready`` is
-    called once requests are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let answers end first.
+    ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull``, that are loaded besides
+    its own. ``keys`` is a file of keys, ``api_key`` one for all; without either only this machine may ask,
+    unless ``insecure``. ``audit`` is a file for a line a request, ``"-"`` standard error. ``sampling`` says
+    what counts where a request for text says nothing: ``model`` (the default) or ``greedy``. What was read of
+    a prompt is known to later ones of the same key that begin as it does; with ``share_prefixes`` to those of
+    all keys, which can then find out by the time that an answer takes what others have asked. ``max_rows``
+    and ``max_length`` are the engine's. ``ready`` is called once requests are taken; ``port`` 0 takes a free
+    one. SIGTERM and Ctrl-C let answers end first.
 
-    With ``watch`` the folders and lock files are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded.
-    A pack needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``,
-    ``unix:PATH``) at which the one who has the key in ``admin_key_file`` loads and unloads adapters. ``page`` is whether browsers get a
-    page at ``/``.
+    With ``watch`` the folders and lock files are looked at every so many seconds, and what changes there is
+    loaded, exchanged or unloaded. A pack needs a signature of one of the keys ``require_signature``, which
+    are files. ``admin`` is an address (``HOST:PORT``, ``unix:PATH``) at which the one who has the key in
+    ``admin_key_file`` loads and unloads adapters. ``page`` is whether browsers get a page at ``/``.
 
     ``tls_cert`` and ``tls_key`` are PEM files, which are
-    read again when they change: both addresses then speak TLS, and a socket in the file system does not. With ``traces``
-    every request is a span, which goes where the variables ``OTEL_*`` say.
+    read again when they change: both addresses then speak TLS, and a socket in the file system does not. With
+    ``traces`` every request is a span, which goes where the variables ``OTEL_*`` say.
 
     Raises:
         Unsupported: no engine runs the bundle, or no route answers its task.
-        ConfigError: others could ask without a key; a file of keys or a certificate that is none; two adapters of one name; no folder to
-            watch; an option that means nothing here.
+        ConfigError: others could ask without a key; a file of keys or a certificate that is none; two
+            adapters of one name; no folder to watch; an option that means nothing here.
         BaseMismatch: an adapter belongs to another base.
         TrustError: an adapter has not the signature that it needs.
         StorageError: a file or the address cannot be used.
@@ -91,7 +113,9 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
         from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
     bounds = limits or Limits()
     path = None if keys is None else Path(keys)
-    known = Keys(path=path, unread_seconds=bounds.unread_keys_seconds) if api_key is None else Keys.one(api_key)
+    known = (
+        Keys(path=path, unread_seconds=bounds.unread_keys_seconds) if api_key is None else Keys.one(api_key)
+    )
     _require_keys(host, known.needed, insecure)
     admin_keys = _admin_keys(admin, admin_key_file)
     tls = Certificate.of(tls_cert, tls_key)
@@ -101,9 +125,16 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     allow_more_files()  # of loaded packs, and of connections
     signers = Signers([Path(key) for key in require_signature])
     size = {"max_rows": max_rows, "max_length": max_length}
-    engine = Engine(folder_of(bundle), provider, threads=threads, **{name: value for name, value in size.items() if value is not None})
+    engine = Engine(
+        folder_of(bundle),
+        provider,
+        threads=threads,
+        **{name: value for name, value in size.items() if value is not None},
+    )
     catalogue, metrics, given = Catalogue(engine, name), Metrics(), Given.of(adapters)
-    control = AdapterControl(engine.adapters, catalogue.base, Places(given.sources), signers, metrics.adapter_changed)
+    control = AdapterControl(
+        engine.adapters, catalogue.base, Places(given.sources), signers, metrics.adapter_changed
+    )
     given.load(control, changing=watch is not None or admin is not None, watched=watch is not None)
     watcher = None if watch is None else Watch(control)
     if watcher is not None:
@@ -123,15 +154,33 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
         apis = apis_of(engine, bounds, {name: value for name, value in options.items() if value is not None})
         for api in apis:
             stack.callback(api.close)
-        setup = Setup(engine=engine, apis=apis, catalogue=catalogue, adapters=control, keys=known, ended=ended, limits=bounds,
-                      metrics=metrics, hosts=hosts, tls=context, watch=watcher, watch_seconds=watch or 0.0, pages=PAGES if page else ())
+        setup = Setup(
+            engine=engine,
+            apis=apis,
+            catalogue=catalogue,
+            adapters=control,
+            keys=known,
+            ended=ended,
+            limits=bounds,
+            metrics=metrics,
+            hosts=hosts,
+            tls=context,
+            watch=watcher,
+            watch_seconds=watch or 0.0,
+            pages=PAGES if page else (),
+        )
         listening, address = stack.enter_context(port_socket(host, port, scheme))
         operator = None
         if admin is not None and admin_keys is not None:
             second, admin = stack.enter_context(address_socket(admin, scheme))
             operator = Operator(second, admin_keys, None if admin.startswith(UNIX) else context)
-        serving = Serving(address, catalogue.base, {one.name: one.digest for one in control.adapters}, admin,
-                          {route.path: route.example for api in apis for route in api.routes if route.example is not None})
+        serving = Serving(
+            address,
+            catalogue.base,
+            {one.name: one.digest for one in control.adapters},
+            admin,
+            {route.path: route.example for api in apis for route in api.routes if route.example is not None},
+        )
         run(setup, listening, operator, lambda: None if ready is None else ready(serving))
 
 
@@ -142,7 +191,9 @@ def _admin_keys(admin: str | None, key_file: str | os.PathLike[str] | None) -> K
         ConfigError: an address without a key, or a key without an address.
     """
     if (admin is None) != (key_file is None):
-        raise ConfigError("an operator needs an address and a key", remedy="give both --admin and --admin-key-file")
+        raise ConfigError(
+            "an operator needs an address and a key", remedy="give both --admin and --admin-key-file"
+        )
     return None if key_file is None else Keys.one_in(Path(key_file), "admin")
 
 
@@ -153,5 +204,8 @@ def _require_keys(host: str, known: bool, insecure: bool) -> None:
         ConfigError: they could.
     """
     if not is_loopback(host) and not known and not insecure:
-        raise ConfigError("others could use this server without a key", where=host,
-                          remedy="give --keys FILE or --api-key, or listen at 127.0.0.1; --insecure serves everybody")
+        raise ConfigError(
+            "others could use this server without a key",
+            where=host,
+            remedy="give --keys FILE or --api-key, or listen at 127.0.0.1; --insecure serves everybody",
+        )

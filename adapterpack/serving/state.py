@@ -21,8 +21,8 @@ from .status.traffic import Traffic
 class State:
     """One server: its engine and models, who may ask, and what it counts and writes down.
 
-    ``ended`` are those who hear of each request that has ended: metrics, audit, traces. ``hosts`` are the names by which browsers may call
-    it, where there are no keys; None for any.
+    ``ended`` are those who hear of each request that has ended: metrics, audit, traces. ``hosts`` are the
+    names by which browsers may call it, where there are no keys; None for any.
     """
 
     engine: EngineThread

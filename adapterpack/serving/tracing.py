@@ -1,4 +1,5 @@
-"""One OpenTelemetry span a request: who asked, what answered, how many tokens and how long it took. Never what was said.
+"""One OpenTelemetry span a request: who asked, what answered, how many tokens and how long it took. Never
+what was said.
 
 Where they go, and which of them, say the standard variables ``OTEL_*``. Needs the extra ``otel``.
 """
@@ -35,15 +36,26 @@ class Traces:
 
         method, _, path = record.route.partition(" ")
         given = {
-            "http.request.method": method, "http.route": path, "http.response.status_code": record.status,
-            "gen_ai.usage.input_tokens": record.prompt_tokens, "gen_ai.usage.output_tokens": record.completion_tokens,
-            "adapterpack.request": record.id, "adapterpack.key": record.key, "adapterpack.adapter": record.adapter,
-            "adapterpack.digest": record.digest, "adapterpack.rows": record.rows, "adapterpack.stream": record.stream,
+            "http.request.method": method,
+            "http.route": path,
+            "http.response.status_code": record.status,
+            "gen_ai.usage.input_tokens": record.prompt_tokens,
+            "gen_ai.usage.output_tokens": record.completion_tokens,
+            "adapterpack.request": record.id,
+            "adapterpack.key": record.key,
+            "adapterpack.adapter": record.adapter,
+            "adapterpack.digest": record.digest,
+            "adapterpack.rows": record.rows,
+            "adapterpack.stream": record.stream,
             "adapterpack.outcome": record.outcome,
         }
         span = self._tracer.start_span(
-            record.route, TraceContextTextMapPropagator().extract(record.trace), SpanKind.SERVER,
-            {name: value for name, value in given.items() if value is not None}, start_time=at(record.started))
+            record.route,
+            TraceContextTextMapPropagator().extract(record.trace),
+            SpanKind.SERVER,
+            {name: value for name, value in given.items() if value is not None},
+            start_time=at(record.started),
+        )
         if record.first:
             span.add_event("first token", timestamp=at(record.first))
         if record.status >= 500:

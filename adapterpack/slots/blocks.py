@@ -1,12 +1,13 @@
-"""The slots of adapters behind blocks: one branch for each way of reading and each activation, so that packs of any kind share a graph.
+"""The slots of adapters behind blocks: one branch for each way of reading and each activation, so that packs
+of any kind share a graph.
 
 Fields of a block, with the name of a branch in front (``output_relu_down``)::
 
     h' = h + sum over branches of  act((norm(z) * norm_weight + norm_bias) down + down_bias) up + up_bias
 
-``norm_weight`` [n], ``norm_bias`` [n], ``down`` [n, r], ``down_bias`` [r], ``up`` [r, n], ``up_bias`` [n]; z is the block's output, or its
-input. The two fields of the norm are there where the branch's name says so. Zeros change nothing: a branch that a row's adapter has not
-adds zero, and ranks are padded with zeros.
+``norm_weight`` [n], ``norm_bias`` [n], ``down`` [n, r], ``down_bias`` [r], ``up`` [r, n], ``up_bias`` [n]; z
+is the block's output, or its input. The two fields of the norm are there where the branch's name says so.
+Zeros change nothing: a branch that a row's adapter has not adds zero, and ranks are padded with zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ import numpy as np
 
 from ..adapter_methods.forms.blocks import ACTIVATIONS, BlockForm
 
-LEAVES: dict[str, str] = {"norm_weight": "n", "norm_bias": "n", "down": "nr", "down_bias": "r", "up": "rn", "up_bias": "n"}
+LEAVES: dict[str, str] = {
+    "norm_weight": "n",
+    "norm_bias": "n",
+    "down": "nr",
+    "down_bias": "r",
+    "up": "rn",
+    "up_bias": "n",
+}
 """Leaf of a branch -> its axes: ``n`` is the width of the block, ``r`` the rank of the adapter."""
 
 
@@ -35,7 +43,10 @@ class Branch(NamedTuple):
         return f"{'input' if self.reads_input else 'output'}_{self.act}{'_normed' if self.normed else ''}"
 
 
-BRANCHES = {branch.name: branch for branch in (Branch(*way) for way in product(ACTIVATIONS, (False, True), (False, True)))}
+BRANCHES = {
+    branch.name: branch
+    for branch in (Branch(*way) for way in product(ACTIVATIONS, (False, True), (False, True)))
+}
 """Every possible branch, by name."""
 
 FIELDS = {f"{branch}_{leaf}": (branch, leaf) for branch in BRANCHES for leaf in LEAVES}
@@ -46,9 +57,15 @@ def block_arrays(form: BlockForm) -> dict[str, np.ndarray]:
     """The fields of one normal form, as float32 arrays."""
     branch = Branch(form.act, form.reads_input, form.norm is not None).name
     down, up = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
-    leaves = {"down": down, "up": up, "down_bias": np.zeros(down.shape[1]) if form.down_bias is None else form.down_bias}
+    leaves = {
+        "down": down,
+        "up": up,
+        "down_bias": np.zeros(down.shape[1]) if form.down_bias is None else form.down_bias,
+    }
     if form.up_bias is not None:
         leaves["up_bias"] = form.up_bias
     if form.norm is not None:
         leaves["norm_weight"], leaves["norm_bias"] = form.norm
-    return {f"{branch}_{leaf}": np.ascontiguousarray(value, dtype=np.float32) for leaf, value in leaves.items()}
+    return {
+        f"{branch}_{leaf}": np.ascontiguousarray(value, dtype=np.float32) for leaf, value in leaves.items()
+    }

@@ -1,7 +1,7 @@
 """Every field that a site of a graph may have a slot for: its axes by name, and its neutral value.
 
-An axis is either as wide as the site is (:func:`widths`), or free: an adapter's own rank, number of experts, length or labels, of which a
-slot has room for the largest.
+An axis is either as wide as the site is (:func:`widths`), or free: an adapter's own rank, number of experts,
+length or labels, of which a slot has room for the largest.
 """
 
 from __future__ import annotations
@@ -36,29 +36,55 @@ FIXED = frozenset({"in", "out", "heads", "key_heads", "head_dim"})
 
 
 def _of_blocks() -> dict[str, Field]:
-    return {field: Field(tuple({"n": "out", "r": branch}[axis] for axis in blocks.LEAVES[leaf]))
-            for field, (branch, leaf) in blocks.FIELDS.items()}
+    return {
+        field: Field(tuple({"n": "out", "r": branch}[axis] for axis in blocks.LEAVES[leaf]))
+        for field, (branch, leaf) in blocks.FIELDS.items()
+    }
 
 
 def _of_routes() -> dict[str, Field]:
-    named = {field: ({"i": "in", "o": "out", "e": route.experts, "r": route.name}, leaf) for field, (route, leaf) in routes.FIELDS.items()}
-    return {field: Field(tuple(names[axis] for axis in routes.LEAVES[leaf]), float(ABSENT) if leaf == "bias" else 0.0)
-            for field, (names, leaf) in named.items()}
+    named = {
+        field: ({"i": "in", "o": "out", "e": route.experts, "r": route.name}, leaf)
+        for field, (route, leaf) in routes.FIELDS.items()
+    }
+    return {
+        field: Field(
+            tuple(names[axis] for axis in routes.LEAVES[leaf]), float(ABSENT) if leaf == "bias" else 0.0
+        )
+        for field, (names, leaf) in named.items()
+    }
 
 
 FIELDS: dict[str, Field] = {
-    "down": Field(("in", RANK)), "up": Field((RANK, "out")), "delta": Field(("in", "out")),
-    "pre": Field(("in",), 1.0), "turn": Field(("in", "in")), "turn_down": Field(("in", TURN)), "turn_up": Field((TURN, "in")),
-    "scale": Field(("out",), 1.0), "mix": Field(("out", "out")), "shift": Field(("out",)),
-    "head": Field(("in", LABELS)), "head_bias": Field((LABELS,), float(ABSENT)),
-    **_of_blocks(), **_of_routes(),
-    **{field: Field(axes, float(ABSENT) if field == "attended_absent" else 0.0) for field, axes in prompt_kv.LEAVES.items()},
+    "down": Field(("in", RANK)),
+    "up": Field((RANK, "out")),
+    "delta": Field(("in", "out")),
+    "pre": Field(("in",), 1.0),
+    "turn": Field(("in", "in")),
+    "turn_down": Field(("in", TURN)),
+    "turn_up": Field((TURN, "in")),
+    "scale": Field(("out",), 1.0),
+    "mix": Field(("out", "out")),
+    "shift": Field(("out",)),
+    "head": Field(("in", LABELS)),
+    "head_bias": Field((LABELS,), float(ABSENT)),
+    **_of_blocks(),
+    **_of_routes(),
+    **{
+        field: Field(axes, float(ABSENT) if field == "attended_absent" else 0.0)
+        for field, axes in prompt_kv.LEAVES.items()
+    },
     **{field: Field(axes) for field, axes in prompt_rows.LEAVES.items()},
 }
 """Field -> its axes and its neutral value."""
 LEAST: dict[str, int] = {prompt_kv.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
 """Free axes whose length must be at least 1, since a softmax goes along them."""
-ROUTED = frozenset({prompt_rows.LENGTH, *(name for route in routes.BRANCHES.values() for name in (route.name, route.experts))})
+ROUTED = frozenset(
+    {
+        prompt_rows.LENGTH,
+        *(name for route in routes.BRANCHES.values() for name in (route.name, route.experts)),
+    }
+)
 """Free axes that are as long as the packs of an export need, whatever the largest rank of a bank is."""
 
 
@@ -66,7 +92,11 @@ def widths(site: MappedSite) -> dict[str, int]:
     """The axes that are as wide as the site is."""
     fixed = {"in": site.in_features, "out": site.out_features}
     heads = site.heads
-    return fixed if heads is None else {**fixed, "heads": heads.count, "key_heads": heads.key_heads, "head_dim": heads.width}
+    return (
+        fixed
+        if heads is None
+        else {**fixed, "heads": heads.count, "key_heads": heads.key_heads, "head_dim": heads.width}
+    )
 
 
 def extents(field: str, site: MappedSite, free: Callable[[str], int | str]) -> list[Any]:
@@ -76,7 +106,9 @@ def extents(field: str, site: MappedSite, free: Callable[[str], int | str]) -> l
 
 
 def nothing(field: str, site: MappedSite) -> np.ndarray:
-    """A slot without an adapter: every free axis as short as it can be; of a head, as many labels as the base's."""
+    """A slot without an adapter: every free axis as short as it can be; of a head, as many labels as the
+    base's.
+    """
     shape = extents(field, site, lambda axis: site.out_features if axis == LABELS else LEAST.get(axis, 0))
     return np.full(shape, neutral(field, site.dtype), site.dtype)
 

@@ -18,9 +18,11 @@ DEFAULT = "float32"
 
 
 class Precision(NamedTuple):
-    """One float type. ``absent`` is what stands for :data:`ABSENT` in it, and leaves room for a score to be added.
+    """One float type. ``absent`` is what stands for :data:`ABSENT` in it, and leaves room for a score to be
+    added.
 
-    ``tolerance`` is the largest difference from torch in float32, as a share of the largest output, with which a graph is published.
+    ``tolerance`` is the largest difference from torch in float32, as a share of the largest output, with
+    which a graph is published.
     """
 
     name: str
@@ -28,11 +30,18 @@ class Precision(NamedTuple):
     tolerance: float
 
 
-PRECISIONS = {one.name: one for one in (Precision("float32", float(ABSENT), 1e-4), Precision("float16", -3e4, 1e-2),
-                                        Precision("bfloat16", float(ABSENT), 8e-2))}
-"""float32 on two runtimes differs by about 1e-6 of the largest logit, and every wrong graph so far by 1e-3 of it or more. float16
-rounds each value by 5e-4 of itself, and a model of many layers by several times that; bfloat16 has
-three bits fewer, so eight times that."""
+PRECISIONS = {
+    one.name: one
+    for one in (
+        Precision("float32", float(ABSENT), 1e-4),
+        Precision("float16", -3e4, 1e-2),
+        Precision("bfloat16", float(ABSENT), 8e-2),
+    )
+}
+"""float32 on two runtimes differs by about 1e-6 of the largest logit, and every wrong graph so far by 1e-3 of
+it or more. float16 rounds each value by 5e-4 of itself, and a model of many layers by several times that;
+bfloat16 has three bits fewer, so eight times that.
+"""
 
 
 def precision(name: str) -> Precision:
@@ -46,7 +55,9 @@ def precision(name: str) -> Precision:
         -30000.0
     """
     if name not in PRECISIONS:
-        raise UnknownName("graphs are not made in this type", found=repr(name), remedy=nearest(name, PRECISIONS))
+        raise UnknownName(
+            "graphs are not made in this type", found=repr(name), remedy=nearest(name, PRECISIONS)
+        )
     return PRECISIONS[name]
 
 
@@ -65,15 +76,22 @@ def converted(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         result: np.ndarray = np.where(array <= ABSENT, PRECISIONS[dtype].absent, array).astype(dtype)
     if not np.isfinite(result).all() and np.isfinite(array).all():
-        raise Unsupported(f"a number of this adapter is too large for {dtype}", where=where, found=f"{np.abs(array).max():.3g}",
-                          expected=f"at most {ml_dtypes.finfo(dtype).max}", remedy="export with --dtype float32")
+        raise Unsupported(
+            f"a number of this adapter is too large for {dtype}",
+            where=where,
+            found=f"{np.abs(array).max():.3g}",
+            expected=f"at most {ml_dtypes.finfo(dtype).max}",
+            remedy="export with --dtype float32",
+        )
     return result
 
 
 def balanced(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, np.ndarray]:
-    """Values with every pair of factors ``PATH.down`` and ``PATH.up`` brought to one size, by a power of two: the product is the same.
+    """Values with every pair of factors ``PATH.down`` and ``PATH.up`` brought to one size, by a power of two:
+    the product is the same.
 
-    ``up`` holds an adapter's whole scale. In float16 one factor could be too small for its digits, and the other too large.
+    ``up`` holds an adapter's whole scale. In float16 one factor could be too small for its digits, and the
+    other too large.
 
     Example:
         >>> factors = balanced({"a.down": np.full((2, 1), 2.0**-12), "a.up": np.ones((1, 2))}, "down", "up")

@@ -1,4 +1,6 @@
-"""Runs the key and value projections of a graph on a prompt: the part of the graph from one value to another, by itself."""
+"""Runs the key and value projections of a graph on a prompt: the part of the graph from one value to another,
+by itself.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +27,37 @@ def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
     """
     site = sites.get(f"{path}.{PROJECTION}")
     if site is None or site.heads is None:
-        raise Unsupported("the graph has no place for a prompt that this attention looks at", where=path,
-                          expected="an attention whose queries, keys and values are known, and an output projection of its own",
-                          remedy="export a bundle with this adapter among the packs, choose another --frontend, or run it under torch")
+        raise Unsupported(
+            "the graph has no place for a prompt that this attention looks at",
+            where=path,
+            expected=(
+                "an attention whose queries, keys and values are known, and an output projection of its own"
+            ),
+            remedy=(
+                "export a bundle with this adapter among the packs, choose another --frontend, or run it "
+                "under torch"
+            ),
+        )
     return site.heads
 
 
 def projected(model: Any, heads: Heads, prompt: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, without positions, and values ``[n, key heads, head_dim]`` that the base makes of a prompt ``[n, width]``; ``dtype`` is the
-    float type of the graph there, in which it may not say what it computes.
+    """Keys, without positions, and values ``[n, key heads, head_dim]`` that the base makes of a prompt ``[n,
+    width]``; ``dtype`` is the float type of the graph there, in which it may not say what it computes.
 
     Raises:
         FormatError: the graph has no such values.
     """
     by_name = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     if missing := sorted({heads.keys, heads.values, *(heads.norm or ())} - by_name.keys()):
-        raise FormatError("the graph has not what its site map says", found=", ".join(missing), remedy="export again")
+        raise FormatError(
+            "the graph has not what its site map says", found=", ".join(missing), remedy="export again"
+        )
     shape = (1, len(prompt), heads.key_heads, heads.width)
-    keys, values = (_between(model, _read(by_name[name]), by_name[name], prompt[None], dtype).reshape(shape)
-                    for name in (heads.keys, heads.values))
+    keys, values = (
+        _between(model, _read(by_name[name]), by_name[name], prompt[None], dtype).reshape(shape)
+        for name in (heads.keys, heads.values)
+    )
     if heads.norm is not None:
         into, out = (by_name[name] for name in heads.norm)
         keys = _between(model, into, out, keys, dtype)
@@ -54,15 +68,22 @@ def _read(product: Any) -> Any:
     """The input of the linear layer that gives this value, itself or through a sum and a split."""
     node = product.producer()
     while node is not None and node.op_type not in PRODUCTS:
-        node = next((value.producer() for value in node.inputs if value is not None and value.producer() is not None), None)
+        node = next(
+            (value.producer() for value in node.inputs if value is not None and value.producer() is not None),
+            None,
+        )
     if node is None:
         raise FormatError("the graph has no linear layer there", found=product.name, remedy="export again")
     return node.inputs[0]
 
 
 def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) -> np.ndarray:
-    """The value of ``end`` where that of ``start`` is ``array``; in float32, whatever the graph computes in."""
-    graph = in_float32(ir.Model(ir.convenience.extract(model.graph, [start], [end]), ir_version=model.ir_version)).graph
+    """The value of ``end`` where that of ``start`` is ``array``; in float32, whatever the graph computes
+    in.
+    """
+    graph = in_float32(
+        ir.Model(ir.convenience.extract(model.graph, [start], [end]), ir_version=model.ir_version)
+    ).graph
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         value.shape = None
     (entry,) = graph.inputs
@@ -72,10 +93,14 @@ def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) ->
     entry.shape, entry.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
     for value in graph.initializers.values():  # a model of bytes alone has no file of weights
         if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+            value.const_value = ir.tensor(
+                value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name
+            )
     alone = ir.Model(graph, ir_version=model.ir_version)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(ir.to_proto(alone).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        ir.to_proto(alone).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     result: np.ndarray = session.run(None, {entry.name: np.ascontiguousarray(array)})[0]
     return result.astype(np.float32)

@@ -1,12 +1,15 @@
-"""The slots of prompts that an attention attends to besides its tokens: keys and values, computed once by the base's projections.
+"""The slots of prompts that an attention attends to besides its tokens: keys and values, computed once by the
+base's projections.
 
 Fields at the output projection of an attention of h heads, of which k have keys of their own::
 
     x' = x + concat over heads i of  gate_i softmax(q_i keys + absent) values
 
-``attended_keys`` [k, head_dim, n], which hold the scale, ``attended_values`` [k, n, head_dim], ``attended_absent`` [n], ``attended_gate``
-[h]; x is what enters the projection, q are the queries as the layer uses them. A token of the prompt that a row's adapter has not is
-absent by its score (:data:`~adapterpack.slots.precision.ABSENT`); without an adapter all are, the gate is zero, and x is what it was.
+``attended_keys`` [k, head_dim, n], which hold the scale, ``attended_values`` [k, n, head_dim],
+``attended_absent`` [n], ``attended_gate`` [h]; x is what enters the projection, q are the queries as the
+layer uses them. A token of the prompt that a row's adapter has not is absent by its score
+(:data:`~adapterpack.slots.precision.ABSENT`); without an adapter all are, the gate is zero, and x is what it
+was.
 """
 
 from __future__ import annotations
@@ -24,14 +27,17 @@ PROJECTION = "o_proj"
 LENGTH = "attended"
 """The name of the length of a prompt among the ranks of a site."""
 LEAVES: dict[str, tuple[str, ...]] = {
-    "attended_keys": ("key_heads", "head_dim", LENGTH), "attended_values": ("key_heads", LENGTH, "head_dim"),
-    "attended_absent": (LENGTH,), "attended_gate": ("heads",),
+    "attended_keys": ("key_heads", "head_dim", LENGTH),
+    "attended_values": ("key_heads", LENGTH, "head_dim"),
+    "attended_absent": (LENGTH,),
+    "attended_gate": ("heads",),
 }
 """Field -> its axes."""
 
 Project = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray, Heads]]
-"""(prompt ``[n, width]``, path of an attention) -> the keys, without positions, and values ``[n, key heads, head_dim]`` that the base
-computes of it there, and the heads of that attention."""
+"""(prompt ``[n, width]``, path of an attention) -> the keys, without positions, and values ``[n, key heads,
+head_dim]`` that the base computes of it there, and the heads of that attention.
+"""
 
 
 def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> dict[str, np.ndarray]:
@@ -41,8 +47,11 @@ def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> 
         Unsupported: the base is not at hand.
     """
     if project is None:
-        raise Unsupported("this method needs the base's own projections, which this place does not have", where=path,
-                          remedy="export a bundle of the base with this adapter among the packs")
+        raise Unsupported(
+            "this method needs the base's own projections, which this place does not have",
+            where=path,
+            remedy="export a bundle of the base with this adapter among the packs",
+        )
     keys, values, heads = project(np.asarray(form.prompt, np.float32), path)
     fields = {
         "attended_keys": heads.scale * keys.transpose(1, 2, 0),
@@ -50,4 +59,6 @@ def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> 
         "attended_absent": np.zeros(len(keys)),
         "attended_gate": np.broadcast_to(np.asarray(form.gate), (heads.count,)),
     }
-    return {f"{PROJECTION}.{field}": np.ascontiguousarray(value, np.float32) for field, value in fields.items()}
+    return {
+        f"{PROJECTION}.{field}": np.ascontiguousarray(value, np.float32) for field, value in fields.items()
+    }

@@ -1,7 +1,8 @@
 """The slots of virtual tokens that a graph without a cache puts before the tokens of each row.
 
-``virtual`` [n, in] are embeddings, ``virtual_here`` [n] is 1 for each that the row's adapter has, ``virtual_cut`` [n] is 1 for each whose
-state no head sees. Callers count the rows' own tokens; a row without a prompt is as long as before, with padding behind it.
+``virtual`` [n, in] are embeddings, ``virtual_here`` [n] is 1 for each that the row's adapter has,
+``virtual_cut`` [n] is 1 for each whose state no head sees. Callers count the rows' own tokens; a row without
+a prompt is as long as before, with padding behind it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from ..pack.pack import Pack
 
 LENGTH = "virtual"
 """The name of the number of virtual tokens among the ranks of the site."""
-LEAVES: dict[str, tuple[str, ...]] = {"virtual": (LENGTH, "in"), "virtual_here": (LENGTH,), "virtual_cut": (LENGTH,)}
+LEAVES: dict[str, tuple[str, ...]] = {
+    "virtual": (LENGTH, "in"),
+    "virtual_here": (LENGTH,),
+    "virtual_cut": (LENGTH,),
+}
 """Field -> its axes."""
 
 
 def virtual_arrays(form: PromptForm, pooled: str) -> dict[str, np.ndarray]:
-    """The fields of one normal form, as float32 arrays, none of keys and values; ``pooled`` is what the config says."""
+    """The fields of one normal form, as float32 arrays, none of keys and values; ``pooled`` is what the
+    config says.
+    """
     if form.embeds is None:
         return {}
     embeds = np.asarray(form.embeds, np.float32)

@@ -1,16 +1,18 @@
-"""The slots of routers: one branch for each router of a site, so that packs with other experts, or with none, share a graph.
+"""The slots of routers: one branch for each router of a site, so that packs with other experts, or with none,
+share a graph.
 
 Fields of a site, with the name of a route in front (``route0_abs_keys``)::
 
-    s = |x keys| + bias   (``dot``: x keys + bias)      g = softmax of s where s >= least,  least = the sorted s . pick
-    y' = y + ((x down) (g spread)) up
+    s = |x keys| + bias   (``dot``: x keys + bias)      g = softmax of s where s >= least,  least = the sorted
+    s . pick y' = y + ((x down) (g spread)) up
 
 A route that attends to what its experts answer (``fuse``) has ``query`` [in, r] in the place of ``keys``::
 
     s = ((x query) (x down)) spread^T + bias
 
-``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert that a row's adapter has
-not has the bias -1e9, and ``pick`` has its one at the place of the k-th largest score; then zeros change nothing.
+``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert
+that a row's adapter has not has the bias -1e9, and ``pick`` has its one at the place of the k-th largest
+score; then zeros change nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +26,22 @@ from ..errors import Unsupported
 
 MOST = 4
 """The routers that one site may have."""
-LEAVES: dict[str, str] = {"keys": "ie", "query": "ir", "bias": "e", "pick": "e", "down": "ir", "up": "ro", "spread": "er"}
-"""Leaf of a route -> its axes: ``i`` and ``o`` are the layer's, ``e`` the experts, ``r`` the sum of their ranks."""
+LEAVES: dict[str, str] = {
+    "keys": "ie",
+    "query": "ir",
+    "bias": "e",
+    "pick": "e",
+    "down": "ir",
+    "up": "ro",
+    "spread": "er",
+}
+"""Leaf of a route -> its axes: ``i`` and ``o`` are the layer's, ``e`` the experts, ``r`` the sum of their
+ranks.
+"""
 SCORES = {"abs": "keys", "dot": "keys", "fuse": "query"}
-"""How a route scores, and the leaf that only such a route has: magnitudes, plain products, or attention to the experts' answers."""
+"""How a route scores, and the leaf that only such a route has: magnitudes, plain products, or attention to
+the experts' answers.
+"""
 
 
 class Branch(NamedTuple):
@@ -57,7 +71,9 @@ class Branch(NamedTuple):
         return f"{self.name}_experts"
 
 
-BRANCHES = {branch.name: branch for branch in (Branch(number, scores) for number in range(MOST) for scores in SCORES)}
+BRANCHES = {
+    branch.name: branch for branch in (Branch(number, scores) for number in range(MOST) for scores in SCORES)
+}
 """Every possible route, by name."""
 FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() for leaf in branch.leaves}
 """Field -> its route and its leaf."""
@@ -70,8 +86,12 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
         Unsupported: there are too many, or one has weights that no graph can compute.
     """
     if len(routes) > MOST:
-        raise Unsupported("too many routers at one site for a graph", expected=f"at most {MOST}", found=len(routes),
-                          remedy="attach it to a torch model")
+        raise Unsupported(
+            "too many routers at one site for a graph",
+            expected=f"at most {MOST}",
+            found=len(routes),
+            remedy="attach it to a torch model",
+        )
     fields: dict[str, np.ndarray] = {}
     for number, route in enumerate(routes):
         gate = route.gate
@@ -80,9 +100,15 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
             scoring = {"query": np.asarray(gate.query).T, "bias": np.zeros(count)}
         elif isinstance(gate, Gate):
             branch, count = Branch(number, "abs" if gate.magnitude else "dot"), gate.keys.shape[0]
-            scoring = {"keys": np.asarray(gate.keys).T, "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias)}
+            scoring = {
+                "keys": np.asarray(gate.keys).T,
+                "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias),
+            }
         else:
-            raise Unsupported("the weights of this router come from outside of the layer", remedy="attach it to a torch model")
+            raise Unsupported(
+                "the weights of this router come from outside of the layer",
+                remedy="attach it to a torch model",
+            )
         leaves = {
             **scoring,
             "pick": np.eye(count)[gate.top_k - 1],
@@ -90,5 +116,7 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
             "up": np.asarray(route.up).T,
             "spread": np.repeat(np.eye(count), route.widths, axis=1),
         }
-        fields |= {f"{branch.name}_{leaf}": np.ascontiguousarray(value, np.float32) for leaf, value in leaves.items()}
+        fields |= {
+            f"{branch.name}_{leaf}": np.ascontiguousarray(value, np.float32) for leaf, value in leaves.items()
+        }
     return fields

@@ -1,7 +1,9 @@
-"""Adds the changes of several adapters, each times a weight, where a sum is defined: the values of one adapter that is all of them.
+"""Adds the changes of several adapters, each times a weight, where a sum is defined: the values of one
+adapter that is all of them.
 
-Factors of low rank lie side by side, ``[down_1 down_2]`` and ``[w_1 up_1; w_2 up_2]``, so that the product is the sum of the products,
-exactly; what is a number for each input or output is added as it deviates from what changes nothing.
+Factors of low rank lie side by side, ``[down_1 down_2]`` and ``[w_1 up_1; w_2 up_2]``, so that the product is
+the sum of the products, exactly; what is a number for each input or output is added as it deviates from what
+changes nothing.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class Part(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How one field of several adapters becomes one: they ``lie`` one after another along the axis of that number, or are added (None).
-    Only one of two factors of a product is ``weighted``.
+    """How one field of several adapters becomes one: they ``lie`` one after another along the axis of that
+    number, or are added (None). Only one of two factors of a product is ``weighted``.
     """
 
     lie: int | None = None
@@ -43,15 +45,28 @@ class Rule(NamedTuple):
 
 _FIRST, _SECOND = Rule(1, weighted=False), Rule(0)
 RULES: dict[str, Rule] = {
-    "down": _FIRST, "up": _SECOND, "turn_down": _FIRST, "turn_up": _SECOND,
+    "down": _FIRST,
+    "up": _SECOND,
+    "turn_down": _FIRST,
+    "turn_up": _SECOND,
     **dict.fromkeys(("delta", "pre", "turn", "scale", "mix", "shift"), Rule()),
-    **{field: rule for field, (branch, leaf) in blocks.FIELDS.items() if not blocks.BRANCHES[branch].normed
-       for rule in [{"down": _FIRST, "down_bias": Rule(0, weighted=False), "up": _SECOND, "up_bias": Rule()}.get(leaf)] if rule},
+    **{
+        field: rule
+        for field, (branch, leaf) in blocks.FIELDS.items()
+        if not blocks.BRANCHES[branch].normed
+        for rule in [
+            {"down": _FIRST, "down_bias": Rule(0, weighted=False), "up": _SECOND, "up_bias": Rule()}.get(leaf)
+        ]
+        if rule
+    },
 }
-"""Field -> its rule. Others have no sum: a head stands in the place of the base's, and a softmax or a norm is none of a sum."""
+"""Field -> its rule. Others have no sum: a head stands in the place of the base's, and a softmax or a norm is
+none of a sum.
+"""
 
-_STAGES: tuple[frozenset[str], ...] = tuple(map(frozenset, (
-    {"pre"}, {"turn", "turn_down", "turn_up"}, {"scale"}, {"mix"})))
+_STAGES: tuple[frozenset[str], ...] = tuple(
+    map(frozenset, ({"pre"}, {"turn", "turn_down", "turn_up"}, {"scale"}, {"mix"}))
+)
 """What a site multiplies one after another; the change is a sum in the values of one of them alone."""
 _AFTER, _ADDED = frozenset({"scale", "mix"}), frozenset({"down", "up", "delta"})
 """What multiplies the output of a layer, and what is added to that output before."""
@@ -77,8 +92,16 @@ def summed(parts: Sequence[Part], sites: Mapping[str, MappedSite]) -> Values:
         by_site.setdefault(path, set()).add(field)
     for path, fields in by_site.items():
         _require_sum(path, fields, parts)
-    return in_slots({name: _sum(name.rpartition(".")[2], [(part.values[name], part.weight) for part in parts if name in part.values])
-                     for name in names}, sites)
+    return in_slots(
+        {
+            name: _sum(
+                name.rpartition(".")[2],
+                [(part.values[name], part.weight) for part in parts if name in part.values],
+            )
+            for name in names
+        },
+        sites,
+    )
 
 
 def _require_sum(path: str, fields: set[str], parts: Sequence[Part]) -> None:
@@ -86,16 +109,23 @@ def _require_sum(path: str, fields: set[str], parts: Sequence[Part]) -> None:
     unknown = sorted(field for field in fields if field not in RULES)
     if unknown or len(stages) > 1 or (fields & _AFTER and fields & _ADDED):
         names = [part.name for part in parts if any(f"{path}.{field}" in part.values for field in fields)]
-        raise NotASum("the changes of these adapters cannot be added", where="adapters",
-                      found=f"{', '.join(unknown or sorted(fields))} of {', '.join(names)} at {path}",
-                      remedy="name adapters of plain low rank, or one of these alone")
+        raise NotASum(
+            "the changes of these adapters cannot be added",
+            where="adapters",
+            found=f"{', '.join(unknown or sorted(fields))} of {', '.join(names)} at {path}",
+            remedy="name adapters of plain low rank, or one of these alone",
+        )
 
 
 def _sum(field: str, given: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
     rule = RULES[field]
     if rule.lie is not None:
-        arrays = [array.astype(np.float32) * (np.float32(weight) if rule.weighted else 1) for array, weight in given]
+        arrays = [
+            array.astype(np.float32) * (np.float32(weight) if rule.weighted else 1) for array, weight in given
+        ]
         return np.concatenate(arrays, axis=rule.lie)
     neutral = np.float32(FIELDS[field].neutral)
-    total = sum((weight * (array.astype(np.float64) - neutral) for array, weight in given), np.float64(neutral))
+    total = sum(
+        (weight * (array.astype(np.float64) - neutral) for array, weight in given), np.float64(neutral)
+    )
     return np.asarray(total, np.float32)

@@ -1,14 +1,18 @@
-"""Fills the slots of a graph: the normal form of each adapter as arrays, padded for a bank or as they are for inputs.
+"""Fills the slots of a graph: the normal form of each adapter as arrays, padded for a bank or as they are for
+inputs.
 
 Slot names are ``<module path>.<field>``. Fields of an adapted site::
 
-    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) * scale;   y' = y + y mix + shift
+    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) *
+    scale;   y' = y + y mix + shift
 
-``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r, out], ``delta`` [in, out],
-``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
-A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in
+``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r,
+out], ``delta`` [in, out], ``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained
+whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots in front. Apart from ``pre`` and
+``scale``, zeros change nothing. The fields of an adapted block are in
 :mod:`~adapterpack.slots.blocks`, those of routers in :mod:`~adapterpack.slots.routes`, those of prompts in
-:mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`; :mod:`~adapterpack.slots.fields` has the axes of all.
+:mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`;
+:mod:`~adapterpack.slots.fields` has the axes of all.
 """
 
 from __future__ import annotations
@@ -77,7 +81,9 @@ ARRAYS: dict[str, Callable[[Any, Site, Project | None], Values]] = {
     "activation": lambda form, site, project: block_arrays(form),
     "attention": lambda form, site, project: attended_arrays(form, site.path, project),
 }
-"""Kind of a method -> what makes the fields of its normal form at a site, and of what the base makes of a prompt there."""
+"""Kind of a method -> what makes the fields of its normal form at a site, and of what the base makes of a
+prompt there.
+"""
 
 
 def require_slots(pack: Pack) -> None:
@@ -92,22 +98,37 @@ def require_slots(pack: Pack) -> None:
         if method.limits.torch_only:
             raise Unsupported(method.limits.torch_only, where=pack.name, remedy="attach it to a torch model")
         if not method.traits.batchable or method.kind not in ARRAYS:
-            raise Unsupported("this method cannot be attached to a graph", where=pack.name, found=method.name,
-                              remedy="export with --mode folded" if method.kind == "weight" else "run this adapter under torch")
+            raise Unsupported(
+                "this method cannot be attached to a graph",
+                where=pack.name,
+                found=method.name,
+                remedy="export with --mode folded"
+                if method.kind == "weight"
+                else "run this adapter under torch",
+            )
     for group in pack.manifest.groups if pack.method.kind == "weight" else ():
         if group.role != "adapter" or (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
             continue
         if group.kind not in _THIN:
-            raise Unsupported("a graph has slots at linear layers, embeddings and patches of images",
-                              where=f"{pack.name}, {group.path}", found=group.kind,
-                              expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear or kind in _THIN),
-                              remedy="export with --mode folded")
+            raise Unsupported(
+                "a graph has slots at linear layers, embeddings and patches of images",
+                where=f"{pack.name}, {group.path}",
+                found=group.kind,
+                expected=" or ".join(
+                    kind for kind, layout in LAYOUTS.items() if layout.linear or kind in _THIN
+                ),
+                remedy="export with --mode folded",
+            )
 
 
 def pack_values(
-    pack: Pack, weights: Weights | None = None, sites: Mapping[str, MappedSite] | None = None, project: Project | None = None
+    pack: Pack,
+    weights: Weights | None = None,
+    sites: Mapping[str, MappedSite] | None = None,
+    project: Project | None = None,
 ) -> Values:
-    """Every slot value of one pack, by slot name, unpadded; ``weights`` and ``project`` are called for methods that read the base.
+    """Every slot value of one pack, by slot name, unpadded; ``weights`` and ``project`` are called for
+    methods that read the base.
 
     ``sites`` are those of the graph: they know the widths that a file of another library left out.
 
@@ -120,11 +141,17 @@ def pack_values(
     in_cache = pack.method.kind == "prompt" and PROMPT not in (sites or {})
     adapters: Iterable[Adapter] = () if in_cache else pack.adapters()
     if readers := [method.name for method in pack.methods if method.traits.reads_weight and weights is None]:
-        raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
-                          found=readers[0], remedy="export the bundle again with this adapter among the packs")
+        raise Unsupported(
+            "this method needs the base's own weights, which this graph does not hold",
+            where=pack.name,
+            found=readers[0],
+            remedy="export the bundle again with this adapter among the packs",
+        )
     for adapter in adapters:
         site, method = _with_widths(adapter.site, sites or {}), adapter.method
-        if weights is not None and (method.traits.reads_weight or not (site.in_features and site.out_features)):
+        if weights is not None and (
+            method.traits.reads_weight or not (site.in_features and site.out_features)
+        ):
             weight, bias = weights(adapter)
             site = dataclasses.replace(site, out_features=weight.shape[0], in_features=weight.shape[1])
             if method.traits.reads_weight:
@@ -137,23 +164,32 @@ def pack_values(
             fields = ARRAYS[method.kind](form, site, project)
         placed = {f"{site.path}.{field}": array for field, array in fields.items()}
         if site.kind == "table":
-            placed = _of_table(site.path, fields, (sites or {}).get(site.path) if method.traits.tied else None)
+            placed = _of_table(
+                site.path, fields, (sites or {}).get(site.path) if method.traits.tied else None
+            )
         if both := sorted(placed.keys() & values.keys()):
-            raise Unsupported("two changes of one adapter meet at a head that is tied to its embedding", where=pack.name, found=both[0],
-                              remedy="export with --mode folded")
+            raise Unsupported(
+                "two changes of one adapter meet at a head that is tied to its embedding",
+                where=pack.name,
+                found=both[0],
+                remedy="export with --mode folded",
+            )
         values.update(placed)
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     for name, array in values.items():
         if not all_finite(array):
-            raise NonFinite("what the adapter makes of its numbers is too large for float32", where=f"{pack.name}, {name}",
-                            remedy="train it again with a smaller learning rate")
+            raise NonFinite(
+                "what the adapter makes of its numbers is too large for float32",
+                where=f"{pack.name}, {name}",
+                remedy="train it again with a smaller learning rate",
+            )
     return in_slots(values, sites or {})
 
 
 def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
-    """The slots of a layer that gives a number for each entry of a table: a graph looks the entries up, and its
-    output head, if that is tied to the table and changes with it, is the layer.
+    """The slots of a layer that gives a number for each entry of a table: a graph looks the entries up, and
+    its output head, if that is tied to the table and changes with it, is the layer.
 
     Raises:
         Unsupported: the change of the layer is not of low rank.
@@ -166,9 +202,11 @@ def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
             expected="down, up",
             remedy="export with --mode folded",
         )
-    head = {} if mapped is None or mapped.head is None else {
-        f"{mapped.head}.{field}": array for field, array in fields.items()
-    }
+    head = (
+        {}
+        if mapped is None or mapped.head is None
+        else {f"{mapped.head}.{field}": array for field, array in fields.items()}
+    )
     return {
         f"{path}.down": np.ascontiguousarray(fields["up"].T),
         f"{path}.up": np.ascontiguousarray(fields["down"].T),
@@ -182,7 +220,9 @@ def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
     Raises:
         Unsupported: a number is too large for its slot.
     """
-    types = {name: sites[path].dtype if (path := name.rpartition(".")[0]) in sites else DEFAULT for name in values}
+    types = {
+        name: sites[path].dtype if (path := name.rpartition(".")[0]) in sites else DEFAULT for name in values
+    }
     narrow = {name: array for name, array in values.items() if types[name] != DEFAULT}
     for down, up in _FACTORS:
         narrow = balanced(narrow, down, up)
@@ -209,16 +249,25 @@ def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
         owner, _, leaf = param.rpartition(".")
         site = f"{path}.{owner}" if owner else path
         if leaf not in HEAD_FIELDS or array.ndim != (2 if leaf == "weight" else 1):
-            raise Unsupported("a trained module that is not made of linear layers has no slot form", where=f"{path}.{param}",
-                              remedy="export with --mode folded")
+            raise Unsupported(
+                "a trained module that is not made of linear layers has no slot form",
+                where=f"{path}.{param}",
+                remedy="export with --mode folded",
+            )
         values[f"{site}.{HEAD_FIELDS[leaf]}"] = np.ascontiguousarray(array.T, dtype=np.float32)
         if leaf == "weight":  # without a bias there would be nowhere to switch an absent label off
             values.setdefault(f"{site}.head_bias", np.zeros(array.shape[0], np.float32))
     return values
 
 
-def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], max_rank: int, heads: Mapping[str, np.ndarray]) -> Values:
-    """One adapter's values for every slot of the graph, padded with what changes nothing: zeros up to ``max_rank``, labels switched off.
+def padded(
+    values: Mapping[str, np.ndarray],
+    sites: Mapping[str, MappedSite],
+    max_rank: int,
+    heads: Mapping[str, np.ndarray],
+) -> Values:
+    """One adapter's values for every slot of the graph, padded with what changes nothing: zeros up to
+    ``max_rank``, labels switched off.
 
     ``heads`` are the slot values of the base's own heads, for an adapter that has none.
 
@@ -230,8 +279,11 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
     values = grouped(values, sites, max_rank)
     for name in values:
         if name not in shapes:
-            raise Unsupported("the graph has no slot for a part of this adapter", found=name,
-                              remedy="export the bundle again with this adapter among the packs")
+            raise Unsupported(
+                "the graph has no slot for a part of this adapter",
+                found=name,
+                remedy="export the bundle again with this adapter among the packs",
+            )
     result: Values = {}
     for name, shape in shapes.items():
         path, _, field = name.rpartition(".")
@@ -246,11 +298,14 @@ def padded(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], ma
     return result
 
 
-def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], width: int | None = None) -> Values:
-    """One adapter's values with the ``down`` factors of siblings side by side, each ``width`` wide, by default as wide as the widest.
+def grouped(
+    values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], width: int | None = None
+) -> Values:
+    """One adapter's values with the ``down`` factors of siblings side by side, each ``width`` wide, by
+    default as wide as the widest.
 
-    The siblings' ``up`` factors get as many rows, so that all parts are of one size: zeros change nothing. Where siblings share that slot,
-    too, they are the blocks of one matrix.
+    The siblings' ``up`` factors get as many rows, so that all parts are of one size: zeros change nothing.
+    Where siblings share that slot, too, they are the blocks of one matrix.
 
     Raises:
         Unsupported: a factor is wider than ``width``.
@@ -259,12 +314,16 @@ def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], w
     for path, site in sites.items():
         if not site.members or f"{path}.down" in result:  # as a bank holds them: side by side already
             continue
-        downs = {member: result.pop(f"{member}.down") for member in site.members if f"{member}.down" in result}
+        downs = {
+            member: result.pop(f"{member}.down") for member in site.members if f"{member}.down" in result
+        }
         wide = max((down.shape[-1] for down in downs.values()), default=0) if width is None else width
         parts: dict[str, list[np.ndarray]] = {"down": [], "up": []}
         for member in site.members:
-            for field, value, room in (("down", downs.get(member), (site.in_features, wide)),
-                                       ("up", result.get(f"{member}.up"), (wide, sites[member].out_features))):
+            for field, value, room in (
+                ("down", downs.get(member), (site.in_features, wide)),
+                ("up", result.get(f"{member}.up"), (wide, sites[member].out_features)),
+            ):
                 filled = np.zeros(room, site.dtype)
                 if value is not None:
                     _require_fit(f"{member}.{field}", value.shape, room, FIELDS[field].free)
@@ -290,12 +349,24 @@ def _blocks(matrices: list[np.ndarray]) -> np.ndarray:
 
 
 def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: tuple[int, ...]) -> None:
-    if len(found) != len(room) or any(a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis not in free):
-        raise BaseMismatch("the adapter was made for a layer of another width", where=name, expected=room, found=found,
-                           remedy="export a bundle of the base that the adapter was made for")
+    if len(found) != len(room) or any(
+        a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis not in free
+    ):
+        raise BaseMismatch(
+            "the adapter was made for a layer of another width",
+            where=name,
+            expected=room,
+            found=found,
+            remedy="export a bundle of the base that the adapter was made for",
+        )
     for axis in (one for one in free if found[one] > room[one]):
-        raise Unsupported("the adapter does not fit its slot", where=name, expected=f"at most {room[axis]} on axis {axis}",
-                          found=found[axis], remedy="export with a larger --max-rank or with this adapter among the packs, or resize it")
+        raise Unsupported(
+            "the adapter does not fit its slot",
+            where=name,
+            expected=f"at most {room[axis]} on axis {axis}",
+            found=found[axis],
+            remedy="export with a larger --max-rank or with this adapter among the packs, or resize it",
+        )
 
 
 def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tuple[int, ...]]:
@@ -304,14 +375,18 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
     for path, site in sites.items():
         room = {LABELS: site.labels or site.out_features, **site.ranks}
         for field in site.fields:
-            shapes[f"{path}.{field}"] = tuple(extents(field, site, lambda axis, room=room: room.get(axis, max_rank)))  # type: ignore[misc]
+            shapes[f"{path}.{field}"] = tuple(
+                extents(field, site, lambda axis, room=room: room.get(axis, max_rank))
+            )  # type: ignore[misc]
         if site.members and "down" in site.fields:  # side by side
             shapes[f"{path}.down"] = (site.in_features, max_rank * len(site.members))
     return shapes
 
 
 def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
-    """The largest extent of every free axis but the labels, by name: ranks, and numbers of experts and tokens."""
+    """The largest extent of every free axis but the labels, by name: ranks, and numbers of experts and
+    tokens.
+    """
     ranks: dict[str, int] = {}
     for name, array in ((name, array) for one in values for name, array in one.items()):
         field = FIELDS[name.rpartition(".")[2]]

@@ -15,15 +15,19 @@ from .task import MAIN, TASKS, Part, Task, Training
 from .text_generation import completions
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def answer(
+    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """``completion``: what was said."""
     features = session.speech(map_rows(rows, lambda row: file_of(row, "audio")))
     return completions(session, [], adapters, sampling, {"input_features": features})
 
 
-def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
-    """The features of each recording, made when a batch needs them, and the token ids of what is said; columns ``audio``, the path of a
-    file, and ``text`` or ``sentence``.
+def encode(
+    rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
+) -> list[dict[str, Any]]:
+    """The features of each recording, made when a batch needs them, and the token ids of what is said;
+    columns ``audio``, the path of a file, and ``text`` or ``sentence``.
 
     Raises:
         ConfigError: other columns, or a row without a text.
@@ -35,14 +39,23 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
         with report.row(number) as place:
             ids = target_ids(media.tokenizer, row[column], max_length + 1, place, start)
             report.cut += len(ids) > max_length
-            encoded.append({"input_features": partial(media.speech, row["audio"], place), "labels": ids[:max_length]})
+            encoded.append(
+                {"input_features": partial(media.speech, row["audio"], place), "labels": ids[:max_length]}
+            )
     return encoded
 
 
-TASKS.register(Task(
-    "automatic-speech-recognition", "AutoModelForSpeechSeq2Seq", answer, ("ForConditionalGeneration",),
-    lambda config: bool(config.get("num_mel_bins")),
-    parts=(Part("encoder", "encoder", ("input_features",)),
-           Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder"))),
-    training=Training(encode, reads="media"),
-))
+TASKS.register(
+    Task(
+        "automatic-speech-recognition",
+        "AutoModelForSpeechSeq2Seq",
+        answer,
+        ("ForConditionalGeneration",),
+        lambda config: bool(config.get("num_mel_bins")),
+        parts=(
+            Part("encoder", "encoder", ("input_features",)),
+            Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder")),
+        ),
+        training=Training(encode, reads="media"),
+    )
+)

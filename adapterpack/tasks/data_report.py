@@ -1,4 +1,6 @@
-"""What became of the rows of one source of training data: their form, what was cut or left out, and which could not be read."""
+"""What became of the rows of one source of training data: their form, what was cut or left out, and which
+could not be read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from ..io.readable import aligned
 
 log = logging.getLogger(__name__)
 
-OWN_COLUMNS = "say what yours are called, {our name: yours}: datasets: [{path: tickets.csv, columns: {text: message, label: team}}]"
+OWN_COLUMNS = (
+    "say what yours are called, {our name: yours}: datasets: [{path: tickets.csv, columns: {text: message, "
+    "label: team}}]"
+)
 """What to do about columns of other names."""
 _LEAVE_OUT = "mend the row, or leave such rows out with --on-bad-row skip"
 
@@ -54,7 +59,9 @@ class DataReport:
 
     @contextmanager
     def row(self, number: int) -> Iterator[object]:
-        """The place of a row, for errors; one that is raised inside leaves the row out if such rows are skipped."""
+        """The place of a row, for errors; one that is raised inside leaves the row out if such rows are
+        skipped.
+        """
         own = number if self.numbers is None else self.numbers[number]
         try:
             yield _Place(self, own + 1)
@@ -62,7 +69,13 @@ class DataReport:
             if not self.skips:
                 if error.remedy is not None or type(error) is not ConfigError:
                     raise
-                raise ConfigError(error.what, where=error.where, expected=error.expected, found=error.found, remedy=_LEAVE_OUT) from error
+                raise ConfigError(
+                    error.what,
+                    where=error.where,
+                    expected=error.expected,
+                    found=error.found,
+                    remedy=_LEAVE_OUT,
+                ) from error
             self.bad[own] = str(error)
 
     def choose(self) -> str | None:
@@ -77,27 +90,38 @@ class DataReport:
             log.warning("%s: read as %s; these columns are not read: %s", self, form, ", ".join(self.unread))
 
     def read_pair(self, columns: Sequence[str], first: str, others: Sequence[str], reader: str) -> str:
-        """The column among ``others`` that is there, next to the column ``first``; the rows count as read by both.
+        """The column among ``others`` that is there, next to the column ``first``; the rows count as read by
+        both.
 
         Raises:
             ConfigError: one is missing. ``reader`` says who needs them.
         """
         second = next((name for name in others if name in columns), None)
         if second is None or first not in columns:
-            raise ConfigError(f"{reader} the columns {first} and {others[0]}", where=self, found=", ".join(columns),
-                              remedy=OWN_COLUMNS)
+            raise ConfigError(
+                f"{reader} the columns {first} and {others[0]}",
+                where=self,
+                found=", ".join(columns),
+                remedy=OWN_COLUMNS,
+            )
         self.read_as(f"{first} + {second}", columns, {first, second})
         return second
 
     def tokenized(self, tokenizer: Any, max_length: int, *texts: str) -> Any:
-        """What a tokenizer makes of a text, or of a pair, with at most ``max_length`` ids; what is longer counts as cut."""
+        """What a tokenizer makes of a text, or of a pair, with at most ``max_length`` ids; what is longer
+        counts as cut.
+        """
         tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-        self.cut += len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
+        self.cut += (
+            len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
+        )
         return tokens
 
     def of(self, numbers: Sequence[int]) -> DataReport:
         """A report of some of the rows; what cannot be read is kept together."""
-        return replace(self, numbers=numbers if self.numbers is None else [self.numbers[number] for number in numbers])
+        return replace(
+            self, numbers=numbers if self.numbers is None else [self.numbers[number] for number in numbers]
+        )
 
 
 class _Place(NamedTuple):
@@ -108,7 +132,9 @@ class _Place(NamedTuple):
 
     def __str__(self) -> str:
         line = self.report.line_of(self.row)
-        return f"{self.report}, row {self.row}" + ("" if line is None or line == self.row else f" (line {line})")
+        return f"{self.report}, row {self.row}" + (
+            "" if line is None or line == self.row else f" (line {line})"
+        )
 
 
 def report_of(where: object) -> DataReport:
@@ -120,13 +146,22 @@ def table(reports: Iterable[DataReport]) -> str:
     """The reports as lines of equal columns.
 
     Example:
-        >>> print(table([DataReport("rows.jsonl", form="messages", rows=1200, tokens=34567, cut=3, unread=("id",))]))
+        >>> print(table([DataReport("rows.jsonl", form="messages", rows=1200, tokens=34567, cut=3,
+        ...     unread=("id",))]))
         data        form      rows   tokens  cut  left out  cannot be read  columns not read
         rows.jsonl  messages  1,200  34,567  3    0         0               id
     """
-    lines: list[tuple[str, ...]] = [("data", "form", "rows", "tokens", "cut", "left out", "cannot be read", "columns not read")]
+    lines: list[tuple[str, ...]] = [
+        ("data", "form", "rows", "tokens", "cut", "left out", "cannot be read", "columns not read")
+    ]
     for one in reports:
         counts = (one.rows, one.tokens, one.cut, one.left_out, len(one.bad))
-        lines.append((one.source, one.form, *("-" if count is None else f"{count:,}" for count in counts),
-                      ", ".join(one.unread)))
+        lines.append(
+            (
+                one.source,
+                one.form,
+                *("-" if count is None else f"{count:,}" for count in counts),
+                ", ".join(one.unread),
+            )
+        )
     return aligned(lines)

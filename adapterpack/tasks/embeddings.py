@@ -27,14 +27,20 @@ def _first(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return pooled
 
 
-POOLING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"mean": _mean, "cls": _first, "last": _last}
-"""How hidden states ``[rows, positions, n]`` become one vector a row: over real positions ``[rows, positions]``."""
+POOLING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "mean": _mean,
+    "cls": _first,
+    "last": _last,
+}
+"""How hidden states ``[rows, positions, n]`` become one vector a row: over real positions ``[rows,
+positions]``.
+"""
 
 
 @dataclass(frozen=True)
 class EmbeddingOptions:
-    """``normalize``: the vector has the length 1. ``dimensions``: its first so many numbers, of the length 1 again, for models that were
-    trained to be cut (Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
+    """``normalize``: the vector has the length 1. ``dimensions``: its first so many numbers, of the length 1
+    again, for models that were trained to be cut (Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
 
     Raises:
         ConfigError: a value that cannot be.
@@ -45,20 +51,31 @@ class EmbeddingOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.normalize, bool):
-            raise ConfigError("this is neither true nor false", where="normalize", found=repr(self.normalize)[:80])
+            raise ConfigError(
+                "this is neither true nor false", where="normalize", found=repr(self.normalize)[:80]
+            )
         if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
-            raise ConfigError("this is no number of dimensions", where="dimensions", expected="a number from 1",
-                              found=repr(self.dimensions)[:80])
+            raise ConfigError(
+                "this is no number of dimensions",
+                where="dimensions",
+                expected="a number from 1",
+                found=repr(self.dimensions)[:80],
+            )
 
     def require_fit(self, width: object) -> None:
-        """Checks that a vector of this width can be cut to the dimensions; a width that is no number is not known.
+        """Checks that a vector of this width can be cut to the dimensions; a width that is no number is not
+        known.
 
         Raises:
             ConfigError: it has fewer.
         """
         if self.dimensions is not None and isinstance(width, int) and width < self.dimensions:
-            raise ConfigError("an embedding of this model has fewer numbers", where="dimensions", expected=f"at most {width}",
-                              found=self.dimensions)
+            raise ConfigError(
+                "an embedding of this model has fewer numbers",
+                where="dimensions",
+                expected=f"at most {width}",
+                found=self.dimensions,
+            )
 
 
 def width_of(session: Session) -> object:
@@ -81,7 +98,11 @@ def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
     return {"embedding": [float(value) for value in vector]}
 
 
-def pooled(session: Session, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions) -> dict[str, Any]:
-    """The answer of a row with hidden states ``[1, positions, n]``, pooled as the bundle says over the positions of its mask."""
+def pooled(
+    session: Session, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions
+) -> dict[str, Any]:
+    """The answer of a row with hidden states ``[1, positions, n]``, pooled as the bundle says over the
+    positions of its mask.
+    """
     real = np.ones(hidden.shape[:2], np.int64) if mask is None else mask
     return embedding(POOLING[session.bundle.pooling](hidden[:, : real.shape[1]], real)[0], options)

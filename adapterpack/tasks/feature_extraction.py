@@ -17,10 +17,19 @@ def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
     return Prepared(text_inputs(session, row))
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+) -> dict[str, Any]:
     """``embedding``: the hidden states of the row, pooled as the bundle says."""
     return pooled(session, next(iter(outputs.values())), row.inputs["attention_mask"], options)
 
 
-TASKS.register(Task("feature-extraction", "AutoModel", OnePass(prepare, result, EmbeddingOptions), ("Model",),
-                    peft_type="FEATURE_EXTRACTION"))
+TASKS.register(
+    Task(
+        "feature-extraction",
+        "AutoModel",
+        OnePass(prepare, result, EmbeddingOptions),
+        ("Model",),
+        peft_type="FEATURE_EXTRACTION",
+    )
+)

@@ -22,16 +22,25 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
     inputs, tokenizer = text_inputs(session, row), session.tokenizer
     places = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
     if tokenizer.mask_id is None or not len(places):
-        raise ConfigError("a row of this task needs a mask", found=repr(row.get("text", row.get("prompt")))[:80],
-                          expected=tokenizer.mask_token or "a tokenizer with a mask token")
+        raise ConfigError(
+            "a row of this task needs a mask",
+            found=repr(row.get("text", row.get("prompt")))[:80],
+            expected=tokenizer.mask_token or "a tokenizer with a mask token",
+        )
     return Prepared(inputs, int(places[0]))
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+) -> dict[str, Any]:
     """``words``: text and probability of each, in the place of the first mask."""
     chances = probabilities(outputs["logits"][0, row.notes])
     best = np.argsort(-chances, kind="stable")[:BEST]
-    return {"words": [{"text": session.tokenizer.decode([int(i)]), "score": round(float(chances[i]), 6)} for i in best]}
+    return {
+        "words": [
+            {"text": session.tokenizer.decode([int(i)]), "score": round(float(chances[i]), 6)} for i in best
+        ]
+    }
 
 
 TASKS.register(Task("fill-mask", "AutoModelForMaskedLM", OnePass(prepare, result), ("ForMaskedLM",)))

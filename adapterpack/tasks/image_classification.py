@@ -18,14 +18,16 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
     return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+) -> dict[str, Any]:
     """``label`` and ``scores``."""
     return head.scored(outputs["logits"][0])
 
 
 def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
-    """The pixels of each image, made when a batch needs them, and what is learned of its label; columns ``image``, the path of a picture,
-    and ``label`` or ``labels``.
+    """The pixels of each image, made when a batch needs them, and what is learned of its label; columns
+    ``image``, the path of a picture, and ``label`` or ``labels``.
 
     Raises:
         ConfigError: other columns, or a label that is not among ``labels``.
@@ -35,12 +37,24 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            encoded.append({"pixel_values": partial(media.pixels, row["image"], place), "labels": labels.target(row[column], place)})
+            encoded.append(
+                {
+                    "pixel_values": partial(media.pixels, row["image"], place),
+                    "labels": labels.target(row[column], place),
+                }
+            )
     return encoded
 
 
-TASKS.register(Task(
-    "image-classification", "AutoModelForImageClassification", OnePass(prepare, result), ("ForImageClassification",),
-    parts=(Part(MAIN, "plain", ("pixel_values",)),), heads=("classifier",), labelled=True,
-    training=Training(encode, reads="media"),
-))
+TASKS.register(
+    Task(
+        "image-classification",
+        "AutoModelForImageClassification",
+        OnePass(prepare, result),
+        ("ForImageClassification",),
+        parts=(Part(MAIN, "plain", ("pixel_values",)),),
+        heads=("classifier",),
+        labelled=True,
+        training=Training(encode, reads="media"),
+    )
+)

@@ -18,16 +18,26 @@ def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
     return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+) -> dict[str, Any]:
     """``embedding``: the hidden states of the image, pooled as the bundle says."""
     return pooled(session, next(iter(outputs.values())), None, options)
 
 
 def _recognizes(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("image_size") or config.get("patch_size")) and not config.get("logit_scale_init_value")
+    return bool(config.get("image_size") or config.get("patch_size")) and not config.get(
+        "logit_scale_init_value"
+    )
 
 
-TASKS.register(Task(
-    "image-feature-extraction", "AutoModel", OnePass(prepare, result, EmbeddingOptions), ("Model",), _recognizes,
-    parts=(Part(MAIN, "plain", ("pixel_values",)),),
-))
+TASKS.register(
+    Task(
+        "image-feature-extraction",
+        "AutoModel",
+        OnePass(prepare, result, EmbeddingOptions),
+        ("Model",),
+        _recognizes,
+        parts=(Part(MAIN, "plain", ("pixel_values",)),),
+    )
+)

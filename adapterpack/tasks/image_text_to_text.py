@@ -15,57 +15,94 @@ from .task import DECODER, MAIN, TASKS, Part, Task, Training
 from .text_generation import completions
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def answer(
+    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """``completion``, as of text generation."""
     numbers, images = [number for number, row in enumerate(rows, 1) if "image" in row], None
     if numbers:
         with among(numbers):
-            images = {"pixel_values": session.pixels(map_rows([rows[number - 1] for number in numbers], lambda row: file_of(row, "image")))}
+            images = {
+                "pixel_values": session.pixels(
+                    map_rows([rows[number - 1] for number in numbers], lambda row: file_of(row, "image"))
+                )
+            }
     return completions(session, map_rows(rows, partial(_ids, session)), adapters, sampling, images)
 
 
 def _ids(session: Session, row: Row) -> list[int]:
-    """The ids of a prompt, with as many image tokens as its image has positions: in the place of its one, or before everything."""
+    """The ids of a prompt, with as many image tokens as its image has positions: in the place of its one, or
+    before everything.
+    """
     prompt, token = prompt_of(row), session.image_token
-    ids: list[int] = session.tokenizer.encode(prompt) if isinstance(prompt, str) else session.tokenizer.prompt(prompt)
+    ids: list[int] = (
+        session.tokenizer.encode(prompt) if isinstance(prompt, str) else session.tokenizer.prompt(prompt)
+    )
     if "image" not in row:
         if token in ids:
-            raise ConfigError("a prompt has image tokens, but its row has no image", found=f"{ids.count(token)} image tokens",
-                              remedy="give the row an image")
+            raise ConfigError(
+                "a prompt has image tokens, but its row has no image",
+                found=f"{ids.count(token)} image tokens",
+                remedy="give the row an image",
+            )
         return ids
     if ids.count(token) > 1:
-        raise ConfigError("a prompt has one token for its image", found=f"{ids.count(token)} image tokens", expected="1, or none",
-                          remedy="leave the others out: one stands for all positions of the image")
+        raise ConfigError(
+            "a prompt has one token for its image",
+            found=f"{ids.count(token)} image tokens",
+            expected="1, or none",
+            remedy="leave the others out: one stands for all positions of the image",
+        )
     at = ids.index(token) if token in ids else 0
     return [*ids[:at], *[token] * session.image_positions, *ids[at + (token in ids) :]]
 
 
-def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
-    """Token ids and labels as of text generation, with as many image tokens as the image of a row has positions where its one stands, or
-    before everything, and its pixels, made when a batch needs them; the column ``image`` besides those of a form of language models' data.
+def encode(
+    rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
+) -> list[dict[str, Any]]:
+    """Token ids and labels as of text generation, with as many image tokens as the image of a row has
+    positions where its one stands, or before everything, and its pixels, made when a batch needs them; the
+    column ``image`` besides those of a form of language models' data.
 
     Raises:
         ConfigError: no column of images, or a row with several image tokens; else as of text generation.
     """
     if "image" not in rows.column_names:
-        raise ConfigError("images with texts need the column image", where=where, found=", ".join(rows.column_names))
+        raise ConfigError(
+            "images with texts need the column image", where=where, found=", ".join(rows.column_names)
+        )
     images, token, encoded = rows["image"], media.image_token, []
     for number, parts in by_row(rows.remove_columns("image"), media.tokenizer, max_length, where).items():
         for part in parts[:1]:  # the other parts of a long text have no image
             ids, wanted = part["input_ids"], part["labels"]
             if ids.count(token) > 1:
-                raise ConfigError("a row has one token for its image", where=f"{where}, row {number + 1}",
-                                  found=f"{ids.count(token)} image tokens")
+                raise ConfigError(
+                    "a row has one token for its image",
+                    where=f"{where}, row {number + 1}",
+                    found=f"{ids.count(token)} image tokens",
+                )
             at, there = (ids.index(token), 1) if token in ids else (0, 0)
-            encoded.append({"input_ids": [*ids[:at], *[token] * media.image_positions, *ids[at + there :]],
-                            "labels": [*wanted[:at], *[IGNORED] * media.image_positions, *wanted[at + there :]],
-                            "pixel_values": partial(media.pixels, images[number], f"{where}, row {number + 1}")})
+            encoded.append(
+                {
+                    "input_ids": [*ids[:at], *[token] * media.image_positions, *ids[at + there :]],
+                    "labels": [*wanted[:at], *[IGNORED] * media.image_positions, *wanted[at + there :]],
+                    "pixel_values": partial(media.pixels, images[number], f"{where}, row {number + 1}"),
+                }
+            )
     return encoded
 
 
-TASKS.register(Task(
-    "image-text-to-text", "AutoModelForImageTextToText", answer, ("ForConditionalGeneration",),
-    lambda config: bool(config.get("vision_config")) and not config.get("is_encoder_decoder"),
-    parts=(Part("vision", "vision", ("pixel_values",)), Part(MAIN, "seeing_decoder", (*DECODER, "image_features"))),
-    training=Training(encode, reads="media", adapted="all-language"),
-))
+TASKS.register(
+    Task(
+        "image-text-to-text",
+        "AutoModelForImageTextToText",
+        answer,
+        ("ForConditionalGeneration",),
+        lambda config: bool(config.get("vision_config")) and not config.get("is_encoder_decoder"),
+        parts=(
+            Part("vision", "vision", ("pixel_values",)),
+            Part(MAIN, "seeing_decoder", (*DECODER, "image_features")),
+        ),
+        training=Training(encode, reads="media", adapted="all-language"),
+    )
+)

@@ -11,15 +11,24 @@ from .task import MAIN, TASKS, Part, Task
 from .text_generation import completions
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def answer(
+    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """``completion``: the text of the image."""
     pixels = session.pixels(map_rows(rows, lambda row: file_of(row, "image")))
     return completions(session, [], adapters, sampling, {"pixel_values": pixels})
 
 
-TASKS.register(Task(
-    "image-to-text", "AutoModelForImageTextToText", answer, ("VisionEncoderDecoderModel",),
-    lambda config: config.get("model_type") == "vision-encoder-decoder",
-    parts=(Part("encoder", "encoder", ("pixel_values",)),
-           Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder"))),
-))
+TASKS.register(
+    Task(
+        "image-to-text",
+        "AutoModelForImageTextToText",
+        answer,
+        ("VisionEncoderDecoderModel",),
+        lambda config: config.get("model_type") == "vision-encoder-decoder",
+        parts=(
+            Part("encoder", "encoder", ("pixel_values",)),
+            Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder")),
+        ),
+    )
+)

@@ -18,7 +18,9 @@ from .session import Arrays, Head, Session
 
 
 class Prepared(NamedTuple):
-    """A row that can run: its ``inputs``, arrays ``[1, ...]`` without padding, and the ``notes`` that its result needs."""
+    """A row that can run: its ``inputs``, arrays ``[1, ...]`` without padding, and the ``notes`` that its
+    result needs.
+    """
 
     inputs: Arrays
     notes: Any = None
@@ -40,9 +42,10 @@ class OnePass:
     """How the rows of a task are answered.
 
     Args:
-        prepare: (session, row, options) -> the row's inputs. What is wrong with a row is found here, before it runs.
-        result: (session, prepared row, its outputs ``[1, ...]``, its head, options) -> what a result says of it. Outputs along tokens may
-            be longer than the row: padding follows its tokens.
+        prepare: (session, row, options) -> the row's inputs. What is wrong with a row is found here, before
+            it runs.
+        result: (session, prepared row, its outputs ``[1, ...]``, its head, options) -> what a result says of
+            it. Outputs along tokens may be longer than the row: padding follows its tokens.
         options: the class of a request's options, which checks them.
     """
 
@@ -59,13 +62,17 @@ class OnePass:
         known = [field.name for field in dataclasses.fields(self.options)]
         for name in given:
             if name not in known:
-                raise ConfigError("this task has no such option", found=repr(name),
-                                  remedy=nearest(name, known) if known else "leave it out")
+                raise ConfigError(
+                    "this task has no such option",
+                    found=repr(name),
+                    remedy=nearest(name, known) if known else "leave it out",
+                )
         return self.options(**given)
 
 
 def text_inputs(session: Session, row: Row) -> Arrays:
-    """The inputs of a row with a text, a pair of texts (``text`` and ``text_pair``) or, in place of both, token ids (``input_ids``).
+    """The inputs of a row with a text, a pair of texts (``text`` and ``text_pair``) or, in place of both,
+    token ids (``input_ids``).
 
     Raises:
         ConfigError: the row has none of these, or a text without a token.
@@ -75,12 +82,23 @@ def text_inputs(session: Session, row: Row) -> Arrays:
     if row.get("text_pair") is None:
         return session.encode([text_of(row)])
     if not isinstance(row["text_pair"], str):
-        raise ConfigError("the second text of a pair is no text", where="text_pair", found=type(row["text_pair"]).__name__)
+        raise ConfigError(
+            "the second text of a pair is no text", where="text_pair", found=type(row["text_pair"]).__name__
+        )
     return session.encode_pairs([(text_of(row), row["text_pair"])])[0]
 
 
 def _ids(ids: Any) -> Arrays:
-    if not isinstance(ids, Sequence) or not ids or not all(type(token) is int and token >= 0 for token in ids):
-        raise ConfigError("these are no token ids", where="input_ids", expected="a list of numbers from 0", found=repr(ids)[:80])
+    if (
+        not isinstance(ids, Sequence)
+        or not ids
+        or not all(type(token) is int and token >= 0 for token in ids)
+    ):
+        raise ConfigError(
+            "these are no token ids",
+            where="input_ids",
+            expected="a list of numbers from 0",
+            found=repr(ids)[:80],
+        )
     array = np.array([ids], np.int64)
     return {"input_ids": array, "attention_mask": np.ones_like(array)}

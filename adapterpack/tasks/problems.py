@@ -1,4 +1,6 @@
-"""What the logits of a head are for: one of several labels, any number of them, or a number; and what each is learned from."""
+"""What the logits of a head are for: one of several labels, any number of them, or a number; and what each is
+learned from.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,12 @@ class Labels(NamedTuple):
         try:
             return self.problem.target(value, self.names)
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError("a label that the training data does not have", where=where, expected=", ".join(self.names),
-                              found=value) from error
+            raise ConfigError(
+                "a label that the training data does not have",
+                where=where,
+                expected=", ".join(self.names),
+                found=value,
+            ) from error
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -82,7 +88,8 @@ def require_label(value: Any, where: object) -> None:
 
 
 def labels_in(values: Sequence[Any], where: object, problem: str | None = None) -> Labels:
-    """The labels of rows, in the order of their names, numbers in their own; without ``problem``, their values decide what they are for.
+    """The labels of rows, in the order of their names, numbers in their own; without ``problem``, their
+    values decide what they are for.
 
     Raises:
         ConfigError: a row has none, there is nothing to tell apart, or a label is not of the problem.
@@ -94,7 +101,11 @@ def labels_in(values: Sequence[Any], where: object, problem: str | None = None) 
     """
     for number, label in enumerate(values):
         require_label(label, f"{where}, row {number + 1}")
-    kind = problem_named(problem) if problem else next(one for one in PROBLEMS.values() if one.recognizes(values))
+    kind = (
+        problem_named(problem)
+        if problem
+        else next(one for one in PROBLEMS.values() if one.recognizes(values))
+    )
     return Labels(tuple(kind.names(values, where)), kind)
 
 
@@ -125,8 +136,12 @@ def _named(values: Iterable[Any], where: Callable[[int], str]) -> list[str]:
     distinct = set()
     for number, label in enumerate(values):
         if not isinstance(label, str | int | bool) and not (isinstance(label, float) and label.is_integer()):
-            raise ConfigError("a label must be one text or whole number", where=where(number), found=repr(label)[:80],
-                              remedy="problem_type: regression learns numbers, multi_label_classification lists of labels")
+            raise ConfigError(
+                "a label must be one text or whole number",
+                where=where(number),
+                found=repr(label)[:80],
+                remedy="problem_type: regression learns numbers, multi_label_classification lists of labels",
+            )
         distinct.add(label)
     ordered = sorted(distinct, key=lambda label: (isinstance(label, str), label))
     return list(dict.fromkeys(map(str, ordered)))
@@ -135,24 +150,39 @@ def _named(values: Iterable[Any], where: Callable[[int], str]) -> list[str]:
 def _several(values: Sequence[Any], where: object) -> list[str]:
     labels = _named(values, lambda number: f"{where}, row {number + 1}")
     if len(labels) < 2:
-        raise ConfigError("there is nothing to tell apart", where=where, expected="at least two labels", found=", ".join(labels))
+        raise ConfigError(
+            "there is nothing to tell apart",
+            where=where,
+            expected="at least two labels",
+            found=", ".join(labels),
+        )
     return labels
 
 
 def _sets(values: Sequence[Any], where: object) -> list[str]:
     for number, value in enumerate(values):
         if not isinstance(value, list | tuple):
-            raise ConfigError("several labels of a row are a list", where=f"{where}, row {number + 1}", found=repr(value)[:80])
+            raise ConfigError(
+                "several labels of a row are a list",
+                where=f"{where}, row {number + 1}",
+                found=repr(value)[:80],
+            )
     labels = _named((label for value in values for label in value), lambda _: str(where))
     if not labels:
-        raise ConfigError("there is nothing to tell apart", where=where, expected="a row with a label", found="empty lists")
+        raise ConfigError(
+            "there is nothing to tell apart", where=where, expected="a row with a label", found="empty lists"
+        )
     return labels
 
 
 def _numbers(values: Sequence[Any], where: object) -> list[str]:
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigError("a number is learned, and this is none", where=f"{where}, row {number + 1}", found=repr(value)[:80])
+            raise ConfigError(
+                "a number is learned, and this is none",
+                where=f"{where}, row {number + 1}",
+                found=repr(value)[:80],
+            )
     return ["score"]
 
 
@@ -180,26 +210,46 @@ def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
     """The share of rows with exactly their labels, and F1 over all labels of all rows."""
     chosen, wanted = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY, targets > _LIKELY
     right, both = (chosen & wanted).sum(), chosen.sum() + wanted.sum()
-    return {"accuracy": float((chosen == wanted).all(-1).mean()), "f1": float(2 * right / both) if both else 1.0}
+    return {
+        "accuracy": float((chosen == wanted).all(-1).mean()),
+        "f1": float(2 * right / both) if both else 1.0,
+    }
 
 
 def _distance(outputs: Any, targets: np.ndarray) -> dict[str, float]:
     """The mean squared error, and Pearson's correlation where there is one."""
     values, wanted = _first(outputs).reshape(-1).astype(np.float64), targets.reshape(-1).astype(np.float64)
     spread = values.std() * wanted.std()
-    return {"mse": float(((values - wanted) ** 2).mean()), **({"pearson": float(np.corrcoef(values, wanted)[0, 1])} if spread else {})}
+    return {
+        "mse": float(((values - wanted) ** 2).mean()),
+        **({"pearson": float(np.corrcoef(values, wanted)[0, 1])} if spread else {}),
+    }
 
 
 def _kinds(values: Sequence[Any]) -> Iterator[type]:
     return map(type, values)
 
 
-ANY = Problem("multi_label_classification", lambda values: any(kind in {list, tuple} for kind in _kinds(values)), _sets, _among,
-              lambda logits, names: any_of(logits, names, _LIKELY), _agreement)
-NUMBER = Problem("regression", lambda values: set(_kinds(values)) == {float} and not all(map(float.is_integer, values)), _numbers,
-                 lambda value, _: float(value), valued, _distance)
+ANY = Problem(
+    "multi_label_classification",
+    lambda values: any(kind in {list, tuple} for kind in _kinds(values)),
+    _sets,
+    _among,
+    lambda logits, names: any_of(logits, names, _LIKELY),
+    _agreement,
+)
+NUMBER = Problem(
+    "regression",
+    lambda values: set(_kinds(values)) == {float} and not all(map(float.is_integer, values)),
+    _numbers,
+    lambda value, _: float(value),
+    valued,
+    _distance,
+)
 ONE = Problem("single_label_classification", lambda values: True, _several, _index, scored, _accuracy)
 PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (ANY, NUMBER, ONE)}
 """Name -> the problem. By labels the first that recognizes them is chosen."""
 MARKED = frozenset({ANY.name, NUMBER.name})
-"""The problems that a pack lists in ``must_understand``, since readers that know one label of several would read these logits wrongly."""
+"""The problems that a pack lists in ``must_understand``, since readers that know one label of several would
+read these logits wrongly.
+"""

@@ -31,8 +31,12 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
     return Prepared(inputs, (context, spans))
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
-    """The likeliest span of the context, and where its characters are; an empty one where no answer is likelier."""
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+) -> dict[str, Any]:
+    """The likeliest span of the context, and where its characters are; an empty one where no answer is
+    likelier.
+    """
     if not head.trained:
         return no_head("answer")
     context, spans = row.notes
@@ -50,14 +54,17 @@ def _question(row: Row) -> tuple[str, str]:
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> tuple[int, int, float]:
-    """The span of at most :data:`LONGEST` tokens, all ``inside``, with the largest sum of logits, and its probability; the first token
-    stands for no answer (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.3).
+    """The span of at most :data:`LONGEST` tokens, all ``inside``, with the largest sum of logits, and its
+    probability; the first token stands for no answer (Devlin et al. 2019, https://arxiv.org/abs/1810.04805,
+    section 4.3).
 
     Example:
         >>> best_span(np.array([0.0, 1, 9, 0]), np.array([0.0, 0, 1, 9]), [False, True, True, True])[:2]
         (2, 3)
     """
-    allowed = np.triu(np.ones((len(starts), len(starts)), bool)) & ~np.triu(np.ones((len(starts), len(starts)), bool), LONGEST)
+    allowed = np.triu(np.ones((len(starts), len(starts)), bool)) & ~np.triu(
+        np.ones((len(starts), len(starts)), bool), LONGEST
+    )
     allowed &= np.outer(inside, inside)
     allowed[0, 0] = True
     chances = [probabilities(np.where([True, *inside[1:]], side, -np.inf)) for side in (starts, ends)]
@@ -66,46 +73,89 @@ def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> t
     return int(start), int(end), float(spans[start, end])
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
-    """Token ids of question and context, and where in them the answer begins and ends; columns ``question``, ``context`` and ``answers``
-    (lists ``text`` and ``answer_start``, whose first entries count), as in SQuAD. A CSV or TSV file may have ``answer`` in place of
-    ``answers``, with ``answer_start`` where the context holds the answer more than once.
+def encode(
+    rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
+) -> list[dict[str, Any]]:
+    """Token ids of question and context, and where in them the answer begins and ends; columns ``question``,
+    ``context`` and ``answers`` (lists ``text`` and ``answer_start``, whose first entries count), as in SQuAD.
+    A CSV or TSV file may have ``answer`` in place of ``answers``, with ``answer_start`` where the context
+    holds the answer more than once.
 
-    A question without an answer has both at the first token. Contexts are cut at ``max_length``; rows whose answer is cut off are left out,
-    with a warning.
+    A question without an answer has both at the first token. Contexts are cut at ``max_length``; rows whose
+    answer is cut off are left out, with a warning.
 
     Raises:
         ConfigError: other columns, an answer that is not in its context, or no row is left.
     """
     flat = "answers" not in rows.column_names
     if not {"question", "context", "answer" if flat else "answers"} <= set(rows.column_names):
-        raise ConfigError("question answering needs the columns question, context, and answers or answer", where=where,
-                          found=", ".join(rows.column_names))
+        raise ConfigError(
+            "question answering needs the columns question, context, and answers or answer",
+            where=where,
+            found=", ".join(rows.column_names),
+        )
     encoded, left_out, report = [], 0, report_of(where)
-    report.read_as("answers" if flat else "SQuAD", rows.column_names,
-                   {"question", "context", *(("answer", "answer_start") if flat else ("answers",))})
+    report.read_as(
+        "answers" if flat else "SQuAD",
+        rows.column_names,
+        {"question", "context", *(("answer", "answer_start") if flat else ("answers",))},
+    )
     for number, row in enumerate(rows):
         with report.row(number) as place:
             try:
-                question, context, (start, stop) = _text(row["question"]), _text(row["context"]), _place(row) if flat else _answer(row)
+                question, context, (start, stop) = (
+                    _text(row["question"]),
+                    _text(row["context"]),
+                    _place(row) if flat else _answer(row),
+                )
             except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"a row holds no question with its answer: {error}" if flat else
-                                  f"a row is not of the form of SQuAD: {error}", where=place) from error
-            tokens = tokenizer(question, context, truncation="only_second", max_length=max_length, return_offsets_mapping=True)
+                raise ConfigError(
+                    f"a row holds no question with its answer: {error}"
+                    if flat
+                    else f"a row is not of the form of SQuAD: {error}",
+                    where=place,
+                ) from error
+            tokens = tokenizer(
+                question,
+                context,
+                truncation="only_second",
+                max_length=max_length,
+                return_offsets_mapping=True,
+            )
             spans = tokens["offset_mapping"]
-            inside = [at for at, side in enumerate(tokens.sequence_ids()) if side == 1 and spans[at][0] < stop and spans[at][1] > start]
+            inside = [
+                at
+                for at, side in enumerate(tokens.sequence_ids())
+                if side == 1 and spans[at][0] < stop and spans[at][1] > start
+            ]
             if stop and (not inside or spans[inside[-1]][1] < stop):
                 left_out += 1
                 continue
             first, last = (inside[0], inside[-1]) if stop else (0, 0)
-            encoded.append({"input_ids": tokens["input_ids"], "start_positions": first, "end_positions": last, **types_of(tokens)})
+            encoded.append(
+                {
+                    "input_ids": tokens["input_ids"],
+                    "start_positions": first,
+                    "end_positions": last,
+                    **types_of(tokens),
+                }
+            )
     report.left_out = left_out
     if left_out and not encoded:
-        raise ConfigError("every answer lies beyond max_length, so there is nothing to learn", where=where,
-                          found=f"max_length {max_length}", remedy="raise max_length")
+        raise ConfigError(
+            "every answer lies beyond max_length, so there is nothing to learn",
+            where=where,
+            found=f"max_length {max_length}",
+            remedy="raise max_length",
+        )
     if left_out:
-        log.warning("%s: left out %d of %s, as the answer lies beyond max_length (%d)", where, left_out, things(len(rows), "row"),
-                    max_length)
+        log.warning(
+            "%s: left out %d of %s, as the answer lies beyond max_length (%d)",
+            where,
+            left_out,
+            things(len(rows), "row"),
+            max_length,
+        )
     return encoded
 
 
@@ -129,8 +179,18 @@ def _place(row: Row) -> tuple[int, int]:
     if not count:
         raise ValueError(f"the answer {text!r} is not in its context")
     if start is None and count > 1:
-        raise ValueError(f"the answer {text!r} is {count} times in its context, and no answer_start says which is meant")
-    return _answer({**row, "answers": {"text": [text], "answer_start": [row["context"].find(text) if start is None else start]}})
+        raise ValueError(
+            f"the answer {text!r} is {count} times in its context, and no answer_start says which is meant"
+        )
+    return _answer(
+        {
+            **row,
+            "answers": {
+                "text": [text],
+                "answer_start": [row["context"].find(text) if start is None else start],
+            },
+        }
+    )
 
 
 def _text(value: Any) -> str:
@@ -145,8 +205,15 @@ def metrics(outputs: Any, labels: Any) -> dict[str, float]:
     return {"accuracy": float(np.logical_and(*right).mean())}
 
 
-TASKS.register(Task(
-    "question-answering", "AutoModelForQuestionAnswering", OnePass(prepare, result), ("ForQuestionAnswering",),
-    parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),), heads=("qa_outputs",),
-    training=Training(encode, ("start_positions", "end_positions"), metrics), peft_type="QUESTION_ANS",
-))
+TASKS.register(
+    Task(
+        "question-answering",
+        "AutoModelForQuestionAnswering",
+        OnePass(prepare, result),
+        ("ForQuestionAnswering",),
+        parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),),
+        heads=("qa_outputs",),
+        training=Training(encode, ("start_positions", "end_positions"), metrics),
+        peft_type="QUESTION_ANS",
+    )
+)

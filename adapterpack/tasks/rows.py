@@ -1,4 +1,6 @@
-"""The rows of a request: the columns that they may have, how tasks read them, and errors that name the row."""
+"""The rows of a request: the columns that they may have, how tasks read them, and errors that name the
+row.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,20 @@ from ..errors import ConfigError, NonFinite
 Row = Mapping[str, Any]
 
 Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
-"""How an image is given: a path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or what a processor made."""
+"""How an image is given: a path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a picture,
+or what a processor made.
+"""
 
 PROMPTS = ("messages", "prompt", "text")
 """The columns of a prompt; of several the first counts."""
-COLUMNS: Mapping[str, Any] = {"text": str | list, "prompt": str | list, "messages": str | list, "image": Picture, "audio": str | Path,
-                              "question": str | list}
+COLUMNS: Mapping[str, Any] = {
+    "text": str | list,
+    "prompt": str | list,
+    "messages": str | list,
+    "image": Picture,
+    "audio": str | Path,
+    "question": str | list,
+}
 """Column -> the types of its values; every row has at least one of these, or of those that its task adds."""
 
 _Row = TypeVar("_Row")
@@ -27,18 +37,36 @@ _Result = TypeVar("_Result")
 
 
 class RowError(ConfigError):
-    """A row that cannot be run. ``row`` counts from 1. ``place`` is where the row comes from, if more is known of it than its number, and
-    ``inside`` what in the row is wrong, such as a file that it names."""
+    """A row that cannot be run. ``row`` counts from 1. ``place`` is where the row comes from, if more is
+    known of it than its number, and ``inside`` what in the row is wrong, such as a file that it names.
+    """
 
-    def __init__(self, what: str, *, row: int, place: str | None = None, inside: str | None = None, expected: object = None,
-                 found: object = None, remedy: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        row: int,
+        place: str | None = None,
+        inside: str | None = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
         where = ", ".join(filter(None, (place or f"row {row}", inside)))
         super().__init__(what, where=where, expected=expected, found=found, remedy=remedy)
         self.row, self.inside = row, inside
 
     def moved(self, row: int, place: str | None = None) -> RowError:
         """The same error of a row with another number, or from another place."""
-        return RowError(self.what, row=row, place=place, inside=self.inside, expected=self.expected, found=self.found, remedy=self.remedy)
+        return RowError(
+            self.what,
+            row=row,
+            place=place,
+            inside=self.inside,
+            expected=self.expected,
+            found=self.found,
+            remedy=self.remedy,
+        )
 
 
 @contextmanager
@@ -49,12 +77,21 @@ def row_errors(row: int) -> Iterator[None]:
     except RowError:
         raise
     except (ConfigError, NonFinite) as error:
-        raise RowError(error.what, row=row, inside=error.where, expected=error.expected, found=error.found, remedy=error.remedy) from error
+        raise RowError(
+            error.what,
+            row=row,
+            inside=error.where,
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
+        ) from error
 
 
 @contextmanager
 def among(numbers: Sequence[int]) -> Iterator[None]:
-    """Renumbers the errors of rows that are some of a request's: ``numbers`` are their numbers among all rows, in order."""
+    """Renumbers the errors of rows that are some of a request's: ``numbers`` are their numbers among all
+    rows, in order.
+    """
     try:
         yield
     except RowError as error:
@@ -87,7 +124,8 @@ def text_of(row: Row) -> str:
 
 
 def words_of(value: Any) -> Any:
-    """A list of words or of their labels, as it is or from a text with spaces between them, as a CSV or TSV file holds one.
+    """A list of words or of their labels, as it is or from a text with spaces between them, as a CSV or TSV
+    file holds one.
 
     Example:
         >>> words_of("PER O LOC"), words_of(["PER", "O"])
@@ -116,7 +154,11 @@ def file_of(row: Row, column: str) -> Any:
     """
     value = row.get(column)
     if not isinstance(value, COLUMNS[column]):
-        raise ConfigError(f"a row of this task needs {column}", found=", ".join(map(str, row)), expected="the path of a file")
+        raise ConfigError(
+            f"a row of this task needs {column}",
+            found=", ".join(map(str, row)),
+            expected="the path of a file",
+        )
     return value
 
 

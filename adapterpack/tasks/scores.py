@@ -16,8 +16,8 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def scored(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """The likeliest label, and the probability of each. The one label of a head that ranks has the logistic of its logit, as
-    transformers' pipelines give it: of one label alone the softmax is always 1.
+    """The likeliest label, and the probability of each. The one label of a head that ranks has the logistic
+    of its logit, as transformers' pipelines give it: of one label alone the softmax is always 1.
 
     Example:
         >>> scored(np.array([0.0, -1e9]), ["relevant"])
@@ -25,20 +25,30 @@ def scored(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
     """
     own = logits[: len(labels)]
     chances = probabilities(own) if len(labels) > 1 else probabilities(np.array([own[0], 0.0], own.dtype))[:1]
-    return {"label": labels[int(chances.argmax())],
-            "scores": {label: round(float(score), 6) for label, score in zip(labels, chances, strict=True)}}
+    return {
+        "label": labels[int(chances.argmax())],
+        "scores": {label: round(float(score), 6) for label, score in zip(labels, chances, strict=True)},
+    }
 
 
 def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str, Any]:
-    """The probability of each label by itself, the likeliest one, and all that are at least as probable as ``likely``.
+    """The probability of each label by itself, the likeliest one, and all that are at least as probable as
+    ``likely``.
 
     Example:
         >>> any_of(np.array([0.0, 9.0, -9.0]), ["new", "urgent", "spam"], 0.5)["labels"]
         ['new', 'urgent']
     """
-    chances = [scored(np.array([logit]), [label])["scores"][label] for logit, label in zip(logits, labels, strict=False)]
+    chances = [
+        scored(np.array([logit]), [label])["scores"][label]
+        for logit, label in zip(logits, labels, strict=False)
+    ]
     scores = dict(zip(labels, chances, strict=True))
-    return {"label": labels[int(np.argmax(chances))], "labels": [label for label in labels if scores[label] >= likely], "scores": scores}
+    return {
+        "label": labels[int(np.argmax(chances))],
+        "labels": [label for label in labels if scores[label] >= likely],
+        "scores": scores,
+    }
 
 
 def valued(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
@@ -48,7 +58,10 @@ def valued(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         >>> valued(np.array([3.25]), ["score"])
         {'label': 'score', 'scores': {'score': 3.25}}
     """
-    return {"label": labels[0], "scores": {label: round(float(value), 6) for label, value in zip(labels, logits, strict=False)}}
+    return {
+        "label": labels[0],
+        "scores": {label: round(float(value), 6) for label, value in zip(labels, logits, strict=False)},
+    }
 
 
 def no_head(what: str) -> dict[str, Any]:

@@ -17,8 +17,9 @@ Span = tuple[int, int]
 
 
 class Head(NamedTuple):
-    """The head that a row's outputs come from: whether it was ``trained``, and the ``labels`` of its logits, in order; None where nobody
-    trained it, or where the task has none. ``problem`` is what the logits are for.
+    """The head that a row's outputs come from: whether it was ``trained``, and the ``labels`` of its logits,
+    in order; None where nobody trained it, or where the task has none. ``problem`` is what the logits are
+    for.
     """
 
     trained: bool
@@ -26,7 +27,9 @@ class Head(NamedTuple):
     problem: Problem = ONE
 
     def scored(self, logits: np.ndarray) -> dict[str, Any]:
-        """What a result says of one row of logits ``[labels]``: those beyond the head's own labels are other adapters'."""
+        """What a result says of one row of logits ``[labels]``: those beyond the head's own labels are other
+        adapters'.
+        """
         return no_head("label") if self.labels is None else self.problem.scored(logits, self.labels)
 
 
@@ -53,7 +56,9 @@ class Session(Protocol):
         """Texts as a padded batch: ``input_ids`` and ``attention_mask``."""
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[Span | None]]]:
-        """Pairs of texts as a padded batch, with types where the graph reads them; and the characters of each token of a second text."""
+        """Pairs of texts as a padded batch, with types where the graph reads them; and the characters of each
+        token of a second text.
+        """
 
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
         """Images as ``pixel_values``."""
@@ -65,7 +70,12 @@ class Session(Protocol):
         """One pass: output name -> array."""
 
     def generate(
-        self, prompts: Sequence[Any], adapters: Sequence[str | None], *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any
+        self,
+        prompts: Sequence[Any],
+        adapters: Sequence[str | None],
+        *,
+        given: Mapping[str, np.ndarray] | None = None,
+        **sampling: Any,
     ) -> list[Any]:
         """Answers made token by token."""
 

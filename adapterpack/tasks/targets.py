@@ -7,8 +7,11 @@ from typing import Any
 from ..errors import ConfigError
 
 
-def target_ids(tokenizer: Any, text: Any, max_length: int, where: object, start: int | None = None) -> list[int]:
-    """The ids of an answer with the end token; ``start``, with which the decoder begins by itself, is not learned.
+def target_ids(
+    tokenizer: Any, text: Any, max_length: int, where: object, start: int | None = None
+) -> list[int]:
+    """The ids of an answer with the end token; ``start``, with which the decoder begins by itself, is not
+    learned.
 
     Raises:
         ConfigError: it is no text.

@@ -1,7 +1,9 @@
-"""What a task is, and the tasks by their Hugging Face pipeline names: a file of this folder registers the one that it defines.
+"""What a task is, and the tasks by their Hugging Face pipeline names: a file of this folder registers the one
+that it defines.
 
-Every stage asks the task: training for the class, its heads and its data, frontends for the graphs, parity for example inputs, sessions
-for what goes in and what a row's answer is made of. Another package brings a task by an entry point of the group ``adapterpack.tasks``.
+Every stage asks the task: training for the class, its heads and its data, frontends for the graphs, parity
+for example inputs, sessions for what goes in and what a row's answer is made of. Another package brings a
+task by an entry point of the group ``adapterpack.tasks``.
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "virtual_here": ("batch", "virtual"),
     "virtual_cut": ("batch", "virtual"),
 }
-"""Input -> the names of its axes; those without one are as wide as the model says. ``past_key_values`` and ``encoder`` are families:
-``<layer>.key`` follows. The last three are of graphs with room for a prompt, and no input of theirs any more once they have slots."""
+"""Input -> the names of its axes; those without one are as wide as the model says. ``past_key_values`` and
+``encoder`` are families: ``<layer>.key`` follows. The last three are of graphs with room for a prompt, and no
+input of theirs any more once they have slots.
+"""
 
 SPANS = ("start_logits", "end_logits")
 """Outputs with one number for each position: how well a span begins, and how well it ends there."""
@@ -59,8 +63,9 @@ _AT_ONCE = frozenset({"plain", "encoder"})
 Answer = Callable[[Session, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
 """(session, rows, the adapter of each row, sampling parameters) -> what a result says of each row."""
 Encode = Callable[[Any, Any, int, object, Any], list[dict[str, Any]]]
-"""(rows of data, tokenizer, most tokens, where the rows are from, the :class:`.problems.Labels` of a task that has some) -> token ids and
-targets of each row that can be learned."""
+"""(rows of data, tokenizer, most tokens, where the rows are from, the :class:`.problems.Labels` of a task
+that has some) -> token ids and targets of each row that can be learned.
+"""
 Example = Callable[[Any, Arrays, np.random.Generator], Arrays]
 """(the model's config, the example so far, random numbers) -> inputs that are no other task's."""
 
@@ -69,9 +74,9 @@ Example = Callable[[Any, Arrays, np.random.Generator], Arrays]
 class Part:
     """One graph of a task.
 
-    ``form`` is the torch module that computes it: a name in ``exporting/torch_parts.py``, or ``module:class`` of another package.
-    ``inputs`` are what it takes, from a caller or earlier parts; ``axes`` those of inputs that :data:`AXES` does not have. Who leaves out
-    one of the ``optional`` inputs gives zeros.
+    ``form`` is the torch module that computes it: a name in ``exporting/torch_parts.py``, or ``module:class``
+    of another package. ``inputs`` are what it takes, from a caller or earlier parts; ``axes`` those of inputs
+    that :data:`AXES` does not have. Who leaves out one of the ``optional`` inputs gives zeros.
     """
 
     name: str
@@ -87,11 +92,12 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``metrics`` compares outputs with targets, where the
-    task has no labels, whose problem does. ``label_columns`` are where a labelled task finds the label of a row, or with ``by_token`` of
-    each of its words. Rows are read with the base's tokenizer, or where ``reads`` is ``media`` with what makes arrays of pictures and
-    speech as well; ``constants`` are further inputs of each batch. ``adapted`` are the ``targets`` of a
-    configuration that names none: layers that what serves the task can change.
+    """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``metrics`` compares outputs
+    with targets, where the task has no labels, whose problem does. ``label_columns`` are where a labelled
+    task finds the label of a row, or with ``by_token`` of each of its words. Rows are read with the base's
+    tokenizer, or where ``reads`` is ``media`` with what makes arrays of pictures and speech as well;
+    ``constants`` are further inputs of each batch. ``adapted`` are the ``targets`` of a configuration that
+    names none: layers that what serves the task can change.
     """
 
     encode: Encode
@@ -113,7 +119,8 @@ class Task:
         auto_class: the class of transformers that loads its models.
         answer: makes results of rows; a :class:`.OnePass` where a row takes one pass by itself.
         suffixes: how the names of its model classes end; a task without any is used where it is named.
-        recognizes: tells by a model's config whether a class with such a name is the task's; None: any is that no narrower task takes.
+        recognizes: tells by a model's config whether a class with such a name is the task's; None: any is
+            that no narrower task takes.
         parts: its graphs in the order in which they run; the last one gives the answer.
         heads: the names of modules that its models add to a base; they are trained whole.
         labelled: its outputs are one logit for each of a set of labels.
@@ -149,8 +156,14 @@ class Task:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What a caller gives, in order: every part's inputs but those that an earlier part gives and those that a session makes."""
-        return tuple(name for name in dict.fromkeys(name for part in self.parts for name in part.inputs) if name not in _SUPPLIED)
+        """What a caller gives, in order: every part's inputs but those that an earlier part gives and those
+        that a session makes.
+        """
+        return tuple(
+            name
+            for name in dict.fromkeys(name for part in self.parts for name in part.inputs)
+            if name not in _SUPPLIED
+        )
 
     @property
     def generates(self) -> bool:
@@ -164,7 +177,9 @@ class Task:
 
     @property
     def reads_at_once(self) -> bool:
-        """Whether a graph of it reads all tokens of a row in one pass, so that virtual ones can go before them."""
+        """Whether a graph of it reads all tokens of a row in one pass, so that virtual ones can go before
+        them.
+        """
         return self.parts[0].form in _AT_ONCE and "input_ids" in self.parts[0].inputs
 
     @property
@@ -181,7 +196,9 @@ TASKS: Registry[Task] = Registry("task", Task, "adapterpack.tasks", "adapterpack
 """Name -> the task."""
 
 NO_TASK = "other"
-"""The type of a pack that names no task, as the Hub calls it: one of a plain module, or a folder of PEFT's without a ``task_type``."""
+"""The type of a pack that names no task, as the Hub calls it: one of a plain module, or a folder of PEFT's
+without a ``task_type``.
+"""
 
 
 def takes_ids(model: Any) -> bool:
@@ -190,8 +207,13 @@ def takes_ids(model: Any) -> bool:
 
 
 def reads_types(model: Any) -> bool:
-    """Whether a torch model tells the two texts of a row apart by types, and not by a token between them alone."""
-    return "token_type_ids" in signature(model.forward).parameters and getattr(model.config, "type_vocab_size", 0) > 1
+    """Whether a torch model tells the two texts of a row apart by types, and not by a token between them
+    alone.
+    """
+    return (
+        "token_type_ids" in signature(model.forward).parameters
+        and getattr(model.config, "type_vocab_size", 0) > 1
+    )
 
 
 def task_named(name: str) -> Task:
@@ -214,7 +236,8 @@ def task_named(name: str) -> Task:
 
 
 def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
-    """The task of a model class, by the end of its name and by its config; feature extraction where nothing else fits.
+    """The task of a model class, by the end of its name and by its config; feature extraction where nothing
+    else fits.
 
     Example:
         >>> task_of("LlamaForCausalLM").name, task_of("GPT2LMHeadModel").name, task_of("BertModel").name
@@ -226,7 +249,8 @@ def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
 
 
 def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -> str:
-    """The name of the task that a model class was made for, as a pack records it; ``NO_TASK`` where there is none.
+    """The name of the task that a model class was made for, as a pack records it; ``NO_TASK`` where there is
+    none.
 
     Example:
         >>> type_of("BertModel"), type_of("CLIPEncoder"), type_of(None)
@@ -237,11 +261,18 @@ def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -
 
 
 def _fitting(architecture: str, config: Mapping[str, Any] | None) -> Task | None:
-    """The narrowest task that a model class fits: one that knows its config, else the one whose suffix says most of its name."""
-    def breadth(task: Task) -> tuple[bool, int]:
-        return task.recognizes is None, -max(len(suffix) for suffix in task.suffixes if architecture.endswith(suffix))
+    """The narrowest task that a model class fits: one that knows its config, else the one whose suffix says
+    most of its name.
+    """
 
-    return min((task for task in TASKS.values() if task.fits(architecture, config or {})), key=breadth, default=None)
+    def breadth(task: Task) -> tuple[bool, int]:
+        return task.recognizes is None, -max(
+            len(suffix) for suffix in task.suffixes if architecture.endswith(suffix)
+        )
+
+    return min(
+        (task for task in TASKS.values() if task.fits(architecture, config or {})), key=breadth, default=None
+    )
 
 
 def peft_type_of(name: str) -> str | None:
@@ -258,11 +289,14 @@ def task_of_peft(task_type: object) -> str:
         ('text-classification', 'other')
     """
     general_first = sorted(TASKS.values(), key=lambda task: task.recognizes is not None)
-    return next((task.name for task in general_first if task.peft_type and task.peft_type == task_type), NO_TASK)
+    return next(
+        (task.name for task in general_first if task.peft_type and task.peft_type == task_type), NO_TASK
+    )
 
 
 def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) -> None:
-    """Checks of a task that generates that it does not leave out the encoder of a model, or read it from what that does not take.
+    """Checks of a task that generates that it does not leave out the encoder of a model, or read it from what
+    that does not take.
 
     Raises:
         Unsupported: it does.
@@ -272,8 +306,17 @@ def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) ->
     """
     if not (task.generates and config.get("is_encoder_decoder")):
         return
-    right = next((candidate for candidate in TASKS.values()
-                  if candidate.generates and candidate.recognizes and candidate.recognizes(config)), task)
+    right = next(
+        (
+            candidate
+            for candidate in TASKS.values()
+            if candidate.generates and candidate.recognizes and candidate.recognizes(config)
+        ),
+        task,
+    )
     if right is not task:
-        raise Unsupported(f"an encoder and decoder is exported for {right.name}, not for {task.name}", found=architecture,
-                          remedy=f"export it with --task {right.name}")
+        raise Unsupported(
+            f"an encoder and decoder is exported for {right.name}, not for {task.name}",
+            found=architecture,
+            remedy=f"export it with --task {right.name}",
+        )

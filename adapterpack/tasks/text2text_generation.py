@@ -18,8 +18,11 @@ from .text_generation import answer
 log = logging.getLogger(__name__)
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
-    """Token ids of what is read, and of the last answer with its end; the rows have a form of language models' data.
+def encode(
+    rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
+) -> list[dict[str, Any]]:
+    """Token ids of what is read, and of the last answer with its end; the rows have a form of language
+    models' data.
 
     Both are cut at ``max_length``. The log says how many rows are, and which columns are not read.
 
@@ -32,12 +35,17 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            with library_errors("transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError):
+            with library_errors(
+                "transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError
+            ):
                 *before, last = form.read(row).messages
                 source = "\n".join(text_of(message["content"]) for message in before)
             if not source:
                 raise ConfigError("a row has nothing to read before its answer", where=place)
-            ids, answer_ids = tokenizer(source)["input_ids"], target_ids(tokenizer, last["content"], max_length + 1, place)
+            ids, answer_ids = (
+                tokenizer(source)["input_ids"],
+                target_ids(tokenizer, last["content"], max_length + 1, place),
+            )
             report.cut += max(len(ids), len(answer_ids)) > max_length
             encoded.append({"input_ids": ids[:max_length], "labels": answer_ids[:max_length]})
     if report.cut:
@@ -45,10 +53,22 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     return encoded
 
 
-TASKS.register(Task(
-    "text2text-generation", "AutoModelForSeq2SeqLM", answer, ("ForConditionalGeneration", "MTModel"),
-    lambda config: bool(config.get("is_encoder_decoder")),
-    parts=(Part("encoder", "encoder", TEXT),
-           Part(MAIN, "cross_decoder", ("decoder_input_ids", "attention_mask", "past_key_values", "encoder"))),
-    prompt=prompt_of, training=Training(encode), peft_type="SEQ_2_SEQ_LM", aliases=("translation", "summarization"),
-))
+TASKS.register(
+    Task(
+        "text2text-generation",
+        "AutoModelForSeq2SeqLM",
+        answer,
+        ("ForConditionalGeneration", "MTModel"),
+        lambda config: bool(config.get("is_encoder_decoder")),
+        parts=(
+            Part("encoder", "encoder", TEXT),
+            Part(
+                MAIN, "cross_decoder", ("decoder_input_ids", "attention_mask", "past_key_values", "encoder")
+            ),
+        ),
+        prompt=prompt_of,
+        training=Training(encode),
+        peft_type="SEQ_2_SEQ_LM",
+        aliases=("translation", "summarization"),
+    )
+)

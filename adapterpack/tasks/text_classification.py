@@ -15,8 +15,18 @@ from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (("sentence1", "sentence2"), ("text", "text_pair"), ("text1", "text2"), ("premise", "hypothesis"), ("question1", "question2"),
-           ("question", "sentence"), ("text",), ("sentence",), ("content",), ("review",))
+COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text",),
+    ("sentence",),
+    ("content",),
+    ("review",),
+)
 """The columns of one text or two, as data sets call them; the first that are there count."""
 
 
@@ -25,13 +35,16 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
     return Prepared(text_inputs(session, row))
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+) -> dict[str, Any]:
     """``label`` and ``scores``."""
     return head.scored(outputs["logits"][0])
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
-    """Token ids and types and what is learned of the label; columns ``label`` or ``labels`` and those of :data:`COLUMNS`.
+    """Token ids and types and what is learned of the label; columns ``label`` or ``labels`` and those of
+    :data:`COLUMNS`.
 
     The log says which columns are not read and how many rows are cut.
 
@@ -41,8 +54,13 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     label = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
     columns = next((columns for columns in COLUMNS if {*columns} <= set(rows.column_names)), None)
     if columns is None or label is None:
-        raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names),
-                          expected="label and " + ", or ".join(map(" + ".join, COLUMNS)), remedy=OWN_COLUMNS)
+        raise ConfigError(
+            "classification needs the columns text and label",
+            where=where,
+            found=", ".join(rows.column_names),
+            expected="label and " + ", or ".join(map(" + ".join, COLUMNS)),
+            remedy=OWN_COLUMNS,
+        )
     report = report_of(where)
     report.read_as(" + ".join(columns), rows.column_names, {*columns, label})
     encoded = []
@@ -59,8 +77,16 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     return encoded
 
 
-TASKS.register(Task(
-    "text-classification", "AutoModelForSequenceClassification", OnePass(prepare, result), ("ForSequenceClassification",),
-    parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids"), optional=("token_type_ids",)),), heads=HEADS, labelled=True,
-    training=Training(encode), peft_type="SEQ_CLS",
-))
+TASKS.register(
+    Task(
+        "text-classification",
+        "AutoModelForSequenceClassification",
+        OnePass(prepare, result),
+        ("ForSequenceClassification",),
+        parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids"), optional=("token_type_ids",)),),
+        heads=HEADS,
+        labelled=True,
+        training=Training(encode),
+        peft_type="SEQ_CLS",
+    )
+)

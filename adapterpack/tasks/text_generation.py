@@ -11,32 +11,53 @@ from .session import Arrays, Session
 from .task import DECODER, MAIN, TASKS, Part, Task, Training
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def answer(
+    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """``completion``, why it ended, and how many tokens prompt and completion have."""
     return completions(session, map_rows(rows, prompt_of), adapters, sampling)
 
 
 def completions(
-    session: Session, prompts: Sequence[Any], adapters: Sequence[str | None], sampling: Mapping[str, Any], inputs: Arrays | None = None
+    session: Session,
+    prompts: Sequence[Any],
+    adapters: Sequence[str | None],
+    sampling: Mapping[str, Any],
+    inputs: Arrays | None = None,
 ) -> list[dict[str, Any]]:
-    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the tokens' log-probabilities, or
-    several sequences of a beam search and their scores, if ``sampling`` asks for them.
+    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the
+    tokens' log-probabilities, or several sequences of a beam search and their scores, if ``sampling`` asks
+    for them.
     """
     _ = session.tokenizer  # an answer is a text here: a bundle without one fails before anything runs
-    return [described(completion, session) for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
+    return [
+        described(completion, session)
+        for completion in session.generate(prompts, adapters, given=inputs, **sampling)
+    ]
 
 
 def described(completion: Any, session: Session) -> dict[str, Any]:
     """What a result says of an answer, which is a ``Generation``."""
-    return {"completion": completion.text, "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
-            "completion_tokens": len(completion.ids), **_logprobs(completion.logprobs, session), **_sequences(completion.sequences)}
+    return {
+        "completion": completion.text,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": len(completion.ids),
+        **_logprobs(completion.logprobs, session),
+        **_sequences(completion.sequences),
+    }
 
 
 def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
     """The best sequences of a beam search, where there are several."""
     if len(sequences) < 2:
         return {}
-    return {"sequences": [{"completion": one.text, "score": one.score, "finish_reason": one.finish_reason} for one in sequences]}
+    return {
+        "sequences": [
+            {"completion": one.text, "score": one.score, "finish_reason": one.finish_reason}
+            for one in sequences
+        ]
+    }
 
 
 def _logprobs(choices: Sequence[Any] | None, session: Session) -> dict[str, Any]:
@@ -47,11 +68,26 @@ def _logprobs(choices: Sequence[Any] | None, session: Session) -> dict[str, Any]
     def entry(token: int, logprob: float) -> dict[str, Any]:
         return {"id": token, "token": session.tokenizer.decode([token]), "logprob": logprob}
 
-    return {"logprobs": [{**entry(choice.token, choice.logprob), "top_logprobs": [entry(*pair) for pair in choice.top_logprobs]}
-                         for choice in choices]}
+    return {
+        "logprobs": [
+            {
+                **entry(choice.token, choice.logprob),
+                "top_logprobs": [entry(*pair) for pair in choice.top_logprobs],
+            }
+            for choice in choices
+        ]
+    }
 
 
-TASKS.register(Task(
-    "text-generation", "AutoModelForCausalLM", answer, ("ForCausalLM", "LMHeadModel"), parts=(Part(MAIN, "decoder", DECODER),),
-    prompt=prompt_of, training=Training(encode), peft_type="CAUSAL_LM",
-))
+TASKS.register(
+    Task(
+        "text-generation",
+        "AutoModelForCausalLM",
+        answer,
+        ("ForCausalLM", "LMHeadModel"),
+        parts=(Part(MAIN, "decoder", DECODER),),
+        prompt=prompt_of,
+        training=Training(encode),
+        peft_type="CAUSAL_LM",
+    )
+)

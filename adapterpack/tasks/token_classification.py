@@ -23,7 +23,9 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
     return Prepared(session.encode([text]), text)
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+) -> dict[str, Any]:
     """``tokens``: of each the text, where its characters are, its label and that label's probability."""
     if head.labels is None:
         return no_head("label")
@@ -31,17 +33,25 @@ def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options
     for place, (start, stop) in enumerate(session.tokenizer.places(text)):
         if stop > start:  # special tokens stand for no character
             best = scored(outputs["logits"][0, place], head.labels)
-            tokens.append({"text": text[start:stop], "start": start, "end": stop, "label": best["label"],
-                           "score": best["scores"][best["label"]]})
+            tokens.append(
+                {
+                    "text": text[start:stop],
+                    "start": start,
+                    "end": stop,
+                    "label": best["label"],
+                    "score": best["scores"][best["label"]],
+                }
+            )
     return {"tokens": tokens}
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
-    """Token ids, and the label of each word at its first token; columns ``tokens``, lists of words, and ``labels``, ``ner_tags`` or
-    ``tags``, a label for each; either may be a text with spaces between them.
+    """Token ids, and the label of each word at its first token; columns ``tokens``, lists of words, and
+    ``labels``, ``ner_tags`` or ``tags``, a label for each; either may be a text with spaces between them.
 
     Raises:
-        ConfigError: other columns, a row with more words than labels or without any, or a label that is not among ``labels``.
+        ConfigError: other columns, a row with more words than labels or without any, or a label that is not
+            among ``labels``.
     """
     report = report_of(where)
     column = report.read_pair(rows.column_names, "tokens", LABEL_COLUMNS, "token classification needs")
@@ -49,18 +59,37 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     for number, row in enumerate(rows):
         with report.row(number) as place:
             words, wanted = words_of(row["tokens"]), words_of(row[column])
-            if not words or not isinstance(wanted, list) or len(words) != len(wanted) or not all(isinstance(word, str) for word in words):
-                raise ConfigError("a row needs words and as many labels: lists, or texts with spaces between them", where=place,
-                                  found=f"{words!r:.80} and {wanted!r:.80}")
+            if (
+                not words
+                or not isinstance(wanted, list)
+                or len(words) != len(wanted)
+                or not all(isinstance(word, str) for word in words)
+            ):
+                raise ConfigError(
+                    "a row needs words and as many labels: lists, or texts with spaces between them",
+                    where=place,
+                    found=f"{words!r:.80} and {wanted!r:.80}",
+                )
             tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
             targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
-            firsts = [IGNORED if word is None or word in of_words[:at] else targets[word] for at, word in enumerate(of_words)]
+            firsts = [
+                IGNORED if word is None or word in of_words[:at] else targets[word]
+                for at, word in enumerate(of_words)
+            ]
             report.cut += max((word for word in of_words if word is not None), default=-1) < len(words) - 1
             encoded.append({"input_ids": tokens["input_ids"], "labels": firsts, **types_of(tokens)})
     return encoded
 
 
-TASKS.register(Task(
-    "token-classification", "AutoModelForTokenClassification", OnePass(prepare, result), ("ForTokenClassification",), heads=HEADS,
-    labelled=True, training=Training(encode, label_columns=LABEL_COLUMNS, by_token=True), peft_type="TOKEN_CLS",
-))
+TASKS.register(
+    Task(
+        "token-classification",
+        "AutoModelForTokenClassification",
+        OnePass(prepare, result),
+        ("ForTokenClassification",),
+        heads=HEADS,
+        labelled=True,
+        training=Training(encode, label_columns=LABEL_COLUMNS, by_token=True),
+        peft_type="TOKEN_CLS",
+    )
+)

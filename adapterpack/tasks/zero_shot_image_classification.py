@@ -18,21 +18,30 @@ from .task import MAIN, TASKS, TEXT, Part, Task, Training
 def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
     """A text or an image."""
     if "image" in row and any(column in row for column in PROMPTS):
-        raise ConfigError("a row of two towers is a text or an image", found=", ".join(map(str, row)), remedy="give each a row of its own")
+        raise ConfigError(
+            "a row of two towers is a text or an image",
+            found=", ".join(map(str, row)),
+            remedy="give each a row of its own",
+        )
     options.require_fit(width_of(session))
     if "image" in row:
         return Prepared({"pixel_values": session.pixels([file_of(row, "image")])}, "image_embeds")
     return Prepared(text_inputs(session, row), "text_embeds")
 
 
-def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions) -> dict[str, Any]:
+def result(
+    session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+) -> dict[str, Any]:
     """``embedding``, of a text or of an image."""
     return embedding(outputs[row.notes][0], options)
 
 
-def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
-    """The pixels of each image, made when a batch needs them, and the token ids of the text that goes with it; columns ``image`` and
-    ``text`` or ``caption``. What is learned is which text of a batch goes with which image (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
+def encode(
+    rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
+) -> list[dict[str, Any]]:
+    """The pixels of each image, made when a batch needs them, and the token ids of the text that goes with
+    it; columns ``image`` and ``text`` or ``caption``. What is learned is which text of a batch goes with
+    which image (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
 
     Raises:
         ConfigError: other columns, or a row without a text.
@@ -44,14 +53,23 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
         with report.row(number) as place:
             if not isinstance(row[column], str):
                 raise ConfigError("a row without text", where=place, found=repr(row[column])[:80])
-            encoded.append({"input_ids": report.tokenized(media.tokenizer, max_length, row[column])["input_ids"],
-                            "pixel_values": partial(media.pixels, row["image"], place)})
+            encoded.append(
+                {
+                    "input_ids": report.tokenized(media.tokenizer, max_length, row[column])["input_ids"],
+                    "pixel_values": partial(media.pixels, row["image"], place),
+                }
+            )
     return encoded
 
 
-TASKS.register(Task(
-    "zero-shot-image-classification", "AutoModelForZeroShotImageClassification", OnePass(prepare, result, EmbeddingOptions), ("Model",),
-    lambda config: bool(config.get("logit_scale_init_value")),
-    parts=(Part("text", "text_tower", TEXT), Part(MAIN, "image_tower", ("pixel_values",))),
-    training=Training(encode, (), reads="media", constants={"return_loss": True}),
-))
+TASKS.register(
+    Task(
+        "zero-shot-image-classification",
+        "AutoModelForZeroShotImageClassification",
+        OnePass(prepare, result, EmbeddingOptions),
+        ("Model",),
+        lambda config: bool(config.get("logit_scale_init_value")),
+        parts=(Part("text", "text_tower", TEXT), Part(MAIN, "image_tower", ("pixel_values",))),
+        training=Training(encode, (), reads="media", constants={"return_loss": True}),
+    )
+)

@@ -1,4 +1,6 @@
-"""Compares a bundle with plain transformers: row by row without padding, every adapter next to every other, whole and on a cache."""
+"""Compares a bundle with plain transformers: row by row without padding, every adapter next to every other,
+whole and on a cache.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Arrays = dict[str, np.ndarray]
 
 
 class Reference:
-    """Plain transformers in float64 with one adapter folded into its checkpoint, or, where it does not fold, attached in torch."""
+    """Plain transformers in float64 with one adapter folded into its checkpoint, or, where it does not fold,
+    attached in torch.
+    """
 
     def __init__(self, task: Task, base: Path, pack: Any = None, folded: Path | None = None) -> None:
         from ..training.inject import attach  # noqa: PLC0415 - see above
@@ -49,7 +53,9 @@ class Reference:
 
 
 def check(session: Any, known: Mapping[str | None, Reference]) -> None:
-    """Every row of ragged batches, with every adapter next to every other, equals plain transformers on that row alone."""
+    """Every row of ragged batches, with every adapter next to every other, equals plain transformers on that
+    row alone.
+    """
     from ..exporting.example_inputs import example  # noqa: PLC0415 - see above
     from ..exporting.proof.parity import row_of  # noqa: PLC0415
 
@@ -62,7 +68,14 @@ def check(session: Any, known: Mapping[str | None, Reference]) -> None:
             chosen = [names[(start + row) % len(names)] for row in range(len(LENGTHS))]
             found = session.run(padded, chosen)
             for row, name in enumerate(chosen):
-                _require(session, found, row, padded, expected[name][row], f"{session.bundle.mode}, {name}, row {row}")
+                _require(
+                    session,
+                    found,
+                    row,
+                    padded,
+                    expected[name][row],
+                    f"{session.bundle.mode}, {name}, row {row}",
+                )
     if session.task.generates:
         for start in range(len(names)):
             chosen = [names[(start + row) % len(names)] for row in range(len(LENGTHS))]
@@ -75,7 +88,9 @@ def _other_side(batch: Arrays) -> Arrays:
     found = dict(batch)
     for key in ("input_ids", "attention_mask"):
         padding = (batch["attention_mask"] == 0).sum(1)
-        found[key] = np.stack([np.roll(row, -int(count)) for row, count in zip(batch[key], padding, strict=True)])
+        found[key] = np.stack(
+            [np.roll(row, -int(count)) for row, count in zip(batch[key], padding, strict=True)]
+        )
     return found
 
 
@@ -93,11 +108,16 @@ def _require(session: Any, found: Arrays, row: int, batch: Arrays, expected: Arr
 def _close(session: Any, found: np.ndarray, right: np.ndarray, what: str) -> None:
     require(found.shape == right.shape, f"{what}: shape {found.shape}, not {right.shape}")
     error, size = float(np.abs(found - right).max()), float(np.abs(right).max())
-    require(error <= PRECISIONS[session.bundle.dtype].tolerance * size, f"{what}: off by {error:.2g}, of {size:.2g}")
+    require(
+        error <= PRECISIONS[session.bundle.dtype].tolerance * size,
+        f"{what}: off by {error:.2g}, of {size:.2g}",
+    )
 
 
 def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: Sequence[np.ndarray]) -> None:
-    """The same tokens three, one and then all the others at a time, each piece on the cache of those before."""
+    """The same tokens three, one and then all the others at a time, each piece on the cache of those
+    before.
+    """
     from ..runtime.generation.decoder import grown  # noqa: PLC0415 - see above
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
@@ -105,13 +125,23 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
     for start, stop in ((0, length - 3), (length - 3, length - 2), (length - 2, length)):
         piece = {ids: batch[ids][:, start:stop], **carried}
         if "attention_mask" in batch:
-            piece["attention_mask"] = batch["attention_mask"] if ids != "input_ids" else batch["attention_mask"][:, :stop]
+            piece["attention_mask"] = (
+                batch["attention_mask"] if ids != "input_ids" else batch["attention_mask"][:, :stop]
+            )
         if start == 0:
             piece = {**batch, **piece}
         found = session.run(piece, names)
-        carried = {**{key: value for key, value in (carried | found).items() if key.startswith(ENCODED)}, **grown(found)}
+        carried = {
+            **{key: value for key, value in (carried | found).items() if key.startswith(ENCODED)},
+            **grown(found),
+        }
         for row, right in enumerate(whole):
             take = min(stop - start, len(right) - (length - stop))  # a row padded on the left may begin later
             if take > 0:
                 end = len(right) - (length - stop)
-                _close(session, found["logits"][row][-take:], right[end - take : end], f"tokens {start} to {stop} on a cache, row {row}")
+                _close(
+                    session,
+                    found["logits"][row][-take:],
+                    right[end - take : end],
+                    f"tokens {start} to {stop} on a cache, row {row}",
+                )

@@ -18,7 +18,9 @@ from ..manifest import manifest as m
 from ..pack.pack import Pack, build
 
 EXACT = 1e-12
-"""Absolute tolerance where two float64 computations of the same small sums differ only in their order: about 1e4 roundings of 1e-16."""
+"""Absolute tolerance where two float64 computations of the same small sums differ only in their order: about
+1e4 roundings of 1e-16.
+"""
 
 
 class Layer(NamedTuple):
@@ -34,8 +36,17 @@ class Layer(NamedTuple):
         return f"{self.out_features}x{self.in_features}-{'bias' if self.bias else 'plain'}"
 
 
-LAYERS = (Layer(7, 12, True), Layer(7, 12, False), Layer(12, 7, True), Layer(12, 7, False), Layer(1, 5, True), Layer(5, 1, False))
-"""Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is found, too."""
+LAYERS = (
+    Layer(7, 12, True),
+    Layer(7, 12, False),
+    Layer(12, 7, True),
+    Layer(12, 7, False),
+    Layer(1, 5, True),
+    Layer(5, 1, False),
+)
+"""Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is
+found, too.
+"""
 
 DIVISIBLE = (Layer(60, 120, True), Layer(120, 60, False))
 """What PEFT is asked for: widths that its block methods can divide."""
@@ -45,7 +56,9 @@ BLOCKS = (Layer(7, 7, True), Layer(12, 12, False), Layer(5, 5, True), Layer(3, 3
 
 
 class Model(NamedTuple):
-    """A decoder to prove a prompt on: width, layers, heads of the keys (there are twice as many of the queries), and their width."""
+    """A decoder to prove a prompt on: width, layers, heads of the keys (there are twice as many of the
+    queries), and their width.
+    """
 
     hidden: int
     layers: int
@@ -62,8 +75,18 @@ class Model(NamedTuple):
         """The model as a prompt method sees it, with a random embedding table and a random cache."""
         table = np.random.default_rng(8).normal(size=(VOCABULARY, self.hidden))
         cache = np.random.default_rng(9).normal(size=(self.layers, 2, self.heads, VOCABULARY, self.head_dim))
-        return PromptSite(PROMPT, self.hidden, 0, "prompt", layers=self.layers, heads=self.heads, head_dim=self.head_dim,
-                          vocabulary=VOCABULARY, embed=lambda ids: table[list(ids)], prefill=lambda ids: cache[:, :, :, list(ids)])
+        return PromptSite(
+            PROMPT,
+            self.hidden,
+            0,
+            "prompt",
+            layers=self.layers,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            vocabulary=VOCABULARY,
+            embed=lambda ids: table[list(ids)],
+            prefill=lambda ids: cache[:, :, :, list(ids)],
+        )
 
 
 VOCABULARY = 32
@@ -76,9 +99,15 @@ NORMS = (Layer(7, 1, True), Layer(5, 1, False))
 TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
 """What an embedding is for a method: a row for every token, and no bias."""
 
-SUBJECTS: dict[str, tuple[Any, ...]] = {"linear": (*LAYERS, *DIVISIBLE), "norm": NORMS, "table": TABLES, "block": BLOCKS,
-                                       "attention": BLOCKS, "layer": BLOCKS,
-                                       "prompt": MODELS}
+SUBJECTS: dict[str, tuple[Any, ...]] = {
+    "linear": (*LAYERS, *DIVISIBLE),
+    "norm": NORMS,
+    "table": TABLES,
+    "block": BLOCKS,
+    "attention": BLOCKS,
+    "layer": BLOCKS,
+    "prompt": MODELS,
+}
 """Kind of site -> what a method is proved on, by the first kind that it takes."""
 
 
@@ -98,7 +127,15 @@ class Case(NamedTuple):
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
         biased = proof.folds and self.layer.bias  # a block may have any number of biases
         kind = self.method.traits.layers[0]
-        return Site("block.0.proj", self.layer.in_features, self.layer.out_features, kind, biased, weight=weight, base_bias=bias)
+        return Site(
+            "block.0.proj",
+            self.layer.in_features,
+            self.layer.out_features,
+            kind,
+            biased,
+            weight=weight,
+            base_bias=bias,
+        )
 
     @property
     def weight(self) -> np.ndarray:
@@ -118,8 +155,14 @@ class Case(NamedTuple):
     def own(self) -> dict[str, np.ndarray]:
         """The site's own parameters as ``init`` makes them."""
         needs = frozenset() if self.method.training.needs is None else self.method.training.needs(self.config)
-        site = dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias) if "weight" in needs else self.site
-        return self.method.init(self.config, dataclasses.replace(site, shared=self.shared()), np.random.default_rng(4))
+        site = (
+            dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias)
+            if "weight" in needs
+            else self.site
+        )
+        return self.method.init(
+            self.config, dataclasses.replace(site, shared=self.shared()), np.random.default_rng(4)
+        )
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that would be shared with other sites."""
@@ -140,7 +183,10 @@ class Case(NamedTuple):
     def trained(self, dtype: Any = np.float64) -> dict[str, np.ndarray]:
         """The same after a training: what is trained has moved by normal noise of size 0.3."""
         rng, moving = np.random.default_rng(5), self.trains
-        moved = {name: v + 0.3 * rng.normal(size=v.shape) if name in moving else v for name, v in self.fresh().items()}
+        moved = {
+            name: v + 0.3 * rng.normal(size=v.shape) if name in moving else v
+            for name, v in self.fresh().items()
+        }
         return {name: v.astype(dtype) if is_float(v) else v for name, v in moved.items()}
 
 
@@ -162,7 +208,11 @@ def is_float(value: np.ndarray) -> bool:
 
 def site_of(case: Case, weight: Any, bias: Any) -> Site:
     """The case's site, with this weight and bias for a method that reads them."""
-    return dataclasses.replace(case.site, weight=weight, base_bias=bias) if case.method.traits.reads_weight else case.site
+    return (
+        dataclasses.replace(case.site, weight=weight, base_bias=bias)
+        if case.method.traits.reads_weight
+        else case.site
+    )
 
 
 def layer_of(weight: Any, bias: Any) -> Callable[[Any], Any]:
@@ -199,8 +249,12 @@ class Proof(NamedTuple):
     folds: bool
 
 
-PROOFS = {"weight": Proof(_on_layer, folds=True), "activation": Proof(_on_block, folds=False),
-          "attention": Proof(_on_attention, folds=False), "shadow": Proof(_beside, folds=False)}
+PROOFS = {
+    "weight": Proof(_on_layer, folds=True),
+    "activation": Proof(_on_block, folds=False),
+    "attention": Proof(_on_attention, folds=False),
+    "shadow": Proof(_beside, folds=False),
+}
 """Kind of a method -> how it is proved."""
 
 
@@ -210,14 +264,18 @@ def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
 
 
 def results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
-    """Everything that the method's functions give: the output, and the folded weight and bias of a kind that folds."""
+    """Everything that the method's functions give: the output, and the folded weight and bias of a kind that
+    folds.
+    """
     found = {"the output": adapted(case, params, weight, bias, x)}
     if PROOFS[case.method.kind].folds and not case.method.limits.unfoldable:
         found["the weight"], found["the bias"] = folded_at(case, params, weight, bias)
     return found
 
 
-def folded_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None) -> tuple[Any, Any]:
+def folded_at(
+    case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None
+) -> tuple[Any, Any]:
     """Weight and bias with the adapter folded in, or the block ``rows`` of them."""
     site = site_of(case, weight, bias) if rows is None else case.site  # which knows the whole weight
     return fold(case.method, case.config, params, site, weight, bias, rows)
@@ -225,7 +283,11 @@ def folded_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | 
 
 def digests(values: Mapping[str, Any]) -> dict[str, str]:
     """The sha256 of each array's bytes."""
-    return {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in values.items() if value is not None}
+    return {
+        name: hashlib.sha256(value.tobytes()).hexdigest()
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def tensor(value: Any) -> Any:
@@ -238,13 +300,24 @@ def tensor(value: Any) -> Any:
 def leaves(case: Case, params: Params) -> dict[str, Any]:
     """The parameters as float64 tensors, of which those that are trained want gradients."""
     trains = case.trains
-    return {name: tensor(v.astype(np.float64) if is_float(v) else v).requires_grad_(name in trains) for name, v in params.items()}
+    return {
+        name: tensor(v.astype(np.float64) if is_float(v) else v).requires_grad_(name in trains)
+        for name, v in params.items()
+    }
 
 
 def resolved(case: Case) -> Any:
-    """The config at the site without the fields that only select sites: a manifest holds what was selected instead."""
-    selecting = {field.name: field.default for field in dataclasses.fields(case.config) if field.name in {"targets", "modules_to_save"}}
-    return resolve_configs(case.method, [dataclasses.replace(case.config.at(case.site.path), **selecting)], [case.site])[0]
+    """The config at the site without the fields that only select sites: a manifest holds what was selected
+    instead.
+    """
+    selecting = {
+        field.name: field.default
+        for field in dataclasses.fields(case.config)
+        if field.name in {"targets", "modules_to_save"}
+    }
+    return resolve_configs(
+        case.method, [dataclasses.replace(case.config.at(case.site.path), **selecting)], [case.site]
+    )[0]
 
 
 def pack_of(case: Case) -> Pack:
@@ -253,4 +326,11 @@ def pack_of(case: Case) -> Pack:
     own, shared = ({name: trained[name] for name in made} for made in (case.own(), case.shared()))
     to_stored = case.method.storage.to_stored
     stored = (resolved(case), own) if to_stored is None else to_stored(resolved(case), own, case.site)
-    return build("example", case.method, {case.site: stored}, shared=shared, task=m.Task("image-classification"), base=m.Base("org/base"))
+    return build(
+        "example",
+        case.method,
+        {case.site: stored},
+        shared=shared,
+        task=m.Task("image-classification"),
+        base=m.Base("org/base"),
+    )

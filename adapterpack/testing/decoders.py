@@ -1,4 +1,6 @@
-"""The laws of what has a whole decoder for its subject: prompts, and what an attention looks at. They need torch and transformers."""
+"""The laws of what has a whole decoder for its subject: prompts, and what an attention looks at. They need
+torch and transformers.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,33 @@ def _model_of(case: Case) -> Model:
 
 
 def only_the_adapter_trains_there(case: Case) -> None:
-    """As many numbers want gradients as ``shapes`` declares of what is trained, at every site; a step of SGD leaves the bytes of the
-    decoder as they were, and moves the adapter."""
+    """As many numbers want gradients as ``shapes`` declares of what is trained, at every site; a step of SGD
+    leaves the bytes of the decoder as they were, and moves the adapter.
+    """
     import torch  # noqa: PLC0415 - see the module's docstring
 
     from ..training.layers.layer import Adapted  # noqa: PLC0415
 
     model = prompted(case, _model_of(case)).train()
     sites = [module._site for module in model.modules() if isinstance(module, Adapted)]
-    shapes = [shape for site in sites for name, shape in case.method.shapes(case.config, site).items() if name in case.trains]
+    shapes = [
+        shape
+        for site in sites
+        for name, shape in case.method.shapes(case.config, site).items()
+        if name in case.trains
+    ]
     wanting = [value for value in model.parameters() if value.requires_grad]
     found, declared = sum(value.numel() for value in wanting), sum(int(np.prod(shape)) for shape in shapes)
     require(found == declared, f"{found} numbers want gradients, {declared} are declared")
 
     def bits(yes: bool) -> dict[str, str]:
-        return digests({name: value.detach().numpy() for name, value in model.named_parameters() if value.requires_grad is yes})
+        return digests(
+            {
+                name: value.detach().numpy()
+                for name, value in model.named_parameters()
+                if value.requires_grad is yes
+            }
+        )
 
     base, adapter = bits(False), bits(True)
     (model(input_ids=torch.tensor([ROWS[2]]), use_cache=False).logits ** 2).mean().backward()
@@ -43,22 +57,31 @@ def only_the_adapter_trains_there(case: Case) -> None:
 def decoder_gradients(case: Case) -> None:
     """Gradients reach what is trained and nothing else; with checkpointing they are the same to the bit.
 
-    Checkpointing drops a cache: keys and values that stand in one are refused under it, with an error that says so.
+    Checkpointing drops a cache: keys and values that stand in one are refused under it, with an error that
+    says so.
     """
     model = prompted(case, _model_of(case)).train()
     plain = _gradients(model, model)
     reached = {name.rpartition(".")[2] for name, value in plain.items() if np.abs(value).max() > 0}
-    require(reached == case.trains and len(plain) == sum(value.requires_grad for value in model.parameters()),
-            f"gradients reach {sorted(reached)}, trained are {sorted(case.trains)}")
+    require(
+        reached == case.trains and len(plain) == sum(value.requires_grad for value in model.parameters()),
+        f"gradients reach {sorted(reached)}, trained are {sorted(case.trains)}",
+    )
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    if case.method.kind == "prompt" and case.method.normal_form(case.config, case.trained(), case.site).cache is not None:
+    if (
+        case.method.kind == "prompt"
+        and case.method.normal_form(case.config, case.trained(), case.site).cache is not None
+    ):
         try:
             _gradients(model, model)
         except Unsupported:
             return
         raise AssertionError("checkpointing drops the cache that holds the prompt, and nobody says so")
     again = _gradients(model, model)
-    require(all(np.array_equal(value, again[name]) for name, value in plain.items()), "checkpointing changes a gradient")
+    require(
+        all(np.array_equal(value, again[name]) for name, value in plain.items()),
+        "checkpointing changes a gradient",
+    )
 
 
 def compiled_decoder_gradients(case: Case) -> None:
@@ -80,4 +103,6 @@ def _gradients(model: Any, through: Any) -> dict[str, np.ndarray]:
 
     model.zero_grad()
     (through(input_ids=torch.tensor([ROWS[2]]), use_cache=False).logits ** 2).mean().backward()
-    return {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
+    return {
+        name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None
+    }

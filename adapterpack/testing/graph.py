@@ -16,10 +16,11 @@ NAME = "block.0.proj"
 
 
 def onnx_agrees(case: Case) -> None:
-    """ONNX Runtime on the emitter's graph, a bank with the base in slot 0: row 0 is the base, row 1 is ``run(x)``; the sizes of float32.
+    """ONNX Runtime on the emitter's graph, a bank with the base in slot 0: row 0 is the base, row 1 is
+    ``run(x)``; the sizes of float32.
 
-    An adapter that does not act everywhere gets every second position. Allowed is 1e-5 of the largest sum of magnitudes
-    ``|W| |x|``: some ten roundings of the largest term.
+    An adapter that does not act everywhere gets every second position. Allowed is 1e-5 of the largest sum of
+    magnitudes ``|W| |x|``: some ten roundings of the largest term.
     """
     import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
 
@@ -29,13 +30,22 @@ def onnx_agrees(case: Case) -> None:
 
     weight, x = case.weight.astype(np.float32), case.x[:2].astype(np.float32)
     bias = None if case.bias is None else case.bias.astype(np.float32)
-    trained = {name: value for name, value in case.trained(np.float32).items() if name in {**case.shared(), **case.own()}}
+    trained = {
+        name: value
+        for name, value in case.trained(np.float32).items()
+        if name in {**case.shared(), **case.own()}
+    }
     params = complete(case.method, case.config, trained, site_of(case, weight, bias))
     form = case.method.normal_form(case.config, params, site_of(case, weight, bias))
-    arrays = {f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.site, None).items()}
+    arrays = {
+        f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.site, None).items()
+    }
     model, positional = _layer(ir, weight, bias), case.config.acts is not None
     found = find_sites(model, lambda node: NAME)
-    linear = {path: dataclasses.replace(site, entry=site.input, positional=positional) for path, site in found.items()}
+    linear = {
+        path: dataclasses.replace(site, entry=site.input, positional=positional)
+        for path, site in found.items()
+    }
     sites = with_fields(linear, [arrays])
     rank = max((value.shape[1] for name, value in arrays.items() if name.endswith("down")), default=1)
     MODES["bank"](model, Plan([], [arrays], sites, {}, 2, rank))
@@ -44,8 +54,15 @@ def onnx_agrees(case: Case) -> None:
     if positional:
         feeds["adapter_positions"] = np.tile(acting, (2, 1))
     outputs = session.run(None, feeds)[0]
-    wide = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in params.items()}
-    exact = (weight.astype(np.float64), None if bias is None else bias.astype(np.float64), x.astype(np.float64))
+    wide = {
+        name: value.astype(np.float64) if value.dtype == np.float32 else value
+        for name, value in params.items()
+    }
+    exact = (
+        weight.astype(np.float64),
+        None if bias is None else bias.astype(np.float64),
+        x.astype(np.float64),
+    )
     base, expected = layer_of(*exact[:2])(exact[2]), adapted(case, wide, *exact)
     if positional:
         expected = np.where(acting[:, None], expected, base)
@@ -56,13 +73,16 @@ def onnx_agrees(case: Case) -> None:
 
 
 def folded_onnx_agrees(case: Case) -> None:
-    """ONNX Runtime on a graph of the one layer, its weights folded and rounded to float32, gives ``run(x)``: within 1e-5 of the largest
-    entry and of ``|W| |x|``."""
+    """ONNX Runtime on a graph of the one layer, its weights folded and rounded to float32, gives ``run(x)``:
+    within 1e-5 of the largest entry and of ``|W| |x|``.
+    """
     import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
 
     weight, bias = case.weight.astype(np.float32), None if case.bias is None else case.bias.astype(np.float32)
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
-    folded, moved = folded_at(case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64))
+    folded, moved = folded_at(
+        case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64)
+    )
     folded, moved = folded.astype(np.float32), None if moved is None else moved.astype(np.float32)
     stand = stand_of(case)
     x = stand.x(case)
@@ -79,7 +99,9 @@ def _session(ir: Any, model: Any) -> Any:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _node(ir: Any, stand: Stand, weight: np.ndarray, bias: np.ndarray | None) -> Any:
@@ -87,17 +109,31 @@ def _node(ir: Any, stand: Stand, weight: np.ndarray, bias: np.ndarray | None) ->
     assert stand.node is not None
     operator, attributes = stand.node
     is_lookup = operator == "Gather"
-    x = ir.Value(name="input_ids", shape=ir.Shape(["batch", "tokens"] if is_lookup else ["batch", "tokens", len(weight)]),
-                 type=ir.TensorType(ir.DataType.INT64 if is_lookup else ir.DataType.FLOAT))
+    x = ir.Value(
+        name="input_ids",
+        shape=ir.Shape(["batch", "tokens"] if is_lookup else ["batch", "tokens", len(weight)]),
+        type=ir.TensorType(ir.DataType.INT64 if is_lookup else ir.DataType.FLOAT),
+    )
     floats = ir.TensorType(ir.DataType.FLOAT)
-    stored = {"weight": np.ascontiguousarray(stand.stored(weight)), **({} if bias is None else {"bias": bias})}
-    constants = [ir.Value(name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name))
-                 for name, array in stored.items()]
-    node = ir.node(operator, [*constants, x] if is_lookup else [x, *constants], attributes=attributes, name="layer")
+    stored = {
+        "weight": np.ascontiguousarray(stand.stored(weight)),
+        **({} if bias is None else {"bias": bias}),
+    }
+    constants = [
+        ir.Value(name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name))
+        for name, array in stored.items()
+    ]
+    node = ir.node(
+        operator, [*constants, x] if is_lookup else [x, *constants], attributes=attributes, name="layer"
+    )
     node.outputs[0].name, node.outputs[0].type = "layer:0", floats
     node.outputs[0].shape = ir.Shape(["batch", "tokens", weight.shape[1] if is_lookup else len(weight)])
-    return ir.Model(ir.Graph([x], [node.outputs[0]], nodes=[node], initializers=constants, opset_imports={"": 20}, name="one"),
-                    ir_version=10)
+    return ir.Model(
+        ir.Graph(
+            [x], [node.outputs[0]], nodes=[node], initializers=constants, opset_imports={"": 20}, name="one"
+        ),
+        ir_version=10,
+    )
 
 
 def _layer(ir: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:
@@ -105,13 +141,24 @@ def _layer(ir: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:
     floats = ir.TensorType(ir.DataType.FLOAT)
     x = ir.Value(name="input_ids", shape=ir.Shape(["batch", "tokens", weight.shape[1]]), type=floats)
     stored = {"weight": np.ascontiguousarray(weight.T), **({} if bias is None else {"bias": bias})}
-    constants = {name: ir.Value(name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name))
-                 for name, array in stored.items()}
+    constants = {
+        name: ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=floats, const_value=ir.tensor(array, name=name)
+        )
+        for name, array in stored.items()
+    }
     nodes = [ir.node("MatMul", [x, constants["weight"]], name="product")]
     if bias is not None:
         nodes.append(ir.node("Add", [nodes[0].outputs[0], constants["bias"]], name="sum"))
     for node in nodes:
         node.outputs[0].name = f"{node.name}:0"
         node.outputs[0].shape, node.outputs[0].type = ir.Shape(["batch", "tokens", weight.shape[0]]), floats
-    graph = ir.Graph([x], [nodes[-1].outputs[0]], nodes=nodes, initializers=list(constants.values()), opset_imports={"": 20}, name="one")
+    graph = ir.Graph(
+        [x],
+        [nodes[-1].outputs[0]],
+        nodes=nodes,
+        initializers=list(constants.values()),
+        opset_imports={"": 20},
+        name="one",
+    )
     return ir.Model(graph, ir_version=10)

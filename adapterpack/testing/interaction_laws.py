@@ -9,17 +9,22 @@ from .case import Case, adapted, folded_at, layer_of, require, site_of
 
 
 def rows_do_not_mix(case: Case) -> None:
-    """``run(x)[i] == run(x[i])`` and ``run(x)[i, t] == run(x[i, t])``, within 1e-12 of the largest entry: none feels another.
+    """``run(x)[i] == run(x[i])`` and ``run(x)[i, t] == run(x[i, t])``, within 1e-12 of the largest entry:
+    none feels another.
 
     Of a method that must see a sequence whole the positions of a row may, ``run(x)[i] == run(x[i:i+1])[0]``.
     """
     params, x = case.trained(), case.x
     whole = adapted(case, params, case.weight, case.bias, x)
     if case.method.limits.one_pass:
-        parts = [(np.concatenate([adapted(case, params, case.weight, case.bias, row[None]) for row in x]), "row")]
+        parts = [
+            (np.concatenate([adapted(case, params, case.weight, case.bias, row[None]) for row in x]), "row")
+        ]
     else:
         rows = np.stack([adapted(case, params, case.weight, case.bias, row) for row in x])
-        positions = np.stack([[adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x])
+        positions = np.stack(
+            [[adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x]
+        )
         parts = [(rows, "row"), (positions, "position")]
     for alone, what in parts:
         error = float(np.abs(alone - whole).max())
@@ -27,7 +32,8 @@ def rows_do_not_mix(case: Case) -> None:
 
 
 def in_order(case: Case) -> None:
-    """Two adapters one after the other, ``run2(run1(x)) == x fold2(fold1(W)).T + b``, within 1e-11 of the largest entry.
+    """Two adapters one after the other, ``run2(run1(x)) == x fold2(fold1(W)).T + b``, within 1e-11 of the
+    largest entry.
 
     What reads the base reads the original one in both. For an additive method the other order gives the same.
     """
@@ -37,6 +43,7 @@ def in_order(case: Case) -> None:
     site = site_of(case, weight, bias)
     results = []
     for one, two in ((first, second), (second, first)):
+
         def inner(value: np.ndarray, one: dict[str, np.ndarray] = one) -> np.ndarray:
             output: np.ndarray = adapted(case, one, weight, bias, value)
             return output
@@ -44,7 +51,13 @@ def in_order(case: Case) -> None:
         forward = run(case.method, case.config, two, site, inner, x)
         folded = folded_at(case, one, weight, bias)
         merged = layer_of(*fold(case.method, case.config, two, site, *folded))(x)
-        require(float(np.abs(forward - merged).max()) <= 1e-11 * np.abs(forward).max(), "forward and merge disagree on two adapters")
+        require(
+            float(np.abs(forward - merged).max()) <= 1e-11 * np.abs(forward).max(),
+            "forward and merge disagree on two adapters",
+        )
         results.append(forward)
     if case.method.traits.additive:
-        require(float(np.abs(results[0] - results[1]).max()) <= 1e-11 * np.abs(results[0]).max(), "the order of additive adapters matters")
+        require(
+            float(np.abs(results[0] - results[1]).max()) <= 1e-11 * np.abs(results[0]).max(),
+            "the order of additive adapters matters",
+        )

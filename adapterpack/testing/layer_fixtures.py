@@ -14,10 +14,11 @@ EPSILON = 1e-5
 
 
 class Stand(NamedTuple):
-    """``make`` builds the layer from ``torch.nn``; ``x`` goes in; ``output`` is what comes out, by a weight ``[out, in]`` and a bias.
+    """``make`` builds the layer from ``torch.nn``; ``x`` goes in; ``output`` is what comes out, by a weight
+    ``[out, in]`` and a bias.
 
-    ``node`` is the graph: (operator, attributes) of a single node on x, the weight as :attr:`stored` lays it out and the bias; or None for
-    a product and a sum.
+    ``node`` is the graph: (operator, attributes) of a single node on x, the weight as :attr:`stored` lays it
+    out and the bias; or None for a product and a sum.
     """
 
     make: Callable[[Any, Case], Any]
@@ -37,7 +38,11 @@ def _normed(weight: Any, bias: Any, x: Any) -> Any:
     return found if bias is None else found + bias
 
 
-LINEAR = Stand(lambda nn, case: nn.Linear(case.layer.in_features, case.layer.out_features, case.layer.bias), lambda case: case.x, _linear)
+LINEAR = Stand(
+    lambda nn, case: nn.Linear(case.layer.in_features, case.layer.out_features, case.layer.bias),
+    lambda case: case.x,
+    _linear,
+)
 NORM = Stand(
     lambda nn, case: nn.LayerNorm(case.layer.out_features, EPSILON, bias=case.layer.bias),
     lambda case: np.random.default_rng(3).normal(size=(3, 5, case.layer.out_features)),
@@ -52,7 +57,9 @@ TABLE = Stand(
     node=("Gather", {"axis": 0}),
 )
 STANDS = {"linear": LINEAR, "block": LINEAR, "norm": NORM, "table": TABLE}
-"""The first kind that a method takes -> what stands for it. Prompts and attentions have a decoder instead (`prompts.py`)."""
+"""The first kind that a method takes -> what stands for it. Prompts and attentions have a decoder instead
+(`prompts.py`).
+"""
 
 
 def stand_of(case: Case) -> Stand:

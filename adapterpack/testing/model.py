@@ -14,7 +14,9 @@ from .layer_fixtures import stand_of
 
 
 def inputs_of(case: Case) -> Any:
-    """What goes into :func:`module_of`: the case's inputs in float32, or the ids that stand for them where positions follow from ids."""
+    """What goes into :func:`module_of`: the case's inputs in float32, or the ids that stand for them where
+    positions follow from ids.
+    """
     if case.config.acts is not None:
         return tensor(_ids(case))
     x = tensor(stand_of(case).x(case))
@@ -38,7 +40,9 @@ def _where(case: Case) -> np.ndarray | bool:
 
 
 def module_of(case: Case) -> Any:
-    """A float32 torch module with the case's layer at its path; it takes ids where the adapter's positions follow from them."""
+    """A float32 torch module with the case's layer at its path; it takes ids where the adapter's positions
+    follow from them.
+    """
     import torch  # noqa: PLC0415 - see the package's docstring
     from torch import nn  # noqa: PLC0415
 
@@ -89,12 +93,16 @@ def _set(model: Any, adapter: str, values: dict[str, np.ndarray]) -> None:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Adapted):
-                for name, value in {**dict(module._part(adapter).named_parameters()), **module._shared(adapter)}.items():
+                for name, value in {
+                    **dict(module._part(adapter).named_parameters()),
+                    **module._shared(adapter),
+                }.items():
                     value.copy_(torch.as_tensor(values[name]))
 
 
 def in_single(case: Case, everywhere: bool = False) -> tuple[np.ndarray, float]:
-    """``run(x)`` from float32 values, computed in float64, and the size of its sums: what a float32 computation is compared with.
+    """``run(x)`` from float32 values, computed in float64, and the size of its sums: what a float32
+    computation is compared with.
 
     Where the adapter does not act it is ``base(x)``, unless it is to act ``everywhere``, as folded.
     """
@@ -102,14 +110,19 @@ def in_single(case: Case, everywhere: bool = False) -> tuple[np.ndarray, float]:
     weight = case.weight.astype(np.float32).astype(np.float64)
     bias = None if case.bias is None else case.bias.astype(np.float32).astype(np.float64)
     stand, x = stand_of(case), stand_of(case).x(case)
-    there = adapted(case, wide, weight, bias, x) if stand.node is None else stand.output(*folded_at(case, wide, weight, bias), x)
+    there = (
+        adapted(case, wide, weight, bias, x)
+        if stand.node is None
+        else stand.output(*folded_at(case, wide, weight, bias), x)
+    )
     expected: np.ndarray = np.where(everywhere or _where(case), there, stand.output(weight, bias, x))
     return expected, float(np.abs(expected).max() + stand.output(np.abs(weight), None, np.abs(x)).max())
 
 
 def active_together(case: Case) -> None:
-    """Two adapters active in the torch layer give, in float32, what ``fold2(fold1(W))`` gives: within 4e-5 of the largest entry and of
-    ``|W| |x|``, a rounding for each."""
+    """Two adapters active in the torch layer give, in float32, what ``fold2(fold1(W))`` gives: within 4e-5 of
+    the largest entry and of ``|W| |x|``, a rounding for each.
+    """
     import torch  # noqa: PLC0415 - see the package's docstring
 
     from ..training.active import active  # noqa: PLC0415
@@ -121,7 +134,10 @@ def active_together(case: Case) -> None:
     original = folded
     for name, factor in (("a", 1.0), ("b", 0.5)):
         adapt(model, config, name)
-        values = {key: v * np.float32(factor) if key in case.trains else v for key, v in case.trained(np.float32).items()}
+        values = {
+            key: v * np.float32(factor) if key in case.trains else v
+            for key, v in case.trained(np.float32).items()
+        }
         _set(model, name, values)
         wide = {key: v.astype(np.float64) if is_float(v) else v for key, v in values.items()}
         folded = fold(case.method, case.config, wide, site_of(case, *original), *folded)
@@ -130,7 +146,10 @@ def active_together(case: Case) -> None:
     stand, x = stand_of(case), stand_of(case).x(case)
     expected, base = stand.output(*folded, x), stand.output(*original, x)
     expected = np.where(_where(case), expected, base)
-    error, size = float(np.abs(found - expected).max()), float(np.abs(expected).max() + (np.abs(x) @ np.abs(weight).T).max())
+    error, size = (
+        float(np.abs(found - expected).max()),
+        float(np.abs(expected).max() + (np.abs(x) @ np.abs(weight).T).max()),
+    )
     require(error <= 4e-5 * size, f"two adapters are off by {error:.2g}, of sums of size {size:.2g}")
 
 
@@ -140,26 +159,40 @@ def _gradients(model: Any, x: Any, through: Callable[[Any], Any]) -> dict[str, n
     model.zero_grad()
     loss: torch.Tensor = ((through(x) - 1) ** 2).mean()
     loss.backward()
-    return {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
+    return {
+        name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None
+    }
 
 
 def only_the_adapter_trains(case: Case) -> None:
-    """Exactly the parameters that the method trains want gradients; a step of SGD leaves the bytes of the base as they were."""
+    """Exactly the parameters that the method trains want gradients; a step of SGD leaves the bytes of the
+    base as they were.
+    """
     import torch  # noqa: PLC0415 - see the package's docstring
 
     model = _model(case)
     wanting = [value for value in model.parameters() if value.requires_grad]
-    shapes = sorted(tuple(value.shape) for name, value in {**case.shared(), **case.own()}.items() if name in case.trains)
-    require(sorted(tuple(value.shape) for value in wanting) == shapes, "other parameters want gradients than the method trains")
+    shapes = sorted(
+        tuple(value.shape) for name, value in {**case.shared(), **case.own()}.items() if name in case.trains
+    )
+    require(
+        sorted(tuple(value.shape) for value in wanting) == shapes,
+        "other parameters want gradients than the method trains",
+    )
     layer = model.block[0]["proj"].base
     before = digests({name: value.detach().numpy() for name, value in layer.named_parameters()})
     _gradients(model, inputs_of(case), model)
     torch.optim.SGD(wanting, lr=0.1).step()
-    require(digests({name: value.detach().numpy() for name, value in layer.named_parameters()}) == before, "training changed the base")
+    require(
+        digests({name: value.detach().numpy() for name, value in layer.named_parameters()}) == before,
+        "training changed the base",
+    )
 
 
 def disabled_is_the_base(case: Case) -> None:
-    """With the adapter off after it was on, and again after it was taken out, the output is the base's, bit for bit."""
+    """With the adapter off after it was on, and again after it was taken out, the output is the base's, bit
+    for bit.
+    """
     import torch  # noqa: PLC0415 - see the package's docstring
 
     from ..training.active import active  # noqa: PLC0415
@@ -173,7 +206,9 @@ def disabled_is_the_base(case: Case) -> None:
 
 
 def layer_agrees(case: Case) -> None:
-    """The torch layer, kernels and all, gives ``run(x)`` in float32: within 2e-5 of the largest entry and of ``|W| |x|``."""
+    """The torch layer, kernels and all, gives ``run(x)`` in float32: within 2e-5 of the largest entry and of
+    ``|W| |x|``.
+    """
     import torch  # noqa: PLC0415 - see the package's docstring
 
     with torch.no_grad():
@@ -184,7 +219,9 @@ def layer_agrees(case: Case) -> None:
 
 
 def checkpointed_gradients(case: Case) -> None:
-    """Gradients under activation checkpointing, where the forward pass runs twice, are those without: bit for bit."""
+    """Gradients under activation checkpointing, where the forward pass runs twice, are those without: bit for
+    bit.
+    """
     from torch.utils.checkpoint import checkpoint  # noqa: PLC0415 - see the package's docstring
 
     model, x = _model(case), inputs_of(case)
@@ -195,7 +232,9 @@ def checkpointed_gradients(case: Case) -> None:
 
 
 def compiled_gradients(case: Case) -> None:
-    """Gradients under ``torch.compile`` (traced whole, forward and backward) are those without, within 1e-5 of the largest."""
+    """Gradients under ``torch.compile`` (traced whole, forward and backward) are those without, within 1e-5
+    of the largest.
+    """
     import torch  # noqa: PLC0415 - see the package's docstring
 
     model, x = _model(case), inputs_of(case)

@@ -17,68 +17,106 @@ from .model import in_single, inputs_of, module_of
 
 
 def pack_round_trip(case: Case) -> None:
-    """``load(write(build(p))) == p``: tensors bit for bit, config, site and id; writing twice gives the same bytes. Needs registration."""
+    """``load(write(build(p))) == p``: tensors bit for bit, config, site and id; writing twice gives the same
+    bytes. Needs registration.
+    """
     pack = pack_of(case)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("one", "two"):
             pack.write(Path(folder) / name)
-        files = [{path.name: path.read_bytes() for path in (Path(folder) / name).iterdir()} for name in ("one", "two")]
+        files = [
+            {path.name: path.read_bytes() for path in (Path(folder) / name).iterdir()}
+            for name in ("one", "two")
+        ]
         back = load(Path(folder) / "one")
     require(files[0] == files[1], "writing twice gives other bytes")
     require(back.id == pack.id, f"the id was {pack.id} and is {back.id}")
     (adapter,), (stored,) = back.adapters(), pack.adapters()
     require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")
-    require(all(adapter.params[name].dtype == value.dtype for name, value in stored.params.items()), "tensors changed their dtype")
+    require(
+        all(adapter.params[name].dtype == value.dtype for name, value in stored.params.items()),
+        "tensors changed their dtype",
+    )
     require((adapter.site, adapter.config) == (stored.site, stored.config), "site or config changed")
-    require(case.method.storage.to_stored is not None or adapter.config == resolved(case), "the config is not the one that was packed")
+    require(
+        case.method.storage.to_stored is not None or adapter.config == resolved(case),
+        "the config is not the one that was packed",
+    )
 
 
 def scale_recomputed(case: Case) -> None:
-    """The manifest's ``scale`` and ``rank`` of a group are ``cfg.scale`` and ``cfg.rank``, exactly: nobody has to infer them."""
+    """The manifest's ``scale`` and ``rank`` of a group are ``cfg.scale`` and ``cfg.rank``, exactly: nobody
+    has to infer them.
+    """
     group, pack = pack_of(case).manifest.groups[0], pack_of(case)
     cfg = pack.config_at(group)
-    require(group.scale == cfg.scale and isinstance(group.scale, float), f"the manifest says scale {group.scale}, the config {cfg.scale}")
+    require(
+        group.scale == cfg.scale and isinstance(group.scale, float),
+        f"the manifest says scale {group.scale}, the config {cfg.scale}",
+    )
     require(group.rank == cfg.rank, f"the manifest says rank {group.rank}, the config {cfg.rank}")
 
 
 def peft_round_trip(case: Case) -> None:
-    """The folder read as PEFT's, without the manifest, gives the same parameters bit for bit, the same config and the same features.
+    """The folder read as PEFT's, without the manifest, gives the same parameters bit for bit, the same config
+    and the same features.
 
     Where a config leaves out what PEFT needs, the folder does not offer itself to PEFT.
     """
     with tempfile.TemporaryDirectory() as folder:
         pack_of(case).write(Path(folder) / "pack")
         if layout.config_bytes(pack_of(case).manifest) is None:
-            require(not (Path(folder) / "pack" / layout.CONFIG).exists(), "PEFT would load a folder that lacks tensors")
+            require(
+                not (Path(folder) / "pack" / layout.CONFIG).exists(),
+                "PEFT would load a folder that lacks tensors",
+            )
             return
         back = from_peft.read(Path(folder) / "pack")
-    ((alone,), (adapter,)) = back.adapters(), back.adapters(lambda _: (case.layer.out_features, case.layer.in_features))
+    ((alone,), (adapter,)) = (
+        back.adapters(),
+        back.adapters(lambda _: (case.layer.out_features, case.layer.in_features)),
+    )
     (stored,) = pack_of(case).adapters()
     require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")
     require(adapter.config == stored.config, f"{stored.config} came back as {adapter.config}")
-    widths = zip((alone.site.in_features, alone.site.out_features), (case.layer.in_features, case.layer.out_features), strict=True)
+    widths = zip(
+        (alone.site.in_features, alone.site.out_features),
+        (case.layer.in_features, case.layer.out_features),
+        strict=True,
+    )
     require(all(mine in {0, its} for mine, its in widths), "features changed")
 
 
 def file_size(case: Case) -> None:
-    """The tensor file is at most 1.05 times the bytes of what is trained, and its header: nothing is stored that follows from a seed.
+    """The tensor file is at most 1.05 times the bytes of what is trained, and its header: nothing is stored
+    that follows from a seed.
 
-    A start that is taken off again counts as trained: the pack holds the difference. A frozen vector as wide as the layer is let pass,
-    and so is a config that says that it stores more for another library.
+    A start that is taken off again counts as trained: the pack holds the difference. A frozen vector as wide
+    as the layer is let pass, and so is a config that says that it stores more for another library.
     """
     own = case.own()
-    vectors = {name for name in case.method.traits.frozen if name in own and own[name].ndim == 1 and is_float(own[name])}
+    vectors = {
+        name
+        for name in case.method.traits.frozen
+        if name in own and own[name].ndim == 1 and is_float(own[name])
+    }
     kept = case.trains | case.config.frozen | vectors
-    trained = sum(v.astype(np.float32).nbytes for name, v in {**case.shared(), **case.own()}.items() if name in kept)
+    trained = sum(
+        v.astype(np.float32).nbytes for name, v in {**case.shared(), **case.own()}.items() if name in kept
+    )
     with tempfile.TemporaryDirectory() as folder:
         pack_of(case).write(Path(folder) / "pack")
         data = (Path(folder) / "pack" / TENSORS).read_bytes()
     body = len(data) - 8 - int.from_bytes(data[:8], "little")
-    require(case.config.redundant or body <= 1.05 * trained, f"the file holds {body} bytes of tensors, {trained} are trained")
+    require(
+        case.config.redundant or body <= 1.05 * trained,
+        f"the file holds {body} bytes of tensors, {trained} are trained",
+    )
 
 
 def peft_parity(case: Case) -> None:
-    """PEFT, given the folder, gives ``run(x)``, and merged into the weight again: within 2e-5 of the largest entry and of ``|W| |x|``.
+    """PEFT, given the folder, gives ``run(x)``, and merged into the weight again: within 2e-5 of the largest
+    entry and of ``|W| |x|``.
 
     Where it can: not every pack offers a file to PEFT, and PEFT refuses some widths and configs.
     """
@@ -87,7 +125,9 @@ def peft_parity(case: Case) -> None:
 
     pack = pack_of(case)
     assert case.method.peft is not None
-    if layout.config_bytes(pack.manifest) is None or not case.method.peft.peft_supports(resolved(case), case.site):
+    if layout.config_bytes(pack.manifest) is None or not case.method.peft.peft_supports(
+        resolved(case), case.site
+    ):
         return
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,6 @@
-"""Proves adapters that act at some positions of a row only, on a small decoder: padded on both sides, and on a cache."""
+"""Proves adapters that act at some positions of a row only, on a small decoder: padded on both sides, and on
+a cache.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ ROWS = ((5, 6, 7, 30, 31, 9), (8, 9), (10, 11, 12, 13, 14, 15, 16))
 
 
 def acts_at_its_positions(case: Case) -> None:
-    """``logits[t] == base[t]``, bit for bit, before the first position of a row at which the adapter acts, and from there on they differ.
+    """``logits[t] == base[t]``, bit for bit, before the first position of a row at which the adapter acts,
+    and from there on they differ.
 
-    Padding on either side moves a real position's logits by 1e-5 at most. A row that it does not act in is the base's throughout.
+    Padding on either side moves a real position's logits by 1e-5 at most. A row that it does not act in is
+    the base's throughout.
     """
     if case.config.acts is None:
         return
@@ -29,16 +33,25 @@ def acts_at_its_positions(case: Case) -> None:
         for row, real in enumerate(mask.numpy() > 0):
             first = int(acts[row].argmax()) if acts[row].any() else len(real)
             before, after = real & (np.arange(len(real)) < first), real & (np.arange(len(real)) >= first)
-            require(bool((mine[row][before] == plain[row][before]).all()), f"row {row} is changed before the adapter acts")
-            require(not after.any() or float(np.abs(mine[row] - plain[row])[after].max()) > 1e-3, f"row {row} is not changed")
+            require(
+                bool((mine[row][before] == plain[row][before]).all()),
+                f"row {row} is changed before the adapter acts",
+            )
+            require(
+                not after.any() or float(np.abs(mine[row] - plain[row])[after].max()) > 1e-3,
+                f"row {row} is not changed",
+            )
             alone = _logits(model, ids[row : row + 1, real], mask[row : row + 1, real])[0]
             error = float(np.abs(mine[row][real] - alone).max())
-            require(error < 1e-5, f"row {row}, padded on the {'left' if left else 'right'}, is off by {error:.1e}")
+            require(
+                error < 1e-5, f"row {row}, padded on the {'left' if left else 'right'}, is off by {error:.1e}"
+            )
     require(bool(acts.any()), "the adapter acts nowhere")
 
 
 def positions_on_a_cache(case: Case) -> None:
-    """A row's logits at three more tokens, one by one on the cache, are those of one pass at the same positions.
+    """A row's logits at three more tokens, one by one on the cache, are those of one pass at the same
+    positions.
 
     Within 1e-5 of the largest: the products of one token and of a row are summed in other orders.
     What comes after the pass that began a row is acted on if the rule says so, whatever the later tokens are.
@@ -54,12 +67,19 @@ def positions_on_a_cache(case: Case) -> None:
         output = model(input_ids=ids, attention_mask=mask, position_ids=_places(mask), use_cache=True)
         steps = []
         for token in more:
-            cache = next(name for name in ("cache", "past_key_values") if name in output)  # its name in newer and older transformers
+            # its name in newer and older transformers
+            cache = next(name for name in ("cache", "past_key_values") if name in output)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            output = model(torch.full((len(rows), 1), token), attention_mask=mask, position_ids=_places(mask)[:, -1:],
-                           **{cache: output[cache]})
+            output = model(
+                torch.full((len(rows), 1), token),
+                attention_mask=mask,
+                position_ids=_places(mask)[:, -1:],
+                **{cache: output[cache]},
+            )
             steps.append(output.logits[:, 0].numpy())
-    goes_on = case.config.acts.mask(np.zeros((1, 1)), np.ones((1, 1), bool), np.ones((1, 1), bool), np.ones(1, bool)).item()
+    goes_on = case.config.acts.mask(
+        np.zeros((1, 1)), np.ones((1, 1), bool), np.ones((1, 1), bool), np.ones(1, bool)
+    ).item()
     for row, tokens in enumerate(rows):
         whole = np.array([[*tokens, *more]])
         acts = _mask(case, np.array([tokens]), np.ones((1, len(tokens)), bool))
@@ -70,7 +90,9 @@ def positions_on_a_cache(case: Case) -> None:
 
 
 def _rows(case: Case) -> tuple[tuple[int, ...], ...]:
-    """Ragged rows; the adapter acts in the first and the last, and where the rule lets it not, not in the second."""
+    """Ragged rows; the adapter acts in the first and the last, and where the rule lets it not, not in the
+    second.
+    """
     first, second, last = ROWS
     return case.config.acts.woven(first), second, case.config.acts.woven(case.config.acts.woven(last))
 
@@ -87,7 +109,10 @@ def _adapted(case: Case) -> Any:
     from ..training.inject import adapt  # noqa: PLC0415
 
     default = next(field.default for field in dataclasses.fields(case.config) if field.name == "targets")
-    model, noise = adapt(decoder(MODELS[0]), dataclasses.replace(case.config, targets=default), "a"), torch.Generator().manual_seed(1)
+    model, noise = (
+        adapt(decoder(MODELS[0]), dataclasses.replace(case.config, targets=default), "a"),
+        torch.Generator().manual_seed(1),
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -121,5 +146,7 @@ def _logits(model: Any, ids: Any, mask: Any) -> np.ndarray:
     import torch  # noqa: PLC0415 - see the package's docstring
 
     with torch.no_grad():
-        logits: np.ndarray = model(input_ids=ids, attention_mask=mask, position_ids=_places(mask)).logits.numpy()
+        logits: np.ndarray = model(
+            input_ids=ids, attention_mask=mask, position_ids=_places(mask)
+        ).logits.numpy()
     return logits

@@ -26,11 +26,17 @@ class _Subject(NamedTuple):
 
 
 def trained_and_packed(case: Case) -> None:
-    """At every kind of layer that ``traits.layers`` names, five steps of SGD as the trainer takes them, with the method's own penalty,
-    learning rates and budget, move finite parameters; and the pack of them, attached to a fresh base, gives the trained model's outputs
-    within 1e-5 of the largest. Configs after the first are tried at the first kind and at stacks, whose matrices train one by one."""
-    first, *others = [kind for kind in case.method.traits.layers if not unfoldable(kind)]  # which come of PEFT's files alone
-    for kind in (first, *(kind for kind in others if case.config == case.method.examples[0] or is_stacked(kind))):
+    """At every kind of layer that ``traits.layers`` names, five steps of SGD as the trainer takes them, with
+    the method's own penalty, learning rates and budget, move finite parameters; and the pack of them,
+    attached to a fresh base, gives the trained model's outputs within 1e-5 of the largest. Configs after the
+    first are tried at the first kind and at stacks, whose matrices train one by one.
+    """
+    # which come of PEFT's files alone
+    first, *others = [kind for kind in case.method.traits.layers if not unfoldable(kind)]
+    for kind in (
+        first,
+        *(kind for kind in others if case.config == case.method.examples[0] or is_stacked(kind)),
+    ):
         try:
             _trains(_subject(case, kind))
         except Exception as error:
@@ -56,8 +62,12 @@ def _trains(subject: _Subject) -> None:
         torch.nn.utils.clip_grad_norm_(trains, 1.0)
         optimizer.step()
         states = hooks.after_step(model, Progress(step, STEPS), states)
-    require(all(bool(value.isfinite().all()) for value in trains), "training gives numbers that are not finite")
-    require(any(not torch.equal(*pair) for pair in zip(trains, before, strict=True)), "training moves nothing")
+    require(
+        all(bool(value.isfinite().all()) for value in trains), "training gives numbers that are not finite"
+    )
+    require(
+        any(not torch.equal(*pair) for pair in zip(trains, before, strict=True)), "training moves nothing"
+    )
     with torch.no_grad():
         right = subject.run(model.eval())
         found = subject.run(attach(subject.base(), save(model, None, name="example")).eval())
@@ -72,7 +82,9 @@ def _subject(case: Case, kind: str) -> _Subject:
     if case.method.traits.layers[0] not in STANDS:
         sizes = case.layer if isinstance(case.layer, Model) else MODELS[0]
         ids = torch.tensor([ROWS[2]])
-        return _Subject(lambda: decoder(sizes), case.config, lambda model: model(input_ids=ids, use_cache=False).logits)
+        return _Subject(
+            lambda: decoder(sizes), case.config, lambda model: model(input_ids=ids, use_cache=False).logits
+        )
     config = dataclasses.replace(case.config, targets="proj", dropout=0.0)
     if kind == case.method.traits.layers[0]:
         x = inputs_of(case)
@@ -91,4 +103,8 @@ def _subject(case: Case, kind: str) -> _Subject:
             model.table = x
         return model
 
-    return _Subject(base, dataclasses.replace(config, targets=NAME), lambda model: model(x if case.config.acts is None else ids))
+    return _Subject(
+        base,
+        dataclasses.replace(config, targets=NAME),
+        lambda model: model(x if case.config.acts is None else ids),
+    )

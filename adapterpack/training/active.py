@@ -18,11 +18,13 @@ from .sites import in_experts
 
 
 def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
-    """Chooses which adapters take part in the forward pass: one, several (applied in order), or None for the base alone.
+    """Chooses which adapters take part in the forward pass: one, several (applied in order), or None for the
+    base alone.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
-        Unsupported: several of a method of which only one can be active, such as prompts; or adapters are merged into the weights.
+        Unsupported: several of a method of which only one can be active, such as prompts; or adapters are
+            merged into the weights.
     """
     wanted = listed(names)
     require_unmerged(model)
@@ -30,8 +32,12 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
     wrappers = list(wrappers_of(model))
     for module in wrappers:
         if isinstance(module, Adapted) and (alone := module._excluding(wanted)):
-            raise Unsupported("only one of these adapters can be active at a time", where=module._site.path, found=", ".join(alone),
-                              remedy="choose one of them")
+            raise Unsupported(
+                "only one of these adapters can be active at a time",
+                where=module._site.path,
+                found=", ".join(alone),
+                remedy="choose one of them",
+            )
     for module in wrappers:
         module._active, module._rows = tuple(name for name in wanted if name in module._names), None
     name_outputs(model)
@@ -39,16 +45,20 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
 
 
 @contextmanager
-def using(model: nn.Module, names: str | list[str] | None = None, *, adapters: Sequence[str | None] | None = None) -> Iterator[nn.Module]:
-    """The model with other adapters active inside the block: one, several (applied in order), or one for each row of its batches.
+def using(
+    model: nn.Module, names: str | list[str] | None = None, *, adapters: Sequence[str | None] | None = None
+) -> Iterator[nn.Module]:
+    """The model with other adapters active inside the block: one, several (applied in order), or one for each
+    row of its batches.
 
-    ``adapters`` names one adapter for each row, None for the base: every call inside the block has that many rows, or a multiple, as beam
-    search makes of them. Afterwards, after an error too, the model is as it was; blocks may be nested. The choice is the model's own, so
-    that all threads that call it meanwhile see it.
+    ``adapters`` names one adapter for each row, None for the base: every call inside the block has that many
+    rows, or a multiple, as beam search makes of them. Afterwards, after an error too, the model is as it was;
+    blocks may be nested. The choice is the model's own, so that all threads that call it meanwhile see it.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
-        Unsupported: see :func:`active`; an adapter cannot differ from row to row, which names it and says why.
+        Unsupported: see :func:`active`; an adapter cannot differ from row to row, which names it and says
+            why.
 
     Example:
         >>> from adapterpack import LoRA, adapt
@@ -58,7 +68,11 @@ def using(model: nn.Module, names: str | list[str] | None = None, *, adapters: S
         (2, 3)
     """
     if names is not None and adapters is not None:
-        raise ConfigError("adapters are active in all rows, or one is named for each", where="using", remedy="give one of the two")
+        raise ConfigError(
+            "adapters are active in all rows, or one is named for each",
+            where="using",
+            remedy="give one of the two",
+        )
     before = choice_in(model)
     rows: Rows | None = None
     try:
@@ -91,7 +105,8 @@ def choose_again(model: nn.Module, choice: Choice) -> None:
 
 
 def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """The base alone inside the block, bit for bit; afterwards the adapters that were active are again. See :func:`using`.
+    """The base alone inside the block, bit for bit; afterwards the adapters that were active are again. See
+    :func:`using`.
 
     Example:
         >>> from adapterpack import LoRA, adapt
@@ -107,15 +122,22 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
     """Lets each row of a batch have the adapter that is named for it."""
     wanted = list(dict.fromkeys(name for name in adapters if name is not None))
     if isinstance(adapters, str) or not adapters:
-        raise ConfigError("one adapter is named for each row, None for the base", where="adapters", found=repr(adapters))
+        raise ConfigError(
+            "one adapter is named for each row, None for the base", where="adapters", found=repr(adapters)
+        )
     require_unmerged(model)
     require_names(model, wanted)
     wrappers = list(wrappers_of(model))
     for module in wrappers:
         for name in wanted:
-            if name in module._names and (reason := module._same_for_all_rows(name) or _in_experts(model, module)):
-                raise Unsupported(f"this adapter cannot differ from row to row: {reason}", where=name,
-                                  remedy="call the model with one adapter at a time")
+            if name in module._names and (
+                reason := module._same_for_all_rows(name) or _in_experts(model, module)
+            ):
+                raise Unsupported(
+                    f"this adapter cannot differ from row to row: {reason}",
+                    where=name,
+                    remedy="call the model with one adapter at a time",
+                )
     rows = Rows(model, adapters)
     for module in wrappers:
         module._active, module._rows = tuple(name for name in wanted if name in module._names), rows
@@ -143,8 +165,9 @@ def require_names(model: nn.Module, names: Sequence[str]) -> None:
     known = adapter_names(model)
     for name in names:
         if name not in known:
-            raise UnknownAdapter("the model has no such adapter", found=repr(name),
-                                 remedy=nearest(str(name), known))
+            raise UnknownAdapter(
+                "the model has no such adapter", found=repr(name), remedy=nearest(str(name), known)
+            )
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -154,7 +177,9 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 @contextmanager
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
-    """The model in evaluation mode with one adapter (or none) active, of weight 1; as it was before afterwards."""
+    """The model in evaluation mode with one adapter (or none) active, of weight 1; as it was before
+    afterwards.
+    """
     modes = {module: module.training for module in model.modules()}
     weights = {module: module._weights for module in modes if isinstance(module, Adapted)}
     with using(model, name):

@@ -1,4 +1,6 @@
-"""What a trainer writes of an adapted model while it trains: the adapters, and nothing of the base, which is frozen."""
+"""What a trainer writes of an adapted model while it trains: the adapters, and nothing of the base, which is
+frozen.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,25 @@ from .layers.wrapper import Wrapper
 from .save import save
 
 FILE = "model.safetensors"
-"""Where trainers of transformers look for weights to go on from; those that are not in it stay as they are."""
+"""Where trainers of transformers look for weights to go on from; those that are not in it stay as they
+are.
+"""
 _FIXED = frozenset({"base", "fixed"})
 """Parts of a wrapper that training does not change: the base's module, and what follows from a config."""
 
 
 def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-    """What training changes, by its names in the model's state dict; parameters that several sites share once."""
+    """What training changes, by its names in the model's state dict; parameters that several sites share
+    once.
+    """
     state = model.state_dict() if state is None else state
-    owned = tuple(f"{path}.{leaf}.".lstrip(".") for path, module in model.named_modules(remove_duplicate=False)
-                  if isinstance(module, Wrapper) for leaf in module._modules if leaf not in _FIXED)
+    owned = tuple(
+        f"{path}.{leaf}.".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, Wrapper)
+        for leaf in module._modules
+        if leaf not in _FIXED
+    )
     places: dict[int, str] = {}
     for name, value in state.items():
         if name.startswith(owned) and isinstance(value, torch.Tensor):
@@ -39,8 +50,8 @@ def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) ->
 def _save_pretrained(
     model: nn.Module, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
 ) -> None:
-    """What ``save_pretrained`` of an adapted model writes: its pack, which is PEFT's folder, too, or a pack of
-    each adapter in a folder of its name. Trainers, which say ``state_dict``, get a file to go on from.
+    """What ``save_pretrained`` of an adapted model writes: its pack, which is PEFT's folder, too, or a pack
+    of each adapter in a folder of its name. Trainers, which say ``state_dict``, get a file to go on from.
 
     Raises:
         OutputExists: a user's folder is there already.
@@ -57,8 +68,12 @@ def _save_pretrained(
 
 def _write_packs(model: nn.Module, folder: Path, is_main_process: bool, options: Mapping[str, Any]) -> None:
     if options.get("push_to_hub"):
-        raise Unsupported("the adapter of a model is not pushed while it is saved", where="save_pretrained",
-                          found="push_to_hub", remedy=f"write it, then: adapterpack push {folder} hf://org/name")
+        raise Unsupported(
+            "the adapter of a model is not pushed while it is saved",
+            where="save_pretrained",
+            found="push_to_hub",
+            remedy=f"write it, then: adapterpack push {folder} hf://org/name",
+        )
     names = adapter_names(model)
     for name in names:
         out = folder if len(names) == 1 else folder / name
@@ -66,16 +81,19 @@ def _write_packs(model: nn.Module, folder: Path, is_main_process: bool, options:
 
 
 def follow(model: nn.Module) -> None:
-    """Lets trainers see whether the model holds adapters: their checkpoints hold these alone, and a quantized base may be trained on.
+    """Lets trainers see whether the model holds adapters: their checkpoints hold these alone, and a quantized
+    base may be trained on.
 
-    A model of transformers has both as attributes of the object; without adapters it has those of its class again.
+    A model of transformers has both as attributes of the object; without adapters it has those of its class
+    again.
     """
     if not hasattr(type(model), "save_pretrained"):
         return
     adapted: Any = model
     if adapter_names(model):
         adapted.save_pretrained = partial(_save_pretrained, model)
-        if getattr(model, "is_quantized", False):  # trainers refuse those without adapters, and look for PEFT's alone
+        # trainers refuse those without adapters, and look for PEFT's alone
+        if getattr(model, "is_quantized", False):
             adapted._hf_peft_config_loaded = True
     else:
         for name in ("save_pretrained", "_hf_peft_config_loaded"):

@@ -39,11 +39,12 @@ LAYERS: dict[str, type[Adapted]] = {
 
 
 class Kind(NamedTuple):
-    """``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a site's path.
+    """``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a
+    site's path.
 
-    ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module there, the path, and the
-    method's traits; around what already wraps the module if it is ``outermost``, else inside of that. ``ready`` completes a config by what
-    only the model knows.
+    ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module
+    there, the path, and the method's traits; around what already wraps the module if it is ``outermost``,
+    else inside of that. ``ready`` completes a config by what only the model knows.
     """
 
     select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
@@ -55,9 +56,13 @@ class Kind(NamedTuple):
 
 
 def _layer(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Adapted:
-    site = site_at(path, innermost(module), traits.layers, is_parameter=isinstance(module_at(model, path), nn.Parameter))
+    site = site_at(
+        path, innermost(module), traits.layers, is_parameter=isinstance(module_at(model, path), nn.Parameter)
+    )
     if site is None:
-        raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(innermost(module)).__name__)
+        raise SiteNotFound(
+            "the module at this site cannot be adapted", where=path, found=type(innermost(module)).__name__
+        )
     return LAYERS[site.kind](module, site)
 
 
@@ -68,9 +73,20 @@ def _block(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Ad
 KINDS: dict[str, Kind] = {
     "weight": Kind(select, (AdaptedLayer, AdaptedParameter), _layer, holder_at),
     "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
-    "attention": Kind(attention.select_attention, attention.AdaptedAttention, attention.around_attention, ready=attention.last_layers,
-                      outermost=True),
+    "attention": Kind(
+        attention.select_attention,
+        attention.AdaptedAttention,
+        attention.around_attention,
+        ready=attention.last_layers,
+        outermost=True,
+    ),
     "shadow": Kind(select_layers, ShadowedLayer, around_layer, ready=with_tensors, outermost=True),
-    "prompt": Kind(prompts.select, prompts.Prompts, encoder_decoder_prompts.around_embedding, prompts.embedding, prompts.ready),
+    "prompt": Kind(
+        prompts.select,
+        prompts.Prompts,
+        encoder_decoder_prompts.around_embedding,
+        prompts.embedding,
+        prompts.ready,
+    ),
 }
 """Kind of a method -> how a model takes it."""

@@ -1,4 +1,6 @@
-"""Tells how a model holds its base's weights, and how that differs from the base that a pack was trained on."""
+"""Tells how a model holds its base's weights, and how that differs from the base that a pack was trained
+on.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,33 @@ from .layers.wrapper import base_modules
 
 
 def quantization_of(model: nn.Module) -> BaseQuantization | None:
-    """The quantization of most of the model's quantized layers, else the one that its configuration names; None for plain floats."""
+    """The quantization of most of the model's quantized layers, else the one that its configuration names;
+    None for plain floats.
+    """
     forms: Counter[bytes] = Counter()
     by_key = {}
     for _, module in base_modules(model):
         if (form := format_of(module)) is not None:
-            found = BaseQuantization(form.name(module.weight), {"library": form.library, **form.settings(module.weight)})
+            found = BaseQuantization(
+                form.name(module.weight), {"library": form.library, **form.settings(module.weight)}
+            )
             key = strict_json.canonical(found)
             forms[key] += 1
             by_key[key] = found
     if forms:
         return by_key[forms.most_common(1)[0][0]]
     settings = getattr(getattr(model, "config", None), "quantization_config", None)
-    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    method = (
+        settings.get("quant_method")
+        if isinstance(settings, dict)
+        else getattr(settings, "quant_method", None)
+    )
     return None if method is None else BaseQuantization(str(getattr(method, "value", method)).lower(), {})
 
 
 def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
-    """What a user has to know where ``model`` holds the base otherwise than in the pack's training; None where it does not.
+    """What a user has to know where ``model`` holds the base otherwise than in the pack's training; None
+    where it does not.
 
     ``error`` is how far its logits are from those that the pack's canary recorded.
     """
@@ -41,16 +52,25 @@ def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
     if _same(trained, here):
         return None
     recorded = pack.manifest.canary
-    off = "" if error is None or recorded is None else f": logits are up to {error:.3g} off, of at most {canary.size(recorded):.3g}"
-    return (f"pack '{pack.name}' was trained on its base {_described(trained)}, and here the base is held {_described(here)}{off}; "
-            "load the base as in training, or measure what the adapter gives on this one")
+    off = (
+        ""
+        if error is None or recorded is None
+        else f": logits are up to {error:.3g} off, of at most {canary.size(recorded):.3g}"
+    )
+    return (
+        f"pack '{pack.name}' was trained on its base {_described(trained)}, and here the base is held "
+        f"{_described(here)}{off}; "
+        "load the base as in training, or measure what the adapter gives on this one"
+    )
 
 
 def _same(one: BaseQuantization | None, other: BaseQuantization | None) -> bool:
     """Whether two forms are the same, by what both record of them."""
     if one is None or other is None:
         return one is other
-    return one.scheme == other.scheme and all(one.params[key] == other.params[key] for key in one.params.keys() & other.params.keys())
+    return one.scheme == other.scheme and all(
+        one.params[key] == other.params[key] for key in one.params.keys() & other.params.keys()
+    )
 
 
 def _described(form: BaseQuantization | None) -> str:

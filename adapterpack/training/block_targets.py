@@ -14,63 +14,95 @@ from .sites import BYPASSED
 
 
 class Layout(NamedTuple):
-    """What the repeated layers of a family call the modules that give the output of attention and of the feed-forward."""
+    """What the repeated layers of a family call the modules that give the output of attention and of the
+    feed-forward.
+    """
 
     attention: str
     ffn: str
 
 
 LAYOUTS = (
-    Layout("attention.output.dense", "output.dense"),  # BERT, RoBERTa, ELECTRA: before the dropout, the residual and the norm
+    # BERT, RoBERTa, ELECTRA: before the dropout, the residual and the norm
+    Layout("attention.output.dense", "output.dense"),
     Layout("self_attn", "mlp"),  # Llama, Mistral, Qwen, Gemma, Phi
     Layout("self_attn", "fc2"),  # OPT, BART
     Layout("attn", "mlp"),  # GPT-2
     Layout("attention", "ffn"),  # DistilBERT
     Layout("attention", "mlp"),  # ViT, GPT-NeoX
-    Layout("self_attention.dense", "mlp.dense_4h_to_h"),  # Bloom, whose modules add the residual themselves, and Falcon
+    # Bloom, whose modules add the residual themselves, and Falcon
+    Layout("self_attention.dense", "mlp.dense_4h_to_h"),
     Layout("layer.0.SelfAttention", "layer.1.DenseReluDense"),  # T5's encoder
     Layout("layer.0.SelfAttention", "layer.2.DenseReluDense"),  # T5's decoder
 )
 """A layer has the first of these layouts whose two modules it has, whatever the model is called."""
 
 WORDS: dict[str, tuple[str, ...]] = {
-    "all-layers": ("layer",), "all-attention": ("attention",), "all-ffn": ("ffn",), "all-blocks": ("attention", "ffn"),
+    "all-layers": ("layer",),
+    "all-attention": ("attention",),
+    "all-ffn": ("ffn",),
+    "all-blocks": ("attention", "ffn"),
 }
 """What ``targets`` may say instead of names."""
 
 
-def select_blocks(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
-    """The blocks that ``targets`` names, in the model's order: one of :data:`WORDS`, or module paths or the ends of them.
+def select_blocks(
+    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
+) -> list[Site]:
+    """The blocks that ``targets`` names, in the model's order: one of :data:`WORDS`, or module paths or the
+    ends of them.
 
     Raises:
         SiteNotFound: a name matches nothing, or the model's layers are of no known layout.
         Unsupported: the module is trained whole, or its output has no width that is known.
     """
     modules = dict(base_modules(model))
-    paths = _worded(modules, targets) if isinstance(targets, str) and targets in WORDS else _named(modules, targets)
+    paths = (
+        _worded(modules, targets)
+        if isinstance(targets, str) and targets in WORDS
+        else _named(modules, targets)
+    )
     for path in paths:
         if any(path == name or path.startswith(f"{name}.") for name in exclude):
-            raise Unsupported("a module can be adapted or trained whole, not both", where=path,
-                              remedy="take it out of targets or out of modules_to_save")
+            raise Unsupported(
+                "a module can be adapted or trained whole, not both",
+                where=path,
+                remedy="take it out of targets or out of modules_to_save",
+            )
     return [block_at(model, path, modules[path]) for path in modules if path in paths]
 
 
 def block_at(model: nn.Module, path: str, module: nn.Module) -> Site:
-    """The site of a block: both its features are the width of what it gives, a linear layer's own or the model's hidden size.
+    """The site of a block: both its features are the width of what it gives, a linear layer's own or the
+    model's hidden size.
 
     Raises:
         Unsupported: neither is known, or the module is never called.
     """
     inner = innermost(module)
     if isinstance(inner, BYPASSED) or next(inner.parameters(), None) is None:
-        raise Unsupported("this module cannot be adapted", where=path, found=type(inner).__name__, remedy="name other targets")
+        raise Unsupported(
+            "this module cannot be adapted",
+            where=path,
+            found=type(inner).__name__,
+            remedy="name other targets",
+        )
     width = getattr(inner, "out_features", getattr(inner, "nf", None))
     if width is None:
         config: Any = getattr(model, "config", None)
-        width = getattr(config.get_text_config(), "hidden_size", None) if hasattr(config, "get_text_config") else None
+        width = (
+            getattr(config.get_text_config(), "hidden_size", None)
+            if hasattr(config, "get_text_config")
+            else None
+        )
     if not isinstance(width, int):
-        raise Unsupported("the width of this block's output is not known", where=path, found=type(inner).__name__,
-                          expected="a linear layer, or a model whose config has a hidden_size", remedy="name other targets")
+        raise Unsupported(
+            "the width of this block's output is not known",
+            where=path,
+            found=type(inner).__name__,
+            expected="a linear layer, or a model whose config has a hidden_size",
+            remedy="name other targets",
+        )
     return Site(path, width, width, "block")
 
 
@@ -82,8 +114,12 @@ def _worded(modules: Mapping[str, Any], word: str) -> set[str]:
             places = {"layer": path, "attention": f"{path}.{layout.attention}", "ffn": f"{path}.{layout.ffn}"}
             chosen |= {places[place] for place in WORDS[word]}
     if not chosen:
-        raise SiteNotFound("the model has no layers of a known layout", found=repr(word), remedy="name the modules in targets",
-                           expected="; ".join(f"{layout.attention} and {layout.ffn}" for layout in LAYOUTS))
+        raise SiteNotFound(
+            "the model has no layers of a known layout",
+            found=repr(word),
+            remedy="name the modules in targets",
+            expected="; ".join(f"{layout.attention} and {layout.ffn}" for layout in LAYOUTS),
+        )
     return chosen
 
 
@@ -93,7 +129,11 @@ def _named(modules: Mapping[str, Any], targets: str | tuple[str, ...]) -> set[st
         matches = {path for path in modules if path and (path == name or path.endswith(f".{name}"))}
         if not matches:
             leaves = {path.rpartition(".")[2] for path in modules}
-            raise SiteNotFound("the model has no such block", found=repr(name), expected=f"a module, or one of {', '.join(WORDS)}",
-                               remedy=nearest(name, leaves))
+            raise SiteNotFound(
+                "the model has no such block",
+                found=repr(name),
+                expected=f"a module, or one of {', '.join(WORDS)}",
+                remedy=nearest(name, leaves),
+            )
         chosen |= matches
     return chosen

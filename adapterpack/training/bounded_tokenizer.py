@@ -1,4 +1,6 @@
-"""Keeps a base's tokenizer from taking any time for a text: what its rules cost is bounded when it is loaded, or each time it is called."""
+"""Keeps a base's tokenizer from taking any time for a text: what its rules cost is bounded when it is loaded,
+or each time it is called.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from ..runtime.text.tokenizer_limits import is_quick, require_bounded_growth
 
 
 def bounded(tokenizer: Any, folder: Path) -> Any:
-    """A tokenizer of transformers; if the expressions of its rules may take any time, one that tries each text in the sandbox first.
+    """A tokenizer of transformers; if the expressions of its rules may take any time, one that tries each
+    text in the sandbox first.
 
     Raises:
         FormatError: its rules could make a text very much longer.
@@ -28,13 +31,16 @@ def bounded(tokenizer: Any, folder: Path) -> Any:
 
 
 class _SlowTokenizer:
-    """A tokenizer whose expressions are not known to be quick; everything but the call is the wrapped one's."""
+    """A tokenizer whose expressions are not known to be quick; everything but the call is the wrapped
+    one's.
+    """
 
     def __init__(self, tokenizer: Any, core: Any, folder: Path) -> None:
         self._tokenizer, self._folder = tokenizer, folder
         data = core.to_str().encode()
         with storage_errors("TMPDIR"):
-            self._file = tempfile.NamedTemporaryFile(prefix="adapterpack-tokenizer-")  # noqa: SIM115 - as long as this object
+            # as long as this object
+            self._file = tempfile.NamedTemporaryFile(prefix="adapterpack-tokenizer-")  # noqa: SIM115
             self._file.write(data)
             self._file.flush()
         self._digest = hashlib.sha256(data).hexdigest()
@@ -45,7 +51,13 @@ class _SlowTokenizer:
         Raises:
             OutOfLimits: it takes too long for these texts.
         """
-        encoded_apart(Path(self._file.name), self._digest, texts, {"add_special_tokens": add_special_tokens}, self._folder)
+        encoded_apart(
+            Path(self._file.name),
+            self._digest,
+            texts,
+            {"add_special_tokens": add_special_tokens},
+            self._folder,
+        )
         return self._tokenizer(*texts, add_special_tokens=add_special_tokens, **options)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,6 @@
-"""Measures, on sample data, the inputs of each site and the loss's gradient by its weight: what data-driven inits start from."""
+"""Measures, on sample data, the inputs of each site and the loss's gradient by its weight: what data-driven
+inits start from.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ _BACKWARD = frozenset({"gradient", "fisher"})
 def measure(
     model: nn.Module, sites: Sequence[Site], needs: frozenset[str], data: Iterable[Mapping[str, Any]] | None
 ) -> dict[str, Calibration]:
-    """Runs ``model`` over ``data``, batches of keyword arguments, and gives the calibration of each site by path; empty without a need.
+    """Runs ``model`` over ``data``, batches of keyword arguments, and gives the calibration of each site by
+    path; empty without a need.
 
-    The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give that of the rows. The moment
-    counts the positions that ``attention_mask`` keeps, where a batch has one. The gradient is that of the model's own loss, so
-    the batches must hold labels; it is summed in hooks, and no weight requires one. Sums are float64. The model is as it was afterwards.
+    The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give
+    that of the rows. The moment counts the positions that ``attention_mask`` keeps, where a batch has one.
+    The gradient is that of the model's own loss, so the batches must hold labels; it is summed in hooks, and
+    no weight requires one. Sums are float64. The model is as it was afterwards.
 
     Raises:
         ConfigError: there is a need and no data, or no loss to take a gradient of.
@@ -35,14 +39,25 @@ def measure(
     if not wanted:
         return {}
     if data is None:
-        raise ConfigError("this initialisation looks at sample data", where="data", expected="batches of the model's inputs",
-                          remedy="give adapt(..., data=batches)")
+        raise ConfigError(
+            "this initialisation looks at sample data",
+            where="data",
+            expected="batches of the model's inputs",
+            remedy="give adapt(..., data=batches)",
+        )
     for site in sites:
         if not LAYOUTS[site.kind].linear:
-            raise Unsupported("what goes into a site is measured at linear layers only", where=site.path, found=site.kind,
-                              remedy="choose an initialisation that looks at no sample data, or other targets")
+            raise Unsupported(
+                "what goes into a site is measured at linear layers only",
+                where=site.path,
+                found=site.kind,
+                remedy="choose an initialisation that looks at no sample data, or other targets",
+            )
     sums = {site.path: _Sums(module_at(model, site.path), wanted) for site in sites}
-    device, modes = device_of(model, type(model).__name__), {module: module.training for module in model.modules()}
+    device, modes = (
+        device_of(model, type(model).__name__),
+        {module: module.training for module in model.modules()},
+    )
     model.eval()
     try:
         with ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):
@@ -68,13 +83,21 @@ def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], backward: bool) ->
         model(**batch)
         return
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    # Frozen parameters build no graph: an output that requires a gradient starts one, whatever the weights say.
-    hook = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_()) if embeddings is not None else None
+    # Frozen parameters build no graph: an output that requires a gradient starts one, whatever the weights
+    # say.
+    hook = (
+        embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())
+        if embeddings is not None
+        else None
+    )
     try:
         loss = getattr(model(**batch), "loss", None)
         if loss is None:
-            raise ConfigError("this initialisation looks at the gradient of the loss, and the model gives none", where="data",
-                              remedy="put labels into the batches")
+            raise ConfigError(
+                "this initialisation looks at the gradient of the loss, and the model gives none",
+                where="data",
+                remedy="put labels into the batches",
+            )
         loss.backward()
     finally:
         if hook is not None:
@@ -102,10 +125,16 @@ class _Sums:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def _forward(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+    def _forward(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+    ) -> None:
         x = input_of(layer, args, kwargs).detach()
         if "moment" in self.wanted:
-            rows = x[self.mask.bool()] if self.mask is not None and self.mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
+            rows = (
+                x[self.mask.bool()]
+                if self.mask is not None and self.mask.shape == x.shape[:-1]
+                else x.reshape(-1, x.shape[-1])
+            )
             self.moment = self.moment + (rows.double().T @ rows.double()).cpu()
             self.rows += len(rows)
         if self.wanted & _BACKWARD and output.requires_grad:
@@ -115,7 +144,8 @@ class _Sums:
         def add(gradient: torch.Tensor) -> None:
             flat = gradient.reshape(-1, gradient.shape[-1]).double()
             product = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
-            self.batch = product if self.batch is None else self.batch + product  # a layer may be run more than once
+            # a layer may be run more than once
+            self.batch = product if self.batch is None else self.batch + product
 
         return add
 
@@ -130,9 +160,21 @@ class _Sums:
     def means(self, path: str, batches: int) -> Calibration:
         """The means over what was run."""
         moment = self.moment / self.rows if self.rows else None
-        gradient, fisher = (total / batches if isinstance(total, torch.Tensor) else None for total in (self.gradient, self.fisher))
+        gradient, fisher = (
+            total / batches if isinstance(total, torch.Tensor) else None
+            for total in (self.gradient, self.fisher)
+        )
         values = {"moment": moment, "gradient": gradient, "fisher": fisher}
         if missing := [name for name, value in values.items() if name in self.wanted and value is None]:
-            raise AdapterpackError("the sample data did not reach a site", where=path, found=f"no {missing[0]}",
-                                   remedy="give batches that run through it, or leave it out of the targets")
-        return Calibration(**{name: None if value is None or name not in self.wanted else value.numpy() for name, value in values.items()})
+            raise AdapterpackError(
+                "the sample data did not reach a site",
+                where=path,
+                found=f"no {missing[0]}",
+                remedy="give batches that run through it, or leave it out of the targets",
+            )
+        return Calibration(
+            **{
+                name: None if value is None or name not in self.wanted else value.numpy()
+                for name, value in values.items()
+            }
+        )

@@ -63,13 +63,22 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
     if not len(rows):
         raise ConfigError("the data holds no rows", where=source.path)
     if missing := sorted(set(source.columns.values()) - set(rows.column_names)):
-        raise ConfigError("the data has no such column", where=f"{source.path}, columns", found=", ".join(missing),
-                          expected=", ".join(rows.column_names), remedy=_columns_remedy(source.columns, rows.column_names))
-    return _with_names(_undecoded(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()}))
+        raise ConfigError(
+            "the data has no such column",
+            where=f"{source.path}, columns",
+            found=", ".join(missing),
+            expected=", ".join(rows.column_names),
+            remedy=_columns_remedy(source.columns, rows.column_names),
+        )
+    return _with_names(
+        _undecoded(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()})
+    )
 
 
 def _columns_remedy(columns: Mapping[str, str], found: list[str]) -> str:
-    """What to do about columns that the data do not have; those that were given the other way round are turned."""
+    """What to do about columns that the data do not have; those that were given the other way round are
+    turned.
+    """
     if not {*columns} <= {*found}:
         return "columns is {our name: yours}, such as {text: message, label: team}"
     turned = ", ".join(f"{theirs}: {ours}" for ours, theirs in columns.items())
@@ -91,18 +100,26 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
             for own, pairs in alike.items():
                 with _reading(Place(*zip(*pairs, strict=True))):
                     part = {part_of(source.split): [str(path) for path, _ in pairs]}
-                    tables.append(load_dataset(KINDS[kind].builder, data_files=part, split=source.split,
-                                               **dict(own), **options))
+                    tables.append(
+                        load_dataset(
+                            KINDS[kind].builder, data_files=part, split=source.split, **dict(own), **options
+                        )
+                    )
     if not tables:
-        raise ConfigError("the data file is empty" if len(files) == 1 else "the data files are empty",
-                          where=source.path)
+        raise ConfigError(
+            "the data file is empty" if len(files) == 1 else "the data files are empty", where=source.path
+        )
     with _reading(source.path):
         first = tables[0].features  # kinds of files read the same texts as types of different names
-        return tables[0] if len(tables) == 1 else concatenate_datasets([table.cast(first) for table in tables])
+        return (
+            tables[0] if len(tables) == 1 else concatenate_datasets([table.cast(first) for table in tables])
+        )
 
 
 def _is_empty(path: Path, kind: str) -> bool:
-    """Whether a file has no rows at all, as ``datasets`` says in words of its own: nothing, blank lines, or a list of nothing."""
+    """Whether a file has no rows at all, as ``datasets`` says in words of its own: nothing, blank lines, or a
+    list of nothing.
+    """
     if path.stat().st_size > _SHORT:
         return False
     return path.read_bytes().strip() in ((b"", b"[]", b"{}") if KINDS[kind].builder == "json" else (b"",))
@@ -117,16 +134,27 @@ def _of_data_set(source: Source) -> Dataset:
     """
     if Path(source.path).is_dir():
         return _of_folder(source)
-    chosen = {key: value for key, value in (("name", source.name), ("revision", source.revision), ("data_files", _list(source.data_files)))
-              if value is not None}
+    chosen = {
+        key: value
+        for key, value in (
+            ("name", source.name),
+            ("revision", source.revision),
+            ("data_files", _list(source.data_files)),
+        )
+        if value is not None
+    }
     with _reading(source.path):
         builder = load_dataset_builder(source.path, **chosen)
         files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
         own = tuple(f"{_HUB}{source.path}{end}" for end in "@/")
         if outside := [file for file in files if not file.startswith(own)]:
-            raise ConfigError("a file of a hub data set lies outside of it", where=source.path,
-                              found=outside[0], expected=own[0],
-                              remedy="fetch it yourself, where you trust it, and name the file")
+            raise ConfigError(
+                "a file of a hub data set lies outside of it",
+                where=source.path,
+                found=outside[0],
+                expected=own[0],
+                remedy="fetch it yourself, where you trust it, and name the file",
+            )
         builder.download_and_prepare()
         return builder.as_dataset(split=source.split, in_memory=is_small_dataset(builder.info.dataset_size))
 
@@ -141,9 +169,12 @@ def _of_folder(source: Source) -> Dataset:
     """
     folder = Path(source.path).resolve()
     if source.name is not None or source.revision is not None:
-        raise ConfigError("a folder has no such setting: its card is not read", where=source.path,
-                          found="name or revision",
-                          remedy="name the files of this part under data_files")
+        raise ConfigError(
+            "a folder has no such setting: its card is not read",
+            where=source.path,
+            found="name or revision",
+            remedy="name the files of this part under data_files",
+        )
     named = source.data_files
     named = (named,) if isinstance(named, str) else named
     for name in named or ():
@@ -152,8 +183,9 @@ def _of_folder(source: Source) -> Dataset:
     files = files_below(folder)
     with _reading(source.path):
         patterns = get_data_patterns(str(folder)) if named is None else {"train": list(named)}
-        found = DataFilesDict.from_patterns(patterns, base_path=str(folder),
-                                            allowed_extensions=[*_EXTENSION_TO_MODULE, ".zip"])
+        found = DataFilesDict.from_patterns(
+            patterns, base_path=str(folder), allowed_extensions=[*_EXTENSION_TO_MODULE, ".zip"]
+        )
         kind, options = infer_module_for_data_files(found, path=source.path)
         found = found.filter(extensions=_MODULE_TO_EXTENSIONS[kind], file_names=list(_METADATA))
         for file in map(Path, found.get(part_of(source.split), ())):
@@ -170,12 +202,21 @@ def _list(files: str | tuple[str, ...] | None) -> str | list[str] | None:
 
 
 def _reading(where: object) -> Any:
-    return library_errors("datasets", "the data cannot be read", where=where, kind=ConfigError,
-                          expected="json, jsonl, csv, tsv, txt or parquet rows, a folder of them or of pictures, or a hub data set")
+    return library_errors(
+        "datasets",
+        "the data cannot be read",
+        where=where,
+        kind=ConfigError,
+        expected=(
+            "json, jsonl, csv, tsv, txt or parquet rows, a folder of them or of pictures, or a hub data set"
+        ),
+    )
 
 
 def _undecoded(rows: Dataset) -> Dataset:
-    """The rows with the bytes and paths of pictures and recordings, which tasks read themselves, within limits."""
+    """The rows with the bytes and paths of pictures and recordings, which tasks read themselves, within
+    limits.
+    """
     for name, feature in rows.features.items():
         if isinstance(feature, Image | Audio):
             rows = rows.cast_column(name, type(feature)(decode=False))
@@ -183,7 +224,10 @@ def _undecoded(rows: Dataset) -> Dataset:
 
 
 def _with_names(rows: Dataset) -> Dataset:
-    """The rows with the names of classes in the place of their numbers, where the data say what the numbers mean."""
+    """The rows with the names of classes in the place of their numbers, where the data say what the numbers
+    mean.
+    """
+
     def named(value: Any, feature: ClassLabel) -> Any:
         if isinstance(value, list):
             return [named(item, feature) for item in value]
@@ -216,14 +260,21 @@ def labels_in(rows: Dataset, training: Training, where: object, problem: str | N
     """
     column = label_column(rows, training)
     if column is None:
-        raise ConfigError("the rows have no column of labels", where=where, expected=" or ".join(training.label_columns),
-                          found=", ".join(rows.column_names), remedy=OWN_COLUMNS)
+        raise ConfigError(
+            "the rows have no column of labels",
+            where=where,
+            expected=" or ".join(training.label_columns),
+            found=", ".join(rows.column_names),
+            remedy=OWN_COLUMNS,
+        )
     values, report = [], report_of(where)
     for number, value in enumerate(rows[column]):
         with report.row(number) as place:
             require_label(value, place)
             values.append(words_of(value) if training.by_token else value)
-    return of_values([label for labels in values for label in labels] if training.by_token else values, where, problem)
+    return of_values(
+        [label for labels in values for label in labels] if training.by_token else values, where, problem
+    )
 
 
 def label_column(rows: Dataset, training: Training) -> str | None:
@@ -233,10 +284,12 @@ def label_column(rows: Dataset, training: Training) -> str | None:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of rows: lists are padded on the right to the longest, with a mask of ids; what a row makes only when it is needed,
-    such as pixels, is made. ``constants`` are further inputs, and ``dtype`` is that of floats.
+    """Makes a batch of rows: lists are padded on the right to the longest, with a mask of ids; what a row
+    makes only when it is needed, such as pixels, is made. ``constants`` are further inputs, and ``dtype`` is
+    that of floats.
 
-    Rows that say their positions are packed, and have no mask: what is padding there comes after all that is learned.
+    Rows that say their positions are packed, and have no mask: what is padding there comes after all that is
+    learned.
     """
 
     pad_token_id: int
@@ -244,8 +297,8 @@ class Collator:
     dtype: torch.dtype = torch.float32
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """``input_ids`` and ``attention_mask`` ``[batch, longest]``; what else rows have: lists ``[batch, longest]``, numbers ``[batch]``,
-        tuples ``[batch, n]``, arrays ``[batch, ...]``.
+        """``input_ids`` and ``attention_mask`` ``[batch, longest]``; what else rows have: lists ``[batch,
+        longest]``, numbers ``[batch]``, tuples ``[batch, n]``, arrays ``[batch, ...]``.
         """
         batch: dict[str, Any] = dict(self.constants)
         for key in rows[0]:
@@ -257,7 +310,11 @@ class Collator:
                     mask = [[1] * len(value) + [0] * (width - len(value)) for value in values]
                     batch[key.replace("input_ids", "attention_mask")] = torch.tensor(mask)
                 values = [[*value, *[fill] * (width - len(value))] for value in values]
-            tensor = torch.from_numpy(np.stack(values)) if isinstance(values[0], np.ndarray) else torch.tensor(values)
+            tensor = (
+                torch.from_numpy(np.stack(values))
+                if isinstance(values[0], np.ndarray)
+                else torch.tensor(values)
+            )
             batch[key] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return batch
 

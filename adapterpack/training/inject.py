@@ -53,16 +53,22 @@ log = logging.getLogger(__name__)
 
 
 def adapt(
-    model: nn.Module, config: SiteConfig | Sequence[SiteConfig], name: str = "default", seed: int = 0,
-    data: Iterable[Mapping[str, Any]] | None = None, allow_unused: bool = False,
+    model: nn.Module,
+    config: SiteConfig | Sequence[SiteConfig],
+    name: str = "default",
+    seed: int = 0,
+    data: Iterable[Mapping[str, Any]] | None = None,
+    allow_unused: bool = False,
 ) -> nn.Module:
-    """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters require gradients.
+    """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters
+    require gradients.
 
-    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several of different methods at different
-    sites, the one that the adapter is named by first: ``[LoRA(), TrainableTokens(token_indices=(5,))]``. ``data``, batches of the
-    model's keyword arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Modules that the model's
-    checkpoint does not hold, such as a classifier's new head, are trained whole, as those of ``modules_to_save`` are: an adapter of
-    weights that no file holds would be lost. Returns the same model.
+    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several of
+    different methods at different sites, the one that the adapter is named by first: ``[LoRA(),
+    TrainableTokens(token_indices=(5,))]``. ``data``, batches of the model's keyword arguments, is for
+    initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Modules that the model's
+    checkpoint does not hold, such as a classifier's new head, are trained whole, as those of
+    ``modules_to_save`` are: an adapter of weights that no file holds would be lost. Returns the same model.
 
     Layers that the model does not use are left out, and a warning names them: those that it never calls, as
     it reads their weight itself, and those on whose output nothing depends. A pass over an example finds
@@ -84,8 +90,12 @@ def adapt(
     _refuse_taken(model, name)
     chosen = list(config) if isinstance(config, Sequence) else [config]
     if not chosen or not all(isinstance(one, SiteConfig) for one in chosen):
-        raise ConfigError("an adapter needs the configuration of a method", where="adapt", found=repr(config),
-                          expected="one such as LoRA(r=16), or several")
+        raise ConfigError(
+            "an adapter needs the configuration of a method",
+            where="adapt",
+            found=repr(config),
+            expected="one such as LoRA(r=16), or several",
+        )
     with _prepared(model, chosen[0].repeats if chosen else (), name):
         samples = None if data is None else list(data)
         return _adapted(model, chosen, name, np.random.default_rng(seed), samples, allow_unused)
@@ -106,7 +116,11 @@ def _prepared(model: nn.Module, repeats: Sequence[int], name: str) -> Iterator[N
 
 
 def _adapted(
-    model: nn.Module, chosen: Sequence[SiteConfig], name: str, rng: np.random.Generator, samples: Any,
+    model: nn.Module,
+    chosen: Sequence[SiteConfig],
+    name: str,
+    rng: np.random.Generator,
+    samples: Any,
     allow_unused: bool,
 ) -> nn.Module:
     """As :func:`adapt`, in a model that has the blocks that the adapter is of."""
@@ -120,7 +134,14 @@ def _adapted(
             work.share(plan.method, shared)
             for site, cfg in zip(plan.sites, plan.configs, strict=True):
                 params = partial(_fresh, plan.method, cfg, rng, plan.calibration.get(site.path), shared)
-                work.adapter(site.path, plan.method, cfg, params, "weight" in plan.needs, secondary=plan is not plans[0])
+                work.adapter(
+                    site.path,
+                    plan.method,
+                    cfg,
+                    params,
+                    "weight" in plan.needs,
+                    secondary=plan is not plans[0],
+                )
         for path in whole:
             work.saved(path)._add(name)
     model.requires_grad_(False)
@@ -136,9 +157,19 @@ def _adapted(
 
 
 def _drawn(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str]) -> list[str]:
-    """The modules that no file holds and no config names, for ``targets`` that say which kinds of layers are adapted."""
-    named = {target for config in configs for target in ([config.targets] if isinstance(config.targets, str) else config.targets)}
-    drawn = [path for path in drawn_modules(model) if not any(path == name or path.startswith(f"{name}.") for name in whole)]
+    """The modules that no file holds and no config names, for ``targets`` that say which kinds of layers are
+    adapted.
+    """
+    named = {
+        target
+        for config in configs
+        for target in ([config.targets] if isinstance(config.targets, str) else config.targets)
+    }
+    drawn = [
+        path
+        for path in drawn_modules(model)
+        if not any(path == name or path.startswith(f"{name}.") for name in whole)
+    ]
     drawn = [path for path in drawn if not any(path == name or path.endswith(f".{name}") for name in named)]
     if drawn:
         log.info("the checkpoint does not hold %s: trained whole", ", ".join(drawn))
@@ -171,19 +202,27 @@ def _plan(
     _say_left_out(model, config.targets, sites)
     modules = {path for path, _ in base_modules(model)}
     layers = [] if allow_unused else [site.path for site in sites if site.path in modules]
-    named = {target: [path for path in layers if path == target or path.endswith(f".{target}")]
-             for target in ([config.targets] if isinstance(config.targets, str) else config.targets)}
+    named = {
+        target: [path for path in layers if path == target or path.endswith(f".{target}")]
+        for target in ([config.targets] if isinstance(config.targets, str) else config.targets)
+    }
     unused = unused_layers(model, layers, data or ())
     if unused:
         report(name, unused, named)
         sites = [site for site in sites if site.path not in unused]
     if not sites:
-        raise ConfigError("the adapter would change no layer", where=f"adapter '{name}', targets",
-                          found=repr(config.targets), expected="names of layers, or a word: all-linear")
+        raise ConfigError(
+            "the adapter would change no layer",
+            where=f"adapter '{name}', targets",
+            found=repr(config.targets),
+            expected="names of layers, or a word: all-linear",
+        )
     needs = method.training.needs(config) if method.training.needs is not None else frozenset()
     measured = measure(model, sites, needs, data)
     if method.training.allocate is not None:
-        config = method.training.allocate(config, [dataclasses.replace(site, calibration=measured.get(site.path)) for site in sites])
+        config = method.training.allocate(
+            config, [dataclasses.replace(site, calibration=measured.get(site.path)) for site in sites]
+        )
     configs = resolve_configs(method, [config.at(site.path) for site in sites], sites)
     return _Plan(method, sites, configs, needs, measured, layers if unused is None else [], named)
 
@@ -193,7 +232,11 @@ def _shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, n
     shared, sites = plan.method.storage.shared, plan.sites
     if shared is None:
         return {}
-    return shared.init(plan.configs[0], [work.weighed(site.path, plan.method) for site in sites] if shared.reads_weights else sites, rng)
+    return shared.init(
+        plan.configs[0],
+        [work.weighed(site.path, plan.method) for site in sites] if shared.reads_weights else sites,
+        rng,
+    )
 
 
 def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Sequence[Site]) -> None:
@@ -202,28 +245,39 @@ def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Seque
         return
     left = left_out(model, sites)
     if any("experts" in name for name in left):
-        log.info("all-linear takes %d layers and leaves %s; all-experts takes the experts", len(sites),
-                 ", ".join(f"{name} ({count})" for name, count in sorted(left.items())))
+        log.info(
+            "all-linear takes %d layers and leaves %s; all-experts takes the experts",
+            len(sites),
+            ", ".join(f"{name} ({count})" for name, count in sorted(left.items())),
+        )
 
 
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
     """Checks that several methods of one adapter can be packed together, before one of them is trained."""
-    first, *rest = (MethodSites(plan.method, {site: (cfg, {}) for site, cfg in zip(plan.sites, plan.configs, strict=True)})
-                    for plan in plans)
+    first, *rest = (
+        MethodSites(
+            plan.method, {site: (cfg, {}) for site, cfg in zip(plan.sites, plan.configs, strict=True)}
+        )
+        for plan in plans
+    )
     taken = {site.path for site in first.adapters}
     for secondary in rest:
         require_combinable(name, first, secondary, taken)
         taken |= {site.path for site in secondary.adapters}
 
 
-def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:
+def attach(
+    model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True
+) -> nn.Module:
     """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
 
-    The model's own parameters are frozen; the pack's may be trained on. The labels of its head stand in the model's config while it is
-    active, so that pipelines show them. ``check_base=False`` leaves out the comparison of the model with
-    the base that the pack was made for, and the replay of the pack's canary: four forward passes over a few tokens, made where the model
-    is of the class that the canary was recorded on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it
-    was. A base that is quantized otherwise than in training is let pass with a ``UserWarning``, which says how far its logits are off.
+    The model's own parameters are frozen; the pack's may be trained on. The labels of its head stand in the
+    model's config while it is active, so that pipelines show them. ``check_base=False`` leaves out the
+    comparison of the model with the base that the pack was made for, and the replay of the pack's canary:
+    four forward passes over a few tokens, made where the model is of the class that the canary was recorded
+    on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it was. A base that
+    is quantized otherwise than in training is let pass with a ``UserWarning``, which says how far its logits
+    are off.
 
     Raises:
         BaseMismatch: the model is not the pack's base.
@@ -248,27 +302,51 @@ def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_c
         work.share(pack.method, shared)
         for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
             secondary = adapter.method.name != pack.method.name
-            site_params = {key: value for key, value in adapter.params.items() if secondary or key not in shared}
-            layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, site_params), secondary=secondary,
-                                 kind=adapter.site.kind)
+            site_params = {
+                key: value for key, value in adapter.params.items() if secondary or key not in shared
+            }
+            layer = work.adapter(
+                adapter.site.path,
+                adapter.method,
+                adapter.config,
+                partial(_stored, site_params),
+                secondary=secondary,
+                kind=adapter.site.kind,
+            )
             group = groups[adapter.site.path]
-            if (adapter.site.kind != layer._site.kind and not (is_linear(adapter.site) and is_linear(layer._site))
-                    and not may_be(pack, group, layer._site.kind)):
-                raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
-                                  found=layer._site.kind)
+            if (
+                adapter.site.kind != layer._site.kind
+                and not (is_linear(adapter.site) and is_linear(layer._site))
+                and not may_be(pack, group, layer._site.kind)
+            ):
+                raise Unsupported(
+                    "the pack was made for another kind of layer",
+                    where=adapter.site.path,
+                    expected=adapter.site.kind,
+                    found=layer._site.kind,
+                )
             require_certain(pack, group, layer._site)
             for side in ("out_features", "in_features"):
                 if getattr(adapter.site, side) not in {0, getattr(layer._site, side)}:
-                    raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
-                                       expected=getattr(adapter.site, side), found=getattr(layer._site, side))
+                    raise SiteNotFound(
+                        "a site has another shape in this model",
+                        where=f"{adapter.site.path}, {side}",
+                        expected=getattr(adapter.site, side),
+                        found=getattr(layer._site, side),
+                    )
             check_shapes(adapter.method, adapter.config, layer._site, site_params, pack.name)
-        labels = None if pack.manifest.task.labels is None else HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
+        labels = (
+            None
+            if pack.manifest.task.labels is None
+            else HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
+        )
         for path, params in pack.full().items():
             work.saved(path)._add(name, params, labels)
     if pack.method.limits.one_pass:
         lead(model, name)
     if check_base:
-        replayed = check_canary and (verdict is None or verdict.name != "variant")  # whose other bytes give other logits
+        # whose other bytes give other logits
+        replayed = check_canary and (verdict is None or verdict.name != "variant")
         _require_behaviour(model, pack, name, replayed)
     for _, module in base_modules(model):
         for parameter in module.parameters(recurse=False):
@@ -279,7 +357,9 @@ def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_c
 
 
 def _require_behaviour(model: nn.Module, pack: Pack, name: str, replayed: bool) -> None:
-    """Replays the canary, if it is to be, and warns of a base that is quantized otherwise; a pack that fails is taken out again."""
+    """Replays the canary, if it is to be, and warns of a base that is quantized otherwise; a pack that fails
+    is taken out again.
+    """
     try:
         error = verify_attached(model, pack, name) if replayed else None
     except BaseException as failure:
@@ -293,7 +373,8 @@ def _require_behaviour(model: nn.Module, pack: Pack, name: str, replayed: bool) 
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Takes one adapter (or all) out of ``model``; layers without adapters left are the original modules again.
+    """Takes one adapter (or all) out of ``model``; layers without adapters left are the original modules
+    again.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -324,8 +405,14 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     return model
 
 
-def _fresh(method: Method, cfg: Any, rng: np.random.Generator, calibration: Calibration | None, shared: Mapping[str, np.ndarray],
-           site: Site) -> Mapping[str, np.ndarray]:
+def _fresh(
+    method: Method,
+    cfg: Any,
+    rng: np.random.Generator,
+    calibration: Calibration | None,
+    shared: Mapping[str, np.ndarray],
+    site: Site,
+) -> Mapping[str, np.ndarray]:
     """What a site begins with; at a stack of matrices, what each of them begins with."""
     if not is_stacked(site.kind):
         return method.init(cfg, dataclasses.replace(site, calibration=calibration, shared=shared), rng)
@@ -340,10 +427,17 @@ def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.nda
 
 def _module_path(model: nn.Module, name: str) -> str:
     paths = [path for path, _ in base_modules(model) if path]
-    matches = [path for path in paths if path == name] or [path for path in paths if path.endswith(f".{name}")]
+    matches = [path for path in paths if path == name] or [
+        path for path in paths if path.endswith(f".{name}")
+    ]
     if len(matches) != 1:
-        raise SiteNotFound("modules_to_save must name one module each", found=f"{name!r}, which matches {', '.join(matches) or 'none'}",
-                           remedy="name the whole path" if matches else nearest(name, {path.rpartition(".")[2] for path in paths}))
+        raise SiteNotFound(
+            "modules_to_save must name one module each",
+            found=f"{name!r}, which matches {', '.join(matches) or 'none'}",
+            remedy="name the whole path"
+            if matches
+            else nearest(name, {path.rpartition(".")[2] for path in paths}),
+        )
     return matches[0]
 
 
@@ -352,5 +446,8 @@ def _refuse_taken(model: nn.Module, name: str) -> None:
     if not isinstance(name, str) or not name:
         raise AdapterpackError("an adapter needs a name", found=repr(name), expected="a text")
     if name in adapter_names(model):
-        raise AdapterpackError("the model already has an adapter of that name", where=name,
-                               remedy="choose another name, or detach it first")
+        raise AdapterpackError(
+            "the model already has an adapter of that name",
+            where=name,
+            remedy="choose another name, or detach it first",
+        )

@@ -43,11 +43,21 @@ class Work:
         self._begun[method.name] = shared
         self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
 
-    def adapter(self, path: str, method: Method, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False,
-                secondary: bool = False, kind: str = "") -> Adapted:
-        """The wrapper at a site with the new adapter in it; ``params`` maps the site, with its ``weight`` if wanted, to the parameters.
+    def adapter(
+        self,
+        path: str,
+        method: Method,
+        cfg: Any,
+        params: Callable[[Site], Mapping[str, np.ndarray]],
+        weight: bool = False,
+        secondary: bool = False,
+        kind: str = "",
+    ) -> Adapted:
+        """The wrapper at a site with the new adapter in it; ``params`` maps the site, with its ``weight`` if
+        wanted, to the parameters.
 
-        ``secondary``: the method is not the one that the adapter is named by. ``kind`` is that of the site in the adapter's pack.
+        ``secondary``: the method is not the one that the adapter is named by. ``kind`` is that of the site in
+        the adapter's pack.
         """
         wrapper = self._wrapper(path, method, kind)
         self.touched.append(wrapper)
@@ -66,7 +76,9 @@ class Work:
         return _with_weight(self._wrapper(path, method))
 
     def shape_of(self, group: Group, method: Method) -> tuple[int, ...]:
-        """The shape of the weight at a group's site, with its kernel; a width that the pack says stays, to be compared with the layer's."""
+        """The shape of the weight at a group's site, with its kernel; a width that the pack says stays, to be
+        compared with the layer's.
+        """
         site = self._wrapper(group.path, method, group.kind)._site
         return group.out_features or site.out_features, group.in_features or site.in_features, *site.kernel
 
@@ -77,14 +89,22 @@ class Work:
         return self._constants[id(value)][1]
 
     def _wrapper(self, path: str, method: Method, site_kind: str = "") -> Adapted:
-        """What holds adapters of the method there. A layer is of a kind that a weight can hold, unless a pack says another."""
+        """What holds adapters of the method there. A layer is of a kind that a weight can hold, unless a pack
+        says another.
+        """
         kind, wanted = KINDS[method.kind], (site_kind,) if unfoldable(site_kind) else ()
-        traits = dataclasses.replace(method.traits, layers=wanted or tuple(one for one in method.traits.layers if not unfoldable(one)))
+        traits = dataclasses.replace(
+            method.traits, layers=wanted or tuple(one for one in method.traits.layers if not unfoldable(one))
+        )
         outer = kind.at(self.model, path)
         if outer is self.model:
-            raise Unsupported("the model itself owns this parameter, and cannot be replaced inside itself", where=path,
-                              remedy="put the model into a container, such as nn.Sequential")
-        chain = [outer._base if isinstance(outer, SavedModule) else outer]  # a layer that another adapter has trained whole
+            raise Unsupported(
+                "the model itself owns this parameter, and cannot be replaced inside itself",
+                where=path,
+                remedy="put the model into a container, such as nn.Sequential",
+            )
+        # a layer that another adapter has trained whole
+        chain = [outer._base if isinstance(outer, SavedModule) else outer]
         while isinstance(chain[-1], Wrapper):
             chain.append(chain[-1]._base)
         module = chain[0 if kind.outermost else -1]
@@ -92,16 +112,31 @@ class Work:
             module = self.swaps[module]
             chain.append(module)
         for existing in chain:
-            if (isinstance(existing, Adapted) and isinstance(existing, kind.holder)
-                    and (existing._site.path == path or not existing._several)):
+            if (
+                isinstance(existing, Adapted)
+                and isinstance(existing, kind.holder)
+                and (existing._site.path == path or not existing._several)
+            ):
                 if existing._site.kind not in traits.layers and not is_linear(existing._site):
-                    raise Unsupported("another adapter changes this layer in another way", where=path, found=existing._site.kind,
-                                      expected=", ".join(traits.layers), remedy="detach it first")
+                    raise Unsupported(
+                        "another adapter changes this layer in another way",
+                        where=path,
+                        found=existing._site.kind,
+                        expected=", ".join(traits.layers),
+                        remedy="detach it first",
+                    )
                 return existing
         wrapper = kind.wrap(self.model, module, path, traits)
-        if any(isinstance(existing, AdaptedParameter) and not isinstance(wrapper, AdaptedParameter) for existing in chain):
-            raise Unsupported("another adapter changes a parameter of this layer, whose value the layer would not see", where=path,
-                              found=wrapper._site.kind, remedy="detach it first")
+        if any(
+            isinstance(existing, AdaptedParameter) and not isinstance(wrapper, AdaptedParameter)
+            for existing in chain
+        ):
+            raise Unsupported(
+                "another adapter changes a parameter of this layer, whose value the layer would not see",
+                where=path,
+                found=wrapper._site.kind,
+                remedy="detach it first",
+            )
         self.swaps[module] = wrapper
         return wrapper
 
@@ -118,7 +153,9 @@ class Work:
 
 @contextmanager
 def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
-    """Puts the wrappers made inside into the model when the block ends well; when it does not, the model is as it was."""
+    """Puts the wrappers made inside into the model when the block ends well; when it does not, the model is
+    as it was.
+    """
     work = Work(model, name)
     try:
         yield work
@@ -137,34 +174,59 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
 
 
 def _require_one_of_tied(model: nn.Module, work: Work) -> None:
-    """Checks that no head has an adapter of its own that changes what is tied, where it follows an embedding that has one, too."""
-    for table in (module for module in work.touched if isinstance(module, AdaptedTable) and work.name in module._names):
+    """Checks that no head has an adapter of its own that changes what is tied, where it follows an embedding
+    that has one, too.
+    """
+    for table in (
+        module for module in work.touched if isinstance(module, AdaptedTable) and work.name in module._names
+    ):
         for tied in _tied(model, table):
-            for own in (module for module in work.touched if isinstance(module, Adapted) and innermost(module) is tied):
+            for own in (
+                module for module in work.touched if isinstance(module, Adapted) and innermost(module) is tied
+            ):
                 if all(module._methods[work.name][0].traits.tied for module in (own, table)):
-                    raise Unsupported("the embedding and the output head are one weight, and the adapter changes each in its own way",
-                                      where=own._site.path, found=f"{table._site.path} and {own._site.path}",
-                                      remedy="load the base untied, or train the embedding alone, which its head follows")
+                    raise Unsupported(
+                        "the embedding and the output head are one weight, and the adapter changes each "
+                        "in its own way",
+                        where=own._site.path,
+                        found=f"{table._site.path} and {own._site.path}",
+                        remedy="load the base untied, or train the embedding alone, which its head follows",
+                    )
 
 
 def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
     """The output head and the other embeddings that have the table for their weight."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = head._base if isinstance(head, Adapted) else head
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table._base]
-    return [module for module in (head, *embeddings) if module is not None and _is_tied(module, innermost(table))]
+    embeddings = [
+        module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table._base
+    ]
+    return [
+        module for module in (head, *embeddings) if module is not None and _is_tied(module, innermost(table))
+    ]
 
 
 def _is_tied(module: nn.Module, table: nn.Module) -> bool:
-    """Whether two modules have one weight. Accelerate unties what it offloads: there their numbers are compared."""
+    """Whether two modules have one weight. Accelerate unties what it offloads: there their numbers are
+    compared.
+    """
     weight, table_weight = getattr(module, "weight", None), table.weight
-    if weight is None or weight is table_weight or weight.shape != table_weight.shape or not (weight.is_meta or table_weight.is_meta):
+    if (
+        weight is None
+        or weight is table_weight
+        or weight.shape != table_weight.shape
+        or not (weight.is_meta or table_weight.is_meta)
+    ):
         return bool(weight is table_weight)
-    return bool(torch.equal(*(tensor_of(owner, "weight", "the output head").to("cpu") for owner in (module, table))))
+    return bool(
+        torch.equal(*(tensor_of(owner, "weight", "the output head").to("cpu") for owner in (module, table)))
+    )
 
 
 def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
-    """Puts one module in another's place wherever it stands: a layer that is used at two places stays one layer."""
+    """Puts one module in another's place wherever it stands: a layer that is used at two places stays one
+    layer.
+    """
     for parent in list(model.modules()):
         for leaf, child in list(parent._modules.items()):
             new = child
@@ -177,7 +239,9 @@ def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
 
 
 def _called(*_: Any) -> None:
-    """A hook that does nothing: where there is one, torch's fused encoder calls its layers instead of reading their weights."""
+    """A hook that does nothing: where there is one, torch's fused encoder calls its layers instead of reading
+    their weights.
+    """
 
 
 def is_linear(site: Site) -> bool:
@@ -186,10 +250,14 @@ def is_linear(site: Site) -> bool:
 
 
 def derived_of(wrapper: Adapted, name: str, params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What follows from the stored parameters of an adapter at a site, if these are ``params``, for a method that has such a thing."""
+    """What follows from the stored parameters of an adapter at a site, if these are ``params``, for a method
+    that has such a thing.
+    """
     method, cfg = wrapper._methods[name]
     assert method.storage.derived is not None
-    made = method.storage.derived(cfg, {key: as_numpy(value) for key, value in params.items()}, _with_weight(wrapper))
+    made = method.storage.derived(
+        cfg, {key: as_numpy(value) for key, value in params.items()}, _with_weight(wrapper)
+    )
     return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in made.items()}
 
 
@@ -197,4 +265,6 @@ def _with_weight(wrapper: Adapted) -> Site:
     """The site with its weight and bias, float32."""
     stored, bias = wrapper._stored
     weight = to_matrix(wrapper._site.kind, as_numpy(stored))
-    return dataclasses.replace(wrapper._site, weight=weight, base_bias=None if bias is None else as_numpy(bias))
+    return dataclasses.replace(
+        wrapper._site, weight=weight, base_bias=None if bias is None else as_numpy(bias)
+    )

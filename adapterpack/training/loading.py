@@ -30,7 +30,9 @@ _HELD = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def stored_dtype(folder: Path) -> str:
-    """The dtype of most numbers of a base that are float32, float16 or bfloat16, by torch's name; float32 where there are none."""
+    """The dtype of most numbers of a base that are float32, float16 or bfloat16, by torch's name; float32
+    where there are none.
+    """
     counts: Counter[str] = Counter()
     for info in Checkpoint(folder).stored.values():
         if info.dtype in _HELD:
@@ -38,23 +40,33 @@ def stored_dtype(folder: Path) -> str:
     return max(counts, key=counts.__getitem__, default="float32")
 
 
-def load_model(task: Task, folder: Path, labels: Sequence[str] | None = None, seed: int = 0, dtype: str = "float32") -> Any:
+def load_model(
+    task: Task, folder: Path, labels: Sequence[str] | None = None, seed: int = 0, dtype: str = "float32"
+) -> Any:
     """The task's model on a base, in ``dtype``; a new head, where there is one, is drawn from ``seed``."""
     return loaded(task, folder, labels, seed, dtype)[0]
 
 
 def loaded(
-    task: Task, folder: Path, labels: Sequence[str] | None = None, seed: int = 0, dtype: str = "float32", quantization: Any = None,
+    task: Task,
+    folder: Path,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    quantization: Any = None,
     problem: str | None = None,
 ) -> tuple[Any, list[str]]:
-    """The model, and the paths of the modules whose parameters the checkpoint does not hold; ``quantization`` is transformers' config,
-    ``problem`` what a head's logits are for.
+    """The model, and the paths of the modules whose parameters the checkpoint does not hold; ``quantization``
+    is transformers' config, ``problem`` what a head's logits are for.
     """
     settings: dict[str, Any] = {}
     if labels:
-        settings = {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
-                    "label2id": {label: i for i, label in enumerate(labels)},
-                    "problem_type": problem if problem in MARKED else None}
+        settings = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": problem if problem in MARKED else None,
+        }
     config = load_config(folder, task, **settings)
     require_class(task, config, folder)
     # a base that came with a head for other labels gets a new one
@@ -62,9 +74,17 @@ def loaded(
     if quantization is not None:
         options["quantization_config"] = quantization
     torch.manual_seed(seed)
-    with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder):  # that a head is new is the point, not news
-        model, report = _auto_class(task).from_pretrained(folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True,
-                                                         trust_remote_code=False, use_safetensors=True, **options)
+    # that a head is new is the point, not news
+    with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder):
+        model, report = _auto_class(task).from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
     separate_rows(model)
     if _tells_padding_by_id(model):
         _name_padding(model.config.get_text_config(), folder)
@@ -72,8 +92,13 @@ def loaded(
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
-        raise Unsupported("the checkpoint holds less than half of the task's model", where=folder, found=type(model).__name__,
-                          expected=f"weights such as {min(new)}", remedy="name a base of that architecture")
+        raise Unsupported(
+            "the checkpoint holds less than half of the task's model",
+            where=folder,
+            found=type(model).__name__,
+            expected=f"weights such as {min(new)}",
+            remedy="name a base of that architecture",
+        )
     return model, sorted({name.rpartition(".")[0] for name in new})
 
 
@@ -113,7 +138,8 @@ def _fill_padding(
 
 
 def load_config(folder: Path, task: Task | None = None, **settings: Any) -> Any:
-    """What transformers makes of a base's configuration, with a task's settings in it. Nothing of the base runs.
+    """What transformers makes of a base's configuration, with a task's settings in it. Nothing of the base
+    runs.
 
     Raises:
         FormatError: the configuration is damaged, or describes another model than the checkpoint's.
@@ -122,10 +148,15 @@ def load_config(folder: Path, task: Task | None = None, **settings: Any) -> Any:
     require_harmless(folder)
     require_fitting(folder)
     if os.path.lexists(adapter := folder / _ADAPTER):
-        raise Unsupported("an adapter lies in the base's folder, and transformers would load it with the base", where=adapter,
-                          remedy="move it to a folder of its own")
+        raise Unsupported(
+            "an adapter lies in the base's folder, and transformers would load it with the base",
+            where=adapter,
+            remedy="move it to a folder of its own",
+        )
     with quiet_transformers(), _loading_errors("configuration", folder):
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **({} if task is None else task.config), **settings)
+        return transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, **({} if task is None else task.config), **settings
+        )
 
 
 def empty_model(folder: Path, task: Task) -> Any:
@@ -149,8 +180,14 @@ def require_class(task: Task, config: Any, folder: Path) -> None:
     if type(config) not in _auto_class(task)._model_mapping:
         names = getattr(config, "architectures", None) or [None]
         own = type_of(names[0] if isinstance(names[0], str) else None, config.to_dict())
-        raise Unsupported("this base has no model for the task", where=folder, expected=f"a base for {task.name}", found=config.model_type,
-                          remedy="choose another base" + ("" if own in {NO_TASK, task.name} else f", or the base's own task, {own}"))
+        raise Unsupported(
+            "this base has no model for the task",
+            where=folder,
+            expected=f"a base for {task.name}",
+            found=config.model_type,
+            remedy="choose another base"
+            + ("" if own in {NO_TASK, task.name} else f", or the base's own task, {own}"),
+        )
 
 
 def _auto_class(task: Task) -> Any:
@@ -176,7 +213,8 @@ def load_tokenizer(source: str | Path) -> Any:
         require_bounded_load(read_bytes(path, MAX_TOKENIZER), path)
     with _loading_errors("tokenizer", folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    files = tokenizer.vocab_files_names.values()  # without any of them some classes make a tokenizer that knows no word
+    # without any of them some classes make a tokenizer that knows no word
+    files = tokenizer.vocab_files_names.values()
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
         raise _no_tokenizer(folder)
     return bounded(tokenizer, folder)
@@ -187,8 +225,12 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "*.bpe")
 
 
 def _no_tokenizer(folder: Path) -> StorageError:
-    return StorageError("the base has no tokenizer", where=folder, expected="tokenizer.json",
-                        remedy="save one with it: tokenizer.save_pretrained(folder), or name a base that has one")
+    return StorageError(
+        "the base has no tokenizer",
+        where=folder,
+        expected="tokenizer.json",
+        remedy="save one with it: tokenizer.save_pretrained(folder), or name a base that has one",
+    )
 
 
 @contextlib.contextmanager
@@ -200,8 +242,11 @@ def _loading_errors(what: str, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__
-        raise FormatError(f"the base's {what} cannot be loaded: {reason}", where=folder,
-                          remedy="fetch the base again from where it came") from error
+        raise FormatError(
+            f"the base's {what} cannot be loaded: {reason}",
+            where=folder,
+            remedy="fetch the base again from where it came",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
-"""Bounds what a base's configuration can make a library build: a model is hardly larger than the checkpoint that it is for.
+"""Bounds what a base's configuration can make a library build: a model is hardly larger than the checkpoint
+that it is for.
 
-Numbers of a configuration cost nothing to write: a million layers, or a width of 10^9, would take all memory before a weight is read.
+Numbers of a configuration cost nothing to write: a million layers, or a width of 10^9, would take all memory
+before a weight is read.
 """
 
 from __future__ import annotations
@@ -22,17 +24,23 @@ from ..base.quantization import declared
 from ..errors import FormatError
 
 _COUNTS = re.compile(r"((?:^n|^num|_n|_num)_layer|layers|experts|blocks|depths?|labels)$")
-"""Keys that say how many parts a model has: classes of transformers make lists of that length. One that ends in ``layer`` says which."""
+"""Keys that say how many parts a model has: classes of transformers make lists of that length. One that ends
+in ``layer`` says which.
+"""
 _MOST = {"labels": 100_000}
 """Of what there may be so many; of all else, :data:`_MOST_PARTS`."""
 _MOST_PARTS = 1000
 _POSITIONS = re.compile(r"(position_embeddings|positions|sequence_length|seq_length|seq_len)$")
-"""Keys that say how long a text may be: tables are computed of that length, which no weight shows where positions are rotated."""
+"""Keys that say how long a text may be: tables are computed of that length, which no weight shows where
+positions are rotated.
+"""
 _LEAST_POSITIONS = 1 << 20
 _SMALL = 32 << 20
 """Numbers that a model may have whatever its checkpoint holds: tables of positions, masks, new heads."""
 _TIMES = 4
-"""How many times as many as its checkpoint it may have beyond that: loading registers each twice, and half of them may be new."""
+"""How many times as many as its checkpoint it may have beyond that: loading registers each twice, and half of
+them may be new.
+"""
 _PACKED = 8
 """Numbers of a model that a stored byte of a quantized weight may stand for."""
 _MODULES = 50_000
@@ -49,7 +57,8 @@ def require_fitting(folder: Path) -> None:
         if part := _COUNTS.search(key):
             most = _MOST.get(part[1], _MOST_PARTS)
             for count in value if isinstance(value, list) else [value]:
-                least = -math.inf if isinstance(value, list) else -1  # of several, negative ones are places, counted from the end
+                # of several, negative ones are places, counted from the end
+                least = -math.inf if isinstance(value, list) else -1
                 if type(count) is int and not least <= count <= most:
                     raise _too_large(f"{path}#{key}", f"at most {most}", _short(count))
 
@@ -79,12 +88,18 @@ def bounded_build(folder: Path) -> Iterator[None]:
         else:
             numbers += value.numel()
         if numbers > most or parts > modules:
-            raise _too_large(folder / CONFIG, f"a model of about the {held:,} numbers of the checkpoint",
-                             f"{type(module).__name__}.{name}, by which it has more than {min(numbers, most):,}")
+            raise _too_large(
+                folder / CONFIG,
+                f"a model of about the {held:,} numbers of the checkpoint",
+                f"{type(module).__name__}.{name}, by which it has more than {min(numbers, most):,}",
+            )
 
     with ExitStack() as registered:
-        for register in (hooks.register_module_parameter_registration_hook, hooks.register_module_buffer_registration_hook,
-                         hooks.register_module_module_registration_hook):
+        for register in (
+            hooks.register_module_parameter_registration_hook,
+            hooks.register_module_buffer_registration_hook,
+            hooks.register_module_module_registration_hook,
+        ):
             registered.callback(register(count).remove)
         yield
 
@@ -94,5 +109,10 @@ def _short(number: int) -> str:
 
 
 def _too_large(where: object, expected: str, value: str) -> FormatError:
-    return FormatError("the configuration describes a model far larger than the checkpoint", where=where, expected=expected, found=value,
-                       remedy="fetch the base again from where it came")
+    return FormatError(
+        "the configuration describes a model far larger than the checkpoint",
+        where=where,
+        expected=expected,
+        found=value,
+        remedy="fetch the base again from where it came",
+    )

@@ -19,8 +19,10 @@ from .unused import unused_of
 
 
 class Parts(NamedTuple):
-    """One adapter out of a model, as a pack stores it: its method, site -> (config, parameters) in their final form, the same of
-    secondary methods, the parameters that all sites share, and path -> parameters of modules that were trained whole."""
+    """One adapter out of a model, as a pack stores it: its method, site -> (config, parameters) in their
+    final form, the same of secondary methods, the parameters that all sites share, and path -> parameters of
+    modules that were trained whole.
+    """
 
     method: Method
     adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
@@ -41,19 +43,28 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     adapted = [module for module in wrappers if isinstance(module, Adapted)]
     adapted = [module for module in adapted if module._site.path not in unused]
     if not adapted:
-        raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
-                          remedy="keep the pack that it came from")
+        raise Unsupported(
+            "this adapter changes no layer by a method, so its method is not known here",
+            where=name,
+            remedy="keep the pack that it came from",
+        )
     order = path_order(model)  # of the wrappers of one module, the last one stands outside
     adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
-    method = next((module for module in adapted if name not in module._secondary), adapted[0])._methods[name][0]
+    method = next((module for module in adapted if name not in module._secondary), adapted[0])._methods[name][
+        0
+    ]
     sites_by_method: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
     methods: dict[str, Method] = {}
     for module in adapted:
         site_method, cfg = module._methods[name]
         methods[site_method.name] = site_method
         part, to_stored = (cfg, module._params(name)), site_method.storage.to_stored
-        sites_by_method.setdefault(site_method.name, {})[module._site] = part if to_stored is None else to_stored(*part, module._site)
+        sites_by_method.setdefault(site_method.name, {})[module._site] = (
+            part if to_stored is None else to_stored(*part, module._site)
+        )
     shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
-    secondary = [MethodSites(methods[name], sites) for name, sites in sites_by_method.items() if name != method.name]
+    secondary = [
+        MethodSites(methods[name], sites) for name, sites in sites_by_method.items() if name != method.name
+    ]
     full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
     return Parts(method, sites_by_method[method.name], secondary, shared, full)

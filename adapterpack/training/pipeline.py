@@ -35,25 +35,30 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (), progress: Shown | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    overrides: Iterable[str] = (),
+    progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes, and writes a pack for each.
 
-    Several adapters of one base are trained in turns, a step of each in their order, over one base in memory; each to the pack that it
-    would be alone. While a run lasts its checkpoints are in ``OUTPUT_DIR.checkpoints``; the same call goes on from the last one after an
-    interrupt or a crash, to the same pack. Under ``torchrun`` or ``accelerate launch`` the first process writes; the packs of the others
+    Several adapters of one base are trained in turns, a step of each in their order, over one base in memory;
+    each to the pack that it would be alone. While a run lasts its checkpoints are in
+    ``OUTPUT_DIR.checkpoints``; the same call goes on from the last one after an interrupt or a crash, to the
+    same pack. Under ``torchrun`` or ``accelerate launch`` the first process writes; the packs of the others
     are in memory alone, and several adapters are trained one after the other.
 
     Args:
         config: a YAML file, a mapping or a :class:`TrainConfig`.
         overrides: ``key=value`` texts.
         progress: called after each step with how far the training is.
-        rewards: functions that score answers, for ``trainer: grpo``: of ``completions``, ``prompts`` and the rows' other columns.
+        rewards: functions that score answers, for ``trainer: grpo``: of ``completions``, ``prompts`` and the
+            rows' other columns.
 
     Raises:
         ConfigError: an unknown key, a wrong value, or data of no known form.
-        OutputExists: an output folder is taken, or checkpoints of another run lie beside it; found before anything is trained.
+        OutputExists: an output folder is taken, or checkpoints of another run lie beside it; found before
+            anything is trained.
         StorageError: a data file or the base is missing; found before anything is trained.
         NonFinite: training diverged.
         NothingToDo: the adapter would act in no row.
@@ -66,13 +71,19 @@ def train(
     for run_config in configs:
         refuse_existing(Path(run_config.output_dir), "output_dir=...")
     for group in _groups(configs):
-        written = _together(group, progress, rewards) if len(group) > 1 else [train_one(group[0], progress, rewards)[0]]
+        written = (
+            _together(group, progress, rewards)
+            if len(group) > 1
+            else [train_one(group[0], progress, rewards)[0]]
+        )
         packs |= zip((one.output_dir for one in group), written, strict=True)
     return [packs[one.output_dir] for one in configs]
 
 
 def checked_configs(
-    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (), rewards: Sequence[Reward] = ()
+    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    overrides: Iterable[str] = (),
+    rewards: Sequence[Reward] = (),
 ) -> list[TrainConfig]:
     """The configurations of a run's adapters, after all that can be checked before a model is loaded.
 
@@ -105,20 +116,31 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
     if not kind.rows:
         training_of(task, kind)
     elif config.group_by_length:
-        raise ConfigError(f"the trainer {kind.name} cannot group rows by their length", where="group_by_length", remedy="leave it out")
+        raise ConfigError(
+            f"the trainer {kind.name} cannot group rows by their length",
+            where="group_by_length",
+            remedy="leave it out",
+        )
 
 
-def train_one(config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = ()) -> tuple[Pack, Any]:
-    """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in it."""
+def train_one(
+    config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = ()
+) -> tuple[Pack, Any]:
+    """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in
+    it.
+    """
     done = trained(config, progress, rewards)
     return packed(done), done.ready.model
 
 
-def _together(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward]) -> list[Pack]:
-    """Trains several adapters in turns, a step of each in their order, over bases that are in memory once; packs them when all are trained.
+def _together(
+    configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward]
+) -> list[Pack]:
+    """Trains several adapters in turns, a step of each in their order, over bases that are in memory once;
+    packs them when all are trained.
 
-    Each has its own model, whose modules hold the base's parameters with those of the others, its own optimizer, data, and random numbers:
-    it gets the bytes that it would get alone.
+    Each has its own model, whose modules hold the base's parameters with those of the others, its own
+    optimizer, data, and random numbers: it gets the bytes that it would get alone.
     """
     stopping, bases, done = Stopping(), SharedBases(), list[Trained]()
 
@@ -140,8 +162,13 @@ def _together(configs: Sequence[TrainConfig], progress: Shown | None, rewards: S
 
 
 def _groups(configs: Sequence[TrainConfig]) -> list[list[TrainConfig]]:
-    """The configurations that are trained together: those of one base, held in one way; each by itself where processes share a model."""
-    launched = any(os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true" for engine in ("FSDP", "DEEPSPEED"))
+    """The configurations that are trained together: those of one base, held in one way; each by itself where
+    processes share a model.
+    """
+    launched = any(
+        os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+        for engine in ("FSDP", "DEEPSPEED")
+    )
     if launched or PartialState().num_processes > 1:
         return [[config] for config in configs]
     groups: dict[tuple[object, ...], list[TrainConfig]] = {}

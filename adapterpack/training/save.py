@@ -63,10 +63,10 @@ def save(
 ) -> Pack:
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
-    ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
-    to be claimed of the training, besides the versions of the libraries; ``parents`` are packs that it went on from. The pack carries the
-    fingerprint of the base and how that was quantized, the digests of its tokenizer, and a canary for models that take token ids, images
-    or speech.
+    ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the
+    folder's; ``training`` is what is to be claimed of the training, besides the versions of the libraries;
+    ``parents`` are packs that it went on from. The pack carries the fingerprint of the base and how that was
+    quantized, the digests of its tokenizer, and a canary for models that take token ids, images or speech.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -79,8 +79,11 @@ def save(
     require_unmerged(model)
     names = adapter_names(model)
     if adapter is None and len(names) != 1:
-        raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none",
-                               remedy="name one with adapter=")
+        raise AdapterpackError(
+            "the model holds several adapters or none",
+            found=", ".join(names) or "none",
+            remedy="name one with adapter=",
+        )
     chosen = adapter or names[0]
     parts = parts_of(model, chosen)
     task, checkpoint = _task(model), _checkpoint(model, base)
@@ -92,13 +95,23 @@ def save(
         secondary=parts.secondary,
         shared=parts.shared,
         full=parts.full,
-        task=m.Task(task, None if getattr(model, "config", None) is None else type(model).__name__, None if head is None else head.names),
+        task=m.Task(
+            task,
+            None if getattr(model, "config", None) is None else type(model).__name__,
+            None if head is None else head.names,
+        ),
         problem=None if head is None else head.problem,
         base=_base(model, checkpoint),
         weights=_weights(model, parts, checkpoint),
         canary=make_canary(model, chosen),
-        training={"framework_versions": {"adapterpack": VERSION, "torch": str(torch.__version__), "transformers": version("transformers")},
-                  **(training or {})},
+        training={
+            "framework_versions": {
+                "adapterpack": VERSION,
+                "torch": str(torch.__version__),
+                "transformers": version("transformers"),
+            },
+            **(training or {}),
+        },
         metrics=metrics,
         lineage=descended("train", parents, {}) if parents else None,
         base_quantization=quantization_of(model),
@@ -116,15 +129,22 @@ def save(
 def _require_held(pack: Pack, drawn: list[str]) -> None:
     """Checks that no adapter is one of weights that no file holds: the pack could be attached nowhere."""
     for group in pack.manifest.groups:
-        if group.role == "adapter" and any(group.path == path or group.path.startswith(f"{path}.") for path in drawn):
-            raise SiteNotFound("the adapter changes a module that the base does not hold, so the pack could never be attached",
-                               where=f"pack '{pack.name}'", found=group.path,
-                               remedy="train such modules whole: modules_to_save of the config names them")
+        if group.role == "adapter" and any(
+            group.path == path or group.path.startswith(f"{path}.") for path in drawn
+        ):
+            raise SiteNotFound(
+                "the adapter changes a module that the base does not hold, so the pack could never be "
+                "attached",
+                where=f"pack '{pack.name}'",
+                found=group.path,
+                remedy="train such modules whole: modules_to_save of the config names them",
+            )
 
 
 def _task(model: nn.Module) -> str:
-    """The task that the model's class was made for: none of a plain module, nor of one that gives features of something else than texts
-    and pictures."""
+    """The task that the model's class was made for: none of a plain module, nor of one that gives features of
+    something else than texts and pictures.
+    """
     config = getattr(model, "config", None)
     if config is None:
         return NO_TASK
@@ -141,7 +161,8 @@ def _own_labels(model: nn.Module, task: str, head: bool) -> HeadLabels | None:
 
 
 def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
-    """Checks that ``model`` holds the base that ``pack`` was made for: by the checkpoint it came from, else by its own tensors.
+    """Checks that ``model`` holds the base that ``pack`` was made for: by the checkpoint it came from, else
+    by its own tensors.
 
     Returns what is known of it, or None where the pack says nothing of its base.
 
@@ -163,9 +184,16 @@ def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkp
 
 def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
     """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
-    sites = [site for adapters in (parts.adapters, *(guest.adapters for guest in parts.secondary)) for site in adapters]
-    paths: dict[str, str | None] = {site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
-                                    for site in sites if is_module(site.path)}
+    sites = [
+        site
+        for adapters in (parts.adapters, *(guest.adapters for guest in parts.secondary))
+        for site in adapters
+    ]
+    paths: dict[str, str | None] = {
+        site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
+        for site in sites
+        if is_module(site.path)
+    }
     paths |= {path: f"{path}.weight" for path in parts.full}
     if checkpoint is None:
         return paths
@@ -180,8 +208,17 @@ def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
     config = getattr(model, "config", None)
     fingerprint = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
     name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
-    return m.Base(name, commit, getattr(config, "model_type", None), fingerprint.structure, fingerprint.content,
-                  _architecture(checkpoint) if checkpoint else type(model).__name__, _dims(config), fingerprint.files, fingerprint.probe)
+    return m.Base(
+        name,
+        commit,
+        getattr(config, "model_type", None),
+        fingerprint.structure,
+        fingerprint.content,
+        _architecture(checkpoint) if checkpoint else type(model).__name__,
+        _dims(config),
+        fingerprint.files,
+        fingerprint.probe,
+    )
 
 
 def _architecture(checkpoint: Checkpoint) -> str | None:
@@ -191,19 +228,31 @@ def _architecture(checkpoint: Checkpoint) -> str | None:
 
 
 def _dims(config: Any) -> Dims | None:
-    """The sizes in the model's configuration, under the names that transformers has for every architecture."""
-    names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "vocab": "vocab_size"}
+    """The sizes in the model's configuration, under the names that transformers has for every
+    architecture.
+    """
+    names = {
+        "hidden": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "vocab": "vocab_size",
+    }
     sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
     dims = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
     return None if dims == Dims() else dims
 
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
-    """The fingerprint of a model that came from no checkpoint: that of the checkpoint which it would give, tied weights once."""
+    """The fingerprint of a model that came from no checkpoint: that of the checkpoint which it would give,
+    tied weights once.
+    """
     tensors, taken = [], set()
     for path, module in base_modules(model):
         passing = module._non_persistent_buffers_set
-        values_by_leaf = [*module._parameters.items(), *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing)]
+        values_by_leaf = [
+            *module._parameters.items(),
+            *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing),
+        ]
         for leaf, value in values_by_leaf:
             if value is None or id(value) in taken:
                 continue
@@ -211,5 +260,12 @@ def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
             value = tensor_of(module, leaf, f"{path}.{leaf}")  # noqa: PLW2901 - the same one, in memory
             raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             name = str(value.dtype).removeprefix("torch.")
-            tensors.append((f"{path}.{leaf}".lstrip("."), DTYPE_NAMES.get(name, name), tuple(value.shape), memoryview(raw)))
+            tensors.append(
+                (
+                    f"{path}.{leaf}".lstrip("."),
+                    DTYPE_NAMES.get(name, name),
+                    tuple(value.shape),
+                    memoryview(raw),
+                )
+            )
     return fp.in_memory(tensors)

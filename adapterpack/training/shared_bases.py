@@ -17,8 +17,8 @@ from .loading import loaded
 class SharedBases:
     """Models over bases that are in memory once: each has modules of its own, which hold the same parameters.
 
-    These are frozen while adapters are trained, and whoever moves them moves them for all. Buffers, which a model may change when it is
-    called, are each model's own.
+    These are frozen while adapters are trained, and whoever moves them moves them for all. Buffers, which a
+    model may change when it is called, are each model's own.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,17 @@ class SharedBases:
         self._held: dict[tuple[Any, ...], dict[str, nn.Parameter]] = {}
 
     def loaded(
-        self, task: Task, folder: Path, labels: Sequence[str] | None = None, *, dtype: str, quantization: Any, problem: str | None
+        self,
+        task: Task,
+        folder: Path,
+        labels: Sequence[str] | None = None,
+        *,
+        dtype: str,
+        quantization: Any,
+        problem: str | None,
     ) -> tuple[Any, list[str]]:
-        """As :func:`adapterpack.training.loading.loaded`. A model of the same task and labels is copied; of another one, what is equal is
-        kept once it is loaded.
+        """As :func:`adapterpack.training.loading.loaded`. A model of the same task and labels is copied; of
+        another one, what is equal is kept once it is loaded.
         """
         base = folder, dtype, repr(quantization)
         key = *base, task.name, tuple(labels or ()), problem
@@ -42,7 +49,9 @@ class SharedBases:
 
 
 def _share(model: Any, held: dict[str, nn.Parameter]) -> None:
-    """Puts the parameters that are ``held`` in the place of equal ones of the same name, and adds the others to them."""
+    """Puts the parameters that are ``held`` in the place of equal ones of the same name, and adds the others
+    to them.
+    """
     instead: dict[int, nn.Parameter] = {}
     prefix = f"{model.base_model_prefix}."
     for name, value in model.named_parameters():
@@ -57,6 +66,12 @@ def _share(model: Any, held: dict[str, nn.Parameter]) -> None:
 
 def _equal(one: nn.Parameter, other: nn.Parameter) -> bool:
     """Whether two parameters are of one class and hold the same numbers, wherever they are."""
-    if type(one) is not type(other) or one.shape != other.shape or one.dtype != other.dtype or one.is_meta or other.is_meta:
+    if (
+        type(one) is not type(other)
+        or one.shape != other.shape
+        or one.dtype != other.dtype
+        or one.is_meta
+        or other.is_meta
+    ):
         return False
     return bool(torch.equal(one.detach(), other.detach().to(one.device)))

@@ -64,15 +64,25 @@ def _spanning(path: str, module: Any) -> Site | None:
     site = _conv(path, module)
     if site is None or site.kind != "grouped_conv":
         return None
-    return replace(site, kind="spanning_conv", in_features=site.in_features * module.groups, stack=module.groups)
+    return replace(
+        site, kind="spanning_conv", in_features=site.in_features * module.groups, stack=module.groups
+    )
 
 
 def _embedding(path: str, module: Any) -> Site | None:
-    return Site(path, module.num_embeddings, module.embedding_dim, "embedding") if is_plain_embedding(module) else None
+    return (
+        Site(path, module.num_embeddings, module.embedding_dim, "embedding")
+        if is_plain_embedding(module)
+        else None
+    )
 
 
 def _table(path: str, module: Any) -> Site | None:
-    return Site(path, module.embedding_dim, module.num_embeddings, "table") if is_plain_embedding(module) else None
+    return (
+        Site(path, module.embedding_dim, module.num_embeddings, "table")
+        if is_plain_embedding(module)
+        else None
+    )
 
 
 def _norm(path: str, module: Any) -> Site | None:
@@ -85,24 +95,31 @@ def _norm(path: str, module: Any) -> Site | None:
 Maker = Callable[[str, Any], Site | None]
 LAYERS: dict[type[nn.Module] | str, tuple[Maker, ...]] = {
     nn.Linear: (_linear,),
-    "transformers.pytorch_utils.Conv1D": (lambda path, module: Site(path, module.nx, module.nf, "transposed", True),),
+    "transformers.pytorch_utils.Conv1D": (
+        lambda path, module: Site(path, module.nx, module.nf, "transposed", True),
+    ),
     nn.Embedding: (_embedding, _table),
     **dict.fromkeys(CONVOLUTIONS, (_conv, _spanning)),
 }
-"""Layer class -> the sites that it can be, each None where it does more than such a layer; a class of a library that need not be there by
-its name. A method takes the first of a kind that it supports. Norms have no class in common (:func:`~.norms.is_norm`); a class that is
-neither cannot be adapted but in its bare parameters."""
+"""Layer class -> the sites that it can be, each None where it does more than such a layer; a class of a
+library that need not be there by its name. A method takes the first of a kind that it supports. Norms have no
+class in common (:func:`~.norms.is_norm`); a class that is neither cannot be adapted but in its bare
+parameters.
+"""
 
 
 BYPASSED: tuple[type[nn.Module], ...] = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
-"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an adapter there would do nothing,
-so it goes to the owner, around the parameter."""
+"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an
+adapter there would do nothing, so it goes to the owner, around the parameter.
+"""
 
 _NEVER_CALLED = (nn.ParameterList, nn.ParameterDict)
 
 
 def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
-    """The site of a layer, of one of the kinds ``layers`` if it can be, or None if it is no layer that can be adapted."""
+    """The site of a layer, of one of the kinds ``layers`` if it can be, or None if it is no layer that can be
+    adapted.
+    """
     if isinstance(module, BYPASSED):
         return None
     classes = type(module).__mro__
@@ -113,9 +130,11 @@ def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | N
 
 
 def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
-    """The parameters that a module, no layer of the table, owns and multiplies by: matrices, and stacks of them.
+    """The parameters that a module, no layer of the table, owns and multiplies by: matrices, and stacks of
+    them.
 
-    A stack is ``[n, out, in]``, or ``[n, in, out]`` where the module says that it ``is_transposed``, as fused experts do.
+    A stack is ``[n, out, in]``, or ``[n, in, out]`` where the module says that it ``is_transposed``, as fused
+    experts do.
     """
     if isinstance(module, (*BYPASSED, *_NEVER_CALLED)):
         return
@@ -129,7 +148,9 @@ def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
         shape = None if kind is None else matrix_shape(kind, value.shape)
         if kind is not None and shape is not None:
             out, width = shape
-            yield Site(f"{path}.{leaf}".lstrip("."), width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1)
+            yield Site(
+                f"{path}.{leaf}".lstrip("."), width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1
+            )
 
 
 _LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
@@ -147,8 +168,11 @@ class Every(NamedTuple):
 
 def _experts(model: nn.Module) -> tuple[str, ...]:
     """The beginnings of paths in experts, which their owner or their class calls so."""
-    return tuple(f"{path}." for path, module in base_modules(model)
-                 if path.rpartition(".")[2] == _EXPERTS or _EXPERTS in type(module).__name__.lower())
+    return tuple(
+        f"{path}."
+        for path, module in base_modules(model)
+        if path.rpartition(".")[2] == _EXPERTS or _EXPERTS in type(module).__name__.lower()
+    )
 
 
 def language_part(model: nn.Module) -> tuple[str, ...]:
@@ -159,14 +183,21 @@ def language_part(model: nn.Module) -> tuple[str, ...]:
     return ("",) if whole or not path else (f"{path}.",)
 
 
-ALL = {"all-linear": Every(_LINEAR), "all-norm": Every(("norm",)),
-       "all-experts": Every((*_STACKED, *_LINEAR), _experts), "all-language": Every(_LINEAR, language_part)}
+ALL = {
+    "all-linear": Every(_LINEAR),
+    "all-norm": Every(("norm",)),
+    "all-experts": Every((*_STACKED, *_LINEAR), _experts),
+    "all-language": Every(_LINEAR, language_part),
+}
 """What ``targets`` may say for every layer of a kind."""
 
 
-def site_at(path: str, module: nn.Module, layers: Sequence[str] = (), is_parameter: bool = False) -> Site | None:
-    """The site of that path, which is the module's or, if the module is no layer or ``is_parameter``, that of a parameter in it; None where
-    there is none."""
+def site_at(
+    path: str, module: nn.Module, layers: Sequence[str] = (), is_parameter: bool = False
+) -> Site | None:
+    """The site of that path, which is the module's or, if the module is no layer or ``is_parameter``, that of
+    a parameter in it; None where there is none.
+    """
     layer = None if is_parameter else _layer(path, module, layers)
     if layer is not None:
         return layer
@@ -176,21 +207,35 @@ def site_at(path: str, module: nn.Module, layers: Sequence[str] = (), is_paramet
 
 
 def targetable_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[Site]]:
-    """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers`` where they can be."""
+    """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers``
+    where they can be.
+    """
     sites: dict[str, list[Site]] = {}
     for path, module in base_modules(model):
         site = _layer(path, module, layers)
         parameters = [] if site is not None else list(_parameters(path, module))
         if path:
-            sites[path] = [site] if site is not None else parameters if isinstance(module, nn.MultiheadAttention) else []
+            sites[path] = (
+                [site]
+                if site is not None
+                else parameters
+                if isinstance(module, nn.MultiheadAttention)
+                else []
+            )
         sites |= {parameter.path: [parameter] for parameter in parameters}
     return sites
 
 
 def attachable_sites(model: nn.Module) -> dict[str, list[Site]]:
-    """As :func:`targetable_sites`, and the matrices of layers under the parameters' own paths: PEFT adapts these, too."""
-    layers = {site.path: [site] for path, module in base_modules(model) if path and _layer(path, module) is not None
-              for site in _parameters(path, module)}
+    """As :func:`targetable_sites`, and the matrices of layers under the parameters' own paths: PEFT adapts
+    these, too.
+    """
+    layers = {
+        site.path: [site]
+        for path, module in base_modules(model)
+        if path and _layer(path, module) is not None
+        for site in _parameters(path, module)
+    }
     return {**layers, **targetable_sites(model)}
 
 
@@ -220,19 +265,28 @@ def _input_embedding(model: nn.Module) -> str:
     embedding_modules = {module for _, module in base_modules(embedding)} if embedding is not None else set()
     found_path = next((path for path, module in base_modules(model) if module in embedding_modules), None)
     if found_path is None:
-        raise SiteNotFound("the model does not say which its input embedding is", where=type(model).__name__,
-                           remedy="name the embedding in targets")
+        raise SiteNotFound(
+            "the model does not say which its input embedding is",
+            where=type(model).__name__,
+            remedy="name the embedding in targets",
+        )
     return found_path
 
 
 def _aside(model: nn.Module, paths: Iterable[str]) -> set[str]:
-    """The paths that no word for all layers takes: of the output embedding, and of what chooses among experts."""
+    """The paths that no word for all layers takes: of the output embedding, and of what chooses among
+    experts.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head_modules = {module for _, module in base_modules(head)} if head is not None else set()
     aside = {path for path, module in base_modules(model) if module in head_modules}
     owners = {path.rpartition(".")[0] for path in paths if path.rpartition(".")[2] == _EXPERTS}
     routers = tuple(f"{owner}.{name}".lstrip(".") for owner in owners for name in _ROUTERS)
-    return aside | {path for path in paths if path in routers or path.startswith(tuple(f"{router}." for router in routers))}
+    return aside | {
+        path
+        for path in paths
+        if path in routers or path.startswith(tuple(f"{router}." for router in routers))
+    }
 
 
 def in_experts(model: nn.Module, path: str) -> bool:
@@ -241,34 +295,45 @@ def in_experts(model: nn.Module, path: str) -> bool:
 
 
 def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
-    """How many matrices of a model are none of these sites, by the ends of their paths, without norms and tables of embeddings."""
+    """How many matrices of a model are none of these sites, by the ends of their paths, without norms and
+    tables of embeddings.
+    """
     taken, left = {site.path for site in sites}, Counter[str]()
     for path, kinds in targetable_sites(model).items():
-        if any(site.path not in taken and site.kind in {*_LINEAR, *_STACKED, "parameter"} for site in kinds[:1]):
+        if any(
+            site.path not in taken and site.kind in {*_LINEAR, *_STACKED, "parameter"} for site in kinds[:1]
+        ):
             left[".".join(path.split(".")[-2:])] += 1
     return left
 
 
-def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
+def select(
+    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
+) -> list[Site]:
     """The sites that ``targets`` names, in the model's order.
 
     ``targets`` is ``"all-linear"``, ``"all-norm"``, ``"all-experts"`` or, in the language model alone,
     ``"all-language"`` (every layer of that kind except the output embedding, what chooses among experts, and
-    the modules at or below the paths ``exclude``), ``"input-embedding"``, or names, these words among them: a literal
-    module path or the end of one, matched whole components at a time; never a pattern. A parameter that no layer owns is named by its own
-    path, and attention stands for its projections.
+    the modules at or below the paths ``exclude``), ``"input-embedding"``, or names, these words among them: a
+    literal module path or the end of one, matched whole components at a time; never a pattern. A parameter
+    that no layer owns is named by its own path, and attention stands for its projections.
 
     Raises:
         SiteNotFound: a name matches nothing; the nearest module name is given.
         Unsupported: a named module is of a kind that the method does not support, or is among ``exclude``.
     """
     if _layer("", model) is not None:
-        raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
-                          remedy="put it into a container, such as nn.Sequential")
+        raise Unsupported(
+            "the model is itself a layer, which cannot be replaced inside it",
+            found=type(model).__name__,
+            remedy="put it into a container, such as nn.Sequential",
+        )
     modules = {path: module for path, module in base_modules(model) if path}
     traits = replace(traits, layers=tuple(kind for kind in traits.layers if not unfoldable(kind)))
     sites_by_path = targetable_sites(model, traits.layers)
-    skipped = {path for path in sites_by_path if any(path == name or path.startswith(f"{name}.") for name in exclude)}
+    skipped = {
+        path for path in sites_by_path if any(path == name or path.startswith(f"{name}.") for name in exclude)
+    }
     names = (targets,) if isinstance(targets, str) else targets
     if targets == "input-embedding":
         names = (_input_embedding(model),)
@@ -276,10 +341,19 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     for name in names:
         if name in ALL:
             aside, inside = skipped | _aside(model, sites_by_path), ALL[name].inside(model)
-            every = {site.path: site for path, sites in sites_by_path.items() if path not in aside and path.startswith(inside)
-                     for site in sites if site.kind in ALL[name].kinds and site.kind in traits.layers and _wide_enough(site, traits)}
+            every = {
+                site.path: site
+                for path, sites in sites_by_path.items()
+                if path not in aside and path.startswith(inside)
+                for site in sites
+                if site.kind in ALL[name].kinds and site.kind in traits.layers and _wide_enough(site, traits)
+            }
             if not every:
-                raise SiteNotFound("the model has no such layer that the method supports", where=name, expected=", ".join(traits.layers))
+                raise SiteNotFound(
+                    "the model has no such layer that the method supports",
+                    where=name,
+                    expected=", ".join(traits.layers),
+                )
             chosen |= every
             continue
         matches = [path for path in sites_by_path if path == name or path.endswith(f".{name}")]
@@ -289,15 +363,27 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
         for path in matches:
             sites = sites_by_path[path]
             if not sites or any(site.kind not in traits.layers for site in sites):
-                raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
-                                  found=type(modules[path]).__name__ if path in modules else sites[0].kind, remedy="name other targets")
+                raise Unsupported(
+                    "the method does not support this layer",
+                    where=path,
+                    expected=", ".join(traits.layers),
+                    found=type(modules[path]).__name__ if path in modules else sites[0].kind,
+                    remedy="name other targets",
+                )
             if not all(_wide_enough(site, traits) for site in sites):
-                raise Unsupported("the layer is too narrow: the method would change nothing there", where=path, remedy="name other targets",
-                                  expected="at least {} outputs and {} inputs".format(*traits.min_features),
-                                  found=" and ".join(f"{site.out_features} x {site.in_features}" for site in sites))
+                raise Unsupported(
+                    "the layer is too narrow: the method would change nothing there",
+                    where=path,
+                    remedy="name other targets",
+                    expected="at least {} outputs and {} inputs".format(*traits.min_features),
+                    found=" and ".join(f"{site.out_features} x {site.in_features}" for site in sites),
+                )
             if path in skipped:
-                raise Unsupported("a module can be adapted or trained whole, not both", where=path,
-                                  remedy="take it out of targets or out of modules_to_save")
+                raise Unsupported(
+                    "a module can be adapted or trained whole, not both",
+                    where=path,
+                    remedy="take it out of targets or out of modules_to_save",
+                )
             chosen |= {site.path: site for site in sites}
     order = list(dict.fromkeys(site.path for sites in sites_by_path.values() for site in sites))
     return [chosen[path] for path in order if path in chosen]

@@ -1,4 +1,6 @@
-"""Measures the inputs of an adapter's layers and the loss's gradients on data: the statistics that some rules of composition need."""
+"""Measures the inputs of an adapter's layers and the loss's gradients on data: the statistics that some rules
+of composition need.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,13 @@ def measure(
     Args:
         base: the pack's base.
         pack: a pack or its folder.
-        source: a data file (json, jsonl, csv, parquet) in the form in which adapters are trained; ``moment`` needs no labels.
-        kind: ``moment``, ``X^T X / rows`` of the inputs, for RegMean; ``fisher``, the mean over rows of the squared gradient of the loss by
-            the weight, with the labels of the data (the empirical Fisher information), for Fisher averaging.
-        out: the file; ``[in, in]`` or ``[out, in]`` numbers in float32 a site. A file that is there is replaced.
+        source: a data file (json, jsonl, csv, parquet) in the form in which adapters are trained; ``moment``
+            needs no labels.
+        kind: ``moment``, ``X^T X / rows`` of the inputs, for RegMean; ``fisher``, the mean over rows of the
+            squared gradient of the loss by the weight, with the labels of the data (the empirical Fisher
+            information), for Fisher averaging.
+        out: the file; ``[in, in]`` or ``[out, in]`` numbers in float32 a site. A file that is there is
+            replaced.
         rows: the first so many rows are used.
         max_length: tokens of a row.
         progress: called with (rows done, rows in all).
@@ -60,16 +65,33 @@ def measure(
         'moment'
     """
     if kind not in KINDS:
-        raise ConfigError("unknown kind of statistics", where="kind", expected=" or ".join(KINDS), found=repr(kind),
-                          remedy="give one of them")
+        raise ConfigError(
+            "unknown kind of statistics",
+            where="kind",
+            expected=" or ".join(KINDS),
+            found=repr(kind),
+            remedy="give one of them",
+        )
     if rows < 1:
-        raise ConfigError("there is nothing to measure", where="rows", expected="at least 1", found=rows, remedy="give more rows")
+        raise ConfigError(
+            "there is nothing to measure",
+            where="rows",
+            expected="at least 1",
+            found=rows,
+            remedy="give more rows",
+        )
     chosen, folder = pack if isinstance(pack, Pack) else load(pack), folder_of(base)
     task = _task(chosen, folder)
     tokenizer = load_tokenizer(folder)
-    labels = None if chosen.manifest.task.labels is None else Labels(chosen.manifest.task.labels, PROBLEMS[chosen.manifest.problem])
+    labels = (
+        None
+        if chosen.manifest.task.labels is None
+        else Labels(chosen.manifest.task.labels, PROBLEMS[chosen.manifest.problem])
+    )
     encoded = _encoded(source, task, tokenizer, labels, kind, rows, max_length)
-    model = attach(load_model(task, folder, None if labels is None else labels.names), chosen, check_canary=False)
+    model = attach(
+        load_model(task, folder, None if labels is None else labels.names), chosen, check_canary=False
+    )
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if getattr(model.config, "pad_token_id", padding) is None:
         model.config.pad_token_id = padding
@@ -78,13 +100,17 @@ def measure(
     def batches() -> Any:
         for start in range(0, len(encoded), size):
             batch = collator(encoded[start : start + size])
-            yield batch if kind == "fisher" else {key: value for key, value in batch.items() if key != "labels"}
+            yield (
+                batch if kind == "fisher" else {key: value for key, value in batch.items() if key != "labels"}
+            )
             if progress is not None:
                 progress(min(start + size, len(encoded)), len(encoded))
 
     sites = [adapter.site for adapter in chosen.adapters()]
     by_site = measure_sites(model, sites, frozenset({kind}), batches())
-    Statistics(kind, chosen.id, len(encoded), {path: getattr(measured, kind) for path, measured in by_site.items()}).write(out)
+    Statistics(
+        kind, chosen.id, len(encoded), {path: getattr(measured, kind) for path, measured in by_site.items()}
+    ).write(out)
     return read(out)
 
 
@@ -100,13 +126,25 @@ def _encoded(
     source: str, task: Task, tokenizer: Any, labels: Labels | None, kind: str, rows: int, max_length: int
 ) -> list[dict[str, Any]]:
     reads = task.training
-    if reads is None or reads.targets != ("labels",) or reads.reads != "tokenizer" or (task.labelled and not labels):
-        raise Unsupported("packs of this task are not measured", where=f"task {task.name}",
-                          expected="text-generation, or text-classification with labels", remedy="use a rule that looks at no data")
+    if (
+        reads is None
+        or reads.targets != ("labels",)
+        or reads.reads != "tokenizer"
+        or (task.labelled and not labels)
+    ):
+        raise Unsupported(
+            "packs of this task are not measured",
+            where=f"task {task.name}",
+            expected="text-generation, or text-classification with labels",
+            remedy="use a rule that looks at no data",
+        )
     table = data.load_rows(source)
     table = table.select(range(min(rows, len(table))))
-    if labels and labels.problem is ONE and kind == "moment" and not set(reads.label_columns) & set(table.column_names):
+    if (
+        labels
+        and labels.problem is ONE
+        and kind == "moment"
+        and not set(reads.label_columns) & set(table.column_names)
+    ):
         table = table.add_column("label", [labels.names[0]] * len(table))  # at which nobody looks
     return reads.encode(table, tokenizer, max_length, source, labels)
-
-

@@ -144,7 +144,9 @@ def _aside(model: nn.Module) -> Iterator[None]:
 
 
 def _with(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A module's output, changed if it is a tensor of floats or a tuple that begins with one; else as it is."""
+    """A module's output, changed if it is a tensor of floats or a tuple that begins with one; else as it
+    is.
+    """
     if type(output) is tuple and output and isinstance(output[0], torch.Tensor):
         return (_with(output[0], change), *output[1:]) if output[0].is_floating_point() else output
     return change(output) if isinstance(output, torch.Tensor) and output.is_floating_point() else output

@@ -1,8 +1,8 @@
 """Hooks of MkDocs: links into the repository stay links on the site, and tables show the code that they hold.
 
-CONTRIBUTING.md and CHANGELOG.md become pages. A page may link to ``../examples/tickets.yaml`` or ``../schemas/manifest.v1.json``, as it
-does for readers of the repository: the files that are linked to are copied to ``source/`` on the site, and a folder becomes a page that
-lists its files.
+CONTRIBUTING.md and CHANGELOG.md become pages. A page may link to ``../examples/tickets.yaml`` or
+``../schemas/manifest.v1.json``, as it does for readers of the repository: the files that are linked to are
+copied to ``source/`` on the site, and a folder becomes a page that lists its files.
 """
 
 from __future__ import annotations
@@ -33,22 +33,39 @@ def _target(page: str, link: str) -> Path | None:
 def _copies(path: Path) -> list[Path]:
     """The file itself, or every file directly in the folder."""
     full = ROOT / path
-    return [path] if full.is_file() else sorted(each.relative_to(ROOT) for each in full.iterdir() if each.is_file())
+    return (
+        [path]
+        if full.is_file()
+        else sorted(each.relative_to(ROOT) for each in full.iterdir() if each.is_file())
+    )
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Adds to the site what pages link to outside of ``docs``, and the pages that lie there themselves."""
     for name, page in PAGES.items():
-        text = re.sub(r"\]\((?:docs/|(?!https?:|#))", lambda found: "](" if found[0].endswith("docs/") else "](../",
-                      (ROOT / name).read_text("utf-8"))
+        text = re.sub(
+            r"\]\((?:docs/|(?!https?:|#))",
+            lambda found: "](" if found[0].endswith("docs/") else "](../",
+            (ROOT / name).read_text("utf-8"),
+        )
         files.append(File.generated(config, page, content=text))
-    linked = {target for file in files.documentation_pages()
-              for link, _ in _LINK.findall(file.content_string) if (target := _target(file.src_uri, link))}
+    linked = {
+        target
+        for file in files.documentation_pages()
+        for link, _ in _LINK.findall(file.content_string)
+        if (target := _target(file.src_uri, link))
+    }
     for path in sorted({copy for target in linked for copy in _copies(target)}):
         files.append(File.generated(config, f"{SOURCE}/{_published(path)}", abs_src_path=str(ROOT / path)))
     for folder in sorted(target for target in linked if (ROOT / target).is_dir()):
         listing = "".join(f"- [{each.name}]({_published(Path(each.name))})\n" for each in _copies(folder))
-        files.append(File.generated(config, f"{SOURCE}/{folder.as_posix()}/index.md", content=f"# {folder.as_posix()}\n\n{listing}"))
+        files.append(
+            File.generated(
+                config,
+                f"{SOURCE}/{folder.as_posix()}/index.md",
+                content=f"# {folder.as_posix()}\n\n{listing}",
+            )
+        )
     return files
 
 
@@ -59,6 +76,7 @@ def _published(path: Path) -> str:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turns links out of ``docs`` into links to the copies."""
+
     def changed(found: re.Match[str]) -> str:
         target = _target(page.file.src_uri, found[1])
         if target is None:
@@ -71,5 +89,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    r"""A pipe in the code of a table is written ``\|``, as GitHub has it; Python-Markdown keeps the backslash."""
+    r"""A pipe in the code of a table is written ``\|``, as GitHub has it; Python-Markdown keeps the
+    backslash.
+    """
     return _TABLE.sub(lambda table: table[0].replace(r"\|", "|"), html)

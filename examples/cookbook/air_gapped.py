@@ -1,7 +1,8 @@
-"""Into a site without a network: outside an adapter is checked and signed, inside it is trusted only by that signature.
+"""Into a site without a network: outside an adapter is checked and signed, inside it is trusted only by that
+signature.
 
-    python examples/cookbook/air_gapped.py leave packs/tickets key.pem /media/usb
-    python examples/cookbook/air_gapped.py arrive /media/usb key.pub models/base merged
+python examples/cookbook/air_gapped.py leave packs/tickets key.pem /media/usb
+python examples/cookbook/air_gapped.py arrive /media/usb key.pub models/base merged
 """
 
 import os
@@ -26,11 +27,14 @@ def leave(pack: str, key: str, medium: str) -> str:
 
 
 def arrive(medium: str, public: str, base: str, out: str) -> list[str]:
-    """Inside: verifies each pack before anything else is read, checks it against the local base, and merges all of them, one by one."""
+    """Inside: verifies each pack before anything else is read, checks it against the local base, and merges
+    all of them, one by one.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"  # what is not here is an error, and not a wait
     store, ids = adapterpack.Store(Path(out) / "store"), []
     for folder in sorted(Path(medium).iterdir()):
-        signature = adapterpack.verify(folder, public, identity=WHO)  # raises Unsigned, WronglySigned or SignatureExpired
+        # raises Unsigned, WronglySigned or SignatureExpired
+        signature = adapterpack.verify(folder, public, identity=WHO)
         report = adapterpack.validate(folder, base)  # the base itself, by content
         if not report.valid:
             raise SystemExit("\n".join(str(finding) for finding in report.findings))

@@ -1,6 +1,7 @@
-"""Two classifiers on one encoder: trained in one run, in one bundle, and measured on held-out rows that are mixed in one batch.
+"""Two classifiers on one encoder: trained in one run, in one bundle, and measured on held-out rows that are
+mixed in one batch.
 
-    python examples/cookbook/classification.py all-MiniLM-L6-v2 packs bundle
+python examples/cookbook/classification.py all-MiniLM-L6-v2 packs bundle
 """
 
 import json
@@ -21,16 +22,18 @@ def held_out(name: str, most: int) -> list[dict]:
 
 def main(base: str, packs: str, bundle: str, steps: int = 200, most: int = 100) -> dict[str, float]:
     """Trains, exports and returns the accuracy of each adapter."""
-    trained = adapterpack.train({
-        "model_name_or_path": base,
-        "task": "text-classification",
-        "output_dir": packs,
-        "r": 8,
-        "learning_rate": 1e-3,
-        "max_steps": steps,
-        "max_length": 64,
-        "adapters": [{"name": name, "train_file": str(DATA / f"{name}.train.jsonl")} for name in NAMES],
-    })
+    trained = adapterpack.train(
+        {
+            "model_name_or_path": base,
+            "task": "text-classification",
+            "output_dir": packs,
+            "r": 8,
+            "learning_rate": 1e-3,
+            "max_steps": steps,
+            "max_length": 64,
+            "adapters": [{"name": name, "train_file": str(DATA / f"{name}.train.jsonl")} for name in NAMES],
+        }
+    )
     adapterpack.export(base, trained, bundle)
     rows = [row for pair in zip(*(held_out(name, most) for name in NAMES), strict=False) for row in pair]
     asked = [{"text": row["text"], "adapter": row["adapter"]} for row in rows]

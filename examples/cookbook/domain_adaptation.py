@@ -1,6 +1,7 @@
-"""A language model learns the language of a field from plain text, and becomes one checkpoint without a trace of adapterpack.
+"""A language model learns the language of a field from plain text, and becomes one checkpoint without a trace
+of adapterpack.
 
-    python examples/cookbook/domain_adaptation.py SmolLM2-135M-Instruct notes.txt packs/notes models/notes
+python examples/cookbook/domain_adaptation.py SmolLM2-135M-Instruct notes.txt packs/notes models/notes
 """
 
 import math
@@ -26,25 +27,30 @@ def perplexity(model: torch.nn.Module, tokenizer, texts: list[str]) -> float:
 
 
 def main(base: str, text: str, out: str, merged: str, steps: int = 200) -> dict[str, float]:
-    """Trains on nine tenths of the lines, measures on the rest, and merges; returns the perplexity before and after."""
-    (pack,) = adapterpack.train({
-        "model_name_or_path": base,
-        "task": "text-generation",
-        "train_file": text,  # plain text: every token is learned
-        "val_set_size": 0.1,
-        "output_dir": out,
-        "r": 16,
-        "target_modules": "all-linear",
-        "learning_rate": 3e-4,
-        "max_steps": steps,
-        "max_length": 64,
-    })
+    """Trains on nine tenths of the lines, measures on the rest, and merges; returns the perplexity before and
+    after.
+    """
+    (pack,) = adapterpack.train(
+        {
+            "model_name_or_path": base,
+            "task": "text-generation",
+            "train_file": text,  # plain text: every token is learned
+            "val_set_size": 0.1,
+            "output_dir": out,
+            "r": 16,
+            "target_modules": "all-linear",
+            "learning_rate": 3e-4,
+            "max_steps": steps,
+            "max_length": 64,
+        }
+    )
     lines = [line for line in Path(text).read_text("utf-8").splitlines() if line.strip()]
     tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval()
     result = {"before": perplexity(model, tokenizer, lines)}
     adapterpack.attach(model, pack)
     result["after"] = perplexity(model, tokenizer, lines)
-    adapterpack.merge(base, [pack], merged)  # a checkpoint that transformers, vLLM and llama.cpp's converter read
+    # a checkpoint that transformers, vLLM and llama.cpp's converter read
+    adapterpack.merge(base, [pack], merged)
     return result
 
 

@@ -1,6 +1,7 @@
-"""One server for many tenants: each has a key that names its adapters, and all of them share the base and the batch.
+"""One server for many tenants: each has a key that names its adapters, and all of them share the base and the
+batch.
 
-    python examples/cookbook/multi_tenant.py bundle packs keys.yaml
+python examples/cookbook/multi_tenant.py bundle packs keys.yaml
 """
 
 import json
@@ -15,13 +16,18 @@ COMMAND = [sys.executable, "-m", "adapterpack", "serve"]
 
 
 def new_keys(file: Path, tenants: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Writes the file of keys, which holds digests alone; returns the key of each tenant. It allows no base and 60 requests a minute."""
+    """Writes the file of keys, which holds digests alone; returns the key of each tenant. It allows no base
+    and 60 requests a minute.
+    """
     keys, entries = {}, ["keys:"]
     for tenant, adapters in tenants.items():
         made = subprocess.run([*COMMAND, "--new-key", tenant], capture_output=True, text=True, check=True)
         keys[tenant] = made.stderr.partition("\n")[0].rpartition(" ")[2]  # shown once, and in no file
         digest = made.stdout.partition("sha256: ")[2][:64]
-        entries.append(f"- {{id: {tenant}, sha256: {digest}, adapters: [{', '.join(adapters)}], base: false, requests_per_minute: 60}}")
+        entries.append(
+            f"- {{id: {tenant}, sha256: {digest}, adapters: [{', '.join(adapters)}], base: false, "
+            "requests_per_minute: 60}"
+        )
     file.write_text("\n".join(entries) + "\n")
     file.chmod(0o600)  # the server refuses a file that others can read
     return keys
@@ -29,8 +35,11 @@ def new_keys(file: Path, tenants: Mapping[str, Sequence[str]]) -> dict[str, str]
 
 def ask(address: str, key: str, adapter: str, text: str) -> dict:
     """One request to a classifier's bundle; what a key may not use looks as if it did not exist."""
-    request = urllib.request.Request(f"{address}/v1/classify", json.dumps({"model": adapter, "input": text}).encode(),
-                                     {"Authorization": f"Bearer {key}", "Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{address}/v1/classify",
+        json.dumps({"model": adapter, "input": text}).encode(),
+        {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
@@ -38,8 +47,12 @@ def ask(address: str, key: str, adapter: str, text: str) -> dict:
         return json.load(refusal)
 
 
-def main(bundle: str, packs: str, file: str, tenants: Mapping[str, Sequence[str]] | None = None) -> list[dict]:
-    """Serves the bundle and every pack of a folder that is watched; asks for each tenant its own adapters, and the next one's."""
+def main(
+    bundle: str, packs: str, file: str, tenants: Mapping[str, Sequence[str]] | None = None
+) -> list[dict]:
+    """Serves the bundle and every pack of a folder that is watched; asks for each tenant its own adapters,
+    and the next one's.
+    """
     tenants = tenants or {"shop": ["tickets"], "press": ["reviews"]}
     keys = new_keys(Path(file), tenants)
     command = [*COMMAND, bundle, "--adapters", packs, "--watch", "1", "--keys", file, "--port", "0", "--json"]
@@ -47,7 +60,11 @@ def main(bundle: str, packs: str, file: str, tenants: Mapping[str, Sequence[str]
         try:
             address = json.loads(server.stdout.readline())["address"]
             everybody = [adapter for adapters in tenants.values() for adapter in adapters]
-            return [ask(address, key, adapter, "Where is my parcel?") for key in keys.values() for adapter in everybody]
+            return [
+                ask(address, key, adapter, "Where is my parcel?")
+                for key in keys.values()
+                for adapter in everybody
+            ]
         finally:
             server.terminate()  # answers that were begun end first
 

@@ -1,6 +1,7 @@
-"""A thousand adapters of one base: kept as a fleet on shared bases, served by an engine that loads each when it is first asked for.
+"""A thousand adapters of one base: kept as a fleet on shared bases, served by an engine that loads each when
+it is first asked for.
 
-    python examples/cookbook/thousand_adapters.py models/base fleet bundle packs/*
+python examples/cookbook/thousand_adapters.py models/base fleet bundle packs/*
 """
 
 import sys
@@ -11,11 +12,15 @@ import adapterpack
 
 def size(*folders: str) -> int:
     """The bytes of all files in the folders."""
-    return sum(path.stat().st_size for folder in folders for path in Path(folder).rglob("*") if path.is_file())
+    return sum(
+        path.stat().st_size for folder in folders for path in Path(folder).rglob("*") if path.is_file()
+    )
 
 
 def main(base: str, fleet: str, bundle: str, packs: list[str], basis: int = 64) -> dict[str, float]:
-    """Compresses the packs, exports the base once, and answers a prompt with every adapter; returns sizes and the largest error."""
+    """Compresses the packs, exports the base once, and answers a prompt with every adapter; returns sizes and
+    the largest error.
+    """
     kept = adapterpack.compress(packs, out=fleet, basis=basis)
     adapterpack.export(base, [], bundle)  # slots wherever training puts adapters; no pack in it
     engine = adapterpack.Engine(bundle, "cpu", max_rows=8)
@@ -27,7 +32,11 @@ def main(base: str, fleet: str, bundle: str, packs: list[str], basis: int = 64) 
             if event.finish_reason:
                 print(waiting.pop(event.request), event.text)
     assert not waiting
-    return {"packs": size(*packs), "fleet": size(fleet), "worst error": max(member.error for member in kept.manifest.members)}
+    return {
+        "packs": size(*packs),
+        "fleet": size(fleet),
+        "worst error": max(member.error for member in kept.manifest.members),
+    }
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Embeddings by sentence-transformers' own trainer and loss, with an adapter in the model that it holds.
 
-    pip install sentence-transformers
-    python examples/training/embeddings.py all-MiniLM-L6-v2 packs/search
+pip install sentence-transformers
+python examples/training/embeddings.py all-MiniLM-L6-v2 packs/search
 """
 
 import sys
 
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 
 import adapterpack
@@ -25,9 +29,18 @@ def main(base: str, out: str, steps: int = 40) -> adapterpack.Pack:
     model = SentenceTransformer(base, device="cpu")
     inner = model[0].auto_model  # the model of transformers
     adapterpack.adapt(inner, adapterpack.LoRA(r=8, targets="all-linear"), "search")
-    rows = Dataset.from_dict({"anchor": [query for query, _ in PAIRS], "positive": [answer for _, answer in PAIRS]})
-    arguments = SentenceTransformerTrainingArguments(f"{out}.runs", max_steps=steps, learning_rate=1e-3, per_device_train_batch_size=4,
-                                                     report_to="none", save_strategy="no", use_cpu=True)
+    rows = Dataset.from_dict(
+        {"anchor": [query for query, _ in PAIRS], "positive": [answer for _, answer in PAIRS]}
+    )
+    arguments = SentenceTransformerTrainingArguments(
+        f"{out}.runs",
+        max_steps=steps,
+        learning_rate=1e-3,
+        per_device_train_batch_size=4,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+    )
     trainer = SentenceTransformerTrainer(model, arguments, rows, loss=MultipleNegativesRankingLoss(model))
     trainer.train()
     print(model.similarity(*(model.encode(list(texts)) for texts in zip(*PAIRS, strict=True))))

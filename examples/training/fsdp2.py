@@ -1,6 +1,6 @@
 """FSDP2: base and adapter are sharded over the processes, and `save` gathers the adapter.
 
-    torchrun --nproc_per_node 2 examples/training/fsdp2.py SmolLM2-135M-Instruct packs/orders
+torchrun --nproc_per_node 2 examples/training/fsdp2.py SmolLM2-135M-Instruct packs/orders
 """
 
 import json
@@ -22,16 +22,25 @@ def main(base: str, out: str, steps: int = 100) -> None:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = adapterpack.adapt(AutoModelForCausalLM.from_pretrained(base), adapterpack.LoRA(r=8, targets="all-linear"), "orders", seed=0)
+    model = adapterpack.adapt(
+        AutoModelForCausalLM.from_pretrained(base),
+        adapterpack.LoRA(r=8, targets="all-linear"),
+        "orders",
+        seed=0,
+    )
     for layer in model.model.layers:  # adapters are sharded with the layers that they are in
         fully_shard(layer)
     fully_shard(model)
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3
+    )
 
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
     for step in range(steps):
         row = rows[(step * world + rank) % len(rows)]  # each process has rows of its own
-        ids = tokenizer(row["prompt"] + row["completion"], return_tensors="pt", truncation=True, max_length=64)["input_ids"]
+        ids = tokenizer(
+            row["prompt"] + row["completion"], return_tensors="pt", truncation=True, max_length=64
+        )["input_ids"]
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()

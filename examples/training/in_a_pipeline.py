@@ -1,6 +1,7 @@
-"""Adds packs to the model of a `pipeline`, and chooses one: labels change with it, and without any it is the base again.
+"""Adds packs to the model of a `pipeline`, and chooses one: labels change with it, and without any it is the
+base again.
 
-    python examples/training/in_a_pipeline.py all-MiniLM-L6-v2 packs/tickets packs/reviews
+python examples/training/in_a_pipeline.py all-MiniLM-L6-v2 packs/tickets packs/reviews
 """
 
 import sys
@@ -18,7 +19,8 @@ def main(base: str, *packs: str) -> dict[str, dict]:
     answers = {}
     for path in packs:
         pack = adapterpack.load(path)
-        adapterpack.attach(classify.model, pack)  # checks the base, replays the pack's canary, and makes it the active one
+        # checks the base, replays the pack's canary, and makes it the active one
+        adapterpack.attach(classify.model, pack)
         answers[pack.name] = classify(TEXT)[0]
     for name in answers:
         adapterpack.active(classify.model, name)

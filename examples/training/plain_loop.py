@@ -1,6 +1,6 @@
 """A loop of your own: adapt, step, save.
 
-    python examples/training/plain_loop.py SmolLM2-135M-Instruct packs/orders
+python examples/training/plain_loop.py SmolLM2-135M-Instruct packs/orders
 """
 
 import json
@@ -28,7 +28,10 @@ def main(base: str, out: str, steps: int = 100) -> adapterpack.Pack:
     for step in range(steps):
         row = rows[step % len(rows)]
         prompt = tokenizer(row["prompt"])["input_ids"]
-        answer = [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        answer = [
+            *tokenizer(row["completion"], add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
         ids = torch.tensor([[*prompt, *answer][:64]])
         labels = torch.tensor([[*[-100] * len(prompt), *answer][:64]])  # the answer alone is learned
         loss = model(input_ids=ids, labels=labels).loss

@@ -1,10 +1,13 @@
-"""The adapters of a configuration, trained by Ray Train on any number of workers; the first one writes the packs.
+"""The adapters of a configuration, trained by Ray Train on any number of workers; the first one writes the
+packs.
 
     pip install 'adapterpack[train,ray]'
-    python examples/training/ray_train.py examples/orders.yaml --workers 2 model_name_or_path=SmolLM2-135M-Instruct
+    python examples/training/ray_train.py examples/orders.yaml --workers 2
+    model_name_or_path=SmolLM2-135M-Instruct
 
-The configuration is that of ``adapterpack train``. All workers must see this folder, the base and the output at the same paths, as on one
-machine or a shared disk. After a failed worker Ray starts all of them again, and the run goes on from its last checkpoint.
+The configuration is that of ``adapterpack train``. All workers must see this folder, the base and the output
+at the same paths, as on one machine or a shared disk. After a failed worker Ray starts all of them again, and
+the run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -37,9 +40,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="where Ray keeps its own records [~/ray_results]")
     args = parser.parse_intermixed_args()
     settings = {"folder": str(Path.cwd()), "config": args.config, "overrides": args.overrides}
-    run = RunConfig(storage_path=args.results and str(args.results.resolve()), failure_config=FailureConfig(args.retries))
-    TorchTrainer(work, train_loop_config=settings, scaling_config=ScalingConfig(num_workers=args.workers, use_gpu=args.gpu),
-                 run_config=run).fit()
+    run = RunConfig(
+        storage_path=args.results and str(args.results.resolve()), failure_config=FailureConfig(args.retries)
+    )
+    TorchTrainer(
+        work,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(num_workers=args.workers, use_gpu=args.gpu),
+        run_config=run,
+    ).fit()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Preferences on top of a pack: `adapterpack train` with TRL's DPO. The reference is what the adapter was in the beginning; the base is in
-memory once.
+"""Preferences on top of a pack: `adapterpack train` with TRL's DPO. The reference is what the adapter was in
+the beginning; the base is in memory once.
 
     pip install 'adapterpack[trl]'
     python examples/training/trl_dpo.py SmolLM2-135M-Instruct packs/polite packs/orders
@@ -13,9 +13,21 @@ from pathlib import Path
 import adapterpack
 
 ROWS = [
-    {"prompt": "Where is my parcel?", "chosen": " It is on its way, and should arrive on Friday.", "rejected": " No idea."},
-    {"prompt": "I want my money back.", "chosen": " Of course: it will be on your account in three days.", "rejected": " Tough."},
-    {"prompt": "The lamp is broken.", "chosen": " I am sorry. We will send you a new one today.", "rejected": " Then do not drop it."},
+    {
+        "prompt": "Where is my parcel?",
+        "chosen": " It is on its way, and should arrive on Friday.",
+        "rejected": " No idea.",
+    },
+    {
+        "prompt": "I want my money back.",
+        "chosen": " Of course: it will be on your account in three days.",
+        "rejected": " Tough.",
+    },
+    {
+        "prompt": "The lamp is broken.",
+        "chosen": " I am sorry. We will send you a new one today.",
+        "rejected": " Then do not drop it.",
+    },
 ]
 
 

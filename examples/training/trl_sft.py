@@ -1,7 +1,7 @@
 """TRL's `SFTTrainer` on a model with an adapter: it is an ordinary model to it.
 
-    pip install 'adapterpack[trl]'
-    python examples/training/trl_sft.py SmolLM2-135M-Instruct packs/orders
+pip install 'adapterpack[trl]'
+python examples/training/trl_sft.py SmolLM2-135M-Instruct packs/orders
 """
 
 import sys
@@ -19,10 +19,22 @@ ROWS = Path(__file__).parents[1] / "data" / "orders.train.jsonl"
 def main(base: str, out: str, steps: int = 100) -> adapterpack.Pack:
     """Trains on prompts and completions, and packs."""
     rows = load_dataset("json", data_files=str(ROWS), split="train").select_columns(["prompt", "completion"])
-    model = adapterpack.adapt(AutoModelForCausalLM.from_pretrained(base), adapterpack.LoRA(r=8, targets="all-linear"), "orders")
-    settings = SFTConfig(f"{out}.runs", max_steps=steps, learning_rate=1e-3, per_device_train_batch_size=4, max_length=64, bf16=False,
-                         save_strategy="no", report_to="none")
-    trainer = SFTTrainer(model, args=settings, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(base))
+    model = adapterpack.adapt(
+        AutoModelForCausalLM.from_pretrained(base), adapterpack.LoRA(r=8, targets="all-linear"), "orders"
+    )
+    settings = SFTConfig(
+        f"{out}.runs",
+        max_steps=steps,
+        learning_rate=1e-3,
+        per_device_train_batch_size=4,
+        max_length=64,
+        bf16=False,
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer = SFTTrainer(
+        model, args=settings, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(base)
+    )
     trainer.train()
     return adapterpack.save(model, out)
 

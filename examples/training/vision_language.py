@@ -6,7 +6,8 @@
 Each row has an image and a text in any form of language models' data:
 
     {"image": "pictures/1.png", "prompt": "What colour is the lamp?", "completion": "Red."}
-    {"image": "pictures/1.png", "messages": [{"role": "user", "content": "Describe it."}, {"role": "assistant", "content": "A lamp."}]}
+    {"image": "pictures/1.png", "messages": [{"role": "user", "content": "Describe it."}, {"role":
+    "assistant", "content": "A lamp."}]}
 """
 
 import sys
@@ -16,18 +17,20 @@ import adapterpack
 
 def main(base: str, out: str, rows: str, steps: int = 200) -> adapterpack.Pack:
     """Trains on images with texts, and packs."""
-    (pack,) = adapterpack.train({
-        "model_name_or_path": base,
-        "task": "image-text-to-text",
-        "train_file": rows,
-        "output_dir": out,
-        "r": 16,
-        "target_modules": ["q_proj", "v_proj"],  # of both towers
-        "learning_rate": 2e-4,
-        "max_steps": steps,
-        "max_length": 48,  # of the text; the image takes its own positions
-        "per_device_train_batch_size": 2,
-    })
+    (pack,) = adapterpack.train(
+        {
+            "model_name_or_path": base,
+            "task": "image-text-to-text",
+            "train_file": rows,
+            "output_dir": out,
+            "r": 16,
+            "target_modules": ["q_proj", "v_proj"],  # of both towers
+            "learning_rate": 2e-4,
+            "max_steps": steps,
+            "max_length": 48,  # of the text; the image takes its own positions
+            "per_device_train_batch_size": 2,
+        }
+    )
     return pack
 
 

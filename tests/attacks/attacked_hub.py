@@ -27,8 +27,9 @@ from adapterpack.http import bodies, protocol
 protocol.HEAD_SECONDS = bodies.PAUSE_SECONDS = 1.0
 serve.serve(sys.argv[1], port=0, tokens=sys.argv[2], ready=lambda address: print(address, flush=True))
 """
-"""A hub that is as it is, but that its clients have a second where they have twenty or sixty, and that it may open 1,024 files, as most
-processes may, on machines that allow more, too."""
+"""A hub that is as it is, but that its clients have a second where they have twenty or sixty, and that it may
+open 1,024 files, as most processes may, on machines that allow more, too.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,14 @@ class Server:
         head, _, body = bytes(answer).partition(b"\r\n\r\n")
         return Answer(int(head.split()[1]) if head else 0, head.decode("latin-1"), body)
 
-    def ask(self, method: str, path: str, body: bytes | dict[str, object] = b"", token: str | None = WRITE,
-            headers: tuple[str, ...] = ()) -> Answer:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | dict[str, object] = b"",
+        token: str | None = WRITE,
+        headers: tuple[str, ...] = (),
+    ) -> Answer:
         """The answer to one request, written as it is here."""
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         host = () if any(header.lower().startswith("host:") for header in headers) else ("Host: hub",)
@@ -104,7 +111,10 @@ def commit(*operations: dict[str, object], parent: object = None) -> bytes:
 
 
 def file(path: object, content: bytes = b"x") -> dict[str, object]:
-    return {"key": "file", "value": {"path": path, "content": base64.b64encode(content).decode(), "encoding": "base64"}}
+    return {
+        "key": "file",
+        "value": {"path": path, "content": base64.b64encode(content).decode(), "encoding": "base64"},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +128,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         host, _, port = process.stdout.readline().strip().removeprefix("http://").partition(":")
         running = Server((host, int(port)), process, folder / "data", folder / "log")
         for name, private in (("open", False), ("hidden", True)):
-            assert running.ask("POST", "/api/repos/create", {"name": name, "organization": "org", "private": private}).status == 200
-            assert running.ask("POST", f"/api/models/org/{name}/commit/main", commit(file("a.json"), file("b/c.json"))).status == 200
+            assert (
+                running.ask(
+                    "POST", "/api/repos/create", {"name": name, "organization": "org", "private": private}
+                ).status
+                == 200
+            )
+            assert (
+                running.ask(
+                    "POST", f"/api/models/org/{name}/commit/main", commit(file("a.json"), file("b/c.json"))
+                ).status
+                == 200
+            )
         yield running
 
 
@@ -127,5 +147,7 @@ def answered(server: Server, answers: list[tuple[str, Answer]], least: int) -> N
     """Each of them was an answer, and none an error of the server."""
     assert len(answers) >= least
     assert [(asked[:300], answer.head) for asked, answer in answers if not 200 <= answer.status < 500] == []
-    assert [asked for asked, answer in answers if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", answer.head)] == []
+    assert [
+        asked for asked, answer in answers if re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", answer.head)
+    ] == []
     server.require_sound()

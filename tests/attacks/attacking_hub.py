@@ -1,4 +1,6 @@
-"""A hub that attacks its clients: its answers are whatever a test decides, and the command line meets it in a process of its own."""
+"""A hub that attacks its clients: its answers are whatever a test decides, and the command line meets it in a
+process of its own.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Host(ThreadingHTTPServer):
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request: answered by the first answer whose word is in its path, else as a sound hub with one repository would."""
+    """One request: answered by the first answer whose word is in its path, else as a sound hub with one
+    repository would.
+    """
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -132,7 +136,9 @@ def impatient(address: str, *arguments: str) -> int:
 
 
 def pull(attacks: Attacks, hub: Host, *arguments: str) -> Outcome:
-    """``adapterpack pull`` from that hub; whatever it is answered, no other host hears the token, and no cache holds it."""
+    """``adapterpack pull`` from that hub; whatever it is answered, no other host hears the token, and no
+    cache holds it.
+    """
     outcome = attacks.call(impatient, hub.address, *(arguments or ("pull", "hf://org/name", "-o", "out")))
     for path in attacks.work.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path

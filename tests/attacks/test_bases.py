@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 import adapterpack
 
-PLANTED = ("from pathlib import Path\nPath({mark!r}).write_text('it ran')\n"
-           "from transformers import LlamaConfig as C, LlamaForCausalLM as M\n")
+PLANTED = (
+    "from pathlib import Path\nPath({mark!r}).write_text('it ran')\n"
+    "from transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
+)
 
 
 COMMANDS = {
@@ -43,18 +45,30 @@ def planted(base: Path, outside: Path) -> dict[str, Any]:
     """Code next to the configuration that writes a file outside when it runs, and the key that names it."""
     for name in ("odd", "configuration_odd", "modeling_odd", "tokenization_odd"):
         (base / f"{name}.py").write_text(PLANTED.format(mark=str(outside / name)))
-    return {"auto_map": {"AutoConfig": "configuration_odd.C", "AutoModelForCausalLM": "modeling_odd.M", "AutoTokenizer": ["odd.T", None]}}
+    return {
+        "auto_map": {
+            "AutoConfig": "configuration_odd.C",
+            "AutoModelForCausalLM": "modeling_odd.M",
+            "AutoTokenizer": ["odd.T", None],
+        }
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 def test_code_next_to_a_configuration_never_runs(command: str, base: Path, attacks: Attacks) -> None:
     changed(base / "config.json", model_type="odd", **planted(base, attacks.outside))
-    attacks.command(*command.split(), stdin="y\n" * 9).refused("auto_map", "never run", "delete that key", absent=attacks.work / "out")
+    attacks.command(*command.split(), stdin="y\n" * 9).refused(
+        "auto_map", "never run", "delete that key", absent=attacks.work / "out"
+    )
 
 
 @pytest.mark.parametrize("name", ["train", "export", "merge", "audit"])
-def test_code_beside_a_class_that_transformers_has_is_left_alone(name: str, base: Path, attacks: Attacks) -> None:
-    """As in what is published of Phi-3 and DeepSeek: the command does its work, asks nothing, and what it writes names no code."""
+def test_code_beside_a_class_that_transformers_has_is_left_alone(
+    name: str, base: Path, attacks: Attacks
+) -> None:
+    """As in what is published of Phi-3 and DeepSeek: the command does its work, asks nothing, and what it
+    writes names no code.
+    """
     changed(base / "config.json", **planted(base, attacks.outside))
     done = attacks.command(*COMMANDS[name].split(), stdin="y\n" * 9).held()
     assert done.code == 0, done
@@ -64,8 +78,14 @@ def test_code_beside_a_class_that_transformers_has_is_left_alone(name: str, base
 
 
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
-    "a model type that is not known": ("config.json", {"model_type": "odd", "auto_map": {"AutoConfig": "odd.C"}}),
-    "code of another repository": ("config.json", {"model_type": "odd", "auto_map": {"AutoModelForCausalLM": "somebody/repo--odd.M"}}),
+    "a model type that is not known": (
+        "config.json",
+        {"model_type": "odd", "auto_map": {"AutoConfig": "odd.C"}},
+    ),
+    "code of another repository": (
+        "config.json",
+        {"model_type": "odd", "auto_map": {"AutoModelForCausalLM": "somebody/repo--odd.M"}},
+    ),
     "in a part": ("config.json", {"text_config": {"vision": [{"auto_map": {"AutoModel": "odd.M"}}]}}),
     "of the tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["odd.T", None]}}),
     "of the processor": ("processor_config.json", {"auto_map": {"AutoProcessor": "odd.P"}}),
@@ -73,16 +93,23 @@ NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "of videos": ("video_preprocessor_config.json", {"auto_map": {"AutoVideoProcessor": "odd.P"}}),
     "consent": ("config.json", {"trust_remote_code": True}),
     "kernels for attention": ("config.json", {"attn_implementation": "somebody/kernels"}),
-    "kernels for a part": ("config.json", {"_attn_implementation": {"text_config": "somebody/kernels@main:f"}}),
+    "kernels for a part": (
+        "config.json",
+        {"_attn_implementation": {"text_config": "somebody/kernels@main:f"}},
+    ),
     "kernels, inside": ("config.json", {"_attn_implementation_internal": "somebody/kernels"}),
     "kernels for experts": ("config.json", {"experts_implementation": "somebody/kernels"}),
     "weights elsewhere": ("config.json", {"backbone": "somebody/weights", "use_pretrained_backbone": True}),
 }
 
 
-@pytest.mark.parametrize("command", ["merge causal pack -o out", "export causal pack -o out"], ids=["merge", "export"])
+@pytest.mark.parametrize(
+    "command", ["merge causal pack -o out", "export causal pack -o out"], ids=["merge", "export"]
+)
 @pytest.mark.parametrize(("file", "keys"), NAMED.values(), ids=list(NAMED))
-def test_configurations_that_name_code(file: str, keys: dict[str, Any], command: str, base: Path, attacks: Attacks) -> None:
+def test_configurations_that_name_code(
+    file: str, keys: dict[str, Any], command: str, base: Path, attacks: Attacks
+) -> None:
     planted(base, attacks.outside)
     (base / file).touch()
     (base / file).write_text((base / file).read_text() or "{}")
@@ -90,11 +117,16 @@ def test_configurations_that_name_code(file: str, keys: dict[str, Any], command:
     attacks.command(*command.split(), stdin="y\n" * 9).refused("never run", file, absent=attacks.work / "out")
 
 
-@pytest.mark.parametrize("command", ["train train.yaml", "export causal pack -o out", "measure causal pack --data rows.jsonl -o out"],
-                         ids=["train", "export", "measure"])
+@pytest.mark.parametrize(
+    "command",
+    ["train train.yaml", "export causal pack -o out", "measure causal pack --data rows.jsonl -o out"],
+    ids=["train", "export", "measure"],
+)
 def test_an_adapter_in_the_bases_folder(command: str, base: Path, attacks: Attacks) -> None:
     """It is never loaded with the base, nor is the base that it names."""
-    (base / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/nowhere", "r": 2}))
+    (base / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/nowhere", "r": 2})
+    )
     attacks.command(*command.split()).refused("adapter_config.json", absent=attacks.work / "out")
 
 
@@ -124,22 +156,49 @@ def device(path: Path, attacks: Attacks) -> None:
     path.symlink_to("/dev/zero")
 
 
-PLACES = ["merges.txt", "chat_template.jinja", "tokenizer.json", "config.json", "generation_config.json", "model.safetensors", "README.md"]
+PLACES = [
+    "merges.txt",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "README.md",
+]
 
 
-@pytest.mark.parametrize(("name", "plant", "command"), [
-    *((name, plant, command) for name in PLACES for plant in (linked, piped) for command in ("merge causal pack -o out",)),
-    *((name, linked, "export causal pack -o out") for name in PLACES),
-    *((name, plant, "train train.yaml") for name in ("merges.txt", "tokenizer.json") for plant in (linked, piped, device)),
-], ids=lambda value: value.__name__ if callable(value) else value.split()[0])
-def test_files_that_are_not_the_bases_own(name: str, plant: Callable[[Path, Attacks], None], command: str, base: Path,
-                                          attacks: Attacks) -> None:
+@pytest.mark.parametrize(
+    ("name", "plant", "command"),
+    [
+        *(
+            (name, plant, command)
+            for name in PLACES
+            for plant in (linked, piped)
+            for command in ("merge causal pack -o out",)
+        ),
+        *((name, linked, "export causal pack -o out") for name in PLACES),
+        *(
+            (name, plant, "train train.yaml")
+            for name in ("merges.txt", "tokenizer.json")
+            for plant in (linked, piped, device)
+        ),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value.split()[0],
+)
+def test_files_that_are_not_the_bases_own(
+    name: str, plant: Callable[[Path, Attacks], None], command: str, base: Path, attacks: Attacks
+) -> None:
     plant(base / name, attacks)
-    attacks.command(*command.split()).refused(name, "regular" if plant is piped else "leads out", absent=attacks.work / "out")
+    attacks.command(*command.split()).refused(
+        name, "regular" if plant is piped else "leads out", absent=attacks.work / "out"
+    )
 
 
 def test_a_base_out_of_the_hubs_cache_and_links_inside_stay_readable(base: Path, attacks: Attacks) -> None:
-    snapshot, blobs = attacks.work / "models--o--n" / "snapshots" / ("a" * 40), attacks.work / "models--o--n" / "blobs"
+    snapshot, blobs = (
+        attacks.work / "models--o--n" / "snapshots" / ("a" * 40),
+        attacks.work / "models--o--n" / "blobs",
+    )
     snapshot.mkdir(parents=True)
     blobs.mkdir()
     for path in base.iterdir():
@@ -173,11 +232,20 @@ COSTLY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("command", ["export causal pack -o out", "export causal -o out --task text-generation", "train train.yaml",
-                                     "merge causal pack -o out"], ids=["export", "export without packs", "train", "merge"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export causal pack -o out",
+        "export causal -o out --task text-generation",
+        "train train.yaml",
+        "merge causal pack -o out",
+    ],
+    ids=["export", "export without packs", "train", "merge"],
+)
 @pytest.mark.parametrize("keys", COSTLY.values(), ids=list(COSTLY))
-def test_configurations_of_models_that_the_checkpoint_does_not_hold(keys: dict[str, Any], command: str, base: Path,
-                                                                    attacks: Attacks) -> None:
+def test_configurations_of_models_that_the_checkpoint_does_not_hold(
+    keys: dict[str, Any], command: str, base: Path, attacks: Attacks
+) -> None:
     changed(base / "config.json", **keys)
     done = attacks.command(*command.split()).held()
     if not command.startswith("merge"):
@@ -187,4 +255,6 @@ def test_configurations_of_models_that_the_checkpoint_does_not_hold(keys: dict[s
 @pytest.mark.parametrize("keys", [{"n_positions": 10**9}, {"n_layer": 10**6}, {"n_embd": 10**6}], ids=str)
 def test_gpt2s_that_the_checkpoint_does_not_hold(keys: dict[str, Any], base: Path, attacks: Attacks) -> None:
     changed(base / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"], **keys)
-    attacks.command("export", "causal", "-o", "out", "--task", "text-generation").refused(absent=attacks.work / "out")
+    attacks.command("export", "causal", "-o", "out", "--task", "text-generation").refused(
+        absent=attacks.work / "out"
+    )

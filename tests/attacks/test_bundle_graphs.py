@@ -1,4 +1,6 @@
-"""Attacks by the graphs of a bundle and by its other files: altered alone, or with a manifest that was written anew over them."""
+"""Attacks by the graphs of a bundle and by its other files: altered alone, or with a manifest that was
+written anew over them.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,7 @@ def rewritten(folder: Path, change: Change) -> None:
 
 def node(op: str, inputs: list[str], **fields: Any) -> Change:
     """Adds a node whose output the graph gives as well, so that nobody leaves it out."""
+
     def change(model: Any) -> None:
         made = helper.make_node(op, inputs, ["extra"], **fields)
         model.graph.node.append(made)
@@ -51,6 +54,7 @@ def node(op: str, inputs: list[str], **fields: Any) -> Change:
         last.output[list(last.output).index(logits)] = "before"
         model.graph.node.append(helper.make_node("ReduceSum", ["more"], ["sum"], keepdims=0))
         model.graph.node.append(helper.make_node("Add", ["before", "sum"], [logits]))
+
     return change
 
 
@@ -61,12 +65,25 @@ def constant(name: str, value: Any) -> Any:
 def loop(model: Any) -> None:
     """A loop whose condition stays true."""
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["x"], ["y"])], "body",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-         helper.make_tensor_value_info("x", TensorProto.FLOAT, [])],
-        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("y", TensorProto.FLOAT, [])])
-    model.graph.initializer.extend([constant("most", np.int64(2**62)), constant("start", np.bool_(True)),
-                                    constant("zero", np.float32(0))])
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, []),
+        ],
+    )
+    model.graph.initializer.extend(
+        [
+            constant("most", np.int64(2**62)),
+            constant("start", np.bool_(True)),
+            constant("zero", np.float32(0)),
+        ]
+    )
     node("Loop", ["most", "start", "zero"], body=body)(model)
 
 
@@ -76,23 +93,35 @@ def hidden_loop(model: Any) -> None:
     inner.graph.output.add(name="logits")
     inner.graph.node.add(op_type="Identity", input=["zero"], output=["logits"])
     loop(inner)
-    branch = helper.make_graph(list(inner.graph.node), "branch", [], [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
-                               list(inner.graph.initializer))
+    branch = helper.make_graph(
+        list(inner.graph.node),
+        "branch",
+        [],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        list(inner.graph.initializer),
+    )
     model.graph.initializer.append(constant("yes", np.bool_(True)))
     node("If", ["yes"], then_branch=branch, else_branch=branch)(model)
 
 
 def scan(model: Any) -> None:
-    body = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "body", [helper.make_tensor_value_info("x", 1, [])],
-                             [helper.make_tensor_value_info("y", 1, [])])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "body",
+        [helper.make_tensor_value_info("x", 1, [])],
+        [helper.make_tensor_value_info("y", 1, [])],
+    )
     model.graph.initializer.append(constant("many", np.zeros(4, np.float32)))
     node("Scan", ["many"], body=body, num_scan_inputs=1)(model)
 
 
 def large(op: str, extents: list[int]) -> Change:
     def change(model: Any) -> None:
-        model.graph.initializer.extend([constant("extents", np.array(extents, np.int64)), constant("one", np.ones(1, np.float32))])
+        model.graph.initializer.extend(
+            [constant("extents", np.array(extents, np.int64)), constant("one", np.ones(1, np.float32))]
+        )
         node(op, ["extents"] if op == "ConstantOfShape" else ["one", "extents"])(model)
+
     return change
 
 
@@ -103,22 +132,36 @@ def large_product(model: Any) -> None:
     model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["extents"], ["left"]))
     model.graph.node.insert(1, helper.make_node("ConstantOfShape", ["twice"], ["right"]))
     model.graph.node.insert(2, helper.make_node("MatMul", ["left", "right"], ["product"]))
-    next(one for one in model.graph.node if "extra" in one.output and one.op_type == "ConstantOfShape").CopyFrom(
-        helper.make_node("Identity", ["product"], ["extra"]))
+    next(
+        one for one in model.graph.node if "extra" in one.output and one.op_type == "ConstantOfShape"
+    ).CopyFrom(helper.make_node("Identity", ["product"], ["extra"]))
 
 
 def functions(depth: int, circle: bool = False) -> Change:
     """Functions each of which calls the next one twice."""
+
     def change(model: Any) -> None:
         model.opset_import.add(domain="evil", version=1)
         for level in range(depth):
             after = f"f{level + 1}" if level + 1 < depth else "f0" if circle else "Identity"
             domain = "evil" if after != "Identity" else ""
-            nodes = [helper.make_node(after, ["x"], ["m"], domain=domain), helper.make_node(after, ["m"], ["y"], domain=domain)]
-            model.functions.append(helper.make_function("evil", f"f{level}", ["x"], ["y"], nodes,
-                                                        [helper.make_opsetid("", 17), helper.make_opsetid("evil", 1)]))
+            nodes = [
+                helper.make_node(after, ["x"], ["m"], domain=domain),
+                helper.make_node(after, ["m"], ["y"], domain=domain),
+            ]
+            model.functions.append(
+                helper.make_function(
+                    "evil",
+                    f"f{level}",
+                    ["x"],
+                    ["y"],
+                    nodes,
+                    [helper.make_opsetid("", 17), helper.make_opsetid("evil", 1)],
+                )
+            )
         model.graph.initializer.append(constant("one", np.ones(1, np.float32)))
         node("f0", ["one"], domain="evil")(model)
+
     return change
 
 
@@ -141,6 +184,7 @@ def external(**entries: str) -> Change:
         del tensor.external_data[:]
         for key, value in kept.items():
             tensor.external_data.add(key=key, value=value)
+
     return change
 
 
@@ -148,12 +192,14 @@ def without_input(name: str) -> Change:
     def change(model: Any) -> None:
         (value,) = [value for value in model.graph.input if value.name == name]
         model.graph.input.remove(value)
+
     return change
 
 
 def retyped(name: str, kind: int) -> Change:
     def change(model: Any) -> None:
         next(value for value in model.graph.input if value.name == name).type.tensor_type.elem_type = kind
+
     return change
 
 
@@ -164,6 +210,7 @@ def first_slot(model: Any) -> Any:
 def set_opset(version: int) -> Change:
     def change(model: Any) -> None:
         next(one for one in model.opset_import if one.domain in ("", "ai.onnx")).version = version
+
     return change
 
 
@@ -207,7 +254,9 @@ GRAPHS: dict[str, Change] = {
     "data at a negative place": external(offset="-4096"),
     "data of no place": external(offset="here"),
     "data of another length": external(length="4"),
-    "data at two places": lambda model: first_external(model).external_data.add(key="location", value="../outside/secret.txt"),
+    "data at two places": lambda model: first_external(model).external_data.add(
+        key="location", value="../outside/secret.txt"
+    ),
     "data with an escape in its place": external(location=f"a{ESCAPE}"),
     "a tensor of negative extents": lambda model: first_external(model).dims.__setitem__(0, -1),
     "a tensor of 2^62 rows": lambda model: first_external(model).dims.__setitem__(0, 1 << 62),
@@ -222,8 +271,18 @@ def test_a_graph_with_right_digests(attacks: Attacks, bundle_of: Make, change: C
     answered(attacks, folder).refused()
 
 
-@pytest.mark.parametrize("name", ["an endless loop", "functions that make 2^40 nodes", "data outside", "data at two places",
-                                  "data in the manifest", "an unknown operator with an escape in its name", "no token ids"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "an endless loop",
+        "functions that make 2^40 nodes",
+        "data outside",
+        "data at two places",
+        "data in the manifest",
+        "an unknown operator with an escape in its name",
+        "no token ids",
+    ],
+)
 def test_validate_refuses_it(attacks: Attacks, bundle_of: Make, name: str) -> None:
     folder = copied(attacks, bundle_of("llama", "bank"))
     rewritten(folder, GRAPHS[name])
@@ -262,8 +321,14 @@ def test_bytes_that_are_no_graph(attacks: Attacks, bundle_of: Make, change: Call
     answered(attacks, folder).refused()
 
 
-FILES = ("model.onnx", "model.onnx.data", "tokenizer.json", "config.json", "adapters/alpha/adapterpack.json",
-         "adapters/alpha/adapter_model.safetensors")
+FILES = (
+    "model.onnx",
+    "model.onnx.data",
+    "tokenizer.json",
+    "config.json",
+    "adapters/alpha/adapterpack.json",
+    "adapters/alpha/adapter_model.safetensors",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -283,7 +348,9 @@ def test_a_file_that_is_a_pipe(attacks: Attacks, bundle_of: Make, name: str) -> 
     answered(attacks, folder).refused()
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "adapters", "adapters/alpha"])
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "model.onnx.data", "tokenizer.json", "adapters", "adapters/alpha"]
+)
 def test_a_link_to_the_same_bytes_outside(attacks: Attacks, bundle_of: Make, name: str) -> None:
     folder = copied(attacks, bundle_of("llama", "bank"))
     (folder / name).rename(attacks.outside / "same")
@@ -291,7 +358,9 @@ def test_a_link_to_the_same_bytes_outside(attacks: Attacks, bundle_of: Make, nam
     answered(attacks, folder).refused()
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "generation_config.json", "preprocessor_config.json"]
+)
 @pytest.mark.parametrize("kind", ["file", "pipe", "dangling link"])
 def test_a_file_that_a_session_would_read(attacks: Attacks, bundle_of: Make, name: str, kind: str) -> None:
     """One that the manifest does not list."""
@@ -315,24 +384,42 @@ def exchanged_weights(folder: Path) -> None:
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.ndim == 2 and array.dtype == np.float32 and array.size > 256:
-            tensor.CopyFrom(numpy_helper.from_array(random.normal(size=array.shape).astype(np.float32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(random.normal(size=array.shape).astype(np.float32), tensor.name)
+            )
     (folder / "model.onnx.data").unlink()
-    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+    onnx.save(
+        model,
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=1024,
+    )
     read_bundle(folder).write(folder)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_weights_of_another_base(attacks: Attacks, bundle_of: Make, base_of: Callable[[str], Path], kind: str) -> None:
-    """They are told from the base's own, though nothing in the bundle contradicts them; and those of the real bundle are the base's."""
+def test_weights_of_another_base(
+    attacks: Attacks, bundle_of: Make, base_of: Callable[[str], Path], kind: str
+) -> None:
+    """They are told from the base's own, though nothing in the bundle contradicts them; and those of the real
+    bundle are the base's.
+    """
     folder = copied(attacks, bundle_of(kind, "bank"))
-    attacks.command("validate", folder, "--base", base_of(kind), "--full").harmless("who made the graphs", "it is not signed")
+    attacks.command("validate", folder, "--base", base_of(kind), "--full").harmless(
+        "who made the graphs", "it is not signed"
+    )
     exchanged_weights(folder)
-    attacks.command("validate", folder, "--base", base_of(kind), "--full").refused("AB302", "other numbers in the place of weights")
+    attacks.command("validate", folder, "--base", base_of(kind), "--full").refused(
+        "AB302", "other numbers in the place of weights"
+    )
 
 
 @pytest.mark.parametrize("mode", ["inputs", "bank"])
 def test_the_numbers_of_another_adapter(attacks: Attacks, bundle_of: Make, mode: str) -> None:
-    """In the slots of one tenant, with right digests everywhere: the pack that its manifest names is another."""
+    """In the slots of one tenant, with right digests everywhere: the pack that its manifest names is
+    another.
+    """
     folder = copied(attacks, bundle_of("llama", mode))
     if mode == "inputs":
         one, two = (folder / f"adapters/{name}.onnx_adapter" for name in ("alpha", "beta"))
@@ -348,7 +435,13 @@ def test_the_numbers_of_another_adapter(attacks: Attacks, bundle_of: Make, mode:
                 array[[1, 2]] = array[[2, 1]]
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         (folder / "model.onnx.data").unlink()
-        onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+        onnx.save(
+            model,
+            folder / "model.onnx",
+            save_as_external_data=True,
+            location="model.onnx.data",
+            size_threshold=1024,
+        )
         read_bundle(folder).write(folder)
     answered(attacks, folder).refused("adapter that the manifest names")
 
@@ -363,12 +456,20 @@ def test_a_base_that_is_an_adapter(attacks: Attacks, bundle_of: Make) -> None:
             array[0] = array[1]
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     (folder / "model.onnx.data").unlink()
-    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+    onnx.save(
+        model,
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=1024,
+    )
     read_bundle(folder).write(folder)
     attacks.command("run", folder, "--prompt", "w1 w2").refused("change the base")
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00" * 64, b"TORT" * 1000, b"\xff" * 4096], ids=["empty", "zeros", "text", "ones"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00" * 64, b"TORT" * 1000, b"\xff" * 4096], ids=["empty", "zeros", "text", "ones"]
+)
 def test_an_adapter_file_that_is_none(attacks: Attacks, bundle_of: Make, data: bytes) -> None:
     folder = copied(attacks, bundle_of("llama", "inputs"))
     (folder / "adapters/alpha.onnx_adapter").write_bytes(data)
@@ -377,7 +478,9 @@ def test_an_adapter_file_that_is_none(attacks: Attacks, bundle_of: Make, data: b
 
 
 def opened_while_exchanged(folder: str, name: str) -> None:
-    """Opens a bundle again and again while another thread exchanges one of its files and puts it back; every answer is the right one."""
+    """Opens a bundle again and again while another thread exchanges one of its files and puts it back; every
+    answer is the right one.
+    """
     from adapterpack import Session
     from adapterpack.errors import FormatError, StorageError
 
@@ -416,6 +519,8 @@ def opened_while_exchanged(folder: str, name: str) -> None:
     assert sum(outcomes.values()) > 1
 
 
-@pytest.mark.parametrize("name", ["model.onnx.data", "tokenizer.json", "adapters/alpha/adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.onnx.data", "tokenizer.json", "adapters/alpha/adapter_model.safetensors"]
+)
 def test_a_file_exchanged_while_a_bundle_is_opened(attacks: Attacks, bundle_of: Make, name: str) -> None:
     attacks.call(opened_while_exchanged, str(copied(attacks, bundle_of("llama", "bank"))), name).harmless()

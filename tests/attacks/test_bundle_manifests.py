@@ -1,4 +1,6 @@
-"""Attacks by the manifest of a bundle: a file that nothing but a signature vouches for, so all that it says is compared with the rest."""
+"""Attacks by the manifest of a bundle: a file that nothing but a signature vouches for, so all that it says
+is compared with the rest.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,20 @@ def copied(attacks: Attacks, bundle: Path, change: Change | None = None) -> Path
 
 def set_to(pointer: str, value: Any) -> Change:
     """Puts a value at a place in a manifest; ``*`` is the first key of an object."""
+
     def change(manifest: Any) -> None:
         *way, last = pointer.strip("/").split("/")
         for key in way:
-            manifest = manifest[int(key)] if isinstance(manifest, list) else manifest[next(iter(manifest)) if key == "*" else key]
+            manifest = (
+                manifest[int(key)]
+                if isinstance(manifest, list)
+                else manifest[next(iter(manifest)) if key == "*" else key]
+            )
         if isinstance(manifest, list):
             manifest[int(last)] = value
         else:
             manifest[last] = value
+
     return change
 
 
@@ -65,6 +73,7 @@ def without(key: str, match: str) -> Change:
         else:
             manifest[key] = [one for one in before if match not in one.get("path", "")]
             assert len(manifest[key]) < len(before)
+
     return change
 
 
@@ -72,18 +81,23 @@ def role(path: str, to: str) -> Change:
     def change(manifest: dict[str, Any]) -> None:
         (entry,) = [one for one in manifest["files"] if one["path"] == path]
         entry["role"] = to
+
     return change
 
 
 def listed(path: str, where: str = "carried") -> Change:
-    return lambda manifest: manifest["files"].append({"path": path, "role": where, "sha256": "0" * 64, "size": 1})
+    return lambda manifest: manifest["files"].append(
+        {"path": path, "role": where, "sha256": "0" * 64, "size": 1}
+    )
 
 
 def site(**fields: Any) -> Change:
     """Alters the first site that has slots."""
+
     def change(manifest: dict[str, Any]) -> None:
         path = next(path for path, one in manifest["sites"].items() if one["fields"])
         manifest["sites"][path] |= fields
+
     return change
 
 
@@ -160,7 +174,9 @@ BANK: dict[str, Change] = {
 def test_a_bank(attacks: Attacks, bundle_of: Make, change: Change) -> None:
     """No row may be answered: not by another tenant, not by the base."""
     folder = copied(attacks, bundle_of("llama", "bank"), change)
-    attacks.command("run", folder, "--adapter", "alpha", "--prompt", "w1 w2", "--max-new-tokens", "2").refused()
+    attacks.command(
+        "run", folder, "--adapter", "alpha", "--prompt", "w1 w2", "--max-new-tokens", "2"
+    ).refused()
 
 
 HARMLESS: dict[str, Change] = {
@@ -173,7 +189,9 @@ HARMLESS: dict[str, Change] = {
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS.keys())
 def test_what_no_answer_depends_on(attacks: Attacks, bundle_of: Make, change: Change) -> None:
     folder = copied(attacks, bundle_of("llama", "bank"), change)
-    attacks.command("run", folder, "--adapter", "alpha", "--prompt", "w1 w2", "--max-new-tokens", "1").harmless("alpha | w1 w2 | w55")
+    attacks.command(
+        "run", folder, "--adapter", "alpha", "--prompt", "w1 w2", "--max-new-tokens", "1"
+    ).harmless("alpha | w1 w2 | w55")
 
 
 MODES: dict[str, tuple[str, Change]] = {
@@ -190,11 +208,21 @@ MODES: dict[str, tuple[str, Change]] = {
 @pytest.mark.parametrize(("mode", "change"), MODES.values(), ids=MODES.keys())
 def test_other_modes(attacks: Attacks, bundle_of: Make, mode: str, change: Change) -> None:
     folder = copied(attacks, bundle_of("llama", mode), change)
-    attacks.command("run", folder, "--adapter", "alpha", "--prompt", "w1 w2", "--max-new-tokens", "2").refused()
+    attacks.command(
+        "run", folder, "--adapter", "alpha", "--prompt", "w1 w2", "--max-new-tokens", "2"
+    ).refused()
 
 
-VALIDATED = ("slots of two tenants exchanged", "two tenants in one slot", "a bank larger than its graph", "the graph not listed",
-             "an engine graph that is missing", "a site without its slots", "no file listed", "a file with an escape in its name")
+VALIDATED = (
+    "slots of two tenants exchanged",
+    "two tenants in one slot",
+    "a bank larger than its graph",
+    "the graph not listed",
+    "an engine graph that is missing",
+    "a site without its slots",
+    "no file listed",
+    "a file with an escape in its name",
+)
 
 
 @pytest.mark.parametrize("name", VALIDATED)

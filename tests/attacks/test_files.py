@@ -1,4 +1,6 @@
-"""Attacks on files that are written and read one by one: outputs in the place of something else, full disks, adapters of other tools."""
+"""Attacks on files that are written and read one by one: outputs in the place of something else, full disks,
+adapters of other tools.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,18 @@ TAKEN: dict[str, Callable[[Path, Attacks], object]] = {
 
 @pytest.mark.parametrize("take", TAKEN.values(), ids=list(TAKEN))
 @pytest.mark.parametrize("command", REPORTS.values(), ids=list(REPORTS))
-def test_what_is_in_the_place_of_an_output_stays(command: str, take: Callable[[Path, Attacks], object], base: Path,
-                                                 attacks: Attacks) -> None:
+def test_what_is_in_the_place_of_an_output_stays(
+    command: str, take: Callable[[Path, Attacks], object], base: Path, attacks: Attacks
+) -> None:
     out = attacks.work / "out"
     take(out, attacks)
     before = out.lstat()
     attacks.command(*command.format("out").split()).refused("out")
-    assert (out.lstat().st_ino, out.lstat().st_mode, out.lstat().st_size) == (before.st_ino, before.st_mode, before.st_size)
+    assert (out.lstat().st_ino, out.lstat().st_mode, out.lstat().st_size) == (
+        before.st_ino,
+        before.st_mode,
+        before.st_size,
+    )
 
 
 def test_a_report_is_renewed(base: Path, attacks: Attacks) -> None:
@@ -93,29 +100,83 @@ FOREIGN: dict[str, tuple[str, bytes]] = {
     "a header that is a list": ("a.safetensors", header([1])),
     "a header of 2^60": ("a.safetensors", struct.pack("<Q", 1 << 60) + b"{}"),
     "a header of spaces": ("a.safetensors", header(b"{" + b" " * (15 << 20) + b"}")),
-    "a header of a million keys": ("a.safetensors", header(b"{" + b",".join(b'"%d":1' % n for n in range(1_000_000)) + b"}")),
+    "a header of a million keys": (
+        "a.safetensors",
+        header(b"{" + b",".join(b'"%d":1' % n for n in range(1_000_000)) + b"}"),
+    ),
     "a header nested deep": ("a.safetensors", header(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)),
     "a number of 10^6 digits": ("a.safetensors", header(b'{"a":' + b"9" * 10**6 + b"}")),
     "a tensor that is a number": ("a.safetensors", header({"lora_unet_a.lora_down.weight": 5})),
-    "a shape in words": ("a.safetensors", header({"lora_unet_a.lora_down.weight": tensor(["two", 2])}, bytes(16))),
-    "a shape of 2^62": ("a.safetensors", header({"lora_unet_a.lora_down.weight": tensor([1 << 62, 4])}, bytes(16))),
-    "a shape below none": ("a.safetensors", header({"lora_unet_a.lora_down.weight": tensor([-2, -2])}, bytes(16))),
-    "a shape of truth": ("a.safetensors", header({"lora_unet_a.lora_down.weight": tensor([True, 4])}, bytes(16))),
-    "offsets beyond": ("a.safetensors", header({"lora_unet_a.lora_down.weight": tensor(offsets=[0, 1 << 60])}, bytes(16))),
-    "metadata that is a list": ("a.safetensors", header({"__metadata__": [1], "lora_unet_a.lora_down.weight": tensor()}, bytes(16))),
-    "a name in escapes": ("a.safetensors", header({"lora_unet_\x1b[2J.lora_down.weight": tensor()}, bytes(16))),
+    "a shape in words": (
+        "a.safetensors",
+        header({"lora_unet_a.lora_down.weight": tensor(["two", 2])}, bytes(16)),
+    ),
+    "a shape of 2^62": (
+        "a.safetensors",
+        header({"lora_unet_a.lora_down.weight": tensor([1 << 62, 4])}, bytes(16)),
+    ),
+    "a shape below none": (
+        "a.safetensors",
+        header({"lora_unet_a.lora_down.weight": tensor([-2, -2])}, bytes(16)),
+    ),
+    "a shape of truth": (
+        "a.safetensors",
+        header({"lora_unet_a.lora_down.weight": tensor([True, 4])}, bytes(16)),
+    ),
+    "offsets beyond": (
+        "a.safetensors",
+        header({"lora_unet_a.lora_down.weight": tensor(offsets=[0, 1 << 60])}, bytes(16)),
+    ),
+    "metadata that is a list": (
+        "a.safetensors",
+        header({"__metadata__": [1], "lora_unet_a.lora_down.weight": tensor()}, bytes(16)),
+    ),
+    "a name in escapes": (
+        "a.safetensors",
+        header({"lora_unet_\x1b[2J.lora_down.weight": tensor()}, bytes(16)),
+    ),
     "one half of a pair": ("a.safetensors", header({"lora_unet_a.lora_down.weight": tensor()}, bytes(16))),
-    "alpha that is a matrix": ("a.safetensors", header({
-        "lora_unet_a.lora_down.weight": tensor(), "lora_unet_a.lora_up.weight": tensor(offsets=[16, 32]),
-        "lora_unet_a.alpha": tensor(offsets=[32, 48])}, bytes(48))),
-    "factors of integers": ("a.safetensors", header({
-        "lora_unet_a.lora_down.weight": tensor(dtype="I32"),
-        "lora_unet_a.lora_up.weight": tensor(dtype="I32", offsets=[16, 32])}, bytes(32))),
-    "factors of one dimension": ("a.safetensors", header({
-        "unet.a.lora_A.weight": tensor([4]), "unet.a.lora_B.weight": tensor([4], offsets=[16, 32])}, bytes(32))),
-    "factors without a number": ("a.safetensors", header({
-        "unet.a.lora_A.weight": tensor([0, 4], offsets=[0, 0]), "unet.a.lora_B.weight": tensor([4, 0], offsets=[0, 0])})),
-    "a pickle": ("a.bin", b"\x80\x04\x95\x1c\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94"),
+    "alpha that is a matrix": (
+        "a.safetensors",
+        header(
+            {
+                "lora_unet_a.lora_down.weight": tensor(),
+                "lora_unet_a.lora_up.weight": tensor(offsets=[16, 32]),
+                "lora_unet_a.alpha": tensor(offsets=[32, 48]),
+            },
+            bytes(48),
+        ),
+    ),
+    "factors of integers": (
+        "a.safetensors",
+        header(
+            {
+                "lora_unet_a.lora_down.weight": tensor(dtype="I32"),
+                "lora_unet_a.lora_up.weight": tensor(dtype="I32", offsets=[16, 32]),
+            },
+            bytes(32),
+        ),
+    ),
+    "factors of one dimension": (
+        "a.safetensors",
+        header(
+            {"unet.a.lora_A.weight": tensor([4]), "unet.a.lora_B.weight": tensor([4], offsets=[16, 32])},
+            bytes(32),
+        ),
+    ),
+    "factors without a number": (
+        "a.safetensors",
+        header(
+            {
+                "unet.a.lora_A.weight": tensor([0, 4], offsets=[0, 0]),
+                "unet.a.lora_B.weight": tensor([4, 0], offsets=[0, 0]),
+            }
+        ),
+    ),
+    "a pickle": (
+        "a.bin",
+        b"\x80\x04\x95\x1c\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94",
+    ),
     "a zip": ("a.pt", b"PK\x03\x04" + bytes(100)),
     "nothing": ("a.safetensors", b""),
     "adapter: eight bytes": ("a.onnx_adapter", b"\x08\x00\x00\x00TORT"),

@@ -14,7 +14,11 @@ from adapterpack.base.gguf.header import key_text, text
 
 def gguf(path: Path, *values: bytes, tensors: int = 0, keys: int | None = None, end: bytes = b"") -> Path:
     """A file with these keys and values in its header."""
-    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, tensors, len(values) if keys is None else keys) + b"".join(values) + end)
+    path.write_bytes(
+        struct.pack("<4sIQQ", b"GGUF", 3, tensors, len(values) if keys is None else keys)
+        + b"".join(values)
+        + end
+    )
     return path
 
 
@@ -25,10 +29,19 @@ def array(key: str, kind: int, items: int, data: bytes) -> bytes:
 
 LLAMA = key_text("general.architecture", "llama")
 HEADERS: dict[str, tuple[tuple[bytes, ...], dict[str, int]]] = {
-    "an array of 64 MB": ((LLAMA, *(array(f"a{number}", 11, 1 << 20, bytes(8 << 20)) for number in range(8))), {}),
-    "arrays of bytes": ((LLAMA, *(array(f"a{number}", 0, 1 << 20, bytes(1 << 20)) for number in range(64))), {}),
+    "an array of 64 MB": (
+        (LLAMA, *(array(f"a{number}", 11, 1 << 20, bytes(8 << 20)) for number in range(8))),
+        {},
+    ),
+    "arrays of bytes": (
+        (LLAMA, *(array(f"a{number}", 0, 1 << 20, bytes(1 << 20)) for number in range(64))),
+        {},
+    ),
     "a million empty texts": ((LLAMA, array("a", 8, 1 << 20, bytes(8 << 20))), {}),
-    "many million empty texts": ((LLAMA, *(array(f"a{number}", 8, 1 << 20, bytes(8 << 20)) for number in range(8))), {}),
+    "many million empty texts": (
+        (LLAMA, *(array(f"a{number}", 8, 1 << 20, bytes(8 << 20)) for number in range(8))),
+        {},
+    ),
     "an array of arrays": ((LLAMA, array("a", 9, 4, struct.pack("<IQ", 9, 1) * 4)), {}),
     "an array of nothing known": ((LLAMA, array("a", 99, 1 << 20, bytes(64))), {}),
     "an array longer than the file": ((LLAMA, array("a", 8, 1 << 20, b"")), {}),
@@ -55,8 +68,12 @@ def test_headers(values: tuple[bytes, ...], counts: dict[str, int], attacks: Att
 
 
 @pytest.mark.parametrize("command", ["inspect", "validate", "convert --to pack -o out", "merge -o out"])
-@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "model.safetensors", "model.onnx_adapter", "model"])
+@pytest.mark.parametrize(
+    "name", ["model.gguf", "model.onnx", "model.safetensors", "model.onnx_adapter", "model"]
+)
 def test_pipes_where_a_file_should_be(name: str, command: str, attacks: Attacks) -> None:
     os.mkfifo(attacks.work / name)
     action, *options = command.split()
-    attacks.command(action, name, *(["pack"] if action == "merge" else []), *options).refused(absent=attacks.work / "out")
+    attacks.command(action, name, *(["pack"] if action == "merge" else []), *options).refused(
+        absent=attacks.work / "out"
+    )

@@ -1,4 +1,6 @@
-"""Attacks by a hub on its clients: answers without end, slow ones, and bytes that are not those that it lists."""
+"""Attacks by a hub on its clients: answers without end, slow ones, and bytes that are not those that it
+lists.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 from attack import Attacks
 from attacking_hub import COMMIT, MIB, PACK, Host, Request, entry, impatient, pull
 
-# --- size and time ------------------------------------------------------------------------------------------------------------------------
+# --- size and time ------------------------------------------------------------------------------------------
 
 
 def trickles(request: Request) -> None:
@@ -45,7 +47,11 @@ def body_without_end(request: Request) -> None:
 @cache
 def bomb(encoding: str) -> bytes:
     """Some hundred kilobytes that unpack to 64 MiB or more."""
-    kinds = {"gzip": gzip.compress, "deflate": zlib.compress, "gzip, gzip": lambda data: gzip.compress(gzip.compress(data))}
+    kinds = {
+        "gzip": gzip.compress,
+        "deflate": zlib.compress,
+        "gzip, gzip": lambda data: gzip.compress(gzip.compress(data)),
+    }
     return kinds[encoding](bytes(64 * MIB)) * 16 if encoding in kinds else b"\x5b\xff\xff\x03" * 1000
 
 
@@ -103,12 +109,17 @@ def test_answers_have_an_end(kind: str, where: str, hub: Host, attacks: Attacks)
 
 def pages(kind: str) -> Callable[[Request], None]:
     """Listings that go on for ever."""
+
     def page(request: Request) -> None:
         number = len(request.server.seen)
-        entries = {"empty": [], "folders": [{"type": "directory", "path": "a", "oid": "0" * 40, "size": 0}] * 1000,
-                   "one file": [entry(f"f{number}.json")] * 1, "the same": [entry("a.json")],
-                   "files": [entry(f"f{number}-{n}.json") for n in range(1000)],
-                   "cookies": [entry(f"f{number}.json")]}[kind]
+        entries = {
+            "empty": [],
+            "folders": [{"type": "directory", "path": "a", "oid": "0" * 40, "size": 0}] * 1000,
+            "one file": [entry(f"f{number}.json")] * 1,
+            "the same": [entry("a.json")],
+            "files": [entry(f"f{number}-{n}.json") for n in range(1000)],
+            "cookies": [entry(f"f{number}.json")],
+        }[kind]
         cookies = {"Set_Cookie": f"c{number}={'x' * 60_000}"} if kind == "cookies" else {}
         request.say(entries, Link=f'<{request.path}&n={number}>; rel="next"', **cookies)
 
@@ -121,7 +132,7 @@ def test_a_listing_without_end(kind: str, hub: Host, attacks: Attacks) -> None:
     pull(attacks, hub).refused(absent=attacks.work / "out")
 
 
-# --- bytes --------------------------------------------------------------------------------------------------------------------------------
+# --- bytes --------------------------------------------------------------------------------------------------
 
 
 def base_of(address: str) -> int:
@@ -136,9 +147,13 @@ def base_of(address: str) -> int:
 
 OUT = "../../../../outside/planted"
 HEADERS = {
-    "an etag": {"ETag": f'"{OUT}"'}, "a linked etag": {"ETag": '"a"', "X_Linked_Etag": f'"{OUT}"', "X_Linked_Size": "2"},
-    "an etag of root": {"ETag": '"/nowhere/planted"'}, "a commit": {"ETag": '"a"', "X_Repo_Commit": OUT},
-    "a long etag": {"ETag": '"' + "x" * 5000 + '"'}, "dots": {"ETag": '".."'}, "a control character": {"ETag": '"a\x1b[2J"'},
+    "an etag": {"ETag": f'"{OUT}"'},
+    "a linked etag": {"ETag": '"a"', "X_Linked_Etag": f'"{OUT}"', "X_Linked_Size": "2"},
+    "an etag of root": {"ETag": '"/nowhere/planted"'},
+    "a commit": {"ETag": '"a"', "X_Repo_Commit": OUT},
+    "a long etag": {"ETag": '"' + "x" * 5000 + '"'},
+    "dots": {"ETag": '".."'},
+    "a control character": {"ETag": '"a\x1b[2J"'},
 }
 
 
@@ -146,7 +161,9 @@ HEADERS = {
 def test_no_header_becomes_a_path(kind: str, hub: Host, attacks: Attacks) -> None:
     """The official client names what it keeps by headers."""
     hub.answers = {
-        "/revision/": lambda request: request.say({"sha": COMMIT, "id": "org/name", "siblings": [{"rfilename": "config.json"}]}),
+        "/revision/": lambda request: request.say(
+            {"sha": COMMIT, "id": "org/name", "siblings": [{"rfilename": "config.json"}]}
+        ),
         "/tree/": lambda request: request.say([entry("config.json")]),
         "/resolve/": lambda request: request.say(data=b"{}", **{"X_Repo_Commit": COMMIT, **HEADERS[kind]}),
     }
@@ -156,6 +173,7 @@ def test_no_header_becomes_a_path(kind: str, hub: Host, attacks: Attacks) -> Non
 
 def changing(kind: str) -> Callable[[Request], None]:
     """The bytes of a manifest that was listed as something else."""
+
     def resolve(request: Request) -> None:
         head = {"X_Repo_Commit": COMMIT}
         if kind == "other bytes":
@@ -171,7 +189,9 @@ def changing(kind: str) -> Callable[[Request], None]:
         elif kind == "another commit":
             request.say(data=PACK, X_Repo_Commit="f" * 40)
         elif kind == "a part":
-            request.say(data=PACK[1:], status=206, Content_Range=f"bytes 1-{len(PACK) - 1}/{len(PACK)}", **head)
+            request.say(
+                data=PACK[1:], status=206, Content_Range=f"bytes 1-{len(PACK) - 1}/{len(PACK)}", **head
+            )
         elif kind == "an empty part":
             request.say(data=b"", status=206, Content_Range="bytes */0", **head)
         elif kind == "nothing and no content":
@@ -184,8 +204,20 @@ def changing(kind: str) -> Callable[[Request], None]:
     return resolve
 
 
-@pytest.mark.parametrize("kind", ["other bytes", "fewer", "more", "more, without a length", "another commit", "a part", "an empty part",
-                                  "nothing and no content", "the last byte never comes"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "other bytes",
+        "fewer",
+        "more",
+        "more, without a length",
+        "another commit",
+        "a part",
+        "an empty part",
+        "nothing and no content",
+        "the last byte never comes",
+    ],
+)
 def test_bytes_that_were_not_listed(kind: str, hub: Host, attacks: Attacks) -> None:
     hub.answers["/resolve/"] = changing(kind)
     pull(attacks, hub).refused(absent=attacks.work / "out")

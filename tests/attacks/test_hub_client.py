@@ -1,4 +1,6 @@
-"""Attacks by a hub, and by hosts that it points to, on its clients: the token, paths, and answers of other types."""
+"""Attacks by a hub, and by hosts that it points to, on its clients: the token, paths, and answers of other
+types.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import pytest
 from attack import SECRET, Attacks
 from attacking_hub import COMMIT, MIB, PACK, Host, Request, entry, impatient, pull
 
-# --- the token ----------------------------------------------------------------------------------------------------------------------------
+# --- the token ----------------------------------------------------------------------------------------------
 
 ELSEWHERE = {
     "another port": "http://127.0.0.1:{other}/x",
@@ -38,8 +40,12 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("way", ["listing", "redirect"])
 @pytest.mark.parametrize("kind", ELSEWHERE)
-def test_the_token_goes_to_the_hub_alone(way: str, kind: str, hub: Host, other: Host, attacks: Attacks) -> None:
-    """Where a listing goes on, and where the bytes of a file lie: other spellings of hosts are other hosts."""
+def test_the_token_goes_to_the_hub_alone(
+    way: str, kind: str, hub: Host, other: Host, attacks: Attacks
+) -> None:
+    """Where a listing goes on, and where the bytes of a file lie: other spellings of hosts are other
+    hosts.
+    """
     where = ELSEWHERE[kind].format(hub=hub.port, other=other.port).encode().decode("latin-1")
     hub.answers["/x"] = lambda request: request.say([])
     if way == "listing":
@@ -48,7 +54,8 @@ def test_the_token_goes_to_the_hub_alone(way: str, kind: str, hub: Host, other: 
         hub.answers["/resolve/"] = lambda request: request.say({}, 302, Location=where, X_Repo_Commit=COMMIT)
     pull(attacks, hub).refused(absent=attacks.work / "out")
     assert [token for _, token in other.seen if token] == []
-    if kind != "a backslash":  # which the client takes for the end of a user's name, so that the hub itself is meant
+    # which the client takes for the end of a user's name, so that the hub itself is meant
+    if kind != "a backslash":
         assert [path for path, token in hub.seen if path.endswith("/x") and token] == []
 
 
@@ -58,7 +65,9 @@ ECHOES = {
     "a name": lambda request, token: request.say({"sha": COMMIT, "id": f"org/{token[7:]}"}),
     "no JSON": lambda request, token: request.say(data=token.encode()),
     "an encoding": lambda request, token: request.say({}, Content_Encoding=token[7:]),
-    "a redirect": lambda request, token: request.say({}, 302, Location=f"http://{token[7:].replace('_', '-')}/"),
+    "a redirect": lambda request, token: request.say(
+        {}, 302, Location=f"http://{token[7:].replace('_', '-')}/"
+    ),
     "an address": lambda request, token: request.say({}, 302, Location=f"ftp://{token[7:]}/x"),
 }
 
@@ -74,7 +83,8 @@ def test_a_hub_that_repeats_the_token(kind: str, where: str, hub: Host, attacks:
 @pytest.mark.parametrize("header", ["X_Repo_Commit", "Content_Range", "X_Linked_Etag", "X_Xet_Hash"])
 def test_a_header_that_repeats_the_token(header: str, hub: Host, attacks: Attacks) -> None:
     hub.answers["/resolve/"] = lambda request: request.say(
-        data=PACK, status=206, **{"X_Repo_Commit": COMMIT, header: request.headers["Authorization"]})
+        data=PACK, status=206, **{"X_Repo_Commit": COMMIT, header: request.headers["Authorization"]}
+    )
     pull(attacks, hub).refused(absent=attacks.work / "out")
 
 
@@ -83,11 +93,44 @@ def test_a_listing_that_repeats_the_token(hub: Host, attacks: Attacks) -> None:
     pull(attacks, hub).refused(absent=attacks.work / "out")
 
 
-# --- names and types ----------------------------------------------------------------------------------------------------------------------
+# --- names and types ----------------------------------------------------------------------------------------
 
-PATHS = ["..", "../x", "a/../../x", "/etc/x", "//x", "C:/x", "c:x", "a\\b", "\\\\host\\x", "a\x00b", "a\x1b[2Jb", "a\nb", "con",
-         "nul.txt", "AUX", "com1.json", "a/lpt1", "a.", "a ", "a /b", "a//b", "a/./b", "", ".", "~\u202etxt.exe", "a\u200bb", "x" * 256,
-         "e\u0301", "\ud800", "ADAPTERPACK.json", "adapterpack.json/x", "a\x7fb", "a\u2028b", "x/" * 200 + "y"]
+PATHS = [
+    "..",
+    "../x",
+    "a/../../x",
+    "/etc/x",
+    "//x",
+    "C:/x",
+    "c:x",
+    "a\\b",
+    "\\\\host\\x",
+    "a\x00b",
+    "a\x1b[2Jb",
+    "a\nb",
+    "con",
+    "nul.txt",
+    "AUX",
+    "com1.json",
+    "a/lpt1",
+    "a.",
+    "a ",
+    "a /b",
+    "a//b",
+    "a/./b",
+    "",
+    ".",
+    "~\u202etxt.exe",
+    "a\u200bb",
+    "x" * 256,
+    "e\u0301",
+    "\ud800",
+    "ADAPTERPACK.json",
+    "adapterpack.json/x",
+    "a\x7fb",
+    "a\u2028b",
+    "x/" * 200 + "y",
+]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=ascii)
@@ -97,8 +140,16 @@ def test_a_path_that_must_not_become_a_file(path: str, hub: Host, attacks: Attac
 
 
 ODD = {
-    "a number": 7, "a large number": 2**70, "a fraction": 1e400, "a list": [[]], "text": "\x1b[2J\u202e", "nothing": None,
-    "an object": {"a": {}}, "yes": True, "half a character": "\ud800", "long text": "x" * MIB,
+    "a number": 7,
+    "a large number": 2**70,
+    "a fraction": 1e400,
+    "a list": [[]],
+    "text": "\x1b[2J\u202e",
+    "nothing": None,
+    "an object": {"a": {}},
+    "yes": True,
+    "half a character": "\ud800",
+    "long text": "x" * MIB,
 }
 FIELDS = ["sha", "id", "entries", "entry", "path", "size", "oid", "lfs.oid", "lfs.size", "type"]
 
@@ -135,6 +186,7 @@ def impatient_each(address: str, count: int) -> int:
 @pytest.mark.parametrize("kind", ODD)
 def test_answers_of_other_types(kind: str, hub: Host, attacks: Attacks) -> None:
     """In every field of the commit and the listing."""
+
     def answer(request: Request) -> None:
         name = request.path.split("/")[4]
         commit, listing = shaped(name, FIELDS[int(name.removeprefix("name"))], ODD[kind])

@@ -17,20 +17,31 @@ from adapterpack.hub.server.parts import Parts
 from adapterpack.hub.server.storage import Storage
 from adapterpack.hub.server.trees import Entry
 
-# --- clients that keep it waiting ---------------------------------------------------------------------------------------------------------
+# --- clients that keep it waiting ---------------------------------------------------------------------------
+
 
 def half(number: int) -> bytes:
     """The beginning of a request that does not go on."""
-    kinds = [b"", b"G", b"GET /api/models HTTP/1.1\r\nHost: hub\r\nX-A: ", b"GET /api/whoami-v2 HTTP/1.1\r\nHost: hub\r\n\r\nGET /api/",
-             b"POST /api/models/org/open/paths-info/main HTTP/1.1\r\nHost: hub\r\nContent-Length: 1000\r\n\r\nabc",
-             b"GET /org/open/resolve/main/large.txt HTTP/1.1\r\nHost: hub\r\n\r\n" * 4]
+    kinds = [
+        b"",
+        b"G",
+        b"GET /api/models HTTP/1.1\r\nHost: hub\r\nX-A: ",
+        b"GET /api/whoami-v2 HTTP/1.1\r\nHost: hub\r\n\r\nGET /api/",
+        b"POST /api/models/org/open/paths-info/main HTTP/1.1\r\nHost: hub\r\nContent-Length: 1000\r\n\r\nabc",
+        b"GET /org/open/resolve/main/large.txt HTTP/1.1\r\nHost: hub\r\n\r\n" * 4,
+    ]
     return kinds[number % len(kinds)]
 
 
 @pytest.fixture(scope="module")
 def large(server: Server) -> str:
     """A file that does not fit into the buffers of a socket."""
-    assert server.ask("POST", "/api/models/org/open/commit/main", commit(file("large.txt", b"x" * (9 * MIB)))).status == 200
+    assert (
+        server.ask(
+            "POST", "/api/models/org/open/commit/main", commit(file("large.txt", b"x" * (9 * MIB)))
+        ).status
+        == 200
+    )
     return "large.txt"
 
 
@@ -51,7 +62,9 @@ def test_connections_on_which_nothing_goes_on(count: int, server: Server, large:
 
 
 def seconds_until_closed(server: Server, start: bytes, drip: bytes = b"") -> float:
-    """How long the hub lets a client of that kind wait; the client sends a little more now and then, and reads nothing until the end."""
+    """How long the hub lets a client of that kind wait; the client sends a little more now and then, and
+    reads nothing until the end.
+    """
     with socket.create_connection(server.address, timeout=10) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(start)
@@ -77,10 +90,19 @@ WAITING = {
     "nothing": (b"", b""),
     "a head that trickles": (b"GET /api/models HTTP/1.1\r\nHost: hub\r\n", b"X-A: b\r\n"),
     "a second head that trickles": (b"GET /api/whoami-v2 HTTP/1.1\r\nHost: hub\r\n\r\nGET /", b"x"),
-    "a body that trickles": (b"POST /api/models/org/open/paths-info/main HTTP/1.1\r\nHost: hub\r\nContent-Length: 90000\r\n\r\n", b"a"),
-    "chunks that trickle": (b"POST /api/models/org/open/paths-info/main HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: chunked\r\n\r\n",
-                            b"1\r\na\r\n"),
-    "an answer that nobody reads": (b"GET /org/open/resolve/main/large.txt HTTP/1.1\r\nHost: hub\r\n\r\n", b""),
+    "a body that trickles": (
+        b"POST /api/models/org/open/paths-info/main HTTP/1.1\r\nHost: hub\r\nContent-Length: 90000\r\n\r\n",
+        b"a",
+    ),
+    "chunks that trickle": (
+        b"POST /api/models/org/open/paths-info/main HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: "
+        b"chunked\r\n\r\n",
+        b"1\r\na\r\n",
+    ),
+    "an answer that nobody reads": (
+        b"GET /org/open/resolve/main/large.txt HTTP/1.1\r\nHost: hub\r\n\r\n",
+        b"",
+    ),
 }
 
 
@@ -101,7 +123,7 @@ def test_a_client_that_keeps_the_hub_waiting_is_sent_away(kind: str, server: Ser
     server.require_sound()
 
 
-# --- many files ---------------------------------------------------------------------------------------------------------------------------
+# --- many files ---------------------------------------------------------------------------------------------
 
 MANY = 100_000
 
@@ -112,13 +134,17 @@ def update(more: dict[str, Entry], files: dict[str, Entry]) -> None:
 
 @pytest.fixture(scope="module")
 def many(server: Server) -> str:
-    """A repository of as many files as one may have, from five commits, made by another process that serves the same folder."""
+    """A repository of as many files as one may have, from five commits, made by another process that serves
+    the same folder.
+    """
     server.ask("POST", "/api/repos/create", {"name": "many", "organization": "org"})
     storage = Storage(server.folder)
     entry = storage.keep_bytes(b"x")
     for start in range(0, MANY, 20_000):
         more = {f"d{number // 500:03}/f{number:06}.json": entry for number in range(start, start + 20_000)}
-        storage.change("org/many", "main", "ann", "", "", parent=None, change=partial(update, more), as_pr=False)
+        storage.change(
+            "org/many", "main", "ann", "", "", parent=None, change=partial(update, more), as_pr=False
+        )
     return "/api/models/org/many"
 
 
@@ -150,12 +176,18 @@ def test_a_repository_has_no_more_files_than_that(server: Server, many: str) -> 
 
 
 def test_what_nobody_finished_or_named_goes_and_nothing_else(tmp_path: Path) -> None:
-    """Parts, files that were arriving, blobs of refused commits: after a day; what a commit of any time names stays."""
+    """Parts, files that were arriving, blobs of refused commits: after a day; what a commit of any time names
+    stays.
+    """
     storage = Storage(tmp_path)
     storage.create("org/name", private=False, author="ann")
     kept, orphan, taken = (storage.keep_bytes(text) for text in (b"kept", b"orphan", b"taken again"))
-    first = storage.change("org/name", "main", "ann", "", "", parent=None, change=lambda files: files.update(a=kept), as_pr=False)[0]
-    storage.change("org/name", "main", "ann", "", "", parent=None, change=lambda files: files.clear(), as_pr=False)
+    first = storage.change(
+        "org/name", "main", "ann", "", "", parent=None, change=lambda files: files.update(a=kept), as_pr=False
+    )[0]
+    storage.change(
+        "org/name", "main", "ann", "", "", parent=None, change=lambda files: files.clear(), as_pr=False
+    )
     parts = Parts(storage)
     (tmp_path / "tmp" / "parts" / ("0" * 64)).mkdir()
     (tmp_path / "tmp" / "left").write_bytes(b"x")

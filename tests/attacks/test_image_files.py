@@ -1,4 +1,6 @@
-"""Attacks by pictures: of billions of pixels, cut, of text that unpacks to 200 times its size, of other kinds than they say."""
+"""Attacks by pictures: of billions of pixels, cut, of text that unpacks to 200 times its size, of other kinds
+than they say.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(width: int = 2, height: int = 2, *more: bytes, rows: bytes | None = None, depth: int = 8) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(height * (1 + 3 * width)) if rows is None else rows, 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + b"".join(more)
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
 
 
 PICTURES: dict[str, Callable[[], bytes]] = {
@@ -54,7 +62,10 @@ def test_a_picture_is_decoded(name: str, attacks: Attacks) -> None:
     outcome.held() if name in HARMLESS else outcome.refused("the picture")
 
 
-@pytest.mark.parametrize("text", ["data:image/png;base64,%%%", "data:image/png,abc", "data:image/svg+xml;base64,AAAA" * 2_000_000],
-                         ids=["no base 64", "not encoded", "56 MB"])
+@pytest.mark.parametrize(
+    "text",
+    ["data:image/png;base64,%%%", "data:image/png,abc", "data:image/svg+xml;base64,AAAA" * 2_000_000],
+    ids=["no base 64", "not encoded", "56 MB"],
+)
 def test_a_picture_in_a_text(text: str, attacks: Attacks) -> None:
     attacks.call(bytes_in, text).refused("picture")

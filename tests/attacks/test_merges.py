@@ -52,7 +52,9 @@ def linked_elsewhere(path: Path) -> None:
 ALTERED = (exchanged, written_into, written_into_secretly, grown, removed, linked_elsewhere)
 
 
-def merged(alter: Callable[[Path], None], base: Path, pack: Path, out: Path, verify: str, resume: bool) -> None:
+def merged(
+    alter: Callable[[Path], None], base: Path, pack: Path, out: Path, verify: str, resume: bool
+) -> None:
     """A merge whose base is altered when its first bytes are written: after every check of the base."""
     done: list[int] = []
 
@@ -67,11 +69,13 @@ def merged(alter: Callable[[Path], None], base: Path, pack: Path, out: Path, ver
 @pytest.mark.parametrize("verify", ["full", "structure"])
 @pytest.mark.parametrize("resume", [False, True], ids=["afresh", "to be resumed"])
 @pytest.mark.parametrize("alter", ALTERED)
-def test_a_base_that_is_altered_while_it_is_merged(alter: Callable[[Path], None], resume: bool, verify: str, base: Path,
-                                                   attacks: Attacks) -> None:
+def test_a_base_that_is_altered_while_it_is_merged(
+    alter: Callable[[Path], None], resume: bool, verify: str, base: Path, attacks: Attacks
+) -> None:
     out = attacks.work / "out"
     done = attacks.call(merged, alter, base, attacks.work / "pack", out, verify, resume).held()
-    if alter is not written_into_secretly or verify == "full":  # samples of the base are not asked of a file whose time stays
+    # samples of the base are not asked of a file whose time stays
+    if alter is not written_into_secretly or verify == "full":
         done.refused(absent=out)
         assert not list(attacks.work.glob(".out*")), "nothing of another base is gone on with"
 
@@ -88,8 +92,12 @@ def extracted(alter: Callable[[Path], None], tuned: Path, base: Path, out: Path)
 
 
 @pytest.mark.parametrize("alter", [exchanged, written_into, removed])
-def test_a_base_that_is_altered_while_it_is_compared(alter: Callable[[Path], None], base: Path, attacks: Attacks) -> None:
-    attacks.call(extracted, alter, attacks.work / "tuned", base, attacks.work / "out").refused(absent=attacks.work / "out")
+def test_a_base_that_is_altered_while_it_is_compared(
+    alter: Callable[[Path], None], base: Path, attacks: Attacks
+) -> None:
+    attacks.call(extracted, alter, attacks.work / "tuned", base, attacks.work / "out").refused(
+        absent=attacks.work / "out"
+    )
 
 
 def exported(alter: Callable[[Path], None], base: Path, pack: Path, out: Path) -> None:
@@ -101,15 +109,20 @@ def exported(alter: Callable[[Path], None], base: Path, pack: Path, out: Path) -
 
 
 @pytest.mark.parametrize("alter", [exchanged, written_into, removed])
-def test_a_base_that_is_altered_while_it_is_exported(alter: Callable[[Path], None], base: Path, attacks: Attacks) -> None:
-    attacks.call(exported, alter, base, attacks.work / "pack", attacks.work / "out").refused(absent=attacks.work / "out")
+def test_a_base_that_is_altered_while_it_is_exported(
+    alter: Callable[[Path], None], base: Path, attacks: Attacks
+) -> None:
+    attacks.call(exported, alter, base, attacks.work / "pack", attacks.work / "out").refused(
+        absent=attacks.work / "out"
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "chat_template.jinja"])
 def test_a_file_that_becomes_a_link_while_its_base_is_merged(name: str, base: Path, attacks: Attacks) -> None:
     (base / name).write_text("{}")
-    attacks.call(relinked, name, base, attacks.work / "pack", attacks.work / "out", attacks.outside / "secret.txt").refused(
-        name, "leads out", absent=attacks.work / "out")
+    attacks.call(
+        relinked, name, base, attacks.work / "pack", attacks.work / "out", attacks.outside / "secret.txt"
+    ).refused(name, "leads out", absent=attacks.work / "out")
 
 
 def relinked(name: str, base: Path, pack: Path, out: Path, secret: Path) -> None:

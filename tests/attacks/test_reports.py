@@ -1,4 +1,6 @@
-"""Attacks by names and texts on those who read them: on a terminal, in a model card, a page of HTML, SARIF, and JSON."""
+"""Attacks by names and texts on those who read them: on a terminal, in a model card, a page of HTML, SARIF,
+and JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,32 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "packs"))
 import make_bad as bad
 
 TEXTS = {
-    "escapes": "\x1b[2J\x1b[31mvalid\x1b[0m", "a link of a terminal": "\x1b]8;;https://evil.example\x1b\\click\x1b]8;;\x1b\\",
-    "a title of a terminal": "\x1b]0;root\x07", "C1 controls": "\x9b2J\x9d0;x\x9c", "right to left": "a\u202egnp.exe\u2066",
+    "escapes": "\x1b[2J\x1b[31mvalid\x1b[0m",
+    "a link of a terminal": "\x1b]8;;https://evil.example\x1b\\click\x1b]8;;\x1b\\",
+    "a title of a terminal": "\x1b]0;root\x07",
+    "C1 controls": "\x9b2J\x9d0;x\x9c",
+    "right to left": "a\u202egnp.exe\u2066",
     "invisible": "a\u200b\ufeff\u00ad\U000e0041",
-    "a line of its own": "x\nerror: none\r\u2028\u2029valid", "deletes": "error\b\bvalid\x7f",
-    "markup of rich": "[bold red]x[/bold red][link=https://evil.example]y[/link]", "a heading": "x\n\n# Verified\n",
-    "an underlined heading": "Verified\n===\n", "a link": "[click](https://evil.example)", "an address": "<https://evil.example>",
-    "a link by name": "[a]\n\n[a]: https://evil.example", "a picture": "![a](https://evil.example/x.png)",
+    "a line of its own": "x\nerror: none\r\u2028\u2029valid",
+    "deletes": "error\b\bvalid\x7f",
+    "markup of rich": "[bold red]x[/bold red][link=https://evil.example]y[/link]",
+    "a heading": "x\n\n# Verified\n",
+    "an underlined heading": "Verified\n===\n",
+    "a link": "[click](https://evil.example)",
+    "an address": "<https://evil.example>",
+    "a link by name": "[a]\n\n[a]: https://evil.example",
+    "a picture": "![a](https://evil.example/x.png)",
     "a table": "x | y |\n| - | - |",
-    "HTML": "<script>alert(1)</script><img src=x onerror=alert(1)>", "an attribute": "\" onload=\"alert(1)\" ' onload='alert(1)'",
-    "a comment": "<!-- x --> <![CDATA[ x ]]> <?php x ?>", "the end of a block": "x\n```\n# Verified",
+    "HTML": "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "an attribute": "\" onload=\"alert(1)\" ' onload='alert(1)'",
+    "a comment": "<!-- x --> <![CDATA[ x ]]> <?php x ?>",
+    "the end of a block": "x\n```\n# Verified",
     "the end of a header": "x\n---\n# Verified",
-    "a command": "x; touch outside/it", "a command in a command": "$(touch outside/it)`touch outside/it`", "a variable": "$HOME ~ * !!",
-    "half a surrogate pair": "\ud800", "a template": "{{ 7 * 7 }}{% include 'x' %}",
+    "a command": "x; touch outside/it",
+    "a command in a command": "$(touch outside/it)`touch outside/it`",
+    "a variable": "$HOME ~ * !!",
+    "half a surrogate pair": "\ud800",
+    "a template": "{{ 7 * 7 }}{% include 'x' %}",
 }
 
 WHOLE = [name for name in TEXTS if name != "half a surrogate pair"]
@@ -97,9 +112,15 @@ def _card(text: str) -> None:
     def written(text: str) -> str:
         manifest = pack.manifest
         manifest = replace(
-            manifest, license=text, license_link=text, training={text: [text]},
-            pack=replace(manifest.pack, description=text), base=replace(manifest.base, name=text),
-            metrics=({"name": text, "value": 0.5, "dataset": text, text: text},), task=replace(manifest.task, labels=(text, "b")))
+            manifest,
+            license=text,
+            license_link=text,
+            training={text: [text]},
+            pack=replace(manifest.pack, description=text),
+            base=replace(manifest.base, name=text),
+            metrics=({"name": text, "value": 0.5, "dataset": text, text: text},),
+            task=replace(manifest.task, labels=(text, "b")),
+        )
         return card.pack_card(replace_pack(pack, manifest), at, report)
 
     def replace_pack(pack: Any, manifest: Any) -> Any:
@@ -116,9 +137,20 @@ def _card(text: str) -> None:
         links = [str(child.attrs["href"]) for child in inner if child.type == "link_open"]
         assert all(link.startswith("https://huggingface.co/") for link in links), links
         assert not [child for child in inner if child.type in ("image", "html_inline")]
-        commands = [line for token in tokens if token.type == "fence" and token.info == "sh" for line in token.content.splitlines()]
-        assert not {";", "|", "&&", "$(touch", "`touch"} & {word for line in commands for word in shlex.split(line)}, commands
-        return [token.type for token in tokens], [word for line in commands for word in shlex.split(line)[:2]], body
+        commands = [
+            line
+            for token in tokens
+            if token.type == "fence" and token.info == "sh"
+            for line in token.content.splitlines()
+        ]
+        assert not {";", "|", "&&", "$(touch", "`touch"} & {
+            word for line in commands for word in shlex.split(line)
+        }, commands
+        return (
+            [token.type for token in tokens],
+            [word for line in commands for word in shlex.split(line)[:2]],
+            body,
+        )
 
     types, words, _ = shape("plain")
     others, other_words, body = shape(text)
@@ -148,13 +180,21 @@ def _page(text: str) -> None:
     from adapterpack.report.demo import demo_report
 
     def written(text: str) -> str:
-        return demo_report({"sizes": {text: 1_300_000, "b": 5}, "timings": {text: 1.0, "c": 2.0}, "base": text, "title": text,
-                            "accuracy": {text: {"chance": 0.2, text: 0.8}}})
+        return demo_report(
+            {
+                "sizes": {text: 1_300_000, "b": 5},
+                "timings": {text: 1.0, "c": 2.0},
+                "base": text,
+                "title": text,
+                "accuracy": {text: {"chance": 0.2, text: 0.8}},
+            }
+        )
 
     page = written(text)
     parts = Counter(_Page(page).parts)
     plain = Counter(_Page(written("plain")).parts)
-    assert parts.keys() == plain.keys(), parts.keys() ^ plain.keys()  # not an element or attribute that a plain name does not bring
+    # not an element or attribute that a plain name does not bring
+    assert parts.keys() == plain.keys(), parts.keys() ^ plain.keys()
     assert not [sign for sign in page if sign in "\x1b\x9b\u202e\u2066\x07"]
 
 
@@ -172,7 +212,10 @@ def _sarif(text: str) -> None:
 
     report = Report("pack", text, None, (Finding("AP101", "error", text, text, text, file=text),), (text,))
     log = json.loads(strict_json.canonical(sarif(report, "1")).decode("utf-8"))["runs"][0]
-    messages = [log["results"][0]["message"]["text"], log["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"]]
+    messages = [
+        log["results"][0]["message"]["text"],
+        log["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"],
+    ]
     for message in messages:
         assert not re.search(r"(?<!\\)[\[\]]", message), message
         assert not [sign for sign in message if sign in "\x1b\x9b\u202e\u2066\x07"]
@@ -184,7 +227,9 @@ def test_sarif(attacks: Attacks, attack: str) -> None:
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
-@pytest.mark.parametrize("attack", ["escapes", "right to left", "markup of rich", "a line of its own", "a link of a terminal"])
+@pytest.mark.parametrize(
+    "attack", ["escapes", "right to left", "markup of rich", "a line of its own", "a link of a terminal"]
+)
 def test_a_pack_that_is_inspected(attacks: Attacks, attack: str, option: tuple[str, ...]) -> None:
     bad.good(attacks.work / "pack")
     bad.put(attacks.work / "pack", "pack", "description", to=TEXTS[attack])

@@ -32,7 +32,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a list": ([1], "object"),
 }
 LINES: dict[str, tuple[bytes, str]] = {
-    "nested 100,000 deep": (b'{"text": "w1", "id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+    "nested 100,000 deep": (
+        b'{"text": "w1", "id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "nested too deeply",
+    ),
     "nested 900 deep": (b'{"text": "w1", "id": ' + b"[" * 900 + b"]" * 900 + b"}", "nested too deep"),
     "objects nested 100,000 deep": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
     "a million empty lists": (b'{"text": "w1", "id": [' + b"[]," * 1_000_000 + b"[]]}", "too many parts"),
@@ -44,7 +47,10 @@ LINES: dict[str, tuple[bytes, str]] = {
     "65 MB without an end": (b" " * (65 << 20), "too long"),
 }
 KEPT: dict[str, Any] = {
-    "an id of 2^70": 2**70, "an id of a surrogate": "\ud800", "an id that repaints": "\x1b[2J\u202e", "an id of 1e400": "1e400",
+    "an id of 2^70": 2**70,
+    "an id of a surrogate": "\ud800",
+    "an id that repaints": "\x1b[2J\u202e",
+    "an id of 1e400": "1e400",
     "an id that is no number": float("nan"),
 }
 
@@ -71,8 +77,11 @@ def test_what_a_row_has_besides_goes_through(attacks: Attacks, bundle_of: Make, 
 
 @pytest.mark.parametrize("attack", ["text", "word", "messages"])
 def test_a_prompt_of_a_megabyte(attacks: Attacks, bundle_of: Make, attack: str) -> None:
-    row = {"text": {"prompt": "w1 " * 350_000}, "word": {"prompt": "w" * 1_000_000},
-           "messages": {"messages": [{"role": "user", "content": "w1 " * 350_000}]}}[attack]
+    row = {
+        "text": {"prompt": "w1 " * 350_000},
+        "word": {"prompt": "w" * 1_000_000},
+        "messages": {"messages": [{"role": "user", "content": "w1 " * 350_000}]},
+    }[attack]
     _run(attacks, bundle_of("llama", "bank"), json.dumps(row).encode(), "file").refused("too long", "line 1")
 
 
@@ -104,7 +113,10 @@ def cut_while_read(name: str) -> None:
 
 def test_a_graph_that_is_cut_short_while_it_is_read(attacks: Attacks) -> None:
     """Of a mapped file the system ends the process."""
-    initializers = [onnx.TensorProto(name=f"w{number}", data_type=1, dims=[1000], raw_data=bytes(4000)) for number in range(2000)]
+    initializers = [
+        onnx.TensorProto(name=f"w{number}", data_type=1, dims=[1000], raw_data=bytes(4000))
+        for number in range(2000)
+    ]
     model = onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(name="g", initializer=initializers))
     (attacks.work / "model.onnx").write_bytes(model.SerializeToString())
     attacks.call(cut_while_read, str(attacks.work / "model.onnx")).harmless()
@@ -113,7 +125,9 @@ def test_a_graph_that_is_cut_short_while_it_is_read(attacks: Attacks) -> None:
 def _array(name: str) -> None:
     from adapterpack.runtime.media.inputs import array_of, speech_of
 
-    array_of(Path(name), (3, 4), "an image") if name.endswith(".npy") else speech_of(Path(name), (80, 3000), {})
+    array_of(Path(name), (3, 4), "an image") if name.endswith(".npy") else speech_of(
+        Path(name), (80, 3000), {}
+    )
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a claim of 60 GB", "cut"])
@@ -125,18 +139,24 @@ def test_a_file_of_a_row(attacks: Attacks, name: str, kind: str) -> None:
     elif name == "a.npy":
         np.save(path, np.zeros((3, 4), np.float32))
         data = path.read_bytes()
-        path.write_bytes(data.replace(b"(3, 4)", b"(3, 5000000000)") if kind == "a claim of 60 GB" else data[:-8])
+        path.write_bytes(
+            data.replace(b"(3, 4)", b"(3, 5000000000)") if kind == "a claim of 60 GB" else data[:-8]
+        )
     else:
         with wave.open(str(path), "wb") as file:
             file.setparams((1, 2, 16000, 0, "NONE", ""))
             file.writeframes(bytes(1000))
         data = path.read_bytes()
-        path.write_bytes(data[:40] + b"\xff\xff\xff\x7f" + data[44:60] if kind == "a claim of 60 GB" else data[:30])
+        path.write_bytes(
+            data[:40] + b"\xff\xff\xff\x7f" + data[44:60] if kind == "a claim of 60 GB" else data[:30]
+        )
     attacks.call(_array, str(path)).held()
 
 
 def _run(attacks: Attacks, bundle: Path, line: bytes, form: str, *options: str) -> Any:
     if form == "stdin":
-        return attacks.command("run", bundle, "--input", "-", *options, stdin=line.decode("utf-8", "surrogateescape"))
+        return attacks.command(
+            "run", bundle, "--input", "-", *options, stdin=line.decode("utf-8", "surrogateescape")
+        )
     (attacks.work / "rows.jsonl").write_bytes(line)
     return attacks.command("run", bundle, "--input", "rows.jsonl", *options)

@@ -1,4 +1,6 @@
-"""Attacks on a running session: adapters that are exchanged under one name, and files that are exchanged after they were verified."""
+"""Attacks on a running session: adapters that are exchanged under one name, and files that are exchanged
+after they were verified.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,13 @@ def packs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
     import adapterpack as ap
 
-    configs: dict[str, Any] = {"lora": ap.LoRA(r=3), "other": ap.LoRA(r=2), "prefix": ap.PrefixTuning(num_virtual_tokens=5),
-                               "soft": ap.PromptTuning(num_virtual_tokens=3),
-                               "activated": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=(7, 8))}
+    configs: dict[str, Any] = {
+        "lora": ap.LoRA(r=3),
+        "other": ap.LoRA(r=2),
+        "prefix": ap.PrefixTuning(num_virtual_tokens=5),
+        "soft": ap.PromptTuning(num_virtual_tokens=3),
+        "activated": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=(7, 8)),
+    }
     folder = tmp_path_factory.mktemp("session-packs")
     for seed, (name, config) in enumerate(configs.items()):
         model = ap.adapt(AutoModelForCausalLM.from_pretrained(tiny_llama).eval(), config, name)
@@ -49,9 +55,12 @@ def bank(packs: Mapping[str, str], tiny_llama: Path, tmp_path_factory: pytest.Te
     return folder
 
 
-def exchanged(session: Any, one: str, two: str, answer: Callable[[Any], Any], equal: Callable[[Any, Any], bool]) -> None:
-    """Two packs take turns under one name while four threads run rows: each answer is that of one of them, or an error says that there is
-    none at the moment."""
+def exchanged(
+    session: Any, one: str, two: str, answer: Callable[[Any], Any], equal: Callable[[Any, Any], bool]
+) -> None:
+    """Two packs take turns under one name while four threads run rows: each answer is that of one of them, or
+    an error says that there is none at the moment.
+    """
     from adapterpack.errors import UnknownAdapter
 
     known = []
@@ -79,7 +88,8 @@ def exchanged(session: Any, one: str, two: str, answer: Callable[[Any], Any], eq
     for thread in threads:
         thread.start()
     began = time.monotonic()
-    while (took := time.monotonic() - began) < 6 and not stop.is_set() and (took < 0.6 or not all(count)):  # longer where others compute
+    # longer where others compute
+    while (took := time.monotonic() - began) < 6 and not stop.is_set() and (took < 0.6 or not all(count)):
         for pack in (one, two):
             session.load(pack, "name")
             time.sleep(0.005)
@@ -94,15 +104,25 @@ def exchanged(session: Any, one: str, two: str, answer: Callable[[Any], Any], eq
 def logits(folder: str, one: str, two: str) -> None:
     from adapterpack import Session, load
 
-    exchanged(Session(folder, "cpu"), load(one), load(two), lambda session: session.run({"input_ids": np.array([ROW])}, "name")["logits"],
-              lambda a, b: bool(np.abs(a - b).max() < 1e-4))
+    exchanged(
+        Session(folder, "cpu"),
+        load(one),
+        load(two),
+        lambda session: session.run({"input_ids": np.array([ROW])}, "name")["logits"],
+        lambda a, b: bool(np.abs(a - b).max() < 1e-4),
+    )
 
 
 def tokens(folder: str, one: str, two: str) -> None:
     from adapterpack import Session, load
 
-    exchanged(Session(folder, "cpu"), load(one), load(two), lambda session: session.generate([ROW], "name", max_new_tokens=6)[0].ids,
-              lambda a, b: a == b)
+    exchanged(
+        Session(folder, "cpu"),
+        load(one),
+        load(two),
+        lambda session: session.generate([ROW], "name", max_new_tokens=6)[0].ids,
+        lambda a, b: a == b,
+    )
 
 
 def run_row(session: Any, row: Mapping[str, Any], **sampling: Any) -> Any:
@@ -137,23 +157,35 @@ def labels(folder: str, one: str, two: str) -> None:
     exchanged(Session(folder, "cpu"), load(one), load(two), answer, lambda a, b: a == b)
 
 
-CASES: list[tuple[Any, tuple[str, str]]] = [(logits, ("prefix", "lora")), (logits, ("soft", "prefix")), (logits, ("lora", "other")),
-                                            (logits, ("activated", "lora")), (logits, ("activated", "prefix"))]
+CASES: list[tuple[Any, tuple[str, str]]] = [
+    (logits, ("prefix", "lora")),
+    (logits, ("soft", "prefix")),
+    (logits, ("lora", "other")),
+    (logits, ("activated", "lora")),
+    (logits, ("activated", "prefix")),
+]
 CASES += [(tokens, ("soft", "prefix")), (tokens, ("activated", "prefix")), (results, ("prefix", "lora"))]
 
 
-@pytest.mark.parametrize(("what", "pair"), CASES, ids=[f"{what.__name__}-{one}-{two}" for what, (one, two) in CASES])
-def test_two_adapters_in_turn_under_one_name(attacks: Attacks, bank: Path, packs: Mapping[str, str], what: Any,
-                                             pair: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("what", "pair"), CASES, ids=[f"{what.__name__}-{one}-{two}" for what, (one, two) in CASES]
+)
+def test_two_adapters_in_turn_under_one_name(
+    attacks: Attacks, bank: Path, packs: Mapping[str, str], what: Any, pair: tuple[str, str]
+) -> None:
     attacks.call(what, str(bank), *(packs[name] for name in pair)).harmless()
 
 
 def test_two_classifiers_in_turn_under_one_name(attacks: Attacks, bundle_of: Make, pack_of: Make) -> None:
-    attacks.call(labels, str(bundle_of("bert", "bank")), str(pack_of("bert", "alpha")), str(pack_of("bert", "beta"))).harmless()
+    attacks.call(
+        labels, str(bundle_of("bert", "bank")), str(pack_of("bert", "alpha")), str(pack_of("bert", "beta"))
+    ).harmless()
 
 
 def unloaded_meanwhile(folder: str, pack: str) -> None:
-    """The adapter of a row is unloaded, and another takes its slot and name, at every token of its answer in turn."""
+    """The adapter of a row is unloaded, and another takes its slot and name, at every token of its answer in
+    turn.
+    """
     from adapterpack import Session, load
 
     one = load(pack)
@@ -174,12 +206,16 @@ def unloaded_meanwhile(folder: str, pack: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["prefix", "soft", "lora", "activated"])
-def test_an_adapter_unloaded_while_its_row_answers(attacks: Attacks, bank: Path, packs: Mapping[str, str], name: str) -> None:
+def test_an_adapter_unloaded_while_its_row_answers(
+    attacks: Attacks, bank: Path, packs: Mapping[str, str], name: str
+) -> None:
     attacks.call(unloaded_meanwhile, str(bank), packs[name]).harmless()
 
 
 def file_exchanged(folder: str, name: str, other: str, adapter: str, in_place: bool, first: bool) -> None:
-    """Opens a session, exchanges a file, and runs a row, which answers as before or not at all; ``first``: nothing ran before."""
+    """Opens a session, exchanges a file, and runs a row, which answers as before or not at all; ``first``:
+    nothing ran before.
+    """
     from adapterpack import Session
 
     right = Session(folder, "cpu").generate([ROW], adapter, max_new_tokens=4)[0].ids
@@ -201,10 +237,19 @@ def file_exchanged(folder: str, name: str, other: str, adapter: str, in_place: b
 
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("in_place", [True, False], ids=["written over", "exchanged"])
-def test_an_adapter_file_of_a_running_session(attacks: Attacks, bundle_of: Make, in_place: bool, first: bool) -> None:
+def test_an_adapter_file_of_a_running_session(
+    attacks: Attacks, bundle_of: Make, in_place: bool, first: bool
+) -> None:
     folder = shutil.copytree(bundle_of("llama", "inputs"), attacks.work / "bundle")
-    outcome = attacks.call(file_exchanged, str(folder), "adapters/alpha.onnx_adapter", str(folder / "adapters/beta.onnx_adapter"), "alpha",
-                           in_place, first)
+    outcome = attacks.call(
+        file_exchanged,
+        str(folder),
+        "adapters/alpha.onnx_adapter",
+        str(folder / "adapters/beta.onnx_adapter"),
+        "alpha",
+        in_place,
+        first,
+    )
     if first:  # the first row has more files read, and with them all are looked at again
         outcome.refused("not the one that its manifest lists")
     else:
@@ -247,6 +292,8 @@ def weights_exchanged(folder: str, pack: str) -> None:
     session.load(loaded, "late")
 
 
-def test_weights_exchanged_before_a_prompt_is_loaded(attacks: Attacks, bank: Path, packs: Mapping[str, str]) -> None:
+def test_weights_exchanged_before_a_prompt_is_loaded(
+    attacks: Attacks, bank: Path, packs: Mapping[str, str]
+) -> None:
     folder = shutil.copytree(bank, attacks.work / "bundle")
     attacks.call(weights_exchanged, str(folder), packs["soft"]).refused("not the one that its manifest lists")

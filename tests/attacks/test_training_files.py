@@ -78,8 +78,11 @@ def test_a_configuration(attacks: Attacks, attack: str) -> None:
 
 
 OVERRIDES = {
-    "deep": ("r=" + "[" * 20_000, "nest"), "digits": ("r=" + "9" * 5_000, "digits"), "a date": ("r=2024-02-31", "wrong type"),
-    "an object": ("r=!!python/name:os.system", "tag"), "bomb": ("r=" + "{a: &a [x,x], b: &b [" + "*a," * 30_000 + "]}", "aliases in full"),
+    "deep": ("r=" + "[" * 20_000, "nest"),
+    "digits": ("r=" + "9" * 5_000, "digits"),
+    "a date": ("r=2024-02-31", "wrong type"),
+    "an object": ("r=!!python/name:os.system", "tag"),
+    "bomb": ("r=" + "{a: &a [x,x], b: &b [" + "*a," * 30_000 + "]}", "aliases in full"),
     "escapes": ("r=\x1b[2J", "character"),
 }
 
@@ -98,11 +101,19 @@ def _row(value: str) -> bytes:
 ROWS: dict[str, tuple[str, bytes, str]] = {
     "nested 100,000 deep": ("rows.jsonl", _row("[" * 100_000 + "]" * 100_000), "nested too deeply"),
     "nested 200 deep": ("rows.jsonl", _row("[" * 200 + "]" * 200), "nested too deeply"),
-    "objects nested 100,000 deep": ("rows.jsonl", _row('{"a":' * 100_000 + "1" + "}" * 100_000), "nested too deeply"),
+    "objects nested 100,000 deep": (
+        "rows.jsonl",
+        _row('{"a":' * 100_000 + "1" + "}" * 100_000),
+        "nested too deeply",
+    ),
     "nested over lines": ("rows.jsonl", b'{"a":\n' * 100_000, "nested too deeply"),
     "null before a row": ("rows.jsonl", b'null{"text": "w1"}\n', "must be an object"),
     "null for a row": ("rows.jsonl", b'{"text": "w1"}\nnull\n', "must be an object"),
-    "nested in a list": ("rows.json", b'[{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", "nested too deeply"),
+    "nested in a list": (
+        "rows.json",
+        b'[{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]",
+        "nested too deeply",
+    ),
     "nested behind a quote": ("rows.jsonl", b'{"a\\"": ' + b"[" * 100_000, "nested too deeply"),
     "a line of 20 MB": ("rows.jsonl", _row('"' + "w1 " * 7_000_000 + '"'), "too long"),
     "a text of 20 MB in a list": ("rows.json", b'[{"text": "' + b"w1 " * 7_000_000 + b'"}]', "too long"),
@@ -119,7 +130,11 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
     "no parquet": ("rows.parquet", b"PAR1" + b"\xff" * 100 + b"PAR1", "rows.parquet"),
     "columns that repaint": ("rows.jsonl", b'{"\\u001b[2J\\u202e": 1}\n', "rows.jsonl"),
     "messages that are numbers": ("rows.jsonl", b'{"messages": [1, 2]}\n', "row 1"),
-    "messages without content": ("rows.jsonl", b'{"messages": [{"role": "user"}, {"role": "assistant"}]}\n', "row 1"),
+    "messages without content": (
+        "rows.jsonl",
+        b'{"messages": [{"role": "user"}, {"role": "assistant"}]}\n',
+        "row 1",
+    ),
 }
 
 
@@ -145,6 +160,7 @@ def _parquet(make: Callable[[], Any]) -> Callable[[Path], None]:
         import pyarrow.parquet as pq
 
         pq.write_table(make(), path, compression="zstd", store_schema=False)
+
     return write
 
 
@@ -152,7 +168,9 @@ def _one_text(size: int, rows: int) -> Any:
     """A column whose rows are all the same text, which is stored once and read as often."""
     import pyarrow as pa
 
-    return pa.table({"text": pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["w" * size]))})
+    return pa.table(
+        {"text": pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["w" * size]))}
+    )
 
 
 def _nested(levels: int) -> Any:
@@ -173,12 +191,17 @@ def _wide() -> Any:
 PARQUET: dict[str, tuple[Callable[[Path], None], str]] = {
     "a text of 1 MB a million times": (_parquet(lambda: _one_text(1 << 20, 1_000_000)), "too large"),
     "a text of 20 MB": (_parquet(lambda: _one_text(20 << 20, 1)), "too long"),
-    "a text of 15 MB a hundred thousand times": (_parquet(lambda: _one_text(15 << 20, 100_000)), "rows.parquet"),
+    "a text of 15 MB a hundred thousand times": (
+        _parquet(lambda: _one_text(15 << 20, 100_000)),
+        "rows.parquet",
+    ),
     "2,000 columns": (_parquet(_wide), "columns"),
     "lists in 45 lists": (_parquet(lambda: _nested(45)), "nested too deeply"),
     "lists in 200 lists": (_parquet(lambda: _nested(200)), "nested"),
-    "a footer of zeros": (lambda path: path.write_bytes(b"PAR1" + bytes(1000) + (900).to_bytes(4, "little") + b"PAR1") and None,
-                          "rows.parquet"),
+    "a footer of zeros": (
+        lambda path: path.write_bytes(b"PAR1" + bytes(1000) + (900).to_bytes(4, "little") + b"PAR1") and None,
+        "rows.parquet",
+    ),
 }
 
 
@@ -206,8 +229,11 @@ def test_rows_of_training_data(attacks: Attacks, attack: str) -> None:
 
 
 def test_what_is_large_and_good_is_read(attacks: Attacks) -> None:
-    rows = [{"text": "w1 [[[[ \\\" {{{" * 50, "more": {"a": [1, {"b": [2]}]}} for _ in range(2_000)]
-    for name, text in (("rows.jsonl", "\n".join(map(json.dumps, rows))), ("rows.json", json.dumps(rows)),
-                       ("more.json", json.dumps(rows, indent=1))):
+    rows = [{"text": 'w1 [[[[ \\" {{{' * 50, "more": {"a": [1, {"b": [2]}]}} for _ in range(2_000)]
+    for name, text in (
+        ("rows.jsonl", "\n".join(map(json.dumps, rows))),
+        ("rows.json", json.dumps(rows)),
+        ("more.json", json.dumps(rows, indent=1)),
+    ):
         (attacks.work / name).write_text(text)
         attacks.call(_read, name).harmless()

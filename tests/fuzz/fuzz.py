@@ -1,10 +1,12 @@
-"""Fuzzes the readers with mutated inputs, under a watch of time and memory: only a named error or a true answer may come out.
+"""Fuzzes the readers with mutated inputs, under a watch of time and memory: only a named error or a true
+answer may come out.
 
     python tests/fuzz/fuzz.py --seconds 600 --findings FOLDER
     python tests/fuzz/fuzz.py --target yaml --target recipe --seconds 1200
 
-No input may take a second of the processor, or raise the memory of the process by 64 MB and its own size. Inputs that get a new answer
-become seeds themselves, and so do those that cost more than any before. A finding is kept as a file that ``--replay FILE`` reads again.
+No input may take a second of the processor, or raise the memory of the process by 64 MB and its own size.
+Inputs that get a new answer become seeds themselves, and so do those that cost more than any before. A
+finding is kept as a file that ``--replay FILE`` reads again.
 """
 
 from __future__ import annotations
@@ -56,9 +58,12 @@ class Tried:
 
 
 def fuzz(targets: dict[str, t.Target], seconds: float, seed: int, findings: Path | None, first: bool) -> int:
-    """Runs the targets for that long, or until the ``first`` finding, and prints what happened; the number of distinct findings."""
+    """Runs the targets for that long, or until the ``first`` finding, and prints what happened; the number of
+    distinct findings.
+    """
     watch.begin()
-    dice = {name: random.Random(f"{seed} {name}") for name in targets}  # one each: how fast one runs changes nothing for the others
+    # one each: how fast one runs changes nothing for the others
+    dice = {name: random.Random(f"{seed} {name}") for name in targets}
     seeds = {name: list(target.seeds) for name, target in targets.items()}
     runs, answers, found = Counter[str](), {name: Counter[str]() for name in seeds}, dict[str, str]()
     worst = dict.fromkeys(seeds, (0.0, 0.0))
@@ -74,7 +79,8 @@ def fuzz(targets: dict[str, t.Target], seconds: float, seed: int, findings: Path
         target, rng, turn = targets[name], dice[name], time.monotonic() + TURN
         watch.trim()
         while time.monotonic() < turn:
-            pool = target.seeds if rng.random() < 0.5 else seeds[name]  # the grown pool is mostly of inputs that are refused
+            # the grown pool is mostly of inputs that are refused
+            pool = target.seeds if rng.random() < 0.5 else seeds[name]
             data = target.mutate(rng.choice(pool), rng, rng.choice(seeds[name]))
             tried = Tried(target, data)
             runs[name] += 1
@@ -92,10 +98,15 @@ def fuzz(targets: dict[str, t.Target], seconds: float, seed: int, findings: Path
                 seeds[name].append(data)
     for name in seeds:
         said, (slowest, largest) = answers[name], worst[name]
-        sys.stdout.write(f"{name:12s} {runs[name]:9d} runs, {said[t.ACCEPTED]} accepted, {len(said)} kinds of answer, "
-                         f"at most {slowest:.2f} s and {largest / 2**20:.1f} MB\n")
-    sys.stdout.write(f"seed {seed}: {sum(runs.values())} runs in {seconds:.0f} s, {time.process_time():.0f} s of the processor, "
-                     f"{len(found)} findings\n")
+        sys.stdout.write(
+            f"{name:12s} {runs[name]:9d} runs, {said[t.ACCEPTED]} accepted, {len(said)} kinds of answer, "
+            f"at most {slowest:.2f} s and {largest / 2**20:.1f} MB\n"
+        )
+    sys.stdout.write(
+        f"seed {seed}: {sum(runs.values())} runs in {seconds:.0f} s, {time.process_time():.0f} s of the "
+        "processor, "
+        f"{len(found)} findings\n"
+    )
     return len(found)
 
 
@@ -109,11 +120,15 @@ def _keep(folder: Path | None, name: str, data: bytes, wrong: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="of all targets together, in turns")
-    parser.add_argument("--target", action="append", choices=t.TARGETS, help="only this one; may be given several times")
+    parser.add_argument(
+        "--target", action="append", choices=t.TARGETS, help="only this one; may be given several times"
+    )
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--first", action="store_true", help="ends with the first finding")
     parser.add_argument("--findings", type=Path, help="a folder for the inputs of the findings")
-    parser.add_argument("--replay", type=Path, help="reads this file again with the target that its name begins with")
+    parser.add_argument(
+        "--replay", type=Path, help="reads this file again with the target that its name begins with"
+    )
     args = parser.parse_args()
     try:
         if args.replay:
@@ -121,7 +136,9 @@ def main() -> None:
             target, data = t.TARGETS[args.replay.name.rpartition("-")[0]], args.replay.read_bytes()
             t.answer(target, target.seeds[0])
             tried = Tried(target, data)
-            sys.stdout.write(f"{tried.answer or tried.wrong}\n{tried.seconds:.2f} s, {tried.bytes / 2**20:.1f} MB\n")
+            sys.stdout.write(
+                f"{tried.answer or tried.wrong}\n{tried.seconds:.2f} s, {tried.bytes / 2**20:.1f} MB\n"
+            )
             raise SystemExit(tried.answer is None)
         seed = time.time_ns() & 0xFFFFFFFF if args.seed is None else args.seed
         targets = {name: t.TARGETS[name] for name in args.target or t.TARGETS}

@@ -23,20 +23,23 @@ VALUES: list[Any] = [
     [0, 2**60], {"a": 1}, {"r": 10**9}, {"auto_map": "x"}, 2**24, 2**24 - 3, 2**26, [[2**20] * 4], 1e38]  # fmt: skip
 MAX_BYTES, MAX_JSON, MAX_TEMPLATE = 1 << 16, 1 << 18, 66_000
 PIECES = [piece.encode() for piece in (
-    "{% set x = x ~ x %}", "{% for i in range(9999) %}", "{% endfor %}", "{{ f(x) }}", "{% macro f(x) %}", "{% endmacro %}", "range(n)",
-    "{% set ns.a = ns.a + x %}", "{% set ns = namespace(a='b') %}", "{{ 'x' * 9999 }}", " * 9999", " + x", " ~ x", "(", ")", "[", "]",
-    "x.a", "|join(x)", "|replace('a', x)", ".items()", " if x else ", "{% set x %}", "{% endset %}", "{% if x %}", "{% endif %}",
-    "{% elif x %}", "{{ x.a.b }}", "-", "not ", "|length", "9" * 30, "{% for k, v in x|dictsort %}", "{{ loop.index0 }}",
+    "{% set x = x ~ x %}", "{% for i in range(9999) %}", "{% endfor %}", "{{ f(x) }}", "{% macro f(x) %}",
+    "{% endmacro %}", "range(n)", "{% set ns.a = ns.a + x %}", "{% set ns = namespace(a='b') %}",
+    "{{ 'x' * 9999 }}", " * 9999", " + x", " ~ x", "(", ")", "[", "]", "x.a", "|join(x)", "|replace('a', x)",
+    ".items()", " if x else ", "{% set x %}", "{% endset %}", "{% if x %}", "{% endif %}", "{% elif x %}",
+    "{{ x.a.b }}", "-", "not ", "|length", "9" * 30, "{% for k, v in x|dictsort %}", "{{ loop.index0 }}",
     "|map('upper')", "{'a': x}", "{{", "}}", "{%", "%}")]  # fmt: skip
 """What templates are made of."""
 YAML = tuple(piece.encode() for piece in (
-    "&a ", "*a", "[*a, *a]", "<<: *a\n", "? ", ": ", "- ", "!!int ", "!!float ", "!!timestamp 2001-02-30", "!!binary a", "!!set ", "!<x> ",
-    "|\n", ">-\n ", "'", "\n", "\n  ", "\t", "---\n", "...\n", "%YAML 1.1\n", "%TAG ! x\n", "#", "2001-02-30", "190:20:30", "0x", "0b1",
+    "&a ", "*a", "[*a, *a]", "<<: *a\n", "? ", ": ", "- ", "!!int ", "!!float ", "!!timestamp 2001-02-30",
+    "!!binary a", "!!set ", "!<x> ", "|\n", ">-\n ", "'", "\n", "\n  ", "\t", "---\n", "...\n", "%YAML 1.1\n",
+    "%TAG ! x\n", "#", "2001-02-30", "190:20:30", "0x", "0b1",
     "1_0", ".inf", "~", "yes", "\ufeff", "\u2028", "\"\\x1b", "{a: 1, ", "a: &a [*a]"))  # fmt: skip
 """What YAML is made of."""
 LARGE: tuple[Callable[[int], Any], ...] = (
-    lambda size: "a." * (size // 2) + ":", lambda size: "x://" * (size // 4), lambda size: " " * size, lambda size: "\u00e9" * (size // 2),
-    lambda size: [0] * (size // 8), lambda size: {"k" * (size // 2): [0] * (size // 16)}, lambda size: [{}] * (size // 8),
+    lambda size: "a." * (size // 2) + ":", lambda size: "x://" * (size // 4), lambda size: " " * size,
+    lambda size: "\u00e9" * (size // 2), lambda size: [0] * (size // 8),
+    lambda size: {"k" * (size // 2): [0] * (size // 16)}, lambda size: [{}] * (size // 8),
     lambda size: {str(number): number for number in range(size // 32)}, lambda size: [[[[[0]]]]] * (size // 64))  # fmt: skip
 """Values of about so many bytes, whatever they are for."""
 
@@ -55,7 +58,9 @@ def cut(data: bytearray, rng: random.Random, _: bytes) -> None:
 
 
 def insert(data: bytearray, rng: random.Random, _: bytes) -> None:
-    data[(at := rng.randrange(len(data) + 1)) : at] = rng.choice(TOKENS) if rng.random() < 0.7 else rng.randbytes(rng.randrange(9))
+    data[(at := rng.randrange(len(data) + 1)) : at] = (
+        rng.choice(TOKENS) if rng.random() < 0.7 else rng.randbytes(rng.randrange(9))
+    )
 
 
 def double(data: bytearray, rng: random.Random, _: bytes) -> None:
@@ -69,11 +74,31 @@ def splice(data: bytearray, rng: random.Random, other: bytes) -> None:
 
 
 def length(data: bytearray, rng: random.Random, _: bytes) -> None:
-    sizes = (0, 1, 2, 7, abs(len(data) - 8), len(data), 1 << 24, 1 << 31, 1 << 63, (1 << 64) - 1, rng.randrange(1 << 16))
+    sizes = (
+        0,
+        1,
+        2,
+        7,
+        abs(len(data) - 8),
+        len(data),
+        1 << 24,
+        1 << 31,
+        1 << 63,
+        (1 << 64) - 1,
+        rng.randrange(1 << 16),
+    )
     data[:8] = rng.choice(sizes).to_bytes(8, "little")
 
 
-BYTES: tuple[Callable[[bytearray, random.Random, bytes], None], ...] = (flip, replace, cut, insert, double, splice, length)
+BYTES: tuple[Callable[[bytearray, random.Random, bytes], None], ...] = (
+    flip,
+    replace,
+    cut,
+    insert,
+    double,
+    splice,
+    length,
+)
 
 
 def mutated_bytes(data: bytes, rng: random.Random, other: bytes) -> bytes:
@@ -98,11 +123,15 @@ def mutated_json(value: Any, rng: random.Random) -> Any:
         if action == 0:
             del here[key]
         elif action == 1 and isinstance(here, dict):
-            here[rng.choice((f"{key}x", "", "__proto__", "n" * 600, "\u202e", "trust_remote_code"))] = here.pop(key)
+            here[rng.choice((f"{key}x", "", "__proto__", "n" * 600, "\u202e", "trust_remote_code"))] = (
+                here.pop(key)
+            )
         elif action == 2 and isinstance(here, list):
             here.append(here[key])
         elif action == 3:
-            here[key] = copy.deepcopy(source[rng.choice(list(source) if isinstance(source, dict) else range(len(source)))])
+            here[key] = copy.deepcopy(
+                source[rng.choice(list(source) if isinstance(source, dict) else range(len(source)))]
+            )
         elif action == 4 and rng.random() < 0.3:
             _grow(here, key, rng)
         else:
@@ -121,7 +150,10 @@ def _grow(here: Any, key: Any, rng: random.Random) -> None:
                 one["path"] = f"{one['path']}{number}"
     elif isinstance(item, dict) and item and rng.random() < 0.7:
         first = next(iter(item))
-        here[key] = {**item, **{f"{first}{number}": copy.deepcopy(item[first]) for number in range(size // 400)}}
+        here[key] = {
+            **item,
+            **{f"{first}{number}": copy.deepcopy(item[first]) for number in range(size // 400)},
+        }
     else:
         here[key] = rng.choice(LARGE)(size)
 
@@ -140,7 +172,9 @@ def header_or_bytes(data: bytes, rng: random.Random, other: bytes) -> bytes:
         value = None
     if not isinstance(value, dict):
         return mutated_bytes(data, rng, other)
-    text = json.dumps(mutated_json(value, rng), ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+    text = json.dumps(mutated_json(value, rng), ensure_ascii=rng.random() < 0.5).encode(
+        "utf-8", "surrogatepass"
+    )
     if len(text) > MAX_JSON:
         return mutated_bytes(data, rng, other)
     text += b" " * rng.choice((0, -len(text) % 8))
@@ -158,7 +192,9 @@ def canonical_or_bytes(data: bytes, rng: random.Random, other: bytes) -> bytes:
     try:
         forged = mutated_json(value, rng)
         if rng.random() < 0.05:
-            return (json.dumps(forged, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+            return (json.dumps(forged, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(
+                "utf-8", "surrogatepass"
+            )
         sealed = sealed_json(forged)
     except MemoryError:  # what grew once may have grown again, beyond the watch's ceiling
         return mutated_bytes(data, rng, other)
@@ -172,7 +208,9 @@ def after_the_name(data: bytes, rng: random.Random, other: bytes) -> bytes:
 
 
 def jinja(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """Pieces of templates put together: cut out of two of them, repeated, put into each other, and any bytes changed."""
+    """Pieces of templates put together: cut out of two of them, repeated, put into each other, and any bytes
+    changed.
+    """
     pieces = re.findall(rb"\{%.*?%\}|\{\{.*?\}\}|[^{]+", data + other, re.DOTALL) or [b""]
     words = re.findall(rb"\w+|[^\w\s]", data + other)
     changed = data
@@ -182,7 +220,11 @@ def jinja(data: bytes, rng: random.Random, other: bytes) -> bytes:
         if action == 0:
             changed = changed[:at] + piece * rng.choice((1, 2, 40, 2_000)) + changed[at:]
         elif action == 1:
-            changed = changed.replace(rng.choice(words or [b"x"]), rng.choice((*words, *PIECES)) if words else b"y", rng.choice((1, -1)))
+            changed = changed.replace(
+                rng.choice(words or [b"x"]),
+                rng.choice((*words, *PIECES)) if words else b"y",
+                rng.choice((1, -1)),
+            )
         elif action == 2:
             changed = changed[:at] + rng.choice(PIECES) * rng.choice((1, 3, 150)) + changed[at:]
         elif action == 3:
@@ -193,14 +235,22 @@ def jinja(data: bytes, rng: random.Random, other: bytes) -> bytes:
 
 
 def pieces_of_yaml(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """What YAML and JSON are made of, once or a thousand times, at any place; lines of another text, and any bytes changed."""
+    """What YAML and JSON are made of, once or a thousand times, at any place; lines of another text, and any
+    bytes changed.
+    """
     changed = data
     for _ in range(rng.randint(1, 3)):
         at, action = rng.randrange(len(changed) + 1), rng.randrange(4)
         if action == 0:
             changed = mutated_bytes(changed or b" ", rng, other)
         elif action == 1:
-            changed = changed[:at] + rng.choice(other.splitlines(keepends=True) or [b"a"]) * rng.choice((1, 2, 300)) + changed[at:]
+            changed = (
+                changed[:at]
+                + rng.choice(other.splitlines(keepends=True) or [b"a"]) * rng.choice((1, 2, 300))
+                + changed[at:]
+            )
         else:
-            changed = changed[:at] + rng.choice((*YAML, *TOKENS)) * rng.choice((1, 1, 2, 9, 1000)) + changed[at:]
+            changed = (
+                changed[:at] + rng.choice((*YAML, *TOKENS)) * rng.choice((1, 1, 2, 9, 1000)) + changed[at:]
+            )
     return changed[:MAX_BYTES]

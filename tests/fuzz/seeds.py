@@ -32,7 +32,12 @@ from test_templates import SHAPES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz-"))
-FOLDER, PEFT, METHODS, TOKENIZER = SCRATCH / "pack", SCRATCH / "peft", SCRATCH / "methods", SCRATCH / "tokenizer"
+FOLDER, PEFT, METHODS, TOKENIZER = (
+    SCRATCH / "pack",
+    SCRATCH / "peft",
+    SCRATCH / "methods",
+    SCRATCH / "tokenizer",
+)
 FOREIGN: dict[str, foreign.Foreign] = {}
 """By name, once :func:`adapters_of_others` has made them."""
 
@@ -40,13 +45,26 @@ FOREIGN: dict[str, foreign.Foreign] = {}
 def tensor_files() -> tuple[bytes, ...]:
     rng = np.random.default_rng(0)
     kinds: list[dict[str, Any]] = [
-        {"a.weight": rng.random((2, 3), np.float32), "b": rng.random(5).astype(np.float16), "c": np.array(3, np.int64)},
-        {"w": rng.random((3, 2)).astype(ml_dtypes.bfloat16), "e": np.zeros((0, 4), np.uint8), "mask": np.array([True, False])},
-        {"q": rng.random(4).astype(ml_dtypes.float8_e4m3fn), "r": rng.random(4).astype(ml_dtypes.float8_e5m2)},
+        {
+            "a.weight": rng.random((2, 3), np.float32),
+            "b": rng.random(5).astype(np.float16),
+            "c": np.array(3, np.int64),
+        },
+        {
+            "w": rng.random((3, 2)).astype(ml_dtypes.bfloat16),
+            "e": np.zeros((0, 4), np.uint8),
+            "mask": np.array([True, False]),
+        },
+        {
+            "q": rng.random(4).astype(ml_dtypes.float8_e4m3fn),
+            "r": rng.random(4).astype(ml_dtypes.float8_e5m2),
+        },
         {},
     ]
     found = []
-    for tensors, metadata in zip(kinds, ({"format": "pt"}, None, {"\u00e9": "\u4e2d"}, {"a": "b"}), strict=True):
+    for tensors, metadata in zip(
+        kinds, ({"format": "pt"}, None, {"\u00e9": "\u4e2d"}, {"a": "b"}), strict=True
+    ):
         buffer = io.BytesIO()
         write(buffer, tensors, metadata)
         found.append(buffer.getvalue())
@@ -71,7 +89,11 @@ def onnx_adapter() -> bytes:
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
-    values = {"a.down": np.ones((3, 2), np.float32), "a.up": np.ones((2, 5), np.float16), "b.head": np.ones((0, 4), np.float32)}
+    values = {
+        "a.down": np.ones((3, 2), np.float32),
+        "a.up": np.ones((2, 5), np.float16),
+        "b.head": np.ones((0, 4), np.float32),
+    }
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
     adapter.export_adapter(str(SCRATCH / "seed.onnx_adapter"))
     return (SCRATCH / "seed.onnx_adapter").read_bytes()
@@ -80,7 +102,11 @@ def onnx_adapter() -> bytes:
 def _places(shape: tuple[int, ...], wide: int) -> np.ndarray:
     """Different places in a matrix of that width, by row and column or counted row by row."""
     count = np.arange(shape[-1], dtype=np.int32)
-    return np.stack(np.divmod(count, wide)) if len(shape) == 2 and shape[0] == 2 else np.broadcast_to(count, shape).copy()
+    return (
+        np.stack(np.divmod(count, wide))
+        if len(shape) == 2 and shape[0] == 2
+        else np.broadcast_to(count, shape).copy()
+    )
 
 
 def _parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -94,18 +120,36 @@ def packs_of_methods() -> tuple[bytes, ...]:
     """A pack of each method, and a composed one; its manifest behind the name of its folder."""
     for name, made_by in methods().items():
         prompt = made_by.kind == "prompt"
-        site, cfg = Site("@prompt" if prompt else "net.q", 12, 0 if prompt else 6, made_by.traits.layers[0]), made_by.examples[0]
+        site, cfg = (
+            Site("@prompt" if prompt else "net.q", 12, 0 if prompt else 6, made_by.traits.layers[0]),
+            made_by.examples[0],
+        )
         if hasattr(cfg, "head_dim"):
             cfg = replace(cfg, num_layers=1, num_heads=2, head_dim=3)
         cfg = replace(cfg, baked=True) if hasattr(cfg, "baked") else cfg  # as packs hold it
         cfg = resolve_configs(made_by, [cfg], [site])[0]
-        own, shared = made_by.shapes(cfg, site), made_by.storage.shared.shapes(cfg, [site]) if made_by.storage.shared else {}
-        params, common = ({key: _parameter(key, shape) for key, shape in shapes.items()} for shapes in (own, shared))
-        pack = build(name, made_by, {site: (cfg, params)}, shared=common, task=m.Task("text-generation"), base=m.Base("org/base"))
+        own, shared = (
+            made_by.shapes(cfg, site),
+            made_by.storage.shared.shapes(cfg, [site]) if made_by.storage.shared else {},
+        )
+        params, common = (
+            {key: _parameter(key, shape) for key, shape in shapes.items()} for shapes in (own, shared)
+        )
+        pack = build(
+            name,
+            made_by,
+            {site: (cfg, params)},
+            shared=common,
+            task=m.Task("text-generation"),
+            base=m.Base("org/base"),
+        )
         pack.write(METHODS / name)
     bad.good(METHODS / "tree")
     bad.composed(METHODS / "tree")
-    return tuple(folder.name.encode() + b"\n" + (folder / m.FILE_NAME).read_bytes() for folder in sorted(METHODS.iterdir()))
+    return tuple(
+        folder.name.encode() + b"\n" + (folder / m.FILE_NAME).read_bytes()
+        for folder in sorted(METHODS.iterdir())
+    )
 
 
 def adapters_of_others() -> tuple[bytes, ...]:
@@ -117,12 +161,20 @@ def adapters_of_others() -> tuple[bytes, ...]:
 def tokenizers_of_two_kinds() -> tuple[bytes, ...]:
     """A tokenizer of words and one of bytes."""
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "w1": 1, "w2": 2}, unk_token="[UNK]"))
-    words.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    words.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="[UNK] $A", pair="$A [UNK] $B:1", special_tokens=[("[UNK]", 0)])
+    words.post_processor = processors.TemplateProcessing(
+        single="[UNK] $A", pair="$A [UNK] $B:1", special_tokens=[("[UNK]", 0)]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    letters = Tokenizer(models.BPE({**{letter: number for number, letter in enumerate(alphabet)}, "ab": 256}, [("a", "b")]))
-    letters.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\w+|\s"), "isolated"), pre_tokenizers.ByteLevel()])
+    letters = Tokenizer(
+        models.BPE({**{letter: number for number, letter in enumerate(alphabet)}, "ab": 256}, [("a", "b")])
+    )
+    letters.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\w+|\s"), "isolated"), pre_tokenizers.ByteLevel()]
+    )
     letters.decoder = decoders.ByteLevel()
     letters.add_special_tokens(["<end>"])
     return words.to_str().encode(), letters.to_str().encode()
@@ -130,16 +182,31 @@ def tokenizers_of_two_kinds() -> tuple[bytes, ...]:
 
 def training_files() -> tuple[bytes, ...]:
     """Configurations with all that YAML has."""
-    files = sorted((file.read_bytes() for file in (GOLDEN.parent.parent / "examples").glob("*.yaml")), key=len)[:4]
-    every = b"a: &a {r: 8, x: [1, 2.5e-4, ~, yes, 0x1f]}\nb: {<<: *a, y: *a}\n'c': |\n  text\n  more\n? d\n: !!str 5\n# end\n"
+    files = sorted(
+        (file.read_bytes() for file in (GOLDEN.parent.parent / "examples").glob("*.yaml")), key=len
+    )[:4]
+    every = (
+        b"a: &a {r: 8, x: [1, 2.5e-4, ~, yes, 0x1f]}\nb: {<<: *a, y: *a}\n'c': |\n  text\n  more\n? d\n: "
+        b"!!str 5\n# end\n"
+    )
     return (*files, every)
 
 
 def recipes() -> tuple[bytes, ...]:
     """By a rule, and by a tree."""
     parents = (m.Parent("sha256:" + "0" * 64, "a", 0.5), m.Parent("sha256:" + "1" * 64, "b", 0.5))
-    kinds = (Recipe("both", parents, rule="ties", params={"density": 0.5}, options={"rank": 4, "whole": "average"}),
-             Recipe("both", parents, tree={"sum": [{"member": "a"}, {"member": "b"}]}, seed=3, result="sha256:" + "2" * 64))
+    kinds = (
+        Recipe(
+            "both", parents, rule="ties", params={"density": 0.5}, options={"rank": 4, "whole": "average"}
+        ),
+        Recipe(
+            "both",
+            parents,
+            tree={"sum": [{"member": "a"}, {"member": "b"}]},
+            seed=3,
+            result="sha256:" + "2" * 64,
+        ),
+    )
     return tuple(strict_json.canonical(one.to_json()) for one in kinds)
 
 
@@ -153,9 +220,17 @@ _VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.3-canary", "1.4-canary", "1.4-compos
 MANIFESTS = (MANIFEST, *((GOLDEN / f"pack-{version}" / m.FILE_NAME).read_bytes() for version in _VERSIONS))
 TOKENIZERS = tokenizers_of_two_kinds()
 BUNDLE = (Path(__file__).parent / "bundle.json").read_bytes()
-ROWS = (b'{"text": "w1 [{", "id": 3}\n{"text": "\\u00e9", "id": null}\n',
-        b'{"messages": [{"role": "user", "content": "a"}], "more": {"a": [[2.5], [1]]}}\n')
-TOKENIZER_CONFIG = strict_json.canonical({
-    "bos_token": "<s>", "eos_token": {"content": "</s>"}, "mask_token": None, "model_max_length": 10**30,
-    "chat_template": [{"name": "default", "template": "{{ messages }}"}]})
+ROWS = (
+    b'{"text": "w1 [{", "id": 3}\n{"text": "\\u00e9", "id": null}\n',
+    b'{"messages": [{"role": "user", "content": "a"}], "more": {"a": [[2.5], [1]]}}\n',
+)
+TOKENIZER_CONFIG = strict_json.canonical(
+    {
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>"},
+        "mask_token": None,
+        "model_max_length": 10**30,
+        "chat_template": [{"name": "default", "template": "{{ messages }}"}],
+    }
+)
 TEMPLATES = tuple(text.encode() for text, _ in SHAPES.values())

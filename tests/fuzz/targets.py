@@ -1,4 +1,6 @@
-"""What is fuzzed: each target reads bytes, says by what error it refused them, and asserts what must hold of those that it accepts."""
+"""What is fuzzed: each target reads bytes, says by what error it refused them, and asserts what must hold of
+those that it accepts.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ ACCEPTED = "accepted"
 
 
 class Target(NamedTuple):
-    """Good inputs, a change of one of them, and the reader: what it answers, or the error that it raised on purpose."""
+    """Good inputs, a change of one of them, and the reader: what it answers, or the error that it raised on
+    purpose.
+    """
 
     seeds: tuple[bytes, ...]
     mutate: Callable[[bytes, random.Random, bytes], bytes]
@@ -42,10 +46,17 @@ class Target(NamedTuple):
 
 
 def tensor_file(data: bytes) -> str:
-    """Whatever we accept, the reference reader accepts, and it reads the same names, dtypes, shapes and bytes."""
+    """Whatever we accept, the reference reader accepts, and it reads the same names, dtypes, shapes and
+    bytes.
+    """
     file = HeldFile(data, Path("x.safetensors"))
-    theirs = {name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"])) for name, entry in safetensors.deserialize(data)}
-    assert theirs == {name: (info.dtype, info.shape, file.read(name).tobytes()) for name, info in file.tensors.items()}
+    theirs = {
+        name: (entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+        for name, entry in safetensors.deserialize(data)
+    }
+    assert theirs == {
+        name: (info.dtype, info.shape, file.read(name).tobytes()) for name, info in file.tensors.items()
+    }
     return ACCEPTED
 
 
@@ -54,19 +65,24 @@ def _unsealed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def manifest(data: bytes) -> str:
-    """Whatever we accept keeps its bytes, is what any JSON reader reads, and reads back as itself from its canonical form."""
+    """Whatever we accept keeps its bytes, is what any JSON reader reads, and reads back as itself from its
+    canonical form.
+    """
     found = m.parse(data, "manifest")
     assert found.to_bytes() == data
     value = json.loads(data)
     assert strict_json.canonical(value) == data
     if value["format_version"] == m.FORMAT_VERSION:
-        assert _unsealed(value) == _unsealed(found.to_json())  # -1 for -1.0 is the same number, and another seal
+        # -1 for -1.0 is the same number, and another seal
+        assert _unsealed(value) == _unsealed(found.to_json())
         assert m.parse(strict_json.canonical(found.to_json()), "again") == found
     return ACCEPTED
 
 
 def pack(data: bytes) -> str:
-    """A whole pack with a forged manifest, validated and loaded: both agree, and a pack that is valid says what its sites are."""
+    """A whole pack with a forged manifest, validated and loaded: both agree, and a pack that is valid says
+    what its sites are.
+    """
     return _looked_at(FOLDER, data)
 
 
@@ -74,7 +90,11 @@ def method(data: bytes) -> str:
     """The same of a pack of any method; the first line says which."""
     name, _, forged = data.partition(b"\n")
     folder = METHODS / name.decode("ascii", "replace")
-    return _looked_at(folder, forged) if name.replace(b"_", b"").isalnum() and folder.is_dir() else "no such method"
+    return (
+        _looked_at(folder, forged)
+        if name.replace(b"_", b"").isalnum() and folder.is_dir()
+        else "no such method"
+    )
 
 
 def _looked_at(folder: Path, forged: bytes) -> str:
@@ -84,7 +104,9 @@ def _looked_at(folder: Path, forged: bytes) -> str:
         found = load(folder)
     except AdapterpackError:
         assert not report.valid
-        return next(f"{finding.rule} {finding.message}" for finding in report.findings if finding.severity == "error")
+        return next(
+            f"{finding.rule} {finding.message}" for finding in report.findings if finding.severity == "error"
+        )
     assert report.valid
     assert found.id == report.id
     assert list(found.adapters()) is not None
@@ -104,13 +126,17 @@ def peft(data: bytes) -> str:
     (PEFT / layout.CONFIG).write_bytes(data)
     report, found = examine(PEFT)
     if found is None:
-        return next(f"{finding.rule} {finding.message}" for finding in report.findings if finding.severity == "error")
+        return next(
+            f"{finding.rule} {finding.message}" for finding in report.findings if finding.severity == "error"
+        )
     m.parse(found.manifest.to_bytes(), "imported")
     return ACCEPTED
 
 
 def foreign_settings(data: bytes) -> str:
-    """An adapter of another tool with forged settings; the first line says which: whatever is read is a pack."""
+    """An adapter of another tool with forged settings; the first line says which: whatever is read is a
+    pack.
+    """
     name, _, forged = data.partition(b"\n")
     one = s.FOREIGN.get(name.decode("ascii", "replace"))
     if one is None:

@@ -1,4 +1,6 @@
-"""What one input costs, measured: the processor's time, and how far the memory of the process rises above what it was before."""
+"""What one input costs, measured: the processor's time, and how far the memory of the process rises above
+what it was before.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ class Hang(BaseException):
 
 def begin() -> None:
     """Puts the watch on this process."""
+
     def too_long(*_: Any) -> None:
         raise Hang
 
@@ -40,7 +43,9 @@ def begin() -> None:
 
 
 def memory(field: bytes = b"VmHWM:") -> int:
-    """The most memory that this process held at once since that was reset, in bytes; ``VmRSS:`` is what it holds now."""
+    """The most memory that this process held at once since that was reset, in bytes; ``VmRSS:`` is what it
+    holds now.
+    """
     _STATUS.seek(0)
     return int(_STATUS.read(4096).partition(field)[2].split()[0]) << 10
 
@@ -51,7 +56,8 @@ def trim() -> None:
 
 
 class Cost:
-    """``with Cost() as cost``: what the block took, in ``seconds`` and in ``bytes`` above what the process held before.
+    """``with Cost() as cost``: what the block took, in ``seconds`` and in ``bytes`` above what the process
+    held before.
 
     Raises:
         Hang: it took too long, in the block.
@@ -67,7 +73,9 @@ class Cost:
         signal.setitimer(signal.ITIMER_REAL, STILL)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         self.seconds, self.bytes = time.process_time() - self._start, memory() - self._before

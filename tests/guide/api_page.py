@@ -1,4 +1,5 @@
-"""The pages of the Python API, read off the list of public names: ``python tests/guide/api_page.py docs/api.md docs/api-methods.md``.
+"""The pages of the Python API, read off the list of public names: ``python tests/guide/api_page.py
+docs/api.md docs/api-methods.md``.
 
 Signatures and docstrings as plain Markdown, which reads the same in the repository and on the site.
 """
@@ -16,10 +17,43 @@ import adapterpack
 
 STUB = Path(adapterpack.__file__).with_name("__init__.pyi")
 GROUPS = {
-    "The stages": ("train", "validate", "inspect", "merge", "unmerge", "compose", "resize", "extract", "measure", "audit", "quantize",
-                   "compress", "convert", "declare", "export", "run", "serve", "demo"),
-    "Adapters in a torch model": ("adapt", "attach", "save", "load_for", "detach", "active", "using", "disabled", "set_weight",
-                                  "merge_into", "unmerge_from", "status", "adapter_state_dict", "load_adapter_state_dict", "hotswap"),
+    "The stages": (
+        "train",
+        "validate",
+        "inspect",
+        "merge",
+        "unmerge",
+        "compose",
+        "resize",
+        "extract",
+        "measure",
+        "audit",
+        "quantize",
+        "compress",
+        "convert",
+        "declare",
+        "export",
+        "run",
+        "serve",
+        "demo",
+    ),
+    "Adapters in a torch model": (
+        "adapt",
+        "attach",
+        "save",
+        "load_for",
+        "detach",
+        "active",
+        "using",
+        "disabled",
+        "set_weight",
+        "merge_into",
+        "unmerge_from",
+        "status",
+        "adapter_state_dict",
+        "load_adapter_state_dict",
+        "hotswap",
+    ),
     "Packs": ("load", "Pack", "Store", "Fleet", "sign", "verify", "push", "pull"),
     "Running a bundle": ("Session", "Engine"),
     "Looking around": ("methods", "rules", "AdapterpackError"),
@@ -40,17 +74,30 @@ training configuration.
 def public() -> dict[str, str]:
     """Public name -> where it is defined."""
     lines = re.findall(r"^from (\S+) import (\w+) as (\w+)$", STUB.read_text("utf-8"), re.MULTILINE)
-    return {name: f"adapterpack{module.rstrip('.') if module != '.' else ''}.{inner}" for module, inner, name in lines}
+    return {
+        name: f"adapterpack{module.rstrip('.') if module != '.' else ''}.{inner}"
+        for module, inner, name in lines
+    }
 
 
 def pages() -> tuple[str, str]:
     """The functions and classes in groups, and the configurations of methods."""
     names = public()
-    configs = [name for name, where in names.items() if ".adapter_methods." in where and where.rpartition(".")[2][0].isupper()]
+    configs = [
+        name
+        for name, where in names.items()
+        if ".adapter_methods." in where and where.rpartition(".")[2][0].isupper()
+    ]
     grouped = {name for group in GROUPS.values() for name in group}
     left = names.keys() - grouped - set(configs) - {"hub"}
     groups = {**GROUPS, "Looking around": (*GROUPS["Looking around"], *sorted(left))}
-    parts = [INTRO, *(f"## {title}\n\n" + "\n".join(_item(name, names[name]) for name in group) for title, group in groups.items())]
+    parts = [
+        INTRO,
+        *(
+            f"## {title}\n\n" + "\n".join(_item(name, names[name]) for name in group)
+            for title, group in groups.items()
+        ),
+    ]
     return "\n".join(parts), "\n".join([METHODS, *(_item(name, names[name], 2) for name in configs)])
 
 
@@ -69,13 +116,31 @@ def _item(name: str, where: str, level: int = 3) -> str:
 
 
 def _described(title: str, name: str, value: Any, level: int) -> Iterator[str]:
-    yield from (f"{'#' * level} {title}", "", *_code(_signature(name, value)), *_text(inspect.getdoc(value) or ""))
+    yield from (
+        f"{'#' * level} {title}",
+        "",
+        *_code(_signature(name, value)),
+        *_text(inspect.getdoc(value) or ""),
+    )
     for member, one in vars(value).items() if inspect.isclass(value) else ():
-        held = one.__func__ if isinstance(one, classmethod | staticmethod) else getattr(one, "fget", None) or getattr(one, "func", one)
+        held = (
+            one.__func__
+            if isinstance(one, classmethod | staticmethod)
+            else getattr(one, "fget", None) or getattr(one, "func", one)
+        )
         if not member.startswith("_") and inspect.isfunction(held) and held.__doc__ is not None:
             called = member if isinstance(one, property) or held is not one else _signature(member, one)
-            called = _signature(member, getattr(value, member)) if isinstance(one, classmethod | staticmethod) else called
-            yield from (f"{'#' * (level + 1)} {name}.{member}", "", *_code(called), *_text(inspect.cleandoc(held.__doc__)))
+            called = (
+                _signature(member, getattr(value, member))
+                if isinstance(one, classmethod | staticmethod)
+                else called
+            )
+            yield from (
+                f"{'#' * (level + 1)} {name}.{member}",
+                "",
+                *_code(called),
+                *_text(inspect.cleandoc(held.__doc__)),
+            )
 
 
 def _code(text: str) -> Iterator[str]:
@@ -96,7 +161,9 @@ def _signature(name: str, value: Any) -> str:
         starred = starred or one.kind in (kinds.KEYWORD_ONLY, kinds.VAR_POSITIONAL)
         said = "" if one.annotation is kinds.empty else f": {_plain(one.annotation)}"
         given = "" if one.default is kinds.empty else f"{' = ' if said else '='}{_default(one.default)}"
-        parts.append(f"{ {kinds.VAR_POSITIONAL: '*', kinds.VAR_KEYWORD: '**'}.get(one.kind, '')}{one.name}{said}{given}")
+        parts.append(
+            f"{ {kinds.VAR_POSITIONAL: '*', kinds.VAR_KEYWORD: '**'}.get(one.kind, '') }{one.name}{said}{given}"
+        )
     empty = inspect.isclass(value) or signature.return_annotation is inspect.Signature.empty
     end = ")" if empty else f") -> {_plain(signature.return_annotation)}"
     line = f"{name}({', '.join(parts)}{end}"
@@ -114,7 +181,11 @@ def _default(value: Any) -> str:
 
 def _text(doc: str) -> Iterator[str]:
     """A docstring: its sections as lists, its examples as code."""
-    lines = re.sub(r":(?:class|func|meth|mod|attr|data|exc):`[.~]*([^`]+)`", r"`\1`", doc).replace("``", "`").splitlines()
+    lines = (
+        re.sub(r":(?:class|func|meth|mod|attr|data|exc):`[.~]*([^`]+)`", r"`\1`", doc)
+        .replace("``", "`")
+        .splitlines()
+    )
     at = 0
     while at < len(lines):
         if not _SECTION.fullmatch(lines[at]):
@@ -129,7 +200,11 @@ def _text(doc: str) -> Iterator[str]:
         if title == "Example":
             yield from ("```pycon", re.sub(r" +# doctest: .*", "", body).replace("\n\n", "\n"), "```")
         else:
-            yield from (f"**{ {'Args': 'Arguments'}.get(title, title)}**", "", *([body, ""] if title == "Returns" else _entries(body)))
+            yield from (
+                f"**{ {'Args': 'Arguments'}.get(title, title) }**",
+                "",
+                *([body, ""] if title == "Returns" else _entries(body)),
+            )
     yield ""
 
 
@@ -137,7 +212,9 @@ def _entries(body: str) -> Iterator[str]:
     """What stands under a title, one entry a line."""
     for line in re.sub(r"\n {2,}", " ", body).splitlines():
         found = _ENTRY.fullmatch(line)
-        yield (f"- `{found[1]}`: {found[2]}" if found and len(found[1]) < 80 and "`" not in found[1] else line)
+        yield (
+            f"- `{found[1]}`: {found[2]}" if found and len(found[1]) < 80 and "`" not in found[1] else line
+        )
     yield ""
 
 

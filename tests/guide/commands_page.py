@@ -54,8 +54,11 @@ def _sections(command: click.Command, parent: click.Context, name: str, level: i
     yield f"{'#' * level} {context.command_path.removeprefix('adapterpack ')} {{ #{anchor} }}\n"
     yield f"    {context.command_path} {' '.join(command.collect_usage_pieces(context))}\n"
     yield _help(command.help or "")
-    rows = "".join(f"| {_names(option, context)} | {_about(option, context)} |\n" for option in command.get_params(context)
-                   if isinstance(option, click.Option) and not option.hidden and not _SHARED & set(option.opts))
+    rows = "".join(
+        f"| {_names(option, context)} | {_about(option, context)} |\n"
+        for option in command.get_params(context)
+        if isinstance(option, click.Option) and not option.hidden and not _SHARED & set(option.opts)
+    )
     if rows:
         yield f"| option | meaning |\n|---|---|\n{rows}"
     if isinstance(command, click.Group):

@@ -1,4 +1,6 @@
-"""A folder as the pages of the guide suppose it: models, packs with the names that they use, and the examples."""
+"""A folder as the pages of the guide suppose it: models, packs with the names that they use, and the
+examples.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,12 @@ def guide_packs(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         for seed, name in enumerate(names):
             base = base_of("bert" if model == ENCODER else "llama")
             labels = ["delivery", "billing"] if model == ENCODER else None
-            made = load_model(task_named("text-classification" if labels else "text-generation"), base, labels)
+            made = load_model(
+                task_named("text-classification" if labels else "text-generation"), base, labels
+            )
             if labels is None:
-                made.config._name_or_path = ""  # else a head that the base does not hold would be trained whole
+                # else a head that the base does not hold would be trained whole
+                made.config._name_or_path = ""
             adapt(made, LoRA(r=3, alpha=6, **({"modules_to_save": ("classifier",)} if labels else {})), name)
             generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():
@@ -42,7 +47,9 @@ def guide_packs(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def guide_folder(guide_packs: Path, base_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def guide_folder(
+    guide_packs: Path, base_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """The current folder: ``models``, ``packs``, ``examples``, and a file of rows."""
     for name, kind in ((ENCODER, "bert"), (DECODER, "llama")):
         shutil.copytree(base_of(kind), tmp_path / "models" / name)

@@ -1,4 +1,6 @@
-"""The page of errors, each of them provoked and quoted: ``python tests/guide/errors_page.py > docs/errors.md``."""
+"""The page of errors, each of them provoked and quoted: ``python tests/guide/errors_page.py >
+docs/errors.md``.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ The exit code is 1, or 4 for trust. Usage errors of the command line are 2, and 
 
 def public() -> list[type[errors.AdapterpackError]]:
     """The error classes, in the order in which they are defined."""
-    return [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.AdapterpackError)]
+    return [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.AdapterpackError)
+    ]
 
 
 def page() -> str:
@@ -52,7 +58,9 @@ def page() -> str:
     of = {cause.error: cause for cause in CAUSES}
     with tempfile.TemporaryDirectory() as place, hub(Path(place)) as address:
         sections = [_section(error, of.get(error), Path(place), address) for error in public()]
-    listing = "".join(f"| [`{error.code}`](#{error.code}) | `{error.__name__}` | {_about(error)} |\n" for error in public())
+    listing = "".join(
+        f"| [`{error.code}`](#{error.code}) | `{error.__name__}` | {_about(error)} |\n" for error in public()
+    )
     return "\n".join([INTRO, f"| code | class | when |\n|---|---|---|\n{listing}", *sections])
 
 
@@ -65,7 +73,7 @@ def _section(error: type[errors.AdapterpackError], cause: Cause | None, place: P
     if cause is None:
         return f"{head}\n{ABSTRACT[error]}\n"
     language = "sh" if cause.is_command else "python"
-    return (f"{head}\n```{language}\n{cause.shown.strip()}\n```\n\n```text\n{provoked(cause, place, address)}\n```\n\n{cause.advice}\n")
+    return f"{head}\n```{language}\n{cause.shown.strip()}\n```\n\n```text\n{provoked(cause, place, address)}\n```\n\n{cause.advice}\n"
 
 
 def provoked(cause: Cause, place: Path, address: str) -> str:
@@ -93,9 +101,17 @@ def online(place: Path, address: str, token: str, offline: str = "0") -> Iterato
     """The hub as the client's, in this process, with a cache of its own."""
     from huggingface_hub import constants
 
-    settings = {"HF_ENDPOINT": address, "HF_TOKEN": token, "HF_HUB_OFFLINE": offline, "ADAPTERPACK_CACHE": str(place / "cache")}
-    with mock.patch.dict(os.environ, settings), mock.patch.object(constants, "HF_HUB_OFFLINE", offline == "1"), \
-            mock.patch.object(constants, "ENDPOINT", address):
+    settings = {
+        "HF_ENDPOINT": address,
+        "HF_TOKEN": token,
+        "HF_HUB_OFFLINE": offline,
+        "ADAPTERPACK_CACHE": str(place / "cache"),
+    }
+    with (
+        mock.patch.dict(os.environ, settings),
+        mock.patch.object(constants, "HF_HUB_OFFLINE", offline == "1"),
+        mock.patch.object(constants, "ENDPOINT", address),
+    ):
         yield
 
 
@@ -120,7 +136,12 @@ def hub(place: Path) -> Iterator[str]:
     """The address of a hub in a process of its own."""
     (place / "tokens").write_text(f"ann write {WRITE}\nbob read {READ}\n")
     (place / "tokens").chmod(0o600)
-    command = [sys.executable, str(HERE.parent / "hub" / "faults.py"), str(place / "data"), str(place / "tokens")]
+    command = [
+        sys.executable,
+        str(HERE.parent / "hub" / "faults.py"),
+        str(place / "data"),
+        str(place / "tokens"),
+    ]
     with child(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()

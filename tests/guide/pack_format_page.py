@@ -63,8 +63,13 @@ def page() -> str:
     since: dict[str, dict[str, str]] = {}
     for step in STEPS.values():
         for place, fields in step.fields.items():
-            since.setdefault(part_at(schema, place).get("title", ""), {}).update(dict.fromkeys(fields, f"from {step.to} on"))
-    parts = [INTRO + history, f"## The manifest\n\n{schema['description']}\n\n{_fields(schema, since[schema['title']])}"]
+            since.setdefault(part_at(schema, place).get("title", ""), {}).update(
+                dict.fromkeys(fields, f"from {step.to} on")
+            )
+    parts = [
+        INTRO + history,
+        f"## The manifest\n\n{schema['description']}\n\n{_fields(schema, since[schema['title']])}",
+    ]
     for name, part in schema["$defs"].items():
         about = part.get("description", "").replace("``", "`").strip()
         parts.append(f"### {name} {{ #{name.lower()} }}\n\n{about}\n\n{_fields(part, since.get(name, {}))}")
@@ -73,7 +78,10 @@ def page() -> str:
 
 def _fields(part: dict[str, Any], since: dict[str, str]) -> str:
     required = {**dict.fromkeys(part.get("required", ()), "yes"), **since}
-    rows = [f"| `{name}` | {_type(kind)} | {required.get(name, '-')} |\n" for name, kind in part.get("properties", {}).items()]
+    rows = [
+        f"| `{name}` | {_type(kind)} | {required.get(name, '-')} |\n"
+        for name, kind in part.get("properties", {}).items()
+    ]
     return "| field | type and limits | required |\n|---|---|---|\n" + "".join(rows) if rows else ""
 
 
@@ -90,21 +98,35 @@ def _type(kind: dict[str, Any]) -> str:
             return " or ".join(f"`{json.dumps(value)}`" for value in values)
     about = kind.get("type")
     if about == "array":
-        return f"list of {_type(kind.get('items', {})) or 'values'}{_bounds(kind, 'minItems', 'maxItems', ' entries')}"
+        return (
+            "list of "
+            f"{_type(kind.get('items', {})) or 'values'}{_bounds(kind, 'minItems', 'maxItems', ' entries')}"
+        )
     if about == "object":
         values = kind.get("additionalProperties")
         held = f" of {_type(values)}" if isinstance(values, dict) else ""
         return f"object{held}{_bounds(kind, 'minProperties', 'maxProperties', ' entries')}"
     text = " or ".join(about) if isinstance(about, list) else str(about or "")
     pattern = f", `{kind['pattern']}`".replace("|", "\\|") if "pattern" in kind else ""
-    return text + _bounds(kind, "minLength", "maxLength", " characters") + _bounds(kind, "minimum", "maximum", "") + pattern
+    return (
+        text
+        + _bounds(kind, "minLength", "maxLength", " characters")
+        + _bounds(kind, "minimum", "maximum", "")
+        + pattern
+    )
 
 
 def _bounds(kind: dict[str, Any], low: str, high: str, unit: str) -> str:
     least, most = kind.get(low), kind.get(high)
     if least is None and most is None:
         return ""
-    ends = f"{least} to {most}" if least is not None and most is not None else f"at most {most}" if least is None else f"at least {least}"
+    ends = (
+        f"{least} to {most}"
+        if least is not None and most is not None
+        else f"at most {most}"
+        if least is None
+        else f"at least {least}"
+    )
     return f", {ends}{unit}"
 
 

@@ -12,7 +12,20 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^\n|\A)((?:^ {4}.*\n)+)", re.MULTILINE)
-_PROGRAMS = ("adapterpack", "pip", "python", "openssl", "curl", "pytest", "tritonserver", "serve", "mkdocs", "hf", "export", "jq")
+_PROGRAMS = (
+    "adapterpack",
+    "pip",
+    "python",
+    "openssl",
+    "curl",
+    "pytest",
+    "tritonserver",
+    "serve",
+    "mkdocs",
+    "hf",
+    "export",
+    "jq",
+)
 
 
 class Block(NamedTuple):
@@ -22,15 +35,22 @@ class Block(NamedTuple):
     text: str
 
     def commands(self) -> list[str]:
-        """The commands of a shell block without comments, one after the other; output and files that are shown are none."""
+        """The commands of a shell block without comments, one after the other; output and files that are
+        shown are none.
+        """
         lines = re.sub(r"\\\n\s*", "", self.text).splitlines()
-        stripped = [command for line in lines for command in re.sub(r"\s+#.*$", "", line.strip()).split(" && ")]
+        stripped = [
+            command for line in lines for command in re.sub(r"\s+#.*$", "", line.strip()).split(" && ")
+        ]
         return [command for command in stripped if command.split(" ")[0] in _PROGRAMS]
 
 
 def pages() -> list[Path]:
     """The README and the pages of the guide, without decisions and measurements."""
-    return [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if path.parent.name not in ("decisions", "benchmarks"))]
+    return [
+        ROOT / "README.md",
+        *(path for path in sorted(DOCS.rglob("*.md")) if path.parent.name not in ("decisions", "benchmarks")),
+    ]
 
 
 def name_of(page: Path) -> str:
@@ -62,7 +82,9 @@ def words(command: str) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can lead to on a page: its headings as MkDocs names them, and those that are named on purpose."""
+    """What a link can lead to on a page: its headings as MkDocs names them, and those that are named on
+    purpose.
+    """
     text = _FENCE.sub("", page.read_text("utf-8"))
     found = set(re.findall(r"\{ #([\w-]+) \}", text))
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):

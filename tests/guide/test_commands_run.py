@@ -1,7 +1,7 @@
 """What the README and the guide show is run as it stands, one block after the other, on tiny models.
 
-A page that does not run here stands in ``ELSEWHERE`` with the test that runs it, or in ``NOT_RUN`` with the reason; a command of a page
-that runs, but cannot run on this machine, in ``NOT_HERE``.
+A page that does not run here stands in ``ELSEWHERE`` with the test that runs it, or in ``NOT_RUN`` with the
+reason; a command of a page that runs, but cannot run on this machine, in ``NOT_HERE``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,17 @@ from pages import ROOT, Block, blocks, name_of, pages, words
 
 from adapterpack.cli.main import main
 
-RUN = ("README.md", "docs/get-started/first-adapter.md", "docs/stages/pack.md", "docs/stages/merge.md", "docs/stages/compose.md",
-       "docs/stages/quantize.md", "docs/stages/export.md", "docs/stages/run.md", "docs/migrating/mergekit.md")
+RUN = (
+    "README.md",
+    "docs/get-started/first-adapter.md",
+    "docs/stages/pack.md",
+    "docs/stages/merge.md",
+    "docs/stages/compose.md",
+    "docs/stages/quantize.md",
+    "docs/stages/export.md",
+    "docs/stages/run.md",
+    "docs/migrating/mergekit.md",
+)
 SAMPLE = {"README.md", "docs/stages/pack.md", "docs/stages/compose.md"}
 """Pages that are run by every test run; the others are long."""
 ELSEWHERE = {
@@ -39,13 +48,26 @@ ELSEWHERE = {
     "docs/api.md": "tests/test_layers.py",
     "docs/api-methods.md": "tests/test_layers.py",
     "docs/configuration.md": "tests/test_doctor.py",
-    **{f"docs/cookbook/{name}.md": "tests/guide/test_cookbook.py" for name in (
-        "domain-adaptation", "classification", "vision-language", "qlora", "multi-tenant", "air-gapped", "thousand-adapters")},
+    **{
+        f"docs/cookbook/{name}.md": "tests/guide/test_cookbook.py"
+        for name in (
+            "domain-adaptation",
+            "classification",
+            "vision-language",
+            "qlora",
+            "multi-tenant",
+            "air-gapped",
+            "thousand-adapters",
+        )
+    },
 }
 """Page -> the test that runs what it shows."""
 NOT_RUN = {
     "docs/get-started/install.md": "installs packages, and needs a CUDA device",
-    "docs/scale.md": "needs several servers, Kubernetes, Ray or Triton; parts of it run in tests/serving and tests/test_targets.py",
+    "docs/scale.md": (
+        "needs several servers, Kubernetes, Ray or Triton; parts of it run in tests/serving and "
+        "tests/test_targets.py"
+    ),
     "docs/migrating/olive.md": "docs/stages/export.md has the same command, and is run",
     "docs/migrating/vllm.md": "docs/stages/export.md has the same commands, and is run; servers do not end",
 }
@@ -69,17 +91,33 @@ SHORTER = ["max_steps=2", "max_length=48"]
 
 def test_every_page_with_commands_is_accounted_for() -> None:
     """A new page is run, or says why not; no reason is left over."""
-    shown = {name_of(page) for page in pages() if any(block.language == "python" or block.commands() for block in blocks(page))}
+    shown = {
+        name_of(page)
+        for page in pages()
+        if any(block.language == "python" or block.commands() for block in blocks(page))
+    }
     assert shown - {*RUN, *ELSEWHERE, *NOT_RUN} == set()
     assert {*RUN, *ELSEWHERE, *NOT_RUN} - shown == set()
     assert all((ROOT / test).is_file() for test in ELSEWHERE.values())
-    commands = [command for page in pages() if name_of(page) in RUN for block in blocks(page) for command in block.commands()]
-    assert [reason for reason in NOT_HERE if not any(command.startswith(reason) for command in commands)] == []
+    commands = [
+        command
+        for page in pages()
+        if name_of(page) in RUN
+        for block in blocks(page)
+        for command in block.commands()
+    ]
+    assert [
+        reason for reason in NOT_HERE if not any(command.startswith(reason) for command in commands)
+    ] == []
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=() if page in SAMPLE else pytest.mark.long) for page in RUN])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page in SAMPLE else pytest.mark.long) for page in RUN]
+)
 def test_what_the_page_shows_runs(page: str, guide_folder: Path) -> None:
-    """In order; what Python defines in one block is there in the next. A bundle that a page supposes is made before."""
+    """In order; what Python defines in one block is there in the next. A bundle that a page supposes is made
+    before.
+    """
     if page == "docs/stages/run.md":
         _command("adapterpack export models/MiniLM packs/tickets packs/reviews -o bundle --slots 4")
     if "first-adapter" in page or page == "README.md":
@@ -97,8 +135,11 @@ def test_what_the_page_shows_runs(page: str, guide_folder: Path) -> None:
 
 
 def _commands(block: Block) -> list[str]:
-    return [command for command in (block.commands() if block.language == "sh" else ())
-            if not any(command.startswith(reason) for reason in NOT_HERE)]
+    return [
+        command
+        for command in (block.commands() if block.language == "sh" else ())
+        if not any(command.startswith(reason) for reason in NOT_HERE)
+    ]
 
 
 def _command(command: str) -> None:
@@ -107,7 +148,9 @@ def _command(command: str) -> None:
     if arguments[0] != "adapterpack":
         subprocess.run(arguments, check=True, capture_output=True)
         return
-    done = CliRunner().invoke(main, [*arguments[1:], *(SHORTER if arguments[1] == "train" else ())], prog_name="adapterpack")
+    done = CliRunner().invoke(
+        main, [*arguments[1:], *(SHORTER if arguments[1] == "train" else ())], prog_name="adapterpack"
+    )
     assert done.exit_code == 0, (command, done.output, done.exception)
 
 
@@ -122,11 +165,23 @@ def test_configurations_of_other_tools_are_read_as_ours(guide_folder: Path) -> N
     read = []
     for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
         (guide_folder / f"{number}.yaml").write_text(textwrap.dedent(block))
-        done = CliRunner().invoke(main, ["train", f"{number}.yaml", "--print-config", "--json"], prog_name="adapterpack")
+        done = CliRunner().invoke(
+            main, ["train", f"{number}.yaml", "--print-config", "--json"], prog_name="adapterpack"
+        )
         assert done.exit_code == 0, done.output
         read.append(done.stdout)
-    of_interest = ("model_name_or_path", "method", "max_length", "packing", "per_device_train_batch_size", "num_train_epochs",
-                   "learning_rate", "output_dir", "target_modules", "r")
+    of_interest = (
+        "model_name_or_path",
+        "method",
+        "max_length",
+        "packing",
+        "per_device_train_batch_size",
+        "num_train_epochs",
+        "learning_rate",
+        "output_dir",
+        "target_modules",
+        "r",
+    )
     configs = [json.loads(text) for text in read]
     found = [{key: _find(config, key) for key in of_interest} for config in configs]
     assert found[0] == found[1] == found[2]
@@ -137,7 +192,9 @@ def test_configurations_of_other_tools_are_read_as_ours(guide_folder: Path) -> N
 def test_the_first_configuration_of_the_page_about_training(guide_folder: Path) -> None:
     """A CSV file of one's own becomes a pack."""
     text = (ROOT / "docs" / "train.md").read_text("utf-8")
-    (guide_folder / "train.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0].replace("packs/tickets", "packs/own"))
+    (guide_folder / "train.yaml").write_text(
+        re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0].replace("packs/tickets", "packs/own")
+    )
     (guide_folder / "tickets.csv").write_text("text,label\n" + "w1 w2,delivery\nw3 w4,billing\n" * 10)
     _command("adapterpack train train.yaml")
     _command("adapterpack validate packs/own --base models/MiniLM")

@@ -53,14 +53,18 @@ def test_vision_language(guide_folder: Path, tiny_bert: Path, tmp_path: Path) ->
     for path in tiny_bert.glob("*token*"):
         shutil.copyfile(path, base / path.name)
     np.save(tmp_path / "image.npy", np.zeros((3, 12, 12), np.float32))
-    (tmp_path / "pictures.jsonl").write_text(json.dumps({"image": "image.npy", "prompt": "w1 w2", "completion": "w3"}) + "\n")
+    (tmp_path / "pictures.jsonl").write_text(
+        json.dumps({"image": "image.npy", "prompt": "w1 w2", "completion": "w3"}) + "\n"
+    )
     assert isinstance(script("vision_language")["main"](str(base), "pictures.jsonl", "out", "bundle", 2), str)
 
 
 @pytest.mark.long
 def test_qlora(guide_folder: Path) -> None:
     """The pack says how its base was held, and is merged into the base in full precision."""
-    result = script("qlora")["main"]("models/SmolLM2", str(ROOT / "examples/data/orders.train.jsonl"), "out", "merged", 2)
+    result = script("qlora")["main"](
+        "models/SmolLM2", str(ROOT / "examples/data/orders.train.jsonl"), "out", "merged", 2
+    )
     assert "nf4" in result["trained on"]
     assert (guide_folder / "merged" / "model.safetensors").is_file()
 
@@ -78,7 +82,9 @@ def test_multi_tenant(guide_folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_air_gapped(guide_folder: Path) -> None:
-    """What was signed arrives and is merged; a byte that was changed on the way is refused before anything is read."""
+    """What was signed arrives and is merged; a byte that was changed on the way is refused before anything is
+    read.
+    """
     sys.path.insert(0, str(Path(__file__).parent))
     import error_causes
 
@@ -96,8 +102,12 @@ def test_air_gapped(guide_folder: Path) -> None:
 
 @pytest.mark.long
 def test_thousand_adapters(guide_folder: Path) -> None:
-    """A few of them: the fleet answers for each, and bases of their whole rank make no error but that of eight bits."""
-    result = script("thousand_adapters")["main"]("models/SmolLM2", "fleet", "bundle", ["packs/orders", "packs/emails"], 6)
+    """A few of them: the fleet answers for each, and bases of their whole rank make no error but that of
+    eight bits.
+    """
+    result = script("thousand_adapters")["main"](
+        "models/SmolLM2", "fleet", "bundle", ["packs/orders", "packs/emails"], 6
+    )
     assert result["worst error"] < 0.02  # eight bits: half a step of 1/127 of the largest
     assert result["fleet"] > 0
 
@@ -107,7 +117,10 @@ def test_every_script_is_run_here_and_shown() -> None:
     names = {path.stem for path in SCRIPTS.glob("*.py")}
     tests = Path(__file__).read_text("utf-8")
     assert names == set(re.findall(r"^def test_(\w+)\(guide_folder", tests, re.MULTILINE))
-    pages = {path.stem.replace("-", "_"): path.read_text("utf-8") for path in (ROOT / "docs" / "cookbook").glob("*.md")}
+    pages = {
+        path.stem.replace("-", "_"): path.read_text("utf-8")
+        for path in (ROOT / "docs" / "cookbook").glob("*.md")
+    }
     assert all(f'"examples/cookbook/{name}.py"' in pages[name] for name in names)
     lengths = {path.name: len(path.read_text("utf-8").splitlines()) for path in SCRIPTS.glob("*.py")}
     assert all(30 <= length <= 60 for length in lengths.values()), lengths

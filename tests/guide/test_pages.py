@@ -1,4 +1,6 @@
-"""The pages of the guide: their links lead somewhere, their commands are commands, and what is generated is up to date."""
+"""The pages of the guide: their links lead somewhere, their commands are commands, and what is generated is
+up to date.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,15 @@ PAGES_OF_THE_REPOSITORY = {"contributing.md": "CONTRIBUTING.md", "changelog.md":
 def test_every_link_leads_to_a_file_and_a_heading() -> None:
     """Also in the README and CONTRIBUTING.md, which MkDocs does not look at."""
     broken = []
-    for page in [*pages(), ROOT / "CONTRIBUTING.md", *DOCS.glob("benchmarks/*.md"), *DOCS.glob("decisions/*.md")]:
-        for link in _LINK.findall(re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)):
+    for page in [
+        *pages(),
+        ROOT / "CONTRIBUTING.md",
+        *DOCS.glob("benchmarks/*.md"),
+        *DOCS.glob("decisions/*.md"),
+    ]:
+        for link in _LINK.findall(
+            re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
+        ):
             path, _, anchor = link.partition("#")
             if re.match(r"[a-z]+:", path):
                 continue
@@ -45,19 +54,25 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     """A page that nothing leads to is not found."""
     listed = re.findall(r"([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
-    assert sorted(set(listed) - PAGES_OF_THE_REPOSITORY.keys()) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+    assert sorted(set(listed) - PAGES_OF_THE_REPOSITORY.keys()) == sorted(
+        path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")
+    )
 
 
 def test_every_command_is_one() -> None:
-    """Each line that begins with adapterpack, on any page, is taken by the command line: names, options, values. Nothing is run."""
+    """Each line that begins with adapterpack, on any page, is taken by the command line: names, options,
+    values. Nothing is run.
+    """
     wrong, count = [], 0
     for page in pages():
         for block in blocks(page):
             for command in block.commands() if block.language == "sh" else ():
                 if "[OPTIONS]" in command:
                     continue
-                arguments = words(re.sub(r"\[[^]]*\]", "", command.removesuffix(" &").replace("...", "x")))  # [what may be left out]
-                at_once = {"--help", "--version", "--new-key"} & set(arguments)  # click runs these while it parses
+                # [what may be left out]
+                arguments = words(re.sub(r"\[[^]]*\]", "", command.removesuffix(" &").replace("...", "x")))
+                # click runs these while it parses
+                at_once = {"--help", "--version", "--new-key"} & set(arguments)
                 if arguments[0] != "adapterpack" or at_once:
                     continue
                 count += 1
@@ -70,8 +85,12 @@ def test_every_command_is_one() -> None:
 
 
 def test_the_commands_that_read_a_variable_exist() -> None:
-    """What the table of environment variables names in its last column, where it is a command line and no address."""
-    rows = re.findall(r"^\| `[A-Z_]+` .*\| (.*) \|$", (DOCS / "configuration.md").read_text("utf-8"), re.MULTILINE)
+    """What the table of environment variables names in its last column, where it is a command line and no
+    address.
+    """
+    rows = re.findall(
+        r"^\| `[A-Z_]+` .*\| (.*) \|$", (DOCS / "configuration.md").read_text("utf-8"), re.MULTILINE
+    )
     named = {name for row in rows for name in re.findall(r"`([a-z ]+)`", row)}
     assert named
     commands = main.list_commands(click.Context(main))
@@ -96,11 +115,15 @@ def test_generated_pages_are_up_to_date(page: str) -> None:
 
 def test_the_api_pages_list_every_public_name() -> None:
     """Each public name once, where it is defined."""
-    assert [(DOCS / name).read_text("utf-8") for name in ("api.md", "api-methods.md")] == list(api_page.pages())
+    assert [(DOCS / name).read_text("utf-8") for name in ("api.md", "api-methods.md")] == list(
+        api_page.pages()
+    )
 
 
 def test_the_api_pages_can_be_read_in_the_repository() -> None:
-    """Every signature, and the first sentence of every docstring: no page waits for a program to fill it in."""
+    """Every signature, and the first sentence of every docstring: no page waits for a program to fill it
+    in.
+    """
     text = (DOCS / "api.md").read_text("utf-8")
     assert ":::" not in text
     for name in ("train", "merge", "compose", "Session", "Fleet"):
@@ -128,7 +151,9 @@ def test_the_comparison_names_tests_that_there_are() -> None:
 
 def test_the_readme_keeps_its_promise_to_tests() -> None:
     """The command that CI runs stands in it as it is."""
-    assert "    pip install -e '.[test]' && pytest -n 2 --dist loadfile\n" in (ROOT / "README.md").read_text("utf-8")
+    assert "    pip install -e '.[test]' && pytest -n 2 --dist loadfile\n" in (ROOT / "README.md").read_text(
+        "utf-8"
+    )
     assert "pytest -n 2 --dist loadfile -m ''" in (ROOT / ".ci" / "run").read_text("utf-8")
 
 

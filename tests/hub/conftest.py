@@ -28,7 +28,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The hub, asked by this process with a fresh cache and a token that may write; waits between tries are short."""
+    """The hub, asked by this process with a fresh cache and a token that may write; waits between tries are
+    short.
+    """
     from huggingface_hub import constants
 
     from adapterpack.hub.transport import client
@@ -47,5 +49,12 @@ def hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def client_environment(served: Hub, tmp_path: Path) -> dict[str, Any]:
     """The environment of a client in another process."""
-    return {**os.environ, "HF_ENDPOINT": served.address, "HF_TOKEN": WRITE, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"),
-            "ADAPTERPACK_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "HF_ENDPOINT": served.address,
+        "HF_TOKEN": WRITE,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hf"),
+        "ADAPTERPACK_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }

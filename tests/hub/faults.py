@@ -1,7 +1,9 @@
-"""The product's hub with a layer before it that misbehaves on demand: run as a process of its own, told what to do over HTTP.
+"""The product's hub with a layer before it that misbehaves on demand: run as a process of its own, told what
+to do over HTTP.
 
-    python tests/hub/faults.py FOLDER TOKENS          prints its address
-    POST /_faults {"name": "bit flip", "times": 1}     arms one fault; an empty object disarms; answers what was met and sent since the last
+python tests/hub/faults.py FOLDER TOKENS          prints its address
+POST /_faults {"name": "bit flip", "times": 1}     arms one fault; an empty object disarms; answers what was
+met and sent since the last
 """
 
 from __future__ import annotations
@@ -62,7 +64,13 @@ async def collected(app: Any, scope: Any, receive: Any) -> Reply:
 
 async def sent(reply: Reply, send: Any, length: int | None = None) -> None:
     headers = {**reply.headers, "content-length": str(len(reply.body) if length is None else length)}
-    await send({"type": "http.response.start", "status": reply.status, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        }
+    )
     await send({"type": "http.response.body", "body": reply.body})
 
 
@@ -77,6 +85,7 @@ def edits(change: Callable[[Reply], None]) -> Run:
 
 def lists(change: Callable[[list[dict[str, Any]]], None]) -> Run:
     """Edits the tree."""
+
     def edit(reply: Reply) -> None:
         entries = json.loads(reply.body)
         change(entries)
@@ -87,6 +96,7 @@ def lists(change: Callable[[list[dict[str, Any]]], None]) -> Run:
 
 def tells(change: Callable[[dict[str, Any]], object]) -> Run:
     """Edits what the hub says of the repository."""
+
     def edit(reply: Reply) -> None:
         value = json.loads(reply.body)
         change(value)
@@ -103,7 +113,9 @@ def answers(status: int, headers: dict[str, str] | None = None, body: bytes = b"
 
 
 def adds(path: str) -> Run:
-    return lists(lambda entries: entries.append({"type": "file", "path": path, "size": 2, "oid": "9e26dfeeb6" * 4}))
+    return lists(
+        lambda entries: entries.append({"type": "file", "path": path, "size": 2, "oid": "9e26dfeeb6" * 4})
+    )
 
 
 def _large(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -155,7 +167,13 @@ async def _stall(app: Any, scope: Any, receive: Any, send: Any) -> None:
     """Half of a body, and then nothing for longer than a test waits: time to kill the client."""
     reply = await collected(app, scope, receive)
     headers = {**reply.headers, "content-length": str(len(reply.body))}
-    await send({"type": "http.response.start", "status": reply.status, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        }
+    )
     await send({"type": "http.response.body", "body": reply.body[: len(reply.body) // 2], "more_body": True})
     await asyncio.sleep(8.0)
 
@@ -167,7 +185,13 @@ async def _hang(app: Any, scope: Any, receive: Any, send: Any) -> None:
 async def _crawl(app: Any, scope: Any, receive: Any, send: Any) -> None:
     reply = await collected(app, scope, receive)
     headers = {**reply.headers, "content-length": str(len(reply.body))}
-    await send({"type": "http.response.start", "status": reply.status, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        }
+    )
     await send({"type": "http.response.body", "body": reply.body[:3], "more_body": True})
     await asyncio.sleep(1.0)
     await send({"type": "http.response.body", "body": reply.body[3:]})
@@ -177,7 +201,13 @@ async def _trickle(app: Any, scope: Any, receive: Any, send: Any) -> None:
     """A byte now and then: no pause is long, and there is no end."""
     reply = await collected(app, scope, receive)
     headers = {**reply.headers, "content-length": str(len(reply.body))}
-    await send({"type": "http.response.start", "status": reply.status, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        }
+    )
     for at in range(len(reply.body)):
         await send({"type": "http.response.body", "body": reply.body[at : at + 1], "more_body": True})
         await asyncio.sleep(0.05)
@@ -187,7 +217,9 @@ async def _endless(app: Any, scope: Any, receive: Any, send: Any) -> None:
     page = [{"type": "file", "path": f"f{number}.json", "size": 2, "oid": "0" * 40} for number in range(5000)]
     port = scope["server"][1]
     link = f'<http://127.0.0.1:{port}{scope["path"]}?recursive=true>; rel="next"'
-    await sent(Reply(200, {"content-type": "application/json", "link": link}, json.dumps(page).encode()), send)
+    await sent(
+        Reply(200, {"content-type": "application/json", "link": link}, json.dumps(page).encode()), send
+    )
 
 
 def _redirects(where: Callable[[Any], str]) -> Run:
@@ -200,8 +232,10 @@ def _redirects(where: Callable[[Any], str]) -> Run:
 
 async def _overtake(app: Any, scope: Any, receive: Any, send: Any) -> None:
     """Somebody else's commit, a moment before this one."""
-    lines = [{"key": "header", "value": {"summary": "overtaking", "description": ""}},
-             {"key": "file", "value": {"path": "README.md", "content": "aGVsbG8=", "encoding": "base64"}}]
+    lines = [
+        {"key": "header", "value": {"summary": "overtaking", "description": ""}},
+        {"key": "file", "value": {"path": "README.md", "content": "aGVsbG8=", "encoding": "base64"}},
+    ]
     body, given = "\n".join(map(json.dumps, lines)).encode(), []
 
     async def other() -> Any:
@@ -232,7 +266,14 @@ async def _echo(app: Any, scope: Any, receive: Any, send: Any) -> None:
     """A hub that says in its error what it was sent."""
     headers = dict(scope["headers"])
     token = headers.get(b"authorization", b"nothing").decode()
-    await sent(Reply(418, {"content-type": "application/json", "x-error-message": token}, json.dumps({"error": token}).encode()), send)
+    await sent(
+        Reply(
+            418,
+            {"content-type": "application/json", "x-error-message": token},
+            json.dumps({"error": token}).encode(),
+        ),
+        send,
+    )
 
 
 FAULTS: dict[str, Fault] = {
@@ -307,9 +348,18 @@ class Layer:
         elif scope["path"] == "/_faults":
             value = json.loads((await receive())["body"] or b"{}")
             before = {"seen": self.seen, "bytes": self.bytes, "received": self.received}
-            self.name, self.times, self.seen, self.bytes = value.get("name", ""), value.get("times", 1000), 0, 0
+            self.name, self.times, self.seen, self.bytes = (
+                value.get("name", ""),
+                value.get("times", 1000),
+                0,
+                0,
+            )
             await sent(Reply(200, {"content-type": "application/json"}, json.dumps(before).encode()), tell)
-        elif self.times and self.name and re.fullmatch(FAULTS[self.name].matches, f"{scope['method']} {scope['path']}"):
+        elif (
+            self.times
+            and self.name
+            and re.fullmatch(FAULTS[self.name].matches, f"{scope['method']} {scope['path']}")
+        ):
             self.times, self.seen = self.times - 1, self.seen + 1
             await FAULTS[self.name].run(self.app, scope, receive, send)
         else:
@@ -319,7 +369,8 @@ class Layer:
 def main(folder: str, tokens: str) -> None:
     app = Layer(build(folder, Access.from_file(Path(tokens)), part=1 << 20))
     with listening("127.0.0.1", 0) as one:
-        print(f"http://127.0.0.1:{one.getsockname()[1]}", flush=True)  # noqa: T201 - whoever started it reads this
+        # whoever started it reads this
+        print(f"http://127.0.0.1:{one.getsockname()[1]}", flush=True)  # noqa: T201
         uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False)).run(sockets=[one])
 
 

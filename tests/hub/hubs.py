@@ -1,4 +1,6 @@
-"""What tests of hubs share: the address of a served one, its tokens, a pack that numpy makes, and what a pull leaves."""
+"""What tests of hubs share: the address of a served one, its tokens, a pack that numpy makes, and what a pull
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Hub:
         return self._told("", 0)["received"]
 
     def _told(self, name: str, times: int) -> dict[str, int]:
-        request = urllib.request.Request(f"{self.address}/_faults", json.dumps({"name": name, "times": times}).encode(), method="POST")
+        request = urllib.request.Request(
+            f"{self.address}/_faults", json.dumps({"name": name, "times": times}).encode(), method="POST"
+        )
         with urllib.request.urlopen(request) as response:
             found: dict[str, int] = json.load(response)
             return found
@@ -46,11 +50,25 @@ class Hub:
 
 def make_pack(name: str = "tickets", seed: int = 7, width: int = 7, **claims: Any) -> Pack:
     rng = np.random.default_rng(seed)
-    params = {"lora_A": rng.standard_normal((3, width), dtype=np.float32), "lora_B": rng.standard_normal((5, 3), dtype=np.float32)}
-    return build(name, get("lora"), {Site("net.q", width, 5): (LoRA(r=3, alpha=6), params)}, task=m.Task("feature-extraction"),
-                 base=m.Base("org/base"), license="apache-2.0", **claims)
+    params = {
+        "lora_A": rng.standard_normal((3, width), dtype=np.float32),
+        "lora_B": rng.standard_normal((5, 3), dtype=np.float32),
+    }
+    return build(
+        name,
+        get("lora"),
+        {Site("net.q", width, 5): (LoRA(r=3, alpha=6), params)},
+        task=m.Task("feature-extraction"),
+        base=m.Base("org/base"),
+        license="apache-2.0",
+        **claims,
+    )
 
 
 def left(cache: Path) -> list[Path]:
     """Packs, blobs, partial files: everything that a pull could leave."""
-    return [path for path in cache.rglob("*") if path.is_file() and not path.name.startswith(".lock") and path.parent.name != "locks"]
+    return [
+        path
+        for path in cache.rglob("*")
+        if path.is_file() and not path.name.startswith(".lock") and path.parent.name != "locks"
+    ]

@@ -1,4 +1,6 @@
-"""The model card under hostile names: whatever a pack says, the card has the same headings, tables and links, and shows it as text."""
+"""The model card under hostile names: whatever a pack says, the card has the same headings, tables and links,
+and shows it as text.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +43,15 @@ def card(text: str) -> str:
     line = " ".join(text.split())
     metric = {"name": line, "value": 0.5, "dataset": text, "harness": text, f"about {text}": text}
     pack = make_pack("tickets", metrics=(metric,), training={f"note {text}": text, "nested": {text: [text]}})
-    manifest = replace(pack.manifest, pack=replace(pack.manifest.pack, description=text),
-                                   task=replace(pack.manifest.task, labels=(text, "b")))
+    manifest = replace(
+        pack.manifest,
+        pack=replace(pack.manifest.pack, description=text),
+        task=replace(pack.manifest.task, labels=(text, "b")),
+    )
     pack = dataclasses.replace(pack, manifest=manifest)
-    report = Report("pack", "here", pack.id, (Finding("AP000", "warning", "here", text),), (f"{line}, the rest: why",))
+    report = Report(
+        "pack", "here", pack.id, (Finding("AP000", "warning", "here", text),), (f"{line}, the rest: why",)
+    )
     return pack_card(pack, AT, report)
 
 
@@ -64,18 +71,28 @@ def parsed(card: str) -> list[Token]:
 
 
 def structure(card: str) -> list[Any]:
-    """Elements and where links lead; text is left out, and with it where lines are cut into pieces of text."""
-    return [(token.type, token.tag, token.attrs.get("href")) for token in parsed(card) if token.type not in {"text", "text_special"}]
+    """Elements and where links lead; text is left out, and with it where lines are cut into pieces of
+    text.
+    """
+    return [
+        (token.type, token.tag, token.attrs.get("href"))
+        for token in parsed(card)
+        if token.type not in {"text", "text_special"}
+    ]
 
 
 def shown(card: str) -> str:
-    return " ".join("".join(token.content for token in parsed(card) if token.type in {"text", "text_special"}).split())
+    return " ".join(
+        "".join(token.content for token in parsed(card) if token.type in {"text", "text_special"}).split()
+    )
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("make", [card, shared])
 def test_a_name_is_shown_and_adds_nothing_to_the_card(make: Any, text: str) -> None:
-    """As column of a metric, its value, a key of the training, the description, a label, the message of a warning."""
+    """As column of a metric, its value, a key of the training, the description, a label, the message of a
+    warning.
+    """
     assert structure(make(text)) == structure(make("plain"))
     assert "".join(printable(" ".join(text.split())).split()) in "".join(shown(make(text)).split())
     assert printable(make(text)) == make(text)
@@ -87,13 +104,23 @@ def test_the_table_of_metrics_has_their_columns() -> None:
 
 
 def test_the_losses_of_a_training_are_drawn() -> None:
-    """A column for each point, as tall as its share of the largest; the table of the training leaves losses and evaluations out."""
+    """A column for each point, as tall as its share of the largest; the table of the training leaves losses
+    and evaluations out.
+    """
     points = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}]
-    pack = make_pack("tickets", training={"steps": 3, "losses": points, "evaluations": [{"step": 3, "loss": 0.25}]})
+    pack = make_pack(
+        "tickets", training={"steps": 3, "losses": points, "evaluations": [{"step": 3, "loss": 0.25}]}
+    )
     card = pack_card(pack, AT, Report("pack", "here", pack.id, ()))
-    [drawn] = [token.content.splitlines() for token in parsed(card) if token.type == "fence" and token.info == "text"]
+    [drawn] = [
+        token.content.splitlines() for token in parsed(card) if token.type == "fence" and token.info == "text"
+    ]
     assert [line[9:] for line in drawn[:8]] == 4 * ["█"] + 2 * ["██"] + 2 * ["███"]
-    assert (drawn[0][:9].strip(), drawn[7][:9].strip(), drawn[8].strip()) == ("2", "0", "step 1: 2, step 3: 0.5")
+    assert (drawn[0][:9].strip(), drawn[7][:9].strip(), drawn[8].strip()) == (
+        "2",
+        "0",
+        "step 1: 2, step 3: 0.5",
+    )
     assert "0.25" not in card
 
 
@@ -104,28 +131,53 @@ def test_the_examples_in_docstrings_run() -> None:
 
 
 def _code(text: str, language: str) -> str:
-    return "".join(token.content for token in parsed(text) if token.type == "fence" and token.info == language)
+    return "".join(
+        token.content for token in parsed(text) if token.type == "fence" and token.info == language
+    )
 
 
 @pytest.mark.long  # where the oldest client is tested there is no torch
-@pytest.mark.parametrize(("architecture", "config", "method", "whole"), [
-    ("LlamaForCausalLM", "LlamaConfig", adapterpack.LoRA(r=20, targets=("q_proj",)), False),
-    ("BertForSequenceClassification", "BertConfig", adapterpack.DoRA(r=2, targets=("query",), modules_to_save=("classifier",)), True),
-], ids=["a language model", "a classifier"])
-def test_the_code_of_a_card_runs(architecture: str, config: str, method: Any, whole: bool, tmp_path: Path,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    """The snippet for PEFT as it stands, where ``org/base`` and ``org/tickets`` are folders: the pack's logits. vLLM is offered for a LoRA
-    of a language model alone."""
+@pytest.mark.parametrize(
+    ("architecture", "config", "method", "whole"),
+    [
+        ("LlamaForCausalLM", "LlamaConfig", adapterpack.LoRA(r=20, targets=("q_proj",)), False),
+        (
+            "BertForSequenceClassification",
+            "BertConfig",
+            adapterpack.DoRA(r=2, targets=("query",), modules_to_save=("classifier",)),
+            True,
+        ),
+    ],
+    ids=["a language model", "a classifier"],
+)
+def test_the_code_of_a_card_runs(
+    architecture: str, config: str, method: Any, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snippet for PEFT as it stands, where ``org/base`` and ``org/tickets`` are folders: the pack's
+    logits. vLLM is offered for a LoRA of a language model alone.
+    """
     import torch
     import transformers
     from noise import shake
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    model = getattr(transformers, architecture)(getattr(transformers, config)(**sizes, num_labels=3, pad_token_id=0))
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    model = getattr(transformers, architecture)(
+        getattr(transformers, config)(**sizes, num_labels=3, pad_token_id=0)
+    )
     model.save_pretrained("org/base")
-    adapted = shake(adapterpack.adapt(getattr(transformers, architecture).from_pretrained("org/base"), method, "tickets"), 0.3, 1).eval()
+    adapted = shake(
+        adapterpack.adapt(getattr(transformers, architecture).from_pretrained("org/base"), method, "tickets"),
+        0.3,
+        1,
+    ).eval()
     pack = adapterpack.save(adapted, "org/tickets")
     named = replace(pack.manifest, base=replace(pack.manifest.base, name="org/base"))
     text = pack_card(dataclasses.replace(pack, manifest=named), AT, Report("pack", "here", pack.id, ()))
@@ -133,6 +185,8 @@ def test_the_code_of_a_card_runs(architecture: str, config: str, method: Any, wh
     exec(_code(text, "python"), made)
     ids = torch.arange(5)[None]
     with torch.no_grad():
-        torch.testing.assert_close(made["model"].eval()(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            made["model"].eval()(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-6, rtol=0
+        )
     assert ("vllm serve org/base --enable-lora --max-lora-rank 32 " in _code(text, "sh")) != whole
     assert ("it leaves the lengths as the base has them" in shown(text)) == whole

@@ -1,4 +1,6 @@
-"""fault x promise: whatever a hub does wrong is told by name, leaves nothing behind, and a second try with a sound hub succeeds."""
+"""fault x promise: whatever a hub does wrong is told by name, leaves nothing behind, and a second try with a
+sound hub succeeds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from faults import FAULTS
 from hubs import WRITE, Hub, left, make_pack
 
 import adapterpack
-from adapterpack.errors import AdapterpackError, FormatError, GatedRepo, HubConflict, HubError, RepoNotFound, RevisionNotFound
+from adapterpack.errors import (
+    AdapterpackError,
+    FormatError,
+    GatedRepo,
+    HubConflict,
+    HubError,
+    RepoNotFound,
+    RevisionNotFound,
+)
 from adapterpack.hub.transport import client, transfer
 
 pytestmark = pytest.mark.fast
@@ -96,8 +106,18 @@ def test_what_passes_is_asked_again(name: str, hub: Hub, there: str) -> None:
     assert hub.arm() == 2
 
 
-@pytest.mark.parametrize("name", ["bit flip", "truncated", "other digest", "unlisted file", "pickle in the listing", "other size",
-                                  "missing file"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bit flip",
+        "truncated",
+        "other digest",
+        "unlisted file",
+        "pickle in the listing",
+        "other size",
+        "missing file",
+    ],
+)
 def test_the_full_validator_says_it_as_a_finding(name: str, hub: Hub, there: str, tmp_path: Path) -> None:
     hub.arm(name)
     report = adapterpack.validate("hf://org/tickets", full=True)
@@ -108,7 +128,10 @@ def test_the_full_validator_says_it_as_a_finding(name: str, hub: Hub, there: str
     assert adapterpack.validate("hf://org/tickets", full=True).findings == ()
 
 
-@pytest.mark.parametrize(("name", "says"), [("another range", "another range"), ("no commit header", "of the commit"), ("xet only", "Xet")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("another range", "another range"), ("no commit header", "of the commit"), ("xet only", "Xet")],
+)
 def test_the_validator_of_headers_trusts_no_range(name: str, says: str, hub: Hub, there: str) -> None:
     hub.arm(name)
     with pytest.raises(HubError, match=says):
@@ -154,18 +177,31 @@ def test_what_arrived_is_looked_at_again(hub: Hub) -> None:
     with pytest.raises(FormatError, match="what arrived at the hub is not what was sent"):
         adapterpack.push(make_pack(seed=10), "hf://org/relisted")
     hub.arm()
-    assert adapterpack.push(make_pack(seed=10), "hf://org/relisted").sent == (), "it had arrived: the listing had lied"
+    assert adapterpack.push(make_pack(seed=10), "hf://org/relisted").sent == (), (
+        "it had arrived: the listing had lied"
+    )
     assert adapterpack.pull("hf://org/relisted").id == make_pack(seed=10).id
 
 
-PUSHES = {"busy with its answer": 7, "failing commit": 7, "busy commit": 7, "token in the error": 7,
-          "failing upload": 800_000, "upload broken off": 800_000}
+PUSHES = {
+    "busy with its answer": 7,
+    "failing commit": 7,
+    "busy commit": 7,
+    "token in the error": 7,
+    "failing upload": 800_000,
+    "upload broken off": 800_000,
+}
 """Fault -> the width of a pack that meets it: a large one goes in parts, which are sent again soon."""
 
 
 @pytest.mark.parametrize("name", PUSHES)
-def test_a_push_that_fails_leaves_the_head_where_it_was_and_a_second_one_succeeds(name: str, hub: Hub) -> None:
-    repo, changed = f"hf://org/push-{name.replace(' ', '-')}", make_pack(seed=20 + [*PUSHES].index(name), width=PUSHES[name])
+def test_a_push_that_fails_leaves_the_head_where_it_was_and_a_second_one_succeeds(
+    name: str, hub: Hub
+) -> None:
+    repo, changed = (
+        f"hf://org/push-{name.replace(' ', '-')}",
+        make_pack(seed=20 + [*PUSHES].index(name), width=PUSHES[name]),
+    )
     first = adapterpack.push(make_pack(), repo)
     hub.arm(name)
     with pytest.raises(HubError) as caught:
@@ -183,6 +219,15 @@ def test_the_faults_are_those_that_the_documentation_lists() -> None:
 
 
 def test_every_fault_is_met_by_a_test() -> None:
-    elsewhere = {*PUSHES, "busy", "busy with its answer", "ranges ignored", "another range", "overtaken", "upload altered",
-                 "stalled half way", "third part stalled"}
+    elsewhere = {
+        *PUSHES,
+        "busy",
+        "busy with its answer",
+        "ranges ignored",
+        "another range",
+        "overtaken",
+        "upload altered",
+        "stalled half way",
+        "third part stalled",
+    }
     assert PULLS.keys() | elsewhere == FAULTS.keys()

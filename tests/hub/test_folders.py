@@ -1,4 +1,6 @@
-"""An artifact in a folder of a repository, a repository behind a gate, and what the official client leaves beside what it fetched."""
+"""An artifact in a folder of a repository, a repository behind a gate, and what the official client leaves
+beside what it fetched.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def listing(address: str) -> dict[str, client.ListedFile]:
 
 
 def test_a_folder_of_a_repository_is_as_good_as_a_whole_one(hub: Hub, tmp_path: Path) -> None:
-    """push, pull, validate, audit, load by reference; what lies beside the folder is the same afterwards, and each push is one commit."""
+    """push, pull, validate, audit, load by reference; what lies beside the folder is the same afterwards, and
+    each push is one commit.
+    """
     one, other, lock = make_pack("one"), make_pack("other", seed=9), tmp_path / "adapterpack.lock"
     first = adapterpack.push(one, "hf://org/many/adapters/one")
     assert first.created
@@ -41,11 +45,22 @@ def test_a_folder_of_a_repository_is_as_good_as_a_whole_one(hub: Hub, tmp_path: 
         assert (pulled.id, pulled.folder) == (pack.id, f"adapters/{pack.name}")
         assert adapterpack.load(tmp_path / pack.name).id == adapterpack.load(folder_of(address)).id == pack.id
         report = adapterpack.validate(address)
-        assert (report.findings, report.id, report.path) == ((), pack.id, f"hf://org/many/adapters/{pack.name}@{second.commit}")
+        assert (report.findings, report.id, report.path) == (
+            (),
+            pack.id,
+            f"hf://org/many/adapters/{pack.name}@{second.commit}",
+        )
         assert adapterpack.validate(address, full=True).findings == ()
-    assert sorted(json.loads(lock.read_text())["entries"]) == ["hf://org/many/adapters/one@v1", "hf://org/many/adapters/other@main"]
+    assert sorted(json.loads(lock.read_text())["entries"]) == [
+        "hf://org/many/adapters/one@v1",
+        "hf://org/many/adapters/other@main",
+    ]
     found = audit(["org/many/adapters/one"], lock=lock)
-    assert [one.repo for one in found] == ["org/many/adapters/one", "org/many/adapters/one", "org/many/adapters/other"]
+    assert [one.repo for one in found] == [
+        "org/many/adapters/one",
+        "org/many/adapters/one",
+        "org/many/adapters/other",
+    ]
     assert {one.state for one in found} == {"not fully checked"}
 
     changed = make_pack("one", seed=11)
@@ -70,7 +85,9 @@ def folder_card(repo: str, folder: str, scratch: Path) -> str:
 
 
 def test_no_folder_inside_of_an_artifact(hub: Hub) -> None:
-    """The list of files of a pack is closed: a folder in it would break it; and a pack over folders stops, as over anything."""
+    """The list of files of a pack is closed: a folder in it would break it; and a pack over folders stops, as
+    over anything.
+    """
     adapterpack.push(make_pack(), "hf://org/closed")
     with pytest.raises(ConfigError, match="in that of another artifact"):
         adapterpack.push(make_pack(), "hf://org/closed/sub/tickets")
@@ -80,8 +97,12 @@ def test_no_folder_inside_of_an_artifact(hub: Hub) -> None:
         adapterpack.push(make_pack(), "hf://org/open")
 
 
-def test_a_gate_keeps_the_files_from_those_who_were_not_let_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on the public hub: the listing is for all, the files for who may write or was granted access; set through the official client."""
+def test_a_gate_keeps_the_files_from_those_who_were_not_let_in(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the public hub: the listing is for all, the files for who may write or was granted access; set
+    through the official client.
+    """
     pushed = adapterpack.push(make_pack(), "hf://org/behind")
     api = client.api(WRITE)
     api.update_repo_settings("org/behind", gated="manual")
@@ -97,7 +118,8 @@ def test_a_gate_keeps_the_files_from_those_who_were_not_let_in(hub: Hub, tmp_pat
         monkeypatch.setenv("HF_TOKEN", READ)
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)  # 1.33 asks this one for grants, whatever the client was made with
+    # 1.33 asks this one for grants, whatever the client was made with
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", hub.address, raising=False)
     with pytest.raises(Exception, match="403"):
         client.api(READ).grant_access("org/behind", "bob")
@@ -111,7 +133,9 @@ def test_a_gate_keeps_the_files_from_those_who_were_not_let_in(hub: Hub, tmp_pat
 
 
 def test_notes_of_the_official_client_are_let_lie_and_nothing_else(tmp_path: Path) -> None:
-    """What ``hf download --local-dir`` leaves: ``.cache/huggingface``, that folder alone; nothing in it is read or sent."""
+    """What ``hf download --local-dir`` leaves: ``.cache/huggingface``, that folder alone; nothing in it is
+    read or sent.
+    """
     folder = make_pack().write(tmp_path / "tickets").path
     assert folder is not None
     notes = folder / ".cache" / "huggingface" / "download"

@@ -1,4 +1,6 @@
-"""The gates in ``examples/ci``: the steps of the workflow as a runner runs them, and the hooks under the real pre-commit."""
+"""The gates in ``examples/ci``: the steps of the workflow as a runner runs them, and the hooks under the real
+pre-commit.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "ci"
 
 @pytest.fixture
 def project(hub: Hub, client_environment: dict[str, str], tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A git repository with a pack and a lock file that pins one on the hub, and the environment of whoever works in it."""
+    """A git repository with a pack and a lock file that pins one on the hub, and the environment of whoever
+    works in it.
+    """
     folder = tmp_path / "project"
     (folder / "packs").mkdir(parents=True)
     make_pack().write(folder / "packs" / "tick ets")
@@ -30,8 +34,13 @@ def project(hub: Hub, client_environment: dict[str, str], tmp_path: Path) -> tup
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adapterpack "$@"\n')
     script.chmod(0o755)
-    return folder, {**client_environment, "HF_TOKEN": READ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",
-                    "PRE_COMMIT_HOME": str(tmp_path / "pre-commit"), "GIT_CONFIG_GLOBAL": os.devnull}
+    return folder, {
+        **client_environment,
+        "HF_TOKEN": READ,
+        "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",
+        "PRE_COMMIT_HOME": str(tmp_path / "pre-commit"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
 
 
 def steps() -> list[dict[str, Any]]:
@@ -43,8 +52,15 @@ def steps() -> list[dict[str, Any]]:
 
 def outcome(step: dict[str, Any], folder: Path, environment: dict[str, str]) -> int:
     """As a runner does: bash, and the first failure ends the step."""
-    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", step["run"]], cwd=folder, env=environment, capture_output=True, text=True,
-                          check=False, timeout=120)
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", step["run"]],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert READ not in done.stdout + done.stderr
     return done.returncode
 
@@ -55,7 +71,9 @@ def spoil(pack: Path) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"!")
 
 
-def test_the_workflow_lets_sound_adapters_pass_and_stops_others(hub: Hub, project: tuple[Path, dict[str, str]]) -> None:
+def test_the_workflow_lets_sound_adapters_pass_and_stops_others(
+    hub: Hub, project: tuple[Path, dict[str, str]]
+) -> None:
     folder, environment = project
     packs, audit = steps()
     assert [outcome(packs, folder, environment), outcome(audit, folder, environment)] == [0, 0]
@@ -76,11 +94,24 @@ def test_the_hooks_under_pre_commit(hub: Hub, project: tuple[Path, dict[str, str
 
     def commit() -> subprocess.CompletedProcess[str]:
         subprocess.run(["git", "add", "-A"], cwd=folder, env=environment, check=True)
-        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "x"], cwd=folder, env=environment,
-                              capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "x"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
     subprocess.run(["git", "init", "-q"], cwd=folder, env=environment, check=True)
-    subprocess.run([sys.executable, "-m", "pre_commit", "install"], cwd=folder, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "pre_commit", "install"],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     done = commit()
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.count("Passed") == 2

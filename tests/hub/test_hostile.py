@@ -1,4 +1,6 @@
-"""A hub, and another host that it points to, both real and both up to no good: the token stays, and nothing hangs or fills the memory."""
+"""A hub, and another host that it points to, both real and both up to no good: the token stays, and nothing
+hangs or fills the memory.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ MIB = 1 << 20
 
 
 class Host(ThreadingHTTPServer):
-    """A server whose answers a test decides; it notes what it was asked, and with what authorization, and what it sent."""
+    """A server whose answers a test decides; it notes what it was asked, and with what authorization, and
+    what it sent.
+    """
 
     daemon_threads = True
 
@@ -97,15 +101,30 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "other host")])
+    key, name = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "other host")]),
+    )
     now = datetime.now(UTC)
-    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-            .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(key, hashes.SHA256()))
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
     file = tmp_path_factory.mktemp("certificate") / "host.pem"
-    file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-                     + made.public_bytes(serialization.Encoding.PEM))
+    file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
     return file
 
 
@@ -160,7 +179,10 @@ def is_tree(asked: Asked) -> bool:
 
 
 def serves(host: Host, **more: Callable[[Asked], None]) -> None:
-    """The repository org/name, with no files unless ``tree`` says otherwise; ``more`` answers what has that word in its path."""
+    """The repository org/name, with no files unless ``tree`` says otherwise; ``more`` answers what has that
+    word in its path.
+    """
+
     def answers(asked: Asked) -> None:
         found = next((act for word, act in more.items() if word in asked.path), None)
         if found is not None:
@@ -183,11 +205,13 @@ def remote() -> client.Remote:
     return client.Remote(names.parse("org/name").at(COMMIT), COMMIT, client.endpoint())
 
 
-# --- the token ----------------------------------------------------------------------------------------------------------------------------
+# --- the token ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["plain", "other"])
-def test_a_listing_does_not_go_on_at_another_host(kind: str, hub: Host, request: pytest.FixtureRequest) -> None:
+def test_a_listing_does_not_go_on_at_another_host(
+    kind: str, hub: Host, request: pytest.FixtureRequest
+) -> None:
     """``Link: rel=next`` is followed on the hub alone."""
     elsewhere: Host = request.getfixturevalue(kind)
     page = [{"type": "file", "path": "a.json", "size": 2, "oid": "0" * 40}]
@@ -203,7 +227,9 @@ def test_a_listing_may_name_its_next_page_without_a_host(hub: Host) -> None:
 
     def tree(asked: Asked) -> None:
         link = {"Link": '</api/models/org/name/tree/more>; rel="next"'} if "more" not in asked.path else {}
-        asked.say(value=[{"type": "file", "path": path, "size": 2, "oid": "0" * 40} for path in next(pages)], **link)
+        asked.say(
+            value=[{"type": "file", "path": path, "size": 2, "oid": "0" * 40} for path in next(pages)], **link
+        )
 
     serves(hub, tree=tree)
     assert sorted(listed()) == ["a.json", "b.json"]
@@ -219,7 +245,9 @@ def test_bytes_from_another_host_come_without_the_token(hub: Host, other: Host) 
 
 
 def test_large_files_go_to_another_host_without_the_token(hub: Host, other: Host, tmp_path: Path) -> None:
-    """Addresses for uploads in one piece, in parts, and for what the hub wants to be told afterwards: each on another host."""
+    """Addresses for uploads in one piece, in parts, and for what the hub wants to be told afterwards: each on
+    another host.
+    """
     sent: dict[str, Any] = {}
 
     def batch(asked: Asked) -> None:
@@ -236,7 +264,14 @@ def test_large_files_go_to_another_host_without_the_token(hub: Host, other: Host
 
     def preupload(asked: Asked) -> None:
         paths = [one["path"] for one in json.loads(asked.body)["files"]]
-        asked.say(value={"files": [{"path": path, "uploadMode": "lfs" if "safetensors" in path else "regular"} for path in paths]})
+        asked.say(
+            value={
+                "files": [
+                    {"path": path, "uploadMode": "lfs" if "safetensors" in path else "regular"}
+                    for path in paths
+                ]
+            }
+        )
 
     def commit(asked: Asked) -> None:
         sent["commit"] = [json.loads(line) for line in asked.body.splitlines()]
@@ -246,31 +281,58 @@ def test_large_files_go_to_another_host_without_the_token(hub: Host, other: Host
     other.answers = lambda asked: asked.say(value={}, ETag='"x"')
     for in_parts in (False, True):
         other.seen.clear()
-        with pytest.raises(AdapterpackError, match="what arrived at the hub is not what was sent"):  # this one lists nothing
+        # this one lists nothing
+        with pytest.raises(AdapterpackError, match="what arrived at the hub is not what was sent"):
             adapterpack.push(make_pack(), "hf://org/name", license="mit")
-        wanted = ["PUT /1", "PUT /2", "POST /done", "POST /verify"] if in_parts else ["PUT /done", "POST /verify"]
+        wanted = (
+            ["PUT /1", "PUT /2", "POST /done", "POST /verify"] if in_parts else ["PUT /done", "POST /verify"]
+        )
         assert other.seen == [(one, None) for one in wanted]
     assert all(token == f"Bearer {WRITE}" for _, token in hub.seen)
     assert {"lfsFile", "file", "header"} == {line["key"] for line in sent["commit"]}
 
 
 @pytest.mark.parametrize("kind", ["redirect", "xet"])
-def test_a_base_from_another_host_comes_without_the_token(kind: str, hub: Host, other: Host, tmp_path: Path) -> None:
-    """The official client fetches bases: redirects, and the address of the service that it asks for parts of files, lead elsewhere."""
+def test_a_base_from_another_host_comes_without_the_token(
+    kind: str, hub: Host, other: Host, tmp_path: Path
+) -> None:
+    """The official client fetches bases: redirects, and the address of the service that it asks for parts of
+    files, lead elsewhere.
+    """
     config = json.dumps({"model_type": "llama"}).encode()
     siblings = [{"rfilename": "config.json"}]
 
     def resolve(asked: Asked) -> None:
-        named = {"X_Repo_Commit": COMMIT, "ETag": '"abc"', "X_Linked_Etag": f'"{"0" * 64}"', "X_Linked_Size": str(len(config))}
+        named = {
+            "X_Repo_Commit": COMMIT,
+            "ETag": '"abc"',
+            "X_Linked_Etag": f'"{"0" * 64}"',
+            "X_Linked_Size": str(len(config)),
+        }
         if kind == "redirect":
             asked.say(302, Location=f"{other.address}/bytes", **named)
         else:
-            asked.say(302, Location=f"{other.address}/bytes", X_Xet_Hash="0" * 64, X_Xet_Refresh_Route=f"{other.address}/xet", **named)
+            asked.say(
+                302,
+                Location=f"{other.address}/bytes",
+                X_Xet_Hash="0" * 64,
+                X_Xet_Refresh_Route=f"{other.address}/xet",
+                **named,
+            )
 
-    serves(hub, resolve=resolve, revision=lambda asked: asked.say(value={"sha": COMMIT, "id": "org/name", "siblings": siblings}),
-           tree=lambda asked: asked.say(value=[{"type": "file", "path": "config.json", "size": len(config), "oid": "0" * 40}]))
-    of_the_hub = {"X_Repo_Commit": COMMIT, "ETag": '"abc"'}  # which older clients look for wherever a redirect ends
-    other.answers = lambda asked: asked.say(404) if "xet" in asked.path else asked.say(data=config, **of_the_hub)
+    serves(
+        hub,
+        resolve=resolve,
+        revision=lambda asked: asked.say(value={"sha": COMMIT, "id": "org/name", "siblings": siblings}),
+        tree=lambda asked: asked.say(
+            value=[{"type": "file", "path": "config.json", "size": len(config), "oid": "0" * 40}]
+        ),
+    )
+    # which older clients look for wherever a redirect ends
+    of_the_hub = {"X_Repo_Commit": COMMIT, "ETag": '"abc"'}
+    other.answers = lambda asked: (
+        asked.say(404) if "xet" in asked.path else asked.say(data=config, **of_the_hub)
+    )
     try:
         folder_of("org/name")
     except StorageError:
@@ -279,11 +341,19 @@ def test_a_base_from_another_host_comes_without_the_token(kind: str, hub: Host, 
     assert [token for _, token in other.seen if token is not None] == []
 
 
-@pytest.mark.parametrize(("one", "other", "same"), [
-    ("https://hub.example/a", "https://hub.example:443/b?c", True), ("http://hub.example", "http://HUB.example:80/", True),
-    ("https://hub.example", "https://me:secret@hub.example/", True), ("https://hub.example", "http://hub.example", False),
-    ("https://hub.example", "https://hub.example:8443", False), ("https://hub.example", "https://hub.example.evil", False),
-    ("https://hub.example", "https://hub.example@evil", False), ("https://hub.example", "https://evil/hub.example", False)])
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("https://hub.example/a", "https://hub.example:443/b?c", True),
+        ("http://hub.example", "http://HUB.example:80/", True),
+        ("https://hub.example", "https://me:secret@hub.example/", True),
+        ("https://hub.example", "http://hub.example", False),
+        ("https://hub.example", "https://hub.example:8443", False),
+        ("https://hub.example", "https://hub.example.evil", False),
+        ("https://hub.example", "https://hub.example@evil", False),
+        ("https://hub.example", "https://evil/hub.example", False),
+    ],
+)
 def test_an_origin_is_scheme_host_and_port(one: str, other: str, same: bool) -> None:
     assert http.same_origin(one, other) is same
 
@@ -304,7 +374,7 @@ def test_a_new_session_of_the_official_client_keeps_the_token_at_home_too(hub: H
     assert other.seen[-1][1] == f"Bearer {WRITE}", "what others do with the client is theirs"
 
 
-# --- time and memory ----------------------------------------------------------------------------------------------------------------------
+# --- time and memory ----------------------------------------------------------------------------------------
 
 
 def trickles(asked: Asked) -> None:
@@ -340,13 +410,17 @@ def never_ends(asked: Asked, status: int = 200) -> None:
 
 def unpacks(asked: Asked, status: int = 200) -> None:
     """Six megabytes that unpack to six gigabytes."""
-    asked.begin(status, Content_Encoding="gzip", Content_Type="application/json", Content_Length=str(len(BOMB) * 24))
+    asked.begin(
+        status, Content_Encoding="gzip", Content_Type="application/json", Content_Length=str(len(BOMB) * 24)
+    )
     for _ in range(24):
         asked.send(BOMB)
 
 
 def bomb(size: int) -> bytes:
-    """So many MiB of zeros in gzip's format, of one compressed block for each: to compress them all takes seconds."""
+    """So many MiB of zeros in gzip's format, of one compressed block for each: to compress them all takes
+    seconds.
+    """
     packer, checksum = zlib.compressobj(9, wbits=-15), 0
     block = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
     for _ in range(size):
@@ -366,7 +440,10 @@ def empty_pages(asked: Asked) -> None:
 
 
 def pages_of_folders(asked: Asked) -> None:
-    asked.say(value=[{"type": "directory", "path": "a", "oid": "0" * 40, "size": 0}] * 1000, Link=f'<{asked.path}>; rel="next"')
+    asked.say(
+        value=[{"type": "directory", "path": "a", "oid": "0" * 40, "size": 0}] * 1000,
+        Link=f'<{asked.path}>; rel="next"',
+    )
 
 
 HOSTILE: dict[str, tuple[Callable[[Asked], None], str]] = {
@@ -382,7 +459,9 @@ HOSTILE: dict[str, tuple[Callable[[Asked], None], str]] = {
 
 
 def bounded(hub: Host, act: Callable[[], object], says: str) -> None:
-    """The act ends with a named error within ten seconds, having taken some dozens of megabytes from the hub, and of memory."""
+    """The act ends with a named error within ten seconds, having taken some dozens of megabytes from the hub,
+    and of memory.
+    """
     hub.sent, started = 0, time.monotonic()
     tracemalloc.start()
     try:
@@ -408,7 +487,9 @@ def test_what_is_asked_first_is_bounded(where: str, name: str, hub: Host) -> Non
 @pytest.mark.parametrize("name", ["trickles", "never ends", "unpacks", "an error that unpacks"])
 def test_what_the_official_client_is_answered_is_bounded(name: str, hub: Host) -> None:
     """It reads the listing of a base."""
-    act, says = {**HOSTILE, "an error that unpacks": (HOSTILE["an error that unpacks"][0], "compresses")}[name]
+    act, says = {**HOSTILE, "an error that unpacks": (HOSTILE["an error that unpacks"][0], "compresses")}[
+        name
+    ]
     serves(hub, revision=act)
     with guarded_downloads(hub.address):
         bounded(hub, lambda: client.api().model_info("org/name", revision="main"), says)
@@ -417,24 +498,39 @@ def test_what_the_official_client_is_answered_is_bounded(name: str, hub: Host) -
 def test_the_official_client_is_not_made_to_wait_for_years(hub: Host) -> None:
     from huggingface_hub.utils import get_session
 
-    hub.answers = lambda asked: asked.say(429, {}, Retry_After="1000000000", RateLimit='"api";r=0;t=1000000000')
+    hub.answers = lambda asked: asked.say(
+        429, {}, Retry_After="1000000000", RateLimit='"api";r=0;t=1000000000'
+    )
     with guarded_downloads(hub.address):
         response = get_session().get(f"{hub.address}/x")
     assert (response.headers["Retry-After"], response.headers["RateLimit"]) == ("999", '"api";r=0;t=999')
 
 
-ANSWERS = [*((where, name) for where in ("preupload", "batch") for name in HOSTILE),
-           *(("commit", name) for name in HOSTILE if name != "trickles its head"),  # which may take ten minutes to be made
-           ("create", "trickles its head"), ("create", "an error that never ends"), ("create", "an error that unpacks")]
+ANSWERS = [
+    *((where, name) for where in ("preupload", "batch") for name in HOSTILE),
+    # which may take ten minutes to be made
+    *(("commit", name) for name in HOSTILE if name != "trickles its head"),
+    ("create", "trickles its head"),
+    ("create", "an error that never ends"),
+    ("create", "an error that unpacks"),
+]
 
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("where", "name"), ANSWERS)
 def test_what_a_push_is_answered_is_bounded(where: str, name: str, hub: Host) -> None:
     act, says = HOSTILE[name]
-    known = {"batch": lambda asked: asked.say(value={"objects": []}),
-             "preupload": lambda asked: asked.say(value={"files": [{"path": "adapter_model.safetensors", "uploadMode": "lfs"}]})}
-    missing = {"revision": lambda asked: asked.say(404, {}, X_Error_Code="RepoNotFound")} if where == "create" else {}
+    known = {
+        "batch": lambda asked: asked.say(value={"objects": []}),
+        "preupload": lambda asked: asked.say(
+            value={"files": [{"path": "adapter_model.safetensors", "uploadMode": "lfs"}]}
+        ),
+    }
+    missing = (
+        {"revision": lambda asked: asked.say(404, {}, X_Error_Code="RepoNotFound")}
+        if where == "create"
+        else {}
+    )
     serves(hub, **{**known, **missing, where: act})
     bounded(hub, lambda: adapterpack.push(make_pack(), "hf://org/name", license="mit"), says)
 
@@ -442,7 +538,11 @@ def test_what_a_push_is_answered_is_bounded(where: str, name: str, hub: Host) ->
 def test_a_large_file_is_not_read_into_memory_because_the_hub_wants_it_so(hub: Host) -> None:
     """Within a commit go small files only."""
     serves(hub, preupload=lambda asked: asked.say(value={"files": []}))
-    bounded(hub, lambda: adapterpack.push(make_pack(width=1_000_000), "hf://org/name", license="mit"), "large file within the commit")
+    bounded(
+        hub,
+        lambda: adapterpack.push(make_pack(width=1_000_000), "hf://org/name", license="mit"),
+        "large file within the commit",
+    )
     assert not any("/commit/" in what for what, _ in hub.seen)
 
 

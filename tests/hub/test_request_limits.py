@@ -1,4 +1,6 @@
-"""What strangers send to a hub: nothing without a token is taken into memory, parsed for long or answered by an error of the server."""
+"""What strangers send to a hub: nothing without a token is taken into memory, parsed for long or answered by
+an error of the server.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Reply:
         return str(self.headers.get("X-Error-Code"))
 
 
-def send(hub: Hub, method: str, path: str, body: Any = None, token: str | None = WRITE, **headers: str) -> Reply:
+def send(
+    hub: Hub, method: str, path: str, body: Any = None, token: str | None = WRITE, **headers: str
+) -> Reply:
     """One request on a connection of its own, its path as it is written here."""
     connection = http.client.HTTPConnection(urlsplit(hub.address).netloc, timeout=30)
     own = {"Authorization": f"Bearer {token}"} if token else {}
@@ -62,8 +66,12 @@ def send(hub: Hub, method: str, path: str, body: Any = None, token: str | None =
     return reply
 
 
-def announced(hub: Hub, method: str, path: str, length: int | None, token: str | None, pieces: Iterable[bytes] = ()) -> tuple[int, int]:
-    """Announces a body of ``length`` bytes, or one in chunks, and sends its pieces until the hub answers; the status and the bytes sent."""
+def announced(
+    hub: Hub, method: str, path: str, length: int | None, token: str | None, pieces: Iterable[bytes] = ()
+) -> tuple[int, int]:
+    """Announces a body of ``length`` bytes, or one in chunks, and sends its pieces until the hub answers; the
+    status and the bytes sent.
+    """
     there = urlsplit(hub.address)
     with socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=30) as connection:
         size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
@@ -118,7 +126,9 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(name: str, hub: Hub, public: str) -> None:
-    """By what it announces, before a byte of it is sent; and in chunks, without an announcement, soon after it is too much."""
+    """By what it announces, before a byte of it is sent; and in chunks, without an announcement, soon after
+    it is too much.
+    """
     method, path, token = BODIES[name]
     assert announced(hub, method, path.format(repo=public), 700 * MIB, token) == (413, 0)
     if name != "commit":  # which may have 64 MiB
@@ -129,7 +139,9 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(name: str, hub: H
 
 @pytest.mark.parametrize("name", sorted(BODIES.keys() - {"paths"}))
 @pytest.mark.parametrize("token", [None, READ], ids=["nobody", "reader"])
-def test_who_may_not_write_is_refused_before_a_body_is_read(name: str, token: str | None, hub: Hub, public: str) -> None:
+def test_who_may_not_write_is_refused_before_a_body_is_read(
+    name: str, token: str | None, hub: Hub, public: str
+) -> None:
     method, path, _ = BODIES[name]
     assert announced(hub, method, path.format(repo=public), 100, token) == (403 if token else 401, 0)
 
@@ -143,8 +155,12 @@ def test_paths_are_looked_up_in_a_form_of_any_sensible_size(hub: Hub, public: st
     assert (reply.status, reply.code) == (413, "TooLarge")
 
 
-BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" if n else "a0: &a0 [x]\n" for n in range(12))
-MERGES = "".join(f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 {x: 1}\n" for n in range(40))
+BOMB = "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" if n else "a0: &a0 [x]\n" for n in range(12)
+)
+MERGES = "".join(
+    f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}]\n" if n else "a0: &a0 {x: 1}\n" for n in range(40)
+)
 YAML = {
     "deep flows": ("tags: " + "[" * 180_000, "flow level"),
     "flows": ("tags: " + "[" * 40 + "]" * 40, "nested"),
@@ -178,8 +194,18 @@ def test_a_header_that_is_none_is_named_soon(name: str, hub: Hub) -> None:
     assert said in error["message"]
 
 
-@pytest.mark.parametrize("text", ["license: mit", "a: &a [1]\nb: *a", "a: &a {x: 1}\nb: {<<: *a, y: 2}", "model-index: [{a: [{b: c}]}]",
-                                  "tags:\n" + "- x\n" * 20_000, "a: 2020-01-01", "a: 2020-13-40"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "license: mit",
+        "a: &a [1]\nb: *a",
+        "a: &a {x: 1}\nb: {<<: *a, y: 2}",
+        "model-index: [{a: [{b: c}]}]",
+        "tags:\n" + "- x\n" * 20_000,
+        "a: 2020-01-01",
+        "a: 2020-13-40",
+    ],
+)
 def test_a_header_that_is_one_is_taken(text: str, hub: Hub) -> None:
     reply = send(hub, "POST", "/api/validate-yaml", {"content": f"---\n{text}\n---\n# Title\n"})
     assert (reply.status, json.loads(reply.body)) == (200, {"errors": [], "warnings": []})
@@ -191,7 +217,10 @@ def test_others_are_answered_while_a_header_is_looked_at(hub: Hub) -> None:
     done, answered = threading.Event(), 0
 
     def validate() -> None:
-        assert send(hub, "POST", "/api/validate-yaml", {"content": f"---\na: [{'1, ' * 25_000}1]\n---\n"}).status == 200
+        assert (
+            send(hub, "POST", "/api/validate-yaml", {"content": f"---\na: [{'1, ' * 25_000}1]\n---\n"}).status
+            == 200
+        )
         done.set()
 
     thread = threading.Thread(target=validate)
@@ -203,9 +232,18 @@ def test_others_are_answered_while_a_header_is_looked_at(hub: Hub) -> None:
     assert answered > 3, "in the event loop it would be one"
 
 
-@pytest.mark.parametrize("path", ["/api/models/org/limits/revision/a%0d%0aX-Injected%3a%20yes", "/api/models/org/limits/tree/main/a%0db",
-                                  "/org/limits/resolve/main/a%0ab", "/org/limits/resolve/a%00b/c", "/api/models/org/li%1bmits",
-                                  "/api/models/org/limits/tree/%7f", "/api/models/org/limits/tree/main?cursor=1%0d%0aX-Injected:%20yes"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/models/org/limits/revision/a%0d%0aX-Injected%3a%20yes",
+        "/api/models/org/limits/tree/main/a%0db",
+        "/org/limits/resolve/main/a%0ab",
+        "/org/limits/resolve/a%00b/c",
+        "/api/models/org/li%1bmits",
+        "/api/models/org/limits/tree/%7f",
+        "/api/models/org/limits/tree/main?cursor=1%0d%0aX-Injected:%20yes",
+    ],
+)
 def test_no_control_character_comes_back_in_a_header(path: str, hub: Hub, public: str) -> None:
     """Refused by name where it stands in the address."""
     reply = send(hub, "GET", path)
@@ -218,14 +256,21 @@ def test_no_control_character_comes_back_in_a_header(path: str, hub: Hub, public
 @pytest.mark.parametrize("value", ["\r\nX-Injected: yes", "\x00", " x ", "é\x1b[2J", "\u202e", "\ud800"])
 def test_no_control_character_of_a_body_comes_back_in_a_header(value: str, hub: Hub, public: str) -> None:
     """Whatever field of whatever request it stands in: an answer arrives, and what it repeats is plain."""
-    commit = "\n".join(map(json.dumps, [{"key": "header", "value": {"summary": value}}, {"key": "file", "value": {"path": value}}]))
-    for reply in (send(hub, "POST", f"{public}/commit/main", commit),
-                  send(hub, "POST", f"{public}/tag/main", {"tag": value}),
-                  send(hub, "POST", "/api/repos/create", {"name": value}),
-                  send(hub, "PUT", f"{public}/settings", {"gated": value}),
-                  send(hub, "POST", f"{public}/branch/new", {"startingPoint": value}),
-                  send(hub, "POST", "/org/limits.git/info/lfs/objects/batch", {"objects": [{"oid": value, "size": 1}]}),
-                  send(hub, "POST", f"{public}/preupload/main", {"files": [{"path": value, "size": 1}]})):
+    commit = "\n".join(
+        map(
+            json.dumps,
+            [{"key": "header", "value": {"summary": value}}, {"key": "file", "value": {"path": value}}],
+        )
+    )
+    for reply in (
+        send(hub, "POST", f"{public}/commit/main", commit),
+        send(hub, "POST", f"{public}/tag/main", {"tag": value}),
+        send(hub, "POST", "/api/repos/create", {"name": value}),
+        send(hub, "PUT", f"{public}/settings", {"gated": value}),
+        send(hub, "POST", f"{public}/branch/new", {"startingPoint": value}),
+        send(hub, "POST", "/org/limits.git/info/lfs/objects/batch", {"objects": [{"oid": value, "size": 1}]}),
+        send(hub, "POST", f"{public}/preupload/main", {"files": [{"path": value, "size": 1}]}),
+    ):
         assert 400 <= reply.status < 500
         assert reply.headers.get("X-Injected") is None
         assert all(31 < ord(c) < 127 for value in reply.headers.values() for c in value)
@@ -242,8 +287,18 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize("kind", ADDRESSES)
-@pytest.mark.parametrize("place", ["PUT /lfs/" + "0" * 64, "PUT /lfs/" + "0" * 64 + "/1", "POST /lfs/" + "0" * 64, "PUT /lfs/%E9%ff",
-                                   "PUT /lfs/" + "0" * 64 + "/" + "9" * 5000, "PUT /lfs/..%2f..%2fx", "PUT /lfs/" + "0" * 64 + "/x"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "PUT /lfs/" + "0" * 64,
+        "PUT /lfs/" + "0" * 64 + "/1",
+        "POST /lfs/" + "0" * 64,
+        "PUT /lfs/%E9%ff",
+        "PUT /lfs/" + "0" * 64 + "/" + "9" * 5000,
+        "PUT /lfs/..%2f..%2fx",
+        "PUT /lfs/" + "0" * 64 + "/x",
+    ],
+)
 def test_an_address_that_was_never_given_out_is_refused(place: str, kind: str, hub: Hub) -> None:
     """Made up, it is a 403 (or no address at all), and never an error of the server."""
     method, _, path = place.partition(" ")
@@ -251,16 +306,32 @@ def test_an_address_that_was_never_given_out_is_refused(place: str, kind: str, h
 
 
 def test_strangers_cannot_tell_a_private_repository_from_none(hub: Hub, public: str) -> None:
-    """Byte by byte the same answer, on every route that names a repository; who has a token is told the truth."""
+    """Byte by byte the same answer, on every route that names a repository; who has a token is told the
+    truth.
+    """
     client.api().create_repo("org/hidden", private=True, exist_ok=True)
-    routes = ["GET /api/models/{}", "GET /api/models/{}/revision/main", "GET /api/models/{}/tree/main", "GET /api/models/{}/refs",
-              "GET /{}/resolve/main/README.md", "HEAD /{}/resolve/main/x", "POST /api/models/{}/paths-info/main",
-              "POST /api/models/{}/commit/main", "POST /api/models/{}/tag/main", "PUT /api/models/{}/settings",
-              "POST /{}/info/lfs/objects/batch"]
+    routes = [
+        "GET /api/models/{}",
+        "GET /api/models/{}/revision/main",
+        "GET /api/models/{}/tree/main",
+        "GET /api/models/{}/refs",
+        "GET /{}/resolve/main/README.md",
+        "HEAD /{}/resolve/main/x",
+        "POST /api/models/{}/paths-info/main",
+        "POST /api/models/{}/commit/main",
+        "POST /api/models/{}/tag/main",
+        "PUT /api/models/{}/settings",
+        "POST /{}/info/lfs/objects/batch",
+    ]
     for route in routes:
         method, _, path = route.partition(" ")
-        replies = [send(hub, method, path.format(repo), token=None) for repo in ("org/hidden", "org/nowhere", "..%2fx/y", "org/hidden.git")]
-        assert {(reply.status, reply.code, reply.body) for reply in replies} == {(401, "RepoNotFound", replies[0].body)}
+        replies = [
+            send(hub, method, path.format(repo), token=None)
+            for repo in ("org/hidden", "org/nowhere", "..%2fx/y", "org/hidden.git")
+        ]
+        assert {(reply.status, reply.code, reply.body) for reply in replies} == {
+            (401, "RepoNotFound", replies[0].body)
+        }
     assert send(hub, "GET", "/api/models/org/hidden", token=READ).status == 200
     assert send(hub, "GET", "/api/models/org/nowhere", token=READ).status == 404
     assert send(hub, "GET", "/api/models/org/limits", token=None).status == 200
@@ -276,7 +347,9 @@ def test_a_name_that_is_a_device_elsewhere_is_given_to_nothing(name: str, hub: H
     assert send(hub, "POST", f"{public}/branch/{quote(f'a/{name}', safe='')}", {}).status == 400
 
 
-@pytest.mark.parametrize("value", [{"name": None}, {"name": 7}, {"name": ["x"]}, {"name": "x", "organization": {}}, {}])
+@pytest.mark.parametrize(
+    "value", [{"name": None}, {"name": 7}, {"name": ["x"]}, {"name": "x", "organization": {}}, {}]
+)
 def test_a_repository_is_named_by_text(value: dict[str, Any], hub: Hub) -> None:
     assert send(hub, "POST", "/api/repos/create", value).status == 400
 
@@ -298,16 +371,29 @@ def test_a_repository_has_no_more_files_than_its_limit(tmp_path: Path) -> None:
         return lambda files: files.update({f"f{number}": entry for number in range(count)})
 
     with pytest.raises(Refused, match="files") as caught:
-        storage.change("org/name", "main", "me", "", "", parent=None, change=change(MAX_FILES + 1), as_pr=False)
+        storage.change(
+            "org/name", "main", "me", "", "", parent=None, change=change(MAX_FILES + 1), as_pr=False
+        )
     assert caught.value.status == 413
-    oid, _ = storage.change("org/name", "main", "me", "", "", parent=None, change=change(MAX_FILES), as_pr=False)
+    oid, _ = storage.change(
+        "org/name", "main", "me", "", "", parent=None, change=change(MAX_FILES), as_pr=False
+    )
     started = time.process_time()
     assert len(storage.commit("org/name", oid).files) == MAX_FILES
     assert storage.commit("org/name", oid).files["f777"] == entry
     assert time.process_time() - started < 0.5
     blobs, other = {*tmp_path.glob("blobs/*/*")}, storage.keep_bytes(b"other")
     change_one = {"f777": other}
-    storage.change("org/name", "main", "me", "", "", parent=None, change=lambda files: files.update(change_one), as_pr=False)
+    storage.change(
+        "org/name",
+        "main",
+        "me",
+        "",
+        "",
+        parent=None,
+        change=lambda files: files.update(change_one),
+        as_pr=False,
+    )
     assert len({*tmp_path.glob("blobs/*/*")} - blobs) == 2, "the file, and its page"
 
 
@@ -320,12 +406,18 @@ def removal(path: Any, kind: str = "deletedFile") -> dict[str, Any]:
     return {"key": kind, "value": {"path": path}}
 
 
-def test_a_commit_of_very_many_removals_costs_no_more_than_its_lines_and_the_files(hub: Hub, public: str) -> None:
-    """20,000 of each, nested ones too: the answer comes before the client hangs up. What is named by no line stays."""
+def test_a_commit_of_very_many_removals_costs_no_more_than_its_lines_and_the_files(
+    hub: Hub, public: str
+) -> None:
+    """20,000 of each, nested ones too: the answer comes before the client hangs up. What is named by no line
+    stays.
+    """
     storage = Storage(hub.folder)
     entry = storage.keep_bytes(b"")
     files = {f"a/{number % 7}/f{number}": entry for number in range(20_000)}
-    storage.change("org/limits", "main", "me", "", "", parent=None, change=lambda there: there.update(files), as_pr=False)
+    storage.change(
+        "org/limits", "main", "me", "", "", parent=None, change=lambda there: there.update(files), as_pr=False
+    )
     reply = send(hub, "POST", f"{public}/commit/main", lines(*map(removal, [*files][1:]), removal("a/1")))
     assert reply.status == 200, reply.body
     left = storage.commit("org/limits", storage.resolve("org/limits", "main")).files
@@ -341,20 +433,33 @@ def test_a_commit_is_its_operations_one_after_the_other(seed: int) -> None:
     paths = ["a", "a/b", "a/b/c", "a/b/d", "a-b", "a0", "a/bc", "b", "b/c", ""]
     entries = [Entry(number, "", "", False) for number in range(99)]
     files = {path: dice.choice(entries) for path in dice.sample(paths[:-1], 5)}
-    steps = [(dice.choice(paths), None if dice.random() < 0.6 else dice.choice(entries)) for _ in range(dice.randrange(30))]
+    steps = [
+        (dice.choice(paths), None if dice.random() < 0.6 else dice.choice(entries))
+        for _ in range(dice.randrange(30))
+    ]
     wanted = dict(files)
     for path, entry in steps:
         if entry is not None:
             wanted[path] = entry
         else:
-            wanted = {name: one for name, one in wanted.items() if name != path and not name.startswith(f"{path}/")}
+            wanted = {
+                name: one for name, one in wanted.items() if name != path and not name.startswith(f"{path}/")
+            }
     change(files, steps)
     assert files == wanted
 
 
-@pytest.mark.parametrize("operation", [
-    {"key": "file", "value": {"path": ["x"], "content": ""}}, {"key": "file", "value": {"content": ""}}, removal(["x"]), removal(7),
-    removal({}, "deletedFolder")], ids=["list", "none", "removed-list", "removed-number", "removed-object"])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"key": "file", "value": {"path": ["x"], "content": ""}},
+        {"key": "file", "value": {"content": ""}},
+        removal(["x"]),
+        removal(7),
+        removal({}, "deletedFolder"),
+    ],
+    ids=["list", "none", "removed-list", "removed-number", "removed-object"],
+)
 def test_a_path_is_text(operation: dict[str, Any], hub: Hub, public: str) -> None:
     reply = send(hub, "POST", f"{public}/commit/main", lines(operation))
     assert (reply.status, reply.headers["X-Error-Message"]) == (400, "path is text")
@@ -383,14 +488,23 @@ def test_commits_as_hubs_wrote_them_before_are_read(tmp_path: Path) -> None:
     storage.create("org/name", private=False, author="me")
     entry, folder = storage.keep_bytes(b"x"), tmp_path / "repos" / "org" / "name"
     files = {"a.json": msgspec.structs.asdict(entry)}
-    value = {"parent": None, "summary": "s", "description": "", "author": "me", "time": "2026-01-01T00:00:00.000Z", "files": files}
+    value = {
+        "parent": None,
+        "summary": "s",
+        "description": "",
+        "author": "me",
+        "time": "2026-01-01T00:00:00.000Z",
+        "files": files,
+    }
     data = strict_json.canonical(value)
     oid = hashlib.sha1(data, usedforsecurity=False).hexdigest()
     (folder / "commits" / f"{oid}.json").write_bytes(data)
     (folder / "refs" / "heads" / "main").write_text(oid)
     assert dict(storage.commit("org/name", storage.resolve("org/name", "main")).files) == {"a.json": entry}
     more = {"b/c.json": entry}
-    oid, _ = storage.change("org/name", "main", "me", "", "", parent=oid, change=lambda files: files.update(more), as_pr=False)
+    oid, _ = storage.change(
+        "org/name", "main", "me", "", "", parent=oid, change=lambda files: files.update(more), as_pr=False
+    )
     assert [*storage.commit("org/name", oid).files] == ["a.json", "b/c.json"]
 
 
@@ -398,10 +512,20 @@ PATHS = ["a", "a-b", "b/c", "b/d/e", "b/d/f", "b0", "c/x/y/z", "d"]
 RECURSIVE = ["a", "a-b", "b/", "b/c", "b/d/", "b/d/e", "b/d/f", "b0", "c/", "c/x/", "c/x/y/", "c/x/y/z", "d"]
 
 
-@pytest.mark.parametrize(("folder", "recursive", "listed"), [
-    ("", True, RECURSIVE), ("", False, ["a", "a-b", "b/", "b0", "c/", "d"]), ("b", True, ["b/c", "b/d/", "b/d/e", "b/d/f"]),
-    ("b", False, ["b/c", "b/d/"]), ("b/d", False, ["b/d/e", "b/d/f"]), ("c", False, ["c/x/"]), ("a", True, []), ("x", False, []),
-    ("c/x/y", True, ["c/x/y/z"])])
+@pytest.mark.parametrize(
+    ("folder", "recursive", "listed"),
+    [
+        ("", True, RECURSIVE),
+        ("", False, ["a", "a-b", "b/", "b0", "c/", "d"]),
+        ("b", True, ["b/c", "b/d/", "b/d/e", "b/d/f"]),
+        ("b", False, ["b/c", "b/d/"]),
+        ("b/d", False, ["b/d/e", "b/d/f"]),
+        ("c", False, ["c/x/"]),
+        ("a", True, []),
+        ("x", False, []),
+        ("c/x/y", True, ["c/x/y/z"]),
+    ],
+)
 def test_a_listing_goes_on_where_its_last_page_ended(folder: str, recursive: bool, listed: list[str]) -> None:
     """Each file and each folder once, folders before what lies in them, wherever a page ends."""
     tree = Tree.of({path: Entry(1, "0" * 64, "0" * 40, False) for path in PATHS})
@@ -420,13 +544,17 @@ def test_the_official_client_follows_the_pages(hub: Hub) -> None:
     entry = storage.keep_bytes(b"x")
     paths = [f"d{number // 400}/é {number:04}.json" for number in range(2500)]
     more = dict.fromkeys(paths, entry)
-    storage.change("org/paged", "main", "me", "", "", parent=None, change=lambda files: files.update(more), as_pr=False)
+    storage.change(
+        "org/paged", "main", "me", "", "", parent=None, change=lambda files: files.update(more), as_pr=False
+    )
     listed = [one.path for one in api.list_repo_tree("org/paged", recursive=True)]
     assert sorted(listed) == sorted([*paths, *(f"d{number}" for number in range(7))])
     assert len(listed) == 2507
     assert sorted(api.list_repo_files("org/paged")) == sorted(paths)
     assert len([*api.list_repo_tree("org/paged", "d1")]) == 400
-    assert sorted(client.tree(client.connect(client.names.parse("org/paged/d6")))) == [path[3:] for path in paths[2400:]]
+    assert sorted(client.tree(client.connect(client.names.parse("org/paged/d6")))) == [
+        path[3:] for path in paths[2400:]
+    ]
     assert "org/paged" in [one.id for one in api.list_models(author="org")]
 
 
@@ -453,7 +581,9 @@ HALVES = {
     "nothing": b"",
     "half a head": b"GET /api/models HTTP/1.1\r\nHost: hub\r\nX-A: ",
     "half a second head": b"GET /api/whoami-v2 HTTP/1.1\r\nHost: hub\r\n\r\nGET /api/",
-    "half a body": b"POST /api/models/org/name/paths-info/main HTTP/1.1\r\nHost: hub\r\nContent-Length: 1000\r\n\r\nabc",
+    "half a body": (
+        b"POST /api/models/org/name/paths-info/main HTTP/1.1\r\nHost: hub\r\nContent-Length: 1000\r\n\r\nabc"
+    ),
 }
 
 
@@ -468,7 +598,9 @@ def test_connections_on_which_nothing_goes_on_do_not_stop_the_hub(tmp_path: Path
         there = urlsplit(hub.address)
         with ExitStack() as opened:
             for start in [*HALVES.values()] * 18:
-                connection = opened.enter_context(socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=30))
+                connection = opened.enter_context(
+                    socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=30)
+                )
                 with contextlib.suppress(ConnectionError):  # it may have been closed before
                     connection.sendall(start)
             status, until = 0, time.monotonic() + 30
@@ -480,11 +612,17 @@ def test_connections_on_which_nothing_goes_on_do_not_stop_the_hub(tmp_path: Path
 
 
 def test_a_connection_that_is_used_is_kept(tmp_path: Path) -> None:
-    """Short requests, one after the other, for three times as long as the hub waits for a head: the connection never ends between them."""
+    """Short requests, one after the other, for three times as long as the hub waits for a head: the
+    connection never ends between them.
+    """
     program = IMPATIENT.replace("bodies.PAUSE_SECONDS = 0.1", "1.0")
-    with child([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with child(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         assert process.stdout is not None
-        connection = http.client.HTTPConnection(urlsplit(process.stdout.readline().strip()).netloc, timeout=10)
+        connection = http.client.HTTPConnection(
+            urlsplit(process.stdout.readline().strip()).netloc, timeout=10
+        )
         connection.connect()
         connection.auto_open = 0  # it does not begin another one by itself
         with contextlib.closing(connection):

@@ -1,4 +1,6 @@
-"""``adapterpack hub serve`` as strangers use it: the plain ``hf`` command, a proxy, too large a body, Ctrl-C; no token in any output."""
+"""``adapterpack hub serve`` as strangers use it: the plain ``hf`` command, a proxy, too large a body, Ctrl-C;
+no token in any output.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,22 @@ def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     tokens = folder / "tokens"
     tokens.write_text(f"ann write {WRITE}\nbob read {READ}\n")
     tokens.chmod(0o600)
-    args = ["-m", "adapterpack", "hub", "serve", str(folder / "data"), "--port", "0", "--tokens", str(tokens), "--json"]
-    with (folder / "log").open("w") as log, child([sys.executable, *args], stdout=subprocess.PIPE, stderr=log) as process:
+    args = [
+        "-m",
+        "adapterpack",
+        "hub",
+        "serve",
+        str(folder / "data"),
+        "--port",
+        "0",
+        "--tokens",
+        str(tokens),
+        "--json",
+    ]
+    with (
+        (folder / "log").open("w") as log,
+        child([sys.executable, *args], stdout=subprocess.PIPE, stderr=log) as process,
+    ):
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())["address"]
     assert not any(token in (folder / "log").read_text() for token in (WRITE, READ))
@@ -53,7 +69,15 @@ def client(hub: Hub, address: str, monkeypatch: pytest.MonkeyPatch) -> pytest.Mo
 
 
 def run(environment: dict[str, str], folder: Path, *command: str, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert not any(token in done.stdout + done.stderr for token in (WRITE, READ))
     return done.stdout
@@ -62,8 +86,9 @@ def run(environment: dict[str, str], folder: Path, *command: str, code: int = 0)
 HF = ("-c", "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()")
 
 
-def test_the_plain_hf_command_and_a_clean_end(hub: Hub, client_environment: dict[str, str], tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_hf_command_and_a_clean_end(
+    hub: Hub, client_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """hf upload -> pull; push -> hf download; Ctrl-C ends the hub with nothing half-written."""
     pack = make_pack()
     pack.write(tmp_path / "pack")
@@ -73,7 +98,9 @@ def test_the_plain_hf_command_and_a_clean_end(hub: Hub, client_environment: dict
         run(environment, tmp_path, *HF, "upload", "ann/byhand", "pack", ".")
         assert adapterpack.pull("hf://ann/byhand").id == pack.id
         pushed = adapterpack.push(tmp_path / "pack", "hf://ann/pushed", tag="v1")
-        run(environment, tmp_path, *HF, "download", "ann/pushed", "--revision", "v1", "--local-dir", "fetched")
+        run(
+            environment, tmp_path, *HF, "download", "ann/pushed", "--revision", "v1", "--local-dir", "fetched"
+        )
         assert (tmp_path / "fetched" / ".cache" / "huggingface").is_dir(), "the client's own notes"
         assert adapterpack.load(tmp_path / "fetched").id == pushed.id
         run({**environment, "HF_TOKEN": READ}, tmp_path, *HF, "upload", "ann/byhand", "pack", "more", code=1)
@@ -90,7 +117,9 @@ def test_bodies_have_limits(address: str) -> None:
         for _ in range(80):
             yield bytes(1 << 20)
 
-    request = urllib.request.Request(url, data=endless(), method="POST", headers={"Authorization": f"Bearer {WRITE}"})
+    request = urllib.request.Request(
+        url, data=endless(), method="POST", headers={"Authorization": f"Bearer {WRITE}"}
+    )
     with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as caught:
         urllib.request.urlopen(request, timeout=30)
     assert getattr(caught.value, "code", 413) == 413
@@ -114,8 +143,9 @@ class Proxy(BaseHTTPRequestHandler):
         data = answer.read()
         self.send_response(answer.status)
         for key, value in answer.headers.items():
-            if key.lower() not in {"transfer-encoding", "connection", "content-length"} or (key.lower() == "content-length"
-                                                                                         and self.command == "HEAD"):
+            if key.lower() not in {"transfer-encoding", "connection", "content-length"} or (
+                key.lower() == "content-length" and self.command == "HEAD"
+            ):
                 self.send_header(key, value)
         if self.command != "HEAD":
             self.send_header("Content-Length", str(len(data)))
@@ -129,7 +159,9 @@ class Proxy(BaseHTTPRequestHandler):
 
 
 def test_a_proxy_is_used(client: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY: every request of push and pull goes through it, with the hub under a name that only the proxy knows to be reachable."""
+    """HTTP_PROXY: every request of push and pull goes through it, with the hub under a name that only the
+    proxy knows to be reachable.
+    """
     from huggingface_hub.utils import close_session
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as proxy:
@@ -149,7 +181,10 @@ def test_a_proxy_is_used(client: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_private_or_gone_has_an_error_of_its_name(client: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pushed, lock = adapterpack.push(make_pack(), "hf://ann/secret", private=True), tmp_path / "adapterpack.lock"
+    pushed, lock = (
+        adapterpack.push(make_pack(), "hf://ann/secret", private=True),
+        tmp_path / "adapterpack.lock",
+    )
     for token in ("hf_" + "x" * 20, None):  # of nobody, and none
         with client.context() as stranger:
             stranger.delenv("HF_TOKEN") if token is None else stranger.setenv("HF_TOKEN", token)

@@ -1,7 +1,9 @@
-"""What AdapterHub's library gives for its own configs, kept in ``tests/golden/adapterhub.safetensors``: ``python adapterhub.py FILE``.
+"""What AdapterHub's library gives for its own configs, kept in ``tests/golden/adapterhub.safetensors``:
+``python adapterhub.py FILE``.
 
-It wants an older transformers than this package, so it has an environment of its own: ``pip install adapters==1.3.0 torch safetensors``.
-Tensors are named ``FAMILY/base/...``, ``FAMILY/CONFIG/...`` (the adapter's) and ``FAMILY/out/CONFIG`` (the last hidden states).
+It wants an older transformers than this package, so it has an environment of its own: ``pip install
+adapters==1.3.0 torch safetensors``. Tensors are named ``FAMILY/base/...``, ``FAMILY/CONFIG/...`` (the
+adapter's) and ``FAMILY/out/CONFIG`` (the last hidden states).
 """
 
 from __future__ import annotations
@@ -14,17 +16,31 @@ from adapters import CompacterConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfi
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-SIZES = {"vocab_size": 12, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 10,
-         "max_position_embeddings": 8}
-MODELS = {"bert": lambda: BertModel(BertConfig(**SIZES), add_pooling_layer=False),
-          "llama": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=1))}
-CONFIGS = {"houlsby": DoubleSeqBnConfig(reduction_factor=4), "pfeiffer": SeqBnConfig(reduction_factor=4), "parallel": ParBnConfig(),
-           "compacter": CompacterConfig(phm_dim=2, reduction_factor=3)}
+SIZES = {
+    "vocab_size": 12,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 10,
+    "max_position_embeddings": 8,
+}
+MODELS = {
+    "bert": lambda: BertModel(BertConfig(**SIZES), add_pooling_layer=False),
+    "llama": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=1)),
+}
+CONFIGS = {
+    "houlsby": DoubleSeqBnConfig(reduction_factor=4),
+    "pfeiffer": SeqBnConfig(reduction_factor=4),
+    "parallel": ParBnConfig(),
+    "compacter": CompacterConfig(phm_dim=2, reduction_factor=3),
+}
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 2, 3, 4, 5, 1]])
 
 
 def main(path: str) -> None:
-    """Random models with a random adapter of every config, and their outputs in float64 rounded to float32."""
+    """Random models with a random adapter of every config, and their outputs in float64 rounded to
+    float32.
+    """
     kept = {"ids": IDS}
     for family, make in MODELS.items():
         torch.manual_seed(0)

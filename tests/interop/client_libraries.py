@@ -1,6 +1,8 @@
-"""LangChain's and LlamaIndex' clients of OpenAI against our servers: whole, streamed, asynchronous, structured, with tools, and vectors.
+"""LangChain's and LlamaIndex' clients of OpenAI against our servers: whole, streamed, asynchronous,
+structured, with tools, and vectors.
 
-``with_servers.py`` starts the servers, and ``.ci/client-libraries`` the environment in which this runs: it has no adapterpack.
+``with_servers.py`` starts the servers, and ``.ci/client-libraries`` the environment in which this runs: it
+has no adapterpack.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel, ConfigDict, Field
 
-TEXTS, VECTORS, KEY = (os.environ[name] for name in ("OPENAI_BASE_URL", "EMBEDDINGS_BASE_URL", "OPENAI_API_KEY"))
+TEXTS, VECTORS, KEY = (
+    os.environ[name] for name in ("OPENAI_BASE_URL", "EMBEDDINGS_BASE_URL", "OPENAI_API_KEY")
+)
 PROMPT, TOKENS = "Order two mugs for Lisbon", 12
 SENTENCES = ["Where is my parcel?", "I love this kettle"]
 
@@ -40,7 +44,9 @@ def order(item: str, count: int) -> str:
 
 def right(model: str) -> str:
     """What OpenAI's own client hears."""
-    answer = openai.OpenAI().chat.completions.create(model=model, messages=[{"role": "user", "content": PROMPT}], max_tokens=TOKENS)
+    answer = openai.OpenAI().chat.completions.create(
+        model=model, messages=[{"role": "user", "content": PROMPT}], max_tokens=TOKENS
+    )
     return answer.choices[0].message.content or ""
 
 
@@ -71,7 +77,13 @@ async def langchain(model: str) -> None:
 async def llama_index(model: str) -> None:
     """``OpenAILike``, as its users call it."""
     expected = right(model)
-    common: dict[str, Any] = {"model": model, "api_base": TEXTS, "api_key": KEY, "context_window": 512, "temperature": 0}
+    common: dict[str, Any] = {
+        "model": model,
+        "api_base": TEXTS,
+        "api_key": KEY,
+        "context_window": 512,
+        "temperature": 0,
+    }
     chat = OpenAILike(**common, is_chat_model=True, max_tokens=TOKENS)
     messages = [ChatMessage(role="user", content=PROMPT)]
     assert chat.chat(messages).message.content == expected
@@ -83,23 +95,35 @@ async def llama_index(model: str) -> None:
     assert text.complete(PROMPT).text == plain
     assert [chunk.text for chunk in text.stream_complete(PROMPT)][-1] == plain
     calling = OpenAILike(**common, is_chat_model=True, is_function_calling_model=True, max_tokens=100)
-    asked: dict[str, Any] = {"tools": [FunctionTool.from_defaults(fn=order, fn_schema=Order)], "user_msg": PROMPT, "tool_required": True}
+    asked: dict[str, Any] = {
+        "tools": [FunctionTool.from_defaults(fn=order, fn_schema=Order)],
+        "user_msg": PROMPT,
+        "tool_required": True,
+    }
     (call,) = calling.get_tool_calls_from_response(calling.chat_with_tools(**asked))
     *_, last = calling.stream_chat_with_tools(**asked)
     (streamed,) = calling.get_tool_calls_from_response(last)
-    assert call.tool_name == "order" and order(**call.tool_kwargs) and streamed.tool_kwargs == call.tool_kwargs
+    assert (
+        call.tool_name == "order" and order(**call.tool_kwargs) and streamed.tool_kwargs == call.tool_kwargs
+    )
     assert isinstance(calling.as_structured_llm(Order).complete(PROMPT).raw, Order)
 
 
 def embeddings() -> None:
-    """Vectors by all three clients; LangChain's counts tokens by OpenAI's own tokenizer unless it is told not to."""
+    """Vectors by all three clients; LangChain's counts tokens by OpenAI's own tokenizer unless it is told not
+    to.
+    """
     client = openai.OpenAI(base_url=VECTORS)
     expected = [item.embedding for item in client.embeddings.create(model="alpha", input=SENTENCES).data]
     chain = OpenAIEmbeddings(model="alpha", base_url=VECTORS, check_embedding_ctx_length=False)
     index = OpenAILikeEmbedding(model_name="alpha", api_base=VECTORS, api_key=KEY)
     assert len(expected[0]) == 384
-    for vectors in (chain.embed_documents(SENTENCES), [chain.embed_query(text) for text in SENTENCES],
-                    index.get_text_embedding_batch(SENTENCES), [index.get_query_embedding(text) for text in SENTENCES]):
+    for vectors in (
+        chain.embed_documents(SENTENCES),
+        [chain.embed_query(text) for text in SENTENCES],
+        index.get_text_embedding_batch(SENTENCES),
+        [index.get_query_embedding(text) for text in SENTENCES],
+    ):
         for vector, right_one in zip(vectors, expected, strict=True):
             assert max(abs(a - b) for a, b in zip(vector, right_one, strict=True)) < 1e-5
 
@@ -113,7 +137,7 @@ def main() -> None:
         texts[model] = right(model)
     assert len(set(texts.values())) == 3
     embeddings()
-    print(json.dumps(texts))  # noqa: T201
+    print(json.dumps(texts))
 
 
 if __name__ == "__main__":

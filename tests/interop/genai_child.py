@@ -1,6 +1,7 @@
-"""Runs inside a virtual environment with ``onnxruntime-genai`` and nothing of ours: loads a folder, generates, prints JSON.
+"""Runs inside a virtual environment with ``onnxruntime-genai`` and nothing of ours: loads a folder,
+generates, prints JSON.
 
-    python genai_child.py FOLDER TOKENS PROMPT [ADAPTER ...]
+python genai_child.py FOLDER TOKENS PROMPT [ADAPTER ...]
 """
 
 import json
@@ -29,7 +30,16 @@ def main(folder: Path, tokens: int, prompt: str, names: list[str]) -> None:
         while not generator.is_done():
             generator.generate_next_token()
         answers[name] = [int(each) for each in generator.get_sequence(0)][len(ids) :]
-    print(json.dumps({"version": og.__version__, "prompt": ids, "answers": answers, "text": tokenizer.decode(answers[""])}))  # noqa: T201
+    print(
+        json.dumps(
+            {
+                "version": og.__version__,
+                "prompt": ids,
+                "answers": answers,
+                "text": tokenizer.decode(answers[""]),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

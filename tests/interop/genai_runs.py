@@ -1,10 +1,11 @@
-"""A folder that ``export --target ort-genai`` wrote, loaded by onnxruntime-genai in a virtual environment of its own.
+"""A folder that ``export --target ort-genai`` wrote, loaded by onnxruntime-genai in a virtual environment of
+its own.
 
     python tests/interop/genai_runs.py [VENV]
 
-Without VENV one is made: the wheel brings an ONNX Runtime that would overwrite ours. SmolLM2 and two adapters of it generate greedily:
-their tokens must be those that torch makes with the same adapters, and the tokenizer must encode as ours does. Then the same environment
-builds graphs for ``genai_builder.py``.
+Without VENV one is made: the wheel brings an ONNX Runtime that would overwrite ours. SmolLM2 and two adapters
+of it generate greedily: their tokens must be those that torch makes with the same adapters, and the tokenizer
+must encode as ours does. Then the same environment builds graphs for ``genai_builder.py``.
 """
 
 from __future__ import annotations
@@ -40,8 +41,13 @@ def main(venv: Path | None) -> None:
         packs = [make_pack(base, folder / name, rank) for name, rank in zip(NAMES, (4, 9), strict=True)]
         export(base, packs, folder / "genai", mode="inputs", target="ort-genai")
         child = Path(__file__).with_name("genai_child.py")
-        run = subprocess.run([str(each) for each in (python, child, folder / "genai", TOKENS, PROMPT, *NAMES)], capture_output=True,
-                             text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+        run = subprocess.run(
+            [str(each) for each in (python, child, folder / "genai", TOKENS, PROMPT, *NAMES)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin"},
+        )
         if run.returncode:
             raise SystemExit(f"onnxruntime-genai refuses the folder:\n{run.stderr[-2000:]}")
         found = json.loads(run.stdout.splitlines()[-1])
@@ -54,28 +60,51 @@ def main(venv: Path | None) -> None:
             expected[name] = generated(model, found["prompt"])
             detach(model, name)
         if found["answers"] != expected or len({tuple(ids) for ids in expected.values()}) != 3:
-            raise SystemExit(f"onnxruntime-genai generates other tokens than torch: {found['answers']}, not {expected}")
-        print(f"onnxruntime-genai {found['version']}: base and {len(NAMES)} adapters generate torch's tokens; "  # noqa: T201
-              f"{PROMPT!r} goes on with {found['text']!r}")
+            raise SystemExit(
+                f"onnxruntime-genai generates other tokens than torch: {found['answers']}, not {expected}"
+            )
+        print(
+            f"onnxruntime-genai {found['version']}: base and {len(NAMES)} adapters generate torch's tokens; "
+            f"{PROMPT!r} goes on with {found['text']!r}"
+        )
         genai_builder.main(venv)
 
 
 def make_venv(folder: Path) -> Path:
-    """A fresh environment with onnxruntime-genai; where there is no wheel for this machine, says so and ends the script well."""
+    """A fresh environment with onnxruntime-genai; where there is no wheel for this machine, says so and ends
+    the script well.
+    """
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    done = subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:",
-                           "onnxruntime-genai>=0.9"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            str(folder / "bin" / "pip"),
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--only-binary",
+            ":all:",
+            "onnxruntime-genai>=0.9",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        print(f"NOT RUN: onnxruntime-genai cannot be installed here: {done.stderr.strip()[-500:]}")  # noqa: T201
+        print(f"NOT RUN: onnxruntime-genai cannot be installed here: {done.stderr.strip()[-500:]}")
         raise SystemExit(0)
-    theirs = subprocess.run([str(folder / "bin" / "python"), "-c", WHERE], capture_output=True, text=True, check=True)
-    (Path(theirs.stdout.strip()) / "ours.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # torch and transformers, for the builder
+    theirs = subprocess.run(
+        [str(folder / "bin" / "python"), "-c", WHERE], capture_output=True, text=True, check=True
+    )
+    # torch and transformers, for the builder
+    (Path(theirs.stdout.strip()) / "ours.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     return folder
 
 
 def make_pack(base: Path, out: Path, rank: int) -> Path:
     """A random LoRA on every linear layer, large enough to change what is said."""
-    model = adapt(load_model(task_named("text-generation"), base), LoRA(r=rank, targets="all-linear"), out.name)
+    model = adapt(
+        load_model(task_named("text-generation"), base), LoRA(r=rank, targets="all-linear"), out.name
+    )
     generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():
         for parameter in model.parameters():

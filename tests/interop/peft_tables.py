@@ -1,9 +1,10 @@
-"""PEFT's own test cases through this package: attached, merged, and there and back, compared with PEFT itself.
+"""PEFT's own test cases through this package: attached, merged, and there and back, compared with PEFT
+itself.
 
     python tests/interop/peft_tables.py --jobs 2 --check
 
-The cases are read from the source package of the installed PEFT, which pip fetches; see ``peft_cases``. ``--write`` renews the golden
-table.
+The cases are read from the source package of the installed PEFT, which pip fetches; see ``peft_cases``.
+``--write`` renews the golden table.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> int:
     names = [case.name for case in all_cases()]
     wanted = [name for name in names if all(word.lower() in name.lower() for word in options.only)]
     if options.list:
-        print("\n".join(wanted))  # noqa: T201
+        print("\n".join(wanted))
         return 0
     with tempfile.TemporaryDirectory(prefix="peft-tables-") as scratch:
         done = options.keep or Path(scratch) / "done.jsonl"
@@ -41,38 +42,58 @@ def main() -> int:
             return _work(options.worker, done, wanted, Path(scratch))
         _spread(options.jobs, done, options.only)
         rows = [json.loads(row) for file in _parts(done) for row in file.read_text("utf-8").splitlines()]
-    by_name = {row["name"]: Outcome(**{**row, **{step: Step(**row[step]) for step in ("attach", "merge", "trip")}}) for row in rows}
+    by_name = {
+        row["name"]: Outcome(**{**row, **{step: Step(**row[step]) for step in ("attach", "merge", "trip")}})
+        for row in rows
+    }
     found = [by_name[name] for name in wanted if name in by_name]
     if missing := [name for name in wanted if name not in by_name]:
-        print("\n".join(f"no outcome: {name}" for name in missing))  # noqa: T201
+        print("\n".join(f"no outcome: {name}" for name in missing))
         return 1
     if options.json:
-        print(json.dumps({"peft": release.version(), "cases": [outcome.to_json() for outcome in found]}, indent=1))  # noqa: T201
+        print(
+            json.dumps(
+                {"peft": release.version(), "cases": [outcome.to_json() for outcome in found]}, indent=1
+            )
+        )
     elif options.causes:
-        print(outcomes.totals(found) + "\n" + outcomes.causes(found))  # noqa: T201
+        print(outcomes.totals(found) + "\n" + outcomes.causes(found))
     elif options.only and not options.check:
-        print("\n".join(outcomes.line(outcome) for outcome in found))  # noqa: T201
+        print("\n".join(outcomes.line(outcome) for outcome in found))
     else:
-        print(outcomes.totals(found))  # noqa: T201
+        print(outcomes.totals(found))
     if options.write:
         GOLDEN.write_text(outcomes.table(found, release.version()), "utf-8")
     if options.check:
         differences = outcomes.difference(GOLDEN.read_text("utf-8"), found, whole=not options.only)
         differences += [f"! a table that is not read: {name}" for name in unread_tables()]
-        print("\n".join(differences) or "as in the golden table")  # noqa: T201
+        print("\n".join(differences) or "as in the golden table")
         return bool(differences)
     return 0
 
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases with this in their name; several: with all")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="cases with this in their name; several: with all",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="outcomes are kept beside it; a run that was stopped goes on from there")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="outcomes are kept beside it; a run that was stopped goes on from there",
+    )
     parser.add_argument("--list", action="store_true", help="the cases' names alone")
     parser.add_argument("--json", action="store_true", help="every outcome with its whole error")
     parser.add_argument("--causes", action="store_true", help="the outcomes grouped by cause")
-    parser.add_argument("--check", action="store_true", help="compare with the golden table: exit 1 where it differs")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the golden table: exit 1 where it differs"
+    )
     parser.add_argument("--write", action="store_true", help="renew the golden table")
     parser.add_argument("--worker", metavar="I/N", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -84,8 +105,12 @@ def _options() -> Any:
 def _spread(jobs: int, done: Path, only: list[str]) -> None:
     """The cases in as many processes; one that dies takes its case with it, which is then missing."""
     words = [word for text in only for word in ("--only", text)]
-    workers = [subprocess.Popen([sys.executable, __file__, "--worker", f"{number}/{jobs}", "--keep", str(done), *words])
-               for number in range(jobs)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--worker", f"{number}/{jobs}", "--keep", str(done), *words]
+        )
+        for number in range(jobs)
+    ]
     for worker in workers:
         worker.wait()
 
@@ -99,7 +124,9 @@ def _work(share: str, done: Path, wanted: list[str], scratch: Path) -> int:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # models this small only wait for each other's threads
     number, count = map(int, share.split("/"))
-    before = {json.loads(row)["name"] for file in _parts(done) for row in file.read_text("utf-8").splitlines()}
+    before = {
+        json.loads(row)["name"] for file in _parts(done) for row in file.read_text("utf-8").splitlines()
+    }
     chosen = set(wanted[number::count]) - before
     with done.with_name(f"{done.name}.{number}").open("a", encoding="utf-8") as out:
         for case in all_cases():

@@ -1,8 +1,10 @@
-"""A bundle of mode ``inputs`` under ONNX Runtime alone: its own ``LoraAdapter`` and ``RunOptions.add_active_adapter``, nothing of ours.
+"""A bundle of mode ``inputs`` under ONNX Runtime alone: its own ``LoraAdapter`` and
+``RunOptions.add_active_adapter``, nothing of ours.
 
     python tests/interop/plain_onnxruntime.py BUNDLE FEEDS.npz OUT.npz [ADAPTER ...]
 
-Runs the feeds once without an adapter, once with each of the named ones, and once more without; writes ``logits`` of each as ``run_N``.
+Runs the feeds once without an adapter, once with each of the named ones, and once more without; writes
+``logits`` of each as ``run_N``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-sys.modules["adapterpack"] = None  # type: ignore[assignment]  # whoever asks for it from here on gets an ImportError
+# whoever asks for it from here on gets an ImportError
+sys.modules["adapterpack"] = None  # type: ignore[assignment]
 
 
 def main(bundle: Path, feeds: Path, out: Path, names: list[str]) -> None:
@@ -28,7 +31,9 @@ def main(bundle: Path, feeds: Path, out: Path, names: list[str]) -> None:
             adapter.Load(str(bundle / "adapters" / f"{name}.onnx_adapter"))
             options.add_active_adapter(adapter)
         answers[f"run_{number}"] = session.run(["logits"], batch, options)[0]
-    assert {value.name for value in session.get_inputs()} == set(batch), "slots are optional, and nothing else is"
+    assert {value.name for value in session.get_inputs()} == set(batch), (
+        "slots are optional, and nothing else is"
+    )
     assert not any(name.partition(".")[0] in {"torch", "transformers"} for name in sys.modules)
     np.savez(out, **answers)
 

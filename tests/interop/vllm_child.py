@@ -1,8 +1,10 @@
-"""What vLLM's own loader makes of folders: ``python vllm_child.py OUT FOLDER...``, in an environment with vLLM (``vllm_loads.py``).
+"""What vLLM's own loader makes of folders: ``python vllm_child.py OUT FOLDER...``, in an environment with
+vLLM (``vllm_loads.py``).
 
-Each folder goes through ``PEFTHelper.from_local_dir``, ``validate_legal`` and ``LoRAModel.from_local_checkpoint``, as the engine's worker
-has it, on the CPU. OUT gets ``FOLDER/MODULE`` -> scaling * B A in float64, and ``FOLDER/MODULE.whole`` for a module trained whole.
-Prints one line of JSON: folder -> the refusal, or null.
+Each folder goes through ``PEFTHelper.from_local_dir``, ``validate_legal`` and
+``LoRAModel.from_local_checkpoint``, as the engine's worker has it, on the CPU. OUT gets ``FOLDER/MODULE`` ->
+scaling * B A in float64, and ``FOLDER/MODULE.whole`` for a module trained whole. Prints one line of JSON:
+folder -> the refusal, or null.
 """
 
 from __future__ import annotations
@@ -32,10 +34,15 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
     helper = PEFTHelper.from_local_dir(str(folder), POSITIONS)
     helper.validate_legal(LoRAConfig(max_lora_rank=16))
     # "cpu" alone would pin the memory for a GPU
-    model = LoRAModel.from_local_checkpoint(str(folder), expected_modules(), helper, lora_model_id=1, device="cpu:0",
-                                            model_vocab_size=VOCABULARY)
-    changes = {name: lora.scaling * lora.lora_b.double() @ lora.lora_a.double() for name, lora in model.loras.items()}
-    return changes | {f"{name}.whole": module.weight.double() for name, module in model.modules_to_save.items()}
+    model = LoRAModel.from_local_checkpoint(
+        str(folder), expected_modules(), helper, lora_model_id=1, device="cpu:0", model_vocab_size=VOCABULARY
+    )
+    changes = {
+        name: lora.scaling * lora.lora_b.double() @ lora.lora_a.double() for name, lora in model.loras.items()
+    }
+    return changes | {
+        f"{name}.whole": module.weight.double() for name, module in model.modules_to_save.items()
+    }
 
 
 def main(out: Path, folders: list[Path]) -> None:
@@ -46,7 +53,8 @@ def main(out: Path, folders: list[Path]) -> None:
         try:
             tensors |= {f"{folder.name}/{name}": value.contiguous() for name, value in loaded(folder).items()}
             refusals[folder.name] = None
-        except (TypeError, ValueError, RuntimeError) as error:  # a TypeError where settings of its own are missing
+        # a TypeError where settings of its own are missing
+        except (TypeError, ValueError, RuntimeError) as error:
             refusals[folder.name] = str(error)
     save_file(tensors, out)
     sys.stdout.write(json.dumps(refusals) + "\n")

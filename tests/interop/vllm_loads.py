@@ -1,9 +1,11 @@
-"""Folders that ``convert --to peft`` wrote, read by vLLM's own loader: ``python tests/interop/vllm_loads.py [VENV]``.
+"""Folders that ``convert --to peft`` wrote, read by vLLM's own loader: ``python tests/interop/vllm_loads.py
+[VENV]``.
 
-Without VENV one is made, which is kept nowhere; one that is named and missing is made there, and used again the next time. vLLM's wheel is
-the one with the digest below; torch and transformers are those of this environment, and the loader runs on the CPU, no engine with it.
-LoRAs of a tiny Llama in the forms that vLLM serves must give, module by module, ``s B A`` of the pack; the forms that it does not serve it
-must refuse by its own words, so that none is served as something else.
+Without VENV one is made, which is kept nowhere; one that is named and missing is made there, and used again
+the next time. vLLM's wheel is the one with the digest below; torch and transformers are those of this
+environment, and the loader runs on the CPU, no engine with it. LoRAs of a tiny Llama in the forms that vLLM
+serves must give, module by module, ``s B A`` of the pack; the forms that it does not serve it must refuse by
+its own words, so that none is served as something else.
 """
 
 from __future__ import annotations
@@ -28,14 +30,32 @@ from adapterpack.adapter_methods import methods
 
 WHEEL = "vllm==0.33.0 --hash=sha256:4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa"
 WHERE = "import sysconfig; print(sysconfig.get_path('purelib'))"
-NEEDS = ("apache-tvm-ffi", "cachetools", "cbor2", "einops", "fastapi", "openai-harmony", "partial-json-parser", "py-cpuinfo", "pybase64",
-         "pyzmq", "uvloop", "xgrammar")
+NEEDS = (
+    "apache-tvm-ffi",
+    "cachetools",
+    "cbor2",
+    "einops",
+    "fastapi",
+    "openai-harmony",
+    "partial-json-parser",
+    "py-cpuinfo",
+    "pybase64",
+    "pyzmq",
+    "uvloop",
+    "xgrammar",
+)
 """What the modules around vLLM's loader import that the tests of this package do not."""
 ATTENTION = ("q_proj", "v_proj")
 SERVED: dict[str, Any] = {
     "plain": LoRA(r=3, alpha=5, targets="all-linear"),
     "rslora": LoRA(r=5, alpha=4, use_rslora=True, targets=ATTENTION),
-    "patterns": LoRA(r=2, alpha=3, rank_pattern={"v_proj": 4, "1.q_proj": 1}, alpha_pattern={"0.v_proj": 7}, targets=ATTENTION),
+    "patterns": LoRA(
+        r=2,
+        alpha=3,
+        rank_pattern={"v_proj": 4, "1.q_proj": 1},
+        alpha_pattern={"0.v_proj": 7},
+        targets=ATTENTION,
+    ),
     "pissa": LoRA(r=2, init="pissa", targets=("down_proj", "o_proj")),
     "embedding": LoRA(r=3, targets=("embed_tokens", "lm_head", "gate_proj")),
     "half": LoRA(r=4, targets=ATTENTION),
@@ -56,32 +76,49 @@ def main(venv: Path | None) -> None:
         folder = Path(scratch)
         python = made_venv(venv or folder / "venv")
         packs = {name: make_pack(folder, name, config) for name, config in SERVED.items()}
-        packs["sum"] = compose([packs["plain"], packs["rslora"]], weights=[0.7, -1.3], out=folder / "packs" / "sum")
+        packs["sum"] = compose(
+            [packs["plain"], packs["rslora"]], weights=[0.7, -1.3], out=folder / "packs" / "sum"
+        )
         refused = {name: make_pack(folder, name, config) for name, (config, _) in REFUSED.items()}
         folders = []
         for name in packs | refused:
             convert(folder / "packs" / name, folder / "peft" / name, to="peft")
             folders.append(folder / "peft" / name)
-        others = {name: config for name, config in of_other_methods().items()
-                  if (make_pack(folder, f"method-{name}", config).path / "adapter_config.json").exists()}
+        others = {
+            name: config
+            for name, config in of_other_methods().items()
+            if (make_pack(folder, f"method-{name}", config).path / "adapter_config.json").exists()
+        }
         folders += [folder / "packs" / f"method-{name}" for name in others]
         child = Path(__file__).with_name("vllm_child.py")
-        run = subprocess.run([str(python), str(child), str(folder / "loaded"), *map(str, folders)], capture_output=True, text=True,
-                             check=False, env={"PATH": "/usr/bin:/bin"})
+        run = subprocess.run(
+            [str(python), str(child), str(folder / "loaded"), *map(str, folders)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin"},
+        )
         if run.returncode:
             raise SystemExit(f"vLLM's loader does not run:\n{run.stderr[-2000:]}")
         refusals, found = json.loads(run.stdout.splitlines()[-1]), load_file(folder / "loaded")
         for name, pack in packs.items():
             if refusals[name] is not None:
                 raise SystemExit(f"vLLM refuses {name}: {refusals[name]}")
-            compare(name, pack, {key.partition("/")[2]: value for key, value in found.items() if key.startswith(f"{name}/")})
+            compare(
+                name,
+                pack,
+                {key.partition("/")[2]: value for key, value in found.items() if key.startswith(f"{name}/")},
+            )
         for name, (_, word) in REFUSED.items():
             if word not in (refusals[name] or ""):
                 raise SystemExit(f"vLLM should refuse {name} for {word}, and says {refusals[name]}")
         if taken := [name for name in others if refusals[f"method-{name}"] is None]:
             raise SystemExit(f"vLLM should refuse these methods, and does not: {', '.join(taken)}")
         sys.stdout.write(f"vLLM's loader refuses {len(others)} other methods\n")
-        sys.stdout.write(f"vLLM's loader reads {', '.join(packs)} with the values of the packs, and refuses {', '.join(refused)}\n")
+        sys.stdout.write(
+            f"vLLM's loader reads {', '.join(packs)} with the values of the packs, and refuses "
+            f"{', '.join(refused)}\n"
+        )
 
 
 def of_other_methods() -> dict[str, Any]:
@@ -90,7 +127,9 @@ def of_other_methods() -> dict[str, Any]:
     for name, method in methods().items():
         if method.peft is not None and not method.peft.in_vllm:
             fields = {field.name for field in dataclasses.fields(method.examples[0])}
-            targets = {"targets": ATTENTION} if "targets" in fields and "linear" in method.traits.layers else {}
+            targets = (
+                {"targets": ATTENTION} if "targets" in fields and "linear" in method.traits.layers else {}
+            )
             more = {"road": {"group_size": 2}}.get(name, {})
             found[name] = dataclasses.replace(method.examples[0], **targets, **more)
     return found
@@ -103,7 +142,17 @@ def made_venv(folder: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         wheel = folder / "vllm.txt"
         wheel.write_text(f"{WHEEL}\n")
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", "--no-deps"]
+        install = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--only-binary",
+            ":all:",
+            "--no-deps",
+        ]
         for packages in (["--require-hashes", "-r", str(wheel)], list(NEEDS)):
             done = subprocess.run([*install, *packages], capture_output=True, text=True, check=False)
             if done.returncode:
@@ -116,8 +165,16 @@ def made_venv(folder: Path) -> Path:
 
 def make_pack(folder: Path, name: str, config: Any) -> Pack:
     """A random adapter of a tiny Llama; ``head``'s is of one with a classifier, which is trained whole."""
-    sizes = transformers.LlamaConfig(vocab_size=37, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
-                                     intermediate_size=28, num_labels=3, pad_token_id=0)
+    sizes = transformers.LlamaConfig(
+        vocab_size=37,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        intermediate_size=28,
+        num_labels=3,
+        pad_token_id=0,
+    )
     kind = "LlamaForSequenceClassification" if name == "head" else "LlamaForCausalLM"
     base = folder / "bases" / kind
     torch.manual_seed(0)
@@ -136,12 +193,16 @@ def make_pack(folder: Path, name: str, config: Any) -> Pack:
 
 
 def compare(name: str, pack: Pack, found: dict[str, np.ndarray]) -> None:
-    """Checks that the changes that vLLM loaded are the pack's: in float64 on both sides, so but for the last bit of the scale."""
+    """Checks that the changes that vLLM loaded are the pack's: in float64 on both sides, so but for the last
+    bit of the scale.
+    """
     wanted = {}
     for each in pack.adapters():
         down, up = (np.asarray(each.params[factor], np.float64) for factor in ("lora_A", "lora_B"))
         wanted[each.site.path] = each.config.scale * up @ down
-    wanted |= {f"{path}.whole": np.asarray(params["weight"], np.float64) for path, params in pack.full().items()}
+    wanted |= {
+        f"{path}.whole": np.asarray(params["weight"], np.float64) for path, params in pack.full().items()
+    }
     if set(found) != set(wanted) or not all(np.abs(value).max() > 1e-3 for value in wanted.values()):
         raise SystemExit(f"vLLM loads other modules of {name}: {sorted(set(found) ^ set(wanted))}")
     for path, value in wanted.items():

@@ -1,4 +1,6 @@
-"""The matrix of methods and invariants: rows come from the registry, a cell is promised or not applicable because of a trait."""
+"""The matrix of methods and invariants: rows come from the registry, a cell is promised or not applicable
+because of a trait.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from adapterpack.testing import INVARIANTS, SUBJECTS, Case, Invariant, cases, re
 GOLDEN = Path(__file__).parent.parent / "golden" / "matrix.md"
 CATALOGUE = Path(__file__).parents[2] / "docs" / "methods.md"
 CELLS: dict[str, tuple[Invariant, list[Case]]] = {}
-"""``lora[0]-layer_agrees`` -> an invariant, and one config of a method on every layer on which it is checked."""
+"""``lora[0]-layer_agrees`` -> an invariant, and one config of a method on every layer on which it is
+checked.
+"""
 FEW = (0, 3)
 """Of many layers those of a method's further configs: wide with a bias, and tall without."""
 for case in (case for method in methods().values() for case in cases(method)):
@@ -23,12 +27,16 @@ for case in (case for method in methods().values() for case in cases(method)):
 
 
 def _marks(cell: str) -> list[pytest.MarkDecorator]:
-    """One config of each method is proved with the rest; compiling takes seconds for each, so of that one method's is."""
+    """One config of each method is proved with the rest; compiling takes seconds for each, so of that one
+    method's is.
+    """
     slow = "-compiled_" in cell and not cell.startswith("lora[")
     return [pytest.mark.long if slow or "[0]" not in cell else pytest.mark.fast]
 
 
-@pytest.mark.parametrize(("invariant", "on"), [pytest.param(*CELLS[cell], id=cell, marks=_marks(cell)) for cell in CELLS])
+@pytest.mark.parametrize(
+    ("invariant", "on"), [pytest.param(*CELLS[cell], id=cell, marks=_marks(cell)) for cell in CELLS]
+)
 def test_invariant(invariant: Invariant, on: list[Case]) -> None:
     """Every promised cell holds; the equation stands in the invariant's docstring."""
     first = on[0].config == on[0].method.examples[0]
@@ -42,14 +50,22 @@ def test_invariant(invariant: Invariant, on: list[Case]) -> None:
 
 @pytest.mark.fast
 def test_the_table_of_promises_is_the_recorded_one() -> None:
-    """A promise, a config or a layer that is dropped shows as a changed line; `make golden` records what was meant."""
-    assert render(methods().values()) == GOLDEN.read_text("utf-8"), "the matrix changed: run `make golden` and look at the difference"
+    """A promise, a config or a layer that is dropped shows as a changed line; `make golden` records what was
+    meant.
+    """
+    assert render(methods().values()) == GOLDEN.read_text("utf-8"), (
+        "the matrix changed: run `make golden` and look at the difference"
+    )
 
 
 @pytest.mark.fast
 def test_the_catalogue_is_made_from_the_registry() -> None:
-    """The page in the documentation is what the registry gives; every method and init says its formula or summary and its source."""
-    assert page(methods().values()) == CATALOGUE.read_text("utf-8"), "the catalogue changed: run `make golden`"
+    """The page in the documentation is what the registry gives; every method and init says its formula or
+    summary and its source.
+    """
+    assert page(methods().values()) == CATALOGUE.read_text("utf-8"), (
+        "the catalogue changed: run `make golden`"
+    )
     for method in methods().values():
         assert method.formula and method.summary and method.paper.startswith("https://"), method.name
     assert all(init.summary and init.paper.startswith("https://") for init in INITS.values())
@@ -57,13 +73,22 @@ def test_the_catalogue_is_made_from_the_registry() -> None:
 
 @pytest.mark.fast
 def test_every_method_is_proved_on_several_configs() -> None:
-    """Each method has at least two example configs, all different, and every layer (or model) that is wide enough is used with each."""
+    """Each method has at least two example configs, all different, and every layer (or model) that is wide
+    enough is used with each.
+    """
     for method in methods().values():
         assert len(set(map(repr, method.examples))) == len(method.examples) >= 2, method.name
         subjects = SUBJECTS[method.traits.layers[0]]
         narrow = {(1, 5), (5, 1)} if method.traits.min_features != (1, 1) else set()
-        left_out = [one for one in subjects if tuple(one)[:2] in narrow
-                    and (one.out_features < method.traits.min_features[0] or one.in_features < method.traits.min_features[1])]
+        left_out = [
+            one
+            for one in subjects
+            if tuple(one)[:2] in narrow
+            and (
+                one.out_features < method.traits.min_features[0]
+                or one.in_features < method.traits.min_features[1]
+            )
+        ]
         assert len(list(cases(method))) == len(method.examples) * (len(subjects) - len(left_out))
 
 

@@ -1,9 +1,11 @@
-"""Random trials for a night: kills at any moment, files with changed bytes, and graphs of random configurations.
+"""Random trials for a night: kills at any moment, files with changed bytes, and graphs of random
+configurations.
 
     python tests/night/night.py --seconds 3600 --findings FOLDER
     python tests/night/night.py --trial kill_merge --seed 81237
 
-Each trial has a seed of its own, which all its dice come from; one that fails is printed with the command that repeats it.
+Each trial has a seed of its own, which all its dice come from; one that fails is printed with the command
+that repeats it.
 """
 
 from __future__ import annotations
@@ -54,7 +56,13 @@ def outcome(name: str, seed: int, folder: Path) -> str | None:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return f"the process ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    return report.read_text() if report.is_file() else None if status == 0 else f"the process ended with {status}"
+    return (
+        report.read_text()
+        if report.is_file()
+        else None
+        if status == 0
+        else f"the process ended with {status}"
+    )
 
 
 def _too_long(*_: object) -> None:
@@ -74,7 +82,9 @@ def night(names: list[str], seconds: float, first: int, findings: Path | None) -
         spent[name] += int(1000 * (time.monotonic() - started)) + 1
         if wrong is not None:
             found += 1
-            said = f"FINDING {name}, again: python tests/night/night.py --trial {name} --seed {seed}\n{wrong}\n"
+            said = (
+                f"FINDING {name}, again: python tests/night/night.py --trial {name} --seed {seed}\n{wrong}\n"
+            )
             sys.stderr.write(f"\n{said}")
             if findings is not None:
                 findings.mkdir(parents=True, exist_ok=True)
@@ -98,13 +108,20 @@ def tried(name: str, seed: int) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--trial", action="append", choices=sorted(TRIALS), help="only this one; may be given several times")
+    parser.add_argument(
+        "--trial", action="append", choices=sorted(TRIALS), help="only this one; may be given several times"
+    )
     parser.add_argument("--seed", type=int, help="of the one trial that is repeated; else the first of many")
     parser.add_argument("--findings", type=Path, help="a folder for what was found")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    if args.seed is not None and args.trial and len(args.trial) == 1 and args.seconds == parser.get_default("seconds"):
+    if (
+        args.seed is not None
+        and args.trial
+        and len(args.trial) == 1
+        and args.seconds == parser.get_default("seconds")
+    ):
         wrong = tried(args.trial[0], args.seed)
         sys.stdout.write(f"{wrong or 'nothing was wrong'}\n")
         raise SystemExit(wrong is not None)

@@ -1,6 +1,7 @@
-"""Malformed and hostile packs, each a function that spoils a good one and the rule that must refuse it; the same bytes every time.
+"""Malformed and hostile packs, each a function that spoils a good one and the rule that must refuse it; the
+same bytes every time.
 
-    python tests/packs/make_bad.py FOLDER
+python tests/packs/make_bad.py FOLDER
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from adapterpack.manifest.parts import Tokenizer
 from adapterpack.manifest.secondary_methods import MethodSites
 from adapterpack.pack.pack import build, sealed
 
-TENSORS, MANIFEST, CONFIG, TEMPLATE = "adapter_model.safetensors", "adapterpack.json", "adapter_config.json", "chat_template.jinja"
+TENSORS, MANIFEST, CONFIG, TEMPLATE = (
+    "adapter_model.safetensors",
+    "adapterpack.json",
+    "adapter_config.json",
+    "chat_template.jinja",
+)
 A, B = "base_model.model.net.q.lora_A.weight", "base_model.model.net.q.lora_B.weight"
 GOOD_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
@@ -48,12 +54,21 @@ def good(folder: Path, template: str | None = None) -> None:
     def ramp(*shape: int) -> np.ndarray:
         return (np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape) - 0.5) / 64
 
-    adapters = {Site("net.q", 5, 7): (LoRA(r=2, alpha=3), {"lora_A": ramp(2, 5), "lora_B": ramp(7, 2)}),
-                Site("net.v", 5, 3): (LoRA(r=1, alpha=3), {"lora_A": ramp(1, 5), "lora_B": ramp(3, 1)})}
+    adapters = {
+        Site("net.q", 5, 7): (LoRA(r=2, alpha=3), {"lora_A": ramp(2, 5), "lora_B": ramp(7, 2)}),
+        Site("net.v", 5, 3): (LoRA(r=1, alpha=3), {"lora_A": ramp(1, 5), "lora_B": ramp(3, 1)}),
+    }
     data = None if template is None else template.encode()
-    pack = build("tickets", get("lora"), adapters, task=m.Task("text-generation"), base=m.Base("org/base"),
-                 full={"head": {"weight": ramp(2, 3)}}, tokenizer=data and Tokenizer(chat_template=hashlib.sha256(data).hexdigest()),
-                 lineage=m.Lineage("linear", (m.Parent("sha256:" + "1" * 64, "one", 1.0),)))
+    pack = build(
+        "tickets",
+        get("lora"),
+        adapters,
+        task=m.Task("text-generation"),
+        base=m.Base("org/base"),
+        full={"head": {"weight": ramp(2, 3)}},
+        tokenizer=data and Tokenizer(chat_template=hashlib.sha256(data).hexdigest()),
+        lineage=m.Lineage("linear", (m.Parent("sha256:" + "1" * 64, "one", 1.0),)),
+    )
     (pack if data is None else sealed(pack.manifest, pack.tensors, {TEMPLATE: data})).write(folder)
 
 
@@ -67,18 +82,22 @@ def bad(rule: str) -> Callable[[Callable[[Path], object]], Callable[[Path], obje
     return add
 
 
-# --- tools of a forger who knows the format -----------------------------------------------------------------------------------------------
+# --- tools of a forger who knows the format -----------------------------------------------------------------
 
 
 def sealed_json(value: Any) -> bytes:
     """A manifest in its canonical form, its digest of itself made anew if it is there."""
 
     def canonical(value: Any) -> bytes:
-        return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+        return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode(
+            "utf-8", "surrogatepass"
+        )
 
     if not isinstance(value, dict) or "integrity" not in value:
         return canonical(value)
-    return canonical({**value, "integrity": hashlib.sha256(canonical({**value, "integrity": ""})).hexdigest()})
+    return canonical(
+        {**value, "integrity": hashlib.sha256(canonical({**value, "integrity": ""})).hexdigest()}
+    )
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -127,7 +146,9 @@ def split(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 def raw(folder: Path, header: bytes, body: bytes = b"", length: int | None = None) -> None:
     """Writes a tensor file from its parts and seals it."""
-    (folder / TENSORS).write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + body)
+    (folder / TENSORS).write_bytes(
+        struct.pack("<Q", len(header) if length is None else length) + header + body
+    )
     seal(folder)
 
 
@@ -142,7 +163,11 @@ def values(folder: Path, name: str, value: float) -> None:
     """Puts one value into every place of a tensor and seals it."""
     header, body = split(folder)
     start, end = header[name]["data_offsets"]
-    raw(folder, json.dumps(header).encode(), body[:start] + np.full((end - start) // 4, value, np.float32).tobytes() + body[end:])
+    raw(
+        folder,
+        json.dumps(header).encode(),
+        body[:start] + np.full((end - start) // 4, value, np.float32).tobytes() + body[end:],
+    )
 
 
 def configured(folder: Path, **changes: Any) -> None:
@@ -152,14 +177,15 @@ def configured(folder: Path, **changes: Any) -> None:
     seal(folder)
 
 
-# --- the folder ---------------------------------------------------------------------------------------------------------------------------
+# --- the folder ---------------------------------------------------------------------------------------------
 
 for _name, _rule, _data in (
     ("training_args.bin", "AP106", pickle.dumps({"lr": 1}, 2)), ("model.pkl", "AP106", b"x"), ("MODELING.PY", "AP106", b"import os"),
     ("setup.sh", "AP106", b"true"), ("weights.npy", "AP106", b"\x93NUMPY"), ("notes.ipynb", "AP106", b"{}"),
     ("lora.gguf", "AP106", b"GGUF"),
     ("page.html", "AP106", b"<html>"), ("lib.so", "AP106", b"\x7fELF"),
-    ("README.md", "AP107", b"<!DOCTYPE html><script>x</script>"), ("optimizer", "AP107", pickle.dumps([1], 4)),
+    ("README.md", "AP107", (b"<!DOCTYPE "
+    b"html><script>x</script>")), ("optimizer", "AP107", pickle.dumps([1], 4)),
     ("old_pickle", "AP107", b"cos\nsystem\n(S'true'\ntR."), ("archive", "AP107", b"7z\xbc\xaf\x27\x1c\0\4"),
     ("tool", "AP107", b"\x7fELF\2\1\1"),
     ("run", "AP107", b"#!/bin/sh\ntrue\n"), ("model", "AP107", b"GGUF\3\0\0\0"), (".env", "AP102", b"TOKEN=x"), ("CON", "AP102", b""),
@@ -210,7 +236,7 @@ def zip_for_tensors(folder: Path) -> None:
     seal(folder)
 
 
-# --- the tensor file ----------------------------------------------------------------------------------------------------------------------
+# --- the tensor file ----------------------------------------------------------------------------------------
 
 ENTRY = b'"%s":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
@@ -281,7 +307,9 @@ def shape_that_overflows(folder: Path) -> None:
 
 @bad("AP001")
 def empty_shape_that_overflows(folder: Path) -> None:
-    headed(folder, lambda h: h.update(empty={"dtype": "F32", "shape": [0, 2**53, 2**53], "data_offsets": [0, 0]}))
+    headed(
+        folder, lambda h: h.update(empty={"dtype": "F32", "shape": [0, 2**53, 2**53], "data_offsets": [0, 0]})
+    )
 
 
 @bad("AP001")
@@ -332,7 +360,7 @@ def infinite(folder: Path) -> None:
     values(folder, B, float("-inf"))
 
 
-# --- the manifest -------------------------------------------------------------------------------------------------------------------------
+# --- the manifest -------------------------------------------------------------------------------------------
 
 for _label, _rule, _path, _to in (
     ("major_version_2", "AP001", ("format_version",), "2.0"),
@@ -348,8 +376,15 @@ for _label, _rule, _path, _to in (
     ("true_for_a_number", "AP001", ("groups", 0, "rank"), True),
     ("contains_code", "AP001", ("safety", "contains_code"), True),
     ("nested_too_deeply", "AP001", ("extensions",), {"x_v": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}),
-    ("sixty_five_parents", "AP001", ("lineage", "parents"), [{"digest": f"sha256:{n:064x}", "name": "p", "weight": 1.0, "repo": None,
-                                                           "commit": None} for n in range(65)]),
+    (
+        "sixty_five_parents",
+        "AP001",
+        ("lineage", "parents"),
+        [
+            {"digest": f"sha256:{n:064x}", "name": "p", "weight": 1.0, "repo": None, "commit": None}
+            for n in range(65)
+        ],
+    ),
     ("auto_map", "AP110", ("extensions",), {"x_v": {"a": [{"auto_map": {"AutoModel": "x--modeling.M"}}]}}),
     ("trust_remote_code", "AP110", ("training",), {"tokenizer": {"trust_remote_code": True}}),
     ("custom_pipelines", "AP110", ("training",), {"custom_pipelines": {"x": {"impl": "x.Y"}}}),
@@ -361,7 +396,12 @@ for _label, _rule, _path, _to in (
     ("kind_unknown", "AP405", ("groups", 0, "kind"), "conv9d"),
     ("group_twice", "AP401", ("groups", 1, "path"), "net.q"),
     ("tensor_of_no_group", "AP402", ("tensors", A, "group"), "net.x"),
-    ("quantized_and_is_not", "AP207", ("quantization",), {"scheme": "int8", "max_error": 0.0, "relative_error": 0.0}),
+    (
+        "quantized_and_is_not",
+        "AP207",
+        ("quantization",),
+        {"scheme": "int8", "max_error": 0.0, "relative_error": 0.0},
+    ),
     ("scales_of_nothing", "AP205", ("tensors", A, "scales"), "nowhere"),
     ("insecure_address", "AP801", ("license_link",), "http://example.org/license"),
     ("address_with_password", "AP801", ("license_link",), "https://user:secret@example.org/"),
@@ -373,10 +413,18 @@ for _label, _rule, _path, _to in (
     ("reversed_text", "AP804", ("pack", "description"), "safe \u202egnp.exe"),
     ("lineage_from_nothing", "AP904", ("lineage", "parents"), []),
     ("lineage_of_a_stranger", "AP903", ("lineage", "ancestors"), {"sha256:" + "9" * 64: []}),
-    ("lineage_cycle", "AP901", ("lineage", "ancestors"), {"sha256:" + "1" * 64: ["sha256:" + "2" * 64],
-                                                          "sha256:" + "2" * 64: ["sha256:" + "1" * 64]}),
-    ("lineage_too_deep", "AP902", ("lineage", "ancestors"), {f"sha256:{str(n) * 64}": [f"sha256:{(str(n + 1) if n < 9 else 'a') * 64}"]
-                                                             for n in range(1, 10)}),
+    (
+        "lineage_cycle",
+        "AP901",
+        ("lineage", "ancestors"),
+        {"sha256:" + "1" * 64: ["sha256:" + "2" * 64], "sha256:" + "2" * 64: ["sha256:" + "1" * 64]},
+    ),
+    (
+        "lineage_too_deep",
+        "AP902",
+        ("lineage", "ancestors"),
+        {f"sha256:{str(n) * 64}": [f"sha256:{(str(n + 1) if n < 9 else 'a') * 64}"] for n in range(1, 10)},
+    ),
 ):
     BAD.append(Bad(_label, _rule, lambda folder, p=_path, t=_to: put(folder, *p, to=t)))
 
@@ -394,7 +442,9 @@ def manifest_not_canonical(folder: Path) -> None:
 
 @bad("AP001")
 def claim_altered(folder: Path) -> None:
-    (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().replace(b'"name": "tickets"', b'"name": "pickets"'))
+    (folder / MANIFEST).write_bytes(
+        (folder / MANIFEST).read_bytes().replace(b'"name": "tickets"', b'"name": "pickets"')
+    )
 
 
 @bad("AP001")
@@ -417,7 +467,7 @@ def second_role(folder: Path) -> None:
     put(folder, "files", 0, "role", to="tensors")
 
 
-# --- PEFT's file and the chat template ----------------------------------------------------------------------------------------------------
+# --- PEFT's file and the chat template ----------------------------------------------------------------------
 
 
 @bad("AP601")
@@ -454,8 +504,14 @@ TEMPLATES = {
     "template_includes": ("AP853", "{% include '/etc/passwd' %}"),
     "template_imports": ("AP853", "{% import 'x' as y %}"),
     "template_counts_for_ever": ("AP852", "{% for i in range(10**9) %}x{% endfor %}"),
-    "template_calls_itself_twice": ("AP854", "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(64) }}"),
-    "template_doubles_a_text": ("AP854", "{% set x = messages[0].content %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}"),
+    "template_calls_itself_twice": (
+        "AP854",
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(64) }}",
+    ),
+    "template_doubles_a_text": (
+        "AP854",
+        "{% set x = messages[0].content %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}",
+    ),
     "template_fills_up": ("AP852", "{{ 'x' | center(3000000000) }}"),
     "template_counts_far": ("AP854", "{% for i in range(999999999) %}x{% endfor %}"),
     "template_repeats": ("AP854", "{{ 'x' * 1000000000 }}"),
@@ -481,7 +537,7 @@ def template_swapped(folder: Path) -> None:
     seal(folder)
 
 
-# --- several methods ----------------------------------------------------------------------------------------------------------------------
+# --- several methods ----------------------------------------------------------------------------------------
 
 
 def remade(folder: Path, method: Method, cfg: Any, site: Site, secondary: Sequence[MethodSites] = ()) -> None:
@@ -490,7 +546,14 @@ def remade(folder: Path, method: Method, cfg: Any, site: Site, secondary: Sequen
         path.unlink()
     folder.rmdir()
     params = {key: np.full(shape, 0.5, np.float32) for key, shape in method.shapes(cfg, site).items()}
-    pack = build("other", method, {site: (cfg, params)}, secondary=secondary, task=m.Task("text-generation"), base=m.Base("org/base"))
+    pack = build(
+        "other",
+        method,
+        {site: (cfg, params)},
+        secondary=secondary,
+        task=m.Task("text-generation"),
+        base=m.Base("org/base"),
+    )
     pack.write(folder)
 
 
@@ -501,7 +564,13 @@ TOKENS = TrainableTokens(token_indices=(2, 7))
 def with_tokens(folder: Path) -> None:
     """A good pack of LoRA with trained tokens as well: group 1."""
     rows = {"trainable_tokens_delta": np.ones((2, 4), np.float32)}
-    remade(folder, get("lora"), LoRA(r=2), Site("net.q", 5, 7), [MethodSites(get("trainable_tokens"), {EMBEDDING: (TOKENS, rows)})])
+    remade(
+        folder,
+        get("lora"),
+        LoRA(r=2),
+        Site("net.q", 5, 7),
+        [MethodSites(get("trainable_tokens"), {EMBEDDING: (TOKENS, rows)})],
+    )
 
 
 @bad("AP405")
@@ -577,7 +646,7 @@ def config_with_other_tokens_beside(folder: Path) -> None:
     configured(folder, trainable_token_indices={"net.emb": [3, 5]})
 
 
-# --- what a reader would have to make -----------------------------------------------------------------------------------------------------
+# --- what a reader would have to make -----------------------------------------------------------------------
 
 
 @bad("AP408")
@@ -601,10 +670,15 @@ def layer_that_is_larger_than_any(folder: Path) -> None:
 @bad("AP001")
 def sites_that_each_repeat_many_tokens(folder: Path) -> None:
     put(folder, "config", "alora_invocation_tokens", to=[1] * 30_000)
-    edit(folder, lambda value: value.update(groups=[{**value["groups"][0], "path": f"net.{n}.q", "config": {"r": 2}} for n in range(40)]))
+    edit(
+        folder,
+        lambda value: value.update(
+            groups=[{**value["groups"][0], "path": f"net.{n}.q", "config": {"r": 2}} for n in range(40)]
+        ),
+    )
 
 
-# --- compositions -------------------------------------------------------------------------------------------------------------------------
+# --- compositions -------------------------------------------------------------------------------------------
 
 
 def composed(folder: Path, tree: str = "arrow(a, b, top_k=1)") -> None:
@@ -616,8 +690,16 @@ def composed(folder: Path, tree: str = "arrow(a, b, top_k=1)") -> None:
     def ramp(start: int, *shape: int) -> np.ndarray:
         return np.cos(np.arange(start, start + np.prod(shape), dtype=np.float32)).reshape(shape)
 
-    parents = [build(name, get("lora"), {Site("net.q", 5, 7): (LoRA(r=r), {"lora_A": ramp(r, r, 5), "lora_B": ramp(2 * r, 7, r)})},
-                     task=m.Task("text-generation"), base=m.Base("org/base")) for name, r in (("a", 2), ("b", 3))]
+    parents = [
+        build(
+            name,
+            get("lora"),
+            {Site("net.q", 5, 7): (LoRA(r=r), {"lora_A": ramp(r, r, 5), "lora_B": ramp(2 * r, 7, r)})},
+            task=m.Task("text-generation"),
+            base=m.Base("org/base"),
+        )
+        for name, r in (("a", 2), ("b", 3))
+    ]
     compose(parents, tree=tree, out=folder)
 
 
@@ -632,15 +714,27 @@ def deep(levels: int) -> dict[str, Any]:
 MEMBERS = [{"member": "a"}, {"member": "b"}]
 TREES: dict[str, tuple[str, Any]] = {
     "tree_of_an_unknown_kind": ("AP912", {"kind": "exec", "of": MEMBERS}),
-    "tree_with_a_setting_of_another_kind": ("AP912", {"kind": "sum", "of": MEMBERS, "weights": [], "top_k": 1}),
+    "tree_with_a_setting_of_another_kind": (
+        "AP912",
+        {"kind": "sum", "of": MEMBERS, "weights": [], "top_k": 1},
+    ),
     "tree_with_a_weight_too_few": ("AP912", {"kind": "sum", "of": MEMBERS, "weights": [1.0]}),
     "tree_with_a_word_for_a_weight": ("AP912", {"kind": "sum", "of": MEMBERS, "weights": [1.0, "nan"]}),
     "tree_with_no_temperature": ("AP912", {"kind": "arrow", "of": MEMBERS, "top_k": 1, "temperature": 0.0}),
     "tree_without_children": ("AP912", {"kind": "sum", "of": [], "weights": []}),
     "tree_that_is_too_deep": ("AP912", deep(7)),
-    "tree_that_is_too_wide": ("AP912", {"kind": "sum", "of": [{"kind": "sum", "of": MEMBERS * 32, "weights": []}] * 2, "weights": []}),
-    "tree_with_a_member_that_reaches_out": ("AP912", {"kind": "sum", "of": [{"member": "../a"}, {"member": "b"}], "weights": []}),
-    "tree_with_a_member_that_is_not_there": ("AP913", {"kind": "sum", "of": [*MEMBERS, {"member": "c"}], "weights": []}),
+    "tree_that_is_too_wide": (
+        "AP912",
+        {"kind": "sum", "of": [{"kind": "sum", "of": MEMBERS * 32, "weights": []}] * 2, "weights": []},
+    ),
+    "tree_with_a_member_that_reaches_out": (
+        "AP912",
+        {"kind": "sum", "of": [{"member": "../a"}, {"member": "b"}], "weights": []},
+    ),
+    "tree_with_a_member_that_is_not_there": (
+        "AP913",
+        {"kind": "sum", "of": [*MEMBERS, {"member": "c"}], "weights": []},
+    ),
     "tree_that_leaves_a_member_out": ("AP913", {"member": "a"}),
 }
 for _label, (_rule, _tree) in TREES.items():

@@ -1,4 +1,6 @@
-"""Prompts of models with an encoder and a decoder: PEFT's folders, row by row, padded, generated, there and back; and refusals."""
+"""Prompts of models with an encoder and a decoder: PEFT's folders, row by row, padded, generated, there and
+back; and refusals.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ ROWS = [[3, 7, 9, 11, 2, 5], [8, 4, 6]]
 WANTED = torch.tensor([[0, 4, 9, 12], [0, 6, 6, 3]])
 CONFIGS: dict[str, Any] = {
     "prompt_tuning": lambda: peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT),
-    "p_tuning": lambda: peft.PromptEncoderConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT, encoder_hidden_size=8),
+    "p_tuning": lambda: peft.PromptEncoderConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT, encoder_hidden_size=8
+    ),
     "prefix_tuning": lambda: peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT),
 }
 CASES = [(family, method) for family in ("t5", "bart") for method in CONFIGS]
@@ -40,15 +44,25 @@ def theirs(family: str, method: str, folder: Path) -> Any:
 @torch.no_grad()
 def alone(model: Any) -> torch.Tensor:
     """The logits of each row by itself."""
-    return torch.cat([model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long),
-                            decoder_input_ids=wanted[None]).logits for row, wanted in zip(ROWS, WANTED, strict=True)])
+    return torch.cat(
+        [
+            model(
+                input_ids=torch.tensor([row]),
+                attention_mask=torch.ones(1, len(row), dtype=torch.long),
+                decoder_input_ids=wanted[None],
+            ).logits
+            for row, wanted in zip(ROWS, WANTED, strict=True)
+        ]
+    )
 
 
 def batch() -> dict[str, torch.Tensor]:
     """Both rows, the shorter one padded on the right."""
     longest = max(map(len, ROWS))
-    return {"input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in ROWS]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ROWS])}
+    return {
+        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in ROWS]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ROWS]),
+    }
 
 
 def require_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -58,8 +72,10 @@ def require_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(("family", "method"), CASES)
 def test_attached_it_is_peft(family: str, method: str, tmp_path: Path) -> None:
-    """Alone and padded; greedy tokens are those of the logits; switched off and taken out the base's own bits. PEFT loads the pack; keys
-    and values, which PEFT gives to other layers than their own, once they are converted."""
+    """Alone and padded; greedy tokens are those of the logits; switched off and taken out the base's own
+    bits. PEFT loads the pack; keys and values, which PEFT gives to other layers than their own, once they are
+    converted.
+    """
     wanted = alone(theirs(family, method, tmp_path / "theirs"))
     base = alone(FAMILIES[family].build())
     assert (wanted - base).abs().max() > 0.05 * base.abs().max(), "the prompt does something"
@@ -70,7 +86,14 @@ def test_attached_it_is_peft(family: str, method: str, tmp_path: Path) -> None:
     with torch.no_grad():
         padded = model(**batch(), decoder_input_ids=WANTED).logits
         require_same(padded, wanted)
-        tokens = model.generate(**batch(), max_new_tokens=4, do_sample=False, eos_token_id=None, forced_eos_token_id=None, min_new_tokens=4)
+        tokens = model.generate(
+            **batch(),
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=None,
+            forced_eos_token_id=None,
+            min_new_tokens=4,
+        )
         said = model(**batch(), decoder_input_ids=tokens[:, :-1]).logits.argmax(-1)
     assert torch.equal(said[:, -4:], tokens[:, -4:])
     assert torch.equal(alone(active(model, None)), base)
@@ -80,14 +103,20 @@ def test_attached_it_is_peft(family: str, method: str, tmp_path: Path) -> None:
         assert not (tmp_path / "pack" / "adapter_config.json").exists()
         require_same(alone(attach(FAMILIES[family].build(), load(tmp_path / "pack"))), wanted)
         convert(tmp_path / "pack", tmp_path / "back", to="peft")
-        require_same(alone(peft.PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "back").eval()), wanted)
+        require_same(
+            alone(peft.PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "back").eval()), wanted
+        )
     else:
-        require_same(alone(peft.PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "pack").eval()), wanted)
+        require_same(
+            alone(peft.PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "pack").eval()), wanted
+        )
 
 
 def test_they_are_trained_and_saved(tmp_path: Path) -> None:
     """A step of each moves the prompt; the pack means the same here and, where PEFT has the same, in PEFT."""
-    for number, config in enumerate((PromptTuning(num_virtual_tokens=COUNT), PrefixTuning(num_virtual_tokens=COUNT, init="random"))):
+    for number, config in enumerate(
+        (PromptTuning(num_virtual_tokens=COUNT), PrefixTuning(num_virtual_tokens=COUNT, init="random"))
+    ):
         base = FAMILIES["t5"].build()
         base.save_pretrained(tmp_path / "base")
         model: Any = adapt(FAMILIES["t5"].load(tmp_path / "base"), config)
@@ -97,11 +126,16 @@ def test_they_are_trained_and_saved(tmp_path: Path) -> None:
         optimizer.step()
         assert not torch.equal(alone(model), before)
         adapterpack.save(model, tmp_path / f"pack-{number}", base=tmp_path / "base")
-        require_same(alone(attach(FAMILIES["t5"].load(tmp_path / "base"), load(tmp_path / f"pack-{number}"))), alone(model))
+        require_same(
+            alone(attach(FAMILIES["t5"].load(tmp_path / "base"), load(tmp_path / f"pack-{number}"))),
+            alone(model),
+        )
     with pytest.raises(Unsupported, match="another form"):  # PEFT gives both layers the keys of the first
         convert(tmp_path / "pack-1", tmp_path / "none", to="peft")
     again = peft.PeftModel.from_pretrained(FAMILIES["t5"].load(tmp_path / "base"), tmp_path / "pack-0").eval()
-    require_same(alone(again), alone(attach(FAMILIES["t5"].load(tmp_path / "base"), load(tmp_path / "pack-0"))))
+    require_same(
+        alone(again), alone(attach(FAMILIES["t5"].load(tmp_path / "base"), load(tmp_path / "pack-0")))
+    )
 
 
 def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""GLoRA beside PEFT on whole models: layers with and without a bias, PEFT's folders in, ours out, and the merge."""
+"""GLoRA beside PEFT on whole models: layers with and without a bias, PEFT's folders in, ours out, and the
+merge.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,19 @@ class Two(nn.Module):
         return self.b(torch.tanh(self.a(x)))
 
 
-FORMS = [{}, {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"}, {"config_A_B": "constant", "config_D_E": "none"},
-         {"config_C": "none"}]
+FORMS = [
+    {},
+    {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"},
+    {"config_A_B": "constant", "config_D_E": "none"},
+    {"config_C": "none"},
+]
 
 
 @pytest.mark.parametrize("forms", FORMS, ids=str)
 def test_pefts_folder_means_the_same(forms: dict[str, Any], tmp_path: Path) -> None:
-    """PEFT's folder with random values gives PEFT's outputs, folded too; written again, PEFT reads the same; all within 1e-5."""
+    """PEFT's folder with random values gives PEFT's outputs, folded too; written again, PEFT reads the same;
+    all within 1e-5.
+    """
     theirs = peft.get_peft_model(Two(), peft.GloraConfig(r=3, target_modules=["a", "b"], **forms)).eval()
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -53,7 +61,9 @@ def test_pefts_folder_means_the_same(forms: dict[str, Any], tmp_path: Path) -> N
             layer = folded.get_submodule(adapter.site.path)
             bias = None if layer.bias is None else layer.bias.numpy().copy()
             known = dataclasses.replace(adapter.site, weight=layer.weight.numpy().copy(), base_bias=bias)
-            weight, moved = fold(again.method, adapter.config, adapter.params, known, layer.weight.numpy().copy(), bias)
+            weight, moved = fold(
+                again.method, adapter.config, adapter.params, known, layer.weight.numpy().copy(), bias
+            )
             layer.weight.copy_(torch.from_numpy(weight))
             assert (moved is None) == (bias is None)
             if moved is not None:

@@ -1,7 +1,9 @@
-"""The methods that scale, rotate or select, against the real PEFT in both directions and against their formulas in float64.
+"""The methods that scale, rotate or select, against the real PEFT in both directions and against their
+formulas in float64.
 
-Models are in float64 and adapters are the float32 numbers that files hold, so that what is left is the rounding of two orders of the
-same sums: 1e-12 beside the dense formulas. PEFT computes some parts in float32, where a row of the table says so.
+Models are in float64 and adapters are the float32 numbers that files hold, so that what is left is the
+rounding of two orders of the same sums: 1e-12 beside the dense formulas. PEFT computes some parts in float32,
+where a row of the table says so.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class Net(nn.Module):
 
 
 class Row(NamedTuple):
-    """One configuration in our words and in PEFT's, and its formula: a layer's tensors by PEFT's names, its W and b -> the new W and b."""
+    """One configuration in our words and in PEFT's, and its formula: a layer's tensors by PEFT's names, its W
+    and b -> the new W and b.
+    """
 
     ours: Any
     theirs: peft.PeftConfig
@@ -85,8 +89,12 @@ def ia3_dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarr
     return W * t["ia3_l"], b
 
 
-def blocks_of(values: np.ndarray, width: int, exact: bool, terms: int = 5, bound: float | None = None) -> np.ndarray:
-    """The block-diagonal matrix [width, width] of OFT from upper triangles [r, b (b - 1) / 2], one row for all blocks or one each."""
+def blocks_of(
+    values: np.ndarray, width: int, exact: bool, terms: int = 5, bound: float | None = None
+) -> np.ndarray:
+    """The block-diagonal matrix [width, width] of OFT from upper triangles [r, b (b - 1) / 2], one row for
+    all blocks or one each.
+    """
     size = int((1 + np.sqrt(1 + 8 * values.shape[1])) / 2)
     total = np.zeros((width, width))
     for number in range(width // size):
@@ -118,10 +126,16 @@ def boft_dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndar
             S, one, block = (A - A.T) / 2, np.eye(size), slice(number * size, number * size + size)
             D[block, block] = np.linalg.inv(one - S) @ (one + S)
         P = np.eye(width)
-        if factors > 1:  # halves of blocks, the even ones before the odd ones, within groups of 2^factor blocks
+        # halves of blocks, the even ones before the odd ones, within groups of 2^factor blocks
+        if factors > 1:
             group, half = size * 2**factor, size // 2
-            order = [start + half * unit + k for start in range(0, width, group)
-                     for parity in (0, 1) for unit in range(parity, group // half, 2) for k in range(half)]
+            order = [
+                start + half * unit + k
+                for start in range(0, width, group)
+                for parity in (0, 1)
+                for unit in range(parity, group // half, 2)
+                for k in range(half)
+            ]
             P = np.eye(width)[order]
         R = R @ P @ D @ P.T
     return t["boft_s"] * (W @ R), b
@@ -143,15 +157,20 @@ def hra_dense(apply_gs: bool) -> Dense:
 
 
 def road_dense(variant: str, group: int) -> Dense:
-    """W' = R W, b' = R b, with R written out entry by entry: equation 4 of the paper, and figure 2 for the variants."""
+    """W' = R W, b' = R b, with R written out entry by entry: equation 4 of the paper, and figure 2 for the
+    variants.
+    """
 
     def dense(t: Tensors, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         R, half = np.zeros((len(W), len(W))), group // 2
         for i in range(len(W)):
             start, place = i - i % group, i % group
             mate = start + (place + half) % group
-            at = {"road_1": (start // 2 + place % half,) * 2, "road_2": (i, i),
-                  "road_4": (2 * start + place, 2 * start + group + place)}[variant]
+            at = {
+                "road_1": (start // 2 + place % half,) * 2,
+                "road_2": (i, i),
+                "road_4": (2 * start + place, 2 * start + group + place),
+            }[variant]
             R[i, i] = t["road_alpha"][at[0]] * np.cos(t["road_theta"][at[0]])
             R[i, mate] = (-1 if place < half else 1) * t["road_alpha"][at[1]] * np.sin(t["road_theta"][at[1]])
         return R @ W, None if b is None else R @ b
@@ -161,33 +180,80 @@ def road_dense(variant: str, group: int) -> Dense:
 
 BOTH = ["wide", "tall"]
 ROWS = {
-    "ia3": Row(IA3(targets=("wide", "tall")), peft.IA3Config(target_modules=BOTH, feedforward_modules=[]), ia3_dense),
-    "ia3-feedforward": Row(IA3(targets=("wide", "tall"), feedforward=("tall",)),
-                           peft.IA3Config(target_modules=BOTH, feedforward_modules=["tall"]), ia3_dense),
-    "oft": Row(OFT(targets=("wide", "tall"), block_size=7), peft.OFTConfig(target_modules=BOTH, oft_block_size=7, use_cayley_neumann=False),
-               oft_dense(True), 1e-6),  # PEFT's identity matrix is in float32
-    "oft-blocks": Row(OFT(targets="wide", r=4), peft.OFTConfig(target_modules=["wide"], r=4, oft_block_size=0, use_cayley_neumann=False),
-                      oft_dense(True), 1e-6),
-    "oft-neumann": Row(OFT(targets=("wide", "tall"), block_size=8, use_cayley_neumann=True),
-                       peft.OFTConfig(target_modules=BOTH, oft_block_size=8), oft_dense(False)),
-    "oft-shared": Row(OFT(targets="wide", block_size=3, block_share=True),
-                      peft.OFTConfig(target_modules=["wide"], oft_block_size=3, block_share=True, use_cayley_neumann=False),
-                      oft_dense(True), 1e-6),
-    "coft": Row(OFT(targets="wide", block_size=4, coft=True, eps=0.3),
-                peft.OFTConfig(target_modules=["wide"], oft_block_size=4, coft=True, eps=0.3, use_cayley_neumann=False),
-                oft_dense(True, 0.3), 1e-6),
-    "boft": Row(BOFT(targets="wide", block_size=3), peft.BOFTConfig(target_modules=["wide"], boft_block_size=3), boft_dense, 1e-6),
-    "boft-blocks": Row(BOFT(targets=("wide", "tall"), block_size=0, block_num=1),
-                       peft.BOFTConfig(target_modules=BOTH, boft_block_size=0, boft_block_num=1), boft_dense, 1e-6),
-    "hra": Row(HRA(targets=("wide", "tall"), r=4), peft.HRAConfig(target_modules=BOTH, r=4), hra_dense(False), 1e-6),
-    "hra-odd": Row(HRA(targets=("wide", "tall"), r=3), peft.HRAConfig(target_modules=BOTH, r=3), hra_dense(False), 1e-6),
-    "hra-gs": Row(HRA(targets=("wide", "tall"), r=5, apply_gs=True), peft.HRAConfig(target_modules=BOTH, r=5, apply_GS=True),
-                  hra_dense(True), 1e-6),
-    "beft": Row(BEFT(targets=("wide", "last")), peft.BeftConfig(target_modules=["wide", "last"]),
-                lambda t, W, b: (W, t["beft_bias"][0] + b)),
+    "ia3": Row(
+        IA3(targets=("wide", "tall")), peft.IA3Config(target_modules=BOTH, feedforward_modules=[]), ia3_dense
+    ),
+    "ia3-feedforward": Row(
+        IA3(targets=("wide", "tall"), feedforward=("tall",)),
+        peft.IA3Config(target_modules=BOTH, feedforward_modules=["tall"]),
+        ia3_dense,
+    ),
+    "oft": Row(
+        OFT(targets=("wide", "tall"), block_size=7),
+        peft.OFTConfig(target_modules=BOTH, oft_block_size=7, use_cayley_neumann=False),
+        oft_dense(True),
+        1e-6,
+    ),  # PEFT's identity matrix is in float32
+    "oft-blocks": Row(
+        OFT(targets="wide", r=4),
+        peft.OFTConfig(target_modules=["wide"], r=4, oft_block_size=0, use_cayley_neumann=False),
+        oft_dense(True),
+        1e-6,
+    ),
+    "oft-neumann": Row(
+        OFT(targets=("wide", "tall"), block_size=8, use_cayley_neumann=True),
+        peft.OFTConfig(target_modules=BOTH, oft_block_size=8),
+        oft_dense(False),
+    ),
+    "oft-shared": Row(
+        OFT(targets="wide", block_size=3, block_share=True),
+        peft.OFTConfig(target_modules=["wide"], oft_block_size=3, block_share=True, use_cayley_neumann=False),
+        oft_dense(True),
+        1e-6,
+    ),
+    "coft": Row(
+        OFT(targets="wide", block_size=4, coft=True, eps=0.3),
+        peft.OFTConfig(
+            target_modules=["wide"], oft_block_size=4, coft=True, eps=0.3, use_cayley_neumann=False
+        ),
+        oft_dense(True, 0.3),
+        1e-6,
+    ),
+    "boft": Row(
+        BOFT(targets="wide", block_size=3),
+        peft.BOFTConfig(target_modules=["wide"], boft_block_size=3),
+        boft_dense,
+        1e-6,
+    ),
+    "boft-blocks": Row(
+        BOFT(targets=("wide", "tall"), block_size=0, block_num=1),
+        peft.BOFTConfig(target_modules=BOTH, boft_block_size=0, boft_block_num=1),
+        boft_dense,
+        1e-6,
+    ),
+    "hra": Row(
+        HRA(targets=("wide", "tall"), r=4), peft.HRAConfig(target_modules=BOTH, r=4), hra_dense(False), 1e-6
+    ),
+    "hra-odd": Row(
+        HRA(targets=("wide", "tall"), r=3), peft.HRAConfig(target_modules=BOTH, r=3), hra_dense(False), 1e-6
+    ),
+    "hra-gs": Row(
+        HRA(targets=("wide", "tall"), r=5, apply_gs=True),
+        peft.HRAConfig(target_modules=BOTH, r=5, apply_GS=True),
+        hra_dense(True),
+        1e-6,
+    ),
+    "beft": Row(
+        BEFT(targets=("wide", "last")),
+        peft.BeftConfig(target_modules=["wide", "last"]),
+        lambda t, W, b: (W, t["beft_bias"][0] + b),
+    ),
     **{
-        variant: Row(RoAd(targets=("tall", "last"), variant=variant, group_size=4),
-                     peft.RoadConfig(target_modules=["tall", "last"], variant=variant, group_size=4), road_dense(variant, 4))
+        variant: Row(
+            RoAd(targets=("tall", "last"), variant=variant, group_size=4),
+            peft.RoadConfig(target_modules=["tall", "last"], variant=variant, group_size=4),
+            road_dense(variant, 4),
+        )
         for variant in ("road_1", "road_2", "road_4")
     },
 }
@@ -221,10 +287,22 @@ def merged_by_us(model: nn.Module) -> dict[str, np.ndarray]:
         if isinstance(layer, Adapted):
             (name,) = layer._names
             method, cfg = layer._methods[name]
-            weight, bias = layer.weight.detach().double().numpy(), None if layer.bias is None else layer.bias.detach().double().numpy()
-            site = dataclasses.replace(layer._site, weight=weight, base_bias=bias) if method.traits.reads_weight else layer._site
+            weight, bias = (
+                layer.weight.detach().double().numpy(),
+                None if layer.bias is None else layer.bias.detach().double().numpy(),
+            )
+            site = (
+                dataclasses.replace(layer._site, weight=weight, base_bias=bias)
+                if method.traits.reads_weight
+                else layer._site
+            )
             given = {key: value.astype(np.float64) for key, value in layer._params(name).items()}
-            params = complete(method, cfg, {**{k: v.detach().numpy() for k, v in layer._shared(name).items()}, **given}, site)
+            params = complete(
+                method,
+                cfg,
+                {**{k: v.detach().numpy() for k, v in layer._shared(name).items()}, **given},
+                site,
+            )
             result[f"{path}.weight"], new = fold(method, cfg, params, site, weight, bias)
             if new is not None:
                 result[f"{path}.bias"] = new
@@ -245,7 +323,10 @@ def dense_of(row: Row, net: Net, folder: Path) -> dict[str, np.ndarray]:
     result = {}
     for path, tensors in by_site(folder).items():
         layer = net.get_submodule(path)
-        weight, bias = layer.weight.detach().double().numpy(), None if layer.bias is None else layer.bias.detach().double().numpy()
+        weight, bias = (
+            layer.weight.detach().double().numpy(),
+            None if layer.bias is None else layer.bias.detach().double().numpy(),
+        )
         result[f"{path}.weight"], new = row.dense(tensors, weight, bias)
         if new is not None:
             result[f"{path}.bias"] = new
@@ -290,7 +371,9 @@ def test_their_folder_here(name: str, net: Net, x: torch.Tensor, tmp_path: Path)
     pack = from_peft.read(tmp_path / "theirs")
     ours = attach(copy.deepcopy(net), pack, check_base=False).eval()
     assert_close(ours(x).detach(), theirs(x).detach(), row.tolerance)
-    assert_close(ours(x).detach(), with_weights(copy.deepcopy(net), dense_of(row, net, tmp_path / "theirs"), x), 1e-12)
+    assert_close(
+        ours(x).detach(), with_weights(copy.deepcopy(net), dense_of(row, net, tmp_path / "theirs"), x), 1e-12
+    )
     merged = {key: value.detach().numpy() for key, value in theirs.merge_and_unload().state_dict().items()}
     for key, value in merged_by_us(ours).items():
         if key in merged:
@@ -300,7 +383,9 @@ def test_their_folder_here(name: str, net: Net, x: torch.Tensor, tmp_path: Path)
 
 
 def test_ia3_modules_whose_names_end_alike_load_in_peft(tmp_path: Path) -> None:
-    """PEFT takes "0" for the end of "10", too: the list of feedforward modules is then written so that it matches whole paths."""
+    """PEFT takes "0" for the end of "10", too: the list of feedforward modules is then written so that it
+    matches whole paths.
+    """
     torch.manual_seed(4)
     net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(11))).double()
     x = torch.randn(3, 6, dtype=torch.float64)
@@ -309,12 +394,16 @@ def test_ia3_modules_whose_names_end_alike_load_in_peft(tmp_path: Path) -> None:
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
     assert_close(ours(x).detach(), theirs(x).detach(), 1e-9)
     again = from_peft.read(tmp_path / "pack")
-    assert [adapter.config.feedforward for adapter in again.adapters()] == [a.site.path == "0" for a in again.adapters()]
+    assert [adapter.config.feedforward for adapter in again.adapters()] == [
+        a.site.path == "0" for a in again.adapters()
+    ]
     assert len(list(again.adapters())) == len(list(pack.adapters())) == 11
 
 
 class TorchBlockDiag:
-    """What PEFT's CUDA extension for BOFT does, [m, blocks, b, b] to [m, n, n], by torch: that extension cannot be compiled here."""
+    """What PEFT's CUDA extension for BOFT does, [m, blocks, b, b] to [m, n, n], by torch: that extension
+    cannot be compiled here.
+    """
 
     @staticmethod
     def apply(blocks: torch.Tensor) -> torch.Tensor:
@@ -322,8 +411,12 @@ class TorchBlockDiag:
 
 
 @pytest.mark.parametrize(("size", "factors"), [(2, 2), (4, 2), (2, 3)])
-def test_a_butterfly_of_several_factors(size: int, factors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With several factors PEFT needs its extension; with torch's block_diag in its place it gives what we give, both ways."""
+def test_a_butterfly_of_several_factors(
+    size: int, factors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several factors PEFT needs its extension; with torch's block_diag in its place it gives what we
+    give, both ways.
+    """
     from peft.tuners.boft import layer
 
     monkeypatch.setattr(layer, "get_fbd_cuda", lambda: True)
@@ -333,7 +426,9 @@ def test_a_butterfly_of_several_factors(size: int, factors: int, tmp_path: Path,
     config = BOFT(block_size=size, n_butterfly_factor=factors)
     ours = shaken(adapt(copy.deepcopy(net), config))
     save(ours, tmp_path / "pack")
-    weight, bias = boft_dense(by_site(tmp_path / "pack")["0"], net[0].weight.detach().numpy(), net[0].bias.detach().numpy())
+    weight, bias = boft_dense(
+        by_site(tmp_path / "pack")["0"], net[0].weight.detach().numpy(), net[0].bias.detach().numpy()
+    )
     assert_close(ours(x).detach(), x.numpy() @ weight.T + bias, 1e-12)
     assert_close(merged_by_us(ours)["0.weight"], weight, 1e-12)
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
@@ -342,8 +437,12 @@ def test_a_butterfly_of_several_factors(size: int, factors: int, tmp_path: Path,
     assert torch.equal(again(x), ours(x))
 
 
-def test_boft_files_whose_tensors_are_fewer_than_their_config_says(net: Net, x: torch.Tensor, tmp_path: Path) -> None:
-    """Without its extension PEFT trains one factor and writes the number that was asked for: it is read as what was trained."""
+def test_boft_files_whose_tensors_are_fewer_than_their_config_says(
+    net: Net, x: torch.Tensor, tmp_path: Path
+) -> None:
+    """Without its extension PEFT trains one factor and writes the number that was asked for: it is read as
+    what was trained.
+    """
     config = peft.BOFTConfig(target_modules=["wide"], boft_block_size=2, boft_n_butterfly_factor=2)
     theirs = shaken(peft.get_peft_model(copy.deepcopy(net).float(), config)).eval()
     theirs.save_pretrained(str(tmp_path / "theirs"))
@@ -361,21 +460,32 @@ def test_a_fresh_hra_adapter_of_even_rank_is_exactly_the_base(r: int, net: Net, 
         assert torch.equal(adapt(copy.deepcopy(plain), HRA(r=r))(x.to(dtype)), plain(x.to(dtype)))
 
 
-@pytest.mark.parametrize("config", [OFT(block_size=4), BOFT(block_size=2, n_butterfly_factor=2), HRA(r=5), HRA(r=4, apply_gs=True)])
+@pytest.mark.parametrize(
+    "config", [OFT(block_size=4), BOFT(block_size=2, n_butterfly_factor=2), HRA(r=5), HRA(r=4, apply_gs=True)]
+)
 def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
     """M M^T = I within rounding, for what acts on the inputs after training."""
     ours = shaken(adapt(net, type(config)(**{**vars(config), "targets": "wide"})))
     layer = ours.get_submodule("wide")
     method, cfg = layer._methods["default"]
-    tensors = {key: value.double() if value.is_floating_point() else value for key, value in layer._every("default").items()}
+    tensors = {
+        key: value.double() if value.is_floating_point() else value
+        for key, value in layer._every("default").items()
+    }
     form = method.normal_form(cfg, tensors, layer._site)
     matrix = form.pre.apply(torch.eye(12, dtype=torch.float64)).T
     assert_close((matrix @ matrix.T).detach(), np.eye(12), 1e-12)
     assert np.abs(matrix.detach().numpy() - np.eye(12)).max() > 0.1
 
 
-@pytest.mark.parametrize("operator", [Pairs(np.arange(1.0, 7), np.arange(2.0, 8), 3, 6), Pairs(np.arange(1.0, 9), np.arange(2.0, 10), 2, 7),
-                                      Permutation(np.array([2, 0, 1, 4, 3]))])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        Pairs(np.arange(1.0, 7), np.arange(2.0, 8), 3, 6),
+        Pairs(np.arange(1.0, 9), np.arange(2.0, 10), 2, 7),
+        Permutation(np.array([2, 0, 1, 4, 3])),
+    ],
+)
 def test_operators_agree_with_their_own_matrix(operator: Any) -> None:
     """apply(x) = x M^T, rows = M[block], after(W) = W M."""
     rng = np.random.default_rng(6)
@@ -391,7 +501,11 @@ def test_operators_agree_with_their_own_matrix(operator: Any) -> None:
 def test_a_layer_of_one_input_cannot_be_turned(config: Any) -> None:
     """It is left out of "all-linear", and an error where it is named."""
     net = nn.Sequential(nn.Linear(1, 6), nn.Linear(6, 1))
-    assert [path for path, module in adapt(copy.deepcopy(net), config).named_modules() if isinstance(module, Adapted)] == ["1"]
+    assert [
+        path
+        for path, module in adapt(copy.deepcopy(net), config).named_modules()
+        if isinstance(module, Adapted)
+    ] == ["1"]
     with pytest.raises(Unsupported, match="too narrow"):
         adapt(net, dataclasses.replace(config, targets=("0",)))
 
@@ -403,44 +517,80 @@ def test_beft_gives_a_bias_to_a_layer_without_one(net: Net, x: torch.Tensor, tmp
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(net), str(tmp_path / "pack")).base_model.eval()
     assert_close(ours(x).detach(), theirs(x).detach(), 1e-12)
     (adapter,) = pack.adapters()
-    expected = with_weights(copy.deepcopy(net), {"tall.bias": adapter.params["beft_bias"][0].astype(np.float64)}, x)
+    expected = with_weights(
+        copy.deepcopy(net), {"tall.bias": adapter.params["beft_bias"][0].astype(np.float64)}, x
+    )
     assert_close(ours(x).detach(), expected, 1e-12)
     (tmp_path / "base").mkdir()
-    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, tmp_path / "base" / "model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in net.state_dict().items()},
+        tmp_path / "base" / "model.safetensors",
+    )
     with pytest.raises(Unsupported, match="gives this site a bias, and the base has none"):
-        merge(tmp_path / "base", [dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base()))], tmp_path / "merged")
+        merge(
+            tmp_path / "base",
+            [dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base()))],
+            tmp_path / "merged",
+        )
 
 
 def psoft_dense(R: np.ndarray, W: np.ndarray, config: PSOFT) -> np.ndarray:
-    """W + B (R - I) A, with A and B from the decomposition of W in float32, left vectors along the direction that the method names."""
+    """W + B (R - I) A, with A and B from the decomposition of W in float32, left vectors along the direction
+    that the method names.
+    """
     U, S, V = np.linalg.svd(W.astype(np.float32), full_matrices=False)
     if config.svd == "lowrank":
         torch.manual_seed(config.random_seed)
-        u, s, v = torch.svd_lowrank(torch.tensor(W.astype(np.float32)), q=config.r, niter=config.svd_lowrank_niter)
-        assert np.abs(np.abs(U[:, : config.r]) - u.abs().numpy()).max() > 0.01, "an estimate, and not the vectors"
+        u, s, v = torch.svd_lowrank(
+            torch.tensor(W.astype(np.float32)), q=config.r, niter=config.svd_lowrank_niter
+        )
+        assert np.abs(np.abs(U[:, : config.r]) - u.abs().numpy()).max() > 0.01, (
+            "an estimate, and not the vectors"
+        )
         U, S, V = u.numpy(), s.numpy(), v.T.numpy()
     flip = np.sign(np.random.default_rng(0).standard_normal(len(U)) @ U)
-    U, S, V = (U * flip)[:, : len(R)].astype(float), S[: len(R)].astype(float), (flip[:, None] * V)[: len(R)].astype(float)
+    U, S, V = (
+        (U * flip)[:, : len(R)].astype(float),
+        S[: len(R)].astype(float),
+        (flip[:, None] * V)[: len(R)].astype(float),
+    )
     left, right = (S**0.5, S**0.5) if config.ab_svd_init == "pissa_init" else (S, np.ones(len(R)))
     return W + U * left @ (R - np.eye(len(R))) @ (right[:, None] * V)
 
 
 PSOFTS = {
     "cayley": (PSOFT(r=5), {}, lambda q: blocks_of(q[None], 5, exact=True)),
-    "neumann": (PSOFT(r=4, ab_svd_init="pissa_init", mag_a=False, use_cayley_neumann=True, num_cayley_neumann_terms=6),
-                {"ab_svd_init": "pissa_init", "psoft_mag_a": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 6},
-                lambda q: blocks_of(-q[None], 4, exact=False, terms=6)),
-    "bounded": (PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.5), {"use_cayley_neumann": True, "cayley_neumann_eps": 0.5},
-                lambda q: blocks_of(-q[None], 4, exact=False, bound=0.5)),
-    "estimated": (PSOFT(r=4, svd="lowrank", svd_lowrank_niter=1, random_seed=5),
-                  {"psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 1, "random_seed": 5}, lambda q: blocks_of(q[None], 4, exact=True)),
+    "neumann": (
+        PSOFT(
+            r=4, ab_svd_init="pissa_init", mag_a=False, use_cayley_neumann=True, num_cayley_neumann_terms=6
+        ),
+        {
+            "ab_svd_init": "pissa_init",
+            "psoft_mag_a": False,
+            "use_cayley_neumann": True,
+            "num_cayley_neumann_terms": 6,
+        },
+        lambda q: blocks_of(-q[None], 4, exact=False, terms=6),
+    ),
+    "bounded": (
+        PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.5),
+        {"use_cayley_neumann": True, "cayley_neumann_eps": 0.5},
+        lambda q: blocks_of(-q[None], 4, exact=False, bound=0.5),
+    ),
+    "estimated": (
+        PSOFT(r=4, svd="lowrank", svd_lowrank_niter=1, random_seed=5),
+        {"psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 1, "random_seed": 5},
+        lambda q: blocks_of(q[None], 4, exact=True),
+    ),
     "free": (PSOFT(r=3, orth=False, mag_b=False), {"psoft_orth": False, "psoft_mag_b": False}, lambda q: q),
 }
 
 
 @pytest.mark.parametrize("name", PSOFTS)
 def test_psoft_is_the_formula_and_peft_with_the_same_signs(name: str, tmp_path: Path) -> None:
-    """PEFT's layer gives what ours gives once its singular vectors have our signs, whatever its alpha. float32: sums of twelve products."""
+    """PEFT's layer gives what ours gives once its singular vectors have our signs, whatever its alpha.
+    float32: sums of twelve products.
+    """
     torch.manual_seed(6)
     config, options, rotation = PSOFTS[name]
     net, x = nn.Sequential(nn.Linear(12, 7)), torch.randn(5, 12)
@@ -453,21 +603,31 @@ def test_psoft_is_the_formula_and_peft_with_the_same_signs(name: str, tmp_path: 
     expected = x.double().numpy() @ weight.T + net[0].bias.detach().double().numpy()
     assert_close(ours(x).detach(), expected, 5e-6)
     assert_close(merged_by_us(ours)["0.weight"], weight, 5e-6)
-    theirs = peft.get_peft_model(copy.deepcopy(net), peft.PsoftConfig(target_modules=["0"], r=config.r, psoft_alpha=3, **options)).eval()
+    theirs = peft.get_peft_model(
+        copy.deepcopy(net), peft.PsoftConfig(target_modules=["0"], r=config.r, psoft_alpha=3, **options)
+    ).eval()
     wrapped = theirs.base_model.model[0]
     flip = torch.sign((wrapped._psoft_A_cache["default"] * layer._every("default")["A"]).sum(1))
     wrapped._psoft_A_cache["default"] *= flip[:, None]
     wrapped._psoft_B_cache["default"] *= flip
     with torch.no_grad():
         module = wrapped.psoft_R["default"]
-        for key, parameter in (("psoft_R", module.weight), ("vector_a", module.vector_a), ("vector_b", module.vector_b)):
+        for key, parameter in (
+            ("psoft_R", module.weight),
+            ("vector_a", module.vector_a),
+            ("vector_b", module.vector_b),
+        ):
             if parameter is not None:
                 parameter.copy_(torch.tensor(own[key]).reshape(parameter.shape))
     assert_close(theirs(x).detach(), expected, 5e-6)
 
 
-def test_psoft_does_not_depend_on_the_signs_of_the_library(net: Net, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every other singular pair the other way round, as another LAPACK may give it, the output is the same; PEFT's is not."""
+def test_psoft_does_not_depend_on_the_signs_of_the_library(
+    net: Net, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every other singular pair the other way round, as another LAPACK may give it, the output is the
+    same; PEFT's is not.
+    """
     ours = shaken(adapt(copy.deepcopy(net), PSOFT(r=5)))
     theirs = peft.get_peft_model(copy.deepcopy(net).float(), peft.PsoftConfig(target_modules=BOTH, r=5))
     saved, state = save(ours, None), peft.get_peft_model_state_dict(shaken(theirs))
@@ -479,6 +639,7 @@ def test_psoft_does_not_depend_on_the_signs_of_the_library(net: Net, x: torch.Te
             flip = (-1.0) ** np.arange(len(S)).astype(np.float32)
             flip = torch.tensor(flip) if isinstance(U, torch.Tensor) else flip
             return U * flip, S, flip[:, None] * V
+
         return turned
 
     monkeypatch.setattr(np.linalg, "svd", other(numpys))
@@ -501,9 +662,12 @@ def hidden(model: nn.Module) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["tiny_bert", "tiny_llama"])
-def test_ln_tuning_here_in_peft_merged_and_exported(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """LayerNorm with biases, RMSNorm without: one adapter gives the same attached, in PEFT, merged, and as a folded graph; PEFT's of a
-    linear layer, too, attached, merged and in PEFT again. float32."""
+def test_ln_tuning_here_in_peft_merged_and_exported(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """LayerNorm with biases, RMSNorm without: one adapter gives the same attached, in PEFT, merged, and as a
+    folded graph; PEFT's of a linear layer, too, attached, merged and in PEFT again. float32.
+    """
     folder = request.getfixturevalue(kind)
     plain = AutoModel if kind == "tiny_bert" else AutoModelForCausalLM
     base = plain.from_pretrained(folder).eval()
@@ -519,30 +683,44 @@ def test_ln_tuning_here_in_peft_merged_and_exported(kind: str, request: pytest.F
     expected = hidden(by_hand)
     assert np.abs(expected - hidden(base)).max() > 0.1
     assert_close(hidden(ours), expected, 0)
-    assert_close(hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()), expected, 0)
+    assert_close(
+        hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()),
+        expected,
+        0,
+    )
     linear = "query" if kind == "tiny_bert" else "up_proj"
-    theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=[*norms, linear])))
+    theirs = shaken(
+        peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=[*norms, linear]))
+    )
     theirs.save_pretrained(str(tmp_path / "theirs"))
     again = from_peft.read(tmp_path / "theirs")
     again.write(tmp_path / "again")
     assert sorted({adapter.site.kind for adapter in again.adapters()}) == ["linear", "norm"]
     back = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "again")).base_model.eval()
     assert_close(hidden(back), hidden(theirs.base_model), 0)
-    assert_close(hidden(attach(copy.deepcopy(base), again, check_base=False).eval()), hidden(theirs.base_model), 0)
+    assert_close(
+        hidden(attach(copy.deepcopy(base), again, check_base=False).eval()), hidden(theirs.base_model), 0
+    )
     merge(folder, [pack], tmp_path / "merged")
     assert_close(hidden(plain.from_pretrained(tmp_path / "merged").eval()), expected, 0)
     merge(folder, [again], tmp_path / "theirs-merged")
-    assert_close(hidden(plain.from_pretrained(tmp_path / "theirs-merged").eval()), hidden(theirs.base_model), 0)
+    assert_close(
+        hidden(plain.from_pretrained(tmp_path / "theirs-merged").eval()), hidden(theirs.base_model), 0
+    )
     with pytest.raises(Unsupported, match="--mode folded"):
         pack_values(pack)
     if kind == "tiny_llama":
         export(folder, [pack], tmp_path / "bundle", mode="folded")
-        outputs = Session(tmp_path / "bundle", "cpu").run({"input_ids": ids().numpy(), "attention_mask": np.ones((2, 6), np.int64)})
+        outputs = Session(tmp_path / "bundle", "cpu").run(
+            {"input_ids": ids().numpy(), "attention_mask": np.ones((2, 6), np.int64)}
+        )
         assert_close(outputs["logits"], expected, 1e-4)
 
 
 def test_a_norm_is_told_by_what_it_holds() -> None:
-    """A norm with running statistics, a linear layer and a container called norm are none; one that adds 1 to its weight is."""
+    """A norm with running statistics, a linear layer and a container called norm are none; one that adds 1 to
+    its weight is.
+    """
 
     class ShiftedRMSNorm(nn.Module):
         def __init__(self) -> None:
@@ -555,8 +733,16 @@ def test_a_norm_is_told_by_what_it_holds() -> None:
     class NormOfTwo(nn.Sequential):
         pass
 
-    assert [is_norm(module) for module in (nn.LayerNorm(6), nn.RMSNorm(6), nn.LayerNorm(6, bias=False), ShiftedRMSNorm())] == [True] * 4
-    none = (nn.BatchNorm1d(6), nn.Linear(6, 6), NormOfTwo(nn.Linear(6, 6)), nn.LayerNorm(6, elementwise_affine=False))
+    assert [
+        is_norm(module)
+        for module in (nn.LayerNorm(6), nn.RMSNorm(6), nn.LayerNorm(6, bias=False), ShiftedRMSNorm())
+    ] == [True] * 4
+    none = (
+        nn.BatchNorm1d(6),
+        nn.Linear(6, 6),
+        NormOfTwo(nn.Linear(6, 6)),
+        nn.LayerNorm(6, elementwise_affine=False),
+    )
     assert [is_norm(module) for module in none] == [False] * 4
     torch.manual_seed(8)
     net, x = nn.Sequential(nn.Linear(6, 6), ShiftedRMSNorm()), torch.randn(4, 6)
@@ -571,11 +757,17 @@ def test_a_norm_is_told_by_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_trainable_tokens_here_in_peft_merged_and_exported(tied: bool, tiny_llama: Path, tmp_path: Path) -> None:
-    """Rows of the table and of a head that is tied to it, of no other: attached, in PEFT both ways, merged, as a folded graph. float32."""
+def test_trainable_tokens_here_in_peft_merged_and_exported(
+    tied: bool, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Rows of the table and of a head that is tied to it, of no other: attached, in PEFT both ways, merged,
+    as a folded graph. float32.
+    """
     base = AutoModelForCausalLM.from_pretrained(tiny_llama, tie_word_embeddings=tied).eval()
     if not tied:
-        base.lm_head.weight.data = torch.randn(base.lm_head.weight.shape, generator=torch.Generator().manual_seed(9))
+        base.lm_head.weight.data = torch.randn(
+            base.lm_head.weight.shape, generator=torch.Generator().manual_seed(9)
+        )
     base.save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     assert (base.lm_head.weight is base.model.embed_tokens.weight) == tied
@@ -588,12 +780,20 @@ def test_trainable_tokens_here_in_peft_merged_and_exported(tied: bool, tiny_llam
     names = ["base_model.model.model.embed_tokens.trainable_tokens_delta"]
     assert list(load_file(tmp_path / "pack" / "adapter_model.safetensors")) == names
     by_hand = copy.deepcopy(base)
-    by_hand.model.embed_tokens.weight.data[list(chosen)] = torch.tensor(adapter.params["trainable_tokens_delta"])
+    by_hand.model.embed_tokens.weight.data[list(chosen)] = torch.tensor(
+        adapter.params["trainable_tokens_delta"]
+    )
     expected = hidden(by_hand)
     assert np.abs(expected - hidden(base)).max() > 0.1
     assert_close(hidden(ours), expected, 1e-5)
-    assert_close(hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()), expected, 1e-5)
-    theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.TrainableTokensConfig(token_indices=list(chosen))))
+    assert_close(
+        hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()),
+        expected,
+        1e-5,
+    )
+    theirs = shaken(
+        peft.get_peft_model(copy.deepcopy(base), peft.TrainableTokensConfig(token_indices=list(chosen)))
+    )
     theirs.save_pretrained(str(tmp_path / "theirs"))
     again = attach(copy.deepcopy(base), from_peft.read(tmp_path / "theirs"), check_base=False).eval()
     assert_close(hidden(again), hidden(theirs.base_model), 1e-5)
@@ -603,14 +803,18 @@ def test_trainable_tokens_here_in_peft_merged_and_exported(tied: bool, tiny_llam
         pack_values(pack)
     if tied:
         export(tmp_path / "base", [pack], tmp_path / "bundle", mode="folded")
-        outputs = Session(tmp_path / "bundle", "cpu").run({"input_ids": ids().numpy(), "attention_mask": np.ones((2, 6), np.int64)})
+        outputs = Session(tmp_path / "bundle", "cpu").run(
+            {"input_ids": ids().numpy(), "attention_mask": np.ones((2, 6), np.int64)}
+        )
         assert_close(outputs["logits"], expected, 1e-4)
     detach(ours)
     assert np.array_equal(hidden(ours), hidden(base))
 
 
 def test_trainable_tokens_train_their_rows_alone(tiny_llama: Path) -> None:
-    """The gradient is that of the whole tied table at these rows, from the lookup and from the head; nothing else has one."""
+    """The gradient is that of the whole tied table at these rows, from the lookup and from the head; nothing
+    else has one.
+    """
     base = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     chosen = tuple(ids().flatten()[[1, 5]].tolist())
     ours = adapt(copy.deepcopy(base), TrainableTokens(token_indices=chosen)).eval()
@@ -633,13 +837,17 @@ def test_trainable_tokens_of_a_scaled_embedding() -> None:
     net = nn.Sequential(Scaled(9, 4, padding_idx=2))
     ours = shaken(adapt(copy.deepcopy(net), TrainableTokens(targets="0", token_indices=(2, 7))))
     by_hand = copy.deepcopy(net)
-    by_hand[0].weight.data[[2, 7]] = ours.get_submodule("0")._every("default")["trainable_tokens_delta"].detach()
+    by_hand[0].weight.data[[2, 7]] = (
+        ours.get_submodule("0")._every("default")["trainable_tokens_delta"].detach()
+    )
     x = torch.tensor([[0, 2, 7], [7, 8, 2]])
     assert torch.equal(ours(x), by_hand(x))
 
 
-@pytest.mark.parametrize(("indices", "message"), [((), "no token is named"), ((99,), "ids below 9, found 99"), ((1, 1), "twice"),
-                                                  ((-1,), "at least 0")])
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [((), "no token is named"), ((99,), "ids below 9, found 99"), ((1, 1), "twice"), ((-1,), "at least 0")],
+)
 def test_tokens_that_cannot_be_trained(indices: tuple[int, ...], message: str) -> None:
     with pytest.raises((AdapterpackError, ValueError), match=message):
         adapt(nn.Sequential(nn.Embedding(9, 4)), TrainableTokens(targets="0", token_indices=indices))

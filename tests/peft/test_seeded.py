@@ -1,4 +1,6 @@
-"""Methods made of seeds, shared parameters and sparse or spectral changes, against the real PEFT and the dense formula in float64."""
+"""Methods made of seeds, shared parameters and sparse or spectral changes, against the real PEFT and the
+dense formula in float64.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ Delta = Callable[[Any, Mapping[str, np.ndarray], np.ndarray, Any], np.ndarray]
 
 
 class Row(NamedTuple):
-    """``delta`` is the dense change [out, in] in float64: of the site's config and stored parameters, its weight, and the whole net."""
+    """``delta`` is the dense change [out, in] in float64: of the site's config and stored parameters, its
+    weight, and the whole net.
+    """
 
     ours: Any
     theirs: Any
@@ -74,56 +78,142 @@ def weights(net: nn.Module) -> dict[str, np.ndarray]:
 
 T = list(SITES)
 ROWS: dict[str, Row] = {
-    "vera": Row(VeRA(r=5, projection_prng_key=3),
-                peft.VeraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False), vera),
-    "vera with its projection": Row(VeRA(r=4, save_projection=True), peft.VeraConfig(r=4, target_modules=T), vera, stored=True),
-    "pvera": Row(PVeRA(r=5, projection_prng_key=3, sample=False),
-                 peft.PveraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False), pvera),
-    "pvera with its projection": Row(PVeRA(r=4, save_projection=True, sample=False), peft.PveraConfig(r=4, target_modules=T), pvera,
-                                     stored=True),
-    "fourierft": Row(FourierFT(n_frequency=20, scaling=9, random_loc_seed=5),
-                     peft.FourierFTConfig(n_frequency=20, scaling=9, random_loc_seed=5, target_modules=T), fourierft),
-    "fourierft by site": Row(FourierFT(n_frequency=20, n_frequency_pattern={"block.2": 30, "first": 100}),
-                             peft.FourierFTConfig(n_frequency=84, n_frequency_pattern={"block.2": 9, "first": 8}, init_weights=True,
-                                                  target_modules=T), fourierft),
+    "vera": Row(
+        VeRA(r=5, projection_prng_key=3),
+        peft.VeraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False),
+        vera,
+    ),
+    "vera with its projection": Row(
+        VeRA(r=4, save_projection=True), peft.VeraConfig(r=4, target_modules=T), vera, stored=True
+    ),
+    "pvera": Row(
+        PVeRA(r=5, projection_prng_key=3, sample=False),
+        peft.PveraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False),
+        pvera,
+    ),
+    "pvera with its projection": Row(
+        PVeRA(r=4, save_projection=True, sample=False),
+        peft.PveraConfig(r=4, target_modules=T),
+        pvera,
+        stored=True,
+    ),
+    "fourierft": Row(
+        FourierFT(n_frequency=20, scaling=9, random_loc_seed=5),
+        peft.FourierFTConfig(n_frequency=20, scaling=9, random_loc_seed=5, target_modules=T),
+        fourierft,
+    ),
+    "fourierft by site": Row(
+        FourierFT(n_frequency=20, n_frequency_pattern={"block.2": 30, "first": 100}),
+        peft.FourierFTConfig(
+            n_frequency=84,
+            n_frequency_pattern={"block.2": 9, "first": 8},
+            init_weights=True,
+            target_modules=T,
+        ),
+        fourierft,
+    ),
     "c3a": Row(C3A(block_size=3), peft.C3AConfig(block_size=3, target_modules=T), c3a, (12, 6)),
-    "c3a by site": Row(C3A(block_size=12, block_size_pattern={"block.0": 2, "first": 8}),
-                       peft.C3AConfig(block_size=2, block_size_pattern={"block.0": 8}, target_modules=T), c3a, (16, 8)),
-    "randlora": Row(RandLoRA(r=3, alpha=2, projection_prng_key=3),
-                    peft.RandLoraConfig(r=3, randlora_alpha=2, projection_prng_key=3, save_projection=False, target_modules=T), randlora),
-    "randlora with its bases": Row(RandLoRA(r=4, alpha=2, save_projection=True),
-                                   peft.RandLoraConfig(r=4, randlora_alpha=2, target_modules=T), randlora, (11, 4), stored=True),
-    "randlora sparse": Row(RandLoRA(r=5, alpha=2, sparse=True),
-                           peft.RandLoraConfig(r=5, randlora_alpha=2, sparse=True, target_modules=T), randlora),
-    "randlora very sparse": Row(RandLoRA(r=2, alpha=2, very_sparse=True),
-                                peft.RandLoraConfig(r=2, randlora_alpha=2, very_sparse=True, target_modules=T), randlora, (30, 20)),
-    "vblora": Row(VBLoRA(r=3, num_vectors=9, vector_length=4, topk=3),
-                  peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=4, topk=3, target_modules=T), vblora, (12, 8)),
-    "unilora": Row(UniLoRA(r=3, theta_d_length=50, proj_seed=3),
-                   peft.UniLoraConfig(r=3, theta_d_length=50, proj_seed=3, save_indices=True, target_modules=T), unilora),
-    "unilora with more numbers than places": Row(UniLoRA(r=1, theta_d_length=77),
-                                                 peft.UniLoraConfig(r=1, theta_d_length=77, save_indices=True, target_modules=T), unilora),
-    "tinylora": Row(TinyLoRA(r=3, u=5, projection_seed=3, save_factors=True),
-                    peft.TinyLoraConfig(r=3, u=5, projection_seed=3, target_modules=T), tinylora, stored=True),
-    "tinylora tied": Row(TinyLoRA(r=8, u=20, weight_tying=0.4, save_factors=True),
-                         peft.TinyLoraConfig(r=8, u=20, weight_tying=0.4, target_modules=T), tinylora, stored=True),
-    "waveft": Row(WaveFT(n_frequency=30, scaling=4), peft.WaveFTConfig(n_frequency=30, scaling=4, target_modules=T), waveft),
-    "waveft db4 by site": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
-                              peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9},
-                                                target_modules=T), waveft),
-    "waveft sym8": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="sym8"),
-                       peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="sym8", target_modules=T), waveft),
-    "waveft db2 in proportion": Row(WaveFT(n_frequency=25, wavelet_family="db2", proportional_parameters=True),
-                                    peft.WaveFTConfig(n_frequency=25, wavelet_family="db2", proportional_parameters=True,
-                                                      target_modules=T), waveft, (12, 5)),
-    "waveft without a transform": Row(WaveFT(n_frequency=9, use_idwt=False),
-                                      peft.WaveFTConfig(n_frequency=9, use_idwt=False, target_modules=T), waveft),
+    "c3a by site": Row(
+        C3A(block_size=12, block_size_pattern={"block.0": 2, "first": 8}),
+        peft.C3AConfig(block_size=2, block_size_pattern={"block.0": 8}, target_modules=T),
+        c3a,
+        (16, 8),
+    ),
+    "randlora": Row(
+        RandLoRA(r=3, alpha=2, projection_prng_key=3),
+        peft.RandLoraConfig(
+            r=3, randlora_alpha=2, projection_prng_key=3, save_projection=False, target_modules=T
+        ),
+        randlora,
+    ),
+    "randlora with its bases": Row(
+        RandLoRA(r=4, alpha=2, save_projection=True),
+        peft.RandLoraConfig(r=4, randlora_alpha=2, target_modules=T),
+        randlora,
+        (11, 4),
+        stored=True,
+    ),
+    "randlora sparse": Row(
+        RandLoRA(r=5, alpha=2, sparse=True),
+        peft.RandLoraConfig(r=5, randlora_alpha=2, sparse=True, target_modules=T),
+        randlora,
+    ),
+    "randlora very sparse": Row(
+        RandLoRA(r=2, alpha=2, very_sparse=True),
+        peft.RandLoraConfig(r=2, randlora_alpha=2, very_sparse=True, target_modules=T),
+        randlora,
+        (30, 20),
+    ),
+    "vblora": Row(
+        VBLoRA(r=3, num_vectors=9, vector_length=4, topk=3),
+        peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=4, topk=3, target_modules=T),
+        vblora,
+        (12, 8),
+    ),
+    "unilora": Row(
+        UniLoRA(r=3, theta_d_length=50, proj_seed=3),
+        peft.UniLoraConfig(r=3, theta_d_length=50, proj_seed=3, save_indices=True, target_modules=T),
+        unilora,
+    ),
+    "unilora with more numbers than places": Row(
+        UniLoRA(r=1, theta_d_length=77),
+        peft.UniLoraConfig(r=1, theta_d_length=77, save_indices=True, target_modules=T),
+        unilora,
+    ),
+    "tinylora": Row(
+        TinyLoRA(r=3, u=5, projection_seed=3, save_factors=True),
+        peft.TinyLoraConfig(r=3, u=5, projection_seed=3, target_modules=T),
+        tinylora,
+        stored=True,
+    ),
+    "tinylora tied": Row(
+        TinyLoRA(r=8, u=20, weight_tying=0.4, save_factors=True),
+        peft.TinyLoraConfig(r=8, u=20, weight_tying=0.4, target_modules=T),
+        tinylora,
+        stored=True,
+    ),
+    "waveft": Row(
+        WaveFT(n_frequency=30, scaling=4),
+        peft.WaveFTConfig(n_frequency=30, scaling=4, target_modules=T),
+        waveft,
+    ),
+    "waveft db4 by site": Row(
+        WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
+        peft.WaveFTConfig(
+            n_frequency=25,
+            scaling=4,
+            wavelet_family="db4",
+            n_frequency_pattern={"block.2": 9},
+            target_modules=T,
+        ),
+        waveft,
+    ),
+    "waveft sym8": Row(
+        WaveFT(n_frequency=25, scaling=4, wavelet_family="sym8"),
+        peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="sym8", target_modules=T),
+        waveft,
+    ),
+    "waveft db2 in proportion": Row(
+        WaveFT(n_frequency=25, wavelet_family="db2", proportional_parameters=True),
+        peft.WaveFTConfig(
+            n_frequency=25, wavelet_family="db2", proportional_parameters=True, target_modules=T
+        ),
+        waveft,
+        (12, 5),
+    ),
+    "waveft without a transform": Row(
+        WaveFT(n_frequency=9, use_idwt=False),
+        peft.WaveFTConfig(n_frequency=9, use_idwt=False, target_modules=T),
+        waveft,
+    ),
     "shira": Row(SHiRA(r=2, random_seed=3), peft.ShiraConfig(r=2, random_seed=3, target_modules=T), shira),
-    "shira without a seed": Row(SHiRA(r=1, random_seed=None), peft.ShiraConfig(r=1, target_modules=T), shira, stored=True),
+    "shira without a seed": Row(
+        SHiRA(r=1, random_seed=None), peft.ShiraConfig(r=1, target_modules=T), shira, stored=True
+    ),
 }
 
 
-# --- the tests ----------------------------------------------------------------------------------------------------------------------
+# --- the tests ----------------------------------------------------------------------------------------------
 
 
 def moved(model: nn.Module) -> nn.Module:
@@ -140,16 +230,32 @@ def our_pack(row: Row, net: nn.Module) -> tuple[Pack, nn.Module]:
     """A trained adapter of ours as a pack, and the adapted model."""
     model = moved(adapterpack.adapt(copy.deepcopy(net), row.ours))
     method, adapters, _, shared, full = parts_of(model, "default")
-    return build("ours", method, adapters, shared=shared, full=full, task=m.Task("feature-extraction"), base=m.Base("org/base")), model
+    return build(
+        "ours",
+        method,
+        adapters,
+        shared=shared,
+        full=full,
+        task=m.Task("feature-extraction"),
+        base=m.Base("org/base"),
+    ), model
 
 
 def changes(pack: Pack, net: nn.Module) -> dict[str, np.ndarray]:
-    """The change of every weight by our fold, in float64, of a pack as it was read: widths come from the net."""
+    """The change of every weight by our fold, in float64, of a pack as it was read: widths come from the
+    net.
+    """
     found, before = {}, weights(net)
     for adapter in pack.adapters(lambda group: before[group.path].shape):
         weight = before[adapter.site.path]
-        site = dataclasses.replace(adapter.site, weight=weight) if pack.method.traits.reads_weight else adapter.site
-        wide = {name: v.astype(np.float64) if v.dtype.kind == "f" else v for name, v in adapter.params.items()}
+        site = (
+            dataclasses.replace(adapter.site, weight=weight)
+            if pack.method.traits.reads_weight
+            else adapter.site
+        )
+        wide = {
+            name: v.astype(np.float64) if v.dtype.kind == "f" else v for name, v in adapter.params.items()
+        }
         params = complete(pack.method, adapter.config, wide, site)
         found[adapter.site.path] = fold(pack.method, adapter.config, params, site, weight, None)[0] - weight
     return found
@@ -158,8 +264,10 @@ def changes(pack: Pack, net: nn.Module) -> dict[str, np.ndarray]:
 def expected(pack: Pack, row: Row, net: nn.Module) -> dict[str, np.ndarray]:
     """The change of every weight by the formula."""
     before = weights(net)
-    return {adapter.site.path: row.delta(adapter.config, adapter.params, before[adapter.site.path], before)
-            for adapter in pack.adapters(lambda group: before[group.path].shape)}
+    return {
+        adapter.site.path: row.delta(adapter.config, adapter.params, before[adapter.site.path], before)
+        for adapter in pack.adapters(lambda group: before[group.path].shape)
+    }
 
 
 def x_for(row: Row) -> torch.Tensor:
@@ -177,12 +285,16 @@ def require_same(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarra
     assert found.keys() == wanted.keys() == set(SITES)
     for path, value in wanted.items():
         assert np.abs(value).max() > 1e-3, "the adapter does something"
-        np.testing.assert_allclose(found[path], value, rtol=0, atol=tolerance * max(1, np.abs(value).max()), err_msg=path)
+        np.testing.assert_allclose(
+            found[path], value, rtol=0, atol=tolerance * max(1, np.abs(value).max()), err_msg=path
+        )
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_peft_loads_our_pack(name: str, tmp_path: Path) -> None:
-    """Our folder is valid; our fold == dense formula (1e-6: constants are float32); PEFT(base, our folder) == ours, unmerged and merged."""
+    """Our folder is valid; our fold == dense formula (1e-6: constants are float32); PEFT(base, our folder) ==
+    ours, unmerged and merged.
+    """
     row = ROWS[name]
     net = Net(*row.net)
     pack, model = our_pack(row, net)
@@ -199,7 +311,9 @@ def test_peft_loads_our_pack(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_we_load_pefts_folder(name: str, tmp_path: Path) -> None:
-    """Ours(base, PEFT's folder) == PEFT, unmerged and merged, within float32; our fold of it == dense formula."""
+    """Ours(base, PEFT's folder) == PEFT, unmerged and merged, within float32; our fold of it == dense
+    formula.
+    """
     row = ROWS[name]
     net = Net(*row.net)
     theirs = moved(peft.get_peft_model(copy.deepcopy(net), copy.deepcopy(row.theirs))).eval()
@@ -217,7 +331,9 @@ def test_we_load_pefts_folder(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.stored])
 def test_a_pack_is_as_small_as_what_is_trained(name: str) -> None:
-    """Bytes of all tensors <= 1.05 x bytes of what is trained: seeds instead of random matrices, shared tensors once."""
+    """Bytes of all tensors <= 1.05 x bytes of what is trained: seeds instead of random matrices, shared
+    tensors once.
+    """
     row = ROWS[name]
     pack, model = our_pack(row, Net(*row.net))
     trained = sum(4 * value.numel() for value in model.parameters() if value.requires_grad)
@@ -226,13 +342,22 @@ def test_a_pack_is_as_small_as_what_is_trained(name: str) -> None:
 
 @pytest.mark.parametrize("seed", [0, 5, 2**31 + 7, 2**40 + 3])
 def test_torchs_numbers(seed: int) -> None:
-    """Uniform numbers and permutations are torch's bit for bit; normal ones within 1e-6, for logarithm and sine differ."""
+    """Uniform numbers and permutations are torch's bit for bit; normal ones within 1e-6, for logarithm and
+    sine differ.
+    """
     ours, theirs = TorchGenerator(seed), torch.Generator().manual_seed(seed)
     for low, high in ((0.0, 1.0), (-1 / 3, 1 / 3), (-0.0123, 0.7)):
         for shape in ((7,), (300, 100)):
-            for dtype, narrow in ((torch.float32, np.dtype(np.float32)), (torch.bfloat16, np.dtype(ml_dtypes.bfloat16))):
-                expected = torch.empty(shape, dtype=dtype).uniform_(low, high, generator=theirs).float().numpy()
-                assert ours.uniform(shape, low, high, narrow).astype(np.float32).tobytes() == expected.tobytes()
+            for dtype, narrow in (
+                (torch.float32, np.dtype(np.float32)),
+                (torch.bfloat16, np.dtype(ml_dtypes.bfloat16)),
+            ):
+                expected = (
+                    torch.empty(shape, dtype=dtype).uniform_(low, high, generator=theirs).float().numpy()
+                )
+                assert (
+                    ours.uniform(shape, low, high, narrow).astype(np.float32).tobytes() == expected.tobytes()
+                )
     for n, first in ((10, 10), (10, 3), (1, 1), (84, 84), (84, 83), (100_000, 2592), (5, 9)):
         wanted = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:first]
         assert TorchGenerator(seed).permuted(n, first).tolist() == wanted.tolist()
@@ -243,21 +368,27 @@ def test_torchs_numbers(seed: int) -> None:
 
 def test_more_numbers_than_a_machine_holds_are_refused() -> None:
     """Widths come from files: a matrix of 2^40 numbers is refused before it is made."""
-    for draw in (lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1), lambda: TorchGenerator(0).permuted(1 << 40, 3)):
+    for draw in (
+        lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1),
+        lambda: TorchGenerator(0).permuted(1 << 40, 3),
+    ):
         with pytest.raises(Unsupported):
             draw()
 
 
 @pytest.mark.parametrize("tying", [0.0, 1.0])
 def test_tinyloras_vectors_alone(tying: float, tmp_path: Path) -> None:
-    """By default a pack holds the vectors and no more; its fold is the dense formula. PEFT, which has other signs, is offered no file."""
+    """By default a pack holds the vectors and no more; its fold is the dense formula. PEFT, which has other
+    signs, is offered no file.
+    """
     net = Net()
     row = Row(TinyLoRA(r=3, u=5, weight_tying=tying), None, tinylora)
     pack, model = our_pack(row, net)
     pack.write(tmp_path / "ours")
     assert not (tmp_path / "ours" / "adapter_config.json").exists()
     assert {name: value.shape for name, value in pack.tensors.items()} == {
-        f"base_model.tinylora_v.{group}": (5,) for group in range(3 if tying == 0 else 1)}
+        f"base_model.tinylora_v.{group}": (5,) for group in range(3 if tying == 0 else 1)
+    }
     back = adapterpack.load(tmp_path / "ours")
     require_same(changes(back, net), expected(back, row, net), 1e-5)
     x = x_for(row)
@@ -267,7 +398,9 @@ def test_tinyloras_vectors_alone(tying: float, tmp_path: Path) -> None:
 
 def test_tinyloras_order_must_be_known(tmp_path: Path) -> None:
     """Without P, a file of several layers does not say whose vector is whose; with another's P neither."""
-    theirs = peft.get_peft_model(Net(), peft.TinyLoraConfig(r=2, u=5, target_modules=T, save_projection=False))
+    theirs = peft.get_peft_model(
+        Net(), peft.TinyLoraConfig(r=2, u=5, target_modules=T, save_projection=False)
+    )
     theirs.save_pretrained(tmp_path / "without")
     with pytest.raises(Unsupported, match="in which order"):
         from_peft.read(tmp_path / "without")
@@ -279,7 +412,9 @@ def test_tinyloras_order_must_be_known(tmp_path: Path) -> None:
 
 
 def test_uniloras_order_must_be_known(tmp_path: Path) -> None:
-    """Without indices, or with indices of another seed, a file of several layers could be read in two ways; one layer is no question."""
+    """Without indices, or with indices of another seed, a file of several layers could be read in two ways;
+    one layer is no question.
+    """
     theirs = peft.get_peft_model(Net(), peft.UniLoraConfig(r=3, target_modules=T))
     theirs.save_pretrained(tmp_path / "several")
     with pytest.raises(Unsupported, match="in which order"):
@@ -293,39 +428,60 @@ def test_uniloras_order_must_be_known(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "one")
     x = x_for(ROWS["vera"])
     with torch.no_grad():
-        require_close(adapterpack.attach(Net(), from_peft.read(tmp_path / "one"), check_base=False)(x), theirs(x))
+        require_close(
+            adapterpack.attach(Net(), from_peft.read(tmp_path / "one"), check_base=False)(x), theirs(x)
+        )
 
 
 def test_uniloras_order_is_the_bases(tmp_path: Path) -> None:
-    """Without indices the layers are numbered as the base's model has them: OPT's keys before its values before its queries."""
+    """Without indices the layers are numbered as the base's model has them: OPT's keys before its values
+    before its queries.
+    """
     torch.manual_seed(0)
     base = FAMILIES["opt"].build()
     base.save_pretrained(tmp_path / "base")
-    config = peft.UniLoraConfig(r=2, theta_d_length=33, target_modules=["q_proj", "v_proj", "k_proj"], task_type="CAUSAL_LM")
+    config = peft.UniLoraConfig(
+        r=2, theta_d_length=33, target_modules=["q_proj", "v_proj", "k_proj"], task_type="CAUSAL_LM"
+    )
     theirs = moved(peft.get_peft_model(base, config)).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     ids = torch.tensor([[3, 1, 4, 15]])
     with torch.no_grad():
-        wanted, plain = theirs(input_ids=ids).logits, FAMILIES["opt"].load(tmp_path / "base").eval()(input_ids=ids).logits
+        wanted, plain = (
+            theirs(input_ids=ids).logits,
+            FAMILIES["opt"].load(tmp_path / "base").eval()(input_ids=ids).logits,
+        )
     with pytest.raises(Unsupported, match="--base"):
         adapterpack.load(tmp_path / "theirs")
     adapterpack.convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=tmp_path / "base")
-    ours = adapterpack.attach(FAMILIES["opt"].load(tmp_path / "base").eval(), adapterpack.load(tmp_path / "pack"))
+    ours = adapterpack.attach(
+        FAMILIES["opt"].load(tmp_path / "base").eval(), adapterpack.load(tmp_path / "pack")
+    )
     with torch.no_grad():
         found = ours(input_ids=ids).logits
     assert (wanted - plain).abs().max() > 0.01
     require_close(found, wanted)
-    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(
-        {**json.loads((tmp_path / "theirs" / "adapter_config.json").read_text()), "layers_to_transform": [0]}))
+    (tmp_path / "theirs" / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                **json.loads((tmp_path / "theirs" / "adapter_config.json").read_text()),
+                "layers_to_transform": [0],
+            }
+        )
+    )
     with pytest.raises(Unsupported, match="decides which layers"):
         adapterpack.convert(tmp_path / "theirs", tmp_path / "again", to="pack", base=tmp_path / "base")
 
 
 def test_vbloras_best_weights_alone(tmp_path: Path) -> None:
-    """PEFT's small form, of weights without logits, is read, written and read again with equal outputs; it is not trained."""
+    """PEFT's small form, of weights without logits, is read, written and read again with equal outputs; it is
+    not trained.
+    """
     options = {"r": 3, "num_vectors": 9, "vector_length": 4, "topk": 3, "save_only_topk_weights": True}
     net = Net(12, 8)
-    theirs = moved(peft.get_peft_model(copy.deepcopy(net), peft.VBLoRAConfig(**options, target_modules=T))).eval()
+    theirs = moved(
+        peft.get_peft_model(copy.deepcopy(net), peft.VBLoRAConfig(**options, target_modules=T))
+    ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     pack = from_peft.read(tmp_path / "theirs", "ours").write(tmp_path / "ours")
     adapterpack.load(tmp_path / "ours")
@@ -352,14 +508,18 @@ def test_a_vector_bank_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="vblora_vector_bank"):
         from_peft.read(tmp_path / "cut")
     adapters = {adapter.site: (adapter.config, pack.params(adapter.site.path)) for adapter in pack.adapters()}
-    build("cut", pack.method, adapters, task=m.Task("feature-extraction"), base=m.Base()).write(tmp_path / "ours")
+    build("cut", pack.method, adapters, task=m.Task("feature-extraction"), base=m.Base()).write(
+        tmp_path / "ours"
+    )
     with pytest.raises(FormatError, match="vblora_vector_bank"):
         adapterpack.load(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("options", [{}, {"sparse": True}, {"very_sparse": True}])
 def test_randloras_bases_are_the_seeds(options: dict[str, Any], tmp_path: Path) -> None:
-    """PEFT stores the bases once for the model and once for every layer; ours are the seed's bit for bit, so that none is stored."""
+    """PEFT stores the bases once for the model and once for every layer; ours are the seed's bit for bit, so
+    that none is stored.
+    """
     theirs = moved(peft.get_peft_model(Net(40, 33), peft.RandLoraConfig(r=3, target_modules=T, **options)))
     theirs.save_pretrained(tmp_path)
     pack = from_peft.read(tmp_path)
@@ -379,14 +539,19 @@ def test_copies_of_the_bases_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_veras_stored_projection_is_dropped_where_its_seed_gives_it(tmp_path: Path) -> None:
-    """PEFT's default stores the pair; ours keeps it only where it is another than the seed's, and says it then."""
+    """PEFT's default stores the pair; ours keeps it only where it is another than the seed's, and says it
+    then.
+    """
     theirs = moved(peft.get_peft_model(Net(), peft.VeraConfig(r=4, target_modules=T)))
     theirs.save_pretrained(tmp_path / "seeded")
     assert from_peft.read(tmp_path / "seeded").shared() == {}
     theirs.base_model.vera_A["default"].mul_(2)
     theirs.save_pretrained(tmp_path / "other")
     pack = from_peft.read(tmp_path / "other")
-    assert {name: value.shape for name, value in pack.shared().items()} == {"vera_A": (4, 12), "vera_B": (12, 4)}
+    assert {name: value.shape for name, value in pack.shared().items()} == {
+        "vera_A": (4, 12),
+        "vera_B": (12, 4),
+    }
     pack.write(tmp_path / "again")
     adapterpack.load(tmp_path / "again")
     x = x_for(ROWS["vera"])
@@ -397,7 +562,9 @@ def test_veras_stored_projection_is_dropped_where_its_seed_gives_it(tmp_path: Pa
 
 
 def test_every_wavelet_of_peft() -> None:
-    """Ours are computed, PEFT's are a table of 12 digits: the same numbers, and each transform is orthonormal."""
+    """Ours are computed, PEFT's are a table of 12 digits: the same numbers, and each transform is
+    orthonormal.
+    """
     for name in (*(f"db{order}" for order in range(1, 11)), *(f"sym{order}" for order in range(2, 11))):
         low, high = map(np.array, filters(name))
         assert np.abs(low - Wavelet(name).rec_lo).max() < 1e-11

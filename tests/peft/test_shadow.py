@@ -31,16 +31,49 @@ SAME = 1e-5
 IDS = torch.randint(3, 96, (3, 7), generator=torch.Generator().manual_seed(7))
 MASK = torch.ones_like(IDS)
 MASK[0, :2] = 0
-LLAMA = {"vocab_size": 96, "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "pad_token_id": 0}
+LLAMA = {
+    "vocab_size": 96,
+    "hidden_size": 24,
+    "intermediate_size": 36,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig(**LLAMA), {"task_type": "CAUSAL_LM"}),
-    "narrow": (LlamaForCausalLM, LlamaConfig(**LLAMA), {"task_type": "CAUSAL_LM", "shadow_hidden_size": 16, "shadow_num_hidden_layers": 2,
-                                                         "shadow_intermediate_size": 10, "update_hidden_size": 5, "shadow_alpha": 0.3}),
-    "own embeddings": (LlamaForCausalLM, LlamaConfig(**LLAMA), {"task_type": "CAUSAL_LM", "share_embeddings": False,
-                                                                 "layers_to_transform": [1, 2], "layers_pattern": "layers"}),
-    "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=96, n_embd=24, n_layer=2, n_head=2, n_positions=64), {"task_type": "CAUSAL_LM"}),
-    "classifier": (LlamaForSequenceClassification, LlamaConfig(**LLAMA, num_labels=3), {"task_type": "SEQ_CLS"}),
+    "narrow": (
+        LlamaForCausalLM,
+        LlamaConfig(**LLAMA),
+        {
+            "task_type": "CAUSAL_LM",
+            "shadow_hidden_size": 16,
+            "shadow_num_hidden_layers": 2,
+            "shadow_intermediate_size": 10,
+            "update_hidden_size": 5,
+            "shadow_alpha": 0.3,
+        },
+    ),
+    "own embeddings": (
+        LlamaForCausalLM,
+        LlamaConfig(**LLAMA),
+        {
+            "task_type": "CAUSAL_LM",
+            "share_embeddings": False,
+            "layers_to_transform": [1, 2],
+            "layers_pattern": "layers",
+        },
+    ),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config(vocab_size=96, n_embd=24, n_layer=2, n_head=2, n_positions=64),
+        {"task_type": "CAUSAL_LM"},
+    ),
+    "classifier": (
+        LlamaForSequenceClassification,
+        LlamaConfig(**LLAMA, num_labels=3),
+        {"task_type": "SEQ_CLS"},
+    ),
 }
 
 
@@ -74,8 +107,10 @@ def theirs_of(fresh: Any, case: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("case", CASES)
 def test_peft_both_ways(case: str, tmp_path: Path) -> None:
-    """PEFT's logits, and the texts of its model by beams, which sees all tokens anew each time, are ours, with a cache or without; the
-    pack made of its folder is PEFT's folder, too, with equal tensors; switched off, and detached, the base is what it was to the bit."""
+    """PEFT's logits, and the texts of its model by beams, which sees all tokens anew each time, are ours,
+    with a cache or without; the pack made of its folder is PEFT's folder, too, with equal tensors; switched
+    off, and detached, the base is what it was to the bit.
+    """
     fresh = based(case, tmp_path / "base")
     theirs, plain = theirs_of(fresh, case, tmp_path / "theirs"), logits(fresh())
     wanted = logits(theirs)
@@ -84,7 +119,13 @@ def test_peft_both_ways(case: str, tmp_path: Path) -> None:
     ours = attach(fresh(), load(tmp_path / "pack"), "a", check_base=False)
     close(logits(ours), wanted)
     if case != "classifier":
-        asked = {"input_ids": IDS, "attention_mask": MASK, "max_new_tokens": 6, "pad_token_id": 0, "num_beams": 3}
+        asked = {
+            "input_ids": IDS,
+            "attention_mask": MASK,
+            "max_new_tokens": 6,
+            "pad_token_id": 0,
+            "num_beams": 3,
+        }
         right = theirs.generate(**asked, use_cache=False)
         for use_cache in (False, True):
             assert torch.equal(ours.generate(**asked, use_cache=use_cache), right), use_cache
@@ -98,9 +139,13 @@ def test_peft_both_ways(case: str, tmp_path: Path) -> None:
 
 
 def test_ours_is_the_formula_in_float64(tmp_path: Path) -> None:
-    """A model adapted here, in float64: each layer's input and the state by the paper's equations, within 1e-12; PEFT reads its pack."""
+    """A model adapted here, in float64: each layer's input and the state by the paper's equations, within
+    1e-12; PEFT reads its pack.
+    """
     fresh = based("llama", tmp_path / "base")
-    model = adapt(fresh(), Shadow(r=3, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.7), seed=4)
+    model = adapt(
+        fresh(), Shadow(r=3, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.7), seed=4
+    )
     assert np.array_equal(logits(model.eval()), logits(fresh())), "a fresh adapter changes nothing"
     shake(model, 0.2, 5).eval()
     pack = save(model, tmp_path / "pack")
@@ -108,12 +153,20 @@ def test_ours_is_the_formula_in_float64(tmp_path: Path) -> None:
     twin = fresh().model.double()
     backbone = type(twin)(LlamaConfig(**{**LLAMA, "num_hidden_layers": 2})).double().eval()
     shared = pack.shared()
-    stored = {key.removeprefix("backbone_").replace("/", "."): torch.tensor(value).double() for key, value in shared.items()}
+    stored = {
+        key.removeprefix("backbone_").replace("/", "."): torch.tensor(value).double()
+        for key, value in shared.items()
+    }
     assert backbone.load_state_dict(stored, strict=False).missing_keys == ["embed_tokens.weight"]
-    params = {adapter.site.path: {key: value.astype(float) for key, value in adapter.params.items()} for adapter in pack.adapters()}
+    params = {
+        adapter.site.path: {key: value.astype(float) for key, value in adapter.params.items()}
+        for adapter in pack.adapters()
+    }
 
     def two(own: dict[str, np.ndarray], part: str, x: np.ndarray) -> np.ndarray:
-        inner = torch.nn.functional.gelu(torch.tensor(x @ own[f"{part}_first"].T + own[f"{part}_first_bias"])).numpy()
+        inner = torch.nn.functional.gelu(
+            torch.tensor(x @ own[f"{part}_first"].T + own[f"{part}_first_bias"])
+        ).numpy()
         found: np.ndarray = inner @ own[f"{part}_second"].T + own[f"{part}_second_bias"]
         return found
 
@@ -136,13 +189,19 @@ def test_ours_is_the_formula_in_float64(tmp_path: Path) -> None:
             layer.register_forward_pre_hook(before, with_kwargs=True)
             layer.register_forward_hook(after)
         wanted = twin(input_ids=IDS, attention_mask=MASK, use_cache=False).last_hidden_state.numpy()
-        found = model.double().model(input_ids=IDS, attention_mask=MASK, use_cache=False).last_hidden_state.numpy()
+        found = (
+            model.double()
+            .model(input_ids=IDS, attention_mask=MASK, use_cache=False)
+            .last_hidden_state.numpy()
+        )
     assert len(entered) == 3
     assert np.abs(found - wanted).max() <= 1e-12 * np.abs(wanted).max()
 
 
 def test_training_reaches_the_second_model_with_and_without_checkpointing(tmp_path: Path) -> None:
-    """Gradients reach every tensor but those that move the last state on, which nothing reads; checkpointing changes no bit of them."""
+    """Gradients reach every tensor but those that move the last state on, which nothing reads; checkpointing
+    changes no bit of them.
+    """
     fresh = based("llama", tmp_path / "base")
     model = shake(adapt(fresh(), Shadow(r=2, dropout=0.0)), 0.1, 5).train()
 
@@ -153,7 +212,11 @@ def test_training_reaches_the_second_model_with_and_without_checkpointing(tmp_pa
 
     plain = gradients()
     unread = {name for name, value in plain.items() if value is None}
-    assert unread == {name for name in plain if ".2." in name.partition("adapters")[0] and ("gate_" in name or "transform_" in name)}
+    assert unread == {
+        name
+        for name in plain
+        if ".2." in name.partition("adapters")[0] and ("gate_" in name or "transform_" in name)
+    }
     assert len(unread) == 8
     model.gradient_checkpointing_enable({"use_reentrant": False})
     again = gradients()
@@ -161,7 +224,9 @@ def test_training_reaches_the_second_model_with_and_without_checkpointing(tmp_pa
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    """Merges, graphs, rows with adapters of their own, foreign caches, other models, checkpoints elsewhere, impossible sizes: by name."""
+    """Merges, graphs, rows with adapters of their own, foreign caches, other models, checkpoints elsewhere,
+    impossible sizes: by name.
+    """
     fresh = based("llama", tmp_path / "base")
     theirs_of(fresh, "llama", tmp_path / "theirs")
     pack = load(tmp_path / "theirs")
@@ -174,7 +239,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="whole batch"), using(ours, adapters=["a", None, "a"]):
         pass
     first = active(ours, None)(input_ids=IDS)
-    cache = next(name for name in ("cache", "past_key_values") if name in first)  # its name in newer and older transformers
+    # its name in newer and older transformers
+    cache = next(name for name in ("cache", "past_key_values") if name in first)
     with pytest.raises(Unsupported, match="filled without"):
         active(ours, "a")(input_ids=IDS[:, :1], **{cache: first[cache]})
     with pytest.raises(Unsupported, match="auxiliary loss"):
@@ -185,9 +251,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not [module for module in other.modules() if module._forward_pre_hooks], "nothing is left behind"
     config = tmp_path / "theirs" / layout.CONFIG
     written = json.loads(config.read_text())
-    for change, error, words in (({"shadow_model": "org/shadow"}, Unsupported, "checkpoint elsewhere"),
-                                 ({"r": 1 << 30}, FormatError, "r must be"),
-                                 ({"shadow_num_hidden_layers": 1 << 40}, FormatError, "shadow_num_hidden_layers must be")):
+    for change, error, words in (
+        ({"shadow_model": "org/shadow"}, Unsupported, "checkpoint elsewhere"),
+        ({"r": 1 << 30}, FormatError, "r must be"),
+        ({"shadow_num_hidden_layers": 1 << 40}, FormatError, "shadow_num_hidden_layers must be"),
+    ):
         config.write_text(json.dumps({**written, **change}))
         with pytest.raises(error, match=words):
             load(tmp_path / "theirs")

@@ -22,7 +22,9 @@ from adapterpack.pack import from_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FP32 = 2e-5
-"""Of the largest: float32 sums of a few dozen terms through six layers, and weights put together again of a basis in float32."""
+"""Of the largest: float32 sums of a few dozen terms through six layers, and weights put together again of a
+basis in float32.
+"""
 
 
 class Block(nn.Module):
@@ -76,8 +78,11 @@ def frod_dense(tensors: dict[str, np.ndarray], net: Net) -> dict[str, np.ndarray
         weight = net.get_submodule(path).weight.detach().double().numpy()
         columns = weight @ np.linalg.inv(V).T
         S = np.zeros_like(V)
-        for (row, column), value in zip(tensors[f"base_model.frod_s_indices.{role}"].T,
-                                        tensors[f"base_model.model.{path}.frod_lambda_s_values"], strict=True):
+        for (row, column), value in zip(
+            tensors[f"base_model.frod_s_indices.{role}"].T,
+            tensors[f"base_model.model.{path}.frod_lambda_s_values"],
+            strict=True,
+        ):
             S[row, column] = value
         middle = S + np.diag(tensors[f"base_model.model.{path}.frod_lambda_l"].astype(np.float64))
         dense[path] = columns / np.linalg.norm(columns, axis=0) @ middle @ V.T
@@ -94,8 +99,12 @@ def densified(weights: dict[str, np.ndarray]) -> Net:
 
 
 def test_frod_of_peft_here_and_there_again(tmp_path: Path) -> None:
-    """PEFT's folder here == PEFT == the dense formula; written again PEFT reads the same; merged weights too."""
-    theirs = shaken(peft.get_peft_model(Net(), peft.FrodConfig(target_modules=T, sparse_rate=0.2, progressbar=False)))
+    """PEFT's folder here == PEFT == the dense formula; written again PEFT reads the same; merged weights
+    too.
+    """
+    theirs = shaken(
+        peft.get_peft_model(Net(), peft.FrodConfig(target_modules=T, sparse_rate=0.2, progressbar=False))
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     dense = frod_dense(load_file(tmp_path / "theirs" / "adapter_model.safetensors"), Net())
     wanted = out(densified(dense), X.double())
@@ -110,7 +119,9 @@ def test_frod_of_peft_here_and_there_again(tmp_path: Path) -> None:
 
 
 def test_frod_of_ours(tmp_path: Path) -> None:
-    """Fresh it is the base within float32; trained, saved and attached again the same; PEFT, which has other signs, is offered no file."""
+    """Fresh it is the base within float32; trained, saved and attached again the same; PEFT, which has other
+    signs, is offered no file.
+    """
     fresh = adapt(Net(), FRoD(sparse_rate=0.2, targets=tuple(T)))
     np.testing.assert_allclose(out(fresh), out(Net()), rtol=0, atol=FP32)
     assert sum(value.requires_grad for value in fresh.parameters()) == 2 * 6, "V and the places are kept"
@@ -120,23 +131,35 @@ def test_frod_of_ours(tmp_path: Path) -> None:
     assert set(pack.shared()) == {f"frod_{part}_{leaf}" for part in ("V", "indices", "size") for leaf in T}
     tensors = {name: np.asarray(value) for name, value in pack.tensors.items()}
     wanted = out(densified(frod_dense(tensors, Net())), X.double())
-    np.testing.assert_allclose(out(attach(Net(), adapterpack.load(tmp_path / "pack"), check_base=False)), wanted, rtol=0, atol=FP32)
+    np.testing.assert_allclose(
+        out(attach(Net(), adapterpack.load(tmp_path / "pack"), check_base=False)), wanted, rtol=0, atol=FP32
+    )
     np.testing.assert_allclose(out(ours), wanted, rtol=0, atol=FP32)
 
 
 def test_frods_values_are_exchanged_with_what_follows_from_them() -> None:
     """Another basis in the place of the first: U is made anew, and the outputs are the other adapter's."""
-    first, other = (shaken(adapt(Net(), FRoD(sparse_rate=0.2, regularization_alpha=ridge, targets=tuple(T)))) for ridge in (1e-3, 1.0))
+    first, other = (
+        shaken(adapt(Net(), FRoD(sparse_rate=0.2, regularization_alpha=ridge, targets=tuple(T))))
+        for ridge in (1e-3, 1.0)
+    )
     state = adapterpack.adapter_state_dict(other, "default")
-    assert not torch.equal(state["@shared.frod_V_up"], adapterpack.adapter_state_dict(first, "default")["@shared.frod_V_up"])
+    assert not torch.equal(
+        state["@shared.frod_V_up"], adapterpack.adapter_state_dict(first, "default")["@shared.frod_V_up"]
+    )
     adapterpack.load_adapter_state_dict(first, "default", state)
     np.testing.assert_allclose(out(first), out(other), rtol=0, atol=1e-6)
 
 
 def test_frods_that_mean_nothing_certain(tmp_path: Path) -> None:
-    """A file without its basis, a role with fewer rows than inputs, a place outside of S: refused, with the reason."""
-    shaken(peft.get_peft_model(Net(), peft.FrodConfig(target_modules=T, save_projection=False, progressbar=False))).save_pretrained(
-        tmp_path / "without")
+    """A file without its basis, a role with fewer rows than inputs, a place outside of S: refused, with the
+    reason.
+    """
+    shaken(
+        peft.get_peft_model(
+            Net(), peft.FrodConfig(target_modules=T, save_projection=False, progressbar=False)
+        )
+    ).save_pretrained(tmp_path / "without")
     with pytest.raises(Unsupported, match="leaves out the basis"):
         from_peft.read(tmp_path / "without")
     narrow = nn.Sequential(nn.Linear(9, 4))
@@ -144,7 +167,9 @@ def test_frods_that_mean_nothing_certain(tmp_path: Path) -> None:
     shaken(peft.get_peft_model(copy.deepcopy(narrow), config)).save_pretrained(tmp_path / "narrow")
     with pytest.raises(Unsupported, match="fewer rows together than inputs"):
         attach(narrow, from_peft.read(tmp_path / "narrow"), check_base=False)
-    peft.get_peft_model(Net(), peft.FrodConfig(target_modules=T, progressbar=False)).save_pretrained(tmp_path / "far")
+    peft.get_peft_model(Net(), peft.FrodConfig(target_modules=T, progressbar=False)).save_pretrained(
+        tmp_path / "far"
+    )
     file = tmp_path / "far" / "adapter_model.safetensors"
     tensors = load_file(file)
     tensors["base_model.frod_s_indices.up"][0, 0] = 6
@@ -154,12 +179,20 @@ def test_frods_that_mean_nothing_certain(tmp_path: Path) -> None:
 
 
 def lily_dense(tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """The net in float64, each layer with its router's mean over the tokens of the one row; of PEFT's names."""
+    """The net in float64, each layer with its router's mean over the tokens of the one row; of PEFT's
+    names.
+    """
     net = Net().double()
     for number in range(3):
+
         def adapted(leaf: str, given: np.ndarray, number: int = number) -> np.ndarray:
-            layer, at = net.get_submodule(f"layers.{number}.{leaf}"), f"base_model.model.layers.{number}.{leaf}"
-            A, B, R = (tensors[f"{at}.lily_{name}.weight"].astype(np.float64) for name in ("A", "B", "router"))
+            layer, at = (
+                net.get_submodule(f"layers.{number}.{leaf}"),
+                f"base_model.model.layers.{number}.{leaf}",
+            )
+            A, B, R = (
+                tensors[f"{at}.lily_{name}.weight"].astype(np.float64) for name in ("A", "B", "router")
+            )
             scores = np.exp(given @ A.T @ R.T)
             mean = (scores / scores.sum(axis=1, keepdims=True)).mean(axis=0)
             mixed = sum(p * part for p, part in zip(mean, np.split(B, len(R)), strict=True))
@@ -171,8 +204,12 @@ def lily_dense(tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
 
 
 def test_lily_of_peft_and_its_batches(tmp_path: Path) -> None:
-    """PEFT's folder here == PEFT == the formula for one row; for several, every row is what PEFT makes of it alone. Merging is refused."""
-    theirs = shaken(peft.get_peft_model(Net(), peft.LilyConfig(r=3, stride_A=2, num_B=3, scaling=0.7, target_modules=T)))
+    """PEFT's folder here == PEFT == the formula for one row; for several, every row is what PEFT makes of it
+    alone. Merging is refused.
+    """
+    theirs = shaken(
+        peft.get_peft_model(Net(), peft.LilyConfig(r=3, stride_A=2, num_B=3, scaling=0.7, target_modules=T))
+    )
     theirs.save_pretrained(tmp_path / "theirs")
     pack = from_peft.read(tmp_path / "theirs")
     ours = attach(Net(), pack, check_base=False).eval()
@@ -188,17 +225,28 @@ def test_lily_of_peft_and_its_batches(tmp_path: Path) -> None:
 
 
 def test_lily_of_ours_is_small_and_goes_to_peft(tiny_llama: Path, tmp_path: Path) -> None:
-    """Shared tensors are stored once: 2 layers of one A and one B for a name; with `convert --to peft` PEFT has the same logits."""
+    """Shared tensors are stored once: 2 layers of one A and one B for a name; with `convert --to peft` PEFT
+    has the same logits.
+    """
     from transformers import LlamaForCausalLM
 
-    ours = shaken(adapt(LlamaForCausalLM.from_pretrained(tiny_llama), Lily(r=3, stride=2, num_experts=3, targets=("q_proj", "up_proj"))))
+    ours = shaken(
+        adapt(
+            LlamaForCausalLM.from_pretrained(tiny_llama),
+            Lily(r=3, stride=2, num_experts=3, targets=("q_proj", "up_proj")),
+        )
+    )
     pack = save(ours, tmp_path / "pack")
     assert len(pack.shared()) == 4 and not (tmp_path / "pack" / "adapter_config.json").exists()
     adapterpack.load(tmp_path / "pack")
     adapterpack.convert(tmp_path / "pack", tmp_path / "theirs", to="peft", base=tiny_llama)
     ids = torch.tensor([[5, 9, 3, 7]])
     with torch.no_grad():
-        there = peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny_llama), tmp_path / "theirs").eval()(ids).logits
+        there = (
+            peft.PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny_llama), tmp_path / "theirs")
+            .eval()(ids)
+            .logits
+        )
         back = attach(LlamaForCausalLM.from_pretrained(tiny_llama), pack).eval()
         np.testing.assert_allclose(there, ours(ids).logits, rtol=0, atol=FP32)
         np.testing.assert_allclose(back(ids, use_cache=False).logits, ours(ids).logits, rtol=0, atol=FP32)
@@ -207,7 +255,9 @@ def test_lily_of_ours_is_small_and_goes_to_peft(tiny_llama: Path, tmp_path: Path
 
 
 def test_pvera_draws_in_training_alone() -> None:
-    """In training outputs differ from call to call, around the mean; their spread is |b B std|, over 4000 calls within a tenth."""
+    """In training outputs differ from call to call, around the mean; their spread is |b B std|, over 4000
+    calls within a tenth.
+    """
     torch.manual_seed(6)
     model = shaken(adapt(nn.Sequential(nn.Linear(7, 5)), PVeRA(r=3, d_initial=0.5)))
     x = X[0, :1, :1].expand(1, 7)
@@ -220,7 +270,9 @@ def test_pvera_draws_in_training_alone() -> None:
     scores = tensors["pvera_lambda_d"][3:] * (tensors["pvera_A"][3:] @ x[0].double().numpy())
     spread = tensors["pvera_lambda_b"][:, None] * tensors["pvera_B"] * np.exp(0.5 * scores)
     np.testing.assert_allclose(drawn.std(axis=0), np.linalg.norm(spread, axis=1), rtol=0.1)
-    np.testing.assert_allclose(drawn.mean(axis=0), mean[0], rtol=0, atol=5 * np.linalg.norm(spread, axis=1).max() / 4000**0.5)
+    np.testing.assert_allclose(
+        drawn.mean(axis=0), mean[0], rtol=0, atol=5 * np.linalg.norm(spread, axis=1).max() / 4000**0.5
+    )
 
 
 def test_a_pvera_that_draws_when_asked_is_refused(tmp_path: Path) -> None:

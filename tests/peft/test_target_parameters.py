@@ -1,4 +1,6 @@
-"""PEFT's LoRA of bare parameters and of stacks of experts (``target_parameters``): beside the real PEFT, and W + s B A in float64."""
+"""PEFT's LoRA of bare parameters and of stacks of experts (``target_parameters``): beside the real PEFT, and
+W + s B A in float64.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +26,27 @@ FP32 = 2e-5
 
 
 class Experts(nn.Module):
-    """Three experts, stored either way round, with the down projection registered after the up projection, whose name comes later."""
+    """Three experts, stored either way round, with the down projection registered after the up projection,
+    whose name comes later.
+    """
 
     def __init__(self, turned: bool, wide: int) -> None:
         super().__init__()
         self.is_transposed = turned
-        shapes = {"up": (3, 5, wide), "down": (3, wide, 5)} if turned else {"up": (3, wide, 5), "down": (3, 5, wide)}
+        shapes = (
+            {"up": (3, 5, wide), "down": (3, wide, 5)}
+            if turned
+            else {"up": (3, wide, 5), "down": (3, 5, wide)}
+        )
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.randn(shape) / 2))
 
     def forward(self, x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         """Each token's experts, weighed."""
         up, down = (value.mT if self.is_transposed else value for value in (self.up, self.down))
-        return torch.einsum("bte,btei,eoi->bto", share, torch.tanh(torch.einsum("bti,eoi->bteo", x, up)), down)
+        return torch.einsum(
+            "bte,btei,eoi->bto", share, torch.tanh(torch.einsum("bti,eoi->bteo", x, up)), down
+        )
 
 
 class Router(nn.Module):
@@ -75,12 +85,17 @@ def out(model: nn.Module) -> np.ndarray:
     return model(X).double().numpy()
 
 
-def dense(turned: bool, wide: int, tensors: dict[str, np.ndarray], places: dict[str, str], scales: dict[str, float]) -> np.ndarray:
+def dense(
+    turned: bool, wide: int, tensors: dict[str, np.ndarray], places: dict[str, str], scales: dict[str, float]
+) -> np.ndarray:
     """What the model gives in float64 with the factors of PEFT's file in its parameters, expert by expert."""
     model = Mixture(turned, wide).double()
     parameters = dict(model.named_parameters())
     for name, place in places.items():
-        A, B = (torch.tensor(tensors[f"base_model.model.{place}.lora_{side}.weight"].astype(np.float64)) for side in "AB")
+        A, B = (
+            torch.tensor(tensors[f"base_model.model.{place}.lora_{side}.weight"].astype(np.float64))
+            for side in "AB"
+        )
         value = parameters[name]
         stack = value.detach()[None] if value.ndim == 2 else value.detach()
         n, r = len(stack), len(A) // len(stack)
@@ -91,17 +106,33 @@ def dense(turned: bool, wide: int, tensors: dict[str, np.ndarray], places: dict[
 
 
 TARGETS = ["experts.up", "experts.down", "gate.weight", "mix.weight", "table.weight"]
-PLACES = {"experts.up": "experts.base_layer", "experts.down": "experts", "gate.weight": "gate", "mix.weight": "mix",
-          "table.weight": "table", "out.weight": "out"}
+PLACES = {
+    "experts.up": "experts.base_layer",
+    "experts.down": "experts",
+    "gate.weight": "gate",
+    "mix.weight": "mix",
+    "table.weight": "table",
+    "out.weight": "out",
+}
 
 
 def trained(folder: Path, turned: bool, wide: int, **options: Any) -> tuple[Path, Path, np.ndarray]:
     """A base's folder, PEFT's, and what PEFT's model gives."""
     model = Mixture(turned, wide)
     (folder / "base").mkdir(parents=True)
-    save_file({name: value.detach().numpy() for name, value in model.named_parameters()}, folder / "base" / "model.safetensors")
-    settings = {"r": 2, "lora_alpha": 3, "target_modules": ["out"], "target_parameters": TARGETS, "rank_pattern": {r".*\.up": 3},
-                "alpha_pattern": {"experts.down": 5}, **options}
+    save_file(
+        {name: value.detach().numpy() for name, value in model.named_parameters()},
+        folder / "base" / "model.safetensors",
+    )
+    settings = {
+        "r": 2,
+        "lora_alpha": 3,
+        "target_modules": ["out"],
+        "target_parameters": TARGETS,
+        "rank_pattern": {r".*\.up": 3},
+        "alpha_pattern": {"experts.down": 5},
+        **options,
+    }
     theirs = shake(peft.get_peft_model(model, peft.LoraConfig(**settings)), 0.3, 5).eval()
     theirs.save_pretrained(folder / "theirs")
     return folder / "base", folder / "theirs", out(theirs)
@@ -109,10 +140,14 @@ def trained(folder: Path, turned: bool, wide: int, **options: Any) -> tuple[Path
 
 @pytest.mark.parametrize(("turned", "rslora"), [(False, True), (True, False)])
 def test_parameters_and_modules_of_one_adapter(turned: bool, rslora: bool, tmp_path: Path) -> None:
-    """Read, attached, weighed in memory, merged, and written back: the same outputs as PEFT's and as the formula's."""
+    """Read, attached, weighed in memory, merged, and written back: the same outputs as PEFT's and as the
+    formula's.
+    """
     base, theirs, wanted = trained(tmp_path, turned, 7, use_rslora=rslora)
     root = (lambda r: r**0.5) if rslora else float
-    scales = {name: (5 if name == "experts.down" else 3) / root(3 if name == "experts.up" else 2) for name in PLACES}
+    scales = {
+        name: (5 if name == "experts.down" else 3) / root(3 if name == "experts.up" else 2) for name in PLACES
+    }
     formula = dense(turned, 7, load_file(theirs / "adapter_model.safetensors"), PLACES, scales)
     assert np.abs(wanted - formula).max() < FP32 < 0.1 < np.abs(formula - out(Mixture(turned, 7))).max()
 
@@ -121,8 +156,11 @@ def test_parameters_and_modules_of_one_adapter(turned: bool, rslora: bool, tmp_p
     convert(theirs, tmp_path / "pack", to="pack", base=base)
     pack = load(tmp_path / "pack")
     assert {group.path: group.kind for group in pack.groups} == {
-        "experts.up": (kind := "turned_experts" if turned else "experts"), "experts.down": kind, "out": "linear",
-        **dict.fromkeys(("gate.weight", "mix.weight", "table.weight"), "parameter")}
+        "experts.up": (kind := "turned_experts" if turned else "experts"),
+        "experts.down": kind,
+        "out": "linear",
+        **dict.fromkeys(("gate.weight", "mix.weight", "table.weight"), "parameter"),
+    }
     model = attach(Mixture(turned, 7), pack, "a")
     assert np.abs(out(model) - formula).max() < FP32
     merge_into(model)
@@ -132,19 +170,28 @@ def test_parameters_and_modules_of_one_adapter(turned: bool, rslora: bool, tmp_p
     assert np.array_equal(out(model), out(Mixture(turned, 7)))
     merge(base, [pack], tmp_path / "merged", durable=False)
     merged = Mixture(turned, 7)
-    merged.load_state_dict({name: torch.tensor(value) for name, value in load_file(tmp_path / "merged" / "model.safetensors").items()})
+    merged.load_state_dict(
+        {
+            name: torch.tensor(value)
+            for name, value in load_file(tmp_path / "merged" / "model.safetensors").items()
+        }
+    )
     assert np.abs(out(merged) - formula).max() < FP32
 
     convert(tmp_path / "pack", tmp_path / "back", to="peft")
     again = peft.PeftModel.from_pretrained(Mixture(turned, 7), tmp_path / "back").eval()
     assert np.abs(out(again) - wanted).max() < 1e-6  # the same numbers in the same places
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (theirs, tmp_path / "back"))
+    before, after = (
+        load_file(folder / "adapter_model.safetensors") for folder in (theirs, tmp_path / "back")
+    )
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_square_experts_are_as_the_model_stores_them(tmp_path: Path) -> None:
-    """No shape tells which way round a square expert is stored: the model does, and a checkpoint without a type is refused."""
+    """No shape tells which way round a square expert is stored: the model does, and a checkpoint without a
+    type is refused.
+    """
     base, theirs, wanted = trained(tmp_path, True, 5, target_parameters=["experts.up", "gate.weight"])
     assert np.abs(out(attach(Mixture(True, 5), load(theirs), "a")) - wanted).max() < FP32
     with pytest.raises(Unsupported, match="which way round"):
@@ -152,20 +199,29 @@ def test_square_experts_are_as_the_model_stores_them(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))  # whose experts are transposed
     merge(base, [load(theirs)], tmp_path / "merged", durable=False)
     merged = Mixture(True, 5)
-    merged.load_state_dict({name: torch.tensor(value) for name, value in load_file(tmp_path / "merged" / "model.safetensors").items()})
+    merged.load_state_dict(
+        {
+            name: torch.tensor(value)
+            for name, value in load_file(tmp_path / "merged" / "model.safetensors").items()
+        }
+    )
     assert np.abs(out(merged) - wanted).max() < FP32
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_is_trained_here_peft_loads(turned: bool, tmp_path: Path) -> None:
     """Experts, a router, and a linear layer: PEFT's model gives the same outputs."""
-    config = LoRA(r=2, alpha=3, targets=("experts.up", "experts.down", "gate.weight", "out"), rank_pattern={"down": 3})
+    config = LoRA(
+        r=2, alpha=3, targets=("experts.up", "experts.down", "gate.weight", "out"), rank_pattern={"down": 3}
+    )
     ours = shake(adapt(Mixture(turned, 7), config, "a"), 0.3, 6).eval()
     save(ours, tmp_path / "pack")
     assert not (tmp_path / "pack" / "adapter_config.json").exists()
     convert(tmp_path / "pack", tmp_path / "theirs", to="peft")
     theirs = peft.PeftModel.from_pretrained(Mixture(turned, 7), tmp_path / "theirs").eval()
-    assert np.abs(out(theirs) - out(ours)).max() < FP32 < 0.1 < np.abs(out(ours) - out(Mixture(turned, 7))).max()
+    assert (
+        np.abs(out(theirs) - out(ours)).max() < FP32 < 0.1 < np.abs(out(ours) - out(Mixture(turned, 7))).max()
+    )
 
 
 class Attending(nn.Module):
@@ -174,7 +230,10 @@ class Attending(nn.Module):
     def __init__(self, **widths: int) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.table, self.attention = nn.Embedding(11, 6), nn.MultiheadAttention(6, 2, batch_first=True, **widths)
+        self.table, self.attention = (
+            nn.Embedding(11, 6),
+            nn.MultiheadAttention(6, 2, batch_first=True, **widths),
+        )
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Numbers for each token."""
@@ -183,8 +242,16 @@ class Attending(nn.Module):
 
 
 def test_attention_is_written_for_the_peft_that_adds_its_last_layer_twice(tmp_path: Path) -> None:
-    """Both parameters, with scales of their own: PEFT's model gives the same, and the folder is read as it was written."""
-    ours = shake(adapt(Attending(), LoRA(r=2, alpha=3, targets=("attention",), alpha_pattern={"out_proj.weight": 5}), "a"), 0.3, 6).eval()
+    """Both parameters, with scales of their own: PEFT's model gives the same, and the folder is read as it
+    was written.
+    """
+    ours = shake(
+        adapt(
+            Attending(), LoRA(r=2, alpha=3, targets=("attention",), alpha_pattern={"out_proj.weight": 5}), "a"
+        ),
+        0.3,
+        6,
+    ).eval()
     save(ours, tmp_path / "pack")
     assert "twice" in convert(tmp_path / "pack", tmp_path / "theirs", to="peft").notes[0]
     theirs = peft.PeftModel.from_pretrained(Attending(), tmp_path / "theirs").eval()
@@ -201,7 +268,9 @@ def test_attention_is_written_for_the_peft_that_adds_its_last_layer_twice(tmp_pa
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     """A parameter that the model or the base lacks, names that are none, and factors that are no stack's."""
-    base, theirs, _ = trained(tmp_path, False, 7, target_parameters=["experts.up"], target_modules=[], rank_pattern={})
+    base, theirs, _ = trained(
+        tmp_path, False, 7, target_parameters=["experts.up"], target_modules=[], rank_pattern={}
+    )
     pack = load(theirs)
     with pytest.raises(SiteNotFound, match=r"experts\.up"):
         attach(nn.Sequential(nn.Linear(3, 4)), pack)
@@ -222,12 +291,28 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_layer_and_its_parameter_are_not_changed_at_once(tmp_path: Path) -> None:
-    """An adapter of a layer would not see the value that another gives the layer's parameter, in either order."""
+    """An adapter of a layer would not see the value that another gives the layer's parameter, in either
+    order.
+    """
     layer = save(shake(adapt(Mixture(False, 7), LoRA(r=2, targets=("mix",))), 0.3, 6), None, name="layer")
-    save_file({f"base_model.model.mix.lora_{side}.weight": np.ones(shape, np.float32) for side, shape in (("A", (2, 5)), ("B", (5, 2)))},
-              tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(
-        {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [], "target_parameters": ["mix.weight"]}))
+    save_file(
+        {
+            f"base_model.model.mix.lora_{side}.weight": np.ones(shape, np.float32)
+            for side, shape in (("A", (2, 5)), ("B", (5, 2)))
+        },
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "r": 2,
+                "lora_alpha": 2,
+                "target_modules": [],
+                "target_parameters": ["mix.weight"],
+            }
+        )
+    )
     parameter = load(tmp_path)
     with pytest.raises(Unsupported, match="changes a parameter of this layer"):
         attach(attach(Mixture(False, 7), parameter, "parameter"), layer, "layer")

@@ -1,7 +1,8 @@
-"""PEFT's adapters of transposed layers (transformers' ``Conv1D``): merge == attach == PEFT's own forward in float64.
+"""PEFT's adapters of transposed layers (transformers' ``Conv1D``): merge == attach == PEFT's own forward in
+float64.
 
-PEFT's folder does not say which layers are transposed: one flag stands for all, and HiRA has none. What attaches an adapter looks at the
-model; what only has a checkpoint has to find out from it.
+PEFT's folder does not say which layers are transposed: one flag stands for all, and HiRA has none. What
+attaches an adapter looks at the model; what only has a checkpoint has to find out from it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ THEIRS: dict[str, tuple[str, Callable[..., Any]]] = {
     "dora": ("dora", lambda **told: peft.LoraConfig(r=3, use_dora=True, **told)),
     "mica": ("lora", lambda **told: peft.LoraConfig(r=3, init_lora_weights="mica", **told)),
     "adalora": ("adalora", lambda **told: peft.AdaLoraConfig(init_r=3, total_step=9, **told)),
-    "ia3": ("ia3", lambda **told: peft.IA3Config(feedforward_modules=["mlp.c_proj"] if told["target_modules"] == EVERY else [], **told)),
+    "ia3": (
+        "ia3",
+        lambda **told: peft.IA3Config(
+            feedforward_modules=["mlp.c_proj"] if told["target_modules"] == EVERY else [], **told
+        ),
+    ),
     "vera": ("vera", lambda **told: peft.VeraConfig(r=3, **told)),
     "vera by its seed": ("vera", lambda **told: peft.VeraConfig(r=3, save_projection=False, **told)),
     "fourierft": ("fourierft", lambda **told: peft.FourierFTConfig(n_frequency=20, **told)),
@@ -56,13 +62,23 @@ THEIRS: dict[str, tuple[str, Callable[..., Any]]] = {
     "frod": ("frod", lambda **told: peft.FrodConfig(sparse_rate=0.1, progressbar=False, **told)),
     "gralora": ("gralora", lambda **told: peft.GraloraConfig(r=4, hybrid_r=2, **told)),
     "vblora": ("vblora", lambda **told: peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=8, **told)),
-    "vblora's best vectors": ("vblora", lambda **told: peft.VBLoRAConfig(r=3, num_vectors=9, vector_length=8,
-                                                                         save_only_topk_weights=True, **told)),
+    "vblora's best vectors": (
+        "vblora",
+        lambda **told: peft.VBLoRAConfig(
+            r=3, num_vectors=9, vector_length=8, save_only_topk_weights=True, **told
+        ),
+    ),
     "tinylora": ("tinylora", lambda **told: peft.TinyLoraConfig(r=2, u=5, **told)),
     "hira": ("hira", lambda **told: peft.HiraConfig(r=3, **told)),
     "randlora": ("randlora", lambda **told: peft.RandLoraConfig(r=3, **told)),
-    "randlora by its seed": ("randlora", lambda **told: peft.RandLoraConfig(r=3, save_projection=False, **told)),
-    "unilora": ("unilora", lambda **told: peft.UniLoraConfig(r=2, theta_d_length=30, save_indices=True, **told)),
+    "randlora by its seed": (
+        "randlora",
+        lambda **told: peft.RandLoraConfig(r=3, save_projection=False, **told),
+    ),
+    "unilora": (
+        "unilora",
+        lambda **told: peft.UniLoraConfig(r=2, theta_d_length=30, save_indices=True, **told),
+    ),
 }
 """Every method that PEFT has for transposed layers and that this package reads."""
 
@@ -70,8 +86,21 @@ THEIRS: dict[str, tuple[str, Callable[..., Any]]] = {
 @cache
 def _gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=16, bos_token_id=1,
-                                       eos_token_id=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=31,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_inner=24,
+            n_positions=16,
+            bos_token_id=1,
+            eos_token_id=2,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+        )
+    ).eval()
     with torch.no_grad():
         for value in model.parameters():
             value.add_(0.2 * torch.randn_like(value))
@@ -107,15 +136,26 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_such_method_is_here() -> None:
-    """A method that gets a PEFT form for transposed layers is tested here, too; what acts at some positions only cannot be merged."""
-    known = {method.name for method in methods().values() if method.peft is not None and "transposed" in method.peft.layers
-             and method.peft.layers["transposed"].limit is None}
+    """A method that gets a PEFT form for transposed layers is tested here, too; what acts at some positions
+    only cannot be merged.
+    """
+    known = {
+        method.name
+        for method in methods().values()
+        if method.peft is not None
+        and "transposed" in method.peft.layers
+        and method.peft.layers["transposed"].limit is None
+    }
     assert known == {"alora", *(method for method, _ in THEIRS.values())}
 
 
 def test_an_activated_lora(base: Path, tmp_path: Path) -> None:
-    """From its invocation on, in the one row that has it: attached, and by PEFT from the pack; a merge is refused."""
-    config = peft.LoraConfig(r=3, target_modules=EVERY, task_type="CAUSAL_LM", alora_invocation_tokens=[int(IDS[0, 2])])
+    """From its invocation on, in the one row that has it: attached, and by PEFT from the pack; a merge is
+    refused.
+    """
+    config = peft.LoraConfig(
+        r=3, target_modules=EVERY, task_type="CAUSAL_LM", alora_invocation_tokens=[int(IDS[0, 2])]
+    )
     theirs = written(config, tmp_path / "theirs", gpt2())
     plain = outputs(gpt2())
     assert np.abs((theirs - plain)[0, 2:]).max() > 0.02
@@ -123,7 +163,10 @@ def test_an_activated_lora(base: Path, tmp_path: Path) -> None:
     pack = load(tmp_path / "theirs")
     assert np.abs(outputs(attach(gpt2(), pack), torch.float32) - theirs).max() < CLOSE * np.abs(theirs).max()
     convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=base)
-    assert np.abs(outputs(peft.PeftModel.from_pretrained(gpt2(), tmp_path / "pack")) - theirs).max() < CLOSE * np.abs(theirs).max()
+    assert (
+        np.abs(outputs(peft.PeftModel.from_pretrained(gpt2(), tmp_path / "pack")) - theirs).max()
+        < CLOSE * np.abs(theirs).max()
+    )
     with pytest.raises(Unsupported):
         merge(base, [pack], tmp_path / "merged")
 
@@ -132,18 +175,23 @@ def test_an_activated_lora(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("targets", [SQUARE, EVERY], ids=["square", "every"])
 @pytest.mark.parametrize("label", THEIRS)
 def test_merge_is_attach_is_peft(label: str, targets: list[str], base: Path, tmp_path: Path) -> None:
-    """Within 1e-5 of the change, from the folder that PEFT wrote; the pack made of it with the base knows its layers."""
+    """Within 1e-5 of the change, from the folder that PEFT wrote; the pack made of it with the base knows its
+    layers.
+    """
     method, config = THEIRS[label]
     theirs = written(config(target_modules=targets, task_type="CAUSAL_LM"), tmp_path / "theirs", gpt2())
     size = np.abs(theirs - outputs(gpt2())).max()
     assert size > 0.02, "the adapter does something"
     pack = load(tmp_path / "theirs")
     assert pack.method.name == method
-    assert np.abs(outputs(attach(gpt2(), pack), torch.float32) - theirs).max() < CLOSE * max(size, 0.5)  # a float32 forward pass
+    # a float32 forward pass
+    assert np.abs(outputs(attach(gpt2(), pack), torch.float32) - theirs).max() < CLOSE * max(size, 0.5)
     merge(base, [pack], tmp_path / "merged", durable=False)
     assert np.abs(outputs(GPT2LMHeadModel.from_pretrained(tmp_path / "merged")) - theirs).max() < CLOSE * size
     convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=base)
-    assert {group.kind for group in load(tmp_path / "pack").manifest.groups if group.role == "adapter"} == {"transposed"}
+    assert {group.kind for group in load(tmp_path / "pack").manifest.groups if group.role == "adapter"} == {
+        "transposed"
+    }
     again = peft.PeftModel.from_pretrained(gpt2(), tmp_path / "pack")
     assert np.abs(outputs(again) - theirs).max() < CLOSE * size
 
@@ -160,42 +208,77 @@ def test_unilora_by_its_seed_alone(targets: list[str] | str, base: Path, tmp_pat
 
 @pytest.mark.parametrize("label", ["hira", "tinylora"])
 def test_what_else_has_a_checkpoint_alone(label: str, base: Path, tmp_path: Path) -> None:
-    """Resizing, composing and auditing look at the base's weight as PEFT does, by the square layers alone as by all."""
+    """Resizing, composing and auditing look at the base's weight as PEFT does, by the square layers alone as
+    by all.
+    """
     config = THEIRS[label][1](target_modules=EVERY, task_type="CAUSAL_LM")
     theirs = written(config, tmp_path / "theirs", gpt2())
     size = np.abs(theirs - outputs(gpt2())).max()
     made = compose([tmp_path / "theirs"], weights=[1.0], base=base, energy=1 - 1e-12)
-    assert np.abs(outputs(attach(gpt2(), made, check_base=False), torch.float32) - theirs).max() < CLOSE * max(size, 0.5)
+    assert np.abs(
+        outputs(attach(gpt2(), made, check_base=False), torch.float32) - theirs
+    ).max() < CLOSE * max(size, 0.5)
     found = audit([tmp_path / "theirs"], base=base)
     merged = peft.PeftModel.from_pretrained(gpt2(), tmp_path / "theirs").merge_and_unload()
     for site in found.sites:
-        before, after = (model.get_submodule(site.path).weight.detach().double().numpy() for model in (gpt2(), merged))
+        before, after = (
+            model.get_submodule(site.path).weight.detach().double().numpy() for model in (gpt2(), merged)
+        )
         sizes = np.sum(before**2), np.sum((after - before) ** 2)
-        assert (site.measures.base, site.measures.gram[0, 0]) == pytest.approx(sizes, rel=1e-2)  # the change is cut
+        # the change is cut
+        assert (site.measures.base, site.measures.gram[0, 0]) == pytest.approx(sizes, rel=1e-2)
     assert [site.path for site in found.sites] == LAYERS
 
 
 @pytest.mark.long
 def test_graphs_of_such_a_base(tmp_path: Path) -> None:
-    """A bank holds the adapter, and its graph takes the fold, by its site map and by the checkpoint's numbers: all give PEFT's."""
+    """A bank holds the adapter, and its graph takes the fold, by its site map and by the checkpoint's
+    numbers: all give PEFT's.
+    """
     gpt2().transformer.save_pretrained(tmp_path / "base")
-    theirs = written(THEIRS["hira"][1](target_modules=EVERY[:2], task_type="FEATURE_EXTRACTION"), tmp_path / "theirs", gpt2().transformer)
-    bundle = export(tmp_path / "base", [tmp_path / "theirs"], tmp_path / "bank", mode="bank", frontend="transformers")
+    theirs = written(
+        THEIRS["hira"][1](target_modules=EVERY[:2], task_type="FEATURE_EXTRACTION"),
+        tmp_path / "theirs",
+        gpt2().transformer,
+    )
+    bundle = export(
+        tmp_path / "base", [tmp_path / "theirs"], tmp_path / "bank", mode="bank", frontend="transformers"
+    )
     assert bundle.parity["max_abs"]["theirs"] < 1e-4
     for folder, checkpoint in (("by the map", None), ("by numbers", tmp_path / "base")):
         merge(tmp_path / "bank", [tmp_path / "theirs"], tmp_path / folder, checkpoint=checkpoint)
         session = onnxruntime.InferenceSession(tmp_path / folder / "model.onnx")
-        (found,) = session.run(None, {"input_ids": IDS.numpy(), "attention_mask": np.ones(IDS.shape, np.int64)})
+        (found,) = session.run(
+            None, {"input_ids": IDS.numpy(), "attention_mask": np.ones(IDS.shape, np.int64)}
+        )
         assert np.abs(found - theirs).max() < CLOSE * np.abs(theirs - outputs(gpt2().transformer)).max()
 
 
 def test_layers_of_these_names_that_are_not_transposed(tmp_path: Path) -> None:
-    """GPT-BigCode has linear layers of GPT-2's names, and PEFT's flag may be wrong in a folder: the biases of the base tell."""
+    """GPT-BigCode has linear layers of GPT-2's names, and PEFT's flag may be wrong in a folder: the biases of
+    the base tell.
+    """
     torch.manual_seed(1)
-    model = GPTBigCodeForCausalLM(GPTBigCodeConfig(vocab_size=31, n_embd=16, n_layer=1, n_head=2, n_inner=24, n_positions=16,
-                                                   multi_query=False, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)).eval()
+    model = GPTBigCodeForCausalLM(
+        GPTBigCodeConfig(
+            vocab_size=31,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_inner=24,
+            n_positions=16,
+            multi_query=False,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+        )
+    ).eval()
     model.save_pretrained(tmp_path / "base")
-    theirs = written(peft.HiraConfig(r=3, target_modules=SQUARE, task_type="CAUSAL_LM"), tmp_path / "theirs", copy.deepcopy(model))
+    theirs = written(
+        peft.HiraConfig(r=3, target_modules=SQUARE, task_type="CAUSAL_LM"),
+        tmp_path / "theirs",
+        copy.deepcopy(model),
+    )
     told = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
     (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps({**told, "fan_in_fan_out": True}))
     assert {group.kind for group in load(tmp_path / "theirs").manifest.groups} == {"transposed"}
@@ -207,7 +290,9 @@ def test_layers_of_these_names_that_are_not_transposed(tmp_path: Path) -> None:
 def checkpoint(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Checkpoint:
     """A checkpoint of tensors of these shapes."""
     folder.mkdir()
-    safetensors.write(folder / "model.safetensors", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    safetensors.write(
+        folder / "model.safetensors", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    )
     return Checkpoint(folder)
 
 
@@ -217,20 +302,44 @@ def layer(path: str, *shape: int, outputs: int) -> dict[str, tuple[int, ...]]:
 
 
 def test_what_the_biases_of_a_base_show(tmp_path: Path) -> None:
-    """A layer's own bias, those of layers of its name, transformers' names for such layers; a square layer of another name stays open."""
-    base = checkpoint(tmp_path / "base", {
-        **layer("h.0.attn.c_attn", 4, 12, outputs=12), **layer("h.0.attn.c_proj", 4, 4, outputs=4),
-        **layer("h.0.mlp.c_proj", 16, 4, outputs=4), **layer("h.0.crossattention.q_attn", 4, 4, outputs=4),
-        **layer("score.dense", 4, 4, outputs=4), **layer("score.out_proj", 2, 4, outputs=2), "lm_head.weight": (9, 4)})
-    assert {name.removesuffix(".weight"): base.linear_kind(name) for name in base.tensors if name.endswith("weight")} == {
-        "h.0.attn.c_attn": "transposed", "h.0.attn.c_proj": "transposed", "h.0.mlp.c_proj": "transposed",
-        "h.0.crossattention.q_attn": "transposed", "score.dense": None, "score.out_proj": "linear", "lm_head": "linear"}
-    plain = checkpoint(tmp_path / "plain", {**layer("c_proj", 4, 4, outputs=4), **layer("c_fc", 8, 4, outputs=8)})
+    """A layer's own bias, those of layers of its name, transformers' names for such layers; a square layer of
+    another name stays open.
+    """
+    base = checkpoint(
+        tmp_path / "base",
+        {
+            **layer("h.0.attn.c_attn", 4, 12, outputs=12),
+            **layer("h.0.attn.c_proj", 4, 4, outputs=4),
+            **layer("h.0.mlp.c_proj", 16, 4, outputs=4),
+            **layer("h.0.crossattention.q_attn", 4, 4, outputs=4),
+            **layer("score.dense", 4, 4, outputs=4),
+            **layer("score.out_proj", 2, 4, outputs=2),
+            "lm_head.weight": (9, 4),
+        },
+    )
+    assert {
+        name.removesuffix(".weight"): base.linear_kind(name)
+        for name in base.tensors
+        if name.endswith("weight")
+    } == {
+        "h.0.attn.c_attn": "transposed",
+        "h.0.attn.c_proj": "transposed",
+        "h.0.mlp.c_proj": "transposed",
+        "h.0.crossattention.q_attn": "transposed",
+        "score.dense": None,
+        "score.out_proj": "linear",
+        "lm_head": "linear",
+    }
+    plain = checkpoint(
+        tmp_path / "plain", {**layer("c_proj", 4, 4, outputs=4), **layer("c_fc", 8, 4, outputs=8)}
+    )
     assert (plain.linear_kind("c_proj.weight"), plain.linear_kind("c_fc.weight")) == (None, "linear")
 
 
 def test_a_layer_that_nothing_shows_is_refused_by_name(tmp_path: Path) -> None:
-    """A square layer of an unknown name beside transposed ones: a pack that was saved from the model can be merged, PEFT's folder not."""
+    """A square layer of an unknown name beside transposed ones: a pack that was saved from the model can be
+    merged, PEFT's folder not.
+    """
     model = gpt2()
     model.transformer.h[0].attn.other = Conv1D(16, 16)
     model.save_pretrained(tmp_path / "base")
@@ -245,4 +354,6 @@ def test_a_layer_that_nothing_shows_is_refused_by_name(tmp_path: Path) -> None:
     merged = Checkpoint(tmp_path / "merged").read("transformer.h.0.attn.other.weight")
     (adapter,) = pack.adapters()
     change = adapter.config.scale * adapter.params["lora_B"] @ adapter.params["lora_A"]
-    np.testing.assert_allclose(merged - model.transformer.h[0].attn.other.weight.detach().numpy(), change.T, atol=1e-6)
+    np.testing.assert_allclose(
+        merged - model.transformer.h[0].attn.other.weight.detach().numpy(), change.T, atol=1e-6
+    )

@@ -1,4 +1,6 @@
-"""A random model with a real tokenizer and chat template, three adapters of it, and servers of it as processes."""
+"""A random model with a real tokenizer and chat template, three adapters of it, and servers of it as
+processes.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,15 @@ def packs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(model: Path, packs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle for the engine with alpha and beta; gamma is loaded by servers."""
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "served", model, [packs / "alpha", packs / "beta"])
+    return write_bundle(
+        tmp_path_factory.mktemp("bundles") / "served", model, [packs / "alpha", packs / "beta"]
+    )
 
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
-    """Starts a server of a bundle with keys. Those that still run at the end are ended, when all that they answered is known to be what
-    their documents say.
+    """Starts a server of a bundle with keys. Those that still run at the end are ended, when all that they
+    answered is known to be what their documents say.
     """
     running: list[tuple[Served, Answers]] = []
 
@@ -74,6 +78,9 @@ def features(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from adapterpack import export
 
     folder = tmp_path_factory.mktemp("features")
-    packs = [packed(tiny_bert, folder, "feature-extraction", name, r=rank) for name, rank in (("alpha", 2), ("another", 3))]
+    packs = [
+        packed(tiny_bert, folder, "feature-extraction", name, r=rank)
+        for name, rank in (("alpha", 2), ("another", 3))
+    ]
     export(tiny_bert, packs, folder / "bundle", mode="bank", task="feature-extraction", slots=4, max_rank=6)
     return folder / "bundle"

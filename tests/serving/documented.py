@@ -23,7 +23,9 @@ class Answers:
         """Keeps an answer, if it is another."""
         if response.headers.get("content-type") == "application/json":
             value, asked = response.json(), response.request
-            self._kept.setdefault((asked.method.lower(), asked.url.path, response.is_success, structure(value)), value)
+            self._kept.setdefault(
+                (asked.method.lower(), asked.url.path, response.is_success, structure(value)), value
+            )
 
     def require(self, server: Served) -> None:
         """Checks all that were kept, if the server still says what it answers."""
@@ -32,14 +34,21 @@ class Answers:
             for (method, path, good, _), value in self._kept.items() if answer.is_success else ():
                 if (schema := _schema(answer.json(), method, path, good)) is not None:
                     error = best_match(Draft202012Validator(schema).iter_errors(value))
-                    assert error is None, f"{method} {path} is answered at {error.json_path} other than documented: {error.message:.500}"
+                    assert error is None, (
+                        f"{method} {path} is answered at {error.json_path} other than documented: "
+                        f"{error.message:.500}"
+                    )
 
 
 def _schema(document: dict[str, Any], method: str, path: str, good: bool) -> dict[str, Any] | None:
-    """The schema of an answer, None where the document has no such route, or says nothing of such an answer."""
+    """The schema of an answer, None where the document has no such route, or says nothing of such an
+    answer.
+    """
     for template, methods in document["paths"].items():
         if method in methods and re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", template), path):
             answer = methods[method]["responses"].get("200" if good else "default", {"content": {}})
             described = answer["content"].get("application/json")
-            return None if described is None else {**described["schema"], "components": document["components"]}
+            return (
+                None if described is None else {**described["schema"], "components": document["components"]}
+            )
     return None

@@ -37,10 +37,16 @@ class Served:
         return int(self.address.rpartition(":")[2])
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return self._heard(httpx.get(self.address + path, **{"headers": self.headers, "timeout": 20.0, **options}))
+        return self._heard(
+            httpx.get(self.address + path, **{"headers": self.headers, "timeout": 20.0, **options})
+        )
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return self._heard(httpx.post(self.address + path, json=body, **{"headers": self.headers, "timeout": 30.0, **options}))
+        return self._heard(
+            httpx.post(
+                self.address + path, json=body, **{"headers": self.headers, "timeout": 30.0, **options}
+            )
+        )
 
     def _heard(self, response: httpx.Response) -> httpx.Response:
         self.heard(response)
@@ -75,15 +81,34 @@ def write_keys(path: Path, *entries: dict[str, Any]) -> None:
 
 
 def begin(bundle: Path, folder: Path, program: str = PROGRAM, **options: Any) -> Served:
-    """Starts a server of a bundle, by default with the keys above; ``folder`` is for what it writes. Who begins it ends its process."""
+    """Starts a server of a bundle, by default with the keys above; ``folder`` is for what it writes. Who
+    begins it ends its process.
+    """
     if "keys" not in options:
-        write_keys(folder / "keys", entry("ann", ANN, admin=True), entry("bob", BOB, adapters=["alpha"], base=False, max_rows=4),
-                   entry("old", OLD, expires="2020-01-01T00:00:00Z"))
-    given = {"keys": str(folder / "keys"), "audit": str(folder / "audit"), "provider": "cpu", "threads": 1, "name": "base", "max_rows": 4,
-             "limits": {}, **options}
+        write_keys(
+            folder / "keys",
+            entry("ann", ANN, admin=True),
+            entry("bob", BOB, adapters=["alpha"], base=False, max_rows=4),
+            entry("old", OLD, expires="2020-01-01T00:00:00Z"),
+        )
+    given = {
+        "keys": str(folder / "keys"),
+        "audit": str(folder / "audit"),
+        "provider": "cpu",
+        "threads": 1,
+        "name": "base",
+        "max_rows": 4,
+        "limits": {},
+        **options,
+    }
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", program, str(bundle), json.dumps(given)], stdout=subprocess.PIPE, stderr=log,
-                                   text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(bundle), json.dumps(given)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, (folder / "log").read_text()

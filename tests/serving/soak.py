@@ -1,9 +1,10 @@
-"""A server under everything at once, for minutes: ``python tests/serving/soak.py --minutes 10 --seed 1 --json``.
+"""A server under everything at once, for minutes: ``python tests/serving/soak.py --minutes 10 --seed 1
+--json``.
 
-Tenants ask whole and streamed, go away in the middle, and send what is none; meanwhile an operator exchanges packs, others are dropped into
-the watched folder and removed, and the file of keys changes. Each answer has to be, word for word, what a session alone says with the pack
-whose digest the answer names, and that pack one that had the name while the request ran. At the end nothing may be left: no row, no file,
-no memory.
+Tenants ask whole and streamed, go away in the middle, and send what is none; meanwhile an operator exchanges
+packs, others are dropped into the watched folder and removed, and the file of keys changes. Each answer has
+to be, word for word, what a session alone says with the pack whose digest the answer names, and that pack one
+that had the name while the request ran. At the end nothing may be left: no row, no file, no memory.
 """
 
 from __future__ import annotations
@@ -29,15 +30,22 @@ from servers import ANN, BOB, Served, begin, entry, write_keys
 from tiny import write_bundle, write_model, write_packs
 
 CARL, OPERATOR = "ap-carl-carl-carl-carl", "operator-operator-operator"
-PROMPTS = [f"Order {number} mugs for {city}" for number, city in enumerate(("Lisbon", "Porto", "Faro", "Braga"))]
+PROMPTS = [
+    f"Order {number} mugs for {city}" for number, city in enumerate(("Lisbon", "Porto", "Faro", "Braga"))
+]
 LENGTHS = (3, 14, 40)
 SWAPPED, DROPPED = "swapped", "dropped"
 CLIENTS = 10
 MOST_FAULTS = 20
 BAD: tuple[tuple[bytes, int], ...] = (
-    (b"{", 400), (b'{"model": "alpha", "prompt": "x", "max_token": 1}', 400), (b'{"model": "../alpha", "prompt": "x"}', 404),
-    (b'{"model": "hf://org/name", "prompt": "x"}', 404), (b'{"model": "alpha", "prompt": "x", "n": 1000}', 400),
-    (b'{"model": "alpha", "prompt": "' + b"x " * 5000 + b'"}', 400), (b'{"model": "alpha", "prompt": "x", "guided_regex": "("}', 400))
+    (b"{", 400),
+    (b'{"model": "alpha", "prompt": "x", "max_token": 1}', 400),
+    (b'{"model": "../alpha", "prompt": "x"}', 404),
+    (b'{"model": "hf://org/name", "prompt": "x"}', 404),
+    (b'{"model": "alpha", "prompt": "x", "n": 1000}', 400),
+    (b'{"model": "alpha", "prompt": "' + b"x " * 5000 + b'"}', 400),
+    (b'{"model": "alpha", "prompt": "x", "guided_regex": "("}', 400),
+)
 """Bodies for ``/v1/completions`` that are refused, and with which status."""
 
 
@@ -49,12 +57,15 @@ class Question(NamedTuple):
     tokens: int
 
 
-QUESTIONS = [Question(prompt, chat, tokens) for prompt in PROMPTS for chat in (False, True) for tokens in LENGTHS]
+QUESTIONS = [
+    Question(prompt, chat, tokens) for prompt in PROMPTS for chat in (False, True) for tokens in LENGTHS
+]
 
 
 class Stage(NamedTuple):
-    """What a server is started with, and by digest of pack and question what each answer is. ``sources`` are the digests of packs that lie
-    in the watched folder for the operator, by folder; ``drops`` folders and digests of packs of one name that come and go.
+    """What a server is started with, and by digest of pack and question what each answer is. ``sources`` are
+    the digests of packs that lie in the watched folder for the operator, by folder; ``drops`` folders and
+    digests of packs of one name that come and go.
     """
 
     bundle: Path
@@ -80,7 +91,12 @@ def staged(folder: Path, tokenizer: Path) -> Stage:
         pack.write(folder / f"drop-{number}")
         drops[folder / f"drop-{number}"] = pack.id
     session, right = Session(bundle, "cpu"), dict[tuple[str, Question], str]()
-    for path in [packs / "alpha", packs / "beta", *(watched / name for name in ("gamma", "delta", "epsilon")), *drops]:
+    for path in [
+        packs / "alpha",
+        packs / "beta",
+        *(watched / name for name in ("gamma", "delta", "epsilon")),
+        *drops,
+    ]:
         pack = load(path)
         session.load(pack, "asked")
         for question in QUESTIONS:
@@ -93,8 +109,8 @@ def staged(folder: Path, tokenizer: Path) -> Stage:
 
 
 class History:
-    """What a name, or a key, may have stood for while a request ran: something new counts from when it is wanted, and what was before until
-    the new one is certain.
+    """What a name, or a key, may have stood for while a request ran: something new counts from when it is
+    wanted, and what was before until the new one is certain.
     """
 
     def __init__(self, first: str | None) -> None:
@@ -107,7 +123,10 @@ class History:
     def sure(self) -> None:
         """It is what was wanted last, and nothing else any more."""
         now = time.monotonic()
-        self._spans = [*((begun, min(end, now), value) for begun, end, value in self._spans[:-1]), self._spans[-1]]
+        self._spans = [
+            *((begun, min(end, now), value) for begun, end, value in self._spans[:-1]),
+            self._spans[-1],
+        ]
 
     def could_be(self, value: str | None, begun: float, ended: float) -> bool:
         """Whether a request that ran so long may have met it."""
@@ -122,7 +141,10 @@ class Soak:
         self.until, self.begun = time.monotonic() + seconds, time.monotonic()
         self.counts, self.faults = Counter[str](), list[str]()
         self.digests, self.memory = set[str](), list[tuple[float, int]]()
-        self.names = {name: History(digest) for name, digest in {**served.adapters, SWAPPED: None, DROPPED: None}.items()}
+        self.names = {
+            name: History(digest)
+            for name, digest in {**served.adapters, SWAPPED: None, DROPPED: None}.items()
+        }
         self.carl = History("in")
 
     def fault(self, what: str) -> None:
@@ -138,9 +160,15 @@ class Soak:
 
     async def run(self) -> None:
         """Everything at once, until the time is over."""
-        async with (httpx.AsyncClient(base_url=self.served.address, timeout=60, limits=httpx.Limits(max_connections=None)) as tenants,
-                    httpx.AsyncClient(base_url=self.served.admin or "", timeout=60, headers=bearer(OPERATOR)) as operator,
-                    asyncio.TaskGroup() as tasks):
+        async with (
+            httpx.AsyncClient(
+                base_url=self.served.address, timeout=60, limits=httpx.Limits(max_connections=None)
+            ) as tenants,
+            httpx.AsyncClient(
+                base_url=self.served.admin or "", timeout=60, headers=bearer(OPERATOR)
+            ) as operator,
+            asyncio.TaskGroup() as tasks,
+        ):
             for number in range(CLIENTS):
                 tasks.create_task(self.client(tenants, random.Random(f"{self.seed} {number}")))
             tasks.create_task(self.swaps(operator))
@@ -160,13 +188,19 @@ class Soak:
 
     def body(self, model: str, question: Question, **more: Any) -> tuple[str, dict[str, Any]]:
         """Route and body of a question."""
-        content = {"messages": [{"role": "user", "content": question.prompt}]} if question.chat else {"prompt": question.prompt}
+        content = (
+            {"messages": [{"role": "user", "content": question.prompt}]}
+            if question.chat
+            else {"prompt": question.prompt}
+        )
         route = "/v1/chat/completions" if question.chat else "/v1/completions"
         return route, {"model": model, "max_tokens": question.tokens, "temperature": 0, **content, **more}
 
     async def ask(self, http: httpx.AsyncClient, dice: random.Random) -> None:
         """A question of a tenant, whole or streamed, whose answer is compared."""
-        key, names = dice.choice(((ANN, ("alpha", "beta", SWAPPED, DROPPED)), (BOB, ("alpha", SWAPPED)), (CARL, ("beta",))))
+        key, names = dice.choice(
+            ((ANN, ("alpha", "beta", SWAPPED, DROPPED)), (BOB, ("alpha", SWAPPED)), (CARL, ("beta",)))
+        )
         model, question, stream = dice.choice(names), dice.choice(QUESTIONS), dice.random() < 0.5
         route, body = self.body(model, question, stream=stream)
         begun = time.monotonic()
@@ -191,17 +225,23 @@ class Soak:
         if digests != {digest} or not self.names[model].could_be(digest, begun, ended):
             self.fault(f"{model}: digest {digest}, in the body {digests}")
         elif said != self.stage.right.get((digest, question)):
-            self.fault(f"{model} {digest} {question}: {said!r} is not {self.stage.right.get((digest, question))!r}")
+            self.fault(
+                f"{model} {digest} {question}: {said!r} is not {self.stage.right.get((digest, question))!r}"
+            )
 
     async def leave(self, http: httpx.AsyncClient, dice: random.Random) -> None:
         """A client that goes before its answer, or in the middle of it."""
-        route, body = self.body(dice.choice(("alpha", "beta")), dice.choice(QUESTIONS), stream=True, n=dice.choice((1, 3)))
+        route, body = self.body(
+            dice.choice(("alpha", "beta")), dice.choice(QUESTIONS), stream=True, n=dice.choice((1, 3))
+        )
         body |= {"max_tokens": 300, "min_tokens": 300, "temperature": 1.0}
         chunks = dice.choice((0, 1, 20))
         self.counts["disconnects"] += 1
         try:
-            async with asyncio.timeout(dice.choice((0.01, 0.2, 5.0))), http.stream(
-                    "POST", route, json=body, headers=bearer(ANN)) as answer:
+            async with (
+                asyncio.timeout(dice.choice((0.01, 0.2, 5.0))),
+                http.stream("POST", route, json=body, headers=bearer(ANN)) as answer,
+            ):
                 async for _ in answer.aiter_bytes():
                     chunks -= 1
                     if chunks <= 0:
@@ -212,16 +252,26 @@ class Soak:
     async def disturb(self, http: httpx.AsyncClient, dice: random.Random) -> None:
         """A request that is none."""
         data, status = dice.choice(BAD)
-        answer = await http.post("/v1/completions", content=data, headers={**bearer(ANN), "Content-Type": "application/json"})
+        answer = await http.post(
+            "/v1/completions", content=data, headers={**bearer(ANN), "Content-Type": "application/json"}
+        )
         self.counts[f"bad {answer.status_code}"] += 1
         if answer.status_code != status:
             self.fault(f"{data[:80]!r}: {answer.status_code} {answer.text[:200]}")
 
     async def trespass(self, http: httpx.AsyncClient, dice: random.Random) -> None:
-        """A request for another's adapter, or with a key that is none, or at a route that is the operator's."""
-        key, model, route, status = dice.choice((
-            (BOB, "beta", "/v1/completions", 404), (BOB, DROPPED, "/v1/completions", 404), (BOB, "base", "/v1/completions", 404),
-            ("nobody", "alpha", "/v1/completions", 401), (ANN, "alpha", "/v1/unload_lora_adapter", 404)))
+        """A request for another's adapter, or with a key that is none, or at a route that is the
+        operator's.
+        """
+        key, model, route, status = dice.choice(
+            (
+                (BOB, "beta", "/v1/completions", 404),
+                (BOB, DROPPED, "/v1/completions", 404),
+                (BOB, "base", "/v1/completions", 404),
+                ("nobody", "alpha", "/v1/completions", 401),
+                (ANN, "alpha", "/v1/unload_lora_adapter", 404),
+            )
+        )
         answer = await http.post(route, json={"model": model, "prompt": "x"}, headers=bearer(key))
         self.counts[f"trespasses {answer.status_code}"] += 1
         if answer.status_code != status:
@@ -233,7 +283,10 @@ class Soak:
         while self.going:
             source = dice.choice(list(self.stage.sources))
             self.names[SWAPPED].want(self.stage.sources[source])
-            answer = await operator.post("/v1/load_lora_adapter", json={"lora_name": SWAPPED, "lora_path": source, "load_inplace": True})
+            answer = await operator.post(
+                "/v1/load_lora_adapter",
+                json={"lora_name": SWAPPED, "lora_path": source, "load_inplace": True},
+            )
             if answer.status_code != 200:
                 self.fault(f"swap: {answer.status_code} {answer.text[:200]}")
             self.names[SWAPPED].sure()
@@ -299,7 +352,11 @@ def _streamed(text: str, question: Question) -> tuple[str, set[str]]:
     chunks = [json.loads(event) for event in events if event != "[DONE]"]
     if events[-1] != "[DONE]" or any("error" in chunk for chunk in chunks):
         return f"a stream that ends with {events[-1]}", set()
-    parts = [choice["delta"].get("content") or "" if question.chat else choice["text"] for chunk in chunks for choice in chunk["choices"]]
+    parts = [
+        choice["delta"].get("content") or "" if question.chat else choice["text"]
+        for chunk in chunks
+        for choice in chunk["choices"]
+    ]
     return "".join(parts), {chunk["system_fingerprint"] for chunk in chunks}
 
 
@@ -324,7 +381,12 @@ def write_soak_keys(path: Path, *, carl: bool) -> None:
     """The file of keys: Ann has everything, Bob two names, and Carl is there or not."""
     third = [entry("carl", CARL, adapters=["beta"])] if carl else []
     new = path.with_name(".keys")
-    write_keys(new, entry("ann", ANN, admin=True), entry("bob", BOB, adapters=["alpha", SWAPPED], base=False, max_rows=4), *third)
+    write_keys(
+        new,
+        entry("ann", ANN, admin=True),
+        entry("bob", BOB, adapters=["alpha", SWAPPED], base=False, max_rows=4),
+        *third,
+    )
     new.rename(path)
 
 
@@ -333,7 +395,10 @@ def left(served: Served, seconds: float = 15.0) -> float:
     until = time.monotonic() + seconds
     while True:
         text = served.get("/metrics").text
-        rows = sum(float(value) for value in re.findall(r"^adapterpack_(?:running|waiting)_rows (\S+)", text, re.MULTILINE))
+        rows = sum(
+            float(value)
+            for value in re.findall(r"^adapterpack_(?:running|waiting)_rows (\S+)", text, re.MULTILINE)
+        )
         if not rows or time.monotonic() > until:
             return rows
         time.sleep(0.1)
@@ -346,8 +411,15 @@ def soak(folder: Path, tokenizer: Path, seconds: float, seed: int) -> dict[str, 
     write_soak_keys(keys, carl=True)
     key_file.touch(0o600)
     key_file.write_text(OPERATOR)
-    served = begin(stage.bundle, folder, keys=str(keys), adapters=[str(stage.watched)], watch=0.2, admin="127.0.0.1:0",
-                   admin_key_file=str(key_file))
+    served = begin(
+        stage.bundle,
+        folder,
+        keys=str(keys),
+        adapters=[str(stage.watched)],
+        watch=0.2,
+        admin="127.0.0.1:0",
+        admin_key_file=str(key_file),
+    )
     try:
         files = open_files(served.process.pid)
         run = Soak(stage, served, keys, seconds, seed)
@@ -361,14 +433,28 @@ def soak(folder: Path, tokenizer: Path, seconds: float, seed: int) -> dict[str, 
         served.process.kill()
         served.process.wait(10)
     log = served.log.read_text()
-    for wrong, what in ((rows, f"{rows:g} rows are stuck"), (code, f"the server ended with {code}"),
-                        (files_after > files + 10, f"{files} files were open before, and {files_after} after"),
-                        ("Traceback" in log or "bug" in log, f"the log has an error: {log[-2000:]}")):
+    for wrong, what in (
+        (rows, f"{rows:g} rows are stuck"),
+        (code, f"the server ended with {code}"),
+        (files_after > files + 10, f"{files} files were open before, and {files_after} after"),
+        ("Traceback" in log or "bug" in log, f"the log has an error: {log[-2000:]}"),
+    ):
         if wrong:
             run.fault(what)
-    return {"seconds": seconds, "seed": seed, "counts": dict(sorted(run.counts.items())), "digests": len(run.digests),
-            "memory": {"warm": int(median(warm)), "late": int(median(late)), "most": max(size for _, size in run.memory)},
-            "open_files": {"before": files, "after": files_after}, "stuck_rows": rows, "faults": run.faults}
+    return {
+        "seconds": seconds,
+        "seed": seed,
+        "counts": dict(sorted(run.counts.items())),
+        "digests": len(run.digests),
+        "memory": {
+            "warm": int(median(warm)),
+            "late": int(median(late)),
+            "most": max(size for _, size in run.memory),
+        },
+        "open_files": {"before": files, "after": files_after},
+        "stuck_rows": rows,
+        "faults": run.faults,
+    }
 
 
 def main() -> int:

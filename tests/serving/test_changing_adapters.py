@@ -1,4 +1,6 @@
-"""Adapters that come, change and go while a server runs: by an operator's requests, and by what lies in a watched folder."""
+"""Adapters that come, change and go while a server runs: by an operator's requests, and by what lies in a
+watched folder.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,13 @@ class Watched(NamedTuple):
     def listed(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """The adapters by name, and why packs were refused by the names of their folders."""
         said = self.operator.get("/v1/adapters").json()
-        return {one["name"]: one for one in said["adapters"]}, {one["source"]: one["reason"] for one in said["refused"]}
+        return {one["name"]: one for one in said["adapters"]}, {
+            one["source"]: one["reason"] for one in said["refused"]
+        }
 
-    def until(self, true: Callable[[dict[str, dict[str, Any]], dict[str, str]], object]) -> dict[str, dict[str, Any]]:
+    def until(
+        self, true: Callable[[dict[str, dict[str, Any]], dict[str, str]], object]
+    ) -> dict[str, dict[str, Any]]:
         """Waits for what an operator sees to be so."""
         end = time.monotonic() + 10
         while not true(*self.listed()):
@@ -62,7 +68,11 @@ class Watched(NamedTuple):
     def digest(self, model: str) -> str:
         """What answers a name."""
         answer = self.server.post("/v1/completions", {"model": model, "prompt": "x", "max_tokens": 2})
-        return answer.headers["x-adapterpack-digest"] if answer.status_code == 200 else answer.json()["error"]["code"]
+        return (
+            answer.headers["x-adapterpack-digest"]
+            if answer.status_code == 200
+            else answer.json()["error"]["code"]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,9 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def watched(start: Callable[..., Served], packs: Path, key_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(
+    start: Callable[..., Served], packs: Path, key_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Watched]:
     """A server that watches a folder in which gamma lies from the start."""
     folder = tmp_path_factory.mktemp("watched")
     shutil.copytree(packs / "gamma", folder / "gamma")
@@ -90,28 +102,59 @@ def named(folder: Path, name: str) -> adapterpack.Pack:
 
 
 def test_an_operator_loads_exchanges_and_unloads(watched: Watched, packs: Path) -> None:
-    """A pack of the folder gets a name, and with ``load_inplace`` a name another pack. A stream that was begun before ends as it would have
-    and says its own digest; who asks later has the new one. Nothing but the name of a pack's folder names it."""
+    """A pack of the folder gets a name, and with ``load_inplace`` a name another pack. A stream that was
+    begun before ends as it would have and says its own digest; who asks later has the new one. Nothing but
+    the name of a pack's folder names it.
+    """
     digests = {name: load(packs / name).id for name in ("alpha", "beta", "gamma")}
     first = watched.change("load", lora_name="mine", lora_path="gamma")
-    assert (first.status_code, first.json()["digest"], first.json()["generation"]) == (200, digests["gamma"], 1)
+    assert (first.status_code, first.json()["digest"], first.json()["generation"]) == (
+        200,
+        digests["gamma"],
+        1,
+    )
     assert watched.digest("mine") == digests["gamma"]
     (watched.folder / ".hidden").mkdir()
     shutil.copytree(packs / "beta", watched.folder / ".hidden" / "beta")
     shutil.copytree(packs / "alpha", watched.folder / ".alpha")
-    cases = [("mine", "gamma", 400, "name-taken"), ("base", "gamma", 400, "name-taken"), ("alpha", "gamma", 400, "name-taken")]
-    cases += [("new", path, 404, "unknown-adapter")
-              for path in (str(packs / "beta"), "../packs/beta", "./gamma", "gamma/", ".hidden/beta", ".alpha", "hf://org/name", "beta\0",
-                           "..")]
-    cases += [("../new", "gamma", 400, "config"), ("new\n", "gamma", 400, "config"), ("", "gamma", 400, "invalid_request")]
+    cases = [
+        ("mine", "gamma", 400, "name-taken"),
+        ("base", "gamma", 400, "name-taken"),
+        ("alpha", "gamma", 400, "name-taken"),
+    ]
+    cases += [
+        ("new", path, 404, "unknown-adapter")
+        for path in (
+            str(packs / "beta"),
+            "../packs/beta",
+            "./gamma",
+            "gamma/",
+            ".hidden/beta",
+            ".alpha",
+            "hf://org/name",
+            "beta\0",
+            "..",
+        )
+    ]
+    cases += [
+        ("../new", "gamma", 400, "config"),
+        ("new\n", "gamma", 400, "config"),
+        ("", "gamma", 400, "invalid_request"),
+    ]
     for name, path, status, code in cases:
         answer = watched.change("load", lora_name=name, lora_path=path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), (name, path)
-        assert code != "name-taken" or "load_inplace" in answer.json()["error"]["message"]  # what the operator can do
+        # what the operator can do
+        assert code != "name-taken" or "load_inplace" in answer.json()["error"]["message"]
     long = {"model": "mine", "prompt": "x", "max_tokens": 250, "ignore_eos": True, "seed": 1}
     alone = watched.server.post("/v1/completions", long).json()
-    with httpx.stream("POST", f"{watched.server.address}/v1/completions", json={**long, "stream": True}, headers=watched.server.headers,
-                      timeout=30) as stream:
+    with httpx.stream(
+        "POST",
+        f"{watched.server.address}/v1/completions",
+        json={**long, "stream": True},
+        headers=watched.server.headers,
+        timeout=30,
+    ) as stream:
         lines = stream.iter_lines()
         chunks = [next(lines)]
         shutil.copytree(packs / "beta", watched.folder / "beta-again")
@@ -127,14 +170,27 @@ def test_an_operator_loads_exchanges_and_unloads(watched: Watched, packs: Path) 
     assert watched.change("unload", lora_name="mine").status_code == 404
     assert watched.digest("mine") == "model_not_found"
     shutil.rmtree(watched.folder / "beta-again")
-    audited = [line for line in watched.server.audited() if line["route"] == "POST /v1/load_lora_adapter" and line["status"] == 200]
+    audited = [
+        line
+        for line in watched.server.audited()
+        if line["route"] == "POST /v1/load_lora_adapter" and line["status"] == 200
+    ]
     assert {(line["key"], line["adapter"]) for line in audited} == {("admin", "mine")}
 
 
 def test_exchanges_under_load(watched: Watched, packs: Path) -> None:
-    """While a name goes to and fro between two packs, six clients ask for it: each answer is word for word that of the digest it names."""
+    """While a name goes to and fro between two packs, six clients ask for it: each answer is word for word
+    that of the digest it names.
+    """
+
     def answer(model: str, number: int) -> tuple[str, str]:
-        body = {"model": model, "prompt": f"Order {number} mugs", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+        body = {
+            "model": model,
+            "prompt": f"Order {number} mugs",
+            "max_tokens": 5,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
         said = watched.server.post("/v1/completions", body)
         assert said.status_code == 200, said.text
         return said.headers["x-adapterpack-digest"], said.json()["choices"][0]["text"]
@@ -170,8 +226,10 @@ def test_exchanges_under_load(watched: Watched, packs: Path) -> None:
 
 @pytest.mark.fast
 def test_a_pack_is_taken_up_when_it_is_still(tmp_path: Path) -> None:
-    """A pack is looked at once after two looks saw the same of it, and again after each change, or if it is worth another try; one that has
-    gone, or is hidden, is none, and goes after another has taken its place; a folder that cannot be listed changes nothing."""
+    """A pack is looked at once after two looks saw the same of it, and again after each change, or if it is
+    worth another try; one that has gone, or is hidden, is none, and goes after another has taken its place; a
+    folder that cannot be listed changes nothing.
+    """
     root, pack = tmp_path / "root", tmp_path / "root" / "pack"
     calls: list[str] = []
 
@@ -216,13 +274,22 @@ def test_a_pack_is_taken_up_when_it_is_still(tmp_path: Path) -> None:
 
 
 def test_only_the_operator_is_heard_and_only_there(watched: Watched) -> None:
-    """Another key, a tenant's administrator's included, is none at the operator's address; the tenants' address knows no such routes."""
+    """Another key, a tenant's administrator's included, is none at the operator's address; the tenants'
+    address knows no such routes.
+    """
     body = {"lora_name": "mine", "lora_path": "gamma"}
     for authorization in ("", f"Bearer {ANN}", f"Basic {OPERATOR}", f"Bearer {OPERATOR}x"):
         headers = {"Authorization": authorization}
-        for method, path in (("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter"), ("GET", "/v1/adapters"),
-                             ("GET", "/metrics"), ("GET", "/openapi.json")):
-            answer = httpx.request(method, f"{watched.server.admin}{path}", json=body, headers=headers, timeout=20)
+        for method, path in (
+            ("POST", "/v1/load_lora_adapter"),
+            ("POST", "/v1/unload_lora_adapter"),
+            ("GET", "/v1/adapters"),
+            ("GET", "/metrics"),
+            ("GET", "/openapi.json"),
+        ):
+            answer = httpx.request(
+                method, f"{watched.server.admin}{path}", json=body, headers=headers, timeout=20
+            )
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
     for headers in (BEARER, watched.server.headers):
         for path in ("load_lora_adapter", "unload_lora_adapter"):
@@ -234,8 +301,10 @@ def test_only_the_operator_is_heard_and_only_there(watched: Watched) -> None:
 
 
 def test_a_watched_folder(watched: Watched, packs: Path) -> None:
-    """A pack that is dropped in is loaded once it is whole; one that changes is a new generation; one that is removed is unloaded. What is
-    no pack, is altered, belongs elsewhere, has a taken name or is a link is refused with its reason, and what answered before goes on."""
+    """A pack that is dropped in is loaded once it is whole; one that changes is a new generation; one that is
+    removed is unloaded. What is no pack, is altered, belongs elsewhere, has a taken name or is a link is
+    refused with its reason, and what answered before goes on.
+    """
     folder = watched.folder
     assert watched.listed()[0]["gamma"]["source"] == "gamma"
     first, second = named(packs / "alpha", "delta"), named(packs / "beta", "delta")
@@ -255,17 +324,32 @@ def test_a_watched_folder(watched: Watched, packs: Path) -> None:
     canary = wrong.manifest.canary
     assert canary is not None
     rows = tuple({**row, "logits": [value + 1.0 for value in row["logits"]]} for row in canary.adapter)
-    dataclasses.replace(wrong, manifest=replace(wrong.manifest, canary=replace(canary, adapter=rows))).write(folder / "wrong")
+    dataclasses.replace(wrong, manifest=replace(wrong.manifest, canary=replace(canary, adapter=rows))).write(
+        folder / "wrong"
+    )
     named(packs / "alpha", "alpha").write(folder / "taken")
     named(packs / "alpha", "base").write(folder / "base")
     (folder / "link").symlink_to(packs / "beta")
     (folder / "none").mkdir()
     (folder / "none" / "adapterpack.json").write_text("{")
     (folder / "readme").mkdir()
-    expected = {"delta": "format", "wrong": "parity", "taken": "name-taken", "base": "name-taken", "link": "format", "none": "format"}
+    expected = {
+        "delta": "format",
+        "wrong": "parity",
+        "taken": "name-taken",
+        "base": "name-taken",
+        "link": "format",
+        "none": "format",
+    }
     watched.until(lambda adapters, refused: refused == expected)
     assert watched.digest("delta") == second.id
-    assert {card["id"] for card in watched.server.get("/v1/models").json()["data"]} == {"base", "alpha", "beta", "gamma", "delta"}
+    assert {card["id"] for card in watched.server.get("/v1/models").json()["data"]} == {
+        "base",
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+    }
     text = watched.operator.get("/metrics").text
     assert 'adapterpack_adapter_changes_total{change="refused",reason="parity"} 1.0' in text
     assert 'adapterpack_adapter_changes_total{change="replaced",reason=""}' in text
@@ -284,16 +368,25 @@ def test_a_watched_folder(watched: Watched, packs: Path) -> None:
     folder.with_name("away").rename(folder)
 
 
-def test_signatures_and_a_socket_of_its_own(start: Callable[..., Served], packs: Path, key_file: Path, tmp_path: Path,
-                                            bundle: Path) -> None:
-    """With ``require_signature`` a pack is loaded that one of the keys signed, and no other, at the start and later; the operator's socket
-    in the file system is its owner's alone, and takes the place of one that a dead server left."""
+def test_signatures_and_a_socket_of_its_own(
+    start: Callable[..., Served], packs: Path, key_file: Path, tmp_path: Path, bundle: Path
+) -> None:
+    """With ``require_signature`` a pack is loaded that one of the keys signed, and no other, at the start and
+    later; the operator's socket in the file system is its owner's alone, and takes the place of one that a
+    dead server left.
+    """
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
     for number, key in enumerate(keys):
-        (tmp_path / f"{number}.pem").write_bytes(key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-        (tmp_path / f"{number}.pub").write_bytes(key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+        (tmp_path / f"{number}.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        (tmp_path / f"{number}.pub").write_bytes(
+            key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
     folder = tmp_path / "packs"
     folder.mkdir()
     public = [str(tmp_path / "0.pub"), str(tmp_path / "1.pub")]
@@ -308,8 +401,10 @@ def test_signatures_and_a_socket_of_its_own(start: Callable[..., Served], packs:
     server = start(adapters=[str(folder)], watch=0.1, **operated)
     assert sorted(server.adapters) == ["alpha", "beta", "one", "two"]
     with operator_at(socket) as operator:
-        assert {one["source"]: one["reason"] for one in operator.get("/v1/adapters").json()["refused"]} \
-            == {"other": "wrongly-signed", "unsigned": "unsigned"}
+        assert {one["source"]: one["reason"] for one in operator.get("/v1/adapters").json()["refused"]} == {
+            "other": "wrongly-signed",
+            "unsigned": "unsigned",
+        }
         for source, reason in (("other", "wrongly-signed"), ("unsigned", "unsigned")):
             answer = operator.post("/v1/load_lora_adapter", json={"lora_name": source})
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, reason)
@@ -327,11 +422,15 @@ def test_signatures_and_a_socket_of_its_own(start: Callable[..., Served], packs:
 
 
 def operator_at(socket: Path) -> httpx.Client:
-    return httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://operator", headers=BEARER, timeout=20)
+    return httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://operator", headers=BEARER, timeout=20
+    )
 
 
 def test_what_an_operator_must_give(bundle: Path, key_file: Path, tmp_path: Path) -> None:
-    """No address without a key, nor a key without an address; no key that others may read, or that is short; a folder to watch."""
+    """No address without a key, nor a key without an address; no key that others may read, or that is short;
+    a folder to watch.
+    """
     short, public = tmp_path / "short", tmp_path / "public"
     for path, text, mode in ((short, "operator", 0o600), (public, OPERATOR, 0o644)):
         path.touch(mode)
@@ -339,12 +438,14 @@ def test_what_an_operator_must_give(bundle: Path, key_file: Path, tmp_path: Path
     (tmp_path / "file").touch()
     admin = "127.0.0.1:0"
     cases: list[tuple[dict[str, Any], type[AdapterpackError], str]] = [
-        ({"admin": admin}, ConfigError, "address and a key"), ({"admin_key_file": key_file}, ConfigError, "address and a key"),
+        ({"admin": admin}, ConfigError, "address and a key"),
+        ({"admin_key_file": key_file}, ConfigError, "address and a key"),
         ({"admin": admin, "admin_key_file": short}, ConfigError, "holds no key"),
         ({"admin": admin, "admin_key_file": public}, ConfigError, "others may read"),
         ({"admin": "127.0.0.1", "admin_key_file": key_file}, ConfigError, "no address"),
         ({"admin": f"unix:{tmp_path / 'file'}", "admin_key_file": key_file}, StorageError, "in use"),
-        ({"watch": 1.0}, ConfigError, "no folder to watch"), ({"require_signature": [key_file]}, ConfigError, "public key"),
+        ({"watch": 1.0}, ConfigError, "no folder to watch"),
+        ({"require_signature": [key_file]}, ConfigError, "public key"),
     ]
     for options, error, match in cases:
         with pytest.raises(error, match=match):
@@ -352,10 +453,16 @@ def test_what_an_operator_must_give(bundle: Path, key_file: Path, tmp_path: Path
     assert (tmp_path / "file").is_file()
 
 
-def test_who_looks_at_the_adapters_does_not_wait_for_a_load(bundle: Path, packs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop of a server looks: streams would stand still for as long as a pack is read and its canary is replayed."""
+def test_who_looks_at_the_adapters_does_not_wait_for_a_load(
+    bundle: Path, packs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop of a server looks: streams would stand still for as long as a pack is read and its canary is
+    replayed.
+    """
     engine = Engine(bundle, "cpu", max_rows=1)
-    control = AdapterControl(engine.adapters, "base", Places([PackFolder(packs)]), Signers(), lambda change, code: None)
+    control = AdapterControl(
+        engine.adapters, "base", Places([PackFolder(packs)]), Signers(), lambda change, code: None
+    )
     loading, go, read = threading.Event(), threading.Event(), engine.adapters._read
 
     def slowly(pack: Any) -> Any:
@@ -368,7 +475,9 @@ def test_who_looks_at_the_adapters_does_not_wait_for_a_load(bundle: Path, packs:
         loaded = threads.submit(control.load, "gamma", "gamma")
         assert loading.wait(20)
         try:
-            names, refused = threads.submit(lambda: ([one.name for one in control.adapters], control.refused)).result(5)
+            names, refused = threads.submit(
+                lambda: ([one.name for one in control.adapters], control.refused)
+            ).result(5)
         finally:
             go.set()
         assert (names, refused) == (["alpha", "beta"], [])

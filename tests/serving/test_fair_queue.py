@@ -42,8 +42,9 @@ def served(queue: FairQueue[Row], rows: int, at_once: int = 4) -> Counter[str]:
 
 
 def test_who_asks_for_much_keeps_nobody_waiting() -> None:
-    """One tenant has a thousand rows in the queue, of ten times the tokens; the others have theirs as if it had as few: each has the same
-    share of the tokens, to within the rows that run at a time."""
+    """One tenant has a thousand rows in the queue, of ten times the tokens; the others have theirs as if it
+    had as few: each has the same share of the tokens, to within the rows that run at a time.
+    """
     queue: FairQueue[Row] = FairQueue()
     for _ in range(1000):
         queue.put(Row("greedy", cost=100, tokens=200))
@@ -56,10 +57,15 @@ def test_who_asks_for_much_keeps_nobody_waiting() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_shares_ranks_and_priorities(seed: int) -> None:
-    """A share of three has three times the tokens; a smaller rank goes first whatever it has had; within a tenant the smaller priority
-    goes first, and of equal ones the earlier."""
+    """A share of three has three times the tokens; a smaller rank goes first whatever it has had; within a
+    tenant the smaller priority goes first, and of equal ones the earlier.
+    """
     dice, queue = random.Random(seed), FairQueue[Row]()
-    rows = [Row(name, share=share, cost=dice.randrange(1, 30)) for name, share in (("one", 1.0), ("three", 3.0)) for _ in range(400)]
+    rows = [
+        Row(name, share=share, cost=dice.randrange(1, 30))
+        for name, share in (("one", 1.0), ("three", 3.0))
+        for _ in range(400)
+    ]
     dice.shuffle(rows)
     for row in rows:
         queue.put(row)
@@ -76,7 +82,9 @@ def test_shares_ranks_and_priorities(seed: int) -> None:
 
 
 def test_nobody_saves_up_turns_and_nothing_is_left() -> None:
-    """A tenant that comes late goes on from where the others are; removed rows are gone; counters of those who left are dropped."""
+    """A tenant that comes late goes on from where the others are; removed rows are gone; counters of those
+    who left are dropped.
+    """
     queue: FairQueue[Row] = FairQueue()
     for _ in range(100):
         queue.put(Row("early"))

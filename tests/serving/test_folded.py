@@ -1,4 +1,6 @@
-"""A bundle with one adapter in its weights has one model: the adapter, under its pack's name or another, and no base."""
+"""A bundle with one adapter in its weights has one model: the adapter, under its pack's name or another, and
+no base.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def texts(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_the_adapter_is_the_model(kind: str, texts: Path, bundle_of: Make) -> None:
-    """Rows that name it and rows that name none have it, and its digest; the base is not there, nor is another adapter loaded."""
+    """Rows that name it and rows that name none have it, and its digest; the base is not there, nor is
+    another adapter loaded.
+    """
     folder = texts if kind == "llama" else bundle_of("bert", "folded")
     session, engine = Session(folder, "cpu"), Engine(folder, "cpu")
     catalogue = Catalogue(engine)
@@ -47,7 +51,9 @@ def test_the_adapter_is_the_model(kind: str, texts: Path, bundle_of: Make) -> No
         ends |= {event.request: event for event in engine.step() if event.finish_reason}
     assert {ends[number].adapter for number in requests} == {model.digest}
     if kind == "llama":
-        assert {ends[number].text for number in requests} == {session.generate([prompt], "alpha", **options)[0].text}
+        assert {ends[number].text for number in requests} == {
+            session.generate([prompt], "alpha", **options)[0].text
+        }
     other = Catalogue(engine, "mine")
     assert [one.name for one in other.visible(EVERYBODY)] == ["mine"]
     assert other.named("mine", EVERYBODY).digest == model.digest
@@ -57,7 +63,9 @@ def test_the_adapter_is_the_model(kind: str, texts: Path, bundle_of: Make) -> No
 
 @pytest.mark.fast
 def test_who_waits_is_told_how_many_turns() -> None:
-    """A batch of encoder rows takes one turn of the engine, whatever its rows; of a decoder so many answers run at a time."""
+    """A batch of encoder rows takes one turn of the engine, whatever its rows; of a decoder so many answers
+    run at a time.
+    """
     for rows, rows_a_turn, seconds in ((32, 32, 24), (8, 1, 3)):
         engine: Any = SimpleNamespace(max_rows=rows, rows_a_turn=rows_a_turn)
         gate = Gate.of(engine, Limits(open_rows=24, open_rows_a_key=24))

@@ -1,4 +1,6 @@
-"""Requests that are made to break a server: each has the right answer in less than a second, and a stream that runs meanwhile goes on."""
+"""Requests that are made to break a server: each has the right answer in less than a second, and a stream
+that runs meanwhile goes on.
+"""
 
 from __future__ import annotations
 
@@ -57,71 +59,220 @@ CASES: dict[str, tuple[bytes, int, str | None]] = {
     "an infinite number": (post(b'{"model": "alpha", "temperature": 1e999}'), 400, "invalid_json"),
     "100,000 levels": (post(b"[" * 100_000), 400, "invalid_json"),
     "70 levels": (post(chat(guided_json=deep(70))), 400, "invalid_json"),
-    "half of a character": (post(b'{"model": "alpha", "messages": [{"role": "user", "content": "\\ud800"}]}'), 400, "invalid_json"),
-    "a million messages": (post(b'{"model": "alpha", "messages": [' + b"{}," * 1_000_000 + b"{}]}"), 400, "invalid_json"),
-    "2,000 messages": (post(chat(messages=[{"role": "user", "content": "x"}] * 2000)), 400, "invalid_request"),
-    "a body of 100 MB": (post(b"", lines="").replace(b"Content-Length: 0", b"Content-Length: 100000000"), 413, "request_too_large"),
+    "half of a character": (
+        post(b'{"model": "alpha", "messages": [{"role": "user", "content": "\\ud800"}]}'),
+        400,
+        "invalid_json",
+    ),
+    "a million messages": (
+        post(b'{"model": "alpha", "messages": [' + b"{}," * 1_000_000 + b"{}]}"),
+        400,
+        "invalid_json",
+    ),
+    "2,000 messages": (
+        post(chat(messages=[{"role": "user", "content": "x"}] * 2000)),
+        400,
+        "invalid_request",
+    ),
+    "a body of 100 MB": (
+        post(b"", lines="").replace(b"Content-Length: 0", b"Content-Length: 100000000"),
+        413,
+        "request_too_large",
+    ),
     "a length that is none": (post(b"").replace(b"Content-Length: 0", b"Content-Length: -1"), 400, None),
     "two lengths": (post(b"{}", lines="Content-Length: 7\r\n"), 400, None),
     "length and chunks": (post(b"{}", lines="Transfer-Encoding: chunked\r\n"), 400, None),
-    "chunks before they were": (post(b"", head=f"Transfer-Encoding: chunked\r\n{HEAD}").replace(b"HTTP/1.1", b"HTTP/1.0")
-                                .replace(b"Content-Length: 0\r\n", b""), 400, None),
-    "chunks that are none": (f"POST /v1/completions HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode(), 400, None),
-    "a body that stops": (post(b"{}").replace(b"Content-Length: 2", b"Content-Length: 20"), 408, "request_too_slow"),
-    "200 headers": (post(chat(), lines="".join(f"X-{number}: x\r\n" for number in range(200))), 431, "large_headers"),
+    "chunks before they were": (
+        post(b"", head=f"Transfer-Encoding: chunked\r\n{HEAD}")
+        .replace(b"HTTP/1.1", b"HTTP/1.0")
+        .replace(b"Content-Length: 0\r\n", b""),
+        400,
+        None,
+    ),
+    "chunks that are none": (
+        f"POST /v1/completions HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode(),
+        400,
+        None,
+    ),
+    "a body that stops": (
+        post(b"{}").replace(b"Content-Length: 2", b"Content-Length: 20"),
+        408,
+        "request_too_slow",
+    ),
+    "200 headers": (
+        post(chat(), lines="".join(f"X-{number}: x\r\n" for number in range(200))),
+        431,
+        "large_headers",
+    ),
     "a head of 100 kB": (post(chat(), lines=f"X: {'x' * 100_000}\r\n"), 431, "large_headers"),
     "two hosts": (post(chat(), lines="Host: other\r\n"), 400, None),
-    "a form": (post(b"model=alpha", head=HEAD.replace("application/json", "application/x-www-form-urlencoded")), 415, None),
-    "plain text of a foreign page": (post(chat(), head=HEAD.replace("application/json", "text/plain")), 415, "unsupported_media_type"),
+    "a form": (
+        post(b"model=alpha", head=HEAD.replace("application/json", "application/x-www-form-urlencoded")),
+        415,
+        None,
+    ),
+    "plain text of a foreign page": (
+        post(chat(), head=HEAD.replace("application/json", "text/plain")),
+        415,
+        "unsupported_media_type",
+    ),
     "a path": (post(chat(model="../../etc/passwd")), 404, "model_not_found"),
     "a hub id": (post(chat(model="hf://org/name")), 404, "model_not_found"),
     "a model with control characters": (post(chat(model="alpha\r\nX-Evil: 1\x00")), 404, "model_not_found"),
     "a model of a megabyte": (post(chat(model="a" * (1 << 20))), 404, "model_not_found"),
     "no model": (post({"messages": [{"role": "user", "content": "x"}]}), 400, "invalid_request"),
     "a path of a model's address": (f"GET /v1/models/{SLASHES} HTTP/1.1\r\n{HEAD}\r\n".encode(), 404, None),
-    "another method": (f"DELETE /v1/chat/completions HTTP/1.1\r\n{HEAD}\r\n".encode(), 405, "method_not_allowed"),
+    "another method": (
+        f"DELETE /v1/chat/completions HTTP/1.1\r\n{HEAD}\r\n".encode(),
+        405,
+        "method_not_allowed",
+    ),
     "another version": (b"POST /v1/chat/completions HTTP/x\r\nHost: localhost\r\n\r\n", 400, None),
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 50 + b"\r\n\r\n", 400, None),
     "a header without a name": (post(chat(), lines=": x\r\n"), 400, None),
     "a header with a zero": (post(chat(), lines="X: \x00\r\n"), 400, None),
-    "a wrong key": (post(chat(), head="Host: localhost\r\nAuthorization: Bearer x\r\n"), 401, "invalid_api_key"),
-    "a key of a megabyte": (post(chat(), head=f"Host: localhost\r\nAuthorization: Bearer {'x' * 30_000}\r\n"), 401, "invalid_api_key"),
+    "a wrong key": (
+        post(chat(), head="Host: localhost\r\nAuthorization: Bearer x\r\n"),
+        401,
+        "invalid_api_key",
+    ),
+    "a key of a megabyte": (
+        post(chat(), head=f"Host: localhost\r\nAuthorization: Bearer {'x' * 30_000}\r\n"),
+        401,
+        "invalid_api_key",
+    ),
     "a billion answers": (post(chat(n=10**9)), 400, "invalid_request"),
-    "more answers than a key may have": (post(chat(n=64), head=HEAD.replace(ANN, BOB)), 400, "invalid_request"),
+    "more answers than a key may have": (
+        post(chat(n=64), head=HEAD.replace(ANN, BOB)),
+        400,
+        "invalid_request",
+    ),
     "a long prompt": (post(chat(messages=[{"role": "user", "content": "x " * 400_000}])), 400, None),
-    "token ids out of range": (post({"model": "alpha", "prompt": [10**12]}, "/v1/completions"), 400, "invalid_request"),
-    "prompts of two kinds": (post({"model": "alpha", "prompt": [1, "x"]}, "/v1/completions"), 400, "invalid_request"),
-    "1,000 prompts": (post({"model": "alpha", "prompt": ["x"] * 1000}, "/v1/completions"), 400, "invalid_request"),
+    "token ids out of range": (
+        post({"model": "alpha", "prompt": [10**12]}, "/v1/completions"),
+        400,
+        "invalid_request",
+    ),
+    "prompts of two kinds": (
+        post({"model": "alpha", "prompt": [1, "x"]}, "/v1/completions"),
+        400,
+        "invalid_request",
+    ),
+    "1,000 prompts": (
+        post({"model": "alpha", "prompt": ["x"] * 1000}, "/v1/completions"),
+        400,
+        "invalid_request",
+    ),
     "100 stop texts": (post(chat(stop=["x"] * 100)), 400, "invalid_request"),
     "a long stop text": (post(chat(stop="x" * 10_000)), 400, "invalid_request"),
-    "a bias of all tokens": (post(chat(logit_bias={str(number): 1 for number in range(20_000)})), 400, "invalid_request"),
+    "a bias of all tokens": (
+        post(chat(logit_bias={str(number): 1 for number in range(20_000)})),
+        400,
+        "invalid_request",
+    ),
     "a temperature of minus one": (post(chat(temperature=-1)), 400, "invalid_request"),
     "a field of another server": (post(chat(lora_path="/etc")), 400, "unknown_parameter"),
-    "a picture by its address": (post(chat(messages=[{"role": "user", "content": [
-        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}])), 400, "invalid_request"),
-    "a part without a type": (post(chat(messages=[{"role": "user", "content": [{"text": "x"}]}])), 400, "invalid_request"),
+    "a picture by its address": (
+        post(
+            chat(
+                messages=[
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}],
+                    }
+                ]
+            )
+        ),
+        400,
+        "invalid_request",
+    ),
+    "a part without a type": (
+        post(chat(messages=[{"role": "user", "content": [{"text": "x"}]}])),
+        400,
+        "invalid_request",
+    ),
     "a schema without end": (post(chat(guided_json=RECURSION)), 400, None),
     "a large schema": (post(chat(guided_json={"enum": ["x" * 100_000]})), 400, "invalid_request"),
     "no expression": (post(chat(guided_regex="(")), 400, "invalid_request"),
-    "an expression that counts": (post(chat(guided_regex="(((a{1,1000}){1,1000}){1,1000}){1,1000}")), 200, None),
+    "an expression that counts": (
+        post(chat(guided_regex="(((a{1,1000}){1,1000}){1,1000}){1,1000}")),
+        200,
+        None,
+    ),
     "an expression that looks back": (post(chat(guided_regex=r"(a)\1")), 400, "invalid_request"),
     "no grammar": (post(chat(guided_grammar="start: [")), 400, "invalid_request"),
-    "10,000 tools": (post(chat(tools=[tool(f"f{number}") for number in range(10_000)])), 400, "invalid_request"),
+    "10,000 tools": (
+        post(chat(tools=[tool(f"f{number}") for number in range(10_000)])),
+        400,
+        "invalid_request",
+    ),
     "a tool of 70 levels": (post(chat(tools=[tool("f", parameters=deep(70))])), 400, "invalid_json"),
     "a tool with a name of a megabyte": (post(chat(tools=[tool("f" * (1 << 20))])), 400, "invalid_request"),
     "tools where none are known": (post(chat(tools=[tool("f")])), 400, "no_tool_format"),
-    "arguments of 100,000 levels": (post(chat(messages=[{"role": "assistant", "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}]}])), 400, "invalid_request"),
-    "tokens of a call without arguments": (post({"model": "alpha", "messages": [{"role": "assistant", "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]}]}, "/tokenize"), 400, "invalid_request"),
-    "2,000 items": (post({"model": "alpha", "input": [{"role": "user", "content": "x"}] * 2000}, "/v1/responses"), 400, "invalid_request"),
-    "an item of another kind": (post({"model": "alpha", "input": [{"type": "item_reference", "id": "../x"}]}, "/v1/responses"), 400,
-                                "invalid_request"),
-    "a response of somebody": (post({"model": "alpha", "input": "x", "previous_response_id": "resp-1"}, "/v1/responses"), 400,
-                               "nothing_stored"),
+    "arguments of 100,000 levels": (
+        post(
+            chat(
+                messages=[
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {
+                                "id": "a",
+                                "type": "function",
+                                "function": {"name": "f", "arguments": "[" * 100_000},
+                            }
+                        ],
+                    }
+                ]
+            )
+        ),
+        400,
+        "invalid_request",
+    ),
+    "tokens of a call without arguments": (
+        post(
+            {
+                "model": "alpha",
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
+                        ],
+                    }
+                ],
+            },
+            "/tokenize",
+        ),
+        400,
+        "invalid_request",
+    ),
+    "2,000 items": (
+        post({"model": "alpha", "input": [{"role": "user", "content": "x"}] * 2000}, "/v1/responses"),
+        400,
+        "invalid_request",
+    ),
+    "an item of another kind": (
+        post({"model": "alpha", "input": [{"type": "item_reference", "id": "../x"}]}, "/v1/responses"),
+        400,
+        "invalid_request",
+    ),
+    "a response of somebody": (
+        post({"model": "alpha", "input": "x", "previous_response_id": "resp-1"}, "/v1/responses"),
+        400,
+        "nothing_stored",
+    ),
     "nine adapters": (post(chat(model="base", adapters=[{"name": "alpha"}] * 9)), 400, "invalid_request"),
-    "a weight without end": (post(chat(model="base", adapters=[{"name": "alpha", "weight": 1e308}])), 400, "invalid_request"),
-    "an adapter by its path": (post(chat(model="base", adapters=[{"name": "../alpha"}])), 404, "model_not_found"),
+    "a weight without end": (
+        post(chat(model="base", adapters=[{"name": "alpha", "weight": 1e308}])),
+        400,
+        "invalid_request",
+    ),
+    "an adapter by its path": (
+        post(chat(model="base", adapters=[{"name": "../alpha"}])),
+        404,
+        "model_not_found",
+    ),
 }
 
 
@@ -149,7 +300,9 @@ def stream(server: Served) -> Iterator[list[float]]:
     def read() -> None:
         body = {"model": "gamma", "prompt": "x", "max_tokens": 400, "min_tokens": 400, "stream": True}
         while not ending.is_set():
-            with httpx.stream("POST", f"{server.address}/v1/completions", json=body, headers=server.headers, timeout=20) as answer:
+            with httpx.stream(
+                "POST", f"{server.address}/v1/completions", json=body, headers=server.headers, timeout=20
+            ) as answer:
                 assert answer.status_code == 200
                 lines = [line for line in answer.iter_lines() if line and not times.append(time.monotonic())]
                 assert lines[-1] == "data: [DONE]"
@@ -163,7 +316,9 @@ def stream(server: Served) -> Iterator[list[float]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_is_refused_at_once(name: str, server: Served, stream: list[float]) -> None:
-    """The status and the code that clients know it by, in OpenAI's shape, in a second; no path of this machine in it."""
+    """The status and the code that clients know it by, in OpenAI's shape, in a second; no path of this
+    machine in it.
+    """
     data, status, code = CASES[name]
     before = len(stream)
     for _ in range(3):  # a crowded machine may be slow once
@@ -188,7 +343,12 @@ def test_who_still_sends_hears_the_refusal(server: Served) -> None:
     body = b"x" * (4 << 20)
     large = post(body * 2)
     keyless = post(body, head="Host: localhost\r\n")
-    for data, status in ((keyless, b"401"), (post(body, "/none"), b"404"), (post(body, "/health"), b"405"), (large, b"413")):
+    for data, status in (
+        (keyless, b"401"),
+        (post(body, "/none"), b"404"),
+        (post(body, "/health"), b"405"),
+        (large, b"413"),
+    ):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
             connection.sendall(data)
             assert connection.recv(12) == b"HTTP/1.1 " + status, status
@@ -208,25 +368,43 @@ def test_what_follows_a_request_with_two_lengths_is_not_answered(line: str, serv
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_no_key_finds_what_was_read_of_the_prompts_of_another(shared: bool, server: Served, start: Callable[..., Served]) -> None:
-    """It could tell by the time that its own takes what others have asked; only an operator may share prompts. ``cache_salt`` is vLLM's."""
+def test_no_key_finds_what_was_read_of_the_prompts_of_another(
+    shared: bool, server: Served, start: Callable[..., Served]
+) -> None:
+    """It could tell by the time that its own takes what others have asked; only an operator may share
+    prompts. ``cache_salt`` is vLLM's.
+    """
     asked = start(share_prefixes=True) if shared else server
 
     def found(key: str, path: str = "/v1/completions", **more: Any) -> bool:
         def known() -> float:
-            (line,) = (line for line in asked.get("/metrics").text.splitlines() if line.startswith("adapterpack_prompt_tokens_reused"))
+            (line,) = (
+                line
+                for line in asked.get("/metrics").text.splitlines()
+                if line.startswith("adapterpack_prompt_tokens_reused")
+            )
             return float(line.split()[1])
 
         before, headers = known(), {"Authorization": f"Bearer {key}"}
-        form = {"input": "secret " * 40} if path.endswith("responses") else {"prompt": "secret " * 40, "max_tokens": 1}
+        form = (
+            {"input": "secret " * 40}
+            if path.endswith("responses")
+            else {"prompt": "secret " * 40, "max_tokens": 1}
+        )
         assert asked.post(path, {"model": "alpha", **form, **more}, headers=headers).status_code == 200
         return known() > before
 
     assert [found(ANN), found(ANN), found(BOB), found(BOB)] == [False, True, shared, True]
-    assert [found(ANN, cache_salt="a"), found(ANN, cache_salt="a"), found(BOB, cache_salt="a")] == [False, True, shared]
+    assert [found(ANN, cache_salt="a"), found(ANN, cache_salt="a"), found(BOB, cache_salt="a")] == [
+        False,
+        True,
+        shared,
+    ]
     said = {"path": "/v1/responses", "max_output_tokens": 1}
     assert [found(ANN, cache_salt=salt, **said) for salt in "ccd"] == [False, True, False]
-    assert asked.post("/v1/completions", {"model": "alpha", "prompt": "x", "cache_salt": ""}).status_code == 400
+    assert (
+        asked.post("/v1/completions", {"model": "alpha", "prompt": "x", "cache_salt": ""}).status_code == 400
+    )
 
 
 def test_the_server_is_well_afterwards(server: Served) -> None:
@@ -235,15 +413,22 @@ def test_the_server_is_well_afterwards(server: Served) -> None:
     assert "bug" not in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
     assert "Invalid HTTP" not in server.log.read_text()  # anybody could fill the log with it
-    (malformed,) = (line for line in server.get("/metrics").text.splitlines() if line.startswith("adapterpack_malformed_requests"))
+    (malformed,) = (
+        line
+        for line in server.get("/metrics").text.splitlines()
+        if line.startswith("adapterpack_malformed_requests")
+    )
     assert float(malformed.split()[1]) > 0
 
 
-@pytest.mark.parametrize(("kind", "field", "part"), [
-    (ChatRequest, "messages", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}),
-    (ChatRequest, "messages", {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}),
-    (ResponseRequest, "input", {"type": "input_image", "image_url": "data:image/png;base64,AA=="}),
-])
+@pytest.mark.parametrize(
+    ("kind", "field", "part"),
+    [
+        (ChatRequest, "messages", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}),
+        (ChatRequest, "messages", {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}),
+        (ResponseRequest, "input", {"type": "input_image", "image_url": "data:image/png;base64,AA=="}),
+    ],
+)
 def test_content_that_is_no_text_is_refused_with_the_way_out(kind: type[Any], field: str, part: Any) -> None:
     """By the place of its kind, and who answers about pictures."""
     request = {"model": "alpha", field: [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]}

@@ -37,7 +37,8 @@ def written(path: Path, count: int, as_json: bool = True) -> Path:
         for n in range(count)
     ]
     lines = [
-        f"- {{id: {one['id']}, sha256: {one['sha256']}, adapters: {one['adapters']}, base: false, max_rows: 8}}\n"
+        f"- {{id: {one['id']}, sha256: {one['sha256']}, adapters: {one['adapters']}, base: false, "
+        "max_rows: 8}\n"
         for one in entries
     ]
     path.write_text(json.dumps({"keys": entries}) if as_json else "keys:\n" + "".join(lines))

@@ -1,4 +1,6 @@
-"""The manifests in ``examples/serving/kubernetes``: every field is one of Kubernetes', and what they say of the commands is so."""
+"""The manifests in ``examples/serving/kubernetes``: every field is one of Kubernetes', and what they say of
+the commands is so.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ from adapterpack.serving.routes import ROUTES
 
 FOLDER = Path(__file__).parents[2] / "examples" / "serving" / "kubernetes"
 HAPROXY = FOLDER.parent / "haproxy.cfg"
-KINDS = {"Service": "V1Service", "StatefulSet": "V1StatefulSet", "Deployment": "V1Deployment",
-         "PodDisruptionBudget": "V1PodDisruptionBudget"}
+KINDS = {
+    "Service": "V1Service",
+    "StatefulSet": "V1StatefulSet",
+    "Deployment": "V1Deployment",
+    "PodDisruptionBudget": "V1PodDisruptionBudget",
+}
 PREDICTOR = {"minReplicas": int, "maxReplicas": int, "scaleMetric": str, "scaleTarget": int}
 """Fields of KServe's predictor besides those of a pod: kserve 0.21, V1beta1PredictorSpec."""
 
@@ -29,7 +35,9 @@ def documents() -> Iterator[tuple[str, Any]]:
 
 
 def require(value: Any, kind: str, where: str) -> None:
-    """Checks that a value is of a type of the official client: its fields are known, of their types, and complete."""
+    """Checks that a value is of a type of the official client: its fields are known, of their types, and
+    complete.
+    """
     if match := re.fullmatch(r"[Ll]ist\[(.+)\]", kind):
         assert isinstance(value, list), where
         for place, item in enumerate(value):
@@ -52,12 +60,17 @@ def require(value: Any, kind: str, where: str) -> None:
 
 
 def test_every_field_is_known() -> None:
-    """By the models of the official client; an InferenceService's predictor is a pod with a few fields more."""
+    """By the models of the official client; an InferenceService's predictor is a pod with a few fields
+    more.
+    """
     seen = set()
     for name, document in documents():
         seen.add(document["kind"])
         if document["kind"] == "InferenceService":
-            assert (document["apiVersion"], document.keys()) == ("serving.kserve.io/v1beta1", {"apiVersion", "kind", "metadata", "spec"})
+            assert (document["apiVersion"], document.keys()) == (
+                "serving.kserve.io/v1beta1",
+                {"apiVersion", "kind", "metadata", "spec"},
+            )
             assert document["spec"].keys() == {"predictor"}
             predictor = dict(document["spec"]["predictor"])
             for key, kind in PREDICTOR.items():
@@ -80,8 +93,9 @@ def pods() -> Iterator[tuple[str, Any]]:
 
 
 def test_commands_ports_and_probes_are_the_commands_own() -> None:
-    """Each command line is one that the command accepts, its port is the container's, probes ask routes that need no key, and a pod has
-    longer than answers have to end."""
+    """Each command line is one that the command accepts, its port is the container's, probes ask routes that
+    need no key, and a pod has longer than answers have to end.
+    """
     open_paths = {route.path for route in ROUTES if route.access == "open"}
     called = []
     for _, pod in pods():
@@ -91,23 +105,29 @@ def test_commands_ports_and_probes_are_the_commands_own() -> None:
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container.get(kind)
             asked = {} if probe is None else probe.get("httpGet") or probe["tcpSocket"]
-            assert asked.get("path", "/ready") in open_paths and asked.get("port", port["name"]) in (*port.values(),)
+            assert asked.get("path", "/ready") in open_paths and asked.get("port", port["name"]) in (
+                *port.values(),
+            )
         assert pod["terminationGracePeriodSeconds"] > Limits().drain_seconds
         if container["name"] != "haproxy":
             program, name, *args = container["command"]
             context = serve.make_context(name, list(args))
             assert (program, name) == ("adapterpack", "serve")
             assert (context.params["host"], context.params["port"]) == ("0.0.0.0", port["containerPort"])
-            assert {variable["name"] for variable in container["env"]} >= {"ADAPTERPACK_API_KEY"}  # it listens to all
+            # it listens to all
+            assert {variable["name"] for variable in container["env"]} >= {"ADAPTERPACK_API_KEY"}
             written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
             assert written == {"/cache", "/tmp"}
     assert sorted(called) == ["haproxy", "kserve-container", "server"]
 
 
 def test_haproxy_knows_every_replica() -> None:
-    """The variables of its configuration name the stateful set's pods under their service, at the server's port; the address of all is
-    HAProxy's, whose port is the configuration's."""
-    found = {(document["kind"], document["metadata"]["name"]): document["spec"] for _, document in documents()}
+    """The variables of its configuration name the stateful set's pods under their service, at the server's
+    port; the address of all is HAProxy's, whose port is the configuration's.
+    """
+    found = {
+        (document["kind"], document["metadata"]["name"]): document["spec"] for _, document in documents()
+    }
     replicas = found["StatefulSet", "adapterpack"]
     service = found["Service", replicas["serviceName"]]
     (port,) = service["ports"]
@@ -115,10 +135,20 @@ def test_haproxy_knows_every_replica() -> None:
     config = HAPROXY.read_text("utf-8")
     assert {one["name"]: one["value"] for one in haproxy["env"]} == {
         name: f"adapterpack-{number}.{replicas['serviceName']}:{port['port']}"
-        for number, name in zip(range(replicas["replicas"]), re.findall(r"^  server \w+ \"\$\{(\w+)-", config, re.MULTILINE), strict=True)}
-    assert re.findall(r"^  bind .*:(\d+)", config, re.MULTILINE) == [str(haproxy["ports"][0]["containerPort"])]
+        for number, name in zip(
+            range(replicas["replicas"]),
+            re.findall(r"^  server \w+ \"\$\{(\w+)-", config, re.MULTILINE),
+            strict=True,
+        )
+    }
+    assert re.findall(r"^  bind .*:(\d+)", config, re.MULTILINE) == [
+        str(haproxy["ports"][0]["containerPort"])
+    ]
     for kind, name in (("StatefulSet", "adapterpack"), ("Deployment", "adapterpack-haproxy")):
         spec = found[kind, name]
         assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
     assert service["selector"] == replicas["template"]["metadata"]["labels"]
-    assert found["Service", "adapterpack"]["selector"] == found["Deployment", "adapterpack-haproxy"]["template"]["metadata"]["labels"]
+    assert (
+        found["Service", "adapterpack"]["selector"]
+        == found["Deployment", "adapterpack-haproxy"]["template"]["metadata"]["labels"]
+    )

@@ -1,4 +1,6 @@
-"""A lock file as the list of a server's adapters: what it pins is pulled from a real hub, compared, loaded and followed."""
+"""A lock file as the list of a server's adapters: what it pins is pulled from a real hub, compared, loaded
+and followed.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,19 @@ def hub_in(folder: Path, port: int = 0) -> Iterator[str]:
     tokens = folder / "tokens"
     tokens.touch(0o600)
     tokens.write_text(f"ann write {TOKEN}\n")
-    command = [sys.executable, "-m", "adapterpack", "hub", "serve", str(folder / "hub"), "--tokens", str(tokens), "--port", str(port),
-               "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "adapterpack",
+        "hub",
+        "serve",
+        str(folder / "hub"),
+        "--tokens",
+        str(tokens),
+        "--port",
+        str(port),
+        "--json",
+    ]
     with child(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["address"]
@@ -40,7 +53,9 @@ def hub_in(folder: Path, port: int = 0) -> Iterator[str]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process and the servers that it starts may use a hub, each with a cache of its own; this is the servers'."""
+    """This process and the servers that it starts may use a hub, each with a cache of its own; this is the
+    servers'.
+    """
     from huggingface_hub import constants
 
     from adapterpack.hub.transport import client
@@ -60,10 +75,13 @@ def published(pack: Path, name: str, folder: Path, reference: str) -> None:
 
 
 @pytest.mark.long
-def test_what_a_lock_file_pins_is_served(start: Callable[..., Served], packs: Path, tmp_path: Path, cache: Path,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the hub at the start, without it from the store; an update of the pin is a new generation; what the hub cannot give is refused
-    and tried again, what has another digest is refused; an entry that goes is unloaded, and a lock file that goes changes nothing."""
+def test_what_a_lock_file_pins_is_served(
+    start: Callable[..., Served], packs: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub at the start, without it from the store; an update of the pin is a new generation; what
+    the hub cannot give is refused and tried again, what has another digest is refused; an entry that goes is
+    unloaded, and a lock file that goes changes nothing.
+    """
     lock, other = tmp_path / "adapterpack.lock", tmp_path / "other.lock"
     key = tmp_path / "operator"
     key.touch(0o600)
@@ -78,13 +96,20 @@ def test_what_a_lock_file_pins_is_served(start: Callable[..., Served], packs: Pa
             patch.setenv("ADAPTERPACK_CACHE", str(cache))
             server = start(adapters=[str(lock)], watch=0.1, admin="127.0.0.1:0", admin_key_file=str(key))
         published(packs / "beta", "delta", tmp_path / "second", "hf://org/delta")
-        operator = httpx.Client(base_url=server.admin or "", headers={"Authorization": f"Bearer {OPERATOR}"}, timeout=20)
+        operator = httpx.Client(
+            base_url=server.admin or "", headers={"Authorization": f"Bearer {OPERATOR}"}, timeout=20
+        )
 
-        def until(true: Callable[[dict[str, Any], dict[str, str]], object], seconds: float = 20.0) -> dict[str, Any]:
+        def until(
+            true: Callable[[dict[str, Any], dict[str, str]], object], seconds: float = 20.0
+        ) -> dict[str, Any]:
             end = time.monotonic() + seconds
             while True:
                 said = operator.get("/v1/adapters").json()
-                found = {one["name"]: one for one in said["adapters"]}, {one["source"]: one["reason"] for one in said["refused"]}
+                found = (
+                    {one["name"]: one for one in said["adapters"]},
+                    {one["source"]: one["reason"] for one in said["refused"]},
+                )
                 if true(*found):
                     return found[0]
                 assert time.monotonic() < end, (found, server.log.read_text())
@@ -102,8 +127,15 @@ def test_what_a_lock_file_pins_is_served(start: Callable[..., Served], packs: Pa
         while second.id not in heard:
             heard.add(digest())  # the name is never missing
         assert heard <= {first.id, second.id}
-        assert until(lambda adapters, refused: adapters["delta"]["digest"] == second.id)["delta"]["generation"] == 2
-        for source, status in (("hf://org/delta@main", 200), ("hf://org/epsilon@main", 404), ("org/epsilon", 404)):
+        assert (
+            until(lambda adapters, refused: adapters["delta"]["digest"] == second.id)["delta"]["generation"]
+            == 2
+        )
+        for source, status in (
+            ("hf://org/delta@main", 200),
+            ("hf://org/epsilon@main", 404),
+            ("org/epsilon", 404),
+        ):
             given = {"lora_name": "mine", "lora_path": source}
             assert operator.post("/v1/load_lora_adapter", json=given).status_code == status
 
@@ -111,7 +143,10 @@ def test_what_a_lock_file_pins_is_served(start: Callable[..., Served], packs: Pa
     entries = {**pins["entries"], **more["entries"]}
 
     def write(**changes: dict[str, str]) -> None:
-        changed = {name: {**entry, **changes.get(name.rpartition("/")[2].partition("@")[0], {})} for name, entry in entries.items()}
+        changed = {
+            name: {**entry, **changes.get(name.rpartition("/")[2].partition("@")[0], {})}
+            for name, entry in entries.items()
+        }
         lock.with_name("new").write_text(json.dumps({**pins, "entries": changed}))
         lock.with_name("new").rename(lock)
 

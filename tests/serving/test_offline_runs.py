@@ -1,4 +1,6 @@
-"""Files of rows that ``adapterpack run`` answers: in order, each row as it is alone, and after a kill as if there had been none."""
+"""Files of rows that ``adapterpack run`` answers: in order, each row as it is alone, and after a kill as if
+there had been none.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,14 @@ WORDS = ["order", "mugs", "parcel", "Lisbon", "kettle", "where", "broken", "plea
 
 def rows_of(count: int, seed: int = 1) -> list[dict[str, Any]]:
     dice = random.Random(seed)
-    return [{"prompt": " ".join(dice.choices(WORDS, k=dice.randint(1, 30))), "adapter": dice.choice(NAMES), "id": number}
-            for number in range(count)]
+    return [
+        {
+            "prompt": " ".join(dice.choices(WORDS, k=dice.randint(1, 30))),
+            "adapter": dice.choice(NAMES),
+            "id": number,
+        }
+        for number in range(count)
+    ]
 
 
 def written(path: Path, rows: list[Any]) -> Path:
@@ -41,21 +49,29 @@ def written(path: Path, rows: list[Any]) -> Path:
 
 
 def command(*args: Any) -> list[str]:
-    """The command as a user's terminal starts it: a shell that runs tests in the background has its children ignore SIGINT."""
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main import main; main()"
+    """The command as a user's terminal starts it: a shell that runs tests in the background has its children
+    ignore SIGINT.
+    """
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main "
+        "import main; main()"
+    )
     return [sys.executable, "-c", code, "run", *map(str, args)]
 
 
 def ran(*args: Any, code: int = 0) -> Result:
     """The command in this process."""
-    done = CliRunner(env={"SOURCE_DATE_EPOCH": ENVIRONMENT["SOURCE_DATE_EPOCH"]}).invoke(main, ["run", *map(str, args)])
+    done = CliRunner(env={"SOURCE_DATE_EPOCH": ENVIRONMENT["SOURCE_DATE_EPOCH"]}).invoke(
+        main, ["run", *map(str, args)]
+    )
     assert done.exit_code == code, done.stderr
     return done
 
 
 def test_rows_come_and_go_while_others_run(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 rows of mixed adapters and lengths, one of them longer than the engine was made for: each says what it says alone; greedy, and
-    with a seed, of which each row has numbers of its own."""
+    """200 rows of mixed adapters and lengths, one of them longer than the engine was made for: each says what
+    it says alone; greedy, and with a seed, of which each row has numbers of its own.
+    """
     rows = rows_of(200)
     rows[70]["prompt"] = "mugs " * 150
     monkeypatch.setattr("adapterpack.runtime.row_runner._LENGTH", 1)
@@ -68,24 +84,54 @@ def test_rows_come_and_go_while_others_run(bundle: Path, monkeypatch: pytest.Mon
         assert answer["prompt_tokens"] == alone.prompt_tokens
         assert answer["pack"] == (None if answer["adapter"] is None else session.packs[answer["adapter"]].id)
     same = [{"prompt": "two mugs", "adapter": "alpha"}] * 9
-    drawn = [answer["completion"] for answer in run(bundle, same, provider="cpu", batch_size=2, temperature=1.5, seed=3, max_new_tokens=8)]
+    drawn = [
+        answer["completion"]
+        for answer in run(
+            bundle, same, provider="cpu", batch_size=2, temperature=1.5, seed=3, max_new_tokens=8
+        )
+    ]
     assert len(set(drawn)) > 6
-    assert drawn == [one.text for one in session.generate(["two mugs"] * 9, "alpha", temperature=1.5, seed=3, max_new_tokens=8)]
+    assert drawn == [
+        one.text
+        for one in session.generate(["two mugs"] * 9, "alpha", temperature=1.5, seed=3, max_new_tokens=8)
+    ]
 
 
 @pytest.mark.long
 def test_a_killed_run_goes_on(bundle: Path, tmp_path: Path) -> None:
-    """A run is killed again and again at random moments, and interrupted once: the last one ends with the bytes of a run that nobody
-    stopped, and does not begin anew each time; nothing else is left."""
+    """A run is killed again and again at random moments, and interrupted once: the last one ends with the
+    bytes of a run that nobody stopped, and does not begin anew each time; nothing else is left.
+    """
     source = written(tmp_path / "rows.jsonl", rows_of(300))
-    options = (bundle, "--input", source, "--batch-size", 2, "--max-new-tokens", 12, "--provider", "cpu", "--threads", 1,
-               "--temperature", 1.3, "--seed", 5, "--logprobs", 2)
-    subprocess.run(command(*options, "--output", tmp_path / "whole.jsonl"), check=True, timeout=300, env=ENVIRONMENT)
+    options = (
+        bundle,
+        "--input",
+        source,
+        "--batch-size",
+        2,
+        "--max-new-tokens",
+        12,
+        "--provider",
+        "cpu",
+        "--threads",
+        1,
+        "--temperature",
+        1.3,
+        "--seed",
+        5,
+        "--logprobs",
+        2,
+    )
+    subprocess.run(
+        command(*options, "--output", tmp_path / "whole.jsonl"), check=True, timeout=300, env=ENVIRONMENT
+    )
     assert_goes_on(options, tmp_path / "out" / "answers.jsonl", tmp_path / "whole.jsonl")
 
 
 def assert_goes_on(options: tuple[Any, ...], out: Path, whole: Path) -> None:
-    """A run that is killed at random moments, and interrupted once, ends with the bytes of ``whole``; nothing else is left."""
+    """A run that is killed at random moments, and interrupted once, ends with the bytes of ``whole``; nothing
+    else is left.
+    """
     dice, sizes = random.Random(str(whole.parent)[-1]), list[int]()
     for attempt in range(40):
         with child(command(*options, "--output", out), stderr=subprocess.PIPE, env=ENVIRONMENT) as running:
@@ -114,8 +160,9 @@ def kept(out: Path) -> int:
 
 
 def test_a_row_that_cannot_be_run(bundle: Path, tmp_path: Path) -> None:
-    """It is the end, and nothing is left; or with --keep-going an error in its place, and exit code 1. Rows that are given again as they
-    were written, without what was wrong with them, lose the error."""
+    """It is the end, and nothing is left; or with --keep-going an error in its place, and exit code 1. Rows
+    that are given again as they were written, without what was wrong with them, lose the error.
+    """
     rows: list[Any] = rows_of(6)
     rows[1]["adapter"], rows[3], rows[4] = "nobody", "{", {"prompt": "mugs " * 3000}
     source, out = written(tmp_path / "rows.jsonl", rows), tmp_path / "answers.jsonl"
@@ -124,7 +171,14 @@ def test_a_row_that_cannot_be_run(bundle: Path, tmp_path: Path) -> None:
     done = ran(bundle, "--input", source, "--output", out, "--max-new-tokens", 4, "--keep-going", code=1)
     assert "3 of 6 rows could not be run" in done.stderr
     answers = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [answer.get("error", {}).get("code") for answer in answers] == [None, "unknown-adapter", None, "config", "config", None]
+    assert [answer.get("error", {}).get("code") for answer in answers] == [
+        None,
+        "unknown-adapter",
+        None,
+        "config",
+        "config",
+        None,
+    ]
     assert answers[3]["line"] == 4
     assert "line 5" in answers[4]["error"]["message"]
     assert answers[1] | {"adapter": "alpha"} != answers[1]
@@ -136,17 +190,35 @@ def test_a_row_that_cannot_be_run(bundle: Path, tmp_path: Path) -> None:
     assert "error" not in printed
     assert printed["completion"]
     shown = ran(bundle, "--input", source, "--keep-going", "--max-new-tokens", 4, code=1).stdout.splitlines()
-    assert [text.split(" | ")[-1].startswith("error: ") for text in shown] == [False, True, False, True, True, False]
-    lines = ran(bundle, "--input", source, "--keep-going", "--max-new-tokens", 4, "--json", code=1).stdout.splitlines()
+    assert [text.split(" | ")[-1].startswith("error: ") for text in shown] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    lines = ran(
+        bundle, "--input", source, "--keep-going", "--max-new-tokens", 4, "--json", code=1
+    ).stdout.splitlines()
     objects = [json.loads(line) for line in lines]  # the error at the end is one of them
     for value in objects:
         report.validate(value)
     assert [value.get("error", {}).get("code") for value in objects] == [
-        None, "unknown-adapter", None, "config", "config", None, "rows-failed"]
+        None,
+        "unknown-adapter",
+        None,
+        "config",
+        "config",
+        None,
+        "rows-failed",
+    ]
 
 
 def test_a_full_disk_keeps_what_was_answered(tmp_path: Path) -> None:
-    """The error names the output, and says where the steps that were kept are; where there are none nothing is left."""
+    """The error names the output, and says where the steps that were kept are; where there are none nothing
+    is left.
+    """
     import resource
 
     from adapterpack.errors import StorageError
@@ -181,23 +253,42 @@ def test_a_full_disk_stops_no_server(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def requests_of(count: int) -> list[dict[str, Any]]:
-    """What the official client would send, one a line, on three models and both routes; some draw, and some are wrong."""
+    """What the official client would send, one a line, on three models and both routes; some draw, and some
+    are wrong.
+    """
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Chat
     from openai.types.completion_create_params import CompletionCreateParamsNonStreaming as Text
 
     dice, requests = random.Random(7), list[dict[str, Any]]()
     for number in range(count):
-        words, model = " ".join(dice.choices(WORDS, k=dice.randint(1, 20))), dice.choice(["alpha", "beta", "served"])
-        chat = Chat(model=model, messages=[{"role": "user", "content": words}], max_tokens=10, temperature=number % 2, logprobs=True)
+        words, model = (
+            " ".join(dice.choices(WORDS, k=dice.randint(1, 20))),
+            dice.choice(["alpha", "beta", "served"]),
+        )
+        chat = Chat(
+            model=model,
+            messages=[{"role": "user", "content": words}],
+            max_tokens=10,
+            temperature=number % 2,
+            logprobs=True,
+        )
         text = Text(model=model, prompt=[words, "kettle"], max_tokens=10, temperature=0)
-        requests.append({"custom_id": f"request-{number}", "method": "POST", "url": f"/v1/{'' if number % 3 else 'chat/'}completions",
-                         "body": text if number % 3 else chat})
+        requests.append(
+            {
+                "custom_id": f"request-{number}",
+                "method": "POST",
+                "url": f"/v1/{'' if number % 3 else 'chat/'}completions",
+                "body": text if number % 3 else chat,
+            }
+        )
     return requests
 
 
 def test_requests_in_the_batch_format(bundle: Path, tmp_path: Path) -> None:
-    """Each line is answered in order, as OpenAI's client parses it, by the model that it names: greedy ones say what they say alone. Wrong
-    ones have the status and the body that a server gives, or an error of their own; the exit code is 1 then."""
+    """Each line is answered in order, as OpenAI's client parses it, by the model that it names: greedy ones
+    say what they say alone. Wrong ones have the status and the body that a server gives, or an error of their
+    own; the exit code is 1 then.
+    """
     from openai.types import Completion
     from openai.types.chat import ChatCompletion
 
@@ -212,7 +303,10 @@ def test_requests_in_the_batch_format(bundle: Path, tmp_path: Path) -> None:
     assert "5 of 31 rows" in done.stderr
     report = Draft202012Validator(schema("report.v1"))
     answers, session = [json.loads(line) for line in out.read_text().splitlines()], Session(bundle, "cpu")
-    assert [answer["custom_id"] for answer in answers] == [*(request["custom_id"] for request in requests), None]
+    assert [answer["custom_id"] for answer in answers] == [
+        *(request["custom_id"] for request in requests),
+        None,
+    ]
     statuses = [answer["response"] and answer["response"]["status_code"] for answer in answers]
     assert statuses == [200] * 3 + [404, 400, None, None] + [200] * 23 + [None]
     assert answers[3]["response"]["body"]["error"]["code"] == "model_not_found"
@@ -223,7 +317,10 @@ def test_requests_in_the_batch_format(bundle: Path, tmp_path: Path) -> None:
         report.validate({"command": "run", **answer})
         if not answer["response"] or answer["response"]["status_code"] != 200:
             continue
-        body, adapter = request["body"], None if request["body"]["model"] == "served" else request["body"]["model"]
+        body, adapter = (
+            request["body"],
+            None if request["body"]["model"] == "served" else request["body"]["model"],
+        )
         if request["url"] == "/v1/completions":
             said = [choice.text for choice in Completion.model_validate(answer["response"]["body"]).choices]
             prompts = [session.tokenizer.encode(prompt) for prompt in body["prompt"]]
@@ -241,7 +338,9 @@ def test_killed_requests_go_on(bundle: Path, tmp_path: Path) -> None:
     """As rows: also what is drawn without a seed, ids, times, and log-probabilities to the last digit."""
     source = written(tmp_path / "batch.jsonl", requests_of(150))
     options = (bundle, "--input", source, "--batch-size", 2, "--provider", "cpu", "--threads", 1)
-    subprocess.run(command(*options, "--output", tmp_path / "whole.jsonl"), check=True, timeout=300, env=ENVIRONMENT)
+    subprocess.run(
+        command(*options, "--output", tmp_path / "whole.jsonl"), check=True, timeout=300, env=ENVIRONMENT
+    )
     assert_goes_on(options, tmp_path / "out" / "answers.jsonl", tmp_path / "whole.jsonl")
 
 
@@ -256,10 +355,14 @@ def test_a_job_that_is_interrupted_as_a_block_begins_ends(bundle: Path) -> None:
 
 
 def test_it_says_how_far_it_is(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a terminal a line now and then: rows, tokens a second, the share of the file, the seconds that are left; stdin has no end."""
+    """Without a terminal a line now and then: rows, tokens a second, the share of the file, the seconds that
+    are left; stdin has no end.
+    """
     monkeypatch.setattr("adapterpack.cli.progress._SECONDS_BETWEEN_ROWS", 0.0)
     source = written(tmp_path / "rows.jsonl", rows_of(8))
-    said = ran(bundle, "--input", source, "--output", tmp_path / "out.jsonl", "--max-new-tokens", 4).stderr.splitlines()
+    said = ran(
+        bundle, "--input", source, "--output", tmp_path / "out.jsonl", "--max-new-tokens", 4
+    ).stderr.splitlines()
     assert len(said) == 8
     form = re.compile(rf"{re.escape(str(source))}: (\d) rows, [\d,]+ tokens/s(?:, (\d+)%, [\d,]+ s left)?")
     assert [form.fullmatch(line)[1] for line in said] == [str(number) for number in range(1, 9)]  # type: ignore[index]
@@ -267,7 +370,9 @@ def test_it_says_how_far_it_is(bundle: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_other_work_is_left_alone(bundle: Path, tmp_path: Path) -> None:
-    """Two runs that write one output are refused; other rows, or other options, do not go on with what was kept, and that is said."""
+    """Two runs that write one output are refused; other rows, or other options, do not go on with what was
+    kept, and that is said.
+    """
     from adapterpack.errors import StorageError
     from adapterpack.offline.growing_file import Done, growing_file
 
@@ -279,7 +384,15 @@ def test_other_work_is_left_alone(bundle: Path, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="another process"), growing_file(out, "a" * 64):
             pass
         raise RuntimeError("stop")
-    done = ran(bundle, "--input", written(tmp_path / "rows.jsonl", rows_of(2)), "--output", out, "--max-new-tokens", 2)
+    done = ran(
+        bundle,
+        "--input",
+        written(tmp_path / "rows.jsonl", rows_of(2)),
+        "--output",
+        out,
+        "--max-new-tokens",
+        2,
+    )
     assert "another run" in done.stderr
     out.unlink()
     with growing_file(out, "a" * 64) as file:

@@ -1,4 +1,6 @@
-"""Quotas of keys: requests and tokens a minute, tokens a day; what a client hears of them, and what operators see."""
+"""Quotas of keys: requests and tokens a minute, tokens a day; what a client hears of them, and what operators
+see.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,10 @@ def waits(call: Callable[[], None]) -> float:
 
 @pytest.mark.fast
 def test_what_a_key_may_have_over_time() -> None:
-    """Whatever a key asks for, and however long it waits: it has at most its quota and a minute's worth beyond, and long answers are paid
-    back. Who waits for as long as it is told is let in, and who comes a second sooner is not."""
+    """Whatever a key asks for, and however long it waits: it has at most its quota and a minute's worth
+    beyond, and long answers are paid back. Who waits for as long as it is told is let in, and who comes a
+    second sooner is not.
+    """
     rng, now = random.Random(3), MIDNIGHT
     quotas = Quotas(lambda: now)
     one = key("one", requests_per_minute=30, tokens_per_minute=600)
@@ -62,16 +66,21 @@ def test_what_a_key_may_have_over_time() -> None:
 
 @pytest.mark.fast
 def test_the_edges_of_quotas() -> None:
-    """A day ends at midnight, UTC; a prompt longer than a whole quota goes when nothing is used, and is paid back; a key's new limit counts
-    with its old use; keys do not know of each other; a key without quotas hears of none."""
+    """A day ends at midnight, UTC; a prompt longer than a whole quota goes when nothing is used, and is paid
+    back; a key's new limit counts with its old use; keys do not know of each other; a key without quotas
+    hears of none.
+    """
     now = MIDNIGHT + 86_000
     quotas = Quotas(lambda: now)
     day = key("day", tokens_per_day=100)
     quotas.read(day, 60)
     quotas.wrote(day, 60)
     assert waits(lambda: quotas.ask(day)) == 400
-    assert quotas.headers(day) == {"x-ratelimit-limit-tokens": "100", "x-ratelimit-remaining-tokens": "0",
-                                   "x-ratelimit-reset-tokens": "400s"}
+    assert quotas.headers(day) == {
+        "x-ratelimit-limit-tokens": "100",
+        "x-ratelimit-remaining-tokens": "0",
+        "x-ratelimit-reset-tokens": "400s",
+    }
     assert not waits(lambda: quotas.ask(key("day", tokens_per_day=200)))
     assert not waits(lambda: quotas.ask(key("other", tokens_per_day=100)))
     now += 400
@@ -88,20 +97,36 @@ def test_the_edges_of_quotas() -> None:
 
 
 def test_a_client_hears_of_its_quotas(start: Callable[..., Served], tmp_path: Path) -> None:
-    """OpenAI's client raises its own error, with the time to wait; streams count when they end; a key without quotas is not held up; the
-    counts survive a change of the file, and stand in the metrics by the key's id."""
+    """OpenAI's client raises its own error, with the time to wait; streams count when they end; a key without
+    quotas is not held up; the counts survive a change of the file, and stand in the metrics by the key's id.
+    """
     keys = tmp_path / "keys"
     ann = entry("ann", ANN, admin=True)
     write_keys(keys, ann, entry("bob", BOB, tokens_per_day=40, requests_per_minute=3))
     server = start(keys=str(keys), adapters=[])
     bob: Any = openai.OpenAI(base_url=f"{server.address}/v1", api_key=BOB, max_retries=0, timeout=30)
-    first = bob.completions.with_raw_response.create(model="alpha", prompt=[1, 2, 3, 4], max_tokens=6, extra_body={"ignore_eos": True})
-    assert {name: first.headers[f"x-ratelimit-{name}"] for name in ("limit-requests", "remaining-requests", "limit-tokens",
-                                                                    "remaining-tokens")} \
-        == {"limit-requests": "3", "remaining-requests": "2", "limit-tokens": "40", "remaining-tokens": "30"}
+    first = bob.completions.with_raw_response.create(
+        model="alpha", prompt=[1, 2, 3, 4], max_tokens=6, extra_body={"ignore_eos": True}
+    )
+    assert {
+        name: first.headers[f"x-ratelimit-{name}"]
+        for name in ("limit-requests", "remaining-requests", "limit-tokens", "remaining-tokens")
+    } == {"limit-requests": "3", "remaining-requests": "2", "limit-tokens": "40", "remaining-tokens": "30"}
     assert first.headers["x-ratelimit-reset-requests"] in ("19s", "20s")
-    assert len(list(bob.completions.create(model="beta", prompt=[1, 2, 3, 4], max_tokens=40, stream=True,
-                                           extra_body={"ignore_eos": True}))) > 1
+    assert (
+        len(
+            list(
+                bob.completions.create(
+                    model="beta",
+                    prompt=[1, 2, 3, 4],
+                    max_tokens=40,
+                    stream=True,
+                    extra_body={"ignore_eos": True},
+                )
+            )
+        )
+        > 1
+    )
     with pytest.raises(openai.RateLimitError) as caught:
         bob.completions.create(model="alpha", prompt="x")
     assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "rate_limit_error")
@@ -109,12 +134,17 @@ def test_a_client_hears_of_its_quotas(start: Callable[..., Served], tmp_path: Pa
     assert 0 < int(caught.value.response.headers["retry-after"]) <= 86_400
     assert caught.value.response.headers["x-ratelimit-remaining-tokens"] == "0"
     assert caught.value.response.headers["x-ratelimit-remaining-requests"] in ("1", "2")
-    assert "x-ratelimit-limit-requests" not in server.post("/v1/completions", {"model": "base", "prompt": "x", "max_tokens": 1}).headers
+    assert (
+        "x-ratelimit-limit-requests"
+        not in server.post("/v1/completions", {"model": "base", "prompt": "x", "max_tokens": 1}).headers
+    )
 
     def remaining(limit: int) -> str:
         write_keys(keys, ann, entry("bob", BOB, tokens_per_day=limit))
         until = time.monotonic() + 10
-        while (headers := bob.models.with_raw_response.list().headers)["x-ratelimit-limit-tokens"] != str(limit):
+        while (headers := bob.models.with_raw_response.list().headers)["x-ratelimit-limit-tokens"] != str(
+            limit
+        ):
             assert time.monotonic() < until
             time.sleep(0.1)
         return str(headers["x-ratelimit-remaining-tokens"])

@@ -33,31 +33,69 @@ LONG = {"model": "alpha", "prompt": "x", "max_tokens": 300, "min_tokens": 300}
 
 def streamed(server: Served, body: Any) -> Any:
     """The answer to a request, event by event."""
-    return httpx.stream("POST", f"{server.address}/v1/completions", json={**body, "stream": True}, headers=server.headers, timeout=30)
+    return httpx.stream(
+        "POST",
+        f"{server.address}/v1/completions",
+        json={**body, "stream": True},
+        headers=server.headers,
+        timeout=30,
+    )
 
 
 def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
-    """``adapterpack serve`` says in one object where it is; Ctrl-C ends it with 130, and with nothing but the audit on standard error."""
+    """``adapterpack serve`` says in one object where it is; Ctrl-C ends it with 130, and with nothing but the
+    audit on standard error.
+    """
     folder, key = tmp_path / "watched", tmp_path / "key"
     folder.mkdir()
     key.touch(0o600)
     key.write_text(ANN)
-    args = ["serve", str(bundle), "--adapters", str(packs / "gamma"), "--adapters", f"delta={packs / 'alpha'}", "--port", "0", "--provider",
-            "cpu", "--json", "--adapters", str(folder), "--watch", "0.5", "--admin", "127.0.0.1:0", "--admin-key-file", str(key),
-            "--no-page", "--adapters", str(packs / "alpha")]
+    args = [
+        "serve",
+        str(bundle),
+        "--adapters",
+        str(packs / "gamma"),
+        "--adapters",
+        f"delta={packs / 'alpha'}",
+        "--port",
+        "0",
+        "--provider",
+        "cpu",
+        "--json",
+        "--adapters",
+        str(folder),
+        "--watch",
+        "0.5",
+        "--admin",
+        "127.0.0.1:0",
+        "--admin-key-file",
+        str(key),
+        "--no-page",
+        "--adapters",
+        str(packs / "alpha"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "adapterpack", *args]
     with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
-        jsonschema.validate(said, json.loads((Path(__file__).parents[2] / "schemas/report.v1.json").read_text("utf-8")))
+        jsonschema.validate(
+            said, json.loads((Path(__file__).parents[2] / "schemas/report.v1.json").read_text("utf-8"))
+        )
         assert sorted(said["adapters"]) == ["alpha", "beta", "delta", "gamma"]
         assert said["adapters"]["delta"] == said["adapters"]["alpha"]
-        assert httpx.get(f"{said['admin']}/v1/adapters", headers={"Authorization": f"Bearer {ANN}"}, timeout=20).status_code == 200
+        assert (
+            httpx.get(
+                f"{said['admin']}/v1/adapters", headers={"Authorization": f"Bearer {ANN}"}, timeout=20
+            ).status_code
+            == 200
+        )
         assert httpx.get(f"{said['address']}/", timeout=20).status_code == 404
         body = {"model": "delta", "prompt": "x", "max_tokens": 2}
         assert httpx.post(f"{said['address']}/v1/completions", json=body, timeout=20).status_code == 200
-        rebound = httpx.post(f"{said['address']}/v1/completions", json=body, headers={"Host": "evil.example"}, timeout=20)
+        rebound = httpx.post(
+            f"{said['address']}/v1/completions", json=body, headers={"Host": "evil.example"}, timeout=20
+        )
         assert (rebound.status_code, rebound.json()["error"]["code"]) == (400, "wrong_host")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
@@ -67,16 +105,24 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["status"] for line in audited] == [200, 200, 400]
 
 
-def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: Callable[[str, str], Path], tmp_path: Path) -> None:
-    """Others without a key; a file of keys that others may read, or that is none; a folder without adapters; a bundle without the graph."""
+def test_what_is_refused_before_it_starts(
+    bundle: Path, packs: Path, bundle_of: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """Others without a key; a file of keys that others may read, or that is none; a folder without adapters;
+    a bundle without the graph.
+    """
     with pytest.raises(ConfigError, match="without a key"):
         serve(bundle, host="0.0.0.0", port=0)
     keys = tmp_path / "keys"
-    for text, match in (("keys: {}", "expected"), ("keys: [{id: a, sha256: x}]", "regex|pattern"), ("keys: [{id: a}]", "sha256"),
-                        (json.dumps({"keys": [entry("a", "k"), entry("b", "k")]}), "same sha256"),
-                        (json.dumps({"keys": [entry("a", "k", adaptors=["x"])]}), "adaptors"),
-                        (json.dumps([entry("a", "k")]), 'begin the file with the line "keys:"'),
-                        (json.dumps({"keys": [entry("a", "k", expires="2020-01-01T00:00:00")]}), "zone")):
+    for text, match in (
+        ("keys: {}", "expected"),
+        ("keys: [{id: a, sha256: x}]", "regex|pattern"),
+        ("keys: [{id: a}]", "sha256"),
+        (json.dumps({"keys": [entry("a", "k"), entry("b", "k")]}), "same sha256"),
+        (json.dumps({"keys": [entry("a", "k", adaptors=["x"])]}), "adaptors"),
+        (json.dumps([entry("a", "k")]), 'begin the file with the line "keys:"'),
+        (json.dumps({"keys": [entry("a", "k", expires="2020-01-01T00:00:00")]}), "zone"),
+    ):
         keys.touch(0o600)
         keys.write_text(text)
         with pytest.raises(ConfigError, match=match):
@@ -94,7 +140,8 @@ def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: 
     for name in ("a b", "", "-a", "a" * 65, "a: 1"):
         done = CliRunner().invoke(main, ["serve", "--new-key", name])
         assert (done.exit_code, done.stdout) == (2, "") and "a key cannot have this id" in done.stderr
-    names = ["team-a", "team-b", "007", "no", "1e3"]  # the last three are no texts in YAML unless they are quoted
+    # the last three are no texts in YAML unless they are quoted
+    names = ["team-a", "team-b", "007", "no", "1e3"]
     for name in names:
         done = CliRunner().invoke(main, ["serve", "--new-key", name])
         with keys.open("a") as file:
@@ -102,12 +149,16 @@ def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: 
         (key,) = re.findall(r"ap-[\w-]+", done.stderr)
         assert Keys(path=keys).of(f"Bearer {key}").id == name
         assert key not in keys.read_text()
-    assert [(one.id, one.may("anything"), one.may(None)) for one in read_keys(keys)] == [(name, True, True) for name in names]
+    assert [(one.id, one.may("anything"), one.may(None)) for one in read_keys(keys)] == [
+        (name, True, True) for name in names
+    ]
 
 
 def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tmp_path: Path) -> None:
-    """A key that leaves the file ends, one that comes begins, a file that is none changes nothing. On SIGTERM answers that were begun end
-    as they would, whoever comes is told to come again, and the process ends with 0."""
+    """A key that leaves the file ends, one that comes begins, a file that is none changes nothing. On SIGTERM
+    answers that were begun end as they would, whoever comes is told to come again, and the process ends with
+    0.
+    """
     keys = tmp_path / "keys"
     write_keys(keys, entry("ann", ANN, admin=True), entry("misspelt", OLD, adapters=["alhpa"]))
     server = start(keys=str(keys))
@@ -116,7 +167,10 @@ def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tm
         return server.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
 
     assert (status(ANN), status(BOB)) == (200, 401)
-    assert "the key misspelt may ask for 'alhpa', and no adapter is called so: did you mean 'alpha'?" in server.log.read_text()
+    assert (
+        "the key misspelt may ask for 'alhpa', and no adapter is called so: did you mean 'alpha'?"
+        in server.log.read_text()
+    )
     write_keys(keys, entry("bob", BOB), entry("ann", ANN))
     until = time.monotonic() + 10
     while status(BOB) != 200:
@@ -127,11 +181,16 @@ def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tm
     assert status(ANN) == 200
     assert "the keys stay as they were" in server.log.read_text()
     answers: list[Any] = []
-    with streamed(server, LONG) as stream, httpx.Client(base_url=server.address, headers=server.headers, timeout=30) as kept:
+    with (
+        streamed(server, LONG) as stream,
+        httpx.Client(base_url=server.address, headers=server.headers, timeout=30) as kept,
+    ):
         lines = stream.iter_lines()
         next(lines)
         assert kept.get("/ready").status_code == 200
-        thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", {**LONG, "n": 16})))
+        thread = threading.Thread(
+            target=lambda: answers.append(server.post("/v1/completions", {**LONG, "n": 16}))
+        )
         thread.start()
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
@@ -147,14 +206,19 @@ def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tm
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_file_of_keys_that_cannot_be_read_is_no_secret(start: Callable[..., Served], tmp_path: Path) -> None:
-    """The server says that it is degraded, without a path, and after a while lets nobody in, as revoked keys might be among them. An
-    operator can still ask; once the file can be read, all is well."""
+def test_a_file_of_keys_that_cannot_be_read_is_no_secret(
+    start: Callable[..., Served], tmp_path: Path
+) -> None:
+    """The server says that it is degraded, without a path, and after a while lets nobody in, as revoked keys
+    might be among them. An operator can still ask; once the file can be read, all is well.
+    """
     keys, key = tmp_path / "keys", tmp_path / "operator"
     write_keys(keys, entry("ann", ANN, admin=True))
     key.touch(0o600)
     key.write_text(BOB)
-    server = start(keys=str(keys), limits={"unread_keys_seconds": 2.0}, admin="127.0.0.1:0", admin_key_file=str(key))
+    server = start(
+        keys=str(keys), limits={"unread_keys_seconds": 2.0}, admin="127.0.0.1:0", admin_key_file=str(key)
+    )
 
     def waited(path: str, status: int, word: str) -> None:
         until = time.monotonic() + 10
@@ -177,8 +241,9 @@ def test_a_file_of_keys_that_cannot_be_read_is_no_secret(start: Callable[..., Se
 
 
 def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
-    """An answer that takes longer than a request may is 504, or an error in the stream; what is left when the drain's time is over ends
-    with an error that names it; a stuck step is seen from outside."""
+    """An answer that takes longer than a request may is 504, or an error in the stream; what is left when the
+    drain's time is over ends with an error that names it; a stuck step is seen from outside.
+    """
     server = start(limits={"request_seconds": 2.0, "drain_seconds": 0.2, "stuck_seconds": 0.0}, max_rows=64)
     body = {**LONG, "n": 64, "max_tokens": 400, "min_tokens": 400}
     late = server.post("/v1/completions", body)
@@ -198,8 +263,9 @@ def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
 
 
 def test_a_second_signal_ends_it_at_once_and_quietly(start: Callable[..., Served]) -> None:
-    """With streams that are being read, a request that waits and a connection without one: no traceback, and no answer is put an end to by
-    an error in the log."""
+    """With streams that are being read, a request that waits and a connection without one: no traceback, and
+    no answer is put an end to by an error in the log.
+    """
     server = start(max_rows=4)
     body = {**LONG, "n": 4, "max_tokens": 400, "min_tokens": 400}
     with ExitStack() as stack:
@@ -232,8 +298,10 @@ def broken_off(server: Served, body: Any) -> None:
 
 def test_two_signals_end_a_server_whose_step_hangs(bundle: Path, tmp_path: Path) -> None:
     """The log says which step it was; the client whose answer it was making is not kept waiting."""
-    hanging = ("import time\nfrom adapterpack.runtime.engine.engine import DecoderEngine\n"
-               "DecoderEngine._decode = lambda self, events: time.sleep(1000)\n")
+    hanging = (
+        "import time\nfrom adapterpack.runtime.engine.engine import DecoderEngine\n"
+        "DecoderEngine._decode = lambda self, events: time.sleep(1000)\n"
+    )
     server = begin(bundle, tmp_path, program=hanging + PROGRAM, limits={"stuck_seconds": 0.5})
     thread = threading.Thread(target=broken_off, args=(server, LONG))
     try:

@@ -1,4 +1,6 @@
-"""What goes over the wire: the bytes of a stream, what ends a request, and what a server writes down of it."""
+"""What goes over the wire: the bytes of a stream, what ends a request, and what a server writes down of
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,14 @@ from adapterpack.serving.routes import ROUTES
 
 def request(path: str, body: Any, key: str = ANN, *lines: str) -> bytes:
     data = json.dumps(body).encode()
-    head = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {key}", "Content-Type: application/json",
-            f"Content-Length: {len(data)}", *lines]
+    head = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {key}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(data)}",
+        *lines,
+    ]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + data
 
 
@@ -48,7 +56,13 @@ def dechunked(answer: bytes) -> tuple[bytes, bytes]:
 
 
 def chat(**more: Any) -> dict[str, Any]:
-    return {"model": "alpha", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0, **more}
+    return {
+        "model": "alpha",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 5,
+        "temperature": 0,
+        **more,
+    }
 
 
 def waited(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
@@ -61,27 +75,53 @@ def waited(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 def running(server: Served) -> float:
     text = server.get("/metrics").text
-    return sum(float(value) for value in re.findall(r"^adapterpack_(?:running|waiting)_rows (\S+)", text, re.MULTILINE))
+    return sum(
+        float(value)
+        for value in re.findall(r"^adapterpack_(?:running|waiting)_rows (\S+)", text, re.MULTILINE)
+    )
 
 
 def test_the_bytes_of_a_chat(server: Served) -> None:
-    """Role first, then content, a chunk with the reason, one with the usage, and the end; the digest in the head and in every chunk."""
-    head, body = dechunked(sent(server, request("/v1/chat/completions", chat(stream=True, stream_options={"include_usage": True}), ANN,
-                                                "Connection: close", "X-Request-Id: my-own.id_1")))
+    """Role first, then content, a chunk with the reason, one with the usage, and the end; the digest in the
+    head and in every chunk.
+    """
+    head, body = dechunked(
+        sent(
+            server,
+            request(
+                "/v1/chat/completions",
+                chat(stream=True, stream_options={"include_usage": True}),
+                ANN,
+                "Connection: close",
+                "X-Request-Id: my-own.id_1",
+            ),
+        )
+    )
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     digest = server.adapters["alpha"].encode()
     assert lines[b"content-type"] == b"text/event-stream"
-    assert (lines[b"x-adapterpack-adapter"], lines[b"x-adapterpack-digest"], lines[b"x-request-id"]) == (b"alpha", digest, b"my-own.id_1")
+    assert (lines[b"x-adapterpack-adapter"], lines[b"x-adapterpack-digest"], lines[b"x-request-id"]) == (
+        b"alpha",
+        digest,
+        b"my-own.id_1",
+    )
     events = body.split(b"\n\n")
     assert events.pop() == b""
     assert events.pop() == b"data: [DONE]"
     assert all(event.startswith(b'data: {"id":"chatcmpl-') and b"\n" not in event for event in events)
     chunks = [json.loads(event.removeprefix(b"data: ")) for event in events]
     assert {(chunk["object"], chunk["model"], chunk["system_fingerprint"].encode()) for chunk in chunks} == {
-        ("chat.completion.chunk", "alpha", digest)}
-    assert chunks[0]["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
-    assert chunks[0]["adapterpack"] == {"adapter": "alpha", "digest": server.adapters["alpha"], "base": "base"}
+        ("chat.completion.chunk", "alpha", digest)
+    }
+    assert chunks[0]["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    ]
+    assert chunks[0]["adapterpack"] == {
+        "adapter": "alpha",
+        "digest": server.adapters["alpha"],
+        "base": "base",
+    }
     assert all(chunk["choices"][0]["delta"].keys() == {"content"} for chunk in chunks[1:-2])
     assert chunks[-2]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
     assert chunks[-1]["choices"] == []
@@ -90,11 +130,19 @@ def test_the_bytes_of_a_chat(server: Served) -> None:
 
 
 def test_the_bytes_of_a_text_with_two_answers(server: Served) -> None:
-    """Every answer has its index, its prompt if it is wanted, and one reason; whole and streamed are the same."""
+    """Every answer has its index, its prompt if it is wanted, and one reason; whole and streamed are the
+    same.
+    """
     body = {"model": "beta", "prompt": ["One", "Two"], "max_tokens": 6, "temperature": 0, "echo": True}
     whole = server.post("/v1/completions", body)
-    assert whole.headers["x-adapterpack-digest"] == whole.json()["adapterpack"]["digest"] == server.adapters["beta"]
-    with httpx.stream("POST", f"{server.address}/v1/completions", json={**body, "stream": True}, headers=server.headers) as stream:
+    assert (
+        whole.headers["x-adapterpack-digest"]
+        == whole.json()["adapterpack"]["digest"]
+        == server.adapters["beta"]
+    )
+    with httpx.stream(
+        "POST", f"{server.address}/v1/completions", json={**body, "stream": True}, headers=server.headers
+    ) as stream:
         events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
     assert events.pop() == "[DONE]"
     texts, reasons = ["", ""], dict[int, str]()
@@ -106,7 +154,8 @@ def test_the_bytes_of_a_text_with_two_answers(server: Served) -> None:
         if choice["finish_reason"]:
             reasons[choice["index"]] = choice["finish_reason"]
     assert [(choice["text"], choice["finish_reason"]) for choice in whole.json()["choices"]] == [
-        (text, reasons[place]) for place, text in enumerate(texts)]
+        (text, reasons[place]) for place, text in enumerate(texts)
+    ]
     assert texts[0].startswith("One") and texts[1].startswith("Two")
 
 
@@ -115,7 +164,9 @@ def test_a_client_that_goes_ends_its_rows(server: Served, stream: bool) -> None:
     """The engine stops working for it at once, and the audit says so."""
     before = len(server.audited())
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(request("/v1/chat/completions", chat(max_tokens=400, min_tokens=400, n=3, stream=stream)))
+        connection.sendall(
+            request("/v1/chat/completions", chat(max_tokens=400, min_tokens=400, n=3, stream=stream))
+        )
         waited(lambda: running(server))
     waited(lambda: not running(server), 3.0)
     [line] = waited(lambda: [line for line in server.audited()[before:] if line["route"].startswith("POST")])
@@ -124,7 +175,9 @@ def test_a_client_that_goes_ends_its_rows(server: Served, stream: bool) -> None:
 
 
 def test_the_document_is_true(server: Served) -> None:
-    """What the server takes and answers fits the schemas of its OpenAPI document; what it refuses does not."""
+    """What the server takes and answers fits the schemas of its OpenAPI document; what it refuses does
+    not.
+    """
     document = server.get("/openapi.json").json()
 
     def fits(name: str, value: Any) -> bool:
@@ -136,40 +189,86 @@ def test_the_document_is_true(server: Served) -> None:
     routes: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("/v1/chat/completions", "ChatRequest", "ChatCompletion", chat(logprobs=True, top_logprobs=1)),
         ("/v1/completions", "CompletionRequest", "Completion", {**text, "logprobs": 1}),
-        ("/v1/responses", "ResponseRequest", "ResponseAnswer", {"model": "alpha", "input": "x", "max_output_tokens": 2}),
+        (
+            "/v1/responses",
+            "ResponseRequest",
+            "ResponseAnswer",
+            {"model": "alpha", "input": "x", "max_output_tokens": 2},
+        ),
         ("/tokenize", "TokenizeRequest", "Tokens", {"model": "alpha", "prompt": "x"}),
-        ("/detokenize", "DetokenizeRequest", "Text", {"model": "alpha", "tokens": [5]}))
+        ("/detokenize", "DetokenizeRequest", "Text", {"model": "alpha", "tokens": [5]}),
+    )
     for path, request_name, answer_name, good in routes:
         operation = document["paths"][path]["post"]
-        assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{request_name}")
+        assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(
+            f"/{request_name}"
+        )
         answer = server.post(path, good)
         assert fits(request_name, good) and answer.status_code == 200 and fits(answer_name, answer.json())
         if events := operation["responses"]["200"]["content"].get("text/event-stream"):
-            written = {"components": document["components"], **events["schema"]["properties"]["data"]["anyOf"][1]["contentSchema"]}
-            lines = [line[6:] for line in server.post(path, {**good, "stream": True}).text.splitlines() if line.startswith("data: {")]
-            assert lines and all(jsonschema.Draft202012Validator(written).is_valid(json.loads(line)) for line in lines)
-        for change in ({"lora_path": "x"}, {"n": 0}, {"model": 5}, {"stop": {}}, {"temperature": "hot"}, {"logit_bias": []},
-                       {"response_format": {"type": "xml"}}, {"stream_options": {"x": 1}}, {"max_tokens": 1.5}):
+            written = {
+                "components": document["components"],
+                **events["schema"]["properties"]["data"]["anyOf"][1]["contentSchema"],
+            }
+            lines = [
+                line[6:]
+                for line in server.post(path, {**good, "stream": True}).text.splitlines()
+                if line.startswith("data: {")
+            ]
+            assert lines and all(
+                jsonschema.Draft202012Validator(written).is_valid(json.loads(line)) for line in lines
+            )
+        for change in (
+            {"lora_path": "x"},
+            {"n": 0},
+            {"model": 5},
+            {"stop": {}},
+            {"temperature": "hot"},
+            {"logit_bias": []},
+            {"response_format": {"type": "xml"}},
+            {"stream_options": {"x": 1}},
+            {"max_tokens": 1.5},
+        ):
             answer = server.post(path, {**good, **change})
             assert not fits(request_name, {**good, **change}), change
             assert answer.status_code == 400 and fits("ErrorAnswer", answer.json())
     assert fits("ModelList", server.get("/v1/models").json())
-    answered = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
-    own = {"GET /openapi.json", "GET /v1/status", "GET /v1/status/models", *(f"POST {path}" for path, *_ in routes)}
+    answered = {
+        f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods
+    }
+    own = {
+        "GET /openapi.json",
+        "GET /v1/status",
+        "GET /v1/status/models",
+        *(f"POST {path}" for path, *_ in routes),
+    }
     assert {f"{route.method} {route.path}" for route in ROUTES} | own == answered
 
 
 def test_what_is_written_down(server: Served) -> None:
-    """One line a request, with key, digest and counts, and nothing of what was said; metrics by adapter, which a tenant may not see."""
+    """One line a request, with key, digest and counts, and nothing of what was said; metrics by adapter,
+    which a tenant may not see.
+    """
     before = len(server.audited())
     secret = "Xylophone"
     for name, key in (("alpha", BOB), ("gamma", BOB), ("gamma", ANN)):
-        server.post("/v1/completions", {"model": name, "prompt": secret, "max_tokens": 3}, headers={"Authorization": f"Bearer {key}"})
+        server.post(
+            "/v1/completions",
+            {"model": name, "prompt": secret, "max_tokens": 3},
+            headers={"Authorization": f"Bearer {key}"},
+        )
     lines = server.audited()[before:]
     digests = server.adapters
     assert [(line["key"], line["digest"], line["status"], line["outcome"]) for line in lines] == [
-        ("bob", digests["alpha"], 200, "length"), ("bob", None, 404, "model_not_found"), ("ann", digests["gamma"], 200, "length")]
-    assert all(line["completion_tokens"] == 3 and 0 < line["first_token_seconds"] <= line["seconds"] for line in lines if line["digest"])
+        ("bob", digests["alpha"], 200, "length"),
+        ("bob", None, 404, "model_not_found"),
+        ("ann", digests["gamma"], 200, "length"),
+    ]
+    assert all(
+        line["completion_tokens"] == 3 and 0 < line["first_token_seconds"] <= line["seconds"]
+        for line in lines
+        if line["digest"]
+    )
     assert not any(word in server.audit.read_text() + server.log.read_text() for word in (secret, ANN, BOB))
     text = server.get("/metrics").text
     assert re.search(r'^adapterpack_generation_tokens_total\{adapter="gamma"\} [1-9]', text, re.MULTILINE)
@@ -178,24 +277,36 @@ def test_what_is_written_down(server: Served) -> None:
 
 
 def test_keys(server: Served) -> None:
-    """Without a key, with an unknown one, another scheme, or one whose time is over nobody is let in; probes need none."""
+    """Without a key, with an unknown one, another scheme, or one whose time is over nobody is let in; probes
+    need none.
+    """
     for given in ("", "Bearer nope", f"Basic {ANN}", f"Bearer {OLD}", f"Bearer {ANN}x", "Bearer"):
         answer = server.get("/v1/models", headers={"Authorization": given})
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert [server.get(path, headers={}).status_code for path in ("/health", "/ready", "/version")] == [200, 200, 401]
+    assert [server.get(path, headers={}).status_code for path in ("/health", "/ready", "/version")] == [
+        200,
+        200,
+        401,
+    ]
     wrong = httpx.delete(f"{server.address}/v1/models", timeout=20)
     assert (wrong.status_code, "GET" in wrong.headers["allow"]) == (405, True)
 
 
 def test_what_is_written_to_a_connection_is_sent_at_once() -> None:
     """The body of an answer does not wait until the client has acknowledged its head."""
-    with listening("127.0.0.1", 0) as one, socket.create_connection(one.getsockname()), one.accept()[0] as accepted:
+    with (
+        listening("127.0.0.1", 0) as one,
+        socket.create_connection(one.getsockname()),
+        one.accept()[0] as accepted,
+    ):
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.long
 def test_a_connection_is_kept_longer_than_clients_keep_it(server: Served) -> None:
-    """The server does not end one at the moment at which clients on httpx, whose limit is 5 s, may send their next request."""
+    """The server does not end one at the moment at which clients on httpx, whose limit is 5 s, may send their
+    next request.
+    """
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         for pause in (0, 6):
             time.sleep(pause)
@@ -208,23 +319,32 @@ def test_a_connection_is_kept_longer_than_clients_keep_it(server: Served) -> Non
 
 
 def test_fairness_between_keys(server: Served) -> None:
-    """Ann fills the engine's four rows and the queue; Bob's short request, which came last, ends before her last ones begin."""
+    """Ann fills the engine's four rows and the queue; Bob's short request, which came last, ends before her
+    last ones begin.
+    """
     ends: dict[str, float] = {}
 
     def ask(name: str, key: str, **body: Any) -> None:
-        answer = server.post("/v1/chat/completions", chat(**body), headers={"Authorization": f"Bearer {key}"}, timeout=60.0)
+        answer = server.post(
+            "/v1/chat/completions", chat(**body), headers={"Authorization": f"Bearer {key}"}, timeout=60.0
+        )
         assert answer.status_code == 200, answer.text
         ends[name] = time.monotonic()
 
-    threads = [threading.Thread(target=ask, args=(f"ann{number}", ANN), kwargs={"n": 4, "max_tokens": 100, "min_tokens": 100})
-               for number in range(6)]
+    threads = [
+        threading.Thread(
+            target=ask, args=(f"ann{number}", ANN), kwargs={"n": 4, "max_tokens": 100, "min_tokens": 100}
+        )
+        for number in range(6)
+    ]
     for thread in threads:
         thread.start()
     waited(lambda: running(server) >= 12)  # those of at least three requests, of which one runs
     ask("bob", BOB, max_tokens=4)
     for thread in threads:
         thread.join(60)
-    assert sum(when > ends["bob"] for name, when in ends.items() if name != "bob") >= 2  # in order of arrival: 1, which runs beside his
+    # in order of arrival: 1, which runs beside his
+    assert sum(when > ends["bob"] for name, when in ends.items() if name != "bob") >= 2
 
 
 def test_too_many_at_a_time(server: Served) -> None:
@@ -232,7 +352,11 @@ def test_too_many_at_a_time(server: Served) -> None:
     statuses: list[tuple[int, str | None]] = []
 
     def ask() -> None:
-        answer = server.post("/v1/chat/completions", chat(n=3, max_tokens=150, min_tokens=150), headers={"Authorization": f"Bearer {BOB}"})
+        answer = server.post(
+            "/v1/chat/completions",
+            chat(n=3, max_tokens=150, min_tokens=150),
+            headers={"Authorization": f"Bearer {BOB}"},
+        )
         statuses.append((answer.status_code, answer.headers.get("retry-after")))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]

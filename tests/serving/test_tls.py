@@ -1,4 +1,6 @@
-"""Servers that speak TLS: at both addresses, with a certificate that is renewed while they run, and what they refuse."""
+"""Servers that speak TLS: at both addresses, with a certificate that is renewed while they run, and what they
+refuse.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,16 @@ def certificate_of(key: Key) -> bytes:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
     now = datetime.now(UTC)
-    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(
-        x509.random_serial_number()).not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1)).add_extension(
-        names, critical=False)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(names, critical=False)
+    )
     return built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
@@ -69,12 +78,20 @@ def shown(port: int) -> str:
 
 @pytest.mark.long
 def test_a_server_speaks_tls(start: Callable[..., Served], tmp_path: Path) -> None:
-    """Tenants and the operator are answered over TLS 1.2 and later, and in the clear nobody. A renewed certificate, of another kind of key,
-    is shown within seconds, once its key is there, too; a stream that was begun before goes on."""
+    """Tenants and the operator are answered over TLS 1.2 and later, and in the clear nobody. A renewed
+    certificate, of another kind of key, is shown within seconds, once its key is there, too; a stream that
+    was begun before goes on.
+    """
     elliptic, renewed = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
     certificate, key = files(tmp_path, elliptic)
     operator = operator_file(tmp_path)
-    server = start(host="0.0.0.0", tls_cert=str(certificate), tls_key=str(key), admin="127.0.0.1:0", admin_key_file=str(operator))
+    server = start(
+        host="0.0.0.0",
+        tls_cert=str(certificate),
+        tls_key=str(key),
+        admin="127.0.0.1:0",
+        admin_key_file=str(operator),
+    )
     assert server.address.startswith("https://0.0.0.0:")
     assert server.admin is not None and server.admin.startswith("https://")
     assert "--tls-cert" not in server.log.read_text()
@@ -85,22 +102,41 @@ def test_a_server_speaks_tls(start: Callable[..., Served], tmp_path: Path) -> No
         return httpx.get(f"https://127.0.0.1:{port}/v1/models", headers=server.headers, timeout=20, **options)
 
     assert asked(verify=trusting).status_code == 200
-    assert httpx.get(f"https://127.0.0.1:{admin_port}/v1/adapters", headers={"Authorization": f"Bearer {OPERATOR}"}, verify=trusting,
-                     timeout=20).status_code == 200
+    assert (
+        httpx.get(
+            f"https://127.0.0.1:{admin_port}/v1/adapters",
+            headers={"Authorization": f"Bearer {OPERATOR}"},
+            verify=trusting,
+            timeout=20,
+        ).status_code
+        == 200
+    )
     for clear in (port, admin_port):
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://127.0.0.1:{clear}/health", timeout=20)
-    for version, spoken in ((ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, True)):
+    for version, spoken in (
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ):
         client = ssl.create_default_context(cafile=certificate)
         client.set_ciphers("DEFAULT@SECLEVEL=0")
         client.minimum_version = client.maximum_version = version
-        with (socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
-              nullcontext() if spoken else pytest.raises(ssl.SSLError)):
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+            nullcontext() if spoken else pytest.raises(ssl.SSLError),
+        ):
             client.wrap_socket(connection, server_hostname="127.0.0.1").close()
 
     body = {"model": "alpha", "prompt": "x", "max_tokens": 400, "min_tokens": 400, "stream": True}
-    with httpx.stream("POST", f"https://127.0.0.1:{port}/v1/completions", json=body, headers=server.headers, verify=trusting,
-                      timeout=30) as stream:
+    with httpx.stream(
+        "POST",
+        f"https://127.0.0.1:{port}/v1/completions",
+        json=body,
+        headers=server.headers,
+        verify=trusting,
+        timeout=30,
+    ) as stream:
         lines = stream.iter_lines()
         next(lines)
         before, after = certificate.read_text(), certificate_of(renewed)
@@ -119,12 +155,16 @@ def test_a_server_speaks_tls(start: Callable[..., Served], tmp_path: Path) -> No
         asked(verify=trusting)
     key.unlink()
     time.sleep(1.2)
-    assert all(json.loads(asked(verify=ssl.create_default_context(cafile=certificate)).text)["data"] for _ in range(2))
+    assert all(
+        json.loads(asked(verify=ssl.create_default_context(cafile=certificate)).text)["data"]
+        for _ in range(2)
+    )
 
 
 def test_what_is_no_certificate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Half of the two files, a key that others may read, of another certificate or with a password. Where others listen without TLS the log
-    names the option."""
+    """Half of the two files, a key that others may read, of another certificate or with a password. Where
+    others listen without TLS the log names the option.
+    """
     elliptic = ec.generate_private_key(ec.SECP256R1())
     for name in ("good", "public", "other", "locked"):
         (tmp_path / name).mkdir()
@@ -134,7 +174,8 @@ def test_what_is_no_certificate(tmp_path: Path, caplog: pytest.LogCaptureFixture
     _, other = files(tmp_path / "other", ec.generate_private_key(ec.SECP256R1()))
     _, locked = files(tmp_path / "locked", elliptic, b"secret")
     for given, error, match in (
-        ({"tls_cert": certificate}, ConfigError, "give both"), ({"tls_key": key}, ConfigError, "give both"),
+        ({"tls_cert": certificate}, ConfigError, "give both"),
+        ({"tls_key": key}, ConfigError, "give both"),
         ({"tls_cert": certificate, "tls_key": public}, ConfigError, "others may read"),
         ({"tls_cert": certificate, "tls_key": other}, ConfigError, "no certificate with its key"),
         ({"tls_cert": certificate, "tls_key": locked}, ConfigError, "without a password"),

@@ -1,4 +1,6 @@
-"""Traces: a span a request, in the trace that the client named, with who and what and how long, and nothing of what was said."""
+"""Traces: a span a request, in the trace that the client named, with who and what and how long, and nothing
+of what was said.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def collector() -> Iterator[Collector]:
         server.shutdown()
 
 
-def test_a_span_a_request(start: Callable[..., Served], collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_span_a_request(
+    start: Callable[..., Served], collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whole, streamed and refused requests; those that were not sent yet are sent when the server ends."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
@@ -56,31 +60,58 @@ def test_a_span_a_request(start: Callable[..., Served], collector: Collector, mo
     body = {"model": "gamma", "prompt": secret, "max_tokens": 3, "ignore_eos": True}
     headers = {**server.headers, "traceparent": f"00-{trace}-{parent}-01", "X-Request-Id": "first"}
     said = server.post("/v1/completions", body, headers=headers).json()["choices"][0]["text"]
-    server.post("/v1/completions", {**body, "stream": True}, headers={**server.headers, "traceparent": "nonsense"})
+    server.post(
+        "/v1/completions", {**body, "stream": True}, headers={**server.headers, "traceparent": "nonsense"}
+    )
     server.post("/v1/completions", body, headers={"Authorization": f"Bearer {BOB}"})
     server.get("/health")
     assert server.ended(signal.SIGTERM) == 0
     data = b"".join(collector.bodies)
     assert not any(word.encode() in data for word in (secret, said, ANN, BOB) if len(word) > 3)
     sent = [ExportTraceServiceRequest.FromString(one).resource_spans for one in collector.bodies]
-    services = {item.value.string_value for one in sent for part in one for item in part.resource.attributes if item.key == "service.name"}
+    services = {
+        item.value.string_value
+        for one in sent
+        for part in one
+        for item in part.resource.attributes
+        if item.key == "service.name"
+    }
     assert services == {"shop"}
-    first, streamed, refused = sorted((span for one in sent for part in one for scope in part.scope_spans for span in scope.spans),
-                                      key=lambda span: span.start_time_unix_nano)
+    first, streamed, refused = sorted(
+        (span for one in sent for part in one for scope in part.scope_spans for span in scope.spans),
+        key=lambda span: span.start_time_unix_nano,
+    )
     assert (first.trace_id.hex(), first.parent_span_id.hex()) == (trace, parent)
     assert streamed.trace_id.hex() != trace and streamed.parent_span_id == b""
-    given = [{item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
-             for span in (first, streamed, refused)]
+    given = [
+        {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
+        for span in (first, streamed, refused)
+    ]
     digest = server.adapters["gamma"]
     for values, is_stream in zip(given[:2], (False, True), strict=True):
-        assert values.items() >= {
-            "http.route": "/v1/completions", "http.response.status_code": 200, "adapterpack.key": "ann", "adapterpack.adapter": "gamma",
-            "adapterpack.digest": digest, "gen_ai.usage.output_tokens": 3, "adapterpack.stream": is_stream,
-            "adapterpack.outcome": "length"}.items()
+        assert (
+            values.items()
+            >= {
+                "http.route": "/v1/completions",
+                "http.response.status_code": 200,
+                "adapterpack.key": "ann",
+                "adapterpack.adapter": "gamma",
+                "adapterpack.digest": digest,
+                "gen_ai.usage.output_tokens": 3,
+                "adapterpack.stream": is_stream,
+                "adapterpack.outcome": "length",
+            }.items()
+        )
         assert values["gen_ai.usage.input_tokens"] > 0
     assert given[0]["adapterpack.request"] == "first"
-    assert given[2].items() >= {"http.response.status_code": 404, "adapterpack.key": "bob",
-                                "adapterpack.outcome": "model_not_found"}.items()
+    assert (
+        given[2].items()
+        >= {
+            "http.response.status_code": 404,
+            "adapterpack.key": "bob",
+            "adapterpack.outcome": "model_not_found",
+        }.items()
+    )
     for span in (first, streamed):
         [event] = span.events
         assert span.start_time_unix_nano < event.time_unix_nano <= span.end_time_unix_nano
@@ -89,9 +120,14 @@ def test_a_span_a_request(start: Callable[..., Served], collector: Collector, mo
 
 def test_nothing_of_it_without_the_option(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without traces imports none of their libraries; with them it says which extra brings them."""
-    code = ("import sys, adapterpack.serving.process, adapterpack.serving.serve, adapterpack.serving.api as api; list(api.APIS.values()); "
-            "print([name for name in sys.modules if name.startswith('opentelemetry')])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    code = (
+        "import sys, adapterpack.serving.process, adapterpack.serving.serve, adapterpack.serving.api as "
+        "api; list(api.APIS.values()); "
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     monkeypatch.delitem(sys.modules, "adapterpack.serving.tracing", raising=False)

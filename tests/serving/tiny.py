@@ -1,4 +1,6 @@
-"""A random model with a real tokenizer and chat template, packs of it, and their bundle: for servers of tests and of scripts."""
+"""A random model with a real tokenizer and chat template, packs of it, and their bundle: for servers of tests
+and of scripts.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,17 @@ def write_model(folder: Path, tokenizer: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(5)
-    config = LlamaConfig(vocab_size=49_152, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-                         intermediate_size=24, max_position_embeddings=512, tie_word_embeddings=True, eos_token_id=2)
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tokenizer / name, folder)

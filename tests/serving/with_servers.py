@@ -1,7 +1,7 @@
 """Runs a command beside two servers of small models: ``python tests/serving/with_servers.py COMMAND...``.
 
-The command finds a server of texts at ``OPENAI_BASE_URL`` and one of embeddings at ``EMBEDDINGS_BASE_URL``, both with the key
-``OPENAI_API_KEY``; each has an adapter ``alpha``, the first also ``beta``.
+The command finds a server of texts at ``OPENAI_BASE_URL`` and one of embeddings at ``EMBEDDINGS_BASE_URL``,
+both with the key ``OPENAI_API_KEY``; each has an adapter ``alpha``, the first also ``beta``.
 """
 
 from __future__ import annotations
@@ -41,12 +41,18 @@ def main(command: list[str]) -> int:
         model = write_model(folder / "model", fetch(SMOLLM2))
         (model / "chat_template.jinja").write_text(SHAPES["Qwen with tools"][0])
         packs = write_packs(folder / "packs", model, ("alpha", "beta"))
-        texts = served(write_bundle(folder / "texts", model, [packs / "alpha", packs / "beta"]), sampling="greedy")
+        texts = served(
+            write_bundle(folder / "texts", model, [packs / "alpha", packs / "beta"]), sampling="greedy"
+        )
         pack = packed(fetch(MINILM), folder, "feature-extraction", "alpha", r=2, alpha=1)
         export(fetch(MINILM), [pack], folder / "vectors", mode="bank", task="feature-extraction")
         vectors = served(folder / "vectors")
-        environment = {**os.environ, "OPENAI_BASE_URL": f"{texts.address}/v1", "EMBEDDINGS_BASE_URL": f"{vectors.address}/v1",
-                       "OPENAI_API_KEY": ANN}
+        environment = {
+            **os.environ,
+            "OPENAI_BASE_URL": f"{texts.address}/v1",
+            "EMBEDDINGS_BASE_URL": f"{vectors.address}/v1",
+            "OPENAI_API_KEY": ANN,
+        }
         code = subprocess.run(command, env=environment, check=False, timeout=600).returncode
         refused = [line for one in (texts, vectors) for line in one.audited() if line["status"] != 200]
         if refused:

@@ -1,4 +1,6 @@
-"""Sites in a real browser: the same numbers as a session of Python, further packs that are loaded or refused, and the page itself."""
+"""Sites in a real browser: the same numbers as a session of Python, further packs that are loaded or refused,
+and the page itself.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,12 @@ def refusal(page: Page, call: str) -> str:
     return str(page.run(f"adapterpack.bundle.{call}.then(() => 'nothing', (error) => error.name)"))
 
 
-def test_rows_of_a_batch_and_further_packs(page: Page, site_of: Callable[..., Path], record_property: Callable[..., None]) -> None:
-    """Base and two adapters in one batch as in Python; a third pack is loaded while rows wait, and altered ones are refused by name."""
+def test_rows_of_a_batch_and_further_packs(
+    page: Page, site_of: Callable[..., Path], record_property: Callable[..., None]
+) -> None:
+    """Base and two adapters in one batch as in Python; a third pack is loaded while rows wait, and altered
+    ones are refused by name.
+    """
     site = site_of("bert")
     session = Session(bundle_in(site), "cpu")
     names = [None, "alpha", "beta"]
@@ -46,7 +52,9 @@ def test_rows_of_a_batch_and_further_packs(page: Page, site_of: Callable[..., Pa
         np.testing.assert_allclose(logits(page, rows), expected, rtol=1e-6, atol=NEAR)
         texts = [{"text": text, "adapter": name} for text, name in rows[1:]]
         texts.append({"text": TEXTS[0], "text_pair": TEXTS[1], "adapter": "beta"})
-        answers = page.run(f"adapterpack.bundle.classify({json.dumps([{**one, 'textPair': one.get('text_pair')} for one in texts])})")
+        answers = page.run(
+            f"adapterpack.bundle.classify({json.dumps([{**one, 'textPair': one.get('text_pair')} for one in texts])})"
+        )
         for answer, own in zip(answers, run(bundle_in(site), texts), strict=True):
             assert answer["label"] == own["label"]
             assert answer["scores"] == pytest.approx(own["scores"], abs=NEAR)
@@ -61,16 +69,26 @@ def test_rows_of_a_batch_and_further_packs(page: Page, site_of: Callable[..., Pa
         value = json.loads(said)
         tensor = value["tensors"]["base_model.model.classifier.weight"]
         other = "bfp1:" + "0" * 64
-        altered = [(said.replace('"authors"', '"authorz"').encode(), "", "DigestMismatch"),
-                   (sealed(value | {"license": "MIT"}), pinned, "DigestMismatch")]
+        altered = [
+            (said.replace('"authors"', '"authorz"').encode(), "", "DigestMismatch"),
+            (sealed(value | {"license": "MIT"}), pinned, "DigestMismatch"),
+        ]
         canary = value["canary"]
         moved = [{**row, "logits": [number + 1 for number in row["logits"]]} for row in canary["adapter"]]
-        for change, error in (({"canary": {**canary, "adapter": moved}}, "ParityError"),
-                              ({"canary": {**canary, "base": canary["base"][:1]}}, "FormatError"),
-                              ({"task": value["task"] | {"type": "token-classification"}}, "Unsupported"),
-                              ({"tensors": value["tensors"] | {"base_model.model.classifier.weight": tensor | {"sha256": "0" * 64}}},
-                               "DigestMismatch"), ({"base": value["base"] | {"content": other, "probe": other}}, "BaseMismatch"),
-                              ({"method": value["method"] | {"type": "dora"}}, "Unsupported")):
+        for change, error in (
+            ({"canary": {**canary, "adapter": moved}}, "ParityError"),
+            ({"canary": {**canary, "base": canary["base"][:1]}}, "FormatError"),
+            ({"task": value["task"] | {"type": "token-classification"}}, "Unsupported"),
+            (
+                {
+                    "tensors": value["tensors"]
+                    | {"base_model.model.classifier.weight": tensor | {"sha256": "0" * 64}}
+                },
+                "DigestMismatch",
+            ),
+            ({"base": value["base"] | {"content": other, "probe": other}}, "BaseMismatch"),
+            ({"method": value["method"] | {"type": "dora"}}, "Unsupported"),
+        ):
             altered.append((sealed(value | change), "", error))
         for text, digest, error in altered:
             manifest.write_bytes(text)
@@ -83,9 +101,16 @@ def test_rows_of_a_batch_and_further_packs(page: Page, site_of: Callable[..., Pa
         rows, names = [*rows, ("It leaks.", "gamma")], [*names, "gamma"]
         expected = session.run(session.encode([text for text, _ in rows]), names)["logits"]
         np.testing.assert_allclose(logits(page, rows), expected, rtol=1e-6, atol=NEAR)
-        assert page.run("adapterpack.bundle.classify([{text: 'a', adapter: 'nobody'}]).catch((error) => error.name)") == "UnknownAdapter"
+        assert (
+            page.run(
+                "adapterpack.bundle.classify([{text: 'a', adapter: 'nobody'}]).catch((error) => error.name)"
+            )
+            == "UnknownAdapter"
+        )
     size = sum(path.stat().st_size for path in [*site.glob("*.*"), *site.glob("app/*")])
-    record_property("figure", f"a site's own files: {size / 1000:.0f} kB; the tiny classifier is open after {took:.2f} s")
+    record_property(
+        "figure", f"a site's own files: {size / 1000:.0f} kB; the tiny classifier is open after {took:.2f} s"
+    )
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
@@ -105,26 +130,37 @@ def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize:
 
 
 def test_the_page(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> None:
-    """Base and adapters side by side with the scores of Python; a file picker's pack is refused with one byte altered and loaded without;
-    labels full of markup are text, every control has a name, and nothing is wider than a phone."""
+    """Base and adapters side by side with the scores of Python; a file picker's pack is refused with one byte
+    altered and loaded without; labels full of markup are text, every control has a name, and nothing is wider
+    than a phone.
+    """
     site = site_of("bert")
     pack = shutil.copytree(site / "packs" / "gamma", tmp_path / "gamma")
     weights = pack / "adapter_model.safetensors"
     whole = weights.read_bytes()
 
     def load_pack() -> None:
-        field = page.call("Runtime.evaluate", expression="document.querySelector('#pack-files')")["result"]["objectId"]
-        page.call("DOM.setFileInputFiles", files=[str(pack / "adapterpack.json"), str(weights)], objectId=field)
+        field = page.call("Runtime.evaluate", expression="document.querySelector('#pack-files')")["result"][
+            "objectId"
+        ]
+        page.call(
+            "DOM.setFileInputFiles", files=[str(pack / "adapterpack.json"), str(weights)], objectId=field
+        )
         page.run("document.querySelector('#load-button').click()")
 
     with served(site) as address:
         page.show(1400, 900, "light")
         opened(page, site, address)
-        chosen = "[...document.querySelectorAll('.choices input:checked + label')].map((one) => one.innerText)"
+        chosen = (
+            "[...document.querySelectorAll('.choices input:checked + label')].map((one) => one.innerText)"
+        )
         assert page.run(chosen) == ["alpha", "beta"]  # the base has no head
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         load_pack()
-        page.wait("document.querySelector('#trouble').innerText.includes('The pack is refused. adapter_model.safetensors has the SHA-256')")
+        page.wait(
+            "document.querySelector('#trouble').innerText.includes('The pack is refused. "
+            "adapter_model.safetensors has the SHA-256')"
+        )
         weights.write_bytes(whole)
         load_pack()
         page.wait("document.querySelectorAll('#adapters tbody tr').length === 3")
@@ -132,11 +168,19 @@ def test_the_page(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> N
         page.run("document.querySelector('#prompt').select()")
         page.type(TEXTS[0])
         page.key("Enter", 13, CTRL)
-        page.wait("document.querySelectorAll('.pane .facts span').length >= 4 && !document.querySelector('[aria-busy]')")
-        shown = page.run("[...document.querySelectorAll('.pane')].map((pane) => [pane.querySelector('h3').innerText, "
-                         "[...pane.querySelectorAll('.label')].map((label) => label.innerText)])")
+        page.wait(
+            "document.querySelectorAll('.pane .facts span').length >= 4 && "
+            "!document.querySelector('[aria-busy]')"
+        )
+        shown = page.run(
+            "[...document.querySelectorAll('.pane')].map((pane) => [pane.querySelector('h3').innerText, "
+            "[...pane.querySelectorAll('.label')].map((label) => label.innerText)])"
+        )
         own = run(bundle_in(site), [{"text": TEXTS[0], "adapter": name} for name in ("alpha", "beta")])
-        ordered = [sorted(answer["scores"], key=lambda label, scores=answer["scores"]: -scores[label]) for answer in own]
+        ordered = [
+            sorted(answer["scores"], key=lambda label, scores=answer["scores"]: -scores[label])
+            for answer in own
+        ]
         assert [EVIL in labels for labels in ordered] == [True, False]
         assert shown[1:3] == [["alpha", ordered[0]], ["beta", ordered[1]]]
         assert [name for name, _ in shown] == ["Base", "alpha", "beta", "gamma"]
@@ -166,32 +210,50 @@ def test_a_site_is_a_bundle(site_of: Callable[..., Path]) -> None:
     facts = json.loads((site / "bundle" / "web.json").read_text())
     assert set(facts["slots"]) == {port.name for port in bundle.io.slots}
     assert {entry.path for entry in bundle.files} | {FILE_NAME} == {
-        path.relative_to(site / "bundle").as_posix() for path in (site / "bundle").rglob("*") if path.is_file()}
-    feeds: dict[str, Any] = {"input_ids": np.array([[5, 9, 700]]), "attention_mask": np.ones((1, 3), np.int64),
-                             "position_ids": np.arange(3)[None], "adapter_ids": np.array([1])}
+        path.relative_to(site / "bundle").as_posix()
+        for path in (site / "bundle").rglob("*")
+        if path.is_file()
+    }
+    feeds: dict[str, Any] = {
+        "input_ids": np.array([[5, 9, 700]]),
+        "attention_mask": np.ones((1, 3), np.int64),
+        "position_ids": np.arange(3)[None],
+        "adapter_ids": np.array([1]),
+    }
     both = []
     for name in ("model.onnx", "wasm.onnx"):
         graph = ort.InferenceSession(site / "bundle" / name, providers=["CPUExecutionProvider"])
-        past = {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in graph.get_inputs() if "past" in one.name}
+        past = {
+            one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32)
+            for one in graph.get_inputs()
+            if "past" in one.name
+        }
         both.append(graph.run(["logits"], {**feeds, **past})[0])
     np.testing.assert_allclose(both[1], both[0], rtol=0, atol=3e-2 * np.abs(both[0]).max())
 
 
 def test_the_script_is_what_its_source_makes(tmp_path: Path) -> None:
-    """``web/dist`` is the build of ``web/src``, with the types; the page's policy names its import map, and nothing makes markup."""
+    """``web/dist`` is the build of ``web/src``, with the types; the page's policy names its import map, and
+    nothing makes markup.
+    """
     copy = shutil.copytree(WEB, tmp_path / "web", ignore=shutil.ignore_patterns("node_modules", "dist"))
     (copy / "node_modules").symlink_to(fetched())
     modules = copy / "node_modules"
     subprocess.run(["node", modules / "typescript" / "bin" / "tsc"], cwd=copy, check=True)
     command = json.loads((copy / "package.json").read_text())["scripts"]["build"].split(" && ")[1].split()
     subprocess.run([modules / ".bin" / command[0], *command[1:]], cwd=copy, check=True, capture_output=True)
-    built, shipped = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-                      for root in (copy / "dist", WEB / "dist"))
+    built, shipped = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (copy / "dist", WEB / "dist")
+    )
     assert built == shipped, "build it again: npm run build in web/"
     html = (WEB / "page" / "index.html").read_text()
     text = re.findall(r'<script type="importmap">(.*?)</script>', html, re.DOTALL)[0]
     assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in html
     assert re.findall(r"\son\w+=|\sstyle=|<style", html) == []
     for path in (*(WEB / "page").iterdir(), *(WEB / "src").iterdir()):
-        found = re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|https?://", path.read_text())
+        found = re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|https?://",
+            path.read_text(),
+        )
         assert found is None, path

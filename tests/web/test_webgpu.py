@@ -1,4 +1,6 @@
-"""Sites on WebGPU, whose kernels are others than WebAssembly's: computed by SwiftShader where there is no card."""
+"""Sites on WebGPU, whose kernels are others than WebAssembly's: computed by SwiftShader where there is no
+card.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_rows_of_a_batch(page: Page, site_of: Callable[..., Path]) -> None:
         opened(page, site, address, "webgpu")
         assert page.run("adapterpack.bundle.provider") == "webgpu"
         expected = session.run(session.encode(TEXTS), names)["logits"]
-        np.testing.assert_allclose(logits(page, list(zip(TEXTS, names, strict=True))), expected, rtol=1e-6, atol=NEAR)
+        np.testing.assert_allclose(
+            logits(page, list(zip(TEXTS, names, strict=True))), expected, rtol=1e-6, atol=NEAR
+        )
 
 
 def test_text_token_by_token(page: Page, site_of: Callable[..., Path]) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 def array_namespace(*arrays: Any) -> Any:
     """The array API of the library that ``arrays`` are of.
 
-    numpy's is numpy itself, which follows the standard since 2.1: array-api-compat's wrapper of it would import all of numpy, with
-    ``numpy.f2py`` and ``numpy.testing``, and take a tenth of a second of every command.
+    numpy's is numpy itself, which follows the standard since 2.1: array-api-compat's wrapper of it would
+    import all of numpy, with ``numpy.f2py`` and ``numpy.testing``, and take a tenth of a second of every
+    command.
 
     Raises:
         TypeError: they are of several libraries, or of none.

@@ -1,11 +1,13 @@
-"""The Method value: pure functions, a frozen config class and declared traits, and the normal form that methods reduce to.
+"""The Method value: pure functions, a frozen config class and declared traits, and the normal form that
+methods reduce to.
 
 Every weight method reduces its trained tensors to one **normal form**::
 
     y' = post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift
 
-so that training, merging, composing and exporting handle seven fields, not N methods. The mathematics is written once, against the
-Python array API: the same few lines run on torch tensors while training and on numpy arrays everywhere else.
+so that training, merging, composing and exporting handle seven fields, not N methods. The mathematics is
+written once, against the Python array API: the same few lines run on torch tensors while training and on
+numpy arrays everywhere else.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ Forward = Callable[[Array], Array]
 
 
 class NormalForm(NamedTuple):
-    """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``, ``post``), absent (``down``), one, or zero.
+    """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``, ``post``), absent
+    (``down``), one, or zero.
 
-    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``output_scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``,
-    ``post`` ``[out, out]``. A change that has no factors is a ``down`` of ``[out, in]`` without an ``up``.
+    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``output_scale`` ``[out]`` or
+    ``[1]``, ``shift`` ``[out]``, ``post`` ``[out, out]``. A change that has no factors is a ``down`` of
+    ``[out, in]`` without an ``up``.
     """
 
     pre: Operator | None = None
@@ -47,11 +51,19 @@ class NormalForm(NamedTuple):
     @property
     def is_branch(self) -> bool:
         """Whether a pair of factors is all that there is: a change of low rank, parallel to the layer."""
-        return self.is_parallel and self.down is not None and self.up is not None and self.output_scale is None and self.shift is None
+        return (
+            self.is_parallel
+            and self.down is not None
+            and self.up is not None
+            and self.output_scale is None
+            and self.shift is None
+        )
 
     @property
     def is_parallel(self) -> bool:
-        """Whether it leaves the input alone, mixes no outputs and has no router: a branch parallel to the layer, a scale and a shift."""
+        """Whether it leaves the input alone, mixes no outputs and has no router: a branch parallel to the
+        layer, a scale and a shift.
+        """
         return self.pre is None and self.post is None and len(self.routes) == 0
 
 
@@ -60,7 +72,9 @@ class Traits:
     """What a method can do, declared as data; generic code looks at these and never at a name."""
 
     additive: bool
-    """The change is added to the weight: adapters sum, and a weight on the adapter is a weight on the change."""
+    """The change is added to the weight: adapters sum, and a weight on the adapter is a weight on the
+    change.
+    """
     identity_at_init: bool
     """A fresh adapter changes nothing, exactly."""
     row_separable: bool
@@ -76,20 +90,30 @@ class Traits:
     layers: tuple[str, ...] = WEIGHTS
     """The kinds of site it supports."""
     min_features: tuple[int, int] = (1, 1)
-    """The smallest numbers of outputs and inputs of a layer that it can change: a single number cannot be rotated."""
+    """The smallest numbers of outputs and inputs of a layer that it can change: a single number cannot be
+    rotated.
+    """
     frozen: tuple[str, ...] = ()
-    """Its parameters that are stored and not trained, besides those that are not of a floating type; ``v`` stands for ``v_...``, too."""
+    """Its parameters that are stored and not trained, besides those that are not of a floating type; ``v``
+    stands for ``v_...``, too.
+    """
     exclusive: bool = False
     """At most one adapter of such a method is active at a time."""
     tied: bool = False
-    """What has an embedding's table for its weight, an output head or another embedding, is changed with the embedding."""
+    """What has an embedding's table for its weight, an output head or another embedding, is changed with the
+    embedding.
+    """
     positional: bool = False
-    """Its config may say which positions of a row it acts on (``acts``): then no weight can hold the change."""
+    """Its config may say which positions of a row it acts on (``acts``): then no weight can hold the
+    change.
+    """
 
 
 class Shared(NamedTuple):
-    """Parameters that all sites of one adapter have in common, stored once; ``normal_form`` gets them among its parameters, and an ``init``
-    that begins from them finds them at its site. With ``reads_weights`` they themselves begin from the weights of all sites."""
+    """Parameters that all sites of one adapter have in common, stored once; ``normal_form`` gets them among
+    its parameters, and an ``init`` that begins from them finds them at its site. With ``reads_weights`` they
+    themselves begin from the weights of all sites.
+    """
 
     shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
@@ -97,7 +121,9 @@ class Shared(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The progress of a training: ``step`` of ``total`` optimizer steps are done; the first step is number 1."""
+    """The progress of a training: ``step`` of ``total`` optimizer steps are done; the first step is number
+    1.
+    """
 
     step: int
     total: int
@@ -115,44 +141,67 @@ class Training(NamedTuple):
     """What a method adds to an ordinary training."""
 
     needs: Callable[[Any], frozenset[str]] | None = None
-    """config -> what ``init`` reads of a site: of ``weight``, ``moment``, ``gradient`` (:class:`~.site.Calibration`)."""
+    """config -> what ``init`` reads of a site: of ``weight``, ``moment``, ``gradient``
+    (:class:`~.site.Calibration`).
+    """
     allocate: Callable[[Any, Sequence[Site]], Any] | None = None
-    """The config, adapted to the calibration of all sites: ranks that are shared out among them, for instance."""
+    """The config, adapted to the calibration of all sites: ranks that are shared out among them, for
+    instance.
+    """
     rates: Callable[[Any], Mapping[str, float]] | None = None
     """config -> parameter name -> what multiplies its learning rate."""
     sampled: Callable[[Any, Params, Site], NormalForm] | None = None
     """The normal form while a linear layer trains, where that draws random numbers."""
     penalty: Callable[[Any, Params, int], Array] | None = None
-    """A term of one site that is added to the loss; the number of all sites is for those that are an average."""
-    after_step: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
-    """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site) -> (state, path -> new values
-    of some parameters). The state is the method's own, None at first."""
+    """A term of one site that is added to the loss; the number of all sites is for those that are an
+    average.
+    """
+    after_step: (
+        Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None
+    ) = None
+    """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site)
+    -> (state, path -> new values of some parameters). The state is the method's own, None at first.
+    """
 
 
 class Storage(NamedTuple):
-    """What a pack holds of a method besides the parameters of each site, and what follows from it when the pack is read."""
+    """What a pack holds of a method besides the parameters of each site, and what follows from it when the
+    pack is read.
+    """
 
     shared: Shared | None = None
     constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
-    """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
+    """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored:
+    random bases from a seed, ...
+    """
     derived: Callable[[Any, Params, Site], dict[str, np.ndarray]] | None = None
     """The same of what follows from parameters that are stored and not trained, too."""
     makes: Callable[[Any, Site], int] | None = None
-    """How many numbers ``constants`` and ``normal_form`` make at a site, within a small factor, where the stored parameters and the site's
-    weight have fewer. The config comes from the pack: what it may have its reader make is limited by this (pack/bounds.py)."""
+    """How many numbers ``constants`` and ``normal_form`` make at a site, within a small factor, where the
+    stored parameters and the site's weight have fewer. The config comes from the pack: what it may have its
+    reader make is limited by this (pack/bounds.py).
+    """
     resolve: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
-    """The configs of all sites -> the same with what follows from the sites together (their largest width, a site's number), as a pack
-    stores them. Resolving them again changes nothing, and what an unknown width leaves open stays open."""
+    """The configs of all sites -> the same with what follows from the sites together (their largest width, a
+    site's number), as a pack stores them. Resolving them again changes nothing, and what an unknown width
+    leaves open stays open.
+    """
     to_stored: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
-    """The config and the parameters of a trained site in the form that a pack stores, where that differs. Those of a stack come all at
-    once, its matrices along their first axis."""
+    """The config and the parameters of a trained site in the form that a pack stores, where that differs.
+    Those of a stack come all at once, its matrices along their first axis.
+    """
     require: Callable[[Any, Params, Site], None] | None = None
-    """Raises ValueError unless the values of a site's parameters, which are strangers', are possible there: places in its weight, ...
-    A width that is not known is 0."""
+    """Raises ValueError unless the values of a site's parameters, which are strangers', are possible there:
+    places in its weight, ... A width that is not known is 0.
+    """
     appended_rows: Callable[[Any, Params, int], np.ndarray | None] | None = None
-    """The rows that an adapter of a table of so many rows puts after the last of them (words added before training), or None."""
+    """The rows that an adapter of a table of so many rows puts after the last of them (words added before
+    training), or None.
+    """
     summed: Callable[[Sequence[tuple[Params, float]]], dict[str, np.ndarray]] | None = None
-    """The parameters of one adapter whose change is the weighted sum of those of several of the same config at a site, exactly; numpy."""
+    """The parameters of one adapter whose change is the weighted sum of those of several of the same config
+    at a site, exactly; numpy.
+    """
     spec_version: int = 1
     composition: Any = None
     """What a manifest says of a method that is made of the methods of several packs."""
@@ -168,14 +217,17 @@ class Limits(NamedTuple):
     one_pass: bool = False
     """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
     together: Callable[[Sequence[Any]], bool] | None = None
-    """Whether several adapters of an ``exclusive`` method, by their configs, change nothing in common, and may be active at once."""
+    """Whether several adapters of an ``exclusive`` method, by their configs, change nothing in common, and
+    may be active at once.
+    """
 
 
 class Method(NamedTuple):
-    """An adapter method: a core of plain functions and data, and a group each for training, storage, limits and PEFT's files.
+    """An adapter method: a core of plain functions and data, and a group each for training, storage, limits
+    and PEFT's files.
 
-    ``examples`` are the configs under which the test matrix proves it. The parameters that ``normal_form``, ``forward`` and ``fold`` take
-    are complete: the site's own, the shared ones, and the constants.
+    ``examples`` are the configs under which the test matrix proves it. The parameters that ``normal_form``,
+    ``forward`` and ``fold`` take are complete: the site's own, the shared ones, and the constants.
     """
 
     name: str
@@ -196,17 +248,22 @@ class Method(NamedTuple):
     fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None
     """A fold of its own: weight and bias of a block of rows -> the adapted ones."""
     first_pass: Callable[[Params, Array, int, int], dict[str, Array]] | None = None
-    """Further parameters of a layer from a pass of the model without the adapter: (the shared parameters, the last hidden states, the
-    number of the layer, the number of layers) -> parameters."""
+    """Further parameters of a layer from a pass of the model without the adapter: (the shared parameters, the
+    last hidden states, the number of the layer, the number of layers) -> parameters.
+    """
     training: Training = Training()
     storage: Storage = Storage()
     limits: Limits = Limits()
     peft: PeftForm | None = None
 
 
-def zeros(shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]) -> Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]:
+def zeros(
+    shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]],
+) -> Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]:
     """The ``init`` of a method whose parameters all begin at zero."""
-    return lambda cfg, site, rng: {name: np.zeros(shape, np.float32) for name, shape in shapes(cfg, site).items()}
+    return lambda cfg, site, rng: {
+        name: np.zeros(shape, np.float32) for name, shape in shapes(cfg, site).items()
+    }
 
 
 def constant(value: Array) -> Array:
@@ -215,7 +272,8 @@ def constant(value: Array) -> Array:
 
 
 def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
-    """``post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[..., in]``.
+    """``post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[...,
+    in]``.
 
     ``drop`` is the dropout on the branch's input while training.
     """
@@ -233,7 +291,8 @@ def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = N
 
 
 def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
-    """:func:`evaluate` for a layer whose inputs are one-hot vectors, given as their numbers ``ids``: ``[...]`` to ``[..., out]``.
+    """:func:`evaluate` for a layer whose inputs are one-hot vectors, given as their numbers ``ids``:
+    ``[...]`` to ``[..., out]``.
 
     ``keep`` (``[...]``) multiplies the branch: dropout on a one-hot vector leaves all of it or nothing.
 
@@ -241,7 +300,9 @@ def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = No
         Unsupported: the form changes the input, which ids do not let it.
     """
     if form.pre is not None or len(form.routes) > 0:
-        raise Unsupported("a method that looks at a layer's input cannot adapt an embedding, whose inputs are ids")
+        raise Unsupported(
+            "a method that looks at a layer's input cannot adapt an embedding, whose inputs are ids"
+        )
     y = base(ids)
     if form.down is not None:
         inner = columns(form.down, ids)
@@ -253,16 +314,20 @@ def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = No
 
 
 def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
-    """The normal form folded into a block of rows: ``W' = post output_scale (W pre + up down)``, ``b' = post output_scale b + shift``.
+    """The normal form folded into a block of rows: ``W' = post output_scale (W pre + up down)``, ``b' = post
+    output_scale b + shift``.
 
-    ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left as they are. A shift where
-    there was no bias gives a bias. With a ``post``, which mixes rows, the block is the whole.
+    ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left
+    as they are. A shift where there was no bias gives a bias. With a ``post``, which mixes rows, the block is
+    the whole.
 
     Raises:
         Unsupported: the form has routes, whose weights depend on the input.
     """
     if len(form.routes) > 0:
-        raise Unsupported("branches behind a gate cannot be folded into a weight", remedy="keep the adapter unmerged")
+        raise Unsupported(
+            "branches behind a gate cannot be folded into a weight", remedy="keep the adapter unmerged"
+        )
     folded = weight if form.pre is None else form.pre.after(weight)
     if form.down is not None:
         folded = folded + (form.down.rows(rows) if form.up is None else form.down.after(form.up.rows(rows)))
@@ -283,7 +348,8 @@ def _block(vector: Array, rows: slice) -> Array:
 
 
 def frozen(method: Method, cfg: Any, names: Iterable[str]) -> frozenset[str]:
-    """Those of the parameters that are stored and not trained under a config: the method's own, and those that the config keeps.
+    """Those of the parameters that are stored and not trained under a config: the method's own, and those
+    that the config keeps.
 
     Example:
         >>> from adapterpack import LoRA
@@ -302,16 +368,28 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
     Example:
         >>> from adapterpack import LoRA
         >>> from adapterpack.adapter_methods import get
-        >>> sorted(complete(get("lora"), LoRA(r=1), {"lora_A": np.ones((1, 2)), "lora_B": np.ones((3, 1))}, Site("layer", 2, 3)))
+        >>> sorted(complete(get("lora"), LoRA(r=1), {"lora_A": np.ones((1, 2)), "lora_B": np.ones((3, 1))},
+        ...     Site("layer", 2, 3)))
         ['lora_A', 'lora_B']
     """
     made = constants_of(method, cfg, params, site)
-    dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
-    return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
+    dtype = next(
+        (value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)),
+        np.dtype(np.float32),
+    )
+    return {
+        **{
+            name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
+            for name, value in made.items()
+        },
+        **params,
+    }
 
 
 def constants_of(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, np.ndarray]:
-    """What is neither trained nor stored at a site (:class:`Storage`), as the method makes it of the stored parameters."""
+    """What is neither trained nor stored at a site (:class:`Storage`), as the method makes it of the stored
+    parameters.
+    """
     made = {} if method.storage.constants is None else method.storage.constants(cfg, site)
     return made if method.storage.derived is None else {**made, **method.storage.derived(cfg, params, site)}
 
@@ -324,7 +402,8 @@ def amount(method: Method, cfg: Any, site: Site) -> int:
     Example:
         >>> from adapterpack import LoRA, VeRA
         >>> from adapterpack.adapter_methods import get
-        >>> amount(get("lora"), LoRA(r=2), Site("layer", 3, 5)), amount(get("vera"), VeRA(r=2, width=30, height=50), Site("layer", 3, 5))
+        >>> amount(get("lora"), LoRA(r=2), Site("layer", 3, 5)), amount(get("vera"), VeRA(r=2, width=30,
+        ...     height=50), Site("layer", 3, 5))
         (20, 160)
     """
     if method.storage.makes is not None:
@@ -339,7 +418,9 @@ def factors(cfg: Any, site: Site) -> int:
 
 
 def resolve_configs(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """The configs of all ``sites`` of one adapter, each with what follows from the others (:class:`Storage`)."""
+    """The configs of all ``sites`` of one adapter, each with what follows from the others
+    (:class:`Storage`).
+    """
     return list(configs if method.storage.resolve is None else method.storage.resolve(configs, sites))
 
 
@@ -350,23 +431,40 @@ def require_widths(site: Site) -> None:
         Unsupported: one is not; the pack came from a file that does not say it.
     """
     if not site.in_features or not site.out_features:
-        raise Unsupported("this pack does not say how wide the layer is, and what it stores is of no use without that", where=site.path,
-                          remedy="give the base too, where that can be given; or attach the pack to it and save it again, or merge it")
+        raise Unsupported(
+            "this pack does not say how wide the layer is, and what it stores is of no use without that",
+            where=site.path,
+            remedy=(
+                "give the base too, where that can be given; or attach the pack to it and save it again, or "
+                "merge it"
+            ),
+        )
 
 
-def run(method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None) -> Array:
-    """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``, or the normal form."""
+def run(
+    method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None
+) -> Array:
+    """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``,
+    or the normal form.
+    """
     if method.forward is not None:
         return method.forward(cfg, params, site, base, x, drop or (lambda value: value))
     return evaluate(method.normal_form(cfg, params, site), base, x, drop)
 
 
 def fold(
-    method: Method, cfg: Any, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice | None = None
+    method: Method,
+    cfg: Any,
+    params: Params,
+    site: Site,
+    weight: Array,
+    bias: Array | None,
+    rows: slice | None = None,
 ) -> tuple[Array, Array | None]:
     """Weight and bias with the adapter folded in: the method's own ``fold``, or the normal form's.
 
-    ``weight`` is ``[out, in]``, or the block of output rows named by ``rows``; ``bias`` likewise. Inputs are not changed.
+    ``weight`` is ``[out, in]``, or the block of output rows named by ``rows``; ``bias`` likewise. Inputs are
+    not changed.
 
     Example:
         >>> import numpy as np
@@ -385,7 +483,9 @@ def fold(
 
 
 def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:
-    """Slices that cut a ``[rows, columns]`` weight into blocks of about ``elements``, so that the scratch memory stays in cache."""
+    """Slices that cut a ``[rows, columns]`` weight into blocks of about ``elements``, so that the scratch
+    memory stays in cache.
+    """
     step = max(1, elements // max(1, columns))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))

@@ -10,7 +10,8 @@ from .operators import Array, Chain, Dense, Kronecker, Operator
 
 
 def columns(operator: Operator, ids: Array) -> Array:
-    """The columns ``M[:, ids]`` of a matrix ``[out, in]``, shape ``[*ids.shape, out]``: what it gives for one-hot inputs.
+    """The columns ``M[:, ids]`` of a matrix ``[out, in]``, shape ``[*ids.shape, out]``: what it gives for
+    one-hot inputs.
 
     Only the columns asked for are computed.
 
@@ -26,8 +27,11 @@ def columns(operator: Operator, ids: Array) -> Array:
     for kind, look_up in _COLUMNS.items():
         if isinstance(operator, kind):
             return look_up(operator, ids)
-    raise Unsupported("the columns of this matrix cannot be looked up one by one, as an embedding needs them",
-                      found=type(operator).__name__, expected=", ".join(kind.__name__ for kind in _COLUMNS))
+    raise Unsupported(
+        "the columns of this matrix cannot be looked up one by one, as an embedding needs them",
+        found=type(operator).__name__,
+        expected=", ".join(kind.__name__ for kind in _COLUMNS),
+    )
 
 
 def _dense_columns(operator: Dense, ids: Array) -> Array:
@@ -37,10 +41,14 @@ def _dense_columns(operator: Dense, ids: Array) -> Array:
 
 
 def _kronecker_columns(operator: Kronecker, ids: Array) -> Array:
-    """Column ``b d' + d`` of ``left ⊗ right`` is the product of column ``b`` of the one and column ``d`` of the other."""
+    """Column ``b d' + d`` of ``left ⊗ right`` is the product of column ``b`` of the one and column ``d`` of
+    the other.
+    """
     narrow = operator.right.shape[1]
     left, right = columns(Dense(operator.left), ids // narrow), columns(Dense(operator.right), ids % narrow)
-    return array_namespace(left).reshape(left[..., :, None] * right[..., None, :], (*ids.shape, left.shape[-1] * right.shape[-1]))
+    return array_namespace(left).reshape(
+        left[..., :, None] * right[..., None, :], (*ids.shape, left.shape[-1] * right.shape[-1])
+    )
 
 
 _COLUMNS: dict[type[Any], Any] = {

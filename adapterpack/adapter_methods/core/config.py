@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from .token_positions import Acts
 
 WIDEST = 1 << 24
-"""The largest width of a layer and the largest vocabulary that there may be, as the manifest's schema has them."""
+"""The largest width of a layer and the largest vocabulary that there may be, as the manifest's schema has
+them.
+"""
 LARGEST_WHOLE = 1 << 53
-"""The largest whole number that all readers of JSON agree on: for seeds, and for steps that nothing counts through."""
+"""The largest whole number that all readers of JSON agree on: for seeds, and for steps that nothing counts
+through.
+"""
 MOST_SITES = 50_000
 """The most sites that a pack can have."""
 FOR_TRAINING = {"packed": False}
@@ -31,7 +35,8 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteConfig:
-    """Where an adapter goes. A method's config is a frozen dataclass on top of this; its fields are the method's only schema.
+    """Where an adapter goes. A method's config is a frozen dataclass on top of this; its fields are the
+    method's only schema.
 
     Example:
         >>> SiteConfig(targets=("q_proj", "v_proj")).at("layers.0.q_proj").scale
@@ -57,7 +62,9 @@ class SiteConfig:
 
     @property
     def repeats(self) -> tuple[int, ...]:
-        """The ranges of the base's blocks that make up the adapted stack, start and end in turn; none where it is the base's own."""
+        """The ranges of the base's blocks that make up the adapted stack, start and end in turn; none where
+        it is the base's own.
+        """
         return ()
 
     @property
@@ -67,7 +74,9 @@ class SiteConfig:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The parameters that are not trained under this config, besides those that the method never trains."""
+        """The parameters that are not trained under this config, besides those that the method never
+        trains.
+        """
         return frozenset()
 
     def at(self, path: str) -> Self:
@@ -122,12 +131,17 @@ class RanksConfig(RankConfig):
 
         The longest name that fits counts; one that begins with ``^`` fits that path alone.
         """
-        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={}) if self.rank_pattern else self
+        return (
+            replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
+            if self.rank_pattern
+            else self
+        )
 
 
 @dataclass(frozen=True)
 class AlphaConfig(RanksConfig):
-    """The config of a method whose branch is scaled by ``alpha / r``; ``alpha`` defaults to ``2 r`` and may differ by site.
+    """The config of a method whose branch is scaled by ``alpha / r``; ``alpha`` defaults to ``2 r`` and may
+    differ by site.
 
     Example:
         >>> AlphaConfig(r=4, alpha=6).scale
@@ -141,7 +155,8 @@ class AlphaConfig(RanksConfig):
         super().__post_init__()
         alpha = 2.0 * self.r if self.alpha is None else self.alpha
         require_number("alpha", alpha)
-        object.__setattr__(self, "alpha", float(alpha))  # 16 and 16.0 are one config, and must be the same bytes in a manifest
+        # 16 and 16.0 are one config, and must be the same bytes in a manifest
+        object.__setattr__(self, "alpha", float(alpha))
 
     def at(self, path: str) -> Self:
         """The config at one site; see :meth:`RanksConfig.at`."""
@@ -158,12 +173,17 @@ class AlphaConfig(RanksConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NoBranch(SiteConfig):
-    """The config of a method without a branch parallel to the layer: there is nothing that dropout could act on."""
+    """The config of a method without a branch parallel to the layer: there is nothing that dropout could act
+    on.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dropout:
-            raise ValueError(f"dropout acts on a branch parallel to the layer, and this method has none: not {self.dropout!r}")
+            raise ValueError(
+                "dropout acts on a branch parallel to the layer, and this method has none: not "
+                f"{self.dropout!r}"
+            )
 
 
 def is_number(value: Any) -> bool:
@@ -172,9 +192,15 @@ def is_number(value: Any) -> bool:
 
 
 def require_whole(name: str, value: Any, least: int = 1, most: int = WIDEST) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least ``least`` and at most ``most``: configs come from strangers."""
+    """Raises ValueError unless ``value`` is a whole number of at least ``least`` and at most ``most``:
+    configs come from strangers.
+    """
     if type(value) is not int or not least <= value <= most:
-        bounds = f"at least {least}" if type(value) is int and value < least else f"at least {least} and at most {most}"
+        bounds = (
+            f"at least {least}"
+            if type(value) is int and value < least
+            else f"at least {least} and at most {most}"
+        )
         raise ValueError(f"{name} must be a whole number of {bounds}, not {value!r:.80}")
 
 
@@ -197,7 +223,8 @@ def require_number(name: str, value: Any) -> None:
 
 
 def by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """What a pattern says of a site: by the literal path or its last components; the longest name that fits counts.
+    """What a pattern says of a site: by the literal path or its last components; the longest name that fits
+    counts.
 
     A name that begins with ``^`` fits that path alone.
 
@@ -205,7 +232,11 @@ def by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
         >>> by_suffix({"v_proj": 2, "1.v_proj": 4}, "layers.1.v_proj", 8)
         4
     """
-    return next((pattern[name] for name in (f"^{path}", *ends(path)) if name in pattern), default) if pattern else default
+    return (
+        next((pattern[name] for name in (f"^{path}", *ends(path)) if name in pattern), default)
+        if pattern
+        else default
+    )
 
 
 def ends(path: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The structured matrices of the normal form: what ``pre``, ``down`` and ``up`` may be.
 
-Each operator is a value over one array of any array-API library. Nothing wide is materialised unless ``dense`` is called.
+Each operator is a value over one array of any array-API library. Nothing wide is materialised unless
+``dense`` is called.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Operator(Protocol):
         ...
 
     def after(self, weight: Array) -> Array:
-        """``weight M``: what a dense weight ``[k, out]`` becomes when ``M`` acts on its input; shape ``[k, in]``."""
+        """``weight M``: what a dense weight ``[k, out]`` becomes when ``M`` acts on its input; shape ``[k,
+        in]``.
+        """
         ...
 
 
@@ -61,7 +64,9 @@ class Dense(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """``diag(left) matrix diag(right)``: a matrix ``[out, in]`` that may be a constant, and vectors ``[out]`` and ``[in]``."""
+    """``diag(left) matrix diag(right)``: a matrix ``[out, in]`` that may be a constant, and vectors ``[out]``
+    and ``[in]``.
+    """
 
     matrix: Array
     left: Array
@@ -124,7 +129,10 @@ class BlockDiagonal(NamedTuple):
         """See :class:`Operator`."""
         xp = array_namespace(self.blocks)
         count, wide, narrow = self.blocks.shape
-        spread = xp.eye(count, dtype=self.blocks.dtype, device=self.blocks.device)[:, None, :, None] * self.blocks[:, :, None, :]
+        spread = (
+            xp.eye(count, dtype=self.blocks.dtype, device=self.blocks.device)[:, None, :, None]
+            * self.blocks[:, :, None, :]
+        )
         return xp.reshape(spread, (count * wide, count * narrow))
 
     def rows(self, block: slice) -> Array:
@@ -137,7 +145,9 @@ class BlockDiagonal(NamedTuple):
 
 
 class BlockCirculant(NamedTuple):
-    """Blocks whose rows are one row turned on: ``kernel`` ``[m, n, b]`` is ``M[i b + t, j b + s] = kernel[i, j, (s - t) mod b]``."""
+    """Blocks whose rows are one row turned on: ``kernel`` ``[m, n, b]`` is ``M[i b + t, j b + s] = kernel[i,
+    j, (s - t) mod b]``.
+    """
 
     kernel: Array
 
@@ -153,15 +163,23 @@ class BlockCirculant(NamedTuple):
         if wide == 1:
             outputs = inputs * kernel[:, 0, :]
         else:  # one product for every frequency
-            outputs = xp.permute_dims(xp.matmul(xp.permute_dims(inputs, (2, 0, 1)), xp.permute_dims(kernel, (2, 1, 0))), (1, 2, 0))
-        return xp.astype(xp.reshape(xp.fft.irfft(outputs, n=size), (*x.shape[:-1], tall * size)), x.dtype, copy=False)
+            outputs = xp.permute_dims(
+                xp.matmul(xp.permute_dims(inputs, (2, 0, 1)), xp.permute_dims(kernel, (2, 1, 0))), (1, 2, 0)
+            )
+        return xp.astype(
+            xp.reshape(xp.fft.irfft(outputs, n=size), (*x.shape[:-1], tall * size)), x.dtype, copy=False
+        )
 
     def dense(self) -> Array:
         """See :class:`Operator`."""
         xp = array_namespace(self.kernel)
         tall, wide, size = self.kernel.shape
-        # A periodic sequence cut into rows that are one short of two periods: each row begins one place earlier than the one before.
-        rows = xp.reshape(xp.broadcast_to(self.kernel[:, :, None, :], (tall, wide, 2 * size - 1, size)), (tall, wide, size, 2 * size - 1))
+        # A periodic sequence cut into rows that are one short of two periods: each row begins one place
+        # earlier than the one before.
+        rows = xp.reshape(
+            xp.broadcast_to(self.kernel[:, :, None, :], (tall, wide, 2 * size - 1, size)),
+            (tall, wide, size, 2 * size - 1),
+        )
         return xp.reshape(xp.permute_dims(rows[..., :size], (0, 2, 1, 3)), (tall * size, wide * size))
 
     def rows(self, block: slice) -> Array:
@@ -230,7 +248,8 @@ class Permutation(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Numbers turned in pairs: ``x cos + turned(x) sin``; in groups of ``2 half``, i and i + half are a pair (a, b), turned to (-b, a).
+    """Numbers turned in pairs: ``x cos + turned(x) sin``; in groups of ``2 half``, i and i + half are a pair
+    (a, b), turned to (-b, a).
 
     ``cos`` and ``sin`` are ``[n]``; of an odd ``width`` n - 1 the last number is paired with a zero.
     """
@@ -244,7 +263,8 @@ class Pairs(NamedTuple):
         """See :class:`Operator`."""
         xp = array_namespace(x, self.sin)
         x = self._even(x)
-        # Exchanging the two and changing the sign of a vector: less work, backward too, than putting (-b, a) together.
+        # Exchanging the two and changing the sign of a vector: less work, backward too, than putting (-b, a)
+        # together.
         parts = xp.reshape(self.sin, (-1, 2, self.half))
         signed_sin = xp.reshape(xp.stack([-parts[:, 0, :], parts[:, 1, :]], axis=1), (-1,))
         exchanged = xp.reshape(xp.flip(xp.reshape(x, (*x.shape[:-1], -1, 2, self.half)), axis=-2), x.shape)
@@ -314,7 +334,9 @@ class Deviation(NamedTuple):
     def dense(self) -> Array:
         """See :class:`Operator`."""
         xp = array_namespace(self.down, self.up)
-        return xp.eye(self.up.shape[0], dtype=self.up.dtype, device=self.up.device) + xp.matmul(self.up, self.down)
+        return xp.eye(self.up.shape[0], dtype=self.up.dtype, device=self.up.device) + xp.matmul(
+            self.up, self.down
+        )
 
     def rows(self, block: slice) -> Array:
         """See :class:`Operator`."""
@@ -327,7 +349,9 @@ class Deviation(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """``width`` numbers repeated, or cut off, until they are ``length``: shape ``[length, width]``; ``like`` gives dtype and device."""
+    """``width`` numbers repeated, or cut off, until they are ``length``: shape ``[length, width]``; ``like``
+    gives dtype and device.
+    """
 
     width: int
     length: int
@@ -356,7 +380,8 @@ class Repeat(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The blocks of ``length`` among ``width`` numbers added, the last one filled up with zeros: shape ``[length, width]``.
+    """The blocks of ``length`` among ``width`` numbers added, the last one filled up with zeros: shape
+    ``[length, width]``.
 
     The transpose of :class:`Repeat`.
     """

@@ -1,4 +1,6 @@
-"""Makes orthogonal matrices from free numbers by Cayley's map, and cuts a width into blocks: shared by the rotating methods."""
+"""Makes orthogonal matrices from free numbers by Cayley's map, and cuts a width into blocks: shared by the
+rotating methods.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ MOST_TERMS = 64
 
 @lru_cache(maxsize=64)
 def triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the entries of a skew-symmetric matrix ``[size, size]``, flat, lie in its upper triangle, row by row, and with which sign.
+    """Where the entries of a skew-symmetric matrix ``[size, size]``, flat, lie in its upper triangle, row by
+    row, and with which sign.
 
     Example:
         >>> triangle(2)
@@ -31,13 +34,17 @@ def triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def skew(values: Array, index: Array, sign: Array, size: int) -> Array:
-    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; see :func:`triangle`."""
+    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; see
+    :func:`triangle`.
+    """
     xp = array_namespace(values)
     return xp.reshape(xp.take(values, index, axis=1) * sign, (values.shape[0], size, size))
 
 
 def within(values: Array, bound: float) -> Array:
-    """Upper triangles ``[n, ...]``, scaled back where their skew-symmetric matrix has a Frobenius norm above ``bound``."""
+    """Upper triangles ``[n, ...]``, scaled back where their skew-symmetric matrix has a Frobenius norm above
+    ``bound``.
+    """
     xp = array_namespace(values)
     square = 2 * xp.sum(values * values, axis=1, keepdims=True)
     most = xp.full_like(square, bound**2)
@@ -45,10 +52,12 @@ def within(values: Array, bound: float) -> Array:
 
 
 def cayley(generator: Array, terms: int = 0) -> Array:
-    """The rotations ``(I - Q)^-1 (I + Q) = 2 (I - Q)^-1 - I`` of skew-symmetric ``Q`` ``[n, b, b]``; exactly I where Q is zero.
+    """The rotations ``(I - Q)^-1 (I + Q) = 2 (I - Q)^-1 - I`` of skew-symmetric ``Q`` ``[n, b, b]``; exactly
+    I where Q is zero.
 
-    With ``terms`` it is a Neumann series instead, which needs no inverse and is near a rotation if Q is small: ``I + 2 Q`` for two terms,
-    ``I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`` for more, the last power once and at least the third, as in PEFT (OFTv2, arXiv 2506.19847).
+    With ``terms`` it is a Neumann series instead, which needs no inverse and is near a rotation if Q is
+    small: ``I + 2 Q`` for two terms, ``I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`` for more, the last power once
+    and at least the third, as in PEFT (OFTv2, arXiv 2506.19847).
     """
     xp = array_namespace(generator)
     eye = xp.eye(generator.shape[-1], dtype=generator.dtype, device=generator.device)
@@ -64,7 +73,9 @@ def cayley(generator: Array, terms: int = 0) -> Array:
 
 
 def linear(function: Callable[..., Array], *matrices: Array) -> Array:
-    """``function(*matrices)``, computed in float32 where the dtype is a smaller one, which linear algebra libraries do not take."""
+    """``function(*matrices)``, computed in float32 where the dtype is a smaller one, which linear algebra
+    libraries do not take.
+    """
     xp, dtype = array_namespace(*matrices), matrices[0].dtype
     if dtype in (xp.float32, xp.float64):
         return function(*matrices)
@@ -73,13 +84,15 @@ def linear(function: Callable[..., Array], *matrices: Array) -> Array:
 
 @lru_cache(maxsize=256)
 def block_size(width: int, wanted: int, count: int = 0) -> int:
-    """The size of the blocks that ``width`` is cut into: ``wanted``, or what ``count`` blocks leave; the nearest that divides.
+    """The size of the blocks that ``width`` is cut into: ``wanted``, or what ``count`` blocks leave; the
+    nearest that divides.
 
-    Of two that are as near, the smaller (a smaller number of blocks). A block of one number cannot turn: where only such blocks would
-    do, the whole width is one block.
+    Of two that are as near, the smaller (a smaller number of blocks). A block of one number cannot turn:
+    where only such blocks would do, the whole width is one block.
 
     Example:
-        >>> block_size(768, 32), block_size(12, 5), block_size(7, 2), block_size(4, 32), block_size(12, 0, count=3)
+        >>> block_size(768, 32), block_size(12, 5), block_size(7, 2), block_size(4, 32), block_size(12, 0,
+        ...     count=3)
         (32, 4, 7, 4, 4)
     """
     near = nearest_divisor(width, count or wanted)
@@ -89,7 +102,8 @@ def block_size(width: int, wanted: int, count: int = 0) -> int:
 
 @lru_cache(maxsize=256)
 def nearest_divisor(width: int, wanted: int) -> int:
-    """The divisor of ``width`` that is nearest to ``wanted``, the smaller of two that are as near; 0 for no width.
+    """The divisor of ``width`` that is nearest to ``wanted``, the smaller of two that are as near; 0 for no
+    width.
 
     Example:
         >>> nearest_divisor(12, 5), nearest_divisor(12, 40), nearest_divisor(7, 3)

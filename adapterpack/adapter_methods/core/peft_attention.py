@@ -1,8 +1,8 @@
 """PEFT's adapters of ``torch.nn.MultiheadAttention``: which of its parameters they change, and by how much.
 
-PEFT stores the factors for ``in_proj_weight`` behind the attention's own path, and those for ``out_proj`` in a layer that is wrapped once
-more. PEFT up to 0.21.2 adds the change of ``out_proj`` twice, in every forward pass and in a merge: an adapter that was trained there means
-twice that change.
+PEFT stores the factors for ``in_proj_weight`` behind the attention's own path, and those for ``out_proj`` in
+a layer that is wrapped once more. PEFT up to 0.21.2 adds the change of ``out_proj`` twice, in every forward
+pass and in a merge: an adapter that was trained there means twice that change.
 """
 
 from __future__ import annotations
@@ -20,19 +20,30 @@ _TWICE = (0, 21, 2)
 
 
 def attention_parameters(content: PeftContent) -> PeftContent:
-    """The content with the sites of attention as the two parameters that they change; anything else is as it was."""
+    """The content with the sites of attention as the two parameters that they change; anything else is as it
+    was.
+    """
     owners = [path.removesuffix(OUT) for path in content.sites if path.endswith(OUT)]
     owners = [owner for owner in owners if owner in content.sites]
     if not owners:
         return content
-    times, cfg, sites = 2 if _counted_twice(content.written.get("peft_version")) else 1, content.config, dict(content.sites)
+    times, cfg, sites = (
+        2 if _counted_twice(content.written.get("peft_version")) else 1,
+        content.config,
+        dict(content.sites),
+    )
     ranks, alphas, kinds = dict(cfg.rank_pattern), dict(cfg.alpha_pattern), dict(content.kinds)
     for owner in owners:
         here = cfg.at(owner)
-        for path, old, factor in ((f"{owner}.in_proj_weight", owner, 1), (f"{owner}.out_proj.weight", f"{owner}{OUT}", times)):
+        for path, old, factor in (
+            (f"{owner}.in_proj_weight", owner, 1),
+            (f"{owner}.out_proj.weight", f"{owner}{OUT}", times),
+        ):
             sites[path] = sites.pop(old)
             ranks[f"^{path}"], alphas[f"^{path}"], kinds[path] = here.r, factor * here.alpha, "parameter"
-    return content._replace(config=dataclasses.replace(cfg, rank_pattern=ranks, alpha_pattern=alphas), sites=sites, kinds=kinds)
+    return content._replace(
+        config=dataclasses.replace(cfg, rank_pattern=ranks, alpha_pattern=alphas), sites=sites, kinds=kinds
+    )
 
 
 def _counted_twice(version: Any) -> bool:
@@ -42,5 +53,7 @@ def _counted_twice(version: Any) -> bool:
         >>> _counted_twice("0.21.2"), _counted_twice("0.22.0"), _counted_twice(None)
         (True, False, True)
     """
-    numbers = re.match(r"([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", version) if isinstance(version, str) else None
+    numbers = (
+        re.match(r"([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", version) if isinstance(version, str) else None
+    )
     return numbers is None or tuple(map(int, numbers.groups())) <= _TWICE

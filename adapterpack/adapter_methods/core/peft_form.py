@@ -1,4 +1,6 @@
-"""How a method is stored in a folder that PEFT loads: its names, its config, and the kinds of layers that PEFT has it for."""
+"""How a method is stored in a folder that PEFT loads: its names, its config, and the kinds of layers that
+PEFT has it for.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,21 @@ WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base B
 
 
 class OfBase(NamedTuple):
-    """What a base says of what a folder of PEFT's leaves open: ``shape`` of a parameter by its path, None for one that is not there, and
-    ``modules``, the paths of its modules in the order in which its model has them."""
+    """What a base says of what a folder of PEFT's leaves open: ``shape`` of a parameter by its path, None for
+    one that is not there, and ``modules``, the paths of its modules in the order in which its model has them.
+    """
 
     shape: Callable[[str], tuple[int, ...] | None]
     modules: Callable[[], Sequence[str]]
 
 
 class PeftContent(NamedTuple):
-    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors.
+    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and
+    site path -> its tensors.
 
-    ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are. ``written`` is
-    PEFT's own configuration; ``kinds`` are the kinds of sites that are not what their tensors look like. ``base`` is what the base says of
-    itself, where it is at hand.
+    ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as
+    they are. ``written`` is PEFT's own configuration; ``kinds`` are the kinds of sites that are not what
+    their tensors look like. ``base`` is what the base says of itself, where it is at hand.
     """
 
     config: Any
@@ -45,16 +49,19 @@ Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"
 class PeftLayer(NamedTuple):
     """How PEFT stores a method's parameters at a kind of site other than a linear layer.
 
-    ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None. What says that there are such sites: the keys of PEFT's
-    config in ``config``, the numbers of axes in ``axes``, of every matrix, or ``shown`` by the shapes of a site. Where none of them is
-    given the file does not say it: the site is read as that of a linear layer, and what it is the model or the base says
-    (:func:`~adapterpack.peft.names.alike`); so it is for those shapes that ``admits`` names, where some say it and some do not.
+    ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None. What says that there are
+    such sites: the keys of PEFT's config in ``config``, the numbers of axes in ``axes``, of every matrix, or
+    ``shown`` by the shapes of a site. Where none of them is given the file does not say it: the site is read
+    as that of a linear layer, and what it is the model or the base says
+    (:func:`~adapterpack.peft.names.alike`); so it is for those shapes that ``admits`` names, where some say
+    it and some do not.
 
-    ``stored`` turns a site's parameters into PEFT's shapes under its config, and ``loaded`` turns them back. Without ``loaded`` all
-    axes after the first become one, and those of ``vectors`` a vector. ``features`` is as in :class:`PeftForm`, where it differs.
-    ``refused`` gives the reason why tensors of these shapes, though of that kind, are not read, and
-    ``limit`` the reason why PEFT's tensors have no certain meaning at a site of that kind, by the config and the site with its
-    kernel, which is empty where it is not known; an empty text where they have.
+    ``stored`` turns a site's parameters into PEFT's shapes under its config, and ``loaded`` turns them back.
+    Without ``loaded`` all axes after the first become one, and those of ``vectors`` a vector. ``features`` is
+    as in :class:`PeftForm`, where it differs. ``refused`` gives the reason why tensors of these shapes,
+    though of that kind, are not read, and ``limit`` the reason why PEFT's tensors have no certain meaning at
+    a site of that kind, by the config and the site with its kernel, which is empty where it is not known; an
+    empty text where they have.
     """
 
     suffixes: Mapping[str, str] | None = None
@@ -80,11 +87,14 @@ class PeftLayer(NamedTuple):
             return False
         if self.axes and not {len(shape) for shape in shapes.values() if len(shape) > 1} <= set(self.axes):
             return False
-        return all(config.get(key) == value for key, value in self.config.items()) and (self.shown is None or self.shown(shapes))
+        return all(config.get(key) == value for key, value in self.config.items()) and (
+            self.shown is None or self.shown(shapes)
+        )
 
 
 def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np.ndarray]]:
-    """The ``stored`` of two factors that PEFT has as convolutions: ``down`` with the layer's kernel, ``up`` with one of size 1.
+    """The ``stored`` of two factors that PEFT has as convolutions: ``down`` with the layer's kernel, ``up``
+    with one of size 1.
 
     Example:
         >>> factors = {"A": np.zeros((2, 12)), "B": np.zeros((5, 2))}
@@ -92,6 +102,7 @@ def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np
         >>> {name: value.shape for name, value in as_kernels("A", "B")(None, site, factors).items()}
         {'A': (2, 3, 2, 2), 'B': (5, 2, 1, 1)}
     """
+
     def stored(cfg: Any, site: Site, params: Params) -> dict[str, np.ndarray]:
         A, B = params[down], params[up]
         return {down: A.reshape(len(A), -1, *site.kernel), up: B.reshape(*B.shape, *(1,) * len(site.kernel))}
@@ -104,10 +115,12 @@ TRANSPOSED: Mapping[str, PeftLayer] = {"transposed": PeftLayer(config={"fan_in_f
 
 
 class PeftSecondary(NamedTuple):
-    """How PEFT stores a method's tensors in a folder of another method, as trainable tokens in a folder of LoRA.
+    """How PEFT stores a method's tensors in a folder of another method, as trainable tokens in a folder of
+    LoRA.
 
-    ``hosts`` are the types of PEFT whose config has the ``key`` for it; ``suffixes`` are as in :class:`PeftForm`. ``to_config`` makes the
-    key's value of site path -> config, ``from_config`` the config at a path of the key's value.
+    ``hosts`` are the types of PEFT whose config has the ``key`` for it; ``suffixes`` are as in
+    :class:`PeftForm`. ``to_config`` makes the key's value of site path -> config, ``from_config`` the config
+    at a path of the key's value.
     """
 
     hosts: tuple[str, ...]
@@ -118,7 +131,9 @@ class PeftSecondary(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The first ``rank`` singular vectors alone, estimated from random numbers of ``seed`` in ``niter`` rounds of power iteration."""
+    """The first ``rank`` singular vectors alone, estimated from random numbers of ``seed`` in ``niter``
+    rounds of power iteration.
+    """
 
     rank: int
     niter: int
@@ -126,18 +141,25 @@ class Estimate(NamedTuple):
 
 
 class Factorise(Protocol):
-    """A float32 weight [out, in] -> U, S and V^T, in the signs of another library; all of them, or an estimate of the first."""
+    """A float32 weight [out, in] -> U, S and V^T, in the signs of another library; all of them, or an
+    estimate of the first.
+    """
 
     def __call__(self, weight: np.ndarray, estimate: Estimate | None = None, /) -> tuple[np.ndarray, ...]:
         """U ``[out, r]``, S ``[r]`` and V^T ``[r, in]``."""
 
 
-Completed: TypeAlias = "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
-"""A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and parameters that replace them."""
+Completed: TypeAlias = (
+    "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
+)
+"""A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and
+parameters that replace them.
+"""
 
 
 class Rewritten(NamedTuple):
-    """What PEFT did to the base when it made an adapter: ``completed`` takes it off the tensors again, and ``note`` says what is left.
+    """What PEFT did to the base when it made an adapter: ``completed`` takes it off the tensors again, and
+    ``note`` says what is left.
 
     ``why``: the sentence of the error where the base is not at hand.
     """
@@ -159,28 +181,43 @@ class PeftForm(NamedTuple):
     suffixes: Mapping[str, str]
     """parameter name -> what follows the module path in PEFT's tensor name."""
     to_config: Callable[[Mapping[str, Any]], dict[str, Any] | None]
-    """site path -> config at that site, to PEFT's own config keys; None where PEFT could not load the tensors."""
+    """site path -> config at that site, to PEFT's own config keys; None where PEFT could not load the
+    tensors.
+    """
     from_config: Callable[[Mapping[str, Any]], Any]
     """PEFT's config keys to ours."""
     features: Callable[[Params], tuple[int | None, int | None]]
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
-    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and ``v_query`` ``x.query``."""
+    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and
+    ``v_query`` ``x.query``.
+    """
     modules: Mapping[str, str] = {}
-    """The same for whole modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is ``x.a.b``; what PEFT has there the file says."""
+    """The same for whole modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is ``x.a.b``; what PEFT
+    has there the file says.
+    """
     matches: Callable[[Mapping[str, Any]], bool] | None = None
-    """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
+    """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type
+    stands for several methods.
+    """
     numbered: tuple[str, ...] = ()
-    """Lists of tensors, by what PEFT writes between the module path and their numbers: a site may have ``NAME.0``, ``NAME.1``, ..., which
-    are parameters of these names."""
+    """Lists of tensors, by what PEFT writes between the module path and their numbers: a site may have
+    ``NAME.0``, ``NAME.1``, ..., which are parameters of these names.
+    """
     aliases: Mapping[str, str] = {}
     """what older versions of PEFT wrote after the module path -> parameter name."""
     site: str | None = None
-    """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and modules without ``model.``."""
+    """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and
+    modules without ``model.``.
+    """
     equivalent: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
-    """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
+    """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its
+    config is not written.
+    """
     peft_supports: Callable[[Any, Site], bool] = lambda cfg, site: True
-    """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can hold."""
+    """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can
+    hold.
+    """
     tied: bool = False
     """Whether PEFT writes the tensors of a tied table a second time, for the head."""
     secondary: PeftSecondary | None = None
@@ -188,33 +225,51 @@ class PeftForm(NamedTuple):
     names_sites: bool = True
     """Whether PEFT's config names the modules, and does not count them from the last."""
     from_peft_file: Callable[[PeftContent], PeftContent] | None = None
-    """A PEFT file's content -> the pack's: for a method whose tensors say more than the config, or that stores less than PEFT."""
+    """A PEFT file's content -> the pack's: for a method whose tensors say more than the config, or that
+    stores less than PEFT.
+    """
     understood: frozenset[str] = frozenset()
     """Keys of PEFT's config that the reading accounts for, though none is written."""
     dropped: tuple[str, ...] = ()
-    """What follows the module path in the names of tensors that PEFT stores for training alone, and that are left out."""
+    """What follows the module path in the names of tensors that PEFT stores for training alone, and that are
+    left out.
+    """
     to_peft_with_base: Completed | None = None
-    """Computes, from the base's weights, the config and tensors that PEFT's file needs and the pack does not store."""
+    """Computes, from the base's weights, the config and tensors that PEFT's file needs and the pack does not
+    store.
+    """
     from_peft_with_base: Completed | None = None
-    """The reverse, where PEFT's tensors mean nothing without their base: such a pack's folder is never a folder of PEFT's."""
+    """The reverse, where PEFT's tensors mean nothing without their base: such a pack's folder is never a
+    folder of PEFT's.
+    """
     rewritten: Callable[[Mapping[str, Any]], Rewritten | None] = lambda config: None
-    """What PEFT did to the base by an initialisation that PEFT's config names; None where it left the base as it was. It raises
-    Unsupported where the base alone does not say it."""
+    """What PEFT did to the base by an initialisation that PEFT's config names; None where it left the base as
+    it was. It raises Unsupported where the base alone does not say it.
+    """
     task: str = ""
     """The field of the config that says which task the adapter does, of several that one file holds."""
     layers: Mapping[str, PeftLayer] = {}
-    """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""
+    """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not
+    here PEFT has no such form.
+    """
 
-    rearranged: Callable[[Any, Params, str | None], tuple[dict[str, Any], dict[str, np.ndarray]] | None] | None = None
-    """What PEFT's config has to say besides, and the parameters in the order in which PEFT means the same by them, of a site's config and
-    parameters and PEFT's name of the task, where ``equivalent`` says no; None where PEFT has no such adapter. As with ``parameters``,
-    ``convert`` writes it, and a pack's folder never is."""
+    rearranged: (
+        Callable[[Any, Params, str | None], tuple[dict[str, Any], dict[str, np.ndarray]] | None] | None
+    ) = None
+    """What PEFT's config has to say besides, and the parameters in the order in which PEFT means the same by
+    them, of a site's config and parameters and PEFT's name of the task, where ``equivalent`` says no; None
+    where PEFT has no such adapter. As with ``parameters``, ``convert`` writes it, and a pack's folder never
+    is.
+    """
     parameters: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
-    """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them where its config names such
-    parameters (``target_parameters``). A pack's folder never does: its tensors stay as they are, and ``convert`` makes PEFT's."""
+    """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them
+    where its config names such parameters (``target_parameters``). A pack's folder never does: its tensors
+    stay as they are, and ``convert`` makes PEFT's.
+    """
     not_in_transformers: str = ""
-    """Why transformers' ``load_adapter``, which has PEFT put the layers in and does without PEFT's own model, does not make of the folder
-    what it means; nothing where it does."""
+    """Why transformers' ``load_adapter``, which has PEFT put the layers in and does without PEFT's own model,
+    does not make of the folder what it means; nothing where it does.
+    """
     in_vllm: bool = False
     """Whether vLLM takes adapters of this method."""
 

@@ -1,4 +1,6 @@
-"""Translates a method's config to PEFT's keys and back, with PEFT's patterns for values that differ by site."""
+"""Translates a method's config to PEFT's keys and back, with PEFT's patterns for values that differ by
+site.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from .config import ends, is_number
 def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
     """Site path -> value, as PEFT reads it: a value for all, and names for the sites that have another.
 
-    PEFT takes a name for the end of a path. Where it understands an anchor (``anchored``), a name that other paths end in has one; where
-    it does not, such a site has the value for all, because a path that is named whole is found all the same.
+    PEFT takes a name for the end of a path. Where it understands an anchor (``anchored``), a name that other
+    paths end in has one; where it does not, such a site has the value for all, because a path that is named
+    whole is found all the same.
 
     Example:
         >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=True)
@@ -25,16 +28,23 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
     if len(set(values.values())) == 1:
         return next(iter(values.values())), {}
     others_end = {end for path in values for end in ends(path) if end in values and end != path}
-    default = values[next(iter(values) if anchored else iter([path for path in values if path in others_end] or values))]
-    return default, {f"^{path}" if anchored and path in others_end else path: value for path, value in values.items() if value != default}
+    default = values[
+        next(iter(values) if anchored else iter([path for path in values if path in others_end] or values))
+    ]
+    return default, {
+        f"^{path}" if anchored and path in others_end else path: value
+        for path, value in values.items()
+        if value != default
+    }
 
 
 class PeftKeys(NamedTuple):
     """A config's fields under PEFT's names, in both directions.
 
-    ``fields``: each field that PEFT has too -> what PEFT means where its config lacks it; ``renamed``: those that PEFT calls otherwise;
-    ``constants``: further keys that PEFT wants, always the same. The field ``by_site`` may differ by site: PEFT, too, has a pattern named
-    after it (see :func:`default_and_pattern` for ``anchored``).
+    ``fields``: each field that PEFT has too -> what PEFT means where its config lacks it; ``renamed``: those
+    that PEFT calls otherwise; ``constants``: further keys that PEFT wants, always the same. The field
+    ``by_site`` may differ by site: PEFT, too, has a pattern named after it (see :func:`default_and_pattern`
+    for ``anchored``).
     """
 
     config: type[Any]
@@ -56,7 +66,9 @@ class PeftKeys(NamedTuple):
         """PEFT's keys to a config."""
         pattern = f"{self.by_site}_pattern"
         differing = {pattern: literal(config.get(pattern), pattern)} if self.by_site else {}
-        values = {name: config.get(self.renamed.get(name, name), missing) for name, missing in self.fields.items()}
+        values = {
+            name: config.get(self.renamed.get(name, name), missing) for name, missing in self.fields.items()
+        }
         return self.config(**values, **differing)
 
 
@@ -77,9 +89,11 @@ def plain(value: float) -> float:
 
 
 def literal(pattern: Any, where: str) -> dict[str, Any]:
-    """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so hidden keys are left out.
+    """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so
+    hidden keys are left out.
 
-    Its keys are regular expressions; those that are more than names were expanded when the folder was read (pack/patterns.py).
+    Its keys are regular expressions; those that are more than names were expanded when the folder was read
+    (pack/patterns.py).
 
     Raises:
         Unsupported: a key is more than a name.
@@ -95,8 +109,13 @@ def literal(pattern: Any, where: str) -> dict[str, Any]:
     for key, value in (pattern or {}).items():
         name = key.replace("\\.", ".").removesuffix("$")
         if not re.fullmatch(r"\^?[A-Za-z0-9_.-]+", name):
-            raise Unsupported("this PEFT pattern is a regular expression, which is not run", where=where, found=repr(key)[:80],
-                              expected="module names", remedy="write the pattern with literal module names")
+            raise Unsupported(
+                "this PEFT pattern is a regular expression, which is not run",
+                where=where,
+                found=repr(key)[:80],
+                expected="module names",
+                remedy="write the pattern with literal module names",
+            )
         if not any(end in names for end in ends(name.removeprefix("^"))):
             names[name] = value
     return names

@@ -1,8 +1,11 @@
 """Reads what PEFT trains as a LoRA of another form, and what is a plain LoRA once it is trained.
 
-- BD-LoRA (``use_bdlora``): A or B is block-diagonal, and stored as its blocks one below the other. Here it is the whole matrix.
-- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times their number, at layers of GPTQ.
-- MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what they store for it is dropped.
+- BD-LoRA (``use_bdlora``): A or B is block-diagonal, and stored as its blocks one below the other. Here it is
+  the whole matrix.
+- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times their number, at layers
+  of GPTQ.
+- MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what
+  they store for it is dropped.
 """
 
 from __future__ import annotations
@@ -18,13 +21,20 @@ from .peft_form import WITH_BASE, PeftContent
 
 READ_AS_LORA = frozenset({"use_bdlora", "use_qalora", "monteclora_config", "velora_config"})
 """The keys of PEFT's config that this accounts for."""
-FOR_TRAINING_ALONE = (*(f"lora_monteclora_sampler.{name}" for name in ("std_prior", "expert_weights_prior", "gaussian_var_prior",
-                                                                       "expert_weights")), "lora_velora_embed")
+FOR_TRAINING_ALONE = (
+    *(
+        f"lora_monteclora_sampler.{name}"
+        for name in ("std_prior", "expert_weights_prior", "gaussian_var_prior", "expert_weights")
+    ),
+    "lora_velora_embed",
+)
 """What MonteCLoRA and VeLoRA store of a site besides the factors."""
 _MOST_BLOCKS, _LARGEST_GROUP = 64, 1024
 """Shards of a server, and groups of a quantized weight."""
 _FACTOR, _FREE = 16, 1 << 24
-"""How many numbers may be made for each that a stranger's file stores, and whatever it stores; one of the two factors is always whole."""
+"""How many numbers may be made for each that a stranger's file stores, and whatever it stores; one of the two
+factors is always whole.
+"""
 
 
 def as_lora(content: PeftContent) -> PeftContent:
@@ -40,8 +50,14 @@ def as_lora(content: PeftContent) -> PeftContent:
         group = content.written.get("qalora_group_size", 16)
         require_whole("qalora_group_size", group, 1, _LARGEST_GROUP)
         _require_bounded(sites, "lora_A", group)
-        return content._replace(sites={path: {**params, "lora_A": _ungrouped(params["lora_A"], group)} if _pooled(path, params, content)
-                                       else params for path, params in sites.items()})
+        return content._replace(
+            sites={
+                path: {**params, "lora_A": _ungrouped(params["lora_A"], group)}
+                if _pooled(path, params, content)
+                else params
+                for path, params in sites.items()
+            }
+        )
     if not isinstance(blocks, Mapping):
         raise ValueError(f"use_bdlora must be a configuration, not {blocks!r:.80}")
     require_whole("nblocks", blocks.get("nblocks", 1), 1, _MOST_BLOCKS)
@@ -51,7 +67,9 @@ def as_lora(content: PeftContent) -> PeftContent:
 
 
 def _require_bounded(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, times: int) -> None:
-    """Raises ValueError if the factor, so many times as large at every site, is far more than all that is stored."""
+    """Raises ValueError if the factor, so many times as large at every site, is far more than all that is
+    stored.
+    """
     stored = sum(value.size for params in sites.values() for value in params.values())
     made = times * sum(params[factor].size for params in sites.values() if factor in params)
     if made > _FACTOR * stored + _FREE:
@@ -59,18 +77,31 @@ def _require_bounded(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str,
 
 
 def _pooled(path: str, params: Mapping[str, np.ndarray], content: PeftContent) -> bool:
-    """Whether A sees means of inputs, as PEFT has it at layers of GPTQ alone: the base says how many inputs there are."""
+    """Whether A sees means of inputs, as PEFT has it at layers of GPTQ alone: the base says how many inputs
+    there are.
+    """
     if "lora_A" not in params:
         return False
     if content.base is None:
-        raise Unsupported("PEFT groups the inputs of QALoRA at layers of GPTQ alone, and the file does not say which its layers were",
-                          where=path, expected="the base", found="use_qalora", remedy=WITH_BASE)
+        raise Unsupported(
+            "PEFT groups the inputs of QALoRA at layers of GPTQ alone, and the file does not say which "
+            "its layers were",
+            where=path,
+            expected="the base",
+            found="use_qalora",
+            remedy=WITH_BASE,
+        )
     shape = content.base.shape(f"{path}.weight")
-    return shape is None or shape[0 if content.written.get("fan_in_fan_out") else -1] != params["lora_A"].shape[-1]
+    return (
+        shape is None
+        or shape[0 if content.written.get("fan_in_fan_out") else -1] != params["lora_A"].shape[-1]
+    )
 
 
 def _ungrouped(A: np.ndarray, group: int) -> np.ndarray:
-    """A of the inputs, of A of the means of ``group`` of them each: ``[r, groups]`` to ``[r, groups * group]``."""
+    """A of the inputs, of A of the means of ``group`` of them each: ``[r, groups]`` to ``[r, groups *
+    group]``.
+    """
     return np.repeat(A * A.dtype.type(A.shape[1] / group), group, axis=1)
 
 
@@ -93,5 +124,7 @@ def _diagonal(stacked: np.ndarray, count: int) -> np.ndarray:
     tall, wide = len(stacked) // count, stacked.shape[1]
     matrix = np.zeros((len(stacked), count * wide), stacked.dtype)
     for number in range(count):
-        matrix[number * tall : (number + 1) * tall, number * wide : (number + 1) * wide] = stacked[number * tall : (number + 1) * tall]
+        matrix[number * tall : (number + 1) * tall, number * wide : (number + 1) * wide] = stacked[
+            number * tall : (number + 1) * tall
+        ]
     return matrix

@@ -1,7 +1,8 @@
-"""A pair of frozen random matrices that all sites share: made from a seed, or stored where no seed reproduces it.
+"""A pair of frozen random matrices that all sites share: made from a seed, or stored where no seed reproduces
+it.
 
-The pair is as wide as the widest site and as tall as the tallest; a site uses its upper left part, as PEFT has it. The numbers depend
-on those widths, so every config holds them.
+The pair is as wide as the widest site and as tall as the tallest; a site uses its upper left part, as PEFT
+has it. The numbers depend on those widths, so every config holds them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from .site import Site
 class Projected(SiteConfig):
     """A config whose ``projection_prng_key`` stands for a pair of matrices.
 
-    ``width`` and ``height`` are the largest input and output width among the adapter's sites; None is the site's own. With
-    ``save_projection`` the pair is stored all the same.
+    ``width`` and ``height`` are the largest input and output width among the adapter's sites; None is the
+    site's own. With ``save_projection`` the pair is stored all the same.
     """
 
     projection_prng_key: int = 0
@@ -49,7 +50,9 @@ def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 
 class Projection(NamedTuple):
-    """The pair of one method. ``shapes`` and ``make`` take a config that has the widths; ``sizes`` reads those off a pair."""
+    """The pair of one method. ``shapes`` and ``make`` take a config that has the widths; ``sizes`` reads
+    those off a pair.
+    """
 
     names: tuple[str, str]
     shapes: Callable[[Any], tuple[tuple[int, ...], ...]]
@@ -66,22 +69,38 @@ class Projection(NamedTuple):
     def makes(self, cfg: Any, site: Site) -> int:
         """How many numbers the pair has."""
         resolved = resolve([cfg], [site])[0]
-        return sum(map(math.prod, self.shapes(replace(resolved, width=resolved.width or 0, height=resolved.height or 0))))
+        return sum(
+            map(
+                math.prod,
+                self.shapes(replace(resolved, width=resolved.width or 0, height=resolved.height or 0)),
+            )
+        )
 
     @property
     def shared(self) -> Shared:
         """The pair as parameters, where it is stored."""
 
-        def stored(values: Callable[[Any], tuple[Any, ...]], cfg: Any, sites: Sequence[Site]) -> dict[str, Any]:
-            return dict(zip(self.names, values(resolve([cfg], sites)[0]), strict=True)) if cfg.save_projection else {}
+        def stored(
+            values: Callable[[Any], tuple[Any, ...]], cfg: Any, sites: Sequence[Site]
+        ) -> dict[str, Any]:
+            return (
+                dict(zip(self.names, values(resolve([cfg], sites)[0]), strict=True))
+                if cfg.save_projection
+                else {}
+            )
 
-        return Shared(lambda cfg, sites: stored(self.shapes, cfg, sites), lambda cfg, sites, rng: stored(self.make, cfg, sites))
+        return Shared(
+            lambda cfg, sites: stored(self.shapes, cfg, sites),
+            lambda cfg, sites, rng: stored(self.make, cfg, sites),
+        )
 
     def from_peft_file(self, content: PeftContent) -> PeftContent:
-        """A pair that PEFT stored: it is left out where the seed gives the same bits, and so are copies of it at the sites.
+        """A pair that PEFT stored: it is left out where the seed gives the same bits, and so are copies of it
+        at the sites.
 
         Raises:
-            ValueError: the pair is not there though the config says so, one is not of the other's shape, or a copy differs.
+            ValueError: the pair is not there though the config says so, one is not of the other's shape, or a
+                copy differs.
         """
         cfg, shared = content.config, content.shared
         if not cfg.save_projection and not shared:
@@ -92,10 +111,19 @@ class Projection(NamedTuple):
         width, height = self.sizes(*pair)
         stored_cfg = replace(cfg, width=width, height=height, save_projection=True)
         if tuple(value.shape for value in pair) != self.shapes(stored_cfg):
-            raise ValueError(f"expected the shapes {self.shapes(stored_cfg)}, found {[value.shape for value in pair]}")
-        if any(name in params and not _equal(params[name], shared[name]) for params in content.sites.values() for name in self.names):
+            raise ValueError(
+                f"expected the shapes {self.shapes(stored_cfg)}, found {[value.shape for value in pair]}"
+            )
+        if any(
+            name in params and not _equal(params[name], shared[name])
+            for params in content.sites.values()
+            for name in self.names
+        ):
             raise ValueError(f"two sites have another {' or '.join(self.names)}")
-        sites = {path: {name: value for name, value in params.items() if name not in self.names} for path, params in content.sites.items()}
+        sites = {
+            path: {name: value for name, value in params.items() if name not in self.names}
+            for path, params in content.sites.items()
+        }
         if not content.packed and all(map(_equal, pair, self.make(stored_cfg))):
             return PeftContent(replace(stored_cfg, save_projection=False), {}, sites)
         return PeftContent(stored_cfg, shared, sites)

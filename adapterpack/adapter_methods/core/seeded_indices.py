@@ -11,5 +11,7 @@ from .torch_random import TorchGenerator
 
 @lru_cache(maxsize=64)
 def places(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
-    """``count`` different places in ``[rows, columns]``, as rows and columns: int64 ``[2, count]``, in the order of the draw."""
+    """``count`` different places in ``[rows, columns]``, as rows and columns: int64 ``[2, count]``, in the
+    order of the draw.
+    """
     return np.stack(np.divmod(TorchGenerator(seed).permuted(rows * columns, count), columns))

@@ -15,7 +15,9 @@ _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
 """Stand-ins for widths that are not known."""
 
 
-def features(form: PeftForm, kind: str, params: Mapping[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+def features(
+    form: PeftForm, kind: str, params: Mapping[str, np.ndarray], where: str
+) -> tuple[int | None, int | None]:
     """What the parameters of a site of that kind say of its input and output width.
 
     Raises:
@@ -25,40 +27,76 @@ def features(form: PeftForm, kind: str, params: Mapping[str, np.ndarray], where:
         return form.widths(kind, params)
     except (IndexError, KeyError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
-        raise FormatError("the tensors of a site do not pair up, or have too few axes", where=where, found=shapes) from error
+        raise FormatError(
+            "the tensors of a site do not pair up, or have too few axes", where=where, found=shapes
+        ) from error
 
 
-def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object) -> Site:
-    """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it, and its values.
+def check_shapes(
+    method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object
+) -> Site:
+    """The site, if every parameter has the shape that the method gives it there, as far as the site's known
+    widths say it, and its values.
 
     Raises:
-        FormatError: one has not; names the site, the parameter and both shapes, or what is wrong with the values.
+        FormatError: one has not; names the site, the parameter and both shapes, or what is wrong with the
+            values.
     """
     widths, stack = (site.in_features, site.out_features), (site.stack,) if is_stacked(site.kind) else ()
     if method.peft is not None and not stack and not all(widths) and params:
         stored_widths = features(method.peft, site.kind, params, f"{where}, {site.path}")
-        if any(width == 0 and stored is not None for width, stored in zip(widths, stored_widths, strict=True)):
-            raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=stored_widths,
-                              found=widths)
+        if any(
+            width == 0 and stored is not None for width, stored in zip(widths, stored_widths, strict=True)
+        ):
+            raise FormatError(
+                "the tensors say a width that the site leaves out",
+                where=f"{where}, {site.path}",
+                expected=stored_widths,
+                found=widths,
+            )
     for param, matrix_shape in _known_shapes(method, cfg, site).items():
         shape = (*stack, *matrix_shape)
         stored = params[param].shape if param in params else None
-        if stored is None or len(stored) != len(shape) or any(want not in {None, have} for want, have in zip(shape, stored, strict=True)):
-            raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
-                              found="no such tensor" if stored is None else stored)
+        if (
+            stored is None
+            or len(stored) != len(shape)
+            or any(want not in {None, have} for want, have in zip(shape, stored, strict=True))
+        ):
+            raise FormatError(
+                "a tensor has the wrong shape",
+                where=f"{where}, {site.path}, {param}",
+                expected=shape,
+                found="no such tensor" if stored is None else stored,
+            )
     if method.storage.require is not None:
         try:
             method.storage.require(cfg, params, site)
         except ValueError as error:
-            raise FormatError(f"the values of a tensor do not fit the site: {error}", where=f"{where}, {site.path}") from error
+            raise FormatError(
+                f"the values of a tensor do not fit the site: {error}", where=f"{where}, {site.path}"
+            ) from error
     return site
 
 
 def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of a site's parameters; an axis that changes with a width that the site does not know is None."""
+    """The shapes of a site's parameters; an axis that changes with a width that the site does not know is
+    None.
+    """
     if site.in_features and site.out_features:
         return dict(method.shapes(cfg, site))
-    tries = [method.shapes(cfg, dataclasses.replace(site, in_features=site.in_features or wide, out_features=site.out_features or tall))
-             for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)]
-    return {param: tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*(shapes[param] for shapes in tries), strict=True))
-            for param in tries[0]}
+    tries = [
+        method.shapes(
+            cfg,
+            dataclasses.replace(
+                site, in_features=site.in_features or wide, out_features=site.out_features or tall
+            ),
+        )
+        for wide, tall in zip(_INPUTS, _OUTPUTS, strict=True)
+    ]
+    return {
+        param: tuple(
+            axes[0] if len(set(axes)) == 1 else None
+            for axes in zip(*(shapes[param] for shapes in tries), strict=True)
+        )
+        for param in tries[0]
+    }

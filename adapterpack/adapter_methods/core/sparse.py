@@ -11,7 +11,9 @@ from .operators import Array
 
 
 class Sparse(NamedTuple):
-    """A matrix of ``shape`` ``[out, in]`` that is zero but for ``values`` ``[n]`` at the different places ``at`` ``[2, n]``."""
+    """A matrix of ``shape`` ``[out, in]`` that is zero but for ``values`` ``[n]`` at the different places
+    ``at`` ``[2, n]``.
+    """
 
     values: Array
     at: Array
@@ -59,11 +61,15 @@ def _flat(xp: Any, at: Array, shape: tuple[int, int]) -> Array:
 
 
 def require_places(at: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless ``at`` ``[axes, n]`` are different places in an array of ``shape``, whose axes may be 0: not known."""
+    """Raises ValueError unless ``at`` ``[axes, n]`` are different places in an array of ``shape``, whose axes
+    may be 0: not known.
+    """
     if at.dtype.kind not in "iu":
         raise ValueError(f"places are whole numbers, not {at.dtype}")
     for axis, size in zip(at, shape, strict=True):
         if axis.size and (axis.min() < 0 or (size and axis.max() >= size)):
-            raise ValueError(f"a place lies outside of the weight: {axis.min()} to {axis.max()}, of {size or 'unknown'}")
+            raise ValueError(
+                f"a place lies outside of the weight: {axis.min()} to {axis.max()}, of {size or 'unknown'}"
+            )
     if at.shape[1] > 1 and np.any(np.all(np.diff(at[:, np.lexsort(at)]) == 0, axis=0)):
         raise ValueError("a place is named twice")

@@ -1,7 +1,9 @@
-"""Computes the positions of a row that an adapter acts on, from token ids, padding and cache: after an invocation, or a prompt's ends.
+"""Computes the positions of a row that an adapter acts on, from token ids, padding and cache: after an
+invocation, or a prompt's ends.
 
-A config names it by its property ``acts`` (:class:`~.config.SiteConfig`), None for every position. The rules are written once, against the
-Python array API: the same lines tell a model in torch and a session on numpy arrays.
+A config names it by its property ``acts`` (:class:`~.config.SiteConfig`), None for every position. The rules
+are written once, against the Python array API: the same lines tell a model in torch and a session on numpy
+arrays.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ _ENDS = re.compile(r"(?:f([0-9]{1,6}))?(?:(?:^|(?<=[0-9])\+)l([0-9]{1,6}))?")
 
 
 class Acts(Protocol):
-    """A rule. ``ids``, ``real`` (not padding) and ``prompt`` (real, and not what is to be learnt) are ``[batch, length]`` of one pass.
+    """A rule. ``ids``, ``real`` (not padding) and ``prompt`` (real, and not what is to be learnt) are
+    ``[batch, length]`` of one pass.
 
-    ``before`` ``[batch]`` says of a pass on a cache whether the adapter has acted in the rows so far; None for a pass that begins rows.
+    ``before`` ``[batch]`` says of a pass on a cache whether the adapter has acted in the rows so far; None
+    for a pass that begins rows.
     """
 
     @property
@@ -39,7 +43,8 @@ class Acts(Protocol):
 
 
 class Invoked(NamedTuple):
-    """From the first token of the last occurrence of ``tokens`` in a pass, and then at everything after it; a row without it is the base's.
+    """From the first token of the last occurrence of ``tokens`` in a pass, and then at everything after it; a
+    row without it is the base's.
 
     Example:
         >>> import numpy as np
@@ -78,7 +83,8 @@ class Invoked(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The ``first`` and the ``last`` positions of a prompt; of a short one each position at most once. What is generated is left alone.
+    """The ``first`` and the ``last`` positions of a prompt; of a short one each position at most once. What
+    is generated is left alone.
 
     Example:
         >>> import numpy as np
@@ -132,10 +138,15 @@ def require_invocation(name: str, tokens: Any) -> None:
     """Raises ValueError unless ``tokens`` are ids: at least one, at most 1024."""
     ids = isinstance(tokens, tuple) and all(type(token) is int and token >= 0 for token in tokens)
     if not ids or not 0 < len(tokens) <= _LONGEST:
-        raise ValueError(f"{name} must be the token ids of what invokes the adapter, 1 to {_LONGEST} of them, not {tokens!r:.80}")
+        raise ValueError(
+            f"{name} must be the token ids of what invokes the adapter, 1 to {_LONGEST} of them, not "
+            f"{tokens!r:.80}"
+        )
 
 
 def acted(mask: Array, before: Array | None) -> Array:
-    """Whether the adapter has acted in each row by the end of a pass with this ``mask`` ``[batch, length]``: ``[batch]`` bool."""
+    """Whether the adapter has acted in each row by the end of a pass with this ``mask`` ``[batch, length]``:
+    ``[batch]`` bool.
+    """
     now = array_namespace(mask).any(mask, axis=1)
     return now if before is None else now | before

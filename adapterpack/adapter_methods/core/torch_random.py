@@ -1,7 +1,9 @@
-"""Reproduces the numbers of PyTorch's CPU generator without PyTorch: a seed then stands for a frozen tensor, which no file stores.
+"""Reproduces the numbers of PyTorch's CPU generator without PyTorch: a seed then stands for a frozen tensor,
+which no file stores.
 
-The generator is the Mersenne Twister (MT19937), seeded with the lower 32 bits of the seed; ``at::uniform_real_distribution`` and
-``randperm_cpu`` say what becomes of its words. They are the same on every platform.
+The generator is the Mersenne Twister (MT19937), seeded with the lower 32 bits of the seed;
+``at::uniform_real_distribution`` and ``randperm_cpu`` say what becomes of its words. They are the same on
+every platform.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _NARROW = (1 << 32) // 20
 
 
 class TorchGenerator:
-    """``torch.Generator().manual_seed(seed)``: each method gives what torch's function of that name would, and moves on as far.
+    """``torch.Generator().manual_seed(seed)``: each method gives what torch's function of that name would,
+    and moves on as far.
 
     Example:
         >>> TorchGenerator(0).uniform((3,), 0.0, 1.0).astype(float).round(4).tolist()  # torch.rand(3)
@@ -35,19 +38,25 @@ class TorchGenerator:
         self._words._legacy_seeding(seed & 0xFFFFFFFF)
 
     def uniform(self, shape: tuple[int, ...], low: float, high: float, dtype: Any = np.float32) -> np.ndarray:
-        """``torch.empty(shape, dtype).uniform_(low, high)`` for float32 or bfloat16, bit for bit; ``[low, high)``.
+        """``torch.empty(shape, dtype).uniform_(low, high)`` for float32 or bfloat16, bit for bit; ``[low,
+        high)``.
 
         Raises:
             Unsupported: more than 2^28 numbers; widths and ranks come from files.
         """
         if math.prod(shape) > _MOST:
-            raise Unsupported("so large a random matrix is not made", expected=f"at most {_MOST} elements", found=shape,
-                              remedy="use a smaller rank")
+            raise Unsupported(
+                "so large a random matrix is not made",
+                expected=f"at most {_MOST} elements",
+                found=shape,
+                remedy="use a smaller rank",
+            )
         start, end = np.float32(low), np.float32(high)
         values = np.empty(math.prod(shape), dtype)
         for block in _blocks(values):
             part = (self._raw(block.size) & 0xFFFFFF) * 2.0**-24
-            block[:] = (part * np.float64(end - start) + np.float64(start)).astype(np.float32)  # one fused multiply-add in torch
+            # one fused multiply-add in torch
+            block[:] = (part * np.float64(end - start) + np.float64(start)).astype(np.float32)
             block[block == end.astype(dtype)] = start.astype(dtype)
         return values.reshape(shape)
 
@@ -58,8 +67,12 @@ class TorchGenerator:
             Unsupported: ``n`` is 214748364 or more.
         """
         if n >= _NARROW:
-            raise Unsupported("positions in so large a weight cannot be drawn as PyTorch draws them", expected=f"fewer than {_NARROW}",
-                              found=n, remedy="leave this layer out of the targets")
+            raise Unsupported(
+                "positions in so large a weight cannot be drawn as PyTorch draws them",
+                expected=f"fewer than {_NARROW}",
+                found=n,
+                remedy="leave this layer out of the targets",
+            )
         first = min(first, n)
         draws = min(first, n - 1)  # the last place has nothing left to change with
         moved: dict[int, int] = {}  # where the permutation differs from the identity
@@ -72,7 +85,9 @@ class TorchGenerator:
         return chosen
 
     def normal(self, shape: tuple[int, ...], std: float) -> np.ndarray:
-        """``torch.normal(0, std, shape)``: float32, up to a rounding of 1e-6, because logarithm and sine differ by library."""
+        """``torch.normal(0, std, shape)``: float32, up to a rounding of 1e-6, because logarithm and sine
+        differ by library.
+        """
         count = math.prod(shape)
         if count < 16:
             return (std * self._scalar_normals(count)).astype(np.float32).reshape(shape)
@@ -93,11 +108,15 @@ class TorchGenerator:
         return np.asarray(self._words.random_raw(count), np.uint64)
 
 
-def svd_lowrank(matrix: np.ndarray, start: np.ndarray, niter: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U ``[m, q]``, S ``[q]`` and V ``[n, q]`` in the type of ``start``, as torch's function of that name estimates them.
+def svd_lowrank(
+    matrix: np.ndarray, start: np.ndarray, niter: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U ``[m, q]``, S ``[q]`` and V ``[n, q]`` in the type of ``start``, as torch's function of that name
+    estimates them.
 
-    ``start`` ``[min(m, n), q]`` are the random numbers that it draws, ``TorchGenerator(seed).normal(shape, 1.0)``; ``niter`` counts its
-    rounds of power iteration (Halko et al. 2009, arXiv 0909.4061, algorithm 5.1). Signs are those of numpy's decomposition.
+    ``start`` ``[min(m, n), q]`` are the random numbers that it draws, ``TorchGenerator(seed).normal(shape,
+    1.0)``; ``niter`` counts its rounds of power iteration (Halko et al. 2009, arXiv 0909.4061, algorithm
+    5.1). Signs are those of numpy's decomposition.
 
     Example:
         >>> matrix = np.diag([3.0, 2.0, 1.0])

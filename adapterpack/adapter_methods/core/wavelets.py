@@ -1,5 +1,7 @@
-"""Daubechies' wavelets and symlets, and one step of the inverse transform along an axis (Daubechies 1988, "Orthonormal bases of compactly
-supported wavelets"; 1992, "Ten Lectures on Wavelets", section 8.1.1, for the least asymmetric ones)."""
+"""Daubechies' wavelets and symlets, and one step of the inverse transform along an axis (Daubechies 1988,
+"Orthonormal bases of compactly supported wavelets"; 1992, "Ten Lectures on Wavelets", section 8.1.1, for the
+least asymmetric ones).
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,26 @@ _ORDERS = 10
 """The orders that PEFT has."""
 _EQUAL = 1e-6
 """Roots are simple: those that are this close are one."""
-_OUTSIDE: dict[int, tuple[int, ...]] = {2: (), 3: (), 4: (1,), 5: (0,), 6: (0, 2), 7: (0,), 8: (1, 3), 9: (1, 2), 10: (0, 2, 4)}
-"""Order of a symlet -> the roots that it takes outside of the unit circle, counted by their angle in the upper half-plane."""
+_OUTSIDE: dict[int, tuple[int, ...]] = {
+    2: (),
+    3: (),
+    4: (1,),
+    5: (0,),
+    6: (0, 2),
+    7: (0,),
+    8: (1, 3),
+    9: (1, 2),
+    10: (0, 2, 4),
+}
+"""Order of a symlet -> the roots that it takes outside of the unit circle, counted by their angle in the
+upper half-plane.
+"""
 
 
 def _filters(order: int, outside: Sequence[int] = ()) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The half-band polynomial ``sum_k C(N-1+k, k) y^k`` is split by its roots; those inside the unit circle make the filter, or of those
-    that are named the ones outside of it, with their conjugates."""
+    """The half-band polynomial ``sum_k C(N-1+k, k) y^k`` is split by its roots; those inside the unit circle
+    make the filter, or of those that are named the ones outside of it, with their conjugates.
+    """
     y = np.roots([comb(order - 1 + k, k) for k in range(order)][::-1]).astype(complex)
     middle, spread = 1 - 2 * y, np.sqrt((1 - 2 * y) ** 2 - 1)
     roots = np.where(np.abs(middle + spread) < 1, middle + spread, middle - spread)
@@ -43,7 +58,8 @@ _FILTERS |= {f"sym{order}": _filters(order, outside) for order, outside in _OUTS
 
 
 def filters(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The low and the high reconstruction filter of a wavelet, ``2 N`` numbers each: ``db1`` to ``db10`` or ``sym2`` to ``sym10``.
+    """The low and the high reconstruction filter of a wavelet, ``2 N`` numbers each: ``db1`` to ``db10`` or
+    ``sym2`` to ``sym10``.
 
     Raises:
         Unsupported: another family or order.
@@ -53,13 +69,19 @@ def filters(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         [0.7071, -0.7071]
     """
     if name not in _FILTERS:
-        raise Unsupported("this wavelet is not known", expected=f"db1 to db{_ORDERS} or sym2 to sym{_ORDERS}", found=repr(name)[:40],
-                          remedy="use another wavelet_family, or use_idwt=False")
+        raise Unsupported(
+            "this wavelet is not known",
+            expected=f"db1 to db{_ORDERS} or sym2 to sym{_ORDERS}",
+            found=repr(name)[:40],
+            remedy="use another wavelet_family, or use_idwt=False",
+        )
     return _FILTERS[name]
 
 
 def inverse(xp: Any, coefficients: Array, low: Sequence[float], high: Sequence[float]) -> Array:
-    """One step of the inverse transform along the first axis: ``h`` coarse and then ``h`` fine rows -> ``2 h - 2 N + 2`` rows."""
+    """One step of the inverse transform along the first axis: ``h`` coarse and then ``h`` fine rows -> ``2 h
+    - 2 N + 2`` rows.
+    """
     count, taps = coefficients.shape[0] // 2, len(low) // 2
     length = count - taps + 1
     halves = []
@@ -67,7 +89,9 @@ def inverse(xp: Any, coefficients: Array, low: Sequence[float], high: Sequence[f
         parts = []
         for t in range(taps):
             start = taps - 1 - t
-            parts.append(low[2 * t + parity] * coefficients[start : start + length]
-                         + high[2 * t + parity] * coefficients[count + start : count + start + length])
+            parts.append(
+                low[2 * t + parity] * coefficients[start : start + length]
+                + high[2 * t + parity] * coefficients[count + start : count + start + length]
+            )
         halves.append(sum(parts[1:], start=parts[0]))
     return xp.reshape(xp.stack(halves, axis=1), (2 * length, coefficients.shape[1]))

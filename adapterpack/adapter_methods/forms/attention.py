@@ -1,9 +1,11 @@
-"""The normal form of the kind "attention": a prompt that a layer's own attention reads in addition to its tokens, through a gate.
+"""The normal form of the kind "attention": a prompt that a layer's own attention reads in addition to its
+tokens, through a gate.
 
     h_t' = h_t + W_o concat_i( g_i softmax(s q_t,i K_i^T) V_i ),   K = W_k P,   V = W_v P
 
-``q_t`` are the layer's queries as its own attention uses them, W_k, W_v and W_o its own frozen projections: what the prompt becomes there
-depends on nothing else. Neither a weight nor a cache can hold this; a layer without the adapter is untouched.
+``q_t`` are the layer's queries as its own attention uses them, W_k, W_v and W_o its own frozen projections:
+what the prompt becomes there depends on nothing else. Neither a weight nor a cache can hold this; a layer
+without the adapter is untouched.
 """
 
 from __future__ import annotations
@@ -14,8 +16,16 @@ from ..core.arrays import array_namespace
 from ..core.base import Traits
 from ..core.operators import Array
 
-TRAITS = Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, quantizable=False, batchable=True,
-                layers=("attention",), exclusive=True)
+TRAITS = Traits(
+    additive=False,
+    identity_at_init=True,
+    row_separable=False,
+    low_rank=False,
+    quantizable=False,
+    batchable=True,
+    layers=("attention",),
+    exclusive=True,
+)
 """What the methods of this kind have in common."""
 
 
@@ -29,13 +39,14 @@ class AttentionForm(NamedTuple):
 def attend(form: AttentionForm, queries: Array, keys: Array, values: Array, scale: float) -> Array:
     """What the heads add before the output projection: ``[batch, length, heads * head_dim]``.
 
-    ``queries`` ``[batch, heads, length, head_dim]``, ``keys`` and ``values`` ``[key heads, n, head_dim]``, of which each serves as many
-    heads of the queries as there are more of those.
+    ``queries`` ``[batch, heads, length, head_dim]``, ``keys`` and ``values`` ``[key heads, n, head_dim]``, of
+    which each serves as many heads of the queries as there are more of those.
 
     Example:
         >>> import numpy as np
         >>> form = AttentionForm(np.zeros((2, 4)), np.array([0.5]))
-        >>> attend(form, np.zeros((1, 1, 1, 2)), np.zeros((1, 2, 2)), np.array([[[2.0, 4.0], [4.0, 0.0]]]), 1.0)
+        >>> attend(form, np.zeros((1, 1, 1, 2)), np.zeros((1, 2, 2)), np.array([[[2.0, 4.0], [4.0, 0.0]]]),
+        ...     1.0)
         array([[[1.5, 1. ]]])
     """
     xp = array_namespace(queries, keys)
@@ -45,4 +56,6 @@ def attend(form: AttentionForm, queries: Array, keys: Array, values: Array, scal
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)
     added = form.gate[:, None, None] * xp.matmul(weights, values)
-    return xp.reshape(xp.permute_dims(added, (0, 2, 1, 3)), (queries.shape[0], queries.shape[2], heads * queries.shape[3]))
+    return xp.reshape(
+        xp.permute_dims(added, (0, 2, 1, 3)), (queries.shape[0], queries.shape[2], heads * queries.shape[3])
+    )

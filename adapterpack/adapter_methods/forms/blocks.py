@@ -2,8 +2,9 @@
 
     h' = h + up(act(down(norm(z))))
 
-``h`` is the block's output ``[..., width]``; ``z`` is ``h``, or the input that a block was given (the parallel form, He et al. 2022,
-arXiv 2110.04366, section 3.2). A weight cannot hold this, so nothing here folds; everything else is done with these few fields.
+``h`` is the block's output ``[..., width]``; ``z`` is ``h``, or the input that a block was given (the
+parallel form, He et al. 2022, arXiv 2110.04366, section 3.2). A weight cannot hold this, so nothing here
+folds; everything else is done with these few fields.
 """
 
 from __future__ import annotations
@@ -24,12 +25,21 @@ from ..core.site import Params, Site
 EPSILON = 1e-5
 """What keeps the norm's division away from zero."""
 
-TRAITS = Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, quantizable=False, layers=("block",))
+TRAITS = Traits(
+    additive=False,
+    identity_at_init=True,
+    row_separable=False,
+    low_rank=False,
+    quantizable=False,
+    layers=("block",),
+)
 """What the methods of this kind have in common: nothing of them is in a weight."""
 
 
 class Norm(NamedTuple):
-    """Layer normalization over the last axis: ``(z - mean) / sqrt(var + EPSILON) * weight + bias``, both ``[width]``."""
+    """Layer normalization over the last axis: ``(z - mean) / sqrt(var + EPSILON) * weight + bias``, both
+    ``[width]``.
+    """
 
     weight: Array
     bias: Array
@@ -45,8 +55,9 @@ class Norm(NamedTuple):
 class BlockForm(NamedTuple):
     """The normal form of one adapter at one block; ``None`` means absent.
 
-    Shapes: ``down`` ``[r, width]``, ``down_bias`` ``[r]``, ``up`` ``[width, r]``, ``up_bias`` ``[width]``; ``up`` and its bias already
-    hold the scale. ``act`` is one of :data:`ACTIVATIONS`. ``reads_input``: the branch reads the input, not the output.
+    Shapes: ``down`` ``[r, width]``, ``down_bias`` ``[r]``, ``up`` ``[width, r]``, ``up_bias`` ``[width]``;
+    ``up`` and its bias already hold the scale. ``act`` is one of :data:`ACTIVATIONS`. ``reads_input``: the
+    branch reads the input, not the output.
     """
 
     down: Operator
@@ -58,14 +69,18 @@ class BlockForm(NamedTuple):
     reads_input: bool = False
 
 
-def evaluate_block(form: BlockForm, h: Array, x: Array | None = None, drop: Callable[[Array], Array] | None = None) -> Array:
-    """``h + up(act(down(norm(z))))`` for ``h`` of shape ``[..., width]``, and ``x`` likewise where the form reads the input.
+def evaluate_block(
+    form: BlockForm, h: Array, x: Array | None = None, drop: Callable[[Array], Array] | None = None
+) -> Array:
+    """``h + up(act(down(norm(z))))`` for ``h`` of shape ``[..., width]``, and ``x`` likewise where the form
+    reads the input.
 
     ``drop`` is the dropout on what is added, while training.
 
     Example:
         >>> from adapterpack.adapter_methods import Dense
-        >>> form = BlockForm(down=Dense(np.array([[1.0, -1.0]])), up=Dense(np.array([[2.0], [0.0]])), act="relu")
+        >>> form = BlockForm(down=Dense(np.array([[1.0, -1.0]])), up=Dense(np.array([[2.0], [0.0]])),
+        ...     act="relu")
         >>> evaluate_block(form, np.array([[3.0, 1.0], [1.0, 3.0]]))
         array([[7., 1.],
                [1., 3.]])
@@ -79,7 +94,13 @@ def evaluate_block(form: BlockForm, h: Array, x: Array | None = None, drop: Call
 
 
 def run_block(
-    method: Method, cfg: Any, params: Params, site: Site, h: Array, x: Array | None = None, drop: Callable[[Array], Array] | None = None
+    method: Method,
+    cfg: Any,
+    params: Params,
+    site: Site,
+    h: Array,
+    x: Array | None = None,
+    drop: Callable[[Array], Array] | None = None,
 ) -> Array:
     """The adapted output of a block that gave ``h`` ``[..., width]`` for the input ``x``."""
     return evaluate_block(method.normal_form(cfg, params, site), h, x, drop)
@@ -101,7 +122,8 @@ def _silu(x: Array) -> Array:
 def _gelu(x: Array) -> Array:
     xp = array_namespace(x)
     inner = x * math.sqrt(0.5)
-    erf = xp.erf(inner) if hasattr(xp, "erf") else np.vectorize(math.erf, otypes=[inner.dtype])(inner)  # numpy has none
+    # numpy has none
+    erf = xp.erf(inner) if hasattr(xp, "erf") else np.vectorize(math.erf, otypes=[inner.dtype])(inner)
     return 0.5 * x * (1 + erf)
 
 
@@ -117,23 +139,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
 }
-"""Name -> what stands between ``down`` and ``up``; zero is mapped to zero by each, so that a branch can be padded."""
+"""Name -> what stands between ``down`` and ``up``; zero is mapped to zero by each, so that a branch can be
+padded.
+"""
 
 ALIASES = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "linear": "identity"}
 """Other names of activations -> ours."""
 
-ENTRIES = {"attention.output.dense": "attention.self.query", "output.dense": "intermediate.dense", "fc2": "fc1"}
-"""For a block that is no module of its own: the end of the path of the layer that gives its output -> of the one that takes its input."""
+ENTRIES = {
+    "attention.output.dense": "attention.self.query",
+    "output.dense": "intermediate.dense",
+    "fc2": "fc1",
+}
+"""For a block that is no module of its own: the end of the path of the layer that gives its output -> of the
+one that takes its input.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig(SiteConfig):
     """What bottlenecks have in common: where they go, how narrow they are, what they read.
 
-    ``targets`` may also be ``all-layers`` (the output of every repeated layer, which is the residual stream), ``all-ffn``,
-    ``all-attention``, or ``all-blocks`` (attention and feed-forward): what a sub-layer gives before the residual and the norm.
-    ``source`` is ``output``, ``input``, or the module whose input is read: a name that takes the place of the last components of the
-    site's path. The bottleneck is ``width // reduction`` wide, and at least one.
+    ``targets`` may also be ``all-layers`` (the output of every repeated layer, which is the residual stream),
+    ``all-ffn``, ``all-attention``, or ``all-blocks`` (attention and feed-forward): what a sub-layer gives
+    before the residual and the norm. ``source`` is ``output``, ``input``, or the module whose input is read:
+    a name that takes the place of the last components of the site's path. The bottleneck is ``width //
+    reduction`` wide, and at least one.
 
     Example:
         >>> BlockConfig(source="input").at("encoder.layer.0.output.dense").source
@@ -164,7 +195,9 @@ class BlockConfig(SiteConfig):
         object.__setattr__(self, "scaling", float(self.scaling))
 
     def at(self, path: str) -> Self:
-        """The config at one site: the reduction looked up, and the module whose input is read named in full."""
+        """The config at one site: the reduction looked up, and the module whose input is read named in
+        full.
+        """
         reduction = by_suffix(self.reduction_pattern, path, self.reduction)
         return replace(self, reduction=reduction, source=entry_of(self.source, path), reduction_pattern={})
 
@@ -184,7 +217,8 @@ class BlockConfig(SiteConfig):
 
 
 def entry_of(source: str, path: str) -> str:
-    """``output``, ``input`` (of the module at ``path`` itself), or the path of the module whose input is read.
+    """``output``, ``input`` (of the module at ``path`` itself), or the path of the module whose input is
+    read.
 
     Example:
         >>> entry_of("input", "layers.0.mlp"), entry_of("up", "layers.0.mlp.down")

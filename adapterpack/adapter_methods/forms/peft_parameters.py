@@ -1,10 +1,12 @@
-"""PEFT's LoRA of bare parameters (``target_parameters``): which parameters its tensors change, and how it stores a stack's factors.
+"""PEFT's LoRA of bare parameters (``target_parameters``): which parameters its tensors change, and how it
+stores a stack's factors.
 
-PEFT wraps the module that owns a parameter, once for each of its parameters that are changed, one around the other in the order in which
-the module registered them. Its tensors are named by the wrappers, ``experts.lora_A`` for the outermost and ``experts.base_layer.lora_A``
-for the one inside: the parameters' own names stand in the configuration alone, and which wrapper is whose follows from the shapes that the
-base has. The factors of a stack of n matrices are stored side by side: A is ``[n r, in]`` with an expert's rows together, B is
-``[out, r n]`` with the experts' columns in turn.
+PEFT wraps the module that owns a parameter, once for each of its parameters that are changed, one around the
+other in the order in which the module registered them. Its tensors are named by the wrappers,
+``experts.lora_A`` for the outermost and ``experts.base_layer.lora_A`` for the one inside: the parameters' own
+names stand in the configuration alone, and which wrapper is whose follows from the shapes that the base has.
+The factors of a stack of n matrices are stored side by side: A is ``[n r, in]`` with an expert's rows
+together, B is ``[out, r n]`` with the experts' columns in turn.
 """
 
 from __future__ import annotations
@@ -30,17 +32,20 @@ _MOST_OF_A_MODULE = 6
 
 
 def targeted_parameters(content: PeftContent) -> PeftContent:
-    """The content with the sites that are parameters under the parameters' own paths; modules are as they were.
+    """The content with the sites that are parameters under the parameters' own paths; modules are as they
+    were.
 
     Raises:
-        Unsupported: the file leaves open which parameter a tensor changes, and the base is not at hand or does not tell either.
+        Unsupported: the file leaves open which parameter a tensor changes, and the base is not at hand or
+            does not tell either.
         ValueError: the names are none, or the tensors are not those of stacks.
     """
     names = names_in(content.written)
     if content.packed or not names:
         return content
     levels: dict[str, list[str]] = {}
-    for path in sorted(content.sites, key=len, reverse=True):  # the innermost first, which the module registered first
+    # the innermost first, which the module registered first
+    for path in sorted(content.sites, key=len, reverse=True):
         levels.setdefault(unwrapped(path), []).append(path)
     sites, kinds = dict(content.sites), dict(content.kinds)
     for owner, wrappers in levels.items():
@@ -51,7 +56,10 @@ def targeted_parameters(content: PeftContent) -> PeftContent:
         if any(params.keys() != {"lora_A", "lora_B"} for params in factors):
             raise ValueError(f"the tensors of {owner} do not pair up")
         for name, params in zip(_in_order(owner, candidates, factors, content), factors, strict=True):
-            rank, shape = content.config.at(name).r, None if content.base is None else content.base.shape(name)
+            rank, shape = (
+                content.config.at(name).r,
+                None if content.base is None else content.base.shape(name),
+            )
             kinds[name], sites[name] = _site(name, params, rank, shape)
     return content._replace(sites=sites, kinds=kinds)
 
@@ -63,7 +71,11 @@ def names_in(config: Mapping[str, Any]) -> list[str]:
         ValueError: they are no list of names, or too many.
     """
     names = config.get(KEY) or []
-    if not isinstance(names, list) or len(names) > _MOST or not all(isinstance(name, str) and 0 < len(name) <= _LONGEST for name in names):
+    if (
+        not isinstance(names, list)
+        or len(names) > _MOST
+        or not all(isinstance(name, str) and 0 < len(name) <= _LONGEST for name in names)
+    ):
         raise ValueError(f"{KEY} must be a list of at most {_MOST} names, not {names!r:.80}")
     return sorted(set(names))
 
@@ -81,10 +93,12 @@ def unwrapped(path: str) -> str:
 
 
 def named_at(owner: str, names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """The paths of the parameters that a module may own by these names; none where the configuration names the module itself.
+    """The paths of the parameters that a module may own by these names; none where the configuration names
+    the module itself.
 
     Example:
-        >>> named_at("layers.0.experts", ["experts.up", "0.experts.down", "gate.weight"], {"target_modules": ["q_proj"]})
+        >>> named_at("layers.0.experts", ["experts.up", "0.experts.down", "gate.weight"],
+        ...     {"target_modules": ["q_proj"]})
         ['layers.0.experts.up', 'layers.0.experts.down']
     """
     modules = config.get("target_modules")
@@ -95,30 +109,68 @@ def named_at(owner: str, names: Iterable[str], config: Mapping[str, Any]) -> lis
     return [f"{owner}.{leaf}" for leaf in leaves]
 
 
-def _in_order(owner: str, candidates: Sequence[str], factors: Sequence[Mapping[str, np.ndarray]], content: PeftContent) -> Sequence[str]:
+def _in_order(
+    owner: str, candidates: Sequence[str], factors: Sequence[Mapping[str, np.ndarray]], content: PeftContent
+) -> Sequence[str]:
     """The parameter of each pair of factors."""
     if content.base is None:
         if len(candidates) == len(factors) == 1:
             return candidates
-        raise Unsupported("this file does not say which of a module's parameters its tensors change, the base does", where=owner,
-                          found=", ".join(name.rpartition(".")[2] for name in candidates)[:200], expected="the base", remedy=WITH_BASE)
+        raise Unsupported(
+            "this file does not say which of a module's parameters its tensors change, the base does",
+            where=owner,
+            found=", ".join(name.rpartition(".")[2] for name in candidates)[:200],
+            expected="the base",
+            remedy=WITH_BASE,
+        )
     shapes = {name: shape for name in candidates if (shape := content.base.shape(name)) is not None}
     if len(shapes) != len(factors):
-        there, missing = ", ".join(shapes) or "none", ", ".join(name for name in candidates if name not in shapes) or "any"
-        raise Unsupported("the base has other parameters of this module than the file has tensors for", where=owner,
-                          expected=f"{len(factors)} parameters", found=f"{there}; without {missing}"[:300],
-                          remedy="name the base that the adapter was trained on")
+        there, missing = (
+            ", ".join(shapes) or "none",
+            ", ".join(name for name in candidates if name not in shapes) or "any",
+        )
+        raise Unsupported(
+            "the base has other parameters of this module than the file has tensors for",
+            where=owner,
+            expected=f"{len(factors)} parameters",
+            found=f"{there}; without {missing}"[:300],
+            remedy="name the base that the adapter was trained on",
+        )
     if len(shapes) > _MOST_OF_A_MODULE:
-        raise Unsupported("too many parameters of one module are changed", where=owner, expected=f"at most {_MOST_OF_A_MODULE}",
-                          found=len(shapes), remedy="merge this adapter with the library that made it")
-    fitting = list(islice((order for order in permutations(shapes) if all(
-        _fits(shapes[name], content.config.at(name).r, pair) for name, pair in zip(order, factors, strict=True))), 2))
+        raise Unsupported(
+            "too many parameters of one module are changed",
+            where=owner,
+            expected=f"at most {_MOST_OF_A_MODULE}",
+            found=len(shapes),
+            remedy="merge this adapter with the library that made it",
+        )
+    fitting = list(
+        islice(
+            (
+                order
+                for order in permutations(shapes)
+                if all(
+                    _fits(shapes[name], content.config.at(name).r, pair)
+                    for name, pair in zip(order, factors, strict=True)
+                )
+            ),
+            2,
+        )
+    )
     if len(fitting) != 1:
-        raise Unsupported("the shapes of the base do not tell which of a module's parameters the tensors change" if fitting else
-                          "the tensors fit no parameters of this module", where=owner, expected=", ".join(map(str, shapes.items()))[:300],
-                          found=", ".join(str({name: value.shape for name, value in pair.items()}) for pair in factors)[:300],
-                          remedy="merge this adapter with the library that made it" if fitting else
-                          "name the base that the adapter was trained on")
+        raise Unsupported(
+            "the shapes of the base do not tell which of a module's parameters the tensors change"
+            if fitting
+            else "the tensors fit no parameters of this module",
+            where=owner,
+            expected=", ".join(map(str, shapes.items()))[:300],
+            found=", ".join(str({name: value.shape for name, value in pair.items()}) for pair in factors)[
+                :300
+            ],
+            remedy="merge this adapter with the library that made it"
+            if fitting
+            else "name the base that the adapter was trained on",
+        )
     return fitting[0]
 
 
@@ -128,18 +180,29 @@ def _fits(shape: tuple[int, ...], rank: int, factors: Mapping[str, np.ndarray]) 
     if len(shape) not in (2, 3) or A.ndim != 2 or B.ndim != 2:
         return False
     count, width = shape[0] if len(shape) == 3 else 1, (B.shape[0], A.shape[1])
-    return A.shape[0] == B.shape[1] == rank * count and (width == shape[-2:] or (len(shape) == 3 and width == shape[:0:-1]))
+    return A.shape[0] == B.shape[1] == rank * count and (
+        width == shape[-2:] or (len(shape) == 3 and width == shape[:0:-1])
+    )
 
 
-def _site(name: str, params: Mapping[str, np.ndarray], rank: int, shape: tuple[int, ...] | None) -> tuple[str, dict[str, np.ndarray]]:
-    """The kind of a parameter and its factors, of each matrix where it is a stack; ``shape``: the base's, if that is at hand."""
+def _site(
+    name: str, params: Mapping[str, np.ndarray], rank: int, shape: tuple[int, ...] | None
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The kind of a parameter and its factors, of each matrix where it is a stack; ``shape``: the base's, if
+    that is at hand.
+    """
     A, B = params["lora_A"], params["lora_B"]
     if A.ndim != 2 or B.ndim != 2 or not rank or len(A) != B.shape[1] or len(A) % rank or not len(A):
-        raise ValueError(f"the factors {A.shape} and {B.shape} of {name} are not those of a stack, of rank {rank} each")
+        raise ValueError(
+            f"the factors {A.shape} and {B.shape} of {name} are not those of a stack, of rank {rank} each"
+        )
     count = len(A) // rank
     if count == 1 and (shape is None or len(shape) == 2):
         return "parameter", {"lora_A": A, "lora_B": B}
-    stack = {"lora_A": A.reshape(count, rank, -1), "lora_B": np.ascontiguousarray(B.reshape(len(B), rank, count).transpose(2, 0, 1))}
+    stack = {
+        "lora_A": A.reshape(count, rank, -1),
+        "lora_B": np.ascontiguousarray(B.reshape(len(B), rank, count).transpose(2, 0, 1)),
+    }
     turned = shape is not None and shape[1:] == (A.shape[1], len(B)) != (len(B), A.shape[1])
     return "turned_experts" if turned else "experts", stack
 
@@ -149,17 +212,22 @@ def as_stored(site: Site, params: Params) -> dict[str, np.ndarray]:
 
     Example:
         >>> factors = {"lora_A": np.zeros((3, 2, 5)), "lora_B": np.zeros((3, 7, 2))}
-        >>> {name: value.shape for name, value in as_stored(Site("up", 5, 7, "experts", stack=3), factors).items()}
+        >>> {name: value.shape for name, value in as_stored(Site("up", 5, 7, "experts", stack=3),
+        ...     factors).items()}
         {'lora_A': (6, 5), 'lora_B': (7, 6)}
     """
     A, B = np.asarray(params["lora_A"]), np.asarray(params["lora_B"])
     if not is_stacked(site.kind):
         return {"lora_A": A, "lora_B": B}
-    return {"lora_A": A.reshape(-1, A.shape[-1]), "lora_B": np.ascontiguousarray(B.transpose(1, 2, 0)).reshape(B.shape[1], -1)}
+    return {
+        "lora_A": A.reshape(-1, A.shape[-1]),
+        "lora_B": np.ascontiguousarray(B.transpose(1, 2, 0)).reshape(B.shape[1], -1),
+    }
 
 
 def wrappers_of(paths: Iterable[str]) -> dict[str, str]:
-    """Path of a parameter -> that of PEFT's wrapper, for all parameters that an adapter changes, those of a module in its own order.
+    """Path of a parameter -> that of PEFT's wrapper, for all parameters that an adapter changes, those of a
+    module in its own order.
 
     Example:
         >>> wrappers_of(["experts.up", "experts.down", "gate.weight"])

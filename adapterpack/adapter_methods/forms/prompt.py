@@ -1,7 +1,9 @@
-"""The kind "prompt": virtual tokens before the first real one, as embeddings or as keys and values in the cache.
+"""The kind "prompt": virtual tokens before the first real one, as embeddings or as keys and values in the
+cache.
 
-A prompt method reduces its trained tensors to a :class:`PromptForm`; whatever makes them (a network, a product, a projection) is gone once
-the adapter is packed. It acts on the model as a whole, so it has one site, which is no module: its path is :data:`~.base.PROMPT`.
+A prompt method reduces its trained tensors to a :class:`PromptForm`; whatever makes them (a network, a
+product, a projection) is gone once the adapter is packed. It acts on the model as a whole, so it has one
+site, which is no module: its path is :data:`~.base.PROMPT`.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from .prompt_config import CacheConfig, PromptSite
 STORED = "prompt_embeddings"
 """The parameter that every prompt method stores, under PEFT's own name."""
 
+
 class PromptForm(NamedTuple):
-    """The normal form: ``embeds`` ``[n, in]`` or, one a task, ``[tasks, n, in]``; or ``cache`` ``[layers, 2, heads, n, head_dim]``.
+    """The normal form: ``embeds`` ``[n, in]`` or, one a task, ``[tasks, n, in]``; or ``cache`` ``[layers, 2,
+    heads, n, head_dim]``.
 
     ``task`` is the prompt that is used by default.
     """
@@ -73,12 +77,17 @@ def embedded(site: Site, ids: Sequence[int]) -> np.ndarray:
         Unsupported: there is no model here to ask.
     """
     if not isinstance(site, PromptSite) or site.embed is None:
-        raise Unsupported("this init reads the model's embeddings, and there is no model", where=site.path, remedy="choose init: random")
+        raise Unsupported(
+            "this init reads the model's embeddings, and there is no model",
+            where=site.path,
+            remedy="choose init: random",
+        )
     return np.asarray(site.embed(ids), np.float32)
 
 
 def prefilled(cfg: CacheConfig, site: Site) -> np.ndarray:
-    """What the base's cache holds after the tokens that the config names, repeated where they are too few: ``[n, width]`` float32.
+    """What the base's cache holds after the tokens that the config names, repeated where they are too few:
+    ``[n, width]`` float32.
 
     Raises:
         ValueError: the config names no tokens.
@@ -87,12 +96,18 @@ def prefilled(cfg: CacheConfig, site: Site) -> np.ndarray:
     if not cfg.token_ids:
         raise ValueError("init: text needs a text, or token_ids")
     if not isinstance(site, PromptSite) or site.prefill is None:
-        raise Unsupported("this init reads the model's cache, and there is no model", where=site.path, remedy="choose init: random")
+        raise Unsupported(
+            "this init reads the model's cache, and there is no model",
+            where=site.path,
+            remedy="choose init: random",
+        )
     return as_flat(np.asarray(site.prefill(repeated(cfg.token_ids, cfg.num_virtual_tokens)), np.float32))
 
 
 def uniform(rng: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:
-    """What torch draws for a linear or recurrent layer: uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in))``, float32."""
+    """What torch draws for a linear or recurrent layer: uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in))``,
+    float32.
+    """
     bound = fan_in**-0.5
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
@@ -110,8 +125,16 @@ def relu(x: Array) -> Array:
 
 def traits(frozen: tuple[str, ...] = ()) -> Traits:
     """The traits of a prompt method: nothing of it is in weights, and one is active at a time."""
-    return Traits(additive=False, identity_at_init=False, row_separable=False, low_rank=False, quantizable=False, layers=("prompt",),
-                  frozen=frozen, exclusive=True)
+    return Traits(
+        additive=False,
+        identity_at_init=False,
+        row_separable=False,
+        low_rank=False,
+        quantizable=False,
+        layers=("prompt",),
+        frozen=frozen,
+        exclusive=True,
+    )
 
 
 def peft_form(
@@ -122,24 +145,35 @@ def peft_form(
     wide: bool = True,
     parts: bool = False,
 ) -> PeftForm:
-    """PEFT's form of a prompt method, made from its config at the one site; PEFT knows the tensors by bare names.
+    """PEFT's form of a prompt method, made from its config at the one site; PEFT knows the tensors by bare
+    names.
 
-    ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: models with an encoder and a decoder can have it. PEFT
-    then stores embeddings for both and uses those for the encoder. Keys and values are the decoder's: PEFT gives layer i those of layer
-    ``2 i`` modulo the number of layers, since it lays them out once for each part and reads four tensors a layer.
+    ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: models with an encoder and a
+    decoder can have it. PEFT then stores embeddings for both and uses those for the encoder. Keys and values
+    are the decoder's: PEFT gives layer i those of layer ``2 i`` modulo the number of layers, since it lays
+    them out once for each part and reads four tensors a layer.
     """
 
     def written(sites: Mapping[str, Any]) -> dict[str, Any]:
         cfg = next(iter(sites.values()))
         heads, head_dim = getattr(cfg, "num_heads", 0), getattr(cfg, "head_dim", 0)
-        return {"num_virtual_tokens": cfg.num_virtual_tokens, "num_layers": getattr(cfg, "num_layers", 0) or None,
-                "num_attention_heads": heads or None, "token_dim": heads * head_dim or None, "num_transformer_submodules": 1,
-                **to_config(cfg)}
+        return {
+            "num_virtual_tokens": cfg.num_virtual_tokens,
+            "num_layers": getattr(cfg, "num_layers", 0) or None,
+            "num_attention_heads": heads or None,
+            "token_dim": heads * head_dim or None,
+            "num_transformer_submodules": 1,
+            **to_config(cfg),
+        }
 
     def read(config: Mapping[str, Any]) -> Any:
         if config.get("num_transformer_submodules") not in ({None, 1, 2} if parts else {None, 1}):
-            raise Unsupported("this method's prompts of models with an encoder and a decoder are not supported",
-                              where="num_transformer_submodules", expected=1, found=repr(config["num_transformer_submodules"])[:80])
+            raise Unsupported(
+                "this method's prompts of models with an encoder and a decoder are not supported",
+                where="num_transformer_submodules",
+                expected=1,
+                found=repr(config["num_transformer_submodules"])[:80],
+            )
         return from_config(config)
 
     def used(content: PeftContent) -> PeftContent:
@@ -153,34 +187,55 @@ def peft_form(
                 return _taken(value, content.config.num_layers)
             return value[:rows] if len(value) == 2 * rows else value
 
-        return content._replace(sites={path: {name: taken(value) for name, value in params.items()}
-                                       for path, params in content.sites.items()})
+        return content._replace(
+            sites={
+                path: {name: taken(value) for name, value in params.items()}
+                for path, params in content.sites.items()
+            }
+        )
 
     def equivalent(sites: Mapping[str, Any], task: str | None) -> bool:
-        """PEFT pools a classifier's first virtual token, and mixes up the layers of a decoder that has an encoder."""
+        """PEFT pools a classifier's first virtual token, and mixes up the layers of a decoder that has an
+        encoder.
+        """
         pooled = all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
         return (task != "SEQ_CLS" or pooled) and (task != "SEQ_2_SEQ_LM" or wide)
 
-    def rearranged(cfg: Any, params: Params, task: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    def rearranged(
+        cfg: Any, params: Params, task: str | None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         placed = _placed(np.asarray(params[STORED]), cfg.num_layers) if task == "SEQ_2_SEQ_LM" else None
         return None if placed is None else ({"num_transformer_submodules": 2}, {**params, STORED: placed})
 
     def features(params: Params) -> tuple[int | None, None]:
         return params[STORED].shape[1] if wide else None, None
 
-    return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, equivalent=equivalent,
-                    from_peft_file=used if parts else None, rearranged=rearranged if parts and not wide else None,
-                    not_in_transformers=NOT_IN_LAYERS)
+    return PeftForm(
+        peft_type,
+        {name: name for name in names},
+        written,
+        read,
+        features,
+        site=PROMPT,
+        equivalent=equivalent,
+        from_peft_file=used if parts else None,
+        rearranged=rearranged if parts and not wide else None,
+        not_in_transformers=NOT_IN_LAYERS,
+    )
 
 
 def _taken(flat: np.ndarray, layers: int) -> np.ndarray:
-    """``[n, layers * width]`` with the keys and values that PEFT takes at each layer of a decoder with an encoder."""
+    """``[n, layers * width]`` with the keys and values that PEFT takes at each layer of a decoder with an
+    encoder.
+    """
     by_layer = flat.reshape(len(flat), layers, -1)
     return np.ascontiguousarray(by_layer[:, 2 * np.arange(layers) % layers]).reshape(len(flat), -1)
 
 
 def _placed(flat: np.ndarray, layers: int) -> np.ndarray | None:
-    """What :func:`_taken` gives ``flat`` of, with zeros where PEFT takes nothing; None where it takes one for two layers that differ."""
+    """What :func:`_taken` gives ``flat`` of, with zeros where PEFT takes nothing; None where it takes one for
+    two layers that differ.
+    """
     by_layer = flat.reshape(len(flat), layers, -1)
     placed = np.zeros_like(by_layer)
     placed[:, 2 * np.arange(layers) % layers] = by_layer
@@ -190,8 +245,10 @@ def _placed(flat: np.ndarray, layers: int) -> np.ndarray | None:
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of :class:`EmbeddingConfig` out of PEFT's config."""
-    return {"num_virtual_tokens": config.get("num_virtual_tokens", 20),
-            "pooled": "prompt" if config.get("task_type") == "SEQ_CLS" else "input"}
+    return {
+        "num_virtual_tokens": config.get("num_virtual_tokens", 20),
+        "pooled": "prompt" if config.get("task_type") == "SEQ_CLS" else "input",
+    }
 
 
 def cache_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,5 +262,9 @@ def cache_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         require_whole(name, value)
     if token_dim % heads:  # type: ignore[operator]
         raise ValueError(f"token_dim {token_dim} is no multiple of num_attention_heads {heads}")
-    return {"num_virtual_tokens": config.get("num_virtual_tokens", 20), "num_layers": layers, "num_heads": heads,
-            "head_dim": token_dim // heads}  # type: ignore[operator]
+    return {
+        "num_virtual_tokens": config.get("num_virtual_tokens", 20),
+        "num_layers": layers,
+        "num_heads": heads,
+        "head_dim": token_dim // heads,
+    }  # type: ignore[operator]

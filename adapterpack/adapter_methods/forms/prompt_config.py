@@ -1,4 +1,6 @@
-"""The base configs of prompt methods: of all, of those that store embeddings, and of those that store a cache."""
+"""The base configs of prompt methods: of all, of those that store embeddings, and of those that store a
+cache.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ Rows = Callable[[Sequence[int]], np.ndarray]
 class PromptSite(Site):
     """The model as a prompt method sees it; ``in_features`` is the width of its embeddings.
 
-    ``embed`` gives the embeddings ``[n, in]`` of token ids, ``prefill`` their keys and values ``[layers, 2, heads, n, head_dim]`` as the
-    base makes them; both are there only where a model is. ``heads`` are those of the keys.
+    ``embed`` gives the embeddings ``[n, in]`` of token ids, ``prefill`` their keys and values ``[layers, 2,
+    heads, n, head_dim]`` as the base makes them; both are there only where a model is. ``heads`` are those of
+    the keys.
     """
 
     layers: int = 0
@@ -31,7 +34,8 @@ class PromptSite(Site):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(SiteConfig):
-    """What the configs of all prompt methods share. A prompt has no targets and no branch whose input could be dropped.
+    """What the configs of all prompt methods share. A prompt has no targets and no branch whose input could
+    be dropped.
 
     ``token_ids`` or ``text``: what an init reads; a text is turned into ids by the model's own tokenizer.
     """
@@ -51,8 +55,9 @@ class PromptConfig(SiteConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig(PromptConfig):
-    """A prompt of embeddings. ``pooled``: an encoder's pooled output is that of its own first token (``input``), or, as PEFT has it, that
-    of the first virtual one (``prompt``)."""
+    """A prompt of embeddings. ``pooled``: an encoder's pooled output is that of its own first token
+    (``input``), or, as PEFT has it, that of the first virtual one (``prompt``).
+    """
 
     pooled: str = "input"
 
@@ -82,7 +87,9 @@ class CacheConfig(PromptConfig):
     def sizes(self, site: Site) -> tuple[int, int, int]:
         """Layers, heads of the keys, and their width; as the config says them, or the model."""
         sizes = (self.num_layers, self.num_heads, self.head_dim)
-        return (site.layers, site.heads, site.head_dim) if 0 in sizes and isinstance(site, PromptSite) else sizes
+        return (
+            (site.layers, site.heads, site.head_dim) if 0 in sizes and isinstance(site, PromptSite) else sizes
+        )
 
     def width(self, site: Site) -> int:
         """How many numbers one virtual token has: ``layers * 2 * heads * head_dim``."""

@@ -1,6 +1,8 @@
-"""Says which blocks of a base an adapter repeats: PEFT's ``layer_replication``, the passthrough merges of mergekit.
+"""Says which blocks of a base an adapter repeats: PEFT's ``layer_replication``, the passthrough merges of
+mergekit.
 
-Ranges ``[0, 4], [2, 5]`` make of blocks 0 1 2 3 4 the stack 0 1 2 3 2 3 4. The blocks share the base's weights, the adapter does not.
+Ranges ``[0, 4], [2, 5]`` make of blocks 0 1 2 3 4 the stack 0 1 2 3 2 3 4. The blocks share the base's
+weights, the adapter does not.
 """
 
 from __future__ import annotations
@@ -23,11 +25,24 @@ def require_ranges(name: str, ends: Sequence[Any]) -> None:
     Example:
         >>> require_ranges("repeated_layers", (0, 4, 2, 5))
     """
-    if not isinstance(ends, tuple) or len(ends) % 2 or len(ends) > 2 * MOST_LAYERS or not all(type(end) is int for end in ends):
-        raise ValueError(f"{name} must be whole numbers, the start and the end of each range of blocks, not {ends!r:.80}")
+    if (
+        not isinstance(ends, tuple)
+        or len(ends) % 2
+        or len(ends) > 2 * MOST_LAYERS
+        or not all(type(end) is int for end in ends)
+    ):
+        raise ValueError(
+            f"{name} must be whole numbers, the start and the end of each range of blocks, not {ends!r:.80}"
+        )
     pairs = list(zip(ends[::2], ends[1::2], strict=True))
-    if not all(0 <= start < end <= MOST_LAYERS for start, end in pairs) or sum(end - start for start, end in pairs) > MOST_LAYERS:
-        raise ValueError(f"{name} must be ranges of at least one block and of at most {MOST_LAYERS} together, not {ends!r:.80}")
+    if (
+        not all(0 <= start < end <= MOST_LAYERS for start, end in pairs)
+        or sum(end - start for start, end in pairs) > MOST_LAYERS
+    ):
+        raise ValueError(
+            f"{name} must be ranges of at least one block and of at most {MOST_LAYERS} together, not "
+            f"{ends!r:.80}"
+        )
 
 
 def order_of(ends: Sequence[int]) -> tuple[int, ...]:
@@ -37,7 +52,9 @@ def order_of(ends: Sequence[int]) -> tuple[int, ...]:
         >>> order_of((0, 4, 2, 5))
         (0, 1, 2, 3, 2, 3, 4)
     """
-    return tuple(number for start, end in zip(ends[::2], ends[1::2], strict=True) for number in range(start, end))
+    return tuple(
+        number for start, end in zip(ends[::2], ends[1::2], strict=True) for number in range(start, end)
+    )
 
 
 def from_peft(value: Any) -> tuple[int, ...]:
@@ -52,7 +69,11 @@ def from_peft(value: Any) -> tuple[int, ...]:
     """
     if value is None:
         return ()
-    if not isinstance(value, list) or len(value) > MOST_LAYERS or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+    if (
+        not isinstance(value, list)
+        or len(value) > MOST_LAYERS
+        or not all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    ):
         raise ValueError(f"{KEY} must be a list of ranges [start, end], not {value!r:.80}")
     return tuple(end for pair in value for end in pair)
 

@@ -2,7 +2,8 @@
 
     route(x) = sum_e g_e(x) up_e (down_e x)
 
-The factors of all experts are stacked, so that any number of them is two products, and the gate multiplies the narrow value between.
+The factors of all experts are stacked, so that any number of them is two products, and the gate multiplies
+the narrow value between.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ def mask_of(masks: Sequence[Array], shape: tuple[int, ...], where: str) -> Array
     """
     fitting = [mask for mask in masks if tuple(mask.shape) == shape]
     if len(fitting) > 1 and bool((fitting[0] != fitting[1]).any()):
-        raise Unsupported("this layer may see either of two inputs of one length whose padding differs",
-                          where=where, remedy="pad the inputs of encoder and decoder to different lengths")
+        raise Unsupported(
+            "this layer may see either of two inputs of one length whose padding differs",
+            where=where,
+            remedy="pad the inputs of encoder and decoder to different lengths",
+        )
     return fitting[0] if fitting else None
 
 
@@ -53,7 +57,8 @@ def _softmax_of_largest(scores: Array, top_k: int) -> Array:
 
 
 class Gate(NamedTuple):
-    """A softmax over the ``top_k`` largest scores ``x keys^T + bias``, or ``|x keys^T| + bias``; scores equal to the k-th all count.
+    """A softmax over the ``top_k`` largest scores ``x keys^T + bias``, or ``|x keys^T| + bias``; scores equal
+    to the k-th all count.
 
     ``keys`` ``[experts, in]``, ``bias`` ``[experts]`` or None.
     """
@@ -73,10 +78,12 @@ class Gate(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """A softmax over the ``top_k`` largest scores ``q(x) . k(D_e x)``, of what each expert answers; scores equal to the k-th all count.
+    """A softmax over the ``top_k`` largest scores ``q(x) . k(D_e x)``, of what each expert answers; scores
+    equal to the k-th all count.
 
-    Query and key are linear and the experts narrow, so all of it is ``query`` ``[R, in]`` and their stacked ``down`` ``[R, in]``: the
-    score of expert e is the sum of ``(x query^T) (x down^T)`` over its ``widths[e]`` of the R.
+    Query and key are linear and the experts narrow, so all of it is ``query`` ``[R, in]`` and their stacked
+    ``down`` ``[R, in]``: the score of expert e is the sum of ``(x query^T) (x down^T)`` over its
+    ``widths[e]`` of the R.
     """
 
     query: Array
@@ -95,7 +102,9 @@ class Attention(NamedTuple):
 
 
 class Precomputed(NamedTuple):
-    """Weights that were computed elsewhere, ``[..., experts]``, for exactly the tokens that the layer sees."""
+    """Weights that were computed elsewhere, ``[..., experts]``, for exactly the tokens that the layer
+    sees.
+    """
 
     values: Array | None
 
@@ -106,19 +115,26 @@ class Precomputed(NamedTuple):
             Unsupported: there are none, or the layer sees other tokens.
         """
         if self.values is None:
-            raise Unsupported("the weights of the experts come from a first pass, and there was none",
-                              remedy="call the model that the pack was attached to, not a part of it")
+            raise Unsupported(
+                "the weights of the experts come from a first pass, and there was none",
+                remedy="call the model that the pack was attached to, not a part of it",
+            )
         if tuple(self.values.shape[:-1]) != tuple(x.shape[:-1]):
-            raise Unsupported("the weights of the experts are those of other tokens than this layer sees", expected=tuple(x.shape[:-1]),
-                              found=tuple(self.values.shape[:-1]), remedy="compose packs that adapt layers inside the blocks only")
+            raise Unsupported(
+                "the weights of the experts are those of other tokens than this layer sees",
+                expected=tuple(x.shape[:-1]),
+                found=tuple(self.values.shape[:-1]),
+                remedy="compose packs that adapt layers inside the blocks only",
+            )
         return self.values
 
 
 class Fixed(NamedTuple):
-    """One expert for each stretch of an axis of the input: ``sizes`` entries each, counted from the end of the shape by ``axis``.
+    """One expert for each stretch of an axis of the input: ``sizes`` entries each, counted from the end of
+    the shape by ``axis``.
 
-    With ``whole`` the stretches must fill the axis; else the last one takes what is left. ``experts`` numbers the expert of each stretch.
-    Tokens that one of the ``masks`` leaves out are not counted.
+    With ``whole`` the stretches must fill the axis; else the last one takes what is left. ``experts`` numbers
+    the expert of each stretch. Tokens that one of the ``masks`` leaves out are not counted.
     """
 
     sizes: tuple[int, ...]
@@ -136,11 +152,19 @@ class Fixed(NamedTuple):
         """
         axis = self.axis if self.axis >= 0 else x.ndim + self.axis
         if not 0 <= axis < x.ndim - 1:
-            raise Unsupported("this layer's input has no such axis to divide", expected="[rows, positions, width]", found=tuple(x.shape))
+            raise Unsupported(
+                "this layer's input has no such axis to divide",
+                expected="[rows, positions, width]",
+                found=tuple(x.shape),
+            )
         length = x.shape[axis]
         if self.whole and length != sum(self.sizes):
-            raise Unsupported("the batch has another number of rows than are divided", expected=sum(self.sizes), found=length,
-                              remedy="give a batch of that size, or use a bank, where every row names its adapter")
+            raise Unsupported(
+                "the batch has another number of rows than are divided",
+                expected=sum(self.sizes),
+                found=length,
+                remedy="give a batch of that size, or use a bank, where every row names its adapter",
+            )
         xp = array_namespace(x)
         mask = mask_of(self.masks, tuple(x.shape[:-1]), "split") if axis == x.ndim - 2 else None
         if mask is not None:
@@ -148,7 +172,10 @@ class Fixed(NamedTuple):
         pieces, start = [], 0
         for place, (size, expert) in enumerate(zip(self.sizes, self.experts, strict=True)):
             end = length if place == len(self.sizes) - 1 else min(start + size, length)
-            one_hot = [xp.ones_like(x[..., :1]) if number == expert else xp.zeros_like(x[..., :1]) for number in range(self.total)]
+            one_hot = [
+                xp.ones_like(x[..., :1]) if number == expert else xp.zeros_like(x[..., :1])
+                for number in range(self.total)
+            ]
             cut = (slice(None),) * axis + (slice(start, end),)
             pieces.append(xp.concat(one_hot, axis=-1)[cut])
             start = end
@@ -158,13 +185,17 @@ class Fixed(NamedTuple):
         """The weights of the ``places``-th tokens of their rows, ``[rows, tokens]``; of padding any."""
         xp, ends = array_namespace(x), list(itertools.accumulate(self.sizes))
         stretch = sum(xp.astype(places >= end, xp.int64) for end in ends[:-1])
-        chosen = [[stretch == number for number, expert in enumerate(self.experts) if expert == one]
-                  for one in range(self.total)]
+        chosen = [
+            [stretch == number for number, expert in enumerate(self.experts) if expert == one]
+            for one in range(self.total)
+        ]
         return xp.stack([xp.astype(sum(inside) > 0, x.dtype) for inside in chosen], axis=-1)
 
 
 class Route(NamedTuple):
-    """Experts behind one gate: ``down`` ``[R, in]`` and ``up`` ``[out, R]`` stack their factors, expert e has ``widths[e]`` of the R."""
+    """Experts behind one gate: ``down`` ``[R, in]`` and ``up`` ``[out, R]`` stack their factors, expert e has
+    ``widths[e]`` of the R.
+    """
 
     gate: Weights
     down: Array
@@ -179,5 +210,8 @@ class Route(NamedTuple):
         """:meth:`apply` where dropout gave the branches another input than the gate."""
         weights = self.gate.weights(x)
         xp = array_namespace(weights)
-        spread = [xp.broadcast_to(weights[..., e : e + 1], (*weights.shape[:-1], width)) for e, width in enumerate(self.widths)]
+        spread = [
+            xp.broadcast_to(weights[..., e : e + 1], (*weights.shape[:-1], width))
+            for e, width in enumerate(self.widths)
+        ]
         return ((branch @ self.down.T) * xp.concat(spread, axis=-1)) @ self.up.T

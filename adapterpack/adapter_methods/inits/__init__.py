@@ -1,7 +1,8 @@
 """The initialisations of a low-rank branch, one small file each, in one table.
 
-An init gives A ``[r, in]`` and B ``[out, r]``. Where their product is not zero, the branch is trained as ``B A - B0 A0``: a fresh adapter
-changes nothing, and with the adapter off the model is its original base, always. Other libraries rewrite the base instead.
+An init gives A ``[r, in]`` and B ``[out, r]``. Where their product is not zero, the branch is trained as ``B
+A - B0 A0``: a fresh adapter changes nothing, and with the adapter off the model is its original base, always.
+Other libraries rewrite the base instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from .pissa import pissa
 from .plain import default, gaussian, orthogonal, zeros
 
 INITS: dict[str, Init] = {
-    init.name: init for init in (default, gaussian, zeros, orthogonal, pissa, olora, eva, corda, loftq, lora_ga, mica)
+    init.name: init
+    for init in (default, gaussian, zeros, orthogonal, pissa, olora, eva, corda, loftq, lora_ga, mica)
 }
 """Name -> init: what a config's ``init`` may be."""
 

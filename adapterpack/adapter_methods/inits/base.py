@@ -13,11 +13,12 @@ Factors = tuple[np.ndarray, np.ndarray]
 
 
 class Init(NamedTuple):
-    """``make(r, scale, site, options, rng)`` gives float32 A ``[r, in]`` and B ``[out, r]``; ``scale`` multiplies ``B A`` in the layer.
+    """``make(r, scale, site, options, rng)`` gives float32 A ``[r, in]`` and B ``[out, r]``; ``scale``
+    multiplies ``B A`` in the layer.
 
-    ``needs`` names what must be known: ``weight``, ``moment``, ``gradient``. ``cancels``: ``B A`` is not zero, so the start is taken off
-    again. ``frozen`` names the factor that stays as it begins. ``ranks`` may share the ranks out among the sites anew. ``options`` are the
-    settings that it knows, with their defaults.
+    ``needs`` names what must be known: ``weight``, ``moment``, ``gradient``. ``cancels``: ``B A`` is not
+    zero, so the start is taken off again. ``frozen`` names the factor that stays as it begins. ``ranks`` may
+    share the ranks out among the sites anew. ``options`` are the settings that it knows, with their defaults.
     """
 
     name: str
@@ -39,7 +40,9 @@ def split(u: np.ndarray, values: np.ndarray, vt: np.ndarray, scale: float) -> Fa
 
 
 def padded(factors: Factors, r: int) -> Factors:
-    """Factors of a smaller rank with rows and columns of zeros up to ``r``: a layer may be narrower than the rank."""
+    """Factors of a smaller rank with rows and columns of zeros up to ``r``: a layer may be narrower than the
+    rank.
+    """
     A, B = factors
     lacking = r - len(A)
     return (np.pad(A, ((0, lacking), (0, 0))), np.pad(B, ((0, 0), (0, lacking)))) if lacking else factors

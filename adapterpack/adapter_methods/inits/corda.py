@@ -1,6 +1,8 @@
-"""CorDA: begin at the singular directions of the weight as the inputs weigh it (Yang et al. 2024, arXiv 2406.05223, section 3).
+"""CorDA: begin at the singular directions of the weight as the inputs weigh it (Yang et al. 2024, arXiv
+2406.05223, section 3).
 
-    W C = U S V^T,  C = E[x x^T];   B = U sqrt(S),  A = sqrt(S) V^T C^-1:  B A is the part of W in those directions
+    W C = U S V^T,  C = E[x x^T];   B = U sqrt(S),  A = sqrt(S) V^T C^-1:  B A is the part of W in those
+    directions
 
 The instruction-previewed mode takes the largest directions, the knowledge-preserved mode the smallest.
 """
@@ -20,12 +22,20 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     if options["mode"] not in {"ipm", "kpm"}:
         raise ValueError(f"the mode of CorDA must be ipm or kpm, not {options['mode']!r}")
     moment = np.asarray(site.calibration.moment, np.float64)  # type: ignore[union-attr]
-    damped = moment + 0.01 * np.trace(moment) / len(moment) * np.eye(len(moment))  # few rows leave it singular
+    # few rows leave it singular
+    damped = moment + 0.01 * np.trace(moment) / len(moment) * np.eye(len(moment))
     u, s, vt = np.linalg.svd(np.asarray(site.weight, np.float64) @ damped, full_matrices=False)
     chosen = slice(0, r) if options["mode"] == "ipm" else slice(max(0, len(s) - r), len(s))
     u, s, vt = u[:, chosen], s[chosen], vt[chosen]
     return padded(split(u, s, np.linalg.solve(damped, vt.T).T, scale), r)
 
 
-corda = Init("corda", "A and B are singular directions of the weight seen through the inputs' covariance; mode ipm or kpm",
-             "https://arxiv.org/abs/2406.05223", _make, frozenset({"weight", "moment"}), cancels=True, options={"mode": "ipm"})
+corda = Init(
+    "corda",
+    "A and B are singular directions of the weight seen through the inputs' covariance; mode ipm or kpm",
+    "https://arxiv.org/abs/2406.05223",
+    _make,
+    frozenset({"weight", "moment"}),
+    cancels=True,
+    options={"mode": "ipm"},
+)

@@ -1,4 +1,6 @@
-"""EVA: begin at the principal directions of a layer's inputs, more rank where they say more (Paischer et al. 2024, arXiv 2410.07170)."""
+"""EVA: begin at the principal directions of a layer's inputs, more rank where they say more (Paischer et al.
+2024, arXiv 2410.07170).
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,31 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
 
 
 def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str, Any]) -> Mapping[str, int]:
-    """The same sum of ranks, given to the components that explain most of their layer's variance; one at least, ``rho`` times at most."""
+    """The same sum of ranks, given to the components that explain most of their layer's variance; one at
+    least, ``rho`` times at most.
+    """
     if options["rho"] <= 1:
         return ranks
     shares = []
     for site in sites:
         variances = _directions(site)[0]
         room = min(int(ranks[site.path] * options["rho"]), len(variances), site.out_features)
-        shares += [(float(v / variances.sum()) if variances.sum() else 0.0, site.path) for v in variances[1:room]]
+        shares += [
+            (float(v / variances.sum()) if variances.sum() else 0.0, site.path) for v in variances[1:room]
+        ]
     assigned = {site.path: 1 for site in sites}
     for _, path in sorted(shares, key=lambda share: -share[0])[: max(0, sum(ranks.values()) - len(sites))]:
         assigned[path] += 1
     return assigned
 
 
-eva = Init("eva", "A is the r principal directions of the layer's inputs on sample data, B zero; rho > 1 shares ranks out by variance",
-           "https://arxiv.org/abs/2410.07170", _make, frozenset({"moment"}), options={"rho": 2.0}, ranks=_ranks)
+eva = Init(
+    "eva",
+    "A is the r principal directions of the layer's inputs on sample data, B zero; rho > 1 shares ranks "
+    "out by variance",
+    "https://arxiv.org/abs/2410.07170",
+    _make,
+    frozenset({"moment"}),
+    options={"rho": 2.0},
+    ranks=_ranks,
+)

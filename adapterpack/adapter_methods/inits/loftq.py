@@ -1,7 +1,9 @@
-"""LoftQ: begin at what 4-bit quantization of the weight would lose (Li et al. 2023, arXiv 2310.08659, algorithm 1).
+"""LoftQ: begin at what 4-bit quantization of the weight would lose (Li et al. 2023, arXiv 2310.08659,
+algorithm 1).
 
-The base stays what it is, also where it is quantized: the factors are the low-rank part of the loss, and they are taken off again at the
-start as with every init. What they give is directions, not a correction of a base that was quantized already.
+The base stays what it is, also where it is quantized: the factors are the low-rank part of the loss, and they
+are taken off again at the start as with every init. What they give is directions, not a correction of a base
+that was quantized already.
 """
 
 from __future__ import annotations
@@ -15,15 +17,33 @@ from ..core.site import Site
 from .base import Factors, Init, padded, split
 from .svd import top
 
-_NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-                 -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-                 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
+_NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ]
+)
 """The sixteen values of NormalFloat4 (Dettmers et al. 2023, arXiv 2305.14314, appendix E)."""
 _BLOCK = 64
 
 
 def nf4(matrix: np.ndarray) -> np.ndarray:
-    """A matrix rounded to NormalFloat4 in blocks of 64 values, each with its largest magnitude as its scale; float64 of the same shape.
+    """A matrix rounded to NormalFloat4 in blocks of 64 values, each with its largest magnitude as its scale;
+    float64 of the same shape.
 
     Example:
         >>> nf4(np.array([[2.0, 0.1, -2.0]])).round(3).tolist()
@@ -34,7 +54,9 @@ def nf4(matrix: np.ndarray) -> np.ndarray:
     scales = np.abs(blocks).max(axis=1, keepdims=True)
     unit = blocks / np.where(scales == 0, 1, scales)
     middles = (_NF4[1:] + _NF4[:-1]) / 2
-    rounded: np.ndarray = (_NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
+    rounded: np.ndarray = (
+        (_NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
+    )
     return rounded
 
 
@@ -47,5 +69,12 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded(split(u, s, vt, scale), r)
 
 
-loftq = Init("loftq", "A and B are the low-rank part of what NormalFloat4 loses of the weight", "https://arxiv.org/abs/2310.08659", _make,
-             frozenset({"weight"}), cancels=True, options={"iterations": 1})
+loftq = Init(
+    "loftq",
+    "A and B are the low-rank part of what NormalFloat4 loses of the weight",
+    "https://arxiv.org/abs/2310.08659",
+    _make,
+    frozenset({"weight"}),
+    cancels=True,
+    options={"iterations": 1},
+)

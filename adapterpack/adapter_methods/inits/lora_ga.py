@@ -1,6 +1,7 @@
-"""LoRA-GA: begin so that the first step follows full fine-tuning's gradient (Wang et al. 2024, arXiv 2407.05000, algorithm 1).
+"""LoRA-GA: begin so that the first step follows full fine-tuning's gradient (Wang et al. 2024, arXiv
+2407.05000, algorithm 1).
 
-    G = U S V^T;   B = k U[:, :r],  A = k V^T[r:2r],   k = out^(1/4) / sqrt(gamma)
+G = U S V^T;   B = k U[:, :r],  A = k V^T[r:2r],   k = out^(1/4) / sqrt(gamma)
 """
 
 from __future__ import annotations
@@ -23,5 +24,12 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded(((k * A).astype(np.float32), (k * B).astype(np.float32)), r)
 
 
-lora_ga = Init("lora_ga", "A and B are singular directions of the loss's gradient by the weight, on sample data",
-               "https://arxiv.org/abs/2407.05000", _make, frozenset({"gradient"}), cancels=True, options={"gamma": 16.0, "iterations": 0})
+lora_ga = Init(
+    "lora_ga",
+    "A and B are singular directions of the loss's gradient by the weight, on sample data",
+    "https://arxiv.org/abs/2407.05000",
+    _make,
+    frozenset({"gradient"}),
+    cancels=True,
+    options={"gamma": 16.0, "iterations": 0},
+)

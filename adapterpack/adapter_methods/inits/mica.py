@@ -1,4 +1,6 @@
-"""MiCA: train A against the weight's smallest left singular directions, which stay fixed (arXiv 2604.01694)."""
+"""MiCA: train A against the weight's smallest left singular directions, which stay fixed (arXiv
+2604.01694).
+"""
 
 from __future__ import annotations
 
@@ -16,5 +18,11 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded((np.zeros((u.shape[1], site.in_features), np.float32), u.astype(np.float32)), r)
 
 
-mica = Init("mica", "B is fixed at the weight's r smallest left singular directions; A begins at zero", "https://arxiv.org/abs/2604.01694",
-            _make, frozenset({"weight"}), frozen=frozenset({"lora_B"}))
+mica = Init(
+    "mica",
+    "B is fixed at the weight's r smallest left singular directions; A begins at zero",
+    "https://arxiv.org/abs/2604.01694",
+    _make,
+    frozenset({"weight"}),
+    frozen=frozenset({"lora_B"}),
+)

@@ -1,4 +1,6 @@
-"""OLoRA: begin at the first r columns of Q and rows of R in W = Q R (Büyükakyüz 2024, arXiv 2406.01775, section 3)."""
+"""OLoRA: begin at the first r columns of Q and rows of R in W = Q R (Büyükakyüz 2024, arXiv 2406.01775,
+section 3).
+"""
 
 from __future__ import annotations
 
@@ -16,5 +18,11 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded((R[:r].astype(np.float32), Q[:, :r].astype(np.float32)), r)
 
 
-olora = Init("olora", "B is orthonormal: the first columns of Q, A the first rows of R, of the weight's QR decomposition",
-             "https://arxiv.org/abs/2406.01775", _make, frozenset({"weight"}), cancels=True)
+olora = Init(
+    "olora",
+    "B is orthonormal: the first columns of Q, A the first rows of R, of the weight's QR decomposition",
+    "https://arxiv.org/abs/2406.01775",
+    _make,
+    frozenset({"weight"}),
+    cancels=True,
+)

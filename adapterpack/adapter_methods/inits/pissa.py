@@ -1,4 +1,6 @@
-"""PiSSA: begin at the principal singular directions of the weight (Meng et al. 2024, arXiv 2404.02948, section 3)."""
+"""PiSSA: begin at the principal singular directions of the weight (Meng et al. 2024, arXiv 2404.02948,
+section 3).
+"""
 
 from __future__ import annotations
 
@@ -17,5 +19,12 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded(split(u, s, vt, scale), r)
 
 
-pissa = Init("pissa", "A and B are the weight's r largest singular directions; iterations > 0 finds them by random projection",
-             "https://arxiv.org/abs/2404.02948", _make, frozenset({"weight"}), cancels=True, options={"iterations": 0})
+pissa = Init(
+    "pissa",
+    "A and B are the weight's r largest singular directions; iterations > 0 finds them by random projection",
+    "https://arxiv.org/abs/2404.02948",
+    _make,
+    frozenset({"weight"}),
+    cancels=True,
+    options={"iterations": 0},
+)

@@ -13,24 +13,36 @@ from ..core.site import Site
 from .base import Factors, Init
 
 
-def _default(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
-    if takes_ids(site.kind):  # of a one-hot input a row of A keeps one entry, and one of size 1 / sqrt(vocabulary) is next to nothing
+def _default(
+    r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
+) -> Factors:
+    # of a one-hot input a row of A keeps one entry, and one of size 1 / sqrt(vocabulary) is next to nothing
+    if takes_ids(site.kind):
         return _zeros(r, scale, site, options, rng)
-    bound = 1 / math.sqrt(site.in_features)  # Kaiming uniform with a = sqrt(5), as the reference implementation has it
-    return rng.uniform(-bound, bound, (r, site.in_features)).astype(np.float32), np.zeros((site.out_features, r), np.float32)
+    # Kaiming uniform with a = sqrt(5), as the reference implementation has it
+    bound = 1 / math.sqrt(site.in_features)
+    return rng.uniform(-bound, bound, (r, site.in_features)).astype(np.float32), np.zeros(
+        (site.out_features, r), np.float32
+    )
 
 
-def _gaussian(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _gaussian(
+    r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
+) -> Factors:
     A = rng.normal(0, 1 / r, (r, site.in_features))  # the deviation that PEFT and diffusers use
     return A.astype(np.float32), np.zeros((site.out_features, r), np.float32)
 
 
 def _zeros(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
     bound = 1 / math.sqrt(r)
-    return np.zeros((r, site.in_features), np.float32), rng.uniform(-bound, bound, (site.out_features, r)).astype(np.float32)
+    return np.zeros((r, site.in_features), np.float32), rng.uniform(
+        -bound, bound, (site.out_features, r)
+    ).astype(np.float32)
 
 
-def _orthogonal(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
+def _orthogonal(
+    r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
+) -> Factors:
     if r % 2:
         raise ValueError(f"the orthogonal init needs an even rank, not {r}")
     Q = np.linalg.qr(rng.normal(size=(r, r)))[0]
@@ -40,7 +52,19 @@ def _orthogonal(r: int, scale: float, site: Site, options: Mapping[str, Any], rn
 
 
 default = Init("default", "A Kaiming-uniform, B zero", "https://arxiv.org/abs/2106.09685", _default)
-gaussian = Init("gaussian", "A normal with deviation 1/r, B zero", "https://arxiv.org/abs/2106.09685", _gaussian)
-zeros = Init("zeros", "A zero, B uniform: the change begins on the output side", "https://arxiv.org/abs/2406.08447", _zeros)
-orthogonal = Init("orthogonal", "A and B random and orthogonal to each other: B A is zero but for rounding",
-                  "https://datta0.github.io/posts/rethink-lora-init/", _orthogonal, cancels=True)
+gaussian = Init(
+    "gaussian", "A normal with deviation 1/r, B zero", "https://arxiv.org/abs/2106.09685", _gaussian
+)
+zeros = Init(
+    "zeros",
+    "A zero, B uniform: the change begins on the output side",
+    "https://arxiv.org/abs/2406.08447",
+    _zeros,
+)
+orthogonal = Init(
+    "orthogonal",
+    "A and B random and orthogonal to each other: B A is zero but for rounding",
+    "https://datta0.github.io/posts/rethink-lora-init/",
+    _orthogonal,
+    cancels=True,
+)

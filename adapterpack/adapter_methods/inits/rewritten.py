@@ -1,13 +1,15 @@
-"""PEFT's initialisations that move a part of the base's weight into the adapter, and what such an adapter is on the base itself.
+"""PEFT's initialisations that move a part of the base's weight into the adapter, and what such an adapter is
+on the base itself.
 
-PEFT puts ``W - s B0 A0`` in the place of ``W`` when it makes the adapter, and again when it loads it. On the untouched base its tensors
-mean
+PEFT puts ``W - s B0 A0`` in the place of ``W`` when it makes the adapter, and again when it loads it. On the
+untouched base its tensors mean
 
     W + s (B A - B0 A0) = W + s [B, -B0] [A; A0]
 
-a LoRA of rank 2 r. ``B0 A0`` follows from the weight for PiSSA (Meng et al. 2024, arXiv 2404.02948, section 3: the part of the r largest
-singular values) and for OLoRA (Büyükakyüz 2024, arXiv 2406.01775, section 3: the first r columns of Q times the first r rows of R),
-whatever signs a library gives the factors. Data, or a random projection, decide about the others.
+a LoRA of rank 2 r. ``B0 A0`` follows from the weight for PiSSA (Meng et al. 2024, arXiv 2404.02948, section
+3: the part of the r largest singular values) and for OLoRA (Büyükakyüz 2024, arXiv 2406.01775, section 3: the
+first r columns of Q times the first r rows of R), whatever signs a library gives the factors. Data, or a
+random projection, decide about the others.
 """
 
 from __future__ import annotations
@@ -27,11 +29,16 @@ from ..core.site import Site
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """PEFT's initialisations that leave the base's weight alone."""
 _CERTAIN = 1e-3
-"""How far a part of the weight may turn with the roundings of another library; float32 rounds to 6e-8 of the largest singular value."""
+"""How far a part of the weight may turn with the roundings of another library; float32 rounds to 6e-8 of the
+largest singular value.
+"""
 _ROUNDING = float(np.finfo(np.float32).eps) / 2
 _WHY = "this adapter belongs to a base whose weights its initialisation rewrote"
-_NOTE = ("PEFT rewrote the base when it made this adapter; here the adapter takes that back, with twice the rank, and the base stays "
-         "what it is. PEFT also rounds what it leaves of a base in half precision, which is not repeated")
+_NOTE = (
+    "PEFT rewrote the base when it made this adapter; here the adapter takes that back, with twice the "
+    "rank, and the base stays "
+    "what it is. PEFT also rounds what it leaves of a base in half precision, which is not repeated"
+)
 _WIDEST = 4096
 """The largest rank that zeros are put in for."""
 _ANEW = "convert it to plain LoRA in PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
@@ -57,21 +64,30 @@ def _olora(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tupl
 
 
 def _uncertain(site: Site, what: str) -> Unsupported:
-    return Unsupported(f"{what} that what the initialisation took of it is not certain", where=site.path, remedy=_ANEW)
+    return Unsupported(
+        f"{what} that what the initialisation took of it is not certain", where=site.path, remedy=_ANEW
+    )
 
 
-_FOLLOW: Mapping[str, Callable[[np.ndarray, int, Site, Factorise], tuple[np.ndarray, np.ndarray]]] = {"pissa": _pissa, "olora": _olora}
-"""PEFT's initialisations whose start follows from the weight -> B0 and A0 of the weight ``[out, in]``. OLoRA's comes with its scale."""
+_FOLLOW: Mapping[str, Callable[[np.ndarray, int, Site, Factorise], tuple[np.ndarray, np.ndarray]]] = {
+    "pissa": _pissa,
+    "olora": _olora,
+}
+"""PEFT's initialisations whose start follows from the weight -> B0 and A0 of the weight ``[out, in]``.
+OLoRA's comes with its scale.
+"""
 
 
 def rewritten(config: Mapping[str, Any]) -> Rewritten | None:
-    """What PEFT did to the base by the initialisation that its config names; None where it left the base as it was.
+    """What PEFT did to the base by the initialisation that its config names; None where it left the base as
+    it was.
 
     Raises:
         Unsupported: the base alone does not say what it did.
 
     Example:
-        >>> rewritten({"init_lora_weights": "gaussian"}) is None, rewritten({"init_lora_weights": "pissa"}) is None
+        >>> (rewritten({"init_lora_weights": "gaussian"}) is None,
+        ...     rewritten({"init_lora_weights": "pissa"}) is None)
         (True, False)
     """
     init = config.get("init_lora_weights")
@@ -84,19 +100,34 @@ def rewritten(config: Mapping[str, Any]) -> Rewritten | None:
 
 
 def widened(content: PeftContent) -> PeftContent:
-    """The content with factors of the config's rank: at a layer that is narrower PEFT begins with fewer rows, and zeros change nothing."""
+    """The content with factors of the config's rank: at a layer that is narrower PEFT begins with fewer rows,
+    and zeros change nothing.
+    """
     init = content.written.get("init_lora_weights")
     if not isinstance(init, str) or init.lower() not in _FOLLOW:
         return content
-    return content._replace(sites={path: _widened(params, content.config.at(path).r) for path, params in content.sites.items()})
+    return content._replace(
+        sites={path: _widened(params, content.config.at(path).r) for path, params in content.sites.items()}
+    )
 
 
 def _widened(params: Mapping[str, np.ndarray], r: int) -> Mapping[str, np.ndarray]:
     A, B = params.get("lora_A"), params.get("lora_B")
-    if A is None or B is None or A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or not min(A.shape[1], len(B)) == len(A) < r <= _WIDEST:
+    if (
+        A is None
+        or B is None
+        or A.ndim != 2
+        or B.ndim != 2
+        or len(A) != B.shape[1]
+        or not min(A.shape[1], len(B)) == len(A) < r <= _WIDEST
+    ):
         return params
     lacking = r - len(A)
-    return {**params, "lora_A": np.pad(A, ((0, lacking), (0, 0))), "lora_B": np.pad(B, ((0, 0), (0, lacking)))}
+    return {
+        **params,
+        "lora_A": np.pad(A, ((0, lacking), (0, 0))),
+        "lora_B": np.pad(B, ((0, 0), (0, lacking))),
+    }
 
 
 def kept(config: Mapping[str, Any]) -> None:
@@ -111,26 +142,38 @@ def kept(config: Mapping[str, Any]) -> None:
 
 def _unknown(init: Any) -> Unsupported:
     expected = f"{', '.join(map(str, _KEEP[1:]))}, or {' or '.join(_FOLLOW)} with its base"
-    return Unsupported(_WHY, where="init_lora_weights", expected=expected, found=repr(init)[:80], remedy=_ANEW)
+    return Unsupported(
+        _WHY, where="init_lora_weights", expected=expected, found=repr(init)[:80], remedy=_ANEW
+    )
 
 
 def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bool) -> Completed:
-    """How an adapter of that ``start`` becomes one of twice the rank; ``divided``: PEFT divides the start by the scale."""
+    """How an adapter of that ``start`` becomes one of twice the rank; ``divided``: PEFT divides the start by
+    the scale.
+    """
 
-    def completed(cfg: Any, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[Any, dict[str, np.ndarray]]:
+    def completed(
+        cfg: Any, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         if site.kind not in LINEAR:  # PEFT begins an embedding as ever
             return cfg, dict(params)
         A, B = params["lora_A"], params["lora_B"]
         if divided and cfg.scale <= 0:
-            raise Unsupported("PEFT takes the root of this scale, which is not above zero", where=site.path, found=f"{cfg.scale:g}")
+            raise Unsupported(
+                "PEFT takes the root of this scale, which is not above zero",
+                where=site.path,
+                found=f"{cfg.scale:g}",
+            )
         B0, A0 = start(np.asarray(site.weight, np.float32), len(A), site, factorise)
         root = math.sqrt(cfg.scale) if divided else 1.0
         lacking = len(A) - len(A0)
         A0, B0 = np.pad(A0 / root, ((0, lacking), (0, 0))), np.pad(B0 / root, ((0, 0), (0, lacking)))
         r = 2 * len(A)
         alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
-        factors = {"lora_A": np.concatenate([A.astype(np.float32), A0.astype(np.float32)]),
-                   "lora_B": np.concatenate([B.astype(np.float32), -B0.astype(np.float32)], axis=1)}
+        factors = {
+            "lora_A": np.concatenate([A.astype(np.float32), A0.astype(np.float32)]),
+            "lora_B": np.concatenate([B.astype(np.float32), -B0.astype(np.float32)], axis=1),
+        }
         return dataclasses.replace(cfg, r=r, alpha=alpha), {**params, **factors}
 
     return completed

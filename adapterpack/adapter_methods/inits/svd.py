@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 
-def top(matrix: np.ndarray, r: int, iterations: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``U`` ``[m, k]``, ``S`` ``[k]``, ``V^T`` ``[k, n]`` of the ``k = min(r, m, n)`` largest singular values of ``[m, n]``, in float64.
+def top(
+    matrix: np.ndarray, r: int, iterations: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``U`` ``[m, k]``, ``S`` ``[k]``, ``V^T`` ``[k, n]`` of the ``k = min(r, m, n)`` largest singular values
+    of ``[m, n]``, in float64.
 
-    ``iterations`` 0 is exact; more is the randomized range finder with that many power iterations (Halko, Martinsson and Tropp 2011,
-    algorithms 4.4 and 5.1), oversampled by ``r``.
+    ``iterations`` 0 is exact; more is the randomized range finder with that many power iterations (Halko,
+    Martinsson and Tropp 2011, algorithms 4.4 and 5.1), oversampled by ``r``.
 
     Example:
         >>> u, s, vt = top(np.diag([3.0, 2.0, 1.0]), 2, 0, np.random.default_rng(0))

@@ -2,10 +2,12 @@
 
 Source: Ostapenko et al. 2024, arXiv 2405.11157, section 3.2.
 
-    v_i = top right singular vector of D_i,   s_i = |x . v_i| / T,   g = softmax over the k largest s,   f(x) = base(x) + sum_i g_i D_i x
+    v_i = top right singular vector of D_i,   s_i = |x . v_i| / T,   g = softmax over the k largest s,   f(x)
+    = base(x) + sum_i g_i D_i x
 
-Nothing is trained. The direction ``v_i`` is the one in which expert i changes the most. GenKnowSub (arXiv 2505.10939) takes general
-knowledge off each expert first, ``D_i - mean_j G_j``, which is a sum below the router: ``arrow(sum(a, -0.5*g, -0.5*h), ...)``.
+Nothing is trained. The direction ``v_i`` is the one in which expert i changes the most. GenKnowSub (arXiv
+2505.10939) takes general knowledge off each expert first, ``D_i - mean_j G_j``, which is a sum below the
+router: ``arrow(sum(a, -0.5*g, -0.5*h), ...)``.
 """
 
 from __future__ import annotations
@@ -45,10 +47,11 @@ class Arrow:
 
 
 def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """The top right singular vector of ``up down``, ``[in]``, from the factors ``[r, in]`` and ``[out, r]``; zeros for no change.
+    """The top right singular vector of ``up down``, ``[in]``, from the factors ``[r, in]`` and ``[out, r]``;
+    zeros for no change.
 
-    Thin QR of both sides and the SVD of an r x r core, in float64: the dense change is never formed. The entry of largest magnitude is
-    positive, since the sign of a singular vector is free.
+    Thin QR of both sides and the SVD of an r x r core, in float64: the dense change is never formed. The
+    entry of largest magnitude is positive, since the sign of a singular vector is free.
 
     Raises:
         NonFinite: a factor, or their product, is not finite.
@@ -61,7 +64,10 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):  # checked below
         core = np.linalg.qr(up.astype(np.float64), mode="r") @ right_core.T
     if not np.isfinite(core).all():
-        raise NonFinite("an expert's change is too large to have a direction", remedy="train the adapter with a smaller learning rate")
+        raise NonFinite(
+            "an expert's change is too large to have a direction",
+            remedy="train the adapter with a smaller learning rate",
+        )
     _, values, turned = np.linalg.svd(core, full_matrices=False)
     if not values.size or values[0] == 0:
         return np.zeros(down.shape[1])
@@ -74,7 +80,9 @@ def _join(settings: Arrow, parts: Sequence[Part | None], tensors: Mapping[str, A
     present, _ = experts(parts)
     if not present:
         return None
-    return routed(Gate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(present)), magnitude=True), present)
+    return routed(
+        Gate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(present)), magnitude=True), present
+    )
 
 
 def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ...]]:
@@ -83,21 +91,35 @@ def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ..
 
 def _made(settings: Arrow, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     assert all(part.down is not None for part in parts)
-    return {KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(np.float32)}
+    return {
+        KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(
+            np.float32
+        )
+    }
 
 
-arrow = NODES.register(NodeKind(
-    name="arrow",
-    summary="each token to the experts whose strongest direction it lies in; nothing is trained",
-    paper="https://arxiv.org/abs/2405.11157",
-    formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest |x . v_i| / T,  v_i = top right singular vector of D_i",
-    settings=Arrow,
-    join=_join,
-    shares=lambda settings, children: [1 / children] * children,
-    unfoldable="its weights depend on the token, which no weight of a layer does",
-    tensors=_tensors,
-    made=_made,
-    derived=True,
-    examples=("arrow(a, b, c, top_k=2)", "arrow(a, b, temperature=0.5)", "sum(0.5*c, 2*arrow(a, b, top_k=1))",
-              "arrow(sum(a, -0.5*c), sum(b, -0.5*c), top_k=1)", "stack(arrow(a, b, top_k=1), arrow(b, c))"),
-))
+arrow = NODES.register(
+    NodeKind(
+        name="arrow",
+        summary="each token to the experts whose strongest direction it lies in; nothing is trained",
+        paper="https://arxiv.org/abs/2405.11157",
+        formula=(
+            "f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest |x . v_i| / T,  v_i = top "
+            "right singular vector of D_i"
+        ),
+        settings=Arrow,
+        join=_join,
+        shares=lambda settings, children: [1 / children] * children,
+        unfoldable="its weights depend on the token, which no weight of a layer does",
+        tensors=_tensors,
+        made=_made,
+        derived=True,
+        examples=(
+            "arrow(a, b, c, top_k=2)",
+            "arrow(a, b, temperature=0.5)",
+            "sum(0.5*c, 2*arrow(a, b, top_k=1))",
+            "arrow(sum(a, -0.5*c), sum(b, -0.5*c), top_k=1)",
+            "stack(arrow(a, b, top_k=1), arrow(b, c))",
+        ),
+    )
+)

@@ -1,4 +1,6 @@
-"""Trees of composition: leaves that name members, nodes of a registered kind, and the part that a subtree adds to a layer."""
+"""Trees of composition: leaves that name members, nodes of a registered kind, and the part that a subtree
+adds to a layer.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ Tree = Leaf | Node
 class Part(NamedTuple):
     """What a subtree of additive members adds to a layer: the sum of what is there.
 
-    ``down`` ``[R, in]`` and ``up`` ``[out, R]``; ``delta`` ``[out, in]``, a change without factors; ``shift`` ``[out]``; and the routes.
+    ``down`` ``[R, in]`` and ``up`` ``[out, R]``; ``delta`` ``[out, in]``, a change without factors; ``shift``
+    ``[out]``; and the routes.
     """
 
     down: Array | None = None
@@ -58,13 +61,15 @@ class Part(NamedTuple):
 class NodeKind(NamedTuple):
     """One kind of node.
 
-    ``join`` combines what the children add at a site (None: nothing there), with the node's own tensors by name. ``evaluate`` and ``fold``
-    combine children of any method, from functions; a router has neither, and says in ``unfoldable`` why no weight can hold it.
-    ``shares`` are the weights of the children in an average of modules that were trained whole. ``torch_only``: why no graph can hold it;
-    ``one_pass``: a sequence must be seen whole. ``tensors`` are the shapes of a node's own tensors at a site of so many present experts;
-    ``made`` their values when the tree is made, with a generator that is the site's own; ``trained`` says that they are parameters.
-    ``shared`` and ``made_shared`` are the same of what all sites have in common; ``weigh`` makes of the model's last hidden states, in a
-    first pass, the weights at layer ``layer``.
+    ``join`` combines what the children add at a site (None: nothing there), with the node's own tensors by
+    name. ``evaluate`` and ``fold`` combine children of any method, from functions; a router has neither, and
+    says in ``unfoldable`` why no weight can hold it. ``shares`` are the weights of the children in an average
+    of modules that were trained whole. ``torch_only``: why no graph can hold it; ``one_pass``: a sequence
+    must be seen whole. ``tensors`` are the shapes of a node's own tensors at a site of so many present
+    experts; ``made`` their values when the tree is made, with a generator that is the site's own; ``trained``
+    says that they are parameters. ``shared`` and ``made_shared`` are the same of what all sites have in
+    common; ``weigh`` makes of the model's last hidden states, in a first pass, the weights at layer
+    ``layer``.
     """
 
     name: str
@@ -108,8 +113,11 @@ def part_of(form: NormalForm, where: str) -> Part:
         Unsupported: it does more than add.
     """
     if form.pre is not None or form.post is not None or form.output_scale is not None:
-        raise Unsupported("this member does more at this site than add to the layer's output", where=where,
-                          remedy="leave it out of the tree, or merge it")
+        raise Unsupported(
+            "this member does more at this site than add to the layer's output",
+            where=where,
+            remedy="leave it out of the tree, or merge it",
+        )
     if form.down is not None and form.up is None:
         return Part(delta=form.down.dense(), shift=form.shift)
     if form.down is None or form.up is None:
@@ -121,8 +129,12 @@ def scaled(part: Part, weight: float) -> Part:
     """The part times a number."""
     if weight == 1:
         return part
-    up, delta, shift = (None if value is None else value * weight for value in (part.up, part.delta, part.shift))
-    return Part(part.down, up, delta, shift, tuple(route._replace(up=route.up * weight) for route in part.routes))
+    up, delta, shift = (
+        None if value is None else value * weight for value in (part.up, part.delta, part.shift)
+    )
+    return Part(
+        part.down, up, delta, shift, tuple(route._replace(up=route.up * weight) for route in part.routes)
+    )
 
 
 def added(parts: Sequence[Part | None]) -> Part | None:
@@ -135,8 +147,13 @@ def added(parts: Sequence[Part | None]) -> Part | None:
     if pairs:
         xp = array_namespace(pairs[0][0])
         down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
-    return Part(down, up, _total([part.delta for part in present]), _total([part.shift for part in present]),
-                tuple(route for part in present for route in part.routes))
+    return Part(
+        down,
+        up,
+        _total([part.delta for part in present]),
+        _total([part.shift for part in present]),
+        tuple(route for part in present for route in part.routes),
+    )
 
 
 def _total(values: Sequence[Array | None]) -> Array | None:
@@ -159,7 +176,8 @@ def as_form(part: Part | None) -> NormalForm:
 
 
 def experts(parts: Sequence[Part | None], absent: bool = False) -> tuple[list[Part], tuple[int, ...]]:
-    """The experts of a router that are there at a site, or all of them with nothing for the ``absent``, and their ranks.
+    """The experts of a router that are there at a site, or all of them with nothing for the ``absent``, and
+    their ranks.
 
     Raises:
         Unsupported: one has no factors, a bias, or a router inside.
@@ -167,8 +185,11 @@ def experts(parts: Sequence[Part | None], absent: bool = False) -> tuple[list[Pa
     present = [Part() if part is None else part for part in parts if part is not None or absent]
     for part in present:
         if part.delta is not None or part.shift is not None or part.routes:
-            raise Unsupported("an expert of a router is a change of low rank, without a bias and without another router inside",
-                              remedy="put the router outermost, or the other members next to it in a sum")
+            raise Unsupported(
+                "an expert of a router is a change of low rank, without a bias and without another "
+                "router inside",
+                remedy="put the router outermost, or the other members next to it in a sum",
+            )
     return present, tuple(0 if part.down is None else int(part.down.shape[0]) for part in present)
 
 

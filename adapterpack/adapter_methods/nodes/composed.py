@@ -1,7 +1,7 @@
 """The method of a composed pack: several adapters under a tree that says how they combine.
 
-The value has the functions of every method, so that nothing else needs to know of trees. A member's parameters carry its name in front
-(``a/lora_A``), a node's own the node's number (``@0/keys``).
+The value has the functions of every method, so that nothing else needs to know of trees. A member's
+parameters carry its name in front (``a/lora_A``), a node's own the node's number (``@0/keys``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,19 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ...errors import Unsupported
-from ..core.base import Forward, Limits, Method, NormalForm, Shared, Storage, Traits, amount, fold, resolve_configs, run
+from ..core.base import (
+    Forward,
+    Limits,
+    Method,
+    NormalForm,
+    Shared,
+    Storage,
+    Traits,
+    amount,
+    fold,
+    resolve_configs,
+    run,
+)
 from ..core.config import SiteConfig
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
@@ -31,7 +43,9 @@ _WIDE = 720720
 
 
 class Spot(NamedTuple):
-    """A node, or a leaf (``member``), at its place in a tree: ``prefix`` begins the names of its own tensors."""
+    """A node, or a leaf (``member``), at its place in a tree: ``prefix`` begins the names of its own
+    tensors.
+    """
 
     member: str | None
     kind: NodeKind | None
@@ -46,12 +60,16 @@ class Spot(NamedTuple):
 
     def every(self) -> list[Spot]:
         """All nodes of the subtree, each before its children."""
-        return [] if self.kind is None else [self, *(spot for child in self.children for spot in child.every())]
+        return (
+            [] if self.kind is None else [self, *(spot for child in self.children for spot in child.every())]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed(SiteConfig):
-    """The hyper-parameters of the members at one site, by name: those that change it. Each composition has a subclass of its own."""
+    """The hyper-parameters of the members at one site, by name: those that change it. Each composition has a
+    subclass of its own.
+    """
 
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -70,15 +88,26 @@ class Composed(SiteConfig):
     @cached_property
     def configs(self) -> dict[str, Any]:
         """The members' own configs."""
-        return {name: self.methods[name].config(**{key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()})
-                for name, cfg in self.members.items()}
+        return {
+            name: self.methods[name].config(
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
+            )
+            for name, cfg in self.members.items()
+        }
 
     @property
     def frozen(self) -> frozenset[str]:
         """Under a router the members stay as they are; else what the members themselves do not train."""
-        routed, site = any(spot.kind is not None and spot.kind.routes for spot in self.spots), Site("", _WIDE, _WIDE)
-        kept = {f"{spot.prefix}{key}" for spot in self.spots if spot.kind is not None and not spot.kind.trained and spot.kind.tensors
-                for key in spot.kind.tensors(spot.settings, 1, site)}
+        routed, site = (
+            any(spot.kind is not None and spot.kind.routes for spot in self.spots),
+            Site("", _WIDE, _WIDE),
+        )
+        kept = {
+            f"{spot.prefix}{key}"
+            for spot in self.spots
+            if spot.kind is not None and not spot.kind.trained and spot.kind.tensors
+            for key in spot.kind.tensors(spot.settings, 1, site)
+        }
         for name, cfg in self.configs.items():
             method = self.methods[name]
             member_params = method.shapes(cfg, site) if routed else cfg.frozen | set(method.traits.frozen)
@@ -87,10 +116,12 @@ class Composed(SiteConfig):
 
 
 def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None) -> Method:
-    """The method of a tree over members, each of the method that ``methods`` names; ``composition`` is what a manifest says of it.
+    """The method of a tree over members, each of the method that ``methods`` names; ``composition`` is what a
+    manifest says of it.
 
     Raises:
-        Unsupported: a member cannot be part of a tree, or not under its router; names it, the node and the way out.
+        Unsupported: a member cannot be part of a tree, or not under its router; names it, the node and the
+            way out.
     """
     spot = _numbered(tree, [0])
     spots = tuple(spot.every())
@@ -98,7 +129,9 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
     _require_outermost(routers)
     linear = _require_members(methods, routers)
     traits_by_member = {name: methods[name].traits for name in methods}
-    config = type("Composed", (Composed,), {"methods": dict(methods), "spots": spots, "__doc__": Composed.__doc__})
+    config = type(
+        "Composed", (Composed,), {"methods": dict(methods), "spots": spots, "__doc__": Composed.__doc__}
+    )
     sharing = [node for node in spots if node.kind is not None and node.kind.shared is not None]
     layers = _ROUTED if routers or not linear else _LINEAR
     return Method(
@@ -113,7 +146,9 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
             low_rank=linear and not routers and all(traits.low_rank for traits in traits_by_member.values()),
             reads_weight=not linear,
             quantizable=not routers and all(traits.quantizable for traits in traits_by_member.values()),
-            layers=tuple(kind for kind in layers if any(kind in traits.layers for traits in traits_by_member.values())),
+            layers=tuple(
+                kind for kind in layers if any(kind in traits.layers for traits in traits_by_member.values())
+            ),
         ),
         shapes=partial(_shapes, spots, methods),
         init=_no_init,
@@ -124,16 +159,30 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
         examples=(),
         storage=Storage(
             makes=partial(_makes, methods),
-            constants=partial(_constants, methods) if any(method.storage.constants for method in methods.values()) else None,
-            resolve=partial(_resolved, methods) if any(method.storage.resolve for method in methods.values()) else None,
+            constants=partial(_constants, methods)
+            if any(method.storage.constants for method in methods.values())
+            else None,
+            resolve=partial(_resolved, methods)
+            if any(method.storage.resolve for method in methods.values())
+            else None,
             shared=Shared(partial(_shared_shapes, sharing), _no_init) if sharing else None,
             composition=composition,
         ),
         limits=Limits(
-            unfoldable="; ".join(dict.fromkeys(f"the node '{router.kind.name}' cannot be folded: {router.kind.unfoldable}"
-                                               for router in routers if router.kind is not None)),
-            torch_only="; ".join(dict.fromkeys(f"the node '{router.kind.name}' has no form in a graph: {router.kind.torch_only}"
-                                               for router in routers if router.kind is not None and router.kind.torch_only)),
+            unfoldable="; ".join(
+                dict.fromkeys(
+                    f"the node '{router.kind.name}' cannot be folded: {router.kind.unfoldable}"
+                    for router in routers
+                    if router.kind is not None
+                )
+            ),
+            torch_only="; ".join(
+                dict.fromkeys(
+                    f"the node '{router.kind.name}' has no form in a graph: {router.kind.torch_only}"
+                    for router in routers
+                    if router.kind is not None and router.kind.torch_only
+                )
+            ),
             one_pass=any(router.kind is not None and router.kind.one_pass for router in routers),
         ),
     )
@@ -148,9 +197,16 @@ def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) ->
     rng = np.random.default_rng([seed, *site.path.encode()])
     values: dict[str, np.ndarray] = {}
     for spot in reversed(spots):  # children first: they are not routers, and need nothing of their own
-        child_parts = [] if spot.kind.made is None else [_part(child, methods, cfg, params, site) for child in spot.children]
+        child_parts = (
+            []
+            if spot.kind.made is None
+            else [_part(child, methods, cfg, params, site) for child in spot.children]
+        )
         if parts := [part for part in child_parts if part is not None]:
-            values |= {f"{spot.prefix}{key}": value for key, value in spot.kind.made(spot.settings, parts, rng).items()}
+            values |= {
+                f"{spot.prefix}{key}": value
+                for key, value in spot.kind.made(spot.settings, parts, rng).items()
+            }
     return values
 
 
@@ -170,7 +226,14 @@ def _numbered(tree: Tree, counter: list[int]) -> Spot:
     prefix = f"@{counter[0]}/"
     counter[0] += 1
     children = tuple(_numbered(child, counter) for child in tree.children)
-    return Spot(None, NODES[tree.kind], tree.settings, children, prefix, frozenset().union(*(child.members for child in children)))
+    return Spot(
+        None,
+        NODES[tree.kind],
+        tree.settings,
+        children,
+        prefix,
+        frozenset().union(*(child.members for child in children)),
+    )
 
 
 def _routers(spots: Sequence[Spot]) -> list[Spot]:
@@ -182,27 +245,49 @@ def _require_outermost(routers: Sequence[Spot]) -> None:
         for child in outer.children:
             if inner := _routers(child.every()):
                 kinds = [spot.kind.name for spot in (outer, inner[0]) if spot.kind is not None]
-                raise Unsupported("an expert of a router is a change of low rank, without another router inside",
-                                  found=f"'{kinds[1]}' below '{kinds[0]}'",
-                                  remedy="put the router outermost, or the other next to it in a sum")
+                raise Unsupported(
+                    "an expert of a router is a change of low rank, without another router inside",
+                    found=f"'{kinds[1]}' below '{kinds[0]}'",
+                    remedy="put the router outermost, or the other next to it in a sum",
+                )
 
 
 def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:
     """Whether all members are added to their layers, so that the tree is one normal form."""
     for name, method in methods.items():
         if method.kind != "weight":
-            raise Unsupported(f"members act on layers, and one of the method '{method.name}' does not", where=name, found=method.kind,
-                              expected="weight", remedy="leave it out of the tree, and make it active together with the composed pack")
-        if method.storage.shared is not None or method.traits.exclusive or not set(method.traits.layers) & set(_LINEAR):
-            raise Unsupported(f"a member of the method '{method.name}' cannot be part of a tree", where=name,
-                              found="its sites share tensors" if method.storage.shared is not None else "it acts alone",
-                              remedy="leave it out of the tree, or merge it")
-    added = {name: method.traits.additive and not method.traits.reads_weight for name, method in methods.items()}
-    if routers and (wrong := [name for name, method in methods.items() if not (added[name] and method.traits.low_rank)]):
+            raise Unsupported(
+                f"members act on layers, and one of the method '{method.name}' does not",
+                where=name,
+                found=method.kind,
+                expected="weight",
+                remedy="leave it out of the tree, and make it active together with the composed pack",
+            )
+        if (
+            method.storage.shared is not None
+            or method.traits.exclusive
+            or not set(method.traits.layers) & set(_LINEAR)
+        ):
+            raise Unsupported(
+                f"a member of the method '{method.name}' cannot be part of a tree",
+                where=name,
+                found="its sites share tensors" if method.storage.shared is not None else "it acts alone",
+                remedy="leave it out of the tree, or merge it",
+            )
+    added = {
+        name: method.traits.additive and not method.traits.reads_weight for name, method in methods.items()
+    }
+    if routers and (
+        wrong := [name for name, method in methods.items() if not (added[name] and method.traits.low_rank)]
+    ):
         names = ", ".join(f"{name} ({methods[name].name})" for name in wrong)
         kinds = ", ".join(f"'{spot.kind.name}'" for spot in routers if spot.kind is not None)
-        raise Unsupported(f"a tree with a router ({kinds}) takes members of low rank that are added to the layer", found=names,
-                          expected="LoRA and its kind", remedy="leave them out, or combine them by sum, parallel or stack")
+        raise Unsupported(
+            f"a tree with a router ({kinds}) takes members of low rank that are added to the layer",
+            found=names,
+            expected="LoRA and its kind",
+            remedy="leave them out, or combine them by sum, parallel or stack",
+        )
     return all(added.values())
 
 
@@ -211,18 +296,29 @@ def _no_init(*_: Any) -> dict[str, Any]:
 
 
 def _params_of(params: Params, prefix: str) -> dict[str, Array]:
-    return {key[len(prefix):]: value for key, value in params.items() if key.startswith(prefix)}
+    return {key[len(prefix) :]: value for key, value in params.items() if key.startswith(prefix)}
 
 
-def _shapes(spots: Sequence[Spot], methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict[str, tuple[int, ...]]:
-    shapes = {f"{name}/{key}": shape for name, config in cfg.configs.items() for key, shape in methods[name].shapes(config, site).items()}
+def _shapes(
+    spots: Sequence[Spot], methods: Mapping[str, Method], cfg: Composed, site: Site
+) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        f"{name}/{key}": shape
+        for name, config in cfg.configs.items()
+        for key, shape in methods[name].shapes(config, site).items()
+    }
     for spot in spots:
         if spot.kind is not None and spot.kind.tensors is not None and (count := spot.present(cfg.configs)):
-            shapes |= {f"{spot.prefix}{key}": shape for key, shape in spot.kind.tensors(spot.settings, count, site).items()}
+            shapes |= {
+                f"{spot.prefix}{key}": shape
+                for key, shape in spot.kind.tensors(spot.settings, count, site).items()
+            }
     return shapes
 
 
-def _part(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> Part | None:
+def _part(
+    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
+) -> Part | None:
     """What a subtree adds at a site, or None where none of its members is there."""
     if spot.members.isdisjoint(cfg.configs):
         return None
@@ -235,11 +331,15 @@ def _part(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Para
     return spot.kind.join(spot.settings, parts, {**_params_of(params, spot.prefix), **masks})
 
 
-def _attached(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> NormalForm:
+def _attached(
+    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
+) -> NormalForm:
     return as_form(_part(spot, methods, cfg, params, site))
 
 
-def _densely(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> NormalForm:
+def _densely(
+    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
+) -> NormalForm:
     """Members that are not additive have no normal form together: their folded change has."""
     weight, bias = site.weight, site.base_bias
     folded, moved = _fold(spot, methods, cfg, params, site, weight, bias, slice(0, site.out_features))
@@ -248,7 +348,14 @@ def _densely(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: P
 
 
 def _forward(
-    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site, base: Forward, x: Array, drop: Forward
+    spot: Spot,
+    methods: Mapping[str, Method],
+    cfg: Composed,
+    params: Params,
+    site: Site,
+    base: Forward,
+    x: Array,
+    drop: Forward,
 ) -> Array:
     def transform(node: Spot) -> Transform:
         if node.members.isdisjoint(cfg.configs):
@@ -257,13 +364,22 @@ def _forward(
             return partial(node.kind.evaluate, node.settings, [transform(child) for child in node.children])
         name = str(node.member)
         member_params = _params_of(params, f"{name}/")
-        return lambda before: lambda value: run(methods[name], cfg.configs[name], member_params, site, before, value, drop)
+        return lambda before: (
+            lambda value: run(methods[name], cfg.configs[name], member_params, site, before, value, drop)
+        )
 
     return transform(spot)(base)(x)
 
 
 def _fold(
-    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice
+    spot: Spot,
+    methods: Mapping[str, Method],
+    cfg: Composed,
+    params: Params,
+    site: Site,
+    weight: Array,
+    bias: Array | None,
+    rows: slice,
 ) -> Folded:
     def folding(node: Spot) -> Folding:
         if node.members.isdisjoint(cfg.configs):
@@ -272,7 +388,9 @@ def _fold(
             return partial(node.kind.fold, node.settings, [folding(child) for child in node.children])
         name = str(node.member)
         member_params = _params_of(params, f"{name}/")
-        return lambda start: fold(methods[name], cfg.configs[name], member_params, site, start[0], start[1], rows)
+        return lambda start: fold(
+            methods[name], cfg.configs[name], member_params, site, start[0], start[1], rows
+        )
 
     return folding(spot)((weight, bias))
 
@@ -289,13 +407,19 @@ def _makes(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
     return sum(amount(methods[name], member_cfg, site) for name, member_cfg in cfg.configs.items())
 
 
-def _resolved(methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:
+def _resolved(
+    methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]
+) -> list[Composed]:
     """Each member's configs, resolved over the sites that it changes."""
     members_by_site: list[dict[str, Any]] = [dict(cfg.members) for cfg in configs]
     for name, method in methods.items():
         if method.storage.resolve is not None:
             there = [number for number, cfg in enumerate(configs) if name in cfg.configs]
-            resolved = resolve_configs(method, [configs[number].configs[name] for number in there], [sites[number] for number in there])
+            resolved = resolve_configs(
+                method,
+                [configs[number].configs[name] for number in there],
+                [sites[number] for number in there],
+            )
             for number, member_cfg in zip(there, resolved, strict=True):
                 members_by_site[number][name] = packed(member_cfg)
     return [type(cfg)(members=members) for cfg, members in zip(configs, members_by_site, strict=True)]
@@ -303,11 +427,18 @@ def _resolved(methods: Mapping[str, Method], configs: Sequence[Composed], sites:
 
 def packed(cfg: Any) -> dict[str, Any]:
     """What a manifest says of a member's config."""
-    return {key: value for key, value in vars(cfg).items()
-            if key in cfg.__dataclass_fields__ and cfg.__dataclass_fields__[key].metadata.get("packed", True) and value != {}}
+    return {
+        key: value
+        for key, value in vars(cfg).items()
+        if key in cfg.__dataclass_fields__
+        and cfg.__dataclass_fields__[key].metadata.get("packed", True)
+        and value != {}
+    }
 
 
-def _shared_shapes(sharing: Sequence[Spot], cfg: Composed, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(
+    sharing: Sequence[Spot], cfg: Composed, sites: Sequence[Site]
+) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for spot in sharing:
         assert spot.kind is not None and spot.kind.shared is not None
@@ -316,11 +447,15 @@ def _shared_shapes(sharing: Sequence[Spot], cfg: Composed, sites: Sequence[Site]
     return shapes
 
 
-def _first_pass(sharing: Sequence[Spot], shared: Params, hidden: Array, layer: int, layers: int) -> dict[str, Array]:
+def _first_pass(
+    sharing: Sequence[Spot], shared: Params, hidden: Array, layer: int, layers: int
+) -> dict[str, Array]:
     """The weights of the experts at one of the adapted layers, as further parameters of that layer."""
     weights: dict[str, Array] = {}
     for spot in sharing:
         weigh: Callable[..., Array] | None = spot.kind.weigh if spot.kind is not None else None
         assert weigh is not None
-        weights[f"{spot.prefix}weights"] = weigh(spot.settings, _params_of(shared, spot.prefix), hidden, layer, layers)
+        weights[f"{spot.prefix}weights"] = weigh(
+            spot.settings, _params_of(shared, spot.prefix), hidden, layer, layers
+        )
     return weights

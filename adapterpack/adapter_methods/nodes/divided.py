@@ -1,6 +1,7 @@
-"""Nodes that divide a batch by rows or positions (AdapterHub's batch_split and split, Poth et al. 2023, arXiv 2311.11077).
+"""Nodes that divide a batch by rows or positions (AdapterHub's batch_split and split, Poth et al. 2023, arXiv
+2311.11077).
 
-    f(x)[i] = f_e(x)[i]  for the child e whose stretch holds row, or position, i
+f(x)[i] = f_e(x)[i]  for the child e whose stretch holds row, or position, i
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Stretches:
     def check(self, children: int) -> None:
         """Raises ValueError unless every child has a stretch."""
         if len(self.sizes) != children:
-            raise ValueError(f"sizes must be {children} whole numbers, one for each child, not {self.sizes!r}")
+            raise ValueError(
+                f"sizes must be {children} whole numbers, one for each child, not {self.sizes!r}"
+            )
         for size in self.sizes:
             require_whole("a size", size)
 
@@ -41,32 +44,44 @@ def _rows(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[st
     return _joined(settings, parts, 0, True)
 
 
-def _positions(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
+def _positions(
+    settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]
+) -> Part | None:
     return _joined(settings, parts, -2, False, tuple(tensors[name] for name in MASKS if name in tensors))
 
 
-batch_split = NODES.register(NodeKind(
-    name="batch_split",
-    summary="the first rows of a batch to the first member, the next to the second, and so on",
-    paper="https://arxiv.org/abs/2311.11077",
-    formula="f(x)[row] = f_e(x)[row]",
-    settings=Stretches,
-    join=_rows,
-    shares=lambda settings, children: [1 / children] * children,
-    unfoldable="rows of one batch have different members, and a weight is the same for all",
-    torch_only="it counts the rows of the batch: export the packs side by side in a bank, where every row names its adapter",
-    examples=("batch_split(a, b, sizes=1:2)",),
-))
-split = NODES.register(NodeKind(
-    name="split",
-    summary="the first positions of every row to the first member, the next to the second, and so on",
-    paper="https://arxiv.org/abs/2311.11077",
-    formula="f(x)[position] = f_e(x)[position]",
-    settings=Stretches,
-    join=_positions,
-    shares=lambda settings, children: [1 / children] * children,
-    unfoldable="positions have different members, and a weight is the same for all",
-    one_pass=True,
-    torch_only="it counts positions from the beginning of a pass, and a graph with a cache begins anew at every token",
-    examples=("split(a, b, sizes=3:4)",),
-))
+batch_split = NODES.register(
+    NodeKind(
+        name="batch_split",
+        summary="the first rows of a batch to the first member, the next to the second, and so on",
+        paper="https://arxiv.org/abs/2311.11077",
+        formula="f(x)[row] = f_e(x)[row]",
+        settings=Stretches,
+        join=_rows,
+        shares=lambda settings, children: [1 / children] * children,
+        unfoldable="rows of one batch have different members, and a weight is the same for all",
+        torch_only=(
+            "it counts the rows of the batch: export the packs side by side in a bank, where every row "
+            "names its adapter"
+        ),
+        examples=("batch_split(a, b, sizes=1:2)",),
+    )
+)
+split = NODES.register(
+    NodeKind(
+        name="split",
+        summary="the first positions of every row to the first member, the next to the second, and so on",
+        paper="https://arxiv.org/abs/2311.11077",
+        formula="f(x)[position] = f_e(x)[position]",
+        settings=Stretches,
+        join=_positions,
+        shares=lambda settings, children: [1 / children] * children,
+        unfoldable="positions have different members, and a weight is the same for all",
+        one_pass=True,
+        torch_only=(
+            "it counts positions from the beginning of a pass, and a graph with a cache begins anew at "
+            "every token"
+        ),
+        examples=("split(a, b, sizes=3:4)",),
+    )
+)

@@ -1,9 +1,11 @@
-"""AdapterFusion: attention of every token over what the experts answer (Pfeiffer et al. 2021, arXiv 2005.00247, section 3.2).
+"""AdapterFusion: attention of every token over what the experts answer (Pfeiffer et al. 2021, arXiv
+2005.00247, section 3.2).
 
     g = softmax over the k largest of (Q x) . (K D_i x),   f(x) = base(x) + sum_i g_i D_i x
 
-Query and key are trained at every layer, the experts are frozen; what is mixed are the answers themselves, as in AdapterHub's static
-fusion, which has no value matrix. K is zero at first: all experts have an equal part, and K is what moves first.
+Query and key are trained at every layer, the experts are frozen; what is mixed are the answers themselves, as
+in AdapterHub's static fusion, which has no value matrix. K is zero at first: all experts have an equal part,
+and K is what moves first.
 """
 
 from __future__ import annotations
@@ -44,7 +46,13 @@ def _join(settings: Fuse, parts: Sequence[Part | None], tensors: Mapping[str, Ar
         return None
     (route,) = part.routes
     query = (route.up.T @ tensors[KEY].T) @ tensors[QUERY]
-    return Part(routes=(route._replace(gate=Attention(query, route.down, widths, min(settings.top_k or len(present), len(present)))),))
+    return Part(
+        routes=(
+            route._replace(
+                gate=Attention(query, route.down, widths, min(settings.top_k or len(present), len(present)))
+            ),
+        )
+    )
 
 
 def _tensors(settings: Fuse, count: int, site: Site) -> dict[str, tuple[int, ...]]:
@@ -59,17 +67,23 @@ def _made(settings: Fuse, parts: Sequence[Part], rng: np.random.Generator) -> di
     return {QUERY: query.astype(np.float32), KEY: np.zeros((settings.size, m), np.float32)}
 
 
-fuse = NODES.register(NodeKind(
-    name="fuse",
-    summary="experts mixed token by token, by a trained attention over what they answer",
-    paper="https://arxiv.org/abs/2005.00247",
-    formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of (Q x) . (K D_i x)",
-    settings=Fuse,
-    join=_join,
-    shares=lambda settings, children: [1 / children] * children,
-    unfoldable="its weights depend on the token, which no weight of a layer does",
-    tensors=_tensors,
-    made=_made,
-    trained=True,
-    examples=("fuse(a, b, c, size=5)", "sum(0.5*a, fuse(b, c, size=3, top_k=1))", "fuse(sum(a, -0.5*b), parallel(b, c), size=4)"),
-))
+fuse = NODES.register(
+    NodeKind(
+        name="fuse",
+        summary="experts mixed token by token, by a trained attention over what they answer",
+        paper="https://arxiv.org/abs/2005.00247",
+        formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of (Q x) . (K D_i x)",
+        settings=Fuse,
+        join=_join,
+        shares=lambda settings, children: [1 / children] * children,
+        unfoldable="its weights depend on the token, which no weight of a layer does",
+        tensors=_tensors,
+        made=_made,
+        trained=True,
+        examples=(
+            "fuse(a, b, c, size=5)",
+            "sum(0.5*a, fuse(b, c, size=3, top_k=1))",
+            "fuse(sum(a, -0.5*b), parallel(b, c), size=4)",
+        ),
+    )
+)

@@ -1,4 +1,5 @@
-"""A trained gate at every layer (mixture of LoRA experts; LoRA-Flow, Wang et al. 2024, arXiv 2402.11455, section 3, has one a block).
+"""A trained gate at every layer (mixture of LoRA experts; LoRA-Flow, Wang et al. 2024, arXiv 2402.11455,
+section 3, has one a block).
 
     g = softmax over the k largest of G x + c,   f(x) = base(x) + sum_i g_i D_i x
 
@@ -43,20 +44,25 @@ def _tensors(settings: Gate, count: int, site: Site) -> dict[str, tuple[int, ...
 
 def _made(settings: Gate, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     assert parts[0].down is not None
-    return {"weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32), "bias": np.zeros(len(parts), np.float32)}
+    return {
+        "weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32),
+        "bias": np.zeros(len(parts), np.float32),
+    }
 
 
-gate = NODES.register(NodeKind(
-    name="gate",
-    summary="experts mixed token by token, by a trained softmax at every layer",
-    paper="https://arxiv.org/abs/2402.11455",
-    formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of G x + c",
-    settings=Gate,
-    join=_join,
-    shares=lambda settings, children: [1 / children] * children,
-    unfoldable="its weights depend on the token, which no weight of a layer does",
-    tensors=_tensors,
-    made=_made,
-    trained=True,
-    examples=("gate(a, b, c, top_k=2)", "sum(a, gate(b, c))"),
-))
+gate = NODES.register(
+    NodeKind(
+        name="gate",
+        summary="experts mixed token by token, by a trained softmax at every layer",
+        paper="https://arxiv.org/abs/2402.11455",
+        formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of G x + c",
+        settings=Gate,
+        join=_join,
+        shares=lambda settings, children: [1 / children] * children,
+        unfoldable="its weights depend on the token, which no weight of a layer does",
+        tensors=_tensors,
+        made=_made,
+        trained=True,
+        examples=("gate(a, b, c, top_k=2)", "sum(a, gate(b, c))"),
+    )
+)

@@ -1,4 +1,5 @@
-"""A node that applies its members in turn, each on the last (AdapterHub's stack, Pfeiffer et al. 2020, arXiv 2007.07779).
+"""A node that applies its members in turn, each on the last (AdapterHub's stack, Pfeiffer et al. 2020, arXiv
+2007.07779).
 
     f = f_n( ... f_2(f_1(base)))
 
@@ -32,15 +33,17 @@ def _folded(settings: Stack, children: Sequence[Folding], start: Folded) -> Fold
     return reduce(lambda inner, child: child(inner), children, start)
 
 
-stack = NODES.register(NodeKind(
-    name="stack",
-    summary="each member changes what the ones before it made of the layer",
-    paper="https://arxiv.org/abs/2007.07779",
-    formula="f = f_n( ... f_2(f_1(base)))",
-    settings=Stack,
-    join=lambda settings, parts, tensors: added(parts),
-    shares=lambda settings, children: [1.0] * children,
-    evaluate=_evaluated,
-    fold=_folded,
-    examples=("stack(a, b)", "stack(sum(0.5*a, b), c)"),
-))
+stack = NODES.register(
+    NodeKind(
+        name="stack",
+        summary="each member changes what the ones before it made of the layer",
+        paper="https://arxiv.org/abs/2007.07779",
+        formula="f = f_n( ... f_2(f_1(base)))",
+        settings=Stack,
+        join=lambda settings, parts, tensors: added(parts),
+        shares=lambda settings, children: [1.0] * children,
+        evaluate=_evaluated,
+        fold=_folded,
+        examples=("stack(a, b)", "stack(sum(0.5*a, b), c)"),
+    )
+)

@@ -1,6 +1,7 @@
-"""Sums of changes: with weights (task arithmetic, Ilharco et al. 2022, arXiv 2212.04089), and the average of the adapted outputs.
+"""Sums of changes: with weights (task arithmetic, Ilharco et al. 2022, arXiv 2212.04089), and the average of
+the adapted outputs.
 
-    f(x) = base(x) + sum_i w_i (f_i(x) - base(x))          parallel: w_i = 1 / n
+f(x) = base(x) + sum_i w_i (f_i(x) - base(x))          parallel: w_i = 1 / n
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ class Sum:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", tuple(map(as_float, self.weights)))  # 1 and 1.0 are one tree, and must be the same bytes
+        # 1 and 1.0 are one tree, and must be the same bytes
+        object.__setattr__(self, "weights", tuple(map(as_float, self.weights)))
 
     def check(self, children: int) -> None:
         """Raises ValueError unless there is a finite weight for every child."""
         if self.weights and len(self.weights) != children:
-            raise ValueError(f"there must be one weight for each of the {children} children, not {len(self.weights)}")
+            raise ValueError(
+                f"there must be one weight for each of the {children} children, not {len(self.weights)}"
+            )
         for weight in self.weights:
             require_number("a weight", weight)
 
@@ -51,7 +55,9 @@ def _even(settings: Parallel, children: int) -> list[float]:
 def _evaluated(weights: Sequence[float], children: Sequence[Transform], base: Forward) -> Forward:
     def forward(x: Array) -> Array:
         y = base(x)
-        return sum((weight * (child(base)(x) - y) for weight, child in zip(weights, children, strict=True)), start=y)
+        return sum(
+            (weight * (child(base)(x) - y) for weight, child in zip(weights, children, strict=True)), start=y
+        )
 
     return forward
 
@@ -68,28 +74,42 @@ def _folded(weights: Sequence[float], children: Sequence[Folding], start: Folded
     return total, offset
 
 
-weighted_sum = NODES.register(NodeKind(
-    name="sum",
-    summary="the changes added up, each with a weight of any sign",
-    paper="https://arxiv.org/abs/2212.04089",
-    formula="f(x) = base(x) + sum_i w_i (f_i(x) - base(x))",
-    settings=Sum,
-    join=lambda settings, parts, tensors: added([None if part is None else scaled(part, weight) for part, weight
-                                             in zip(parts, _sum_weights(settings, len(parts)), strict=True)]),
-    shares=_sum_weights,
-    evaluate=lambda settings, children, base: _evaluated(_sum_weights(settings, len(children)), children, base),
-    fold=lambda settings, children, start: _folded(_sum_weights(settings, len(children)), children, start),
-    examples=("sum(a, b)", "sum(0.7*a, -0.3*b, c)", "sum(0.5*sum(a, -2*b), sum(c), 0.25*a)"),
-))
-parallel = NODES.register(NodeKind(
-    name="parallel",
-    summary="the outputs of the adapted layers, averaged",
-    paper="https://arxiv.org/abs/2007.07779",
-    formula="f(x) = 1/n sum_i f_i(x)",
-    settings=Parallel,
-    join=lambda settings, parts, tensors: added([None if part is None else scaled(part, 1 / len(parts)) for part in parts]),
-    shares=_even,
-    evaluate=lambda settings, children, base: _evaluated(_even(settings, len(children)), children, base),
-    fold=lambda settings, children, start: _folded(_even(settings, len(children)), children, start),
-    examples=("parallel(a, b, c)", "parallel(a, sum(0.5*b, c))"),
-))
+weighted_sum = NODES.register(
+    NodeKind(
+        name="sum",
+        summary="the changes added up, each with a weight of any sign",
+        paper="https://arxiv.org/abs/2212.04089",
+        formula="f(x) = base(x) + sum_i w_i (f_i(x) - base(x))",
+        settings=Sum,
+        join=lambda settings, parts, tensors: added(
+            [
+                None if part is None else scaled(part, weight)
+                for part, weight in zip(parts, _sum_weights(settings, len(parts)), strict=True)
+            ]
+        ),
+        shares=_sum_weights,
+        evaluate=lambda settings, children, base: _evaluated(
+            _sum_weights(settings, len(children)), children, base
+        ),
+        fold=lambda settings, children, start: _folded(
+            _sum_weights(settings, len(children)), children, start
+        ),
+        examples=("sum(a, b)", "sum(0.7*a, -0.3*b, c)", "sum(0.5*sum(a, -2*b), sum(c), 0.25*a)"),
+    )
+)
+parallel = NODES.register(
+    NodeKind(
+        name="parallel",
+        summary="the outputs of the adapted layers, averaged",
+        paper="https://arxiv.org/abs/2007.07779",
+        formula="f(x) = 1/n sum_i f_i(x)",
+        settings=Parallel,
+        join=lambda settings, parts, tensors: added(
+            [None if part is None else scaled(part, 1 / len(parts)) for part in parts]
+        ),
+        shares=_even,
+        evaluate=lambda settings, children, base: _evaluated(_even(settings, len(children)), children, base),
+        fold=lambda settings, children, start: _folded(_even(settings, len(children)), children, start),
+        examples=("parallel(a, b, c)", "parallel(a, sum(0.5*b, c))"),
+    )
+)

@@ -1,6 +1,7 @@
 """Reads and writes trees of composition as JSON values, checked and within limits.
 
-A leaf is ``{"member": "a"}``, a node ``{"kind": "sum", "of": [...], "weights": [...]}`` with the settings of its kind.
+A leaf is ``{"member": "a"}``, a node ``{"kind": "sum", "of": [...], "weights": [...]}`` with the settings of
+its kind.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def decode(value: Any) -> Tree:
     """The tree that a JSON value says.
 
     Raises:
-        FormatError: it is malformed, too deep or too large; ``where`` is the JSON pointer inside of ``value``.
+        FormatError: it is malformed, too deep or too large; ``where`` is the JSON pointer inside of
+            ``value``.
 
     Example:
         >>> decode({"kind": "parallel", "of": [{"member": "a"}, {"member": "b"}]}).kind
@@ -33,29 +35,54 @@ def decode(value: Any) -> Tree:
     """
     tree = _decode(value, "", 1)
     if (count := len(list(leaves(tree)))) > MAX_LEAVES:
-        raise FormatError("the tree has too many leaves", where="", expected=f"at most {MAX_LEAVES}", found=count,
-                          remedy="compose in two steps")
+        raise FormatError(
+            "the tree has too many leaves",
+            where="",
+            expected=f"at most {MAX_LEAVES}",
+            found=count,
+            remedy="compose in two steps",
+        )
     return tree
 
 
 def _decode(value: Any, where: str, depth: int) -> Tree:
     if depth > MAX_DEPTH:
-        raise FormatError("the tree is too deep", where=where, expected=f"at most {MAX_DEPTH} levels",
-                          remedy="write sums of sums as one sum")
+        raise FormatError(
+            "the tree is too deep",
+            where=where,
+            expected=f"at most {MAX_DEPTH} levels",
+            remedy="write sums of sums as one sum",
+        )
     if not isinstance(value, dict):
-        raise FormatError("a part of the tree is neither a member nor a node", where=where, expected="an object", found=repr(value)[:80])
+        raise FormatError(
+            "a part of the tree is neither a member nor a node",
+            where=where,
+            expected="an object",
+            found=repr(value)[:80],
+        )
     if "member" in value:
         name = value["member"]
         if value.keys() != {"member"} or not isinstance(name, str) or not MEMBER.fullmatch(name):
-            raise FormatError("a leaf holds the name of a member and nothing else", where=where, found=repr(value)[:80],
-                              expected="letters, digits, _ and -, at most 64")
+            raise FormatError(
+                "a leaf holds the name of a member and nothing else",
+                where=where,
+                found=repr(value)[:80],
+                expected="letters, digits, _ and -, at most 64",
+            )
         return Leaf(name)
     kind = kind_named(value.get("kind"), where)
     below = value.get("of")
     if not isinstance(below, list) or not 0 < len(below) <= MAX_LEAVES:
-        raise FormatError("a node needs children", where=where, expected=f"'of' with 1 to {MAX_LEAVES} of them", found=repr(below)[:80])
+        raise FormatError(
+            "a node needs children",
+            where=where,
+            expected=f"'of' with 1 to {MAX_LEAVES} of them",
+            found=repr(below)[:80],
+        )
     children = tuple(_decode(child, f"{where}/of/{number}", depth + 1) for number, child in enumerate(below))
-    return node(kind, children, {key: item for key, item in value.items() if key not in {"kind", "of"}}, where)
+    return node(
+        kind, children, {key: item for key, item in value.items() if key not in {"kind", "of"}}, where
+    )
 
 
 def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], where: str) -> Node:
@@ -67,10 +94,17 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
     names = [field.name for field in dataclasses.fields(kind.settings)]
     for name in settings:
         if name not in names:
-            raise FormatError(f"a node of kind {kind.name} has no such setting", where=where, found=repr(name)[:80],
-                              expected=", ".join(names), remedy=nearest(name, names))
+            raise FormatError(
+                f"a node of kind {kind.name} has no such setting",
+                where=where,
+                found=repr(name)[:80],
+                expected=", ".join(names),
+                remedy=nearest(name, names),
+            )
     try:
-        made = kind.settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+        made = kind.settings(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        )
         made.check(len(children))
     except (TypeError, ValueError) as error:
         raise FormatError(f"a setting of {kind.name} cannot be used: {error}", where=where) from error
@@ -84,8 +118,13 @@ def kind_named(name: Any, where: str) -> NodeKind:
         FormatError: there is none.
     """
     if not isinstance(name, str) or name not in NODES:
-        raise FormatError("unknown kind of node", where=where, found=repr(name)[:80], expected=", ".join(NODES),
-                          remedy=nearest(str(name), NODES))
+        raise FormatError(
+            "unknown kind of node",
+            where=where,
+            found=repr(name)[:80],
+            expected=", ".join(NODES),
+            remedy=nearest(str(name), NODES),
+        )
     return NODES[name]
 
 
@@ -116,8 +155,11 @@ def as_text(tree: Tree) -> str:
     below = [as_text(child) for child in tree.children]
     if weights:
         below = [f"{weight:g}*{text}" for weight, text in zip(weights, below, strict=True)]
-    set_ = [f"{field.name}={_value(getattr(tree.settings, field.name))}" for field in dataclasses.fields(tree.settings)
-            if field.name != "weights" and getattr(tree.settings, field.name) != field.default]
+    set_ = [
+        f"{field.name}={_value(getattr(tree.settings, field.name))}"
+        for field in dataclasses.fields(tree.settings)
+        if field.name != "weights" and getattr(tree.settings, field.name) != field.default
+    ]
     return f"{tree.kind}({', '.join([*below, *set_])})"
 
 
@@ -145,11 +187,15 @@ def nodes(tree: Tree) -> Iterator[Node]:
 
 
 def shares(tree: Tree) -> dict[str, float]:
-    """How much of each member there is: the products of the weights on the way down, of a router equal parts."""
+    """How much of each member there is: the products of the weights on the way down, of a router equal
+    parts.
+    """
     if isinstance(tree, Leaf):
         return {tree.member: 1.0}
     total: dict[str, float] = {}
-    for weight, child in zip(NODES[tree.kind].shares(tree.settings, len(tree.children)), tree.children, strict=True):
+    for weight, child in zip(
+        NODES[tree.kind].shares(tree.settings, len(tree.children)), tree.children, strict=True
+    ):
         for member, share in shares(child).items():
             total[member] = total.get(member, 0.0) + weight * share
     return total
@@ -157,5 +203,10 @@ def shares(tree: Tree) -> dict[str, float]:
 
 def traits(kind: NodeKind) -> dict[str, bool]:
     """What a kind of node can do, for the catalogue."""
-    return {"folds": not kind.routes, "in_graphs": not kind.torch_only, "routes": kind.routes, "trained": kind.trained,
-            "any_member": kind.evaluate is not None}
+    return {
+        "folds": not kind.routes,
+        "in_graphs": not kind.torch_only,
+        "routes": kind.routes,
+        "trained": kind.trained,
+        "any_member": kind.evaluate is not None,
+    }

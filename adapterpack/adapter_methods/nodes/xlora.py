@@ -1,9 +1,11 @@
-"""X-LoRA: experts weighted by a classifier of the hidden states of a first pass (Buehler and Buehler 2024, arXiv 2402.07148, section 2).
+"""X-LoRA: experts weighted by a classifier of the hidden states of a first pass (Buehler and Buehler 2024,
+arXiv 2402.07148, section 2).
 
-    h = last hidden states of the base alone,   g = softmax(classifier(h) / T),   f(x) = base(x) + s * sum_i g_i D_i x
+    h = last hidden states of the base alone,   g = softmax(classifier(h) / T),   f(x) = base(x) + s * sum_i
+    g_i D_i x
 
-The classifier is one for the whole model, linear or with ReLU between; ``layerwise`` gives every adapted layer weights of its own. The
-experts and the base are frozen, and no gradient flows through the first pass.
+The classifier is one for the whole model, linear or with ReLU between; ``layerwise`` gives every adapted
+layer weights of its own. The experts and the base are frozen, and no gradient flows through the first pass.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from .registry import NODES
 
 @dataclass(frozen=True)
 class XLoRA:
-    """The classifier: ``depth`` linear layers, ``size`` wide between, on hidden states of width ``hidden`` (0: the base's own).
+    """The classifier: ``depth`` linear layers, ``size`` wide between, on hidden states of width ``hidden``
+    (0: the base's own).
 
-    ``scale`` multiplies all weights. With ``top_k`` the largest weights count and the others are zero; ``softmax_topk`` then makes
-    them sum to one.
+    ``scale`` multiplies all weights. With ``top_k`` the largest weights count and the others are zero;
+    ``softmax_topk`` then makes them sum to one.
     """
 
     hidden: int = 0
@@ -47,7 +50,12 @@ class XLoRA:
 
     def check(self, children: int) -> None:
         """Raises ValueError unless all can be used."""
-        for name, least, most in (("hidden", 0, 1 << 20), ("depth", 1, 32), ("size", 1, 1 << 20), ("top_k", 0, WIDEST)):
+        for name, least, most in (
+            ("hidden", 0, 1 << 20),
+            ("depth", 1, 32),
+            ("size", 1, 1 << 20),
+            ("top_k", 0, WIDEST),
+        ):
             require_whole(name, getattr(self, name), least, most)
         for name in ("layerwise", "softmax", "softmax_topk"):
             require_flag(name, getattr(self, name))
@@ -70,11 +78,16 @@ def _made_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Genera
     """Uniform within ``1 / sqrt(width)``, as torch's linear layers begin."""
     shapes = _shared(settings, count, layers)
     bounds = {name: 1 / math.sqrt(shapes[name.replace("bias", "weight")][1]) for name in shapes}
-    return {name: rng.uniform(-bounds[name], bounds[name], shape).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: rng.uniform(-bounds[name], bounds[name], shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def weigh(settings: XLoRA, tensors: Mapping[str, Array], hidden: Array, layer: int, layers: int) -> Array:
-    """The weights at one layer, ``[batch, positions, experts]``, from the last hidden states ``[batch, positions, hidden]``."""
+    """The weights at one layer, ``[batch, positions, experts]``, from the last hidden states ``[batch,
+    positions, hidden]``.
+    """
     xp = array_namespace(hidden)
     value = hidden
     for number in range(settings.depth):
@@ -110,22 +123,32 @@ def _join(settings: XLoRA, parts: Sequence[Part | None], tensors: Mapping[str, A
     return None if part is None else scaled(part, settings.scale)
 
 
-xlora = NODES.register(NodeKind(
-    name="xlora",
-    summary="experts mixed token by token, by a trained classifier of the base's last hidden states; two passes",
-    paper="https://arxiv.org/abs/2402.07148",
-    formula="f(x) = base(x) + s sum_i g_i D_i x,  g = softmax(classifier(h) / T),  h = last hidden states of the base",
-    settings=XLoRA,
-    join=_join,
-    shares=lambda settings, children: [1 / children] * children,
-    unfoldable="its weights come from a first pass over the same tokens",
-    torch_only="its weights come from a first pass over the same tokens",
-    one_pass=True,
-    trained=True,
-    shared=_shared,
-    made_shared=_made_shared,
-    weigh=weigh,
-    examples=("xlora(a, b, c)",
-              "xlora(a, b, c, depth=3, size=9, layerwise=true, top_k=2)",
-              "sum(0.5*a, xlora(b, c, top_k=1, softmax_topk=true))"),
-))
+xlora = NODES.register(
+    NodeKind(
+        name="xlora",
+        summary=(
+            "experts mixed token by token, by a trained classifier of the base's last hidden states; two "
+            "passes"
+        ),
+        paper="https://arxiv.org/abs/2402.07148",
+        formula=(
+            "f(x) = base(x) + s sum_i g_i D_i x,  g = softmax(classifier(h) / T),  h = last hidden states "
+            "of the base"
+        ),
+        settings=XLoRA,
+        join=_join,
+        shares=lambda settings, children: [1 / children] * children,
+        unfoldable="its weights come from a first pass over the same tokens",
+        torch_only="its weights come from a first pass over the same tokens",
+        one_pass=True,
+        trained=True,
+        shared=_shared,
+        made_shared=_made_shared,
+        weigh=weigh,
+        examples=(
+            "xlora(a, b, c)",
+            "xlora(a, b, c, depth=3, size=9, layerwise=true, top_k=2)",
+            "sum(0.5*a, xlora(b, c, top_k=1, softmax_topk=true))",
+        ),
+    )
+)

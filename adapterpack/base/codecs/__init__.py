@@ -1,1 +1,3 @@
-"""Reads and writes weights, plain or in the formats of quantized checkpoints, without the libraries of these formats."""
+"""Reads and writes weights, plain or in the formats of quantized checkpoints, without the libraries of these
+formats.
+"""

@@ -1,5 +1,5 @@
-"""Reads and writes AWQ weights in the layout of AutoAWQ's GEMM kernels (arXiv 2306.00978): ``scale[g] * (code - zero[g])``, 4 bits,
-eight outputs in a word.
+"""Reads and writes AWQ weights in the layout of AutoAWQ's GEMM kernels (arXiv 2306.00978): ``scale[g] * (code
+- zero[g])``, 4 bits, eight outputs in a word.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def match(base: Checkpoint) -> list[Weight]:
         raise unreadable("awq", base, "bits", width, 4)
     if version != "gemm":
         raise unreadable("awq", base, "version", version, "gemm")
-    return [_weight(module, bool(config.get("zero_point", True))) for module in modules_with(base, "awq", ".qweight")]
+    return [
+        _weight(module, bool(config.get("zero_point", True)))
+        for module in modules_with(base, "awq", ".qweight")
+    ]
 
 
 def _weight(module: ModuleTensors, asymmetric: bool) -> Weight:
@@ -39,27 +42,47 @@ def _weight(module: ModuleTensors, asymmetric: bool) -> Weight:
     scales = module.part("scales", ("F16", "BF16", "F32"), (None, rows))
     groups, dtype = base.stored[scales].shape[0], base.stored[scales].dtype
     if not rows or not groups or columns % groups:
-        raise FormatError("the scales do not fit the weight", where=f"{base.folder}, {scales}", found=f"{groups} groups",
-                          expected=f"a divisor of {columns} inputs")
+        raise FormatError(
+            "the scales do not fit the weight",
+            where=f"{base.folder}, {scales}",
+            found=f"{groups} groups",
+            expected=f"a divisor of {columns} inputs",
+        )
     parts = {"codes": codes, "scale": scales, "zero": module.part("qzeros", ("I32", "U32"), (groups, words))}
     levels, round_scales = integers(0, 15, np.uint8, (0, 15)), rounded(DTYPES[dtype])
-    return Weight("awq", f"{module.path}.weight", (rows, columns), dtype, parts,
-                  Grid(levels if asymmetric else fixed_zero(levels, 0, 15, 8), Groups(columns // groups)),
-                  _unpack, _pack, lambda _, __, *fitted: round_scales(*fitted), 8)
+    return Weight(
+        "awq",
+        f"{module.path}.weight",
+        (rows, columns),
+        dtype,
+        parts,
+        Grid(levels if asymmetric else fixed_zero(levels, 0, 15, 8), Groups(columns // groups)),
+        _unpack,
+        _pack,
+        lambda _, __, *fitted: round_scales(*fitted),
+        8,
+    )
 
 
 def _unpack(parts: Parts, rows: slice) -> QuantizedRows:
     at, count = _words(rows), rows.stop - rows.start
-    return QuantizedRows(_unpack_words(parts["codes"][:, at], count), parts["scale"][:, rows].T.astype(np.float32),
-                 _unpack_words(parts["zero"][:, at], count).astype(np.float32))
+    return QuantizedRows(
+        _unpack_words(parts["codes"][:, at], count),
+        parts["scale"][:, rows].T.astype(np.float32),
+        _unpack_words(parts["zero"][:, at], count).astype(np.float32),
+    )
 
 
 def _pack(parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
     assert quantized.zero is not None
     at = _words(rows)
-    return [PartUpdate("codes", slice(0, len(parts["codes"])), _pack_words(quantized.codes), at),
-            PartUpdate("scale", slice(0, len(parts["scale"])), quantized.scale.T.astype(parts["scale"].dtype), rows),
-            PartUpdate("zero", slice(0, len(parts["zero"])), _pack_words(quantized.zero.astype(np.uint8)), at)]
+    return [
+        PartUpdate("codes", slice(0, len(parts["codes"])), _pack_words(quantized.codes), at),
+        PartUpdate(
+            "scale", slice(0, len(parts["scale"])), quantized.scale.T.astype(parts["scale"].dtype), rows
+        ),
+        PartUpdate("zero", slice(0, len(parts["zero"])), _pack_words(quantized.zero.astype(np.uint8)), at),
+    ]
 
 
 def _words(rows: slice) -> slice:

@@ -1,6 +1,8 @@
-"""The interface of a codec, which finds the weights of a quantized format in a checkpoint, and decodes and encodes rows of them.
+"""The interface of a codec, which finds the weights of a quantized format in a checkpoint, and decodes and
+encodes rows of them.
 
-A weight may be stored in several tensors, its *parts*; the codec gives each a role. A merge deals with weights only.
+A weight may be stored in several tensors, its *parts*; the codec gives each a role. A merge deals with
+weights only.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Weight:
         grid: levels and groups of its codes.
         unpack: reads the codes of rows, as ``[n, in]`` or, in the same order, with one row for each group.
         pack: turns the codes of rows into updates of the parts.
-        round_scales: rounds scales and zero points of rows to values that can be stored; None where they cannot be changed.
+        round_scales: rounds scales and zero points of rows to values that can be stored; None where they
+            cannot be changed.
         read_only_reason: why it cannot be written, or None if it can.
     """
 
@@ -57,12 +60,19 @@ class Weight:
         return self.grid.decode(self.unpack(parts, rows)).reshape(-1)[:count].reshape(-1, self.shape[1])
 
     def encode(self, parts: Parts, rows: slice, values: Rows) -> tuple[list[PartUpdate], Rows, float]:
-        """The updates that store ``values`` with the least error, the values as stored, and the expected squared error of the old grid."""
+        """The updates that store ``values`` with the least error, the values as stored, and the expected
+        squared error of the old grid.
+        """
         stored = self.unpack(parts, rows)
         before = self.grid.decode(stored)
         wanted = before.copy()  # a last block may be longer than the rows
         wanted.reshape(-1)[: values.size] = values.reshape(-1)
-        encoded = self.grid.encode(wanted, before, stored, None if self.round_scales is None else partial(self.round_scales, parts, rows))
+        encoded = self.grid.encode(
+            wanted,
+            before,
+            stored,
+            None if self.round_scales is None else partial(self.round_scales, parts, rows),
+        )
         after = self.grid.decode(encoded).reshape(-1)[: values.size].reshape(values.shape)
         return self.pack(parts, rows, encoded), after, self.grid.noise(stored)
 
@@ -70,7 +80,8 @@ class Weight:
 class Codec(NamedTuple):
     """A format of quantized checkpoints; ``name`` is its ``quant_method`` in ``config.json``.
 
-    ``match`` lists the weights of this format in a checkpoint, or raises :class:`Unsupported` for a variety of it that cannot be read.
+    ``match`` lists the weights of this format in a checkpoint, or raises :class:`Unsupported` for a variety
+    of it that cannot be read.
     """
 
     name: str
@@ -85,7 +96,13 @@ class ModuleTensors(NamedTuple):
     codec: str
     path: str
 
-    def part(self, role: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...] | None = None, bare: bool = False) -> str:
+    def part(
+        self,
+        role: str,
+        dtypes: tuple[str, ...],
+        shape: tuple[int | None, ...] | None = None,
+        bare: bool = False,
+    ) -> str:
         """The name of a part, after checking its dtype and shape; None in ``shape`` stands for any extent.
 
         Raises:
@@ -94,13 +111,27 @@ class ModuleTensors(NamedTuple):
         name = f"{self.path}{role}" if bare else f"{self.path}.{role}"
         info = self.base.stored.get(name)
         if info is None:
-            raise FormatError(f"a tensor of this {self.codec} weight is missing", where=self.base.folder, expected=name,
-                              remedy="fetch the checkpoint again")
-        fits = shape is None or (len(shape) == len(info.shape) and all(a in (None, b) for a, b in zip(shape, info.shape, strict=True)))
+            raise FormatError(
+                f"a tensor of this {self.codec} weight is missing",
+                where=self.base.folder,
+                expected=name,
+                remedy="fetch the checkpoint again",
+            )
+        fits = shape is None or (
+            len(shape) == len(info.shape)
+            and all(a in (None, b) for a, b in zip(shape, info.shape, strict=True))
+        )
         if info.dtype not in dtypes or not fits:
-            wanted = " or ".join(dtypes) + ("" if shape is None else f" {['any' if n is None else n for n in shape]}")
-            raise FormatError(f"a tensor is not what the {self.codec} format says", where=f"{self.base.folder}, {name}", expected=wanted,
-                              found=f"{info.dtype} {list(info.shape)}", remedy="check the quantization settings in config.json")
+            wanted = " or ".join(dtypes) + (
+                "" if shape is None else f" {['any' if n is None else n for n in shape]}"
+            )
+            raise FormatError(
+                f"a tensor is not what the {self.codec} format says",
+                where=f"{self.base.folder}, {name}",
+                expected=wanted,
+                found=f"{info.dtype} {list(info.shape)}",
+                remedy="check the quantization settings in config.json",
+            )
         return name
 
     def has(self, role: str) -> bool:
@@ -118,10 +149,19 @@ class ModuleTensors(NamedTuple):
 
 def modules_with(base: Checkpoint, codec: str, ending: str) -> list[ModuleTensors]:
     """The modules with a tensor whose name ends with ``ending``, such as ``.qweight``."""
-    return [ModuleTensors(base, codec, name.removesuffix(ending)) for name in base.stored if name.endswith(ending)]
+    return [
+        ModuleTensors(base, codec, name.removesuffix(ending)) for name in base.stored if name.endswith(ending)
+    ]
 
 
-def unreadable(codec: str, base: Checkpoint, what: str, found: object, expected: object = None) -> Unsupported:
+def unreadable(
+    codec: str, base: Checkpoint, what: str, found: object, expected: object = None
+) -> Unsupported:
     """The error for a variety of a format that cannot be read."""
-    return Unsupported(f"this form of {codec} is not read: {what}", where=base.folder, found=found, expected=expected,
-                       remedy="merge into the original checkpoint and quantize the result, or keep the adapter unmerged")
+    return Unsupported(
+        f"this form of {codec} is not read: {what}",
+        where=base.folder,
+        found=found,
+        expected=expected,
+        remedy="merge into the original checkpoint and quantize the result, or keep the adapter unmerged",
+    )

@@ -6,7 +6,8 @@ import numpy as np
 
 
 def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The first ``count`` integers of each row of ``words`` ``[n, m]`` (int32 or uint32), as uint8 ``[n, count]``.
+    """The first ``count`` integers of each row of ``words`` ``[n, m]`` (int32 or uint32), as uint8 ``[n,
+    count]``.
 
     Example:
         >>> unpack(np.array([[0x21]], np.uint32), 4, 3).tolist()
@@ -17,7 +18,7 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     values = np.empty((len(words), whole), np.uint8)
     for at in range(_period(bits)):
         word, shift = divmod(at * bits, 32)
-        field = words[:, word::_stride(bits)] >> np.uint32(shift)
+        field = words[:, word :: _stride(bits)] >> np.uint32(shift)
         if shift + bits > 32:
             field = field | words[:, word + 1 :: _stride(bits)] << np.uint32(32 - shift)
         values[:, at :: _period(bits)] = field & mask
@@ -25,7 +26,8 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:
-    """Words ``[n, ceil(count * bits / 32)]`` (int32) of integers ``[n, count]`` that fit into ``bits``; the rest of the last word is zero.
+    """Words ``[n, ceil(count * bits / 32)]`` (int32) of integers ``[n, count]`` that fit into ``bits``; the
+    rest of the last word is zero.
 
     Example:
         >>> pack(np.array([[1, 2, 0]]), 4).tolist()

@@ -1,6 +1,7 @@
 """Reads and writes bitsandbytes weights: int8 here, 4 bits in :mod:`.bnb4`; a checkpoint may mix the two.
 
-In 8 bits (LLM.int8, arXiv 2208.07339) a value is a signed byte and every row has a scale: ``code * SCB / 127``.
+In 8 bits (LLM.int8, arXiv 2208.07339) a value is a signed byte and every row has a scale: ``code * SCB /
+127``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from .storage import PartUpdate
 
 _UNIT = np.float32(1 / 127)
 _BYTES = integers(-127, 127, np.int8)
-LEVELS = _BYTES._replace(value=lambda codes: codes.astype(np.float32) * _UNIT, nearest=lambda level: _BYTES.nearest(level * 127),
-                         fit=lambda low, high: (np.maximum(np.abs(low), np.abs(high)), None), width=lambda codes: np.full((1, 1), _UNIT),
-                         span=Span(-127, 127, 1 / 127))
+LEVELS = _BYTES._replace(
+    value=lambda codes: codes.astype(np.float32) * _UNIT,
+    nearest=lambda level: _BYTES.nearest(level * 127),
+    fit=lambda low, high: (np.maximum(np.abs(low), np.abs(high)), None),
+    width=lambda codes: np.full((1, 1), _UNIT),
+    span=Span(-127, 127, 1 / 127),
+)
 
 
 def _match_int8(base: Checkpoint) -> list[Weight]:
@@ -34,12 +39,26 @@ def _int8_weight(module: ModuleTensors) -> Weight:
     if module.has("weight_format"):
         parts["format"] = module.part("weight_format", ("U8",), ())
         if int(base.read(parts["format"])) != 0:
-            raise unreadable(module.codec, base, "its rows are not stored one after the other", parts["format"], "weight_format 0")
+            raise unreadable(
+                module.codec,
+                base,
+                "its rows are not stored one after the other",
+                parts["format"],
+                "weight_format 0",
+            )
     if not rows or not columns:
         raise FormatError("an empty weight", where=f"{base.folder}, {codes}")
-    return Weight(module.codec, codes, (rows, columns), "F32", parts, Grid(LEVELS, Groups(columns)),
-                  lambda stored, at: QuantizedRows(stored["codes"][at], stored["scale"][at, None]), _pack_int8,
-                  lambda stored, at, *fitted: fitted)
+    return Weight(
+        module.codec,
+        codes,
+        (rows, columns),
+        "F32",
+        parts,
+        Grid(LEVELS, Groups(columns)),
+        lambda stored, at: QuantizedRows(stored["codes"][at], stored["scale"][at, None]),
+        _pack_int8,
+        lambda stored, at, *fitted: fitted,
+    )
 
 
 def _pack_int8(parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:

@@ -1,8 +1,10 @@
-"""Reads and writes 4-bit bitsandbytes weights: NF4 and FP4, with and without double quantization (QLoRA, arXiv 2305.14314, section 3).
+"""Reads and writes 4-bit bitsandbytes weights: NF4 and FP4, with and without double quantization (QLoRA,
+arXiv 2305.14314, section 3).
 
-Codes of the flattened weight lie two in a byte, the first in the high half. Every ``blocksize`` of them share an ``absmax``; with double
-quantization it is a code, in blocks of ``nested_blocksize``: ``nested_quant_map[code] * nested_absmax + nested_offset``. A merge leaves
-the offset and ``nested_absmax`` as they are.
+Codes of the flattened weight lie two in a byte, the first in the high half. Every ``blocksize`` of them share
+an ``absmax``; with double quantization it is a code, in blocks of ``nested_blocksize``:
+``nested_quant_map[code] * nested_absmax + nested_offset``. A merge leaves the offset and ``nested_absmax`` as
+they are.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 def match(base: Checkpoint) -> list[Weight]:
     """The weights of modules with a ``quant_state``."""
-    return [_weight(module, kind) for kind in ("nf4", "fp4") for module in modules_with(base, f"bitsandbytes {kind}", f"{_STATE}{kind}")]
+    return [
+        _weight(module, kind)
+        for kind in ("nf4", "fp4")
+        for module in modules_with(base, f"bitsandbytes {kind}", f"{_STATE}{kind}")
+    ]
 
 
 def _weight(module: ModuleTensors, kind: str) -> Weight:
@@ -37,21 +43,43 @@ def _weight(module: ModuleTensors, kind: str) -> Weight:
     blocks = -(-rows * columns // block)
     packed = module.part("weight", tuple({"U8", *FLOATS}))
     if base.stored[packed].nbytes != -(-rows * columns // 2):
-        raise FormatError("the packed weight does not fit its shape", where=f"{base.folder}, {packed}", found=base.stored[packed].nbytes,
-                          expected=f"{-(-rows * columns // 2)} bytes")
-    parts = {"codes": packed, "absmax": module.part("weight.absmax", ("U8",) if nested else ("F32",), (blocks,)),
-             "map": module.part("weight.quant_map", ("F32",), (16,)), "state": state_name}
+        raise FormatError(
+            "the packed weight does not fit its shape",
+            where=f"{base.folder}, {packed}",
+            found=base.stored[packed].nbytes,
+            expected=f"{-(-rows * columns // 2)} bytes",
+        )
+    parts = {
+        "codes": packed,
+        "absmax": module.part("weight.absmax", ("U8",) if nested else ("F32",), (blocks,)),
+        "map": module.part("weight.quant_map", ("F32",), (16,)),
+        "state": state_name,
+    }
     if nested:
         size, _ = nested
-        parts |= {"nested": module.part("weight.nested_absmax", ("F32",), (-(-blocks // size),)),
-                  "nested_map": module.part("weight.nested_quant_map", ("F32",), (256,))}
+        parts |= {
+            "nested": module.part("weight.nested_absmax", ("F32",), (-(-blocks // size),)),
+            "nested_map": module.part("weight.nested_quant_map", ("F32",), (256,)),
+        }
     levels = np.array(base.read(parts["map"]))
     if not np.isfinite(levels).all() or not 0 < np.abs(levels).max() <= 1:
-        raise FormatError("a table of levels must be numbers from -1 to 1", where=f"{base.folder}, {parts['map']}")
+        raise FormatError(
+            "a table of levels must be numbers from -1 to 1", where=f"{base.folder}, {parts['map']}"
+        )
     layout = _Layout(columns, block, nested)
     unit = math.lcm(columns, block, 2) // columns
-    return Weight(module.codec, f"{module.path}.weight", (rows, columns), dtype, parts, Grid(table(levels), Groups(block)),
-                  partial(_unpack, layout), partial(_pack, layout), partial(_round_scales, layout), min(rows, unit))
+    return Weight(
+        module.codec,
+        f"{module.path}.weight",
+        (rows, columns),
+        dtype,
+        parts,
+        Grid(table(levels), Groups(block)),
+        partial(_unpack, layout),
+        partial(_pack, layout),
+        partial(_round_scales, layout),
+        min(rows, unit),
+    )
 
 
 class _Layout(NamedTuple):
@@ -73,13 +101,23 @@ def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, 
     shape, block, size = state.get("shape"), state.get("blocksize"), state.get("nested_blocksize")
     offset = state.get("nested_offset")
     sizes = [block] if size is None else [block, size]
-    if not (isinstance(shape, list) and shape and all(type(n) is int and 0 < n < 1 << 32 for n in shape)
-            and all(type(n) is int and 2 <= n <= 1 << 16 and n % 2 == 0 for n in sizes)
-            and (size is None or (isinstance(offset, float | int) and math.isfinite(offset)))):
+    if not (
+        isinstance(shape, list)
+        and shape
+        and all(type(n) is int and 0 < n < 1 << 32 for n in shape)
+        and all(type(n) is int and 2 <= n <= 1 << 16 and n % 2 == 0 for n in sizes)
+        and (size is None or (isinstance(offset, float | int) and math.isfinite(offset)))
+    ):
         raise FormatError("a quantization state with impossible values", where=where, found=repr(state)[:200])
     if len(shape) != 2:
         raise unreadable(module.codec, module.base, "a weight that is no matrix", f"{name} {shape}")
-    return shape[0], shape[1], block, None if size is None else (size, float(offset)), _DTYPES.get(state.get("dtype"), "F32")
+    return (
+        shape[0],
+        shape[1],
+        block,
+        None if size is None else (size, float(offset)),
+        _DTYPES.get(state.get("dtype"), "F32"),
+    )
 
 
 def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
@@ -100,7 +138,9 @@ def _pack(layout: _Layout, parts: Parts, rows: slice, quantized: QuantizedRows) 
     return [PartUpdate("codes", slice(start, start + len(packed)), packed), PartUpdate("absmax", at, absmax)]
 
 
-def _round_scales(layout: _Layout, parts: Parts, rows: slice, scales: np.ndarray, zero: np.ndarray | None) -> tuple[np.ndarray, None]:
+def _round_scales(
+    layout: _Layout, parts: Parts, rows: slice, scales: np.ndarray, zero: np.ndarray | None
+) -> tuple[np.ndarray, None]:
     at = layout.blocks(rows)
     return _scales(layout, parts, at, _codes(layout, parts, at, scales[:, 0]))[:, None], None
 
@@ -109,7 +149,9 @@ def _scales(layout: _Layout, parts: Parts, blocks: slice, codes: np.ndarray) -> 
     """The scales that the stored ``absmax`` values of ``blocks`` stand for."""
     if layout.nested is None:
         return codes
-    scales: np.ndarray = parts["nested_map"][codes] * _outer_scale(layout, parts, blocks) + np.float32(layout.nested[1])
+    scales: np.ndarray = parts["nested_map"][codes] * _outer_scale(layout, parts, blocks) + np.float32(
+        layout.nested[1]
+    )
     return scales
 
 

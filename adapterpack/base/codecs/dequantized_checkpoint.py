@@ -1,4 +1,6 @@
-"""Opens a quantized checkpoint so that its tensors appear under the names and shapes of the unquantized model."""
+"""Opens a quantized checkpoint so that its tensors appear under the names and shapes of the unquantized
+model.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from .storage import Storage
 
 
 class DequantizedCheckpoint(Checkpoint):
-    """A checkpoint whose ``tensors`` are those of the model; ``quantized`` are the weights that it stores quantized, by name.
+    """A checkpoint whose ``tensors`` are those of the model; ``quantized`` are the weights that it stores
+    quantized, by name.
 
     Raises:
         Unsupported: it is quantized in a way that cannot be read.
@@ -34,7 +37,11 @@ class DequantizedCheckpoint(Checkpoint):
     @cached_property
     def part_owners(self) -> Mapping[str, tuple[str, str]]:
         """Stored tensor -> the weight that it is part of, and its role there."""
-        return {stored: (name, role) for name, weight in self.quantized.items() for role, stored in weight.parts.items()}
+        return {
+            stored: (name, role)
+            for name, weight in self.quantized.items()
+            for role, stored in weight.parts.items()
+        }
 
     @cached_property
     def _model(self) -> dict[str, TensorInfo]:
@@ -45,12 +52,19 @@ class DequantizedCheckpoint(Checkpoint):
                 tensors[name] = info
             else:  # at the place of its first part
                 weight = self.quantized[owner]
-                tensors.setdefault(owner, TensorInfo(owner, weight.dtype, weight.shape, info.offset, info.nbytes))
-        return tensors | {stack.name: TensorInfo(stack.name, stack.dtype, stack.shape, 0, 0) for stack in self.stacks.values()}
+                tensors.setdefault(
+                    owner, TensorInfo(owner, weight.dtype, weight.shape, info.offset, info.nbytes)
+                )
+        return tensors | {
+            stack.name: TensorInfo(stack.name, stack.dtype, stack.shape, 0, 0)
+            for stack in self.stacks.values()
+        }
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the model by name, quantized ones in the dtype of their scales; fused parameters in addition to their parts."""
+        """Every tensor of the model by name, quantized ones in the dtype of their scales; fused parameters in
+        addition to their parts.
+        """
         return self._model
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
@@ -59,10 +73,15 @@ class DequantizedCheckpoint(Checkpoint):
 
     def parts(self, name: str) -> Parts:
         """The parts of a quantized weight by role."""
-        return {role: super(DequantizedCheckpoint, self).read(stored) for role, stored in self.quantized[name].parts.items()}
+        return {
+            role: super(DequantizedCheckpoint, self).read(stored)
+            for role, stored in self.quantized[name].parts.items()
+        }
 
     def row_order(self, name: str) -> np.ndarray | None:
-        """For each row of a run in the file its row in the model's run, where a weight's rows are stored in another order; else None."""
+        """For each row of a run in the file its row in the model's run, where a weight's rows are stored in
+        another order; else None.
+        """
         return None
 
     def matrix(self, name: str) -> Matrix:
@@ -70,7 +89,8 @@ class DequantizedCheckpoint(Checkpoint):
         return Matrix(self.quantized[name], self.parts(name))
 
     def storage(self, name: str, out: str | None, where: object = None) -> Storage:
-        """How the weight ``name`` is stored here, and how in an output of the safetensors dtype ``out`` (None: as it is here).
+        """How the weight ``name`` is stored here, and how in an output of the safetensors dtype ``out``
+        (None: as it is here).
 
         Raises:
             Unsupported: it is neither of a quantized format nor floating point.
@@ -84,8 +104,12 @@ class DequantizedCheckpoint(Checkpoint):
             reader = QuantizedReader(matrix, f"{self.folder}, {name}")
             return Storage(reader, QuantizedWriter(matrix) if out is None else PlainWriter(name, out))
         if info.dtype not in FLOATS:
-            raise Unsupported("the weight of this site is not stored as floating point", where=where or f"{self.folder}, {name}",
-                              found=info.dtype, remedy="merge into the original checkpoint, and quantize the result")
+            raise Unsupported(
+                "the weight of this site is not stored as floating point",
+                where=where or f"{self.folder}, {name}",
+                found=info.dtype,
+                remedy="merge into the original checkpoint, and quantize the result",
+            )
         if stack is not None:
             return Storage(StackReader(self, stack), StackWriter(self, stack, out or info.dtype))
         return Storage(PlainReader(self, name), PlainWriter(name, out or info.dtype))

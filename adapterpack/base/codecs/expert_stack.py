@@ -1,4 +1,6 @@
-"""Reads and writes experts that a checkpoint stores one by one as the single stacked parameter of the model."""
+"""Reads and writes experts that a checkpoint stores one by one as the single stacked parameter of the
+model.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,17 @@ def _runs(base: Checkpoint, stack: Stack) -> list[_Run]:
 
 
 def _cut(runs: list[_Run], rows: slice) -> Iterator[tuple[int, slice, slice]]:
-    """For each tensor that holds some of ``rows``: its number, these rows in it, and the same relative to the start of ``rows``."""
+    """For each tensor that holds some of ``rows``: its number, these rows in it, and the same relative to the
+    start of ``rows``.
+    """
     for number, run in enumerate(runs):
         first, last = max(rows.start, run.start), min(rows.stop, run.stop)
         if first < last:
-            yield number, slice(first - run.start, last - run.start), slice(first - rows.start, last - rows.start)
+            yield (
+                number,
+                slice(first - run.start, last - run.start),
+                slice(first - rows.start, last - rows.start),
+            )
 
 
 class _Expert(Matrix):
@@ -88,8 +96,12 @@ class StackReader(NamedTuple):
     def matrices(self, kind: str) -> list[_Expert]:
         """See the protocol."""
         if kind != "experts":
-            raise Unsupported(f"experts that are stored one by one are no weight of a site of kind '{kind}'", expected="experts",
-                              where=f"{self.base.folder}, {self.stack.name}", remedy="keep the adapter unmerged")
+            raise Unsupported(
+                f"experts that are stored one by one are no weight of a site of kind '{kind}'",
+                expected="experts",
+                where=f"{self.base.folder}, {self.stack.name}",
+                remedy="keep the adapter unmerged",
+            )
         return [_Expert(self.base, names, DTYPES[self.stack.dtype]) for names in self.stack.parts]
 
     @contextmanager
@@ -104,7 +116,11 @@ class StackReader(NamedTuple):
                 raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
                 for number, in_tensor, in_block in _cut(runs, rows):
                     source = self.base.source(runs[number].tensor)
-                    read_into(descriptors[source.path], raw[in_block], source.ranges[0][0] + in_tensor.start * width * dtype.itemsize)
+                    read_into(
+                        descriptors[source.path],
+                        raw[in_block],
+                        source.ranges[0][0] + in_tensor.start * width * dtype.itemsize,
+                    )
                 return raw
 
             yield read
@@ -115,7 +131,9 @@ class StackReader(NamedTuple):
 
 
 class StackWriter(NamedTuple):
-    """A stack in the dtype ``out``, cut into the tensors of its experts, as :class:`~adapterpack.base.codecs.storage.Writer`."""
+    """A stack in the dtype ``out``, cut into the tensors of its experts, as
+    :class:`~adapterpack.base.codecs.storage.Writer`.
+    """
 
     base: Checkpoint
     stack: Stack
@@ -141,8 +159,10 @@ class StackWriter(NamedTuple):
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
         """See the protocol: rounded once."""
         stored = rounding(values, DTYPES[self.out], scratch)
-        updates = [PartUpdate(_role(number), in_tensor, stored[in_block])
-                   for number, in_tensor, in_block in _cut(_runs(self.base, self.stack), rows)]
+        updates = [
+            PartUpdate(_role(number), in_tensor, stored[in_block])
+            for number, in_tensor, in_block in _cut(_runs(self.base, self.stack), rows)
+        ]
         return Encoded(updates, stored, stored.dtype.itemsize >= values.dtype.itemsize)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:

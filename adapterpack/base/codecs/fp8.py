@@ -1,6 +1,8 @@
-"""Reads and writes float8 weights with a scale for each tile, as in DeepSeek-V3 and transformers' ``fp8`` (arXiv 2412.19437, section 3.3).
+"""Reads and writes float8 weights with a scale for each tile, as in DeepSeek-V3 and transformers' ``fp8``
+(arXiv 2412.19437, section 3.3).
 
-``weight_scale_inv`` holds one number for each tile of ``weight_block_size``, or one for all, by which the stored weight is multiplied.
+``weight_scale_inv`` holds one number for each tile of ``weight_block_size``, or one for all, by which the
+stored weight is multiplied.
 """
 
 from __future__ import annotations
@@ -25,9 +27,16 @@ _SCALES = ("F32", "BF16", "F16")
 def match(base: Checkpoint) -> list[Weight]:
     """The weights of modules with a ``weight_scale_inv``."""
     tile = settings(base.config).get("weight_block_size")
-    if tile is not None and not (isinstance(tile, list) and len(tile) == 2 and all(type(n) is int and n > 0 for n in tile)):
-        raise FormatError("a tile must be two numbers", where=f"{base.folder}, weight_block_size", found=repr(tile)[:80])
-    return [tiled(module, "weight", "weight_scale_inv", tile) for module in modules_with(base, "fp8", ".weight_scale_inv")]
+    if tile is not None and not (
+        isinstance(tile, list) and len(tile) == 2 and all(type(n) is int and n > 0 for n in tile)
+    ):
+        raise FormatError(
+            "a tile must be two numbers", where=f"{base.folder}, weight_block_size", found=repr(tile)[:80]
+        )
+    return [
+        tiled(module, "weight", "weight_scale_inv", tile)
+        for module in modules_with(base, "fp8", ".weight_scale_inv")
+    ]
 
 
 def tiled(module: ModuleTensors, weight: str, scale: str, tile: list[int] | None) -> Weight:
@@ -40,8 +49,12 @@ def tiled(module: ModuleTensors, weight: str, scale: str, tile: list[int] | None
     grid_shape = (-(-rows // max(1, height)), -(-columns // max(1, wide)))
     scales = module.part(scale, _SCALES, grid_shape if len(shape) == 2 else (1,) * len(shape))
     if int(np.prod(shape)) != grid_shape[0] * grid_shape[1]:
-        raise FormatError("the scales do not fit the tiles", where=f"{module.base.folder}, {scales}", expected=list(grid_shape),
-                          found=list(shape))
+        raise FormatError(
+            "the scales do not fit the tiles",
+            where=f"{module.base.folder}, {scales}",
+            expected=list(grid_shape),
+            found=list(shape),
+        )
     dtype = module.base.stored[scales].dtype
     round_scales = rounded(DTYPES[dtype])
 
@@ -54,9 +67,18 @@ def tiled(module: ModuleTensors, weight: str, scale: str, tile: list[int] | None
         stored = quantized.scale.astype(parts["scale"].dtype)
         return [PartUpdate("codes", at, quantized.codes), PartUpdate("scale", tiles, stored)]
 
-    return Weight(module.codec, f"{module.path}.weight", (rows, columns), "BF16", {"codes": codes, "scale": scales},
-                  Grid(LEVELS[module.base.stored[codes].dtype], Groups(wide, height)), unpack, pack,
-                  lambda _, __, *fitted: round_scales(*fitted), height)
+    return Weight(
+        module.codec,
+        f"{module.path}.weight",
+        (rows, columns),
+        "BF16",
+        {"codes": codes, "scale": scales},
+        Grid(LEVELS[module.base.stored[codes].dtype], Groups(wide, height)),
+        unpack,
+        pack,
+        lambda _, __, *fitted: round_scales(*fitted),
+        height,
+    )
 
 
 CODECS.register(Codec("fp8", "float8 in tiles", match))

@@ -1,7 +1,9 @@
-"""Decodes quantized values (codes with a scale for each group) and rounds changed values to the nearest codes.
+"""Decodes quantized values (codes with a scale for each group) and rounds changed values to the nearest
+codes.
 
-Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``), and to what a scale is rounded
-when it is stored (``RoundScales``). How changed values are requantized is the same for all.
+Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``),
+and to what a scale is rounded when it is stored (``RoundScales``). How changed values are requantized is the
+same for all.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ F32 = np.dtype(np.float32)
 
 
 class QuantizedRows(NamedTuple):
-    """Codes ``[n, m]``, and for each group ``[n / height, groups]`` its float32 scale and, where there is one, its zero point: a level that
-    is subtracted before scaling or, on a shifted grid, a number that is added after it."""
+    """Codes ``[n, m]``, and for each group ``[n / height, groups]`` its float32 scale and, where there is
+    one, its zero point: a level that is subtracted before scaling or, on a shifted grid, a number that is
+    added after it.
+    """
 
     codes: np.ndarray
     scale: np.ndarray
@@ -38,9 +42,10 @@ class Span(NamedTuple):
 class Levels(NamedTuple):
     """The numbers, before scaling, that codes stand for.
 
-    ``value`` gives the float32 level of codes, ``nearest`` the code of the level nearest to given numbers, ``fit`` a scale and a zero point
-    for groups by their least and greatest value, ``width`` the gap between neighbouring levels at codes. Operators on codes read two kinds
-    of levels: those of a ``span``, and those of a ``table``, in which a code is an index.
+    ``value`` gives the float32 level of codes, ``nearest`` the code of the level nearest to given numbers,
+    ``fit`` a scale and a zero point for groups by their least and greatest value, ``width`` the gap between
+    neighbouring levels at codes. Operators on codes read two kinds of levels: those of a ``span``, and those
+    of a ``table``, in which a code is an index.
     """
 
     value: Callable[[np.ndarray], Rows]
@@ -74,13 +79,20 @@ class Groups(NamedTuple):
         count = -(-values.shape[1] // self.width)
         if self.members is not None:
             order = np.argsort(self.members, kind="stable")
-            values, starts = values[:, order], np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1))
+            values, starts = (
+                values[:, order],
+                np.searchsorted(self.members[order], np.arange(int(self.members.max()) + 1)),
+            )
             reduced = ufunc.reduceat(values, starts, axis=1)
         elif count * self.width == values.shape[1]:
             reduced = ufunc.reduce(values.reshape(len(values), count, self.width), axis=2)
         else:
             reduced = ufunc.reduceat(values, np.arange(0, values.shape[1], self.width), axis=1)
-        return reduced if self.height == 1 else ufunc.reduceat(reduced, np.arange(0, len(values), self.height), axis=0)
+        return (
+            reduced
+            if self.height == 1
+            else ufunc.reduceat(reduced, np.arange(0, len(values), self.height), axis=0)
+        )
 
 
 RoundScales = Callable[[Rows, "Rows | None"], "tuple[Rows, Rows | None]"]
@@ -88,8 +100,10 @@ RoundScales = Callable[[Rows, "Rows | None"], "tuple[Rows, Rows | None]"]
 
 
 class Grid(NamedTuple):
-    """A format's levels and groups. ``shifted`` says that zero points are added after scaling. ``joint`` adjacent groups keep their scales
-    or get new ones all at once, because their scales are stored as multiples of one number."""
+    """A format's levels and groups. ``shifted`` says that zero points are added after scaling. ``joint``
+    adjacent groups keep their scales or get new ones all at once, because their scales are stored as
+    multiples of one number.
+    """
 
     levels: Levels
     groups: Groups
@@ -102,21 +116,29 @@ class Grid(NamedTuple):
         if quantized.zero is not None and not self.shifted:
             level = level - self.groups.per_code(quantized.zero, level.shape)
         decoded: Rows = level * self.groups.per_code(quantized.scale, level.shape)
-        return decoded if quantized.zero is None or not self.shifted else decoded + self.groups.per_code(quantized.zero, level.shape)
+        return (
+            decoded
+            if quantized.zero is None or not self.shifted
+            else decoded + self.groups.per_code(quantized.zero, level.shape)
+        )
 
-    def encode(self, values: Rows, before: Rows, stored: QuantizedRows, round_scales: RoundScales | None) -> QuantizedRows:
+    def encode(
+        self, values: Rows, before: Rows, stored: QuantizedRows, round_scales: RoundScales | None
+    ) -> QuantizedRows:
         """Codes for ``values``, where ``before`` is what ``stored`` decodes to.
 
-        Every group keeps its scale, or takes one that fits its new values where that makes the squared error smaller; a value that did not
-        change keeps its code unless the scale of its group changes. So what no adapter touches keeps its bytes. Without ``round_scales``
-        all scales are kept.
+        Every group keeps its scale, or takes one that fits its new values where that makes the squared error
+        smaller; a value that did not change keeps its code unless the scale of its group changes. So what no
+        adapter touches keeps its bytes. Without ``round_scales`` all scales are kept.
         """
         best = self._nearest_codes(values, stored.scale, stored.zero)
         best = best._replace(codes=np.where(values == before, stored.codes, best.codes))
         if round_scales is None:
             return best
         error = self._joint(self._error(values, best))
-        scale, point = self.levels.fit(self.groups.reduce(values, np.minimum), self.groups.reduce(values, np.maximum))
+        scale, point = self.levels.fit(
+            self.groups.reduce(values, np.minimum), self.groups.reduce(values, np.maximum)
+        )
         with np.errstate(all="ignore"):
             scale, point = round_scales(scale, point)
         other = self._nearest_codes(values, np.where(np.isfinite(scale), scale, stored.scale), point)
@@ -128,7 +150,9 @@ class Grid(NamedTuple):
         return QuantizedRows(codes, np.where(better, other.scale, best.scale), zero)
 
     def noise(self, quantized: QuantizedRows) -> float:
-        """The expected squared error of rounding to this grid: ``width^2 / 12`` for each code, by its scale."""
+        """The expected squared error of rounding to this grid: ``width^2 / 12`` for each code, by its
+        scale.
+        """
         square = self.levels.width(quantized.codes) ** 2
         by_group = self.groups.reduce(np.broadcast_to(square, quantized.codes.shape), np.add)
         return float(np.sum(by_group * quantized.scale.astype(np.float64) ** 2)) / 12
@@ -140,7 +164,9 @@ class Grid(NamedTuple):
             level = values / self.groups.per_code(scale, values.shape)
             if zero is not None and not self.shifted:
                 level += self.groups.per_code(zero, values.shape)
-        return QuantizedRows(self.levels.nearest(np.nan_to_num(level, copy=False, posinf=1e30, neginf=-1e30)), scale, zero)
+        return QuantizedRows(
+            self.levels.nearest(np.nan_to_num(level, copy=False, posinf=1e30, neginf=-1e30)), scale, zero
+        )
 
     def _error(self, values: Rows, quantized: QuantizedRows) -> Rows:
         with np.errstate(all="ignore"):
@@ -154,27 +180,38 @@ class Grid(NamedTuple):
 
 
 def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None = None) -> Levels:
-    """The integers ``low .. high``. ``zero_range`` bounds the zero point of a fit; None where it stays at zero.
+    """The integers ``low .. high``. ``zero_range`` bounds the zero point of a fit; None where it stays at
+    zero.
 
     Example:
         >>> eight = integers(-127, 127, np.int8)
-        >>> eight.nearest(np.float32([1.4, -300])).tolist(), eight.fit(np.float32([-2.54]), np.float32([1]))[0].tolist()
+        >>> eight.nearest(np.float32([1.4, -300])).tolist(), eight.fit(np.float32([-2.54]),
+        ...     np.float32([1]))[0].tolist()
         ([1, -127], [0.019999999552965164])
     """
+
     def nearest(level: Rows) -> np.ndarray:
         codes: np.ndarray = np.clip(np.rint(level), low, high).astype(dtype)
         return codes
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         if zero_range is None:
-            return np.maximum(np.abs(least), np.abs(greatest)) / F32.type(min(high, -low) if low else high), None
+            return np.maximum(np.abs(least), np.abs(greatest)) / F32.type(
+                min(high, -low) if low else high
+            ), None
         least, greatest = np.minimum(least, 0), np.maximum(greatest, 0)
         scale = (greatest - least) / F32.type(high - low)
         with np.errstate(all="ignore"):
             zero = np.clip(np.rint(np.nan_to_num(low - least / scale)), *zero_range)
         return scale, zero.astype(np.float32)
 
-    return Levels(lambda codes: codes.astype(np.float32), nearest, fit, lambda codes: np.ones((1, 1), np.float32), Span(low, high))
+    return Levels(
+        lambda codes: codes.astype(np.float32),
+        nearest,
+        fit,
+        lambda codes: np.ones((1, 1), np.float32),
+        Span(low, high),
+    )
 
 
 def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
@@ -208,8 +245,13 @@ def table(values: np.ndarray) -> Levels:
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         return np.maximum(np.abs(least), np.abs(greatest)), None
 
-    return Levels(lambda at: values[at].astype(np.float32, copy=False), lambda level: codes[np.searchsorted(bounds, level)], fit,
-                  lambda at: width[at], table=values)
+    return Levels(
+        lambda at: values[at].astype(np.float32, copy=False),
+        lambda level: codes[np.searchsorted(bounds, level)],
+        fit,
+        lambda at: width[at],
+        table=values,
+    )
 
 
 def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
@@ -224,9 +266,13 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
         return np.maximum(np.abs(low), np.abs(high)) / top, None
 
     def width(codes: np.ndarray) -> Rows:
-        """From ``|x| = m 2^e``, m in [1/2, 1), with ``bits`` of fraction: ``2^(e - 1 - bits)``, and the smallest gap near zero."""
+        """From ``|x| = m 2^e``, m in [1/2, 1), with ``bits`` of fraction: ``2^(e - 1 - bits)``, and the
+        smallest gap near zero.
+        """
         _, exponent = np.frexp(codes.astype(np.float32))
-        gap: Rows = np.maximum(np.ldexp(F32.type(1), exponent - 1 - info.nmant), F32.type(info.smallest_subnormal))
+        gap: Rows = np.maximum(
+            np.ldexp(F32.type(1), exponent - 1 - info.nmant), F32.type(info.smallest_subnormal)
+        )
         return gap
 
     return Levels(lambda codes: levels_of(dtype)[codes.view(np.uint8)], nearest, fit, width)

@@ -96,7 +96,9 @@ class PlainWriter(NamedTuple):
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
         """See the protocol: rounded once."""
         stored = rounding(values, DTYPES[self.out], scratch)
-        return Encoded((PartUpdate(MAIN_PART, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize)
+        return Encoded(
+            (PartUpdate(MAIN_PART, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize
+        )
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""
@@ -108,7 +110,9 @@ class PlainWriter(NamedTuple):
 
 
 def work_dtype(dtype: str) -> np.dtype[Any]:
-    """The dtype in which changes to a tensor of this safetensors dtype are computed: float32, or float64 for float64."""
+    """The dtype in which changes to a tensor of this safetensors dtype are computed: float32, or float64 for
+    float64.
+    """
     return np.dtype(np.float64 if dtype == "F64" else np.float32)
 
 
@@ -118,13 +122,19 @@ _TABLES: dict[np.dtype[Any], np.ndarray] = {}
 def widened(value: np.ndarray, dtype: np.dtype[Any], scratch: Scratch, name: str) -> np.ndarray:
     """``value`` itself if it has that dtype, else a copy in the scratch buffer of that name; exact.
 
-    float16 and float8 go through a table of all their values: element by element, numpy's own conversion costs many times more.
+    float16 and float8 go through a table of all their values: element by element, numpy's own conversion
+    costs many times more.
     """
     if value.dtype == dtype:
         return value
     out = scratch.get(name, value.shape, dtype)
     if dtype == np.float32 and value.dtype.itemsize <= 2 and value.dtype != DTYPES["BF16"]:
-        np.take(levels_of(value.dtype), value.view(np.uint8 if value.dtype.itemsize == 1 else np.uint16), out=out, mode="clip")
+        np.take(
+            levels_of(value.dtype),
+            value.view(np.uint8 if value.dtype.itemsize == 1 else np.uint16),
+            out=out,
+            mode="clip",
+        )
     else:
         np.copyto(out, value, casting="unsafe")
     return out

@@ -43,7 +43,9 @@ class Matrix:
 
 
 class Transposed(Matrix):
-    """The transpose of a lazily decoded matrix, such as an embedding; decodes block by block of the stored rows."""
+    """The transpose of a lazily decoded matrix, such as an embedding; decodes block by block of the stored
+    rows.
+    """
 
     def __init__(self, inner: Matrix) -> None:
         self.inner, self.shape = inner, inner.shape[::-1]
@@ -51,11 +53,15 @@ class Transposed(Matrix):
     def __getitem__(self, rows: slice) -> Rows:
         count, width = self.inner.shape
         step = max(1, _BLOCK // max(1, width))
-        return np.concatenate([self.inner[start : min(count, start + step)][:, rows] for start in range(0, count, step)]).T
+        return np.concatenate(
+            [self.inner[start : min(count, start + step)][:, rows] for start in range(0, count, step)]
+        ).T
 
 
 class QuantizedReader(NamedTuple):
-    """A quantized weight as :class:`~adapterpack.base.codecs.storage.Reader`; its raw blocks are decoded already."""
+    """A quantized weight as :class:`~adapterpack.base.codecs.storage.Reader`; its raw blocks are decoded
+    already.
+    """
 
     matrix: Matrix
     where: str
@@ -79,9 +85,15 @@ class QuantizedReader(NamedTuple):
         """See the protocol; decoded when rows are indexed."""
         layout = LAYOUTS[kind]
         if layout.stacked or 2 not in layout.axes:
-            raise Unsupported(f"a quantized weight is a matrix, and this site is of kind '{kind}'", expected="linear",
-                              where=self.where, found=self.matrix.weight.codec,
-                              remedy="merge into the original checkpoint and quantize the result, or keep the adapter unmerged")
+            raise Unsupported(
+                f"a quantized weight is a matrix, and this site is of kind '{kind}'",
+                expected="linear",
+                where=self.where,
+                found=self.matrix.weight.codec,
+                remedy=(
+                    "merge into the original checkpoint and quantize the result, or keep the adapter unmerged"
+                ),
+            )
         return [Transposed(self.matrix) if layout.turned else self.matrix]
 
     @contextmanager
@@ -95,7 +107,9 @@ class QuantizedReader(NamedTuple):
 
 
 class QuantizedWriter(NamedTuple):
-    """The parts of a quantized weight, requantized in its own format, as :class:`~adapterpack.base.codecs.storage.Writer`."""
+    """The parts of a quantized weight, requantized in its own format, as
+    :class:`~adapterpack.base.codecs.storage.Writer`.
+    """
 
     matrix: Matrix
     stochastic: bool = False
@@ -118,8 +132,14 @@ class QuantizedWriter(NamedTuple):
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
         """See the protocol: the codes with the least error."""
         if not np.isfinite(values).all():
-            raise NonFinite(f"the merged tensor holds NaN or infinity, which {self.label} cannot hold", where=self.matrix.weight.name,
-                            remedy="merge with dtype float32; if that does not help, the base or the adapter holds it already")
+            raise NonFinite(
+                f"the merged tensor holds NaN or infinity, which {self.label} cannot hold",
+                where=self.matrix.weight.name,
+                remedy=(
+                    "merge with dtype float32; if that does not help, the base or the adapter holds it "
+                    "already"
+                ),
+            )
         updates, after, noise = self.matrix.weight.encode(self.matrix.parts, rows, values)
         return Encoded(updates, after, False, noise)
 

@@ -1,4 +1,6 @@
-"""Lists the formats of quantized checkpoints that can be read and written, and finds the one of a checkpoint."""
+"""Lists the formats of quantized checkpoints that can be read and written, and finds the one of a
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ CODECS: Registry[Codec] = Registry("quantized format", Codec, "adapterpack.codec
 
 
 def weights(base: Checkpoint) -> dict[str, Weight]:
-    """The weights that a checkpoint stores quantized, by their names in the unquantized checkpoint; empty for a plain one.
+    """The weights that a checkpoint stores quantized, by their names in the unquantized checkpoint; empty for
+    a plain one.
 
     Raises:
         Unsupported: it is quantized in a way that is not read.
@@ -23,12 +26,20 @@ def weights(base: Checkpoint) -> dict[str, Weight]:
     if declared is None:
         return {}
     if declared not in CODECS:
-        raise Unsupported("the base is quantized: its stored numbers are not its weights", where=base.folder, found=declared,
-                          expected=", ".join(CODECS),
-                          remedy="dequantize it first: merge into the original checkpoint and quantize the result, or keep the "
-                                 "adapter unmerged")
+        raise Unsupported(
+            "the base is quantized: its stored numbers are not its weights",
+            where=base.folder,
+            found=declared,
+            expected=", ".join(CODECS),
+            remedy="dequantize it first: merge into the original checkpoint and quantize the result, or "
+            "keep the adapter unmerged",
+        )
     matched = CODECS[declared].match(base)
     if not matched:
-        raise Unsupported("the base says that it is quantized, and no tensor of it is", where=base.folder, found=declared,
-                          remedy="remove quantization_config from config.json if its weights are plain numbers")
+        raise Unsupported(
+            "the base says that it is quantized, and no tensor of it is",
+            where=base.folder,
+            found=declared,
+            remedy="remove quantization_config from config.json if its weights are plain numbers",
+        )
     return {weight.name: weight for weight in matched}

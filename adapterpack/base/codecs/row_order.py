@@ -1,4 +1,6 @@
-"""Reorders the rows of weights that a file stores in another order than the model, as llama.cpp does with queries and keys."""
+"""Reorders the rows of weights that a file stores in another order than the model, as llama.cpp does with
+queries and keys.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from .storage import Encoded, Read, Reader, Storage, Writer
 
 
 def as_model(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Rows of the file in the model's order; ``order`` says for each row of a run in the file its row in the model's run."""
+    """Rows of the file in the model's order; ``order`` says for each row of a run in the file its row in the
+    model's run.
+    """
     runs = values.reshape(-1, len(order), *values.shape[1:])
     reordered = np.empty_like(runs)
     reordered[:, order] = runs
@@ -121,4 +125,8 @@ class OrderedWriter(NamedTuple):
 
 def ordered(storage: Storage, order: np.ndarray | None) -> Storage:
     """The same storage with its rows in the model's order."""
-    return storage if order is None else Storage(OrderedReader(storage.reader, order), OrderedWriter(storage.writer, order))
+    return (
+        storage
+        if order is None
+        else Storage(OrderedReader(storage.reader, order), OrderedWriter(storage.writer, order))
+    )

@@ -1,7 +1,8 @@
-"""The interfaces through which a merge reads blocks of a weight as the base stores it, and writes them as the output does.
+"""The interfaces through which a merge reads blocks of a weight as the base stores it, and writes them as the
+output does.
 
-Reader and writer are independent: a weight that is read in one format and written in another, such as a quantized one in bfloat16, has the
-reader of the first and the writer of the second.
+Reader and writer are independent: a weight that is read in one format and written in another, such as a
+quantized one in bfloat16, has the reader of the first and the writer of the second.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from ..rounding import Round
 MAIN_PART = "codes"
 """The role that every format has: the part whose tensor stands for the weight."""
 Read = Callable[[slice, int, Scratch], np.ndarray]
-"""Stored rows, and how many numbers each has -> their raw form, in a buffer that is valid until the next call."""
+"""Stored rows, and how many numbers each has -> their raw form, in a buffer that is valid until the next
+call.
+"""
 
 
 class PartUpdate(NamedTuple):
-    """New values for ``rows`` of one part, or for ``columns`` of these rows. A row of a part that is a run of bytes is one byte."""
+    """New values for ``rows`` of one part, or for ``columns`` of these rows. A row of a part that is a run of
+    bytes is one byte.
+    """
 
     part: str
     rows: slice
@@ -33,8 +38,9 @@ class PartUpdate(NamedTuple):
 class Encoded(NamedTuple):
     """A block as it is stored.
 
-    ``updates`` are written to the parts. ``raw`` is what :meth:`Writer.reread` decodes, ``exact`` says that nothing was rounded, and
-    ``noise`` is the expected squared error of the grid that these rows had in a quantized base.
+    ``updates`` are written to the parts. ``raw`` is what :meth:`Writer.reread` decodes, ``exact`` says that
+    nothing was rounded, and ``noise`` is the expected squared error of the grid that these rows had in a
+    quantized base.
     """
 
     updates: Sequence[PartUpdate]
@@ -46,8 +52,8 @@ class Encoded(NamedTuple):
 class Reader(Protocol):
     """How the base stores a weight.
 
-    ``work`` is the dtype of its numbers while they are folded; blocks of rows begin at multiples of ``step``. ``shape`` is used to walk
-    through a weight that no adapter changes.
+    ``work`` is the dtype of its numbers while they are folded; blocks of rows begin at multiples of ``step``.
+    ``shape`` is used to walk through a weight that no adapter changes.
     """
 
     @property
@@ -66,7 +72,8 @@ class Reader(Protocol):
         ...
 
     def matrices(self, kind: str) -> Sequence[Any]:
-        """The matrices ``[out, in]`` of the weight of a layer of that kind: arrays, or objects that return an array for a slice of rows.
+        """The matrices ``[out, in]`` of the weight of a layer of that kind: arrays, or objects that return an
+        array for a slice of rows.
 
         Raises:
             Unsupported: a weight in this format cannot belong to such a layer.
@@ -78,15 +85,18 @@ class Reader(Protocol):
         ...
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """The numbers of rows, in ``work``: ``raw`` itself, or a buffer that is valid until the next call; for reading only."""
+        """The numbers of rows, in ``work``: ``raw`` itself, or a buffer that is valid until the next call;
+        for reading only.
+        """
         ...
 
 
 class Writer(Protocol):
     """How the output stores a weight.
 
-    ``label`` names it in reports. ``parts`` are the output's tensors by role, with the names that they have in the base. ``stochastic``
-    says that it can round stochastically, ``read_only_reason`` why it cannot write, if it cannot.
+    ``label`` names it in reports. ``parts`` are the output's tensors by role, with the names that they have
+    in the base. ``stochastic`` says that it can round stochastically, ``read_only_reason`` why it cannot
+    write, if it cannot.
     """
 
     @property

@@ -1,7 +1,9 @@
-"""Brings the codes of a stored weight into the two forms that operators on codes read; no number is rounded to another grid.
+"""Brings the codes of a stored weight into the two forms that operators on codes read; no number is rounded
+to another grid.
 
-What a format packs in words, in blocks of its own or by permuted inputs stands here as codes in the order of the rows. Codes of 3, 5 or 6
-bits are held in the next wider container. Which forms a weight has follows from its grid alone.
+What a format packs in words, in blocks of its own or by permuted inputs stands here as codes in the order of
+the rows. Codes of 3, 5 or 6 bits are held in the next wider container. Which forms a weight has follows from
+its grid alone.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ WIDTHS = (2, 4, 8)
 
 
 class Blocks(NamedTuple):
-    """A weight ``[out, in]`` as ``(q - zero) * scale + minimum``, with one of each for ``block`` codes of a row.
+    """A weight ``[out, in]`` as ``(q - zero) * scale + minimum``, with one of each for ``block`` codes of a
+    row.
 
-    ``q`` are whole numbers from zero, uint8 ``[out, in]``, of ``bits`` bits; ``scale``, ``zero`` and, where there is one, ``minimum`` are
-    float32 ``[out, ceil(in / block)]``, zero points being whole numbers. Where there is an ``order`` ``[in]``, column ``i`` of ``q``
-    belongs to input ``order[i]``.
+    ``q`` are whole numbers from zero, uint8 ``[out, in]``, of ``bits`` bits; ``scale``, ``zero`` and, where
+    there is one, ``minimum`` are float32 ``[out, ceil(in / block)]``, zero points being whole numbers. Where
+    there is an ``order`` ``[in]``, column ``i`` of ``q`` belongs to input ``order[i]``.
     """
 
     q: np.ndarray
@@ -58,7 +61,8 @@ class Blocks(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A weight ``[out, in]`` as ``levels[q] * scale``, with a scale for each ``block`` codes of the weight row after row.
+    """A weight ``[out, in]`` as ``levels[q] * scale``, with a scale for each ``block`` codes of the weight
+    row after row.
 
     ``q`` is uint8 ``[out, in]``, ``levels`` float32 ``[16]``, ``scale`` float32 ``[ceil(out * in / block)]``.
     """
@@ -70,12 +74,15 @@ class Table(NamedTuple):
 
     def values(self) -> np.ndarray:
         """The weight ``[out, in]``, as an operator computes it in float32."""
-        numbers: np.ndarray = self.levels[self.q] * np.repeat(self.scale, self.block)[: self.q.size].reshape(self.q.shape)
+        numbers: np.ndarray = self.levels[self.q] * np.repeat(self.scale, self.block)[: self.q.size].reshape(
+            self.q.shape
+        )
         return numbers
 
 
 def stored_form(weight: Weight, parts: Parts, row_order: np.ndarray | None = None) -> Blocks | Table:
-    """The form of a weight, with its rows in the model's order: see :func:`~adapterpack.base.codecs.row_order.as_model`.
+    """The form of a weight, with its rows in the model's order: see
+    :func:`~adapterpack.base.codecs.row_order.as_model`.
 
     Raises:
         Unsupported: no operator reads codes of this kind; ``what`` says why.
@@ -92,11 +99,17 @@ def stored_form(weight: Weight, parts: Parts, row_order: np.ndarray | None = Non
     if row_order is None:
         return form
     q, scale, zero = (as_model(numbers, row_order) for numbers in (form.q, form.scale, form.zero))
-    return form._replace(q=q, scale=scale, zero=zero, minimum=None if form.minimum is None else as_model(form.minimum, row_order))
+    return form._replace(
+        q=q,
+        scale=scale,
+        zero=zero,
+        minimum=None if form.minimum is None else as_model(form.minimum, row_order),
+    )
 
 
 def side_by_side(forms: list[Blocks | Table]) -> Blocks | Table:
-    """One form of several weights whose rows follow each other: in the widest codes among theirs, and the smallest blocks.
+    """One form of several weights whose rows follow each other: in the widest codes among theirs, and the
+    smallest blocks.
 
     Raises:
         Unsupported: they have no form in common; ``what`` says why.
@@ -128,11 +141,23 @@ def _table(weight: Weight, stored: QuantizedRows, levels: np.ndarray) -> Table:
     by_rows = stored.codes.shape == weight.shape and columns % groups.width
     if groups.members is not None or groups.height > 1 or by_rows or levels.shape != (16,):
         raise Unsupported("a table whose scales are not those of neighbours", where=weight.name)
-    block = next((block for block in BLOCKS if groups.width == block or (block == BLOCKS[0] and groups.width % block == 0)), None)
+    block = next(
+        (
+            block
+            for block in BLOCKS
+            if groups.width == block or (block == BLOCKS[0] and groups.width % block == 0)
+        ),
+        None,
+    )
     if block is None:
         raise Unsupported(f"{groups.width} codes share a scale, which no operator knows", where=weight.name)
     scale = np.repeat(stored.scale.reshape(-1), groups.width // block)[: -(-rows * columns // block)]
-    return Table(stored.codes.reshape(-1)[: rows * columns].reshape(rows, columns), scale, block, levels.astype(np.float32))
+    return Table(
+        stored.codes.reshape(-1)[: rows * columns].reshape(rows, columns),
+        scale,
+        block,
+        levels.astype(np.float32),
+    )
 
 
 def _blocks(weight: Weight, stored: QuantizedRows, span: Span) -> Blocks:
@@ -149,7 +174,9 @@ def _blocks(weight: Weight, stored: QuantizedRows, span: Span) -> Blocks:
     group = np.arange(-(-columns // block)) * block // grid.groups.width
 
     def spread(by_group: np.ndarray) -> np.ndarray:
-        by_row = by_group if grid.groups.height == 1 else np.repeat(by_group, grid.groups.height, axis=0)[: len(q)]
+        by_row = (
+            by_group if grid.groups.height == 1 else np.repeat(by_group, grid.groups.height, axis=0)[: len(q)]
+        )
         return np.ascontiguousarray(by_row[:, group], dtype=np.float32)
 
     scale = spread(stored.scale) * np.float32(span.unit)
@@ -172,13 +199,18 @@ def _container(span: Span, weight: Weight) -> tuple[int, int]:
 
 
 def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
-    """The largest block size of the operator that divides a group of ``width`` codes; for one group a row, the size that takes least."""
+    """The largest block size of the operator that divides a group of ``width`` codes; for one group a row,
+    the size that takes least.
+    """
     if width >= columns:  # one scale for a row: what takes the fewest bytes, its filling included
         return min(BLOCKS, key=lambda block: -(-columns // block) * (block * bits + 40))
     fitting = next((block for block in BLOCKS if width % block == 0), None)
     if fitting is None:
-        raise Unsupported(f"{width} codes of a row share a scale, and operators have blocks of {BLOCKS[-1]}, {BLOCKS[-2]} ... codes",
-                          where=weight.name)
+        raise Unsupported(
+            f"{width} codes of a row share a scale, and operators have blocks of {BLOCKS[-1]}, "
+            f"{BLOCKS[-2]} ... codes",
+            where=weight.name,
+        )
     return fitting
 
 
@@ -197,8 +229,17 @@ def _joined(forms: list[Blocks]) -> Blocks:
     if any(form.minimum is not None for form in forms):
         zeros = [np.zeros_like(form.scale) if form.minimum is None else form.minimum for form in forms]
         minimum = np.concatenate([finer(form, least) for form, least in zip(forms, zeros, strict=True)])
-    moves = [(1 << bits - 1) - (1 << form.bits - 1) if form.symmetric and form.bits < bits else 0 for form in forms]
-    return Blocks(np.concatenate([form.q + np.uint8(move) for form, move in zip(forms, moves, strict=True)]),
-                  np.concatenate([finer(form, form.scale) for form in forms]),
-                  np.concatenate([finer(form, form.zero) + np.float32(move) for form, move in zip(forms, moves, strict=True)]),
-                  block, bits, minimum, forms[0].order)
+    moves = [
+        (1 << bits - 1) - (1 << form.bits - 1) if form.symmetric and form.bits < bits else 0 for form in forms
+    ]
+    return Blocks(
+        np.concatenate([form.q + np.uint8(move) for form, move in zip(forms, moves, strict=True)]),
+        np.concatenate([finer(form, form.scale) for form in forms]),
+        np.concatenate(
+            [finer(form, form.zero) + np.float32(move) for form, move in zip(forms, moves, strict=True)]
+        ),
+        block,
+        bits,
+        minimum,
+        forms[0].order,
+    )

@@ -1,5 +1,6 @@
-"""Reads and writes torchao weights as transformers saves them: ``_weight_qdata``, ``_weight_scale``, ``_weight_zero_point``, and in the
-metadata of the file the class of tensor that they make up. Integers are ``scale * (code - zero)``, float8 is ``scale * code``.
+"""Reads and writes torchao weights as transformers saves them: ``_weight_qdata``, ``_weight_scale``,
+``_weight_zero_point``, and in the metadata of the file the class of tensor that they make up. Integers are
+``scale * (code - zero)``, float8 is ``scale * code``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def match(base: Checkpoint) -> list[Weight]:
     """The weights of modules with a ``_weight_qdata``."""
     odd = [name for name in base.stored if name.endswith((":qdata", ":int_data"))]
     if odd:
-        raise unreadable("torchao", base, "tensors flattened by another writer", odd[0], f"names that end with {_CODES}")
+        raise unreadable(
+            "torchao", base, "tensors flattened by another writer", odd[0], f"names that end with {_CODES}"
+        )
     return [_weight(module) for module in modules_with(base, "torchao", f".{_CODES}")]
 
 
@@ -45,30 +48,52 @@ def _weight(module: ModuleTensors) -> Weight:
     codes = module.part(_CODES, ("I8",) if kind in _INTEGERS else tuple(LEVELS), (None, None))
     rows, columns = base.stored[codes].shape
     block = data.get("block_size")
-    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)) or rows % block[0] or \
-            columns % block[1]:
-        raise FormatError("a block size that the weight does not have", where=f"{base.folder}, {name}", found=repr(block)[:80],
-                          expected=f"divisors of {[rows, columns]}")
+    if (
+        not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block))
+        or rows % block[0]
+        or columns % block[1]
+    ):
+        raise FormatError(
+            "a block size that the weight does not have",
+            where=f"{base.folder}, {name}",
+            found=repr(block)[:80],
+            expected=f"divisors of {[rows, columns]}",
+        )
     height, wide = block
     scales = module.part("_weight_scale", _SCALES, (rows // height, columns // wide))
     parts, dtype = {"codes": codes, "scale": scales}, base.stored[scales].dtype
     levels = LEVELS[base.stored[codes].dtype] if kind in _FLOATS else _integers(module, name, data)
     if kind in _INTEGERS and module.has("_weight_zero_point"):
-        parts["zero"] = module.part("_weight_zero_point", ("I8", "I32", "F32"), (rows // height, columns // wide))
+        parts["zero"] = module.part(
+            "_weight_zero_point", ("I8", "I32", "F32"), (rows // height, columns // wide)
+        )
         if np.any(base.read(parts["zero"])):
             low, high = _range(module, name, data)
             levels = integers(low, high, np.int8, (low, high))
     round_scales = rounded(DTYPES[dtype])
-    return Weight("torchao", name, (rows, columns), dtype, parts, Grid(levels, Groups(wide, height)), partial(_unpack, height),
-                  partial(_pack, height), lambda _, __, *fitted: round_scales(*fitted), height)
+    return Weight(
+        "torchao",
+        name,
+        (rows, columns),
+        dtype,
+        parts,
+        Grid(levels, Groups(wide, height)),
+        partial(_unpack, height),
+        partial(_pack, height),
+        lambda _, __, *fitted: round_scales(*fitted),
+        height,
+    )
 
 
 def _class(module: ModuleTensors, name: str) -> tuple[str, Mapping[str, Any]]:
     file = module.base.files[module.base.shard_of[f"{module.path}.{_CODES}"]]
     text = file.metadata.get(name)
     if text is None:
-        raise FormatError("the file does not say what class of tensor this is", where=f"{file.path}, {name}",
-                          expected="metadata of torchao")
+        raise FormatError(
+            "the file does not say what class of tensor this is",
+            where=f"{file.path}, {name}",
+            expected="metadata of torchao",
+        )
     description = strict_json.loads(text.encode(), f"{file.path}, {name}", _MAX_TEXT)
     data = description.get("_data")
     return str(description.get("_type")), data if isinstance(data, dict) else {}
@@ -86,7 +111,11 @@ def _range(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> tuple[i
 def _integers(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> Levels:
     """Integers whose zero points are zero and stay so."""
     low, high = _range(module, name, data)
-    return fixed_zero(integers(low, high, np.int8), low, high, 0) if module.has("_weight_zero_point") else integers(low, high, np.int8)
+    return (
+        fixed_zero(integers(low, high, np.int8), low, high, 0)
+        if module.has("_weight_zero_point")
+        else integers(low, high, np.int8)
+    )
 
 
 def _unpack(height: int, parts: Parts, rows: slice) -> QuantizedRows:
@@ -97,8 +126,15 @@ def _unpack(height: int, parts: Parts, rows: slice) -> QuantizedRows:
 
 def _pack(height: int, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
     at = slice(rows.start // height, math.ceil(rows.stop / height))
-    updates = [PartUpdate("codes", rows, quantized.codes), PartUpdate("scale", at, quantized.scale.astype(parts["scale"].dtype))]
-    return updates if quantized.zero is None else [*updates, PartUpdate("zero", at, quantized.zero.astype(parts["zero"].dtype))]
+    updates = [
+        PartUpdate("codes", rows, quantized.codes),
+        PartUpdate("scale", at, quantized.scale.astype(parts["scale"].dtype)),
+    ]
+    return (
+        updates
+        if quantized.zero is None
+        else [*updates, PartUpdate("zero", at, quantized.zero.astype(parts["zero"].dtype))]
+    )
 
 
 CODECS.register(Codec("torchao", "int8, intx unpacked to int8, float8", match))

@@ -1,7 +1,9 @@
-"""Reads and writes llama.cpp's quantized blocks (GGUF): runs of a row that share float16 scales or, in the K types, small multiples of one.
+"""Reads and writes llama.cpp's quantized blocks (GGUF): runs of a row that share float16 scales or, in the K
+types, small multiples of one.
 
-Layouts as in ggml's ``ggml-common.h``: every type here is a grid ``scale * code`` or ``scale * code + minimum``. A type is a value: the
-fields of its block, how codes are packed in them, and how its scales are stored.
+Layouts as in ggml's ``ggml-common.h``: every type here is a grid ``scale * code`` or ``scale * code +
+minimum``. A type is a value: the fields of its block, how codes are packed in them, and how its scales are
+stored.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ Blocks = np.ndarray
 class Scales(NamedTuple):
     """How the scales of a block are stored.
 
-    ``read``: blocks -> scale and minimum (or None) of each group, float32 ``[n, groups]``. ``write`` stores them in blocks, rounded to the
-    nearest values that can be stored.
+    ``read``: blocks -> scale and minimum (or None) of each group, float32 ``[n, groups]``. ``write`` stores
+    them in blocks, rounded to the nearest values that can be stored.
     """
 
     read: Callable[[Blocks], tuple[Rows, Rows | None]]
@@ -34,7 +36,9 @@ class Scales(NamedTuple):
 
 
 class BlockType(NamedTuple):
-    """A block type: its fields, how to read and write its codes, its scales, the width of a group, and the levels of its codes."""
+    """A block type: its fields, how to read and write its codes, its scales, the width of a group, and the
+    levels of its codes.
+    """
 
     fields: np.dtype[Any]
     unpack: Callable[[Blocks], np.ndarray]
@@ -50,12 +54,17 @@ def _extreme(least: Rows, greatest: Rows) -> Rows:
 
 
 def _signed(low: int, high: int) -> Levels:
-    """Signed integers with one more level below zero: the number of greatest magnitude gets the lowest code, whatever its sign."""
-    return integers(low, high, np.int8)._replace(fit=lambda least, greatest: (_extreme(least, greatest) / F32.type(low), None))
+    """Signed integers with one more level below zero: the number of greatest magnitude gets the lowest code,
+    whatever its sign.
+    """
+    return integers(low, high, np.int8)._replace(
+        fit=lambda least, greatest: (_extreme(least, greatest) / F32.type(low), None)
+    )
 
 
 def _from_minimum(top: int, below: bool) -> Levels:
     """Integers from zero, to which a minimum is added; with ``below`` the minimum is at most zero."""
+
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         least = np.minimum(least, 0) if below else least
         return (np.maximum(greatest, least) - least) / F32.type(top), least
@@ -77,13 +86,24 @@ def _put_plain(blocks: Blocks, scale: Rows, minimum: Rows | None) -> None:
 _PLAIN = Scales(_plain_scales, _put_plain)
 
 
-def _multiples(read: Callable[[Blocks], tuple[np.ndarray, np.ndarray | None]], write: Callable[[Blocks, np.ndarray, np.ndarray | None],
-               None], low: int, high: int) -> Scales:
-    """Scales that are integers ``low .. high`` times a float16 of the block, ``d``, and minima that are such times ``-dmin``."""
+def _multiples(
+    read: Callable[[Blocks], tuple[np.ndarray, np.ndarray | None]],
+    write: Callable[[Blocks, np.ndarray, np.ndarray | None], None],
+    low: int,
+    high: int,
+) -> Scales:
+    """Scales that are integers ``low .. high`` times a float16 of the block, ``d``, and minima that are such
+    times ``-dmin``.
+    """
+
     def read_scales(blocks: Blocks) -> tuple[Rows, Rows | None]:
         scale, minimum = read(blocks)
         d = blocks["d"].astype(np.float32)[..., None] * scale.astype(np.float32)
-        least = None if minimum is None else -(blocks["dmin"].astype(np.float32)[..., None] * minimum.astype(np.float32))
+        least = (
+            None
+            if minimum is None
+            else -(blocks["dmin"].astype(np.float32)[..., None] * minimum.astype(np.float32))
+        )
         return d.reshape(len(blocks), -1), None if least is None else least.reshape(len(blocks), -1)
 
     def write_scales(blocks: Blocks, scale: Rows, minimum: Rows | None) -> None:
@@ -107,45 +127,130 @@ def _unit(values: Rows, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fields(**parts: Any) -> np.dtype[Any]:
-    return np.dtype([(name, *(field if isinstance(field, tuple) else (field,))) for name, field in parts.items()])
+    return np.dtype(
+        [(name, *(field if isinstance(field, tuple) else (field,))) for name, field in parts.items()]
+    )
 
 
 TYPES = {
-    "Q4_0": BlockType(_fields(d="<f2", qs=("u1", 16)), partial(bits.nibbles, 8), partial(bits.put_nibbles, 8), _PLAIN, 32, _signed(-8, 7)),
-    "Q4_1": BlockType(_fields(d="<f2", m="<f2", qs=("u1", 16)), partial(bits.nibbles, 0), partial(bits.put_nibbles, 0), _PLAIN, 32,
-                 _from_minimum(15, below=False)),
-    "Q5_0": BlockType(_fields(d="<f2", qh=("u1", 4), qs=("u1", 16)), partial(bits.fives, 16), partial(bits.put_fives, 16), _PLAIN, 32,
-                 _signed(-16, 15)),
-    "Q5_1": BlockType(_fields(d="<f2", m="<f2", qh=("u1", 4), qs=("u1", 16)), partial(bits.fives, 0), partial(bits.put_fives, 0), _PLAIN,
-                 32, _from_minimum(31, below=False)),
-    "Q8_0": BlockType(_fields(d="<f2", qs=("i1", 32)), bits.eights, bits.put_eights, _PLAIN, 32, integers(-127, 127, np.int8)),
-    "Q2_K": BlockType(_fields(scales=("u1", 16), qs=("u1", 64), d="<f2", dmin="<f2"), bits.q2, bits.put_q2,
-                 _multiples(bits.q2_scales, bits.put_q2_scales, 0, 15), 16, _from_minimum(3, below=True)),
-    "Q3_K": BlockType(_fields(hmask=("u1", 32), qs=("u1", 64), scales=("u1", 12), d="<f2"), bits.q3, bits.put_q3,
-                 _multiples(bits.q3_scales, bits.put_q3_scales, -32, 31), 16, _signed(-4, 3)),
-    "Q4_K": BlockType(_fields(d="<f2", dmin="<f2", scales=("u1", 12), qs=("u1", 128)), bits.q4, bits.put_q4,
-                 _multiples(bits.six_bits, bits.put_six_bits, 0, 63), 32, _from_minimum(15, below=True)),
-    "Q5_K": BlockType(_fields(d="<f2", dmin="<f2", scales=("u1", 12), qh=("u1", 32), qs=("u1", 128)), bits.q5, bits.put_q5,
-                 _multiples(bits.six_bits, bits.put_six_bits, 0, 63), 32, _from_minimum(31, below=True)),
-    "Q6_K": BlockType(_fields(ql=("u1", 128), qh=("u1", 64), scales=("i1", 16), d="<f2"), bits.q6, bits.put_q6,
-                 _multiples(lambda blocks: (blocks["scales"], None), bits.put_q6_scales, -128, 127), 16, _signed(-32, 31)),
+    "Q4_0": BlockType(
+        _fields(d="<f2", qs=("u1", 16)),
+        partial(bits.nibbles, 8),
+        partial(bits.put_nibbles, 8),
+        _PLAIN,
+        32,
+        _signed(-8, 7),
+    ),
+    "Q4_1": BlockType(
+        _fields(d="<f2", m="<f2", qs=("u1", 16)),
+        partial(bits.nibbles, 0),
+        partial(bits.put_nibbles, 0),
+        _PLAIN,
+        32,
+        _from_minimum(15, below=False),
+    ),
+    "Q5_0": BlockType(
+        _fields(d="<f2", qh=("u1", 4), qs=("u1", 16)),
+        partial(bits.fives, 16),
+        partial(bits.put_fives, 16),
+        _PLAIN,
+        32,
+        _signed(-16, 15),
+    ),
+    "Q5_1": BlockType(
+        _fields(d="<f2", m="<f2", qh=("u1", 4), qs=("u1", 16)),
+        partial(bits.fives, 0),
+        partial(bits.put_fives, 0),
+        _PLAIN,
+        32,
+        _from_minimum(31, below=False),
+    ),
+    "Q8_0": BlockType(
+        _fields(d="<f2", qs=("i1", 32)),
+        bits.eights,
+        bits.put_eights,
+        _PLAIN,
+        32,
+        integers(-127, 127, np.int8),
+    ),
+    "Q2_K": BlockType(
+        _fields(scales=("u1", 16), qs=("u1", 64), d="<f2", dmin="<f2"),
+        bits.q2,
+        bits.put_q2,
+        _multiples(bits.q2_scales, bits.put_q2_scales, 0, 15),
+        16,
+        _from_minimum(3, below=True),
+    ),
+    "Q3_K": BlockType(
+        _fields(hmask=("u1", 32), qs=("u1", 64), scales=("u1", 12), d="<f2"),
+        bits.q3,
+        bits.put_q3,
+        _multiples(bits.q3_scales, bits.put_q3_scales, -32, 31),
+        16,
+        _signed(-4, 3),
+    ),
+    "Q4_K": BlockType(
+        _fields(d="<f2", dmin="<f2", scales=("u1", 12), qs=("u1", 128)),
+        bits.q4,
+        bits.put_q4,
+        _multiples(bits.six_bits, bits.put_six_bits, 0, 63),
+        32,
+        _from_minimum(15, below=True),
+    ),
+    "Q5_K": BlockType(
+        _fields(d="<f2", dmin="<f2", scales=("u1", 12), qh=("u1", 32), qs=("u1", 128)),
+        bits.q5,
+        bits.put_q5,
+        _multiples(bits.six_bits, bits.put_six_bits, 0, 63),
+        32,
+        _from_minimum(31, below=True),
+    ),
+    "Q6_K": BlockType(
+        _fields(ql=("u1", 128), qh=("u1", 64), scales=("i1", 16), d="<f2"),
+        bits.q6,
+        bits.put_q6,
+        _multiples(lambda blocks: (blocks["scales"], None), bits.put_q6_scales, -128, 127),
+        16,
+        _signed(-32, 31),
+    ),
 }
 """The block types that can be read and written, by llama.cpp's name."""
 
 
 def weight(name: str, kind: str, shape: tuple[int, int]) -> Weight:
-    """The weight ``name`` ``[out, in]`` in blocks of type ``kind``; its one part is ``[out, bytes of a row]``, uint8.
+    """The weight ``name`` ``[out, in]`` in blocks of type ``kind``; its one part is ``[out, bytes of a
+    row]``, uint8.
 
     A type without an entry in :data:`TYPES` is decoded by the ``gguf`` package and cannot be encoded.
     """
     if kind not in TYPES:
         decode = partial(_by_package, kind)
-        return Weight(kind, name, shape, "F32", {"codes": name}, Grid(_AS_IS, Groups(shape[1])), decode, lambda *_: [],
-                      read_only_reason="no quantizer for it is known")
+        return Weight(
+            kind,
+            name,
+            shape,
+            "F32",
+            {"codes": name},
+            Grid(_AS_IS, Groups(shape[1])),
+            decode,
+            lambda *_: [],
+            read_only_reason="no quantizer for it is known",
+        )
     type_ = TYPES[kind]
-    grid = Grid(type_.levels, Groups(type_.width), True, TENSOR_TYPES[TYPE_NUMBERS[kind]].block // type_.width)
-    return Weight(kind, name, shape, "F32", {"codes": name}, grid, partial(_unpack, type_), partial(_pack, type_),
-                  partial(_round_scales, type_))
+    grid = Grid(
+        type_.levels, Groups(type_.width), True, TENSOR_TYPES[TYPE_NUMBERS[kind]].block // type_.width
+    )
+    return Weight(
+        kind,
+        name,
+        shape,
+        "F32",
+        {"codes": name},
+        grid,
+        partial(_unpack, type_),
+        partial(_pack, type_),
+        partial(_round_scales, type_),
+    )
 
 
 def _blocks(type_: BlockType, parts: Parts, rows: slice) -> Blocks:
@@ -158,7 +263,9 @@ def _unpack(type_: BlockType, parts: Parts, rows: slice) -> QuantizedRows:
 
 
 def _pack(type_: BlockType, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
-    """Blocks whose scales did not change keep their fields: the K types can store the same scales in several ways."""
+    """Blocks whose scales did not change keep their fields: the K types can store the same scales in several
+    ways.
+    """
     blocks = _blocks(type_, parts, rows).copy()
     scale, minimum = type_.scales.read(blocks)
     moved = (quantized.scale != scale).reshape(*blocks.shape, -1).any(axis=-1)
@@ -172,19 +279,27 @@ def _pack(type_: BlockType, parts: Parts, rows: slice, quantized: QuantizedRows)
     return [PartUpdate("codes", rows, blocks.view(np.uint8).reshape(len(blocks), -1))]
 
 
-def _round_scales(type_: BlockType, parts: Parts, rows: slice, scale: Rows, minimum: Rows | None) -> tuple[Rows, Rows | None]:
+def _round_scales(
+    type_: BlockType, parts: Parts, rows: slice, scale: Rows, minimum: Rows | None
+) -> tuple[Rows, Rows | None]:
     blocks = _blocks(type_, parts, rows).copy()
     type_.scales.write(blocks, scale, minimum)
     return type_.scales.read(blocks)
 
 
-_AS_IS = Levels(lambda codes: codes, lambda level: level, lambda least, greatest: (greatest, None),
-                lambda codes: np.zeros((1, 1), np.float32))
+_AS_IS = Levels(
+    lambda codes: codes,
+    lambda level: level,
+    lambda least, greatest: (greatest, None),
+    lambda codes: np.zeros((1, 1), np.float32),
+)
 
 
 def _by_package(kind: str, parts: Parts, rows: slice) -> QuantizedRows:
     from .package import library  # noqa: PLC0415 - only rare types need it
 
     gguf = library()
-    values = gguf.quants.dequantize(np.ascontiguousarray(parts["codes"][rows]), gguf.GGMLQuantizationType(TYPE_NUMBERS[kind]))
+    values = gguf.quants.dequantize(
+        np.ascontiguousarray(parts["codes"][rows]), gguf.GGMLQuantizationType(TYPE_NUMBERS[kind])
+    )
     return QuantizedRows(np.asarray(values, np.float32), np.ones((len(values), 1), np.float32))

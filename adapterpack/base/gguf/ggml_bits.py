@@ -1,4 +1,5 @@
-"""Unpacks and packs the codes and scales in llama.cpp's blocks: ``blocks`` are ``[n, m]`` structures, codes ``[n, m, values]``.
+"""Unpacks and packs the codes and scales in llama.cpp's blocks: ``blocks`` are ``[n, m]`` structures, codes
+``[n, m, values]``.
 
 A function reads, and the one with ``put_`` before its name writes; each is the inverse of the other.
 """
@@ -19,7 +20,9 @@ def _minus(codes: np.ndarray, offset: int) -> np.ndarray:
 
 
 def nibbles(offset: int, blocks: Blocks) -> np.ndarray:
-    """The first half of a block in the low halves of bytes, the second in the high ones; ``offset`` is subtracted."""
+    """The first half of a block in the low halves of bytes, the second in the high ones; ``offset`` is
+    subtracted.
+    """
     raw = blocks["qs"]
     return _minus(np.concatenate([raw & 15, raw >> 4], axis=-1), offset)
 
@@ -55,7 +58,9 @@ def put_eights(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def _crumbs(raw: np.ndarray) -> np.ndarray:
-    """Two bits each: ``[..., 64]`` bytes, of which 32 hold 4 runs of 32 codes one above the other -> ``[..., 256]``."""
+    """Two bits each: ``[..., 64]`` bytes, of which 32 hold 4 runs of 32 codes one above the other -> ``[...,
+    256]``.
+    """
     parts: np.ndarray = raw.reshape(*raw.shape[:-1], 2, 1, 32) >> _CRUMBS[:, None] & 3
     return parts.reshape(*raw.shape[:-1], 256)
 
@@ -88,7 +93,9 @@ def put_q2_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None)
 
 
 def q3(blocks: Blocks) -> np.ndarray:
-    """Q3_K: two bits, and a mask of third bits, whose run of 32 moves one bit up for each run of codes; 4 is subtracted."""
+    """Q3_K: two bits, and a mask of third bits, whose run of 32 moves one bit up for each run of codes; 4 is
+    subtracted.
+    """
     mask = blocks["hmask"][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
     return _minus(_crumbs(blocks["qs"]) | mask.reshape(*blocks.shape, 256) << 2, 4)
 
@@ -102,7 +109,9 @@ def put_q3(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def q3_scales(blocks: Blocks) -> tuple[np.ndarray, None]:
-    """Q3_K: sixteen scales of six bits, less 32: four in halves of the first 8 bytes, two in the last 4, one above the other."""
+    """Q3_K: sixteen scales of six bits, less 32: four in halves of the first 8 bytes, two in the last 4, one
+    above the other.
+    """
     low, high = blocks["scales"][..., :8], blocks["scales"][..., 8:]
     four = (low[..., None, :] >> _HALVES[:, None] & 15).reshape(*blocks.shape, 16)
     two = (high[..., None, :] >> _CRUMBS[:, None] & 3).reshape(*blocks.shape, 16)
@@ -114,7 +123,9 @@ def put_q3_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None)
     raw = (scale + 32).astype(np.uint8)
     four = (raw & 15).reshape(*blocks.shape, 2, 8) << _HALVES[:, None]
     two = (raw >> 4).reshape(*blocks.shape, 4, 4) << _CRUMBS[:, None]
-    blocks["scales"] = np.concatenate([np.bitwise_or.reduce(four, axis=-2), np.bitwise_or.reduce(two, axis=-2)], axis=-1)
+    blocks["scales"] = np.concatenate(
+        [np.bitwise_or.reduce(four, axis=-2), np.bitwise_or.reduce(two, axis=-2)], axis=-1
+    )
 
 
 def q4(blocks: Blocks) -> np.ndarray:
@@ -144,7 +155,9 @@ def put_q5(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def six_bits(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Q4_K and Q5_K: eight scales and eight minima of six bits in twelve bytes, the first eight with top bits of the last four of each."""
+    """Q4_K and Q5_K: eight scales and eight minima of six bits in twelve bytes, the first eight with top bits
+    of the last four of each.
+    """
     first, second, third = np.split(blocks["scales"], 3, axis=-1)
     scale = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=-1)
     minimum = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=-1)
@@ -155,11 +168,15 @@ def put_six_bits(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) 
     """See :func:`six_bits`."""
     assert minimum is not None
     (s, top_s), (m, top_m) = (np.split(values.astype(np.uint8), 2, axis=-1) for values in (scale, minimum))
-    blocks["scales"] = np.concatenate([s | top_s >> 4 << 6, m | top_m >> 4 << 6, top_s & 15 | (top_m & 15) << 4], axis=-1)
+    blocks["scales"] = np.concatenate(
+        [s | top_s >> 4 << 6, m | top_m >> 4 << 6, top_s & 15 | (top_m & 15) << 4], axis=-1
+    )
 
 
 def q6(blocks: Blocks) -> np.ndarray:
-    """Q6_K: runs of 128, four bits as two runs of 64 one above the other, two as four runs of 32; 32 is subtracted."""
+    """Q6_K: runs of 128, four bits as two runs of 64 one above the other, two as four runs of 32; 32 is
+    subtracted.
+    """
     low = blocks["ql"].reshape(*blocks.shape, 2, 1, 64) >> _HALVES[:, None] & 15
     return _minus(low.reshape(*blocks.shape, 256) | _crumbs(blocks["qh"]) << 4, 32)
 

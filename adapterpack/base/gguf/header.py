@@ -1,7 +1,8 @@
-"""Reads the headers of GGUF files (version 2 and 3, little-endian) strictly: every count is compared with the bytes that are there, and
-nothing is allocated for a count alone.
+"""Reads the headers of GGUF files (version 2 and 3, little-endian) strictly: every count is compared with the
+bytes that are there, and nothing is allocated for a count alone.
 
-Header: magic, version, counts; then keys and values; then name, extents, type and offset of each tensor; then the aligned bytes.
+Header: magic, version, counts; then keys and values; then name, extents, type and offset of each tensor; then
+the aligned bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Bytes(Protocol):
 
 
 class Tensor(NamedTuple):
-    """One tensor: its shape in numpy's order (rows first), its type, and the position of its bytes in the file."""
+    """One tensor: its shape in numpy's order (rows first), its type, and the position of its bytes in the
+    file.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +50,9 @@ class Tensor(NamedTuple):
 
 
 class Array(NamedTuple):
-    """An array in a header, which is checked and stays where it is: nothing here needs the words of a model."""
+    """An array in a header, which is checked and stays where it is: nothing here needs the words of a
+    model.
+    """
 
     kind: int
     items: int
@@ -56,7 +61,8 @@ class Array(NamedTuple):
 class Header(NamedTuple):
     """The contents of a header.
 
-    ``spans`` maps a key to the byte range of the key and its value; ``tensors`` are in the order of their bytes, which begin at ``start``.
+    ``spans`` maps a key to the byte range of the key and its value; ``tensors`` are in the order of their
+    bytes, which begin at ``start``.
     """
 
     version: int
@@ -76,8 +82,12 @@ class _Cursor:
 
     def skip(self, count: int) -> None:
         if count > len(self.data) - self.at:
-            raise FormatError("the GGUF file is truncated, or a length in it is false", where=f"{self.where}, offset {self.at}",
-                              expected=f"{count} bytes", found=f"{len(self.data) - self.at} bytes")
+            raise FormatError(
+                "the GGUF file is truncated, or a length in it is false",
+                where=f"{self.where}, offset {self.at}",
+                expected=f"{count} bytes",
+                found=f"{len(self.data) - self.at} bytes",
+            )
         self.at += count
 
     def take(self, count: int) -> bytes:
@@ -94,8 +104,12 @@ class _Cursor:
 
     def require(self, value: int, limit: int, what: str) -> None:
         if value > limit:
-            raise FormatError(f"too many or too long: {what}", where=f"{self.where}, offset {self.at}", expected=f"at most {limit}",
-                              found=value)
+            raise FormatError(
+                f"too many or too long: {what}",
+                where=f"{self.where}, offset {self.at}",
+                expected=f"at most {limit}",
+                found=value,
+            )
 
     def text(self, limit: int = _MAX_TEXT) -> str:
         raw = self.take(self.count(limit, "text"))
@@ -104,7 +118,9 @@ class _Cursor:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise FormatError("text that is not UTF-8", where=f"{self.where}, offset {self.at}", found=repr(raw[:40])) from error
+            raise FormatError(
+                "text that is not UTF-8", where=f"{self.where}, offset {self.at}", found=repr(raw[:40])
+            ) from error
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
@@ -124,7 +140,9 @@ class _Cursor:
             for _ in range(items):
                 self.skip(self.count(_MAX_TEXT, "text"))
         else:
-            raise FormatError("an array of values of an unknown type", where=f"{self.where}, offset {self.at}", found=kind)
+            raise FormatError(
+                "an array of values of an unknown type", where=f"{self.where}, offset {self.at}", found=kind
+            )
         return Array(kind, items)
 
 
@@ -141,7 +159,12 @@ def read_header(data: Bytes, where: Path) -> Header:
         raise FormatError("this is not a GGUF file", where=where, expected="GGUF", found=repr(magic))
     version = cursor.number("I")
     if version not in (2, 3):
-        raise Unsupported("another version or byte order of GGUF", where=where, expected="version 2 or 3, little-endian", found=version)
+        raise Unsupported(
+            "another version or byte order of GGUF",
+            where=where,
+            expected="version 2 or 3, little-endian",
+            found=version,
+        )
     count, keys = cursor.count(_MAX_TENSORS, "tensors"), cursor.count(_MAX_KEYS, "keys")
     values: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
@@ -178,28 +201,49 @@ def aligned(offset: int, alignment: int) -> int:
 def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], TensorType, int]]:
     name, rank = cursor.text(_MAX_NAME), cursor.number("I")
     if not name or not 1 <= rank <= 4:
-        raise FormatError("a tensor must have a name and one to four dimensions", where=f"{cursor.where}, tensor {name}", found=rank)
+        raise FormatError(
+            "a tensor must have a name and one to four dimensions",
+            where=f"{cursor.where}, tensor {name}",
+            found=rank,
+        )
     shape = tuple(cursor.number("Q") for _ in range(rank))[::-1]
     kind, offset = cursor.number("I"), cursor.number("Q")
     if kind not in TENSOR_TYPES:
-        raise Unsupported("an unknown type of tensor", where=f"{cursor.where}, tensor {name}", found=f"type {kind}",
-                          expected=", ".join(supported.name for supported in TENSOR_TYPES.values()))
+        raise Unsupported(
+            "an unknown type of tensor",
+            where=f"{cursor.where}, tensor {name}",
+            found=f"type {kind}",
+            expected=", ".join(supported.name for supported in TENSOR_TYPES.values()),
+        )
     return name, (shape, TENSOR_TYPES[kind], offset)
 
 
-def _placed(infos: Mapping[str, tuple[tuple[int, ...], TensorType, int]], start: int, alignment: int, size: int,
-            where: Path) -> Iterator[Tensor]:
-    """The tensors, which must lie in the file one after another, aligned, none over another, with nothing after the last."""
+def _placed(
+    infos: Mapping[str, tuple[tuple[int, ...], TensorType, int]],
+    start: int,
+    alignment: int,
+    size: int,
+    where: Path,
+) -> Iterator[Tensor]:
+    """The tensors, which must lie in the file one after another, aligned, none over another, with nothing
+    after the last.
+    """
     end = 0
     for name, (shape, kind, offset) in sorted(infos.items(), key=lambda item: item[1][2]):
         nbytes = count_of(shape, f"{where}, tensor {name}") // kind.block * kind.size
         if shape[-1] % kind.block or offset != aligned(end, alignment) or start + offset + nbytes > size:
-            raise FormatError("a tensor does not lie where its neighbours end, or not in the file", where=f"{where}, tensor {name}",
-                              expected=f"offset {aligned(end, alignment)}, {nbytes} bytes in a file of {size}", found=offset)
+            raise FormatError(
+                "a tensor does not lie where its neighbours end, or not in the file",
+                where=f"{where}, tensor {name}",
+                expected=f"offset {aligned(end, alignment)}, {nbytes} bytes in a file of {size}",
+                found=offset,
+            )
         end = offset + nbytes
         yield Tensor(name, shape, kind, start + offset, nbytes)
     if infos and start + aligned(end, alignment) < size:
-        raise FormatError("bytes after the last tensor", where=where, expected=f"{start + end} bytes", found=size)
+        raise FormatError(
+            "bytes after the last tensor", where=where, expected=f"{start + end} bytes", found=size
+        )
 
 
 def text(value: str) -> bytes:

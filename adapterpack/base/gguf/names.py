@@ -1,4 +1,6 @@
-"""Maps llama.cpp's tensor names to transformers' module paths, and its order of rows to the model's, for each model family."""
+"""Maps llama.cpp's tensor names to transformers' module paths, and its order of rows to the model's, for each
+model family.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from ...errors import Unsupported
 
 
 class Family(NamedTuple):
-    """A family of models: llama.cpp's name for it, whether it reorders the rows of queries and keys, and whether it adds one to norms."""
+    """A family of models: llama.cpp's name for it, whether it reorders the rows of queries and keys, and
+    whether it adds one to norms.
+    """
 
     name: str
     reorders: bool = False
@@ -33,14 +37,27 @@ FAMILIES = {
     "phi3": Family("phi3"),
     "bert": Family("bert"),
 }
-"""``model_type`` -> family, for models whose linear weights llama.cpp's converter copies row by row or reorders as below."""
+"""``model_type`` -> family, for models whose linear weights llama.cpp's converter copies row by row or
+reorders as below.
+"""
 
 _LAYER = {
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
 }
-_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _SPECIAL: Mapping[str, Mapping[str, str]] = {
     "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
     "olmo2": _POST_NORMS,
@@ -49,17 +66,26 @@ _SPECIAL: Mapping[str, Mapping[str, str]] = {
 }
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BERT_LAYER = {
-    "attn_q": "attention.self.query", "attn_k": "attention.self.key", "attn_v": "attention.self.value",
-    "attn_output": "attention.output.dense", "attn_output_norm": "attention.output.LayerNorm", "ffn_up": "intermediate.dense",
-    "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm",
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
 }
-_BERT_OUTER = {"token_embd": "embeddings.word_embeddings", "position_embd": "embeddings.position_embeddings",
-              "token_types": "embeddings.token_type_embeddings", "token_embd_norm": "embeddings.LayerNorm"}
+_BERT_OUTER = {
+    "token_embd": "embeddings.word_embeddings",
+    "position_embd": "embeddings.position_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "token_embd_norm": "embeddings.LayerNorm",
+}
 
 
 def module_of(family: Family, name: str) -> str | None:
-    """The path in transformers' model of llama.cpp's tensor ``name`` (without ``.weight``); None where it is not known, or where the
-    tensor differs from the module's.
+    """The path in transformers' model of llama.cpp's tensor ``name`` (without ``.weight``); None where it is
+    not known, or where the tensor differs from the module's.
 
     Example:
         >>> module_of(FAMILIES["llama"], "blk.3.attn_q"), module_of(FAMILIES["bert"], "blk.0.ffn_up")
@@ -77,7 +103,8 @@ def module_of(family: Family, name: str) -> str | None:
 
 
 def rope_row_order(family: Family, path: str, rows: int, heads: int, groups: int) -> np.ndarray | None:
-    """For each row of one head in the file its row in the model's head, where llama.cpp reorders the rows of module ``path``; else None.
+    """For each row of one head in the file its row in the model's head, where llama.cpp reorders the rows of
+    module ``path``; else None.
 
     A head's rows ``[first half, second half]`` become pairs, one of each.
 
@@ -93,5 +120,10 @@ def rope_row_order(family: Family, path: str, rows: int, heads: int, groups: int
         return None
     count = heads if owner == "q_proj" else groups
     if rows % (2 * count):
-        raise Unsupported("the rows of a query or key are not whole heads", where=path, found=rows, expected=f"a multiple of {2 * count}")
+        raise Unsupported(
+            "the rows of a query or key are not whole heads",
+            where=path,
+            found=rows,
+            expected=f"a multiple of {2 * count}",
+        )
     return np.arange(rows // count).reshape(2, -1).T.reshape(-1)

@@ -56,19 +56,22 @@ def audit(
     exact: bool = False,
     progress: Progress | None = None,
 ) -> Audit:
-    """Measures what packs do to the base and to each other, and gives a verdict: energy, rank, interference, shared subspaces, sign
-    conflicts, and what merging or a lower rank would lose.
+    """Measures what packs do to the base and to each other, and gives a verdict: energy, rank, interference,
+    shared subspaces, sign conflicts, and what merging or a lower rank would lose.
 
-    Works site by site, without torch; memory does not grow with the number of sites beyond what is reported. One pack alone is valid too.
+    Works site by site, without torch; memory does not grow with the number of sites beyond what is reported.
+    One pack alone is valid too.
 
     Args:
         packs: the packs, or their folders; all of one base, of any methods that change weights.
         weights: one number a pack, of any sign, under which the sum is judged; equal and of sum 1 by default.
-        base: the checkpoint behind the packs: for the size of a change relative to its weight, for the loss of a fold, and for methods
-            whose change depends on the weight (DoRA, OFT, ...).
+        base: the checkpoint behind the packs: for the size of a change relative to its weight, for the loss
+            of a fold, and for methods whose change depends on the weight (DoRA, OFT, ...).
         ranks: for which the loss of a truncation of the weighted sum is reported.
-        dtypes: in which the weighted sum is folded into the base, to see what rounding leaves of it; needs ``base``.
-        exact: looks at all entries for conflicts of sign and for the loss of a fold; else at about a million at a site, drawn by its path.
+        dtypes: in which the weighted sum is folded into the base, to see what rounding leaves of it; needs
+            ``base``.
+        exact: looks at all entries for conflicts of sign and for the loss of a fold; else at about a million
+            at a site, drawn by its path.
         progress: called with (bytes done, bytes in all).
 
     Returns:
@@ -104,18 +107,32 @@ def audit(
     whole = list(_whole(loaded))
     if not sites and not whole:
         reason = f": {skipped[0].reason}" if skipped else ""
-        raise NothingToDo(f"no change of these packs can be measured{reason}", where=", ".join(pack.name for pack in loaded),
-                          remedy="audit packs that change weights")
+        raise NothingToDo(
+            f"no change of these packs can be measured{reason}",
+            where=", ".join(pack.name for pack in loaded),
+            remedy="audit packs that change weights",
+        )
     base_name, folded = (None, ()) if checkpoint is None else (checkpoint.name, tuple(codes))
     obstacles = [*_obstacles(loaded), *(module.refusal for module in whole if module.refusal is not None)]
-    figures = Audit(tuple(loaded), tuple(factors), base_name, tuple(sorted(set(ranks))), folded, tuple(sites), tuple(skipped), tuple(whole),
-                    tuple(dict.fromkeys(obstacles)))
+    figures = Audit(
+        tuple(loaded),
+        tuple(factors),
+        base_name,
+        tuple(sorted(set(ranks))),
+        folded,
+        tuple(sites),
+        tuple(skipped),
+        tuple(whole),
+        tuple(dict.fromkeys(obstacles)),
+    )
     figures = dataclasses.replace(figures, refused=dict(_refusals(loaded, verdict.of(figures).rules, base)))
     return dataclasses.replace(figures, verdict=verdict.of(figures))
 
 
 def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
-    """Every path that a pack adapts, with the groups of the packs there; in the order in which they first appear."""
+    """Every path that a pack adapts, with the groups of the packs there; in the order in which they first
+    appear.
+    """
     by_path: dict[str, list[_Part | None]] = {}
     for index, pack in enumerate(packs):
         shared = pack.shared()
@@ -127,15 +144,26 @@ def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
 
 def _bytes(parts: Sequence[_Part | None], base: Checkpoint | None) -> int:
     """About what a site costs: the bytes of its tensors and of its base weight."""
-    tensors = sum(value.nbytes for part in parts if part is not None for value in part.pack.params(part.group.path).values())
+    tensors = sum(
+        value.nbytes
+        for part in parts
+        if part is not None
+        for value in part.pack.params(part.group.path).values()
+    )
     group = next(part.group for part in parts if part is not None)
     weight = None if base is None else base.weight_name(group.path, group.weight)
     return tensors + (base.tensors[weight].nbytes if base is not None and weight is not None else 0)
 
 
 def _site(
-    path: str, parts: Sequence[_Part | None], weights: Sequence[float], base: Checkpoint | None, ranks: Sequence[int],
-    dtypes: Sequence[str], exact: bool, skipped: list[Skipped],
+    path: str,
+    parts: Sequence[_Part | None],
+    weights: Sequence[float],
+    base: Checkpoint | None,
+    ranks: Sequence[int],
+    dtypes: Sequence[str],
+    exact: bool,
+    skipped: list[Skipped],
 ) -> AuditedSite | None:
     changes: list[FactoredChange | None] = []
     first: tuple[str, Site] | None = None
@@ -156,28 +184,43 @@ def _site(
     if first is None:
         return None
     height, n = next(change.shape for change in changes if change is not None)
-    terms = [Term(*(zero(height, n) if change is None else change.factors), weight)
-             for change, weight in zip(changes, weights, strict=True)]
+    terms = [
+        Term(*(zero(height, n) if change is None else change.factors), weight)
+        for change, weight in zip(changes, weights, strict=True)
+    ]
     rows = rows_of(path, height, n, None if exact else SAMPLE)
     measures, spectra = measure(terms, scan(terms, rows), ranks)
     weight = None if base is None else _weight(base, path, weight_name, first[1], (height, n))
     if weight is not None:
-        measures = dataclasses.replace(measures, base=norm_of(weight), folds=fold_losses(terms, weight, rows, dtypes))
+        measures = dataclasses.replace(
+            measures, base=norm_of(weight), folds=fold_losses(terms, weight, rows, dtypes)
+        )
     present = [change for change in changes if change is not None]
     loss = Loss(sum(change.loss.tail for change in present), sum(change.loss.total for change in present))
-    return AuditedSite(path, (height, n), len(rows), measures, tuple(spectrum.S for spectrum in spectra), loss.relative)
+    return AuditedSite(
+        path, (height, n), len(rows), measures, tuple(spectrum.S for spectrum in spectra), loss.relative
+    )
 
 
 def _adapter(part: _Part) -> Adapter:
     """One site of a pack with its parameters, the shared ones among them."""
     pack, group, shared = part
     common = shared if group.method is None else {}
-    return Adapter(pack.site(group), pack.config_at(group), {**common, **pack.params(group.path)}, group.weight, pack.method_of(group))
+    return Adapter(
+        pack.site(group),
+        pack.config_at(group),
+        {**common, **pack.params(group.path)},
+        group.weight,
+        pack.method_of(group),
+    )
 
 
-
-def _weight(base: Checkpoint, path: str, weight_name: str | None, site: Site, shape: tuple[int, int]) -> np.ndarray | None:
-    """The base weight as ``[out, in]``, a view of the mapped file; None where it is not in numbers of this shape."""
+def _weight(
+    base: Checkpoint, path: str, weight_name: str | None, site: Site, shape: tuple[int, int]
+) -> np.ndarray | None:
+    """The base weight as ``[out, in]``, a view of the mapped file; None where it is not in numbers of this
+    shape.
+    """
     name = base.weight_name(path, weight_name)
     if name is None or base.tensors[name].dtype not in FLOATS or base.tensors[name].dtype not in DTYPES:
         return None
@@ -203,7 +246,9 @@ def _whole(packs: Sequence[Pack]) -> Iterator[AuditedModule]:
         yield AuditedModule(path, tuple(name for name, _ in holders), numbers, refusal)
 
 
-def _refusals(packs: Sequence[Pack], rules: Sequence[str], base: str | os.PathLike[str] | None) -> Iterator[tuple[str, str]]:
+def _refusals(
+    packs: Sequence[Pack], rules: Sequence[str], base: str | os.PathLike[str] | None
+) -> Iterator[tuple[str, str]]:
     """Of these rules those by which compose would refuse the packs with no other option, and why."""
     for rule in rules:
         try:

@@ -1,4 +1,6 @@
-"""The result of an audit, and the object that ``--json`` prints of it: matrices as lists of rows, null for what does not exist."""
+"""The result of an audit, and the object that ``--json`` prints of it: matrices as lists of rows, null for
+what does not exist.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ _DIGITS = 6
 
 
 class Verdict(NamedTuple):
-    """``kind`` for scripts, one sentence, the registered rules that fit, best first, reasons and hints in the order to read them, and the
-    weights that it speaks for, None where data must tell.
+    """``kind`` for scripts, one sentence, the registered rules that fit, best first, reasons and hints in the
+    order to read them, and the weights that it speaks for, None where data must tell.
     """
 
     kind: str
@@ -43,7 +45,9 @@ class Skipped(NamedTuple):
 
 
 class AuditedModule(NamedTuple):
-    """A module that packs hold whole, how many numbers it has, and why compose would refuse it; None: it is averaged."""
+    """A module that packs hold whole, how many numbers it has, and why compose would refuse it; None: it is
+    averaged.
+    """
 
     path: str
     packs: tuple[str, ...]
@@ -53,13 +57,18 @@ class AuditedModule(NamedTuple):
     @property
     def treatment(self) -> str:
         """What compose does with it, in words."""
-        return "averaged under the weights brought to sum 1" if self.refusal is None else f"refused: {self.refusal}"
+        return (
+            "averaged under the weights brought to sum 1"
+            if self.refusal is None
+            else f"refused: {self.refusal}"
+        )
 
 
 @dataclass(frozen=True)
 class AuditedSite:
-    """One site: ``rows`` of its ``shape[0]`` were looked at entry by entry; ``spectra`` are the singular values of each pack's change;
-    ``approximation`` is the relative error of taking changes without a low rank as factors.
+    """One site: ``rows`` of its ``shape[0]`` were looked at entry by entry; ``spectra`` are the singular
+    values of each pack's change; ``approximation`` is the relative error of taking changes without a low rank
+    as factors.
     """
 
     path: str
@@ -92,8 +101,9 @@ class AuditedSite:
 
 @dataclass(frozen=True)
 class Audit:
-    """All figures of an audit. ``ranks`` and ``dtypes`` are those for which losses are reported; ``obstacles`` are the reasons for which
-    compose would refuse the packs whatever the figures say, ``refused`` those for which it would by a rule, of the rules that were tried.
+    """All figures of an audit. ``ranks`` and ``dtypes`` are those for which losses are reported;
+    ``obstacles`` are the reasons for which compose would refuse the packs whatever the figures say,
+    ``refused`` those for which it would by a rule, of the rules that were tried.
     """
 
     packs: tuple[Pack, ...]
@@ -121,21 +131,38 @@ class Audit:
         """The audit as the command prints it."""
         return {
             "packs": [
-                {"name": pack.name, "id": pack.id, "method": ", ".join(method.name for method in pack.methods), "weight": weight,
-                 "sites": sum(bool(len(site.spectra[index])) for site in self.sites)}
+                {
+                    "name": pack.name,
+                    "id": pack.id,
+                    "method": ", ".join(method.name for method in pack.methods),
+                    "weight": weight,
+                    "sites": sum(bool(len(site.spectra[index])) for site in self.sites),
+                }
                 for index, (pack, weight) in enumerate(zip(self.packs, self.weights, strict=True))
             ],
             "base": self.base,
             "ranks": list(self.ranks),
             "dtypes": list(self.dtypes),
-            "verdict": {"kind": self.verdict.kind, "summary": self.verdict.summary, "rules": list(self.verdict.rules),
-                        "weights": None if self.verdict.weights is None else list(self.verdict.weights),
-                        "reasons": list(self.verdict.reasons)},
+            "verdict": {
+                "kind": self.verdict.kind,
+                "summary": self.verdict.summary,
+                "rules": list(self.verdict.rules),
+                "weights": None if self.verdict.weights is None else list(self.verdict.weights),
+                "reasons": list(self.verdict.reasons),
+            },
             "total": None if self.total is None else self._figures(self.total),
             "sites": [self._site(site) for site in self.sites],
             "skipped": [skipped._asdict() for skipped in self.skipped],
-            "whole": [{"path": module.path, "packs": list(module.packs), "numbers": module.numbers, "averaged": module.refusal is None,
-                       "treatment": module.treatment} for module in self.whole],
+            "whole": [
+                {
+                    "path": module.path,
+                    "packs": list(module.packs),
+                    "numbers": module.numbers,
+                    "averaged": module.refusal is None,
+                    "treatment": module.treatment,
+                }
+                for module in self.whole
+            ],
             "obstacles": list(self.obstacles),
         }
 
@@ -159,17 +186,32 @@ class Audit:
             "norms": _list(measures.norms),
             "base_norm": None if base is None else _number(base),
             "relative_norms": _list(measures.relative),
-            "combined": {"norm": _number(measures.combined), "relative_norm": _number(measures.combined / base) if base else None},
+            "combined": {
+                "norm": _number(measures.combined),
+                "relative_norm": _number(measures.combined / base) if base else None,
+            },
             "cosine": _list(measures.cosine),
             "overlap": {"outputs": _list(overlap[0]), "inputs": _list(overlap[1])},
-            "interference": {"total": _number(measures.interference), "relative": _number(measures.relative_interference)},
-            "conflict": {"share": _number(entries.conflict), "large": _number(entries.large_conflict),
-                         "cancelled": _number(entries.cancelled), "pairs": _list(entries.pairs)},
+            "interference": {
+                "total": _number(measures.interference),
+                "relative": _number(measures.relative_interference),
+            },
+            "conflict": {
+                "share": _number(entries.conflict),
+                "large": _number(entries.large_conflict),
+                "cancelled": _number(entries.cancelled),
+                "pairs": _list(entries.pairs),
+            },
             "retained": _list(measures.retained),
             "cross_terms": _number(measures.relative_cross),
-            "truncation": {str(rank): _number(loss) for rank, loss in zip(self.ranks, measures.truncation, strict=True)},
-            "fold": {dtype: {"relative_error": _number(loss.relative_error), "kept": _number(loss.kept)}
-                     for dtype, sums in measures.folds.items() for loss in [sums.loss("", dtype)]},
+            "truncation": {
+                str(rank): _number(loss) for rank, loss in zip(self.ranks, measures.truncation, strict=True)
+            },
+            "fold": {
+                dtype: {"relative_error": _number(loss.relative_error), "kept": _number(loss.kept)}
+                for dtype, sums in measures.folds.items()
+                for loss in [sums.loss("", dtype)]
+            },
         }
 
 

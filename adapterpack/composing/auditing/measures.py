@@ -1,15 +1,20 @@
 """Measures what several changes do to each other at one site, and over all sites, by sums that add up.
 
-========================  ============================================================================================================
-cosine                    ``<D_i, D_j> / (|D_i| |D_j|)``
-retained                  ``<sum_j w_j D_j, D_i> / |D_i|^2``: the part of pack i that the weighted sum holds; below 0 it is reversed
-overlap                   the mean squared cosine of the principal angles between outputs, and inputs (Björck and Golub 1973)
-interference              ``|(U^T U - I) S (V^T V - I)|_1`` of the stacked singular vectors (singular task interference, arXiv 2412.00081,
+========================
+============================================================================================================
+cosine                    ``<D_i, D_j> / (|D_i| |D_j|)`` retained                  ``<sum_j w_j D_j, D_i> /
+|D_i|^2``: the part of pack i that the weighted sum holds; below 0 it is reversed overlap
+the mean squared cosine of the principal angles between outputs, and inputs (Björck and Golub 1973)
+interference              ``|(U^T U - I) S (V^T V - I)|_1`` of the stacked singular vectors (singular task
+interference, arXiv 2412.00081,
                           section 3.2); relative to ``sum S``
-cross                     the norm of what ``(sum sqrt(w_i) B_i) (sum sqrt(w_i) A_i)``, an average factor by factor, adds to the weighted
-                          sum, relative to that sum; it depends on how the changes are written as factors, which is what is wrong with it
-truncation                ``sqrt(sum_{j>k} S_j^2 / sum S^2)`` of the weighted sum at rank k (Eckart and Young 1936)
-========================  ============================================================================================================
+cross                     the norm of what ``(sum sqrt(w_i) B_i) (sum sqrt(w_i) A_i)``, an average factor by
+factor, adds to the weighted
+                          sum, relative to that sum; it depends on how the changes are written as factors,
+                          which is what is wrong with it
+truncation                ``sqrt(sum_{j>k} S_j^2 / sum S^2)`` of the weighted sum at rank k (Eckart and Young
+1936) ========================
+============================================================================================================
 """
 
 from __future__ import annotations
@@ -34,10 +39,11 @@ from .scan import Entries
 class Measures:
     """Sums over a site or over several; those of parts add up (``one + two``).
 
-    ``gram`` ``[T, T]`` of the changes without weights; ``shared`` ``[2, T, T]`` the squared cosines of the principal angles of outputs and
-    of inputs, ``angles`` ``[T, T]`` how many there are; ``interference`` and the ``nuclear`` norm it is measured by; ``tails`` the squared
-    norms that the weighted sum loses at each of the given ranks; ``cross`` a squared norm, None where factors do not go together;
-    ``base`` the squared norm of the base weights, None where unknown; ``folds`` what rounding to a dtype does to the weighted sum.
+    ``gram`` ``[T, T]`` of the changes without weights; ``shared`` ``[2, T, T]`` the squared cosines of the
+    principal angles of outputs and of inputs, ``angles`` ``[T, T]`` how many there are; ``interference`` and
+    the ``nuclear`` norm it is measured by; ``tails`` the squared norms that the weighted sum loses at each of
+    the given ranks; ``cross`` a squared norm, None where factors do not go together; ``base`` the squared
+    norm of the base weights, None where unknown; ``folds`` what rounding to a dtype does to the weighted sum.
     """
 
     weights: np.ndarray
@@ -53,11 +59,21 @@ class Measures:
     folds: Mapping[str, Sums] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: Measures) -> Measures:
-        folds = {dtype: self.folds[dtype] + other.folds[dtype] for dtype in self.folds if dtype in other.folds}
+        folds = {
+            dtype: self.folds[dtype] + other.folds[dtype] for dtype in self.folds if dtype in other.folds
+        }
         return Measures(
-            self.weights, self.gram + other.gram, self.shared + other.shared, self.angles + other.angles,
-            self.interference + other.interference, self.nuclear + other.nuclear, self.tails + other.tails,
-            _both(self.cross, other.cross), self.entries + other.entries, _both(self.base, other.base), folds,
+            self.weights,
+            self.gram + other.gram,
+            self.shared + other.shared,
+            self.angles + other.angles,
+            self.interference + other.interference,
+            self.nuclear + other.nuclear,
+            self.tails + other.tails,
+            _both(self.cross, other.cross),
+            self.entries + other.entries,
+            _both(self.base, other.base),
+            folds,
         )
 
     @property
@@ -104,7 +120,11 @@ class Measures:
     @property
     def relative_cross(self) -> float:
         """The norm of the cross terms by that of the weighted sum; NaN where it is unknown."""
-        return math.sqrt(max(0.0, self.cross)) / self.combined if self.cross is not None and self.combined else math.nan
+        return (
+            math.sqrt(max(0.0, self.cross)) / self.combined
+            if self.cross is not None and self.combined
+            else math.nan
+        )
 
     @property
     def truncation(self) -> list[float]:
@@ -113,16 +133,27 @@ class Measures:
         return [min(1.0, math.sqrt(tail / whole)) if whole else 0.0 for tail in self.tails]
 
 
-def measure(terms: Sequence[Term], entries: Entries, ranks: Sequence[int] = ()) -> tuple[Measures, list[Spectrum]]:
-    """The measures of one site that need factors alone, and the spectrum of every change without its weight."""
+def measure(
+    terms: Sequence[Term], entries: Entries, ranks: Sequence[int] = ()
+) -> tuple[Measures, list[Spectrum]]:
+    """The measures of one site that need factors alone, and the spectrum of every change without its
+    weight.
+    """
     decompositions = spectra([term.change for term in terms])
     total = stack(terms)
     values = spectrum(total).S
     shared, angles = _angles(decompositions)
     interference, nuclear = _interference(decompositions)
     measures = Measures(
-        np.array([term.weight for term in terms]), gram(terms), shared, angles, interference, nuclear,
-        np.array([energy_of(values[rank:]) for rank in ranks]), _cross(terms, total), entries,
+        np.array([term.weight for term in terms]),
+        gram(terms),
+        shared,
+        angles,
+        interference,
+        nuclear,
+        np.array([energy_of(values[rank:]) for rank in ranks]),
+        _cross(terms, total),
+        entries,
     )
     return measures, decompositions
 
@@ -133,7 +164,8 @@ def pooled(parts: Sequence[Measures]) -> Measures:
 
 
 def effective_rank(S: np.ndarray) -> float:
-    """``exp(H(S / sum S))``, the entropy's rank: from 1 to the rank; 0 for a change that is zero. Source: Roy and Vetterli 2007.
+    """``exp(H(S / sum S))``, the entropy's rank: from 1 to the rank; 0 for a change that is zero. Source: Roy
+    and Vetterli 2007.
 
     Example:
         >>> round(effective_rank(np.array([2.0, 2.0, 2.0])), 9)
@@ -158,15 +190,22 @@ def _both(first: float | None, second: float | None) -> float | None:
 
 
 def _angles(decompositions: Sequence[Spectrum]) -> tuple[np.ndarray, np.ndarray]:
-    """The squared cosines of the principal angles, added up: those between subspaces are ``|Q_i^T Q_j|_F^2``."""
+    """The squared cosines of the principal angles, added up: those between subspaces are ``|Q_i^T
+    Q_j|_F^2``.
+    """
     count = len(decompositions)
     shared, angles = np.zeros((2, count, count)), np.zeros((count, count))
-    sides = [[svd.U.astype(np.float64) for svd in decompositions], [svd.V.astype(np.float64) for svd in decompositions]]
+    sides = [
+        [svd.U.astype(np.float64) for svd in decompositions],
+        [svd.V.astype(np.float64) for svd in decompositions],
+    ]
     for i in range(count):
         for j in range(i, count):
             angles[i, j] = angles[j, i] = min(len(decompositions[i].S), len(decompositions[j].S))
             for side, bases in enumerate(sides):
-                shared[side, i, j] = shared[side, j, i] = min(float(np.sum((bases[i].T @ bases[j]) ** 2)), angles[i, j])
+                shared[side, i, j] = shared[side, j, i] = min(
+                    float(np.sum((bases[i].T @ bases[j]) ** 2)), angles[i, j]
+                )
     return shared, angles
 
 
@@ -178,20 +217,26 @@ def _interference(decompositions: Sequence[Spectrum]) -> tuple[float, float]:
         wide = np.concatenate(vectors, axis=1).astype(np.float64)
         products = wide.T @ wide
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            products[start:end, start:end] = 0  # a change's own vectors are orthonormal: what is left there is rounding
+            # a change's own vectors are orthonormal: what is left there is rounding
+            products[start:end, start:end] = 0
         overlaps.append(products)
     return float(np.abs((overlaps[0] * S) @ overlaps[1]).sum()), float(S.sum())
 
 
 def _cross(terms: Sequence[Term], total: Factors) -> float | None:
-    """The squared norm of what averaging factor by factor adds; None where the ranks differ, so that factors cannot be added."""
+    """The squared norm of what averaging factor by factor adds; None where the ranks differ, so that factors
+    cannot be added.
+    """
     present = [term for term in terms if len(term.A) and term.weight]
     if not present:
         return 0.0
     if len({len(term.A) for term in present}) > 1:
         return None
     roots = [math.sqrt(abs(term.weight)) for term in present]
-    A = sum(math.copysign(root, term.weight) * term.A.astype(np.float64) for root, term in zip(roots, present, strict=True))
+    A = sum(
+        math.copysign(root, term.weight) * term.A.astype(np.float64)
+        for root, term in zip(roots, present, strict=True)
+    )
     B = sum(root * term.B.astype(np.float64) for root, term in zip(roots, present, strict=True))
     difference = stack([Term(A, B, 1.0), Term(total.A, total.B, -1.0)])  # type: ignore[arg-type]
     return max(0.0, inner(difference, difference))

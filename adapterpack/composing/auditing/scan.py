@@ -1,7 +1,8 @@
-"""Scans the entries of dense changes, by blocks of rows, for signs that conflict and for what rounding leaves of a change.
+"""Scans the entries of dense changes, by blocks of rows, for signs that conflict and for what rounding leaves
+of a change.
 
-All rows are scanned where that is cheap or wanted, else rows drawn by a generator that is a function of the site's path (Philox4x64,
-Salmon et al., SC 2011): the same rows in every run and on every machine.
+All rows are scanned where that is cheap or wanted, else rows drawn by a generator that is a function of the
+site's path (Philox4x64, Salmon et al., SC 2011): the same rows in every run and on every machine.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Entries:
-    """Sums over entries of changes, each with the sign of its weight; those of a sample are brought to the size of the whole.
+    """Sums over entries of changes, each with the sign of its weight; those of a sample are brought to the
+    size of the whole.
 
-    ``mixed`` of ``counted`` entries have both signs; so have ``large_mixed`` of the ``large`` ones, at which two changes or more pass their
-    own root mean square. ``absolute`` ``[T, T]`` is ``sum |D_i D_j|`` and ``signed`` the same without the bars. ``left`` is
-    ``sum |sum_i w_i D_i|`` and ``whole`` is ``sum sum_i |w_i D_i|``.
+    ``mixed`` of ``counted`` entries have both signs; so have ``large_mixed`` of the ``large`` ones, at which
+    two changes or more pass their own root mean square. ``absolute`` ``[T, T]`` is ``sum |D_i D_j|`` and
+    ``signed`` the same without the bars. ``left`` is ``sum |sum_i w_i D_i|`` and ``whole`` is ``sum sum_i
+    |w_i D_i|``.
     """
 
     counted: float
@@ -52,7 +55,9 @@ class Entries:
 
     @property
     def conflict(self) -> float:
-        """The share of entries at which changes have both signs; about ``1 - 2^(1-T)`` for T unrelated ones."""
+        """The share of entries at which changes have both signs; about ``1 - 2^(1-T)`` for T unrelated
+        ones.
+        """
         return self.mixed / self.counted if self.counted else 0.0
 
     @property
@@ -62,13 +67,15 @@ class Entries:
 
     @property
     def cancelled(self) -> float:
-        """``1 - sum |sum w D| / sum sum |w D|``: what of all absolute values cancels; about ``1 - 1 / sqrt(T)`` for unrelated changes."""
+        """``1 - sum |sum w D| / sum sum |w D|``: what of all absolute values cancels; about ``1 - 1 /
+        sqrt(T)`` for unrelated changes.
+        """
         return 1 - self.left / self.whole if self.whole else 0.0
 
     @property
     def pairs(self) -> np.ndarray:
-        """``[T, T]``: the share of ``sum |D_i D_j|`` that lies where the signs differ: 0 is one direction, 1 the opposite, about a half
-        unrelated; NaN where two changes never meet.
+        """``[T, T]``: the share of ``sum |D_i D_j|`` that lies where the signs differ: 0 is one direction, 1
+        the opposite, about a half unrelated; NaN where two changes never meet.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             shares: np.ndarray = np.clip((1 - self.signed / self.absolute) / 2, 0, 1)
@@ -76,10 +83,12 @@ class Entries:
 
 
 def rows_of(path: str, m: int, n: int, entries: int | None = SAMPLE) -> np.ndarray:
-    """The rows of a site ``[m, n]`` to look at, in order: all where they hold at most ``entries``, or where that is None.
+    """The rows of a site ``[m, n]`` to look at, in order: all where they hold at most ``entries``, or where
+    that is None.
 
     Example:
-        >>> rows_of("layer", 4, 3), len(rows_of("layer", 4000, 3000)), (rows_of("a", 9, 9, 18) == rows_of("a", 9, 9, 18)).all()
+        >>> rows_of("layer", 4, 3), len(rows_of("layer", 4000, 3000)), (rows_of("a", 9, 9, 18) == rows_of("a",
+        ...     9, 9, 18)).all()
         (array([0, 1, 2, 3]), 349, np.True_)
     """
     if entries is None or m * n <= entries:
@@ -124,20 +133,32 @@ def norm_of(weight: np.ndarray) -> float:
     return total
 
 
-def fold_losses(terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]) -> Mapping[str, Sums]:
-    """What storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) does to the change, brought to the size of all rows."""
+def fold_losses(
+    terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]
+) -> Mapping[str, Sums]:
+    """What storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) does to the change, brought to
+    the size of all rows.
+    """
     losses = {dtype: Sums() for dtype in dtypes}
-    kind, changes = np.float64 if weight.dtype == np.float64 else np.float32, [(term.weight, term.change) for term in terms]
+    kind, changes = (
+        np.float64 if weight.dtype == np.float64 else np.float32,
+        [(term.weight, term.change) for term in terms],
+    )
     for block in _blocks(rows, weight.shape[1]) if dtypes else ():
         W = weight[block].astype(kind)
-        change = sum((share * factors.rows(block) for share, factors in changes), np.zeros(W.shape)).astype(kind)
+        change = sum((share * factors.rows(block) for share, factors in changes), np.zeros(W.shape)).astype(
+            kind
+        )
         for dtype in dtypes:
             with np.errstate(over="ignore"):
                 stored = (W + change).astype(DTYPES[dtype]).astype(kind)
             error, moved = stored.astype(np.float64) - W - change, bool((stored != W).any())
             losses[dtype] += sums_of(change, error.astype(kind), moved)
     factor = weight.shape[0] / max(1, len(rows))
-    return {dtype: Sums(factor * sums.change, factor * sums.error, factor * sums.inner, sums.moved) for dtype, sums in losses.items()}
+    return {
+        dtype: Sums(factor * sums.change, factor * sums.error, factor * sums.inner, sums.moved)
+        for dtype, sums in losses.items()
+    }
 
 
 def _blocks(rows: np.ndarray, columns: int) -> Iterator[np.ndarray[Any, Any]]:

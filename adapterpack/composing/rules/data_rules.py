@@ -13,26 +13,45 @@ from .entries import Block, Blocks, entry_rule, weighted
 from .rule import ARXIV, MEAN, rule, share
 
 
-@rule("regmean", "the change whose outputs are nearest to each adapter's own on that adapter's data; needs moments of the inputs",
-      formula="sum w_i D_i G_i (sum |w_j| G_j)^-1, G_i = X_i^T X_i", paper=f"{ARXIV}2212.09849", needs="S", exact=True, laws=MEAN,
-      statistics="moment")
+@rule(
+    "regmean",
+    "the change whose outputs are nearest to each adapter's own on that adapter's data; needs moments "
+    "of the inputs",
+    formula="sum w_i D_i G_i (sum |w_j| G_j)^-1, G_i = X_i^T X_i",
+    paper=f"{ARXIV}2212.09849",
+    needs="S",
+    exact=True,
+    laws=MEAN,
+    statistics="moment",
+)
 def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -> Factors:
-    """``sum_i w_i D_i G_i (sum_j |w_j| G_j)^-1``: the change whose outputs are nearest to each adapter's own on that adapter's inputs.
+    """``sum_i w_i D_i G_i (sum_j |w_j| G_j)^-1``: the change whose outputs are nearest to each adapter's own
+    on that adapter's inputs.
 
-    ``G_i`` are the moments of the inputs with their off-diagonal entries times ``alpha``, and ``ridge`` of their mean diagonal added.
-    ``D_i M = B_i (A_i M)``, so the result has the rank of all adapters together and nothing of the size of the weight is formed.
-    Source: RegMean, arXiv 2212.09849, section 3.
+    ``G_i`` are the moments of the inputs with their off-diagonal entries times ``alpha``, and ``ridge`` of
+    their mean diagonal added. ``D_i M = B_i (A_i M)``, so the result has the rank of all adapters together
+    and nothing of the size of the weight is formed. Source: RegMean, arXiv 2212.09849, section 3.
 
     Raises:
         ConfigError: alpha or the ridge is out of its range.
         FormatError: what was measured does not fit the site.
     """
     if not 0 <= alpha <= 1:
-        raise ConfigError("alpha is the share of the off-diagonal moments", where="alpha", expected="0 to 1", found=alpha,
-                          remedy="give a number such as 0.9")
+        raise ConfigError(
+            "alpha is the share of the off-diagonal moments",
+            where="alpha",
+            expected="0 to 1",
+            found=alpha,
+            remedy="give a number such as 0.9",
+        )
     if not ridge > 0:
-        raise ConfigError("without a ridge the equations may have no single solution", where="ridge", expected="above 0", found=ridge,
-                          remedy="give a number such as 1e-6")
+        raise ConfigError(
+            "without a ridge the equations may have no single solution",
+            where="ridge",
+            expected="above 0",
+            found=ridge,
+            remedy="give a number such as 1e-6",
+        )
     present = [term for term in terms if len(term.A)]
     n = terms[0].change.shape[1]
     total = np.zeros((n, n))
@@ -45,7 +64,9 @@ def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -
         return zero(*terms[0].change.shape)
     solved = np.linalg.solve(total, np.concatenate(sides).T).T
     parts = np.split(solved, np.cumsum([len(side) for side in sides])[:-1])
-    return stack([term._replace(A=part.astype(term.A.dtype)) for term, part in zip(present, parts, strict=True)])
+    return stack(
+        [term._replace(A=part.astype(term.A.dtype)) for term, part in zip(present, parts, strict=True)]
+    )
 
 
 def _regular(moment: np.ndarray, alpha: float, ridge: float) -> np.ndarray:
@@ -68,14 +89,23 @@ def fisher_survey(blocks: Blocks, **_: Any) -> np.ndarray:
     return np.asarray(sums / max(1, count))
 
 
-@entry_rule("fisher", "at every entry the mean, by how much each adapter's loss depends on that entry; needs squared gradients",
-            formula="sum w_i F_i D_i / sum |w_i| F_i, F_i = mean (dL/dW)^2", paper=f"{ARXIV}2111.09832", survey=fisher_survey,
-            scope="tensor", laws=MEAN, statistics="fisher")
+@entry_rule(
+    "fisher",
+    "at every entry the mean, by how much each adapter's loss depends on that entry; needs squared gradients",
+    formula="sum w_i F_i D_i / sum |w_i| F_i, F_i = mean (dL/dW)^2",
+    paper=f"{ARXIV}2111.09832",
+    survey=fisher_survey,
+    scope="tensor",
+    laws=MEAN,
+    statistics="fisher",
+)
 def fisher(block: Block, means: np.ndarray, *, floor: float = 1e-3, normalize: bool = False) -> np.ndarray:
-    """``sum w_t F_t x_t / sum |w_t| F_t``: at every entry the mean, by how much each adapter's loss depends on that entry.
+    """``sum w_t F_t x_t / sum |w_t| F_t``: at every entry the mean, by how much each adapter's loss depends
+    on that entry.
 
-    ``floor`` times the mean of all is added to every ``F``, so that entries on which no loss depends are plainly averaged; ``normalize``
-    brings every adapter's ``F`` to the mean 1 first. Source: Matena and Raffel, arXiv 2111.09832, section 3.
+    ``floor`` times the mean of all is added to every ``F``, so that entries on which no loss depends are
+    plainly averaged; ``normalize`` brings every adapter's ``F`` to the mean 1 first. Source: Matena and
+    Raffel, arXiv 2111.09832, section 3.
 
     Raises:
         ConfigError: the floor is not above 0.
@@ -86,20 +116,29 @@ def fisher(block: Block, means: np.ndarray, *, floor: float = 1e-3, normalize: b
         F, means = F / np.where(means > 0, means, 1)[:, None, None], np.where(means > 0, 1.0, 0.0)
     F = F + (floor * means.mean() or 1.0)
     total = weighted(np.abs(block.weights), F).sum(axis=0)
-    return np.asarray((weighted(block.weights, F) * block.values).sum(axis=0) / total).astype(block.values.dtype)
+    return np.asarray((weighted(block.weights, F) * block.values).sum(axis=0) / total).astype(
+        block.values.dtype
+    )
 
 
 def _gradients(block: Block) -> np.ndarray:
     """``[T, b, n]``: the squared gradients; zeros for an adapter that does not change the site."""
     shape = block.values.shape[1:]
-    return np.stack([np.zeros(shape, np.float32) if gradient is None else gradient for gradient in block.measured])
+    return np.stack(
+        [np.zeros(shape, np.float32) if gradient is None else gradient for gradient in block.measured]
+    )
 
 
 def _matrix(term: Term, shape: tuple[int, int]) -> np.ndarray:
     if term.measured is None or term.measured.shape != shape:
         found = "nothing" if term.measured is None else list(term.measured.shape)
-        raise FormatError("what was measured does not fit this site", where=term.key, expected=list(shape), found=found,
-                          remedy="measure the pack again on its own base")
+        raise FormatError(
+            "what was measured does not fit this site",
+            where=term.key,
+            expected=list(shape),
+            found=found,
+            remedy="measure the pack again on its own base",
+        )
     if not np.isfinite(term.measured).all():
         raise FormatError("what was measured is not finite", where=term.key, remedy="measure the pack again")
     return term.measured

@@ -1,8 +1,10 @@
-"""Entrywise rules (class D) in any coordinates: of the dense change by blocks of rows, or of the small joint bases, where they are exact.
+"""Entrywise rules (class D) in any coordinates: of the dense change by blocks of rows, or of the small joint
+bases, where they are exact.
 
-An entrywise rule looks at ``[T, rows, columns]``, the entries of all changes in some coordinates. In the coordinates of the weight the
-result has no low rank and is made in blocks of rows; in the coordinates of the changes' joint bases it is an adapter as it stands.
-The coordinates depend on the changes alone, up to signs, and every rule here treats ``x`` and ``-x`` alike.
+An entrywise rule looks at ``[T, rows, columns]``, the entries of all changes in some coordinates. In the
+coordinates of the weight the result has no low rank and is made in blocks of rows; in the coordinates of the
+changes' joint bases it is an adapter as it stands. The coordinates depend on the changes alone, up to signs,
+and every rule here treats ``x`` and ``-x`` alike.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from ...lowrank.space import Core, Factors, Term, core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
 _BLOCK = 1 << 21
-"""Numbers of a block of all changes together: 8 MB. A core's own cache holds fewer, but between short calls threads wait for the
-interpreter's lock."""
+"""Numbers of a block of all changes together: 8 MB. A core's own cache holds fewer, but between short calls
+threads wait for the interpreter's lock.
+"""
 _EVERY = (3, 5)
 """Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
 
 
 class Block(NamedTuple):
-    """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys, and which ``rows`` they are.
+    """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys,
+    and which ``rows`` they are.
 
     ``measured`` are the same rows of what was measured of each change, where something was.
     """
@@ -51,9 +55,11 @@ def weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class View:
-    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a merged matrix to the weight.
+    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a
+    merged matrix to the weight.
 
-    ``sample`` gives some entries ``[T, ...]``, of rows and columns from all over, where that is much less work than all of them.
+    ``sample`` gives some entries ``[T, ...]``, of rows and columns from all over, where that is much less
+    work than all of them.
     """
 
     terms: tuple[Term, ...]
@@ -83,7 +89,9 @@ class Blocks:
 
     def sample(self) -> np.ndarray | None:
         """``[T, S]``: entries from all over, if they are to be had for little."""
-        parts = [view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None]
+        parts = [
+            view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None
+        ]
         return np.concatenate(parts, axis=1) if parts else None
 
 
@@ -130,7 +138,8 @@ def dense(terms: Sequence[Term]) -> View:
 
 
 def knots(terms: Sequence[Term]) -> View:
-    """KnOTS: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the left singular vectors of all changes side by side.
+    """KnOTS: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the left singular vectors
+    of all changes side by side.
 
     Source: arXiv 2410.19735, section 4.
     """
@@ -142,10 +151,11 @@ def knots(terms: Sequence[Term]) -> View:
 
 
 def core_space(terms: Sequence[Term]) -> View:
-    """Core Space: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of the changes in balanced factors.
+    """Core Space: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of the changes in balanced
+    factors.
 
-    Source: arXiv 2509.17786, section 3. The bases are singular vectors of the stacked factors, so the factors are balanced first:
-    ``U sqrt(S)`` and ``sqrt(S) V^T`` are the same whichever way a change was written.
+    Source: arXiv 2509.17786, section 3. The bases are singular vectors of the stacked factors, so the factors
+    are balanced first: ``U sqrt(S)`` and ``sqrt(S) V^T`` are the same whichever way a change was written.
     """
     joint = core(terms)
     u, s, vt = np.linalg.svd(joint.cores, full_matrices=False)
@@ -157,34 +167,53 @@ def core_space(terms: Sequence[Term]) -> View:
 
 
 def _directions(parts: np.ndarray) -> np.ndarray:
-    """``[K, k]``: the left singular vectors of ``[T, K, L]`` side by side, but for those that are rounding."""
+    """``[K, k]``: the left singular vectors of ``[T, K, L]`` side by side, but for those that are
+    rounding.
+    """
     u, s, _ = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
     directions: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
     return directions
 
 
 def entry_rule(
-    name: str, summary: str, *, over: Callable[[Sequence[Term]], View] = dense, survey: Callable[..., Any] | None = None,
-    scope: str | None = None, **fields: Any,
+    name: str,
+    summary: str,
+    *,
+    over: Callable[[Sequence[Term]], View] = dense,
+    survey: Callable[..., Any] | None = None,
+    scope: str | None = None,
+    **fields: Any,
 ) -> Callable[[Function], Function]:
-    """Registers a rule that merges entries, in the coordinates ``over``: ``survey(blocks, *, ...)`` sees all entries first, if there is
-    one, then the decorated ``fuse(block, surveyed, *, ...)`` merges them. ``fuse`` names the parameters; the survey gets the same.
+    """Registers a rule that merges entries, in the coordinates ``over``: ``survey(blocks, *, ...)`` sees all
+    entries first, if there is one, then the decorated ``fuse(block, surveyed, *, ...)`` merges them. ``fuse``
+    names the parameters; the survey gets the same.
 
-    In the coordinates of the weight the result has no low rank (class D); in others it is an adapter as it stands (class C).
+    In the coordinates of the weight the result has no low rank (class D); in others it is an adapter as it
+    stands (class C).
     """
-    classified: dict[str, Any] = {"needs": "D", "exact": False, "cut": True} if over is dense else {"needs": "C", "exact": True}
+    classified: dict[str, Any] = (
+        {"needs": "D", "exact": False, "cut": True} if over is dense else {"needs": "C", "exact": True}
+    )
 
     def register(fuse: Function) -> Function:
         def function(terms: Sequence[Term], surveyed: Any, **params: Any) -> Combination:
             params.pop("scope")
             view = over(terms)
             merged = Merged(view, lambda block: fuse(block, surveyed, **params))
-            return merged if view.back is None else view.back(np.concatenate([values for _, values in merged.blocks()], axis=0))
+            return (
+                merged
+                if view.back is None
+                else view.back(np.concatenate([values for _, values in merged.blocks()], axis=0))
+            )
 
         def survey_sites(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
             params.pop("scope")
             changed = [terms for terms in sites if any(len(term.A) for term in terms)]
-            return None if survey is None else survey(Blocks(lambda: (over(terms) for terms in changed)), **params)
+            return (
+                None
+                if survey is None
+                else survey(Blocks(lambda: (over(terms) for terms in changed)), **params)
+            )
 
         function.__signature__ = with_scope(fuse, scope or ("tensor" if survey is None else "adapter"))  # type: ignore[attr-defined]
         RULES.register(Rule(name, summary, function=function, survey=survey_sites, **classified, **fields))

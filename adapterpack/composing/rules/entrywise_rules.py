@@ -19,82 +19,188 @@ def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
     return merged if lam == 1 else np.asarray(lam * merged)
 
 
-@entry_rule("magnitude_prune", "the weighted sum of the largest entries of each change",
-            formula="sum w_i trim(D_i)", paper=f"{ARXIV}2306.01708", survey=largest_level, neutral=THINNED, laws=SUM)
+@entry_rule(
+    "magnitude_prune",
+    "the weighted sum of the largest entries of each change",
+    formula="sum w_i trim(D_i)",
+    paper=f"{ARXIV}2306.01708",
+    survey=largest_level,
+    neutral=THINNED,
+    laws=SUM,
+)
 def magnitude_prune(block: Block, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
     return np.asarray(weighted(block.weights, trimmed(block.values, least)).sum(axis=0))
 
 
-@entry_rule("ties", "the largest entries of each change; at each place a vote on the sign, and the mean of those who agree",
-            formula="lam sum_{agree} w_i trim(D_i) / sum_{agree} |w_i|", paper=f"{ARXIV}2306.01708", survey=largest_level,
-            neutral=THINNED, laws=MEAN)
-@entry_rule("knots_ties", "TIES on the columns' coordinates in the changes' joint singular vectors: an adapter as it stands",
-            formula="U ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]", paper=f"{ARXIV}2410.19735", over=knots, survey=largest_level,
-            neutral=THINNED, laws=MEAN)
-@entry_rule("core_ties", "TIES in the bases of all columns and all rows: an adapter as it stands",
-            formula="U ties(U^T D_t V) V^T", paper=f"{ARXIV}2509.17786", over=core_space, survey=largest_level, neutral=THINNED,
-            laws=MEAN)
-def ties(block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True) -> np.ndarray:
+@entry_rule(
+    "ties",
+    "the largest entries of each change; at each place a vote on the sign, and the mean of those who agree",
+    formula="lam sum_{agree} w_i trim(D_i) / sum_{agree} |w_i|",
+    paper=f"{ARXIV}2306.01708",
+    survey=largest_level,
+    neutral=THINNED,
+    laws=MEAN,
+)
+@entry_rule(
+    "knots_ties",
+    "TIES on the columns' coordinates in the changes' joint singular vectors: an adapter as it stands",
+    formula="U ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]",
+    paper=f"{ARXIV}2410.19735",
+    over=knots,
+    survey=largest_level,
+    neutral=THINNED,
+    laws=MEAN,
+)
+@entry_rule(
+    "core_ties",
+    "TIES in the bases of all columns and all rows: an adapter as it stands",
+    formula="U ties(U^T D_t V) V^T",
+    paper=f"{ARXIV}2509.17786",
+    over=core_space,
+    survey=largest_level,
+    neutral=THINNED,
+    laws=MEAN,
+)
+def ties(
+    block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True
+) -> np.ndarray:
     """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
     return _scaled(lam, elected(block.values, block.weights, normalize, least))
 
 
-@entry_rule("dare_linear", "entries dropped at random and the rest scaled up, then the weighted sum",
-            formula="sum w_i m_i D_i / density", paper=f"{ARXIV}2311.03099", neutral=THINNED, laws=SUM)
+@entry_rule(
+    "dare_linear",
+    "entries dropped at random and the rest scaled up, then the weighted sum",
+    formula="sum w_i m_i D_i / density",
+    paper=f"{ARXIV}2311.03099",
+    neutral=THINNED,
+    laws=SUM,
+)
 def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: Seed = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
     return np.asarray(weighted(block.weights, dropped(block, density, seed)).sum(axis=0))
 
 
-@entry_rule("dare_ties", "entries dropped at random and the rest scaled up, then TIES' vote and mean",
-            formula="lam sum_{agree} w_i m_i D_i / (density sum_{agree} |w_i|)", paper=f"{ARXIV}2311.03099", neutral=THINNED, laws=MEAN)
-@entry_rule("knots_dare_ties", "DARE with TIES' vote in KnOTS' coordinates: an adapter as it stands",
-            formula="U dare_ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]", paper=f"{ARXIV}2410.19735", over=knots, neutral=THINNED,
-            laws=MEAN)
-@entry_rule("core_dare_ties", "DARE with TIES' vote in the bases of all columns and all rows: an adapter as it stands",
-            formula="U dare_ties(U^T D_t V) V^T", paper=f"{ARXIV}2509.17786", over=core_space, neutral=THINNED, laws=MEAN)
-def dare_ties(block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: Seed = 0) -> np.ndarray:
+@entry_rule(
+    "dare_ties",
+    "entries dropped at random and the rest scaled up, then TIES' vote and mean",
+    formula="lam sum_{agree} w_i m_i D_i / (density sum_{agree} |w_i|)",
+    paper=f"{ARXIV}2311.03099",
+    neutral=THINNED,
+    laws=MEAN,
+)
+@entry_rule(
+    "knots_dare_ties",
+    "DARE with TIES' vote in KnOTS' coordinates: an adapter as it stands",
+    formula="U dare_ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]",
+    paper=f"{ARXIV}2410.19735",
+    over=knots,
+    neutral=THINNED,
+    laws=MEAN,
+)
+@entry_rule(
+    "core_dare_ties",
+    "DARE with TIES' vote in the bases of all columns and all rows: an adapter as it stands",
+    formula="U dare_ties(U^T D_t V) V^T",
+    paper=f"{ARXIV}2509.17786",
+    over=core_space,
+    neutral=THINNED,
+    laws=MEAN,
+)
+def dare_ties(
+    block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: Seed = 0
+) -> np.ndarray:
     """TIES' election over changes that were thinned out at random."""
     return _scaled(lam, elected(dropped(block, density, seed), block.weights, normalize))
 
 
-@entry_rule("della", "DARE with larger entries kept more often, each divided by its own probability; then TIES' vote and mean",
-            formula="lam sum_{agree} w_i m_i D_i / p_i / sum_{agree} |w_i|", paper=f"{ARXIV}2406.11617", neutral=THINNED, laws=MEAN)
+@entry_rule(
+    "della",
+    "DARE with larger entries kept more often, each divided by its own probability; then TIES' vote and mean",
+    formula="lam sum_{agree} w_i m_i D_i / p_i / sum_{agree} |w_i|",
+    paper=f"{ARXIV}2406.11617",
+    neutral=THINNED,
+    laws=MEAN,
+)
 def della(
-    block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, lam: float = 1.0, normalize: bool = True, seed: Seed = 0
+    block: Block,
+    _: None,
+    *,
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    lam: float = 1.0,
+    normalize: bool = True,
+    seed: Seed = 0,
 ) -> np.ndarray:
-    """TIES' election over changes whose larger entries are kept with a higher probability, each divided by its own."""
+    """TIES' election over changes whose larger entries are kept with a higher probability, each divided by
+    its own.
+    """
     return _scaled(lam, elected(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
 
 
-@entry_rule("della_linear", "DARE with larger entries kept more often, each divided by its own probability; then the weighted sum",
-            formula="sum w_i m_i D_i / p_i", paper=f"{ARXIV}2406.11617", neutral=THINNED, laws=SUM)
-def della_linear(block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: Seed = 0) -> np.ndarray:
-    """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by its own."""
+@entry_rule(
+    "della_linear",
+    "DARE with larger entries kept more often, each divided by its own probability; then the weighted sum",
+    formula="sum w_i m_i D_i / p_i",
+    paper=f"{ARXIV}2406.11617",
+    neutral=THINNED,
+    laws=SUM,
+)
+def della_linear(
+    block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: Seed = 0
+) -> np.ndarray:
+    """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by
+    its own.
+    """
     return np.asarray(weighted(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
 
 
-@entry_rule("breadcrumbs", "the weighted sum without the largest and without the smallest entries",
-            formula="sum w_i band(D_i)", paper=f"{ARXIV}2312.06795", survey=band_levels, neutral={"density": 1.0, "gamma": 0.0}, laws=SUM)
-def breadcrumbs(block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01) -> np.ndarray:
+@entry_rule(
+    "breadcrumbs",
+    "the weighted sum without the largest and without the smallest entries",
+    formula="sum w_i band(D_i)",
+    paper=f"{ARXIV}2312.06795",
+    survey=band_levels,
+    neutral={"density": 1.0, "gamma": 0.0},
+    laws=SUM,
+)
+def breadcrumbs(
+    block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01
+) -> np.ndarray:
     """``sum w_t band(x_t)``."""
     return np.asarray(weighted(block.weights, band(block, levels)).sum(axis=0))
 
 
-@entry_rule("breadcrumbs_ties", "without the largest and without the smallest entries, TIES' vote and mean",
-            formula="lam sum_{agree} w_i band(D_i) / sum_{agree} |w_i|", paper=f"{ARXIV}2312.06795", survey=band_levels,
-            neutral={"density": 1.0, "gamma": 0.0}, laws=MEAN)
+@entry_rule(
+    "breadcrumbs_ties",
+    "without the largest and without the smallest entries, TIES' vote and mean",
+    formula="lam sum_{agree} w_i band(D_i) / sum_{agree} |w_i|",
+    paper=f"{ARXIV}2312.06795",
+    survey=band_levels,
+    neutral={"density": 1.0, "gamma": 0.0},
+    laws=MEAN,
+)
 def breadcrumbs_ties(
-    block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01, lam: float = 1.0,
+    block: Block,
+    levels: tuple[np.ndarray, np.ndarray],
+    *,
+    density: float = 0.9,
+    gamma: float = 0.01,
+    lam: float = 1.0,
     normalize: bool = True,
 ) -> np.ndarray:
     """TIES' election over the bands."""
     return _scaled(lam, elected(band(block, levels), block.weights, normalize))
 
 
-@entry_rule("magmax", "at each place the entry of the largest size",
-            formula="alpha w_j D_j, j = argmax |w_i D_i|", paper=f"{ARXIV}2407.06322", unit=True)
+@entry_rule(
+    "magmax",
+    "at each place the entry of the largest size",
+    formula="alpha w_j D_j, j = argmax |w_i D_i|",
+    paper=f"{ARXIV}2407.06322",
+    unit=True,
+)
 def magmax(block: Block, _: None, *, alpha: float = 1.0) -> np.ndarray:
     """``alpha`` times the entry ``w_t x_t`` of largest magnitude; 0 where two of the largest are opposite."""
     parts = block.weighted
@@ -103,11 +209,15 @@ def magmax(block: Block, _: None, *, alpha: float = 1.0) -> np.ndarray:
 
 
 def _variance(block: Block) -> np.ndarray:
-    return np.asarray(np.var(weighted(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32))
+    return np.asarray(
+        np.var(weighted(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
+    )
 
 
 class Selected(NamedTuple):
-    """SCE's survey: the least variance that is selected ``[1]``, and the mean square of each change there ``[T]``."""
+    """SCE's survey: the least variance that is selected ``[1]``, and the mean square of each change there
+    ``[T]``.
+    """
 
     least: np.ndarray
     energy: np.ndarray
@@ -117,15 +227,27 @@ def sce_survey(blocks: Blocks, *, density: float, **_: Any) -> Selected:
     """The positions where the changes differ most, and how much of each change lies there."""
     share("density", density)
     least = level(lambda: (_variance(block) for block in blocks()), density)
-    energy = sum(np.sum(np.where(_variance(block) >= least, block.values, 0).astype(np.float64) ** 2, axis=(1, 2)) for block in blocks())
+    energy = sum(
+        np.sum(np.where(_variance(block) >= least, block.values, 0).astype(np.float64) ** 2, axis=(1, 2))
+        for block in blocks()
+    )
     return Selected(least, np.asarray(energy))
 
 
-@entry_rule("sce", "the places where the changes differ most, weights by the energy there, minority signs erased",
-            formula="lam sum_{agree} e_i D_i / sum_{agree} |e_i|, e_i = w_i mean(D_i^2)", paper=f"{ARXIV}2408.07990", survey=sce_survey,
-            scope="tensor", neutral=THINNED, laws=MEAN)
+@entry_rule(
+    "sce",
+    "the places where the changes differ most, weights by the energy there, minority signs erased",
+    formula="lam sum_{agree} e_i D_i / sum_{agree} |e_i|, e_i = w_i mean(D_i^2)",
+    paper=f"{ARXIV}2408.07990",
+    survey=sce_survey,
+    scope="tensor",
+    neutral=THINNED,
+    laws=MEAN,
+)
 def sce(block: Block, selected: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
-    """Selected positions of high variance, weights by energy there, minority signs erased; a mean over what stays."""
+    """Selected positions of high variance, weights by energy there, minority signs erased; a mean over what
+    stays.
+    """
     shares = np.abs(block.weights) * selected.energy
     if not shares.any():
         return np.zeros(block.values.shape[1:], block.values.dtype)
@@ -135,7 +257,9 @@ def sce(block: Block, selected: Selected, *, density: float = 0.5, lam: float = 
 
 
 class Balance(NamedTuple):
-    """PCB's survey ``[T]``: the magnitudes between which entries are clamped, and of the scores the ones that count as 0 and as 1."""
+    """PCB's survey ``[T]``: the magnitudes between which entries are clamped, and of the scores the ones that
+    count as 0 and as 1.
+    """
 
     lower: np.ndarray
     upper: np.ndarray
@@ -144,7 +268,9 @@ class Balance(NamedTuple):
 
 
 def _scores(block: Block, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """``exp(T norm(|x|)^2) tanh(x_t sum x)``, where positive: competition inside a change, and between the changes."""
+    """``exp(T norm(|x|)^2) tanh(x_t sum x)``, where positive: competition inside a change, and between the
+    changes.
+    """
     x = weighted(np.sign(block.weights), block.values).astype(np.float64)
     a, b = (ends[:, None, None].astype(np.float64) for ends in (lower, upper))
     norm = (np.clip(np.abs(x), a, b) - a) / np.where(b > a, b - a, 1)
@@ -156,22 +282,40 @@ def pcb_survey(blocks: Blocks, *, density: float, **_: Any) -> Balance:
     share("density", density)
     sizes = lambda: (magnitudes(block.values) for block in blocks())  # noqa: E731
     lower, upper = level(sizes, 0.9999), level(sizes, 0.0001)
-    least = level(lambda: (_scores(block, lower, upper) for block in blocks()), density) if density < 1 else np.zeros_like(lower)
+    least = (
+        level(lambda: (_scores(block, lower, upper) for block in blocks()), density)
+        if density < 1
+        else np.zeros_like(lower)
+    )
     most = np.max([_scores(block, lower, upper).max(axis=(1, 2)) for block in blocks()], axis=0)
     return Balance(lower, upper, least, most)
 
 
-@entry_rule("pcb", "entries weighed by their size in their change and by their agreement with the others; not free of scale",
-            formula="lam sum w_i s_i D_i / sum |w_i| s_i, s_i = exp(T norm(|D_i|)^2) tanh(D_i sum D)", paper=f"{ARXIV}2410.02396",
-            survey=pcb_survey, neutral=THINNED, laws=MEAN._replace(homogeneous=False))
+@entry_rule(
+    "pcb",
+    "entries weighed by their size in their change and by their agreement with the others; not free of scale",
+    formula="lam sum w_i s_i D_i / sum |w_i| s_i, s_i = exp(T norm(|D_i|)^2) tanh(D_i sum D)",
+    paper=f"{ARXIV}2410.02396",
+    survey=pcb_survey,
+    neutral=THINNED,
+    laws=MEAN._replace(homogeneous=False),
+)
 def pcb(block: Block, balance: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
-    """``lam sum_t w_t x_t score_t / sum_t |w_t| score_t``, of the entries whose score is among the ``density`` largest."""
+    """``lam sum_t w_t x_t score_t / sum_t |w_t| score_t``, of the entries whose score is among the
+    ``density`` largest.
+    """
     least, most = (ends[:, None, None] for ends in (balance.least, balance.most))
-    scores = (_scores(block, balance.lower, balance.upper) - least).clip(0) / np.where(most > least, most - least, 1)
+    scores = (_scores(block, balance.lower, balance.upper) - least).clip(0) / np.where(
+        most > least, most - least, 1
+    )
     scores = np.where(most > least, scores, most > 0).astype(np.float64)
     total = weighted(np.abs(block.weights), scores).sum(axis=0)
     merged = (weighted(block.weights, scores) * block.values).sum(axis=0)
-    return np.asarray((lam * np.divide(merged, total, out=np.zeros_like(merged), where=total > 0)).astype(block.values.dtype))
+    return np.asarray(
+        (lam * np.divide(merged, total, out=np.zeros_like(merged), where=total > 0)).astype(
+            block.values.dtype
+        )
+    )
 
 
 def _unified(block: Block) -> np.ndarray:
@@ -197,10 +341,17 @@ def emr_survey(blocks: Blocks, **_: Any) -> np.ndarray:
     return np.asarray(np.divide(sums[0], sums[1], out=np.zeros(len(sums[0])), where=sums[1] > 0))
 
 
-@entry_rule("emr", "the elected sign with the largest entry that has it; or, for one task, with that pack's mask and scale",
-            formula="sgn(sum w_i D_i) max_{agree} |D_i|", paper=f"{ARXIV}2405.17461", survey=emr_survey, laws=MEAN)
+@entry_rule(
+    "emr",
+    "the elected sign with the largest entry that has it; or, for one task, with that pack's mask and scale",
+    formula="sgn(sum w_i D_i) max_{agree} |D_i|",
+    paper=f"{ARXIV}2405.17461",
+    survey=emr_survey,
+    laws=MEAN,
+)
 def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
-    """The unified change; with ``task``, a pack's name, that pack's mask and scale on it, by which it is served.
+    """The unified change; with ``task``, a pack's name, that pack's mask and scale on it, by which it is
+    served.
 
     Raises:
         ConfigError: no pack of a weight other than 0 is called that.
@@ -209,17 +360,32 @@ def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
         return _unified(block)
     names = [key.rpartition(":")[0] for key in block.keys]
     if task not in names:
-        raise ConfigError("no pack of that name takes part", where="task", expected=" or ".join(names), found=repr(task),
-                          remedy="give the name of one of the packs")
+        raise ConfigError(
+            "no pack of that name takes part",
+            where="task",
+            expected=" or ".join(names),
+            found=repr(task),
+            remedy="give the name of one of the packs",
+        )
     index = names.index(task)
     return np.asarray(np.sign(block.weights[index]) * scales[index] * _masked(block)[index])
 
 
-@entry_rule("consensus", "the sum, where enough packs find it important for themselves (TALL masks)",
-            formula="alpha [count(|w_i D_i| > threshold |sum - w_i D_i|) >= agreeing] sum w_i D_i", paper=f"{ARXIV}2405.07813", unit=True,
-            neutral={"agreeing": 1, "threshold": 0.0}, laws=Laws(sums=True))
-def consensus(block: Block, _: None, *, threshold: float = 0.4, agreeing: Count = 2, alpha: float = 1.0) -> np.ndarray:
-    """``alpha sum w_t x_t`` where at least ``agreeing`` of the masks ``|w_t x_t| > threshold |sum - w_t x_t|`` are on."""
+@entry_rule(
+    "consensus",
+    "the sum, where enough packs find it important for themselves (TALL masks)",
+    formula="alpha [count(|w_i D_i| > threshold |sum - w_i D_i|) >= agreeing] sum w_i D_i",
+    paper=f"{ARXIV}2405.07813",
+    unit=True,
+    neutral={"agreeing": 1, "threshold": 0.0},
+    laws=Laws(sums=True),
+)
+def consensus(
+    block: Block, _: None, *, threshold: float = 0.4, agreeing: Count = 2, alpha: float = 1.0
+) -> np.ndarray:
+    """``alpha sum w_t x_t`` where at least ``agreeing`` of the masks ``|w_t x_t| > threshold |sum - w_t
+    x_t|`` are on.
+    """
     parts = block.weighted
     total = parts.sum(axis=0)
     masks = np.abs(parts) > threshold * np.abs(total - parts)

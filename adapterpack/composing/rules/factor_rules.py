@@ -1,8 +1,10 @@
-"""Rules that combine the factors one by one (class F): LoRA-LEGO and RobustMerge in canonical units, and PEFT's modes under its names.
+"""Rules that combine the factors one by one (class F): LoRA-LEGO and RobustMerge in canonical units, and
+PEFT's modes under its names.
 
-A unit is one row of ``A`` with one column of ``B``. Which units an adapter has is an accident of its training: ``B M^-1`` and ``M A`` are
-the same adapter. LoRA-LEGO and RobustMerge get the canonical units here, the singular triplets ``u_j sqrt(S_j)``, ``sqrt(S_j) v_j``. PEFT's
-elementwise modes are kept under their own names, for the same numbers, with a warning.
+A unit is one row of ``A`` with one column of ``B``. Which units an adapter has is an accident of its
+training: ``B M^-1`` and ``M A`` are the same adapter. LoRA-LEGO and RobustMerge get the canonical units here,
+the singular triplets ``u_j sqrt(S_j)``, ``sqrt(S_j) v_j``. PEFT's elementwise modes are kept under their own
+names, for the same numbers, with a warning.
 """
 
 from __future__ import annotations
@@ -23,19 +25,34 @@ _ROUNDS = 100
 
 
 def canonical(terms: Sequence[Term]) -> list[Factors]:
-    """Each change times its weight in balanced singular units, strongest first; the sign of the weight lies in ``B``."""
+    """Each change times its weight in balanced singular units, strongest first; the sign of the weight lies
+    in ``B``.
+    """
     decompositions = spectra([term.change for term in terms])
-    halves = [np.sqrt(spectrum.S * abs(term.weight)) for spectrum, term in zip(decompositions, terms, strict=True)]
-    return [Factors(spectrum.V.T * half[:, None], spectrum.U * (half * np.sign(term.weight)))
-            for spectrum, half, term in zip(decompositions, halves, terms, strict=True)]
+    halves = [
+        np.sqrt(spectrum.S * abs(term.weight)) for spectrum, term in zip(decompositions, terms, strict=True)
+    ]
+    return [
+        Factors(spectrum.V.T * half[:, None], spectrum.U * (half * np.sign(term.weight)))
+        for spectrum, half, term in zip(decompositions, halves, terms, strict=True)
+    ]
 
 
-@rule("lora_lego", "singular units of all adapters in clusters, each its centroid at the mean length",
-      formula="sqrt(r / k) sum_c b_c a_c^T", paper=f"{ARXIV}2409.16167", needs="F", exact=True, unit=True)
+@rule(
+    "lora_lego",
+    "singular units of all adapters in clusters, each its centroid at the mean length",
+    formula="sqrt(r / k) sum_c b_c a_c^T",
+    paper=f"{ARXIV}2409.16167",
+    needs="F",
+    exact=True,
+    unit=True,
+)
 def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
-    """Units of all adapters in ``clusters`` groups (the largest rank by default), each replaced by its centroid at the mean length.
+    """Units of all adapters in ``clusters`` groups (the largest rank by default), each replaced by its
+    centroid at the mean length.
 
-    k-means from the longest unit and, each time, the unit that is farthest from those chosen: no random start.
+    k-means from the longest unit and, each time, the unit that is farthest from those chosen: no random
+    start.
     """
     changes = canonical(terms)
     units = np.concatenate([np.concatenate([change.A, change.B.T], axis=1) for change in changes], axis=0)
@@ -49,9 +66,13 @@ def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
     for cluster in range(k):
         mean = units[member == cluster].mean(axis=0)
         size = np.linalg.norm(mean)
-        centroids.append(mean * (lengths[member == cluster].mean() / size) if size > 1e-6 * lengths.max() else 0 * mean)
+        centroids.append(
+            mean * (lengths[member == cluster].mean() / size) if size > 1e-6 * lengths.max() else 0 * mean
+        )
     scaled = np.array(centroids) * (largest_rank / k) ** 0.25  # sqrt(r / k) of the product
-    return Factors(scaled[:, :n].astype(terms[0].A.dtype), np.ascontiguousarray(scaled[:, n:].T, terms[0].B.dtype))
+    return Factors(
+        scaled[:, :n].astype(terms[0].A.dtype), np.ascontiguousarray(scaled[:, n:].T, terms[0].B.dtype)
+    )
 
 
 def _clustered(units: np.ndarray, k: int) -> np.ndarray:
@@ -76,20 +97,39 @@ def _clustered(units: np.ndarray, k: int) -> np.ndarray:
     return member
 
 
-@rule("robust_merge", "singular units trimmed, and weighted up where that cost them most; has cross terms",
-      formula="(c sum_t S_t B_t^ / sum S_t) (c sum_t A_t^)", paper=f"{ARXIV}2502.17159", needs="F", exact=True, unit=True,
-      neutral={"density": 1.0, "coefficient": 1.0})
-def robust_merge(terms: Sequence[Term], *, density: float = 0.2, quantile: float = 0.8, coefficient: float = 2.0) -> Factors:
-    """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trimmed units, those that lost most of ``A`` weighted up.
+@rule(
+    "robust_merge",
+    "singular units trimmed, and weighted up where that cost them most; has cross terms",
+    formula="(c sum_t S_t B_t^ / sum S_t) (c sum_t A_t^)",
+    paper=f"{ARXIV}2502.17159",
+    needs="F",
+    exact=True,
+    unit=True,
+    neutral={"density": 1.0, "coefficient": 1.0},
+)
+def robust_merge(
+    terms: Sequence[Term], *, density: float = 0.2, quantile: float = 0.8, coefficient: float = 2.0
+) -> Factors:
+    """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trimmed units, those that lost most of ``A``
+    weighted up.
 
     ``S_t`` is ``sum |A| / sum |A^|`` of each unit, and at least the ``quantile`` of the adapter's units.
     """
     share("density", density)
     if not 0 <= quantile <= 1:
-        raise ConfigError("quantile is a share", where="quantile", expected="0 to 1", found=quantile, remedy="give a number such as 0.8")
+        raise ConfigError(
+            "quantile is a share",
+            where="quantile",
+            expected="0 to 1",
+            found=quantile,
+            remedy="give a number such as 0.8",
+        )
     changes = canonical(terms)
     rank = max(change.rank for change in changes)
-    A, B, S = (np.zeros((len(changes), *shape)) for shape in ((rank, changes[0].shape[1]), (changes[0].shape[0], rank), (rank,)))
+    A, B, S = (
+        np.zeros((len(changes), *shape))
+        for shape in ((rank, changes[0].shape[1]), (changes[0].shape[0], rank), (rank,))
+    )
     for t, change in enumerate(changes):
         if not change.rank:
             continue
@@ -104,11 +144,18 @@ def robust_merge(terms: Sequence[Term], *, density: float = 0.2, quantile: float
     return Factors(merged.A.astype(terms[0].A.dtype), merged.B.astype(terms[0].B.dtype))
 
 
-@rule("peft_linear", "PEFT's linear, for the same numbers: not the sum of the changes",
-      formula="(sum sqrt(w_i s_i) B_i) (sum sqrt(w_i s_i) A_i)", paper=f"{ARXIV}2212.04089", needs="F", exact=True,
-      laws=Laws(gauge=False, mixed_ranks=False))
+@rule(
+    "peft_linear",
+    "PEFT's linear, for the same numbers: not the sum of the changes",
+    formula="(sum sqrt(w_i s_i) B_i) (sum sqrt(w_i s_i) A_i)",
+    paper=f"{ARXIV}2212.04089",
+    needs="F",
+    exact=True,
+    laws=Laws(gauge=False, mixed_ranks=False),
+)
 def peft_linear(terms: Sequence[Term]) -> Factors:
-    """``(sum sqrt(|w_i s_i|) B_i) (sum sgn(w_i s_i) sqrt(|w_i s_i|) A_i)``: PEFT's ``linear``, cross terms and all.
+    """``(sum sqrt(|w_i s_i|) B_i) (sum sgn(w_i s_i) sqrt(|w_i s_i|) A_i)``: PEFT's ``linear``, cross terms
+    and all.
 
     Raises:
         Unsupported: the ranks differ.
@@ -116,11 +163,19 @@ def peft_linear(terms: Sequence[Term]) -> Factors:
     return Factors(*(parts.sum(axis=0) for parts in _weighted(_of_one_rank(terms, "peft_linear"))))
 
 
-@rule("peft_ties", "PEFT's ties, for the same numbers: votes on the factors, weights after the vote",
-      formula="ties(sqrt(w_i s_i) B_i) ties(sqrt(w_i s_i) A_i)", paper=f"{ARXIV}2306.01708", needs="F", exact=True, neutral=THINNED,
-      laws=Laws(gauge=False, mixed_ranks=False))
+@rule(
+    "peft_ties",
+    "PEFT's ties, for the same numbers: votes on the factors, weights after the vote",
+    formula="ties(sqrt(w_i s_i) B_i) ties(sqrt(w_i s_i) A_i)",
+    paper=f"{ARXIV}2306.01708",
+    needs="F",
+    exact=True,
+    neutral=THINNED,
+    laws=Laws(gauge=False, mixed_ranks=False),
+)
 def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "total") -> Factors:
-    """PEFT's ``ties``: trim, election and mean on the two factors, each for itself; the weights come after the vote.
+    """PEFT's ``ties``: trim, election and mean on the two factors, each for itself; the weights come after
+    the vote.
 
     Raises:
         Unsupported: the ranks differ.
@@ -141,17 +196,26 @@ def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "t
 
 def _stored(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
     """``A`` and ``B`` as PEFT stores them, without the scale: ``[T, r, n]`` and ``[T, m, r]``."""
-    return np.stack([term.A for term in terms]), np.stack([term.B / term.B.dtype.type(term.branch_scale) for term in terms])
+    return np.stack([term.A for term in terms]), np.stack(
+        [term.B / term.B.dtype.type(term.branch_scale) for term in terms]
+    )
 
 
 def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
     """The terms that change the site, with a warning of what is made of them."""
     present = [term for term in terms if len(term.A)]
     if len({len(term.A) for term in present}) > 1:
-        raise Unsupported(f"{name} adds the factors entry by entry, so their ranks must be equal", expected="one rank",
-                          found=", ".join(str(len(term.A)) for term in present), remedy="use linear or ties, which combine the changes")
-    warnings.warn(f"{name} combines the factors and not the changes: the result has cross terms, and depends on how each adapter is "
-                  "written", stacklevel=2)
+        raise Unsupported(
+            f"{name} adds the factors entry by entry, so their ranks must be equal",
+            expected="one rank",
+            found=", ".join(str(len(term.A)) for term in present),
+            remedy="use linear or ties, which combine the changes",
+        )
+    warnings.warn(
+        f"{name} combines the factors and not the changes: the result has cross terms, and depends on how "
+        "each adapter is written",
+        stacklevel=2,
+    )
     return present
 
 

@@ -1,8 +1,10 @@
-"""Rules such as SLERP and Model Stock (class G): ``sum c_i D_i``, with coefficients from the inner products of the changes alone.
+"""Rules such as SLERP and Model Stock (class G): ``sum c_i D_i``, with coefficients from the inner products
+of the changes alone.
 
-A change is a vector of the inner-product space of matrices. ``x_i = sgn(w_i) D_i`` with the share ``a_i = |w_i|`` is what the rules of
-spherical geometry interpolate, so a negative weight is the opposite direction. A vector ``sum c_i x_i`` is held as ``c``, and its products
-are ``c G c'``: nothing of the size of a weight is formed, and the factors of the result are those of the terms.
+A change is a vector of the inner-product space of matrices. ``x_i = sgn(w_i) D_i`` with the share ``a_i =
+|w_i|`` is what the rules of spherical geometry interpolate, so a negative weight is the opposite direction. A
+vector ``sum c_i x_i`` is held as ``c``, and its products are ``c G c'``: nothing of the size of a weight is
+formed, and the factors of the result are those of the terms.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, Steps, choice, rule, 
 _ORTHOGONAL = 0.1
 """The share of the mean under which Model Stock says that it is about to take everything away."""
 _FLAT = 0.9995
-"""The cosine above which two directions are interpolated in a straight line: their angle is lost in rounding."""
+"""The cosine above which two directions are interpolated in a straight line: their angle is lost in
+rounding.
+"""
 
 
 def _as_given(weights: Sequence[float]) -> Sequence[float]:
@@ -36,12 +40,37 @@ def _shares(weights: Sequence[float]) -> list[float]:
     return [weight / sum(map(abs, weights)) for weight in weights]
 
 
-rule("cat", "the factors side by side: the weighted sum of the changes, as it stands, of rank sum r_i", formula="sum w_i D_i",
-     paper=f"{ARXIV}2212.04089", needs="G", exact=True, reduce=False, laws=SUM, coefficients=_as_given)(summed)
-rule("linear", "the weighted sum of the changes, brought to the smallest rank that holds it", formula="sum w_i D_i",
-     paper=f"{ARXIV}2212.04089", needs="G", exact=True, laws=SUM, coefficients=_as_given)(summed)
-rule("svd", "the best approximation of the weighted sum of a rank, or with a share of its energy, that you give",
-     formula="svd_k(sum w_i D_i)", paper="https://doi.org/10.1007/BF02288367", needs="C", exact=False, cut=True, laws=SUM)(summed)
+rule(
+    "cat",
+    "the factors side by side: the weighted sum of the changes, as it stands, of rank sum r_i",
+    formula="sum w_i D_i",
+    paper=f"{ARXIV}2212.04089",
+    needs="G",
+    exact=True,
+    reduce=False,
+    laws=SUM,
+    coefficients=_as_given,
+)(summed)
+rule(
+    "linear",
+    "the weighted sum of the changes, brought to the smallest rank that holds it",
+    formula="sum w_i D_i",
+    paper=f"{ARXIV}2212.04089",
+    needs="G",
+    exact=True,
+    laws=SUM,
+    coefficients=_as_given,
+)(summed)
+rule(
+    "svd",
+    "the best approximation of the weighted sum of a rank, or with a share of its energy, that you give",
+    formula="svd_k(sum w_i D_i)",
+    paper="https://doi.org/10.1007/BF02288367",
+    needs="C",
+    exact=False,
+    cut=True,
+    laws=SUM,
+)(summed)
 
 
 def reweighted(terms: Sequence[Term], c: Iterable[float]) -> Sum:
@@ -54,23 +83,50 @@ def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     return reweighted(terms, [lam * term.weight for term in terms])
 
 
-@rule("task_arithmetic", "the sum of the changes at one scale; every pack counts 1 without weights", formula="lam sum w_i D_i",
-      paper=f"{ARXIV}2212.04089", needs="G", exact=True, unit=True, neutral={"lam": 1.0}, laws=SUM, coefficients=_times)
+@rule(
+    "task_arithmetic",
+    "the sum of the changes at one scale; every pack counts 1 without weights",
+    formula="lam sum w_i D_i",
+    paper=f"{ARXIV}2212.04089",
+    needs="G",
+    exact=True,
+    unit=True,
+    neutral={"lam": 1.0},
+    laws=SUM,
+    coefficients=_times,
+)
 def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Sum:
     """``lam sum_i w_i D_i``, with the scale that eight tasks want."""
     return total(terms, lam=lam)
 
 
-@rule("negate", "the opposite of the changes: what they taught is taken away", formula="-lam sum w_i D_i", paper=f"{ARXIV}2212.04089",
-      needs="G", exact=True, unit=True, neutral={"lam": -1.0}, laws=SUM,
-      coefficients=lambda weights, *, lam: _times(weights, lam=-lam))
+@rule(
+    "negate",
+    "the opposite of the changes: what they taught is taken away",
+    formula="-lam sum w_i D_i",
+    paper=f"{ARXIV}2212.04089",
+    needs="G",
+    exact=True,
+    unit=True,
+    neutral={"lam": -1.0},
+    laws=SUM,
+    coefficients=lambda weights, *, lam: _times(weights, lam=-lam),
+)
 def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     """``-lam sum_i w_i D_i``."""
     return total(terms, lam=-lam)
 
 
-@rule("average", "the mean of the changes (model soup), by weights whose size alone counts", formula="sum w_i D_i / sum |w_i|",
-      paper=f"{ARXIV}2203.05482", needs="G", exact=True, laws=MEAN, coefficients=_shares)
+@rule(
+    "average",
+    "the mean of the changes (model soup), by weights whose size alone counts",
+    formula="sum w_i D_i / sum |w_i|",
+    paper=f"{ARXIV}2203.05482",
+    needs="G",
+    exact=True,
+    laws=MEAN,
+    coefficients=_shares,
+)
 def average(terms: Sequence[Term]) -> Sum:
     """``sum_i w_i D_i / sum_i |w_i|``."""
     return reweighted(terms, _shares([term.weight for term in terms]))
@@ -82,8 +138,10 @@ def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
 
 
 def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Function]:
-    """Registers a rule whose result is a weighted sum: the decorated ``coefficients(G, a, *, ...)`` gives the weights of the ``x_i`` of
-    length > 0, whose inner products are ``G``."""
+    """Registers a rule whose result is a weighted sum: the decorated ``coefficients(G, a, *, ...)`` gives the
+    weights of the ``x_i`` of length > 0, whose inner products are ``G``.
+    """
+
     def register(coefficients: Function) -> Function:
         def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
             signs, weights = _signed(terms)
@@ -91,7 +149,9 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
             c = np.zeros(len(terms))
             if alive.any():
                 params.pop("scope")
-                c[alive] = coefficients((products * np.outer(signs, signs))[np.ix_(alive, alive)], weights[alive], **params)
+                c[alive] = coefficients(
+                    (products * np.outer(signs, signs))[np.ix_(alive, alive)], weights[alive], **params
+                )
             return reweighted(terms, c * signs)
 
         combine.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
@@ -101,11 +161,18 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
     return register
 
 
-@coefficient_rule("slerp", "two changes along the arc between their directions",
-                  formula="(sin((1-t) th) x_1 + sin(t th) x_2) / sin th, t = |w_2| / (|w_1| + |w_2|)",
-                  paper="https://doi.org/10.1145/325334.325242", needs="G", exact=True, laws=MEAN)
+@coefficient_rule(
+    "slerp",
+    "two changes along the arc between their directions",
+    formula="(sin((1-t) th) x_1 + sin(t th) x_2) / sin th, t = |w_2| / (|w_1| + |w_2|)",
+    paper="https://doi.org/10.1145/325334.325242",
+    needs="G",
+    exact=True,
+    laws=MEAN,
+)
 def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """``(sin((1 - t) th) x_1 + sin(t th) x_2) / sin th`` with ``t = a_2 / (a_1 + a_2)``; a straight line where the angle is lost.
+    """``(sin((1 - t) th) x_1 + sin(t th) x_2) / sin th`` with ``t = a_2 / (a_1 + a_2)``; a straight line
+    where the angle is lost.
 
     Raises:
         Unsupported: there are more than two changes.
@@ -113,27 +180,44 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     if len(a) == 1:
         return np.ones(1)
     if len(a) > 2:
-        raise Unsupported("slerp goes from one change to another", expected="two packs with weights other than 0", found=len(a),
-                          remedy="use multi_slerp or karcher")
+        raise Unsupported(
+            "slerp goes from one change to another",
+            expected="two packs with weights other than 0",
+            found=len(a),
+            remedy="use multi_slerp or karcher",
+        )
     return np.asarray(_slerp(G[None], a)[0])
 
 
-@rule("nuslerp", "slerp of every row, or every column, for itself", formula="row_j: slerp(x_1[j], x_2[j], t)",
-      paper="https://doi.org/10.1145/325334.325242", needs="S", exact=True, laws=MEAN)
+@rule(
+    "nuslerp",
+    "slerp of every row, or every column, for itself",
+    formula="row_j: slerp(x_1[j], x_2[j], t)",
+    paper="https://doi.org/10.1145/325334.325242",
+    needs="S",
+    exact=True,
+    laws=MEAN,
+)
 def nuslerp(terms: Sequence[Term], *, per: str = "row") -> Factors:
     """:func:`slerp` of every row, or every column, of two changes for itself."""
     choice("rule nuslerp", "per", per, "row", "column")
     signs, a = _signed(terms)
     if len(terms) > 2:
-        raise Unsupported("nuslerp goes from one change to another", expected="two packs with weights other than 0", found=len(terms),
-                          remedy="use multi_slerp or karcher")
+        raise Unsupported(
+            "nuslerp goes from one change to another",
+            expected="two packs with weights other than 0",
+            found=len(terms),
+            remedy="use multi_slerp or karcher",
+        )
     G = (row_gram if per == "row" else column_gram)(terms) * np.outer(signs, signs)
     c = (np.ones((len(G), 1)) if len(a) == 1 else _slerp(G, a)) * signs
     return scaled_lines(terms, c, per)
 
 
 def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
-    """``sum_i diag(c[:, i]) D_i`` of rows, or ``sum_i D_i diag(c[:, i])`` of columns: ``c`` is ``[lines, T]``."""
+    """``sum_i diag(c[:, i]) D_i`` of rows, or ``sum_i D_i diag(c[:, i])`` of columns: ``c`` is ``[lines,
+    T]``.
+    """
     if per == "row":
         made = [Term(term.A, (term.B * c[:, [i]]).astype(term.B.dtype), 1.0) for i, term in enumerate(terms)]
     else:
@@ -141,11 +225,19 @@ def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
     return stack(made)
 
 
-@coefficient_rule("multi_slerp", "many changes on one sphere: the mean direction, moved by the mean of the tangents there",
-                  formula="(sum a_i |x_i|) exp_mu(sum a_i (u_i - <u_i, mu> mu)), u_i = x_i / |x_i|",
-                  paper="https://doi.org/10.1145/502122.502124", needs="G", exact=True, laws=MEAN)
+@coefficient_rule(
+    "multi_slerp",
+    "many changes on one sphere: the mean direction, moved by the mean of the tangents there",
+    formula="(sum a_i |x_i|) exp_mu(sum a_i (u_i - <u_i, mu> mu)), u_i = x_i / |x_i|",
+    paper="https://doi.org/10.1145/502122.502124",
+    needs="G",
+    exact=True,
+    laws=MEAN,
+)
 def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """The unit vectors' mean direction, moved by the mean of their tangents there, at the length ``sum a_i |x_i| / sum a_i``."""
+    """The unit vectors' mean direction, moved by the mean of their tangents there, at the length ``sum a_i
+    |x_i| / sum a_i``.
+    """
     lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
     C = G / np.outer(lengths, lengths)
     mean = _unit(C, shares)
@@ -153,11 +245,19 @@ def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     return float(shares @ lengths) * _exponential(C, mean, tangent) / lengths
 
 
-@coefficient_rule("karcher", "the direction whose squared angles to all changes sum to the least, at their mean length",
-                  formula="(sum a_i |x_i|) argmin_u sum a_i angle(u, u_i)^2", paper="https://doi.org/10.1002/cpa.3160300502", needs="G",
-                  exact=True, laws=MEAN)
+@coefficient_rule(
+    "karcher",
+    "the direction whose squared angles to all changes sum to the least, at their mean length",
+    formula="(sum a_i |x_i|) argmin_u sum a_i angle(u, u_i)^2",
+    paper="https://doi.org/10.1002/cpa.3160300502",
+    needs="G",
+    exact=True,
+    laws=MEAN,
+)
 def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: float = 1e-12) -> np.ndarray:
-    """The Karcher mean of the directions: ``u <- exp_u(sum a_i log_u(u_i))`` until it stands, at the length ``sum a_i |x_i| / sum a_i``."""
+    """The Karcher mean of the directions: ``u <- exp_u(sum a_i log_u(u_i))`` until it stands, at the length
+    ``sum a_i |x_i| / sum a_i``.
+    """
     lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
     C = G / np.outer(lengths, lengths)
     u = _unit(C, shares)
@@ -173,7 +273,9 @@ def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: 
 
 
 def stock_ratio(G: np.ndarray) -> np.ndarray:
-    """``t = T cos th / (1 + (T - 1) cos th)`` for ``[..., T, T]``, ``th`` the mean angle of pairs; 0 where it is obtuse, 1 for T = 1."""
+    """``t = T cos th / (1 + (T - 1) cos th)`` for ``[..., T, T]``, ``th`` the mean angle of pairs; 0 where it
+    is obtuse, 1 for T = 1.
+    """
     T = G.shape[-1]
     if T == 1:
         return np.ones(G.shape[:-2])
@@ -186,8 +288,15 @@ def stock_ratio(G: np.ndarray) -> np.ndarray:
     return ratio
 
 
-@rule("model_stock", "the mean, drawn to the base by the angle between the changes: near 0 where they are orthogonal",
-      formula="t mean_i D_i, t = T cos th / (1 + (T - 1) cos th)", paper=f"{ARXIV}2403.19522", needs="G", exact=True, laws=MEAN)
+@rule(
+    "model_stock",
+    "the mean, drawn to the base by the angle between the changes: near 0 where they are orthogonal",
+    formula="t mean_i D_i, t = T cos th / (1 + (T - 1) cos th)",
+    paper=f"{ARXIV}2403.19522",
+    needs="G",
+    exact=True,
+    laws=MEAN,
+)
 def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | Sum:
     """``t mean_i D_i`` with ``t`` of the angle between the changes, one for the site or for every row."""
     choice("rule model_stock", "per", per, "tensor", "row")
@@ -196,8 +305,11 @@ def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | Sum:
     G = (row_gram(terms) if per == "row" else gram(terms)[None]) * np.outer(signs, signs)
     t = stock_ratio(G)
     if t.max() < _ORTHOGONAL:
-        warnings.warn("model_stock leaves almost nothing of changes that are nearly orthogonal, as those of independently trained adapters "
-                      "mostly are", stacklevel=2)
+        warnings.warn(
+            "model_stock leaves almost nothing of changes that are nearly orthogonal, as those of "
+            "independently trained adapters mostly are",
+            stacklevel=2,
+        )
     return scaled_lines(terms, t[:, None] * mean, "row") if per == "row" else reweighted(terms, t[0] * mean)
 
 

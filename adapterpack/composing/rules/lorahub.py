@@ -1,6 +1,8 @@
-"""LoRAHub: searches for the weights of a sum by a score of the result, without gradients and without rebuilding a model.
+"""LoRAHub: searches for the weights of a sum by a score of the result, without gradients and without
+rebuilding a model.
 
-The published code adds ``w_i`` to A and to B, so that a weight enters squared, with cross terms. Here the sum is that of the changes.
+The published code adds ``w_i`` to A and to B, so that a weight enters squared, with cross terms. Here the sum
+is that of the changes.
 """
 
 from __future__ import annotations
@@ -20,44 +22,76 @@ Score = Callable[[np.ndarray], float]
 """Weights ``[T]`` -> how good what they make is; more is better."""
 
 
-@rule("lorahub", "the weighted sum under the weights that score best, searched for without gradients; needs a score, or weights",
-      formula="sum w_i D_i, w = argmax score(w) - penalty mean |w_i|", paper=f"{ARXIV}2307.13269", needs="G", exact=True, unit=True,
-      laws=SUM, search=True)
+@rule(
+    "lorahub",
+    "the weighted sum under the weights that score best, searched for without gradients; needs a score, "
+    "or weights",
+    formula="sum w_i D_i, w = argmax score(w) - penalty mean |w_i|",
+    paper=f"{ARXIV}2307.13269",
+    needs="G",
+    exact=True,
+    unit=True,
+    laws=SUM,
+    search=True,
+)
 def lorahub(
-    terms: Sequence[Term], *, evaluations: Steps = 40, bound: float = 1.5, penalty: float = 0.05,
+    terms: Sequence[Term],
+    *,
+    evaluations: Steps = 40,
+    bound: float = 1.5,
+    penalty: float = 0.05,
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0,
 ) -> Sum:
     """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
     return summed(terms)
 
 
-def searched(score: Score, count: int, *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> list[float]:
-    """The weights, each within ``bound`` of 0, of the best ``score(w) - penalty mean |w_i|`` that was seen in so many evaluations.
+def searched(
+    score: Score,
+    count: int,
+    *,
+    evaluations: int = 40,
+    bound: float = 1.5,
+    penalty: float = 0.05,
+    seed: int = 0,
+) -> list[float]:
+    """The weights, each within ``bound`` of 0, of the best ``score(w) - penalty mean |w_i|`` that was seen in
+    so many evaluations.
 
-    The first is that of equal weights of sum 1. Then CMA-ES: a normal distribution moves to the better half of what it drew, and takes
-    their shape. What leaves the bounds is drawn back to them. Source: Hansen 2016, The CMA evolution strategy: a tutorial, arXiv
-    1604.00772, algorithm in appendix A.
+    The first is that of equal weights of sum 1. Then CMA-ES: a normal distribution moves to the better half
+    of what it drew, and takes their shape. What leaves the bounds is drawn back to them. Source: Hansen 2016,
+    The CMA evolution strategy: a tutorial, arXiv 1604.00772, algorithm in appendix A.
 
     Raises:
         ConfigError: a parameter is out of its range.
         NonFinite: the score is not a number.
 
     Example:
-        >>> found = searched(lambda w: -float(np.sum((w - [0.8, -0.3]) ** 2)), 2, evaluations=200, penalty=0.0)
+        >>> found = searched(lambda w: -float(np.sum((w - [0.8, -0.3]) ** 2)), 2, evaluations=200,
+        ...     penalty=0.0)
         >>> [round(value, 1) for value in found]
         [0.8, -0.3]
     """
     if not bound > 0 or not penalty >= 0:
-        raise ConfigError("the weights are searched for within bounds", where="rule lorahub", expected="a bound above 0, a penalty of at "
-                          "least 0", found=f"bound {bound:g}, penalty {penalty:g}", remedy="leave them as they are")
+        raise ConfigError(
+            "the weights are searched for within bounds",
+            where="rule lorahub",
+            expected="a bound above 0, a penalty of at least 0",
+            found=f"bound {bound:g}, penalty {penalty:g}",
+            remedy="leave them as they are",
+        )
     best: tuple[float, np.ndarray] | None = None
 
     def judged(weights: np.ndarray) -> float:
         nonlocal best
         value = float(score(weights)) - penalty * float(np.abs(weights).mean())
         if not math.isfinite(value):
-            raise NonFinite("the score is not a finite number", where=", ".join(f"{weight:g}" for weight in weights), found=value,
-                            remedy="let the scorer give a number for every pack")
+            raise NonFinite(
+                "the score is not a finite number",
+                where=", ".join(f"{weight:g}" for weight in weights),
+                found=value,
+                remedy="let the scorer give a number for every pack",
+            )
         if best is None or value > best[0]:
             best = value, weights
         return value
@@ -87,7 +121,9 @@ class _Distribution:
         """So many points, within the bounds."""
         values, axes = np.linalg.eigh(self.C)
         normal = self.rng.standard_normal((count, len(self.mean)))
-        points: np.ndarray = np.clip(self.mean + self.step * (normal * np.sqrt(values.clip(1e-20))) @ axes.T, -bound, bound)
+        points: np.ndarray = np.clip(
+            self.mean + self.step * (normal * np.sqrt(values.clip(1e-20))) @ axes.T, -bound, bound
+        )
         return points
 
     def moved(self, points: np.ndarray, values: Sequence[float]) -> None:
@@ -105,7 +141,9 @@ class _Distribution:
         whitened = axes @ ((axes.T @ way) / np.sqrt(spread.clip(1e-20)))
         self.path = (1 - cs) * self.path + math.sqrt(cs * (2 - cs) * size) * whitened
         self.turned = (1 - cc) * self.turned + math.sqrt(cc * (2 - cc) * size) * way
-        self.C = (1 - c1 - cm) * self.C + c1 * np.outer(self.turned, self.turned) + cm * (ways.T * shares) @ ways
+        self.C = (
+            (1 - c1 - cm) * self.C + c1 * np.outer(self.turned, self.turned) + cm * (ways.T * shares) @ ways
+        )
         self.mean = self.mean + self.step * way
         damping = 1 + cs + 2 * max(0.0, math.sqrt((size - 1) / (n + 1)) - 1)
         self.step *= math.exp(min(1.0, cs / damping * (np.linalg.norm(self.path) / self.length - 1)))

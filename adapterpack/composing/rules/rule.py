@@ -1,4 +1,6 @@
-"""Defines and registers a rule of combination: what it computes, from what, with which parameters, and which laws it keeps."""
+"""Defines and registers a rule of combination: what it computes, from what, with which parameters, and which
+laws it keeps.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ...lowrank.space import Factors, Sum, Term, zero
 from ...registry import Registry
 
 Combination = Factors | Sum | Rows
-"""What a rule makes of a site: factors, a sum of those that it was given, or a dense change in blocks of rows."""
+"""What a rule makes of a site: factors, a sum of those that it was given, or a dense change in blocks of
+rows.
+"""
 Steps = Annotated[int, Meta(ge=1, le=10_000)]
 """How often a rule repeats something. A recipe of a stranger may name the number, so it has a bound."""
 Count = Annotated[int, Meta(ge=0, le=10_000)]
@@ -58,15 +62,17 @@ THINNED = {"density": 1.0}
 class Rule(NamedTuple):
     """How the terms of one site become one change.
 
-    ``needs`` says what the rule looks at: ``G`` inner products of the changes, ``C`` the joint column and row spaces, ``S`` scalings of one
-    side, ``D`` every entry of the dense change, ``F`` the factors one by one. ``exact``: the result is what the formula says, without
-    truncation. ``function`` takes the site's terms, then what ``survey`` found if there is one, and the rule's parameters by keyword.
-    ``survey`` sees many sites first: all of them where the parameter ``scope`` is ``adapter``, else at each one alone.
-    ``reduce``: the result is brought to its numerical rank. ``cut``: the rule wants a rank or an energy. ``unit``: without weights every
-    pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone pack least. ``statistics``: which kind of them the
-    rule needs of every pack. ``search``: the weights are searched for, by a score of what they make; the function has the search's
-    parameters too. ``coefficients`` are those of a rule that is a sum of the changes with numbers that follow from the weights alone: it
-    takes these, and the rule's parameters by keyword.
+    ``needs`` says what the rule looks at: ``G`` inner products of the changes, ``C`` the joint column and row
+    spaces, ``S`` scalings of one side, ``D`` every entry of the dense change, ``F`` the factors one by one.
+    ``exact``: the result is what the formula says, without truncation. ``function`` takes the site's terms,
+    then what ``survey`` found if there is one, and the rule's parameters by keyword. ``survey`` sees many
+    sites first: all of them where the parameter ``scope`` is ``adapter``, else at each one alone. ``reduce``:
+    the result is brought to its numerical rank. ``cut``: the rule wants a rank or an energy. ``unit``:
+    without weights every pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone
+    pack least. ``statistics``: which kind of them the rule needs of every pack. ``search``: the weights are
+    searched for, by a score of what they make; the function has the search's parameters too. ``coefficients``
+    are those of a rule that is a sum of the changes with numbers that follow from the weights alone: it takes
+    these, and the rule's parameters by keyword.
     """
 
     name: str
@@ -88,37 +94,57 @@ class Rule(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The rule's parameters by name, read off its function: whatever is taken by keyword only. An annotation such as :data:`Steps`
-        says the bounds of a whole number.
+        """The rule's parameters by name, read off its function: whatever is taken by keyword only. An
+        annotation such as :data:`Steps` says the bounds of a whole number.
         """
         parameters = _signature(self.function).parameters
-        return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+        return {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
 
     def arguments(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Every parameter with its given or default value; a whole number is taken where a fraction is meant.
 
         Raises:
-            ConfigError: a parameter that the rule does not have, one of another type, or one that it needs is missing.
+            ConfigError: a parameter that the rule does not have, one of another type, or one that it needs is
+                missing.
         """
         parameters, arguments = self.parameters, dict(params or {})
         for name in arguments:
             if name not in parameters:
-                raise ConfigError("the rule has no such parameter", where=f"rule {self.name}", found=repr(name),
-                                  remedy=nearest(name, parameters) if parameters else "leave it out: the rule takes no parameters")
+                raise ConfigError(
+                    "the rule has no such parameter",
+                    where=f"rule {self.name}",
+                    found=repr(name),
+                    remedy=nearest(name, parameters)
+                    if parameters
+                    else "leave it out: the rule takes no parameters",
+                )
         values = {name: arguments.get(name, parameter.default) for name, parameter in parameters.items()}
         for name, value in values.items():
             if value is inspect.Parameter.empty:
-                raise ConfigError("the rule needs a parameter", where=f"rule {self.name}", expected=name, remedy=f"give {name}")
+                raise ConfigError(
+                    "the rule needs a parameter",
+                    where=f"rule {self.name}",
+                    expected=name,
+                    remedy=f"give {name}",
+                )
             values[name] = _typed(f"rule {self.name}, {name}", value, parameters[name])
         if "scope" in values:
             choice(f"rule {self.name}", "scope", values["scope"], "adapter", "tensor")
         return values
 
-    def prepared(self, sites: Sequence[Sequence[Term]], arguments: Mapping[str, Any]) -> Callable[[Sequence[Term]], Combination]:
+    def prepared(
+        self, sites: Sequence[Sequence[Term]], arguments: Mapping[str, Any]
+    ) -> Callable[[Sequence[Term]], Combination]:
         """The rule for these sites: what combines the terms of one of them. A term of weight 0 is absent."""
         whole = None
         if self.survey is not None and arguments["scope"] == "adapter":
-            whole = self.survey([_present(terms) for terms in sites if any(term.weight for term in terms)], **arguments)
+            whole = self.survey(
+                [_present(terms) for terms in sites if any(term.weight for term in terms)], **arguments
+            )
 
         def combine(terms: Sequence[Term]) -> Combination:
             kept = _present(terms)
@@ -126,7 +152,9 @@ class Rule(NamedTuple):
                 return zero(*terms[0].change.shape)
             if self.survey is None:
                 return self.function(kept, **arguments)
-            return self.function(kept, self.survey([kept], **arguments) if whole is None else whole, **arguments)
+            return self.function(
+                kept, self.survey([kept], **arguments) if whole is None else whole, **arguments
+            )
 
         return combine
 
@@ -136,7 +164,8 @@ RULES: Registry[Rule] = Registry("composition rule", Rule, "adapterpack.rules", 
 
 
 def rules() -> dict[str, Rule]:
-    """Lists every rule of composition, including those of other packages (entry points ``adapterpack.rules``).
+    """Lists every rule of composition, including those of other packages (entry points
+    ``adapterpack.rules``).
 
     Example:
         >>> sorted(rules())[:2]
@@ -153,6 +182,7 @@ def rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Functio
 
     The function takes the terms of one site and its parameters by keyword.
     """
+
     def register(function: Function) -> Function:
         RULES.register(Rule(name, summary, function=function, **fields))
         return function
@@ -173,7 +203,13 @@ def choice(where: str, name: str, value: object, *choices: str) -> None:
     ConfigError: the value is none of the known ones.
     """
     if value not in choices:
-        raise ConfigError(f"unknown {name}", where=where, expected=" or ".join(choices), found=repr(value), remedy="give one of them")
+        raise ConfigError(
+            f"unknown {name}",
+            where=where,
+            expected=" or ".join(choices),
+            found=repr(value),
+            remedy="give one of them",
+        )
 
 
 def share(name: str, value: float, *, above: float = 0.0) -> None:
@@ -181,8 +217,13 @@ def share(name: str, value: float, *, above: float = 0.0) -> None:
     ConfigError: the value is not above ``above`` and at most 1.
     """
     if not above < value <= 1:
-        raise ConfigError(f"{name} is a share", where=name, expected=f"above {above:g}, at most 1", found=value,
-                          remedy="give a number such as 0.5")
+        raise ConfigError(
+            f"{name} is a share",
+            where=name,
+            expected=f"above {above:g}, at most 1",
+            found=value,
+            remedy="give a number such as 0.5",
+        )
 
 
 def _present(terms: Sequence[Term]) -> tuple[Term, ...]:
@@ -197,15 +238,27 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def _typed(where: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """The value, if it is of the default's type and within the declared bounds; any value where there is no default."""
+    """The value, if it is of the default's type and within the declared bounds; any value where there is no
+    default.
+    """
     default = parameter.default
     if default is None or default is inspect.Parameter.empty or type(value) is type(default):
         for bounds in getattr(parameter.annotation, "__metadata__", ()):
             if not bounds.ge <= value <= bounds.le:
-                raise ConfigError("a parameter out of its bounds", where=where, expected=f"{bounds.ge} to {bounds.le}", found=value,
-                                  remedy=f"give a value such as {default!r}")
+                raise ConfigError(
+                    "a parameter out of its bounds",
+                    where=where,
+                    expected=f"{bounds.ge} to {bounds.le}",
+                    found=value,
+                    remedy=f"give a value such as {default!r}",
+                )
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    raise ConfigError("a parameter of another type", where=where, expected=type(default).__name__, found=f"{value!r}",
-                      remedy=f"give a value such as {default!r}")
+    raise ConfigError(
+        "a parameter of another type",
+        where=where,
+        expected=type(default).__name__,
+        found=f"{value!r}",
+        remedy=f"give a value such as {default!r}",
+    )

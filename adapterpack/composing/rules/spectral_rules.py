@@ -1,7 +1,8 @@
-"""Spectral rules such as TSV-M, Iso-C and WUDI (class C), computed in the joint bases of the changes; the result is an adapter itself.
+"""Spectral rules such as TSV-M, Iso-C and WUDI (class C), computed in the joint bases of the changes; the
+result is an adapter itself.
 
-All directions that have no singular value are left out: giving them weight, as dense code does with the null space of a sum of low-rank
-changes, is giving weight to rounding.
+All directions that have no singular value are left out: giving them weight, as dense code does with the null
+space of a sum of low-rank changes, is giving weight to rounding.
 """
 
 from __future__ import annotations
@@ -50,32 +51,53 @@ def joined(parts: Sequence[Parts]) -> Parts:
 
 
 def polar(X: np.ndarray) -> np.ndarray:
-    """``X (X^T X)^{-1/2}`` on the support of ``X``: the nearest matrix with orthonormal columns, where the columns are independent."""
+    """``X (X^T X)^{-1/2}`` on the support of ``X``: the nearest matrix with orthonormal columns, where the
+    columns are independent.
+    """
     u, s, vt = np.linalg.svd(X, full_matrices=False)
     kept = s > _NULL * s[0] if len(s) else np.zeros(0, bool)
     nearest: np.ndarray = u[:, kept] @ vt[kept]
     return nearest
 
 
-@rule("tsv_m", "singular triplets of all changes side by side, made orthogonal; the same in the core space",
-      formula="lam polar([U_1 .. U_T]) diag(S_1 .. S_T) polar([V_1 .. V_T])^T", paper=f"{ARXIV}2412.00081", needs="C", exact=True,
-      unit=True)
+@rule(
+    "tsv_m",
+    "singular triplets of all changes side by side, made orthogonal; the same in the core space",
+    formula="lam polar([U_1 .. U_T]) diag(S_1 .. S_T) polar([V_1 .. V_T])^T",
+    paper=f"{ARXIV}2412.00081",
+    needs="C",
+    exact=True,
+    unit=True,
+)
 def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -> Factors:
-    """``lam U^ S V^T^``: singular triplets of all changes side by side, ``U`` and ``V`` made orthogonal by their polar factors."""
+    """``lam U^ S V^T^``: singular triplets of all changes side by side, ``U`` and ``V`` made orthogonal by
+    their polar factors.
+    """
     share("share_kept", share_kept)
     space, changes = _weighted(terms)
-    kept = [triplets.first(max(1, round(share_kept * len(triplets.S)))) for triplets in map(decomposed, changes)]
+    kept = [
+        triplets.first(max(1, round(share_kept * len(triplets.S)))) for triplets in map(decomposed, changes)
+    ]
     triplets = joined(kept)
     if not len(triplets.S):
         return _zero(terms)
     return space.change(lam * Parts(polar(triplets.U), triplets.S, polar(triplets.V)).matrix)
 
 
-@rule("iso_c", "the sum with all its singular values made equal, on its support alone",
-      formula="alpha mean(S) U V^T, U S V^T = sum w_i D_i", paper=f"{ARXIV}2502.04959", needs="C", exact=True, unit=True,
-      laws=Laws(identity=False))
+@rule(
+    "iso_c",
+    "the sum with all its singular values made equal, on its support alone",
+    formula="alpha mean(S) U V^T, U S V^T = sum w_i D_i",
+    paper=f"{ARXIV}2502.04959",
+    needs="C",
+    exact=True,
+    unit=True,
+    laws=Laws(identity=False),
+)
 def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -> Factors:
-    """``alpha mean(S) U V^T`` of the weighted sum, on its support: R directions. ``mean="site"`` takes the mean over all ``min(m, n)``."""
+    """``alpha mean(S) U V^T`` of the weighted sum, on its support: R directions. ``mean="site"`` takes the
+    mean over all ``min(m, n)``.
+    """
     choice("rule iso_c", "mean", mean, "support", "site")
     space, changes = _weighted(terms)
     total = decomposed(changes.sum(axis=0), _least(changes))
@@ -84,11 +106,22 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -
     return space.change(alpha * _flat(total, total.S, terms, mean).matrix)
 
 
-@rule("iso_cts", "Iso-C of the common directions and of the first own directions of each change, on their support alone",
-      formula="alpha mean(S*) polar(U*) polar(V*)^T, U* = [U_k, U_1 .. U_T]", paper=f"{ARXIV}2502.04959", needs="C", exact=True,
-      unit=True, laws=Laws(identity=False))
-def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, mean: str = "support") -> Factors:
-    """Iso-C of the ``common`` share of the sum's directions, and of the first further directions of each change."""
+@rule(
+    "iso_cts",
+    "Iso-C of the common directions and of the first own directions of each change, on their support alone",
+    formula="alpha mean(S*) polar(U*) polar(V*)^T, U* = [U_k, U_1 .. U_T]",
+    paper=f"{ARXIV}2502.04959",
+    needs="C",
+    exact=True,
+    unit=True,
+    laws=Laws(identity=False),
+)
+def iso_cts(
+    terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, mean: str = "support"
+) -> Factors:
+    """Iso-C of the ``common`` share of the sum's directions, and of the first further directions of each
+    change.
+    """
     share("common", common)
     choice("rule iso_cts", "mean", mean, "support", "site")
     space, changes = _weighted(terms)
@@ -97,15 +130,32 @@ def iso_cts(terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, m
         return _zero(terms)
     k = max(1, round(common * len(total.S)))
     shared, further = total.first(k), (len(total.S) - k) // len(terms)
-    rest = [decomposed(change - shared.U @ (shared.U.T @ change), _least(changes)).first(further) for change in changes]
+    rest = [
+        decomposed(change - shared.U @ (shared.U.T @ change), _least(changes)).first(further)
+        for change in changes
+    ]
     directions = joined([shared, *rest])
-    return space.change(alpha * _flat(Parts(polar(directions.U), directions.S, polar(directions.V)), directions.S, terms, mean).matrix)
+    return space.change(
+        alpha
+        * _flat(
+            Parts(polar(directions.U), directions.S, polar(directions.V)), directions.S, terms, mean
+        ).matrix
+    )
 
 
-@rule("cart", "the mean, and of each change's way from it the first directions",
-      formula="M + lam sum_t svd_k(x_t - M), M = sum w_t D_t / sum |w_t|", paper=f"{ARXIV}2412.12153", needs="C", exact=True, laws=MEAN)
+@rule(
+    "cart",
+    "the mean, and of each change's way from it the first directions",
+    formula="M + lam sum_t svd_k(x_t - M), M = sum w_t D_t / sum |w_t|",
+    paper=f"{ARXIV}2412.12153",
+    needs="C",
+    exact=True,
+    laws=MEAN,
+)
 def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -> Factors:
-    """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: of each change's way from the mean the ``share_kept`` of ``min(m, n)``."""
+    """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: of each change's way from the mean the
+    ``share_kept`` of ``min(m, n)``.
+    """
     share("share_kept", share_kept)
     space, changes = _weighted(terms)
     weights = np.array([term.weight for term in terms])
@@ -116,20 +166,33 @@ def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -
     return space.change(mean + lam * np.sum([decomposed(way, least).first(k).matrix for way in ways], axis=0))
 
 
-@rule("wudi", "the change whose difference from each adapter is least in that adapter's own row space, in closed form",
-      formula="X (sum C_t + ridge I) = sum w_t D_t C_t + ridge sum w_t D_t, C_t = D_t^T D_t / |D_t|^2", paper=f"{ARXIV}2503.08099",
-      needs="S", exact=True, unit=True)
+@rule(
+    "wudi",
+    "the change whose difference from each adapter is least in that adapter's own row space, in closed form",
+    formula="X (sum C_t + ridge I) = sum w_t D_t C_t + ridge sum w_t D_t, C_t = D_t^T D_t / |D_t|^2",
+    paper=f"{ARXIV}2503.08099",
+    needs="S",
+    exact=True,
+    unit=True,
+)
 def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
-    """``X (sum C_t + ridge I) = sum D_t C_t + ridge sum D_t`` with ``C_t = D_t^T D_t / |D_t|^2``, solved in the joint row space.
+    """``X (sum C_t + ridge I) = sum D_t C_t + ridge sum D_t`` with ``C_t = D_t^T D_t / |D_t|^2``, solved in
+    the joint row space.
 
-    The stationary point of WUDI's ``sum |(X - D_t) D_t^T|^2 / |D_t|^2`` under a ridge towards the sum, from which its descent begins.
+    The stationary point of WUDI's ``sum |(X - D_t) D_t^T|^2 / |D_t|^2`` under a ridge towards the sum, from
+    which its descent begins.
 
     Raises:
         ConfigError: the ridge is not above 0.
     """
     if not ridge > 0:
-        raise ConfigError("without a ridge the equations have no single solution", where="ridge", expected="above 0", found=ridge,
-                          remedy="give a number such as 0.01")
+        raise ConfigError(
+            "without a ridge the equations have no single solution",
+            where="ridge",
+            expected="above 0",
+            found=ridge,
+            remedy="give a number such as 0.01",
+        )
     space, changes = _weighted(terms)
     sizes = np.sum(changes**2, axis=(1, 2))
     C = np.array([change.T @ change / size for change, size in zip(changes, sizes, strict=True) if size > 0])

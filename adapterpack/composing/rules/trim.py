@@ -20,15 +20,21 @@ def largest_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:
 
 
 def band_levels(blocks: Blocks, *, density: float, gamma: float, **_: Any) -> tuple[np.ndarray, np.ndarray]:
-    """``[T]`` twice: between these magnitudes lie ``density`` of the entries, under the ``gamma`` largest ones; both ends belong to it.
+    """``[T]`` twice: between these magnitudes lie ``density`` of the entries, under the ``gamma`` largest
+    ones; both ends belong to it.
 
     Raises:
         ConfigError: the two shares do not fit into one.
     """
     share("density", density)
     if not 0 <= gamma < 1 or density + gamma > 1 + 1e-12:
-        raise ConfigError("density and gamma are shares of the same entries", where="gamma",
-                          expected=f"at least 0, at most {1 - density:g}", found=gamma, remedy="lower one of them")
+        raise ConfigError(
+            "density and gamma are shares of the same entries",
+            where="gamma",
+            expected=f"at least 0, at most {1 - density:g}",
+            found=gamma,
+            remedy="lower one of them",
+        )
     least = level(lambda: (block.values for block in blocks()), density + gamma, blocks.sample)
     if gamma == 0:
         return least, np.full_like(least, np.inf)
@@ -50,23 +56,33 @@ def dropped(block: Block, density: float, seed: int) -> np.ndarray:
 
 
 def dropped_by_rank(block: Block, density: float, epsilon: float, seed: int) -> np.ndarray:
-    """Each entry kept with a probability that rises with its rank in its row, from ``density - e`` to ``density + e``, and divided by it.
+    """Each entry kept with a probability that rises with its rank in its row, from ``density - e`` to
+    ``density + e``, and divided by it.
 
-    ``e`` is ``epsilon``, or ``1 - density`` where that is less. Entries of one size have one rank, their mean: a row of equal entries is
-    thinned out like DARE's.
+    ``e`` is ``epsilon``, or ``1 - density`` where that is less. Entries of one size have one rank, their
+    mean: a row of equal entries is thinned out like DARE's.
 
     Raises:
         ConfigError: the window reaches 0.
     """
     share("density", density)
     if not 0 <= epsilon < density:
-        raise ConfigError("epsilon is half the window of probabilities around density", where="epsilon",
-                          expected=f"at least 0, below density {density:g}", found=epsilon, remedy="lower it")
+        raise ConfigError(
+            "epsilon is half the window of probabilities around density",
+            where="epsilon",
+            expected=f"at least 0, below density {density:g}",
+            found=epsilon,
+            remedy="lower it",
+        )
     if density == 1:
         return block.values
     window = min(epsilon, 1 - density)
     n = block.values.shape[-1]
-    kept = density + window * (2 * _ranks(magnitudes(block.values)) / max(1, n - 1) - 1) if n > 1 else np.full(block.values.shape, density)
+    kept = (
+        density + window * (2 * _ranks(magnitudes(block.values)) / max(1, n - 1) - 1)
+        if n > 1
+        else np.full(block.values.shape, density)
+    )
     return np.where(_numbers(block, seed) < kept, block.values / kept.astype(block.values.dtype), 0)
 
 
@@ -75,7 +91,9 @@ def _ranks(sizes: np.ndarray) -> np.ndarray:
     order = np.argsort(sizes, axis=-1)
     ordered = np.take_along_axis(sizes, order, axis=-1)
     places = np.broadcast_to(np.arange(sizes.shape[-1]), sizes.shape)
-    new = np.concatenate([np.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], axis=-1)
+    new = np.concatenate(
+        [np.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], axis=-1
+    )
     ends = np.concatenate([new[..., 1:], np.ones_like(new[..., :1])], axis=-1)
     first = np.maximum.accumulate(np.where(new, places, 0), axis=-1)
     last = np.minimum.accumulate(np.where(ends, places, sizes.shape[-1])[..., ::-1], axis=-1)[..., ::-1]

@@ -17,31 +17,49 @@ _FIRST, _SECOND, _SMALL = 0.9, 0.999, 1e-8
 
 
 class Overlaps(NamedTuple):
-    """The inner products of the factors: ``P[j][i] = B_j^T B_i``, and ``E[i] = D_i D_i^T`` in ``B_i``'s coordinates ``B_i E B_i^T``."""
+    """The inner products of the factors: ``P[j][i] = B_j^T B_i``, and ``E[i] = D_i D_i^T`` in ``B_i``'s
+    coordinates ``B_i E B_i^T``.
+    """
 
     A: list[np.ndarray]
     P: list[list[np.ndarray]]
     sizes: np.ndarray
 
 
-@rule("ziplora", "every column of every change times a number, so that each keeps its outputs and few columns are shared",
-      formula="sum_i x_i diag(m_i), m = argmin sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2 + lam mean_k |m_i[k] m_j[k]|",
-      paper=f"{ARXIV}2311.13600", needs="S", exact=True, unit=True)
+@rule(
+    "ziplora",
+    "every column of every change times a number, so that each keeps its outputs and few columns are shared",
+    formula=(
+        "sum_i x_i diag(m_i), m = argmin sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2 + lam mean_k |m_i[k] "
+        "m_j[k]|"
+    ),
+    paper=f"{ARXIV}2311.13600",
+    needs="S",
+    exact=True,
+    unit=True,
+)
 def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rate: float = 0.01) -> Factors:
     """``sum_i D_i diag(m_i)`` with the ``m_i`` that minimise ZipLoRA's loss, from ``m_i = 1`` by Adam.
 
-        sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,   X = sum_i x_i diag(m_i),   x_i = w_i D_i
+        sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,   X = sum_i x_i
+        diag(m_i),   x_i = w_i D_i
 
-    The published loss keeps each adapter's outputs on images of its own; here its inputs are taken to lie as its own rows ``x_i`` do, as
-    WUDI takes them, so no image and no model is needed. All of it happens in the factors, ``O(T^2 r^2 n)`` a step. The sizes are relative,
-    so ``lam`` means the same whatever the adapters' scale. Source: Shah et al. 2023, arXiv 2311.13600, equations 3 and 4.
+    The published loss keeps each adapter's outputs on images of its own; here its inputs are taken to lie as
+    its own rows ``x_i`` do, as WUDI takes them, so no image and no model is needed. All of it happens in the
+    factors, ``O(T^2 r^2 n)`` a step. The sizes are relative, so ``lam`` means the same whatever the adapters'
+    scale. Source: Shah et al. 2023, arXiv 2311.13600, equations 3 and 4.
 
     Raises:
         ConfigError: a parameter is out of its range.
     """
     if not rate > 0 or not lam >= 0:
-        raise ConfigError("the columns' numbers are found by descending", where="rule ziplora", found=f"rate {rate:g}, lam {lam:g}",
-                          expected="a rate above 0, lam of at least 0", remedy="leave them as they are")
+        raise ConfigError(
+            "the columns' numbers are found by descending",
+            where="rule ziplora",
+            found=f"rate {rate:g}, lam {lam:g}",
+            expected="a rate above 0, lam of at least 0",
+            remedy="leave them as they are",
+        )
     present = [term for term in terms if len(term.A)]
     scaled = [(term.A.astype(np.float64), term.weight * term.B.astype(np.float64)) for term in present]
     P = [[left.T @ right for _, right in scaled] for _, left in scaled]
@@ -61,17 +79,21 @@ def _descended(over: Overlaps, lam: float, steps: int, rate: float) -> np.ndarra
         slope = _slope(over, m, lam)
         first = _FIRST * first + (1 - _FIRST) * slope
         second = _SECOND * second + (1 - _SECOND) * slope**2
-        m = m - rate * (first / (1 - _FIRST**step)) / (np.sqrt(second / (1 - _SECOND**step)) + _SMALL / m.size)
+        m = m - rate * (first / (1 - _FIRST**step)) / (
+            np.sqrt(second / (1 - _SECOND**step)) + _SMALL / m.size
+        )
     return m
 
 
 def _slope(over: Overlaps, m: np.ndarray, lam: float) -> np.ndarray:
-    """The gradient of the loss by ``m``: with ``R_i = (X - x_i) x_i^T = sum_j B_j C_ji B_i^T``, ``C_ji = A_j diag(m_j) A_i^T``, that of
-    ``|R_i|^2`` by ``m_j`` is twice the diagonal of ``A_j^T B_j^T R_i B_i A_i``."""
+    """The gradient of the loss by ``m``: with ``R_i = (X - x_i) x_i^T = sum_j B_j C_ji B_i^T``, ``C_ji = A_j
+    diag(m_j) A_i^T``, that of ``|R_i|^2`` by ``m_j`` is twice the diagonal of ``A_j^T B_j^T R_i B_i A_i``.
+    """
     T = len(m)
     slope = np.zeros_like(m)
     for i in range(T):
-        C = [(over.A[j] * (m[j] - (i == j))) @ over.A[i].T for j in range(T)]  # exactly 0 for a lone pack, whose rounding Adam would follow
+        # exactly 0 for a lone pack, whose rounding Adam would follow
+        C = [(over.A[j] * (m[j] - (i == j))) @ over.A[i].T for j in range(T)]
         for j in range(T):
             inner = sum(over.P[j][k] @ C[k] for k in range(T)) @ over.P[i][i]
             slope[j] += 2 / over.sizes[i] * np.einsum("rk,rk->k", over.A[j], inner @ over.A[i])

@@ -1,1 +1,3 @@
-"""What the folders of AdapterHub's library (``adapters``) hold: where its adapters lie, what they compute, and their heads."""
+"""What the folders of AdapterHub's library (``adapters``) hold: where its adapters lie, what they compute,
+and their heads.
+"""

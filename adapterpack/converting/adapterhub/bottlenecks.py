@@ -1,8 +1,8 @@
 """Bottlenecks of AdapterHub (Houlsby, Pfeiffer, parallel, Compacter) as ours.
 
-Its Houlsby and parallel adapters stand before the residual and the norm of their sub-layer, as ours do. Its Pfeiffer adapter reads what the
-layer's own norm makes of the sum: that is the residual stream where a model normalizes first, and no place that ours can read where a model
-normalizes last.
+Its Houlsby and parallel adapters stand before the residual and the norm of their sub-layer, as ours do. Its
+Pfeiffer adapter reads what the layer's own norm makes of the sum: that is the residual stream where a model
+normalizes first, and no place that ours can read where a model normalizes last.
 """
 
 from __future__ import annotations
@@ -23,23 +23,75 @@ from .settings import require_settings, setting
 Tensors = Mapping[str, np.ndarray]
 Sites = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 
-_FREE = frozenset({"dropout", "init_weights", "init_weights_seed", "inv_adapter_reduction_factor", "leave_out", "mh_adapter",
-                   "output_adapter", "non_linearity", "reduction_factor", "scaling", "stochastic_depth", "learn_phm", "phm_c_init",
-                   "phm_init_range", "hypercomplex_nonlinearity", "phm_dim", "phm_rank", "phm_layer", "is_parallel", "original_ln_before"})
+_FREE = frozenset(
+    {
+        "dropout",
+        "init_weights",
+        "init_weights_seed",
+        "inv_adapter_reduction_factor",
+        "leave_out",
+        "mh_adapter",
+        "output_adapter",
+        "non_linearity",
+        "reduction_factor",
+        "scaling",
+        "stochastic_depth",
+        "learn_phm",
+        "phm_c_init",
+        "phm_init_range",
+        "hypercomplex_nonlinearity",
+        "phm_dim",
+        "phm_rank",
+        "phm_layer",
+        "is_parallel",
+        "original_ln_before",
+    }
+)
 """Settings of the training alone, those that the tensors say again, and those that are read below."""
 _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
-    "original_ln_after": (True,), "ln_before": (False,), "ln_after": (False,), "use_gating": (False,), "residual_before_ln": (True,),
-    "adapter_residual_before_ln": (False, True), "inv_adapter": (None,), "cross_adapter": (False, True), "factorized_phm_W": (True,),
-    "shared_W_phm": (False,), "shared_phm_rule": (True,), "factorized_phm_rule": (False, True), "phm_bias": (True,)}
-_ACTS = {"relu": "relu", "swish": "silu", "silu": "silu", "gelu": "gelu", "gelu_orig": "gelu", "gelu_new": "gelu_tanh", "tanh": "tanh"}
-_PLAIN = {"adapter_down.0.weight": "down", "adapter_down.0.bias": "down_bias", "adapter_up.weight": "up", "adapter_up.bias": "up_bias"}
-_PHM = {"adapter_down.0.W_right": "down_left", "adapter_down.0.W_left": "down_right", "adapter_down.0.b": "down_bias",
-        "adapter_up.W_right": "up_left", "adapter_up.W_left": "up_right", "adapter_up.b": "up_bias"}
+    "original_ln_after": (True,),
+    "ln_before": (False,),
+    "ln_after": (False,),
+    "use_gating": (False,),
+    "residual_before_ln": (True,),
+    "adapter_residual_before_ln": (False, True),
+    "inv_adapter": (None,),
+    "cross_adapter": (False, True),
+    "factorized_phm_W": (True,),
+    "shared_W_phm": (False,),
+    "shared_phm_rule": (True,),
+    "factorized_phm_rule": (False, True),
+    "phm_bias": (True,),
+}
+_ACTS = {
+    "relu": "relu",
+    "swish": "silu",
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_orig": "gelu",
+    "gelu_new": "gelu_tanh",
+    "tanh": "tanh",
+}
+_PLAIN = {
+    "adapter_down.0.weight": "down",
+    "adapter_down.0.bias": "down_bias",
+    "adapter_up.weight": "up",
+    "adapter_up.bias": "up_bias",
+}
+_PHM = {
+    "adapter_down.0.W_right": "down_left",
+    "adapter_down.0.W_left": "down_right",
+    "adapter_down.0.b": "down_bias",
+    "adapter_up.W_right": "up_left",
+    "adapter_up.W_left": "up_right",
+    "adapter_up.b": "up_bias",
+}
 """AdapterHub multiplies from the right: its factors are ours, transposed, and the other way round."""
 
 
-def read(config: Mapping[str, Any], places: Mapping[str, Tensors], shared: Tensors, family: Family, where: str
-         ) -> tuple[MethodSites, dict[str, np.ndarray]]:
+def read(
+    config: Mapping[str, Any], places: Mapping[str, Tensors], shared: Tensors, family: Family, where: str
+) -> tuple[MethodSites, dict[str, np.ndarray]]:
     """The sites of a bottleneck adapter by AdapterHub's places, and what they share.
 
     Raises:
@@ -47,53 +99,105 @@ def read(config: Mapping[str, Any], places: Mapping[str, Tensors], shared: Tenso
         FormatError: tensors that do not fit the settings.
     """
     require_settings(config, _UNDERSTOOD, _FREE, where)
-    parallel, stream = setting(config, "is_parallel", bool, where), setting(config, "original_ln_before", bool, where)
+    parallel, stream = (
+        setting(config, "is_parallel", bool, where),
+        setting(config, "original_ln_before", bool, where),
+    )
     phm = setting(config, "phm_layer", bool, where)
     act = setting(config, "non_linearity", str, where)
     if act.lower() not in _ACTS:
-        raise Unsupported("an activation that no bottleneck here has", where=f"{where}#/config/non_linearity",
-                          expected=", ".join(_ACTS), found=repr(act)[:80], remedy="keep it with the library that made it")
+        raise Unsupported(
+            "an activation that no bottleneck here has",
+            where=f"{where}#/config/non_linearity",
+            expected=", ".join(_ACTS),
+            found=repr(act)[:80],
+            remedy="keep it with the library that made it",
+        )
     stream &= not parallel
     if stream and not family.norm_first:
-        raise Unsupported("this adapter reads what the layer's own norm makes of the sum, which no adapter here reads where a model "
-                          "normalizes last", where=f"{where}#/config/original_ln_before", expected="false", found="true",
-                          remedy="train it as Houlsby's (double_seq_bn) or in parallel (par_bn), or keep it with the library that made it")
-    settings: dict[str, Any] = {"act": _ACTS[act.lower()], "scaling": finite_number(config.get("scaling", 1.0), f"{where}#/config/scaling"),
-                                "targets": "all-layers", "source": family.entry if parallel else "output"}
+        raise Unsupported(
+            "this adapter reads what the layer's own norm makes of the sum, which no adapter here reads "
+            "where a model normalizes last",
+            where=f"{where}#/config/original_ln_before",
+            expected="false",
+            found="true",
+            remedy=(
+                "train it as Houlsby's (double_seq_bn) or in parallel (par_bn), or keep it with the library "
+                "that made it"
+            ),
+        )
+    settings: dict[str, Any] = {
+        "act": _ACTS[act.lower()],
+        "scaling": finite_number(config.get("scaling", 1.0), f"{where}#/config/scaling"),
+        "targets": "all-layers",
+        "source": family.entry if parallel else "output",
+    }
     method, names = get("compacter" if phm else "bottleneck"), _PHM if phm else _PLAIN
     if phm:
-        settings |= {"phm_dim": setting(config, "phm_dim", int, where), "phm_rank": setting(config, "phm_rank", int, where),
-                     "shared_rule": True}
+        settings |= {
+            "phm_dim": setting(config, "phm_dim", int, where),
+            "phm_rank": setting(config, "phm_rank", int, where),
+            "shared_rule": True,
+        }
     sites: Sites = {}
     for place, tensors in sorted(places.items()):
         found = family.block(place)
         if found is None:
-            raise Unsupported("an adapter at a place that is not known here", where=f"{where}, {place}", expected=", ".join(family.blocks),
-                              remedy="keep it with the library that made it")
+            raise Unsupported(
+                "an adapter at a place that is not known here",
+                where=f"{where}, {place}",
+                expected=", ".join(family.blocks),
+                remedy="keep it with the library that made it",
+            )
         layer, end, last = found
         if tensors.keys() != names.keys():
-            raise FormatError("the tensors of a place are not those of the adapter's settings", where=f"{where}, {place}",
-                              expected=", ".join(sorted(names)), found=", ".join(sorted(tensors)))
+            raise FormatError(
+                "the tensors of a place are not those of the adapter's settings",
+                where=f"{where}, {place}",
+                expected=", ".join(sorted(names)),
+                found=", ".join(sorted(tensors)),
+            )
         if stream and not last:
-            raise Unsupported("an adapter on the residual stream between attention and feed-forward", where=f"{where}, {place}",
-                              remedy="keep it with the library that made it")
-        params = {ours: np.ascontiguousarray(tensors[their].swapaxes(1, 2)) if tensors[their].ndim == 3 else tensors[their]
-                  for their, ours in names.items()}
+            raise Unsupported(
+                "an adapter on the residual stream between attention and feed-forward",
+                where=f"{where}, {place}",
+                remedy="keep it with the library that made it",
+            )
+        params = {
+            ours: np.ascontiguousarray(tensors[their].swapaxes(1, 2))
+            if tensors[their].ndim == 3
+            else tensors[their]
+            for their, ours in names.items()
+        }
         path, width = layer if stream else f"{layer}.{end}", len(params["up_bias"].reshape(-1))
-        cfg = _config(method, settings, path, width, config.get("reduction_factor"), layer, f"{where}#/config")
+        cfg = _config(
+            method, settings, path, width, config.get("reduction_factor"), layer, f"{where}#/config"
+        )
         site = Site(path, width, width, "block")
         check_shapes(method, cfg, site, params, where)
         sites[site] = (cfg, params)
-    rules = {name: np.ascontiguousarray(value.swapaxes(-1, -2)) for name, value in _rules(shared, where).items()}
-    wanted = method.storage.shared.shapes(next(iter(sites.values()))[0], list(sites)) if method.storage.shared and sites else {}
+    rules = {
+        name: np.ascontiguousarray(value.swapaxes(-1, -2)) for name, value in _rules(shared, where).items()
+    }
+    wanted = (
+        method.storage.shared.shapes(next(iter(sites.values()))[0], list(sites))
+        if method.storage.shared and sites
+        else {}
+    )
     if {name: value.shape for name, value in rules.items()} != wanted:
-        raise FormatError("the rules that all places share are not those of the adapter's settings", where=where, expected=wanted,
-                          found={name: value.shape for name, value in rules.items()})
+        raise FormatError(
+            "the rules that all places share are not those of the adapter's settings",
+            where=where,
+            expected=wanted,
+            found={name: value.shape for name, value in rules.items()},
+        )
     return MethodSites(method, sites), rules
 
 
 def _rules(shared: Tensors, where: str) -> dict[str, np.ndarray]:
-    """The rules that all places share; two factors, whose rank is one whatever the settings say, are multiplied out."""
+    """The rules that all places share; two factors, whose rank is one whatever the settings say, are
+    multiplied out.
+    """
     if shared.keys() == {"phm_rule_left", "phm_rule_right"}:
         left, right = shared["phm_rule_left"], shared["phm_rule_right"]
         if left.ndim == right.ndim == 3 and left.shape == right.swapaxes(1, 2).shape:
@@ -102,14 +206,24 @@ def _rules(shared: Tensors, where: str) -> dict[str, np.ndarray]:
         return {}
     elif shared.keys() == {"phm_rule"} and shared["phm_rule"].ndim == 3:
         return {"rule": shared["phm_rule"]}
-    raise FormatError("tensors of no place of the model", where=where, found={name: value.shape for name, value in shared.items()})
+    raise FormatError(
+        "tensors of no place of the model",
+        where=where,
+        found={name: value.shape for name, value in shared.items()},
+    )
 
 
-def _config(method: Any, settings: Mapping[str, Any], path: str, width: int, reduction: Any, layer: str, where: str) -> Any:
-    """The config at one site; its reduction may be one for all layers, or one for each by its number, with a default."""
+def _config(
+    method: Any, settings: Mapping[str, Any], path: str, width: int, reduction: Any, layer: str, where: str
+) -> Any:
+    """The config at one site; its reduction may be one for all layers, or one for each by its number, with a
+    default.
+    """
     if isinstance(reduction, dict):
         reduction = reduction.get(layer.rpartition(".")[2], reduction.get("default"))
     try:
-        return method.config(**settings, reduction=finite_number(reduction, f"{where}/reduction_factor")).at(path)
+        return method.config(**settings, reduction=finite_number(reduction, f"{where}/reduction_factor")).at(
+            path
+        )
     except ValueError as error:
         raise FormatError(f"the settings of the adapter are not usable: {error}", where=where) from error

@@ -1,4 +1,6 @@
-"""Where AdapterHub's library puts its adapters in the models of a family, and which of our sites each place is."""
+"""Where AdapterHub's library puts its adapters in the models of a family, and which of our sites each place
+is.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,13 @@ from ...errors import Unsupported, printable
 
 
 class Family(NamedTuple):
-    """One layout of layers. ``blocks`` maps the ends of AdapterHub's places of bottlenecks to those of our sites; the last one is that
-    of the feed-forward.
+    """One layout of layers. ``blocks`` maps the ends of AdapterHub's places of bottlenecks to those of our
+    sites; the last one is that of the feed-forward.
 
-    ``norm_first``: a layer's output is the residual stream itself. ``entry``: the module whose input a parallel adapter reads, as
-    ``source`` of our bottleneck has it. ``linear`` maps the ends of linear layers to the word of AdapterHub's config for them. ``outer`` is
-    the name of the model in the one around it that the library has always.
+    ``norm_first``: a layer's output is the residual stream itself. ``entry``: the module whose input a
+    parallel adapter reads, as ``source`` of our bottleneck has it. ``linear`` maps the ends of linear layers
+    to the word of AdapterHub's config for them. ``outer`` is the name of the model in the one around it that
+    the library has always.
     """
 
     blocks: Mapping[str, str]
@@ -24,7 +27,9 @@ class Family(NamedTuple):
     outer: str
 
     def block(self, place: str) -> tuple[str, str, bool] | None:
-        """(path of the layer, end of our site, whether it is the feed-forward's) of one of AdapterHub's places, or None."""
+        """(path of the layer, end of our site, whether it is the feed-forward's) of one of AdapterHub's
+        places, or None.
+        """
         for their, ours in self.blocks.items():
             layer = place.removesuffix(f".{their}")
             if layer != place and layer.rpartition(".")[2].isdecimal():
@@ -32,18 +37,50 @@ class Family(NamedTuple):
         return None
 
 
-_BERT = Family({"attention.output": "attention.output.dense", "output": "output.dense"}, False, "input",
-               {"attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v", "intermediate.dense": "intermediate",
-                "output.dense": "output"}, "bert")
-_LLAMA = Family({"attention_adapters": "self_attn", "output_adapters": "mlp"}, True, "post_attention_layernorm",
-                {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "mlp.down_proj": "intermediate",
-                 "mlp.up_proj": "output"}, "model")
-_GPT2 = Family({"attention_adapters": "attn", "output_adapters": "mlp"}, True, "ln_2",
-               {"attn.c_attn": "qkv", "mlp.c_fc": "intermediate", "mlp.c_proj": "output"}, "transformer")
+_BERT = Family(
+    {"attention.output": "attention.output.dense", "output": "output.dense"},
+    False,
+    "input",
+    {
+        "attention.self.query": "q",
+        "attention.self.key": "k",
+        "attention.self.value": "v",
+        "intermediate.dense": "intermediate",
+        "output.dense": "output",
+    },
+    "bert",
+)
+_LLAMA = Family(
+    {"attention_adapters": "self_attn", "output_adapters": "mlp"},
+    True,
+    "post_attention_layernorm",
+    {
+        "self_attn.q_proj": "q",
+        "self_attn.k_proj": "k",
+        "self_attn.v_proj": "v",
+        "mlp.down_proj": "intermediate",
+        "mlp.up_proj": "output",
+    },
+    "model",
+)
+_GPT2 = Family(
+    {"attention_adapters": "attn", "output_adapters": "mlp"},
+    True,
+    "ln_2",
+    {"attn.c_attn": "qkv", "mlp.c_fc": "intermediate", "mlp.c_proj": "output"},
+    "transformer",
+)
 _ROBERTA = _BERT._replace(outer="roberta")
 
-FAMILIES: dict[str, Family] = {"bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "electra": _BERT._replace(outer="electra"),
-                               "llama": _LLAMA, "mistral": _LLAMA, "gpt2": _GPT2}
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "electra": _BERT._replace(outer="electra"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "gpt2": _GPT2,
+}
 """``model_type`` -> its layout; those that were compared with the library."""
 
 
@@ -54,7 +91,11 @@ def family_of(model_type: object, where: object) -> Family:
         Unsupported: none is known.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise Unsupported("where AdapterHub puts its adapters in this kind of model is not known here", where=where,
-                          expected=", ".join(sorted(FAMILIES)), found=printable(str(model_type)[:80]),
-                          remedy="merge it with the library that made it (LoRA alone can be merged), or keep it there")
+        raise Unsupported(
+            "where AdapterHub puts its adapters in this kind of model is not known here",
+            where=where,
+            expected=", ".join(sorted(FAMILIES)),
+            found=printable(str(model_type)[:80]),
+            remedy="merge it with the library that made it (LoRA alone can be merged), or keep it there",
+        )
     return FAMILIES[model_type]

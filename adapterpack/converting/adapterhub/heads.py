@@ -1,4 +1,6 @@
-"""Prediction heads of AdapterHub as modules that were trained whole, where the same model of transformers has them."""
+"""Prediction heads of AdapterHub as modules that were trained whole, where the same model of transformers has
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _MOST_LABELS = 10_000
 
 
 class Head(NamedTuple):
-    """The modules of a head, in order, as a model of transformers calls them; ``{}`` is the name of the model inside of it."""
+    """The modules of a head, in order, as a model of transformers calls them; ``{}`` is the name of the model
+    inside of it.
+    """
 
     task: str
     modules: tuple[str, ...]
@@ -27,11 +31,15 @@ _HEADS: dict[tuple[str, str, int], Head] = {
     ("bert", "classification", 2): Head("text-classification", ("{}.pooler.dense", "classifier"), False),
     ("bert", "tagging", 1): Head("token-classification", ("classifier",)),
     ("bert", "question_answering", 1): Head("question-answering", ("qa_outputs",)),
-    ("roberta", "classification", 2): Head("text-classification", ("classifier.dense", "classifier.out_proj"), False),
+    ("roberta", "classification", 2): Head(
+        "text-classification", ("classifier.dense", "classifier.out_proj"), False
+    ),
     ("roberta", "tagging", 1): Head("token-classification", ("classifier",)),
     ("roberta", "question_answering", 1): Head("question-answering", ("qa_outputs",)),
 }
-"""(``model_type``, ``head_type``, layers) -> the head. ``pooled``: whether it reads what the model's pooler gives."""
+"""(``model_type``, ``head_type``, layers) -> the head. ``pooled``: whether it reads what the model's pooler
+gives.
+"""
 
 
 class Whole(NamedTuple):
@@ -48,28 +56,53 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
         Unsupported: no model of transformers has such a head there.
         FormatError: tensors that do not fit the settings.
     """
-    config, name, model = (setting(saved, key, kind, where) for key, kind in (("config", dict), ("name", str), ("model_type", str)))
+    config, name, model = (
+        setting(saved, key, kind, where)
+        for key, kind in (("config", dict), ("name", str), ("model_type", str))
+    )
     kind, layers = setting(config, "head_type", str, where), setting(config, "layers", int, where)
     head = _HEADS.get((model, kind, layers))
     pooled = config.get("use_pooler", False)
     plain = layers == 1 or config.get("activation_function") == "tanh"
     if head is None or head.pooled not in (None, pooled) or not plain:
-        raise Unsupported("no model of transformers has this head: it cannot be a module that was trained whole", where=where,
-                          expected="; ".join(f"{model}: {kind} of {layers}" for model, kind, layers in _HEADS),
-                          found=f"{model}: {kind} of {layers}, {config.get('activation_function')}, use_pooler {pooled}"[:200],
-                          remedy="convert a copy of the folder without the files of the head")
+        raise Unsupported(
+            "no model of transformers has this head: it cannot be a module that was trained whole",
+            where=where,
+            expected="; ".join(f"{model}: {kind} of {layers}" for model, kind, layers in _HEADS),
+            found=f"{model}: {kind} of {layers}, {config.get('activation_function')}, use_pooler {pooled}"[
+                :200
+            ],
+            remedy="convert a copy of the folder without the files of the head",
+        )
     left, modules = dict(tensors), {}
     for number, module in enumerate(head.modules):
         place = f"heads.{name}.{3 * number + 1}"  # each is behind a dropout, and before an activation
-        params = {leaf: left.pop(f"{place}.{leaf}") for leaf in ("weight", "bias") if f"{place}.{leaf}" in left}
+        params = {
+            leaf: left.pop(f"{place}.{leaf}") for leaf in ("weight", "bias") if f"{place}.{leaf}" in left
+        }
         shapes = [value.shape for value in params.values()]
-        if "weight" not in params or len(shapes[0]) != 2 or any(shape != shapes[0][:1] for shape in shapes[1:]):
-            raise FormatError("the tensors of a head do not fit each other", where=where, expected=f"{place}.weight [out, in]",
-                              found={leaf: value.shape for leaf, value in params.items()})
+        if (
+            "weight" not in params
+            or len(shapes[0]) != 2
+            or any(shape != shapes[0][:1] for shape in shapes[1:])
+        ):
+            raise FormatError(
+                "the tensors of a head do not fit each other",
+                where=where,
+                expected=f"{place}.weight [out, in]",
+                found={leaf: value.shape for leaf, value in params.items()},
+            )
         modules[module.format(model)] = params
     if left:
-        raise FormatError("tensors that the head's settings do not account for", where=where, found=", ".join(sorted(left))[:200])
-    return Whole(modules, m.Task(head.task, labels=_labels(config, len(next(reversed(modules.values()))["weight"]), where)))
+        raise FormatError(
+            "tensors that the head's settings do not account for",
+            where=where,
+            found=", ".join(sorted(left))[:200],
+        )
+    return Whole(
+        modules,
+        m.Task(head.task, labels=_labels(config, len(next(reversed(modules.values()))["weight"]), where)),
+    )
 
 
 def _labels(config: Mapping[str, Any], count: int, where: str) -> tuple[str, ...] | None:
@@ -79,5 +112,9 @@ def _labels(config: Mapping[str, Any], count: int, where: str) -> tuple[str, ...
         return None
     by_number = {number: label for label, number in stated.items() if type(number) is int}
     if set(by_number) != set(range(count)) or not all(label and len(label) <= 200 for label in stated):
-        raise FormatError("the numbers of the labels are not 0, 1, 2 ...", where=f"{where}#/config/label2id", found=repr(stated)[:80])
+        raise FormatError(
+            "the numbers of the labels are not 0, 1, 2 ...",
+            where=f"{where}#/config/label2id",
+            found=repr(stated)[:80],
+        )
     return tuple(by_number[number] for number in range(count))

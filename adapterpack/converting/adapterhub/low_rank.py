@@ -1,7 +1,8 @@
 """LoRA and (IA)^3 of AdapterHub as ours.
 
-Its (IA)^3 multiplies outputs at every place. A layer that holds query, key and value as one (GPT-2's) has factors for those of the three
-that are adapted: together they are one LoRA of their ranks' sum, whose rows are zero elsewhere.
+Its (IA)^3 multiplies outputs at every place. A layer that holds query, key and value as one (GPT-2's) has
+factors for those of the three that are adapted: together they are one LoRA of their ranks' sum, whose rows
+are zero elsewhere.
 """
 
 from __future__ import annotations
@@ -21,9 +22,29 @@ from .bottlenecks import Sites, Tensors
 from .families import Family
 from .settings import require_settings, setting
 
-_FREE = frozenset({"alpha", "architecture", "attn_matrices", "composition_mode", "dropout", "dtype", "init_weights", "init_weights_seed",
-                   "intermediate_lora", "leave_out", "output_lora", "r", "selfattn_lora"})
-_UNDERSTOOD: dict[str, tuple[Any, ...]] = {"use_gating": (False,), "vera_d": (None,), "vera_b": (None,), "use_dora": (False,)}
+_FREE = frozenset(
+    {
+        "alpha",
+        "architecture",
+        "attn_matrices",
+        "composition_mode",
+        "dropout",
+        "dtype",
+        "init_weights",
+        "init_weights_seed",
+        "intermediate_lora",
+        "leave_out",
+        "output_lora",
+        "r",
+        "selfattn_lora",
+    }
+)
+_UNDERSTOOD: dict[str, tuple[Any, ...]] = {
+    "use_gating": (False,),
+    "vera_d": (None,),
+    "vera_b": (None,),
+    "use_dora": (False,),
+}
 _PARTS = "qkv"
 
 
@@ -31,52 +52,82 @@ def read(config: Mapping[str, Any], places: Mapping[str, Tensors], family: Famil
     """The sites of a LoRA or (IA)^3 by the path of their layers.
 
     Raises:
-        Unsupported: a form of it that no method here has: its DoRA scales the layer's bias and leaves alpha out of the norm.
+        Unsupported: a form of it that no method here has: its DoRA scales the layer's bias and leaves alpha
+            out of the norm.
         FormatError: tensors that do not fit the settings.
     """
     require_settings(config, _UNDERSTOOD, _FREE, where)
-    rank, alpha = setting(config, "r", int, where), finite_number(config.get("alpha"), f"{where}#/config/alpha")
+    rank, alpha = (
+        setting(config, "r", int, where),
+        finite_number(config.get("alpha"), f"{where}#/config/alpha"),
+    )
     if not 0 < rank <= 1 << 16:
         raise FormatError("the rank is out of range", where=f"{where}#/config/r", found=rank)
     mode = setting(config, "composition_mode", str, where)
     names = {"add": {"lora_A", "lora_B"}, "scale": {"lora_B"}}.get(mode)
     if names is None:
-        raise Unsupported("a way of composing that is not known", where=f"{where}#/config/composition_mode", expected="add or scale",
-                          found=repr(mode)[:80])
+        raise Unsupported(
+            "a way of composing that is not known",
+            where=f"{where}#/config/composition_mode",
+            expected="add or scale",
+            found=repr(mode)[:80],
+        )
     chosen = setting(config, "attn_matrices", list, where)
-    fused = {path for path in places for end, word in family.linear.items() if word == _PARTS and f".{path}".endswith(f".{end}")}
+    fused = {
+        path
+        for path in places
+        for end, word in family.linear.items()
+        if word == _PARTS and f".{path}".endswith(f".{end}")
+    }
     sites: Sites = {}
     for path, tensors in sorted(places.items()):
         if tensors.keys() != names or any(value.ndim != 2 for value in tensors.values()):
-            raise FormatError("the tensors of a place are not those of the adapter's settings", where=f"{where}, {path}",
-                              expected=", ".join(sorted(names)), found={name: value.shape for name, value in tensors.items()})
+            raise FormatError(
+                "the tensors of a place are not those of the adapter's settings",
+                where=f"{where}, {path}",
+                expected=", ".join(sorted(names)),
+                found={name: value.shape for name, value in tensors.items()},
+            )
         enabled = [part in chosen for part in _PARTS] if path in fused else [True]
         site, cfg, params = (_lora if mode == "add" else _ia3)(tensors, rank, alpha, enabled, path, where)
         sites[site] = (cfg, params)
     return MethodSites(get("lora" if mode == "add" else "ia3"), sites)
 
 
-def _lora(tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str) -> tuple[Site, Any, dict[str, np.ndarray]]:
+def _lora(
+    tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str
+) -> tuple[Site, Any, dict[str, np.ndarray]]:
     down, up, method, count = tensors["lora_A"], tensors["lora_B"], get("lora"), sum(enabled)
     if len(enabled) > 1:
         _require_parts(up, enabled, path, where)
-        rows, whole = len(up) // count, np.zeros((len(up) // count * len(enabled), count * up.shape[1]), up.dtype)
+        rows, whole = (
+            len(up) // count,
+            np.zeros((len(up) // count * len(enabled), count * up.shape[1]), up.dtype),
+        )
         for number, part in enumerate(place for place, on in enumerate(enabled) if on):
             block = slice(number * up.shape[1], (number + 1) * up.shape[1])
             whole[part * rows : (part + 1) * rows, block] = up[number * rows : (number + 1) * rows]
         up = whole
     if down.shape[0] != rank * count or up.shape[1] != rank * count:
-        raise FormatError("the rank that the file states is not that of its tensors", where=f"{where}, {path}", expected=rank * count,
-                          found=f"lora_A {down.shape}, lora_B {tensors['lora_B'].shape}")
+        raise FormatError(
+            "the rank that the file states is not that of its tensors",
+            where=f"{where}, {path}",
+            expected=rank * count,
+            found=f"lora_A {down.shape}, lora_B {tensors['lora_B'].shape}",
+        )
     cfg = untargeted(method.config(r=rank * count, alpha=alpha * count))
     site, params = site_of(method, cfg, path, "linear", {"lora_A": down, "lora_B": up}, where)
     return site, cfg, params
 
 
-def _ia3(tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str) -> tuple[Site, Any, dict[str, np.ndarray]]:
+def _ia3(
+    tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str
+) -> tuple[Site, Any, dict[str, np.ndarray]]:
     factors, method = tensors["lora_B"], get("ia3")
     if factors.shape[1] != 1:
-        raise FormatError("(IA)^3 has one factor for each output", where=f"{where}, {path}", found=factors.shape)
+        raise FormatError(
+            "(IA)^3 has one factor for each output", where=f"{where}, {path}", found=factors.shape
+        )
     if len(enabled) > 1:
         _require_parts(factors, enabled, path, where)
         rows = len(factors) // sum(enabled)
@@ -92,5 +143,9 @@ def _ia3(tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: s
 
 def _require_parts(up: np.ndarray, enabled: list[bool], path: str, where: str) -> None:
     if not sum(enabled) or len(up) % sum(enabled):
-        raise FormatError("the rows are not those of the parts that the settings adapt", where=f"{where}, {path}", found=up.shape,
-                          expected=f"a multiple of {sum(enabled)}")
+        raise FormatError(
+            "the rows are not those of the parts that the settings adapt",
+            where=f"{where}, {path}",
+            found=up.shape,
+            expected=f"a multiple of {sum(enabled)}",
+        )

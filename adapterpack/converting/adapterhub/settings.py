@@ -1,4 +1,6 @@
-"""Reads the settings in AdapterHub's ``adapter_config.json``: each has a value that is understood, or no influence on the outputs."""
+"""Reads the settings in AdapterHub's ``adapter_config.json``: each has a value that is understood, or no
+influence on the outputs.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,20 @@ def setting(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     """
     value = config.get(key)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise FormatError("a setting of the adapter is missing, or of another type", where=f"{where}#/config/{key}",
-                          expected=kind.__name__, found=repr(value)[:80])
+        raise FormatError(
+            "a setting of the adapter is missing, or of another type",
+            where=f"{where}#/config/{key}",
+            expected=kind.__name__,
+            found=repr(value)[:80],
+        )
     return value
 
 
-def require_settings(config: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]], free: frozenset[str], where: str) -> None:
-    """Goes on only if every setting is ``free``, or has a value among those ``understood``; one that is missing counts as the first.
+def require_settings(
+    config: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]], free: frozenset[str], where: str
+) -> None:
+    """Goes on only if every setting is ``free``, or has a value among those ``understood``; one that is
+    missing counts as the first.
 
     Raises:
         Unsupported: one that would change the outputs.
@@ -34,6 +43,10 @@ def require_settings(config: Mapping[str, Any], understood: Mapping[str, tuple[A
             continue
         allowed = understood.get(key)
         if allowed is None or not any(value == one and type(value) is type(one) for one in allowed):
-            raise Unsupported("a setting of AdapterHub's that is not understood, or that no method here has",
-                              where=f"{where}#/config/{printable(key[:60])}", found=repr(value)[:80], remedy=_REMEDY,
-                              expected=None if allowed is None else " or ".join(map(repr, allowed)))
+            raise Unsupported(
+                "a setting of AdapterHub's that is not understood, or that no method here has",
+                where=f"{where}#/config/{printable(key[:60])}",
+                found=repr(value)[:80],
+                remedy=_REMEDY,
+                expected=None if allowed is None else " or ".join(map(repr, allowed)),
+            )

@@ -1,7 +1,9 @@
-"""Packs as AdapterHub's library has them: what it puts into every layer of a model by its settings, or nothing.
+"""Packs as AdapterHub's library has them: what it puts into every layer of a model by its settings, or
+nothing.
 
-The library takes the places of an adapter from its settings, and leaves what a file lacks as it began, without a word. So a pack is written
-only where settings name exactly its sites: the same ones in every layer that has any.
+The library takes the places of an adapter from its settings, and leaves what a file lacks as it began,
+without a word. So a pack is written only where settings name exactly its sites: the same ones in every layer
+that has any.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _COMMON = {"dropout": 0.0, "init_weights_seed": None}
 
 
 class Written(NamedTuple):
-    """The settings, the tensors by place and part (``bert.encoder.layer.0.output.adapters``, ``adapter_up.bias``), and notes."""
+    """The settings, the tensors by place and part (``bert.encoder.layer.0.output.adapters``,
+    ``adapter_up.bias``), and notes.
+    """
 
     config: dict[str, Any]
     tensors: dict[tuple[str, str], np.ndarray]
@@ -38,7 +42,11 @@ def written(pack: Pack, family: Family, layers: int) -> Written:
         Unsupported: the library has no such adapter, or no settings for its sites.
     """
     if len(pack.methods) > 1:
-        raise _refused(pack, "an adapter of AdapterHub's has one method", ", ".join(method.name for method in pack.methods))
+        raise _refused(
+            pack,
+            "an adapter of AdapterHub's has one method",
+            ", ".join(method.name for method in pack.methods),
+        )
     if pack.method.name == "bottleneck":
         return _bottleneck(pack, family, layers)
     if pack.method.name == "ia3":
@@ -54,21 +62,38 @@ def _linear(pack: Pack, paths: Iterable[str], family: Family, layers: int) -> di
     """The settings that name these linear layers."""
     words: dict[int, set[str]] = {}
     for path in paths:
-        end = next((end for end, word in family.linear.items() if path.endswith(f".{end}") and word != "qkv"), None)
+        end = next(
+            (end for end, word in family.linear.items() if path.endswith(f".{end}") and word != "qkv"), None
+        )
         number = None if end is None else path.removesuffix(f".{end}").rpartition(".")[2]
         if end is None or number is None or not number.isdecimal():
             raise _refused(pack, "AdapterHub adapts no such layer in this kind of model", path)
         words.setdefault(int(number), set()).add(family.linear[end])
     chosen = _same(pack, words)
-    return {**_COMMON, "attn_matrices": [part for part in "qkv" if part in chosen], "selfattn_lora": bool(chosen & set("qkv")),
-            "intermediate_lora": "intermediate" in chosen, "output_lora": "output" in chosen, "leave_out": _left_out(words, layers),
-            "architecture": "lora", "use_gating": False, "use_dora": False, "vera_d": None, "vera_b": None, "dtype": None}
+    return {
+        **_COMMON,
+        "attn_matrices": [part for part in "qkv" if part in chosen],
+        "selfattn_lora": bool(chosen & set("qkv")),
+        "intermediate_lora": "intermediate" in chosen,
+        "output_lora": "output" in chosen,
+        "leave_out": _left_out(words, layers),
+        "architecture": "lora",
+        "use_gating": False,
+        "use_dora": False,
+        "vera_d": None,
+        "vera_b": None,
+        "dtype": None,
+    }
 
 
 def _same(pack: Pack, words: Mapping[int, set[str]]) -> set[str]:
     first = next(iter(words.values()), set())
     if other := next((number for number, here in words.items() if here != first), None):
-        raise _refused(pack, "AdapterHub's settings name the same places in every layer", f"layer {other}: {listed(sorted(words[other]))}")
+        raise _refused(
+            pack,
+            "AdapterHub's settings name the same places in every layer",
+            f"layer {other}: {listed(sorted(words[other]))}",
+        )
     return first
 
 
@@ -81,16 +106,29 @@ def _lora(pack: Pack, family: Family, layers: int) -> Written:
     config = _linear(pack, (site.path for site in sites), family, layers)
     scale, notes = common_scale(sites, "AdapterHub", "lora_B")
     rank = max(site.down.shape[0] for site in sites)
-    tensors = {(f"{site.path}.loras", part): value for site in sites for part, value in _padded(site, rank, scale).items()}
+    tensors = {
+        (f"{site.path}.loras", part): value
+        for site in sites
+        for part, value in _padded(site, rank, scale).items()
+    }
     if padded := sum(site.down.shape[0] != rank for site in sites):
-        notes += (f"AdapterHub has one rank for all modules: {padded} of {len(sites)} modules are padded with zeros to {rank}",)
-    return Written({**config, "r": rank, "alpha": scale * rank, "composition_mode": "add", "init_weights": "lora"}, tensors, notes)
+        notes += (
+            f"AdapterHub has one rank for all modules: {padded} of {len(sites)} modules are padded with "
+            f"zeros to {rank}",
+        )
+    return Written(
+        {**config, "r": rank, "alpha": scale * rank, "composition_mode": "add", "init_weights": "lora"},
+        tensors,
+        notes,
+    )
 
 
 def _padded(site: SiteFactors, rank: int, scale: float) -> dict[str, np.ndarray]:
     spare = rank - site.down.shape[0]
-    return {"lora_A": np.pad(site.down, ((0, spare), (0, 0))),
-            "lora_B": np.pad(scaled(site.up, site.scale / scale, site.path), ((0, 0), (0, spare)))}
+    return {
+        "lora_A": np.pad(site.down, ((0, spare), (0, 0))),
+        "lora_B": np.pad(scaled(site.up, site.scale / scale, site.path), ((0, 0), (0, spare))),
+    }
 
 
 def _ia3(pack: Pack, family: Family, layers: int) -> Written:
@@ -99,16 +137,22 @@ def _ia3(pack: Pack, family: Family, layers: int) -> Written:
         raise _refused(pack, "AdapterHub's (IA)^3 scales outputs alone", listed(inner))
     config = _linear(pack, (adapter.site.path for adapter in adapters), family, layers)
     tensors = {(f"{adapter.site.path}.loras", "lora_B"): adapter.params["ia3_l"] for adapter in adapters}
-    return Written({**config, "r": 1, "alpha": 1, "composition_mode": "scale", "init_weights": "ia3"}, tensors)
+    return Written(
+        {**config, "r": 1, "alpha": 1, "composition_mode": "scale", "init_weights": "ia3"}, tensors
+    )
 
 
 def _bottleneck(pack: Pack, family: Family, layers: int) -> Written:
     adapters = list(pack.adapters())
     places = {adapter.site.path: _place(pack, adapter, family) for adapter in adapters}
-    forms = {(adapter.config.act, adapter.config.scaling, adapter.config.norm, parallel, stream)
-             for adapter, (_, _, parallel, stream) in zip(adapters, places.values(), strict=True)}
+    forms = {
+        (adapter.config.act, adapter.config.scaling, adapter.config.norm, parallel, stream)
+        for adapter, (_, _, parallel, stream) in zip(adapters, places.values(), strict=True)
+    }
     if len(forms) > 1:
-        raise _refused(pack, "AdapterHub's settings are the same at every site", listed(sorted(map(str, forms))))
+        raise _refused(
+            pack, "AdapterHub's settings are the same at every site", listed(sorted(map(str, forms)))
+        )
     act, scaling, norm, parallel, stream = next(iter(forms))
     if norm or act not in _ACTS:
         raise _refused(pack, "AdapterHub has no such bottleneck", f"act {act}, norm {norm}")
@@ -120,29 +164,65 @@ def _bottleneck(pack: Pack, family: Family, layers: int) -> Written:
     reductions: dict[str, float] = {}
     for adapter in adapters:
         layer, their, _, _ = places[adapter.site.path]
-        if reductions.setdefault(layer.rpartition(".")[2], adapter.config.reduction) != adapter.config.reduction:
-            raise _refused(pack, "AdapterHub has one reduction for a layer", f"{layer}: {adapter.config.reduction}")
+        if (
+            reductions.setdefault(layer.rpartition(".")[2], adapter.config.reduction)
+            != adapter.config.reduction
+        ):
+            raise _refused(
+                pack, "AdapterHub has one reduction for a layer", f"{layer}: {adapter.config.reduction}"
+            )
         params, place = adapter.params, f"{layer}.{their}.adapters"
-        zeros = {"down_bias": np.zeros(len(params["down"]), np.float32), "up_bias": np.zeros(len(params["up"]), np.float32)}
-        for part, name in (("adapter_down.0.weight", "down"), ("adapter_down.0.bias", "down_bias"), ("adapter_up.weight", "up"),
-                           ("adapter_up.bias", "up_bias")):
+        zeros = {
+            "down_bias": np.zeros(len(params["down"]), np.float32),
+            "up_bias": np.zeros(len(params["up"]), np.float32),
+        }
+        for part, name in (
+            ("adapter_down.0.weight", "down"),
+            ("adapter_down.0.bias", "down_bias"),
+            ("adapter_up.weight", "up"),
+            ("adapter_up.bias", "up_bias"),
+        ):
             tensors[place, part] = params[name] if name in params else zeros[name]
-    return Written({
-        **_COMMON, "mh_adapter": attention in chosen, "output_adapter": ffn in chosen, "reduction_factor": _reduction(reductions),
-        "non_linearity": _ACTS[act], "scaling": scaling, "is_parallel": parallel, "original_ln_before": stream, "original_ln_after": True,
-        "ln_before": False, "ln_after": False, "residual_before_ln": True, "adapter_residual_before_ln": False, "init_weights": "bert",
-        "use_gating": False, "inv_adapter": None, "inv_adapter_reduction_factor": None, "cross_adapter": False,
-        "leave_out": _left_out(words, layers), "phm_layer": False, "stochastic_depth": 0.0}, tensors)
+    return Written(
+        {
+            **_COMMON,
+            "mh_adapter": attention in chosen,
+            "output_adapter": ffn in chosen,
+            "reduction_factor": _reduction(reductions),
+            "non_linearity": _ACTS[act],
+            "scaling": scaling,
+            "is_parallel": parallel,
+            "original_ln_before": stream,
+            "original_ln_after": True,
+            "ln_before": False,
+            "ln_after": False,
+            "residual_before_ln": True,
+            "adapter_residual_before_ln": False,
+            "init_weights": "bert",
+            "use_gating": False,
+            "inv_adapter": None,
+            "inv_adapter_reduction_factor": None,
+            "cross_adapter": False,
+            "leave_out": _left_out(words, layers),
+            "phm_layer": False,
+            "stochastic_depth": 0.0,
+        },
+        tensors,
+    )
 
 
 def _reduction(by_layer: Mapping[str, float]) -> Any:
-    """One number where all layers have the same, else a number for each, and one for those that have no adapter."""
+    """One number where all layers have the same, else a number for each, and one for those that have no
+    adapter.
+    """
     first = next(iter(by_layer.values()))
     return first if set(by_layer.values()) == {first} else {**by_layer, "default": first}
 
 
 def _place(pack: Pack, adapter: Adapter, family: Family) -> tuple[str, str, bool, bool]:
-    """(path of the layer, AdapterHub's place in it, whether it is parallel, whether it is on the residual stream) of a site."""
+    """(path of the layer, AdapterHub's place in it, whether it is parallel, whether it is on the residual
+    stream) of a site.
+    """
     path, source = adapter.site.path, adapter.config.source
     ffn = list(family.blocks)[-1]
     if path.rpartition(".")[2].isdecimal() and family.norm_first and source == "output":
@@ -155,4 +235,6 @@ def _place(pack: Pack, adapter: Adapter, family: Family) -> tuple[str, str, bool
             return layer, their, False, False
         if their == ffn and source == entry_of(family.entry, path):
             return layer, their, True, False
-    raise _refused(pack, "AdapterHub has no bottleneck at such a site in this kind of model", f"{path}, reading {source}")
+    raise _refused(
+        pack, "AdapterHub has no bottleneck at such a site in this kind of model", f"{path}, reading {source}"
+    )

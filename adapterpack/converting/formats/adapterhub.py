@@ -1,7 +1,8 @@
-"""Reads and writes the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and, when read, a head.
+"""Reads and writes the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``,
+and, when read, a head.
 
-A tensor is called ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``, and what all places share
-``<model>.shared_parameters.<name>.<part>``.
+A tensor is called ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``, and what all places
+share ``<model>.shared_parameters.<name>.<part>``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ _NO_HEAD = "convert a copy of the folder without the files of the head"
 
 
 def _detect(path: Path) -> bool:
-    return (path / layout.CONFIG).is_file() and not (path / TENSORS).exists() and any((path / name).is_file() for name in (_FILE, _PICKLE))
+    return (
+        (path / layout.CONFIG).is_file()
+        and not (path / TENSORS).exists()
+        and any((path / name).is_file() for name in (_FILE, _PICKLE))
+    )
 
 
 def _read(source: Source) -> Reading:
@@ -50,32 +55,51 @@ def _pack(source: Source) -> Pack:
     config, name = (setting(saved, key, kind, str(where)) for key, kind in (("config", dict), ("name", str)))
     architecture = config.get("architecture")
     if architecture not in (None, "lora"):
-        raise Unsupported("this kind of AdapterHub's adapters is not read", where=f"{where}#/config/architecture",
-                          expected="bottlenecks, Compacter, LoRA, (IA)^3", found=repr(architecture)[:80], remedy=_remedy(architecture))
+        raise Unsupported(
+            "this kind of AdapterHub's adapters is not read",
+            where=f"{where}#/config/architecture",
+            expected="bottlenecks, Compacter, LoRA, (IA)^3",
+            found=repr(architecture)[:80],
+            remedy=_remedy(architecture),
+        )
     family = family_of(saved.get("model_type"), f"{where}#/model_type")
     places, shared = _sorted(_open(source, _FILE, _PICKLE), name, architecture)
     if not places:
-        raise FormatError("the file holds no adapter of that name", where=source.path / _FILE, found=repr(name)[:80])
+        raise FormatError(
+            "the file holds no adapter of that name", where=source.path / _FILE, found=repr(name)[:80]
+        )
     head = _head(source)
     if head is None:
         places = _named_as_in(source.base, places)
     if architecture is None:
         sites, rules = bottlenecks.read(config, places, shared, family, str(where))
     elif shared:
-        raise Unsupported("LoRAs whose factors lie elsewhere", where=source.path / _FILE, found=", ".join(sorted(shared))[:80],
-                          remedy="merge it with the library that made it")
+        raise Unsupported(
+            "LoRAs whose factors lie elsewhere",
+            where=source.path / _FILE,
+            found=", ".join(sorted(shared))[:80],
+            remedy="merge it with the library that made it",
+        )
     else:
-        sites, rules = low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where)), {}
-    return foreign_pack(source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task)
+        sites, rules = (
+            low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where)),
+            {},
+        )
+    return foreign_pack(
+        source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task
+    )
 
 
 _SCALED = re.compile(r"adapters\.(\d{1,4})\.(\d{1,4})\b")
-"""The versions of the library that say so, by which older ones are recognized, that took no notice of LoRA's alpha."""
+"""The versions of the library that say so, by which older ones are recognized, that took no notice of LoRA's
+alpha.
+"""
 
 
 def _as_trained(config: dict[str, Any], version: object) -> dict[str, Any]:
-    """The settings with the alpha that a LoRA was trained with: the library did not divide it by the rank before 1.1, and reads such a
-    folder as one whose alpha is the rank."""
+    """The settings with the alpha that a LoRA was trained with: the library did not divide it by the rank
+    before 1.1, and reads such a folder as one whose alpha is the rank.
+    """
     stated = _SCALED.match(version) if isinstance(version, str) else None
     old = stated is not None and (int(stated[1]), int(stated[2])) < (1, 1)
     return {**config, "alpha": config.get("r")} if old else config
@@ -86,11 +110,19 @@ def _head(source: Source) -> heads.Whole | None:
     if not (source.path / _HEAD).is_file():
         return None
     file = _open(source, _HEAD_FILE, _HEAD_PICKLE)
-    return heads.read(read_config(source.path / _HEAD), {key: file.read(key) for key in file.tensors}, str(source.path / _HEAD))
+    return heads.read(
+        read_config(source.path / _HEAD),
+        {key: file.read(key) for key in file.tensors},
+        str(source.path / _HEAD),
+    )
 
 
-def _named_as_in(base: BaseModel | None, places: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
-    """The places without the name of the model around them, where the base is that model itself: the library always has a model around."""
+def _named_as_in(
+    base: BaseModel | None, places: dict[str, dict[str, np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The places without the name of the model around them, where the base is that model itself: the library
+    always has a model around.
+    """
     outer = {place.partition(".")[0] for place in places}
     if base is None or len(outer) != 1 or any(name.partition(".")[0] in outer for name in base.shapes):
         return places
@@ -99,7 +131,10 @@ def _named_as_in(base: BaseModel | None, places: dict[str, dict[str, np.ndarray]
 
 def _remedy(architecture: object) -> str:
     if architecture == "prefix_tuning":
-        return "its prefix does not move the positions of the tokens behind it, and one here does: train it here, or with PEFT"
+        return (
+            "its prefix does not move the positions of the tokens behind it, and one here does: train it "
+            "here, or with PEFT"
+        )
     return "save the adapters of a union one by one, or keep it with the library that made it"
 
 
@@ -107,22 +142,32 @@ def _open(source: Source, name: str, pickle: str) -> SafetensorsFile:
     """The tensors of a folder, which may be a pickle instead."""
     if not (source.path / name).is_file():
         if (source.path / pickle).is_file():
-            raise Unsupported("the adapter is stored as a pickle, which can run code and is never opened", where=source.path / pickle,
-                              expected=name, remedy="save it with save_adapter(folder, name, use_safetensors=True) where you trust it")
+            raise Unsupported(
+                "the adapter is stored as a pickle, which can run code and is never opened",
+                where=source.path / pickle,
+                expected=name,
+                remedy="save it with save_adapter(folder, name, use_safetensors=True) where you trust it",
+            )
         raise FormatError("there are no tensors of the head", where=source.path / name, remedy=_NO_HEAD)
     return SafetensorsFile(source.path / name, private=True)
 
 
-def _sorted(file: SafetensorsFile, name: str, architecture: Any) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+def _sorted(
+    file: SafetensorsFile, name: str, architecture: Any
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """The tensors by place and part, and those that all places share."""
     places: dict[str, dict[str, np.ndarray]] = {}
     shared: dict[str, np.ndarray] = {}
     for key in file.tensors:
         kind, place, part = _split(key, name)
         if kind is None or architecture not in _KINDS[kind]:
-            raise Unsupported("a tensor that belongs to no adapter of this name and kind", where=file.path, found=key,
-                              expected=", ".join(f"...{kind}.{name[:80]}..." for kind in _KINDS),
-                              remedy="save that adapter alone, without invertible adapters, gates or fusions")
+            raise Unsupported(
+                "a tensor that belongs to no adapter of this name and kind",
+                where=file.path,
+                found=key,
+                expected=", ".join(f"...{kind}.{name[:80]}..." for kind in _KINDS),
+                remedy="save that adapter alone, without invertible adapters, gates or fusions",
+            )
         parts = shared if kind == _SHARED else places.setdefault(place, {})
         if part in parts:
             raise FormatError("two tensors for one place", where=file.path, found=key)
@@ -140,20 +185,50 @@ def _split(key: str, name: str) -> tuple[str | None, str, str]:
 
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
-    base = require_base(base, f"pack '{pack.name}'", "the settings name the kind of model, and the layers that have no adapter")
+    base = require_base(
+        base,
+        f"pack '{pack.name}'",
+        "the settings name the kind of model, and the layers that have no adapter",
+    )
     refuse_full_modules(pack, "adapterhub")
     family = family_of(base.model_type, base.folder / "config.json")
     plain, notes = dequantized(pack)
-    layers, width = (next((base.config[key] for key in keys if type(base.config.get(key)) is int), 0)
-                     for keys in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")))
+    layers, width = (
+        next((base.config[key] for key in keys if type(base.config.get(key)) is int), 0)
+        for keys in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"))
+    )
     found, name = written(plain, family, layers), pack.name.replace(".", "-")
-    outer = {place: place if place.startswith(f"{family.outer}.") else f"{family.outer}.{place}" for place, _ in found.tensors}
-    safetensors.write(folder / _FILE, {f"{outer[place]}.{name}.{part}": value for (place, part), value in found.tensors.items()})
-    saved = {"config": found.config, "hidden_size": width, "model_class": base.task().architecture, "model_name": "",
-             "model_type": base.model_type, "name": name, "version": _VERSION}
+    outer = {
+        place: place if place.startswith(f"{family.outer}.") else f"{family.outer}.{place}"
+        for place, _ in found.tensors
+    }
+    safetensors.write(
+        folder / _FILE,
+        {f"{outer[place]}.{name}.{part}": value for (place, part), value in found.tensors.items()},
+    )
+    saved = {
+        "config": found.config,
+        "hidden_size": width,
+        "model_class": base.task().architecture,
+        "model_name": "",
+        "model_type": base.model_type,
+        "name": name,
+        "version": _VERSION,
+    }
     (folder / layout.CONFIG).write_bytes(strict_json.canonical(saved))
     return notes + found.notes
 
 
-ADAPTERHUB = FORMATS.register(Format("adapterhub", "AdapterHub's adapter_config.json and adapter.safetensors", True, _detect, _read, _write,
-                                     lambda source: Reading(_pack(source)), rank=20, tensors=_FILE))
+ADAPTERHUB = FORMATS.register(
+    Format(
+        "adapterhub",
+        "AdapterHub's adapter_config.json and adapter.safetensors",
+        True,
+        _detect,
+        _read,
+        _write,
+        lambda source: Reading(_pack(source)),
+        rank=20,
+        tensors=_FILE,
+    )
+)

@@ -1,7 +1,8 @@
-"""Reads and writes LoRA files of diffusers: ``<model>.<module path>.lora_A.weight`` and ``.lora_B.weight``, metadata as PEFT's config.
+"""Reads and writes LoRA files of diffusers: ``<model>.<module path>.lora_A.weight`` and ``.lora_B.weight``,
+metadata as PEFT's config.
 
-The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it each module's ``.alpha`` is used,
-and without that alpha is r.
+The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it each
+module's ``.alpha`` is used, and without that alpha is r.
 """
 
 from __future__ import annotations
@@ -20,13 +21,30 @@ from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
 from ..format import FORMATS, Format, Reading, Source, refuse_full_modules
-from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, published_in, several_models_note
+from ..lora_keys import (
+    choose_model,
+    is_text_model,
+    keys_of,
+    missing_alpha_note,
+    open_file,
+    published_in,
+    several_models_note,
+)
 from ..numbers import tensor_number
 from ..packs import dequantized
 
 _A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
 _METADATA = "lora_adapter_metadata"
-_PARTS = ("base_model.model", "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model")
+_PARTS = (
+    "base_model.model",
+    "unet",
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "diffusion_model",
+)
 """Key prefixes, each for one model of the pipeline; a key without any belongs to the model itself."""
 _ITSELF = "model"
 _CHANGES = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_replication", "target_parameters")
@@ -63,7 +81,9 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     assert peft_form is not None
     config = {**(peft_form.to_config(configs) or {}), "target_modules": sorted(configs)}
     metadata = {f"{prefix}{key}": value for key, value in config.items()}
-    safetensors.write(out, tensors, {"format": "pt", _METADATA: json.dumps(metadata, indent=2, sort_keys=True)})
+    safetensors.write(
+        out, tensors, {"format": "pt", _METADATA: json.dumps(metadata, indent=2, sort_keys=True)}
+    )
     return notes if recorded is not None else (*notes, f"keys begin with {prefix or 'the module itself'}")
 
 
@@ -96,7 +116,9 @@ def _read_without_base(source: Source) -> Reading:
         of_part, missing = _sites(file, parts[part], part, source)
         sites |= {f"{part}.{path}" if len(parts) > 1 else path: value for path, value in of_part.items()}
         without_alpha += missing
-    return Reading(lora_pack(source, sites, "diffusers"), several_models_note(parts) + missing_alpha_note(without_alpha))
+    return Reading(
+        lora_pack(source, sites, "diffusers"), several_models_note(parts) + missing_alpha_note(without_alpha)
+    )
 
 
 def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[str, dict[str, str]]]:
@@ -105,8 +127,16 @@ def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[
     for key in file.tensors:
         split = _split(key)
         if split is None:
-            raise Unsupported("a key that is not of a plain LoRA", where=source.path, found=key, expected=f"{_A}, {_B}, {_ALPHA}",
-                              remedy="convert the adapter to plain LoRA with the tool that made it (DoRA, biases and norms are not read)")
+            raise Unsupported(
+                "a key that is not of a plain LoRA",
+                where=source.path,
+                found=key,
+                expected=f"{_A}, {_B}, {_ALPHA}",
+                remedy=(
+                    "convert the adapter to plain LoRA with the tool that made it (DoRA, biases and norms "
+                    "are not read)"
+                ),
+            )
         part, path, leaf = split
         parts.setdefault(part, {}).setdefault(path, {})[leaf] = key
     return parts
@@ -122,8 +152,13 @@ def _sites(
     for path, leaves in modules.items():
         down, up = file.read(leaves[_A]), file.read(leaves[_B])
         if down.ndim != 2 or up.ndim != 2:
-            raise Unsupported("an adapter of a layer that is not linear", where=f"{source.path}, {path}", expected="two matrices",
-                              found=f"{list(down.shape)}, {list(up.shape)}", remedy="leave convolutions out of the adapter")
+            raise Unsupported(
+                "an adapter of a layer that is not linear",
+                where=f"{source.path}, {path}",
+                expected="two matrices",
+                found=f"{list(down.shape)}, {list(up.shape)}",
+                remedy="leave convolutions out of the adapter",
+            )
         if _ALPHA in leaves:
             alpha = tensor_number(file.read(leaves[_ALPHA]), f"{source.path}, {leaves[_ALPHA]}")
             sites[path] = SiteFactors(path, down, up, alpha / max(1, down.shape[0]))
@@ -153,7 +188,12 @@ def _stated_config(metadata: Mapping[str, str], part: str, source: Source) -> Lo
     if not config:
         return None
     if changed := [key for key in _CHANGES if config.get(key)]:
-        raise Unsupported("an option that changes a plain LoRA", where=where, found=", ".join(changed), remedy="merge it with diffusers")
+        raise Unsupported(
+            "an option that changes a plain LoRA",
+            where=where,
+            found=", ".join(changed),
+            remedy="merge it with diffusers",
+        )
     peft_form = method_of(LoRA()).peft
     assert peft_form is not None
     try:
@@ -163,5 +203,17 @@ def _stated_config(metadata: Mapping[str, str], part: str, source: Source) -> Lo
     return lora
 
 
-DIFFUSERS = FORMATS.register(Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _detect, _read,
-                                    _write, _read_without_base, rank=40, parts=True, suffix=".safetensors"))
+DIFFUSERS = FORMATS.register(
+    Format(
+        "diffusers",
+        "diffusers' keys (...lora_A.weight) in safetensors, one file",
+        False,
+        _detect,
+        _read,
+        _write,
+        _read_without_base,
+        rank=40,
+        parts=True,
+        suffix=".safetensors",
+    )
+)

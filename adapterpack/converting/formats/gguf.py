@@ -1,8 +1,9 @@
-"""Reads and writes llama.cpp's LoRA files (GGUF): ``<tensor>.lora_a`` [r, in] and ``<tensor>.lora_b`` [out, r], llama.cpp's tensor names.
+"""Reads and writes llama.cpp's LoRA files (GGUF): ``<tensor>.lora_a`` [r, in] and ``<tensor>.lora_b`` [out,
+r], llama.cpp's tensor names.
 
-llama.cpp multiplies ``B A`` by ``alpha / r`` with **one** alpha for the whole file and the rank of each tensor, and by one where alpha is
-zero. The rows of ``lora_b`` are reordered where llama.cpp reorders those of queries and keys for its rotary embedding. Tensor names come
-from the ``gguf`` package.
+llama.cpp multiplies ``B A`` by ``alpha / r`` with **one** alpha for the whole file and the rank of each
+tensor, and by one where alpha is zero. The rows of ``lora_b`` are reordered where llama.cpp reorders those of
+queries and keys for its rotary embedding. Tensor names come from the ``gguf`` package.
 """
 
 from __future__ import annotations
@@ -67,14 +68,26 @@ class _Layout(NamedTuple):
 def _layout(base: BaseModel) -> _Layout:
     gguf, config = library(), base.config
     if base.model_type not in FAMILIES:
-        raise Unsupported("no GGUF names are known for this kind of base", where=base.folder, expected=", ".join(FAMILIES),
-                          found=base.model_type, remedy="convert to peft and use llama.cpp's own converter")
+        raise Unsupported(
+            "no GGUF names are known for this kind of base",
+            where=base.folder,
+            expected=", ".join(FAMILIES),
+            found=base.model_type,
+            remedy="convert to peft and use llama.cpp's own converter",
+        )
     family = FAMILIES[base.model_type]
-    numbers: list[Any] = [config.get("num_hidden_layers"), config.get("num_attention_heads"),
-                          config.get("num_key_value_heads") or config.get("num_attention_heads")]
+    numbers: list[Any] = [
+        config.get("num_hidden_layers"),
+        config.get("num_attention_heads"),
+        config.get("num_key_value_heads") or config.get("num_attention_heads"),
+    ]
     if not all(type(number) is int and 0 < number <= 1 << 16 for number in numbers):
-        raise FormatError("the base's configuration lacks its layers or heads", where=base.folder / "config.json", found=numbers,
-                          expected="num_hidden_layers, num_attention_heads, num_key_value_heads")
+        raise FormatError(
+            "the base's configuration lacks its layers or heads",
+            where=base.folder / "config.json",
+            found=numbers,
+            expected="num_hidden_layers, num_attention_heads, num_key_value_heads",
+        )
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.name)
     return _Layout(family, gguf.get_tensor_name_map(arch, numbers[0]), numbers[1], numbers[2])
 
@@ -87,8 +100,12 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     named = {site.path: (site, _named(layout, base, site.path)) for site in site_factors(plain, "gguf")}
     if not named:
         raise FormatError("the pack holds no adapter", where=f"pack '{pack.name}'")
-    if repeated := [path for path, (_, name) in named.items() if [other for _, other in named.values()].count(name) > 1]:
-        raise Unsupported("two modules have one name in GGUF", where=f"pack '{pack.name}'", found=listed(repeated))
+    if repeated := [
+        path for path, (_, name) in named.items() if [other for _, other in named.values()].count(name) > 1
+    ]:
+        raise Unsupported(
+            "two modules have one name in GGUF", where=f"pack '{pack.name}'", found=listed(repeated)
+        )
     alpha, alpha_notes = common_alpha([site for site, _ in named.values()])
     writer = gguf.GGUFWriter(out, layout.family.name)
     writer.add_type("adapter")
@@ -115,8 +132,10 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 def _padded(writer: Any, before: int) -> Iterator[bytes | memoryview]:
-    """The bytes of the tensors after a header of ``before`` bytes. The package's own method takes no notice of a full disk: it writes
-    through numpy's ``tofile``, which closes its file without a look at what that says."""
+    """The bytes of the tensors after a header of ``before`` bytes. The package's own method takes no notice
+    of a full disk: it writes through numpy's ``tofile``, which closes its file without a look at what that
+    says.
+    """
     yield bytes(-before % writer.data_alignment)
     for info in writer.tensors[0].values():
         yield info.tensor.data.cast("B")
@@ -126,16 +145,26 @@ def _padded(writer: Any, before: int) -> Iterator[bytes | memoryview]:
 def _named(layout: _Layout, base: BaseModel, path: str) -> str:
     name = layout.gguf_name(path)
     if name is None:
-        raise Unsupported("llama.cpp has no tensor for this module", where=path, found=layout.family.name,
-                          remedy="train without it, or merge the pack")
-    if name in ("token_embd.weight", "output.weight") and (name != "output.weight" or base.config.get("tie_word_embeddings")):
-        raise Unsupported("an adapter of an embedding, or of an output layer that is tied to it, has no place in GGUF LoRA", where=path,
-                          remedy="train without it, or merge the pack and convert the whole model")
+        raise Unsupported(
+            "llama.cpp has no tensor for this module",
+            where=path,
+            found=layout.family.name,
+            remedy="train without it, or merge the pack",
+        )
+    if name in ("token_embd.weight", "output.weight") and (
+        name != "output.weight" or base.config.get("tie_word_embeddings")
+    ):
+        raise Unsupported(
+            "an adapter of an embedding, or of an output layer that is tied to it, has no place in GGUF LoRA",
+            where=path,
+            remedy="train without it, or merge the pack and convert the whole model",
+        )
     return name
 
 
 def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, tuple[str, ...]]:
-    """The alpha for the whole file, a float32: that of most sites, so that most factors keep their bytes; and a note if others differ.
+    """The alpha for the whole file, a float32: that of most sites, so that most factors keep their bytes; and
+    a note if others differ.
 
     Raises:
         Unsupported: no site has a scale other than zero, and alpha zero means one to llama.cpp.
@@ -143,10 +172,19 @@ def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, tuple[str, ...]]:
     alphas = [float(np.float32(site.alpha)) for site in sites]
     alpha = most_frequent(alphas)
     if alpha is None:
-        raise Unsupported("every scale of the pack is zero or beyond float32, which one alpha cannot say", found=sorted(set(alphas)))
+        raise Unsupported(
+            "every scale of the pack is zero or beyond float32, which one alpha cannot say",
+            found=sorted(set(alphas)),
+        )
     differing = sum(value != alpha for value in alphas)
-    notes = () if not differing else (
-        f"GGUF has one alpha for all modules: the scale of {differing} of {len(sites)} modules is written into lora_b (alpha {alpha:g})",)
+    notes = (
+        ()
+        if not differing
+        else (
+            f"GGUF has one alpha for all modules: the scale of {differing} of {len(sites)} modules is "
+            f"written into lora_b (alpha {alpha:g})",
+        )
+    )
     return alpha, notes
 
 
@@ -164,14 +202,23 @@ def _read(source: Source) -> Reading:
     layout, file = _layout(base), read_gguf(source.path)
     pairs, notes = _pairs(file, source)
     if file.values.get("general.architecture") != layout.family.name:
-        raise BaseMismatch("the adapter was made for another kind of model", where=source.path, expected=layout.family.name,
-                           found=file.values.get("general.architecture"), remedy="name the base that it was made for")
+        raise BaseMismatch(
+            "the adapter was made for another kind of model",
+            where=source.path,
+            expected=layout.family.name,
+            found=file.values.get("general.architecture"),
+            remedy="name the base that it was made for",
+        )
     paths = {layout.gguf_name(path): path for path, shape in base.modules().items() if len(shape) == 2}
     sites = {}
     for target, pair in pairs.items():
         if target not in paths or target == "token_embd.weight":
-            raise SiteNotFound("the base has no linear layer for this tensor", where=source.path, found=target,
-                               remedy=nearest(target, [name for name in paths if name]))
+            raise SiteNotFound(
+                "the base has no linear layer for this tensor",
+                where=source.path,
+                found=target,
+                remedy=nearest(target, [name for name in paths if name]),
+            )
         path = paths[target]
         order = layout.row_order(path, pair.up.shape[0])
         sites[path] = pair._replace(path=path, up=pair.up if order is None else pair.up[np.argsort(order)])
@@ -185,7 +232,10 @@ def _read_without_base(source: Source) -> Reading:
     pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
     stated = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
     name, family = (value if isinstance(value, str) else None for value in stated)
-    return Reading(dataclasses.replace(pack, manifest=replace(pack.manifest, base=m.Base(name, model_type=family))), notes)
+    return Reading(
+        dataclasses.replace(pack, manifest=replace(pack.manifest, base=m.Base(name, model_type=family))),
+        notes,
+    )
 
 
 def _pairs(file: GGUFAdapter, source: Source) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:
@@ -198,28 +248,50 @@ def _pairs(file: GGUFAdapter, source: Source) -> tuple[dict[str, SiteFactors], t
     for name, value in file.tensors.items():
         target, _, role = name.rpartition(".")
         if role not in _ROLES:
-            raise Unsupported("a tensor that is no low-rank factor", where=source.path, found=name, expected="...lora_a and ...lora_b",
-                              remedy="merge this adapter with llama.cpp")
+            raise Unsupported(
+                "a tensor that is no low-rank factor",
+                where=source.path,
+                found=name,
+                expected="...lora_a and ...lora_b",
+                remedy="merge this adapter with llama.cpp",
+            )
         pairs.setdefault(target, {})[role] = value
     require_pairs(pairs, _ROLES, source.path)
-    return {target: SiteFactors(target, pair["lora_a"], pair["lora_b"], 1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0]))
-            for target, pair in pairs.items()}, notes
+    return {
+        target: SiteFactors(
+            target,
+            pair["lora_a"],
+            pair["lora_b"],
+            1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0]),
+        )
+        for target, pair in pairs.items()
+    }, notes
 
 
 def _require_lora(values: dict[str, Any], source: Source) -> None:
     wanted = {"general.type": "adapter", "adapter.type": "lora"}
     for key, value in wanted.items():
         if values.get(key) != value:
-            raise FormatError("this GGUF file is not a LoRA adapter", where=f"{source.path}, {key}", expected=value, found=values.get(key))
+            raise FormatError(
+                "this GGUF file is not a LoRA adapter",
+                where=f"{source.path}, {key}",
+                expected=value,
+                found=values.get(key),
+            )
     if "adapter.alora.invocation_tokens" in values:
-        raise Unsupported("the adapter is switched on by tokens (activated LoRA), which a pack cannot say", where=source.path,
-                          found="adapter.alora.invocation_tokens")
+        raise Unsupported(
+            "the adapter is switched on by tokens (activated LoRA), which a pack cannot say",
+            where=source.path,
+            found="adapter.alora.invocation_tokens",
+        )
 
 
 def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[str, ...]]:
     alpha = values.get("adapter.lora.alpha", 0.0)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise FormatError("alpha must be a finite number", where=f"{source.path}, adapter.lora.alpha", found=alpha)
+        raise FormatError(
+            "alpha must be a finite number", where=f"{source.path}, adapter.lora.alpha", found=alpha
+        )
     ignored = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")
     notes = [f"{key} is not carried: {values[key]!r:.80}" for key in ignored if key in values]
     if not alpha:
@@ -227,5 +299,15 @@ def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[
     return (float(alpha) or None), tuple(notes)
 
 
-GGUF = FORMATS.register(Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC,
-                               _read, _write, _read_without_base, suffix=".gguf"))
+GGUF = FORMATS.register(
+    Format(
+        "gguf",
+        "a LoRA adapter of llama.cpp, one file",
+        False,
+        lambda path: first_bytes(path, 4) == MAGIC,
+        _read,
+        _write,
+        _read_without_base,
+        suffix=".gguf",
+    )
+)

@@ -1,7 +1,9 @@
-"""Reads and writes kohya's LoRA files: ``<model>_<module path with underscores>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``.
+"""Reads and writes kohya's LoRA files: ``<model>_<module path with underscores>.lora_down.weight``,
+``.lora_up.weight`` and ``.alpha``.
 
-The change is ``alpha / r * up @ down``. Names with underscores do not say where the dots were; reading them takes the base's module names.
-The other forms of LyCORIS are read, too (:mod:`~..lycoris.forms`), and written where they are no LoRA (:mod:`~..lycoris.writing`).
+The change is ``alpha / r * up @ down``. Names with underscores do not say where the dots were; reading them
+takes the base's module names. The other forms of LyCORIS are read, too (:mod:`~..lycoris.forms`), and written
+where they are no LoRA (:mod:`~..lycoris.writing`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import require_linear, site_factors
 from ..format import FORMATS, Format, Reading, Source, listed, refuse_full_modules, require_base
-from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, published_in, several_models_note
+from ..lora_keys import (
+    choose_model,
+    is_text_model,
+    keys_of,
+    missing_alpha_note,
+    open_file,
+    published_in,
+    several_models_note,
+)
 from ..lycoris.forms import FORMS, LEAVES, Layer, form_of
 from ..lycoris.writing import WRITERS, number
 from ..packs import dequantized, foreign_pack
@@ -38,7 +48,8 @@ def is_key(key: str) -> bool:
     """Whether a key is one of kohya's.
 
     Example:
-        >>> is_key("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"), is_key("unet.conv.lora_A.weight")
+        >>> (is_key("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"),
+        ...     is_key("unet.conv.lora_A.weight"))
         (True, False)
     """
     module, dot, leaf = key.partition(".")
@@ -65,13 +76,23 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     manifest = pack.manifest
     tensors: dict[str, np.ndarray] = {}
     recorded = manifest.training.get("part")
-    prefix = recorded if recorded in _PREFIXES else "lora_te" if is_text_model(base, manifest.base.model_type) else "lora_unet"
+    prefix = (
+        recorded
+        if recorded in _PREFIXES
+        else "lora_te"
+        if is_text_model(base, manifest.base.model_type)
+        else "lora_unet"
+    )
     named = published_in(pack, base)
     for path, leaves in _leaves(plain).items():
         name = f"{prefix}_{flat(named(path))}"
         if any(f"{name}.{leaf}" in tensors for leaf in leaves):
-            raise Unsupported("two modules have one name when their dots become underscores", where=f"pack '{pack.name}'", found=name,
-                              remedy="convert to diffusers or peft")
+            raise Unsupported(
+                "two modules have one name when their dots become underscores",
+                where=f"pack '{pack.name}'",
+                found=name,
+                remedy="convert to diffusers or peft",
+            )
         tensors |= {f"{name}.{leaf}": value for leaf, value in leaves.items()}
     safetensors.write(out, tensors, {"ss_network_module": "networks.lora"})
     return (*notes, f"keys begin with {prefix}_") if recorded is None else notes
@@ -79,7 +100,10 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 def _leaves(pack: Pack) -> dict[str, dict[str, np.ndarray]]:
     """Module path -> leaf -> tensor."""
-    leaves = {site.path: {_DOWN: site.down, _UP: site.up, _ALPHA: number(site.alpha)} for site in site_factors(pack, "kohya", WRITERS)}
+    leaves = {
+        site.path: {_DOWN: site.down, _UP: site.up, _ALPHA: number(site.alpha)}
+        for site in site_factors(pack, "kohya", WRITERS)
+    }
     for adapter in pack.adapters():
         if adapter.method.name in WRITERS:
             require_linear(adapter, "kohya")
@@ -88,13 +112,18 @@ def _leaves(pack: Pack) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _read(source: Source) -> Reading:
-    base = require_base(source.base, source.path, "names with underscores do not say where the dots of a module's path are")
+    base = require_base(
+        source.base, source.path, "names with underscores do not say where the dots of a module's path are"
+    )
     file = open_file(source)
     modules = _modules(file, source)
     part, notes = choose_model(_parts(modules), source)
     names = [module for module in modules if _prefix(module) == part]
     paths = _paths(base, {module.removeprefix(f"{part}_") for module in names}, source)
-    layers = {module: _layer(base, paths[module.removeprefix(f"{part}_")], f"{source.path}, {module}") for module in names}
+    layers = {
+        module: _layer(base, paths[module.removeprefix(f"{part}_")], f"{source.path}, {module}")
+        for module in names
+    }
     pack, without_alpha = _pack(file, modules, layers, source, part=part)
     return Reading(bind_to_base(pack, base), notes + missing_alpha_note(without_alpha))
 
@@ -112,8 +141,13 @@ def _modules(file: SafetensorsFile, source: Source) -> dict[str, dict[str, str]]
     modules: dict[str, dict[str, str]] = {}
     for key in file.tensors:
         if not is_key(key):
-            raise Unsupported("a key of no form that is read", where=source.path, found=key, expected=", ".join(FORMS),
-                              remedy="merge it with the tool that made it, or convert it to plain LoRA there")
+            raise Unsupported(
+                "a key of no form that is read",
+                where=source.path,
+                found=key,
+                expected=", ".join(FORMS),
+                remedy="merge it with the tool that made it, or convert it to plain LoRA there",
+            )
         module, _, leaf = key.partition(".")
         modules.setdefault(module, {})[leaf] = key
     return modules
@@ -123,12 +157,21 @@ def _layer(base: BaseModel, path: str, where: str) -> Layer:
     """A layer of the base, whose numbers are read when a form needs them."""
     weight = base.weight_name(path)
     names = {"weight": weight, "bias": f"{weight.removesuffix('weight')}bias"}
-    return Layer(path, where, base.shapes[weight], names["bias"] in base.shapes, lambda name: base.read(names[name]))
+    return Layer(
+        path, where, base.shapes[weight], names["bias"] in base.shapes, lambda name: base.read(names[name])
+    )
 
 
-def _pack(file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], layers: Mapping[str, Layer], source: Source, **claims: Any
-          ) -> tuple[Pack, list[str]]:
-    """The pack of these layers, each in the form that its tensors have; and the modules for which no alpha is stated."""
+def _pack(
+    file: SafetensorsFile,
+    modules: Mapping[str, Mapping[str, str]],
+    layers: Mapping[str, Layer],
+    source: Source,
+    **claims: Any,
+) -> tuple[Pack, list[str]]:
+    """The pack of these layers, each in the form that its tensors have; and the modules for which no alpha is
+    stated.
+    """
     sites: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
     full: dict[str, Mapping[str, np.ndarray]] = {}
     without_alpha = []
@@ -143,7 +186,9 @@ def _pack(file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], layer
         else:
             sites.setdefault(found.method, {})[found.site] = (found.config, found.params or {})
     by_size = sorted(sites, key=lambda name: (-len(sites[name]), name))
-    return foreign_pack(source, [MethodSites(get(name), sites[name]) for name in by_size], "kohya", full=full, **claims), without_alpha
+    return foreign_pack(
+        source, [MethodSites(get(name), sites[name]) for name in by_size], "kohya", full=full, **claims
+    ), without_alpha
 
 
 def _parts(modules: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -168,13 +213,34 @@ def _paths(base: BaseModel, wanted: set[str], source: Source) -> dict[str, str]:
             by_name.setdefault(name, []).append(path)
     for name in sorted(wanted):
         if name not in by_name:
-            raise SiteNotFound("the base has no module of this name", where=source.path, found=name, remedy=nearest(name, by_name))
+            raise SiteNotFound(
+                "the base has no module of this name",
+                where=source.path,
+                found=name,
+                remedy=nearest(name, by_name),
+            )
         if len(by_name[name]) > 1:
-            raise Unsupported("the name fits several modules of the base", where=source.path, expected="one", found=listed(by_name[name]),
-                              remedy="use the adapter in the form of diffusers or PEFT, which keep the dots")
+            raise Unsupported(
+                "the name fits several modules of the base",
+                where=source.path,
+                expected="one",
+                found=listed(by_name[name]),
+                remedy="use the adapter in the form of diffusers or PEFT, which keep the dots",
+            )
     return {name: by_name[name][0] for name in wanted}
 
 
-KOHYA = FORMATS.register(Format("kohya", "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file", False,
-                                lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _read_without_base, rank=30,
-                                parts=True, suffix=".safetensors"))
+KOHYA = FORMATS.register(
+    Format(
+        "kohya",
+        "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file",
+        False,
+        lambda path: any(_prefix(key) for key in keys_of(path)),
+        _read,
+        _write,
+        _read_without_base,
+        rank=30,
+        parts=True,
+        suffix=".safetensors",
+    )
+)

@@ -1,7 +1,8 @@
 """Reads and writes the adapters of mlx-lm: ``adapters.safetensors`` and ``adapter_config.json``.
 
-A module has ``lora_a`` [in, r] and ``lora_b`` [r, out], with DoRA also ``m`` [out]. The change is ``scale * (lora_a lora_b)^T``, with one
-scale and one rank for the whole file. Modules have the names of mlx-lm's models, which are those of transformers for most families.
+A module has ``lora_a`` [in, r] and ``lora_b`` [r, out], with DoRA also ``m`` [out]. The change is ``scale *
+(lora_a lora_b)^T``, with one scale and one rank for the whole file. Modules have the names of mlx-lm's
+models, which are those of transformers for most families.
 """
 
 from __future__ import annotations
@@ -31,13 +32,19 @@ from ..packs import dequantized, foreign_pack, untargeted
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
 _A, _B, _M = "lora_a", "lora_b", "m"
 _LOOKUPS = ("embed_tokens", "wte", "tok_embeddings", "word_embeddings")
-"""How the names of embeddings end; mlx-lm's adapter of one changes the output layer that is tied to it, too."""
+"""How the names of embeddings end; mlx-lm's adapter of one changes the output layer that is tied to it,
+too.
+"""
 _METHODS = {"lora": "lora", "dora": "dora"}
 """``fine_tune_type`` -> the method."""
 
 
 def _detect(path: Path) -> bool:
-    return (path / layout.CONFIG).is_file() and not (path / TENSORS).exists() and any((path / name).is_file() for name in (_FILE, _OLD))
+    return (
+        (path / layout.CONFIG).is_file()
+        and not (path / TENSORS).exists()
+        and any((path / name).is_file() for name in (_FILE, _OLD))
+    )
 
 
 def _read(source: Source) -> Reading:
@@ -47,8 +54,15 @@ def _read(source: Source) -> Reading:
 def _read_pack(source: Source) -> Pack:
     method, rank, scale = _settings(read_config(source.path / layout.CONFIG), source.path / layout.CONFIG)
     if not (source.path / _FILE).is_file():
-        raise Unsupported("the tensors are in the form of an mlx-lm before 0.14", where=source.path / _OLD, expected=_FILE,
-                          remedy="save them with mlx: mx.save_safetensors('adapters.safetensors', dict(mx.load('adapters.npz')))")
+        raise Unsupported(
+            "the tensors are in the form of an mlx-lm before 0.14",
+            where=source.path / _OLD,
+            expected=_FILE,
+            remedy=(
+                "save them with mlx: mx.save_safetensors('adapters.safetensors', "
+                "dict(mx.load('adapters.npz')))"
+            ),
+        )
     alpha = finite_number(scale * rank, f"{source.path / layout.CONFIG}#/lora_parameters/scale")
     file = SafetensorsFile(source.path / _FILE, private=True)
     modules = _modules(file, (_A, _B, _M) if method.name == "dora" else (_A, _B))
@@ -57,16 +71,33 @@ def _read_pack(source: Source) -> Pack:
         where = f"{file.path}, {path}"
         tensors = {leaf: file.read(key) for leaf, key in keys.items()}
         if any(tensors[leaf].ndim == 3 for leaf in (_A, _B)):
-            raise Unsupported("an adapter of all experts of a layer in one tensor", where=where, expected="matrices",
-                              found=list(tensors[_A].shape), remedy="fuse it with mlx_lm.fuse")
+            raise Unsupported(
+                "an adapter of all experts of a layer in one tensor",
+                where=where,
+                expected="matrices",
+                found=list(tensors[_A].shape),
+                remedy="fuse it with mlx_lm.fuse",
+            )
         if path.rpartition(".")[2] in _LOOKUPS:
-            raise Unsupported("mlx-lm's adapter of an embedding changes the output layer that is tied to it, too", where=where,
-                              remedy="fuse it with mlx_lm.fuse, or train without it")
+            raise Unsupported(
+                "mlx-lm's adapter of an embedding changes the output layer that is tied to it, too",
+                where=where,
+                remedy="fuse it with mlx_lm.fuse, or train without it",
+            )
         down, up = (np.ascontiguousarray(tensors[leaf].T) for leaf in (_A, _B))
         check_pair(down, up, where)
         if down.shape[0] != rank:
-            raise FormatError("the rank that the file states is not that of its tensors", where=where, expected=rank, found=down.shape[0])
-        params = {"lora_A": down, "lora_B": up, **({"lora_magnitude_vector": tensors[_M]} if _M in tensors else {})}
+            raise FormatError(
+                "the rank that the file states is not that of its tensors",
+                where=where,
+                expected=rank,
+                found=down.shape[0],
+            )
+        params = {
+            "lora_A": down,
+            "lora_B": up,
+            **({"lora_magnitude_vector": tensors[_M]} if _M in tensors else {}),
+        }
         cfg = untargeted(method.config(r=rank, alpha=alpha))
         site, params = site_of(method, cfg, path, "linear", params, file.path)
         sites[site] = (cfg, params)
@@ -80,24 +111,36 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
         Unsupported: whole weights, or a scale that two versions of mlx-lm read otherwise.
         FormatError: it lacks something.
     """
-    kind, parameters = config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora"), config.get("lora_parameters")
+    kind, parameters = (
+        config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora"),
+        config.get("lora_parameters"),
+    )
     if not isinstance(kind, str) or kind not in _METHODS:
-        raise Unsupported("mlx-lm trained the weights themselves, or in a way that is not known", where=f"{where}#/fine_tune_type",
-                          expected=", ".join(_METHODS), found=repr(kind)[:80],
-                          remedy="fuse it with mlx_lm.fuse, and take the difference with adapterpack extract")
+        raise Unsupported(
+            "mlx-lm trained the weights themselves, or in a way that is not known",
+            where=f"{where}#/fine_tune_type",
+            expected=", ".join(_METHODS),
+            found=repr(kind)[:80],
+            remedy="fuse it with mlx_lm.fuse, and take the difference with adapterpack extract",
+        )
     rank = parameters.get("rank") if isinstance(parameters, dict) else None
     if not isinstance(parameters, dict) or type(rank) is not int or not 0 < rank <= 1 << 16:
-        raise FormatError("the configuration has no rank", where=f"{where}#/lora_parameters/rank", expected="a whole number",
-                          found=repr(rank)[:80])
+        raise FormatError(
+            "the configuration has no rank",
+            where=f"{where}#/lora_parameters/rank",
+            expected="a whole number",
+            found=repr(rank)[:80],
+        )
     return get(_METHODS[kind]), rank, _scale(config, parameters, rank, where)
 
 
 def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, where: Path) -> float:
     """The factor that the adapter was trained with.
 
-    Until June 2024 mlx-lm multiplied ``scale`` by ``alpha / rank``; since then it takes no notice of an alpha, which stood in its defaults
-    for another year. Which version wrote a file its other keys say: ``num_layers`` is newer, ``lora_layers`` alone is older, and
-    ``lora_layers`` beside ``use_dora`` may be either.
+    Until June 2024 mlx-lm multiplied ``scale`` by ``alpha / rank``; since then it takes no notice of an
+    alpha, which stood in its defaults for another year. Which version wrote a file its other keys say:
+    ``num_layers`` is newer, ``lora_layers`` alone is older, and ``lora_layers`` beside ``use_dora`` may be
+    either.
 
     Raises:
         Unsupported: it may have been the one or the other.
@@ -107,10 +150,14 @@ def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, 
         return scale
     alpha = finite_number(parameters["alpha"], f"{where}#/lora_parameters/alpha")
     if alpha != rank and ("lora_layers" not in config or "use_dora" in config):
-        raise Unsupported("older versions of mlx-lm multiply the scale by alpha / rank, newer ones take no notice of alpha, and this file "
-                          "may be of either", where=where, found=f"alpha {alpha!r:.40}, scale {scale!r:.40}",
-                          expected="num_layers, or lora_layers without use_dora, which say the version",
-                          remedy="write the factor that was meant as scale, and take alpha out")
+        raise Unsupported(
+            "older versions of mlx-lm multiply the scale by alpha / rank, newer ones take no notice of "
+            "alpha, and this file may be of either",
+            where=where,
+            found=f"alpha {alpha!r:.40}, scale {scale!r:.40}",
+            expected="num_layers, or lora_layers without use_dora, which say the version",
+            remedy="write the factor that was meant as scale, and take alpha out",
+        )
     return scale * alpha / rank
 
 
@@ -120,8 +167,13 @@ def _modules(file: SafetensorsFile, leaves: tuple[str, ...]) -> dict[str, dict[s
     for key in file.tensors:
         path, _, leaf = key.rpartition(".")
         if not path or leaf not in leaves:
-            raise Unsupported("a tensor that belongs to no LoRA", where=file.path, found=key, expected=", ".join(leaves),
-                              remedy="fuse it with mlx_lm.fuse")
+            raise Unsupported(
+                "a tensor that belongs to no LoRA",
+                where=file.path,
+                found=key,
+                expected=", ".join(leaves),
+                remedy="fuse it with mlx_lm.fuse",
+            )
         modules.setdefault(path, {})[leaf] = key
     require_pairs(modules, leaves, file.path)
     return modules
@@ -130,27 +182,47 @@ def _modules(file: SafetensorsFile, leaves: tuple[str, ...]) -> dict[str, dict[s
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     refuse_full_modules(pack, "mlx")
     plain, notes = dequantized(pack)
-    decomposed = {adapter.site.path: adapter.params["lora_magnitude_vector"] for adapter in plain.adapters()
-                  if adapter.method.name == "dora" and adapter.site.kind in ("linear", "transposed")}
+    decomposed = {
+        adapter.site.path: adapter.params["lora_magnitude_vector"]
+        for adapter in plain.adapters()
+        if adapter.method.name == "dora" and adapter.site.kind in ("linear", "transposed")
+    }
     sites = _decomposed(plain) if decomposed else list(site_factors(plain, "mlx"))
     if looked_up := [site.path for site in sites if site.path.rpartition(".")[2] in _LOOKUPS]:
-        raise Unsupported("mlx-lm's adapter of an embedding changes the output layer that is tied to it, too",
-                          where=f"pack '{pack.name}'", found=listed(looked_up), remedy="train without it, or merge the pack")
+        raise Unsupported(
+            "mlx-lm's adapter of an embedding changes the output layer that is tied to it, too",
+            where=f"pack '{pack.name}'",
+            found=listed(looked_up),
+            remedy="train without it, or merge the pack",
+        )
     scale, scale_notes = common_scale(sites, "mlx-lm", "lora_b")
     rank = max(site.down.shape[0] for site in sites)
     tensors: dict[str, np.ndarray] = {}
     for site in sites:
         down, up = site.down, scaled(site.up, site.scale / scale, site.path)
         spare = rank - down.shape[0]
-        tensors |= {f"{site.path}.{_A}": np.ascontiguousarray(np.pad(down, ((0, spare), (0, 0))).T),
-                    f"{site.path}.{_B}": np.ascontiguousarray(np.pad(up, ((0, 0), (0, spare))).T)}
+        tensors |= {
+            f"{site.path}.{_A}": np.ascontiguousarray(np.pad(down, ((0, spare), (0, 0))).T),
+            f"{site.path}.{_B}": np.ascontiguousarray(np.pad(up, ((0, 0), (0, spare))).T),
+        }
         if site.path in decomposed:
             tensors[f"{site.path}.{_M}"] = decomposed[site.path]
     if padded := sum(site.down.shape[0] != rank for site in sites):
-        scale_notes += (f"mlx-lm has one rank for all modules: {padded} of {len(sites)} modules are padded with zeros to {rank}",)
+        scale_notes += (
+            f"mlx-lm has one rank for all modules: {padded} of {len(sites)} modules are padded with "
+            f"zeros to {rank}",
+        )
     safetensors.write(folder / _FILE, tensors, {"format": "mlx"})
-    config = {"fine_tune_type": "dora" if decomposed else "lora", "num_layers": len(sites),
-              "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(site.path for site in sites)}}
+    config = {
+        "fine_tune_type": "dora" if decomposed else "lora",
+        "num_layers": len(sites),
+        "lora_parameters": {
+            "rank": rank,
+            "scale": scale,
+            "dropout": 0.0,
+            "keys": sorted(site.path for site in sites),
+        },
+    }
     (folder / layout.CONFIG).write_bytes(strict_json.canonical(config))
     return notes + scale_notes
 
@@ -158,10 +230,28 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
 def _decomposed(pack: Pack) -> list[SiteFactors]:
     """The factors of a pack that is DoRA throughout."""
     if [method.name for method in pack.methods] != ["dora"]:
-        raise Unsupported("an adapter of mlx-lm is LoRA throughout or DoRA throughout", where=f"pack '{pack.name}'",
-                          found=", ".join(method.name for method in pack.methods), remedy="keep the pack as it is, or merge it")
-    return [SiteFactors(a.site.path, a.params["lora_A"], a.params["lora_B"], float(a.config.scale)) for a in pack.adapters()]
+        raise Unsupported(
+            "an adapter of mlx-lm is LoRA throughout or DoRA throughout",
+            where=f"pack '{pack.name}'",
+            found=", ".join(method.name for method in pack.methods),
+            remedy="keep the pack as it is, or merge it",
+        )
+    return [
+        SiteFactors(a.site.path, a.params["lora_A"], a.params["lora_B"], float(a.config.scale))
+        for a in pack.adapters()
+    ]
 
 
-MLX = FORMATS.register(Format("mlx", "mlx-lm's adapters.safetensors and adapter_config.json", True, _detect, _read, _write,
-                              lambda source: Reading(_read_pack(source)), rank=20, tensors=_FILE))
+MLX = FORMATS.register(
+    Format(
+        "mlx",
+        "mlx-lm's adapters.safetensors and adapter_config.json",
+        True,
+        _detect,
+        _read,
+        _write,
+        lambda source: Reading(_read_pack(source)),
+        rank=20,
+        tensors=_FILE,
+    )
+)

@@ -1,8 +1,9 @@
-"""Reads and writes ONNX Runtime's ``.onnx_adapter`` for exported graphs: ``<module path>.down`` [in, r], ``.up`` [r, out], scale included.
+"""Reads and writes ONNX Runtime's ``.onnx_adapter`` for exported graphs: ``<module path>.down`` [in, r],
+``.up`` [r, out], scale included.
 
-A fully trained module has ``head`` [in, out] and ``head_bias`` [out]. A file does not say for which graph it is: one whose parameters have
-other names is for the graph of another tool, and is refused. Files of ``olive convert-adapters``, for onnxruntime-genai, have
-the same factors as ``lora_A.weight`` and ``lora_B.weight``.
+A fully trained module has ``head`` [in, out] and ``head_bias`` [out]. A file does not say for which graph it
+is: one whose parameters have other names is for the graph of another tool, and is refused. Files of ``olive
+convert-adapters``, for onnxruntime-genai, have the same factors as ``lora_A.weight`` and ``lora_B.weight``.
 """
 
 from __future__ import annotations
@@ -30,22 +31,41 @@ _NOT_LORA = ("scale", "shift", "pre")
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     if pack.acts is not None:
-        raise Unsupported("the format cannot say that an adapter acts at some positions of a row only", where=f"pack '{pack.name}'",
-                          found=str(pack.acts)[:80], remedy="keep it as a pack, or export a bundle")
-    unsupported = next((group for group in pack.manifest.groups if group.role == "adapter" and group.kind in LAYOUTS
-                  and not LAYOUTS[group.kind].linear), None)
+        raise Unsupported(
+            "the format cannot say that an adapter acts at some positions of a row only",
+            where=f"pack '{pack.name}'",
+            found=str(pack.acts)[:80],
+            remedy="keep it as a pack, or export a bundle",
+        )
+    unsupported = next(
+        (
+            group
+            for group in pack.manifest.groups
+            if group.role == "adapter" and group.kind in LAYOUTS and not LAYOUTS[group.kind].linear
+        ),
+        None,
+    )
     if unsupported is not None:
-        raise Unsupported("the format does not say of what kind a layer is, and would be read back as one of linear layers",
-                          where=f"pack '{pack.name}', {unsupported.path}", found=unsupported.kind,
-                          remedy="keep it as a pack, or export a bundle")
+        raise Unsupported(
+            "the format does not say of what kind a layer is, and would be read back as one of linear layers",
+            where=f"pack '{pack.name}', {unsupported.path}",
+            found=unsupported.kind,
+            remedy="keep it as a pack, or export a bundle",
+        )
     plain, notes = dequantized(pack)
     values = pack_values(_wide(plain))
     if not values:
-        raise Unsupported("the format holds inputs of a graph, and this adapter has none", where=f"pack '{pack.name}'",
-                          found=pack.method.name, remedy="keep it as a pack: sessions put it into the cache that a row begins with")
+        raise Unsupported(
+            "the format holds inputs of a graph, and this adapter has none",
+            where=f"pack '{pack.name}'",
+            found=pack.method.name,
+            remedy="keep it as a pack: sessions put it into the cache that a row begins with",
+        )
     for name, value in values.items():
         if not np.isfinite(value).all():
-            raise Unsupported("a value leaves the range of float32 with its scale", where=f"pack '{pack.name}'", found=name)
+            raise Unsupported(
+                "a value leaves the range of float32 with its scale", where=f"pack '{pack.name}'", found=name
+            )
     write_adapter_file(out, values)
     if labels := pack.manifest.task.labels:
         notes += (f"the format has no place for label names: {len(labels)} are left out",)
@@ -53,8 +73,12 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 def _wide(pack: Pack) -> Pack:
-    """The pack with float64 tensors, so that factor and scale are multiplied first and rounded to the slot's float32 once."""
-    return dataclasses.replace(pack, tensors={name: value.astype(np.float64) for name, value in pack.tensors.items()})
+    """The pack with float64 tensors, so that factor and scale are multiplied first and rounded to the slot's
+    float32 once.
+    """
+    return dataclasses.replace(
+        pack, tensors={name: value.astype(np.float64) for name, value in pack.tensors.items()}
+    )
 
 
 def _read(source: Source) -> Reading:
@@ -62,32 +86,51 @@ def _read(source: Source) -> Reading:
     for name, value in read_parameters(source.path).items():
         path, dot, field = _slot_name(name).rpartition(".")
         if field in _NOT_LORA and path:
-            raise Unsupported("a slot of a method that its slots do not identify", where=source.path, found=name,
-                              expected="down and up, or head and head_bias", remedy="convert the pack that the file was made from")
+            raise Unsupported(
+                "a slot of a method that its slots do not identify",
+                where=source.path,
+                found=name,
+                expected="down and up, or head and head_bias",
+                remedy="convert the pack that the file was made from",
+            )
         if not dot or not path or field not in (*_PAIR, *HEAD_FIELDS.values()):
-            raise Unsupported("the file is for a graph of another tool: its parameters are no slots", where=source.path, found=name,
-                              expected="<module path>.down and .up, or .head and .head_bias",
-                              remedy="convert the adapter that it was made from")
+            raise Unsupported(
+                "the file is for a graph of another tool: its parameters are no slots",
+                where=source.path,
+                found=name,
+                expected="<module path>.down and .up, or .head and .head_bias",
+                remedy="convert the adapter that it was made from",
+            )
         modules.setdefault(path, {})[field] = value
     low_rank = {path: fields for path, fields in modules.items() if set(fields) & set(_PAIR)}
     heads = {path: fields for path, fields in modules.items() if path not in low_rank}
     if mixed := sorted(path for path, fields in low_rank.items() if set(fields) - set(_PAIR)):
-        raise FormatError("a module with both low-rank and whole slots", where=source.path, found=listed(mixed))
+        raise FormatError(
+            "a module with both low-rank and whole slots", where=source.path, found=listed(mixed)
+        )
     require_pairs(low_rank, _PAIR, source.path)
     require_pairs(heads, ("head",), source.path)
-    if empty := sorted(path for path, fields in low_rank.items() if 0 in (*fields["down"].shape, *fields["up"].shape)):
+    if empty := sorted(
+        path for path, fields in low_rank.items() if 0 in (*fields["down"].shape, *fields["up"].shape)
+    ):
         raise FormatError("a module whose slots are empty", where=source.path, found=listed(empty))
-    sites = {path: SiteFactors(path, fields["down"].T, fields["up"].T, 1.0) for path, fields in low_rank.items()}
+    sites = {
+        path: SiteFactors(path, fields["down"].T, fields["up"].T, 1.0) for path, fields in low_rank.items()
+    }
     full = {path: _head(path, fields, source) for path, fields in sorted(heads.items())}
     pack = lora_pack(source, sites, "onnx_adapter", full=full)
-    notes: tuple[str, ...] = ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
+    notes: tuple[str, ...] = (
+        ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
+    )
     if full and source.base is None:
         notes += (f"trained whole: {listed(list(full))}; the file names no labels",)
     return Reading(bind_to_base(pack, source.base), notes)
 
 
 def _slot_name(name: str) -> str:
-    """The name of a slot in exported graphs; files for onnxruntime-genai have PEFT's names for the factors, with the same layout."""
+    """The name of a slot in exported graphs; files for onnxruntime-genai have PEFT's names for the factors,
+    with the same layout.
+    """
     for field, peft_name in PEFT_NAMES.items():
         if name.endswith(f".{peft_name}"):
             return f"{name.removesuffix(peft_name)}{field}"
@@ -95,15 +138,30 @@ def _slot_name(name: str) -> str:
 
 
 def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
-    """The weight and bias of a fully trained linear layer; a bias that the file lacks is zero, as in the graph."""
+    """The weight and bias of a fully trained linear layer; a bias that the file lacks is zero, as in the
+    graph.
+    """
     weight = fields["head"]
     bias = fields.get("head_bias")
     if weight.ndim != 2 or 0 in weight.shape or (bias is not None and bias.shape != weight.shape[1:]):
-        raise FormatError("the slots of a module that was trained whole do not fit each other", where=f"{source.path}, {path}",
-                          expected="head [in, out] and head_bias [out]", found=f"{weight.shape}, {None if bias is None else bias.shape}")
+        raise FormatError(
+            "the slots of a module that was trained whole do not fit each other",
+            where=f"{source.path}, {path}",
+            expected="head [in, out] and head_bias [out]",
+            found=f"{weight.shape}, {None if bias is None else bias.shape}",
+        )
     return {"weight": np.ascontiguousarray(weight.T)} | ({} if bias is None else {"bias": bias})
 
 
-ONNX_ADAPTER = FORMATS.register(Format("onnx_adapter", "ONNX Runtime's adapter with the slots of our graphs, one file", False,
-                                       lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write, _read,
-                                       suffix=".onnx_adapter"))
+ONNX_ADAPTER = FORMATS.register(
+    Format(
+        "onnx_adapter",
+        "ONNX Runtime's adapter with the slots of our graphs, one file",
+        False,
+        lambda path: first_bytes(path, 8)[4:] == MAGIC,
+        _read,
+        _write,
+        _read,
+        suffix=".onnx_adapter",
+    )
+)

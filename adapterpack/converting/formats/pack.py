@@ -23,5 +23,16 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     return notes
 
 
-PACK = FORMATS.register(Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME),
-                               _read, _write, _read, rank=0, repeats=True))
+PACK = FORMATS.register(
+    Format(
+        "pack",
+        "a pack: manifest and tensors",
+        True,
+        lambda path: os.path.lexists(path / m.FILE_NAME),
+        _read,
+        _write,
+        _read,
+        rank=0,
+        repeats=True,
+    )
+)

@@ -18,8 +18,10 @@ from ..peft_decomposition import from_peft, to_peft
 from ..peft_parameters import of_parameters, rearranged
 from ..tensor_files import tensors_of
 
-ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere these, "
-           "and so what the file means, may be others")
+ON_BASE = (
+    "PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; "
+    "elsewhere these, and so what the file means, may be others"
+)
 
 _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 """Where TRL and LLaMA-Factory keep the value head of a model that was trained by PPO."""
@@ -27,15 +29,27 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 
 def _read(source: Source) -> Reading:
     tensors, said = tensors_of(source.path, source)
-    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None, tensors=tensors, task=source.part,
-                                        base=None if source.base is None else OfBase(source.base.stored_shape, source.base.module_paths))
+    pack, unknown, rewritten = imported(
+        source.path,
+        source.name,
+        on_base=source.base is not None,
+        tensors=tensors,
+        task=source.part,
+        base=None if source.base is None else OfBase(source.base.stored_shape, source.base.module_paths),
+    )
     notes = said + ((unknown_sentence(unknown),) if unknown else ())
-    notes += tuple(f"{name} is not carried: a value head is for training alone" for name in _VALUE_HEADS
-                   if (source.path / name).is_file())
+    notes += tuple(
+        f"{name} is not carried: a value head is for training alone"
+        for name in _VALUE_HEADS
+        if (source.path / name).is_file()
+    )
     if source.base is None:
         return Reading(pack, notes)
     if rewritten is not None:
-        return Reading(bind_to_base(from_peft(pack, source.base, rewritten.completed), source.base), (*notes, rewritten.note))
+        return Reading(
+            bind_to_base(from_peft(pack, source.base, rewritten.completed), source.base),
+            (*notes, rewritten.note),
+        )
     if pack.method.peft is None or pack.method.peft.from_peft_with_base is None:
         return Reading(bind_to_base(pack, source.base), notes)
     return Reading(bind_to_base(from_peft(pack, source.base), source.base), (*notes, ON_BASE))
@@ -47,23 +61,47 @@ def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     files = encode_files(plain.manifest, plain.tensors)
     if layout.CONFIG not in files and (on_base := to_peft(plain, base)) is not None:
         config = layout.config_bytes(on_base.manifest, on_base=True)
-        files = {**encode_files(on_base.manifest, on_base.tensors), **({} if config is None else {layout.CONFIG: config})}
-        notes += (ON_BASE,) if on_base.method.peft is not None and on_base.method.peft.from_peft_with_base is not None else ()
+        files = {
+            **encode_files(on_base.manifest, on_base.tensors),
+            **({} if config is None else {layout.CONFIG: config}),
+        }
+        notes += (
+            (ON_BASE,)
+            if on_base.method.peft is not None and on_base.method.peft.from_peft_with_base is not None
+            else ()
+        )
     if layout.CONFIG not in files and (parameters := of_parameters(plain, base)) is not None:
         files, notes = parameters[0], notes + parameters[1]
     if layout.CONFIG not in files and (in_order := rearranged(plain)) is not None:
         files = in_order
     if layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
-        raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",
-                          found=f"{', '.join(method.name for method in pack.methods)} at {', '.join(kinds)}",
-                          remedy="keep the pack as it is")
+        raise Unsupported(
+            "PEFT has no such method, or another form of it at a kind of layer",
+            where=f"pack '{pack.name}'",
+            found=f"{', '.join(method.name for method in pack.methods)} at {', '.join(kinds)}",
+            remedy="keep the pack as it is",
+        )
     for name, data in files.items():
         (folder / name).write_bytes(data)
     if pack.manifest.task.labels:
-        notes += (f"PEFT's files have no place for label names: {len(pack.manifest.task.labels)} are left out",)
+        notes += (
+            f"PEFT's files have no place for label names: {len(pack.manifest.task.labels)} are left out",
+        )
     return notes
 
 
-PEFT = FORMATS.register(Format("peft", "PEFT's adapter_config.json and adapter_model.safetensors", True,
-                               lambda path: (path / layout.CONFIG).is_file(), _read, write, _read, rank=90, parts=True, repeats=True))
+PEFT = FORMATS.register(
+    Format(
+        "peft",
+        "PEFT's adapter_config.json and adapter_model.safetensors",
+        True,
+        lambda path: (path / layout.CONFIG).is_file(),
+        _read,
+        write,
+        _read,
+        rank=90,
+        parts=True,
+        repeats=True,
+    )
+)

@@ -1,10 +1,12 @@
 """PEFT's folders of X-LoRA: a classifier that mixes LoRAs token by token, with the LoRAs (arXiv 2402.07148).
 
-PEFT stores the classifier; its configuration says where the experts once were, on somebody's disk. That is never followed: here they are
-folders in the folder's own ``experts``, by their numbers. The pack is the composition ``xlora(expert0, expert1, ...)``.
+PEFT stores the classifier; its configuration says where the experts once were, on somebody's disk. That is
+never followed: here they are folders in the folder's own ``experts``, by their numbers. The pack is the
+composition ``xlora(expert0, expert1, ...)``.
 
-PEFT 0.21 takes the number of an expert in any tensor's name for that expert's: it writes a layer of the classifier that has such a number
-into a folder of that name, and loses the number. There it is found. The experts in those folders lack their layers of other numbers.
+PEFT 0.21 takes the number of an expert in any tensor's name for that expert's: it writes a layer of the
+classifier that has such a number into a folder of that name, and loses the number. There it is found. The
+experts in those folders lack their layers of other numbers.
 """
 
 from __future__ import annotations
@@ -37,17 +39,32 @@ from .peft import write
 
 _TYPE, _NODE = "XLORA", "xlora"
 _PREFIX = "base_model.internal_xlora_classifier.layers."
-_SETTINGS = {"hidden": "hidden_size", "depth": "xlora_depth", "size": "xlora_size", "layerwise": "layerwise_scalings",
-             "softmax": "enable_softmax", "temperature": "softmax_temperature", "softmax_topk": "enable_softmax_topk",
-             "scale": "global_scaling_weight"}
+_SETTINGS = {
+    "hidden": "hidden_size",
+    "depth": "xlora_depth",
+    "size": "xlora_size",
+    "layerwise": "layerwise_scalings",
+    "softmax": "enable_softmax",
+    "temperature": "softmax_temperature",
+    "softmax_topk": "enable_softmax_topk",
+    "scale": "global_scaling_weight",
+}
 """The node's settings -> PEFT's keys; ``top_k`` is None in PEFT where it is 0 here."""
 _TRAINING = ("xlora_dropout_p", "use_trainable_adapters")
 _MOST = 10
-"""Experts: PEFT writes its configuration sorted by key as text, and puts the eleventh in the place of the third when it reads it."""
+"""Experts: PEFT writes its configuration sorted by key as text, and puts the eleventh in the place of the
+third when it reads it.
+"""
 FOLDER = "experts"
-TRAINED = "the experts were trained with the classifier: these are right if they are what PEFT's model held at the end of that training"
-WHERE = ("PEFT looks for the experts from the folder that it runs in: set adapters = {'0': 'OUT/experts/0', ...} of the config that "
-         "XLoraConfig.from_pretrained(OUT) gives, and load with PeftModel.from_pretrained(model, OUT, config=config)")
+TRAINED = (
+    "the experts were trained with the classifier: these are right if they are what PEFT's model held at "
+    "the end of that training"
+)
+WHERE = (
+    "PEFT looks for the experts from the folder that it runs in: set adapters = {'0': 'OUT/experts/0', ...} "
+    "of the config that XLoraConfig.from_pretrained(OUT) gives, and load with "
+    "PeftModel.from_pretrained(model, OUT, config=config)"
+)
 
 
 def _detect(path: Path) -> bool:
@@ -60,16 +77,28 @@ def _detect(path: Path) -> bool:
 def _read(source: Source) -> Reading:
     config, where = read_config(source.path / CONFIG), source.path / CONFIG
     if source.part is not None:
-        raise Unsupported("an X-LoRA is one adapter, without parts to choose from", where=source.path, remedy="leave --part out")
+        raise Unsupported(
+            "an X-LoRA is one adapter, without parts to choose from",
+            where=source.path,
+            remedy="leave --part out",
+        )
     count = _experts(config, where)
     settings = {name: config.get(key, getattr(XLoRA(), name)) for name, key in _SETTINGS.items()}
     settings["top_k"] = config.get("top_k_lora") or 0
     if config.get("scaling_pass_value"):
-        raise Unsupported("the first pass of this X-LoRA goes through the experts, too", where=f"{where}#/scaling_pass_value", expected=0,
-                          found=repr(config["scaling_pass_value"])[:80], remedy="keep it with PEFT")
+        raise Unsupported(
+            "the first pass of this X-LoRA goes through the experts, too",
+            where=f"{where}#/scaling_pass_value",
+            expected=0,
+            found=repr(config["scaling_pass_value"])[:80],
+            remedy="keep it with PEFT",
+        )
     known = dict.fromkeys([*_SETTINGS.values(), *_TRAINING, "top_k_lora", "scaling_pass_value", "adapters"])
     unknown = unknown_options(config, known, (), where)
-    notes = (*((unknown_sentence(unknown),) if unknown else ()), *((TRAINED,) if config.get("use_trainable_adapters") else ()))
+    notes = (
+        *((unknown_sentence(unknown),) if unknown else ()),
+        *((TRAINED,) if config.get("use_trainable_adapters") else ()),
+    )
     experts = [_expert(source, number) for number in range(count)]
     tree = decode({"kind": _NODE, "of": [{"member": pack.name} for pack in experts], **settings})
     assert isinstance(tree, Node)
@@ -80,12 +109,25 @@ def _read(source: Source) -> Reading:
 def _experts(config: Mapping[str, Any], where: Path) -> int:
     """How many experts there are."""
     named = config.get("adapters")
-    if not isinstance(named, dict) or not named or set(named) != {str(number) for number in range(len(named))}:
-        raise FormatError("the experts of an X-LoRA are named by their numbers", where=f"{where}#/adapters", expected='"0", "1", ...',
-                          found=", ".join(map(repr, named))[:200] if isinstance(named, dict) else repr(named)[:80])
+    if (
+        not isinstance(named, dict)
+        or not named
+        or set(named) != {str(number) for number in range(len(named))}
+    ):
+        raise FormatError(
+            "the experts of an X-LoRA are named by their numbers",
+            where=f"{where}#/adapters",
+            expected='"0", "1", ...',
+            found=", ".join(map(repr, named))[:200] if isinstance(named, dict) else repr(named)[:80],
+        )
     if len(named) > _MOST:
-        raise Unsupported("PEFT itself mixes up more experts when it reads this file: it sorts their numbers as text",
-                          where=f"{where}#/adapters", expected=f"at most {_MOST}", found=len(named), remedy="train it with fewer")
+        raise Unsupported(
+            "PEFT itself mixes up more experts when it reads this file: it sorts their numbers as text",
+            where=f"{where}#/adapters",
+            expected=f"at most {_MOST}",
+            found=len(named),
+            remedy="train it with fewer",
+        )
     return len(named)
 
 
@@ -93,15 +135,21 @@ def _expert(source: Source, number: int) -> Pack:
     folder = source.path / FOLDER / str(number)
     linked = folder.is_symlink() or folder.parent.is_symlink()
     if linked or not folder.is_dir():
-        raise FormatError("PEFT stores an X-LoRA without its experts, and one of them is not in the folder", where=source.path,
-                          expected=f"the expert's own folder as {FOLDER}/{number}", found="a link" if linked else "no such folder",
-                          remedy=f"copy the folder of each expert into it, as {FOLDER}/0, {FOLDER}/1, ... in their order")
+        raise FormatError(
+            "PEFT stores an X-LoRA without its experts, and one of them is not in the folder",
+            where=source.path,
+            expected=f"the expert's own folder as {FOLDER}/{number}",
+            found="a link" if linked else "no such folder",
+            remedy=f"copy the folder of each expert into it, as {FOLDER}/0, {FOLDER}/1, ... in their order",
+        )
     pack = load(folder).renamed(f"expert{number}")
     return bind_to_base(pack, source.base)
 
 
 def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.ndarray]:
-    """The classifier's layers under the names that the node has for them; their shapes are checked where they are put in."""
+    """The classifier's layers under the names that the node has for them; their shapes are checked where they
+    are put in.
+    """
     own = _tensors(source.path, source)
     made: dict[str, np.ndarray] = {}
     for at in range(settings.depth):
@@ -111,8 +159,13 @@ def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.
         name = f"{_PREFIX}{number}." if whole else _PREFIX
         for leaf in ("weight", "bias"):
             if place is None or f"{name}{leaf}" not in place.tensors:
-                raise FormatError("a layer of the classifier is missing", where=source.path / TENSORS, expected=f"{_PREFIX}{number}.{leaf}",
-                                  found="no such tensor", remedy="save it again with PEFT, with all folders that it writes")
+                raise FormatError(
+                    "a layer of the classifier is missing",
+                    where=source.path / TENSORS,
+                    expected=f"{_PREFIX}{number}.{leaf}",
+                    found="no such tensor",
+                    remedy="save it again with PEFT, with all folders that it writes",
+                )
             made[f"@0/{leaf}_{at}"] = place.read(f"{name}{leaf}")
     return made
 
@@ -126,13 +179,29 @@ def _tensors(folder: Path, source: Source) -> SafetensorsFile | None:
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     tree = None if pack.manifest.composition is None else decode(pack.manifest.composition.tree)
-    members = [child.member for child in tree.children if isinstance(child, Leaf)] if isinstance(tree, Node) and tree.kind == _NODE else []
-    if tree is None or isinstance(tree, Leaf) or len(members) != len(tree.children) or not 0 < len(set(members)) == len(members) <= _MOST:
-        raise Unsupported("PEFT's X-LoRA is a classifier over LoRAs, and this pack is not composed so", where=f"pack '{pack.name}'",
-                          expected=f"xlora(a, b, ...) of at most {_MOST} packs", remedy="keep the pack as it is")
+    members = (
+        [child.member for child in tree.children if isinstance(child, Leaf)]
+        if isinstance(tree, Node) and tree.kind == _NODE
+        else []
+    )
+    if (
+        tree is None
+        or isinstance(tree, Leaf)
+        or len(members) != len(tree.children)
+        or not 0 < len(set(members)) == len(members) <= _MOST
+    ):
+        raise Unsupported(
+            "PEFT's X-LoRA is a classifier over LoRAs, and this pack is not composed so",
+            where=f"pack '{pack.name}'",
+            expected=f"xlora(a, b, ...) of at most {_MOST} packs",
+            remedy="keep the pack as it is",
+        )
     if pack.full():
-        raise Unsupported("PEFT's X-LoRA has no place for modules that were trained whole", where=f"pack '{pack.name}'",
-                          remedy="keep the pack as it is")
+        raise Unsupported(
+            "PEFT's X-LoRA has no place for modules that were trained whole",
+            where=f"pack '{pack.name}'",
+            remedy="keep the pack as it is",
+        )
     notes: list[str] = [WHERE]
     for number, member in enumerate(members):
         (folder / FOLDER / str(number)).mkdir(parents=True)
@@ -152,8 +221,11 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
         "xlora_dropout_p": 0.0,
     }
     shared = pack.shared()
-    tensors = {f"{_PREFIX}{2 * at}.{leaf}": shared[f"@0/{leaf}_{at}"]  # an activation lies between two of them
-               for at, leaf in itertools.product(range(settings.depth), ("weight", "bias"))}
+    # an activation lies between two of them
+    tensors = {
+        f"{_PREFIX}{2 * at}.{leaf}": shared[f"@0/{leaf}_{at}"]
+        for at, leaf in itertools.product(range(settings.depth), ("weight", "bias"))
+    }
     write_files(folder, {CONFIG: [strict_json.canonical(config)], TENSORS: pieces(tensors, METADATA)})
     return tuple(dict.fromkeys(notes))
 
@@ -164,11 +236,25 @@ def _member(pack: Pack, member: str) -> Pack:
     sites = {}
     for adapter in pack.adapters():
         if member in adapter.config.configs:
-            params = {name.removeprefix(f"{member}/"): value for name, value in adapter.params.items() if name.startswith(f"{member}/")}
+            params = {
+                name.removeprefix(f"{member}/"): value
+                for name, value in adapter.params.items()
+                if name.startswith(f"{member}/")
+            }
             sites[adapter.site] = adapter.config.configs[member], params
     weights = {group.path: group.weight for group in claims.groups}
     return build(member, method, sites, task=claims.task, base=claims.base, weights=weights)
 
 
-XLORA = FORMATS.register(Format("xlora", "PEFT's X-LoRA, with the folders of its experts in it as experts/0, experts/1, ...", True, _detect,
-                                _read, _write, _read, rank=80))
+XLORA = FORMATS.register(
+    Format(
+        "xlora",
+        "PEFT's X-LoRA, with the folders of its experts in it as experts/0, experts/1, ...",
+        True,
+        _detect,
+        _read,
+        _write,
+        _read,
+        rank=80,
+    )
+)

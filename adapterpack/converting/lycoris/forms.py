@@ -1,10 +1,9 @@
 """The forms of LyCORIS (lycoris-lora 4): their tensors, and what each of them is here.
 
-    LoRA, LoCon   alpha / r * up down, with a kernel's middle factor alpha / r * up (mid * down); with ``dora_scale`` DoRA
-    LoHa          alpha / r * (w1_a w1_b) * (w2_a w2_b), elementwise
-    LoKr          alpha / r * kron(w1, w2); the factor is one where neither is split
-    GLoRA         alpha / r * (W a1 a2 + b1 b2), which is a LoRA of twice the rank once W is known
-    (IA)^3        W * (1 + weight), by row or by column
+    LoRA, LoCon   alpha / r * up down, with a kernel's middle factor alpha / r * up (mid * down); with
+    ``dora_scale`` DoRA LoHa          alpha / r * (w1_a w1_b) * (w2_a w2_b), elementwise LoKr          alpha /
+    r * kron(w1, w2); the factor is one where neither is split GLoRA         alpha / r * (W a1 a2 + b1 b2),
+    which is a LoRA of twice the rank once W is known (IA)^3        W * (1 + weight), by row or by column
     full, norm    a difference to the weight and the bias
 
 alpha = r where a file states none.
@@ -31,7 +30,8 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Layer(NamedTuple):
-    """A layer that a file changes. ``shape`` is that of its weight, or None where the base is not known, ``bias`` whether it has one.
+    """A layer that a file changes. ``shape`` is that of its weight, or None where the base is not known,
+    ``bias`` whether it has one.
 
     ``read`` gives its weight (``"weight"``) or its bias (``"bias"``).
     """
@@ -43,7 +43,8 @@ class Layer(NamedTuple):
     read: Callable[[str], np.ndarray] | None = None
 
     def site(self, rows: int, columns: int) -> Site:
-        """The site of matrices that are ``[rows, columns]``; that of a convolution where the weight has a kernel.
+        """The site of matrices that are ``[rows, columns]``; that of a convolution where the weight has a
+        kernel.
 
         Raises:
             BaseMismatch: the base's weight has another shape.
@@ -51,13 +52,22 @@ class Layer(NamedTuple):
         if self.shape is None or len(self.shape) < 2:
             return Site(self.path, columns, rows)
         if (self.shape[0], math.prod(self.shape[1:])) != (rows, columns):
-            raise BaseMismatch("the adapter has another shape than the base's weight", where=self.where, expected=list(self.shape),
-                               found=f"[{rows}, {columns}]", remedy="name the base that it was trained on")
-        return Site(self.path, columns, rows, "linear" if len(self.shape) == 2 else "conv", self.bias, self.shape[2:])
+            raise BaseMismatch(
+                "the adapter has another shape than the base's weight",
+                where=self.where,
+                expected=list(self.shape),
+                found=f"[{rows}, {columns}]",
+                remedy="name the base that it was trained on",
+            )
+        return Site(
+            self.path, columns, rows, "linear" if len(self.shape) == 2 else "conv", self.bias, self.shape[2:]
+        )
 
 
 class Reading(NamedTuple):
-    """What a module of a file is here: a site of a method with its config and parameters, or the parameters of a module trained whole."""
+    """What a module of a file is here: a site of a method with its config and parameters, or the parameters
+    of a module trained whole.
+    """
 
     method: str | None = None
     site: Site | None = None
@@ -66,7 +76,9 @@ class Reading(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A form: the leaves that it must have, those that it may have, and what it is. ``scaled``: it is multiplied by ``alpha / r``."""
+    """A form: the leaves that it must have, those that it may have, and what it is. ``scaled``: it is
+    multiplied by ``alpha / r``.
+    """
 
     needs: frozenset[str]
     may: frozenset[str]
@@ -84,13 +96,18 @@ def form_of(leaves: Iterable[str], where: str) -> Form:
     for form in FORMS.values():
         if form.needs <= present <= form.needs | form.may:
             return form
-    raise FormatError("the tensors of a module do not pair up, or are of no known form", where=where,
-                      expected="; ".join(f"{name}: {', '.join(sorted(form.needs))}" for name, form in FORMS.items()),
-                      found=printable(", ".join(sorted(present))[:200]))
+    raise FormatError(
+        "the tensors of a module do not pair up, or are of no known form",
+        where=where,
+        expected="; ".join(f"{name}: {', '.join(sorted(form.needs))}" for name, form in FORMS.items()),
+        found=printable(", ".join(sorted(present))[:200]),
+    )
 
 
 def _scale(tensors: Tensors, rank: int, layer: Layer) -> float:
-    return tensor_number(tensors["alpha"], f"{layer.where}.alpha") / max(1, rank) if "alpha" in tensors else 1.0
+    return (
+        tensor_number(tensors["alpha"], f"{layer.where}.alpha") / max(1, rank) if "alpha" in tensors else 1.0
+    )
 
 
 def _flat(value: np.ndarray) -> np.ndarray:
@@ -106,7 +123,9 @@ def _checked(method: str, cfg: Any, site: Site, params: dict[str, np.ndarray], l
 def _matrices(tensors: Tensors, names: Iterable[str], layer: Layer) -> None:
     for name in names:
         if tensors[name].ndim != 2 or 0 in tensors[name].shape:
-            raise FormatError("a factor must be a matrix", where=f"{layer.where}.{name}", found=list(tensors[name].shape))
+            raise FormatError(
+                "a factor must be a matrix", where=f"{layer.where}.{name}", found=list(tensors[name].shape)
+            )
 
 
 def _lora(tensors: Tensors, layer: Layer) -> Reading:
@@ -127,7 +146,9 @@ def _core(core: np.ndarray, factor: np.ndarray, layer: Layer) -> np.ndarray:
     try:
         return with_kernel(core, factor)
     except ValueError as error:
-        raise FormatError(f"the factors of a kernel do not fit each other: {error}", where=layer.where) from error
+        raise FormatError(
+            f"the factors of a kernel do not fit each other: {error}", where=layer.where
+        ) from error
 
 
 def _lengths(scale: np.ndarray, rows: int, layer: Layer) -> np.ndarray:
@@ -137,9 +158,14 @@ def _lengths(scale: np.ndarray, rows: int, layer: Layer) -> np.ndarray:
         Unsupported: they are those of the columns.
     """
     if scale.size != rows or scale.shape[0] != rows:
-        raise Unsupported("DoRA with a length for each input (wd_on_output off), where the method here has one for each output",
-                          where=f"{layer.where}.dora_scale", expected=[rows, 1], found=list(scale.shape),
-                          remedy="merge it with the tool that made it, or train it with wd_on_output")
+        raise Unsupported(
+            "DoRA with a length for each input (wd_on_output off), where the method here has one for "
+            "each output",
+            where=f"{layer.where}.dora_scale",
+            expected=[rows, 1],
+            found=list(scale.shape),
+            remedy="merge it with the tool that made it, or train it with wd_on_output",
+        )
     return scale.reshape(-1)
 
 
@@ -152,14 +178,18 @@ def _loha(tensors: Tensors, layer: Layer) -> Reading:
         params[f"hada_w{number}_b"] = _core(tensors[f"hada_t{number}"], params[f"hada_w{number}_b"], layer)
     rank = params["hada_w1_b"].shape[0]
     cfg = untargeted(get("loha").config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
-    return _checked("loha", cfg, layer.site(params["hada_w1_a"].shape[0], params["hada_w1_b"].shape[1]), params, layer)
+    return _checked(
+        "loha", cfg, layer.site(params["hada_w1_a"].shape[0], params["hada_w1_b"].shape[1]), params, layer
+    )
 
 
 def _lokr(tensors: Tensors, layer: Layer) -> Reading:
     points = 1 if layer.shape is None else math.prod(layer.shape[2:])
     found = factors_of(tensors, points, layer.where, _core_of(layer))
     scale = 1.0 if found.rank is None else _scale(tensors, found.rank, layer)
-    return _checked("lokr", found.config(scale), layer.site(found.rows, found.columns), dict(found.params), layer)
+    return _checked(
+        "lokr", found.config(scale), layer.site(found.rows, found.columns), dict(found.params), layer
+    )
 
 
 def _core_of(layer: Layer) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -171,11 +201,19 @@ def _glora(tensors: Tensors, layer: Layer) -> Reading:
     for down, up in ((a2, a1), (b2, b1)):
         check_pair(down, up, layer.where)
     if layer.shape is None or layer.read is None:
-        raise Unsupported("what these factors mean depends on the weight that they change", where=layer.where,
-                          remedy="name the base with --base")
+        raise Unsupported(
+            "what these factors mean depends on the weight that they change",
+            where=layer.where,
+            remedy="name the base with --base",
+        )
     if len(layer.shape) != 2 or a1.shape[0] != layer.shape[1] or a2.shape[1] != layer.shape[1]:
-        raise Unsupported("GLoRA of a layer that is not linear, or of another shape", where=layer.where, expected=list(layer.shape),
-                          found=f"a1 {a1.shape}, a2 {a2.shape}", remedy="merge it with the tool that made it")
+        raise Unsupported(
+            "GLoRA of a layer that is not linear, or of another shape",
+            where=layer.where,
+            expected=list(layer.shape),
+            found=f"a1 {a1.shape}, a2 {a2.shape}",
+            remedy="merge it with the tool that made it",
+        )
     fed = layer.read("weight").astype(np.float64) @ a1.astype(np.float64)
     down = np.concatenate([a2, b2]).astype(np.float32)
     up = np.concatenate([fed, b1.astype(np.float64)], axis=1).astype(np.float32)
@@ -187,17 +225,29 @@ def _glora(tensors: Tensors, layer: Layer) -> Reading:
 def _ia3(tensors: Tensors, layer: Layer) -> Reading:
     weight, stated = tensors["weight"], tensors["on_input"]
     if stated.size != 1 or stated.reshape(-1)[0] not in (0, 1):
-        raise FormatError("on_input must be 0 or 1", where=f"{layer.where}.on_input", found=f"{stated.dtype} {stated.shape}")
+        raise FormatError(
+            "on_input must be 0 or 1", where=f"{layer.where}.on_input", found=f"{stated.dtype} {stated.shape}"
+        )
     on_input, factors = bool(stated.reshape(-1)[0]), 1 + weight.reshape(-1).astype(np.float64)
     if layer.bias and not on_input:
-        raise Unsupported("(IA)^3 of LyCORIS scales the outputs without the bias, and (IA)^3 with it", where=layer.where,
-                          remedy="merge it with the tool that made it, or train it on inputs")
+        raise Unsupported(
+            "(IA)^3 of LyCORIS scales the outputs without the bias, and (IA)^3 with it",
+            where=layer.where,
+            remedy="merge it with the tool that made it, or train it on inputs",
+        )
     if layer.shape is None or len(layer.shape) != 2:
-        raise Unsupported("(IA)^3 of a layer that is not linear, or not known", where=layer.where, expected="a matrix",
-                          found=layer.shape and list(layer.shape), remedy="name the base with --base, or merge it where it was made")
+        raise Unsupported(
+            "(IA)^3 of a layer that is not linear, or not known",
+            where=layer.where,
+            expected="a matrix",
+            found=layer.shape and list(layer.shape),
+            remedy="name the base with --base, or merge it where it was made",
+        )
     rows, columns = layer.shape
     params = {"ia3_l": factors.reshape((1, -1) if on_input else (-1, 1)).astype(np.float32)}
-    return _checked("ia3", untargeted(get("ia3").config(feedforward=on_input)), layer.site(rows, columns), params, layer)
+    return _checked(
+        "ia3", untargeted(get("ia3").config(feedforward=on_input)), layer.site(rows, columns), params, layer
+    )
 
 
 def _difference(names: Mapping[str, str]) -> Callable[[Tensors, Layer], Reading]:
@@ -205,8 +255,11 @@ def _difference(names: Mapping[str, str]) -> Callable[[Tensors, Layer], Reading]
 
     def read(tensors: Tensors, layer: Layer) -> Reading:
         if layer.read is None:
-            raise Unsupported("a difference to a weight says nothing without that weight", where=layer.where,
-                              remedy="name the base with --base")
+            raise Unsupported(
+                "a difference to a weight says nothing without that weight",
+                where=layer.where,
+                remedy="name the base with --base",
+            )
         params = {}
         for leaf, name in names.items():
             if leaf not in tensors:
@@ -214,12 +267,20 @@ def _difference(names: Mapping[str, str]) -> Callable[[Tensors, Layer], Reading]
                     params[name] = layer.read(name).astype(np.float32)
                 continue
             if name == "bias" and not layer.bias:
-                raise Unsupported("a bias for a layer that has none", where=f"{layer.where}.{leaf}",
-                                  remedy="merge it with the tool that made it")
+                raise Unsupported(
+                    "a bias for a layer that has none",
+                    where=f"{layer.where}.{leaf}",
+                    remedy="merge it with the tool that made it",
+                )
             base, change = layer.read(name), tensors[leaf]
             if change.shape != base.shape:
-                raise BaseMismatch("the difference has another shape than the base's tensor", where=f"{layer.where}.{leaf}",
-                                   expected=list(base.shape), found=list(change.shape), remedy="name the base that it was trained on")
+                raise BaseMismatch(
+                    "the difference has another shape than the base's tensor",
+                    where=f"{layer.where}.{leaf}",
+                    expected=list(base.shape),
+                    found=list(change.shape),
+                    remedy="name the base that it was trained on",
+                )
             params[name] = (base.astype(np.float64) + change.astype(np.float64)).astype(np.float32)
         return Reading(params=params)
 
@@ -227,18 +288,45 @@ def _difference(names: Mapping[str, str]) -> Callable[[Tensors, Layer], Reading]
 
 
 FORMS: dict[str, Form] = {
-    "LoRA": Form(frozenset({"lora_down.weight", "lora_up.weight"}), frozenset({"alpha", "lora_mid.weight", "dora_scale"}), _lora),
-    "LoHa": Form(frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset({"alpha"}), _loha),
-    "LoHa of kernels": Form(frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}), frozenset({"alpha"}),
-                            _loha),
+    "LoRA": Form(
+        frozenset({"lora_down.weight", "lora_up.weight"}),
+        frozenset({"alpha", "lora_mid.weight", "dora_scale"}),
+        _lora,
+    ),
+    "LoHa": Form(
+        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset({"alpha"}), _loha
+    ),
+    "LoHa of kernels": Form(
+        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
+        frozenset({"alpha"}),
+        _loha,
+    ),
     "LoKr": Form(frozenset({"lokr_w1", "lokr_w2"}), frozenset({"alpha"}), _lokr),
     "LoKr with w1 split": Form(frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), frozenset({"alpha"}), _lokr),
-    "LoKr with w2 split": Form(frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), frozenset({"alpha", "lokr_t2"}), _lokr),
-    "LoKr with both split": Form(frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}), frozenset({"alpha", "lokr_t2"}), _lokr),
-    "GLoRA": Form(frozenset({f"{name}.weight" for name in ("a1", "a2", "b1", "b2")}), frozenset({"alpha"}), _glora),
+    "LoKr with w2 split": Form(
+        frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), frozenset({"alpha", "lokr_t2"}), _lokr
+    ),
+    "LoKr with both split": Form(
+        frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
+        frozenset({"alpha", "lokr_t2"}),
+        _lokr,
+    ),
+    "GLoRA": Form(
+        frozenset({f"{name}.weight" for name in ("a1", "a2", "b1", "b2")}), frozenset({"alpha"}), _glora
+    ),
     "(IA)^3": Form(frozenset({"weight", "on_input"}), frozenset(), _ia3, scaled=False),
-    "full": Form(frozenset({"diff"}), frozenset({"diff_b"}), _difference({"diff": "weight", "diff_b": "bias"}), scaled=False),
-    "norm": Form(frozenset({"w_norm"}), frozenset({"b_norm"}), _difference({"w_norm": "weight", "b_norm": "bias"}), scaled=False),
+    "full": Form(
+        frozenset({"diff"}),
+        frozenset({"diff_b"}),
+        _difference({"diff": "weight", "diff_b": "bias"}),
+        scaled=False,
+    ),
+    "norm": Form(
+        frozenset({"w_norm"}),
+        frozenset({"b_norm"}),
+        _difference({"w_norm": "weight", "b_norm": "bias"}),
+        scaled=False,
+    ),
 }
 LEAVES = frozenset().union(*(form.needs | form.may for form in FORMS.values()))
 """What a key of a kohya file may end with."""

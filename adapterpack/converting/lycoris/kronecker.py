@@ -1,4 +1,6 @@
-"""LoKr's factors as LyCORIS stores them, and the config under which the method here divides the widths in the same way."""
+"""LoKr's factors as LyCORIS stores them, and the config under which the method here divides the widths in the
+same way.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ _LARGEST = 1 << 16
 
 
 class Factors(NamedTuple):
-    """The factors by our names, the shapes ``[a, b]`` and ``[c, d]`` of their products, and the points of the kernel that w2 has whole.
+    """The factors by our names, the shapes ``[a, b]`` and ``[c, d]`` of their products, and the points of the
+    kernel that w2 has whole.
 
     ``rank`` is None where neither is split: then the file's alpha means nothing.
     """
@@ -40,13 +43,25 @@ class Factors(NamedTuple):
     def config(self, scale: float) -> LoKr:
         """The config under which these are the factors, and ``scale`` what multiplies their product."""
         rank = self.rank or max(self.second)
-        return untargeted(LoKr(r=rank, alpha=scale * rank, decompose_both="lokr_w1_a" in self.params, decompose_factor=self.factor,
-                               kernel=self.points if self.points > 1 else 0))
+        return untargeted(
+            LoKr(
+                r=rank,
+                alpha=scale * rank,
+                decompose_both="lokr_w1_a" in self.params,
+                decompose_factor=self.factor,
+                kernel=self.points if self.points > 1 else 0,
+            )
+        )
 
 
-def factors_of(tensors: Mapping[str, np.ndarray], points: int, where: str,
-               with_core: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Factors:
-    """The factors of a module, whose kernel has so many ``points``; ``with_core`` joins a kernel's own factor with w2's.
+def factors_of(
+    tensors: Mapping[str, np.ndarray],
+    points: int,
+    where: str,
+    with_core: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Factors:
+    """The factors of a module, whose kernel has so many ``points``; ``with_core`` joins a kernel's own factor
+    with w2's.
 
     Raises:
         FormatError: they do not fit each other.
@@ -56,20 +71,31 @@ def factors_of(tensors: Mapping[str, np.ndarray], points: int, where: str,
     if "lokr_t2" in tensors:
         params["lokr_w2_a"] = np.ascontiguousarray(params["lokr_w2_a"].T)
         params["lokr_w2_b"] = with_core(tensors["lokr_t2"], params["lokr_w2_b"])
-    params = {name: value.reshape(len(value), -1) if value.ndim > 2 else value for name, value in params.items()}
+    params = {
+        name: value.reshape(len(value), -1) if value.ndim > 2 else value for name, value in params.items()
+    }
     (first, one), (second, two) = (_sides(params, name, where) for name in ("lokr_w1", "lokr_w2"))
     ranks = {rank for rank in (one, two) if rank is not None}
     if len(ranks) > 1 or second[1] % points:
-        raise FormatError("the factors of a module do not fit each other", where=where,
-                          found={name: value.shape for name, value in params.items()})
+        raise FormatError(
+            "the factors of a module do not fit each other",
+            where=where,
+            found={name: value.shape for name, value in params.items()},
+        )
     (a, b), (c, d) = first, (second[0], second[1] // points)
     rank = next(iter(ranks), None)
     for factor in _candidates(a, b, c, d):
-        if (divided(a * c, factor), divided(b * d, factor)) == ((a, c), (b, d)) and _splits(params, first, (c, d), rank):
+        if (divided(a * c, factor), divided(b * d, factor)) == ((a, c), (b, d)) and _splits(
+            params, first, (c, d), rank
+        ):
             return Factors(params, first, second, points, rank, factor)
-    raise Unsupported("the widths are divided in a way that the method here does not have: unbalanced, or with a whole matrix that the "
-                      "rank would split", where=where, found=f"{a} x {c} and {b} x {d}, rank {rank}",
-                      remedy="merge it with the tool that made it")
+    raise Unsupported(
+        "the widths are divided in a way that the method here does not have: unbalanced, or with a whole "
+        "matrix that the rank would split",
+        where=where,
+        found=f"{a} x {c} and {b} x {d}, rank {rank}",
+        remedy="merge it with the tool that made it",
+    )
 
 
 def _sides(params: Mapping[str, np.ndarray], name: str, where: str) -> tuple[tuple[int, int], int | None]:
@@ -77,7 +103,11 @@ def _sides(params: Mapping[str, np.ndarray], name: str, where: str) -> tuple[tup
     parts = [params[name]] if name in params else [params[f"{name}_a"], params[f"{name}_b"]]
     unfit = any(part.ndim != 2 or 0 in part.shape or max(part.shape) > _LARGEST for part in parts)
     if unfit or (len(parts) > 1 and parts[0].shape[1] != parts[1].shape[0]):
-        raise FormatError("the factors of a module do not fit each other", where=f"{where}.{name}", found=[part.shape for part in parts])
+        raise FormatError(
+            "the factors of a module do not fit each other",
+            where=f"{where}.{name}",
+            found=[part.shape for part in parts],
+        )
     return (parts[0].shape[0], parts[-1].shape[1]), parts[0].shape[1] if len(parts) > 1 else None
 
 
@@ -86,8 +116,12 @@ def _candidates(a: int, b: int, c: int, d: int) -> Iterator[int]:
     yield from dict.fromkeys((-1, max(a, b), min(a, b), *range(max(a, b), min(max(a, b, c, d), 1024) + 1)))
 
 
-def _splits(params: Mapping[str, np.ndarray], first: tuple[int, int], second: tuple[int, int], rank: int | None) -> bool:
-    """Whether the method here would split the same factors; where neither is, any rank that splits none will do."""
+def _splits(
+    params: Mapping[str, np.ndarray], first: tuple[int, int], second: tuple[int, int], rank: int | None
+) -> bool:
+    """Whether the method here would split the same factors; where neither is, any rank that splits none will
+    do.
+    """
     if rank is None:
         return True
     both = "lokr_w1_a" in params

@@ -23,22 +23,33 @@ def number(value: float) -> np.ndarray:
 
 def _dora(adapter: Adapter) -> dict[str, np.ndarray]:
     params, cfg = adapter.params, adapter.config
-    return {"lora_down.weight": params["lora_A"], "lora_up.weight": params["lora_B"], "alpha": number(cfg.scale * cfg.r),
-            "dora_scale": params["lora_magnitude_vector"].reshape(-1, 1)}
+    return {
+        "lora_down.weight": params["lora_A"],
+        "lora_up.weight": params["lora_B"],
+        "alpha": number(cfg.scale * cfg.r),
+        "dora_scale": params["lora_magnitude_vector"].reshape(-1, 1),
+    }
 
 
 def _lokr(adapter: Adapter) -> dict[str, np.ndarray]:
     """The factors; the scale goes into w2 where neither is split, since LyCORIS takes it for one there."""
     leaves, cfg = dict(adapter.params), adapter.config
     if "lokr_w1" in leaves and "lokr_w2" in leaves:
-        return {**leaves, "lokr_w2": scaled(leaves["lokr_w2"], cfg.scale, adapter.site.path), "alpha": number(float(cfg.r))}
+        return {
+            **leaves,
+            "lokr_w2": scaled(leaves["lokr_w2"], cfg.scale, adapter.site.path),
+            "alpha": number(float(cfg.r)),
+        }
     return {**leaves, "alpha": number(cfg.scale * cfg.r)}
 
 
 def _ia3(adapter: Adapter) -> dict[str, np.ndarray]:
     if not adapter.config.feedforward:
-        raise Unsupported("(IA)^3 of LyCORIS scales outputs without the bias, and (IA)^3 with it", where=adapter.site.path,
-                          remedy="keep the pack as it is, or merge it")
+        raise Unsupported(
+            "(IA)^3 of LyCORIS scales outputs without the bias, and (IA)^3 with it",
+            where=adapter.site.path,
+            remedy="keep the pack as it is, or merge it",
+        )
     factors = adapter.params["ia3_l"].reshape(-1).astype(np.float64)
     return {"weight": (factors - 1).astype(np.float32), "on_input": np.array(1, np.int64)}
 

@@ -10,10 +10,24 @@ from ..check import CHECKS, Check, Looked
 
 def _look() -> Looked:
     kept, strange = found()
-    rows = [{"cache": one.path.name, "holds": one.kind.holds, "size": size(one.bytes), "bytes": one.bytes, "files": one.files}
-            for one in kept]
-    return Looked({"folder": str(cache_folder()), "size": size(sum(one.bytes for one in kept)), "caches": rows,
-                   "not_ours": [path.name for path in strange]})
+    rows = [
+        {
+            "cache": one.path.name,
+            "holds": one.kind.holds,
+            "size": size(one.bytes),
+            "bytes": one.bytes,
+            "files": one.files,
+        }
+        for one in kept
+    ]
+    return Looked(
+        {
+            "folder": str(cache_folder()),
+            "size": size(sum(one.bytes for one in kept)),
+            "caches": rows,
+            "not_ours": [path.name for path in strange],
+        }
+    )
 
 
 CHECKS.register(Check(name="caches", title="Caches", rank=80, look=_look))

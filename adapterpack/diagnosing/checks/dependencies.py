@@ -10,10 +10,18 @@ def _look() -> Looked:
     rows, problems = [], []
     for requirement in required():
         found = installed(requirement.name)
-        rows.append({"library": requirement.name, "version": found, "asked_for": str(requirement.specifier) or "any"})
+        rows.append(
+            {"library": requirement.name, "version": found, "asked_for": str(requirement.specifier) or "any"}
+        )
         if not fits(requirement):
-            problems.append(Problem(f"{requirement.name} is {found or 'not installed'}, adapterpack asks for {requirement.specifier}",
-                                    f"pip install '{requirement.name}{requirement.specifier}'", broken=True))
+            problems.append(
+                Problem(
+                    f"{requirement.name} is {found or 'not installed'}, adapterpack asks for "
+                    f"{requirement.specifier}",
+                    f"pip install '{requirement.name}{requirement.specifier}'",
+                    broken=True,
+                )
+            )
     return Looked({"libraries": rows}, tuple(problems))
 
 

@@ -17,15 +17,33 @@ _LITTLE = 1 << 30
 
 def _look() -> Looked:
     rows, problems = [], []
-    for use, wanted in (("caches", cache_folder()), ("temporary files", Path(tempfile.gettempdir())), ("this folder", Path.cwd())):
-        there = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())  # it is made when it is needed
+    for use, wanted in (
+        ("caches", cache_folder()),
+        ("temporary files", Path(tempfile.gettempdir())),
+        ("this folder", Path.cwd()),
+    ):
+        # it is made when it is needed
+        there = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
         free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK | os.X_OK)
-        rows.append({"for": use, "folder": str(wanted), "free": size(free), "bytes": free, "writable": writable})
+        rows.append(
+            {"for": use, "folder": str(wanted), "free": size(free), "bytes": free, "writable": writable}
+        )
         if not writable and use != "this folder":
-            problems.append(Problem(f"{wanted}, for {use}, cannot be written",
-                                    "set ADAPTERPACK_CACHE to a folder of yours" if use == "caches" else "set TMPDIR to a folder of yours"))
+            problems.append(
+                Problem(
+                    f"{wanted}, for {use}, cannot be written",
+                    "set ADAPTERPACK_CACHE to a folder of yours"
+                    if use == "caches"
+                    else "set TMPDIR to a folder of yours",
+                )
+            )
         elif free < _LITTLE:
-            problems.append(Problem(f"{wanted}, for {use}, has {size(free)} left", "free some space, or: adapterpack doctor --clean"))
+            problems.append(
+                Problem(
+                    f"{wanted}, for {use}, has {size(free)} left",
+                    "free some space, or: adapterpack doctor --clean",
+                )
+            )
     return Looked({"folders": rows}, tuple(problems))
 
 

@@ -14,11 +14,24 @@ def _look() -> Looked:
         missing = [one.name for one in wanted if installed(one.name) is None]
         state = "installed" if not missing else "missing" if len(missing) == len(wanted) else "in part"
         install = f"pip install 'adapterpack[{extra}]'"
-        rows.append({"extra": extra, "state": state, "brings": brings, "install": install if missing else "",
-                     "missing": missing})
+        rows.append(
+            {
+                "extra": extra,
+                "state": state,
+                "brings": brings,
+                "install": install if missing else "",
+                "missing": missing,
+            }
+        )
         if not missing:
-            problems += [Problem(f"{one.name} is {installed(one.name)}, the extra {extra} asks for {one.specifier}", install)
-                         for one in wanted if not fits(one)]
+            problems += [
+                Problem(
+                    f"{one.name} is {installed(one.name)}, the extra {extra} asks for {one.specifier}",
+                    install,
+                )
+                for one in wanted
+                if not fits(one)
+            ]
     return Looked({"extras": rows}, tuple(problems))
 
 

@@ -19,17 +19,36 @@ SECONDS = 5.0
 
 def _look() -> Looked:
     address = endpoint()
-    facts = {"address": redacted(address), "token": "HF_TOKEN" if os.environ.get("HF_TOKEN") else "that of hf auth login, if any"}
+    facts = {
+        "address": redacted(address),
+        "token": "HF_TOKEN" if os.environ.get("HF_TOKEN") else "that of hf auth login, if any",
+    }
     if offline():
         return Looked({**facts, "answer": "not asked: HF_HUB_OFFLINE is set"})
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
-        return Looked(facts, (Problem(f"HF_ENDPOINT is no address: {redacted(address)}", "set it to http://HOST:PORT or unset it", True),))
+        return Looked(
+            facts,
+            (
+                Problem(
+                    f"HF_ENDPOINT is no address: {redacted(address)}",
+                    "set it to http://HOST:PORT or unset it",
+                    True,
+                ),
+            ),
+        )
     said: list[str | Problem] = []
-    asking = Thread(target=lambda: said.append(_answer(address)), daemon=True)  # a name server that is silent has no time limit of its own
+    # a name server that is silent has no time limit of its own
+    asking = Thread(target=lambda: said.append(_answer(address)), daemon=True)
     started = monotonic()
     asking.start()
     asking.join(SECONDS)
-    answer = said[0] if said else Problem(f"the hub did not answer in {SECONDS:g} s", "check the network, the proxy and HF_ENDPOINT", True)
+    answer = (
+        said[0]
+        if said
+        else Problem(
+            f"the hub did not answer in {SECONDS:g} s", "check the network, the proxy and HF_ENDPOINT", True
+        )
+    )
     if isinstance(answer, Problem):
         return Looked(facts, (answer,))
     return Looked({**facts, "answer": f"{answer} in {1000 * (monotonic() - started):.0f} ms"})
@@ -43,7 +62,11 @@ def _answer(address: str) -> str | Problem:
         return f"status {error.code}"
     except (OSError, HTTPException, ValueError) as error:
         reason = redacted(str(getattr(error, "reason", error)))
-        return Problem(f"the hub cannot be reached: {reason}", "check the network, the proxy and HF_ENDPOINT", broken=True)
+        return Problem(
+            f"the hub cannot be reached: {reason}",
+            "check the network, the proxy and HF_ENDPOINT",
+            broken=True,
+        )
 
 
 CHECKS.register(Check(name="hub", title="Hub", rank=100, look=_look, network=True))

@@ -22,7 +22,13 @@ def _look() -> Looked:
             what, _, remedy = str(said[0].message).partition(" To fix it: ")
             problems.append(Problem(what.rstrip("."), remedy or _AGAIN))
         elif not used:
-            problems.append(Problem(f"the kernel {module.removeprefix('_')} is not compiled, or not for a processor like this one", _AGAIN))
+            problems.append(
+                Problem(
+                    f"the kernel {module.removeprefix('_')} is not compiled, or not for a processor "
+                    "like this one",
+                    _AGAIN,
+                )
+            )
     return Looked({**facts, "sources": build.source_hash()}, tuple(problems))
 
 

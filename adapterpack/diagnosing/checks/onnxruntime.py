@@ -20,7 +20,9 @@ def _look() -> Looked:
     build, failure = asked()
     if build is None:
         remedy = f"pip install --force-reinstall {_wanted(packages)}"
-        return Looked(facts, (*problems, Problem(f"ONNX Runtime cannot be imported: {failure}", remedy, broken=True)))
+        return Looked(
+            facts, (*problems, Problem(f"ONNX Runtime cannot be imported: {failure}", remedy, broken=True))
+        )
     facts |= {"version": build["version"], "build": build["package"], "cuda": build["cuda"]}
     ours = {provider.runtime_name: provider for provider in PROVIDERS.values()}
     rows = []
@@ -35,8 +37,12 @@ def _look() -> Looked:
 def _installed_over_each_other(packages: Mapping[str, str]) -> Problem:
     """They hold files of the same names: what was installed last has overwritten the others in part."""
     keep = _wanted(packages)
-    return Problem(f"{' and '.join(packages)} are installed over each other: both have the module {_PACKAGE}, and what came last has "
-                   "overwritten files of the other", f"pip uninstall -y {' '.join(packages)} && pip install {keep}", broken=True)
+    return Problem(
+        f"{' and '.join(packages)} are installed over each other: both have the module {_PACKAGE}, and what "
+        "came last has overwritten files of the other",
+        f"pip uninstall -y {' '.join(packages)} && pip install {keep}",
+        broken=True,
+    )
 
 
 def _wanted(packages: Mapping[str, str]) -> str:
@@ -53,10 +59,16 @@ def _started(provider: Provider) -> tuple[str, Problem | None]:
     if answer is not None:
         return "starts", None
     needed = provider.runtime_name == CPU
-    remedy = "install ONNX Runtime again" if needed else f"it comes with {provider.source}; --provider cpu does without it"
-    # A build for cards lists TensorRT without its libraries: only what this machine would choose by itself is broken.
-    return f"does not start: {failure}", Problem(f"{provider.runtime_name} does not start: {failure}", remedy,
-                                                 broken=needed or provider.name == "cuda")
+    remedy = (
+        "install ONNX Runtime again"
+        if needed
+        else f"it comes with {provider.source}; --provider cpu does without it"
+    )
+    # A build for cards lists TensorRT without its libraries: only what this machine would choose by itself is
+    # broken.
+    return f"does not start: {failure}", Problem(
+        f"{provider.runtime_name} does not start: {failure}", remedy, broken=needed or provider.name == "cuda"
+    )
 
 
 CHECKS.register(Check(name="onnxruntime", title="ONNX Runtime", rank=30, look=_look))

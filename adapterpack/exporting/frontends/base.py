@@ -17,8 +17,8 @@ from ..graph.sitemap import Scope
 class Source(NamedTuple):
     """What a graph is made from: the checkpoint in ``folder``, for a task, in a float type.
 
-    ``file`` is the ONNX file that somebody made from the checkpoint, if the user named one. ``packs`` are those that the graph gets slots
-    for; packs that are folded are in the checkpoint's numbers already.
+    ``file`` is the ONNX file that somebody made from the checkpoint, if the user named one. ``packs`` are
+    those that the graph gets slots for; packs that are folded are in the checkpoint's numbers already.
     """
 
     folder: Path
@@ -29,10 +29,12 @@ class Source(NamedTuple):
 
 
 class BaseGraph(NamedTuple):
-    """Float graphs with the inputs of the task's parts: ``model`` gives the answer, ``before`` are those that run before it, by name.
+    """Float graphs with the inputs of the task's parts: ``model`` gives the answer, ``before`` are those that
+    run before it, by name.
 
-    ``scope`` maps a node to the path of the module that it computes. ``paddings``: the sides on which a decoder's shorter rows may be
-    padded; the proof decides which of them. ``warnings``: what the builder warned of.
+    ``scope`` maps a node to the path of the module that it computes. ``paddings``: the sides on which a
+    decoder's shorter rows may be padded; the proof decides which of them. ``warnings``: what the builder
+    warned of.
     """
 
     model: Any
@@ -60,5 +62,7 @@ class Frontend(NamedTuple):
     rank: int = 50
 
 
-FRONTENDS: Registry[Frontend] = Registry("frontend", Frontend, "adapterpack.frontends", "adapterpack.exporting.frontends")
+FRONTENDS: Registry[Frontend] = Registry(
+    "frontend", Frontend, "adapterpack.frontends", "adapterpack.exporting.frontends"
+)
 """Name -> the frontend; a file of this folder registers the one that it defines."""

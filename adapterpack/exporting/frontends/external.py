@@ -1,7 +1,9 @@
-"""ONNX files that people already have: the linear modules of a checkpoint, found by the bytes of their weights.
+"""ONNX files that people already have: the linear modules of a checkpoint, found by the bytes of their
+weights.
 
-What an exporter did to a weight is undone around its node, so that the rest of export sees one MatMul a module: weights that were packed
-are taken apart, and those that a node turns first are turned once. Packing puts siblings together again, with their adapters.
+What an exporter did to a weight is undone around its node, so that the rest of export sees one MatMul a
+module: weights that were packed are taken apart, and those that a node turns first are turned once. Packing
+puts siblings together again, with their adapters.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def _build(source: Source) -> BaseGraph:
     parts: dict[str, list[_Part]] = {}
     for tensor, place in places.items():
         piece = _piece(model, place, path)
-        parts.setdefault(piece.initializer, []).append(_Part(piece.at, piece.stop - piece.start, wanted[tensor][1]))
+        parts.setdefault(piece.initializer, []).append(
+            _Part(piece.at, piece.stop - piece.start, wanted[tensor][1])
+        )
     for name, modules in parts.items():
         for node, module in _apart(model, name, sorted(modules), path):
             owners[node] = module
@@ -70,7 +74,12 @@ def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str
     for group in (group for pack in packs if pack.method.kind != "prompt" for group in pack.groups):
         kind = group.kind if group.role == "adapter" else "linear"
         if group.role == "adapter" and not LAYOUTS[kind].linear:
-            raise Unsupported("a graph has slots at linear layers only", where=group.path, found=kind, remedy="export with --mode folded")
+            raise Unsupported(
+                "a graph has slots at linear layers only",
+                where=group.path,
+                found=kind,
+                remedy="export with --mode folded",
+            )
         wanted[base.require_weight(group.path, group.weight)] = kind, group.path
     return wanted
 
@@ -78,12 +87,22 @@ def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str
 def _piece(model: Any, place: Place, where: Path) -> Piece:
     """The one piece that a linear node reads; a tied weight may lie elsewhere, too."""
     whole = max(piece.stop for piece in place.pieces[0])
-    fitting = [piece for piece in place.pieces[0] if piece.axis == 0 and piece.slot is None and piece.nbits is None
-               and (piece.start, piece.stop) == (0, whole) and _nodes(model, piece)]
+    fitting = [
+        piece
+        for piece in place.pieces[0]
+        if piece.axis == 0
+        and piece.slot is None
+        and piece.nbits is None
+        and (piece.start, piece.stop) == (0, whole)
+        and _nodes(model, piece)
+    ]
     if len(place.pieces) != 1 or not fitting:
-        raise Unsupported("no MatMul of the graph reads this weight as it is", where=f"{where}, {place.tensor}",
-                          found="; ".join(f"{piece.initializer}: {piece.layout}" for piece in place.pieces[0])[:300],
-                          remedy="attach to the float graph and quantize the bundle, or export with --mode folded")
+        raise Unsupported(
+            "no MatMul of the graph reads this weight as it is",
+            where=f"{where}, {place.tensor}",
+            found="; ".join(f"{piece.initializer}: {piece.layout}" for piece in place.pieces[0])[:300],
+            remedy="attach to the float graph and quantize the bundle, or export with --mode folded",
+        )
     return fitting[0]
 
 
@@ -93,7 +112,11 @@ def _nodes(model: Any, piece: Piece) -> list[tuple[Any, bool]]:
     readers = []
     for node, index in value.uses():
         if node.op_type == "Transpose":
-            readers += [(user, True) for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1]
+            readers += [
+                (user, True)
+                for user, place in node.outputs[0].uses()
+                if user.op_type == "MatMul" and place == 1
+            ]
         elif index == 1 and node.op_type in {"MatMul", "Gemm"}:
             readers.append((node, node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1))
     return [(node, rows) for node, rows in readers if rows != piece.transposed]
@@ -102,23 +125,34 @@ def _nodes(model: Any, piece: Piece) -> list[tuple[Any, bool]]:
 def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list[tuple[Any, str]]:
     """Gives each module a MatMul of its own, in place, and returns the nodes with their paths."""
     value = model.graph.initializers[name]
-    (turned,) = {rows for rows in (True, False) if _nodes(model, Piece(name, 0, 1, 0, 0, not rows))} or {False}
+    (turned,) = {rows for rows in (True, False) if _nodes(model, Piece(name, 0, 1, 0, 0, not rows))} or {
+        False
+    }
     readers = _nodes(model, Piece(name, 0, 1, 0, 0, not turned))
     if len(readers) != 1:
-        raise Unsupported("several nodes multiply by this weight, and a slot could not tell them apart", where=f"{where}, {name}",
-                          found=", ".join(node.name for node, _ in readers)[:200])
+        raise Unsupported(
+            "several nodes multiply by this weight, and a slot could not tell them apart",
+            where=f"{where}, {name}",
+            found=", ".join(node.name for node, _ in readers)[:200],
+        )
     node = readers[0][0]
     total = value.shape[0] if turned else value.shape[1]
     if len(modules) == 1 and modules[0].width == total and node.inputs[1] is value:
         node.name = node.name or f"{modules[0].path}/{node.op_type}"
         return [(node, modules[0].path)]
     if node.op_type != "MatMul":
-        raise Unsupported("a packed weight is read by another operator than MatMul", where=f"{where}, {name}", found=node.op_type,
-                          remedy="export with --mode folded")
+        raise Unsupported(
+            "a packed weight is read by another operator than MatMul",
+            where=f"{where}, {name}",
+            found=node.op_type,
+            remedy="export with --mode folded",
+        )
     last, bias = with_bias(node.outputs[0], total)
     outputs, branches = [], []
     for part in _filled(modules, total, name):
-        branch, ends = _linear(model, node, part, _slice(value.const_value, turned), None if bias is None else bias.const_value)
+        branch, ends = _linear(
+            model, node, part, _slice(value.const_value, turned), None if bias is None else bias.const_value
+        )
         outputs.append(ends)
         branches.append((branch, part.path))
     joined = outputs[0]
@@ -148,7 +182,9 @@ def _filled(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
 
 
 def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], bias: Any) -> tuple[Any, Any]:
-    """A MatMul, with an Add where there is a bias, for one part of a packed weight: the node, and the value at the end."""
+    """A MatMul, with an Add where there is a bias, for one part of a packed weight: the node, and the value
+    at the end.
+    """
     features, x = slice(part.at, part.at + part.width), old.inputs[0]
     weight = _initializer(model, f"{part.path}.weight_t", columns(features), (x.shape[-1], part.width))
     node = ir.node("MatMul", [x, weight], name=f"{part.path}/MatMul")
@@ -156,7 +192,9 @@ def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], 
     shape = ir.Shape([*list(x.shape)[:-1], part.width])
     end.name, end.shape, end.type = f"{part.path}/product", shape, x.type
     if bias is not None:
-        added = _initializer(model, f"{part.path}.bias_", lambda: np.ascontiguousarray(bias.numpy()[features]), (part.width,))
+        added = _initializer(
+            model, f"{part.path}.bias_", lambda: np.ascontiguousarray(bias.numpy()[features]), (part.width,)
+        )
         plus = ir.node("Add", [end, added], name=f"{part.path}/Add")
         end = plus.outputs[0]
         end.name, end.shape, end.type = f"{part.path}/output", ir.Shape(list(shape)), x.type
@@ -167,7 +205,9 @@ def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], 
 
 def _slice(tensor: Any, turned: bool) -> Callable[[slice], Callable[[], np.ndarray]]:
     """Output features of a weight as ``[in, out]``, read when they are written."""
-    return lambda features: lambda: np.ascontiguousarray(tensor.numpy()[features].T if turned else tensor.numpy()[:, features])
+    return lambda features: (
+        lambda: np.ascontiguousarray(tensor.numpy()[features].T if turned else tensor.numpy()[:, features])
+    )
 
 
 def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape: tuple[int, ...]) -> Any:
@@ -179,17 +219,33 @@ def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape
 
 def _require_float(model: Any, path: Path, dtype: str) -> None:
     """Checks that slots can be put next to what the graph computes with."""
-    halves = sorted({value.dtype.name for value in model.graph.initializers.values() if value.dtype in _HALVES})
+    halves = sorted(
+        {value.dtype.name for value in model.graph.initializers.values() if value.dtype in _HALVES}
+    )
     if halves:
-        raise Unsupported("slots are float32, and this graph computes in another type", where=path, found=", ".join(halves),
-                          remedy="export the graph in float32, and quantize the bundle")
+        raise Unsupported(
+            "slots are float32, and this graph computes in another type",
+            where=path,
+            found=", ".join(halves),
+            remedy="export the graph in float32, and quantize the bundle",
+        )
     if dtype != DEFAULT:
-        raise Unsupported("a file keeps the type that it was made in", where=path, expected=DEFAULT, found=dtype,
-                          remedy="leave --dtype out")
+        raise Unsupported(
+            "a file keeps the type that it was made in",
+            where=path,
+            expected=DEFAULT,
+            found=dtype,
+            remedy="leave --dtype out",
+        )
     opset = model.opset_imports.get("", 0)
     if opset < _OPSET:
-        raise Unsupported("the graph's operators are too old", where=path, expected=f"opset {_OPSET} or newer", found=opset,
-                          remedy="convert it with onnx.version_converter, or export it again")
+        raise Unsupported(
+            "the graph's operators are too old",
+            where=path,
+            expected=f"opset {_OPSET} or newer",
+            found=opset,
+            remedy="convert it with onnx.version_converter, or export it again",
+        )
     model.ir_version = max(model.ir_version, 8)
 
 
@@ -197,11 +253,20 @@ _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def _name_inputs(model: Any, base: Checkpoint) -> None:
-    """Inputs that old exporters list with their weights are taken out, and a cache gets the extents that the model's config knows."""
-    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers or value.name in AXES]
+    """Inputs that old exporters list with their weights are taken out, and a cache gets the extents that the
+    model's config knows.
+    """
+    model.graph.inputs[:] = [
+        value
+        for value in model.graph.inputs
+        if value.name not in model.graph.initializers or value.name in AXES
+    ]
     if "input_ids" not in {value.name for value in model.graph.inputs}:
-        raise FormatError("the graph has no input of the name input_ids", found=", ".join(value.name for value in model.graph.inputs[:8]),
-                          remedy="rename its inputs and outputs as Hugging Face's optimum does")
+        raise FormatError(
+            "the graph has no input of the name input_ids",
+            found=", ".join(value.name for value in model.graph.inputs[:8]),
+            remedy="rename its inputs and outputs as Hugging Face's optimum does",
+        )
     config: Mapping[str, Any] = base.config
     heads = config.get("num_attention_heads") or config.get("n_head") or 1
     width = config.get("head_dim") or (config.get("hidden_size") or config.get("n_embd") or 0) // heads
@@ -209,7 +274,9 @@ def _name_inputs(model: Any, base: Checkpoint) -> None:
         if value.name.startswith(PAST) and value.shape is not None and not isinstance(value.shape[3], int):
             value.shape = ir.Shape([*list(value.shape)[:3], width])
     ids = next(value for value in model.graph.inputs if value.name == "input_ids")
-    if ids.shape is None or any(value.shape is None for node in model.graph for value in node.outputs if node.op_type == "MatMul"):
+    if ids.shape is None or any(
+        value.shape is None for node in model.graph for value in node.outputs if node.op_type == "MatMul"
+    ):
         from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415 - most graphs tell their shapes
 
         ShapeInferencePass()(model)

@@ -26,7 +26,12 @@ def _build(source: Source) -> BaseGraph:
 
     logging.getLogger("mobius").setLevel(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        package = builder.build(str(source.folder), task=source.task.name, execution_provider="default", dtype=_DTYPES[source.dtype])
+        package = builder.build(
+            str(source.folder),
+            task=source.task.name,
+            execution_provider="default",
+            dtype=_DTYPES[source.dtype],
+        )
     model = package["model"]
     model.graph.name = source.folder.name  # and not its path, which may be that of a scratch folder
     if source.dtype == DEFAULT:
@@ -41,7 +46,9 @@ _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def _exact_scale(graph: Any, hidden: Any) -> None:
-    """The factor sqrt(hidden) behind Gemma's embeddings, which the builder rounds to float16: up to 5e-4 of every output, else."""
+    """The factor sqrt(hidden) behind Gemma's embeddings, which the builder rounds to float16: up to 5e-4 of
+    every output, else.
+    """
     if not isinstance(hidden, int):
         return
     exact = math.sqrt(hidden)
@@ -52,7 +59,9 @@ def _exact_scale(graph: Any, hidden: Any) -> None:
             continue
         if 0 < abs(float(constant.numpy().reshape(())) - exact) < 1e-3 * exact:
             name = f"{node.name}.exact_scale"
-            value = ir.val(name, const_value=ir.tensor(np.full(constant.shape.numpy(), exact, np.float32), name=name))
+            value = ir.val(
+                name, const_value=ir.tensor(np.full(constant.shape.numpy(), exact, np.float32), name=name)
+            )
             graph.register_initializer(value)
             node.replace_input_with(1, value)
 
@@ -128,5 +137,11 @@ def _constant(graph: Any, value: Any) -> Any:
     return graph.initializers[name]
 
 
-mobius = FRONTENDS.register(Frontend(
-    "mobius", lambda source: source.file is None and source.task.name == "text-generation", _build, rank=10))
+mobius = FRONTENDS.register(
+    Frontend(
+        "mobius",
+        lambda source: source.file is None and source.task.name == "text-generation",
+        _build,
+        rank=10,
+    )
+)

@@ -47,7 +47,9 @@ def _scope(node: Any) -> str | None:
 
 
 def _graphs(task: Task, model: Any, prompted: bool) -> dict[str, Any]:
-    """The graph of every part; what one gives, the next is traced with. ``prompted`` ones have room for virtual tokens."""
+    """The graph of every part; what one gives, the next is traced with. ``prompted`` ones have room for
+    virtual tokens.
+    """
     import torch  # noqa: PLC0415 - see above
 
     from ...runtime.model_inputs import positions  # noqa: PLC0415
@@ -56,7 +58,9 @@ def _graphs(task: Task, model: Any, prompted: bool) -> dict[str, Any]:
 
     batch = example(task, model.config, _LENGTHS, model=lambda: model)
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
-    tensors = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    tensors = {
+        name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()
+    }
     graphs = {}
     for part in task.parts:
         form = part_class(part.form)(model)
@@ -66,18 +70,29 @@ def _graphs(task: Task, model: Any, prompted: bool) -> dict[str, Any]:
         if prompted and part is task.parts[0]:
             width = model.get_input_embeddings().weight.shape[1]
             here = torch.ones(len(_LENGTHS), _VIRTUAL, dtype=model.dtype)
-            inputs |= {"virtual": here[..., None].expand(-1, -1, width).clone(), "virtual_here": here, "virtual_cut": here.clone()}
+            inputs |= {
+                "virtual": here[..., None].expand(-1, -1, width).clone(),
+                "virtual_here": here,
+                "virtual_cut": here.clone(),
+            }
         with torch.no_grad():
             outputs = form(**inputs, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
         tensors |= {name: value for name, value in outputs.items() if "." not in name} | _families(outputs)
-        if prompted and "attention_mask" in tensors and part is task.parts[0]:  # what reads its output sees the virtual tokens, too
-            tensors["attention_mask"] = torch.nn.functional.pad(tensors["attention_mask"], (_VIRTUAL, 0), value=1)
+        # what reads its output sees the virtual tokens, too
+        if prompted and "attention_mask" in tensors and part is task.parts[0]:
+            tensors["attention_mask"] = torch.nn.functional.pad(
+                tensors["attention_mask"], (_VIRTUAL, 0), value=1
+            )
         if "past_key_values" in part.inputs:
             inputs["past_key_values"] = tensors["present"]
         if "position_ids" in part.inputs:  # the tokens follow as many others
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"]] * 2, 1)
-            inputs["position_ids"] = torch.from_numpy(positions(inputs["attention_mask"].numpy()))[:, -inputs["position_ids"].shape[1] :]
-        graphs[part.name] = _traced(form, part, {name: inputs[name] for name in (*part.inputs, *LEAVES) if name in inputs})
+            inputs["position_ids"] = torch.from_numpy(positions(inputs["attention_mask"].numpy()))[
+                :, -inputs["position_ids"].shape[1] :
+            ]
+        graphs[part.name] = _traced(
+            form, part, {name: inputs[name] for name in (*part.inputs, *LEAVES) if name in inputs}
+        )
     return graphs
 
 
@@ -100,11 +115,18 @@ def _traced(form: Any, part: Part, inputs: dict[str, Any]) -> Any:
 
     _know_complex_axes()
     shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        quiet_transformers(),
+        _quiet("torch.onnx"),
+    ):
         warnings.simplefilter("ignore")
         graph = OnnxExporter().export(form, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
     for value in graph.graph.inputs:
-        value.name = _PAIR.sub(lambda match: f"{match[1]}.{match[2]}.{('key', 'value')[int(match[3])]}", value.name)
+        value.name = _PAIR.sub(
+            lambda match: f"{match[1]}.{match[2]}.{('key', 'value')[int(match[3])]}", value.name
+        )
     _name_axes(graph, part)
     if {"past_key_values", "position_ids"} <= inputs.keys():
         found = {value.name: value for value in graph.graph.inputs}
@@ -130,7 +152,9 @@ def _know_complex_axes() -> None:
 
 
 def _axes(part: Part, name: str) -> tuple[str | None, ...]:
-    """The names of an input's axes: a mask covers what a decoder has in its cache, or what an encoder has read."""
+    """The names of an input's axes: a mask covers what a decoder has in its cache, or what an encoder has
+    read.
+    """
     if name == "attention_mask" and "past_key_values" in part.inputs:
         return ("batch", "total" if "position_ids" in part.inputs else "source")
     return part.axes_of(name)
@@ -142,11 +166,17 @@ def _dynamic(part: Part, name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_dynamic(part, name, item) for item in value]
     dims = torch.export.Dim
-    return {axis: dims.AUTO if axis_name in _SPECIALIZED else dims.DYNAMIC for axis, axis_name in enumerate(_axes(part, name)) if axis_name}
+    return {
+        axis: dims.AUTO if axis_name in _SPECIALIZED else dims.DYNAMIC
+        for axis, axis_name in enumerate(_axes(part, name))
+        if axis_name
+    }
 
 
 def _with_linear_layers(model: Any) -> Any:
-    """GPT-2's ``Conv1D`` as the linear layers that they are: their own forward flattens the batch, which a bank may not."""
+    """GPT-2's ``Conv1D`` as the linear layers that they are: their own forward flattens the batch, which a
+    bank may not.
+    """
     from torch import nn  # noqa: PLC0415 - see above
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415
 
@@ -160,21 +190,32 @@ def _with_linear_layers(model: Any) -> Any:
 
 
 def _name_axes(model: Any, part: Part) -> None:
-    """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes, everywhere."""
+    """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes,
+    everywhere.
+    """
     import onnx_ir as ir  # noqa: PLC0415 - for the same reason
 
     names: dict[str, str] = {}
     for value in model.graph.inputs:
         for dim, name in zip(value.shape, _axes(part, value.name.partition(".")[0]), strict=True):
-            if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():  # no sum of others
+            # no sum of others
+            if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():
                 names.setdefault(str(dim.value), name)
     symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in names) or r"(?!)")
-    for value in [*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)]:
+    for value in [
+        *model.graph.inputs,
+        *model.graph.outputs,
+        *(out for node in model.graph for out in node.outputs),
+    ]:
         if value.shape is not None:
-            value.shape = ir.Shape([
-                dim if isinstance(dim, int) or dim.value is None else symbols.sub(lambda match: names[match[0]], str(dim.value))
-                for dim in value.shape
-            ])
+            value.shape = ir.Shape(
+                [
+                    dim
+                    if isinstance(dim, int) or dim.value is None
+                    else symbols.sub(lambda match: names[match[0]], str(dim.value))
+                    for dim in value.shape
+                ]
+            )
 
 
 @contextlib.contextmanager
@@ -188,4 +229,6 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-transformers = FRONTENDS.register(Frontend("transformers", lambda source: source.file is None, _build, rank=90))
+transformers = FRONTENDS.register(
+    Frontend("transformers", lambda source: source.file is None, _build, rank=90)
+)

@@ -1,4 +1,6 @@
-"""The activations of block adapters as ONNX operators that every opset has, under the names that their configs use."""
+"""The activations of block adapters as ONNX operators that every opset has, under the names that their
+configs use.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Finds the values by which a block of the model is entered and left in a graph, by the scopes that exporters leave on nodes."""
+"""Finds the values by which a block of the model is entered and left in a graph, by the scopes that exporters
+leave on nodes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from ...errors import Unsupported
 from ...pack.pack import Pack
 from .sitemap import Scope, float_type
 
-_FUSED = {"SkipSimplifiedLayerNormalization": "RMSNormalization", "SkipLayerNormalization": "LayerNormalization"}
+_FUSED = {
+    "SkipSimplifiedLayerNormalization": "RMSNormalization",
+    "SkipLayerNormalization": "LayerNormalization",
+}
 """A norm with a residual sum fused into it -> the norm alone."""
 
 
@@ -37,13 +42,20 @@ def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
             entry = {"output": None, "input": path}.get(source, source)
             block = wanted.setdefault(path, Wanted(adapter.site.out_features, entry))
             if None not in {block.entry, entry} and block.entry != entry:
-                raise Unsupported("two packs read the inputs of different modules here", where=path, expected=block.entry, found=entry,
-                                  remedy="export them apart")
+                raise Unsupported(
+                    "two packs read the inputs of different modules here",
+                    where=path,
+                    expected=block.entry,
+                    found=entry,
+                    remedy="export them apart",
+                )
             wanted[path] = block._replace(entry=block.entry or entry)
     return wanted
 
 
-def find_blocks(model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]) -> dict[str, MappedSite]:
+def find_blocks(
+    model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]
+) -> dict[str, MappedSite]:
     """Each wanted block, if exactly one value ``[..., width]`` leaves its scope, and one enters its entry's.
 
     A block that is a linear module stays the site that it is in ``linear``, with its entry.
@@ -54,24 +66,46 @@ def find_blocks(model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: 
         output = _single(leaving(_within(nodes, path)), width)
         source = None if entry is None else _single(entering(_within(nodes, entry)), width)
         if output is not None and (entry is None or source is not None):
-            block = MappedSite(path, output.producer().name, output.name, output.name, "", None, "in_out", width, width, len(output.shape),
-                               dtype=float_type(output))
-            blocks[path] = dataclasses.replace(linear.get(path, block), entry=None if source is None else source.name)
+            block = MappedSite(
+                path,
+                output.producer().name,
+                output.name,
+                output.name,
+                "",
+                None,
+                "in_out",
+                width,
+                width,
+                len(output.shape),
+                dtype=float_type(output),
+            )
+            blocks[path] = dataclasses.replace(
+                linear.get(path, block), entry=None if source is None else source.name
+            )
     return blocks
 
 
 def unfused(model: Any, scope: Scope) -> Scope:
-    """Takes residual sums out of the norms that a frontend has fused them into, in place, and returns the scope that knows them.
+    """Takes residual sums out of the norms that a frontend has fused them into, in place, and returns the
+    scope that knows them.
 
     A layer's output is such a sum: it belongs to the layer of what it adds.
     """
     path_by_node: dict[Any, str | None] = {}
-    for node in [node for node in model.graph if node.op_type in _FUSED and len(node.inputs) <= 4]:  # a fifth is a bias of the sum
+    # a fifth is a bias of the sum
+    for node in [node for node in model.graph if node.op_type in _FUSED and len(node.inputs) <= 4]:
         residual, added, *affine = node.inputs
         total = ir.node("Add", [residual, added], name=f"{node.name}/sum")
-        norm = ir.node(_FUSED[node.op_type], [total.outputs[0], *affine], {"axis": -1, "epsilon": node.attributes["epsilon"].value},
-                       name=f"{node.name}/norm")
-        for old, new in ((node.outputs[0], norm.outputs[0]), (node.outputs[3] if len(node.outputs) > 3 else None, total.outputs[0])):
+        norm = ir.node(
+            _FUSED[node.op_type],
+            [total.outputs[0], *affine],
+            {"axis": -1, "epsilon": node.attributes["epsilon"].value},
+            name=f"{node.name}/norm",
+        )
+        for old, new in (
+            (node.outputs[0], norm.outputs[0]),
+            (node.outputs[3] if len(node.outputs) > 3 else None, total.outputs[0]),
+        ):
             new.shape, new.type = added.shape, added.type
             new.name = f"{node.name}/total" if old is None else old.name
             for user, index in [] if old is None else list(old.uses()):
@@ -95,19 +129,36 @@ def _within(nodes: Sequence[tuple[Any, str]], path: str) -> set[Any]:
 
 def leaving(members: set[Any]) -> Iterator[Any]:
     """The values that nodes outside of these read, or that are outputs of the graph."""
-    return (value for node in members for value in node.outputs
-            if value.is_graph_output() or any(use.node not in members for use in value.uses()))
+    return (
+        value
+        for node in members
+        for value in node.outputs
+        if value.is_graph_output() or any(use.node not in members for use in value.uses())
+    )
 
 
 def entering(members: set[Any]) -> Iterator[Any]:
     """The values that come from outside of these nodes and are no constants."""
-    return (value for node in members for value in node.inputs
-            if value is not None and value.producer() not in members and not value.is_initializer())
+    return (
+        value
+        for node in members
+        for value in node.inputs
+        if value is not None and value.producer() not in members and not value.is_initializer()
+    )
 
 
 def _single(values: Iterator[Any], width: int) -> Any:
-    """The only value ``[batch, width]`` or ``[batch, positions, width]``, or None; also None if one of unknown shape might be another."""
-    fitting = {value.name: value for value in values if (not value.is_graph_output() if value.shape is None else
-                                                         len(value.shape) in {2, 3} and value.shape[-1] == width)}
+    """The only value ``[batch, width]`` or ``[batch, positions, width]``, or None; also None if one of
+    unknown shape might be another.
+    """
+    fitting = {
+        value.name: value
+        for value in values
+        if (
+            not value.is_graph_output()
+            if value.shape is None
+            else len(value.shape) in {2, 3} and value.shape[-1] == width
+        )
+    }
     only = next(iter(fitting.values())) if len(fitting) == 1 else None
     return None if only is None or only.shape is None else only

@@ -27,8 +27,8 @@ _OUTPUTS = {"TopK": 2}
 class Emitter:
     """Adds nodes to one graph, right after the nodes that they need.
 
-    ``batched``: slots carry the batch in front (a bank); else they are one adapter's own. ``positions`` ``[batch, tokens]`` says where
-    adapters act at sites that ask for it.
+    ``batched``: slots carry the batch in front (a bank); else they are one adapter's own. ``positions``
+    ``[batch, tokens]`` says where adapters act at sites that ask for it.
     """
 
     def __init__(self, model: Any, batched: bool, positions: Any = None) -> None:
@@ -36,14 +36,21 @@ class Emitter:
         self.batched = batched
         self.positions = positions
         self.ids: Any = None
-        self.values = {value.name: value for node in self.graph for value in [*node.inputs, *node.outputs] if value is not None}
+        self.values = {
+            value.name: value
+            for node in self.graph
+            for value in [*node.inputs, *node.outputs]
+            if value is not None
+        }
         self.nodes = {node.name: node for node in self.graph}
         self._newest: dict[Any, Any] = {}
         self._after: Any = None
         self._inner: dict[str, Any] = {}
 
     def site(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
-        """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds it."""
+        """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds
+        it.
+        """
         y = self._latest(self.values[site.output])
         base = self.nodes[site.node]
         x = base.inputs[1] if site.kind == "lookup" else base.inputs[0]
@@ -77,7 +84,11 @@ class Emitter:
             return
         if slots.keys() & (_BEFORE | {"attended_keys"}):
             self._before(base)
-            turned = self._placed(site, "turned", self._turned(site, wide, slots), wide) if slots.keys() & _BEFORE else wide
+            turned = (
+                self._placed(site, "turned", self._turned(site, wide, slots), wide)
+                if slots.keys() & _BEFORE
+                else wide
+            )
             turned = self._attended(site, turned, slots) if "attended_keys" in slots else turned
             base.replace_input_with(0, self._joined(site, "turned", turned, flat))
         self._after = y.producer()
@@ -86,19 +97,31 @@ class Emitter:
         for branch in BRANCHES.values():
             if f"{branch.name}_down" in slots:
                 z = self._latest(self.values[site.entry]) if branch.reads_input else result
-                result = self._op("Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots))
+                result = self._op(
+                    "Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots)
+                )
         self._replace(y, self._joined(site, "y", self._placed(site, "placed", result, plain), flat))
 
     def _virtual(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
-        """The slots in place of the inputs with which the graph was made, for every row the same where rows cannot choose."""
+        """The slots in place of the inputs with which the graph was made, for every row the same where rows
+        cannot choose.
+        """
         inputs = {value.name: value for value in self.graph.inputs}
         self._after = None
         for field, given in slots.items():
             slot = given
             if not self.batched:
-                rows = self._op("Shape", site, f"{field}/rows", inputs["input_ids"], attributes={"start": 0, "end": 1})
-                shape = self._op("Concat", site, f"{field}/shape", rows, self._op("Shape", site, f"{field}/extents", slot),
-                                 attributes={"axis": 0})
+                rows = self._op(
+                    "Shape", site, f"{field}/rows", inputs["input_ids"], attributes={"start": 0, "end": 1}
+                )
+                shape = self._op(
+                    "Concat",
+                    site,
+                    f"{field}/shape",
+                    rows,
+                    self._op("Shape", site, f"{field}/extents", slot),
+                    attributes={"axis": 0},
+                )
                 slot = self._op("Expand", site, f"{field}/each", slot, shape)
             traced = inputs[field]
             for node, index in list(traced.uses()):
@@ -111,10 +134,14 @@ class Emitter:
             inner = (x, slots["down"]) if "down" in slots else (self._inner[site.path],)
             result = self._op("Add", site, "sum", result, self._product(site, "up", *inner, slots["up"]))
         if "delta" in slots:
-            result = self._op("Add", site, "delta/sum", result, self._product(site, "delta", x, slots["delta"]))
+            result = self._op(
+                "Add", site, "delta/sum", result, self._product(site, "delta", x, slots["delta"])
+            )
         for route in ROUTES.values():
             if f"{route.name}_{route.leaf}" in slots:
-                result = self._op("Add", site, f"{route.name}/sum", result, self._route(site, route, x, slots))
+                result = self._op(
+                    "Add", site, f"{route.name}/sum", result, self._route(site, route, x, slots)
+                )
         if "scale" in slots:
             result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
         if "mix" in slots:
@@ -124,14 +151,21 @@ class Emitter:
         return result
 
     def _looked_up(self, site: MappedSite, tokens: Any, slots: Mapping[str, Any]) -> Any:
-        """``down[token] up`` for every token; in a bank the rows of ``[slots, entries, r]`` by adapter and token together."""
+        """``down[token] up`` for every token; in a bank the rows of ``[slots, entries, r]`` by adapter and
+        token together.
+        """
         if not self.batched:
             rows = self._op("Gather", site, "down/rows", slots["down"], tokens, attributes={"axis": 0})
         else:
             last, shape = self._constant(site, "last", [-1]), self._op("Shape", site, "tokens/shape", tokens)
             row_ids = self._op("Unsqueeze", site, "ids/each", self.ids, self._constant(site, "axis", [1]))
-            pairs = [self._op("Unsqueeze", site, f"{name}/last", value, last)
-                     for name, value in (("ids", self._op("Expand", site, "ids/tokens", row_ids, shape)), ("tokens", tokens))]
+            pairs = [
+                self._op("Unsqueeze", site, f"{name}/last", value, last)
+                for name, value in (
+                    ("ids", self._op("Expand", site, "ids/tokens", row_ids, shape)),
+                    ("tokens", tokens),
+                )
+            ]
             places = self._op("Concat", site, "places", *pairs, attributes={"axis": -1})
             rows = self._op("GatherND", site, "down/rows", slots["down"], places)
         return self._op("MatMul", site, "up", rows, slots["up"])
@@ -172,15 +206,33 @@ class Emitter:
         )
 
     def _reshaped(self, site: MappedSite, what: str, value: Any, shape: list[Any]) -> Any:
-        return self._op("Reshape", site, what, value, self._constant(site, f"{what}/shape", [int(extent) for extent in shape]))
+        return self._op(
+            "Reshape",
+            site,
+            what,
+            value,
+            self._constant(site, f"{what}/shape", [int(extent) for extent in shape]),
+        )
 
     def _by_row(self, site: MappedSite, what: str, value: Any, slots: Mapping[str, Any]) -> Any:
-        """The tokens of a flat site ``[batch * tokens, n]`` as ``[batch, tokens, n]``, where every row has slots of its own."""
+        """The tokens of a flat site ``[batch * tokens, n]`` as ``[batch, tokens, n]``, where every row has
+        slots of its own.
+        """
         if not (site.flat and self.batched):
             return value
-        rows = self._op("Shape", site, f"{what}/rows", next(iter(slots.values())), attributes={"start": 0, "end": 1})
+        rows = self._op(
+            "Shape", site, f"{what}/rows", next(iter(slots.values())), attributes={"start": 0, "end": 1}
+        )
         last = self._op("Shape", site, f"{what}/width", value, attributes={"start": -1})
-        shape = self._op("Concat", site, f"{what}/shape", rows, self._constant(site, "rest", [-1]), last, attributes={"axis": 0})
+        shape = self._op(
+            "Concat",
+            site,
+            f"{what}/shape",
+            rows,
+            self._constant(site, "rest", [-1]),
+            last,
+            attributes={"axis": 0},
+        )
         return self._op("Reshape", site, f"{what}/by_row", value, shape)
 
     def _joined(self, site: MappedSite, what: str, value: Any, flat: bool) -> Any:
@@ -188,45 +240,67 @@ class Emitter:
         if not flat:
             return value
         last = self._op("Shape", site, f"{what}/out_width", value, attributes={"start": -1})
-        shape = self._op("Concat", site, f"{what}/out_shape", self._constant(site, "rest", [-1]), last, attributes={"axis": 0})
+        shape = self._op(
+            "Concat",
+            site,
+            f"{what}/out_shape",
+            self._constant(site, "rest", [-1]),
+            last,
+            attributes={"axis": 0},
+        )
         return self._op("Reshape", site, f"{what}/joined", value, shape)
 
     def gather(self, site: MappedSite, field: str, bank: Any, ids: Any) -> Any:
-        """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch, ...]``."""
+        """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch,
+        ...]``.
+        """
         self._after = None
         return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
 
     def _siblings(self, site: MappedSite, x: Any, y: Any, slots: Mapping[str, Any]) -> None:
-        """What several sites have together: their branch on their packed product, or ``x`` times their ``down`` factors, one a site."""
+        """What several sites have together: their branch on their packed product, or ``x`` times their
+        ``down`` factors, one a site.
+        """
         self._after = y.producer()
         if "up" in slots:
-            self._replace(y, self._op("Add", site, "sum", y, self._product(site, "up", x, slots["down"], slots["up"])))
+            self._replace(
+                y, self._op("Add", site, "sum", y, self._product(site, "up", x, slots["down"], slots["up"]))
+            )
             return
         wide = self._by_row(site, "x", x, slots)
         site, x = dataclasses.replace(site, rank=3) if wide is not x else site, wide
         wide, count = self._product(site, "down", x, slots["down"]), len(site.members)
-        parts = self._ops("Split", site, "parts", wide, outputs=count, attributes={"axis": -1, "num_outputs": count})
+        parts = self._ops(
+            "Split", site, "parts", wide, outputs=count, attributes={"axis": -1, "num_outputs": count}
+        )
         self._inner |= dict(zip(site.members, parts, strict=True))
 
     def _placed(self, site: MappedSite, what: str, changed: Any, plain: Any) -> Any:
         """The changed value at the positions where a row's adapter acts, and the plain one at the others."""
         if not site.positional:
             return changed
-        lifted = self._op("Unsqueeze", site, f"{what}/positions", self.positions, self._constant(site, "last", [-1]))
+        lifted = self._op(
+            "Unsqueeze", site, f"{what}/positions", self.positions, self._constant(site, "last", [-1])
+        )
         return self._op("Where", site, what, lifted, changed, plain)
 
     def _turned(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
         """The input of the base as the adapter changes it."""
         if "pre" in slots:
             x = self._op("Mul", site, "pre", x, self._lifted(site, slots["pre"]))
-        changes = [self._product(site, field, x, *(slots[slot] for slot in fields))
-                   for field, fields in (("turn", ("turn",)), ("turn_up", ("turn_down", "turn_up"))) if fields[0] in slots]
+        changes = [
+            self._product(site, field, x, *(slots[slot] for slot in fields))
+            for field, fields in (("turn", ("turn",)), ("turn_up", ("turn_down", "turn_up")))
+            if fields[0] in slots
+        ]
         for number, change in enumerate(changes):
             x = self._op("Add", site, f"turned_{number}", x, change)
         return x
 
     def _attended(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
-        """What goes into an output projection, and what the heads before it get of a prompt: ``gate softmax(q keys + absent) values``."""
+        """What goes into an output projection, and what the heads before it get of a prompt: ``gate softmax(q
+        keys + absent) values``.
+        """
         assert site.heads is not None
         heads, queries = site.heads, self._latest(self.values[site.heads.queries])
 
@@ -242,9 +316,16 @@ class Emitter:
         shared = self._reshaped(site, "attended/shared", queries, [0, heads.key_heads, -1, heads.width])
         absent = lifted("attended_absent", [1, 2]) if self.batched else slots["attended_absent"]
         weights = op("Softmax", op("Add", op("MatMul", shared, slots["attended_keys"]), absent), axis=-1)
-        by_head = self._reshaped(site, "attended/each", op("MatMul", weights, slots["attended_values"]), [0, heads.count, -1, heads.width])
+        by_head = self._reshaped(
+            site,
+            "attended/each",
+            op("MatMul", weights, slots["attended_values"]),
+            [0, heads.count, -1, heads.width],
+        )
         gated = op("Mul", by_head, lifted("attended_gate", [2, 3] if self.batched else [1, 2]))
-        joined = self._reshaped(site, "attended/joined", op("Transpose", gated, perm=[0, 2, 1, 3]), [0, 0, site.in_features])
+        joined = self._reshaped(
+            site, "attended/joined", op("Transpose", gated, perm=[0, 2, 1, 3]), [0, 0, site.in_features]
+        )
         return op("Add", x, joined)
 
     def _branch(self, site: MappedSite, branch: Branch, z: Any, slots: Mapping[str, Any]) -> Any:
@@ -252,7 +333,9 @@ class Emitter:
 
         def op(name: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
             what = f"{branch.name}/{name}_{len(self.graph)}"
-            values = [self._constant(site, str(x), np.float32(x)) if isinstance(x, float) else x for x in inputs]
+            values = [
+                self._constant(site, str(x), np.float32(x)) if isinstance(x, float) else x for x in inputs
+            ]
             return self._op(name, site, what, *values, attributes=attributes)
 
         def vector(leaf: str) -> Any:
@@ -262,15 +345,23 @@ class Emitter:
             ones = self._constant(site, "ones", np.ones(site.out_features, np.float32))
             z = op("LayerNormalization", z, ones, attributes={"axis": -1, "epsilon": EPSILON})
             z = op("Add", op("Mul", z, vector("norm_weight")), vector("norm_bias"))
-        inner = op("Add", self._product(site, f"{branch.name}/down", z, slots[f"{branch.name}_down"]), vector("down_bias"))
-        added = self._product(site, f"{branch.name}/up", NODES[branch.act](op, inner), slots[f"{branch.name}_up"])
+        inner = op(
+            "Add",
+            self._product(site, f"{branch.name}/down", z, slots[f"{branch.name}_down"]),
+            vector("down_bias"),
+        )
+        added = self._product(
+            site, f"{branch.name}/up", NODES[branch.act](op, inner), slots[f"{branch.name}_up"]
+        )
         return op("Add", added, vector("up_bias")) if f"{branch.name}_up_bias" in slots else added
 
     def _route(self, site: MappedSite, route: RouteBranch, x: Any, slots: Mapping[str, Any]) -> Any:
         """``((x down) (g spread)) up``, with g the softmax of the scores that reach the k-th largest."""
 
         def op(name: str, *inputs: Any, **attributes: Any) -> Any:
-            return self._op(name, site, f"{route.name}/{name}_{len(self.graph)}", *inputs, attributes=attributes)
+            return self._op(
+                name, site, f"{route.name}/{name}_{len(self.graph)}", *inputs, attributes=attributes
+            )
 
         def product(value: Any, leaf: str) -> Any:
             return self._product(site, f"{route.name}/{leaf}", value, slots[f"{route.name}_{leaf}"])
@@ -280,31 +371,56 @@ class Emitter:
 
         narrow = product(x, "down")
         if route.scores == "fuse":
-            turned = op("Transpose", slots[f"{route.name}_spread"], perm=[0, 2, 1] if self.batched else [1, 0])
-            scores = self._product(site, f"{route.name}/answers", op("Mul", product(x, "query"), narrow), turned)
+            turned = op(
+                "Transpose", slots[f"{route.name}_spread"], perm=[0, 2, 1] if self.batched else [1, 0]
+            )
+            scores = self._product(
+                site, f"{route.name}/answers", op("Mul", product(x, "query"), narrow), turned
+            )
         else:
             scores = product(x, "keys")
         scores = op("Add", op("Abs", scores) if route.scores == "abs" else scores, vector("bias"))
         every = op("Shape", slots[f"{route.name}_bias"], start=-1)
         ranked = op("TopK", scores, every, axis=-1, largest=1, sorted=1)
-        least = op("ReduceSum", op("Mul", ranked, vector("pick")), self._constant(site, "last_axis", [-1]), keepdims=1)
-        kept = op("Where", op("GreaterOrEqual", scores, least), scores, self._constant(site, "absent", ABSENT))
+        least = op(
+            "ReduceSum",
+            op("Mul", ranked, vector("pick")),
+            self._constant(site, "last_axis", [-1]),
+            keepdims=1,
+        )
+        kept = op(
+            "Where", op("GreaterOrEqual", scores, least), scores, self._constant(site, "absent", ABSENT)
+        )
         weights = product(op("Softmax", kept, axis=-1), "spread")
         return product(op("Mul", narrow, weights), "up")
 
     def _product(self, site: MappedSite, what: str, x: Any, *matrices: Any) -> Any:
         """``x`` times one matrix after the other."""
-        value = self._op("Unsqueeze", site, f"{what}/wide", x, self._constant(site, "axis", [1])) if self._flat(site) else x
+        value = (
+            self._op("Unsqueeze", site, f"{what}/wide", x, self._constant(site, "axis", [1]))
+            if self._flat(site)
+            else x
+        )
         for number, matrix in enumerate(matrices):
             value = self._op("MatMul", site, f"{what}/{number}", value, matrix)
-        return self._op("Squeeze", site, f"{what}/flat", value, self._constant(site, "axis", [1])) if self._flat(site) else value
+        return (
+            self._op("Squeeze", site, f"{what}/flat", value, self._constant(site, "axis", [1]))
+            if self._flat(site)
+            else value
+        )
 
     def _head(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
         y = self._product(site, "head", x, slots["head"])
-        return self._op("Add", site, "bias", y, self._lifted(site, slots["head_bias"])) if "head_bias" in slots else y
+        return (
+            self._op("Add", site, "bias", y, self._lifted(site, slots["head_bias"]))
+            if "head_bias" in slots
+            else y
+        )
 
     def _flat(self, site: MappedSite) -> bool:
-        """A batched weight against an input ``[batch, in]`` needs an axis between: MatMul would broadcast wrongly without an error."""
+        """A batched weight against an input ``[batch, in]`` needs an axis between: MatMul would broadcast
+        wrongly without an error.
+        """
         return self.batched and site.rank == 2
 
     def _lifted(self, site: MappedSite, vector: Any) -> Any:
@@ -318,16 +434,30 @@ class Emitter:
         full = f"{ADDED}{site.path}/{name}"
         if full not in self.values:
             array = np.asarray(numbers)
-            tensor = ir.tensor(converted(array, site.dtype, full) if array.dtype == np.float32 else array, name=full)
-            value = ir.Value(name=full, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            tensor = ir.tensor(
+                converted(array, site.dtype, full) if array.dtype == np.float32 else array, name=full
+            )
+            value = ir.Value(
+                name=full, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             self.graph.register_initializer(value)
             self.values[full] = value
         return self.values[full]
 
-    def _op(self, op: str, site: MappedSite, what: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
+    def _op(
+        self, op: str, site: MappedSite, what: str, *inputs: Any, attributes: Mapping[str, Any] | None = None
+    ) -> Any:
         return self._ops(op, site, what, *inputs, outputs=_OUTPUTS.get(op, 1), attributes=attributes)[0]
 
-    def _ops(self, op: str, site: MappedSite, what: str, *inputs: Any, outputs: int, attributes: Mapping[str, Any] | None = None) -> Any:
+    def _ops(
+        self,
+        op: str,
+        site: MappedSite,
+        what: str,
+        *inputs: Any,
+        outputs: int,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Any:
         name = f"{ADDED}{site.path}/{what}"
         node = ir.node(op, list(inputs), attributes, name=name, num_outputs=outputs)
         for number, output in enumerate(node.outputs):
@@ -351,7 +481,9 @@ class Emitter:
         return value
 
     def _replace(self, old: Any, new: Any) -> None:
-        """Every use of ``old`` outside the new nodes becomes a use of ``new``; a graph output keeps its name."""
+        """Every use of ``old`` outside the new nodes becomes a use of ``new``; a graph output keeps its
+        name.
+        """
         if new is old:  # only what goes into the base changes here
             return
         self._newest[old] = new
@@ -386,29 +518,43 @@ def rows_of(model: Any) -> Any:
 def positions_input(model: Any) -> Any:
     """The graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
     ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
-    value = ir.Value(name=ADAPTER_POSITIONS, shape=ir.Shape(list(ids.shape)[:2]), type=ir.TensorType(ir.DataType.BOOL))
+    value = ir.Value(
+        name=ADAPTER_POSITIONS, shape=ir.Shape(list(ids.shape)[:2]), type=ir.TensorType(ir.DataType.BOOL)
+    )
     model.graph.inputs.append(value)
     return value
 
 
 def give_zeros(model: Any, names: Collection[str]) -> None:
-    """Makes inputs along tokens optional: who does not feed one feeds zeros. The default is one zero, and is repeated for all tokens."""
+    """Makes inputs along tokens optional: who does not feed one feeds zeros. The default is one zero, and is
+    repeated for all tokens.
+    """
     graph = model.graph
     for place, whole in enumerate(graph.inputs):
         if whole.name not in names or whole.name in graph.initializers:
             continue
         name, ids = whole.name, next(value for value in graph.inputs if value.name == "input_ids")
         tensor = ir.tensor(np.zeros((1, 1), whole.dtype.numpy()), name=name)
-        given = ir.Value(name=name, shape=ir.Shape([f"{name}_batch", f"{name}_sequence"]), type=whole.type, const_value=tensor)
+        given = ir.Value(
+            name=name,
+            shape=ir.Shape([f"{name}_batch", f"{name}_sequence"]),
+            type=whole.type,
+            const_value=tensor,
+        )
         graph.inputs[place] = given
         whole.name = f"{name}/whole"
         extents = ir.node("Shape", [ids], name=f"{name}/shape")
-        graph.insert_before(graph[0], [extents, ir.node("Expand", [given, extents.outputs[0]], outputs=[whole], name=f"{name}/expand")])
+        graph.insert_before(
+            graph[0],
+            [extents, ir.node("Expand", [given, extents.outputs[0]], outputs=[whole], name=f"{name}/expand")],
+        )
         graph.register_initializer(given)
 
 
 def slot_input(model: Any, name: str, default: np.ndarray, symbols: list[int | str]) -> Any:
-    """A graph input with a default: ONNX Runtime calls it an overridable initializer. ``symbols`` is its declared shape."""
+    """A graph input with a default: ONNX Runtime calls it an overridable initializer. ``symbols`` is its
+    declared shape.
+    """
     tensor = ir.tensor(default, name=name)
     value = ir.Value(name=name, shape=ir.Shape(symbols), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.inputs.append(value)

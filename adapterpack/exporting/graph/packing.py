@@ -1,8 +1,10 @@
-"""Sibling projections in one: MatMuls that read the same value (q, k and v; gate and up) become one MatMul and a Split.
+"""Sibling projections in one: MatMuls that read the same value (q, k and v; gate and up) become one MatMul
+and a Split.
 
-In a bank, the ``down`` factors of siblings that are adapted lie side by side in one slot: ``x [D_1 ... D_k]`` is one MatMul, and an even
-Split gives each sibling its part. The ``up`` factors stay apart: a block-diagonal one is mostly zeros, which a bank would gather for every
-row. One adapter's own inputs are not shared: see decision 34.
+In a bank, the ``down`` factors of siblings that are adapted lie side by side in one slot: ``x [D_1 ... D_k]``
+is one MatMul, and an even Split gives each sibling its part. The ``up`` factors stay apart: a block-diagonal
+one is mostly zeros, which a bank would gather for every row. One adapter's own inputs are not shared: see
+decision 34.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
 
 
 def pack_siblings(model: Any, every: Mapping[str, MappedSite], plan: Plan, shared: tuple[str, ...]) -> Plan:
-    """The plan after siblings of ``every`` linear site were packed in ``model``, in place; ``shared`` are the fields
-    of :data:`SHARED`, or none.
+    """The plan after siblings of ``every`` linear site were packed in ``model``, in place; ``shared`` are the
+    fields of :data:`SHARED`, or none.
 
-    What the graph computes stays the same, each output keeps its name, and a packed weight is the siblings' weights side by side.
+    What the graph computes stays the same, each output keeps its name, and a packed weight is the siblings'
+    weights side by side.
     """
     sites = dict(plan.sites)
     nodes = {node.name: node for node in model.graph}
     for siblings in _groups(nodes, every, plan.sites):
-        path = "+".join([siblings[0].path, *(site.path.rpartition(".")[2] for site in siblings[1:])])  # layers.0.attn.q_proj+k_proj
+        # layers.0.attn.q_proj+k_proj
+        path = "+".join([siblings[0].path, *(site.path.rpartition(".")[2] for site in siblings[1:])])
         packed = _pack(model, [nodes[site.node] for site in siblings], path)
         start = 0
         for site in siblings:
@@ -41,27 +45,41 @@ def pack_siblings(model: Any, every: Mapping[str, MappedSite], plan: Plan, share
             if site.path in sites:
                 sites[site.path] = dataclasses.replace(sites[site.path], **moved)
         members = [site.path for site in siblings if "down" in getattr(sites.get(site.path), "fields", ())]
-        if "up" in shared and (len(members) < len(siblings) or any(sites[member].positional for member in members)):
+        if "up" in shared and (
+            len(members) < len(siblings) or any(sites[member].positional for member in members)
+        ):
             continue  # the branch goes to all of the product, and to every position of it
         if shared and len(members) > 1:
             sites = _shared(sites, path, members, shared, packed.outputs[0].name)
     return plan._replace(sites=sites)
 
 
-def _groups(nodes: Mapping[str, Any], every: Mapping[str, MappedSite], planned: Mapping[str, MappedSite]) -> Iterator[list[MappedSite]]:
+def _groups(
+    nodes: Mapping[str, Any], every: Mapping[str, MappedSite], planned: Mapping[str, MappedSite]
+) -> Iterator[list[MappedSite]]:
     """Sites of one parent module that read one value, in the order of the graph."""
     groups: dict[tuple[str, str], list[MappedSite]] = {}
     for site in every.values():
         slot_fields = planned[site.path].fields if site.path in planned else ()
         if site.weight and _packable(nodes[site.node], site) and not _OWN_INPUT & set(slot_fields):
             groups.setdefault((site.path.rpartition(".")[0], site.input), []).append(site)
-    return (group for group in groups.values() if len(group) > 1 and len({nodes[site.node].inputs[1].dtype for site in group}) == 1)
+    return (
+        group
+        for group in groups.values()
+        if len(group) > 1 and len({nodes[site.node].inputs[1].dtype for site in group}) == 1
+    )
 
 
 def _packable(node: Any, site: MappedSite) -> bool:
     weight = node.inputs[1]
-    return (node.op_type == "MatMul" and site.layout == "in_out" and site.at == 0 and weight.shape == (site.in_features, site.out_features)
-            and len(list(weight.uses())) == 1 and not weight.is_graph_input())
+    return (
+        node.op_type == "MatMul"
+        and site.layout == "in_out"
+        and site.at == 0
+        and weight.shape == (site.in_features, site.out_features)
+        and len(list(weight.uses())) == 1
+        and not weight.is_graph_input()
+    )
 
 
 def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
@@ -69,15 +87,21 @@ def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
     x, weights = old[0].inputs[0], [node.inputs[1] for node in old]
     widths = [weight.shape[1] for weight in weights]
     tensors = [weight.const_value for weight in weights]
-    joint = ir.LazyTensor(lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=1)), tensors[0].dtype,
-                          ir.Shape([weights[0].shape[0], sum(widths)]), name=f"{path}.weight_t")
+    joint = ir.LazyTensor(
+        lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=1)),
+        tensors[0].dtype,
+        ir.Shape([weights[0].shape[0], sum(widths)]),
+        name=f"{path}.weight_t",
+    )
     weight = ir.Value(name=joint.name, shape=joint.shape, type=ir.TensorType(joint.dtype), const_value=joint)
     sizes = _integers(f"{path}.widths", widths)
     product = ir.node("MatMul", [x, weight], name=f"{path}/MatMul")
     product.outputs[0].name = f"{path}/product"
     product.outputs[0].type = old[0].outputs[0].type
     product.outputs[0].shape = None if x.shape is None else ir.Shape([*list(x.shape)[:-1], sum(widths)])
-    split = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, name=f"{path}/Split", num_outputs=len(old))
+    split = ir.node(
+        "Split", [product.outputs[0], sizes], {"axis": -1}, name=f"{path}/Split", num_outputs=len(old)
+    )
     for value in (weight, sizes):
         model.graph.register_initializer(value)
     model.graph.insert_before(old[0], [product, split])
@@ -100,14 +124,30 @@ def _integers(name: str, numbers: Sequence[int]) -> Any:
 def _shared(
     sites: Mapping[str, MappedSite], path: str, members: Sequence[str], shared: tuple[str, ...], product: str
 ) -> dict[str, MappedSite]:
-    """The sites with the group's site before its members; it takes over the slots of the ``shared`` fields."""
+    """The sites with the group's site before its members; it takes over the slots of the ``shared``
+    fields.
+    """
     first = sites[members[0]]
-    group = dataclasses.replace(first, path=path, weight="", bias=None, at=0, fields=shared, members=tuple(members), positional=False,
-                                output=product, out_features=sum(sites[member].out_features for member in members), entry=None, ranks={})
+    group = dataclasses.replace(
+        first,
+        path=path,
+        weight="",
+        bias=None,
+        at=0,
+        fields=shared,
+        members=tuple(members),
+        positional=False,
+        output=product,
+        out_features=sum(sites[member].out_features for member in members),
+        entry=None,
+        ranks={},
+    )
     sites_with_group: dict[str, MappedSite] = {}
     for name, site in sites.items():
         if name == members[0]:
             sites_with_group[path] = group
-        fields = tuple(field for field in site.fields if field not in shared) if name in members else site.fields
+        fields = (
+            tuple(field for field in site.fields if field not in shared) if name in members else site.fields
+        )
         sites_with_group[name] = dataclasses.replace(site, fields=fields)
     return sites_with_group

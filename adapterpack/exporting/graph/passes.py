@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...bundle.manifest import MappedSite
@@ -16,7 +16,8 @@ def slots_of(model: Any) -> set[str]:
 
 
 def checked(name: str, model: Any, sites: Mapping[str, MappedSite], kept: Iterable[str]) -> None:
-    """Checks, after the pass ``name``, that the slots ``kept`` and all ``sites`` are in the graph: node, values, weight, widths.
+    """Checks, after the pass ``name``, that the slots ``kept`` and all ``sites`` are in the graph: node,
+    values, weight, widths.
 
     Raises:
         ParityError: one is not, which optimizers and quantizers do without a word.
@@ -25,17 +26,26 @@ def checked(name: str, model: Any, sites: Mapping[str, MappedSite], kept: Iterab
     if lost:
         raise ParityError(f"{name} removed slots of the graph", found=", ".join(lost[:5]))
     nodes = {node.name: node for node in model.graph}
-    values = {value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None}
-    broken = sorted(site.path for site in sites.values() if not _there(site, nodes, values, model.graph.initializers))
+    values = {
+        value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None
+    }
+    broken = sorted(
+        site.path for site in sites.values() if not _there(site, nodes, values, model.graph.initializers)
+    )
     if broken:
         raise ParityError(f"{name} lost sites of the graph", found=", ".join(broken[:5]))
 
 
-def _there(site: MappedSite, nodes: Mapping[str, Any], values: set[str], initializers: Mapping[str, Any]) -> bool:
+def _there(
+    site: MappedSite, nodes: Mapping[str, Any], values: set[str], initializers: Mapping[str, Any]
+) -> bool:
     if site.node not in nodes or not {site.input, site.output} <= values:
         return False
     if not site.weight:
         return True
     weight = initializers.get(site.weight)
-    width: Callable[[Any], int] = lambda shape: shape[0] if site.layout == "out_in" else shape[-1]  # noqa: E731
+
+    def width(shape: Any) -> int:
+        return int(shape[0] if site.layout == "out_in" else shape[-1])
+
     return weight is not None and width(weight.shape) >= site.at + site.out_features

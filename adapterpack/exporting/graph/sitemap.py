@@ -1,4 +1,6 @@
-"""Maps module paths to nodes of the graph before anything is fused, by the scopes that exporters leave on nodes."""
+"""Maps module paths to nodes of the graph before anything is fused, by the scopes that exporters leave on
+nodes.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ def onnxscript_scope(node: Any) -> str | None:
 
 
 def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
-    """Every module of the graph that can have slots: a MatMul (with or without an Add for its bias) or a plain Gemm on a constant weight,
-    a lookup in a constant table, and a convolution that cuts an image into patches.
+    """Every module of the graph that can have slots: a MatMul (with or without an Add for its bias) or a
+    plain Gemm on a constant weight, a lookup in a constant table, and a convolution that cuts an image into
+    patches.
 
     A module that appears more than once (a shared layer) is left out: a slot could not tell its uses apart.
     """
@@ -54,7 +57,11 @@ def _linear(path: str, node: Any) -> MappedSite | None:
     if constant is None or not weight.is_initializer() or len(constant.shape) != 2 or x.shape is None:
         return None
     attributes = node.attributes
-    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1:
+    if (
+        attributes.get_int("transA", 0)
+        or attributes.get_float("alpha", 1.0) != 1
+        or attributes.get_float("beta", 1.0) != 1
+    ):
         return None  # a Gemm that is not x W + b
     out_in = attributes.get_int("transB", 0) == 1
     wide = tuple(int(extent) for extent in constant.shape)
@@ -65,59 +72,137 @@ def _linear(path: str, node: Any) -> MappedSite | None:
     else:
         output, added = with_bias(output, out_features)
         bias = None if added is None else added.name
-    return MappedSite(path, node.name, x.name, output.name, weight.name, bias, "out_in" if out_in else "in_out", in_features,
-                      out_features, len(x.shape), dtype=float_type(output))
+    return MappedSite(
+        path,
+        node.name,
+        x.name,
+        output.name,
+        weight.name,
+        bias,
+        "out_in" if out_in else "in_out",
+        in_features,
+        out_features,
+        len(x.shape),
+        dtype=float_type(output),
+    )
 
 
 def with_bias(product: Any, out_features: int) -> tuple[Any, Any]:
-    """The value after the Add of a bias and that bias, if adding it is all that happens to a product; else the product and None."""
+    """The value after the Add of a bias and that bias, if adding it is all that happens to a product; else
+    the product and None.
+    """
     uses = list(product.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
         addend = uses[0].node.inputs[1 - uses[0].idx]
-        if addend.is_initializer() and addend.const_value is not None and tuple(addend.const_value.shape) == (out_features,):
+        if (
+            addend.is_initializer()
+            and addend.const_value is not None
+            and tuple(addend.const_value.shape) == (out_features,)
+        ):
             return uses[0].node.outputs[0], addend
     return product, None
 
 
 def _lookup(path: str, node: Any) -> MappedSite | None:
-    """A table that ids ``[batch, tokens]`` are looked up in: for an adapter a layer whose inputs are one-hot."""
+    """A table that ids ``[batch, tokens]`` are looked up in: for an adapter a layer whose inputs are
+    one-hot.
+    """
     table, ids = node.inputs
     constant = ir.convenience.get_const_tensor(table)
-    if constant is None or not table.is_initializer() or len(constant.shape) != 2 or ids.shape is None or len(ids.shape) != 2:
+    if (
+        constant is None
+        or not table.is_initializer()
+        or len(constant.shape) != 2
+        or ids.shape is None
+        or len(ids.shape) != 2
+    ):
         return None
     if node.attributes.get_int("axis", 0) != 0:
         return None
     entries, width = (int(extent) for extent in constant.shape)
-    return MappedSite(path, node.name, ids.name, node.outputs[0].name, table.name, None, "in_out", entries, width, 2, kind="lookup",
-                      dtype=float_type(node.outputs[0]))
+    return MappedSite(
+        path,
+        node.name,
+        ids.name,
+        node.outputs[0].name,
+        table.name,
+        None,
+        "in_out",
+        entries,
+        width,
+        2,
+        kind="lookup",
+        dtype=float_type(node.outputs[0]),
+    )
 
 
 def _patches(path: str, node: Any) -> MappedSite | None:
-    """A convolution of images whose kernels lie side by side: a linear layer on every patch ``[channels * height * width]``."""
+    """A convolution of images whose kernels lie side by side: a linear layer on every patch ``[channels *
+    height * width]``.
+    """
     x, weight = node.inputs[:2]
     constant, attributes = ir.convenience.get_const_tensor(weight), node.attributes
     if constant is None or not weight.is_initializer() or len(constant.shape) != 4 or x.shape is None:
         return None
     out, channels, *kernel = (int(extent) for extent in constant.shape)
-    plain = attributes.get_int("group", 1) == 1 and attributes.get_string("auto_pad", "NOTSET") in {"NOTSET", "VALID"}
-    aside = list(attributes.get_ints("strides", [1, 1])) == kernel and set(attributes.get_ints("dilations", [1, 1])) == {1}
-    whole = all(isinstance(extent, int) and extent % size == 0 for extent, size in zip(list(x.shape)[2:], kernel, strict=True))
+    plain = attributes.get_int("group", 1) == 1 and attributes.get_string("auto_pad", "NOTSET") in {
+        "NOTSET",
+        "VALID",
+    }
+    aside = list(attributes.get_ints("strides", [1, 1])) == kernel and set(
+        attributes.get_ints("dilations", [1, 1])
+    ) == {1}
+    whole = all(
+        isinstance(extent, int) and extent % size == 0
+        for extent, size in zip(list(x.shape)[2:], kernel, strict=True)
+    )
     if not (plain and aside and whole) or any(attributes.get_ints("pads", [0])):
         return None
     bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    return MappedSite(path, node.name, x.name, node.outputs[0].name, weight.name, bias, "out_in", channels * kernel[0] * kernel[1], out,
-                      len(x.shape), kind="patches", dtype=float_type(node.outputs[0]))
+    return MappedSite(
+        path,
+        node.name,
+        x.name,
+        node.outputs[0].name,
+        weight.name,
+        bias,
+        "out_in",
+        channels * kernel[0] * kernel[1],
+        out,
+        len(x.shape),
+        kind="patches",
+        dtype=float_type(node.outputs[0]),
+    )
 
 
 def prompt_site(model: Any) -> dict[str, MappedSite]:
-    """Where virtual tokens go before the rows of a graph that was made with room for them; nothing of another graph."""
+    """Where virtual tokens go before the rows of a graph that was made with room for them; nothing of another
+    graph.
+    """
     embeds = next((value for value in model.graph.inputs if value.name == "virtual"), None)
     if embeds is None:
         return {}
-    joined, width = next(use.node for use in embeds.uses() if use.node.op_type == "Concat"), int(embeds.shape[-1])
+    joined, width = (
+        next(use.node for use in embeds.uses() if use.node.op_type == "Concat"),
+        int(embeds.shape[-1]),
+    )
     output = joined.outputs[0]
-    return {PROMPT: MappedSite(PROMPT, joined.name, output.name, output.name, "", None, "in_out", width, width, 3, kind="prompt",
-                               dtype=float_type(embeds))}
+    return {
+        PROMPT: MappedSite(
+            PROMPT,
+            joined.name,
+            output.name,
+            output.name,
+            "",
+            None,
+            "in_out",
+            width,
+            width,
+            3,
+            kind="prompt",
+            dtype=float_type(embeds),
+        )
+    }
 
 
 def float_type(value: Any) -> str:
@@ -125,5 +210,10 @@ def float_type(value: Any) -> str:
     return DEFAULT if value.dtype is None else str(value.dtype.numpy().name)
 
 
-_SITES: dict[str, Callable[[str, Any], MappedSite | None]] = {"MatMul": _linear, "Gemm": _linear, "Gather": _lookup, "Conv": _patches}
+_SITES: dict[str, Callable[[str, Any], MappedSite | None]] = {
+    "MatMul": _linear,
+    "Gemm": _linear,
+    "Gather": _lookup,
+    "Conv": _patches,
+}
 """Operator -> what makes a site of a node, or says that it is none."""

@@ -57,13 +57,26 @@ def prove_long_rows(
     rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
     most = context_of(session)
     if most is not None:
-        virtual = max(virtual_room(session.bundle.sites), *(virtual_tokens(session, pack) for pack in session.packs.values()), 0)
+        virtual = max(
+            virtual_room(session.bundle.sites),
+            *(virtual_tokens(session, pack) for pack in session.packs.values()),
+            0,
+        )
         most -= virtual + task.generates + sum(len(rule.woven((1, 1))) - 2 for rule in rules)
         lengths = sorted({max(1, min(length, most)) for length in lengths})
     lengths = [min(_SHORT, *lengths), *lengths]
     answered = {"answer": lengths[-1]} if task.has_encoder else {}
-    batch = example(task, config, lengths, acts=rules, bare=range(len(lengths)), left=left, seed=11,
-                    model=lambda: model, **answered)
+    batch = example(
+        task,
+        config,
+        lengths,
+        acts=rules,
+        bare=range(len(lengths)),
+        left=left,
+        seed=11,
+        model=lambda: model,
+        **answered,
+    )
     if "image_features" in task.main.inputs:
         batch.pop("pixel_values", None)  # no row has an image
     names = [list(packs)[row % len(packs)] for row in range(len(lengths))]

@@ -1,4 +1,6 @@
-"""Compares the exported session with torch, base and every adapter, on a ragged padded batch; a graph that differs is not published."""
+"""Compares the exported session with torch, base and every adapter, on a ragged padded batch; a graph that
+differs is not published.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ BARE = (1,)
 
 
 class Errors(NamedTuple):
-    """How a graph compares with torch: the largest error, the largest size, and the share of real positions with the same argmax."""
+    """How a graph compares with torch: the largest error, the largest size, and the share of real positions
+    with the same argmax.
+    """
 
     error: float
     scale: float
@@ -54,7 +58,8 @@ def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str]
     except (ParityError, RuntimeError):
         if not model.light:
             raise
-    whole = reference(source.task, source.folder, whole=True)  # a model that looks at its weights itself may want them in float32
+    # a model that looks at its weights itself may want them in float32
+    whole = reference(source.task, source.folder, whole=True)
     return _on_some_side(bundle, folder, source, paddings, plan, whole.model)
 
 
@@ -69,14 +74,15 @@ def _on_some_side(
         except ParityError:
             if padding == paddings[-1]:
                 raise
-        except ConfigError as error:  # a graph that does not take what the task gives is as wrong as one that computes something else
+        # a graph that does not take what the task gives is as wrong as one that computes something else
+        except ConfigError as error:
             raise ParityError(f"the graph cannot run the task: {error.sentence}") from error
     raise AssertionError("a graph has a side of padding")
 
 
 def prove(folder: Path, source: Source, model: Any, plan: LongRows = SHORT) -> dict[str, Any]:
-    """What the parity report says of the bundle in ``folder`` against the source's ``model`` in torch: for the base and each adapter the
-    largest error, absolute and relative, and the agreement of argmax.
+    """What the parity report says of the bundle in ``folder`` against the source's ``model`` in torch: for
+    the base and each adapter the largest error, absolute and relative, and the agreement of argmax.
 
     Models that generate also take one step on their cache. The rows of ``plan`` are on both sides of the
     lengths at which the configuration changes the computation. ``mixed`` is the largest difference between
@@ -91,7 +97,10 @@ def prove(folder: Path, source: Source, model: Any, plan: LongRows = SHORT) -> d
         NothingToDo: by its canary, an adapter has no effect.
     """
     session, task = Session(folder, provider="cpu", mapped=True, verify="off"), source.task
-    tolerance, left = precision(session.bundle.dtype).tolerance, task.pads_left and session.bundle.padding == "left"
+    tolerance, left = (
+        precision(session.bundle.dtype).tolerance,
+        task.pads_left and session.bundle.padding == "left",
+    )
     rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
     batch = example(task, config_of(source.folder), acts=rules, bare=BARE, left=left, model=lambda: model)
     errors: dict[str, Errors] = {}
@@ -99,7 +108,11 @@ def prove(folder: Path, source: Source, model: Any, plan: LongRows = SHORT) -> d
     inner = {key for graph in session.graphs.values() for key in graph.inputs}
     for name, expected in run_torch(task, model, batch, source.packs):
         answer = run_graph(session, batch, name)
-        outputs[name] = {key: array for key, array in answer.by_name.items() if key not in inner and not key.startswith(PRESENT)}
+        outputs[name] = {
+            key: array
+            for key, array in answer.by_name.items()
+            if key not in inner and not key.startswith(PRESENT)
+        }
         error = errors[name or _base_name(session)] = _compared(answer, expected, batch, folder)
         _require(error.error, error.scale, tolerance, f"torch for {name or 'the base'}", folder)
     scale = max(error.scale for error in errors.values())
@@ -124,7 +137,12 @@ def prove(folder: Path, source: Source, model: Any, plan: LongRows = SHORT) -> d
 def _require(error: float, scale: float, tolerance: float, against: str, folder: Path) -> None:
     allowed = tolerance * max(1.0, scale)
     if not error <= allowed:  # NaN is no agreement either
-        raise ParityError(f"the graph disagrees with {against}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
+        raise ParityError(
+            f"the graph disagrees with {against}",
+            where=folder.name,
+            expected=f"at most {allowed:.2g}",
+            found=f"{error:.2g}",
+        )
 
 
 def _base_name(session: Session) -> str:
@@ -136,8 +154,12 @@ def _compared(graph: Outputs, torch: Outputs, batch: Arrays, folder: Path) -> Er
     """The first pass, and the next one of a model that generates."""
     pairs = [(key, graph.by_name[key], torch.by_name[key]) for key in graph.by_name if key in torch.by_name]
     if not pairs:
-        raise ParityError("the graph has none of the model's outputs", where=folder.name, expected=", ".join(torch.by_name),
-                          found=", ".join(graph.by_name))
+        raise ParityError(
+            "the graph has none of the model's outputs",
+            where=folder.name,
+            expected=", ".join(torch.by_name),
+            found=", ".join(graph.by_name),
+        )
     errors = [_difference(output, expected, _real(key, output, batch)) for key, output, expected in pairs]
     if graph.step is not None and torch.step is not None:
         errors.append(_difference(graph.step, torch.step, np.ones(graph.step.shape[:2], bool)))
@@ -145,7 +167,9 @@ def _compared(graph: Outputs, torch: Outputs, batch: Arrays, folder: Path) -> Er
 
 
 def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
-    """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one vector."""
+    """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one
+    vector.
+    """
     mask = batch.get("attention_mask")
     if key in SPANS and mask is not None:
         return np.asarray(mask > 0)
@@ -164,14 +188,30 @@ def _worst(errors: Sequence[Errors]) -> Errors:
 
 
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Errors:
-    """The errors at positions that are no padding; infinite for another shape, or for an extra label that is not switched off."""
+    """The errors at positions that are no padding; infinite for another shape, or for an extra label that is
+    not switched off.
+    """
     wide = reference.shape[-1]
-    if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
+    if (
+        output.shape[:-1] != reference.shape[:-1]
+        or output.shape[-1] < wide
+        or (output[..., wide:] > NONE_BELOW).any()
+    ):
         return Errors(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
-    if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
-        agreement = float(np.mean([a[row].argmax() == b[row].argmax() for a, b, row in zip(output, reference, real, strict=True)]))
-        return Errors(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
+    # one number a position: the best of each row is one choice
+    if real is not None and real.ndim == output.ndim:
+        agreement = float(
+            np.mean(
+                [
+                    a[row].argmax() == b[row].argmax()
+                    for a, b, row in zip(output, reference, real, strict=True)
+                ]
+            )
+        )
+        return Errors(
+            float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement
+        )
     if real is not None:
         output, reference = output[real], reference[real]
     agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
@@ -179,7 +219,9 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
 
 
 def _mixed(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:
-    """Rows that each use another adapter, against the same rows of the single runs; None where rows cannot choose."""
+    """Rows that each use another adapter, against the same rows of the single runs; None where rows cannot
+    choose.
+    """
     if session.bundle.mode == "folded" or len(single) < 2:
         return None
     names: list[str | None] = [*single]
@@ -197,7 +239,9 @@ def _mixed(session: Session, batch: Arrays, single: dict[str | None, Arrays]) ->
 
 
 def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float:
-    """Rows by themselves, without padding, against the same rows of the batch; every row and every adapter takes part."""
+    """Rows by themselves, without padding, against the same rows of the batch; every row and every adapter
+    takes part.
+    """
     names: list[str | None] = [*single]
     errors = []
     for number in range(max(len(names), len(LENGTHS))):
@@ -223,7 +267,11 @@ def row_of(batch: Arrays, row: int) -> Arrays:
     single = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
-        single |= {key: array[:, real] for key, array in single.items() if array.shape[1] == len(real) and key != "decoder_input_ids"}
+        single |= {
+            key: array[:, real]
+            for key, array in single.items()
+            if array.shape[1] == len(real) and key != "decoder_input_ids"
+        }
     if "pixel_values" in batch:
         fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
         place = row - sum(bare < row for bare in BARE) if fewer else row

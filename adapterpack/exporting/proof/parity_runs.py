@@ -1,4 +1,6 @@
-"""Runs a graph and its model in torch on the same batch, and on one more token with the cache that came out."""
+"""Runs a graph and its model in torch on the same batch, and on one more token with the cache that came
+out.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _STEP = 5
 
 
 class Outputs(NamedTuple):
-    """Outputs by name, and of a model that generates the logits ``[rows, 1, vocabulary]`` of one more token."""
+    """Outputs by name, and of a model that generates the logits ``[rows, 1, vocabulary]`` of one more
+    token.
+    """
 
     by_name: Arrays
     step: np.ndarray | None = None
@@ -47,7 +51,9 @@ def stepped(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> O
     )
 
 
-def run_torch(task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]) -> Iterator[tuple[str | None, Outputs]]:
+def run_torch(
+    task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]
+) -> Iterator[tuple[str | None, Outputs]]:
     """The model's outputs for the batch, without an adapter and then with each of ``packs``."""
     from ...training.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
 
@@ -93,7 +99,8 @@ def _run_model(task: Task, model: Any, batch: Arrays, kept: int = 0) -> Outputs:
     if not task.generates:
         return Outputs(outputs)
     ids, token, step_inputs = _next(batch)
-    cache = "cache" if "cache" in result else "past_key_values"  # its name in newer and older versions of transformers
+    # its name in newer and older versions of transformers
+    cache = "cache" if "cache" in result else "past_key_values"
     more: dict[str, Any] = {cache: result[cache], "use_cache": True}
     if ids != "input_ids":
         from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415 - see above

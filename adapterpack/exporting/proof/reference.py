@@ -1,7 +1,9 @@
-"""The model that a graph is compared with, in torch: its weights stay in the checkpoint's mapped files, and it computes in float32.
+"""The model that a graph is compared with, in torch: its weights stay in the checkpoint's mapped files, and
+it computes in float32.
 
-transformers maps weights that need no other type. Where a checkpoint is in halves, a float32 model would be a copy of it twice its size.
-So its linear layers and tables keep their halves, and widen them while they compute, a few rows at a time.
+transformers maps weights that need no other type. Where a checkpoint is in halves, a float32 model would be a
+copy of it twice its size. So its linear layers and tables keep their halves, and widen them while they
+compute, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from torch.nn import functional
 
 from ...base.checkpoint import Checkpoint
 from ...tasks.task import Task
-from ...training import inject  # noqa: F401 - adapters need it next: it is loaded with the model, while the weights are written
+
+# adapters need it next: it is loaded with the model, while the weights are written
+from ...training import inject  # noqa: F401
 from ...training.loading import load_model
 
 _LARGE = 64 << 20
@@ -34,11 +38,14 @@ class Reference(NamedTuple):
 
 
 def reference(task: Task, base: Path, whole: bool = False) -> Reference:
-    """The task's model on a base, with its weights mapped where that can be; ``whole`` has them in memory, in float32."""
+    """The task's model on a base, with its weights mapped where that can be; ``whole`` has them in memory, in
+    float32.
+    """
     half = None if whole else _half(base)
     if half is not None:
         model = load_model(task, base, dtype=half).eval()
-        if all(buffer.dtype == torch.float32 or not buffer.is_floating_point() for buffer in model.buffers()):  # rounded numbers stay so
+        # rounded numbers stay so
+        if all(buffer.dtype == torch.float32 or not buffer.is_floating_point() for buffer in model.buffers()):
             return Reference(widened(model), True)
     return Reference(load_model(task, base).eval(), False)
 
@@ -49,11 +56,14 @@ def _half(base: Path) -> str | None:
     dtypes = {info.dtype for info in checkpoint.tensors.values()}
     numbers = sum(info.nbytes // 2 for info in checkpoint.tensors.values())
     quantized = "quantization_config" in checkpoint.config
-    return _HALVES.get(next(iter(dtypes))) if len(dtypes) == 1 and numbers > _LARGE and not quantized else None
+    return (
+        _HALVES.get(next(iter(dtypes))) if len(dtypes) == 1 and numbers > _LARGE and not quantized else None
+    )
 
 
 def widened(model: nn.Module) -> nn.Module:
-    """``model``, whose parameters are halves, computing in float32: layers and tables do so block by block, all else is widened in place.
+    """``model``, whose parameters are halves, computing in float32: layers and tables do so block by block,
+    all else is widened in place.
 
     Example:
         >>> layer = widened(nn.Linear(4, 3).bfloat16())

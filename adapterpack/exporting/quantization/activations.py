@@ -1,8 +1,10 @@
-"""What goes into the products of a float graph on calibration rows: the mean of ``x xᵀ`` of each input, a few inputs at a time.
+"""What goes into the products of a float graph on calibration rows: the mean of ``x xᵀ`` of each input, a few
+inputs at a time.
 
-A moment of an input of width ``n`` has ``n²`` numbers, those of all inputs of a model can be more than its weights. They are gathered for
-as many inputs at a time as fit into :data:`BUDGET`, in the order of the graph, each time by running the rows through the graph with these
-inputs as further outputs; so to ask in that order runs the rows a few times, and not once for each input.
+A moment of an input of width ``n`` has ``n²`` numbers, those of all inputs of a model can be more than its
+weights. They are gathered for as many inputs at a time as fit into :data:`BUDGET`, in the order of the graph,
+each time by running the rows through the graph with these inputs as further outputs; so to ask in that order
+runs the rows a few times, and not once for each input.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ BUDGET = 512 << 20
 
 
 class Moments:
-    """The second moments of the inputs of the products in the main graph of an unpublished bundle's folder, on ``rows`` of token ids.
+    """The second moments of the inputs of the products in the main graph of an unpublished bundle's folder,
+    on ``rows`` of token ids.
 
-    The graph's file and the manifest are replaced while rows run, and have the same bytes afterwards. Moments have to be gathered before
-    the graph is quantized.
+    The graph's file and the manifest are replaced while rows run, and have the same bytes afterwards. Moments
+    have to be gathered before the graph is quantized.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:
@@ -40,7 +43,9 @@ class Moments:
         widths: dict[str, int] = {}
         for product in products_of(ir.load(self._path)):
             shape = product.weight.shape
-            widths[product.node.inputs[0].name] = int(shape[0 if product.weight is product.node.inputs[1] else 1])
+            widths[product.node.inputs[0].name] = int(
+                shape[0 if product.weight is product.node.inputs[1] else 1]
+            )
         self._widths, self._moments = widths, dict[str, np.ndarray]()
 
     def of(self, name: str) -> np.ndarray:
@@ -84,7 +89,11 @@ class Moments:
             manifest.write_bytes(before)
         for name, total in sums.items():
             if not np.isfinite(total).all() or not total.any():
-                raise AdapterpackError("calibration rows do not reach an input of the graph", where=name, remedy="give other rows")
+                raise AdapterpackError(
+                    "calibration rows do not reach an input of the graph",
+                    where=name,
+                    remedy="give other rows",
+                )
         return {name: total / np.float32(count) for name, total in sums.items()}
 
     def _with_outputs(self, names: Sequence[str]) -> None:
@@ -95,4 +104,6 @@ class Moments:
             if name not in present:
                 model.graph.outputs.append(values[name])
         ir.save(model, self._path)
-        replace(read_bundle(self.folder), io=signature_of(model), decoder=False).write(self.folder, draft=True)
+        replace(read_bundle(self.folder), io=signature_of(model), decoder=False).write(
+            self.folder, draft=True
+        )

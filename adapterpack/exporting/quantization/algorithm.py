@@ -1,4 +1,6 @@
-"""What an algorithm of rounding is: from a product to the quantized product in its place; one file in :mod:`.algorithms` each."""
+"""What an algorithm of rounding is: from a product to the quantized product in its place; one file in
+:mod:`.algorithms` each.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from .product import Product, Setting
 class Algorithm:
     """One way to round a weight to codes.
 
-    ``replace`` gives the graph that stands in the place of a product, whose last node is a ``MatMulNBits``. ``calibrated``: it looks at
+    ``replace`` gives the graph that stands in the place of a product, whose last node is a ``MatMulNBits``.
+    ``calibrated``: it looks at
     :attr:`.Product.second`. ``bits`` and ``symmetric`` are what it can round to.
     """
 
@@ -26,5 +29,6 @@ class Algorithm:
     symmetric: frozenset[bool] = frozenset({False, True})
 
 
-ALGORITHMS: Registry[Algorithm] = Registry("algorithm of quantization", Algorithm, "adapterpack.quantization_algorithms",
-                                           f"{__package__}.algorithms")
+ALGORITHMS: Registry[Algorithm] = Registry(
+    "algorithm of quantization", Algorithm, "adapterpack.quantization_algorithms", f"{__package__}.algorithms"
+)

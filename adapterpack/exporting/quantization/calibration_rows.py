@@ -1,4 +1,6 @@
-"""Reads calibration rows: the texts of a JSONL file as token ids, as many of them and as long as calibration needs."""
+"""Reads calibration rows: the texts of a JSONL file as token ids, as many of them and as long as calibration
+needs.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ MOST_ROWS, MOST_TOKENS = 128, 512
 
 
 def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
-    """The rows of a file as token ids, each with the number of tokens that are no answer: rows have a ``text``, ``messages``, or a
-    ``prompt`` and its ``completion``.
+    """The rows of a file as token ids, each with the number of tokens that are no answer: rows have a
+    ``text``, ``messages``, or a ``prompt`` and its ``completion``.
 
     Raises:
         StorageError: the file cannot be read.
@@ -25,9 +27,16 @@ def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
         Unsupported: the model of the bundle reads no texts alone.
     """
     if len(session.task.parts) > 1 or "input_ids" not in session.task.main.inputs:
-        raise Unsupported("calibration rows are texts for a model of one graph", where=session.folder.name, found=session.task.name,
-                          remedy="choose --algorithm rtn, k-quant or hqq")
-    return [(ids[:MOST_TOKENS], min(given, MOST_TOKENS)) for ids, given in (ids_of(session, row, where) for row, where in rows_of(file))]
+        raise Unsupported(
+            "calibration rows are texts for a model of one graph",
+            where=session.folder.name,
+            found=session.task.name,
+            remedy="choose --algorithm rtn, k-quant or hqq",
+        )
+    return [
+        (ids[:MOST_TOKENS], min(given, MOST_TOKENS))
+        for ids, given in (ids_of(session, row, where) for row, where in rows_of(file))
+    ]
 
 
 def rows_of(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -60,6 +69,12 @@ def ids_of(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[i
     if isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list):
         prompt = tokenizer.prompt(row["prompt"] if isinstance(row.get("prompt"), str) else row["messages"])
         completion = row.get("completion")
-        return prompt + (tokenizer.encode(completion, special=False) if isinstance(completion, str) else []), len(prompt)
-    raise ConfigError("a row has no text", where=where, found=", ".join(row)[:200] or "nothing",
-                      expected="text, messages, or prompt and completion")
+        return prompt + (
+            tokenizer.encode(completion, special=False) if isinstance(completion, str) else []
+        ), len(prompt)
+    raise ConfigError(
+        "a row has no text",
+        where=where,
+        found=", ".join(row)[:200] or "nothing",
+        expected="text, messages, or prompt and completion",
+    )

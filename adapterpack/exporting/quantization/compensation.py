@@ -1,10 +1,11 @@
 """A low-rank correction of what quantization did to the base, as a part of the quantized graph.
 
-To each quantized product ``Wq x`` a term ``B A x`` is added that approximates what it lost, ``E = W - Wq``: the largest singular values of
-``E`` (LQER, Zhang et al., https://arxiv.org/abs/2402.02446, section 3.2) or, with calibration rows, of ``E S^½`` with ``S`` the mean of
-``x xᵀ``, so that the error of the outputs is as small as it can be at this rank: ``A = Vᵀ S^-½`` (EoRA, Liu et al.,
-https://arxiv.org/abs/2410.21271, section 3.2, which writes ``S^½`` by its eigenvectors). Both factors are products in eight bits: they are
-read at every step, and in float they would be as many bytes as the weights in four bits.
+To each quantized product ``Wq x`` a term ``B A x`` is added that approximates what it lost, ``E = W - Wq``:
+the largest singular values of ``E`` (LQER, Zhang et al., https://arxiv.org/abs/2402.02446, section 3.2) or,
+with calibration rows, of ``E S^½`` with ``S`` the mean of ``x xᵀ``, so that the error of the outputs is as
+small as it can be at this rank: ``A = Vᵀ S^-½`` (EoRA, Liu et al., https://arxiv.org/abs/2410.21271, section
+3.2, which writes ``S^½`` by its eigenvectors). Both factors are products in eight bits: they are read at
+every step, and in float they would be as many bytes as the weights in four bits.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from .product import initializer
 from .tensor_file import TensorFile
 
 _DAMPING = 1e-3
-"""What is added to the diagonal of ``S``, as a share of its mean: inputs that calibration rows never have are not free to err."""
+"""What is added to the diagonal of ``S``, as a share of its mean: inputs that calibration rows never have are
+not free to err.
+"""
 _BITS, _BLOCK = 8, 32
 """The bits of a factor's numbers, and how many share a scale."""
 
@@ -37,27 +40,40 @@ Second = Callable[[str], np.ndarray | None]
 
 
 class Compensator:
-    """Corrects one graph of ``bundle`` while it is quantized: :meth:`remember` before, :meth:`apply` afterwards.
+    """Corrects one graph of ``bundle`` while it is quantized: :meth:`remember` before, :meth:`apply`
+    afterwards.
 
-    Each site gets ``rank``; where several sites share one product, that has theirs together. The product that gives the logits has none.
+    Each site gets ``rank``; where several sites share one product, that has theirs together. The product that
+    gives the logits has none.
     """
 
     def __init__(self, bundle: Bundle, rank: int, second: Second | None) -> None:
         self.rank, self._second = rank, second
         self._sites = Counter(site.node for site in bundle.sites.values() if site.weight)
         self._weights: dict[str, tuple[Any, bool, str]] = {}
-        """Of each product's node the tensor, whether it was transposed on the way, and the name of its input."""
+        """Of each product's node the tensor, whether it was transposed on the way, and the name of its
+        input.
+        """
         self._roots: tuple[str, np.ndarray, np.ndarray] | None = None
         self.errors = np.zeros(2)
-        """The squared errors of the products' outputs (of the weights, without rows), before and with the correction."""
+        """The squared errors of the products' outputs (of the weights, without rows), before and with the
+        correction.
+        """
         self.count = 0
         """How many sites are corrected."""
 
     def remember(self, model: Any) -> None:
         """Keeps hold of the float weights of a graph, which stay in their file."""
         head = head_of(model)
-        self._weights = {product.node.name: (product.weight.const_value, product.weight is not product.node.inputs[1],
-                                             product.node.inputs[0].name) for product in products_of(model) if product.node.name != head}
+        self._weights = {
+            product.node.name: (
+                product.weight.const_value,
+                product.weight is not product.node.inputs[1],
+                product.node.inputs[0].name,
+            )
+            for product in products_of(model)
+            if product.node.name != head
+        }
 
     def apply(self, model: Any, file: TensorFile) -> None:
         """Adds the correction to the products of a quantized graph; ``file`` takes its codes.
@@ -70,22 +86,33 @@ class Compensator:
             if node.op_type == "MatMulNBits" and name in self._weights:
                 tensor, turned, x = self._weights[name]
                 weight = tensor.numpy() if turned else tensor.numpy().T
-                error, second = weight.astype(np.float32) - dense(node), None if self._second is None else self._second(x)
+                error, second = (
+                    weight.astype(np.float32) - dense(node),
+                    None if self._second is None else self._second(x),
+                )
                 factors = self._factors(error, self.rank * max(self._sites[name], 1), second, x)
                 down, up = (_Rounded.of(factor, tensor.dtype.numpy()) for factor in (factors.A, factors.B))
                 self.errors += [_error(change, second) for change in (error, error - up.values @ down.values)]
                 self.count += max(self._sites[name], 1)
                 _add(model.graph, node, {"down": down, "up": up}, file)
         if not self.count:
-            raise NothingToDo("no product is quantized", where="--compensate", remedy="leave --compensate out")
+            raise NothingToDo(
+                "no product is quantized", where="--compensate", remedy="leave --compensate out"
+            )
 
     def report(self) -> CompensationReport:
         """What the manifest says of the correction."""
         before, after = self.errors
-        return {"rank": self.rank, "sites": self.count, "error_left": float(np.sqrt(after / before)) if before else 0.0}
+        return {
+            "rank": self.rank,
+            "sites": self.count,
+            "error_left": float(np.sqrt(after / before)) if before else 0.0,
+        }
 
     def _factors(self, error: np.ndarray, rank: int, second: np.ndarray | None, key: str) -> Factors:
-        """``B A`` of a rank near an error ``[out, in]``; ``key`` names the input, whose roots serve all products that read it."""
+        """``B A`` of a rank near an error ``[out, in]``; ``key`` names the input, whose roots serve all
+        products that read it.
+        """
         cut = Cut(rank=min(rank, *error.shape))
         if second is None:
             return _normed(largest(InMemory(error), cut).cut(cut)[0])
@@ -97,14 +124,18 @@ class Compensator:
 
 
 def _normed(factors: Factors) -> Factors:
-    """The same product with rows of ``A`` of norm 1: numbers of ``B`` that share a scale then count for as much as they are large."""
+    """The same product with rows of ``A`` of norm 1: numbers of ``B`` that share a scale then count for as
+    much as they are large.
+    """
     norms = np.linalg.norm(factors.A, axis=1)
     norms[norms == 0] = 1
     return Factors(factors.A / norms[:, None], factors.B * norms)
 
 
 class _Rounded(NamedTuple):
-    """A factor ``[rows, columns]`` in codes ``[rows, blocks, block]``, their scales ``[rows, blocks]``, and the numbers they stand for."""
+    """A factor ``[rows, columns]`` in codes ``[rows, blocks, block]``, their scales ``[rows, blocks]``, and
+    the numbers they stand for.
+    """
 
     codes: np.ndarray
     scales: np.ndarray
@@ -116,7 +147,11 @@ class _Rounded(NamedTuple):
         x = blocked(_BLOCK, factor)
         grid = fresh_grid(x, _BITS, True, dtype)
         q = nearest(x, grid, _BITS)
-        return cls(q.astype(np.uint8), grid.scale.astype(dtype), values(q, grid).reshape(len(factor), -1)[:, : factor.shape[1]])
+        return cls(
+            q.astype(np.uint8),
+            grid.scale.astype(dtype),
+            values(q, grid).reshape(len(factor), -1)[:, : factor.shape[1]],
+        )
 
 
 def _add(graph: Any, node: Any, factors: Mapping[str, _Rounded], file: TensorFile) -> None:
@@ -127,13 +162,20 @@ def _add(graph: Any, node: Any, factors: Mapping[str, _Rounded], file: TensorFil
         x = divided.inputs[0]
     result = x
     for role, factor in factors.items():
-        stored = [initializer(file.append(ir.tensor(array, name=f"{name}/{role}_{part}")))
-                  for part, array in (("codes", factor.codes), ("scales", factor.scales))]
+        stored = [
+            initializer(file.append(ir.tensor(array, name=f"{name}/{role}_{part}")))
+            for part, array in (("codes", factor.codes), ("scales", factor.scales))
+        ]
         for value in stored:
             graph.register_initializer(value)
         rows, columns = factor.values.shape
-        product = ir.node("MatMulNBits", [result, *stored], {"N": rows, "K": columns, "bits": _BITS, "block_size": _BLOCK},
-                          domain="com.microsoft", name=f"{name}/{role}")
+        product = ir.node(
+            "MatMulNBits",
+            [result, *stored],
+            {"N": rows, "K": columns, "bits": _BITS, "block_size": _BLOCK},
+            domain="com.microsoft",
+            name=f"{name}/{role}",
+        )
         result = product.outputs[0]
         result.name, result.type = f"{product.name}:0", y.type
         result.shape = None if y.shape is None else ir.Shape([*list(y.shape)[:-1], rows])
@@ -149,7 +191,9 @@ def _add(graph: Any, node: Any, factors: Mapping[str, _Rounded], file: TensorFil
 
 def _error(change: np.ndarray, second: np.ndarray | None) -> float:
     """The mean of ``|D x|²`` for a change ``D`` of a weight; without rows its own squared norm."""
-    return float(np.sum(np.square(change, dtype=np.float64))) if second is None else output_error(change, second)
+    return (
+        float(np.sum(np.square(change, dtype=np.float64))) if second is None else output_error(change, second)
+    )
 
 
 def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,11 +201,15 @@ def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     S = second.astype(np.float64)
     sizes, vectors = np.linalg.eigh(S)
     sizes = np.maximum(sizes, 0) + _DAMPING * float(np.trace(S)) / len(S)
-    return tuple(((vectors * power) @ vectors.T).astype(np.float32) for power in (np.sqrt(sizes), 1 / np.sqrt(sizes)))  # type: ignore[return-value]
+    return tuple(
+        ((vectors * power) @ vectors.T).astype(np.float32) for power in (np.sqrt(sizes), 1 / np.sqrt(sizes))
+    )  # type: ignore[return-value]
 
 
 def dense(node: Any) -> np.ndarray:
-    """What a ``MatMulNBits`` multiplies with ``[out, in]``, in float32, with the division before it and the minima of blocks after it."""
+    """What a ``MatMulNBits`` multiplies with ``[out, in]``, in float32, with the division before it and the
+    minima of blocks after it.
+    """
     out, width, bits, block = (node.attributes.get_int(name) for name in ("N", "K", "bits", "block_size"))
     replaced = node.name.rpartition("_Q")[0]
     codes, scales, *zeros = (value.const_value.numpy() for value in node.inputs[1:] if value is not None)
@@ -170,7 +218,9 @@ def dense(node: Any) -> np.ndarray:
         zero = np.full_like(scales, 1 << (bits - 1))
     else:
         stored = zeros[0].reshape(out, -1)
-        zero = (unpacked(stored, bits)[:, : scales.shape[1]] if stored.dtype == np.uint8 else stored).astype(np.float32)
+        zero = (unpacked(stored, bits)[:, : scales.shape[1]] if stored.dtype == np.uint8 else stored).astype(
+            np.float32
+        )
     q = unpacked(codes.reshape(*scales.shape, -1), bits).astype(np.float32)
     rows = values(q, Grid(scales, zero, not zeros)).reshape(out, -1)[:, :width]
     for use in node.outputs[0].uses():

@@ -1,8 +1,8 @@
 """Gives each expert of a fused stack a matrix of its own, so that its product is quantized like any other.
 
-A graph that torch traced keeps the experts of a layer in one constant ``[experts, in, out]`` and cuts it with ``Split`` and ``Squeeze`` at
-run time; the products read what that gives, which is no constant. The matrices are places in the bytes of the stack: nothing is copied
-until the graph is saved.
+A graph that torch traced keeps the experts of a layer in one constant ``[experts, in, out]`` and cuts it with
+``Split`` and ``Squeeze`` at run time; the products read what that gives, which is no constant. The matrices
+are places in the bytes of the stack: nothing is copied until the graph is saved.
 """
 
 from __future__ import annotations
@@ -37,22 +37,35 @@ def _cuts_a_stack(node: Any) -> bool:
     if node.op_type != "Split" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     stack = node.inputs[0]
-    if not stack.is_initializer() or stack.is_graph_input() or len(stack.shape) != 3 or len(node.outputs) != stack.shape[0]:
+    if (
+        not stack.is_initializer()
+        or stack.is_graph_input()
+        or len(stack.shape) != 3
+        or len(node.outputs) != stack.shape[0]
+    ):
         return False
-    return all(use.node.op_type == "Squeeze" and _first_axis(use.node) and all(
-        user.node.op_type == "MatMul" and user.idx == 1 for user in use.node.outputs[0].uses())
-        for output in node.outputs for use in output.uses()) and all(not output.is_graph_output() for output in node.outputs)
+    return all(
+        use.node.op_type == "Squeeze"
+        and _first_axis(use.node)
+        and all(user.node.op_type == "MatMul" and user.idx == 1 for user in use.node.outputs[0].uses())
+        for output in node.outputs
+        for use in output.uses()
+    ) and all(not output.is_graph_output() for output in node.outputs)
 
 
 def _first_axis(squeeze: Any) -> bool:
-    axes = squeeze.inputs[1].const_value if len(squeeze.inputs) > 1 and squeeze.inputs[1] is not None else None
+    axes = (
+        squeeze.inputs[1].const_value if len(squeeze.inputs) > 1 and squeeze.inputs[1] is not None else None
+    )
     return axes is not None and axes.numpy().tolist() == [0]
 
 
 def _unstack(graph: Any, node: Any) -> None:
     stack = node.inputs[0]
     for output, matrix in zip(list(node.outputs), _matrices(stack.const_value), strict=True):
-        value = ir.Value(name=matrix.name, shape=matrix.shape, type=ir.TensorType(matrix.dtype), const_value=matrix)
+        value = ir.Value(
+            name=matrix.name, shape=matrix.shape, type=ir.TensorType(matrix.dtype), const_value=matrix
+        )
         graph.register_initializer(value)
         for squeeze in [use.node for use in output.uses()]:
             squeeze.outputs[0].replace_all_uses_with(value)
@@ -69,7 +82,14 @@ def _matrices(stack: Any) -> Iterator[Any]:
         name, shape = f"{stack.name}/{number}", ir.Shape(extents)
         if isinstance(stack, ir.ExternalTensor):
             length = (stack.length or stack.nbytes) // count
-            yield ir.ExternalTensor(stack.location, (stack.offset or 0) + number * length, length, stack.dtype, shape=shape, name=name,
-                                    base_dir=stack.base_dir)
+            yield ir.ExternalTensor(
+                stack.location,
+                (stack.offset or 0) + number * length,
+                length,
+                stack.dtype,
+                shape=shape,
+                name=name,
+                base_dir=stack.base_dir,
+            )
         else:
             yield ir.tensor(np.ascontiguousarray(stack.numpy()[number]), name=name)

@@ -1,6 +1,9 @@
-"""Weight-only quantization of a bundle's graphs: the base's MatMuls become MatMulNBits, the adapters stay float; the error is measured.
+"""Weight-only quantization of a bundle's graphs: the base's MatMuls become MatMulNBits, the adapters stay
+float; the error is measured.
 
-What two accuracies of the products give is measured on the same rows, and the faster one is taken where it keeps to the scheme's bound."""
+What two accuracies of the products give is measured on the same rows, and the faster one is taken where it
+keeps to the scheme's bound.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,17 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
     """
     bundle = read_bundle(source)
     if bundle.quantization is not None:
-        raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
+        raise NothingToDo(
+            "the bundle is quantized already", where=source, remedy="start from the float bundle"
+        )
     require_files(source, bundle, "cached")  # new digests must not hide an old change
     require_openable(Path(source), bundle, Proofs(manifest_bytes(source)), graphs_of(bundle))
     if extra := unlisted(source, bundle):
-        raise FormatError("a file in the bundle is not in its manifest", where=source / extra[0], remedy="remove it, or export again")
+        raise FormatError(
+            "a file in the bundle is not in its manifest",
+            where=source / extra[0],
+            remedy="remove it, or export again",
+        )
     with output_folder(out) as folder:
         copy_folder(Path(source), folder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
@@ -68,7 +77,8 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
 
     Raises:
         NothingToDo: no graph has a product to quantize.
-        ParityError: a site was lost on the way, an output moved further than the scheme allows, or a pack's canary fails.
+        ParityError: a site was lost on the way, an output moved further than the scheme allows, or a pack's
+            canary fails.
     """
     bundle = read_bundle(folder)
     for part in bundle.parts if wanted.stored is None else ():
@@ -84,8 +94,11 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         quantized = _proved(quantized, {**quantized.parity["decoder"], "cache": quantize_cache(folder)})
     shift = replay.drift(floats.canaries, measured.canaries)
     canary = {**replay.judge(session, measured.canaries, shift), "moved": shift}
-    dataclasses.replace(quantized, quantization={**report, **accuracies, **measure.report(floats.answers, measured.answers)},
-                        parity={**quantized.parity, "canary": canary}).write(folder)
+    dataclasses.replace(
+        quantized,
+        quantization={**report, **accuracies, **measure.report(floats.answers, measured.answers)},
+        parity={**quantized.parity, "canary": canary},
+    ).write(folder)
 
 
 class _Measured(NamedTuple):
@@ -102,28 +115,49 @@ def _measured(folder: Path, *, mapped: bool = False) -> tuple[_Measured, Session
 
 
 def _floats(folder: Path, calibration: Path | None) -> tuple[_Measured, list[Any]]:
-    """What the float graphs give, and the token ids of calibration rows; their session is gone then, so that files can be replaced."""
+    """What the float graphs give, and the token ids of calibration rows; their session is gone then, so that
+    files can be replaced.
+    """
     measured, session = _measured(folder, mapped=True)
     return measured, [] if calibration is None else [ids for ids, _ in token_rows(session, calibration)]
 
 
-def _with_codes(folder: Path, bundle: Bundle, wanted: Quantization, rows: list[Any]) -> tuple[Bundle, dict[str, Any]]:
-    """Rewrites the graphs; returns the bundle with its sites where they are now, and what the manifest says of how it was quantized."""
+def _with_codes(
+    folder: Path, bundle: Bundle, wanted: Quantization, rows: list[Any]
+) -> tuple[Bundle, dict[str, Any]]:
+    """Rewrites the graphs; returns the bundle with its sites where they are now, and what the manifest says
+    of how it was quantized.
+    """
     second = Moments(folder, rows).of if rows else None
     compensator = Compensator(bundle, wanted.compensate, second) if wanted.compensate else None
-    choose, choices = (searched(folder, bundle.parts, wanted, second) if SCHEMES[wanted.scheme].budgeted
-                       else ((lambda name: wanted.setting), {}))
+    choose, choices = (
+        searched(folder, bundle.parts, wanted, second)
+        if SCHEMES[wanted.scheme].budgeted
+        else ((lambda name: wanted.setting), {})
+    )
     count, sites = 0, dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
-        count += quantize_file(path, wanted.scheme, choose, wanted.head_setting, second if part == MAIN else None,
-                               compensator if part == MAIN else None, wanted.stored)
+        count += quantize_file(
+            path,
+            wanted.scheme,
+            choose,
+            wanted.head_setting,
+            second if part == MAIN else None,
+            compensator if part == MAIN else None,
+            wanted.stored,
+        )
         sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0 and wanted.stored is None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     report: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count, **choices}
     if (setting := wanted.setting) is not None:
-        report |= {"block_size": setting.block_size, "symmetric": setting.symmetric, "algorithm": setting.algorithm, "head": wanted.head}
+        report |= {
+            "block_size": setting.block_size,
+            "symmetric": setting.symmetric,
+            "algorithm": setting.algorithm,
+            "head": wanted.head,
+        }
     if wanted.stored is not None:
         report["stored"] = wanted.stored.report()
     if rows:
@@ -133,14 +167,22 @@ def _with_codes(folder: Path, bundle: Bundle, wanted: Quantization, rows: list[A
     return dataclasses.replace(bundle, sites=sites), report
 
 
-def _with_accuracy(folder: Path, bundle: Bundle, wanted: Quantization, before: dict[str, measure.Answer],
-                   ) -> tuple[_Measured, Session, dict[str, Any]]:
-    """Leaves the graphs exact or fast, as wanted or by how far both are measured to move; returns what they give then, and both errors."""
+def _with_accuracy(
+    folder: Path,
+    bundle: Bundle,
+    wanted: Quantization,
+    before: dict[str, measure.Answer],
+) -> tuple[_Measured, Session, dict[str, Any]]:
+    """Leaves the graphs exact or fast, as wanted or by how far both are measured to move; returns what they
+    give then, and both errors.
+    """
     scheme, graphs = SCHEMES[wanted.scheme], [folder / graph_file(part) for part in graphs_of(bundle)]
     exact_graphs = [path.read_bytes() for path in graphs]
-    dataclasses.replace(bundle, decoder=False).write(folder, draft=True)  # the ordinary graphs are measured, and no other is opened
+    # the ordinary graphs are measured, and no other is opened
+    dataclasses.replace(bundle, decoder=False).write(folder, draft=True)
     exact = _measured(folder)[0]
-    measure.require_small(before, exact.answers, scheme.tolerance, folder.name)  # a wrong graph; what fast adds is recorded
+    # a wrong graph; what fast adds is recorded
+    measure.require_small(before, exact.answers, scheme.tolerance, folder.name)
     for path in graphs:
         make_fast(path)
     fast, session = _measured(folder)
@@ -150,8 +192,11 @@ def _with_accuracy(folder: Path, bundle: Bundle, wanted: Quantization, before: d
     if accuracy == "exact":
         for path, graph in zip(graphs, exact_graphs, strict=True):
             path.write_bytes(graph)
-    return (fast if accuracy == "fast" else exact), session, {
-        "accuracy": accuracy, "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True))}
+    return (
+        (fast if accuracy == "fast" else exact),
+        session,
+        {"accuracy": accuracy, "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True))},
+    )
 
 
 def _proved(bundle: Bundle, proof: dict[str, Any]) -> Bundle:
@@ -164,7 +209,9 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
     nodes = {node.name: node for node in model.graph if node.name}
     relocated = {}
     for path, site in sites.items():
-        node = next((nodes[name] for name in (site.node + suffix for suffix in _SUFFIXES) if name in nodes), None)
+        node = next(
+            (nodes[name] for name in (site.node + suffix for suffix in _SUFFIXES) if name in nodes), None
+        )
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
         weight = _stored(node.inputs[0 if site.kind == "lookup" else 1]).name if site.weight else ""
@@ -175,4 +222,8 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
 def _stored(value: Any) -> Any:
     """The initializer that a value is a wider form of, or the value."""
     node = value.producer()
-    return node.inputs[0] if node is not None and node.op_type == "Cast" and node.inputs[0].is_initializer() else value
+    return (
+        node.inputs[0]
+        if node is not None and node.op_type == "Cast" and node.inputs[0].is_initializer()
+        else value
+    )

@@ -1,7 +1,8 @@
 """Rewrites the products of a graph with constant weights to ``MatMulNBits``, one weight at a time.
 
-What an algorithm makes of a weight goes to a file at once. The product that gives the logits may have a setting of its own. Where its
-weight is the table of the embedding, the embedding reads the same codes, by GatherBlockQuantized: see :mod:`.tied`.
+What an algorithm makes of a weight goes to a file at once. The product that gives the logits may have a
+setting of its own. Where its weight is the table of the embedding, the embedding reads the same codes, by
+GatherBlockQuantized: see :mod:`.tied`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def rewrite(rewriting: Rewriting) -> int:
 
 
 def put_in(rewriting: Rewriting, replacement: Callable[[Product], Any]) -> int:
-    """Puts into the place of each product the graph that ``replacement`` gives for it, or leaves it float where that is None or has no
-    product on codes; returns how many were replaced. Those of adapters stay float, and so do those whose weight is an input.
+    """Puts into the place of each product the graph that ``replacement`` gives for it, or leaves it float
+    where that is None or has no product on codes; returns how many were replaced. Those of adapters stay
+    float, and so do those whose weight is an input.
     """
     model, codes, count = rewriting.model, dict[str, Any](), 0
     for product in products_of(model):
@@ -77,7 +79,11 @@ def put_in(rewriting: Rewriting, replacement: Callable[[Product], Any]) -> int:
 
 def products_of(model: Any) -> list[Product]:
     """Every product of a graph, and of the graphs in it, that codes can stand in for, in their order."""
-    return [Product(node, _weight(node), model) for node in ir.traversal.RecursiveGraphIterator(model.graph) if _quantizable(node)]
+    return [
+        Product(node, _weight(node), model)
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if _quantizable(node)
+    ]
 
 
 def head_of(model: Any) -> str | None:
@@ -94,13 +100,24 @@ def _head_weight(model: Any) -> Any:
 
 
 def _quantizable(node: Any) -> bool:
-    return node.op_type == "MatMul" and not node.domain and not (node.name or "").startswith(ADDED) and _weight(node) is not None
+    return (
+        node.op_type == "MatMul"
+        and not node.domain
+        and not (node.name or "").startswith(ADDED)
+        and _weight(node) is not None
+    )
 
 
 def _weight(node: Any) -> Any:
-    """The constant that a product multiplies with, as it is stored: a matrix that is transposed first has its rows as columns."""
+    """The constant that a product multiplies with, as it is stored: a matrix that is transposed first has its
+    rows as columns.
+    """
     weight = node.inputs[1]
     turned = None if weight is None else weight.producer()
-    if turned is not None and turned.op_type == "Transpose" and list(turned.attributes.get_ints("perm", [1, 0])) == [1, 0]:
+    if (
+        turned is not None
+        and turned.op_type == "Transpose"
+        and list(turned.attributes.get_ints("perm", [1, 0])) == [1, 0]
+    ):
         weight = turned.inputs[0]
     return weight if weight is not None and weight.is_initializer() and not weight.is_graph_input() else None

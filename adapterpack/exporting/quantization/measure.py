@@ -1,4 +1,6 @@
-"""How far quantization moves what the graphs of a bundle give: the same inputs before and after, base and every adapter, graph by graph."""
+"""How far quantization moves what the graphs of a bundle give: the same inputs before and after, base and
+every adapter, graph by graph.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ from ...tasks.task import MAIN
 from ..example_inputs import config_of
 
 _SAMPLE = 65521
-"""Of how many numbers of an output of a graph before the last one a change is measured: an encoder's keys and values can be gigabytes."""
+"""Of how many numbers of an output of a graph before the last one a change is measured: an encoder's keys and
+values can be gigabytes.
+"""
 
 
 class Answer(NamedTuple):
-    """What the graphs gave to one adapter: the last one's outputs at the last position ``[rows, width]``, and numbers of each before it."""
+    """What the graphs gave to one adapter: the last one's outputs at the last position ``[rows, width]``, and
+    numbers of each before it.
+    """
 
     last: np.ndarray
     before: Mapping[str, np.ndarray]
@@ -44,14 +50,18 @@ def answers(session: Session) -> dict[str, Answer]:
     answer_by_adapter = {}
     for key, name in kinds.items():
         outputs = session.run(batch, name)
-        before = {part: np.concatenate([_sampled(outputs[output]) for output in session.graphs[part].outputs])
-                  for part in session.bundle.parts if part != MAIN}
+        before = {
+            part: np.concatenate([_sampled(outputs[output]) for output in session.graphs[part].outputs])
+            for part in session.bundle.parts
+            if part != MAIN
+        }
         answer_by_adapter[key] = Answer(_last(session, batch, outputs), before)
     return answer_by_adapter
 
 
 def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[str, Any]:
-    """What the manifest says of the change: the largest error and the agreement of labels, by adapter; of several graphs, of each of them.
+    """What the manifest says of the change: the largest error and the agreement of labels, by adapter; of
+    several graphs, of each of them.
 
     Example:
         >>> one, two = (Answer(np.array([[1.0, last]]), {}) for last in (4.0, 3.5))
@@ -60,26 +70,36 @@ def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[st
     """
     entry: dict[str, Any] = {
         "max_error": {key: _error(before[key].last, after[key].last) for key in before},
-        "label_agreement": {key: float((after[key].last.argmax(-1) == before[key].last.argmax(-1)).mean()) for key in before},
+        "label_agreement": {
+            key: float((after[key].last.argmax(-1) == before[key].last.argmax(-1)).mean()) for key in before
+        },
     }
     parts = list(next(iter(before.values())).parts)
     if len(parts) > 1:
-        entry["graphs"] = {part: _of_part({key: (before[key].parts[part], after[key].parts[part]) for key in before}) for part in parts}
+        entry["graphs"] = {
+            part: _of_part({key: (before[key].parts[part], after[key].parts[part]) for key in before})
+            for part in parts
+        }
     return entry
 
 
 def relative(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float:
-    """The root mean square of the change of the last graph's outputs, of all adapters together, as a share of their own.
+    """The root mean square of the change of the last graph's outputs, of all adapters together, as a share of
+    their own.
 
     Example:
-        >>> relative({"base": Answer(np.array([[3.0, 4.0]]), {})}, {"base": Answer(np.array([[3.0, 3.0]]), {})})
+        >>> relative({"base": Answer(np.array([[3.0, 4.0]]), {})}, {"base": Answer(np.array([[3.0, 3.0]]),
+        ...     {})})
         0.2
     """
     change = size = 0.0
     for key, answer in before.items():
         kept = answer.last > NONE_BELOW
         exact, other = answer.last[kept].astype(np.float64), after[key].last[kept].astype(np.float64)
-        change, size = change + float(np.sum(np.square(other - exact))), size + float(np.sum(np.square(exact)))
+        change, size = (
+            change + float(np.sum(np.square(other - exact))),
+            size + float(np.sum(np.square(exact))),
+        )
     return math.sqrt(change / size) if size else 0.0
 
 
@@ -93,7 +113,9 @@ def worst(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float:
     return max(change for change, _ in _changes(before, after))
 
 
-def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tolerance: float, where: str) -> None:
+def require_small(
+    before: Mapping[str, Answer], after: Mapping[str, Answer], tolerance: float, where: str
+) -> None:
     """Checks that no graph's outputs moved by more than the share ``tolerance`` of the largest.
 
     Raises:
@@ -101,21 +123,29 @@ def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tol
     """
     for change, graph in _changes(before, after):
         if not change <= tolerance:
-            raise ParityError("quantization moves the outputs too far", where=f"{where}, {graph}",
-                              expected=f"at most {tolerance:.2g} of the largest", found=f"{change:.2g}",
-                              remedy="quantize to int8, or keep the float graph")
+            raise ParityError(
+                "quantization moves the outputs too far",
+                where=f"{where}, {graph}",
+                expected=f"at most {tolerance:.2g} of the largest",
+                found=f"{change:.2g}",
+                remedy="quantize to int8, or keep the float graph",
+            )
 
 
 def _changes(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> Iterator[tuple[float, str]]:
     """By graph and adapter the largest change, as a share of the largest output, and their names."""
     for key, answer in before.items():
         for part, numbers in answer.parts.items():
-            yield _error(numbers, after[key].parts[part]) / max(_largest(numbers), 1e-30), f"{key}, {part}.onnx"
+            yield (
+                _error(numbers, after[key].parts[part]) / max(_largest(numbers), 1e-30),
+                f"{key}, {part}.onnx",
+            )
 
 
 def inputs_of(session: Session) -> dict[str, np.ndarray]:
-    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes; with a text, an image
-    in every row."""
+    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's
+    shapes; with a text, an image in every row.
+    """
     rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
     inputs: dict[str, np.ndarray] = {}
     shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
@@ -126,21 +156,32 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
             inputs[name] = rng.integers(1, vocabulary(session.folder), (rows, 4))
         elif name in {"pixel_values", "input_features"}:
             inputs[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
-    return inputs if session.task.example is None else {**inputs, **session.task.example(config_of(session.folder), inputs, rng)}
+    return (
+        inputs
+        if session.task.example is None
+        else {**inputs, **session.task.example(config_of(session.folder), inputs, rng)}
+    )
 
 
 def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:
     """The outputs of the last graph at each row's last position: its logits, or the first that it has."""
     output = outputs["logits"] if "logits" in outputs else outputs[session.graphs[MAIN].outputs[0]]
     if output.ndim == 3:
-        last = last_places(batch["attention_mask"]) if "input_ids" in session.task.main.inputs else output.shape[1] - 1
+        last = (
+            last_places(batch["attention_mask"])
+            if "input_ids" in session.task.main.inputs
+            else output.shape[1] - 1
+        )
         output = output[range(len(output)), last if session.task.generates else 0]
     return output
 
 
 def _of_part(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:
     errors = {key: _error(*pair) for key, pair in pairs.items()}
-    return {"max_error": errors, "max_relative": {key: error / max(_largest(pairs[key][0]), 1e-30) for key, error in errors.items()}}
+    return {
+        "max_error": errors,
+        "max_relative": {key: error / max(_largest(pairs[key][0]), 1e-30) for key, error in errors.items()},
+    }
 
 
 def _error(before: np.ndarray, after: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Calls ONNX Runtime's quantizer on one product.
 
-It wants a whole model in memory, so it gets models of one node: no more than one weight is in memory at a time.
+It wants a whole model in memory, so it gets models of one node: no more than one weight is in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ from .product import Product, Setting
 
 
 def quantized(product: Product, setting: Setting, config: str | None = None) -> Any:
-    """The graph that the quantizer makes of a product; ``config`` names one of its classes of settings in place of the default."""
+    """The graph that the quantizer makes of a product; ``config`` names one of its classes of settings in
+    place of the default.
+    """
     module = _module()
     chosen = None
     if config is not None:
-        chosen = getattr(module, config)(bits=setting.bits, block_size=setting.block_size, op_types_to_quantize=("MatMul",))
-    quantizer = module.MatMulNBitsQuantizer(product.alone(), bits=setting.bits, block_size=setting.block_size,
-                                            is_symmetric=setting.symmetric, op_types_to_quantize=("MatMul",), algo_config=chosen)
+        chosen = getattr(module, config)(
+            bits=setting.bits, block_size=setting.block_size, op_types_to_quantize=("MatMul",)
+        )
+    quantizer = module.MatMulNBitsQuantizer(
+        product.alone(),
+        bits=setting.bits,
+        block_size=setting.block_size,
+        is_symmetric=setting.symmetric,
+        op_types_to_quantize=("MatMul",),
+        algo_config=chosen,
+    )
     quantizer.process()
     return ir.from_proto(quantizer.model.model).graph
 

@@ -1,4 +1,6 @@
-"""What can be chosen of a quantization, checked: the scheme, its blocks and algorithm, the accuracy of products, the head, and budgets."""
+"""What can be chosen of a quantization, checked: the scheme, its blocks and algorithm, the accuracy of
+products, the head, and budgets.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,21 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 HEADS = ("int4", "int8", "float")
 """What the product that gives the logits may be."""
 HEAD = "int8"
-"""What it is by default: four bits would cost more accuracy there than anywhere else, and save a few per cent of a graph."""
+"""What it is by default: four bits would cost more accuracy there than anywhere else, and save a few per cent
+of a graph.
+"""
 ACCURACIES = ("exact", "fast")
-"""``exact`` multiplies with the activations as they are; ``fast`` rounds them to int8 in blocks, which is MatMulNBits' accuracy_level 4."""
+"""``exact`` multiplies with the activations as they are; ``fast`` rounds them to int8 in blocks, which is
+MatMulNBits' accuracy_level 4.
+"""
 CACHES = ("float", "int8")
-"""What the keys and values of the engine's graph may be: the graph's own type, or whole numbers with a scale for each channel."""
+"""What the keys and values of the engine's graph may be: the graph's own type, or whole numbers with a scale
+for each channel.
+"""
 STORED, TRAINED = "as-stored", "as-trained"
-"""The schemes whose codes are those of the base: as it is stored, and as it was while the packs were trained."""
+"""The schemes whose codes are those of the base: as it is stored, and as it was while the packs were
+trained.
+"""
 MOST_COMPENSATED = 512
 """The largest rank of a compensation."""
 
@@ -31,9 +41,10 @@ MOST_COMPENSATED = 512
 class Quantization(NamedTuple):
     """What is to become of a bundle's graphs.
 
-    ``accuracy`` None: by what is measured. ``setting`` is that of every product, of a scheme of codes. ``calibration`` are rows of the
-    user's. ``compensate`` is the rank of the correction of the error, 0 for none. The budgets are those of a scheme that searches.
-    ``stored`` are the codes of a quantized base, of a scheme ``of_base``.
+    ``accuracy`` None: by what is measured. ``setting`` is that of every product, of a scheme of codes.
+    ``calibration`` are rows of the user's. ``compensate`` is the rank of the correction of the error, 0 for
+    none. The budgets are those of a scheme that searches. ``stored`` are the codes of a quantized base, of a
+    scheme ``of_base``.
     """
 
     scheme: str
@@ -53,7 +64,9 @@ class Quantization(NamedTuple):
 
 
 class GraphOptions(TypedDict, total=False):
-    """What can be said of a quantization besides its scheme, as :func:`quantization` takes it; None as what is left out."""
+    """What can be said of a quantization besides its scheme, as :func:`quantization` takes it; None as what
+    is left out.
+    """
 
     accuracy: str | None
     head: str | None
@@ -66,9 +79,19 @@ class GraphOptions(TypedDict, total=False):
     size_budget: int | None
 
 
-def quantization(scheme: str, accuracy: str | None = None, head: str | None = None, *, block_size: int | None = None,
-                 symmetric: bool | None = None, algorithm: str | None = None, calibration: str | os.PathLike[str] | None = None,
-                 compensate: int | None = None, error_budget: float | None = None, size_budget: int | None = None) -> Quantization:
+def quantization(
+    scheme: str,
+    accuracy: str | None = None,
+    head: str | None = None,
+    *,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    algorithm: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    compensate: int | None = None,
+    error_budget: float | None = None,
+    size_budget: int | None = None,
+) -> Quantization:
     """What is to become of a bundle's graphs, if all of it exists and goes together.
 
     Raises:
@@ -78,38 +101,75 @@ def quantization(scheme: str, accuracy: str | None = None, head: str | None = No
         StorageError: the calibration rows cannot be read.
     """
     names: tuple[tuple[str, str | None, list[str]], ...] = (
-        ("quantization scheme for a bundle", scheme, list(SCHEMES)), ("accuracy", accuracy, list(ACCURACIES)),
-        ("quantization of the head", head, list(HEADS)), ("algorithm of quantization", algorithm, list(ALGORITHMS)))
+        ("quantization scheme for a bundle", scheme, list(SCHEMES)),
+        ("accuracy", accuracy, list(ACCURACIES)),
+        ("quantization of the head", head, list(HEADS)),
+        ("algorithm of quantization", algorithm, list(ALGORITHMS)),
+    )
     for kind, name, known in names:
         if name is not None and name not in known:
             raise UnknownName(f"unknown {kind}", found=repr(name), remedy=nearest(name, known))
     chosen = SCHEMES[scheme]
     if chosen.of_base:
-        raise Unsupported("this scheme has the codes of a quantized base, which a bundle holds no more", found=scheme,
-                          remedy="export the quantized base itself: that is what it becomes by default")
+        raise Unsupported(
+            "this scheme has the codes of a quantized base, which a bundle holds no more",
+            found=scheme,
+            remedy="export the quantized base itself: that is what it becomes by default",
+        )
     if chosen.refused:
-        raise Unsupported("no graph is written in this scheme", found=scheme, expected=", ".join(written()), remedy=chosen.refused)
-    _require_taken(chosen, {"accuracy": accuracy, "head": head, "block_size": block_size, "symmetric": symmetric, "algorithm": algorithm,
-                            "calibration": calibration, "compensate": compensate or None})
+        raise Unsupported(
+            "no graph is written in this scheme",
+            found=scheme,
+            expected=", ".join(written()),
+            remedy=chosen.refused,
+        )
+    _require_taken(
+        chosen,
+        {
+            "accuracy": accuracy,
+            "head": head,
+            "block_size": block_size,
+            "symmetric": symmetric,
+            "algorithm": algorithm,
+            "calibration": calibration,
+            "compensate": compensate or None,
+        },
+    )
     setting = None if chosen.setting is None else _setting(chosen.setting, block_size, symmetric, algorithm)
     if not 0 <= (compensate or 0) <= MOST_COMPENSATED:
-        raise ConfigError("a compensation has some rank", where="--compensate", expected=f"1 to {MOST_COMPENSATED}", found=compensate)
+        raise ConfigError(
+            "a compensation has some rank",
+            where="--compensate",
+            expected=f"1 to {MOST_COMPENSATED}",
+            found=compensate,
+        )
     _require_budget(chosen, error_budget, size_budget)
     calibrated = setting is not None and ALGORITHMS[setting.algorithm].calibrated
     if calibrated and calibration is None:
-        raise ConfigError("this algorithm looks at inputs of every product, which calibration rows give", found=algorithm,
-                          remedy="give --calibration FILE.jsonl, with rows like those that the model will see")
+        raise ConfigError(
+            "this algorithm looks at inputs of every product, which calibration rows give",
+            found=algorithm,
+            remedy="give --calibration FILE.jsonl, with rows like those that the model will see",
+        )
     if calibration is not None and not (calibrated or compensate or chosen.budgeted):
-        raise ConfigError("nothing here looks at calibration rows", where="--calibration", found=calibration,
-                          remedy="choose --algorithm gptq or awq, --compensate, or --scheme mixed, or leave it out")
+        raise ConfigError(
+            "nothing here looks at calibration rows",
+            where="--calibration",
+            found=calibration,
+            remedy="choose --algorithm gptq or awq, --compensate, or --scheme mixed, or leave it out",
+        )
     rows = None if calibration is None else Path(calibration)
     if rows is not None:
         with storage_errors(rows), rows.open("rb"):
             pass  # found before a graph is made, which takes minutes
-    return Quantization(scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget)
+    return Quantization(
+        scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget
+    )
 
 
-def codes_of_base(scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None = None) -> Quantization:
+def codes_of_base(
+    scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None = None
+) -> Quantization:
     """That a graph is to hold the codes of a quantized base, which may be made later.
 
     Raises:
@@ -134,21 +194,36 @@ def _require_taken(scheme: Scheme, given: dict[str, object]) -> None:
     for name, value in given.items():
         if value is not None and name not in scheme.takes:
             option = "symmetric or --asymmetric" if name == "symmetric" else name.replace("_", "-")
-            raise ConfigError(f"this scheme has no codes, so that --{option} says nothing", found=scheme.name,
-                              remedy=f"leave --{option} out")
+            raise ConfigError(
+                f"this scheme has no codes, so that --{option} says nothing",
+                found=scheme.name,
+                remedy=f"leave --{option} out",
+            )
 
 
-def _setting(default: Setting, block_size: int | None, symmetric: bool | None, algorithm: str | None) -> Setting:
+def _setting(
+    default: Setting, block_size: int | None, symmetric: bool | None, algorithm: str | None
+) -> Setting:
     if block_size is not None and block_size not in BLOCK_SIZES:
-        raise ConfigError("ONNX Runtime has no products on blocks of this size", where="--block-size", found=block_size,
-                          expected=", ".join(map(str, BLOCK_SIZES)))
-    setting = default._replace(block_size=block_size or default.block_size, algorithm=algorithm or default.algorithm,
-                               symmetric=default.symmetric if symmetric is None else symmetric)
+        raise ConfigError(
+            "ONNX Runtime has no products on blocks of this size",
+            where="--block-size",
+            found=block_size,
+            expected=", ".join(map(str, BLOCK_SIZES)),
+        )
+    setting = default._replace(
+        block_size=block_size or default.block_size,
+        algorithm=algorithm or default.algorithm,
+        symmetric=default.symmetric if symmetric is None else symmetric,
+    )
     rounds = ALGORITHMS[setting.algorithm]
     if setting.symmetric not in rounds.symmetric or setting.bits not in rounds.bits:
-        raise Unsupported("this algorithm does not round to such codes", where=setting.algorithm,
-                          found="symmetric" if setting.symmetric not in rounds.symmetric else f"{setting.bits} bits",
-                          remedy="leave --symmetric out, or choose --algorithm rtn, gptq or awq")
+        raise Unsupported(
+            "this algorithm does not round to such codes",
+            where=setting.algorithm,
+            found="symmetric" if setting.symmetric not in rounds.symmetric else f"{setting.bits} bits",
+            remedy="leave --symmetric out, or choose --algorithm rtn, gptq or awq",
+        )
     return setting
 
 
@@ -156,12 +231,19 @@ def _require_budget(scheme: Scheme, error: float | None, size: int | None) -> No
     budgets = {"--error-budget": error, "--size-budget": size}
     given = [name for name, value in budgets.items() if value is not None]
     if len(given) != int(scheme.budgeted):
-        what, expected = ("bits are searched under one budget", "--error-budget or --size-budget") if scheme.budgeted else (
-            "only --scheme mixed has a budget", "none")
+        what, expected = (
+            ("bits are searched under one budget", "--error-budget or --size-budget")
+            if scheme.budgeted
+            else ("only --scheme mixed has a budget", "none")
+        )
         raise ConfigError(what, where=scheme.name, found=" and ".join(given) or "none", expected=expected)
     if (error is not None and not 0 < error < 1) or (size is not None and not 0 < size < 1 << 50):
-        raise ConfigError("the budget is out of range", where=given[0], found=error if size is None else size,
-                          expected="a share between 0 and 1 of the outputs" if size is None else "bytes")
+        raise ConfigError(
+            "the budget is out of range",
+            where=given[0],
+            found=error if size is None else size,
+            expected="a share between 0 and 1 of the outputs" if size is None else "bytes",
+        )
 
 
 def require_no_options(what: str, **given: object) -> None:
@@ -173,4 +255,6 @@ def require_no_options(what: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None:
             option = name.replace("_", "-")
-            raise ConfigError(f"{what}, so that --{option} says nothing", found=value, remedy=f"leave --{option} out")
+            raise ConfigError(
+                f"{what}, so that --{option} says nothing", found=value, remedy=f"leave --{option} out"
+            )

@@ -14,8 +14,8 @@ from ...onnx_graph.nbits import Grid, packed_codes, packed_zeros
 
 
 class Setting(NamedTuple):
-    """What a product is quantized to: the scheme that replaces it, the bits of a code, how many weights share a scale, whether zero
-    lies in the middle of the codes, and the name of the algorithm that rounds.
+    """What a product is quantized to: the scheme that replaces it, the bits of a code, how many weights share
+    a scale, whether zero lies in the middle of the codes, and the name of the algorithm that rounds.
     """
 
     scheme: str
@@ -28,8 +28,9 @@ class Setting(NamedTuple):
 class Codes(NamedTuple):
     """A weight as codes ``[out, blocks, block]``, whole numbers from zero, on a grid ``[out, blocks]``.
 
-    ``divisor`` ``[in]`` is what each input is divided by before the product, whose weights hold it as a factor; or None. Column ``i`` of
-    the codes belongs to input ``order[i]``, where there is an order. ``minimum`` ``[out, blocks]`` is added to the numbers of each block.
+    ``divisor`` ``[in]`` is what each input is divided by before the product, whose weights hold it as a
+    factor; or None. Column ``i`` of the codes belongs to input ``order[i]``, where there is an order.
+    ``minimum`` ``[out, blocks]`` is added to the numbers of each block.
     """
 
     q: np.ndarray
@@ -43,7 +44,8 @@ class Codes(NamedTuple):
 class Product:
     """A ``MatMul`` of ``model`` with the initializer ``weight``, which may be transposed on the way.
 
-    ``second`` is the mean of ``x xᵀ`` ``[in, in]`` over the inputs of calibration rows, of an algorithm that looks at them.
+    ``second`` is the mean of ``x xᵀ`` ``[in, in]`` over the inputs of calibration rows, of an algorithm that
+    looks at them.
     """
 
     node: Any
@@ -85,22 +87,42 @@ class Product:
             x = graph.add("Mul", "scaled", x, graph.floats("factors", np.reciprocal(codes.divisor)))
             x.shape, x.type = graph.x.shape, graph.x.type
         if codes.order is not None:
-            x = graph.add("Gather", "ordered", x, graph.constant(f"{name}_order", codes.order.astype(np.int64)), axis=-1)
+            x = graph.add(
+                "Gather", "ordered", x, graph.constant(f"{name}_order", codes.order.astype(np.int64)), axis=-1
+            )
             x.shape, x.type = graph.x.shape, graph.x.type
-        stored = [graph.constant(f"{name}_Q{bits}", packed_codes(codes.q.astype(np.uint8), bits)), graph.floats("scales", codes.grid.scale)]
+        stored = [
+            graph.constant(f"{name}_Q{bits}", packed_codes(codes.q.astype(np.uint8), bits)),
+            graph.floats("scales", codes.grid.scale),
+        ]
         if not codes.grid.symmetric:
             stored.append(graph.constant(f"{name}_zero_points", packed_zeros(bits, codes.grid)))
         y = graph.product("MatMulNBits", f"_Q{bits}", x, *stored, N=out, bits=bits, block_size=block)
         if codes.minimum is not None:  # (q s + m) x = q s x + m (the sum of x over the block)
             rows = [0] * (len(x.shape) - 1)
-            runs = graph.add("Reshape", "blocks", x, graph.constant(f"{name}_runs", np.array([*rows, blocks, block], np.int64)))
-            sums = graph.add("ReduceSum", "sums", runs, graph.constant(f"{name}_axis", np.array([-1], np.int64)), keepdims=0)
-            least = graph.add("MatMul", "least", sums, graph.floats("minima", np.ascontiguousarray(codes.minimum.T)))
+            runs = graph.add(
+                "Reshape",
+                "blocks",
+                x,
+                graph.constant(f"{name}_runs", np.array([*rows, blocks, block], np.int64)),
+            )
+            sums = graph.add(
+                "ReduceSum",
+                "sums",
+                runs,
+                graph.constant(f"{name}_axis", np.array([-1], np.int64)),
+                keepdims=0,
+            )
+            least = graph.add(
+                "MatMul", "least", sums, graph.floats("minima", np.ascontiguousarray(codes.minimum.T))
+            )
             y = graph.add("Add", "shifted", y, least)
         return graph.ending_with(y)
 
     def in_table(self, q: np.ndarray, scale: np.ndarray, block: int, kind: int) -> Any:
-        """The graph of a ``MatMulBnb4`` on codes ``[out, in]`` of table ``kind``, with one scale for each ``block`` of them."""
+        """The graph of a ``MatMulBnb4`` on codes ``[out, in]`` of table ``kind``, with one scale for each
+        ``block`` of them.
+        """
         graph = _Nodes(self)
         name = f"{self.weight.name}_Q4"
         stored = graph.constant(name, packed_nibbles(q)), graph.floats("absmax", scale)
@@ -114,8 +136,14 @@ class Product:
     def _graph(self, nodes: Sequence[Any], constants: Sequence[Any], x: Any = None) -> Any:
         (y,), old = nodes[-1].outputs, self.node.outputs[0]
         y.name, y.shape, y.type = old.name, old.shape, old.type
-        return ir.Graph([nodes[0].inputs[0] if x is None else x], [y], nodes=nodes, initializers=constants,
-                        opset_imports={**self.model.opset_imports, "com.microsoft": 1}, name="product")
+        return ir.Graph(
+            [nodes[0].inputs[0] if x is None else x],
+            [y],
+            nodes=nodes,
+            initializers=constants,
+            opset_imports={**self.model.opset_imports, "com.microsoft": 1},
+            name="product",
+        )
 
 
 class _Nodes:
@@ -139,8 +167,15 @@ class _Nodes:
 
     def product(self, op: str, suffix: str, *inputs: Any, **attributes: Any) -> Any:
         """The output of the operator that multiplies; ``K`` is the weight's."""
-        y = self._node(ir.node(op, list(inputs), {"K": self.replaced.width, **attributes}, domain="com.microsoft",
-                               name=f"{self.replaced.node.name}{suffix}"))
+        y = self._node(
+            ir.node(
+                op,
+                list(inputs),
+                {"K": self.replaced.width, **attributes},
+                domain="com.microsoft",
+                name=f"{self.replaced.node.name}{suffix}",
+            )
+        )
         y.shape, y.type = self.replaced.node.outputs[0].shape, self.replaced.node.outputs[0].type
         return y
 
@@ -156,7 +191,9 @@ class _Nodes:
 
 def initializer(tensor: Any) -> Any:
     """A tensor as a value that a graph can hold."""
-    return ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return ir.Value(
+        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
 
 
 def _tensor(array: np.ndarray, dtype: Any, name: str) -> Any:

@@ -1,4 +1,6 @@
-"""What a scheme of quantized graphs is: how it rewrites a graph, and what can be chosen of it; one file in :mod:`.schemes` each."""
+"""What a scheme of quantized graphs is: how it rewrites a graph, and what can be chosen of it; one file in
+:mod:`.schemes` each.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ Choose = Callable[[str], Setting | None]
 
 
 class Rewriting(NamedTuple):
-    """What a graph is rewritten with: ``file`` takes new tensors, ``head`` is the setting of the product that gives the logits, and
-    ``second`` gives the mean of ``x xᵀ`` of an input by its name, where an algorithm looks at it. ``stored`` are the codes of a quantized
-    base, of a scheme ``of_base``.
+    """What a graph is rewritten with: ``file`` takes new tensors, ``head`` is the setting of the product that
+    gives the logits, and ``second`` gives the mean of ``x xᵀ`` of an input by its name, where an algorithm
+    looks at it. ``stored`` are the codes of a quantized base, of a scheme ``of_base``.
     """
 
     model: Any
@@ -36,14 +38,15 @@ class Rewriting(NamedTuple):
 class Scheme:
     """One scheme.
 
-    ``rewrite`` changes a graph in place and returns how many of its weights are quantized. ``setting`` is what its products get unless
-    the user chooses otherwise among the options ``takes``; None, of a scheme that has no codes or chooses by product. ``budgeted``: it
-    searches a setting for each product under a budget. ``of_base``: its codes are those of a quantized base, so that only an export writes
-    it. ``refused`` says why no graph is written in it.
+    ``rewrite`` changes a graph in place and returns how many of its weights are quantized. ``setting`` is
+    what its products get unless the user chooses otherwise among the options ``takes``; None, of a scheme
+    that has no codes or chooses by product. ``budgeted``: it searches a setting for each product under a
+    budget. ``of_base``: its codes are those of a quantized base, so that only an export writes it.
+    ``refused`` says why no graph is written in it.
 
-    ``tolerance`` is the largest change of an output, as a share of the largest, with which a graph is still written, and with which fast
-    products are the default. That of a wrong graph is larger; four bits may move the outputs of a model as far as that, so their change is
-    recorded and not judged.
+    ``tolerance`` is the largest change of an output, as a share of the largest, with which a graph is still
+    written, and with which fast products are the default. That of a wrong graph is larger; four bits may move
+    the outputs of a model as far as that, so their change is recorded and not judged.
     """
 
     name: str
@@ -57,5 +60,6 @@ class Scheme:
     refused: str = ""
 
 
-SCHEMES: Registry[Scheme] = Registry("quantization scheme for a bundle", Scheme, "adapterpack.quantization_schemes",
-                                      f"{__package__}.schemes")
+SCHEMES: Registry[Scheme] = Registry(
+    "quantization scheme for a bundle", Scheme, "adapterpack.quantization_schemes", f"{__package__}.schemes"
+)

@@ -1,9 +1,11 @@
-"""Chooses two, four or eight bits for each product under a budget, by what each choice does to the product's own outputs.
+"""Chooses two, four or eight bits for each product under a budget, by what each choice does to the product's
+own outputs.
 
-The error of a choice is ``|(W - Wq) x|²`` as a share of ``|W x|²``, over calibration rows, or of the weights themselves without rows. It
-costs one rounding a product and bits, where the error of the model's outputs would cost a run of the model each; errors of products add up
-about independently, so that their mean is what the search goes by. All products begin with eight bits; each step takes bits from the one
-whose error grows least for the bytes that it gives back.
+The error of a choice is ``|(W - Wq) x|²`` as a share of ``|W x|²``, over calibration rows, or of the weights
+themselves without rows. It costs one rounding a product and bits, where the error of the model's outputs
+would cost a run of the model each; errors of products add up about independently, so that their mean is what
+the search goes by. All products begin with eight bits; each step takes bits from the one whose error grows
+least for the bytes that it gives back.
 """
 
 from __future__ import annotations
@@ -32,24 +34,35 @@ BITS = (8, 4, 2)
 
 
 class Choice(NamedTuple):
-    """What one product may have: its bits, their squared relative error, and their bytes with scales and zero points."""
+    """What one product may have: its bits, their squared relative error, and their bytes with scales and zero
+    points.
+    """
 
     bits: int
     error: float
     nbytes: int
 
 
-def searched(folder: Path, parts: Sequence[str], wanted: Quantization, second: Callable[[str], np.ndarray | None] | None,
-             ) -> tuple[Choose, dict[str, Any]]:
-    """What every product of a bundle's graph gets but the one that gives the logits, and what the manifest's report says of it.
+def searched(
+    folder: Path,
+    parts: Sequence[str],
+    wanted: Quantization,
+    second: Callable[[str], np.ndarray | None] | None,
+) -> tuple[Choose, dict[str, Any]]:
+    """What every product of a bundle's graph gets but the one that gives the logits, and what the manifest's
+    report says of it.
 
     Raises:
         ConfigError: two bits everywhere are more than the budget of bytes, or eight more than that of error.
         Unsupported: the model has several graphs.
     """
     if len(parts) > 1:
-        raise Unsupported("bits are searched in a model of one graph", where=folder.name, found=", ".join(parts),
-                          remedy="choose --scheme int8 or int4")
+        raise Unsupported(
+            "bits are searched in a model of one graph",
+            where=folder.name,
+            found=", ".join(parts),
+            remedy="choose --scheme int8 or int4",
+        )
     setting, model = wanted.setting, ir.load(folder / graph_file(MAIN))
     assert setting is not None
     head, choices = head_of(model), dict[str, list[Choice]]()
@@ -59,29 +72,43 @@ def searched(folder: Path, parts: Sequence[str], wanted: Quantization, second: C
             choices[product.node.name] = _choices(product.rows(), moment, setting)
     found = greedy(choices, wanted.error_budget, wanted.size_budget)
     return (lambda name: setting._replace(bits=found[name].bits) if name in found else None), {
-        "products": {name: {"bits": choice.bits, "error": math.sqrt(choice.error)} for name, choice in found.items()}}
+        "products": {
+            name: {"bits": choice.bits, "error": math.sqrt(choice.error)} for name, choice in found.items()
+        }
+    }
 
 
-def greedy(choices: dict[str, list[Choice]], error_budget: float | None, size_budget: int | None) -> dict[str, Choice]:
+def greedy(
+    choices: dict[str, list[Choice]], error_budget: float | None, size_budget: int | None
+) -> dict[str, Choice]:
     """One choice a product, all within a budget: the root of the mean of the errors, or the bytes of all.
 
     Raises:
         ConfigError: no choices are within it.
 
     Example:
-        >>> both = {name: [Choice(8, 0.0, 8), Choice(4, error, 4)] for name, error in (("a", 0.01), ("b", 0.09))}
+        >>> both = {name: [Choice(8, 0.0, 8), Choice(4, error, 4)] for name, error in (("a", 0.01), ("b",
+        ...     0.09))}
         >>> {name: choice.bits for name, choice in greedy(both, None, 12).items()}
         {'a': 4, 'b': 8}
     """
     at = dict.fromkeys(choices, 0)
-    error, size = (sum(getattr(options[0], field) for options in choices.values()) for field in ("error", "nbytes"))
+    error, size = (
+        sum(getattr(options[0], field) for options in choices.values()) for field in ("error", "nbytes")
+    )
     limit = None if error_budget is None else error_budget**2 * len(choices)
     queue: list[tuple[float, str]] = []
 
     def offer(name: str) -> None:
         options = choices[name][at[name] :]
         if len(options) > 1:
-            heapq.heappush(queue, (max(options[1].error - options[0].error, 0.0) / (options[0].nbytes - options[1].nbytes), name))
+            heapq.heappush(
+                queue,
+                (
+                    max(options[1].error - options[0].error, 0.0) / (options[0].nbytes - options[1].nbytes),
+                    name,
+                ),
+            )
 
     for name in choices:
         offer(name)
@@ -93,11 +120,21 @@ def greedy(choices: dict[str, list[Choice]], error_budget: float | None, size_bu
         error, size, at[name] = error - old.error + new.error, size - old.nbytes + new.nbytes, at[name] + 1
         offer(name)
     if size_budget is not None and size > size_budget:
-        raise ConfigError("the products have no bits within this budget", where="--size-budget", found=size_budget,
-                          expected=f"at least {size}", remedy="give more bytes, or larger blocks")
+        raise ConfigError(
+            "the products have no bits within this budget",
+            where="--size-budget",
+            found=size_budget,
+            expected=f"at least {size}",
+            remedy="give more bytes, or larger blocks",
+        )
     if limit is not None and error > limit:
-        raise ConfigError("eight bits err more than this budget", where="--error-budget", found=error_budget,
-                          expected=f"at least {(error / len(choices)) ** 0.5:.2g}", remedy="allow more error, or choose --scheme fp16")
+        raise ConfigError(
+            "eight bits err more than this budget",
+            where="--error-budget",
+            found=error_budget,
+            expected=f"at least {(error / len(choices)) ** 0.5:.2g}",
+            remedy="allow more error, or choose --scheme fp16",
+        )
     return {name: options[at[name]] for name, options in choices.items()}
 
 
@@ -106,12 +143,18 @@ def _choices(rows: np.ndarray, second: np.ndarray | None, setting: Setting) -> l
     blocks = x.shape[0] * x.shape[1]
 
     def squared(change: np.ndarray) -> float:
-        return float(np.square(change, dtype=np.float64).sum()) if second is None else output_error(change, second)
+        return (
+            float(np.square(change, dtype=np.float64).sum())
+            if second is None
+            else output_error(change, second)
+        )
 
     whole = squared(rows)
     for bits in BITS:
         grid = fresh_grid(x, bits, setting.symmetric, np.dtype(np.float32))
         change = values(nearest(x, grid, bits), grid).reshape(len(rows), -1)[:, : rows.shape[1]] - rows
-        nbytes = blocks * (setting.block_size * bits // 8 + 4) + (0 if setting.symmetric else -(-blocks * bits // 8))
+        nbytes = blocks * (setting.block_size * bits // 8 + 4) + (
+            0 if setting.symmetric else -(-blocks * bits // 8)
+        )
         found.append(Choice(bits, squared(change) / whole if whole else 0.0, nbytes))
     return found

@@ -1,7 +1,9 @@
-"""Finds the weights of a quantized checkpoint in a float graph, by their numbers, and gives their codes in a form that an operator reads.
+"""Finds the weights of a quantized checkpoint in a float graph, by their numbers, and gives their codes in a
+form that an operator reads.
 
-The graph was made of the dequantized checkpoint, so its rows are those of the checkpoint to the bit, wherever a frontend put them, alone or
-side by side with others. Rows that an adapter was folded into are found no more, and stay float.
+The graph was made of the dequantized checkpoint, so its rows are those of the checkpoint to the bit, wherever
+a frontend put them, alone or side by side with others. Rows that an adapter was folded into are found no
+more, and stay float.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ from ...onnx_graph.bnb4 import quant_type
 
 _NOT_FOUND = "the graph holds no product with these numbers"
 _ALLOWED = 2.0**-21
-"""By how much a held number may differ from the decoded one, as a share of the weight's largest: a few roundings of float32."""
+"""By how much a held number may differ from the decoded one, as a share of the weight's largest: a few
+roundings of float32.
+"""
 
 
 class StoredWeights:
-    """The quantized weights of ``base``, which is opened and stays so; :meth:`report` says what became of each."""
+    """The quantized weights of ``base``, which is opened and stays so; :meth:`report` says what became of
+    each.
+    """
 
     def __init__(self, base: DequantizedCheckpoint) -> None:
         self.base = base
@@ -33,8 +39,8 @@ class StoredWeights:
             self._starts[weight.shape[1], self._matrix(name)[0:1].tobytes()].append(name)
 
     def form_of(self, rows: np.ndarray) -> Blocks | Table | None:
-        """The codes of a product's weight ``[out, in]`` float32; None where it is not made of whole weights of the checkpoint, or where no
-        operator reads their codes.
+        """The codes of a product's weight ``[out, in]`` float32; None where it is not made of whole weights
+        of the checkpoint, or where no operator reads their codes.
 
         Raises:
             ParityError: the form has not the numbers of the checkpoint.
@@ -51,14 +57,21 @@ class StoredWeights:
             return None
         difference = float(np.abs(form.values() - rows).max()) / (float(np.abs(rows).max()) or 1.0)
         if not difference <= _ALLOWED:
-            raise ParityError("codes stand for other numbers than the checkpoint's", where=", ".join(names), found=f"{difference:.2g}",
-                              expected=f"at most {_ALLOWED:.2g} of the largest", remedy="export with --dequantize, and report this base")
+            raise ParityError(
+                "codes stand for other numbers than the checkpoint's",
+                where=", ".join(names),
+                found=f"{difference:.2g}",
+                expected=f"at most {_ALLOWED:.2g} of the largest",
+                remedy="export with --dequantize, and report this base",
+            )
         self._held.update(dict.fromkeys(names, difference))
         return form
 
     def report(self) -> dict[str, Any]:
-        """By format: how many weights the graphs hold as they are stored and how many as floats, why, and how far numbers that an operator
-        computes are from the decoded ones, at most, as a share of the weight's largest."""
+        """By format: how many weights the graphs hold as they are stored and how many as floats, why, and how
+        far numbers that an operator computes are from the decoded ones, at most, as a share of the weight's
+        largest.
+        """
         by_format: dict[str, list[str]] = defaultdict(list)
         for name, weight in self.base.quantized.items():
             by_format[weight.codec].append(name)
@@ -66,8 +79,12 @@ class StoredWeights:
 
     def _of_format(self, names: list[str]) -> dict[str, Any]:
         left = Counter(self._reasons[name] for name in names if name not in self._held)
-        return {"held": len(names) - left.total(), "dequantized": left.total(), "reasons": dict(left.most_common()),
-                "difference": max((self._held[name] for name in names if name in self._held), default=0.0)}
+        return {
+            "held": len(names) - left.total(),
+            "dequantized": left.total(),
+            "reasons": dict(left.most_common()),
+            "difference": max((self._held[name] for name in names if name in self._held), default=0.0),
+        }
 
     def _form(self, name: str) -> Blocks | Table:
         return stored_form(self.base.quantized[name], self.base.parts(name), self.base.row_order(name))
@@ -81,8 +98,14 @@ class StoredWeights:
         """The weights whose rows follow each other in ``rows``, or None."""
         names, at = list[str](), 0
         while at < len(rows):
-            name = next((name for name in self._starts.get((rows.shape[1], rows[at : at + 1].tobytes()), ())
-                         if self._equal(name, rows[at:])), None)
+            name = next(
+                (
+                    name
+                    for name in self._starts.get((rows.shape[1], rows[at : at + 1].tobytes()), ())
+                    if self._equal(name, rows[at:])
+                ),
+                None,
+            )
             if name is None:
                 return None
             names.append(name)

@@ -18,7 +18,14 @@ class TensorFile:
         """Writes a tensor to the end of the file, and returns it as external data."""
         with self.path.open("ab") as file:
             length = file.write(tensor.tobytes())
-        stored = ir.ExternalTensor(self.path.name, self._end, length, tensor.dtype, shape=tensor.shape, name=tensor.name,
-                                   base_dir=self.path.parent)
+        stored = ir.ExternalTensor(
+            self.path.name,
+            self._end,
+            length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name,
+            base_dir=self.path.parent,
+        )
         self._end += length
         return stored

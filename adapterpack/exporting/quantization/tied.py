@@ -1,9 +1,11 @@
 """One quantized table for an embedding and for the product with its transpose that gives the logits.
 
-GatherBlockQuantized reads codes ``[entries, width]`` where MatMulNBits reads them ``[entries, blocks, bytes of a block]``: the same bytes
-in the same order, with the same scales and zero points. Two initializers of these shapes stand for one place in the data file.
+GatherBlockQuantized reads codes ``[entries, width]`` where MatMulNBits reads them ``[entries, blocks, bytes
+of a block]``: the same bytes in the same order, with the same scales and zero points. Two initializers of
+these shapes stand for one place in the data file.
 
-Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GatherBlockQuantized.
+Operator:
+com.microsoft.GatherBlockQuantized in ONNX Runtime's docs/ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ _TABLE = "/table"
 
 
 def look_up_codes(table: Any, product: Any) -> None:
-    """Lets the lookups in a float ``table`` read the codes of the product on it, if each of its readers is one; their names stay.
+    """Lets the lookups in a float ``table`` read the codes of the product on it, if each of its readers is
+    one; their names stay.
 
-    Until :func:`share_bytes` has seen the file, the other shape of the codes is made by a ``Reshape``. A table whose width is no multiple
-    of the block stays float, since the codes of its rows are longer than the rows.
+    Until :func:`share_bytes` has seen the file, the other shape of the codes is made by a ``Reshape``. A
+    table whose width is no multiple of the block stays float, since the codes of its rows are longer than the
+    rows.
     """
     readers = [use.node for use in table.uses()]
     width, block = (product.attributes.get_int(name) for name in ("K", "block_size"))
@@ -37,23 +41,42 @@ def look_up_codes(table: Any, product: Any) -> None:
     view.outputs[0].name = view.name
     graph.insert_before(graph[0], view)
     for node in readers:
-        attributes = {"bits": product.attributes.get_int("bits"), "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-        lookup = ir.node("GatherBlockQuantized", [view.outputs[0], node.inputs[1], *grid], attributes, domain="com.microsoft",
-                         name=node.name)
+        attributes = {
+            "bits": product.attributes.get_int("bits"),
+            "block_size": block,
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        }
+        lookup = ir.node(
+            "GatherBlockQuantized",
+            [view.outputs[0], node.inputs[1], *grid],
+            attributes,
+            domain="com.microsoft",
+            name=node.name,
+        )
         old, new = node.outputs[0], lookup.outputs[0]
         new.name, new.shape, new.type = old.name, old.shape, old.type
         ir.convenience.replace_nodes_and_values(node.graph, node, [node], [lookup], [old], [new])
 
 
 def share_bytes(path: Path) -> None:
-    """Replaces, in the graph at ``path``, the other shape of shared codes by an initializer on the same bytes of the data file."""
+    """Replaces, in the graph at ``path``, the other shape of shared codes by an initializer on the same bytes
+    of the data file.
+    """
     model = ir.load(path)
     views = [node for node in model.graph if node.op_type == "Reshape" and (node.name or "").endswith(_TABLE)]
     for node in views:
         codes, extents = node.inputs
-        stored, shape = codes.const_value, ir.Shape([codes.shape[0], codes.const_value.size // codes.shape[0]])
-        table = ir.Value(name=node.outputs[0].name, shape=shape, type=ir.TensorType(stored.dtype),
-                         const_value=_reshaped(stored, shape, node.name))
+        stored, shape = (
+            codes.const_value,
+            ir.Shape([codes.shape[0], codes.const_value.size // codes.shape[0]]),
+        )
+        table = ir.Value(
+            name=node.outputs[0].name,
+            shape=shape,
+            type=ir.TensorType(stored.dtype),
+            const_value=_reshaped(stored, shape, node.name),
+        )
         node.outputs[0].replace_all_uses_with(table)
         node.outputs[0].name = f"{table.name}/made"
         model.graph.remove(node, safe=True)
@@ -70,7 +93,12 @@ def _looks_up(node: Any, table: Any) -> bool:
 def _reshaped(stored: Any, shape: Any, name: str) -> Any:
     if not isinstance(stored, ir.ExternalTensor):  # small tensors stand in the graph
         return ir.tensor(stored.numpy().reshape(shape.numpy()), name=name)
-    return ir.ExternalTensor(stored.location, stored.offset, stored.length, stored.dtype, shape=shape, name=name,
-                             base_dir=stored.base_dir)
-
-
+    return ir.ExternalTensor(
+        stored.location,
+        stored.offset,
+        stored.length,
+        stored.dtype,
+        shape=shape,
+        name=name,
+        base_dir=stored.base_dir,
+    )

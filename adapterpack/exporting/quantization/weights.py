@@ -18,10 +18,17 @@ from .tensor_file import TensorFile
 from .tied import share_bytes
 
 
-def quantize_file(path: Path, scheme: str, choose: Choose, head: Setting | None = None,
-                  second: Callable[[str], np.ndarray | None] | None = None, compensator: Compensator | None = None,
-                  stored: StoredWeights | None = None) -> int:
-    """Quantizes the graph at ``path`` by a scheme and replaces its file and its data; returns the number of quantized weights.
+def quantize_file(
+    path: Path,
+    scheme: str,
+    choose: Choose,
+    head: Setting | None = None,
+    second: Callable[[str], np.ndarray | None] | None = None,
+    compensator: Compensator | None = None,
+    stored: StoredWeights | None = None,
+) -> int:
+    """Quantizes the graph at ``path`` by a scheme and replaces its file and its data; returns the number of
+    quantized weights.
 
     ``choose`` gives the setting of each product, ``head`` is that of the product that gives the logits, and a
     ``compensator`` corrects what that did. ``stored`` are the codes of a quantized base.

@@ -1,4 +1,6 @@
-"""What a browser needs to know of a bundle besides its manifest: where slots are, which tokens end an answer, how long a row may be."""
+"""What a browser needs to know of a bundle besides its manifest: where slots are, which tokens end an answer,
+how long a row may be.
+"""
 
 from __future__ import annotations
 
@@ -26,33 +28,60 @@ def require_fed(folder: Path, bundle: Bundle) -> None:
     """Checks that a browser can feed the graph and begin the rows of each adapter.
 
     Raises:
-        Unsupported: it takes another input, is of another float type, has another kind of tokenizer, or an adapter is a prompt.
+        Unsupported: it takes another input, is of another float type, has another kind of tokenizer, or an
+            adapter is a prompt.
     """
-    if unknown := [port.name for port in bundle.io.inputs if port.name not in _FED and not port.name.startswith(PAST)]:
-        raise Unsupported("a browser does not feed an input of this graph", found=", ".join(unknown), expected=", ".join(sorted(_FED)),
-                          remedy="leave out the adapter that acts at some positions only, or --target web")
+    if unknown := [
+        port.name for port in bundle.io.inputs if port.name not in _FED and not port.name.startswith(PAST)
+    ]:
+        raise Unsupported(
+            "a browser does not feed an input of this graph",
+            found=", ".join(unknown),
+            expected=", ".join(sorted(_FED)),
+            remedy="leave out the adapter that acts at some positions only, or --target web",
+        )
     if others := sorted({port.dtype for port in (*bundle.io.inputs, *bundle.io.outputs)} - _TYPES):
-        raise Unsupported("a browser reads and writes other numbers than this graph's", found=", ".join(others),
-                          expected=", ".join(sorted(_TYPES)), remedy="export with --dtype float32")
+        raise Unsupported(
+            "a browser reads and writes other numbers than this graph's",
+            found=", ".join(others),
+            expected=", ".join(sorted(_TYPES)),
+            remedy="export with --dtype float32",
+        )
     if (kind := type(Tokenizer(folder).core.model).__name__) not in _TOKENIZERS:
-        raise Unsupported("a browser has no tokenizer of this kind", where=folder / "tokenizer.json", found=kind,
-                          expected=", ".join(sorted(_TOKENIZERS)), remedy="leave --target web out")
+        raise Unsupported(
+            "a browser has no tokenizer of this kind",
+            where=folder / "tokenizer.json",
+            found=kind,
+            expected=", ".join(sorted(_TOKENIZERS)),
+            remedy="leave --target web out",
+        )
     for adapter in bundle.adapters:
         if load(folder / adapter.path).method.kind == "prompt":
-            raise Unsupported("a browser does not begin a row with an adapter's prompt", where=adapter.name, found="a prompt",
-                              remedy="leave this adapter out, or --target web")
+            raise Unsupported(
+                "a browser does not begin a row with an adapter's prompt",
+                where=adapter.name,
+                found="a prompt",
+                remedy="leave this adapter out, or --target web",
+            )
 
 
 def facts(folder: Path, bundle: Bundle, slots: Mapping[str, Place], wasm_graph: str | None) -> dict[str, Any]:
     """The facts as plain JSON values; tokenizer, template and lengths are read as the runtime reads them."""
     tokenizer = Tokenizer(folder)
-    problems = {adapter.name: load(folder / adapter.path).manifest.problem for adapter in bundle.adapters if adapter.labels}
+    problems = {
+        adapter.name: load(folder / adapter.path).manifest.problem
+        for adapter in bundle.adapters
+        if adapter.labels
+    }
     return {
         "context": context_length(read_json(folder / "config.json"), folder / "config.json"),
         "ends": sorted(tokenizer.eos_ids),
         "pad": tokenizer.pad_id,
         "problems": problems,
-        "slots": {name: {"file": place.file, "offset": place.offset, "shape": list(place.shape)} for name, place in slots.items()},
+        "slots": {
+            name: {"file": place.file, "offset": place.offset, "shape": list(place.shape)}
+            for name, place in slots.items()
+        },
         "special": tokenizer.special_tokens,
         "template": tokenizer.template,
         "wasm_graph": wasm_graph,

@@ -1,8 +1,10 @@
-"""Writes a quantized graph a second time for WebAssembly: the same codes, made floats once when the graph is opened.
+"""Writes a quantized graph a second time for WebAssembly: the same codes, made floats once when the graph is
+opened.
 
-ONNX Runtime's WebAssembly has no fast product of codes (MatMulNBits): it makes floats of them anew in each pass, which takes ten times as
-long as the product. ``DequantizeLinear`` on a constant is folded when a session begins, so what is downloaded is as small and each pass as
-fast as a float graph's. Formulas: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, blocked; and
+ONNX Runtime's WebAssembly has no fast product of codes (MatMulNBits): it makes floats of them anew in each
+pass, which takes ten times as long as the product. ``DequantizeLinear`` on a constant is folded when a
+session begins, so what is downloaded is as small and each pass as fast as a float graph's. Formulas:
+https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, blocked; and
 :mod:`adapterpack.onnx_graph.nbits`.
 """
 
@@ -17,16 +19,21 @@ import onnx_ir as ir
 
 MOST = 2 << 30
 """Bytes of floats that a browser's memory may hold besides the rest."""
-_CODES: dict[int, tuple[Any, Any]] = {4: (ir.DataType.UINT4, ml_dtypes.uint4), 8: (ir.DataType.UINT8, np.uint8)}
+_CODES: dict[int, tuple[Any, Any]] = {
+    4: (ir.DataType.UINT4, ml_dtypes.uint4),
+    8: (ir.DataType.UINT8, np.uint8),
+}
 _OPSET = 21
 """The first one whose ``DequantizeLinear`` has blocks."""
 
 
 def write_float_products(source: Path, target: Path) -> bool:
-    """Writes the graph at ``source`` to ``target`` on the same data files, with floats in place of products of codes.
+    """Writes the graph at ``source`` to ``target`` on the same data files, with floats in place of products
+    of codes.
 
     Returns:
-        Whether there is anything to gain: a graph without codes, or one whose floats are too large, is not written.
+        Whether there is anything to gain: a graph without codes, or one whose floats are too large, is not
+            written.
     """
     model = ir.load(source)
     nodes = [node for node in model.graph if node.op_type == "MatMulNBits" and _readable(node)]
@@ -49,16 +56,30 @@ def _number(node: Any, name: str) -> int:
 
 
 def _readable(node: Any) -> bool:
-    """Whether the codes are constants in rows of whole blocks, in the order of the columns, and zero points lie as the codes do."""
+    """Whether the codes are constants in rows of whole blocks, in the order of the columns, and zero points
+    lie as the codes do.
+    """
     bits, block, columns = (_number(node, name) for name in ("bits", "block_size", "K"))
     tensors = [value if value is None else value.const_value for value in node.inputs[1:]]
-    if bits not in _CODES or not block or columns % block or len(tensors) < 2 or tensors[0] is None or tensors[1] is None:
+    if (
+        bits not in _CODES
+        or not block
+        or columns % block
+        or len(tensors) < 2
+        or tensors[0] is None
+        or tensors[1] is None
+    ):
         return False
-    if any(value is not None for value in node.inputs[4:]) or _number(node, "weight_prepacked"):  # reordered, or with a bias
+    # reordered, or with a bias
+    if any(value is not None for value in node.inputs[4:]) or _number(node, "weight_prepacked"):
         return False
     if len(node.inputs) < 4 or node.inputs[3] is None:
         return True
-    return tensors[2] is not None and tensors[2].dtype == ir.DataType.UINT8 and (columns // block) * bits % 8 == 0
+    return (
+        tensors[2] is not None
+        and tensors[2].dtype == ir.DataType.UINT8
+        and (columns // block) * bits % 8 == 0
+    )
 
 
 def _replace(graph: Any, node: Any, made: dict[str, Any]) -> None:
@@ -77,27 +98,42 @@ def _floats(graph: Any, node: Any) -> Any:
     dtype, numpy_type = _CODES[bits]
     blocks = columns // block
     zeros = node.inputs[3] if len(node.inputs) > 3 else None
-    inputs = [_initializer(graph, weight, dtype, (rows, columns)),
-              _initializer(graph, scales, scales.const_value.dtype, (rows, blocks))]
+    inputs = [
+        _initializer(graph, weight, dtype, (rows, columns)),
+        _initializer(graph, scales, scales.const_value.dtype, (rows, blocks)),
+    ]
     if zeros is not None:
         inputs.append(_initializer(graph, zeros, dtype, (rows, blocks)))
     else:
         middle = np.full((rows, blocks), 1 << (bits - 1), np.uint8).astype(numpy_type)
-        inputs.append(_registered(graph, f"{weight.name}/zeros", ir.tensor(middle, dtype, name=f"{weight.name}/zeros")))
-    floats = ir.node("DequantizeLinear", inputs, {"axis": 1, "block_size": block}, name=f"{weight.name}/floats")
+        inputs.append(
+            _registered(graph, f"{weight.name}/zeros", ir.tensor(middle, dtype, name=f"{weight.name}/zeros"))
+        )
+    floats = ir.node(
+        "DequantizeLinear", inputs, {"axis": 1, "block_size": block}, name=f"{weight.name}/floats"
+    )
     turned = ir.node("Transpose", floats.outputs, {"perm": [1, 0]}, name=f"{weight.name}/turned")
     graph.insert_before(node, [floats, turned])
     return turned.outputs[0]
 
 
 def _initializer(graph: Any, value: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """The bytes of an initializer as another type and shape: codes are packed alike in both, from the low bits up."""
+    """The bytes of an initializer as another type and shape: codes are packed alike in both, from the low
+    bits up.
+    """
     tensor, name = value.const_value, f"{value.name}/{'x'.join(map(str, shape))}"
     if name in graph.initializers:
         return graph.initializers[name]
     if isinstance(tensor, ir.ExternalTensor):
-        view: Any = ir.ExternalTensor(tensor.location, tensor.offset, tensor.length, dtype, shape=ir.Shape(shape), name=name,
-                                      base_dir=tensor.base_dir)
+        view: Any = ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=tensor.base_dir,
+        )
     else:
         view = _unpacked(tensor, dtype, shape, name)
     return _registered(graph, name, view)
@@ -112,6 +148,8 @@ def _unpacked(tensor: Any, dtype: Any, shape: tuple[int, ...], name: str) -> Any
 
 
 def _registered(graph: Any, name: str, tensor: Any) -> Any:
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    value = ir.Value(
+        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+    )
     graph.register_initializer(value)
     return value

@@ -20,12 +20,13 @@ def default_slot_name(path: str, field: str) -> str:
 class Target(NamedTuple):
     """One product that reads what export writes.
 
-    ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path, field)`` names slots as it does;
-    ``groups`` says whether several modules may share one, ``engine`` whether adapterpack's own engine may run the bundle.
-    ``place(bundle)`` is where in the output folder the bundle lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds
-    the product's own files to a bundle's ``folder``, and whatever else it needs. ``finish(folder, split)`` changes the finished bundle,
-    whose manifest it writes again; ``split`` are the bytes of the largest data file, where somebody chose them. ``next_step`` says what to
-    do with ``{out}``.
+    ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path,
+    field)`` names slots as it does; ``groups`` says whether several modules may share one, ``engine`` whether
+    adapterpack's own engine may run the bundle. ``place(bundle)`` is where in the output folder the bundle
+    lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds the product's own files to a
+    bundle's ``folder``, and whatever else it needs. ``finish(folder, split)`` changes the finished bundle,
+    whose manifest it writes again; ``split`` are the bytes of the largest data file, where somebody chose
+    them. ``next_step`` says what to do with ``{out}``.
     """
 
     name: str
@@ -48,10 +49,18 @@ class Target(NamedTuple):
             Unsupported: it cannot.
         """
         if mode not in self.modes:
-            raise Unsupported(f"the target {self.name} cannot run this mode", found=mode, expected=" or ".join(sorted(self.modes)),
-                              remedy=self.remedy)
+            raise Unsupported(
+                f"the target {self.name} cannot run this mode",
+                found=mode,
+                expected=" or ".join(sorted(self.modes)),
+                remedy=self.remedy,
+            )
         if not self.serves(task):
-            raise Unsupported(f"the target {self.name} has nothing for this task", found=task.name, remedy="leave --target out")
+            raise Unsupported(
+                f"the target {self.name} has nothing for this task",
+                found=task.name,
+                remedy="leave --target out",
+            )
 
 
 TARGETS: Registry[Target] = Registry("target", Target, "adapterpack.targets", "adapterpack.exporting.targets")

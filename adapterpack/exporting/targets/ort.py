@@ -5,5 +5,13 @@ from __future__ import annotations
 from ...bundle.manifest import MODES
 from .base import TARGETS, Target
 
-ort = TARGETS.register(Target("ort", "ONNX Runtime, and adapterpack's own run and serve", frozenset(MODES), "", lambda task: True,
-                              engine=True))
+ort = TARGETS.register(
+    Target(
+        "ort",
+        "ONNX Runtime, and adapterpack's own run and serve",
+        frozenset(MODES),
+        "",
+        lambda task: True,
+        engine=True,
+    )
+)

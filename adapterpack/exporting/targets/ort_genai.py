@@ -1,7 +1,9 @@
-"""onnxruntime-genai: ``genai_config.json`` next to the graph, and slots under the names that its adapter files have.
+"""onnxruntime-genai: ``genai_config.json`` next to the graph, and slots under the names that its adapter
+files have.
 
-Its config: https://onnxruntime.ai/docs/genai/reference/config.html. Adapter files for it come from ``olive convert-adapters``, which calls
-the factors ``MODULE.lora_A.weight`` [in, r] and ``MODULE.lora_B.weight`` [r, out] with the scale in B: a file of either side fits.
+Its config: https://onnxruntime.ai/docs/genai/reference/config.html. Adapter files for it come from ``olive
+convert-adapters``, which calls the factors ``MODULE.lora_A.weight`` [in, r] and ``MODULE.lora_B.weight`` [r,
+out] with the scale in B: a file of either side fits.
 """
 
 from __future__ import annotations
@@ -19,12 +21,36 @@ from ...slots.values import PEFT_NAMES
 from .base import TARGETS, Target, default_slot_name
 
 CONFIG = "genai_config.json"
-_TYPES = frozenset({"chatglm", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gpt2", "granite", "internlm2", "llama", "mistral", "nemotron",
-                    "olmo", "phi3", "qwen2", "qwen3", "smollm3"})
+_TYPES = frozenset(
+    {
+        "chatglm",
+        "ernie4_5",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "granite",
+        "internlm2",
+        "llama",
+        "mistral",
+        "nemotron",
+        "olmo",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    }
+)
 """Model types that it knows by name; it treats every other decoder alike, as ``decoder``."""
 _FED = ("input_ids", "attention_mask", "position_ids")
 """The inputs that it feeds, besides the cache."""
-_SEARCH: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+_SEARCH: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+}
 
 
 def _write(folder: Path, bundle: Bundle) -> None:
@@ -32,18 +58,25 @@ def _write(folder: Path, bundle: Bundle) -> None:
 
 
 def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
-    """The config of the bundle in ``folder``; sizes of the cache are read off the graph, the others off the model's own config.
+    """The config of the bundle in ``folder``; sizes of the cache are read off the graph, the others off the
+    model's own config.
 
     Raises:
         Unsupported: the graph takes what the product does not feed.
     """
     config = read_json(folder / "config.json")
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    generation = (
+        read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    )
     cache = [port for port in bundle.io.inputs if port.name.startswith(PAST)]
     non_cache = [port.name for port in bundle.io.inputs if port not in cache]
     if unknown := [name for name in non_cache if name not in _FED]:
-        raise Unsupported("onnxruntime-genai does not feed an input of this graph", found=", ".join(unknown), expected=", ".join(_FED),
-                          remedy="leave --target out")
+        raise Unsupported(
+            "onnxruntime-genai does not feed an input of this graph",
+            found=", ".join(unknown),
+            expected=", ".join(_FED),
+            remedy="leave --target out",
+        )
     heads, head_size = _cache_sizes(cache)
     logits = next(port for port in bundle.io.outputs if port.name == "logits")
     tokenizer = Tokenizer(folder)
@@ -60,14 +93,26 @@ def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
             "vocab_size": logits.shape[-1],
             "decoder": {
                 "filename": GRAPH,
-                "session_options": {"log_id": "onnxruntime-genai", "log_severity_level": 3, "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "log_severity_level": 3,
+                    "provider_options": [],
+                },
                 "head_size": head_size,
                 "hidden_size": config.get("hidden_size") or config.get("n_embd"),
                 "num_attention_heads": config.get("num_attention_heads") or config.get("n_head"),
                 "num_hidden_layers": len(cache) // 2,
                 "num_key_value_heads": heads,
-                "inputs": {**{name: name for name in non_cache}, "past_key_names": f"{PAST}%d.key", "past_value_names": f"{PAST}%d.value"},
-                "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+                "inputs": {
+                    **{name: name for name in non_cache},
+                    "past_key_names": f"{PAST}%d.key",
+                    "past_value_names": f"{PAST}%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
             },
         },
         "search": {
@@ -83,21 +128,26 @@ def _cache_sizes(cache: list[Port]) -> tuple[int, int]:
     """The heads and their width, the same in every layer."""
     sizes = {(port.shape[1], port.shape[3]) for port in cache}
     if len(sizes) != 1:
-        raise Unsupported("onnxruntime-genai has one size of cache for all layers", found=sorted(map(str, sizes)),
-                          remedy="leave --target out")
+        raise Unsupported(
+            "onnxruntime-genai has one size of cache for all layers",
+            found=sorted(map(str, sizes)),
+            remedy="leave --target out",
+        )
     heads, width = next(iter(sizes))
     assert isinstance(heads, int)
     assert isinstance(width, int)
     return heads, width
 
 
-ort_genai = TARGETS.register(Target(
-    "ort-genai",
-    "onnxruntime-genai: a folder for og.Model, adapter files for og.Adapters",
-    frozenset({"inputs", "folded"}),
-    "export with --mode inputs: onnxruntime-genai has one adapter for all rows of a batch",
-    lambda task: task.name == "text-generation",
-    slot_name=lambda path, field: default_slot_name(path, PEFT_NAMES.get(field, field)),
-    groups=False,
-    write=_write,
-))
+ort_genai = TARGETS.register(
+    Target(
+        "ort-genai",
+        "onnxruntime-genai: a folder for og.Model, adapter files for og.Adapters",
+        frozenset({"inputs", "folded"}),
+        "export with --mode inputs: onnxruntime-genai has one adapter for all rows of a batch",
+        lambda task: task.name == "text-generation",
+        slot_name=lambda path, field: default_slot_name(path, PEFT_NAMES.get(field, field)),
+        groups=False,
+        write=_write,
+    )
+)

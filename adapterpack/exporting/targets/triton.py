@@ -1,7 +1,8 @@
 """NVIDIA Triton: a model repository whose one version is the bundle.
 
-``OUT/MODEL/config.pbtxt`` and ``OUT/MODEL/1/``, the bundle. The adapter is an ordinary input, so the server's dynamic batcher puts requests
-for different adapters into one batch. Format: https://github.com/triton-inference-server/server, docs/user_guide/model_configuration.md.
+``OUT/MODEL/config.pbtxt`` and ``OUT/MODEL/1/``, the bundle. The adapter is an ordinary input, so the server's
+dynamic batcher puts requests for different adapters into one batch. Format:
+https://github.com/triton-inference-server/server, docs/user_guide/model_configuration.md.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ from .base import TARGETS, Target
 CONFIG = "config.pbtxt"
 BATCH = 64
 """The largest batch that the server makes."""
-_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "int64": "TYPE_INT64", "int32": "TYPE_INT32",
-          "bool": "TYPE_BOOL", "float64": "TYPE_FP64", "uint8": "TYPE_UINT8"}
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "bool": "TYPE_BOOL",
+    "float64": "TYPE_FP64",
+    "uint8": "TYPE_UINT8",
+}
 
 
 def model_name(bundle: Bundle) -> str:
@@ -41,7 +50,9 @@ def _write(folder: Path, bundle: Bundle) -> None:
 
 
 def config(bundle: Bundle, labels: str | None = None) -> str:
-    """The text of ``config.pbtxt``. Its parameters say which id each adapter has, which pack it is, and which labels."""
+    """The text of ``config.pbtxt``. Its parameters say which id each adapter has, which pack it is, and which
+    labels.
+    """
     lines = [
         f"name: {_text(model_name(bundle))}",
         'backend: "onnxruntime"',
@@ -59,11 +70,20 @@ def config(bundle: Bundle, labels: str | None = None) -> str:
 
 
 def _block(kind: str, port: Port, labels: str | None = None) -> list[str]:
-    """One input or output without its batch axis; a value that has no other is declared as one that the server reshapes."""
+    """One input or output without its batch axis; a value that has no other is declared as one that the
+    server reshapes.
+    """
     dims = ", ".join(str(extent if isinstance(extent, int) else -1) for extent in port.shape[1:])
     shape = [f"  dims: [ {dims} ]"] if dims else ["  dims: [ 1 ]", "  reshape { shape: [ ] }"]
     more = [f"  label_filename: {_text(labels)}"] if labels else []
-    return [f"{kind} {{", f"  name: {_text(port.name)}", f"  data_type: {_TYPES[port.dtype]}", *shape, *more, "}"]
+    return [
+        f"{kind} {{",
+        f"  name: {_text(port.name)}",
+        f"  data_type: {_TYPES[port.dtype]}",
+        *shape,
+        *more,
+        "}",
+    ]
 
 
 def _parameters(bundle: Bundle) -> Iterator[tuple[str, str]]:
@@ -79,7 +99,9 @@ def _parameters(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 
 def _shared_labels(bundle: Bundle) -> tuple[str, ...] | None:
-    """The labels, if every adapter that a row can name has the same: the server knows one list for an output."""
+    """The labels, if every adapter that a row can name has the same: the server knows one list for an
+    output.
+    """
     lists = {adapter.labels or bundle.base_labels for adapter in bundle.adapters}
     if not bundle.adapters or (bundle.base_head_trained and bundle.mode != "folded"):
         lists.add(bundle.base_labels)
@@ -87,16 +109,20 @@ def _shared_labels(bundle: Bundle) -> tuple[str, ...] | None:
 
 
 def _text(value: str) -> str:
-    """A string of protobuf's text format; JSON's escapes are a part of its own, apart from those of two halves, which are not made."""
+    """A string of protobuf's text format; JSON's escapes are a part of its own, apart from those of two
+    halves, which are not made.
+    """
     return json.dumps(value, ensure_ascii=False)
 
 
-triton = TARGETS.register(Target(
-    "triton",
-    "NVIDIA Triton: a model repository, adapters chosen by the input adapter_ids",
-    frozenset({"bank", "folded"}),
-    "export with --mode bank: the server feeds no ONNX Runtime adapters",
-    lambda task: len(task.parts) == 1,
-    place=lambda bundle: f"{model_name(bundle)}/1",
-    write=_write,
-))
+triton = TARGETS.register(
+    Target(
+        "triton",
+        "NVIDIA Triton: a model repository, adapters chosen by the input adapter_ids",
+        frozenset({"bank", "folded"}),
+        "export with --mode bank: the server feeds no ONNX Runtime adapters",
+        lambda task: len(task.parts) == 1,
+        place=lambda bundle: f"{model_name(bundle)}/1",
+        write=_write,
+    )
+)

@@ -1,7 +1,8 @@
-"""Browsers: a folder for any server of files, with a bundle that ``adapterpack.js`` runs in ONNX Runtime Web, and a page.
+"""Browsers: a folder for any server of files, with a bundle that ``adapterpack.js`` runs in ONNX Runtime Web,
+and a page.
 
-``OUT/index.html`` and ``OUT/bundle``. What a browser downloads is in files of a bounded size, and a quantized graph has a second form for
-WebAssembly on the same data.
+``OUT/index.html`` and ``OUT/bundle``. What a browser downloads is in files of a bounded size, and a quantized
+graph has a second form for WebAssembly on the same data.
 """
 
 from __future__ import annotations
@@ -34,12 +35,20 @@ def _finish(folder: Path, most: int | None) -> None:
     (folder / graph_file(DECODER)).unlink(missing_ok=True)  # the engine's, which no browser runs
     slots = {f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields}
     io = _required(bundle.io, slots)
-    places = split(folder / GRAPH, slots, {port.name for port in io.inputs} - {port.name for port in bundle.io.inputs}, most or SPLIT)
+    places = split(
+        folder / GRAPH,
+        slots,
+        {port.name for port in io.inputs} - {port.name for port in bundle.io.inputs},
+        most or SPLIT,
+    )
     for name in old - data_files(folder / GRAPH):
         (folder / name).unlink()
-    slotted = {} if any(site.dtype != DEFAULT for site in bundle.sites.values()) else places  # JavaScript fills those of floats
+    # JavaScript fills those of floats
+    slotted = {} if any(site.dtype != DEFAULT for site in bundle.sites.values()) else places
     wasm = write_float_products(folder / GRAPH, folder / WASM_GRAPH)
-    (folder / FACTS).write_bytes(strict_json.canonical(facts(folder, bundle, slotted, WASM_GRAPH if wasm else None)))
+    (folder / FACTS).write_bytes(
+        strict_json.canonical(facts(folder, bundle, slotted, WASM_GRAPH if wasm else None))
+    )
     dataclasses.replace(bundle, decoder=False, io=io).write(folder)
     write_page(folder.parent)
 
@@ -47,21 +56,26 @@ def _finish(folder: Path, most: int | None) -> None:
 def _required(io: Signature, slots: Collection[str]) -> Signature:
     """The signature of a graph in which nothing but slots may be left out."""
     kept = tuple(port for port in io.slots if port.name in slots)
-    return dataclasses.replace(io, inputs=(*io.inputs, *(port for port in io.slots if port.name not in slots)), slots=kept)
+    return dataclasses.replace(
+        io, inputs=(*io.inputs, *(port for port in io.slots if port.name not in slots)), slots=kept
+    )
 
 
 def _place(bundle: Bundle) -> str:
     return "bundle"
 
 
-web = TARGETS.register(Target(
-    "web",
-    "browsers: a folder for any server of files, with a page; further packs are loaded into the bank there",
-    frozenset({"bank", "folded"}),
-    "export with --mode bank: a browser feeds no ONNX Runtime adapters",
-    lambda task: task.name in TASKS,
-    place=_place,
-    finish=_finish,
-    next_step="fetch the packages that run it, once: npm install --ignore-scripts --prefix {out}\n"
-              "serve it to browsers: python -m http.server --bind 127.0.0.1 --directory {out}",
-))
+web = TARGETS.register(
+    Target(
+        "web",
+        "browsers: a folder for any server of files, with a page; further packs are loaded into the "
+        "bank there",
+        frozenset({"bank", "folded"}),
+        "export with --mode bank: a browser feeds no ONNX Runtime adapters",
+        lambda task: task.name in TASKS,
+        place=_place,
+        finish=_finish,
+        next_step="fetch the packages that run it, once: npm install --ignore-scripts --prefix {out}\n"
+        "serve it to browsers: python -m http.server --bind 127.0.0.1 --directory {out}",
+    )
+)

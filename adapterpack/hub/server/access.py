@@ -1,4 +1,6 @@
-"""Decides who may read and write: by tokens from a file, kept as digests, and by signed addresses for uploads, which carry no token."""
+"""Decides who may read and write: by tokens from a file, kept as digests, and by signed addresses for
+uploads, which carry no token.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,11 @@ class Access:
                 continue
             match = _LINE.fullmatch(line.strip())
             if match is None:
-                raise ConfigError("a line of the file of tokens cannot be read", where=f"{path}, line {number}",
-                                  expected="NAME read|write TOKEN, the token of at least 16 characters")
+                raise ConfigError(
+                    "a line of the file of tokens cannot be read",
+                    where=f"{path}, line {number}",
+                    expected="NAME read|write TOKEN, the token of at least 16 characters",
+                )
             accounts[_digest(match[3])] = Account(match[1], match[2] == "write")
         return cls(accounts)
 
@@ -94,12 +99,18 @@ class Access:
         Raises:
             Refused: nobody (401), or somebody who was not let in (403), as the public hub answers.
         """
-        if not settings.gated or (account is not None and (account.write or account.name in settings.granted)):
+        if not settings.gated or (
+            account is not None and (account.write or account.name in settings.granted)
+        ):
             return
-        raise Refused(403 if account else 401, "GatedRepo", "Access to this model is restricted: ask its owner for it")
+        raise Refused(
+            403 if account else 401, "GatedRepo", "Access to this model is restricted: ask its owner for it"
+        )
 
     def signed(self, what: str, size: int) -> str:
-        """The query of an address where these bytes, and no others, may be put for some hours; ``what`` is a sha256, or names a part."""
+        """The query of an address where these bytes, and no others, may be put for some hours; ``what`` is a
+        sha256, or names a part.
+        """
         until = int(time.time()) + _VALID_SECONDS
         return f"size={size}&until={until}&signature={self._signature(what, size, until)}"
 
@@ -109,8 +120,12 @@ class Access:
         Raises:
             Refused: the address is not one that was given out, or its time is over.
         """
-        if not (_NUMBER.fullmatch(size) and _NUMBER.fullmatch(until) and _SHA256.fullmatch(signature)
-                and hmac.compare_digest(self._signature(what, int(size), int(until)), signature)):
+        if not (
+            _NUMBER.fullmatch(size)
+            and _NUMBER.fullmatch(until)
+            and _SHA256.fullmatch(signature)
+            and hmac.compare_digest(self._signature(what, int(size), int(until)), signature)
+        ):
             raise Refused(403, "Forbidden", "The address was not given out by this hub")
         if int(until) < time.time():
             raise Refused(403, "Forbidden", "The address has expired")

@@ -1,4 +1,6 @@
-"""The hub as an ASGI application: routes, and one place where refusals become the answers that clients know errors by."""
+"""The hub as an ASGI application: routes, and one place where refusals become the answers that clients know
+errors by.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ _COMMIT = 64 << 20
 
 
 class RouteSpec(NamedTuple):
-    """What a client can ask: a method at a path. ``writes``: it takes a token that may write; ``max_bytes``: those that its body may have.
+    """What a client can ask: a method at a path. ``writes``: it takes a token that may write; ``max_bytes``:
+    those that its body may have.
 
     Uploads are bounded by their address instead, which was signed for so many bytes.
     """
@@ -61,14 +64,24 @@ ROUTES: tuple[RouteSpec, ...] = (
     RouteSpec("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
     RouteSpec("POST", "/api/repos/create", writing.create, writes=True, max_bytes=_FORM),
     RouteSpec("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, max_bytes=_FORM),
-    RouteSpec("POST", "/api/models/{org}/{name}/user-access-request/grant", writing.grant, writes=True, max_bytes=_FORM),
+    RouteSpec(
+        "POST",
+        "/api/models/{org}/{name}/user-access-request/grant",
+        writing.grant,
+        writes=True,
+        max_bytes=_FORM,
+    ),
     RouteSpec("POST", "/api/validate-yaml", writing.validate_yaml, writes=True, max_bytes=_TEXT),
-    RouteSpec("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, writes=True, max_bytes=_TEXT),
+    RouteSpec(
+        "POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, writes=True, max_bytes=_TEXT
+    ),
     RouteSpec("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch, writes=True, max_bytes=_FORM),
     RouteSpec("PUT", "/lfs/{sha256}", large.upload, max_bytes=None),
     RouteSpec("PUT", "/lfs/{sha256}/{number}", large.upload_part, max_bytes=None),
     RouteSpec("POST", "/lfs/{sha256}", large.complete, max_bytes=_FORM),
-    RouteSpec("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, max_bytes=_COMMIT),
+    RouteSpec(
+        "POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, max_bytes=_COMMIT
+    ),
     RouteSpec("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag, writes=True, max_bytes=_FORM),
     RouteSpec("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
     RouteSpec("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, max_bytes=_FORM),
@@ -84,7 +97,10 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
         >>> [route.path for route in build(tempfile.mkdtemp()).routes][0]
         '/api/whoami-v2'
     """
-    app = Starlette(routes=[Route(route.path, _handler(route), methods=[route.method]) for route in ROUTES], lifespan=_collecting)
+    app = Starlette(
+        routes=[Route(route.path, _handler(route), methods=[route.method]) for route in ROUTES],
+        lifespan=_collecting,
+    )
     app.router.redirect_slashes = False  # a redirect repeats the address that a stranger sent
     app.state.storage, app.state.access, app.state.part = Storage(folder), access or Access(), part
     app.state.parts = Parts(app.state.storage)
@@ -113,7 +129,8 @@ async def _collecting(app: Starlette) -> AsyncIterator[None]:
 class AddressMiddleware:
     """Splits paths where the client split them, and keeps control characters out of headers, both ways.
 
-    A revision may hold a slash, which clients write as %2F: it stays one segment of the path until a handler asks for it.
+    A revision may hold a slash, which clients write as %2F: it stays one segment of the path until a handler
+    asks for it.
     """
 
     def __init__(self, app: Any) -> None:
@@ -121,20 +138,34 @@ class AddressMiddleware:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes the request on, unless its address holds a control character, or it names no host."""
+
         async def send_clean(message: Any) -> None:
-            if message["type"] == "http.response.start":  # whatever an answer repeats: it may not end a header and begin another
-                message = {**message, "headers": [(key, _CONTROL.sub(b"?", value).strip()) for key, value in message["headers"]]}
+            # whatever an answer repeats: it may not end a header and begin another
+            if message["type"] == "http.response.start":
+                message = {
+                    **message,
+                    "headers": [
+                        (key, _CONTROL.sub(b"?", value).strip()) for key, value in message["headers"]
+                    ],
+                }
             await send(message)
 
         raw = scope.get("raw_path")
         if scope["type"] == "http" and raw is not None:
-            segments = [unquote(part).replace("/", "%2F") for part in raw.partition(b"?")[0].decode("latin-1").split("/")]
+            segments = [
+                unquote(part).replace("/", "%2F")
+                for part in raw.partition(b"?")[0].decode("latin-1").split("/")
+            ]
             scope = {**scope, "path": "/".join(segments)}
             if _CONTROL.search(unquote_to_bytes(raw + b"?" + scope["query_string"])):
-                await _refusal(Refused(400, "BadRequest", "No address holds a control character"))(scope, receive, send_clean)
+                await _refusal(Refused(400, "BadRequest", "No address holds a control character"))(
+                    scope, receive, send_clean
+                )
                 return
             if not all(_HOST.fullmatch(value) for key, value in scope["headers"] if key == b"host"):
-                await _refusal(Refused(400, "BadRequest", "Host is a name or an address, and a port"))(scope, receive, send_clean)
+                await _refusal(Refused(400, "BadRequest", "Host is a name or an address, and a port"))(
+                    scope, receive, send_clean
+                )
                 return
         await self.app(scope, receive, send_clean)
 
@@ -174,4 +205,8 @@ def _require_visible(request: Request) -> None:
 
 def _refusal(refused: Refused) -> Response:
     message = refused.what.encode("ascii", "replace").decode("ascii")
-    return JSONResponse({"error": message, **refused.more}, refused.status, {"X-Error-Code": refused.name, "X-Error-Message": message})
+    return JSONResponse(
+        {"error": message, **refused.more},
+        refused.status,
+        {"X-Error-Code": refused.name, "X-Error-Message": message},
+    )

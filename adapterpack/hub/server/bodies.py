@@ -51,6 +51,7 @@ async def form_of(request: Request) -> dict[str, list[str]]:
     Raises:
         Refused: there are more than a listing has files.
     """
+
     def fields(body: bytes) -> dict[str, list[str]]:
         try:
             return parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_LISTED)

@@ -1,4 +1,6 @@
-"""Removes what nobody needs while the hub runs: uploads that were not finished, and blobs that no commit names, both after a day."""
+"""Removes what nobody needs while the hub runs: uploads that were not finished, and blobs that no commit
+names, both after a day.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ KEPT_SECONDS = 86_400
 
 
 class Collector:
-    """Removes the leftovers of one hub; commits are never removed, so a blob that one of them named is not looked at a second time."""
+    """Removes the leftovers of one hub; commits are never removed, so a blob that one of them named is not
+    looked at a second time.
+    """
 
     def __init__(self, storage: Storage, parts: Parts) -> None:
         self.storage, self.parts, self._checked_until = storage, parts, 0.0
@@ -32,7 +36,9 @@ class Collector:
             for path in (self.storage.root / "tmp").iterdir():
                 if path.is_file() and not path.name.startswith(".") and path.lstat().st_mtime < until:
                     path.unlink(missing_ok=True)
-            orphans = {path.name for path in self._blobs() if self._checked_until <= path.lstat().st_mtime < until}
+            orphans = {
+                path.name for path in self._blobs() if self._checked_until <= path.lstat().st_mtime < until
+            }
             if orphans:
                 orphans.difference_update(self._named())
             gone = sum(self._removed(sha256, until) for sha256 in orphans)
@@ -55,10 +61,14 @@ class Collector:
                     if page.sha256 not in pages:
                         pages.add(page.sha256)
                         yield page.sha256
-                        yield from (entry.sha256 for entry in decoded(self.storage.bytes_of(page.sha256)).values())
+                        yield from (
+                            entry.sha256 for entry in decoded(self.storage.bytes_of(page.sha256)).values()
+                        )
 
     def _removed(self, sha256: str, until: float) -> bool:
-        """Removes a blob unless somebody has uploaded or named it meanwhile: it is taken away, looked at once more, and put back."""
+        """Removes a blob unless somebody has uploaded or named it meanwhile: it is taken away, looked at once
+        more, and put back.
+        """
         blob = self.storage.blob(sha256)
         with self.storage.incoming() as away:
             try:

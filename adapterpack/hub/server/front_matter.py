@@ -1,4 +1,6 @@
-"""Checks the YAML at the head of a README, which strangers write, in time that grows with its length alone."""
+"""Checks the YAML at the head of a README, which strangers write, in time that grows with its length
+alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Receives large files by git's LFS protocol: their addresses, their bytes whole or in parts, and the joining of parts."""
+"""Receives large files by git's LFS protocol: their addresses, their bytes whole or in parts, and the joining
+of parts.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,18 @@ _MAX_OBJECTS = 1000
 
 
 async def batch(request: Request) -> Response:
-    """Where to put large files; none for those that are there. Of parts that are there already ``held`` names the sha256."""
+    """Where to put large files; none for those that are there. Of parts that are there already ``held`` names
+    the sha256.
+    """
     value, storage = await json_of(request), storage_of(request)
     wanted, transfers = value.get("objects") or [], value.get("transfers") or []
     if not isinstance(transfers, list):
         raise Refused(400, "BadRequest", "transfers is a list")
-    if not isinstance(wanted, list) or len(wanted) > _MAX_OBJECTS or not all(isinstance(one, dict) for one in wanted):
+    if (
+        not isinstance(wanted, list)
+        or len(wanted) > _MAX_OBJECTS
+        or not all(isinstance(one, dict) for one in wanted)
+    ):
         raise Refused(400, "BadRequest", f"objects is a list of at most {_MAX_OBJECTS}")
     answer: list[dict[str, Any]] = []
     for one in wanted:
@@ -37,7 +45,11 @@ async def batch(request: Request) -> Response:
         if not _SHA256.fullmatch(sha256) or type(size) is not int or not 0 <= size <= _MAX_OBJECT:
             raise Refused(400, "BadRequest", "an object has a sha256 and a size")
         stored = await run_in_threadpool(storage.renewed, sha256)
-        upload = {} if stored else {"upload": await run_in_threadpool(_action, request, sha256, size, "multipart" in transfers)}
+        upload = (
+            {}
+            if stored
+            else {"upload": await run_in_threadpool(_action, request, sha256, size, "multipart" in transfers)}
+        )
         action = {"actions": upload} if upload else {}
         answer.append({"oid": sha256, "size": size, **action})
     return JSONResponse({"transfer": "basic", "objects": answer}, media_type="application/vnd.git-lfs+json")
@@ -48,8 +60,10 @@ def _action(request: Request, sha256: str, size: int, in_parts: bool) -> dict[st
     sizes = part_sizes(size, request.app.state.part) if in_parts else None
     if sizes is None:
         return {"href": f"{place}?{access.signed(sha256, size)}"}
-    addresses = {str(number): f"{place}/{number}?{access.signed(f'{sha256}/{number}', sizes.length(number))}"
-                 for number in range(1, sizes.parts + 1)}
+    addresses = {
+        str(number): f"{place}/{number}?{access.signed(f'{sha256}/{number}', sizes.length(number))}"
+        for number in range(1, sizes.parts + 1)
+    }
     received = {str(number): etag for number, etag in _parts(request).received(sha256).items()}
     header = {"chunk_size": str(sizes.part_size), **addresses}
     return {"href": f"{place}?{access.signed(f'{sha256}/all', size)}", "header": header, "held": received}
@@ -85,7 +99,9 @@ async def complete(request: Request) -> Response:
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Refused(400, "BadRequest", "parts is a list")
     etags = [str(part.get("etag")).strip('"') for part in parts]
-    if [part.get("partNumber") for part in parts] != list(range(1, len(parts) + 1)) or not all(map(_SHA256.fullmatch, etags)):
+    if [part.get("partNumber") for part in parts] != list(range(1, len(parts) + 1)) or not all(
+        map(_SHA256.fullmatch, etags)
+    ):
         raise Refused(400, "BadRequest", "parts are numbered from 1, and have an etag")
     if not await run_in_threadpool(storage_of(request).renewed, sha256):
         await run_in_threadpool(_parts(request).join, sha256, size, etags)
@@ -115,7 +131,9 @@ def _take(chunk: bytes, hasher: Any, file: Any) -> None:
 
 def _require_signed(request: Request, what: str) -> int:
     query = request.query_params
-    size: int = request.app.state.access.require_signed(what, *(query.get(key, "") for key in ("size", "until", "signature")))
+    size: int = request.app.state.access.require_signed(
+        what, *(query.get(key, "") for key in ("size", "until", "signature"))
+    )
     return size
 
 

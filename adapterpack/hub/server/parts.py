@@ -2,8 +2,8 @@
 
     tmp/parts/SHA256/NUMBER-ETAG      one part; ETAG is the sha256 of its bytes
 
-Parts are whole or absent, and a client that sends the file again learns which are here. When all are, they become one blob, if it is
-the one that was announced.
+Parts are whole or absent, and a client that sends the file again learns which are here. When all are, they
+become one blob, if it is the one that was announced.
 """
 
 from __future__ import annotations
@@ -76,12 +76,14 @@ class Parts:
             (self.root / sha256).mkdir(exist_ok=True)
             place = self.root / sha256 / f"{number}-{etag}"
             source.replace(place)
-            for other in self.root.joinpath(sha256).glob(f"{number}-*"):  # sent before, and altered on the way
+            # sent before, and altered on the way
+            for other in self.root.joinpath(sha256).glob(f"{number}-*"):
                 if other != place:
                     other.unlink(missing_ok=True)
 
     def join(self, sha256: str, size: int, etags: list[str]) -> None:
-        """Makes the parts one blob, hashed while they are copied together; they go, also if it is another one.
+        """Makes the parts one blob, hashed while they are copied together; they go, also if it is another
+        one.
 
         Raises:
             Refused: a part is not here, or the whole is not what was announced.

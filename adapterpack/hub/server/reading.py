@@ -53,35 +53,71 @@ async def whoami(request: Request) -> Response:
     if account is None:
         raise Refused(401, "Unauthorized", "Invalid username or password.")
     role = "write" if account.write else "read"
-    return JSONResponse({"type": "user", "name": account.name, "fullname": account.name, "orgs": [],
-                         "auth": {"type": "access_token", "accessToken": {"displayName": account.name, "role": role}}})
+    return JSONResponse(
+        {
+            "type": "user",
+            "name": account.name,
+            "fullname": account.name,
+            "orgs": [],
+            "auth": {"type": "access_token", "accessToken": {"displayName": account.name, "role": role}},
+        }
+    )
 
 
 async def models(request: Request) -> Response:
-    """The repositories that the client may see, in pages that the header Link leads through; ``author`` keeps those of one owner."""
+    """The repositories that the client may see, in pages that the header Link leads through; ``author`` keeps
+    those of one owner.
+    """
     storage, query = storage_of(request), request.query_params
     author, cursor, limit = query.get("author"), query.get("cursor", ""), _limit(request)
 
     def listed() -> list[dict[str, Any]]:
-        repos = (repo for repo in storage.repos() if repo > cursor and author in {None, repo.partition("/")[0]})
+        repos = (
+            repo for repo in storage.repos() if repo > cursor and author in {None, repo.partition("/")[0]}
+        )
         seen = (repo for repo in repos if request.scope["account"] is not None or not storage.private(repo))
-        return [{"id": repo, "modelId": repo, "private": storage.private(repo), "sha": storage.resolve(repo, "main"), "tags": []}
-                for repo in islice(seen, limit + 1)]
+        return [
+            {
+                "id": repo,
+                "modelId": repo,
+                "private": storage.private(repo),
+                "sha": storage.resolve(repo, "main"),
+                "tags": [],
+            }
+            for repo in islice(seen, limit + 1)
+        ]
 
     return _page(request, await run_in_threadpool(listed), limit, lambda one: str(one["id"]))
 
 
 async def info(request: Request) -> Response:
-    """A repository at a revision: its commit and, where a client would take so many, the names of its files."""
+    """A repository at a revision: its commit and, where a client would take so many, the names of its
+    files.
+    """
     repo, oid, commit = await _commit(request)
     blobs = request.query_params.get("blobs") is not None
 
     def described() -> Response:
         files = commit.files if len(commit.files) <= MAX_LISTED else {}
-        siblings = [{"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in files.items()]
-        return JSONResponse({"_id": oid, "id": repo, "modelId": repo, "sha": oid, **_settings(request, repo), "disabled": False,
-                             "lastModified": commit.time, "createdAt": commit.time, "tags": [], "downloads": 0, "likes": 0,
-                             "siblings": siblings})
+        siblings = [
+            {"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in files.items()
+        ]
+        return JSONResponse(
+            {
+                "_id": oid,
+                "id": repo,
+                "modelId": repo,
+                "sha": oid,
+                **_settings(request, repo),
+                "disabled": False,
+                "lastModified": commit.time,
+                "createdAt": commit.time,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": siblings,
+            }
+        )
 
     answer: Response = await run_in_threadpool(described)
     return answer
@@ -94,7 +130,9 @@ async def tree(request: Request) -> Response:
     folder = request.path_params.get("path", "").replace("%2F", "/").strip("/")
     recursive = query.get("recursive", "").lower() in {"true", "1"}
     below = commit.files.below(folder, recursive, query.get("cursor", ""))
-    entries = await run_in_threadpool(lambda: [(path, _listed(path, entry)) for path, entry in islice(below, limit + 1)])
+    entries = await run_in_threadpool(
+        lambda: [(path, _listed(path, entry)) for path, entry in islice(below, limit + 1)]
+    )
     if folder and not entries and "cursor" not in query:
         raise Refused(404, "EntryNotFound", "Entry not found")
     return _page(request, entries, limit, itemgetter(0), itemgetter(1))
@@ -107,13 +145,20 @@ def _limit(request: Request) -> int:
     return min(max(int(text), 1), PAGE)
 
 
-def _page(request: Request, items: list[Any], limit: int, cursor: Callable[[Any], str],
-          shown: Callable[[Any], Any] = lambda item: item) -> Response:
+def _page(
+    request: Request,
+    items: list[Any],
+    limit: int,
+    cursor: Callable[[Any], str],
+    shown: Callable[[Any], Any] = lambda item: item,
+) -> Response:
     """The first items, and where the rest is: after the last of them."""
     headers, page = {}, items[:limit]
     if len(items) > limit:
         query = urlencode({**request.query_params, "cursor": cursor(page[-1])})
-        headers["Link"] = f'<{origin_of(request)}{quote(request.scope["path"], safe="/%")}?{query}>; rel="next"'
+        headers["Link"] = (
+            f'<{origin_of(request)}{quote(request.scope["path"], safe="/%")}?{query}>; rel="next"'
+        )
     return JSONResponse([shown(item) for item in page], headers=headers)
 
 
@@ -121,7 +166,9 @@ async def paths_info(request: Request) -> Response:
     """Some files of a revision, as the tree describes them."""
     _, _, commit = await _commit(request)
     wanted = sorted(set((await form_of(request)).get("paths", ())))
-    answer = await run_in_threadpool(lambda: [_described(path, entry) for path in wanted if (entry := commit.files.get(path)) is not None])
+    answer = await run_in_threadpool(
+        lambda: [_described(path, entry) for path in wanted if (entry := commit.files.get(path)) is not None]
+    )
     return JSONResponse(answer)
 
 
@@ -130,10 +177,21 @@ async def refs(request: Request) -> Response:
     repo, storage = repo_of(request), storage_of(request)
 
     def listed() -> dict[str, Any]:
-        kinds = {"branches": ("heads", "refs/heads/"), "tags": ("tags", "refs/tags/"), "pullRequests": ("pr", "refs/pr/")}
-        return {"converts": [], **{
-            key: [{"name": name, "ref": f"{prefix}{name}", "targetCommit": oid} for name, oid in storage.refs(repo, kind).items()]
-            for key, (kind, prefix) in kinds.items()}}
+        kinds = {
+            "branches": ("heads", "refs/heads/"),
+            "tags": ("tags", "refs/tags/"),
+            "pullRequests": ("pr", "refs/pr/"),
+        }
+        return {
+            "converts": [],
+            **{
+                key: [
+                    {"name": name, "ref": f"{prefix}{name}", "targetCommit": oid}
+                    for name, oid in storage.refs(repo, kind).items()
+                ]
+                for key, (kind, prefix) in kinds.items()
+            },
+        }
 
     return JSONResponse(await run_in_threadpool(listed))
 
@@ -142,16 +200,26 @@ async def resolve(request: Request) -> Response:
     """The bytes of a file, or a range of them; with HEAD what is known about them."""
     repo, oid, commit = await _commit(request)
     path, storage = request.path_params["path"].replace("%2F", "/"), storage_of(request)
-    request.app.state.access.require_granted(request.scope["account"], await run_in_threadpool(storage.settings, repo))
+    request.app.state.access.require_granted(
+        request.scope["account"], await run_in_threadpool(storage.settings, repo)
+    )
     entry, of_commit = await run_in_threadpool(commit.files.get, path), {"X-Repo-Commit": oid}
     if entry is None:
         missing = {**of_commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
         return JSONResponse({"error": "Entry not found"}, 404, missing)
     linked = {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)} if entry.lfs else {}
-    headers = {**of_commit, **linked, "ETag": f'"{entry.sha256 if entry.lfs else entry.git}"', "X-Content-Type-Options": "nosniff",
-               "Content-Disposition": "attachment", "Cache-Control": "private, no-transform"}
+    headers = {
+        **of_commit,
+        **linked,
+        "ETag": f'"{entry.sha256 if entry.lfs else entry.git}"',
+        "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": "attachment",
+        "Cache-Control": "private, no-transform",
+    }
     if "," in request.headers.get("range", ""):  # the whole file answers a request for many parts of it
-        request.scope["headers"] = [(key, value) for key, value in request.scope["headers"] if key != b"range"]
+        request.scope["headers"] = [
+            (key, value) for key, value in request.scope["headers"] if key != b"range"
+        ]
     return FileResponse(storage.blob(entry.sha256), headers=headers, media_type="application/octet-stream")
 
 
@@ -173,7 +241,11 @@ async def _commit(request: Request) -> tuple[str, str, Commit]:
 
 def _listed(path: str, entry: Entry | None) -> dict[str, Any]:
     """A file or a folder as a listing has it."""
-    return {"type": "directory", "path": path[:-1], "size": 0, "oid": "0" * 40} if entry is None else _described(path, entry)
+    return (
+        {"type": "directory", "path": path[:-1], "size": 0, "oid": "0" * 40}
+        if entry is None
+        else _described(path, entry)
+    )
 
 
 def _described(path: str, entry: Entry) -> dict[str, Any]:

@@ -19,13 +19,19 @@ _BACKLOG = 100
 """Connections that are taken at once: fewer than the process may have open files."""
 
 
-def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8765, tokens: str | os.PathLike[str] | None = None,
-          ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    folder: str | os.PathLike[str],
+    *,
+    host: str = LOOPBACK,
+    port: int = 8765,
+    tokens: str | os.PathLike[str] | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Serves a hub from a folder, until it is interrupted.
 
-    ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may write. ``port`` 0 takes a free
-    one. ``ready`` is called with the address once requests are taken. SIGTERM is a good end. Put a proxy with TLS before
-    it where others can listen.
+    ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may
+    write. ``port`` 0 takes a free one. ``ready`` is called with the address once requests are taken. SIGTERM
+    is a good end. Put a proxy with TLS before it where others can listen.
 
     Raises:
         ConfigError: the file of tokens is malformed, or others may read it.
@@ -42,8 +48,17 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
     app = build(folder, access)
     with storage_errors(f"{host}:{port}"), listening(host, port) as one:
         address = f"http://{host}:{one.getsockname()[1]}"
-        config = uvicorn.Config(app, http=Protocol, ws="none", log_level="warning", access_log=False, server_header=False,
-                                date_header=True, backlog=_BACKLOG, h11_max_incomplete_event_size=_MAX_HEAD)
+        config = uvicorn.Config(
+            app,
+            http=Protocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            backlog=_BACKLOG,
+            h11_max_incomplete_event_size=_MAX_HEAD,
+        )
         if ready is not None:
             ready(address)
         try:

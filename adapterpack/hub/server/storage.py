@@ -1,9 +1,9 @@
 """Keeps a hub on disk: blobs by sha256, commits that never change, refs that move by a rename under a lock.
 
-    blobs/ab/abcd...                      files by sha256
-    repos/ORG/NAME/repo.json              visibility, gate; its presence is the repository's
-    repos/ORG/NAME/commits/OID.json       parent, message and the pages of the tree, which are blobs; OID is the sha1 of those bytes
-    repos/ORG/NAME/refs/KIND/NAME         a commit; slashes of a ref's name are written as %2F
+blobs/ab/abcd...                      files by sha256
+repos/ORG/NAME/repo.json              visibility, gate; its presence is the repository's
+repos/ORG/NAME/commits/OID.json       parent, message and the pages of the tree, which are blobs; OID is the
+sha1 of those bytes repos/ORG/NAME/refs/KIND/NAME         a commit; slashes of a ref's name are written as %2F
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """The bytes that its id is the sha1 of."""
-        return strict_json.canonical({key: value for key, value in vars(self).items() if key != "files"} | {"pages": self.files.pages})
+        return strict_json.canonical(
+            {key: value for key, value in vars(self).items() if key != "files"} | {"pages": self.files.pages}
+        )
 
     @property
     def oid(self) -> str:
@@ -58,8 +60,9 @@ class Commit:
 
 @dataclass(frozen=True)
 class Settings:
-    """``private``: only those with a token may see the repository. ``gated`` ("auto", "manual" or False): all may see it, and those whose
-    names are ``granted`` and those who may write have its files."""
+    """``private``: only those with a token may see the repository. ``gated`` ("auto", "manual" or False): all
+    may see it, and those whose names are ``granted`` and those who may write have its files.
+    """
 
     private: bool
     gated: str | bool = False
@@ -93,7 +96,10 @@ class Storage:
 
     def repos(self) -> tuple[str, ...]:
         """All repositories, sorted."""
-        repos = (path.parent.relative_to(self.root / "repos").as_posix() for path in self.root.glob("repos/*/*/repo.json"))
+        repos = (
+            path.parent.relative_to(self.root / "repos").as_posix()
+            for path in self.root.glob("repos/*/*/repo.json")
+        )
         return tuple(sorted(repo for repo in repos if names.is_repo(repo)))
 
     def create(self, repo: str, *, private: bool, author: str) -> None:
@@ -103,7 +109,9 @@ class Storage:
             Refused: the name is taken, or is none.
         """
         if not names.is_repo(repo) or names.unsafe(repo):
-            raise Refused(400, "BadRequest", "A repository is OWNER/NAME, and neither is a device on any system")
+            raise Refused(
+                400, "BadRequest", "A repository is OWNER/NAME, and neither is a device on any system"
+            )
         first = Commit(None, "initial commit", "", author, _now())
         try:
             with output_folder(self.root / "repos" / repo) as folder:
@@ -111,7 +119,9 @@ class Storage:
                     (folder / name).mkdir(parents=True)
                 (folder / "commits" / f"{first.oid}.json").write_bytes(first.to_bytes())
                 (folder / "refs" / "heads" / names.MAIN).write_text(first.oid, "ascii")
-                (folder / "repo.json").write_bytes(strict_json.canonical({"private": private, "created": first.time}))
+                (folder / "repo.json").write_bytes(
+                    strict_json.canonical({"private": private, "created": first.time})
+                )
         except (OutputExists, StorageError) as error:  # before, or at the rename
             if (self.root / "repos" / repo / "repo.json").is_file():
                 raise Refused(409, "Conflict", "You already created this model repo") from error
@@ -152,7 +162,9 @@ class Storage:
         folder = self.folder(repo)
         if names.COMMIT.fullmatch(revision) and (folder / "commits" / f"{revision}.json").is_file():
             return revision
-        kind, name = ("pr", revision.removeprefix("refs/pr/")) if revision.startswith("refs/pr/") else ("", revision)
+        kind, name = (
+            ("pr", revision.removeprefix("refs/pr/")) if revision.startswith("refs/pr/") else ("", revision)
+        )
         for place in (kind,) if kind else ("heads", "tags"):
             path = folder / "refs" / place / quote(name, safe="")
             if names.is_revision(revision):
@@ -172,7 +184,9 @@ class Storage:
         except FileNotFoundError as error:
             raise Refused(404, "RevisionNotFound", f"Invalid rev id: {oid}") from error
         if hashlib.sha1(data, usedforsecurity=False).hexdigest() != oid:
-            raise StorageError("a commit was altered on the hub's disk", where=path, remedy="restore it from a copy")
+            raise StorageError(
+                "a commit was altered on the hub's disk", where=path, remedy="restore it from a copy"
+            )
         value = _loaded(data, path)
         if "files" in value:  # as hubs wrote it before there were pages
             files = Tree.of({name: Entry(**entry) for name, entry in value.pop("files").items()})
@@ -180,9 +194,20 @@ class Storage:
             files = Tree([Page(**page) for page in value.pop("pages")], self.bytes_of)
         return Commit(**value, files=files)
 
-    def change(self, repo: str, revision: str, author: str, summary: str, description: str, *, parent: str | None,
-               change: Callable[[dict[str, Entry]], None], as_pr: bool) -> tuple[str, int | None]:
-        """One commit on a branch, or with ``as_pr`` on a new pull request's ref; the commit and the request's number.
+    def change(
+        self,
+        repo: str,
+        revision: str,
+        author: str,
+        summary: str,
+        description: str,
+        *,
+        parent: str | None,
+        change: Callable[[dict[str, Entry]], None],
+        as_pr: bool,
+    ) -> tuple[str, int | None]:
+        """One commit on a branch, or with ``as_pr`` on a new pull request's ref; the commit and the request's
+        number.
 
         Raises:
             Refused: ``parent`` is not the head any more, or the revision is no branch.
@@ -191,7 +216,9 @@ class Storage:
         with locked(folder / ".lock", alone=True):
             head = self.resolve(repo, revision)
             if parent is not None and parent != head:
-                raise Refused(412, "PreconditionFailed", "A commit has happened since. Please refresh and try again.")
+                raise Refused(
+                    412, "PreconditionFailed", "A commit has happened since. Please refresh and try again."
+                )
             before = self.commit(repo, head)
             files = dict(before.files)
             change(files)
@@ -204,8 +231,13 @@ class Storage:
             with output_file(folder / "commits" / f"{made.oid}.json") as path:
                 path.write_bytes(made.to_bytes())
             number = len(self.refs(repo, "pr")) + 1 if as_pr else None
-            ref = ("pr", str(number)) if as_pr else ("pr", revision.removeprefix("refs/pr/")) if revision.startswith("refs/pr/") else \
-                ("heads", revision)
+            ref = (
+                ("pr", str(number))
+                if as_pr
+                else ("pr", revision.removeprefix("refs/pr/"))
+                if revision.startswith("refs/pr/")
+                else ("heads", revision)
+            )
             if not as_pr and ref[1] not in self.refs(repo, ref[0]):
                 raise Refused(400, "BadRequest", "Commits go to a branch")
             self._point(folder, *ref, made.oid)
@@ -217,12 +249,21 @@ class Storage:
         Raises:
             Refused: there is one of that name, or it is no name.
         """
-        if not names.is_revision(name) or names.unsafe(name) or names.COMMIT.fullmatch(name) or name.startswith("refs/"):
+        if (
+            not names.is_revision(name)
+            or names.unsafe(name)
+            or names.COMMIT.fullmatch(name)
+            or name.startswith("refs/")
+        ):
             raise Refused(400, "BadRequest", "Not the name of a ref")
         folder = self.folder(repo)
         with locked(folder / ".lock", alone=True):
             if (count := len(there := self.refs(repo, kind))) >= MAX_REFS:
-                raise Refused(413, "TooLarge", f"A repository has at most {MAX_REFS} references of a kind, and this one has {count}")
+                raise Refused(
+                    413,
+                    "TooLarge",
+                    f"A repository has at most {MAX_REFS} references of a kind, and this one has {count}",
+                )
             if name in there:
                 raise Refused(409, "Conflict", "Reference already exists")
             self._point(folder, kind, name, self.resolve(repo, revision))
@@ -255,7 +296,9 @@ class Storage:
             Path(name).unlink(missing_ok=True)
 
     def adopt(self, path: Path, sha256: str) -> None:
-        """Takes an :meth:`incoming` file over as the blob of that sha256, which its bytes were hashed to while they arrived."""
+        """Takes an :meth:`incoming` file over as the blob of that sha256, which its bytes were hashed to
+        while they arrived.
+        """
         blobs.adopt(self.root / "blobs", path, sha256)
         if not self.renewed(sha256):  # it was there, and was collected at this moment
             blobs.adopt(self.root / "blobs", path, sha256)
@@ -289,7 +332,9 @@ class Storage:
         with storage_errors(path):
             data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise StorageError("a list of files was altered on the hub's disk", where=path, remedy="restore it from a copy")
+            raise StorageError(
+                "a list of files was altered on the hub's disk", where=path, remedy="restore it from a copy"
+            )
         return data
 
     def large(self, sha256: str) -> Entry:
@@ -310,7 +355,8 @@ class Storage:
 
 
 def git_oid(parts: Iterable[bytes], size: int) -> str:
-    """Git's id of a file of ``size`` bytes, as hex: by which a hub lists files that it does not keep as large ones.
+    """Git's id of a file of ``size`` bytes, as hex: by which a hub lists files that it does not keep as large
+    ones.
 
     Example:
         >>> git_oid([b""], 0)

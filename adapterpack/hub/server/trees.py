@@ -1,4 +1,6 @@
-"""Keeps the files of a commit in pages by their paths, so that a listing or a look-up reads a page or two, however many files there are."""
+"""Keeps the files of a commit in pages by their paths, so that a listing or a look-up reads a page or two,
+however many files there are.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Where some files of a commit are described, those from ``first`` on: in the blob of this sha256, as JSON of path -> entry."""
+    """Where some files of a commit are described, those from ``first`` on: in the blob of this sha256, as
+    JSON of path -> entry.
+    """
 
     first: str
     count: int
@@ -31,7 +35,8 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Tree(Mapping[str, Entry]):
-    """The files of a commit by their paths, in order; ``load`` reads the blob of a page, and the last one that was read is kept.
+    """The files of a commit by their paths, in order; ``load`` reads the blob of a page, and the last one
+    that was read is kept.
 
     Example:
         >>> tree = Tree.of({"a/x": Entry(1, "0" * 64, "0" * 40, False)})
@@ -63,7 +68,8 @@ class Tree(Mapping[str, Entry]):
             yield from ((path, entry) for path, entry in self._page(number).items() if path >= start)
 
     def below(self, folder: str, recursive: bool, after: str = "") -> Iterator[tuple[str, Entry | None]]:
-        """Folders (without an entry, and with a slash at the end) and files below a folder, each folder before what lies in it.
+        """Folders (without an entry, and with a slash at the end) and files below a folder, each folder
+        before what lies in it.
 
         ``after`` is the last one of those that came before, so that a listing can go on there.
         """
@@ -82,13 +88,15 @@ class Tree(Mapping[str, Entry]):
                     if not before.startswith(parent):
                         yield parent, None
                 if parents and not recursive:
-                    start, more = prefix + parents[0] + _AFTER_SLASH, True  # what lies in that folder is read over
+                    # what lies in that folder is read over
+                    start, more = prefix + parents[0] + _AFTER_SLASH, True
                     break
                 yield path, entry
                 before = path
 
     def repaged(self, files: Mapping[str, Entry], keep: Callable[[bytes], str]) -> Tree:
-        """A tree with other files, whose pages begin where those of this one do, so that most of them are there already.
+        """A tree with other files, whose pages begin where those of this one do, so that most of them are
+        there already.
 
         ``keep`` stores the bytes of a page, and returns their sha256.
         """
@@ -122,8 +130,8 @@ Step = tuple[str, Entry | None]
 def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
     """Takes the steps, one after the other.
 
-    From the last one back: what it says of a path is what becomes of it, so that each path is looked at once, however many steps name the
-    folder that it lies in.
+    From the last one back: what it says of a path is what becomes of it, so that each path is looked at once,
+    however many steps name the folder that it lies in.
 
     Example:
         >>> files = {path: Entry(1, "", "", False) for path in ("a/x", "a/y", "b")}

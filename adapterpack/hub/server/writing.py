@@ -1,4 +1,6 @@
-"""Answers the requests that change a hub: repositories, commits, tags, branches. All of them need a token that may write."""
+"""Answers the requests that change a hub: repositories, commits, tags, branches. All of them need a token
+that may write.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ async def create(request: Request) -> Response:
 
 
 async def settings(request: Request) -> Response:
-    """Who may see a repository (``visibility``), and whether its files are for those alone that were let in (``gated``)."""
+    """Who may see a repository (``visibility``), and whether its files are for those alone that were let in
+    (``gated``).
+    """
     value = await json_of(request)
     changes: dict[str, Any] = {}
     if "gated" in value:
@@ -60,7 +64,9 @@ async def settings(request: Request) -> Response:
         changes["private"] = value.get("visibility") == "private" or value.get("private") is True
     if changes.get("gated", False) not in ("auto", "manual", False) or not changes:
         raise Refused(400, "BadRequest", "gated is auto, manual or false; visibility is public or private")
-    await run_in_threadpool(storage_of(request).set, repo_of(request), lambda before: dataclasses.replace(before, **changes))
+    await run_in_threadpool(
+        storage_of(request).set, repo_of(request), lambda before: dataclasses.replace(before, **changes)
+    )
     return JSONResponse(changes)
 
 
@@ -82,18 +88,25 @@ async def grant(request: Request) -> Response:
 
 async def validate_yaml(request: Request) -> Response:
     """Whether the header of a README is YAML, and a mapping."""
+
     def look(body: bytes) -> str | None:
         text = str(json_object(body).get("content", ""))
         return problem(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
 
     message = await parsed(request, look)
-    return JSONResponse({"errors": [{"message": message}] if message else [], "warnings": []}, 400 if message else 200)
+    return JSONResponse(
+        {"errors": [{"message": message}] if message else [], "warnings": []}, 400 if message else 200
+    )
 
 
 async def preupload(request: Request) -> Response:
-    """How each file is to be sent: in the commit, or apart as a large one; files that are there already come with their id."""
+    """How each file is to be sent: in the commit, or apart as a large one; files that are there already come
+    with their id.
+    """
     repo, storage, wanted = repo_of(request), storage_of(request), (await json_of(request)).get("files")
-    present = (await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))).files
+    present = (
+        await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))
+    ).files
     if not isinstance(wanted, list) or not all(isinstance(file, dict) for file in wanted):
         raise Refused(400, "BadRequest", "files is a list")
     answer = []
@@ -103,8 +116,14 @@ async def preupload(request: Request) -> Response:
             raise Refused(400, "BadRequest", "a file has a path and a size")
         sample = _decoded(str(file.get("sample", "")))
         large = size > _MAX_REGULAR or b"\0" in sample or f".{path.rpartition('.')[2].lower()}" in _LARGE
-        oid = {"oid": present[path].sha256 if present[path].lfs else present[path].git} if path in present else {}
-        answer.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid})
+        oid = (
+            {"oid": present[path].sha256 if present[path].lfs else present[path].git}
+            if path in present
+            else {}
+        )
+        answer.append(
+            {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid}
+        )
     return JSONResponse({"files": answer})
 
 
@@ -113,7 +132,11 @@ async def commit(request: Request) -> Response:
     author, repo, storage = author_of(request), repo_of(request), storage_of(request)
     header, *operations = await parsed(request, _lines)
     value = header.get("value")
-    if header.get("key") != "header" or not isinstance(value, dict) or not all(isinstance(one.get("value"), dict) for one in operations):
+    if (
+        header.get("key") != "header"
+        or not isinstance(value, dict)
+        or not all(isinstance(one.get("value"), dict) for one in operations)
+    ):
         raise Refused(400, "BadRequest", "A commit is a header and operations")
     as_pr = request.query_params.get("create_pr") == "1"
 
@@ -126,14 +149,34 @@ async def commit(request: Request) -> Response:
             steps.append(step(storage, operation["value"]))
         trees.change(files, steps)
         if clash := names.clash(files):
-            raise Refused(400, "BadRequest", f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}")
+            raise Refused(
+                400,
+                "BadRequest",
+                f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}",
+            )
 
     oid, number = await run_in_threadpool(
-        storage.change, repo, revision_of(request), author, str(value.get("summary", "")), str(value.get("description", "")),
-        parent=value.get("parentCommit"), change=change, as_pr=as_pr)
+        storage.change,
+        repo,
+        revision_of(request),
+        author,
+        str(value.get("summary", "")),
+        str(value.get("description", "")),
+        parent=value.get("parentCommit"),
+        change=change,
+        as_pr=as_pr,
+    )
     origin = origin_of(request)
     request_url = {"pullRequestUrl": f"{origin}/{repo}/discussions/{number}"} if number is not None else {}
-    return JSONResponse({"success": True, "commitOid": oid, "commitUrl": f"{origin}/{repo}/commit/{oid}", "hookOutput": "", **request_url})
+    return JSONResponse(
+        {
+            "success": True,
+            "commitOid": oid,
+            "commitUrl": f"{origin}/{repo}/commit/{oid}",
+            "hookOutput": "",
+            **request_url,
+        }
+    )
 
 
 async def tag(request: Request) -> Response:
@@ -146,7 +189,12 @@ async def tag(request: Request) -> Response:
 
 async def branch(request: Request) -> Response:
     """A branch, by default from the main one."""
-    return await _ref(request, "heads", revision_of(request), str((await json_of(request)).get("startingPoint") or names.MAIN))
+    return await _ref(
+        request,
+        "heads",
+        revision_of(request),
+        str((await json_of(request)).get("startingPoint") or names.MAIN),
+    )
 
 
 async def drop_tag(request: Request) -> Response:
@@ -183,7 +231,11 @@ def _delete(storage: Storage, value: dict[str, Any]) -> trees.Step:
 
 
 _OPERATIONS: dict[str, Callable[[Storage, dict[str, Any]], trees.Step]] = {
-    "file": _add, "lfsFile": _add_large, "deletedFile": _delete, "deletedFolder": _delete}
+    "file": _add,
+    "lfsFile": _add_large,
+    "deletedFile": _delete,
+    "deletedFolder": _delete,
+}
 
 
 def _new_path(value: dict[str, Any]) -> str:

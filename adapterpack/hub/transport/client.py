@@ -1,4 +1,6 @@
-"""Resolves a reference to a commit, lists its files, and turns the errors of hubs and of the official client into named ones."""
+"""Resolves a reference to a commit, lists its files, and turns the errors of hubs and of the official client
+into named ones.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from ...errors import AdapterpackError, FormatError, GatedRepo, HubConflict, HubError, HubOffline, RepoNotFound, RevisionNotFound
+from ...errors import (
+    AdapterpackError,
+    FormatError,
+    GatedRepo,
+    HubConflict,
+    HubError,
+    HubOffline,
+    RepoNotFound,
+    RevisionNotFound,
+)
 from .. import names
 from .http import MAX_ANSWER, ByteLimit, Endpoint, ErrorResponse, request_json, same_origin, too_slow
 
@@ -31,7 +42,9 @@ _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One file of a tree: its path there, its size in bytes, and its sha256 (large files) or git's blob id, as hex."""
+    """One file of a tree: its path there, its size in bytes, and its sha256 (large files) or git's blob id,
+    as hex.
+    """
 
     path: str
     size: int
@@ -41,7 +54,9 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """What a reference names, at a commit. ``token`` is the one that was given, or None for the user's own."""
+    """What a reference names, at a commit. ``token`` is the one that was given, or None for the user's
+    own.
+    """
 
     reference: names.Reference
     commit: str
@@ -108,17 +123,29 @@ def connect(reference: names.Reference, token: str | None = None) -> Remote:
         _, info = with_retries(lambda: request_json("GET", url, hub, reference))
     commit, repo = (info.get("sha"), info.get("id")) if isinstance(info, dict) else (None, None)
     if not isinstance(commit, str) or not names.COMMIT.fullmatch(commit):
-        raise HubError("the hub does not say which commit this is", where=reference, expected="40 hex digits", found=str(commit)[:80])
+        raise HubError(
+            "the hub does not say which commit this is",
+            where=reference,
+            expected="40 hex digits",
+            found=str(commit)[:80],
+        )
     if names.COMMIT.fullmatch(reference.revision) and commit != reference.revision:
-        raise HubError("the hub answers with another commit than was asked for", where=reference, found=commit)
+        raise HubError(
+            "the hub answers with another commit than was asked for", where=reference, found=commit
+        )
     if str(repo).casefold() != reference.repo.casefold():
-        raise HubError("the repository has moved, and its old name may belong to somebody else by now", where=reference,
-                       found=str(repo)[:200], remedy=f"if that is the one you mean, name {str(repo)[:200]}")
+        raise HubError(
+            "the repository has moved, and its old name may belong to somebody else by now",
+            where=reference,
+            found=str(repo)[:200],
+            remedy=f"if that is the one you mean, name {str(repo)[:200]}",
+        )
     return Remote(reference, commit, hub.url, token)
 
 
 def tree(remote: Remote) -> dict[str, ListedFile]:
-    """Every file of the commit in the reference's folder, by its path there; each path is safe to become a file here.
+    """Every file of the commit in the reference's folder, by its path there; each path is safe to become a
+    file here.
 
     A folder that is not there holds nothing, for git knows no empty ones.
 
@@ -136,16 +163,25 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
             entries = []
     files = [entry for entry in entries if entry.get("type") != "directory"]
     if not all(entry.get("type") == "file" and isinstance(entry.get("path"), str) for entry in files):
-        raise FormatError("the hub lists what is neither a file nor a folder", where=remote, expected="a type and a path")
+        raise FormatError(
+            "the hub lists what is neither a file nor a folder", where=remote, expected="a type and a path"
+        )
     names.require_safe([entry["path"] for entry in files], remote)
     listed: dict[str, ListedFile] = {}
     for entry in files:
         path, size, lfs = entry["path"], entry.get("size"), entry.get("lfs")
         if not path.startswith(prefix):
-            raise FormatError("the hub lists a file of another folder than was asked for", where=remote, found=path[:80])
+            raise FormatError(
+                "the hub lists a file of another folder than was asked for", where=remote, found=path[:80]
+            )
         pointer = lfs if isinstance(lfs, dict) else {}
         sha256, git = (str(pointer.get("oid")), None) if pointer else (None, str(entry.get("oid")))
-        if type(size) is not int or size < 0 or (pointer and pointer.get("size") != size) or not _DIGEST.fullmatch(sha256 or git or ""):
+        if (
+            type(size) is not int
+            or size < 0
+            or (pointer and pointer.get("size") != size)
+            or not _DIGEST.fullmatch(sha256 or git or "")
+        ):
             raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {path}")
         name = path.removeprefix(prefix)
         listed[name] = ListedFile(name, size, sha256, git)
@@ -153,9 +189,13 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
 
 
 def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
-    """The entries of a listing, page by page: no page is empty but the last, all of them come from the hub itself, and in time."""
+    """The entries of a listing, page by page: no page is empty but the last, all of them come from the hub
+    itself, and in time.
+    """
     folder = f"/{quote(remote.reference.folder, safe='')}" if remote.reference.folder else ""
-    url = f"{remote.endpoint}/api/models/{remote.repo}/tree/{remote.commit}{folder}?recursive=true&expand=false"
+    url = (
+        f"{remote.endpoint}/api/models/{remote.repo}/tree/{remote.commit}{folder}?recursive=true&expand=false"
+    )
     limit, started, count = ByteLimit(remote, MAX_ANSWER), time.monotonic(), 0
     for _ in range(MAX_PAGES):
         response, page = with_retries(lambda url=url: request_json("GET", url, remote.hub, remote, limit))  # type: ignore[misc]
@@ -164,30 +204,49 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
         yield from page
         count += len(page)
         if count > MAX_LISTED:
-            raise FormatError("the repository lists too many files", where=remote, expected=f"at most {MAX_LISTED}")
+            raise FormatError(
+                "the repository lists too many files", where=remote, expected=f"at most {MAX_LISTED}"
+            )
         following = response.links.get("next", {}).get("url")
         if following is None:
             return
         url = urljoin(url, following)
         if not same_origin(url, remote.endpoint):
-            raise HubError("the hub's listing goes on at another host", where=remote, found=urlsplit(url).hostname,
-                           remedy="do not use this hub")
+            raise HubError(
+                "the hub's listing goes on at another host",
+                where=remote,
+                found=urlsplit(url).hostname,
+                remedy="do not use this hub",
+            )
         if not page:
-            raise HubError("the hub's listing has no end: a page is empty, and not the last", where=remote, remedy="do not use this hub")
+            raise HubError(
+                "the hub's listing has no end: a page is empty, and not the last",
+                where=remote,
+                remedy="do not use this hub",
+            )
         if time.monotonic() - started > _LISTING_SECONDS:
             raise too_slow(remote, f"{count} files in {_LISTING_SECONDS:.0f} s")
-    raise HubError("the hub's listing has no end", where=remote, expected=f"at most {MAX_PAGES} pages", found=f"{count} files on them",
-                   remedy="do not use this hub")
+    raise HubError(
+        "the hub's listing has no end",
+        where=remote,
+        expected=f"at most {MAX_PAGES} pages",
+        found=f"{count} files on them",
+        remedy="do not use this hub",
+    )
 
 
 def in_folder(listed: Mapping[str, ListedFile], prefix: str) -> dict[str, ListedFile]:
-    """The files of a whole repository whose paths begin with the prefix of a folder, as :func:`tree` lists that folder."""
+    """The files of a whole repository whose paths begin with the prefix of a folder, as :func:`tree` lists
+    that folder.
+    """
     inside = {path.removeprefix(prefix): one for path, one in listed.items() if path.startswith(prefix)}
     return {path: replace(one, path=path) for path, one in inside.items()}
 
 
 def with_retries(request: Callable[[], _T]) -> _T:
-    """Calls ``request`` up to four times while the hub is busy, fails or breaks off; waits as long as it says, but a minute at most."""
+    """Calls ``request`` up to four times while the hub is busy, fails or breaks off; waits as long as it
+    says, but a minute at most.
+    """
     wait = _FIRST_WAIT
     for tries in range(_TRIES):
         try:
@@ -211,12 +270,20 @@ def _status(error: BaseException) -> tuple[int | None, Any]:
 
 
 def _kinds(error: BaseException) -> set[str]:
-    """What an error is, by the names of its classes, since the client changed its HTTP library between two of its versions."""
+    """What an error is, by the names of its classes, since the client changed its HTTP library between two of
+    its versions.
+    """
     if isinstance(error, ErrorResponse):
         return set() if error.kind is None else {error.kind}
     classes = {kind.__name__ for kind in type(error).__mro__}
-    kinds = {"TransportError": "transport", "OfflineModeIsEnabled": "offline", "GatedRepoError": "gated",
-             "RepositoryNotFoundError": "repo", "RevisionNotFoundError": "revision", "EntryNotFoundError": "entry"}
+    kinds = {
+        "TransportError": "transport",
+        "OfflineModeIsEnabled": "offline",
+        "GatedRepoError": "gated",
+        "RepositoryNotFoundError": "repo",
+        "RevisionNotFoundError": "revision",
+        "EntryNotFoundError": "entry",
+    }
     return {kind for name, kind in kinds.items() if name in classes}
 
 
@@ -232,16 +299,42 @@ def hub_errors(where: object) -> Iterator[None]:
 
 
 _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
-    "offline": (HubOffline, "the network may not be used", "unset HF_HUB_OFFLINE, or use what was pulled before"),
-    "gated": (GatedRepo, "the repository's owner asks for an agreement first",
-              "accept it on the repository's page and log in (hf auth login, or HF_TOKEN)"),
-    "revision": (RevisionNotFound, "the repository has no such revision", "name one of its branches, tags or commits"),
-    "repo": (RepoNotFound, "there is no such repository, or it may not be seen with this token",
-             "check the name and HF_ENDPOINT; for a private one log in (hf auth login, or HF_TOKEN)"),
+    "offline": (
+        HubOffline,
+        "the network may not be used",
+        "unset HF_HUB_OFFLINE, or use what was pulled before",
+    ),
+    "gated": (
+        GatedRepo,
+        "the repository's owner asks for an agreement first",
+        "accept it on the repository's page and log in (hf auth login, or HF_TOKEN)",
+    ),
+    "revision": (
+        RevisionNotFound,
+        "the repository has no such revision",
+        "name one of its branches, tags or commits",
+    ),
+    "repo": (
+        RepoNotFound,
+        "there is no such repository, or it may not be seen with this token",
+        "check the name and HF_ENDPOINT; for a private one log in (hf auth login, or HF_TOKEN)",
+    ),
     "entry": (HubError, "a file that the hub lists is not there", "try again later"),
-    412: (HubConflict, "somebody else changed the repository meanwhile", "look at what changed, and push again"),
-    401: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
-    403: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
+    412: (
+        HubConflict,
+        "somebody else changed the repository meanwhile",
+        "look at what changed, and push again",
+    ),
+    401: (
+        HubError,
+        "the hub refuses the token, or asks for one",
+        "log in with a token that may do this (hf auth login, or HF_TOKEN)",
+    ),
+    403: (
+        HubError,
+        "the hub refuses the token, or asks for one",
+        "log in with a token that may do this (hf auth login, or HF_TOKEN)",
+    ),
     507: (HubError, "the disk of the hub is full", "free some space on the hub, and push again"),
     "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
 }
@@ -250,9 +343,15 @@ _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
 
 def _named(error: Exception, where: object) -> HubError:
     marks = {*_kinds(error), _status(error)[0]}
-    kind, what, remedy = next((named for mark, named in _ERRORS.items() if mark in marks),
-                              (HubError, "the hub does not answer as it should", ""))
-    reason = None if kind is not HubError else redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
+    kind, what, remedy = next(
+        (named for mark, named in _ERRORS.items() if mark in marks),
+        (HubError, "the hub does not answer as it should", ""),
+    )
+    reason = (
+        None
+        if kind is not HubError
+        else redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
+    )
     return kind(what, where=where, found=reason, remedy=remedy or None)
 
 

@@ -1,4 +1,6 @@
-"""Makes one commit on a hub: by the official client on the public one, and by the same requests, within limits, on any other."""
+"""Makes one commit on a hub: by the official client on the public one, and by the same requests, within
+limits, on any other.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,17 @@ class NewCommit(NamedTuple):
     pull_request: str | None = None
 
 
-def commit(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterable[str], message: str, description: str, pr: bool,
-           progress: Callable[[int, int], None]) -> NewCommit:
-    """Puts files at paths of the repository, and removes others, in one commit on the remote's branch, whose head is the remote's commit.
+def commit(
+    remote: Remote,
+    files: Mapping[str, LocalFile],
+    deleted: Iterable[str],
+    message: str,
+    description: str,
+    pr: bool,
+    progress: Callable[[int, int], None],
+) -> NewCommit:
+    """Puts files at paths of the repository, and removes others, in one commit on the remote's branch, whose
+    head is the remote's commit.
 
     Large files are sent first; ``progress`` is called with (bytes done, bytes in all).
 
@@ -45,23 +55,55 @@ def commit(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterable[str
     with hub_errors(remote.reference):
         oid, pull_request = make(remote, files, deleted, message, description, pr, progress)
     if not isinstance(oid, str) or not names.COMMIT.fullmatch(oid):
-        raise HubError("the hub does not say which commit it made", where=remote.reference, expected="40 hex digits", found=str(oid)[:80])
+        raise HubError(
+            "the hub does not say which commit it made",
+            where=remote.reference,
+            expected="40 hex digits",
+            found=str(oid)[:80],
+        )
     return NewCommit(oid, None if pull_request is None else str(pull_request))
 
 
-def _by_the_official_client(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterable[str], message: str, description: str,
-                            pr: bool, progress: Callable[[int, int], None]) -> tuple[Any, Any]:
-    """Large files go to the public hub's Xet service, which only the official client speaks to; it shows the progress itself."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete  # noqa: PLC0415 - only a push pays for it
+def _by_the_official_client(
+    remote: Remote,
+    files: Mapping[str, LocalFile],
+    deleted: Iterable[str],
+    message: str,
+    description: str,
+    pr: bool,
+    progress: Callable[[int, int], None],
+) -> tuple[Any, Any]:
+    """Large files go to the public hub's Xet service, which only the official client speaks to; it shows the
+    progress itself.
+    """
+    # only a push pays for it
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete  # noqa: PLC0415
 
-    operations = [*map(CommitOperationDelete, deleted), *(CommitOperationAdd(path, file.content) for path, file in files.items())]
-    info = api(remote.token).create_commit(remote.repo, operations, revision=remote.reference.revision, create_pr=pr or None,
-                                           parent_commit=remote.commit, commit_message=message, commit_description=description)
+    operations = [
+        *map(CommitOperationDelete, deleted),
+        *(CommitOperationAdd(path, file.content) for path, file in files.items()),
+    ]
+    info = api(remote.token).create_commit(
+        remote.repo,
+        operations,
+        revision=remote.reference.revision,
+        create_pr=pr or None,
+        parent_commit=remote.commit,
+        commit_message=message,
+        commit_description=description,
+    )
     return info.oid, info.pr_url
 
 
-def _by_requests(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterable[str], message: str, description: str, pr: bool,
-                 progress: Callable[[int, int], None]) -> tuple[Any, Any]:
+def _by_requests(
+    remote: Remote,
+    files: Mapping[str, LocalFile],
+    deleted: Iterable[str],
+    message: str,
+    description: str,
+    pr: bool,
+    progress: Callable[[int, int], None],
+) -> tuple[Any, Any]:
     url, branch = f"{remote.endpoint}/api/models/{remote.repo}", quote(remote.reference.revision, safe="")
     query, total, done = "?create_pr=1" if pr else "", sum(file.size for file in files.values()), 0
 
@@ -72,14 +114,28 @@ def _by_requests(remote: Remote, files: Mapping[str, LocalFile], deleted: Iterab
 
     large = _large(remote, f"{url}/preupload/{branch}{query}", files)
     if path := next((path for path in files if path not in large and files[path].size > _MAX_REGULAR), None):
-        raise HubError("the hub wants a large file within the commit", where=f"{remote}, {path}", expected=f"at most {_MAX_REGULAR} bytes",
-                       found=files[path].size)
+        raise HubError(
+            "the hub wants a large file within the commit",
+            where=f"{remote}, {path}",
+            expected=f"at most {_MAX_REGULAR} bytes",
+            found=files[path].size,
+        )
     send_large(remote.hub, remote.repo, [files[path] for path in files if path in large], count)
     header = {"summary": message, "description": description, "parentCommit": remote.commit}
-    lines = [{"key": "header", "value": header}, *({"key": "deletedFile", "value": {"path": path}} for path in deleted),
-             *(_operation(path, file, path in large) for path, file in files.items())]
-    _, value = request_json("POST", f"{url}/commit/{branch}{query}", remote.hub, remote, headers={"Content-Type": "application/x-ndjson"},
-                            content=b"\n".join(json.dumps(line).encode() for line in lines), seconds=_COMMIT_SECONDS)
+    lines = [
+        {"key": "header", "value": header},
+        *({"key": "deletedFile", "value": {"path": path}} for path in deleted),
+        *(_operation(path, file, path in large) for path, file in files.items()),
+    ]
+    _, value = request_json(
+        "POST",
+        f"{url}/commit/{branch}{query}",
+        remote.hub,
+        remote,
+        headers={"Content-Type": "application/x-ndjson"},
+        content=b"\n".join(json.dumps(line).encode() for line in lines),
+        seconds=_COMMIT_SECONDS,
+    )
     return (value.get("commitOid"), value.get("pullRequestUrl")) if isinstance(value, dict) else (None, None)
 
 
@@ -87,17 +143,37 @@ def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]
     """The paths of the files that the hub wants sent apart, as large files of git."""
     large, paths = set[str](), list(files)
     for start in range(0, len(paths), _BATCH):
-        value = {"files": [{"path": path, "size": files[path].size, "sample": base64.b64encode(files[path].text(_SAMPLE)).decode()}
-                           for path in paths[start : start + _BATCH]]}
+        value = {
+            "files": [
+                {
+                    "path": path,
+                    "size": files[path].size,
+                    "sample": base64.b64encode(files[path].text(_SAMPLE)).decode(),
+                }
+                for path in paths[start : start + _BATCH]
+            ]
+        }
         _, reply = with_retries(lambda value=value: request_json("POST", url, remote.hub, remote, json=value))  # type: ignore[misc]
         modes = reply.get("files") if isinstance(reply, dict) else None
         if not isinstance(modes, list) or not all(isinstance(mode, dict) for mode in modes):
-            raise HubError("the hub does not say how each file goes", where=remote, expected="a list of files")
+            raise HubError(
+                "the hub does not say how each file goes", where=remote, expected="a list of files"
+            )
         large |= {str(mode.get("path")) for mode in modes if mode.get("uploadMode") == "lfs"}
     return large
 
 
 def _operation(path: str, file: LocalFile, large: bool) -> dict[str, Any]:
     if large:
-        return {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": file.sha256, "size": file.size}}
-    return {"key": "file", "value": {"path": path, "encoding": "base64", "content": base64.b64encode(file.text(file.size)).decode()}}
+        return {
+            "key": "lfsFile",
+            "value": {"path": path, "algo": "sha256", "oid": file.sha256, "size": file.size},
+        }
+    return {
+        "key": "file",
+        "value": {
+            "path": path,
+            "encoding": "base64",
+            "content": base64.b64encode(file.text(file.size)).decode(),
+        },
+    }

@@ -13,7 +13,8 @@ from .transfer import read_range
 
 
 class HeaderFile(safetensors.SafetensorsFile):
-    """A tensor file whose header alone was read: its tensors have names, dtypes and shapes, and read as zeros that take no memory.
+    """A tensor file whose header alone was read: its tensors have names, dtypes and shapes, and read as zeros
+    that take no memory.
 
     Raises:
         FormatError: the header breaks a rule of the format.
@@ -30,7 +31,8 @@ class HeaderFile(safetensors.SafetensorsFile):
 
 
 def read_header(remote: Remote, path: str, size: int, first: int) -> HeaderFile:
-    """The header of a tensor file of ``size`` bytes, by a range of ``first`` bytes and, where it is longer, one more.
+    """The header of a tensor file of ``size`` bytes, by a range of ``first`` bytes and, where it is longer,
+    one more.
 
     Raises:
         FormatError: it is not a tensor file, or the hub sends fewer bytes.

@@ -1,7 +1,8 @@
 """Sends requests to a hub: its token stays with it, and no answer is larger or slower than it may be.
 
-The official client reads every answer to its end and unpacks it, follows a listing wherever its next page lies, takes the token along, and
-waits as long as the hub asks for. Here it lends its session, its headers and its settings.
+The official client reads every answer to its end and unpacks it, follows a listing wherever its next page
+lies, takes the token along, and waits as long as the hub asks for. Here it lends its session, its headers and
+its settings.
 """
 
 from __future__ import annotations
@@ -23,10 +24,17 @@ MAX_ANSWER = 16 << 20
 _MAX_REASON = 64 << 10
 _MAX_REDIRECTS = 5
 _MIN_RATE = 16 << 10
-"""Bytes a second, after a minute of grace, below which an exchange is given up: else a hub could hold a client for ever."""
+"""Bytes a second, after a minute of grace, below which an exchange is given up: else a hub could hold a
+client for ever.
+"""
 _GRACE = 60.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CODES = {"GatedRepo": "gated", "RepoNotFound": "repo", "RevisionNotFound": "revision", "EntryNotFound": "entry"}
+_CODES = {
+    "GatedRepo": "gated",
+    "RepoNotFound": "repo",
+    "RevisionNotFound": "revision",
+    "EntryNotFound": "entry",
+}
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,17 @@ class Endpoint:
 
 
 class ErrorResponse(Exception):
-    """An answer with an error status; ``kind`` is gated, repo, revision or entry where the hub says so, else None."""
+    """An answer with an error status; ``kind`` is gated, repo, revision or entry where the hub says so, else
+    None.
+    """
 
     def __init__(self, response: Any, reason: str) -> None:
         super().__init__(f"{response.status_code} {reason}".strip())
         self.response = response
         code = str(response.headers.get("X-Error-Code", ""))
         self.kind = _CODES.get(code)
-        if response.status_code == 401 and not code and "Invalid credentials" not in reason:  # private or not there: it does not say which
+        # private or not there: it does not say which
+        if response.status_code == 401 and not code and "Invalid credentials" not in reason:
             self.kind = "repo"
 
 
@@ -68,25 +79,42 @@ class ByteLimit:
         """
         self._left -= count
         if self._left < 0:
-            raise HubError("the hub's answer is too large", where=self.where, expected=f"at most {self.maximum} bytes",
-                           remedy="do not use this hub")
+            raise HubError(
+                "the hub's answer is too large",
+                where=self.where,
+                expected=f"at most {self.maximum} bytes",
+                remedy="do not use this hub",
+            )
 
 
 def allowed_seconds(count: int) -> float:
-    """The time that ``count`` bytes may take: the client's own timeout only limits the pause between two of them."""
+    """The time that ``count`` bytes may take: the client's own timeout only limits the pause between two of
+    them.
+    """
     from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
 
     return min(_GRACE, 6 * float(constants.HF_HUB_DOWNLOAD_TIMEOUT)) + count / _MIN_RATE
 
 
 @contextmanager
-def open_response(method: str, url: str, endpoint: Endpoint, where: object, *, headers: Mapping[str, str] | None = None,
-                  seconds: float | None = None, pause: float | None = None, check: Callable[[Any], None] | None = None,
-                  **content: Any) -> Iterator[Any]:
-    """The response to one request, its body not read yet; redirects of a GET are followed, each as a request of its own.
+def open_response(
+    method: str,
+    url: str,
+    endpoint: Endpoint,
+    where: object,
+    *,
+    headers: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+    pause: float | None = None,
+    check: Callable[[Any], None] | None = None,
+    **content: Any,
+) -> Iterator[Any]:
+    """The response to one request, its body not read yet; redirects of a GET are followed, each as a request
+    of its own.
 
-    ``seconds`` is how long its head may take to come, by default a minute, and ``pause`` how long the hub may be silent, by default as
-    long. ``check`` looks at the first response, before a redirect is followed. ``content`` is the body, as json= or content=.
+    ``seconds`` is how long its head may take to come, by default a minute, and ``pause`` how long the hub may
+    be silent, by default as long. ``check`` looks at the first response, before a redirect is followed.
+    ``content`` is the body, as json= or content=.
 
     Raises:
         HubError: the address is neither the hub's nor https, or the head does not come in time.
@@ -105,8 +133,12 @@ def open_response(method: str, url: str, endpoint: Endpoint, where: object, *, h
         if at_home:
             request.headers.update(for_home)
         elif request.url.scheme != "https":
-            raise HubError("the hub sends its clients to an address that is neither its own nor https", where=where,
-                           found=request.url.host, remedy="do not use this hub")
+            raise HubError(
+                "the hub sends its clients to an address that is neither its own nor https",
+                where=where,
+                found=request.url.host,
+                remedy="do not use this hub",
+            )
         response = _send(session, request, where, seconds)
         response.extensions["secret"] = secret
         try:
@@ -124,18 +156,24 @@ def open_response(method: str, url: str, endpoint: Endpoint, where: object, *, h
             return
         finally:
             response.close()
-    raise HubError("the hub sends its clients in circles", where=where, expected=f"at most {_MAX_REDIRECTS} redirects")
+    raise HubError(
+        "the hub sends its clients in circles", where=where, expected=f"at most {_MAX_REDIRECTS} redirects"
+    )
 
 
 def require_unrepeated(secret: str, text: str, where: object) -> None:
-    """Goes on only if an answer does not hold the token, which would be shown or kept with what is said of the answer.
+    """Goes on only if an answer does not hold the token, which would be shown or kept with what is said of
+    the answer.
 
     Raises:
         HubError: it does.
     """
     if secret and secret in text:
-        raise HubError("the hub does not answer as it should: it repeats the token", where=where,
-                       remedy="do not use this hub, and revoke the token")
+        raise HubError(
+            "the hub does not answer as it should: it repeats the token",
+            where=where,
+            remedy="do not use this hub, and revoke the token",
+        )
 
 
 def require_identity(response: Any, where: object) -> None:
@@ -163,9 +201,11 @@ def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
         yield chunk
 
 
-def request_json(method: str, url: str, endpoint: Endpoint, where: object, limit: ByteLimit | None = None,
-                 **content: Any) -> tuple[Any, Any]:
-    """The response and the JSON value in it, None for an empty one; ``limit`` may be shared by several requests.
+def request_json(
+    method: str, url: str, endpoint: Endpoint, where: object, limit: ByteLimit | None = None, **content: Any
+) -> tuple[Any, Any]:
+    """The response and the JSON value in it, None for an empty one; ``limit`` may be shared by several
+    requests.
 
     Raises:
         HubError: it is no JSON, or too large, or as for :func:`open_response` and :func:`in_time`.
@@ -176,7 +216,8 @@ def request_json(method: str, url: str, endpoint: Endpoint, where: object, limit
         for chunk in in_time(response.iter_raw(), where):
             limit.add(len(chunk))
             data += chunk
-        limit.add(sum(map(len, response.headers.values())))  # which the client's session keeps, in part, as cookies
+        # which the client's session keeps, in part, as cookies
+        limit.add(sum(map(len, response.headers.values())))
     text, secret = data.decode("utf-8", "replace"), response.extensions["secret"]
     require_unrepeated(secret, text, where)
     try:
@@ -185,7 +226,9 @@ def request_json(method: str, url: str, endpoint: Endpoint, where: object, limit
             require_unrepeated(secret, json.dumps(value, ensure_ascii=False), where)
         return response, value
     except (ValueError, RecursionError):
-        raise HubError("the hub does not answer as it should", where=where, expected="JSON", found=repr(bytes(data[:40]))) from None
+        raise HubError(
+            "the hub does not answer as it should", where=where, expected="JSON", found=repr(bytes(data[:40]))
+        ) from None
 
 
 def post_json(url: str, endpoint: Endpoint, where: object, value: dict[str, Any], **options: Any) -> None:
@@ -207,17 +250,26 @@ def same_origin(url: str, other: str) -> bool:
     """Whether two addresses have the same scheme, host and port, as the client reads them."""
     from huggingface_hub.utils import get_session  # noqa: PLC0415
 
-    return origin(get_session().build_request("GET", url)) == origin(get_session().build_request("GET", other))
+    return origin(get_session().build_request("GET", url)) == origin(
+        get_session().build_request("GET", other)
+    )
 
 
 def too_slow(where: object, found: str) -> HubError:
     """The error for a hub that holds its clients up."""
-    return HubError("the hub sends too slowly", where=where, expected=f"{_MIN_RATE} bytes a second after the first minute", found=found,
-                    remedy="try again, or raise HF_HUB_DOWNLOAD_TIMEOUT")
+    return HubError(
+        "the hub sends too slowly",
+        where=where,
+        expected=f"{_MIN_RATE} bytes a second after the first minute",
+        found=found,
+        remedy="try again, or raise HF_HUB_DOWNLOAD_TIMEOUT",
+    )
 
 
 def _send(session: Any, request: Any, where: object, seconds: float) -> Any:
-    """The response once its head is here. The client waits for that in a thread, which is left behind where it trickles for too long."""
+    """The response once its head is here. The client waits for that in a thread, which is left behind where
+    it trickles for too long.
+    """
     future: Future[Any] = Future()
 
     def send() -> None:
@@ -245,10 +297,15 @@ def _close(future: Future[Any]) -> None:
 def _error(response: Any, where: object, host: str | None) -> Exception:
     """The error that an answer is; ``host`` is the one that gave it, if that is not the hub's own."""
     if "X-Xet-Hash" in response.headers:
-        return HubError("the hub gives this file through the Xet service only", where=where,
-                        remedy="fetch the folder with the hub's own client (hf download), and name the folder")
+        return HubError(
+            "the hub gives this file through the Xet service only",
+            where=where,
+            remedy="fetch the folder with the hub's own client (hf download), and name the folder",
+        )
     if host is not None:
-        return HubError(f"the host that keeps the hub's files answers {response.status_code}", where=where, found=host)
+        return HubError(
+            f"the host that keeps the hub's files answers {response.status_code}", where=where, found=host
+        )
     reason, data = response.headers.get("X-Error-Message", ""), b""
     if not reason and "Content-Encoding" not in response.headers:
         for chunk in in_time(response.iter_raw(), where):

@@ -1,4 +1,6 @@
-"""Lets the official client download bases, which it keeps for other programs too, without giving a hub more than it is due."""
+"""Lets the official client download bases, which it keeps for other programs too, without giving a hub more
+than it is due.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ _LONG_WAIT = re.compile(r"\d{4,}")
 
 @contextmanager
 def guarded_downloads(endpoint: str) -> Iterator[None]:
-    """While the block runs, the official client takes the token to this hub alone, and the hub's answers are bounded as ours are.
+    """While the block runs, the official client takes the token to this hub alone, and the hub's answers are
+    bounded as ours are.
 
-    By itself it takes it also to where a listing goes on, and to where a hub says that its Xet service gives out keys. Its session belongs
-    to the whole process, and it makes a new one where a connection fails: so what makes it is replaced, by one thread at a time. Another
-    thread that uses it for another hub meanwhile goes there without its token.
+    By itself it takes it also to where a listing goes on, and to where a hub says that its Xet service gives
+    out keys. Its session belongs to the whole process, and it makes a new one where a connection fails: so
+    what makes it is replaced, by one thread at a time. Another thread that uses it for another hub meanwhile
+    goes there without its token.
     """
     from huggingface_hub import set_client_factory  # noqa: PLC0415 - only a named hub pays for it
     from huggingface_hub.utils import _http  # noqa: PLC0415
@@ -53,7 +57,9 @@ class _Guard:
         self.home, self.listings = home, 0
 
     def request(self, request: Any) -> None:
-        """Takes the token away from other hosts, asks for answers as they are, and ends a listing that has no end."""
+        """Takes the token away from other hosts, asks for answers as they are, and ends a listing that has no
+        end.
+        """
         if origin(request) != self.home:
             request.headers.pop("Authorization", None)
         if "/api/" in request.url.path:
@@ -61,15 +67,23 @@ class _Guard:
         if "/tree/" in request.url.path:
             self.listings += 1
             if self.listings > MAX_PAGES:
-                raise HubError("the hub's listing has no end", where=request.url.host, remedy="do not use this hub")
+                raise HubError(
+                    "the hub's listing has no end", where=request.url.host, remedy="do not use this hub"
+                )
 
     def response(self, response: Any) -> None:
-        """Bounds the answers that are no files, how long the hub may ask the client to wait, and what the client names its files by."""
+        """Bounds the answers that are no files, how long the hub may ask the client to wait, and what the
+        client names its files by.
+        """
         if response.request.method == "HEAD" or origin(response.request) == self.home:
             for name in _FILE_NAMES:
                 if not _PLAIN.fullmatch(response.headers.get(name, "")):
-                    raise HubError("the hub names a file by what must not become one here", where=response.request.url.host,
-                                   expected=f"letters and digits in {name}", remedy="do not use this hub")
+                    raise HubError(
+                        "the hub names a file by what must not become one here",
+                        where=response.request.url.host,
+                        expected=f"letters and digits in {name}",
+                        remedy="do not use this hub",
+                    )
         for name in ("Retry-After", "RateLimit"):
             if name in response.headers:
                 response.headers[name] = _LONG_WAIT.sub("999", response.headers[name])

@@ -21,9 +21,11 @@ _KEPT_SECONDS = 7 * 86_400
 
 @contextmanager
 def partial_file(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
-    """Where to write a file that arrives, after what is there of it already; when the block ends well it is moved to ``target``.
+    """Where to write a file that arrives, after what is there of it already; when the block ends well it is
+    moved to ``target``.
 
-    A large file whose sha256 is known is kept if the block ends otherwise, unless its bytes are wrong; every other is removed.
+    A large file whose sha256 is known is kept if the block ends otherwise, unless its bytes are wrong; every
+    other is removed.
 
     Raises:
         StorageError: the file system refuses.
@@ -39,7 +41,10 @@ def partial_file(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
                 except KeyboardInterrupt as interrupt:
                     if place.exists():
                         here = place.stat().st_size
-                        interrupt.add_note(f"{here} of {size} bytes of {target.name} are kept for a week: the same command goes on there")
+                        interrupt.add_note(
+                            f"{here} of {size} bytes of {target.name} are kept for a week: the same "
+                            "command goes on there"
+                        )
                     raise
                 with storage_errors(target):
                     place.replace(target)
@@ -68,7 +73,9 @@ def _locked(sha256: str) -> Iterator[Path | None]:
     folder = own_folder(cache_folder() / "partial")
     with storage_errors(folder):
         remove_old(folder, _KEPT_SECONDS)
-        descriptor = os.open(folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        descriptor = os.open(
+            folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600
+        )
     try:
         taken = False
         with suppress(OSError):  # a disk without locks

@@ -1,4 +1,6 @@
-"""Refuses to publish text that holds secrets; the error names their kind and place, never their characters."""
+"""Refuses to publish text that holds secrets; the error names their kind and place, never their
+characters.
+"""
 
 from __future__ import annotations
 
@@ -30,5 +32,8 @@ def refuse_secrets(files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         for what, pattern in PATTERNS.items():
             if match := pattern.search(data):
-                raise ConfigError(f"a file to be published holds what looks like {what}", where=f"{name}, byte {match.start()}",
-                                  remedy="revoke it, take it out and pack the adapter again; nothing was sent")
+                raise ConfigError(
+                    f"a file to be published holds what looks like {what}",
+                    where=f"{name}, byte {match.start()}",
+                    remedy="revoke it, take it out and pack the adapter again; nothing was sent",
+                )

@@ -26,29 +26,46 @@ def read_range(remote: Remote, path: str, start: int, length: int) -> bytes:
         FormatError: the hub sends fewer.
         HubError: it does not send that range.
     """
+
     def once() -> bytes:
         parts, left = [], length
         with _open_file(remote, path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
             if not _is_rest(response, start, f"{remote}, {path}") and start:
-                raise HubError("the hub does not send ranges", where=f"{remote}, {path}", remedy="pull it, or validate with --full")
+                raise HubError(
+                    "the hub does not send ranges",
+                    where=f"{remote}, {path}",
+                    remedy="pull it, or validate with --full",
+                )
             for chunk in in_time(response.iter_raw(), f"{remote}, {path}"):
                 parts.append(chunk[:left])
                 left -= len(parts[-1])
                 if not left:
                     break
         if left:
-            raise FormatError("the hub sends fewer bytes than the file has", where=f"{remote}, {path}", expected=f"{length} bytes",
-                              found=length - left)
+            raise FormatError(
+                "the hub sends fewer bytes than the file has",
+                where=f"{remote}, {path}",
+                expected=f"{length} bytes",
+                found=length - left,
+            )
         return b"".join(parts)
 
     with hub_errors(remote):
         return with_retries(once) if length else b""
 
 
-def fetch(remote: Remote, listed: ListedFile, target: Path, sha256: str | None = None, progress: Progress | None = None) -> None:
-    """Downloads one file into a new one, hashed on the way against ``sha256`` or what the tree lists; never more than it lists.
+def fetch(
+    remote: Remote,
+    listed: ListedFile,
+    target: Path,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Downloads one file into a new one, hashed on the way against ``sha256`` or what the tree lists; never
+    more than it lists.
 
-    What breaks off goes on where it was: within this call, and of large files also in a later one, by the sha256.
+    What breaks off goes on where it was: within this call, and of large files also in a later one, by the
+    sha256.
 
     Raises:
         FormatError: the bytes are others; nothing is left.
@@ -68,7 +85,9 @@ def fetch(remote: Remote, listed: ListedFile, target: Path, sha256: str | None =
 class _Download:
     """One file: how much of it has arrived, and the digests of that."""
 
-    def __init__(self, remote: Remote, listed: ListedFile, place: Path, sha256: str | None, progress: Progress | None) -> None:
+    def __init__(
+        self, remote: Remote, listed: ListedFile, place: Path, sha256: str | None, progress: Progress | None
+    ) -> None:
         self.remote, self.listed, self.place, self.progress = remote, listed, place, progress
         self.where, self.wanted = f"{remote}, {listed.path}", sha256
         self.restart()
@@ -81,7 +100,11 @@ class _Download:
         """Begins anew."""
         self.left = self.listed.size
         self.content = hashlib.sha256()
-        self.git = hashlib.sha1(b"blob %d\x00" % self.listed.size, usedforsecurity=False) if self.listed.git else None
+        self.git = (
+            hashlib.sha1(b"blob %d\x00" % self.listed.size, usedforsecurity=False)
+            if self.listed.git
+            else None
+        )
 
     def _take(self, chunk: bytes) -> None:
         self.left -= len(chunk)
@@ -94,11 +117,15 @@ class _Download:
             self.progress(len(chunk))
 
     def more(self) -> None:
-        """Downloads the rest, from where it broke off; from its beginning where the hub does not send ranges."""
+        """Downloads the rest, from where it broke off; from its beginning where the hub does not send
+        ranges.
+        """
         start = self.listed.size - self.left
         if self.left <= 0 and start:
             return
-        with _open_file(self.remote, self.listed.path, {"Range": f"bytes={start}-"} if start else {}) as response:
+        with _open_file(
+            self.remote, self.listed.path, {"Range": f"bytes={start}-"} if start else {}
+        ) as response:
             if start and not _is_rest(response, start, self.where):
                 self.restart()
                 start = 0
@@ -113,17 +140,23 @@ class _Download:
     @property
     def whole(self) -> bool:
         """Whether all of it has arrived, and is what was listed."""
-        wanted = [(self.content.hexdigest(), self.wanted), (self.content.hexdigest(), self.listed.sha256),
-                  (self.git and self.git.hexdigest(), self.listed.git)]
+        wanted = [
+            (self.content.hexdigest(), self.wanted),
+            (self.content.hexdigest(), self.listed.sha256),
+            (self.git and self.git.hexdigest(), self.listed.git),
+        ]
         return not self.left and all(known in {None, found} for found, known in wanted)
 
     def require_complete(self) -> None:
         """Goes on only if what arrived is what was listed."""
         if not self.whole:
             what = "truncated" if self.left > 0 else "longer than listed" if self.left else "altered"
-            raise FormatError(f"the hub sends another file than is listed: it is {what}", where=self.where,
-                              expected=f"{self.listed.size} bytes, {self.wanted or self.listed.sha256 or self.listed.git}",
-                              remedy="try again; if it stays so, do not use this hub")
+            raise FormatError(
+                f"the hub sends another file than is listed: it is {what}",
+                where=self.where,
+                expected=f"{self.listed.size} bytes, {self.wanted or self.listed.sha256 or self.listed.git}",
+                remedy="try again; if it stays so, do not use this hub",
+            )
 
 
 def _is_rest(response: Any, start: int, where: str) -> bool:
@@ -134,8 +167,12 @@ def _is_rest(response: Any, start: int, where: str) -> bool:
     """
     sent = response.headers.get("Content-Range", "")
     if response.status_code == 206 and not sent.startswith(f"bytes {start}-"):
-        raise HubError("the hub sends another range than was asked for", where=where, expected=f"bytes {start}-",
-                       found=sent[:80] or "no Content-Range")
+        raise HubError(
+            "the hub sends another range than was asked for",
+            where=where,
+            expected=f"bytes {start}-",
+            found=sent[:80] or "no Content-Range",
+        )
     return bool(response.status_code == 206)
 
 
@@ -149,9 +186,15 @@ def _open_file(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[A
     def require_commit(response: Any) -> None:
         commit = response.headers.get("X-Repo-Commit", "no X-Repo-Commit")
         if response.status_code < 400 and commit != remote.commit:
-            raise HubError("the hub does not say that these bytes are of the commit that was asked for", where=where,
-                           expected=remote.commit, found=commit[:80])
+            raise HubError(
+                "the hub does not say that these bytes are of the commit that was asked for",
+                where=where,
+                expected=remote.commit,
+                found=commit[:80],
+            )
 
     url = f"{remote.endpoint}/{remote.repo}/resolve/{remote.commit}/{quote(remote.path(path))}"
-    with open_response("GET", url, remote.hub, where, headers=headers, pause=pause, check=require_commit) as response:
+    with open_response(
+        "GET", url, remote.hub, where, headers=headers, pause=pause, check=require_commit
+    ) as response:
         yield response

@@ -1,4 +1,6 @@
-"""Uploads large files by git's LFS protocol, whole or in numbered parts; parts that the hub has already are not sent again."""
+"""Uploads large files by git's LFS protocol, whole or in numbered parts; parts that the hub has already are
+not sent again.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ _JOIN_SECONDS = 600.0
 
 
 def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: Callable[[int], None]) -> None:
-    """Uploads those files that the hub does not have; ``progress`` is called with the bytes of each file or part that is there.
+    """Uploads those files that the hub does not have; ``progress`` is called with the bytes of each file or
+    part that is there.
 
     They go out without the token, to addresses that the hub gave.
 
@@ -34,7 +37,10 @@ def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: C
     with hub_errors(f"{repo}, large files"):
         for start in range(0, len(wanted), _BATCH):
             some = list(wanted.values())[start : start + _BATCH]
-            objects = {str(one.get("oid")): one for one in with_retries(lambda some=some: _addresses(hub, repo, some))}  # type: ignore[misc]
+            objects = {
+                str(one.get("oid")): one
+                for one in with_retries(lambda some=some: _addresses(hub, repo, some))
+            }  # type: ignore[misc]
             for file in some:
                 if file.sha256 in objects:
                     _send(hub, file, objects[file.sha256].get("actions") or {}, progress)
@@ -42,9 +48,15 @@ def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: C
 
 def _addresses(hub: Endpoint, repo: str, files: list[LocalFile]) -> list[dict[str, Any]]:
     where, url = f"{repo}, large files", f"{hub.url}/{repo}.git/info/lfs/objects/batch"
-    value = {"operation": "upload", "transfers": ["basic", "multipart"], "hash_algo": "sha256",
-             "objects": [{"oid": file.sha256, "size": file.size} for file in files]}
-    _, reply = request_json("POST", url, hub, where, ByteLimit(where, _MAX_ADDRESSES), json=value, headers=_LFS)
+    value = {
+        "operation": "upload",
+        "transfers": ["basic", "multipart"],
+        "hash_algo": "sha256",
+        "objects": [{"oid": file.sha256, "size": file.size} for file in files],
+    }
+    _, reply = request_json(
+        "POST", url, hub, where, ByteLimit(where, _MAX_ADDRESSES), json=value, headers=_LFS
+    )
     objects = reply.get("objects") if isinstance(reply, dict) else None
     if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
         raise HubError("the hub does not say where large files go", where=where, expected="a list of objects")
@@ -65,16 +77,29 @@ def _send(hub: Endpoint, file: LocalFile, actions: dict[str, Any], progress: Cal
         with_retries(lambda: _put(hub, upload["href"], file, 0, file.size))
         progress(file.size)
     if verify is not None:  # the hub's own address, or one that hears nothing of the token
-        with_retries(lambda: post_json(verify["href"], hub, _name(file), {"oid": file.sha256, "size": file.size}, headers=_LFS))
+        with_retries(
+            lambda: post_json(
+                verify["href"], hub, _name(file), {"oid": file.sha256, "size": file.size}, headers=_LFS
+            )
+        )
 
 
-def _send_parts(hub: Endpoint, file: LocalFile, href: str, header: dict[str, Any], received: dict[str, Any],
-                progress: Callable[[int], None]) -> None:
+def _send_parts(
+    hub: Endpoint,
+    file: LocalFile,
+    href: str,
+    header: dict[str, Any],
+    received: dict[str, Any],
+    progress: Callable[[int], None],
+) -> None:
     part_size = int(header["chunk_size"])
     addresses = [header[key] for key in sorted((key for key in header if key.isdecimal()), key=int)]
     if part_size <= 0 or len(addresses) != -(-file.size // part_size) or len(addresses) > _MAX_PARTS:
-        raise HubError("the hub does not say where each part of a file goes", where=_name(file),
-                       found=f"{len(addresses)} parts of {part_size}")
+        raise HubError(
+            "the hub does not say where each part of a file goes",
+            where=_name(file),
+            found=f"{len(addresses)} parts of {part_size}",
+        )
     etags: list[str] = []
     try:
         for number, address in enumerate(addresses):
@@ -85,11 +110,22 @@ def _send_parts(hub: Endpoint, file: LocalFile, href: str, header: dict[str, Any
             progress(length)
     except KeyboardInterrupt as interrupt:
         if etags:
-            interrupt.add_note(f"the hub may keep what it has of a file, {len(etags)} of {len(addresses)} parts, for the next push")
+            interrupt.add_note(
+                f"the hub may keep what it has of a file, {len(etags)} of {len(addresses)} parts, for "
+                "the next push"
+            )
         raise
     parts = [{"partNumber": number, "etag": etag} for number, etag in enumerate(etags, 1)]
-    with_retries(lambda: post_json(href, hub.anonymous, _name(file), {"oid": file.sha256, "parts": parts}, headers=_LFS,
-                                   seconds=_JOIN_SECONDS))
+    with_retries(
+        lambda: post_json(
+            href,
+            hub.anonymous,
+            _name(file),
+            {"oid": file.sha256, "parts": parts},
+            headers=_LFS,
+            seconds=_JOIN_SECONDS,
+        )
+    )
 
 
 def _part(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> str:
@@ -101,8 +137,15 @@ def _part(hub: Endpoint, address: str, file: LocalFile, start: int, length: int)
 
 def _put(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> Any:
     """The headers of the answer to some bytes of a file."""
-    with open_response("PUT", address, hub.anonymous, _name(file), headers={"Content-Length": str(length)},
-                       content=file.part(start, length), seconds=allowed_seconds(length)) as response:
+    with open_response(
+        "PUT",
+        address,
+        hub.anonymous,
+        _name(file),
+        headers={"Content-Length": str(length)},
+        content=file.part(start, length),
+        seconds=allowed_seconds(length),
+    ) as response:
         return response.headers
 
 

@@ -16,13 +16,16 @@ from .loss import Sums, sums_of
 
 Write = Callable[[Encoded], None]
 ELEMENTS = 1 << 18
-"""Numbers of a block for numpy. Smaller blocks fit into a nearer cache, but then workers pass the interpreter's lock to each other so
-often that they lose more."""
+"""Numbers of a block for numpy. Smaller blocks fit into a nearer cache, but then workers pass the
+interpreter's lock to each other so often that they lose more.
+"""
 
 
 class Block(NamedTuple):
-    """A block that was read: ``raw`` ``[stored rows, stored columns]`` are the rows ``stored`` of the tensor and the rows ``rows`` of the
-    matrix ``[out, in]`` (the same, unless ``transposed``); ``bias`` is their part of the bias in the dtype of the computation."""
+    """A block that was read: ``raw`` ``[stored rows, stored columns]`` are the rows ``stored`` of the tensor
+    and the rows ``rows`` of the matrix ``[out, in]`` (the same, unless ``transposed``); ``bias`` is their
+    part of the bias in the dtype of the computation.
+    """
 
     raw: np.ndarray
     stored: slice
@@ -38,14 +41,30 @@ class Arithmetic(Protocol):
         """How many numbers a block should have."""
         ...
 
-    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
-                bias: np.ndarray | None) -> Change:
-        """See :func:`~adapterpack.merging.fold.fold.prepare`: computes once what all blocks of a matrix need."""
+    def prepare(
+        self,
+        contributions: Sequence[Contribution],
+        dtype: np.dtype[Any],
+        weight: np.ndarray | Matrix,
+        bias: np.ndarray | None,
+    ) -> Change:
+        """See :func:`~adapterpack.merging.fold.fold.prepare`: computes once what all blocks of a matrix
+        need.
+        """
         ...
 
-    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
-             moved: bool) -> tuple[Sums, np.ndarray | None]:
-        """Changes a block, passes its stored form to ``write``, and returns the sums for its loss and the changed bias.
+    def fold(
+        self,
+        change: Change,
+        storage: Storage,
+        block: Block,
+        rounding: Round,
+        scratch: Scratch,
+        write: Write,
+        moved: bool,
+    ) -> tuple[Sums, np.ndarray | None]:
+        """Changes a block, passes its stored form to ``write``, and returns the sums for its loss and the
+        changed bias.
 
         ``moved`` says that a stored byte of the tensor is known to differ from the base already.
         """
@@ -59,13 +78,26 @@ class InNumpy:
         """See :class:`Arithmetic`."""
         return ELEMENTS
 
-    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
-                bias: np.ndarray | None) -> Change:
+    def prepare(
+        self,
+        contributions: Sequence[Contribution],
+        dtype: np.dtype[Any],
+        weight: np.ndarray | Matrix,
+        bias: np.ndarray | None,
+    ) -> Change:
         """See :class:`Arithmetic`."""
         return prepare(contributions, dtype, weight, bias)
 
-    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
-             moved: bool) -> tuple[Sums, np.ndarray | None]:
+    def fold(
+        self,
+        change: Change,
+        storage: Storage,
+        block: Block,
+        rounding: Round,
+        scratch: Scratch,
+        write: Write,
+        moved: bool,
+    ) -> tuple[Sums, np.ndarray | None]:
         """See :class:`Arithmetic`."""
         old = storage.reader.decode(block.raw, scratch)
         new, delta = scratch.get("new", old.shape, old.dtype), scratch.get("change", old.shape, old.dtype)
@@ -73,12 +105,23 @@ class InNumpy:
         bias = change.apply(matrices[0], block.bias, block.rows, matrices[1], matrices[2])
         stored = storage.writer.encode(new, block.stored, rounding, scratch)
         write(stored)
-        return block_sums(storage, block, (old, delta, new), stored, scratch, moved, change.energy is None), bias
+        return block_sums(
+            storage, block, (old, delta, new), stored, scratch, moved, change.energy is None
+        ), bias
 
 
-def block_sums(storage: Storage, block: Block, values: tuple[np.ndarray, ...], stored: Encoded, scratch: Scratch, moved: bool,
-            energy: bool = True) -> Sums:
-    """The sums of a block, from its old values, their change, the new values and the stored form; overwrites the first three."""
+def block_sums(
+    storage: Storage,
+    block: Block,
+    values: tuple[np.ndarray, ...],
+    stored: Encoded,
+    scratch: Scratch,
+    moved: bool,
+    energy: bool = True,
+) -> Sums:
+    """The sums of a block, from its old values, their change, the new values and the stored form; overwrites
+    the first three.
+    """
     old, delta, new = values
     (reader, writer), work = storage, storage.reader.work
     if not moved and stored.raw.dtype == block.raw.dtype:
@@ -91,9 +134,14 @@ def block_sums(storage: Storage, block: Block, values: tuple[np.ndarray, ...], s
         before = reader.decode(block.raw, scratch).copy()
         moved = bool(np.any(writer.reread(stored.raw, work, scratch) != before))
     reread = writer.reread(stored.raw, work, scratch)
-    return sums_of(delta, np.subtract(reread, new, out=new), moved, energy=energy)._replace(noise=stored.noise)
+    return sums_of(delta, np.subtract(reread, new, out=new), moved, energy=energy)._replace(
+        noise=stored.noise
+    )
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether any byte differs; the first row is compared first, since usually it differs already."""
-    return not all(np.array_equal(one[rows].view(np.uint8), other[rows].view(np.uint8)) for rows in (slice(0, 1), slice(1, None)))
+    return not all(
+        np.array_equal(one[rows].view(np.uint8), other[rows].view(np.uint8))
+        for rows in (slice(0, 1), slice(1, None))
+    )

@@ -1,4 +1,6 @@
-"""Computes the change that adapters make to one weight, and applies it to blocks of rows, in reused buffers."""
+"""Computes the change that adapters make to one weight, and applies it to blocks of rows, in reused
+buffers.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Fold = Callable[[Rows, "np.ndarray | None", slice], "tuple[Rows, np.ndarray | No
 
 
 class Contribution(NamedTuple):
-    """An adapter of one pack at one weight: its method, its parameters, and the factor that multiplies its change."""
+    """An adapter of one pack at one weight: its method, its parameters, and the factor that multiplies its
+    change.
+    """
 
     pack: str
     method: Method
@@ -32,36 +36,56 @@ class Contribution(NamedTuple):
 
 
 def slice_of(contribution: Contribution, number: int) -> Contribution:
-    """A contribution to matrix ``number`` of its weight: its own slice of a stack, or the contribution itself."""
+    """A contribution to matrix ``number`` of its weight: its own slice of a stack, or the contribution
+    itself.
+    """
     adapter = contribution.adapter
     if not is_stacked(adapter.site.kind):
         return contribution
-    return contribution._replace(adapter=adapter._replace(params={name: value[number] for name, value in adapter.params.items()}))
+    return contribution._replace(
+        adapter=adapter._replace(params={name: value[number] for name, value in adapter.params.items()})
+    )
 
 
 class Bound(NamedTuple):
-    """A contribution ready to be applied: the function that folds a block of rows, and the normal form if the function uses it."""
+    """A contribution ready to be applied: the function that folds a block of rows, and the normal form if the
+    function uses it.
+    """
 
     fold: Fold
     form: NormalForm | None
 
 
-def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
-         to_device: ToDevice | None = None) -> Bound:
-    """Converts the parameters to ``dtype`` and computes the normal form, once for all blocks of ``weight`` ``[out, in]``.
+def bind(
+    contribution: Contribution,
+    dtype: np.dtype[Any],
+    weight: np.ndarray | Matrix,
+    bias: np.ndarray | None,
+    to_device: ToDevice | None = None,
+) -> Bound:
+    """Converts the parameters to ``dtype`` and computes the normal form, once for all blocks of ``weight``
+    ``[out, in]``.
 
-    A method that reads the base through ``attach`` gets copies of the whole weight and bias, in at least float32; other methods need
-    none. ``to_device`` moves an array to the device that computes, if that is not numpy.
+    A method that reads the base through ``attach`` gets copies of the whole weight and bias, in at least
+    float32; other methods need none. ``to_device`` moves an array to the device that computes, if that is not
+    numpy.
     """
     method, adapter = contribution.method, contribution.adapter
     site = dataclasses.replace(adapter.site, out_features=weight.shape[0], in_features=weight.shape[1])
     if method.traits.reads_weight:
-        site = dataclasses.replace(site, weight=_widened(weight, dtype), base_bias=None if bias is None else _widened(bias, dtype))
-    params = complete(method, adapter.config, {name: _widened(value, dtype) for name, value in adapter.params.items()}, site)
+        site = dataclasses.replace(
+            site, weight=_widened(weight, dtype), base_bias=None if bias is None else _widened(bias, dtype)
+        )
+    params = complete(
+        method, adapter.config, {name: _widened(value, dtype) for name, value in adapter.params.items()}, site
+    )
     if to_device is not None:
         params = {name: to_device(value) for name, value in params.items()}
-        site = dataclasses.replace(site, weight=None if site.weight is None else to_device(site.weight),
-                                   base_bias=None if site.base_bias is None else to_device(site.base_bias))
+        site = dataclasses.replace(
+            site,
+            weight=None if site.weight is None else to_device(site.weight),
+            base_bias=None if site.base_bias is None else to_device(site.base_bias),
+        )
     if method.fold is not None:
         fold = method.fold
         return Bound(lambda block, bias, rows: fold(adapter.config, params, site, block, bias, rows), None)
@@ -70,11 +94,16 @@ def bind(contribution: Contribution, dtype: np.dtype[Any], weight: np.ndarray | 
 
 
 def _widened(value: np.ndarray | Matrix, dtype: np.dtype[Any]) -> np.ndarray:
-    return value.astype(dtype, copy=False) if isinstance(value, Matrix) or dtype_name(value.dtype) in FLOATS else value
+    return (
+        value.astype(dtype, copy=False)
+        if isinstance(value, Matrix) or dtype_name(value.dtype) in FLOATS
+        else value
+    )
 
 
 def changes_nothing(contribution: Contribution, bound: Bound, shape: tuple[int, int]) -> bool:
-    """Whether a contribution to a weight ``(out, in)`` certainly changes nothing: its factor is zero, or its form is the identity.
+    """Whether a contribution to a weight ``(out, in)`` certainly changes nothing: its factor is zero, or its
+    form is the identity.
 
     A matrix that maps a random vector to zero is zero with probability one, so no full product is needed.
     """
@@ -88,7 +117,8 @@ def changes_nothing(contribution: Contribution, bound: Bound, shape: tuple[int, 
     if factors is not None:
         return not np.any(factors[0] @ (factors[1] @ x))
     moved = (
-        form.down is not None and np.any(form.down.apply(x) if form.up is None else form.up.apply(form.down.apply(x))),
+        form.down is not None
+        and np.any(form.down.apply(x) if form.up is None else form.up.apply(form.down.apply(x))),
         form.pre is not None and np.any(form.pre.apply(x) != x),
         form.output_scale is not None and np.any(form.output_scale != 1),
         form.shift is not None and np.any(form.shift),
@@ -105,10 +135,11 @@ def _probe(width: int) -> np.ndarray:
 class Change(NamedTuple):
     """All contributions to one weight, ready to be applied block by block.
 
-    Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number of adapters is one product;
-    ``others`` are the other additive ones as (factor, reads the base, fold). If one is not additive, all are in ``chain`` and are folded
-    one after the other, as active adapters are in a model. ``whole``: some need all rows of the matrix at once. ``energy``: ``|D|_F^2`` of
-    the change, where the factors give it; otherwise it is summed over the blocks. ``panels`` is ``down`` as
+    Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number
+    of adapters is one product; ``others`` are the other additive ones as (factor, reads the base, fold). If
+    one is not additive, all are in ``chain`` and are folded one after the other, as active adapters are in a
+    model. ``whole``: some need all rows of the matrix at once. ``energy``: ``|D|_F^2`` of the change, where
+    the factors give it; otherwise it is summed over the blocks. ``panels`` is ``down`` as
     :mod:`~adapterpack._native.lowrank` multiplies it.
     """
 
@@ -129,10 +160,16 @@ class Change(NamedTuple):
         """The same change of the transposed matrix, or None if it is not just a product of factors."""
         if not self.is_plain or self.up is None or self.down is None:
             return None
-        return Change(self.down.T, self.up.T, energy=self.energy, panels=lowrank.panels(self.down.T, self.up.T))
+        return Change(
+            self.down.T, self.up.T, energy=self.energy, panels=lowrank.panels(self.down.T, self.up.T)
+        )
 
-    def apply(self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows) -> np.ndarray | None:
-        """Writes the change of a block into ``change`` and the changed block into ``new``; returns the changed bias."""
+    def apply(
+        self, weight: Rows, bias: np.ndarray | None, rows: slice, change: Rows, new: Rows
+    ) -> np.ndarray | None:
+        """Writes the change of a block into ``change`` and the changed block into ``new``; returns the
+        changed bias.
+        """
         if self.chain:
             folded, moved = weight, bias
             for fold in self.chain:
@@ -146,8 +183,13 @@ class Change(NamedTuple):
             lowrank.product(self.up[rows], self.down, self.panels, change)
         total = bias
         for factor, reads, fold in self.others:
-            # The fold of zero is the change itself, free of the base's rounding, unless the method looks at the base.
-            start, offset = (weight, bias) if reads else (np.zeros_like(weight), None if bias is None else np.zeros_like(bias))
+            # The fold of zero is the change itself, free of the base's rounding, unless the method looks at
+            # the base.
+            start, offset = (
+                (weight, bias)
+                if reads
+                else (np.zeros_like(weight), None if bias is None else np.zeros_like(bias))
+            )
             folded, moved = fold(start, offset, rows)
             change += factor * (folded - start)
             if total is not None and moved is not None and offset is not None:
@@ -156,7 +198,9 @@ class Change(NamedTuple):
         return total
 
     def apply_to(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any, Any | None]:
-        """The change of a block, the changed block and the changed bias, for arrays of any library (numpy or torch)."""
+        """The change of a block, the changed block and the changed bias, for arrays of any library (numpy or
+        torch).
+        """
         xp = array_namespace(weight)
         if self.chain:
             folded, moved = weight, bias
@@ -166,7 +210,11 @@ class Change(NamedTuple):
         change = xp.zeros_like(weight) if self.up is None else xp.matmul(self.up[rows], self.down)
         total = bias
         for factor, reads, fold in self.others:
-            start, offset = (weight, bias) if reads else (xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias))
+            start, offset = (
+                (weight, bias)
+                if reads
+                else (xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias))
+            )
             folded, moved = fold(start, offset, rows)
             change = change + factor * (folded - start)
             if total is not None and moved is not None and offset is not None:
@@ -174,9 +222,16 @@ class Change(NamedTuple):
         return change, weight + change, total
 
 
-def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix, bias: np.ndarray | None,
-            to_device: ToDevice | None = None) -> Change:
-    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed in ``dtype``."""
+def prepare(
+    contributions: Sequence[Contribution],
+    dtype: np.dtype[Any],
+    weight: np.ndarray | Matrix,
+    bias: np.ndarray | None,
+    to_device: ToDevice | None = None,
+) -> Change:
+    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed
+    in ``dtype``.
+    """
     bound = [bind(contribution, dtype, weight, bias, to_device) for contribution in contributions]
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)
     if not all(contribution.method.traits.additive for contribution in contributions):
@@ -192,11 +247,20 @@ def prepare(contributions: Sequence[Contribution], dtype: np.dtype[Any], weight:
     up, down = (_joined(ups, 1), _joined(downs, 0)) if ups else (None, None)
     if up is None:
         return Change(others=tuple(others), whole=whole)
-    return Change(up, down, tuple(others), whole=whole, energy=None if others else _energy(up, down), panels=lowrank.panels(up, down))
+    return Change(
+        up,
+        down,
+        tuple(others),
+        whole=whole,
+        energy=None if others else _energy(up, down),
+        panels=lowrank.panels(up, down),
+    )
 
 
 def _energy(up: Any, down: Any) -> float:
-    """``|up @ down|_F^2 = <up^T up, down down^T>`` in float64: two small Gram matrices, without forming the product."""
+    """``|up @ down|_F^2 = <up^T up, down down^T>`` in float64: two small Gram matrices, without forming the
+    product.
+    """
     xp = array_namespace(up, down)
     up, down = xp.astype(up, xp.float64), xp.astype(down, xp.float64)
     return max(0.0, float(xp.sum((up.T @ up) * (down @ down.T))))
@@ -210,5 +274,3 @@ def _dense_factors(form: NormalForm) -> tuple[np.ndarray, np.ndarray] | None:
     if form.is_branch and isinstance(form.up, Dense) and isinstance(form.down, Dense):
         return form.up.matrix, form.down.matrix
     return None
-
-

@@ -1,4 +1,6 @@
-"""Merges a block in one pass with the compiled kernel, where the change is a product of factors and the weight is stored as floats."""
+"""Merges a block in one pass with the compiled kernel, where the change is a product of factors and the
+weight is stored as floats.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,24 @@ from .loss import Sums
 class Fused(InNumpy):
     """Computes with the compiled kernel where it can, rounding to nearest, and with numpy elsewhere.
 
-    The kernel's blocks are larger than numpy's: a number passes through the caches once, and a block costs 0.1 ms of the interpreter.
+    The kernel's blocks are larger than numpy's: a number passes through the caches once, and a block costs
+    0.1 ms of the interpreter.
     """
 
     def elements(self, change: Change, storage: Storage) -> int:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         return 1 << 20 if _kernel_applies(change, storage) else super().elements(change, storage)
 
-    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
-             moved: bool) -> tuple[Sums, np.ndarray | None]:
+    def fold(
+        self,
+        change: Change,
+        storage: Storage,
+        block: Block,
+        rounding: Round,
+        scratch: Scratch,
+        write: Write,
+        moved: bool,
+    ) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         up, panels = change.up, change.panels
         if up is None or panels is None or block.transposed or not _kernel_applies(change, storage):
@@ -40,11 +51,18 @@ class Fused(InNumpy):
 
 
 def _kernel_applies(change: Change, storage: Storage) -> bool:
-    """Whether the change is a product of factors, and weight and output are stored as floats of one dtype in the order of the matrix."""
+    """Whether the change is a product of factors, and weight and output are stored as floats of one dtype in
+    the order of the matrix.
+    """
     reader, writer = storage
     if not isinstance(reader, PlainReader | StackReader) or not isinstance(writer, PlainWriter | StackWriter):
         return False
-    return change.panels is not None and change.is_plain and reader.dtype.name in lowrank.STORED and writer.dtype == reader.dtype
+    return (
+        change.panels is not None
+        and change.is_plain
+        and reader.dtype.name in lowrank.STORED
+        and writer.dtype == reader.dtype
+    )
 
 
 def _rounded(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:

@@ -21,8 +21,8 @@ from .loss import Sums
 class InTorch:
     """Computes on a device, in large blocks, so that transfers rather than calls take the time.
 
-    Products and the methods' folds run on the device; the result is rounded and measured in numpy, so that the same code decides the bytes
-    wherever they were computed.
+    Products and the methods' folds run on the device; the result is rounded and measured in numpy, so that
+    the same code decides the bytes wherever they were computed.
 
     Raises:
         ProviderError: torch has no such device here.
@@ -33,27 +33,50 @@ class InTorch:
             self.device = torch.device(device)
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ProviderError("torch has no such device here", where="device", found=repr(device), expected="cuda or cpu",
-                                remedy="leave --device out to merge with numpy, or install a torch with CUDA on a machine that has it"
-                                ) from error
+            raise ProviderError(
+                "torch has no such device here",
+                where="device",
+                found=repr(device),
+                expected="cuda or cpu",
+                remedy=(
+                    "leave --device out to merge with numpy, or install a torch with CUDA on a machine that "
+                    "has it"
+                ),
+            ) from error
 
     def elements(self, change: Change, storage: Storage) -> int:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         return 1 << 23
 
-    def prepare(self, contributions: Sequence[Contribution], dtype: np.dtype[Any], weight: np.ndarray | Matrix,
-                bias: np.ndarray | None) -> Change:
+    def prepare(
+        self,
+        contributions: Sequence[Contribution],
+        dtype: np.dtype[Any],
+        weight: np.ndarray | Matrix,
+        bias: np.ndarray | None,
+    ) -> Change:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         return prepare(contributions, dtype, weight, bias, self._to_device)
 
-    def fold(self, change: Change, storage: Storage, block: Block, rounding: Round, scratch: Scratch, write: Write,
-             moved: bool) -> tuple[Sums, np.ndarray | None]:
+    def fold(
+        self,
+        change: Change,
+        storage: Storage,
+        block: Block,
+        rounding: Round,
+        scratch: Scratch,
+        write: Write,
+        moved: bool,
+    ) -> tuple[Sums, np.ndarray | None]:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         old = storage.reader.decode(block.raw, scratch)
         weight = self._to_device(old.T if block.transposed else old)
         bias = None if block.bias is None else self._to_device(block.bias)
         delta, new, after = change.apply_to(weight, bias, block.rows)
-        values = [np.ascontiguousarray((value.T if block.transposed else value).cpu().numpy()) for value in (delta, new)]
+        values = [
+            np.ascontiguousarray((value.T if block.transposed else value).cpu().numpy())
+            for value in (delta, new)
+        ]
         stored = storage.writer.encode(values[1], block.stored, rounding, scratch)
         write(stored)
         sums = block_sums(storage, block, (old, *values), stored, scratch, moved, change.energy is None)

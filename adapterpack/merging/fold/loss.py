@@ -11,9 +11,9 @@ from ..report import TensorLoss
 
 
 class Sums(NamedTuple):
-    """Over the elements of a tensor, for the exact change ``D`` and the rounding error ``E = S - D`` of the stored change ``S``:
-    ``<D, D>``, ``<E, E>``, ``<E, D>``; whether any stored byte differs from the base's; and, of a quantized weight, the expected squared
-    error of its grid. Sums of parts add up.
+    """Over the elements of a tensor, for the exact change ``D`` and the rounding error ``E = S - D`` of the
+    stored change ``S``: ``<D, D>``, ``<E, E>``, ``<E, D>``; whether any stored byte differs from the base's;
+    and, of a quantized weight, the expected squared error of its grid. Sums of parts add up.
     """
 
     change: float = 0.0
@@ -25,8 +25,13 @@ class Sums(NamedTuple):
     def __add__(self, other: object) -> Sums:
         if not isinstance(other, Sums):
             return NotImplemented
-        return Sums(self.change + other.change, self.error + other.error, self.inner + other.inner, self.moved or other.moved,
-                    self.noise + other.noise)
+        return Sums(
+            self.change + other.change,
+            self.error + other.error,
+            self.inner + other.inner,
+            self.moved or other.moved,
+            self.noise + other.noise,
+        )
 
     def loss(self, tensor: str, dtype: str) -> TensorLoss:
         """The loss of the tensor with these sums."""
@@ -34,14 +39,20 @@ class Sums(NamedTuple):
         stored = math.sqrt(max(self.change + 2 * self.inner + self.error, 0.0)) if self.moved else 0.0
         if self.moved and stored == 0.0:
             stored = math.ulp(0.0)  # bytes differ, so the stored change is not zero
-        return TensorLoss(tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, stored, math.sqrt(self.noise))
+        return TensorLoss(
+            tensor, dtype, math.sqrt(self.change), math.sqrt(self.error), kept, stored, math.sqrt(self.noise)
+        )
 
 
 def sums_of(change: np.ndarray, error: np.ndarray, moved: bool, *, energy: bool = True) -> Sums:
-    """The sums of a block; without ``energy``, ``<D, D>`` is left out, as the caller knows it for the whole tensor."""
+    """The sums of a block; without ``energy``, ``<D, D>`` is left out, as the caller knows it for the whole
+    tensor.
+    """
     return Sums(inner(change, change) if energy else 0.0, inner(error, error), inner(error, change), moved)
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:
-    """``<a, b>``: row by row, so that float32 sums stay short and BLAS starts no threads of its own, then over rows in float64."""
+    """``<a, b>``: row by row, so that float32 sums stay short and BLAS starts no threads of its own, then
+    over rows in float64.
+    """
     return float(np.sum(np.vecdot(a, b), dtype=np.float64))

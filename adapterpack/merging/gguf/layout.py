@@ -31,7 +31,8 @@ def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Sha
     """The one file: every tensor in the type that it has, or every matrix in ``dtype``.
 
     Raises:
-        Unsupported: a pack adds tensors, which is not supported, or changes a bias whose rows the file reorders.
+        Unsupported: a pack adds tensors, which is not supported, or changes a bias whose rows the file
+            reorders.
         ConfigError: llama.cpp has no such type.
     """
     _require_no_additions(base, todo, dtype)
@@ -45,23 +46,40 @@ def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Sha
     keys = [*_keys(base, dtype), gg.key_text(KEY, note)]
     head = MAGIC + struct.pack("<IQQ", header.version, len(types), len(keys)) + b"".join(keys) + infos
     head += bytes(gg.aligned(len(head), header.alignment) - len(head))
-    items = tuple(_item(base, todo, name, _place(name, tensor.shape, types[name], len(head) + offsets[name]), folds)
-                  for name, tensor in base.file.entries.items())
+    items = tuple(
+        _item(base, todo, name, _place(name, tensor.shape, types[name], len(head) + offsets[name]), folds)
+        for name, tensor in base.file.entries.items()
+    )
     return [Shard(NAME, base.file, head, items, gg.aligned(end, header.alignment) - end)]
 
 
 def _require_no_additions(base: GGUFBase, todo: Plan, dtype: str | None) -> None:
     where, full = base.file.path, todo.full_modules
     if full.added or todo.copies or full.vocab_size:
-        raise Unsupported("a pack brings modules or words that the file lacks, and none are added to it", where=where,
-                          found=", ".join(sorted([*full.added, *todo.copies, *(full.replaced if full.vocab_size else ())])[:5]),
-                          remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter")
+        raise Unsupported(
+            "a pack brings modules or words that the file lacks, and none are added to it",
+            where=where,
+            found=", ".join(
+                sorted([*full.added, *todo.copies, *(full.replaced if full.vocab_size else ())])[:5]
+            ),
+            remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter",
+        )
     if dtype is not None and dtype not in _FILE_TYPES:
-        raise ConfigError("llama.cpp has no such type of tensor", where="dtype", expected="float32, float16 or bfloat16", found=dtype)
+        raise ConfigError(
+            "llama.cpp has no such type of tensor",
+            where="dtype",
+            expected="float32, float16 or bfloat16",
+            found=dtype,
+        )
     for target in todo.targets.values():
         if target.bias is not None and base.row_order(target.bias) is not None:
-            raise Unsupported("the fold changes a bias whose rows are reordered in the file", where=f"{where}, {target.bias}",
-                              remedy="merge into the original checkpoint, and convert the result with llama.cpp's converter")
+            raise Unsupported(
+                "the fold changes a bias whose rows are reordered in the file",
+                where=f"{where}, {target.bias}",
+                remedy=(
+                    "merge into the original checkpoint, and convert the result with llama.cpp's converter"
+                ),
+            )
 
 
 def _type(tensor: gg.Tensor, dtype: str | None) -> TensorType:
@@ -74,10 +92,14 @@ def _place(name: str, shape: tuple[int, ...], tensor_type: TensorType, offset: i
     nbytes = math.prod(shape) // tensor_type.block * tensor_type.size
     if tensor_type.plain:
         return TensorInfo(name, tensor_type.name, shape, offset, nbytes)
-    return TensorInfo(name, "U8", (math.prod(shape[:-1]), shape[-1] // tensor_type.block * tensor_type.size), offset, nbytes)
+    return TensorInfo(
+        name, "U8", (math.prod(shape[:-1]), shape[-1] // tensor_type.block * tensor_type.size), offset, nbytes
+    )
 
 
-def _item(base: GGUFBase, todo: Plan, name: str, place: TensorInfo, folds: Mapping[str, Mapping[str, Any]]) -> Item:
+def _item(
+    base: GGUFBase, todo: Plan, name: str, place: TensorInfo, folds: Mapping[str, Mapping[str, Any]]
+) -> Item:
     info = base.file.tensors[name]
     value = todo.full_modules.replaced.get(name)
     if value is not None:
@@ -96,7 +118,9 @@ def _shaped(value: np.ndarray, place: TensorInfo) -> np.ndarray:
 
 
 def _keys(base: GGUFBase, dtype: str | None) -> list[bytes]:
-    """The keys and their values as bytes, with the file type of ``dtype`` and without the note of an earlier merge."""
+    """The keys and their values as bytes, with the file type of ``dtype`` and without the note of an earlier
+    merge.
+    """
     keys = []
     for key, (start, stop) in base.file.header.spans.items():
         raw = base.file.bytes[start:stop]

@@ -1,4 +1,6 @@
-"""Checks a written graph with ONNX's checker and by opening it in ONNX Runtime, in a process with limits: a stranger may have made it."""
+"""Checks a written graph with ONNX's checker and by opening it in ONNX Runtime, in a process with limits: a
+stranger may have made it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from ...onnx_graph.apart import problems
 
 
 def check(written: Path, source: Path, files: Iterable[Path]) -> dict[str, str]:
-    """The result of both checks of ``written``: ``passed``, or why there is none because ``source`` fails as well. ``files`` are all that
-    ``source`` reads.
+    """The result of both checks of ``written``: ``passed``, or why there is none because ``source`` fails as
+    well. ``files`` are all that ``source`` reads.
 
     Raises:
         ParityError: it fails where the source does not.
@@ -20,6 +22,11 @@ def check(written: Path, source: Path, files: Iterable[Path]) -> dict[str, str]:
     results = {}
     for name, (problem, of_source) in problems(written, source, files).items():
         if problem is not None and of_source is None:
-            raise ParityError(f"{name} does not accept the folded graph", where=written.name, found=problem, remedy="report this graph")
+            raise ParityError(
+                f"{name} does not accept the folded graph",
+                where=written.name,
+                found=problem,
+                remedy="report this graph",
+            )
         results[name] = "passed" if problem is None else f"not checked: the source fails too: {problem}"
     return results

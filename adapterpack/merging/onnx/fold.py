@@ -1,4 +1,6 @@
-"""Merges one tensor into a graph: computed block by block as in a checkpoint, and written wherever the graph stores these rows."""
+"""Merges one tensor into a graph: computed block by block as in a checkpoint, and written wherever the graph
+stores these rows.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,24 @@ Tick = Callable[[int], None]
 
 
 class Folded(NamedTuple):
-    """The result for one tensor: its loss, and for a quantized weight its distance from the float weight before and after the merge, each
-    relative to that weight's norm."""
+    """The result for one tensor: its loss, and for a quantized weight its distance from the float weight
+    before and after the merge, each relative to that weight's norm.
+    """
 
     loss: TensorLoss
     quantized: tuple[float, float] | None
 
 
-def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], writer: Writer, safe: bool, tick: Tick) -> Folded:
-    """Writes ``target`` with its contributions to the places of its weight and its bias: in float32, rounded once to each stored dtype.
+def fold(
+    target: Target,
+    base: Checkpoint,
+    places: tuple[Place, Place | None],
+    writer: Writer,
+    safe: bool,
+    tick: Tick,
+) -> Folded:
+    """Writes ``target`` with its contributions to the places of its weight and its bias: in float32, rounded
+    once to each stored dtype.
 
     Raises:
         NonFinite: a result is NaN, or beyond float32; under ``safe``, too large for its dtype.
@@ -44,7 +55,12 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
     after = None if before is None else np.empty_like(before)
     tally = _Tally()
     for number, matrix in enumerate(reader.matrices(target.kind)):
-        change = prepare([slice_of(contribution, number) for contribution in target.contributions], dtype, matrix, target.base_bias)
+        change = prepare(
+            [slice_of(contribution, number) for contribution in target.contributions],
+            dtype,
+            matrix,
+            target.base_bias,
+        )
         pieces = [(piece, counted) for piece, counted in _counted(place.pieces[number])]
         for block, (old, delta, new) in _blocks(matrix, dtype, LAYOUTS[target.kind].turned, change.whole):
             moved = change.apply(old, None if before is None else before[block], block, delta, new)
@@ -61,9 +77,17 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
             all_rows = slice(0, len(after))
             written = writer.put(piece, all_rows, after[:, None])
             if written is not None:
-                tally.add(written, all_rows, (before[:, None], (after - before)[:, None], after[:, None]), counted, piece)
+                tally.add(
+                    written,
+                    all_rows,
+                    (before[:, None], (after - before)[:, None], after[:, None]),
+                    counted,
+                    piece,
+                )
                 _require_finite(written, safe, bias_place.tensor)
-    dtypes = sorted({_dtype(writer, piece) for pieces_of_matrix in place.pieces for piece in pieces_of_matrix})
+    dtypes = sorted(
+        {_dtype(writer, piece) for pieces_of_matrix in place.pieces for piece in pieces_of_matrix}
+    )
     return Folded(tally.sums.loss(target.weight, "+".join(dtypes)), tally.quantized)
 
 
@@ -76,8 +100,12 @@ def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
             _require_finite(written, safe, place.tensor)
 
 
-def _blocks(matrix: np.ndarray, dtype: np.dtype[Any], transposed: bool, whole: bool) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
-    """Blocks of rows as in the merge of a checkpoint, so that the results are equal: arrays for old, change, new ``[count, in]``."""
+def _blocks(
+    matrix: np.ndarray, dtype: np.dtype[Any], transposed: bool, whole: bool
+) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
+    """Blocks of rows as in the merge of a checkpoint, so that the results are equal: arrays for old, change,
+    new ``[count, in]``.
+    """
     rows, columns = matrix.shape
     for block in iter((slice(0, rows),)) if whole or transposed else blocks(rows, columns, 1, ELEMENTS):
         count = block.stop - block.start
@@ -91,7 +119,9 @@ def _counted(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
     """Each piece, and whether it counts for the loss: rows that another piece holds too count once."""
     counted: list[tuple[int, int, int]] = []
     for piece in pieces:
-        is_copy = any(axis != piece.axis or (start < piece.stop and piece.start < stop) for axis, start, stop in counted)
+        is_copy = any(
+            axis != piece.axis or (start < piece.stop and piece.start < stop) for axis, start, stop in counted
+        )
         if not is_copy:
             counted.append((piece.axis, piece.start, piece.stop))
         yield piece, not is_copy
@@ -105,13 +135,25 @@ class _Tally:
         self._squares = np.zeros(4)
         self._any = False
 
-    def add(self, written: WrittenBlock, block: slice, numbers: tuple[np.ndarray, ...], counted: bool, piece: Piece) -> None:
+    def add(
+        self,
+        written: WrittenBlock,
+        block: slice,
+        numbers: tuple[np.ndarray, ...],
+        counted: bool,
+        piece: Piece,
+    ) -> None:
         """Adds one written block; ``numbers`` are old, change and new of all of its rows."""
         part = (slice(written.rows.start - block.start, written.rows.stop - block.start), written.columns)
         old, delta, new = (np.ascontiguousarray(values[part]) for values in numbers)
         if piece.nbits is not None:
             self._any = True
-            self._squares += [_square(written.before - old), _square(old), _square(written.after - new), _square(new)]
+            self._squares += [
+                _square(written.before - old),
+                _square(old),
+                _square(written.after - new),
+                _square(new),
+            ]
         if counted:
             error = written.after - written.before - delta
             self.sums += sums_of(delta, error, bool(np.any(written.after != written.before)))
@@ -130,7 +172,9 @@ def _square(value: np.ndarray) -> float:
 
 
 def _dtype(writer: Writer, piece: Piece) -> str:
-    return f"INT{piece.nbits.bits}" if piece.nbits else _NAMES[writer.graph.stored[piece.initializer].dtype.name]
+    return (
+        f"INT{piece.nbits.bits}" if piece.nbits else _NAMES[writer.graph.stored[piece.initializer].dtype.name]
+    )
 
 
 _NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16"}

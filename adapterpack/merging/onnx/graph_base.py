@@ -1,4 +1,6 @@
-"""Opens a bundle's graph as the base of a merge: its weights by the site map, its identity as the bundle records it."""
+"""Opens a bundle's graph as the base of a merge: its weights by the site map, its identity as the bundle
+records it.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ from ..base_model import MergeBase
 
 
 class GraphBase(MergeBase):
-    """The linear modules of a bundle, under the names that the packs' sites have, as linear layers ``[out, in]`` however the graph
-    holds them.
+    """The linear modules of a bundle, under the names that the packs' sites have, as linear layers ``[out,
+    in]`` however the graph holds them.
 
     A quantized weight is read dequantized, in float32.
     """
@@ -36,16 +38,27 @@ class GraphBase(MergeBase):
         self.folder, self.bundle, self.graph = folder, bundle, graph
         self.index, self.files, self.shard_of, self.identities, self.quantized = None, {}, {}, {}, {}
         self._nbits = {one.weight: one for one in quantized_nodes(graph)}
-        wanted = {group.path: group for pack in packs for group in pack.manifest.groups if group.path in bundle.sites}
-        self._sites = {path: (bundle.sites[path], group.kind if group.role == "adapter" and group.kind not in LINEAR else "linear")
-                       for path, group in wanted.items()}
+        wanted = {
+            group.path: group
+            for pack in packs
+            for group in pack.manifest.groups
+            if group.path in bundle.sites
+        }
+        self._sites = {
+            path: (
+                bundle.sites[path],
+                group.kind if group.role == "adapter" and group.kind not in LINEAR else "linear",
+            )
+            for path, group in wanted.items()
+        }
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The bundle's own ``config.json``."""
         path = self.folder / "config.json"
         config: dict[str, Any] = read_json(path) if path.is_file() else {}
-        return {key: value for key, value in config.items() if key != "tie_word_embeddings"}  # a graph's modules are changed one by one
+        # a graph's modules are changed one by one
+        return {key: value for key, value in config.items() if key != "tie_word_embeddings"}
 
     @cached_property
     def name(self) -> str:
@@ -67,12 +80,22 @@ class GraphBase(MergeBase):
         tensors = {}
         for path, (site, kind) in self._sites.items():
             layout = LAYOUTS[kind]
-            shape = (site.in_features, site.out_features) if layout.turned else (site.out_features, site.in_features)
-            dtype = "F32" if site.weight in self._nbits else dtype_name(require_stored(self.graph, site.weight).dtype)
+            shape = (
+                (site.in_features, site.out_features)
+                if layout.turned
+                else (site.out_features, site.in_features)
+            )
+            dtype = (
+                "F32"
+                if site.weight in self._nbits
+                else dtype_name(require_stored(self.graph, site.weight).dtype)
+            )
             tensors[f"{path}.weight"] = TensorInfo(f"{path}.weight", dtype, shape, 0, 0)
             if site.bias is not None:
                 bias = require_stored(self.graph, site.bias)
-                tensors[f"{path}.bias"] = TensorInfo(f"{path}.bias", dtype_name(bias.dtype), (site.out_features,), 0, 0)
+                tensors[f"{path}.bias"] = TensorInfo(
+                    f"{path}.bias", dtype_name(bias.dtype), (site.out_features,), 0, 0
+                )
         return tensors
 
     def view(self, name: str) -> np.ndarray:
@@ -112,8 +135,12 @@ class GraphBase(MergeBase):
         """
         name = self.weight_name(path)
         if name is None:
-            raise SiteNotFound("the bundle's site map has no such module", where=self.folder, found=path,
-                               remedy=f"{nearest(path, self.bundle.sites)}, or name the checkpoint with --base")
+            raise SiteNotFound(
+                "the bundle's site map has no such module",
+                where=self.folder,
+                found=path,
+                remedy=f"{nearest(path, self.bundle.sites)}, or name the checkpoint with --base",
+            )
         return name
 
     def places(self, wanted: Mapping[str, str]) -> dict[str, Place]:
@@ -129,12 +156,27 @@ class GraphBase(MergeBase):
         site: MappedSite = self._sites[path][0]
         if leaf == "bias":
             return Place(name, "norm", ((Piece(site.bias or "", 0, site.out_features, 0),),), (site.node,))
-        sharing = sorted(other.path for other in self.bundle.sites.values() if other.weight == site.weight and other.path != path
-                         and other.at < site.at + site.out_features and site.at < other.at + other.out_features)
+        sharing = sorted(
+            other.path
+            for other in self.bundle.sites.values()
+            if other.weight == site.weight
+            and other.path != path
+            and other.at < site.at + site.out_features
+            and site.at < other.at + other.out_features
+        )
         readers = {use.node.name for use in self.graph.uses.get(site.weight, ())}
         if sharing or len(readers) > 1:
-            raise Unsupported("other nodes read this site's weight too, and would change with it", where=f"{self.folder}, {path}",
-                              found=", ".join([*sharing, *sorted(readers - {site.node})][:5]), remedy="export the bundle again")
+            raise Unsupported(
+                "other nodes read this site's weight too, and would change with it",
+                where=f"{self.folder}, {path}",
+                found=", ".join([*sharing, *sorted(readers - {site.node})][:5]),
+                remedy="export the bundle again",
+            )
         one: NBits | None = self._nbits.get(site.weight)
         transposed = site.layout == "in_out" and one is None
-        return Place(name, kind, ((Piece(site.weight, 0, site.out_features, site.at, 0, transposed, None, one),),), (site.node,))
+        return Place(
+            name,
+            kind,
+            ((Piece(site.weight, 0, site.out_features, site.at, 0, transposed, None, one),),),
+            (site.node,),
+        )

@@ -1,4 +1,6 @@
-"""Merges adapters into an ONNX file or a bundle: copies the files and changes some initializers in the copies."""
+"""Merges adapters into an ONNX file or a bundle: copies the files and changes some initializers in the
+copies.
+"""
 
 from __future__ import annotations
 
@@ -57,25 +59,29 @@ def merge_graph(
     allow_structural: bool = False,
     progress: Progress | None = None,
 ) -> GraphReport:
-    """Folds ``packs`` into the graph ``source`` and writes it, with its data and what belongs to it, to the new folder ``out``.
+    """Folds ``packs`` into the graph ``source`` and writes it, with its data and what belongs to it, to the
+    new folder ``out``.
 
-    ``source`` is an ``.onnx`` file that any tool made from ``checkpoint``, whose tensors are found in it by their content; or the folder
-    of a bundle, whose site map says where they are. Each fold is computed from the checkpoint's own numbers where there is one, and
-    rounded once to what the initializer stores; a quantized weight is rounded to its own bits and blocks. Files are copied and changed in
-    place, weight by weight. The result is checked by ONNX and opened by ONNX Runtime before it gets its name.
+    ``source`` is an ``.onnx`` file that any tool made from ``checkpoint``, whose tensors are found in it by
+    their content; or the folder of a bundle, whose site map says where they are. Each fold is computed from
+    the checkpoint's own numbers where there is one, and rounded once to what the initializer stores; a
+    quantized weight is rounded to its own bits and blocks. Files are copied and changed in place, weight by
+    weight. The result is checked by ONNX and opened by ONNX Runtime before it gets its name.
 
     A bundle becomes a folded one: its slots and the adapters in them are left out.
 
     Raises:
         OutputExists, ConfigError: the output path or an argument cannot be used.
-        BaseMismatch, SiteNotFound: a pack was made for another base, or the graph lacks what the pack changes.
+        BaseMismatch, SiteNotFound: a pack was made for another base, or the graph lacks what the pack
+            changes.
         FormatError: the graph is malformed, or its external data lies outside its folder.
         Unsupported: the fold would not be exact, or would change more than the pack's sites.
         NothingToDo: no weight would change, or none did after rounding.
         ParityError: the folded graph cannot be used.
 
     Example:
-        >>> merge_graph("model.onnx", ["packs/tickets"], "tickets-onnx", checkpoint="MiniLM")  # doctest: +SKIP
+        >>> merge_graph("model.onnx", ["packs/tickets"], "tickets-onnx",
+        ...     checkpoint="MiniLM")  # doctest: +SKIP
     """
     started = time.perf_counter()
     target = Path(out)
@@ -84,27 +90,39 @@ def merge_graph(
     require_own_blocks(opened_packs, "an ONNX graph", "merge it into the checkpoint, and export that")
     factors = weights_of(weights, opened_packs)
     with _opened(Path(source), checkpoint, opened_packs) as origin:
-        require_outside(target, [*([origin.folder] if origin.bundle else []),
-                                 *(pack.path for pack in opened_packs if pack.path is not None)])
+        require_outside(
+            target,
+            [
+                *([origin.folder] if origin.bundle else []),
+                *(pack.path for pack in opened_packs if pack.path is not None),
+            ],
+        )
         todo = plan.make(origin.base, opened_packs, factors, allow_structural)
         work = _located(origin, todo)
         before = {path: identity(path) for path in origin.graph.files}
         names = [path.relative_to(origin.graph.folder) for path in origin.graph.files]
         with output_folder(target) as folder:
             total = sum(path.stat().st_size for path in origin.graph.files) + sum(
-                math.prod(origin.base.tensors[one.weight].shape) for one, _ in work.targets)
+                math.prod(origin.base.tensors[one.weight].shape) for one, _ in work.targets
+            )
             tick = Ticker(total, progress).add
             for name in names:
                 _copy(origin.graph.folder / name, folder / name, tick)
-            with one_thread_each(), opened_all({origin.graph.folder / name: folder / name for name in names}) as sinks:
+            with (
+                one_thread_each(),
+                opened_all({origin.graph.folder / name: folder / name for name in names}) as sinks,
+            ):
                 writer = Writer(origin.graph, sinks)
                 done = [fold(one, origin.base, places, writer, safe, tick) for one, places in work.targets]
                 for value, place in work.replaced:
                     put(value, place, writer, safe)
             if done and not work.replaced and not any(folded.loss.stored for folded in done):
-                raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
-                                  found=done[0].loss.dtype,
-                                  remedy="fold into a graph of a wider dtype, or keep the adapter unmerged")
+                raise NothingToDo(
+                    "the whole change was lost in rounding: the output would equal the base",
+                    where=target,
+                    found=done[0].loss.dtype,
+                    remedy="fold into a graph of a wider dtype, or keep the adapter unmerged",
+                )
             for path, one in before.items():
                 require_unchanged(path, one)
             origin.base.require_unchanged()
@@ -115,9 +133,14 @@ def merge_graph(
                 base_name=origin.base.name,
                 base_structure=origin.base.structure,
                 base_content=origin.base.content if origin.bundle is None else origin.bundle.base.content,
-                packs=tuple(MergedPack(pack.name, pack.id, factor, verdict.name)
-                            for pack, factor, verdict in zip(opened_packs, factors, todo.verdicts, strict=True)),
-                tensors=tuple(_tensor_report(folded, places) for folded, (_, places) in zip(done, work.targets, strict=True)),
+                packs=tuple(
+                    MergedPack(pack.name, pack.id, factor, verdict.name)
+                    for pack, factor, verdict in zip(opened_packs, factors, todo.verdicts, strict=True)
+                ),
+                tensors=tuple(
+                    _tensor_report(folded, places)
+                    for folded, (_, places) in zip(done, work.targets, strict=True)
+                ),
                 replaced=tuple(sorted(place.tensor for _, place in work.replaced)),
                 initializers=len(origin.graph.model.graph.initializer),
                 bytes_written=sum((folder / name).stat().st_size for name in names),
@@ -143,21 +166,39 @@ class _Origin(NamedTuple):
 
 
 @contextmanager
-def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> Iterator[_Origin]:
+def _opened(
+    source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]
+) -> Iterator[_Origin]:
     if source.suffix == ".onnx":
         if checkpoint is None:
-            raise ConfigError("a graph alone does not say which of its weights are which", where=source, expected="--base CHECKPOINT",
-                              remedy="name the checkpoint that it was exported from")
+            raise ConfigError(
+                "a graph alone does not say which of its weights are which",
+                where=source,
+                expected="--base CHECKPOINT",
+                remedy="name the checkpoint that it was exported from",
+            )
         yield _Origin(source.parent, GraphFile(source), _unquantized(checkpoint), None, ())
         return
     bundle = read_bundle(source)
     if len(bundle.parts) > 1:
-        raise Unsupported("a fold goes into one graph, and this bundle has several", where=source, found=", ".join(bundle.parts),
-                          remedy="merge the checkpoint, or export it with --mode folded")
-    twice = sorted({adapter.name for adapter in bundle.adapters} & {pack.name for pack in packs}) if bundle.mode == "folded" else []
+        raise Unsupported(
+            "a fold goes into one graph, and this bundle has several",
+            where=source,
+            found=", ".join(bundle.parts),
+            remedy="merge the checkpoint, or export it with --mode folded",
+        )
+    twice = (
+        sorted({adapter.name for adapter in bundle.adapters} & {pack.name for pack in packs})
+        if bundle.mode == "folded"
+        else []
+    )
     if twice:
-        raise ConfigError("an adapter of that name is folded into the bundle already", where=source, found=", ".join(twice),
-                          remedy="rename one: NAME=PATH")
+        raise ConfigError(
+            "an adapter of that name is folded into the bundle already",
+            where=source,
+            found=", ".join(twice),
+            remedy="rename one: NAME=PATH",
+        )
     with scratch_folder() as scratch:
         path, left_out = source / GRAPH, tuple[str, ...]()
         if bundle.mode != "folded":
@@ -178,7 +219,9 @@ def _unquantized(checkpoint: str | os.PathLike[str]) -> MergeBase:
 
 
 class _LocatedPlan(NamedTuple):
-    """Every target with the places of its weight and its bias, and every fully trained module with its place."""
+    """Every target with the places of its weight and its bias, and every fully trained module with its
+    place.
+    """
 
     targets: list[tuple[plan.Target, tuple[Place, Place | None]]]
     replaced: list[tuple[np.ndarray, Place]]
@@ -186,12 +229,21 @@ class _LocatedPlan(NamedTuple):
 
 def _located(origin: _Origin, todo: plan.Plan) -> _LocatedPlan:
     if todo.full_modules.added:
-        raise Unsupported("a pack brings modules that the base lacks, and a fold adds no nodes to a graph", where=origin.graph.path,
-                          found=", ".join(sorted(todo.full_modules.added)[:5]), remedy="export BASE PACK --mode folded")
+        raise Unsupported(
+            "a pack brings modules that the base lacks, and a fold adds no nodes to a graph",
+            where=origin.graph.path,
+            found=", ".join(sorted(todo.full_modules.added)[:5]),
+            remedy="export BASE PACK --mode folded",
+        )
     for name, value in todo.full_modules.replaced.items():
         if value.shape != origin.base.tensors[name].shape:
-            raise Unsupported("a module that was trained whole has another shape in the graph", where=f"{origin.graph.path}, {name}",
-                              expected=origin.base.tensors[name].shape, found=value.shape, remedy="export BASE PACK --mode folded")
+            raise Unsupported(
+                "a module that was trained whole has another shape in the graph",
+                where=f"{origin.graph.path}, {name}",
+                expected=origin.base.tensors[name].shape,
+                found=value.shape,
+                remedy="export BASE PACK --mode folded",
+            )
     wide = {name: value for name, value in todo.full_modules.replaced.items() if value.ndim > 1}
     kinds = {**{name: target.kind for name, target in todo.targets.items()}, **dict.fromkeys(wide, "linear")}
     base = origin.base
@@ -202,10 +254,19 @@ def _located(origin: _Origin, todo: plan.Plan) -> _LocatedPlan:
             return base.places({name: "norm"})[name]
         return match_bias(origin.graph, base, name, weight)
 
-    targets = [(target, (places[name], None if target.bias is None else bias_of(target.bias, places[name])))
-               for name, target in todo.targets.items()]
-    replaced = [(value, places[name] if name in wide else bias_of(name, places.get(f"{name.removesuffix('.bias')}.weight")))
-                for name, value in todo.full_modules.replaced.items()]
+    targets = [
+        (target, (places[name], None if target.bias is None else bias_of(target.bias, places[name])))
+        for name, target in todo.targets.items()
+    ]
+    replaced = [
+        (
+            value,
+            places[name]
+            if name in wide
+            else bias_of(name, places.get(f"{name.removesuffix('.bias')}.weight")),
+        )
+        for name, value in todo.full_modules.replaced.items()
+    ]
     changed = [place for _, pair in targets for place in pair if place is not None]
     _require_disjoint(origin.graph, changed + [place for _, place in replaced])
     return _LocatedPlan(targets, replaced)
@@ -220,16 +281,33 @@ def _require_disjoint(graph: GraphFile, places: Sequence[Place]) -> None:
                 require_stored(graph, name)
             for other, tensor in pieces_of.get(piece.initializer, ()):
                 if tensor != place.tensor and _overlap(piece, other):
-                    raise Unsupported("one initializer is two tensors of the base at once, so neither can be changed alone",
-                                      where=f"{graph.path}, {piece.initializer}", found=f"{tensor} and {place.tensor}",
-                                      remedy="fold into the checkpoint, and export again")
+                    raise Unsupported(
+                        "one initializer is two tensors of the base at once, so neither can be changed alone",
+                        where=f"{graph.path}, {piece.initializer}",
+                        found=f"{tensor} and {place.tensor}",
+                        remedy="fold into the checkpoint, and export again",
+                    )
             pieces_of.setdefault(piece.initializer, []).append((piece, place.tensor))
-    changed = {name for place in places for pieces in place.pieces for piece in pieces for name in _changed_initializers(piece)}
-    spans = sorted((one.file, one.offset, one.offset + one.nbytes, one.name) for one in graph.stored.values() if one.nbytes)
+    changed = {
+        name
+        for place in places
+        for pieces in place.pieces
+        for piece in pieces
+        for name in _changed_initializers(piece)
+    }
+    spans = sorted(
+        (one.file, one.offset, one.offset + one.nbytes, one.name)
+        for one in graph.stored.values()
+        if one.nbytes
+    )
     for (file, _, stop, name), (file_after, start, _, after) in pairwise(spans):
         if file == file_after and start < stop and {name, after} & changed:
-            raise Unsupported("two initializers share bytes of one file, so neither can be changed alone", where=graph.path,
-                              found=f"{name} and {after}", remedy="save the model again with data of its own for each initializer")
+            raise Unsupported(
+                "two initializers share bytes of one file, so neither can be changed alone",
+                where=graph.path,
+                found=f"{name} and {after}",
+                remedy="save the model again with data of its own for each initializer",
+            )
 
 
 def _overlap(one: Piece, other: Piece) -> bool:
@@ -237,12 +315,18 @@ def _overlap(one: Piece, other: Piece) -> bool:
     if None not in (one.slot, other.slot) and one.slot != other.slot:
         return False
     same_way = (one.axis != int(one.transposed)) == (other.axis != int(other.transposed))
-    return not same_way or (one.at < other.at + other.stop - other.start and other.at < one.at + one.stop - one.start)
+    return not same_way or (
+        one.at < other.at + other.stop - other.start and other.at < one.at + one.stop - one.start
+    )
 
 
 def _changed_initializers(piece: Piece) -> list[str]:
     one = piece.nbits
-    return [piece.initializer] if one is None else [name for name in (one.weight, one.scales, one.zeros) if name is not None]
+    return (
+        [piece.initializer]
+        if one is None
+        else [name for name in (one.weight, one.scales, one.zeros) if name is not None]
+    )
 
 
 def _tensor_report(folded: Folded, places: tuple[Place, Place | None]) -> GraphTensor:
@@ -273,8 +357,8 @@ def _side_files(origin: _Origin, folder: Path) -> None:
 
 
 def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
-    """The manifest of a folded bundle with the packs in it, and the engine's graph where the source has it; their canaries are replayed
-    where they can be.
+    """The manifest of a folded bundle with the packs in it, and the engine's graph where the source has it;
+    their canaries are replayed where they can be.
     """
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
@@ -288,17 +372,44 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     for pack in packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
-    added = [BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", None, pack.manifest.task.labels) for pack in packs]
-    sites = {path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}, positional=False)
-             for path, site in origin.bundle.sites.items() if site.weight}
-    labels, problem = next(((pack.manifest.task.labels, pack.manifest.problem) for pack in packs
-                            if pack.full() and pack.manifest.task.labels), (origin.bundle.base_labels, origin.bundle.base_problem))
+    added = [
+        BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", None, pack.manifest.task.labels)
+        for pack in packs
+    ]
+    sites = {
+        path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}, positional=False)
+        for path, site in origin.bundle.sites.items()
+        if site.weight
+    }
+    labels, problem = next(
+        (
+            (pack.manifest.task.labels, pack.manifest.problem)
+            for pack in packs
+            if pack.full() and pack.manifest.task.labels
+        ),
+        (origin.bundle.base_labels, origin.bundle.base_problem),
+    )
     parity: dict[str, Any] = {"folded": dict(report.checks)}
-    bundle = dataclasses.replace(origin.bundle, mode="folded", sites=sites, adapters=(*origin.bundle.adapters, *added), slots=0, max_rank=0,
-                                 max_labels=0, base_labels=labels, base_problem=problem, parity=parity,
-                                 io=signature_of(ir.load(folder / GRAPH)), target="ort", in_place=False, decoder=False)
+    bundle = dataclasses.replace(
+        origin.bundle,
+        mode="folded",
+        sites=sites,
+        adapters=(*origin.bundle.adapters, *added),
+        slots=0,
+        max_rank=0,
+        max_labels=0,
+        base_labels=labels,
+        base_problem=problem,
+        parity=parity,
+        io=signature_of(ir.load(folder / GRAPH)),
+        target="ort",
+        in_place=False,
+        decoder=False,
+    )
     if origin.bundle.decoder:
         bundle = made_anew(bundle, folder, origin.bundle)
     bundle.write(folder)
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
-        dataclasses.replace(bundle, parity={**bundle.parity, "canary": replay_apart(folder, verify="off")}).write(folder)
+        dataclasses.replace(
+            bundle, parity={**bundle.parity, "canary": replay_apart(folder, verify="off")}
+        ).write(folder)

@@ -1,4 +1,6 @@
-"""The report of a merge into a graph: where each tensor is, and how much of the change survived rounding to its stored dtype."""
+"""The report of a merge into a graph: where each tensor is, and how much of the change survived rounding to
+its stored dtype.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from ..report import MergedPack, TensorLoss, advice, finite, kept, relative_erro
 
 
 class GraphTensor(NamedTuple):
-    """One changed tensor: its loss, its initializers and the nodes that read them; ``quantized`` as in :class:`.fold.Folded`."""
+    """One changed tensor: its loss, its initializers and the nodes that read them; ``quantized`` as in
+    :class:`.fold.Folded`.
+    """
 
     loss: TensorLoss
     initializers: tuple[str, ...]
@@ -21,9 +25,11 @@ class GraphTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphReport:
-    """What :func:`adapterpack.merge` did to a graph. ``checks`` is what the checker and the runtime say of it.
+    """What :func:`adapterpack.merge` did to a graph. ``checks`` is what the checker and the runtime say of
+    it.
 
-    ``base_content`` is the fingerprint of the checkpoint or of the bundle's base, or None where the bundle does not know it.
+    ``base_content`` is the fingerprint of the checkpoint or of the bundle's base, or None where the bundle
+    does not know it.
     """
 
     out: str
@@ -57,7 +63,9 @@ class GraphReport:
 
     @property
     def quantized(self) -> tuple[float, float] | None:
-        """The largest relative distance of quantized weights from the float ones, before the fold and after it."""
+        """The largest relative distance of quantized weights from the float ones, before the fold and after
+        it.
+        """
         pairs = [tensor.quantized for tensor in self.tensors if tensor.quantized is not None]
         return (max(one for one, _ in pairs), max(one for _, one in pairs)) if pairs else None
 
@@ -65,8 +73,10 @@ class GraphReport:
     def advice(self) -> str | None:
         """One sentence where much of the change was lost in rounding, else None."""
         if self.quantized is not None and self.relative_error > _MUCH:
-            return ("The steps of the quantized weights are large compared with the change: fold into the float graph and quantize the "
-                    "result, or keep the adapter unmerged.")
+            return (
+                "The steps of the quantized weights are large compared with the change: fold into the float "
+                "graph and quantize the result, or keep the adapter unmerged."
+            )
         return advice(self.losses, self.relative_error, self.kept)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +88,10 @@ class GraphReport:
         return {
             "graph": self.graph,
             "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},
-            "packs": [{"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base} for pack in self.packs],
+            "packs": [
+                {"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base}
+                for pack in self.packs
+            ],
             "tensors": [_tensor(tensor) for tensor in self.tensors],
             "replaced": list(self.replaced),
             "initializers": self.initializers,
@@ -95,10 +108,17 @@ _MUCH = 0.25
 
 def _tensor(tensor: GraphTensor) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "tensor": tensor.loss.tensor, "dtype": tensor.loss.dtype, "relative_error": finite(tensor.loss.relative_error),
-        "kept": finite(tensor.loss.kept), "initializers": list(tensor.initializers), "layouts": list(tensor.layouts),
+        "tensor": tensor.loss.tensor,
+        "dtype": tensor.loss.dtype,
+        "relative_error": finite(tensor.loss.relative_error),
+        "kept": finite(tensor.loss.kept),
+        "initializers": list(tensor.initializers),
+        "layouts": list(tensor.layouts),
         "nodes": list(tensor.nodes),
     }
     if tensor.quantized is not None:
-        values["quantization_error"] = {"before": finite(tensor.quantized[0]), "after": finite(tensor.quantized[1])}
+        values["quantization_error"] = {
+            "before": finite(tensor.quantized[0]),
+            "after": finite(tensor.quantized[1]),
+        }
     return values

@@ -1,4 +1,6 @@
-"""Removes the adapter slots from a bundle's graph, which restores the graph from before adapters were attached."""
+"""Removes the adapter slots from a bundle's graph, which restores the graph from before adapters were
+attached.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from ...tasks.task import AXES
 
 
 def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
-    """Writes the graph of the bundle at ``source`` to ``out`` (with external data), without the slots and the nodes that read them.
+    """Writes the graph of the bundle at ``source`` to ``out`` (with external data), without the slots and the
+    nodes that read them.
 
     Raises:
         FormatError: the graph is not what the site map says.
@@ -22,19 +25,30 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
     model = ir.load(source / GRAPH)
     graph = model.graph
     added = [node for node in graph if node.name and node.name.startswith(ADDED)]
-    names = {value.name: value for node in graph for value in [*node.inputs, *node.outputs] if value is not None}
-    heads = {path: names.get(f"{site.output}/base") or names.get(site.output)
-             for path, site in bundle.sites.items() if "head" in site.fields}
+    names = {
+        value.name: value for node in graph for value in [*node.inputs, *node.outputs] if value is not None
+    }
+    heads = {
+        path: names.get(f"{site.output}/base") or names.get(site.output)
+        for path, site in bundle.sites.items()
+        if "head" in site.fields
+    }
 
     def original(value: Any) -> Any:
-        """The value before adapters were attached: the first input of an added node, or the output that an added head replaced."""
+        """The value before adapters were attached: the first input of an added node, or the output that an
+        added head replaced.
+        """
         while value.producer() in added_nodes:
             node = value.producer()
             path = next((path for path in heads if node.name.startswith(f"{ADDED}{path}/")), None)
             value = node.inputs[0] if path is None else heads[path]
             if value is None:
-                raise FormatError("the bundle's graph is not what its site map says", where=source / GRAPH, found=node.name,
-                                  remedy="export the bundle again")
+                raise FormatError(
+                    "the bundle's graph is not what its site map says",
+                    where=source / GRAPH,
+                    found=node.name,
+                    remedy="export the bundle again",
+                )
         return value
 
     added_nodes = set(added)
@@ -51,9 +65,14 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
             old.shape = old.shape or value.shape
             graph.outputs[index] = old
     graph.remove(added, safe=False)
-    slots = ({value.name for value in graph.inputs if value.name in graph.initializers} - {*AXES}) | {ADAPTER_IDS, ADAPTER_POSITIONS}
+    slots = ({value.name for value in graph.inputs if value.name in graph.initializers} - {*AXES}) | {
+        ADAPTER_IDS,
+        ADAPTER_POSITIONS,
+    }
     kept = [value for value in graph.inputs if value.name not in slots]
     graph.inputs[:] = kept
-    for name in [name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(ADDED)]:
+    for name in [
+        name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(ADDED)
+    ]:
         del graph.initializers[name]
     save_graph(model, out)

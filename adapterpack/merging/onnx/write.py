@@ -17,8 +17,9 @@ from ...onnx_graph.pieces import Piece, as_matrix, oriented
 
 
 class WrittenBlock(NamedTuple):
-    """Part of a matrix as the graph had it and as it has it now, in float32; ``rows`` and ``columns`` say which part, and ``dtype`` what
-    its numbers are stored in, float32 where these are codes."""
+    """Part of a matrix as the graph had it and as it has it now, in float32; ``rows`` and ``columns`` say
+    which part, and ``dtype`` what its numbers are stored in, float32 where these are codes.
+    """
 
     rows: slice
     columns: slice
@@ -28,13 +29,17 @@ class WrittenBlock(NamedTuple):
 
 
 class Writer:
-    """The output's open files (``sinks``); the initializers of ``graph``, the source, are at the same places in them."""
+    """The output's open files (``sinks``); the initializers of ``graph``, the source, are at the same places
+    in them.
+    """
 
     def __init__(self, graph: GraphFile, sinks: Mapping[Path, int]) -> None:
         self.graph, self.sinks = graph, sinks
 
     def put(self, piece: Piece, rows: slice, new: np.ndarray) -> WrittenBlock | None:
-        """Writes the part of the rows ``new`` ``[count, in]`` of a matrix that is in ``piece``; None if there is none."""
+        """Writes the part of the rows ``new`` ``[count, in]`` of a matrix that is in ``piece``; None if there
+        is none.
+        """
         if piece.axis == 0:
             start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
             if start >= stop:
@@ -62,11 +67,18 @@ class Writer:
             stored = part.astype(place.dtype)
         skipped = 0 if piece.slot is None else piece.slot * matrix.size
         as_stored, first = (stored.T, (column, row)) if piece.transposed else (stored, (row, column))
-        self._rectangle(place, skipped + first[0] * matrix.shape[1] + first[1], matrix.shape[1], np.ascontiguousarray(as_stored))
+        self._rectangle(
+            place,
+            skipped + first[0] * matrix.shape[1] + first[1],
+            matrix.shape[1],
+            np.ascontiguousarray(as_stored),
+        )
         return before, stored.astype(part.dtype)
 
     def _rectangle(self, place: Stored, first: int, width: int, part: np.ndarray) -> None:
-        """Writes ``part`` with its first number at element ``first`` of an initializer whose rows are ``width`` long."""
+        """Writes ``part`` with its first number at element ``first`` of an initializer whose rows are
+        ``width`` long.
+        """
         sink, size = self.sinks[place.file], place.dtype.itemsize
         if part.shape[1] == width or len(part) == 1:
             write_all(sink, part, place.offset + first * size)
@@ -87,7 +99,11 @@ class Writer:
 
     def _lines(self, name: str, count: int, rows: slice, part: np.ndarray) -> None:
         place = self.graph.stored[name]
-        write_all(self.sinks[place.file], np.ascontiguousarray(part), place.offset + rows.start * (place.nbytes // count))
+        write_all(
+            self.sinks[place.file],
+            np.ascontiguousarray(part),
+            place.offset + rows.start * (place.nbytes // count),
+        )
 
 
 @contextmanager

@@ -1,1 +1,3 @@
-"""What runs in the sandbox processes that :mod:`adapterpack.onnx_graph.apart` starts; each module imports what its function needs alone."""
+"""What runs in the sandbox processes that :mod:`adapterpack.onnx_graph.apart` starts; each module imports
+what its function needs alone.
+"""

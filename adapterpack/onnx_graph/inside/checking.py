@@ -1,4 +1,6 @@
-"""Checks graphs in the sandbox process that :mod:`..apart` starts, with ONNX and ONNX Runtime: onnx_ir takes longer to import than both."""
+"""Checks graphs in the sandbox process that :mod:`..apart` starts, with ONNX and ONNX Runtime: onnx_ir takes
+longer to import than both.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,14 @@ from .trial import start
 
 
 def problems(request: bytes) -> bytes:
-    """By check of ``written`` and ``source``, two paths as JSON, what it has against the one and, only then, against the other."""
+    """By check of ``written`` and ``source``, two paths as JSON, what it has against the one and, only then,
+    against the other.
+    """
     written, source = json.loads(request)
-    tests: dict[str, Callable[[str], object]] = {"onnx.checker": onnx.checker.check_model, "onnxruntime": _start}
+    tests: dict[str, Callable[[str], object]] = {
+        "onnx.checker": onnx.checker.check_model,
+        "onnxruntime": _start,
+    }
     problems = {}
     for name, test in tests.items():
         problem = _problem(test, written)

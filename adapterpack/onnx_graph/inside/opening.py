@@ -1,4 +1,6 @@
-"""Opens graphs in the sandbox process that :mod:`..apart` starts, which has the libraries loaded before its limits begin."""
+"""Opens graphs in the sandbox process that :mod:`..apart` starts, which has the libraries loaded before its
+limits begin.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Opens a graph in the sandbox process that :mod:`..apart` starts. The only question is whether the process survives."""
+"""Opens a graph in the sandbox process that :mod:`..apart` starts. The only question is whether the process
+survives.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from ..bfloat16 import computing_wide
 
 
 def survive(request: bytes) -> bytes:
-    """Opens a graph as a session does: its path, and whether it is opened in its form of float32, as JSON in, nothing out. Errors that
-    ONNX Runtime raises are ignored: the session that opens the graph next reports them.
+    """Opens a graph as a session does: its path, and whether it is opened in its form of float32, as JSON in,
+    nothing out. Errors that ONNX Runtime raises are ignored: the session that opens the graph next reports
+    them.
 
     Raises:
         MemoryError: there is too little memory.
@@ -28,7 +31,8 @@ def survive(request: bytes) -> bytes:
 
 
 def start(graph: str | bytes, folder: Path, *, optimized: bool = True) -> None:
-    """Opens a graph, whose external data is in ``folder``, with one thread and without a second copy of its weights.
+    """Opens a graph, whose external data is in ``folder``, with one thread and without a second copy of its
+    weights.
 
     Raises:
         MemoryError: there is too little memory, which ONNX Runtime says in words alone.

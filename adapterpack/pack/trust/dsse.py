@@ -1,6 +1,7 @@
 """A DSSE envelope in a sigstore bundle, signed with a local key: the outer form of a detached signature.
 
-Source: DSSE 1.0 (secure-systems-lab/dsse, protocol and envelope) and sigstore bundle 0.3, as OpenSSF model-signing 1.1 writes them.
+Source: DSSE 1.0 (secure-systems-lab/dsse, protocol and envelope) and sigstore bundle 0.3, as OpenSSF
+model-signing 1.1 writes them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _KEYS = {
     "dsseEnvelope": {"payload", "payloadType", "signatures"},
     "signatures": {"sig", "keyid"},
 }
-"""Object -> the keys that it must have; only ``tlogEntries`` and ``keyid`` may be left out, which say nothing for a local key."""
+"""Object -> the keys that it must have; only ``tlogEntries`` and ``keyid`` may be left out, which say nothing
+for a local key.
+"""
 _OPTIONAL = {"tlogEntries", "keyid"}
 
 
@@ -44,45 +47,64 @@ def pre_authentication(payload: bytes) -> bytes:
 def seal(payload: bytes, key: EllipticCurvePrivateKey) -> bytes:
     """The signature file for ``payload``."""
     signature = sign_bytes(key, pre_authentication(payload))
-    return strict_json.canonical({
-        "mediaType": MEDIA_TYPE,
-        "verificationMaterial": {"publicKey": {"hint": key_digest(key.public_key())}, "tlogEntries": []},
-        "dsseEnvelope": {
-            "payload": base64.b64encode(payload).decode(),
-            "payloadType": PAYLOAD_TYPE,
-            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
-        },
-    })
+    return strict_json.canonical(
+        {
+            "mediaType": MEDIA_TYPE,
+            "verificationMaterial": {"publicKey": {"hint": key_digest(key.public_key())}, "tlogEntries": []},
+            "dsseEnvelope": {
+                "payload": base64.b64encode(payload).decode(),
+                "payloadType": PAYLOAD_TYPE,
+                "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+            },
+        }
+    )
 
 
 def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
     """The payload of a signature file, given out only when it was signed with ``key``; it is not parsed.
 
     Raises:
-        UnsupportedSignature: a signature with a certificate or a transparency log, which cannot be verified here.
+        UnsupportedSignature: a signature with a certificate or a transparency log, which cannot be verified
+            here.
         WronglySigned: malformed, signed with another key, or altered.
     """
     try:
         bundle = strict_json.loads(data, where, MAX_BYTES)
     except FormatError as error:
-        raise WronglySigned(f"the signature file cannot be read: {error.what}", where=where, found=error.found,
-                            remedy="fetch the pack again") from error
+        raise WronglySigned(
+            f"the signature file cannot be read: {error.what}",
+            where=where,
+            found=error.found,
+            remedy="fetch the pack again",
+        ) from error
     if isinstance(bundle, dict) and isinstance(bundle.get("verificationMaterial"), dict):
         _only_local_keys(bundle["verificationMaterial"], where)
     _object(bundle, "", where)
-    material, envelope = (_object(bundle[name], name, where) for name in ("verificationMaterial", "dsseEnvelope"))
+    material, envelope = (
+        _object(bundle[name], name, where) for name in ("verificationMaterial", "dsseEnvelope")
+    )
     hint = _object(material["publicKey"], "publicKey", where)["hint"]
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise _malformed("exactly one signature is due", where)
     signature = _object(signatures[0], "signatures", where)
-    for name, stored, wanted in (("mediaType", bundle["mediaType"], MEDIA_TYPE), ("payloadType", envelope["payloadType"], PAYLOAD_TYPE)):
+    for name, stored, wanted in (
+        ("mediaType", bundle["mediaType"], MEDIA_TYPE),
+        ("payloadType", envelope["payloadType"], PAYLOAD_TYPE),
+    ):
         if stored != wanted:
-            raise _malformed(f"another {name} than that of a model signature", where, wanted, repr(stored)[:200])
+            raise _malformed(
+                f"another {name} than that of a model signature", where, wanted, repr(stored)[:200]
+            )
     digest = key_digest(key)
     if hint != digest or signature.get("keyid", "") not in {"", digest}:
-        raise WronglySigned("the pack was signed with another key", where=where, expected=f"key {digest[:16]}",
-                            found=f"key {str(hint)[:16]}", remedy="ask the maker of the pack for the public key; do not trust it before")
+        raise WronglySigned(
+            "the pack was signed with another key",
+            where=where,
+            expected=f"key {digest[:16]}",
+            found=f"key {str(hint)[:16]}",
+            remedy="ask the maker of the pack for the public key; do not trust it before",
+        )
     payload = _base64(envelope["payload"], where)
     check_bytes(key, _base64(signature["sig"], where), pre_authentication(payload), where)
     return payload
@@ -91,16 +113,25 @@ def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
 def _only_local_keys(material: Mapping[str, Any], where: object) -> None:
     extra = sorted(name for name in material if name not in {"publicKey", "tlogEntries"} and material[name])
     if extra or material.get("tlogEntries"):
-        raise UnsupportedSignature("the signature rests on more than a local key, which cannot be verified here", where=where,
-                                   expected="publicKey", found=", ".join(extra or ["tlogEntries"]),
-                                   remedy="verify it with the model_signing command, or ask for a signature with a local key")
+        raise UnsupportedSignature(
+            "the signature rests on more than a local key, which cannot be verified here",
+            where=where,
+            expected="publicKey",
+            found=", ".join(extra or ["tlogEntries"]),
+            remedy="verify it with the model_signing command, or ask for a signature with a local key",
+        )
 
 
 def _object(value: Any, name: str, where: object) -> dict[str, Any]:
     wanted = _KEYS[name]
     if not isinstance(value, dict) or not wanted - _OPTIONAL <= value.keys() <= wanted:
         keys = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise _malformed(f"'{name or 'the bundle'}' is not what a signature has there", where, ", ".join(sorted(wanted)), repr(keys)[:200])
+        raise _malformed(
+            f"'{name or 'the bundle'}' is not what a signature has there",
+            where,
+            ", ".join(sorted(wanted)),
+            repr(keys)[:200],
+        )
     return value
 
 
@@ -109,11 +140,17 @@ def _base64(text: Any, where: object) -> bytes:
         data = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
     except (binascii.Error, ValueError) as error:
         raise _malformed("a part of the signature is not base64", where) from error
-    if not data or base64.b64encode(data).decode() != text:  # one byte form only: nothing can be changed unseen
+    # one byte form only: nothing can be changed unseen
+    if not data or base64.b64encode(data).decode() != text:
         raise _malformed("a part of the signature is not base64 in its one form", where)
     return data
 
 
 def _malformed(what: str, where: object, expected: object = None, found: object = None) -> WronglySigned:
-    return WronglySigned(f"the signature file is malformed: {what}", where=where, expected=expected, found=found,
-                         remedy="fetch the pack again")
+    return WronglySigned(
+        f"the signature file is malformed: {what}",
+        where=where,
+        expected=expected,
+        found=found,
+        remedy="fetch the pack again",
+    )

@@ -1,4 +1,6 @@
-"""Local elliptic-curve keys in PEM files, read through ``cryptography``, which is imported only here and only when needed."""
+"""Local elliptic-curve keys in PEM files, read through ``cryptography``, which is imported only here and only
+when needed.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +27,38 @@ def private_key(path: str | os.PathLike[str], password: str | None = None) -> El
     """The private key in a PEM file.
 
     Raises:
-        ConfigError: no private key that can be used, or a password is missing or wrong; nothing of the file's content is shown.
+        ConfigError: no private key that can be used, or a password is missing or wrong; nothing of the file's
+            content is shown.
         StorageError: the file cannot be read.
         MissingExtra: ``cryptography`` is not installed.
     """
     serialization = _crypto("serialization")
     data = _read(path)
     if b"PUBLIC KEY-----" in data:
-        raise ConfigError("this is a public key, and signing needs the private one", where=path, remedy=f"make a pair: {_NEW_KEY}")
+        raise ConfigError(
+            "this is a public key, and signing needs the private one",
+            where=path,
+            remedy=f"make a pair: {_NEW_KEY}",
+        )
     try:
         key = serialization.load_pem_private_key(data, None if password is None else password.encode())
     except TypeError:  # what the library says when a password is missing, or is given to a key that has none
         mismatch = "a key with a password" if password is None else "a key without a password"
-        raise ConfigError("the private key and the password do not go together", where=path, found=mismatch,
-                          remedy="set ADAPTERPACK_KEY_PASSWORD for a key that has a password, and only then") from None
+        raise ConfigError(
+            "the private key and the password do not go together",
+            where=path,
+            found=mismatch,
+            remedy="set ADAPTERPACK_KEY_PASSWORD for a key that has a password, and only then",
+        ) from None
     except Exception:
-        # The cause is not chained: whatever it quotes, nothing of a private key may reach a terminal or a log.
-        raise ConfigError("the private key cannot be read", where=path, expected="a PEM file with an elliptic-curve key",
-                          remedy=f"check the password, or make a key: {_NEW_KEY}") from None
+        # The cause is not chained: whatever it quotes, nothing of a private key may reach a terminal or a
+        # log.
+        raise ConfigError(
+            "the private key cannot be read",
+            where=path,
+            expected="a PEM file with an elliptic-curve key",
+            remedy=f"check the password, or make a key: {_NEW_KEY}",
+        ) from None
     return _of_known_curve(key, path)  # type: ignore[no-any-return]
 
 
@@ -57,12 +73,20 @@ def public_key(path: str | os.PathLike[str]) -> EllipticCurvePublicKey:
     serialization = _crypto("serialization")
     data = _read(path)
     if b"PRIVATE KEY-----" in data:
-        raise ConfigError("this is a private key, and verifying needs the public one", where=path, remedy=f"write it out: {_PUBLIC_HALF}")
+        raise ConfigError(
+            "this is a private key, and verifying needs the public one",
+            where=path,
+            remedy=f"write it out: {_PUBLIC_HALF}",
+        )
     try:
         key = serialization.load_pem_public_key(data)
     except Exception as error:
-        raise ConfigError("the public key cannot be read", where=path, expected="a PEM file with an elliptic-curve key",
-                          remedy=f"write it out from the private key: {_PUBLIC_HALF}") from error
+        raise ConfigError(
+            "the public key cannot be read",
+            where=path,
+            expected="a PEM file with an elliptic-curve key",
+            remedy=f"write it out from the private key: {_PUBLIC_HALF}",
+        ) from error
     return _of_known_curve(key, path)  # type: ignore[no-any-return]
 
 
@@ -89,8 +113,11 @@ def check_bytes(key: EllipticCurvePublicKey, signature: bytes, message: bytes, w
     try:
         key.verify(signature, message, _ecdsa(key))
     except InvalidSignature as error:
-        raise WronglySigned("the signature is not one of this key over what was signed", where=where,
-                            remedy="do not use the pack; fetch it again, or ask its maker for the right public key") from error
+        raise WronglySigned(
+            "the signature is not one of this key over what was signed",
+            where=where,
+            remedy="do not use the pack; fetch it again, or ask its maker for the right public key",
+        ) from error
 
 
 def _crypto(module: str) -> Any:
@@ -105,8 +132,13 @@ def _ecdsa(key: EllipticCurvePrivateKey | EllipticCurvePublicKey) -> Any:
 def _of_known_curve(key: Any, where: object) -> Any:
     curve = getattr(getattr(key, "curve", None), "name", type(key).__name__.strip("_"))
     if curve not in _HASHES:
-        raise ConfigError("the key is of a kind that pack signatures do not use", where=where, expected=" or ".join(_HASHES), found=curve,
-                          remedy=f"make a key: {_NEW_KEY}")
+        raise ConfigError(
+            "the key is of a kind that pack signatures do not use",
+            where=where,
+            expected=" or ".join(_HASHES),
+            found=curve,
+            remedy=f"make a key: {_NEW_KEY}",
+        )
     return key
 
 
@@ -116,5 +148,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     with storage_errors(path), Path(path).open("rb") as file:
         data = file.read(MAX_KEY_BYTES + 1)
     if len(data) > MAX_KEY_BYTES:
-        raise ConfigError("the key file is too large to be a key", where=path, expected=f"at most {MAX_KEY_BYTES} bytes")
+        raise ConfigError(
+            "the key file is too large to be a key", where=path, expected=f"at most {MAX_KEY_BYTES} bytes"
+        )
     return data

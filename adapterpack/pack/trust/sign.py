@@ -1,4 +1,6 @@
-"""Detached signatures: who vouches for a pack, a fleet or a bundle, and for exactly which bytes. They say nothing about what these do."""
+"""Detached signatures: who vouches for a pack, a fleet or a bundle, and for exactly which bytes. They say
+nothing about what these do.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...errors import ConfigError, FormatError, OutputExists, SignatureExpired, StorageError, Unsigned, WronglySigned, storage_errors
+from ...errors import (
+    ConfigError,
+    FormatError,
+    OutputExists,
+    SignatureExpired,
+    StorageError,
+    Unsigned,
+    WronglySigned,
+    storage_errors,
+)
 from ...io.atomic import output_file
 from ...io.hashing import sha256_of
 from ...io.safe_open import read_file
@@ -30,9 +41,11 @@ FILE_NAME = SIGNATURE
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature that holds: over which pack and files (name -> ``sha256:`` and hex), with which key, by whom, until when (UTC).
+    """A signature that holds: over which pack and files (name -> ``sha256:`` and hex), with which key, by
+    whom, until when (UTC).
 
-    ``load(path).id == signature.pack`` ties what is loaded to what was signed; of a fleet or a bundle it is the sha256 of its manifest.
+    ``load(path).id == signature.pack`` ties what is loaded to what was signed; of a fleet or a bundle it is
+    the sha256 of its manifest.
     """
 
     path: Path
@@ -58,8 +71,9 @@ class Signature:
 
 
 class Signable(NamedTuple):
-    """A folder whose manifest lists its files, of the ``kind`` pack, fleet or bundle. ``free`` are files that no signature covers;
-    ``irregular`` finds links and pipes, ``present`` the files that lie there, and ``listed`` those that a manifest of these bytes lists.
+    """A folder whose manifest lists its files, of the ``kind`` pack, fleet or bundle. ``free`` are files that
+    no signature covers; ``irregular`` finds links and pipes, ``present`` the files that lie there, and
+    ``listed`` those that a manifest of these bytes lists.
     """
 
     kind: str
@@ -83,22 +97,39 @@ def sign(
     folder = _folder(pack)
     signer = private_key(key, password)
     if not (folder / m.FILE_NAME).is_file():
-        raise FormatError("only a pack with a manifest can be signed", where=folder, expected=m.FILE_NAME,
-                          remedy="load the folder and write it as a pack first")
+        raise FormatError(
+            "only a pack with a manifest can be signed",
+            where=folder,
+            expected=m.FILE_NAME,
+            remedy="load the folder and write it as a pack first",
+        )
 
     def checked() -> statement.Statement:
         loaded = load(folder)  # what is signed is what was checked
         if isinstance(pack, Pack) and loaded.id != pack.id:
-            raise FormatError("the folder of the pack holds another pack now", where=folder, expected=pack.id, found=loaded.id,
-                              remedy="write the pack to a new folder and sign that")
-        files = {m.FILE_NAME: loaded.id.removeprefix("sha256:"), **{entry.path: entry.sha256 for entry in loaded.manifest.files}}
+            raise FormatError(
+                "the folder of the pack holds another pack now",
+                where=folder,
+                expected=pack.id,
+                found=loaded.id,
+                remedy="write the pack to a new folder and sign that",
+            )
+        files = {
+            m.FILE_NAME: loaded.id.removeprefix("sha256:"),
+            **{entry.path: entry.sha256 for entry in loaded.manifest.files},
+        }
         return statement.Statement(loaded.name, files)
 
     return sealed(_signable(folder), checked, signer, identity, expires)
 
 
-def sealed(artifact: Signable, checked: Callable[[], statement.Statement], key: EllipticCurvePrivateKey, identity: str | None,
-           expires: str | datetime | None) -> Signature:
+def sealed(
+    artifact: Signable,
+    checked: Callable[[], statement.Statement],
+    key: EllipticCurvePrivateKey,
+    identity: str | None,
+    expires: str | datetime | None,
+) -> Signature:
     """Writes the signature of an artifact over what ``checked`` says of it, which checks it first.
 
     Raises:
@@ -108,11 +139,21 @@ def sealed(artifact: Signable, checked: Callable[[], statement.Statement], key: 
     folder, kind = artifact.folder, artifact.kind
     moment = statement.expiry(expires) if isinstance(expires, str) else expires
     if moment is not None and (moment.tzinfo is None or moment <= datetime.now(UTC)):
-        raise ConfigError("the expiry has no time zone, or is over already", found=moment, remedy="name a later date")
+        raise ConfigError(
+            "the expiry has no time zone, or is over already", found=moment, remedy="name a later date"
+        )
     if identity is not None and not 0 < len(identity) <= statement.MAX_IDENTITY:
-        raise ConfigError("the identity cannot be used", expected=f"1 to {statement.MAX_IDENTITY} characters", found=len(identity))
+        raise ConfigError(
+            "the identity cannot be used",
+            expected=f"1 to {statement.MAX_IDENTITY} characters",
+            found=len(identity),
+        )
     if os.path.lexists(folder / FILE_NAME):
-        raise OutputExists(f"the {kind} has a signature already", where=folder / FILE_NAME, remedy="remove it first to sign again")
+        raise OutputExists(
+            f"the {kind} has a signature already",
+            where=folder / FILE_NAME,
+            remedy="remove it first to sign again",
+        )
     made = dataclasses.replace(checked(), identity=identity, expires=moment)
     with output_file(folder / FILE_NAME) as path:
         path.write_bytes(dsse.seal(made.to_bytes(), key))
@@ -129,71 +170,131 @@ def verify(
     """Verifies the signature of a pack; see :func:`adapterpack.verify`."""
     verified = unsealed(_signable(_folder(pack)), public_key(key), identity, at)
     if isinstance(pack, Pack) and verified.pack != pack.id:
-        raise WronglySigned("the signature is of another pack", where=verified.path / FILE_NAME, expected=pack.id, found=verified.pack)
+        raise WronglySigned(
+            "the signature is of another pack",
+            where=verified.path / FILE_NAME,
+            expected=pack.id,
+            found=verified.pack,
+        )
     return verified
 
 
-def unsealed(artifact: Signable, key: EllipticCurvePublicKey, identity: str | None = None, at: datetime | None = None) -> Signature:
-    """The signature of an artifact, if the holder of the key signed exactly the files that lie there; see :func:`verify`.
+def unsealed(
+    artifact: Signable, key: EllipticCurvePublicKey, identity: str | None = None, at: datetime | None = None
+) -> Signature:
+    """The signature of an artifact, if the holder of the key signed exactly the files that lie there; see
+    :func:`verify`.
 
     Raises:
         Unsigned, WronglySigned, SignatureExpired, UnsupportedSignature: as for :func:`verify`.
     """
     kind, file = artifact.kind, artifact.folder / FILE_NAME
     if not os.path.lexists(file):
-        raise Unsigned(f"the {kind} is not signed", where=artifact.folder, expected=FILE_NAME,
-                       remedy="ask its maker to sign it, or do not trust it")
-    if (irregular := next(artifact.irregular(), None)) is not None:  # before any file is opened: no link leads out, no pipe holds us
+        raise Unsigned(
+            f"the {kind} is not signed",
+            where=artifact.folder,
+            expected=FILE_NAME,
+            remedy="ask its maker to sign it, or do not trust it",
+        )
+    # before any file is opened: no link leads out, no pipe holds us
+    if (irregular := next(artifact.irregular(), None)) is not None:
         raise WronglySigned(irregular.message, where=artifact.folder / irregular.where, remedy=irregular.fix)
     signed = statement.read(dsse.unseal(read_file(file, dsse.MAX_BYTES + 1), key, file), file)
     _require_same_files(artifact, signed)
     if identity is not None and signed.identity != identity:
-        raise WronglySigned(f"the {kind} was signed under another identity", where=file, expected=repr(identity),
-                            found=repr(signed.identity), remedy=f"ask the maker of the {kind}")
+        raise WronglySigned(
+            f"the {kind} was signed under another identity",
+            where=file,
+            expected=repr(identity),
+            found=repr(signed.identity),
+            remedy=f"ask the maker of the {kind}",
+        )
     if signed.expires is not None and (at or datetime.now(UTC)) > signed.expires:
-        raise SignatureExpired("the signature is right, but its time is over", where=file, expected="a later expiry",
-                               found=statement.written(signed.expires), remedy=f"ask the maker of the {kind} to sign it again")
+        raise SignatureExpired(
+            "the signature is right, but its time is over",
+            where=file,
+            expected="a later expiry",
+            found=statement.written(signed.expires),
+            remedy=f"ask the maker of the {kind} to sign it again",
+        )
     return _signature(artifact, signed, key_digest(key))
 
 
 def _signable(folder: Path) -> Signable:
-    return Signable("pack", folder, m.FILE_NAME, MUTABLE, lambda: regular_files(folder), lambda: {path.name for path in entries(folder)},
-                    lambda data: {entry.path for entry in m.parse(data, folder / m.FILE_NAME).files})
+    return Signable(
+        "pack",
+        folder,
+        m.FILE_NAME,
+        MUTABLE,
+        lambda: regular_files(folder),
+        lambda: {path.name for path in entries(folder)},
+        lambda data: {entry.path for entry in m.parse(data, folder / m.FILE_NAME).files},
+    )
 
 
 def _require_same_files(artifact: Signable, signed: statement.Statement) -> None:
-    """Every signed file is there with the signed bytes, every other file is one that may be added, and the manifest is covered whole."""
+    """Every signed file is there with the signed bytes, every other file is one that may be added, and the
+    manifest is covered whole.
+    """
     kind, folder, manifest = artifact.kind, artifact.folder, artifact.manifest
     fetch = f"do not use the {kind}; fetch it again"
     present = artifact.present()
     for name in sorted(present - signed.files.keys() - artifact.free):
-        raise WronglySigned(f"a file that was not signed lies in the {kind}", where=folder / name,
-                            remedy=f"remove it, or fetch the {kind} again")
+        raise WronglySigned(
+            f"a file that was not signed lies in the {kind}",
+            where=folder / name,
+            remedy=f"remove it, or fetch the {kind} again",
+        )
     for name in sorted(signed.files):
         if name not in present:
             raise WronglySigned("a signed file is missing", where=folder / name, remedy=fetch)
         with storage_errors(folder / name):
             digest = sha256_of(folder / name)
         if digest != signed.files[name]:
-            raise WronglySigned("a file was altered after signing", where=folder / name, expected=signed.files[name], found=digest,
-                                remedy=fetch)
+            raise WronglySigned(
+                "a file was altered after signing",
+                where=folder / name,
+                expected=signed.files[name],
+                found=digest,
+                remedy=fetch,
+            )
     if manifest not in signed.files:
-        raise WronglySigned("the signature does not cover the manifest", where=folder, expected=manifest, remedy=f"sign the {kind} again")
+        raise WronglySigned(
+            "the signature does not cover the manifest",
+            where=folder,
+            expected=manifest,
+            remedy=f"sign the {kind} again",
+        )
     with storage_errors(folder / manifest):
         listed = {manifest, *artifact.listed((folder / manifest).read_bytes())}
     for name in sorted((listed ^ signed.files.keys()) - artifact.free):
-        which = "that the manifest lists was not signed" if name in listed else "was signed that the manifest does not list"
+        which = (
+            "that the manifest lists was not signed"
+            if name in listed
+            else "was signed that the manifest does not list"
+        )
         raise WronglySigned(f"a file {which}", where=folder / name, remedy=f"sign the {kind} again")
 
 
 def _signature(artifact: Signable, signed: statement.Statement, key: str) -> Signature:
     files = {name: f"sha256:{signed.files[name]}" for name in sorted(signed.files)}
-    return Signature(artifact.folder, signed.name, files[artifact.manifest], f"sha256:{key}", signed.identity, signed.expires, files)
+    return Signature(
+        artifact.folder,
+        signed.name,
+        files[artifact.manifest],
+        f"sha256:{key}",
+        signed.identity,
+        signed.expires,
+        files,
+    )
 
 
 def _folder(pack: Pack | str | os.PathLike[str]) -> Path:
     where = pack.path if isinstance(pack, Pack) else Path(pack)
     if where is None or not where.is_dir():
-        raise StorageError("there is no such pack folder", where=where or f"pack '{pack.name}'" if isinstance(pack, Pack) else where,
-                           remedy="write the pack first, and name its folder")
+        raise StorageError(
+            "there is no such pack folder",
+            where=where or f"pack '{pack.name}'" if isinstance(pack, Pack) else where,
+            remedy="write the pack first, and name its folder",
+        )
     return where

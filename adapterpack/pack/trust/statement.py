@@ -1,7 +1,9 @@
-"""What is signed: an in-toto statement that lists every file of a pack or a bundle with its sha256, as OpenSSF model-signing lays it out.
+"""What is signed: an in-toto statement that lists every file of a pack or a bundle with its sha256, as
+OpenSSF model-signing lays it out.
 
-Source: in-toto attestation framework, statement v1; model-signing predicate v1.0: the subject's digest is the sha256 of the files' digests
-one after the other, the files stand in the predicate, and further members of the predicate are ignored by other verifiers.
+Source: in-toto attestation framework, statement v1; model-signing predicate v1.0: the subject's digest is the
+sha256 of the files' digests one after the other, the files stand in the predicate, and further members of the
+predicate are ignored by other verifiers.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 @dataclass(frozen=True)
 class Statement:
-    """The signed content: the name, its files with their sha256 as hex, who signed, and until when that holds (UTC)."""
+    """The signed content: the name, its files with their sha256 as hex, who signed, and until when that holds
+    (UTC).
+    """
 
     name: str
     files: Mapping[str, str]
@@ -39,52 +43,98 @@ class Statement:
 
     def to_bytes(self) -> bytes:
         """The payload, in the one byte form."""
-        resources = [{"name": name, "algorithm": "sha256", "digest": self.files[name]} for name in sorted(self.files)]
-        return strict_json.canonical({
-            "_type": STATEMENT_TYPE,
-            "subject": [{"name": self.name, "digest": {"sha256": _root([self.files[name] for name in sorted(self.files)])}}],
-            "predicateType": PREDICATE_TYPE,
-            "predicate": {
-                "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": sorted(MUTABLE)},
-                "resources": resources,
-                EXTENSION: {"identity": self.identity, "expires": self.expires and written(self.expires)},
-            },
-        })
+        resources = [
+            {"name": name, "algorithm": "sha256", "digest": self.files[name]} for name in sorted(self.files)
+        ]
+        return strict_json.canonical(
+            {
+                "_type": STATEMENT_TYPE,
+                "subject": [
+                    {
+                        "name": self.name,
+                        "digest": {"sha256": _root([self.files[name] for name in sorted(self.files)])},
+                    }
+                ],
+                "predicateType": PREDICATE_TYPE,
+                "predicate": {
+                    "serialization": {
+                        "method": "files",
+                        "hash_type": "sha256",
+                        "allow_symlinks": False,
+                        "ignore_paths": sorted(MUTABLE),
+                    },
+                    "resources": resources,
+                    EXTENSION: {"identity": self.identity, "expires": self.expires and written(self.expires)},
+                },
+            }
+        )
 
 
 def read(payload: bytes, where: object) -> Statement:
     """The statement in a payload whose signature was verified.
 
     Raises:
-        UnsupportedSignature: files were hashed or listed in another way, or a member is unknown that might limit what was signed.
+        UnsupportedSignature: files were hashed or listed in another way, or a member is unknown that might
+            limit what was signed.
         WronglySigned: not a statement over the files of one folder.
     """
     try:
         value = strict_json.loads(payload, where, MAX_BYTES)
         if (value["_type"], value["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
-            raise UnsupportedSignature("the signed statement is of another type", where=where, expected=PREDICATE_TYPE,
-                                       found=f"{value['_type']}, {value['predicateType']}"[:300], remedy="sign the pack again")
+            raise UnsupportedSignature(
+                "the signed statement is of another type",
+                where=where,
+                expected=PREDICATE_TYPE,
+                found=f"{value['_type']}, {value['predicateType']}"[:300],
+                remedy="sign the pack again",
+            )
         (subject,), predicate = value["subject"], value["predicate"]
         serialization, resources = predicate["serialization"], predicate["resources"]
-        kinds = {serialization["method"], serialization["hash_type"], *(resource["algorithm"] for resource in resources)}
+        kinds = {
+            serialization["method"],
+            serialization["hash_type"],
+            *(resource["algorithm"] for resource in resources),
+        }
         if kinds != {"files", "sha256"}:
-            raise UnsupportedSignature("the files were signed in another way than by their sha256", where=where, expected="files, sha256",
-                                       found=", ".join(sorted(map(str, kinds))), remedy="sign the pack again, by files and sha256")
-        files = {_matching(_NAME, resource["name"]): _matching(_HEX, resource["digest"]) for resource in resources}
-        if len(files) != len(resources) or subject["digest"]["sha256"] != _root([resource["digest"] for resource in resources]):
+            raise UnsupportedSignature(
+                "the files were signed in another way than by their sha256",
+                where=where,
+                expected="files, sha256",
+                found=", ".join(sorted(map(str, kinds))),
+                remedy="sign the pack again, by files and sha256",
+            )
+        files = {
+            _matching(_NAME, resource["name"]): _matching(_HEX, resource["digest"]) for resource in resources
+        }
+        if len(files) != len(resources) or subject["digest"]["sha256"] != _root(
+            [resource["digest"] for resource in resources]
+        ):
             raise ValueError("the files do not add up to the subject's digest")
         extension = predicate.get(EXTENSION) or {}
         if extra := extension.keys() - {"identity", "expires"}:
-            raise UnsupportedSignature("the signature says something that this version does not understand", where=where,
-                                       found=", ".join(sorted(extra))[:200], remedy="update adapterpack")
-        return Statement(_text(subject["name"]), files, _text(extension.get("identity"), None), _moment(extension.get("expires")))
+            raise UnsupportedSignature(
+                "the signature says something that this version does not understand",
+                where=where,
+                found=", ".join(sorted(extra))[:200],
+                remedy="update adapterpack",
+            )
+        return Statement(
+            _text(subject["name"]),
+            files,
+            _text(extension.get("identity"), None),
+            _moment(extension.get("expires")),
+        )
     except (KeyError, TypeError, ValueError, AttributeError, FormatError) as error:
-        raise WronglySigned(f"what was signed is not a statement over the files of one folder: {error}", where=where,
-                            remedy="sign the pack again") from error
+        raise WronglySigned(
+            f"what was signed is not a statement over the files of one folder: {error}",
+            where=where,
+            remedy="sign the pack again",
+        ) from error
 
 
 def expiry(text: str) -> datetime:
-    """The end of a signature's time as the user gives it: a date, which is included (in UTC), or a date and time with its zone.
+    """The end of a signature's time as the user gives it: a date, which is included (in UTC), or a date and
+    time with its zone.
 
     Raises:
         ConfigError: neither.
@@ -101,8 +151,12 @@ def expiry(text: str) -> datetime:
             raise ValueError("no time zone")
         return moment.astimezone(UTC).replace(microsecond=0)
     except (ValueError, OverflowError) as error:
-        raise ConfigError("the expiry is not a date", expected="2030-06-30 or 2030-06-30T12:00:00Z", found=repr(text)[:100],
-                          remedy="write a date, or a time with its zone") from error
+        raise ConfigError(
+            "the expiry is not a date",
+            expected="2030-06-30 or 2030-06-30T12:00:00Z",
+            found=repr(text)[:100],
+            remedy="write a date, or a time with its zone",
+        ) from error
 
 
 def written(moment: datetime) -> str:

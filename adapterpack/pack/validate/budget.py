@@ -1,4 +1,6 @@
-"""Limits the time and memory of a validation; one that runs out of either says so, and nothing is called valid."""
+"""Limits the time and memory of a validation; one that runs out of either says so, and nothing is called
+valid.
+"""
 
 from __future__ import annotations
 

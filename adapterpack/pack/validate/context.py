@@ -1,4 +1,6 @@
-"""Holds what a check reads: the pack, the bytes of its files, the base, and the time and memory that are left."""
+"""Holds what a check reads: the pack, the bytes of its files, the base, and the time and memory that are
+left.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 class Subject(NamedTuple):
     """The pack, the bytes of its files by name, its tensor file over those bytes, the base if one was named.
 
-    Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` accepts a base by its structure.
+    Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` accepts a base by
+    its structure.
     """
 
     folder: Path
@@ -46,7 +49,9 @@ Check = Callable[[Subject], Iterator[Finding]]
 
 
 def quantized_numbers(manifest: Manifest) -> Counter[str]:
-    """How many numbers of each group are stored in codes: they are looked at in float32, which takes memory besides the file's."""
+    """How many numbers of each group are stored in codes: they are looked at in float32, which takes memory
+    besides the file's.
+    """
     numbers = Counter[str]()
     for name, entry in manifest.tensors.items():
         if entry.scales is not None or name in manifest.packed:

@@ -11,7 +11,8 @@ from ...errors import AdapterpackError, FormatError
 class Finding(NamedTuple):
     """One thing that a check found: a stable rule id, how bad it is, where, and what to do.
 
-    ``where`` is for people; ``file`` with ``pointer`` (a JSON pointer) or ``offset`` (in bytes) is the same place for programs.
+    ``where`` is for people; ``file`` with ``pointer`` (a JSON pointer) or ``offset`` (in bytes) is the same
+    place for programs.
     """
 
     rule: str
@@ -25,18 +26,28 @@ class Finding(NamedTuple):
     offset: int | None = None
 
     def as_error(self, kind: str, path: object) -> AdapterpackError:
-        """The error to raise where this finding makes the artifact at ``path``, a pack or a bundle, unusable."""
+        """The error to raise where this finding makes the artifact at ``path``, a pack or a bundle,
+        unusable.
+        """
         where = self.where if self.where.startswith(str(path)) else f"{path}, {self.where}"
-        return self.error(f"the {kind} is not valid, {self.rule}: {self.message}".rstrip("."), where=where,
-                          remedy=self.fix or None)
+        return self.error(
+            f"the {kind} is not valid, {self.rule}: {self.message}".rstrip("."),
+            where=where,
+            remedy=self.fix or None,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON prints it."""
-        return {key: getattr(self, key) for key in ("rule", "severity", "where", "message", "fix", "file", "pointer", "offset")}
+        return {
+            key: getattr(self, key)
+            for key in ("rule", "severity", "where", "message", "fix", "file", "pointer", "offset")
+        }
 
 
 class Rule(NamedTuple):
-    """A stable id, how bad a breach is, what must hold, what to do about a breach, and the error that loading raises."""
+    """A stable id, how bad a breach is, what must hold, what to do about a breach, and the error that loading
+    raises.
+    """
 
     id: str
     severity: str
@@ -44,17 +55,35 @@ class Rule(NamedTuple):
     fix: str
     error: type[AdapterpackError] = FormatError
 
-    def at(self, where: object, message: str, *, fix: str | None = None, file: str | None = None, pointer: str | None = None,
-           offset: int | None = None) -> Finding:
+    def at(
+        self,
+        where: object,
+        message: str,
+        *,
+        fix: str | None = None,
+        file: str | None = None,
+        pointer: str | None = None,
+        offset: int | None = None,
+    ) -> Finding:
         """A breach of this rule."""
-        return Finding(self.id, self.severity, str(where), message, self.fix if fix is None else fix, self.error, file, pointer, offset)
+        return Finding(
+            self.id,
+            self.severity,
+            str(where),
+            message,
+            self.fix if fix is None else fix,
+            self.error,
+            file,
+            pointer,
+            offset,
+        )
 
 
 class Report(NamedTuple):
     """What validation says of one artifact: its state, why, and which questions it left open.
 
-    ``incomplete``: a check that was asked for could not be made, for want of time, memory or a base. ``base``: what is known about the
-    base that was named being the artifact's own.
+    ``incomplete``: a check that was asked for could not be made, for want of time, memory or a base.
+    ``base``: what is known about the base that was named being the artifact's own.
     """
 
     kind: str

@@ -11,38 +11,83 @@ from jinja2 import nodes as n
 MAX_DEPTH = 150
 """How deeply a template's statements and expressions may be nested: a chain of so many sums is."""
 
-STATEMENTS = (n.Template, n.Output, n.TemplateData, n.For, n.If, n.Macro, n.Assign, n.AssignBlock, n.With, n.Break, n.Continue)
+STATEMENTS = (
+    n.Template,
+    n.Output,
+    n.TemplateData,
+    n.For,
+    n.If,
+    n.Macro,
+    n.Assign,
+    n.AssignBlock,
+    n.With,
+    n.Break,
+    n.Continue,
+)
 EXPRESSIONS = (
-    n.Name, n.NSRef, n.Const, n.Tuple, n.List, n.Dict, n.Pair, n.Keyword, n.CondExpr, n.Filter, n.Test, n.Call, n.Getitem, n.Getattr,
-    n.Slice, n.Concat, n.Compare, n.Operand, n.Add, n.Sub, n.Mul, n.Div, n.FloorDiv, n.Mod, n.Not, n.Neg, n.Pos, n.And, n.Or,
+    n.Name, n.NSRef, n.Const, n.Tuple, n.List, n.Dict, n.Pair, n.Keyword, n.CondExpr, n.Filter, n.Test,
+    n.Call, n.Getitem, n.Getattr, n.Slice, n.Concat, n.Compare, n.Operand, n.Add, n.Sub, n.Mul, n.Div,
+    n.FloorDiv, n.Mod, n.Not, n.Neg, n.Pos, n.And, n.Or,
 )  # fmt: skip
 _LOADING = (n.Include, n.Import, n.FromImport, n.Extends)
 FUNCTIONS = frozenset({"dict", "namespace", "raise_exception", "range", "strftime_now"})
 METHODS = frozenset({
-    "append", "capitalize", "count", "cycle", "endswith", "find", "format", "get", "index", "isalnum", "isalpha", "isdecimal",
-    "isdigit", "islower", "isnumeric", "isspace", "isupper", "items", "join", "keys", "lower", "lstrip", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines",
-    "startswith", "strip", "title", "upper", "values",
+    "append", "capitalize", "count", "cycle", "endswith", "find", "format", "get", "index", "isalnum",
+    "isalpha", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "isupper", "items", "join", "keys",
+    "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
+    "values",
 })  # fmt: skip
 FILTERS = frozenset({
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format", "indent", "int", "items",
-    "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe",
-    "select", "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format",
+    "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
+    "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "sum",
+    "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
 })  # fmt: skip
 TESTS = frozenset({
-    "!=", "<", "<=", "==", ">", ">=", "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped", "even", "false",
-    "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping", "ne", "none",
-    "number", "odd", "sameas", "sequence", "string", "true", "undefined", "upper",
+    "!=", "<", "<=", "==", ">", ">=", "boolean", "callable", "defined", "divisibleby", "eq", "equalto",
+    "escaped", "even", "false", "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le",
+    "lessthan", "lower", "lt", "mapping", "ne", "none", "number", "odd", "sameas", "sequence", "string",
+    "true", "undefined", "upper",
 })  # fmt: skip
-_MAPPED = FILTERS - {"format", "indent", "join", "map", "replace", "reject", "rejectattr", "select", "selectattr", "truncate"}
+_MAPPED = FILTERS - {
+    "format",
+    "indent",
+    "join",
+    "map",
+    "replace",
+    "reject",
+    "rejectattr",
+    "select",
+    "selectattr",
+    "truncate",
+}
 """Filters that ``map`` may be given by name."""
 _BY_NAME = {"reject": TESTS, "select": TESTS, "map": _MAPPED}
 _ATTRIBUTES = frozenset({"rejectattr", "selectattr"})
 """Filters whose first argument is the name of an attribute, and the second that of a test."""
-_INTERNAL = frozenset({"mro", "format_map", "globals", "func_globals", "gi_frame", "gi_code", "cr_frame", "cr_code", "ag_frame", "ag_code",
-                       "f_globals", "f_builtins", "tb_frame"})
+_INTERNAL = frozenset(
+    {
+        "mro",
+        "format_map",
+        "globals",
+        "func_globals",
+        "gi_frame",
+        "gi_code",
+        "cr_frame",
+        "cr_code",
+        "ag_frame",
+        "ag_code",
+        "f_globals",
+        "f_builtins",
+        "tb_frame",
+    }
+)
 _GLOBALS = frozenset({"self", "cycler", "joiner", "lipsum", "caller", "varargs", "kwargs"})
-_PLAIN_FORMAT = {"filter": re.compile(r"(?:[^%]|%[sd%])*"), "method": re.compile(r"(?:[^{}]|\{\{|\}\}|\{\w{0,40}\})*")}
+_PLAIN_FORMAT = {
+    "filter": re.compile(r"(?:[^%]|%[sd%])*"),
+    "method": re.compile(r"(?:[^{}]|\{\{|\}\}|\{\w{0,40}\})*"),
+}
 _SHORT = frozenset({"join", "max", "min", "sort", "sum", "unique"})
 """Filters whose second argument would be the name of an attribute."""
 _FORMATS = "the template formats by a text that is no plain constant"
@@ -73,7 +118,9 @@ def nested(over: Callable[[Iterable[n.Node], str], Iterator[n.Node]], tree: n.No
 
 
 class Word(NamedTuple):
-    """What a template of a chat has no need of; ``inner`` if it may reach what lies behind the values, ``statement`` if it is one."""
+    """What a template of a chat has no need of; ``inner`` if it may reach what lies behind the values,
+    ``statement`` if it is one.
+    """
 
     line: int
     message: str
@@ -91,7 +138,11 @@ def word_problems(nodes: Iterable[Any]) -> Iterator[Word]:
             said = f"the template uses what chats do not need: {kind}"
             yield Word(node.lineno, said, isinstance(node, _LOADING), statement=isinstance(node, n.Stmt))
         elif message := _message(node, macros):
-            yield Word(node.lineno, message, isinstance(node, n.Getattr | n.Getitem | n.Const | n.Name) or "reaches" in message)
+            yield Word(
+                node.lineno,
+                message,
+                isinstance(node, n.Getattr | n.Getitem | n.Const | n.Name) or "reaches" in message,
+            )
 
 
 def _message(node: Any, macros: set[str]) -> str | None:
@@ -148,8 +199,11 @@ def _filter(node: Any, _: set[str]) -> str | None:
     attributes += arguments[:1] if name in _ATTRIBUTES | {"sum"} else []
     reaches = any(not isinstance(one, str) or any(map(_is_internal, one.split("."))) for one in attributes)
     if name not in FILTERS or reaches:
-        return f"the template reaches attributes through the filter '{name}'" if reaches or name == "attr" else (
-            f"the template uses the filter '{name:.80}'")
+        return (
+            f"the template reaches attributes through the filter '{name}'"
+            if reaches or name == "attr"
+            else (f"the template uses the filter '{name:.80}'")
+        )
     by_name = arguments[1:2] if name in _ATTRIBUTES else arguments[:1] if name in _BY_NAME else []
     if any(one not in _BY_NAME.get(name, TESTS) for one in by_name):
         return f"the filter '{name}' names another by a name that chats do not need: {by_name[0]!r:.80}"
@@ -164,7 +218,9 @@ def _call(node: Any, macros: set[str]) -> str | None:
     called = node.node
     if isinstance(called, n.Name):
         wrong = called.name not in FUNCTIONS | macros
-        plain = called.name != "strftime_now" or (len(node.args) == 1 and _fits(_TIME, constant(node.args[0])))
+        plain = called.name != "strftime_now" or (
+            len(node.args) == 1 and _fits(_TIME, constant(node.args[0]))
+        )
     else:
         wrong = not isinstance(called, n.Getattr) or called.attr not in METHODS
         plain = wrong or called.attr != "format" or _fits(_PLAIN_FORMAT["method"], constant(called.node))
@@ -174,8 +230,8 @@ def _call(node: Any, macros: set[str]) -> str | None:
 
 
 _LOOKS: dict[type, Callable[[Any, set[str]], str | None]] = {
-    n.Getattr: _attribute, n.Getitem: _item, n.Const: _constant, n.Name: _name, n.For: _loop, n.Filter: _filter, n.Test: _test,
-    n.Call: _call,
+    n.Getattr: _attribute, n.Getitem: _item, n.Const: _constant, n.Name: _name, n.For: _loop,
+    n.Filter: _filter, n.Test: _test, n.Call: _call,
 }  # fmt: skip
 
 

@@ -9,7 +9,10 @@ from .context import Subject
 
 NO_BASE = "base: none was named (--base)"
 SHAPES_ONLY = "base: compared by its shapes only"
-_CANARY = "canary: it needs the model running; attach (torch), export, and validate --full of the bundle (ONNX Runtime) replay it"
+_CANARY = (
+    "canary: it needs the model running; attach (torch), export, and validate --full of the bundle (ONNX "
+    "Runtime) replay it"
+)
 _CLAIMS = ("training", "metrics", "license", "base_license")
 
 

@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-from .checks import base, composition, digests, folder, lineage, peft_agreement, reading, remote, sites, template, tensors, text, values
+from .checks import (
+    base,
+    composition,
+    digests,
+    folder,
+    lineage,
+    peft_agreement,
+    reading,
+    remote,
+    sites,
+    template,
+    tensors,
+    text,
+    values,
+)
 from .context import Check
 from .finding import Rule
 
-_GROUPS = (reading, folder, remote, tensors, values, sites, peft_agreement, base, text, template, lineage, composition)
+_GROUPS = (
+    reading,
+    folder,
+    remote,
+    tensors,
+    values,
+    sites,
+    peft_agreement,
+    base,
+    text,
+    template,
+    lineage,
+    composition,
+)
 
 RULES: dict[str, Rule] = {rule.id: rule for group in _GROUPS for rule in group.RULES}
 """Every rule by its id. Ids are never reused: what a rule says may be worded anew, what it is about stays."""
 
 CHECKS: tuple[Check, ...] = (
     tensors.tensor_index, digests.digests, remote.in_pack, tensors.quantized, values.finite, sites.roles,
-    sites.bounded, sites.positions, sites.scales, composition.follows, peft_agreement.peft_face, text.texts, lineage.lineage,
-    template.carried,
-    base.base_model, base.tokenizer, base.tied, base.quantization_trained_on, values.fused, base.share, peft_agreement.second_reader,
+    sites.bounded, sites.positions, sites.scales, composition.follows, peft_agreement.peft_face, text.texts,
+    lineage.lineage, template.carried, base.base_model, base.tokenizer, base.tied,
+    base.quantization_trained_on, values.fused, base.share, peft_agreement.second_reader,
 )  # fmt: skip
-"""In order; after the first that finds an error the rest are left out: what they would say of altered bytes means nothing."""
+"""In order; after the first that finds an error the rest are left out: what they would say of altered bytes
+means nothing.
+"""
 
 HEADER_CHECKS: tuple[Check, ...] = (
-    tensors.tensor_index, remote.in_pack, sites.roles, sites.bounded, sites.positions, sites.scales, text.texts, lineage.lineage,
-    template.carried, base.base_model, base.tokenizer, base.tied, base.quantization_trained_on, base.share,
+    tensors.tensor_index, remote.in_pack, sites.roles, sites.bounded, sites.positions, sites.scales,
+    text.texts, lineage.lineage, template.carried, base.base_model, base.tokenizer, base.tied,
+    base.quantization_trained_on, base.share,
 )  # fmt: skip
-"""Those that ask nothing of a tensor but its name, dtype and shape: for packs of which only the headers are here."""
+"""Those that ask nothing of a tensor but its name, dtype and shape: for packs of which only the headers are
+here.
+"""
 
 
 def rules_table() -> str:
     """The rules as a Markdown table, as docs/validator.md shows it."""
     head = "| rule | severity | what must hold | what to do |\n| --- | --- | --- | --- |\n"
-    return head + "".join(f"| {rule.id} | {rule.severity} | {rule.holds} | {rule.fix} |\n" for rule in sorted(RULES.values()))
+    return head + "".join(
+        f"| {rule.id} | {rule.severity} | {rule.holds} | {rule.fix} |\n" for rule in sorted(RULES.values())
+    )

@@ -19,31 +19,50 @@ def sarif(report: Report, version: str) -> dict[str, Any]:
     return {
         "$schema": SCHEMA,
         "version": "2.1.0",
-        "runs": [{
-            "tool": {"driver": {"name": "adapterpack", "version": version, "rules": [_rule(rule) for rule in rules]}},
-            "invocations": [{
-                "executionSuccessful": not report.incomplete,
-                "toolExecutionNotifications": [
-                    {"level": "warning" if report.incomplete else "note", "message": {"text": _text(f"not checked: {what}")}}
-                    for what in report.not_checked
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "adapterpack",
+                        "version": version,
+                        "rules": [_rule(rule) for rule in rules],
+                    }
+                },
+                "invocations": [
+                    {
+                        "executionSuccessful": not report.incomplete,
+                        "toolExecutionNotifications": [
+                            {
+                                "level": "warning" if report.incomplete else "note",
+                                "message": {"text": _text(f"not checked: {what}")},
+                            }
+                            for what in report.not_checked
+                        ],
+                    }
                 ],
-            }],
-            "properties": {"state": report.state, "id": report.id, "kind": report.kind},
-            "results": [_result(finding, rules.index(finding.rule)) for finding in report.findings],
-        }],
-    }  # fmt: skip
+                "properties": {"state": report.state, "id": report.id, "kind": report.kind},
+                "results": [_result(finding, rules.index(finding.rule)) for finding in report.findings],
+            }
+        ],
+    }
 
 
 def _rule(name: str) -> dict[str, Any]:
     rule = RULES.get(name)
     if rule is None:
         return {"id": name}
-    return {"id": name, "shortDescription": {"text": rule.holds}, "help": {"text": rule.fix},
-            "defaultConfiguration": {"level": rule.severity}}
+    return {
+        "id": name,
+        "shortDescription": {"text": rule.holds},
+        "help": {"text": rule.fix},
+        "defaultConfiguration": {"level": rule.severity},
+    }
 
 
 def _text(sentence: str) -> str:
-    """A sentence as a SARIF message: control characters are escaped, and so are brackets, which viewers would turn into links."""
+    """A sentence as a SARIF message: control characters are escaped, and so are brackets, which viewers would
+    turn into links.
+    """
     return re.sub(r"([\\\[\]])", r"\\\1", printable(sentence))
 
 
@@ -56,6 +75,11 @@ def _result(finding: Finding, index: int) -> dict[str, Any]:
         "ruleId": finding.rule,
         "ruleIndex": index,
         "level": finding.severity,
-        "message": {"text": _text(f"{finding.message.rstrip('.')}." + (f" To fix it: {finding.fix.rstrip('.')}." if finding.fix else ""))},
+        "message": {
+            "text": _text(
+                f"{finding.message.rstrip('.')}."
+                + (f" To fix it: {finding.fix.rstrip('.')}." if finding.fix else "")
+            )
+        },
         "locations": [{"physicalLocation": physical, "logicalLocations": [{"fullyQualifiedName": logical}]}],
     }

@@ -1,4 +1,6 @@
-"""Renders sample conversations by a chat template, in the sandbox: one that costs more than its chat goes beyond the limits there."""
+"""Renders sample conversations by a chat template, in the sandbox: one that costs more than its chat goes
+beyond the limits there.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,35 @@ from .jinja_words import FUNCTIONS
 
 _ARGUMENTS = {"town": "Bern", "days": [1, 2], "units": {"degrees": "C"}}
 _CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": _ARGUMENTS}}
-_TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather of a town.", "parameters": {
-    "type": "object", "required": ["town"], "properties": {
-        "town": {"type": "string", "description": "Its name."}, "days": {"type": "array", "items": {"type": "integer"}},
-        "units": {"type": "object", "properties": {"degrees": {"type": "string", "enum": ["C", "F"]}}}}}}}
-_TURN: list[dict[str, Any]] = [{"role": "user", "content": "9999999999 %9999999999d {:9999999999}"},
-                               {"role": "assistant", "content": "It is dry."}]
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a town.",
+        "parameters": {
+            "type": "object",
+            "required": ["town"],
+            "properties": {
+                "town": {"type": "string", "description": "Its name."},
+                "days": {"type": "array", "items": {"type": "integer"}},
+                "units": {
+                    "type": "object",
+                    "properties": {"degrees": {"type": "string", "enum": ["C", "F"]}},
+                },
+            },
+        },
+    },
+}
+_TURN: list[dict[str, Any]] = [
+    {"role": "user", "content": "9999999999 %9999999999d {:9999999999}"},
+    {"role": "assistant", "content": "It is dry."},
+]
 """A content that is also a number, and a format, of a great width."""
-_CALLED: list[dict[str, Any]] = [{"role": "user", "content": "How is the weather?"},
-                                 {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-                                 {"role": "tool", "content": "dry", "tool_call_id": "call00001", "name": "weather"}]
+_CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "How is the weather?"},
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "dry", "tool_call_id": "call00001", "name": "weather"},
+]
 _SYSTEM: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}]
 _TOKENS = {name: f"<{name}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
 _SAMPLES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
@@ -35,7 +56,9 @@ _SAMPLES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
 
 
 def cost_problem(text: str, nodes: Iterable[n.Node]) -> str | None:
-    """What goes beyond the limits when the template renders a sample. One that refuses a sample, or fails on it, does not cost much."""
+    """What goes beyond the limits when the template renders a sample. One that refuses a sample, or fails on
+    it, does not cost much.
+    """
     own, read = {"loop", "messages", "add_generation_prompt", *_TOKENS, *FUNCTIONS}, set[str]()
     for node in nodes:
         if isinstance(node, n.Name | n.Macro):
@@ -43,7 +66,8 @@ def cost_problem(text: str, nodes: Iterable[n.Node]) -> str | None:
     others = read - own
     template = ChatTemplate(text)
     for messages, values in _SAMPLES:
-        unknown = dict.fromkeys(sorted(others - values.keys()), messages)  # what it may be given besides, as long as a chat
+        # what it may be given besides, as long as a chat
+        unknown = dict.fromkeys(sorted(others - values.keys()), messages)
         for more in ({}, unknown) if unknown else ({},):
             try:
                 template.render(messages, {**more, **values})

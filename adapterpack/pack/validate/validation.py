@@ -1,4 +1,6 @@
-"""Validates a pack: reads every file once, makes every check that applies, and builds the pack from the bytes that were checked."""
+"""Validates a pack: reads every file once, makes every check that applies, and builds the pack from the bytes
+that were checked.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +43,23 @@ if TYPE_CHECKING:
 __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
 
 
-def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
-             budget: Budget | None = None, allow_structural: bool = False) -> Report:
+def validate(
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    *,
+    full: bool = False,
+    budget: Budget | None = None,
+    allow_structural: bool = False,
+) -> Report:
     """Every check that applies to the pack at ``path``; with ``base``, also that it belongs to that base.
 
-    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
-    ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
-    warning.
+    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully
+    checked``; so is one whose ``budget`` of time or memory ran out. With ``allow_structural`` a base of the
+    same names, dtypes and shapes, whatever its weights, is a warning.
 
     Returns:
-        A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
+        A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict
+            on the base).
         Faults are findings, not exceptions.
 
     Raises:
@@ -69,11 +78,22 @@ def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(base)
 
 
-def examine(folder: Path, base: Checkpoint | None = None, full: bool = False, budget: Budget | None = None,
-            allow_structural: bool = False) -> tuple[Report, Pack | None]:
-    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were checked."""
+def examine(
+    folder: Path,
+    base: Checkpoint | None = None,
+    full: bool = False,
+    budget: Budget | None = None,
+    allow_structural: bool = False,
+) -> tuple[Report, Pack | None]:
+    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were
+    checked.
+    """
     if not folder.is_dir():
-        raise StorageError("there is no such pack", where=folder, remedy="name a folder that holds adapterpack.json or adapter_config.json")
+        raise StorageError(
+            "there is no such pack",
+            where=folder,
+            remedy="name a folder that holds adapterpack.json or adapter_config.json",
+        )
     look = _examine if os.path.lexists(folder / m.FILE_NAME) else _examine_peft
     try:
         with _turn(folder):
@@ -97,7 +117,9 @@ def _turn(folder: Path) -> AbstractContextManager[object]:
         return nullcontext()  # opening the file says what is wrong with it
 
 
-def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
+def _examine(
+    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
+) -> tuple[Report, Pack | None]:
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
@@ -105,7 +127,8 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     if not findings:
         data = files.read_manifest(folder / m.FILE_NAME)
         value = strict_json.loads(data, folder / m.FILE_NAME, m.MAX_BYTES)
-        findings = capped(remote_code(value, m.FILE_NAME, budget=budget))  # before the manifest's reader calls such keys unknown fields
+        # before the manifest's reader calls such keys unknown fields
+        findings = capped(remote_code(value, m.FILE_NAME, budget=budget))
     if findings:
         return refused(findings)
     manifest = m.parse(data, folder / m.FILE_NAME, value)
@@ -113,18 +136,28 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
         return refused(findings, manifest)
     require_known(manifest, folder / m.FILE_NAME)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
-    if findings := capped(files.forbidden_files(folder, named, budget)) or capped(files.closed_file_list(folder, manifest)):
+    if findings := capped(files.forbidden_files(folder, named, budget)) or capped(
+        files.closed_file_list(folder, manifest)
+    ):
         return refused(findings, manifest)
     try:
         contents = files.read_files(folder, manifest, budget)
     except Spent as spent:
         return Report("pack", str(folder), manifest.id, (), (str(spent),), incomplete=True), None
-    absent = [] if TENSORS in contents else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
+    absent = (
+        []
+        if TENSORS in contents
+        else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
+    )
     if findings := [*files.magic_bytes(contents)] or absent:
         return refused(findings, manifest)
     file = HeldFile(contents[TENSORS], folder / TENSORS)
-    pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
-                {name: bytes(data) for name, data in contents.items() if name == TEMPLATE})
+    pack = Pack(
+        manifest,
+        {name: file.read(name) for name in file.tensors if name in manifest.tensors},
+        folder,
+        {name: bytes(data) for name, data in contents.items() if name == TEMPLATE},
+    )
     from .registry import CHECKS  # noqa: PLC0415 - a folder that PEFT wrote is read by other means
 
     subject = Subject(folder, pack, file, contents, base, full, budget, allow_structural)
@@ -133,8 +166,15 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
         digests = {name: entry.sha256 for name, entry in manifest.tensors.items()}
         pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, digests))
     open_questions = (*spent_on, *questions_about(subject))
-    return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None),
-                  None if spent_on else base_verdict(pack, base, findings)), pack
+    return Report(
+        "pack",
+        str(folder),
+        pack.id,
+        tuple(findings),
+        open_questions,
+        bool(spent_on) or (full and base is None),
+        None if spent_on else base_verdict(pack, base, findings),
+    ), pack
 
 
 def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Finding], list[str]]:
@@ -154,22 +194,29 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
 
 
 def capped(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings, of each rule a thousand at most and then their number: a file can have one in every few bytes."""
+    """The findings, of each rule a thousand at most and then their number: a file can have one in every few
+    bytes.
+    """
     kept, counts = list[Finding](), Counter[str]()
     for finding in findings:
         counts[finding.rule] += 1
         if counts[finding.rule] <= _MOST_FINDINGS:
             kept.append(finding)
     first = {finding.rule: finding for finding in reversed(kept)}
-    return kept + [first[rule]._replace(message=f"there are {count} findings of this rule; the others are not listed")
-                   for rule, count in counts.items() if count > _MOST_FINDINGS]
+    return kept + [
+        first[rule]._replace(message=f"there are {count} findings of this rule; the others are not listed")
+        for rule, count in counts.items()
+        if count > _MOST_FINDINGS
+    ]
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
-    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to call it here.
+    """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to
+    call it here.
 
-    A folder of a newer PEFT may have options that are not known here. One that is on is an error; those that are off are named in a
-    ``UserWarning``, since nothing tells whether off is their default (``validate`` reports them as AP604).
+    A folder of a newer PEFT may have options that are not known here. One that is on is an error; those that
+    are off are named in a ``UserWarning``, since nothing tells whether off is their default (``validate``
+    reports them as AP604).
 
     Raises:
         ConfigError: a pack cannot be called ``name``.
@@ -198,20 +245,34 @@ def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
         if finding.rule == OPTION.id:
             warnings.warn(f"{path}: {finding.message}", stacklevel=3)
     if pack is None or report.incomplete:
-        raise FormatError("the pack could not be checked to the end", where=path, found="; ".join(report.not_checked),
-                          remedy="validate it with a larger budget")
+        raise FormatError(
+            "the pack could not be checked to the end",
+            where=path,
+            found="; ".join(report.not_checked),
+            remedy="validate it with a larger budget",
+        )
     return pack, report
 
 
-def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
-    """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
+def _examine_peft(
+    folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
+) -> tuple[Report, Pack | None]:
+    """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked
+    for in a base.
 
     Its other files are never opened nor taken along, so files that a pack may not hold are warnings there.
     """
     if not (folder / layout.CONFIG).is_file():
-        raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {layout.CONFIG}",
-                          remedy="name the folder that train, save or compose wrote")
-    findings = [finding._replace(severity="warning") for finding in capped(files.forbidden_files(folder, frozenset({TENSORS}), budget))]
+        raise FormatError(
+            "the folder is not a pack",
+            where=folder,
+            expected=f"{m.FILE_NAME} or {layout.CONFIG}",
+            remedy="name the folder that train, save or compose wrote",
+        )
+    findings = [
+        finding._replace(severity="warning")
+        for finding in capped(files.forbidden_files(folder, frozenset({TENSORS}), budget))
+    ]
     findings += capped(_foreign_json(folder, budget))
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
@@ -228,8 +289,18 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
     try:
         findings += base_findings(pack, base, budget, allow_structural)
     except Spent as spent:
-        return Report("peft", str(folder), pack.id, tuple(findings), (*open_questions, str(spent)), incomplete=True), pack
-    return Report("peft", str(folder), pack.id, tuple(findings), open_questions, full, base_verdict(pack, base, findings)), pack
+        return Report(
+            "peft", str(folder), pack.id, tuple(findings), (*open_questions, str(spent)), incomplete=True
+        ), pack
+    return Report(
+        "peft",
+        str(folder),
+        pack.id,
+        tuple(findings),
+        open_questions,
+        full,
+        base_verdict(pack, base, findings),
+    ), pack
 
 
 def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
@@ -249,7 +320,9 @@ def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
         for entry in template if isinstance(template, list) else [template]:
             text = entry.get("template") if isinstance(entry, dict) else entry
             if isinstance(text, str):
-                yield from template_findings(text.encode("utf-8", "surrogatepass"), name, budget, foreign=True)
+                yield from template_findings(
+                    text.encode("utf-8", "surrogatepass"), name, budget, foreign=True
+                )
     if (folder / TEMPLATE).is_file():
         yield from template_findings(read_file(folder / TEMPLATE, 1 << 20), TEMPLATE, budget, foreign=True)
 
@@ -261,9 +334,15 @@ def require_known(manifest: m.Manifest, where: object) -> None:
         UnknownMethod: its method is not registered.
         Unsupported: it was made by a newer version of its method.
     """
-    secondary = [(group.method, get(group.method.type)) for group in manifest.groups if group.method is not None]
+    secondary = [
+        (group.method, get(group.method.type)) for group in manifest.groups if group.method is not None
+    ]
     for made_by, method in ((manifest.method, method_of(manifest)), *secondary):
         if made_by.spec_version > method.storage.spec_version:
-            raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
-                              expected=f"spec_version {method.storage.spec_version}", found=made_by.spec_version,
-                              remedy=f"update the package that brings {method.name}")
+            raise Unsupported(
+                f"the pack was made by a newer version of the method {method.name}",
+                where=where,
+                expected=f"spec_version {method.storage.spec_version}",
+                found=made_by.spec_version,
+                remedy=f"update the package that brings {method.name}",
+            )

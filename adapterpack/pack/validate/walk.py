@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 
 class Place(NamedTuple):
-    """A place in a JSON value: the place around it, and the key or the number there. The pointer is put together where it is wanted."""
+    """A place in a JSON value: the place around it, and the key or the number there. The pointer is put
+    together where it is wanted.
+    """
 
     around: Place | None = None
     key: str | int = ""

@@ -23,7 +23,8 @@ class _Quality(NamedTuple):
 
 
 def advice(forms: Sequence[Form], rank: int) -> Iterator[str]:
-    """A sentence for every scheme, which way is best and what a correction wins back; then which form to take, and which are slow.
+    """A sentence for every scheme, which way is best and what a correction wins back; then which form to
+    take, and which are slow.
 
     ``forms`` begin with the float one.
     """
@@ -31,17 +32,29 @@ def advice(forms: Sequence[Form], rank: int) -> Iterator[str]:
     reference, made = forms[0].figures, [form for form in forms[1:] if form.figures is not None]
     schemes = dict.fromkeys(form.scheme for form in made)
     for scheme in schemes:
-        ways = {form.way: _quality(form.figures, reference) for form in made if form.scheme == scheme and form.figures is not None}
+        ways = {
+            form.way: _quality(form.figures, reference)
+            for form in made
+            if form.scheme == scheme and form.figures is not None
+        }
         yield from _of_scheme(scheme, ways, _quality(reference, reference), rank)
-    near = [form for form in made if form.figures is not None and _quality(form.figures, reference).worse <= NEAR]
+    near = [
+        form for form in made if form.figures is not None and _quality(form.figures, reference).worse <= NEAR
+    ]
     if near:
         best = min(near, key=lambda form: form.figures.nbytes if form.figures is not None else 0)
         assert best.figures is not None
-        yield (f"The smallest that is within {percent(NEAR)} of the float bundle: {best.scheme}, {best.way}, {size(best.figures.nbytes)} "
-               f"instead of {size(reference.nbytes)}.")
+        yield (
+            f"The smallest that is within {percent(NEAR)} of the float bundle: {best.scheme}, {best.way}, "
+            f"{size(best.figures.nbytes)} instead of {size(reference.nbytes)}."
+        )
     elif made:
         yield f"None is within {percent(NEAR)} of the float bundle."
-    slow = [f"{form.scheme}, {form.way}" for form in made if form.figures is not None and _speed(form.figures) < _speed(reference)]
+    slow = [
+        f"{form.scheme}, {form.way}"
+        for form in made
+        if form.figures is not None and _speed(form.figures) < _speed(reference)
+    ]
     if slow:
         yield f"Slower than the float bundle at one row: {'; '.join(slow)}."
 
@@ -53,11 +66,19 @@ def _of_scheme(scheme: str, ways: Mapping[str, _Quality], reference: _Quality, r
     if attached is not None and merged is not None:
         measured += f", attached {attached.shown}, merged {merged.shown})"
         if abs(attached.worse - merged.worse) <= SAME:
-            yield f"{scheme}: to attach the float adapter or to merge it first makes no difference {measured}."
+            yield (
+                f"{scheme}: to attach the float adapter or to merge it first makes no difference {measured}."
+            )
         elif attached.worse < merged.worse:
-            yield f"{scheme}: attach the float adapter to the quantized base, and do not merge it first {measured}."
+            yield (
+                f"{scheme}: attach the float adapter to the quantized base, and do not merge it first "
+                f"{measured}."
+            )
         else:
-            yield f"{scheme}: here a merge before quantizing is better than a float adapter on the quantized base {measured}."
+            yield (
+                f"{scheme}: here a merge before quantizing is better than a float adapter on the quantized "
+                f"base {measured}."
+            )
     if attached is not None and corrected is not None:
         measured = f"(perplexity: {attached.shown} becomes {corrected.shown}, float {reference.shown})"
         if attached.worse <= SAME:
@@ -65,7 +86,10 @@ def _of_scheme(scheme: str, ways: Mapping[str, _Quality], reference: _Quality, r
         else:
             share = 1 - max(corrected.worse, 0.0) / attached.worse
             if share > 0:
-                yield f"{scheme}: a correction of rank {rank} wins back {percent(share)} of what is lost {measured}."
+                yield (
+                    f"{scheme}: a correction of rank {rank} wins back {percent(share)} of what is lost "
+                    f"{measured}."
+                )
             else:
                 yield f"{scheme}: a correction of rank {rank} wins nothing back {measured}."
 

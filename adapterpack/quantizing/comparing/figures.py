@@ -1,4 +1,6 @@
-"""What one form of a bundle gives on rows: perplexity, right answers, the likeliest choices, size, and speed at one row."""
+"""What one form of a bundle gives on rows: perplexity, right answers, the likeliest choices, size, and speed
+at one row.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _NEW, _SHORT, _LONG = 32, 8, 256
 _LEAST = 1e-30
 """What a label counts as that has no probability."""
 _MOST_ANSWERED, _SPARE, _LONGEST = 16, 8, 256
-"""Rows that are answered at a time; tokens that an answer may have beyond the longest that is expected; the most that it may have."""
+"""Rows that are answered at a time; tokens that an answer may have beyond the longest that is expected; the
+most that it may have.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Figures:
     Args:
         nbytes: of graphs and their weights, the slots of adapters among them.
         perplexity: of the tokens of answers, or of whole texts; of a classifier, of the right labels.
-        right: the share of rows answered as expected: exactly, or with equal JSON; of a classifier, with their label.
+        right: the share of rows answered as expected: exactly, or with equal JSON; of a classifier, with
+            their label.
         best: the likeliest choice at each scored position or row.
         decode, prefill: tokens a second that one row generates, and of a prompt that is read.
     """
@@ -56,7 +61,9 @@ class Figures:
         return float((self.best == other.best).mean())
 
 
-def figures(folder: Path, adapter: str | None, rows: Sequence[Example], say: Callable[[str], None]) -> Figures:
+def figures(
+    folder: Path, adapter: str | None, rows: Sequence[Example], say: Callable[[str], None]
+) -> Figures:
     """Measures the bundle at ``folder`` on rows, by ``adapter``, or by what is folded into it, on the CPU.
 
     Raises:
@@ -88,22 +95,33 @@ def quality(session: Session, adapter: str | None, rows: Sequence[Example]) -> Q
     if not session.task.generates:
         results = _results(session, adapter, rows, 0)
         labels = [str(result.get("label")) for result in results]
-        scores = [result.get("scores", {}).get(row.expected, 0.0) for result, row in zip(results, rows, strict=True)]
+        scores = [
+            result.get("scores", {}).get(row.expected, 0.0) for result, row in zip(results, rows, strict=True)
+        ]
         losses = [-math.log(max(score, _LEAST)) for score in scores]
-        right_labels = float(np.mean([label == row.expected for label, row in zip(labels, rows, strict=True)]))
+        right_labels = float(
+            np.mean([label == row.expected for label, row in zip(labels, rows, strict=True)])
+        )
         return Quality(math.exp(float(np.mean(losses))), right_labels, np.array(labels))
     perplexity, best = _scored(session, adapter, rows)
     asked, right = [row for row in rows if row.expected is not None], None
     if asked:
         longest = max(len(session.tokenizer.encode(row.expected or "", special=False)) for row in asked)
-        answers = [str(result["completion"]) for result in _results(session, adapter, asked, min(longest + _SPARE, _LONGEST))]
-        right = float(np.mean([same(answer, row.expected or "") for answer, row in zip(answers, asked, strict=True)]))
+        answers = [
+            str(result["completion"])
+            for result in _results(session, adapter, asked, min(longest + _SPARE, _LONGEST))
+        ]
+        right = float(
+            np.mean([same(answer, row.expected or "") for answer, row in zip(answers, asked, strict=True)])
+        )
     return Quality(perplexity, right, best)
 
 
 def speed(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float | None, float]:
     """Tokens a second of one row: generated, and read; a classifier generates none."""
-    return _generating(session, adapter) if session.task.generates else (None, _reading(session, adapter, rows))
+    return (
+        _generating(session, adapter) if session.task.generates else (None, _reading(session, adapter, rows))
+    )
 
 
 def _scored(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float, np.ndarray]:
@@ -113,19 +131,27 @@ def _scored(session: Session, adapter: str | None, rows: Sequence[Example]) -> t
         first = max(row.given, 1)
         if len(row.ids) <= first:
             continue
-        logits = session.run({"input_ids": np.array([row.ids], np.int64)}, adapter)["logits"][0, first - 1 : -1].astype(np.float64)
+        logits = session.run({"input_ids": np.array([row.ids], np.int64)}, adapter)["logits"][
+            0, first - 1 : -1
+        ].astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         losses.append(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), row.ids[first:]])
         best.append(logits.argmax(-1))
     return math.exp(min(float(np.concatenate(losses).mean()), 700.0)), np.concatenate(best)
 
 
-def _results(session: Session, adapter: str | None, rows: Sequence[Example], new: int) -> list[dict[str, Any]]:
+def _results(
+    session: Session, adapter: str | None, rows: Sequence[Example], new: int
+) -> list[dict[str, Any]]:
     """What each row gets: a completion of so many tokens at most, or a label."""
-    runner = RowRunner(session, () if adapter is None else (adapter,), _MOST_ANSWERED, {"max_new_tokens": new} if new else {})
+    runner = RowRunner(
+        session, () if adapter is None else (adapter,), _MOST_ANSWERED, {"max_new_tokens": new} if new else {}
+    )
     results = []
     for start in range(0, len(rows), runner.block):
-        for outcome in runner.outcomes((start + number, row.asked) for number, row in enumerate(rows[start : start + runner.block], 1)):
+        for outcome in runner.outcomes(
+            (start + number, row.asked) for number, row in enumerate(rows[start : start + runner.block], 1)
+        ):
             if outcome.error is not None:
                 raise outcome.error
             results.append(outcome.result or {})
@@ -144,9 +170,12 @@ def same(answer: str, expected: str) -> bool:
 
 def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
     """Tokens a second of one row: generated, and read."""
-    room = (context_of(session) or 4 * _LONG) - _NEW  # virtual tokens of prompts have their place in what is left
+    # virtual tokens of prompts have their place in what is left
+    room = (context_of(session) or 4 * _LONG) - _NEW
     if room < 2:
-        raise ConfigError("the model's context has no room for an answer", where=session.folder.name, found=room + _NEW)
+        raise ConfigError(
+            "the model's context has no room for an answer", where=session.folder.name, found=room + _NEW
+        )
     rng, words = np.random.default_rng(0), vocabulary(session.folder)
     short, long = (rng.integers(1, words, min(length, room // 2)).tolist() for length in (_SHORT, _LONG))
 
@@ -155,7 +184,9 @@ def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
         session.generate([prompt], adapter, max_new_tokens=new, min_new_tokens=new)
         return time.perf_counter() - started
 
-    one, many, read = (min(seconds(*what) for _ in range(ROUNDS)) for what in ((short, 1), (short, _NEW), (long, 1)))
+    one, many, read = (
+        min(seconds(*what) for _ in range(ROUNDS)) for what in ((short, 1), (short, _NEW), (long, 1))
+    )
     return (_NEW - 1) / max(many - one, 1e-9), len(long) / read
 
 

@@ -1,4 +1,6 @@
-"""Makes every quantized form of a bundle in a temporary folder, one at a time, and measures each on the same rows."""
+"""Makes every quantized form of a bundle in a temporary folder, one at a time, and measures each on the same
+rows.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,27 @@ RANK = 32
 """The default rank of a compensation."""
 
 
-def compare_quantized(bundle: str | os.PathLike[str], rows: str | os.PathLike[str], *, adapter: str | None = None,
-                      schemes: Sequence[str] = ("int8", "int4"), progress: Callable[[str], None] | None = None,
-                      **options: Unpack[GraphOptions]) -> Comparison:
-    """Compares the ways of quantizing a float bundle: each is made in a temporary folder and measured on the same rows, on the CPU.
+def compare_quantized(
+    bundle: str | os.PathLike[str],
+    rows: str | os.PathLike[str],
+    *,
+    adapter: str | None = None,
+    schemes: Sequence[str] = ("int8", "int4"),
+    progress: Callable[[str], None] | None = None,
+    **options: Unpack[GraphOptions],
+) -> Comparison:
+    """Compares the ways of quantizing a float bundle: each is made in a temporary folder and measured on the
+    same rows, on the CPU.
 
-    Of each scheme the base is quantized and the float adapter attached (``attached``), and besides corrected by a pack of rank 32, or of
-    ``compensate`` (``compensated``, of a bank); or the adapter is merged into the weights first (``merged``). A way that cannot be gone
-    is in the result with the reason. Without adapters only the base is quantized.
+    Of each scheme the base is quantized and the float adapter attached (``attached``), and besides corrected
+    by a pack of rank 32, or of ``compensate`` (``compensated``, of a bank); or the adapter is merged into the
+    weights first (``merged``). A way that cannot be gone is in the result with the reason. Without adapters
+    only the base is quantized.
 
     Args:
         bundle: a float bundle of a model that generates text, or of a classifier.
-        rows: a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``; of a classifier, of its texts and ``label``. Rows
-            that the adapter was not trained on tell most; at most 128 are read.
+        rows: a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``; of a classifier, of
+            its texts and ``label``. Rows that the adapter was not trained on tell most; at most 128 are read.
         adapter: its name; may be left out where the bundle has one.
         schemes: names of schemes of graphs.
         progress: is called with what is done.
@@ -52,19 +62,26 @@ def compare_quantized(bundle: str | os.PathLike[str], rows: str | os.PathLike[st
 
     Example:
         >>> compare_quantized("bundle", "orders.test.jsonl", schemes=["int4"]).advice  # doctest: +SKIP
-        ('int4: attach the float adapter to the quantized base: perplexity 1.08, merged first 1.13, float 1.07.', ...)
+        ('int4: attach the float adapter to the quantized base: perplexity 1.08, merged first 1.13, float
+        1.07.', ...)
     """
     say = progress or (lambda text: None)
     source, rank = Path(bundle), options.pop("compensate", None) or RANK
     manifest = read_bundle(source)
     if manifest.quantization is not None:
-        raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
+        raise NothingToDo(
+            "the bundle is quantized already", where=source, remedy="start from the float bundle"
+        )
     chosen = _adapter(manifest, adapter)
     wanted = {scheme: _wanted(scheme, options, rank) for scheme in dict.fromkeys(schemes)}
     for name, value in options.items():
         if value is not None and all(name not in taken for _, _, taken in wanted.values()):
-            raise ConfigError("no scheme here takes this option", where=f"--{name.replace('_', '-')}", found=", ".join(wanted),
-                              remedy="leave it out")
+            raise ConfigError(
+                "no scheme here takes this option",
+                where=f"--{name.replace('_', '-')}",
+                found=", ".join(wanted),
+                remedy="leave it out",
+            )
     session = Session(source, "cpu")
     asked = examples(session, Path(rows))
     del session
@@ -79,13 +96,24 @@ def compare_quantized(bundle: str | os.PathLike[str], rows: str | os.PathLike[st
                     say(f"{title}: quantize")
                     quantize_bundle(origins.of(way), scratch / "form", how)
                 except AdapterpackError as error:
-                    forms.append(Form(scheme, way, None, None, error.placeless_sentence))  # its place is in a temporary folder
+                    # its place is in a temporary folder
+                    forms.append(Form(scheme, way, None, None, error.placeless_sentence))
                     continue
-                found = figures(scratch / "form", None if way == "merged" else chosen, asked, _under(title, say))
+                found = figures(
+                    scratch / "form", None if way == "merged" else chosen, asked, _under(title, say)
+                )
                 shutil.rmtree(scratch / "form")
                 forms.append(Form(scheme, way, found, found.agreement(reference)))
-    return Comparison(manifest.base.name or source.name, chosen, manifest.task, len(asked), int(reference.best.size), rank, tuple(forms),
-                      tuple(advice(forms, rank)))
+    return Comparison(
+        manifest.base.name or source.name,
+        chosen,
+        manifest.task,
+        len(asked),
+        int(reference.best.size),
+        rank,
+        tuple(forms),
+        tuple(advice(forms, rank)),
+    )
 
 
 def _under(title: str, say: Callable[[str], None]) -> Callable[[str], None]:
@@ -93,21 +121,29 @@ def _under(title: str, say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 _Wanted = tuple[Quantization, Quantization | None, frozenset[str]]
-"""How a scheme quantizes, without and with a correction, if it can have one; and the names of the options that it looks at."""
+"""How a scheme quantizes, without and with a correction, if it can have one; and the names of the options
+that it looks at.
+"""
 
 
 def _wanted(scheme: str, options: GraphOptions, rank: int) -> _Wanted:
     chosen: Any = SCHEMES[scheme]
     takes = chosen.takes | (frozenset({"error_budget", "size_budget"}) if chosen.budgeted else frozenset())
-    given: dict[str, Any] = {name: value for name, value in options.items() if name in takes and value is not None}
+    given: dict[str, Any] = {
+        name: value for name, value in options.items() if name in takes and value is not None
+    }
     algorithm = ALGORITHMS.find(given.get("algorithm") or "")
     corrects = "compensate" in takes
     looks = chosen.budgeted or (algorithm is not None and algorithm.calibrated)
-    plain = quantization(scheme, **{name: value for name, value in given.items() if name != "calibration" or looks})
+    plain = quantization(
+        scheme, **{name: value for name, value in given.items() if name != "calibration" or looks}
+    )
     return plain, quantization(scheme, **given, compensate=rank) if corrects else None, frozenset(given)
 
 
-def _ways(bundle: Bundle, adapter: str | None, plain: Quantization, corrected: Quantization | None) -> list[tuple[str, Quantization]]:
+def _ways(
+    bundle: Bundle, adapter: str | None, plain: Quantization, corrected: Quantization | None
+) -> list[tuple[str, Quantization]]:
     """The ways of one scheme, by name: the merged one first, which is what others do."""
     attached = "attached" if adapter is not None else "quantized"
     ways = [("merged", plain)] if adapter is not None else []
@@ -117,17 +153,25 @@ def _ways(bundle: Bundle, adapter: str | None, plain: Quantization, corrected: Q
 def _adapter(bundle: Bundle, name: str | None) -> str | None:
     names = [adapter.name for adapter in bundle.adapters] if bundle.mode != "folded" else []
     if name is None and len(names) > 1:
-        raise ConfigError("the bundle has several adapters, and one at a time is compared", where="--adapter", expected=", ".join(names),
-                          remedy="name one with --adapter")
+        raise ConfigError(
+            "the bundle has several adapters, and one at a time is compared",
+            where="--adapter",
+            expected=", ".join(names),
+            remedy="name one with --adapter",
+        )
     if name is not None and name not in names:
         raise UnknownAdapter("the bundle has no such adapter", found=repr(name), remedy=nearest(name, names))
     return name or next(iter(names), None)
 
 
 class _Origins:
-    """The float bundles that forms are quantized from: the source, and the one with the adapter merged into it, made when it is needed."""
+    """The float bundles that forms are quantized from: the source, and the one with the adapter merged into
+    it, made when it is needed.
+    """
 
-    def __init__(self, source: Path, bundle: Bundle, adapter: str | None, scratch: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, source: Path, bundle: Bundle, adapter: str | None, scratch: Path, say: Callable[[str], None]
+    ) -> None:
         self._source, self._merged, self._say = source, scratch / "merged", say
         self._pack = next((source / one.path for one in bundle.adapters if one.name == adapter), None)
         self._failed: AdapterpackError | None = None

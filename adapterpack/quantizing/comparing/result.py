@@ -11,8 +11,9 @@ from .figures import Figures
 
 @dataclass(frozen=True)
 class Form:
-    """One form: the ``scheme`` of its weights (``float``: as they were) and the ``way`` to it. It has ``figures``, and how often its
-    likeliest choices are those of the float bundle (``agreement``), or the reason for which it could not be made.
+    """One form: the ``scheme`` of its weights (``float``: as they were) and the ``way`` to it. It has
+    ``figures``, and how often its likeliest choices are those of the float bundle (``agreement``), or the
+    reason for which it could not be made.
     """
 
     scheme: str
@@ -24,15 +25,30 @@ class Form:
     def to_json(self) -> dict[str, Any]:
         """The form as ``quantize --compare --json`` prints it; what a task does not have is null."""
         found = self.figures
-        numbers = dict.fromkeys(("bytes", "perplexity", "right", "decode", "prefill")) if found is None else {
-            "bytes": found.nbytes, "perplexity": found.perplexity, "right": found.right, "decode": found.decode, "prefill": found.prefill}
-        return {"scheme": self.scheme, "way": self.way, **numbers, "agreement": self.agreement, "reason": self.reason}
+        numbers = (
+            dict.fromkeys(("bytes", "perplexity", "right", "decode", "prefill"))
+            if found is None
+            else {
+                "bytes": found.nbytes,
+                "perplexity": found.perplexity,
+                "right": found.right,
+                "decode": found.decode,
+                "prefill": found.prefill,
+            }
+        )
+        return {
+            "scheme": self.scheme,
+            "way": self.way,
+            **numbers,
+            "agreement": self.agreement,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All forms of one bundle, the float one first, with what they speak for in sentences. ``positions`` is how many choices were compared
-    with the float bundle's, ``rank`` that of compensations.
+    """All forms of one bundle, the float one first, with what they speak for in sentences. ``positions`` is
+    how many choices were compared with the float bundle's, ``rank`` that of compensations.
     """
 
     base: str
@@ -46,7 +62,16 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as ``quantize --compare --json`` prints it."""
-        written: dict[str, Any] = finite({
-            "base": self.base, "adapter": self.adapter, "task": self.task, "rows": self.rows, "positions": self.positions,
-            "rank": self.rank, "forms": [form.to_json() for form in self.forms], "advice": list(self.advice)})
+        written: dict[str, Any] = finite(
+            {
+                "base": self.base,
+                "adapter": self.adapter,
+                "task": self.task,
+                "rows": self.rows,
+                "positions": self.positions,
+                "rank": self.rank,
+                "forms": [form.to_json() for form in self.forms],
+                "advice": list(self.advice),
+            }
+        )
         return written

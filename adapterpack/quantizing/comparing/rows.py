@@ -1,4 +1,6 @@
-"""Reads the rows on which quantized forms are compared: each with its question, its right answer and the tokens to score."""
+"""Reads the rows on which quantized forms are compared: each with its question, its right answer and the
+tokens to score.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from ...tasks.problems import LABEL_COLUMNS
 
 
 class Example(NamedTuple):
-    """One row. ``asked`` is what a runner answers, ``expected`` the right answer, if the row has one. ``ids`` are the tokens of the whole
-    row, and the answer begins behind the first ``given``; a classifier's row has none.
+    """One row. ``asked`` is what a runner answers, ``expected`` the right answer, if the row has one. ``ids``
+    are the tokens of the whole row, and the answer begins behind the first ``given``; a classifier's row has
+    none.
     """
 
     asked: Mapping[str, Any]
@@ -24,8 +27,8 @@ class Example(NamedTuple):
 
 
 def examples(session: Session, file: Path) -> list[Example]:
-    """The rows of a file that suit the task of a bundle: ``text``, ``messages``, or ``prompt`` and ``completion`` for a model that
-    generates text; for a classifier its text and ``label``.
+    """The rows of a file that suit the task of a bundle: ``text``, ``messages``, or ``prompt`` and
+    ``completion`` for a model that generates text; for a classifier its text and ``label``.
 
     Of messages that end with one of the assistant's, that one is the answer. At most
     :data:`~adapterpack.exporting.quantization.calibration_rows.MOST_ROWS` rows are read.
@@ -39,13 +42,21 @@ def examples(session: Session, file: Path) -> list[Example]:
     if len(task.parts) == 1 and task.generates and "input_ids" in task.main.inputs:
         found = [_generated(session, _with_completion(row), where) for row, where in rows_of(file)]
         if not any(len(example.ids) > max(example.given, 1) for example in found):
-            raise ConfigError("no row has tokens to score", where=file.name, expected=f"an answer within the first {MOST_TOKENS} tokens",
-                              remedy="give rows with text, or with prompt and completion")
+            raise ConfigError(
+                "no row has tokens to score",
+                where=file.name,
+                expected=f"an answer within the first {MOST_TOKENS} tokens",
+                remedy="give rows with text, or with prompt and completion",
+            )
         return found
     if task.labelled and task.training is not None and not task.training.by_token:
         return [_labelled(row, where) for row, where in rows_of(file)]
-    raise Unsupported("rows are compared by the text that a model generates, or by the label that it gives a text",
-                      where=session.folder.name, found=task.name, remedy="compare the errors that quantize reports instead")
+    raise Unsupported(
+        "rows are compared by the text that a model generates, or by the label that it gives a text",
+        where=session.folder.name,
+        found=task.name,
+        remedy="compare the errors that quantize reports instead",
+    )
 
 
 def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,7 +64,11 @@ def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(messages, list) or len(messages) < 2 or "completion" in row:
         return row
     *before, last = messages
-    if not isinstance(last, Mapping) or last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+    if (
+        not isinstance(last, Mapping)
+        or last.get("role") != "assistant"
+        or not isinstance(last.get("content"), str)
+    ):
         return row
     return {"messages": before, "completion": last["content"]}
 
@@ -70,6 +85,13 @@ def _generated(session: Session, row: Mapping[str, Any], where: str) -> Example:
 def _labelled(row: Mapping[str, Any], where: str) -> Example:
     label = next((row[name] for name in LABEL_COLUMNS if row.get(name) is not None), None)
     if not isinstance(label, str | int) or isinstance(label, bool):
-        raise ConfigError("a row has no label", where=where, found=", ".join(map(str, row))[:200] or "nothing",
-                          expected="the text of a row and its label")
-    return Example({key: value for key, value in row.items() if key not in LABEL_COLUMNS and key != "adapter"}, str(label))
+        raise ConfigError(
+            "a row has no label",
+            where=where,
+            found=", ".join(map(str, row))[:200] or "nothing",
+            expected="the text of a row and its label",
+        )
+    return Example(
+        {key: value for key, value in row.items() if key not in LABEL_COLUMNS and key != "adapter"},
+        str(label),
+    )

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from ..scheme import SCHEMES, Scheme, all_in
 
-SCHEMES.register(Scheme("int8", "symmetric int8, one scale for every direction of every factor", all_in("int8")))
+SCHEMES.register(
+    Scheme("int8", "symmetric int8, one scale for every direction of every factor", all_in("int8"))
+)

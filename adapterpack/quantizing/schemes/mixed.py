@@ -1,4 +1,6 @@
-"""Mixed: the leading singular directions of each change in int4, and what they leave in int2, in the manner of LoRAQuant."""
+"""Mixed: the leading singular directions of each change in int4, and what they leave in int2, in the manner
+of LoRAQuant.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ SHARE = 0.9
 def leading(norms: np.ndarray) -> Sequence[Run]:
     """The fewest leading directions that hold ``SHARE`` of the change in int4, and the others in int2.
 
-    Both factors hold the square root of each singular value, so a direction of norm ``n`` is one of the singular value ``n^2``. Source:
-    LoRAQuant, arXiv 2510.26690, section 3, which has other codes.
+    Both factors hold the square root of each singular value, so a direction of norm ``n`` is one of the
+    singular value ``n^2``. Source: LoRAQuant, arXiv 2510.26690, section 3, which has other codes.
 
     Example:
         >>> leading(np.sqrt([3.0, 1.0, 0.5, 0.5]))
@@ -28,5 +30,12 @@ def leading(norms: np.ndarray) -> Sequence[Run]:
     return [Run(count, code) for count, code in ((kept, "int4"), (len(norms) - kept, "int2")) if count]
 
 
-SCHEMES.register(Scheme("mixed", f"leading singular directions ({SHARE:.0%} of a change) in int4, the others in int2", leading, 64,
-                        decomposed=True))
+SCHEMES.register(
+    Scheme(
+        "mixed",
+        f"leading singular directions ({SHARE:.0%} of a change) in int4, the others in int2",
+        leading,
+        64,
+        decomposed=True,
+    )
+)

@@ -17,9 +17,9 @@ from .slot_values import SlotValues
 
 
 class BankState(NamedTuple):
-    """The bank at one moment: ``slots``, adapter -> number of its slot; ``arrays``, input of a graph -> contents of all slots;
-    ``overrides``, the same on the device, by part. Without arrays the graph's own defaults are used. Never changed in place: a run keeps
-    the state that it began with.
+    """The bank at one moment: ``slots``, adapter -> number of its slot; ``arrays``, input of a graph ->
+    contents of all slots; ``overrides``, the same on the device, by part. Without arrays the graph's own
+    defaults are used. Never changed in place: a run keeps the state that it began with.
     """
 
     slots: Mapping[str, int]
@@ -65,15 +65,27 @@ class AdapterBank:
         require_positions(pack, self.bundle.sites)
         values, slots = self.values.of(pack), state.slots
         if pack.name in slots:
-            raise AdapterpackError("the session already has an adapter of that name", where=pack.name, remedy="choose another name")
+            raise AdapterpackError(
+                "the session already has an adapter of that name",
+                where=pack.name,
+                remedy="choose another name",
+            )
         free = min(set(range(1, self.bundle.slots)) - set(slots.values()), default=None)
         if free is None:
-            raise Unsupported("no slot is free", where=self.folder, expected=f"at most {self.bundle.slots - 1} adapters",
-                              found=len(slots) + 1, remedy="unload one, or export with more --slots")
+            raise Unsupported(
+                "no slot is free",
+                where=self.folder,
+                expected=f"at most {self.bundle.slots - 1} adapters",
+                found=len(slots) + 1,
+                remedy="unload one, or export with more --slots",
+            )
         arrays = state.arrays or self.values.exported()
         heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
         wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
-        filled = {name: np.concatenate([array[:free], wide[name][None], array[free + 1 :]]) for name, array in arrays.items()}
+        filled = {
+            name: np.concatenate([array[:free], wide[name][None], array[free + 1 :]])
+            for name, array in arrays.items()
+        }
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in filled.items():
             part = self.bundle.sites[name.rpartition(".")[0]].part

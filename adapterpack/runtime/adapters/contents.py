@@ -1,4 +1,6 @@
-"""Compares what a bundle's slots are filled with, in its bank or its adapter files, with the packs that its manifest names."""
+"""Compares what a bundle's slots are filled with, in its bank or its adapter files, with the packs that its
+manifest names.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,14 @@ from ...slots.values import PEFT_NAMES, Values, grouped, pack_values, padded
 from .slot_values import SlotValues
 
 _NEAR = 5e-3
-"""How far numbers may lie apart, as a share of the largest: other machines round products otherwise; other adapters are farther away."""
+"""How far numbers may lie apart, as a share of the largest: other machines round products otherwise; other
+adapters are farther away.
+"""
 
 
-def require_contents(expected: Values, found: Mapping[str, np.ndarray], where: Path, name: str | None) -> None:
+def require_contents(
+    expected: Values, found: Mapping[str, np.ndarray], where: Path, name: str | None
+) -> None:
     """Checks that slots are filled with an adapter's values; ``name`` is the adapter, or None for the base.
 
     Raises:
@@ -26,11 +32,17 @@ def require_contents(expected: Values, found: Mapping[str, np.ndarray], where: P
     for slot, value in expected.items():
         there = found.get(slot)
         if there is None or there.shape != value.shape or not _near(there, value):
-            raise FormatError("the graph's slots do not hold the adapter that the manifest names" if name else
-                              "the graph's slots change the base, where no adapter is named", where=f"{where}, {slot}",
-                              expected=f"the values of {name!r}" if name else "values that change nothing",
-                              found="other values" if there is not None and there.shape == value.shape else "none of this shape",
-                              remedy="do not use this bundle; export it again")
+            raise FormatError(
+                "the graph's slots do not hold the adapter that the manifest names"
+                if name
+                else "the graph's slots change the base, where no adapter is named",
+                where=f"{where}, {slot}",
+                expected=f"the values of {name!r}" if name else "values that change nothing",
+                found="other values"
+                if there is not None and there.shape == value.shape
+                else "none of this shape",
+                remedy="do not use this bundle; export it again",
+            )
 
 
 def require_base_slots(values: SlotValues) -> None:
@@ -55,8 +67,12 @@ def require_pack_slots(values: SlotValues, pack: Pack) -> None:
     require_contents(wide, {name: array[slot] for name, array in exported.items()}, values.folder, pack.name)
 
 
-def require_file_contents(pack: Pack, sites: Mapping[str, MappedSite], files: Mapping[str, Path],
-                          arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def require_file_contents(
+    pack: Pack,
+    sites: Mapping[str, MappedSite],
+    files: Mapping[str, Path],
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
     """Checks that the adapter files of a pack, by the part of the graph, hold its values; those are made
     without the weights of the base.
 

@@ -1,4 +1,6 @@
-"""Writes and reads ``.onnx_adapter`` files, ONNX Runtime's own format of values for a graph's optional inputs."""
+"""Writes and reads ``.onnx_adapter`` files, ONNX Runtime's own format of values for a graph's optional
+inputs.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,11 @@ def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
     try:
         adapter.export_adapter(str(path))
     except RuntimeError as error:  # says in C++ that a byte was not taken, and not why
-        raise StorageError("ONNX Runtime cannot write the adapter's file", where=path,
-                           remedy="see that the disk has space and that this user may write there; nothing was left behind") from error
+        raise StorageError(
+            "ONNX Runtime cannot write the adapter's file",
+            where=path,
+            remedy="see that the disk has space and that this user may write there; nothing was left behind",
+        ) from error
 
 
 def read_adapter_file(path: Path) -> dict[str, np.ndarray]:
@@ -38,6 +43,8 @@ def read_adapter_file(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
-    with library_errors("onnxruntime", "an adapter file of the bundle cannot be read", where=path, remedy="export again"):
+    with library_errors(
+        "onnxruntime", "an adapter file of the bundle cannot be read", where=path, remedy="export again"
+    ):
         parameters = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
         return {name: np.array(array_of(value)) for name, value in parameters.items()}

@@ -28,7 +28,8 @@ class Weighted(NamedTuple):
 
 @dataclass(frozen=True)
 class Mix:
-    """Adapters with their weights, in the order of their names. It has a name and a digest, as a pack does, which say all of it.
+    """Adapters with their weights, in the order of their names. It has a name and a digest, as a pack does,
+    which say all of it.
 
     Raises:
         ConfigError: there are none or too many, one is there twice, or a weight is out of range.
@@ -40,17 +41,34 @@ class Mix:
     def __post_init__(self) -> None:
         names = [part.pack.name for part in self.parts]
         if not 1 <= len(names) <= MOST or len(set(names)) < len(names):
-            raise ConfigError("a mix has some adapters, each once", where="adapters", expected=f"1 to {MOST}", found=", ".join(names))
+            raise ConfigError(
+                "a mix has some adapters, each once",
+                where="adapters",
+                expected=f"1 to {MOST}",
+                found=", ".join(names),
+            )
         for pack, weight in self.parts:
             if not (math.isfinite(weight) and abs(weight) <= LARGEST):
-                raise ConfigError("the weight of an adapter is out of range", where="adapters", found=f"{weight} of {pack.name}",
-                                  expected=f"-{LARGEST:g} to {LARGEST:g}")
+                raise ConfigError(
+                    "the weight of an adapter is out of range",
+                    where="adapters",
+                    found=f"{weight} of {pack.name}",
+                    expected=f"-{LARGEST:g} to {LARGEST:g}",
+                )
             if pack.method.kind == "prompt":
-                raise NotASum("a prompt is no change that could be added to others", where="adapters", found=pack.name,
-                              remedy="name it alone")
+                raise NotASum(
+                    "a prompt is no change that could be added to others",
+                    where="adapters",
+                    found=pack.name,
+                    remedy="name it alone",
+                )
         if len({part.pack.acts for part in self.parts}) > 1:
-            raise NotASum("these adapters act at different positions of a row", where="adapters", found=", ".join(names),
-                          remedy="name adapters that act at the same ones")
+            raise NotASum(
+                "these adapters act at different positions of a row",
+                where="adapters",
+                found=", ".join(names),
+                remedy="name adapters that act at the same ones",
+            )
 
     @cached_property
     def name(self) -> str:
@@ -74,7 +92,9 @@ def mixed(parts: Iterable[tuple[Pack, float]]) -> Pack | Mix:
     Raises:
         ConfigError, NotASum: see :class:`Mix`.
     """
-    weighted = tuple(sorted((Weighted(pack, float(weight)) for pack, weight in parts), key=lambda part: part.pack.name))
+    weighted = tuple(
+        sorted((Weighted(pack, float(weight)) for pack, weight in parts), key=lambda part: part.pack.name)
+    )
     if len(weighted) == 1 and weighted[0].weight == 1.0:
         return weighted[0].pack
     return Mix(weighted)

@@ -37,8 +37,8 @@ class OpenGraphs(Protocol):
 
 
 class AdapterMode(Protocol):
-    """How a session runs adapters. What the mode needs to run them is a value, :attr:`Adapters.attached`: loading and unloading make
-    another one and leave the old one to the rows that have begun with it.
+    """How a session runs adapters. What the mode needs to run them is a value, :attr:`Adapters.attached`:
+    loading and unloading make another one and leave the old one to the rows that have begun with it.
     """
 
     def opened(self, packs: Mapping[str, Pack] | None) -> Any:
@@ -71,19 +71,31 @@ class FoldedMode:
         """See :class:`AdapterMode`."""
         packs = adapters.packs
         if len(packs) == 1 and None in names:
-            raise Unsupported("a folded bundle has no base to run rows on", where=self.session.folder, remedy="export with --mode bank")
+            raise Unsupported(
+                "a folded bundle has no base to run rows on",
+                where=self.session.folder,
+                remedy="export with --mode bank",
+            )
         if len(packs) > 1 and any(names):
-            raise Unsupported("the adapters of this bundle are folded together, so rows cannot have one of them", found=", ".join(packs),
-                              where=self.session.folder, remedy="name none, or export with --mode bank")
+            raise Unsupported(
+                "the adapters of this bundle are folded together, so rows cannot have one of them",
+                found=", ".join(packs),
+                where=self.session.folder,
+                remedy="name none, or export with --mode bank",
+            )
         return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
 
     def load(self, attached: None, pack: Pack) -> None:
         """See :class:`AdapterMode`."""
-        raise Unsupported("a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank")
+        raise Unsupported(
+            "a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank"
+        )
 
     def unload(self, attached: None, name: str) -> None:
         """See :class:`AdapterMode`."""
-        raise Unsupported("the adapter is folded into the weights", found=name, remedy="export with --mode bank")
+        raise Unsupported(
+            "the adapter is folded into the weights", found=name, remedy="export with --mode bank"
+        )
 
 
 Slots = Mapping[str, Mapping[str, Any]]
@@ -97,7 +109,9 @@ class InputsMode:
         self.session = session
 
     def opened(self, packs: Mapping[str, Pack] | None) -> dict[str, Slots]:
-        """See :class:`AdapterMode`. What the files hold is copied: nothing that is written into them later is in an answer."""
+        """See :class:`AdapterMode`. What the files hold is copied: nothing that is written into them later is
+        in an answer.
+        """
         bundle, memory = self.session.bundle, self.session.memory
         attached: dict[str, Slots] = {}
         for adapter in bundle.adapters:
@@ -106,7 +120,10 @@ class InputsMode:
             pack = None if packs is None else packs[adapter.name]
             if pack is not None and not reads_weights(pack):
                 require_file_contents(pack, bundle.sites, files, arrays)
-            attached[adapter.name] = {part: {slot: owning(array, memory) for slot, array in one.items()} for part, one in arrays.items()}
+            attached[adapter.name] = {
+                part: {slot: owning(array, memory) for slot, array in one.items()}
+                for part, one in arrays.items()
+            }
         return attached
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
@@ -116,7 +133,9 @@ class InputsMode:
         def slots(name: str | None, part: str) -> Mapping[str, Any]:
             return {} if name is None else attached[name].get(part, {})
 
-        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        def run(
+            feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None
+        ) -> dict[str, Any]:
             chosen = names if rows is None else [names[row] for row in rows]
             graph = self.session.graph(part)
             if len(set(chosen)) <= 1:
@@ -133,7 +152,9 @@ class InputsMode:
 
     def load(self, attached: Any, pack: Pack) -> Any:
         """See :class:`AdapterMode`."""
-        raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
+        raise Unsupported(
+            "this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank"
+        )
 
     def unload(self, attached: Mapping[str, Any], name: str) -> dict[str, Any]:
         """See :class:`AdapterMode`."""
@@ -156,7 +177,9 @@ class BankMode:
         slots, overrides = adapters.attached.slots, adapters.attached.overrides
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
 
-        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        def run(
+            feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None
+        ) -> dict[str, Any]:
             graph = self.session.graph(part)
             if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
                 return graph.call(feeds)
@@ -174,5 +197,9 @@ class BankMode:
         return attached.without(name)
 
 
-ADAPTER_MODES: dict[str, Callable[[Any], AdapterMode]] = {"folded": FoldedMode, "inputs": InputsMode, "bank": BankMode}
+ADAPTER_MODES: dict[str, Callable[[Any], AdapterMode]] = {
+    "folded": FoldedMode,
+    "inputs": InputsMode,
+    "bank": BankMode,
+}
 """Mode -> how a session runs adapters."""

@@ -18,8 +18,9 @@ from .rows_apart import joined, owning
 
 
 class Adapters(NamedTuple):
-    """The adapters of a session at one moment: its packs and what their prompts put into a cache, by name, and what the bundle's mode
-    needs to run them. Never changed in place: a session that loads or unloads one puts another value here.
+    """The adapters of a session at one moment: its packs and what their prompts put into a cache, by name,
+    and what the bundle's mode needs to run them. Never changed in place: a session that loads or unloads one
+    puts another value here.
     """
 
     packs: Mapping[str, Pack]
@@ -30,8 +31,12 @@ class Adapters(NamedTuple):
 class Run(Protocol):
     """Feeds to outputs, both by name and as ``OrtValue``."""
 
-    def __call__(self, feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
-        """One pass of a part; ``rows`` are the places among the pinned names that its rows have, by default all in order."""
+    def __call__(
+        self, feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        """One pass of a part; ``rows`` are the places among the pinned names that its rows have, by default
+        all in order.
+        """
         ...
 
 
@@ -43,8 +48,8 @@ class Pinned(NamedTuple):
     run: Run
 
     def __call__(self, feeds: Mapping[str, Any], part: str = MAIN) -> dict[str, Any]:
-        """The outputs of one pass of a part. A decoder behind an encoder has no mask for its own cache: rows whose prompts in it are of
-        different lengths run apart.
+        """The outputs of one pass of a part. A decoder behind an encoder has no mask for its own cache: rows
+        whose prompts in it are of different lengths run apart.
         """
         lengths = self.in_cache() if self.adapters.prompts else []
         if len(set(lengths)) < 2 or not any(name.startswith(ENCODED) for name in feeds):
@@ -61,24 +66,33 @@ class Pinned(NamedTuple):
 
     def of(self, places: Sequence[int]) -> Pinned:
         """The rows at these places, in that order; one may be there several times."""
-        def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
+
+        def run(
+            feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None
+        ) -> dict[str, Any]:
             return self.run(feeds, part, places if rows is None else [places[row] for row in rows])
 
         return Pinned([self.names[place] for place in places], self.adapters, run)
 
     def prefix(self, inputs: Mapping[str, Any]) -> PrefixCache:
-        """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the mask that covers it."""
+        """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the
+        mask that covers it.
+        """
         return prefix_cache(inputs, self.adapters.prompts, self.names)
 
     def virtual(self) -> np.ndarray:
         """How many virtual tokens each row's prompt has, ``[rows]``."""
-        return np.array([0 if name is None else virtual_tokens(self.adapters.packs[name]) for name in self.names], np.int64)
+        return np.array(
+            [0 if name is None else virtual_tokens(self.adapters.packs[name]) for name in self.names],
+            np.int64,
+        )
 
     def acting(self, inputs: Mapping[str, np.ndarray], before: np.ndarray | None = None) -> np.ndarray:
-        """At which positions each row's adapter acts in a pass: ``[batch, tokens]`` bool, True everywhere for most adapters.
+        """At which positions each row's adapter acts in a pass: ``[batch, tokens]`` bool, True everywhere for
+        most adapters.
 
-        ``inputs`` are the pass's ``input_ids`` and the ``attention_mask`` of these tokens; ``before`` ``[batch]`` says, of a pass on a
-        cache, in which rows the adapter has acted so far.
+        ``inputs`` are the pass's ``input_ids`` and the ``attention_mask`` of these tokens; ``before``
+        ``[batch]`` says, of a pass on a cache, in which rows the adapter has acted so far.
         """
         rules = {name: pack.acts for name, pack in self.adapters.packs.items()}
         return acting(rules, self.names, inputs["input_ids"], inputs["attention_mask"], before)

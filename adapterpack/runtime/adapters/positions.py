@@ -1,4 +1,6 @@
-"""The positions at which the adapters of a batch act, as the input of a graph in which not every adapter acts everywhere."""
+"""The positions at which the adapters of a batch act, as the input of a graph in which not every adapter acts
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,22 @@ from ...pack.pack import Pack
 
 
 def acting(
-    rules: Mapping[str, Acts | None], names: Sequence[str | None], ids: np.ndarray, mask: np.ndarray, before: np.ndarray | None
+    rules: Mapping[str, Acts | None],
+    names: Sequence[str | None],
+    ids: np.ndarray,
+    mask: np.ndarray,
+    before: np.ndarray | None,
 ) -> np.ndarray:
-    """``[batch, tokens]`` bool for one pass: each row by the rule of its adapter, everywhere for one without; see :class:`~.Acts`.
+    """``[batch, tokens]`` bool for one pass: each row by the rule of its adapter, everywhere for one without;
+    see :class:`~.Acts`.
 
-    ``ids`` and ``mask`` are ``[batch, tokens]``, ``before`` ``[batch]`` bool, or None for a pass that begins rows.
+    ``ids`` and ``mask`` are ``[batch, tokens]``, ``before`` ``[batch]`` bool, or None for a pass that begins
+    rows.
 
     Example:
         >>> from adapterpack.adapter_methods.core.token_positions import Invoked
-        >>> acting({"a": Invoked((7,))}, ["a", None], np.array([[5, 7, 6]] * 2), np.ones((2, 3)), None).astype(int).tolist()
+        >>> acting({"a": Invoked((7,))}, ["a", None], np.array([[5, 7, 6]] * 2), np.ones((2, 3)),
+        ...     None).astype(int).tolist()
         [[0, 1, 1], [1, 1, 1]]
     """
     positions = np.ones(ids.shape, bool)
@@ -42,5 +51,9 @@ def require_positions(pack: Pack, sites: Mapping[str, MappedSite]) -> None:
     """
     for group in pack.manifest.groups if pack.acts is not None else ():
         if group.role == "adapter" and not (group.path in sites and sites[group.path].positional):
-            raise Unsupported("this adapter acts at some positions of a row only, which this graph does not ask for", where=group.path,
-                              found=str(pack.acts)[:80], remedy="export the bundle again with this adapter among the packs")
+            raise Unsupported(
+                "this adapter acts at some positions of a row only, which this graph does not ask for",
+                where=group.path,
+                found=str(pack.acts)[:80],
+                remedy="export the bundle again with this adapter among the packs",
+            )

@@ -1,7 +1,8 @@
 """The keys and values that a row's cache begins with: those of its adapter's prompt.
 
-A graph needs nothing for them: they come in through the inputs of its cache. Rows with shorter prompts, or with none, are filled up on the
-left with positions that the attention mask hides and that position ids do not count.
+A graph needs nothing for them: they come in through the inputs of its cache. Rows with shorter prompts, or
+with none, are filled up on the left with positions that the attention mask hides and that position ids do not
+count.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Prompts = Mapping[str, np.ndarray]
 
 
 class PrefixCache(NamedTuple):
-    """What a batch begins with: ``cache``, input name -> ``[rows, heads, width, head_dim]``, and ``mask`` ``[rows, width]`` int64."""
+    """What a batch begins with: ``cache``, input name -> ``[rows, heads, width, head_dim]``, and ``mask``
+    ``[rows, width]`` int64.
+    """
 
     cache: dict[str, np.ndarray]
     mask: np.ndarray
@@ -47,11 +50,13 @@ class PrefixCache(NamedTuple):
 
 
 def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]) -> PrefixCache:
-    """The cache that rows with these adapters begin with, for a graph with these inputs; an empty one where no row has a prompt.
+    """The cache that rows with these adapters begin with, for a graph with these inputs; an empty one where
+    no row has a prompt.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> inputs = {f"past_key_values.0.{part}": SimpleNamespace(shape=["b", 1, "p", 2]) for part in ("key", "value")}
+        >>> inputs = {f"past_key_values.0.{part}": SimpleNamespace(shape=["b", 1, "p", 2]) for part in ("key",
+        ...     "value")}
         >>> prefix = prefix_cache(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
         >>> prefix.mask.tolist(), prefix.cache["past_key_values.0.key"].shape
         ([[1, 1, 1], [0, 0, 0]], (2, 1, 3, 2))
@@ -59,8 +64,11 @@ def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[st
     by_row = [prompts.get(name) if name is not None else None for name in names]
     width = max((prompt.shape[3] for prompt in by_row if prompt is not None), default=0)
     mask = np.zeros((len(names), width), np.int64)
-    cache = {name: np.zeros((len(names), value.shape[1], width, value.shape[3]), np.float32)
-              for name, value in inputs.items() if name.startswith(PAST)}
+    cache = {
+        name: np.zeros((len(names), value.shape[1], width, value.shape[3]), np.float32)
+        for name, value in inputs.items()
+        if name.startswith(PAST)
+    }
     for row, prompt in enumerate(by_row):
         if prompt is not None:
             start = width - prompt.shape[3]
@@ -71,9 +79,11 @@ def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[st
     return PrefixCache(cache, mask)
 
 
-def behind_encoder(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]) -> dict[str, np.ndarray]:
-    """The cache that rows with these adapters begin with in a decoder behind an encoder, which has no mask for it: each row's prompt, and
-    behind it what :func:`apart` leaves out.
+def behind_encoder(
+    inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]
+) -> dict[str, np.ndarray]:
+    """The cache that rows with these adapters begin with in a decoder behind an encoder, which has no mask
+    for it: each row's prompt, and behind it what :func:`apart` leaves out.
 
     Example:
         >>> from types import SimpleNamespace
@@ -83,8 +93,11 @@ def behind_encoder(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[
         [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
     lengths = prompt_lengths(prompts, names)
-    cache = {name: np.zeros((len(names), value.shape[1], max(lengths), value.shape[3]), np.float32)
-             for name, value in inputs.items() if name.startswith(PAST)}
+    cache = {
+        name: np.zeros((len(names), value.shape[1], max(lengths), value.shape[3]), np.float32)
+        for name, value in inputs.items()
+        if name.startswith(PAST)
+    }
     for row, length in enumerate(lengths):
         for name, array in cache.items() if length else ():
             array[row, :, :length] = prompts[names[row]][layer_and_side(name)]  # type: ignore[index]
@@ -97,19 +110,29 @@ def prompt_lengths(prompts: Prompts, names: Sequence[str | None]) -> list[int]:
 
 
 def apart(feeds: Mapping[str, Any], lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """The rows of a pass with prompts of one length, and their feeds, for one length after another: caches as :func:`behind_encoder` begins
-    them, without what is behind the end of a row.
+    """The rows of a pass with prompts of one length, and their feeds, for one length after another: caches as
+    :func:`behind_encoder` begins them, without what is behind the end of a row.
     """
     for length in dict.fromkeys(lengths):
         rows = np.flatnonzero(np.array(lengths) == length)
         spare = max(lengths) - length
         some = {name: array_of(value)[rows] for name, value in feeds.items()}
-        yield rows, {name: value_of(np.ascontiguousarray(array[:, :, : array.shape[2] - spare] if name.startswith(PAST) else array))
-                     for name, array in some.items()}
+        yield (
+            rows,
+            {
+                name: value_of(
+                    np.ascontiguousarray(
+                        array[:, :, : array.shape[2] - spare] if name.startswith(PAST) else array
+                    )
+                )
+                for name, array in some.items()
+            },
+        )
 
 
 def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray | None:
-    """The keys and values of a pack's prompt for a bundle's graph with these inputs; None for a pack of another kind.
+    """The keys and values of a pack's prompt for a bundle's graph with these inputs; None for a pack of
+    another kind.
 
     Virtual embeddings are run through the graph once, as what stands before everything else.
 
@@ -119,10 +142,19 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
     """
     if pack.method.kind != "prompt":
         return None
-    sizes = {layer_and_side(name): (value.shape[1], value.shape[3]) for name, value in inputs.items() if name.startswith(PAST)}
-    if not sizes or ("input_ids" not in inputs and virtual_tokens(pack)):  # which go before an encoder's tokens
-        raise Unsupported("the graph has neither a cache nor room for a prompt", where=pack.name, found=pack.method.name,
-                          remedy="export the bundle again with this adapter among the packs")
+    sizes = {
+        layer_and_side(name): (value.shape[1], value.shape[3])
+        for name, value in inputs.items()
+        if name.startswith(PAST)
+    }
+    # which go before an encoder's tokens
+    if not sizes or ("input_ids" not in inputs and virtual_tokens(pack)):
+        raise Unsupported(
+            "the graph has neither a cache nor room for a prompt",
+            where=pack.name,
+            found=pack.method.name,
+            remedy="export the bundle again with this adapter among the packs",
+        )
     (adapter,) = pack.adapters()
     params = complete(pack.method, adapter.config, adapter.wide, adapter.site)
     form: PromptForm = pack.method.normal_form(adapter.config, params, adapter.site)
@@ -135,8 +167,13 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
         cache = prefill(folder, inputs, embeds[form.task] if embeds.ndim == 3 else embeds)
     made_for = dict.fromkeys(np.ndindex(*cache.shape[:2]), (cache.shape[2], cache.shape[4]))
     if made_for != sizes:
-        raise BaseMismatch("the prompt was made for a model of other sizes", where=pack.name, expected=sorted(set(sizes.values())),
-                           found=sorted(set(made_for.values())), remedy="export a bundle of the base that the adapter was made for")
+        raise BaseMismatch(
+            "the prompt was made for a model of other sizes",
+            where=pack.name,
+            expected=sorted(set(sizes.values())),
+            found=sorted(set(made_for.values())),
+            remedy="export a bundle of the base that the adapter was made for",
+        )
     return np.ascontiguousarray(cache)
 
 

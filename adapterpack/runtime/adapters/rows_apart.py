@@ -11,8 +11,8 @@ from ..ort_values import HOST, Memory, empty, fill
 
 
 def joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent label, and shorter keys and
-    values ``[rows, heads, length, width]`` with zeros, which nobody reads.
+    """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent
+    label, and shorter keys and values ``[rows, heads, length, width]`` with zeros, which nobody reads.
     """
     first = pieces[0][1]
     shape = np.max([array.shape[1:] for _, array in pieces], axis=0, initial=0)
@@ -26,7 +26,9 @@ def joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def owning(array: np.ndarray, memory: Memory = HOST) -> Any:
-    """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays that are taken from it."""
+    """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays
+    that are taken from it.
+    """
     value = empty(array.shape, array.dtype, memory)
     fill(value, array)
     return value

@@ -1,4 +1,6 @@
-"""Makes the values with which a pack fills the slots of a bundle's graphs, with the base's own weights where a method reads them."""
+"""Makes the values with which a pack fills the slots of a bundle's graphs, with the base's own weights where
+a method reads them.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,17 @@ def reads_weights(pack: Pack) -> bool:
 
 
 class SlotValues:
-    """The slot values of packs for one bundle; ``stored`` says where a part's graph stores its initializers."""
+    """The slot values of packs for one bundle; ``stored`` says where a part's graph stores its
+    initializers.
+    """
 
     def __init__(self, bundle: Bundle, folder: Path, stored: Callable[[str], Mapping[str, Stored]]) -> None:
         self.bundle, self.folder, self._stored = bundle, folder, stored
         self._parsed: dict[str, Any] = {}
 
     def of(self, adapter: Pack | Mix) -> Values:
-        """Every slot value of a pack or of a mix, by slot name, unpadded: see :func:`adapterpack.slots.values.pack_values`.
+        """Every slot value of a pack or of a mix, by slot name, unpadded: see
+        :func:`adapterpack.slots.values.pack_values`.
 
         Raises:
             NotASum: of a mix, if the changes of its packs cannot be added.
@@ -42,31 +47,48 @@ class SlotValues:
         return self._of(adapter)
 
     def _of(self, pack: Pack) -> Values:
-        return pack_values(pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._projected)
+        return pack_values(
+            pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._projected
+        )
 
     def reads_lost_weights(self, pack: Pack) -> bool:
-        """Whether the values of a pack are made with the base's own weights, and a graph holds codes in place of some of them."""
+        """Whether the values of a pack are made with the base's own weights, and a graph holds codes in place
+        of some of them.
+        """
         if not reads_weights(pack):
             return False
-        return not all(self._graph(site.part).graph.initializers[site.weight].dtype.is_floating_point()
-                       for site in self.bundle.sites.values() if site.weight)
+        return not all(
+            self._graph(site.part).graph.initializers[site.weight].dtype.is_floating_point()
+            for site in self.bundle.sites.values()
+            if site.weight
+        )
 
     def exported(self) -> Values:
         """The bank as the graphs were exported with it, mapped: ``[slots, ...]`` by slot name."""
-        return {name: mapped(self._stored(site.part)[name]) for path, site in self.bundle.sites.items()
-                for name in (f"{path}.{field}" for field in site.fields)}
+        return {
+            name: mapped(self._stored(site.part)[name])
+            for path, site in self.bundle.sites.items()
+            for name in (f"{path}.{field}" for field in site.fields)
+        }
 
     def exported_of(self, pack: Pack) -> Values | None:
-        """The values that a pack has in the bank with which the graphs were exported, padded; None where it is not among them."""
+        """The values that a pack has in the bank with which the graphs were exported, padded; None where it
+        is not among them.
+        """
         slot = next((adapter.slot for adapter in self.bundle.adapters if adapter.pack == pack.id), None)
-        return None if slot is None else {name: np.array(array[slot]) for name, array in self.exported().items()}
+        return (
+            None if slot is None else {name: np.array(array[slot]) for name, array in self.exported().items()}
+        )
 
     def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
         """The base's own weight and bias at a site, out of the graph."""
         site = self.bundle.sites.get(adapter.site.path)
         if site is None:
-            raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
-                              remedy="export the bundle again with this adapter among the packs")
+            raise Unsupported(
+                "the graph has no slot for a part of this adapter",
+                found=adapter.site.path,
+                remedy="export the bundle again with this adapter among the packs",
+            )
         initializers = self._graph(site.part).graph.initializers
         weight = np.array(initializers[site.weight].const_value.numpy())
         bias = None if site.bias is None else np.array(initializers[site.bias].const_value.numpy())
@@ -79,14 +101,17 @@ class SlotValues:
 
     def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
         """What the graph's own projections make of a prompt."""
-        from ...slots.projections import heads_at, projected  # noqa: PLC0415 - it loads sympy, and most packs need no graph
+        # it loads sympy, and most packs need no graph
+        from ...slots.projections import heads_at, projected  # noqa: PLC0415
 
         heads = heads_at(self.bundle.sites, path)
         site = self.bundle.sites[f"{path}.{PROJECTION}"]
         return *projected(self._graph(site.part), heads, prompt, site.dtype), heads
 
     def _graph(self, part: str) -> Any:
-        """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped. Nothing here changes it."""
+        """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped.
+        Nothing here changes it.
+        """
         if part not in self._parsed:
             import onnx_ir as ir  # noqa: PLC0415 - it loads sympy, and most packs need no graph
 

@@ -1,6 +1,8 @@
-"""Runs virtual embeddings through a decoder's graph, cut behind its embedding table, and keeps the keys and values.
+"""Runs virtual embeddings through a decoder's graph, cut behind its embedding table, and keeps the keys and
+values.
 
-What a causal model makes of its first tokens does not depend on those that follow, so the result can stand in the cache for good.
+What a causal model makes of its first tokens does not depend on those that follow, so the result can stand in
+the cache for good.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ _EMBEDS = "adapterpack/virtual_embeddings"
 
 
 def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.ndarray:
-    """Keys and values ``[layers, 2, heads, n, head_dim]`` of virtual embeddings ``[n, in]``, by the base of the graph in ``folder``, whose
-    ``inputs`` these are.
+    """Keys and values ``[layers, 2, heads, n, head_dim]`` of virtual embeddings ``[n, in]``, by the base of
+    the graph in ``folder``, whose ``inputs`` these are.
 
     Raises:
         BaseMismatch: the embeddings are of another width than the graph's.
@@ -39,20 +41,32 @@ def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.n
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it runs once
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     count = embeds.shape[0]
     row = np.arange(count, dtype=np.int64)[None]
-    feeds = {"input_ids": 0 * row, "attention_mask": 0 * row + 1, "position_ids": row, ADAPTER_IDS: np.zeros(1, np.int64)}
+    feeds = {
+        "input_ids": 0 * row,
+        "attention_mask": 0 * row + 1,
+        "position_ids": row,
+        ADAPTER_IDS: np.zeros(1, np.int64),
+    }
     feeds[ADAPTER_POSITIONS] = np.ones((1, count), bool)
     feeds[_EMBEDS] = embeds[None]
-    feeds |= {name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-              for name, value in inputs.items() if name.startswith(PAST)}
+    feeds |= {
+        name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for name, value in inputs.items()
+        if name.startswith(PAST)
+    }
     types = {value.name: TYPES[value.type] for value in session.get_inputs() if value.type in TYPES}
     fed = {name: array.astype(types[name]) for name, array in feeds.items() if name in types}
     names = [value.name for value in session.get_outputs() if value.name.startswith(PRESENT)]
     cache = dict(zip(names, session.run(names, fed), strict=True))
     layers = range(len(names) // 2)
-    return np.stack([np.stack([cache[f"{PRESENT}{layer}.{side}"][0] for side in ("key", "value")]) for layer in layers]).astype(np.float32)
+    return np.stack(
+        [np.stack([cache[f"{PRESENT}{layer}.{side}"][0] for side in ("key", "value")]) for layer in layers]
+    ).astype(np.float32)
 
 
 def _cut(model: Any, width: int, where: Path) -> None:
@@ -60,14 +74,28 @@ def _cut(model: Any, width: int, where: Path) -> None:
     ids = next(value for value in model.graph.inputs if value.name == "input_ids")
     lookups = _lookups(ids)
     if len(lookups) != 1:
-        raise Unsupported("virtual embeddings need a graph that looks its tokens up at one place", where=where, found=len(lookups),
-                          expected="one Gather of input_ids", remedy="use prefix_tuning, whose keys and values need no graph")
+        raise Unsupported(
+            "virtual embeddings need a graph that looks its tokens up at one place",
+            where=where,
+            found=len(lookups),
+            expected="one Gather of input_ids",
+            remedy="use prefix_tuning, whose keys and values need no graph",
+        )
     (looked_up,) = lookups[0].outputs
     table = lookups[0].inputs[0].shape
     if lookups[0].op_type == "Gather" and table is not None and table[-1] != width:
-        raise BaseMismatch("the embeddings are of another width than the model's", where=where, expected=table[-1], found=width,
-                           remedy="use the base that the pack names")
-    embeds = ir.Value(name=_EMBEDS, shape=ir.Shape([1, "virtual", width]), type=ir.TensorType(looked_up.dtype or ir.DataType.FLOAT))
+        raise BaseMismatch(
+            "the embeddings are of another width than the model's",
+            where=where,
+            expected=table[-1],
+            found=width,
+            remedy="use the base that the pack names",
+        )
+    embeds = ir.Value(
+        name=_EMBEDS,
+        shape=ir.Shape([1, "virtual", width]),
+        type=ir.TensorType(looked_up.dtype or ir.DataType.FLOAT),
+    )
     for node, index in list(looked_up.uses()):
         node.replace_input_with(index, embeds)
     model.graph.inputs.append(embeds)

@@ -1,4 +1,6 @@
-"""What the engine's graph is fed for the adapters of a batch: nothing for the base, one set for all rows, or one for each row."""
+"""What the engine's graph is fed for the adapters of a batch: nothing for the base, one set for all rows, or
+one for each row.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ Feeds = dict[str, Any]
 
 @dataclass(eq=False)
 class ResidentAdapter:
-    """An adapter whose values are in memory. ``prompt`` ``[layers, 2, heads, n, head_dim]`` is what its rows' caches begin with."""
+    """An adapter whose values are in memory. ``prompt`` ``[layers, 2, heads, n, head_dim]`` is what its rows'
+    caches begin with.
+    """
 
     name: str
     digest: str
@@ -36,7 +40,9 @@ class ResidentAdapter:
     """Rows that run with it: it stays in memory as long."""
     feeds: Feeds | None = field(default=None, repr=False)
     source: Values = field(default_factory=dict, repr=False)
-    """What an encoder's graph has in its bank for this adapter, in the base's place, by slot ``[slots, ...]``."""
+    """What an encoder's graph has in its bank for this adapter, in the base's place, by slot ``[slots,
+    ...]``.
+    """
     shared: frozenset[str] = frozenset()
     """The slots whose arrays other adapters have, too."""
     packs: frozenset[str] = frozenset()
@@ -79,8 +85,9 @@ class ResidentAdapter:
 class AdapterFeeds:
     """Makes the feeds of batches of up to ``rows`` rows.
 
-    Values of a mixed batch are copied into memory of their own, a row at a time and only where a row has another adapter than before; that
-    memory has room for the widest adapter that was in a mixed batch, until :meth:`forget`. What all rows of a batch share is fed once.
+    Values of a mixed batch are copied into memory of their own, a row at a time and only where a row has
+    another adapter than before; that memory has room for the widest adapter that was in a mixed batch, until
+    :meth:`forget`. What all rows of a batch share is fed once.
     """
 
     def __init__(self, layout: SlotLayout, rows: int, memory: Memory) -> None:
@@ -95,7 +102,8 @@ class AdapterFeeds:
         """The feeds of rows with these adapters, None for the base."""
         distinct = list(dict.fromkeys(adapters))
         products = any(adapter is not None and adapter.shared for adapter in distinct)
-        # The BLAS's own threads wait busily for the next product, and would take their cores from the graph's run that follows.
+        # The BLAS's own threads wait busily for the next product, and would take their cores from the graph's
+        # run that follows.
         with one_thread_each() if products else nullcontext():
             if len(distinct) == 1 and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
                 feeds = self._shared(distinct[0])
@@ -117,8 +125,11 @@ class AdapterFeeds:
             return dict(self._alone[1])
         if one.feeds is not None:
             return dict(one.feeds)
-        feeds = {name: self._value(np.ascontiguousarray(self._slot(name, one)[None]))
-                 for name, slot in self.layout.slots.items() if not slot.table}
+        feeds = {
+            name: self._value(np.ascontiguousarray(self._slot(name, one)[None]))
+            for name, slot in self.layout.slots.items()
+            if not slot.table
+        }
         feeds |= {name: self._value(array) for name, array in self.layout.ranks(one.extents).items()}
         if one.shared:  # its products take many times the memory that it has
             self._alone = one, feeds
@@ -141,8 +152,12 @@ class AdapterFeeds:
         slot.fill(filled, own)
         return filled
 
-    def _mixed(self, adapters: Sequence[ResidentAdapter | None], distinct: Sequence[ResidentAdapter | None]) -> Feeds:
-        wanted = self.layout.widest([self._extents, *((adapter or self._base).extents for adapter in distinct)])
+    def _mixed(
+        self, adapters: Sequence[ResidentAdapter | None], distinct: Sequence[ResidentAdapter | None]
+    ) -> Feeds:
+        wanted = self.layout.widest(
+            [self._extents, *((adapter or self._base).extents for adapter in distinct)]
+        )
         if wanted != self._extents:
             self.forget()
             self._extents = wanted
@@ -152,7 +167,9 @@ class AdapterFeeds:
                 continue
             shape, common = slot.shape(wanted, self.layout.least), self._common(name, distinct)
             if common is not None:
-                feeds[name] = self._value((common if common.shape == shape else self._filled_slot(name, common, shape))[None])
+                feeds[name] = self._value(
+                    (common if common.shape == shape else self._filled_slot(name, common, shape))[None]
+                )
                 continue
             if name not in self._buffers:
                 self._buffers[name], self._filled[name] = np.empty((self.rows, *shape), slot.dtype), {}
@@ -163,7 +180,9 @@ class AdapterFeeds:
 
     @staticmethod
     def _common(name: str, distinct: Sequence[ResidentAdapter | None]) -> np.ndarray | None:
-        """The array that all adapters have that fill a slot, if they share one. For rows without it the other factor is zero."""
+        """The array that all adapters have that fill a slot, if they share one. For rows without it the other
+        factor is zero.
+        """
         having = [adapter for adapter in distinct if adapter is not None and name in adapter.values]
         if not having or not all(name in adapter.shared for adapter in having):
             return None

@@ -28,7 +28,11 @@ class AdapterReader:
 
     def __init__(self, bundle: OpenBundle, values: SlotValues) -> None:
         self.bundle, self._values = bundle, values
-        self._encoder = {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN} if bundle.task.has_encoder else {}
+        self._encoder = (
+            {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN}
+            if bundle.task.has_encoder
+            else {}
+        )
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
         """The digest of what the graph's weights hold."""
         self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
@@ -52,37 +56,72 @@ class AdapterReader:
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         dense = self.layout.own({name: array for name, array in every.items() if name not in source})
         values, shared = self._shared.of({} if isinstance(adapter, Mix) else adapter.factored, dense)
-        return ResidentAdapter(adapter.name, adapter.id, values, self.layout.extents(dense), adapter.acts, self.bundle.prompt(adapter),
-                               source=self._in_bank(source) if source else {}, shared=shared, packs=frozenset(pack.id for pack in packs))
+        return ResidentAdapter(
+            adapter.name,
+            adapter.id,
+            values,
+            self.layout.extents(dense),
+            adapter.acts,
+            self.bundle.prompt(adapter),
+            source=self._in_bank(source) if source else {},
+            shared=shared,
+            packs=frozenset(pack.id for pack in packs),
+        )
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
-        """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the graph's inputs."""
-        return [self._as_cached(name, prompt[layer_and_side(name)]) for name in self.bundle.graph(DECODER).inputs if name.startswith(PAST)]
+        """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the
+        graph's inputs.
+        """
+        return [
+            self._as_cached(name, prompt[layer_and_side(name)])
+            for name in self.bundle.graph(DECODER).inputs
+            if name.startswith(PAST)
+        ]
 
     def _as_cached(self, name: str, numbers: np.ndarray) -> np.ndarray:
         """Keys or values ``[heads, n, head_dim]`` as their cache holds them."""
         scale = self.bundle.stored(DECODER).get(cache_scale(name))
-        return numbers if scale is None else np.clip(np.rint(numbers / mapped(scale)), -128, 127).astype(np.int8)
+        return (
+            numbers if scale is None else np.clip(np.rint(numbers / mapped(scale)), -128, 127).astype(np.int8)
+        )
 
     def _in_bank(self, values: Values) -> Values:
-        """The encoder's slots with an adapter in the base's place: its graph is the ordinary one, and a row runs through it alone."""
-        filled = padded(values, {path: site for path, site in self._encoder.items() if site.fields or site.members},
-                        self.bundle.bundle.max_rank, {})
-        banks = {name: np.zeros((self.bundle.bundle.slots, *array.shape), array.dtype) for name, array in filled.items()}
+        """The encoder's slots with an adapter in the base's place: its graph is the ordinary one, and a row
+        runs through it alone.
+        """
+        filled = padded(
+            values,
+            {path: site for path, site in self._encoder.items() if site.fields or site.members},
+            self.bundle.bundle.max_rank,
+            {},
+        )
+        banks = {
+            name: np.zeros((self.bundle.bundle.slots, *array.shape), array.dtype)
+            for name, array in filled.items()
+        }
         for name, array in filled.items():
             banks[name][0] = array
         return banks
 
     def _exported(self, lost: Sequence[Pack], adapter: Pack | Mix) -> Values:
-        """The values that a pack has in the bank, where those of the base that they were made of are quantized away."""
+        """The values that a pack has in the bank, where those of the base that they were made of are
+        quantized away.
+        """
         values = None if isinstance(adapter, Mix) else self._values.exported_of(adapter)
         if values is None:
-            raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=lost[0].name,
-                              remedy="export the bundle again with this adapter among the packs")
+            raise Unsupported(
+                "this method needs the base's own weights, which this graph does not hold",
+                where=lost[0].name,
+                remedy="export the bundle again with this adapter among the packs",
+            )
         return values
 
     def _base_heads(self) -> Values:
         heads = ("head", "head_bias")
         if not any(field in heads for site in self.bundle.bundle.sites.values() for field in site.fields):
             return {}
-        return {name: np.array(array[0]) for name, array in self._values.exported().items() if name.rpartition(".")[2] in heads}
+        return {
+            name: np.array(array[0])
+            for name, array in self._values.exported().items()
+            if name.rpartition(".")[2] in heads
+        }

@@ -1,7 +1,8 @@
 """The adapters of an engine: packs by name, and by digest those whose values are in memory.
 
-A pack is read when a row first needs it, and given up when memory is short. Rows hold what they run with, so a name may be unloaded or
-given to another pack at any time: rows that run end as they began, and new ones have the new pack.
+A pack is read when a row first needs it, and given up when memory is short. Rows hold what they run with, so
+a name may be unloaded or given to another pack at any time: rows that run end as they began, and new ones
+have the new pack.
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ class AdapterTable:
     that has one.
     """
 
-    def __init__(self, bundle: OpenBundle, read: Callable[[Pack | Mix], ResidentAdapter],
-                 replay: Callable[[Pack, ResidentAdapter], Replay], budget: int) -> None:
+    def __init__(
+        self,
+        bundle: OpenBundle,
+        read: Callable[[Pack | Mix], ResidentAdapter],
+        replay: Callable[[Pack, ResidentAdapter], Replay],
+        budget: int,
+    ) -> None:
         self._bundle, self._read, self._replay, self.budget = bundle, read, replay, budget
         self._packs = dict(bundle.packs)
         self._names = Counter(pack.id for pack in self._packs.values())
@@ -62,13 +68,17 @@ class AdapterTable:
         """
         pack = self._packs.get(name)
         if pack is None:
-            raise UnknownAdapter("the engine has no such adapter", where=self._bundle.folder, found=repr(name),
-                                 remedy=nearest(name, self._packs))
+            raise UnknownAdapter(
+                "the engine has no such adapter",
+                where=self._bundle.folder,
+                found=repr(name),
+                remedy=nearest(name, self._packs),
+            )
         return pack
 
     def of_row(self, adapter: Named) -> Pack | Mix | None:
-        """What a row runs with: a pack by its name, or one that need have none here; several by their names and weights, whose changes are
-        added; or None, the base or what is folded into it.
+        """What a row runs with: a pack by its name, or one that need have none here; several by their names
+        and weights, whose changes are added; or None, the base or what is folded into it.
 
         Raises:
             UnknownAdapter: there is none of that name.
@@ -87,8 +97,16 @@ class AdapterTable:
                     self._admitted.add(pack.id)
         return adapter
 
-    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
-             allow_structural: bool = False, signers: Signers | None = None) -> str:
+    def load(
+        self,
+        pack: Pack | str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        replace: bool = False,
+        pin: bool = False,
+        allow_structural: bool = False,
+        signers: Signers | None = None,
+    ) -> str:
         """Admits a pack, as :func:`~adapterpack.runtime.admission.admitted` does, and gives it a name; its
         digest.
 
@@ -106,8 +124,9 @@ class AdapterTable:
             self._require_free(pack, replace)
             return self._held(pack)
 
-        with admitted(self._bundle, loaded, held, self._replay, signers=signers,
-                      allow_structural=allow_structural):
+        with admitted(
+            self._bundle, loaded, held, self._replay, signers=signers, allow_structural=allow_structural
+        ):
             loaded = loaded.kept_open()
             with self._lock:
                 self._require_free(loaded, replace)
@@ -133,10 +152,19 @@ class AdapterTable:
             self._name(name, None)
             self._name(other, pack)
 
-    def load_soon(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
-                  allow_structural: bool = False) -> Future[str]:
+    def load_soon(
+        self,
+        pack: Pack | str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        replace: bool = False,
+        pin: bool = False,
+        allow_structural: bool = False,
+    ) -> Future[str]:
         """:meth:`load` on another thread; the future has the digest, or the error."""
-        return self._loader.submit(self.load, pack, name, replace=replace, pin=pin, allow_structural=allow_structural)
+        return self._loader.submit(
+            self.load, pack, name, replace=replace, pin=pin, allow_structural=allow_structural
+        )
 
     def unload(self, name: str) -> None:
         """Takes a name away; the memory is free once no row runs with the adapter.
@@ -167,8 +195,11 @@ class AdapterTable:
 
     def _require_free(self, pack: Pack, replace: bool) -> None:
         if not replace and pack.name in self._packs:
-            raise AdapterpackError("the engine already has an adapter of that name", where=pack.name,
-                                   remedy="choose another name, or load with replace=True")
+            raise AdapterpackError(
+                "the engine already has an adapter of that name",
+                where=pack.name,
+                remedy="choose another name, or load with replace=True",
+            )
 
     def _drop(self, digest: str) -> None:
         with self._lock:

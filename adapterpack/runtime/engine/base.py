@@ -1,4 +1,6 @@
-"""What every engine is: requests come and go one by one, each with its own adapter, and steps work on them together."""
+"""What every engine is: requests come and go one by one, each with its own adapter, and steps work on them
+together.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,10 @@ class EngineRow(Protocol):
 
 
 class Engine:
-    """Runs a bundle for requests that come one by one. ``Engine(bundle, ...)`` is an engine of the kind that runs the bundle's task:
-    :class:`~.engine.DecoderEngine` for one that makes text, :class:`~.encoder_engine.EncoderEngine` for one that takes one pass a row.
-    Options are that kind's.
+    """Runs a bundle for requests that come one by one. ``Engine(bundle, ...)`` is an engine of the kind that
+    runs the bundle's task:
+    :class:`~.engine.DecoderEngine` for one that makes text, :class:`~.encoder_engine.EncoderEngine` for one
+    that takes one pass a row. Options are that kind's.
 
     One thread calls :meth:`step`; any thread may add and cancel requests, load and unload adapters.
 
@@ -40,7 +43,8 @@ class Engine:
 
     Example:
         >>> engine = Engine("bundle")  # doctest: +SKIP
-        >>> request = engine.add("Order 12 mugs for Lisbon", adapter="orders", max_new_tokens=40)  # doctest: +SKIP
+        >>> request = engine.add("Order 12 mugs for Lisbon", adapter="orders",
+        ...     max_new_tokens=40)  # doctest: +SKIP
         >>> while engine.busy:  # doctest: +SKIP
         ...     for event in engine.step():
         ...         print(event.request, event.text or event.result, event.finish_reason)
@@ -58,7 +62,9 @@ class Engine:
     adapters: AdapterTable
     """The adapters that requests may name; they are loaded and unloaded here while rows run."""
 
-    def __new__(cls, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, **options: Any) -> Engine:
+    def __new__(
+        cls, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, **options: Any
+    ) -> Engine:
         """An engine, of the kind that runs the bundle's task where none is named."""
         engine = object.__new__(_kind_for(bundle) if cls is Engine else cls)
         engine._numbers, engine._messages, engine._stepping = count(1), deque(), threading.Lock()
@@ -75,14 +81,17 @@ class Engine:
         raise NotImplementedError
 
     def add(self, prompt: Any, adapter: Named = None, **options: Any) -> int:
-        """Adds a request, and returns its number; any thread may. What is wrong with it is said here, before its row begins.
+        """Adds a request, and returns its number; any thread may. What is wrong with it is said here, before
+        its row begins.
 
         The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
         """
         raise NotImplementedError
 
     def submit(self, row: EngineRow) -> None:
-        """Adds a row that the engine's ``row`` made: :meth:`add` in two steps, for those who have their own order of requests."""
+        """Adds a row that the engine's ``row`` made: :meth:`add` in two steps, for those who have their own
+        order of requests.
+        """
         self._messages.append(("add", row))
 
     def discard(self, row: EngineRow) -> None:
@@ -91,23 +100,28 @@ class Engine:
             self.adapters.released(row.adapter)
 
     def cancel(self, request: int) -> None:
-        """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread may."""
+        """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread
+        may.
+        """
         self._messages.append(("cancel", request))
 
     def forget(self) -> None:
-        """Gives up what rows that have ended left for later ones that begin as they do. Where no row runs, what follows is then as it is on
-        an engine that was just made.
+        """Gives up what rows that have ended left for later ones that begin as they do. Where no row runs,
+        what follows is then as it is on an engine that was just made.
         """
 
     def step(self) -> list[Event]:
-        """Takes messages in and does one step's work; what happened to requests. An error of one row ends that row alone, with an event
-        of the reason ``error``.
+        """Takes messages in and does one step's work; what happened to requests. An error of one row ends
+        that row alone, with an event of the reason ``error``.
 
         Raises:
             ConfigError: another thread is in a step.
         """
         if not self._stepping.acquire(blocking=False):
-            raise ConfigError("one thread at a time may take steps", remedy="let one thread call step, and others add and cancel")
+            raise ConfigError(
+                "one thread at a time may take steps",
+                remedy="let one thread call step, and others add and cancel",
+            )
         try:
             return self._step()
         finally:
@@ -127,7 +141,9 @@ class EngineKind:
     engine: type[Engine]
 
 
-ENGINES: Registry[EngineKind] = Registry("engine", EngineKind, "adapterpack.engines", "adapterpack.runtime.engine")
+ENGINES: Registry[EngineKind] = Registry(
+    "engine", EngineKind, "adapterpack.engines", "adapterpack.runtime.engine"
+)
 """Name -> the kind. A module of this folder registers the one that it defines."""
 
 

@@ -29,7 +29,9 @@ _STEP = 256
 
 
 class GrowingEngine:
-    """An engine of a session: made when it is first needed, and made anew where more rows are needed, or longer ones."""
+    """An engine of a session: made when it is first needed, and made anew where more rows are needed, or
+    longer ones.
+    """
 
     def __init__(self, prefix_budget: int = 0) -> None:
         self._prefix_budget = prefix_budget
@@ -42,13 +44,20 @@ class GrowingEngine:
             self.engine = None  # its memory goes first
             if engine is not None:
                 rows, length = max(rows, engine.max_rows), max(length, engine.max_length)
-            engine = self.engine = DecoderEngine(session, max_rows=rows, max_length=length, prompts_together=True,
-                                                 prefix_budget=self._prefix_budget)
+            engine = self.engine = DecoderEngine(
+                session,
+                max_rows=rows,
+                max_length=length,
+                prompts_together=True,
+                prefix_budget=self._prefix_budget,
+            )
         return engine
 
 
 def room_for(session: OpenBundle, positions: int, virtual: int, new: int) -> int:
-    """The positions that a row of the pool needs for a prompt behind an adapter's and ``new`` tokens, as far as the model has them."""
+    """The positions that a row of the pool needs for a prompt behind an adapter's and ``new`` tokens, as far
+    as the model has them.
+    """
     length = -(-(positions + virtual + new) // _STEP) * _STEP
     return min(length, context_of(session) or max(_UNBOUNDED, positions + virtual))
 
@@ -66,10 +75,17 @@ class SessionEngine:
         self._engine = GrowingEngine()
         self._running = False
 
-    def run(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None], sampling: Sampling,
-            emit: Callable[[int, int, str], None] | None, features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
-        """The rows of the prompts once all have ended; ``features`` are what each has besides its prompt. One call at a time; a call out of
-        ``emit`` has an engine of its own.
+    def run(
+        self,
+        session: OpenBundle,
+        prompts: Sequence[Sequence[int]],
+        packs: Sequence[Pack | Mix | None],
+        sampling: Sampling,
+        emit: Callable[[int, int, str], None] | None,
+        features: Sequence[Mapping[str, np.ndarray]],
+    ) -> list[Request]:
+        """The rows of the prompts once all have ended; ``features`` are what each has besides its prompt. One
+        call at a time; a call out of ``emit`` has an engine of its own.
 
         Raises:
             RowError: the model has no positions for a prompt.
@@ -80,13 +96,28 @@ class SessionEngine:
                 return SessionEngine().run(session, prompts, packs, sampling, emit, features)
             self._running = True
             try:
-                return self._run(self._for(session, prompts, packs, sampling), session, prompts, packs, sampling, emit, features)
+                return self._run(
+                    self._for(session, prompts, packs, sampling),
+                    session,
+                    prompts,
+                    packs,
+                    sampling,
+                    emit,
+                    features,
+                )
             finally:
                 self._running = False
 
-    def _run(self, engine: DecoderEngine, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None],
-             sampling: Sampling, emit: Callable[[int, int, str], None] | None,
-             features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
+    def _run(
+        self,
+        engine: DecoderEngine,
+        session: OpenBundle,
+        prompts: Sequence[Sequence[int]],
+        packs: Sequence[Pack | Mix | None],
+        sampling: Sampling,
+        emit: Callable[[int, int, str], None] | None,
+        features: Sequence[Mapping[str, np.ndarray]],
+    ) -> list[Request]:
         rows: list[Request] = []
         mask = grammar_mask(session.tokenizer_of(sampling), sampling)
         try:
@@ -114,8 +145,13 @@ class SessionEngine:
             self._empty(engine, rows)
         return rows
 
-    def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None],
-             sampling: Sampling) -> DecoderEngine:
+    def _for(
+        self,
+        session: OpenBundle,
+        prompts: Sequence[Sequence[int]],
+        packs: Sequence[Pack | Mix | None],
+        sampling: Sampling,
+    ) -> DecoderEngine:
         count = max(min(len(prompts) * sampling.num_beams, _MOST_ROWS), sampling.num_beams)
         virtual = max(virtual_tokens(session, pack) for pack in packs)
         longest = len(start_ids(session)) if session.task.has_encoder else max(map(len, prompts))

@@ -23,8 +23,9 @@ def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Rep
     return {pack.name: replay_resident(bundle, reader, pack, reader.read(pack)) for pack in packs}
 
 
-def replay_resident(bundle: OpenBundle, reader: AdapterReader, pack: Pack,
-                    adapter: ResidentAdapter) -> Replay:
+def replay_resident(
+    bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapter: ResidentAdapter
+) -> Replay:
     """The canary of a pack that has one, whose values the engine holds as ``adapter``."""
     recorded = pack.manifest.canary
     assert recorded is not None
@@ -41,8 +42,9 @@ def replay_resident(bundle: OpenBundle, reader: AdapterReader, pack: Pack,
     return Replay(recorded, rows(None) if has_base else None, rows(adapter))
 
 
-def _logits(bundle: OpenBundle, batch: RowBatch[Row], feed: Arrays, tokens: str,
-            adapter: ResidentAdapter | None) -> np.ndarray:
+def _logits(
+    bundle: OpenBundle, batch: RowBatch[Row], feed: Arrays, tokens: str, adapter: ResidentAdapter | None
+) -> np.ndarray:
     ids = feed[tokens][0].tolist()
     others = {name: array for name, array in feed.items() if name != tokens}
     if others and not bundle.task.has_encoder:

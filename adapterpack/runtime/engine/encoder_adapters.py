@@ -1,4 +1,6 @@
-"""How the rows of a batch of encoder requests get their adapters, one class a mode of bundles: from a bank, from files, in the weights."""
+"""How the rows of a batch of encoder requests get their adapters, one class a mode of bundles: from a bank,
+from files, in the weights.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class BatchAdapters(Protocol):
         """Whether one batch can have rows with all of these."""
         ...
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs) -> Arrays:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
+    ) -> Arrays:
         """One pass of a batch that fits; an adapter and its pack a row, None for the base."""
         ...
 
@@ -55,9 +59,10 @@ class BatchAdapters(Protocol):
 
 
 class BankedAdapters:
-    """Any number of adapters on a bank of a few slots: a batch has as many as there are slots, and those that are not in one take the
-    slots that rows have not used for the longest time. Only their own arrays are written. Mixes, which every request can make up anew,
-    give up their slots first, and a batch has them in half of the slots at most: the others' adapters stay where they are.
+    """Any number of adapters on a bank of a few slots: a batch has as many as there are slots, and those that
+    are not in one take the slots that rows have not used for the longest time. Only their own arrays are
+    written. Mixes, which every request can make up anew, give up their slots first, and a batch has them in
+    half of the slots at most: the others' adapters stay where they are.
     """
 
     def __init__(self, bundle: OpenBundle) -> None:
@@ -74,33 +79,53 @@ class BankedAdapters:
     def read(self, pack: Pack | Mix) -> ResidentAdapter:
         """See :class:`BatchAdapters`. Values as wide as the bank's slots."""
         if self._bundle.bundle.slots < 2:
-            raise Unsupported("the bundle's bank has room for the base alone", where=self._bundle.folder, found=pack.name,
-                              remedy="export with more --slots")
+            raise Unsupported(
+                "the bundle's bank has room for the base alone",
+                where=self._bundle.folder,
+                found=pack.name,
+                remedy="export with more --slots",
+            )
         packs = [one for one, _ in parts_of(pack)]
         for one in packs:
             require_positions(one, self._bundle.bundle.sites)
         with self._bundle.compared():
-            values = (None if isinstance(pack, Mix) else self._values.exported_of(pack)) or self._wide(self._values.of(pack))
+            values = (None if isinstance(pack, Mix) else self._values.exported_of(pack)) or self._wide(
+                self._values.of(pack)
+            )
         return ResidentAdapter(pack.name, pack.id, values, {}, packs=frozenset(one.id for one in packs))
 
     def _wide(self, values: Values) -> Values:
-        heads = {name: array[0] for name, array in self._values.exported().items() if name.endswith((".head", ".head_bias"))}
+        heads = {
+            name: array[0]
+            for name, array in self._values.exported().items()
+            if name.endswith((".head", ".head_bias"))
+        }
         return padded(values, self._bundle.bundle.sites, self._bundle.bundle.max_rank, heads)
 
     def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
         """See :class:`BatchAdapters`. The base has a slot of its own."""
-        distinct, slots = {adapter for adapter in adapters if adapter is not None}, self._bundle.bundle.slots - 1
+        distinct, slots = (
+            {adapter for adapter in adapters if adapter is not None},
+            self._bundle.bundle.slots - 1,
+        )
         return len(distinct) <= slots and sum(adapter.mixed for adapter in distinct) <= max(1, slots // 2)
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs) -> Arrays:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
+    ) -> Arrays:
         """See :class:`BatchAdapters`."""
         digests = [None if adapter is None else adapter.digest for adapter in adapters]
-        named = {digest: parts_of(pack)[0].pack  # which says where all parts act
-                 for digest, pack in zip(digests, packs, strict=True) if digest is not None and pack is not None}
+        named = {
+            digest: parts_of(pack)[0].pack  # which says where all parts act
+            for digest, pack in zip(digests, packs, strict=True)
+            if digest is not None and pack is not None
+        }
         with self._running:
             self._place({adapter.digest: adapter for adapter in adapters if adapter is not None})
             attached = Adapters(named, {}, self._state)
-            return run_parts(self._bundle, inputs, pinned=Pinned(digests, attached, self._mode.run(attached, digests)))
+            return run_parts(
+                self._bundle, inputs, pinned=Pinned(digests, attached, self._mode.run(attached, digests))
+            )
 
     def _place(self, wanted: Mapping[str, ResidentAdapter]) -> None:
         """Puts every one of these into a slot."""
@@ -109,7 +134,9 @@ class BankedAdapters:
             self._slots[digest] = self._slots.pop(digest)
         if not missing:
             return
-        arrays = self._state.arrays or {name: np.array(array) for name, array in self._values.exported().items()}
+        arrays = self._state.arrays or {
+            name: np.array(array) for name, array in self._values.exported().items()
+        }
         for adapter in missing:
             slot = self._free(wanted)
             for name, value in adapter.values.items():
@@ -124,11 +151,16 @@ class BankedAdapters:
         self._state = BankState(self._slots, arrays, overrides)
 
     def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:
-        """A slot that no row of the batch needs: an empty one, or the one that was not used for the longest time, of mixes first."""
+        """A slot that no row of the batch needs: an empty one, or the one that was not used for the longest
+        time, of mixes first.
+        """
         empty = min(set(range(1, self._bundle.bundle.slots)) - set(self._slots.values()), default=None)
         if empty is not None:
             return empty
-        digest = min((digest for digest in self._slots if digest not in wanted), key=lambda digest: digest not in self._mixes)
+        digest = min(
+            (digest for digest in self._slots if digest not in wanted),
+            key=lambda digest: digest not in self._mixes,
+        )
         self._mixes.discard(digest)
         return self._slots.pop(digest)
 
@@ -136,10 +168,17 @@ class BankedAdapters:
         """See :class:`BatchAdapters`."""
         recorded = pack.manifest.canary
         assert recorded is not None
-        trained = {name: array for path, params in pack.full().items() for name, array in head_values(path, params).items()}
+        trained = {
+            name: array
+            for path, params in pack.full().items()
+            for name, array in head_values(path, params).items()
+        }
         values = self._wide(in_slots(trained, self._bundle.bundle.sites))
         bare = ResidentAdapter(pack.name, f"{pack.id}, its trained modules alone", values, {})
-        base, adapted = ([canary.row_of(self.run(inputs, [one], [pack])) for inputs in canary.feeds(recorded)] for one in (bare, adapter))
+        base, adapted = (
+            [canary.row_of(self.run(inputs, [one], [pack])) for inputs in canary.feeds(recorded)]
+            for one in (bare, adapter)
+        )
         return Replay(recorded, base, adapted)
 
 
@@ -154,7 +193,9 @@ class ExportedAdapters:
         """See :class:`BatchAdapters`."""
         name = self._names.get(pack.id)
         if name is None:
-            raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
+            raise Unsupported(
+                "this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank"
+            )
         self._bundle.pin([name])
         return ResidentAdapter(name, pack.id, {}, {})
 
@@ -162,9 +203,13 @@ class ExportedAdapters:
         """See :class:`BatchAdapters`. A graph runs with one adapter at a time."""
         return len({*adapters}) == 1
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs) -> Arrays:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
+    ) -> Arrays:
         """See :class:`BatchAdapters`."""
-        return run_parts(self._bundle, inputs, [None if adapter is None else adapter.name for adapter in adapters])
+        return run_parts(
+            self._bundle, inputs, [None if adapter is None else adapter.name for adapter in adapters]
+        )
 
     def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
         """See :class:`BatchAdapters`."""
@@ -172,6 +217,8 @@ class ExportedAdapters:
 
 
 BATCH_ADAPTERS: dict[str, Callable[[OpenBundle], BatchAdapters]] = {
-    "bank": BankedAdapters, "inputs": ExportedAdapters, "folded": ExportedAdapters,
+    "bank": BankedAdapters,
+    "inputs": ExportedAdapters,
+    "folded": ExportedAdapters,
 }
 """Mode of a bundle -> how batches run with adapters."""

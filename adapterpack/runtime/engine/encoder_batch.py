@@ -1,4 +1,6 @@
-"""Forms batches of encoder rows: rows of about one length go together, so that little of a pass is spent on padding."""
+"""Forms batches of encoder rows: rows of about one length go together, so that little of a pass is spent on
+padding.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,20 @@ class EncoderRow:
 
     @cached_property
     def form(self) -> tuple[Any, ...]:
-        """What rows of one batch have in common: their inputs, and every extent of these but the number of tokens."""
-        return tuple((name, array.shape[2 if _along_tokens(name) else 1 :]) for name, array in sorted(self.prepared.inputs.items()))
+        """What rows of one batch have in common: their inputs, and every extent of these but the number of
+        tokens.
+        """
+        return tuple(
+            (name, array.shape[2 if _along_tokens(name) else 1 :])
+            for name, array in sorted(self.prepared.inputs.items())
+        )
 
 
 @dataclass
 class Padding:
-    """What the passes so far were spent on: ``tokens`` of rows, and positions of ``padding`` behind shorter rows."""
+    """What the passes so far were spent on: ``tokens`` of rows, and positions of ``padding`` behind shorter
+    rows.
+    """
 
     passes: int = 0
     rows: int = 0
@@ -73,27 +82,37 @@ class Padding:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one batch has at most: ``rows``; ``tokens``, padding included; and the share ``padding`` of these."""
+    """What one batch has at most: ``rows``; ``tokens``, padding included; and the share ``padding`` of
+    these.
+    """
 
     rows: int
     tokens: int
     padding: float
 
     def allow(self, count: int, longest: int, tokens: int) -> bool:
-        """Whether so many rows with so many tokens of their own, padded to the longest, are within the bounds."""
+        """Whether so many rows with so many tokens of their own, padded to the longest, are within the
+        bounds.
+        """
         positions = count * longest
-        return count <= self.rows and positions <= self.tokens and positions - tokens <= self.padding * positions
+        return (
+            count <= self.rows and positions <= self.tokens and positions - tokens <= self.padding * positions
+        )
 
 
-def next_batch(waiting: Iterable[EncoderRow], bounds: Bounds,
-               fit: Callable[[Collection[ResidentAdapter | None]], bool]) -> list[EncoderRow]:
-    """The row that has waited longest, and with it rows of about its length, the nearest first, whose adapters ``fit`` together. No row
-    waits for more than those before it; one that is longer than the bounds runs by itself.
+def next_batch(
+    waiting: Iterable[EncoderRow], bounds: Bounds, fit: Callable[[Collection[ResidentAdapter | None]], bool]
+) -> list[EncoderRow]:
+    """The row that has waited longest, and with it rows of about its length, the nearest first, whose
+    adapters ``fit`` together. No row waits for more than those before it; one that is longer than the bounds
+    runs by itself.
     """
     rows = list(islice(waiting, LOOK_AHEAD))
     oldest = rows[0]
     batch, adapters, longest, tokens = [oldest], {oldest.adapter}, oldest.length, oldest.length
-    for row in sorted((row for row in rows[1:] if row.form == oldest.form), key=lambda row: abs(row.length - oldest.length)):
+    for row in sorted(
+        (row for row in rows[1:] if row.form == oldest.form), key=lambda row: abs(row.length - oldest.length)
+    ):
         if len(batch) == bounds.rows:
             break
         if not bounds.allow(len(batch) + 1, max(longest, row.length), tokens + row.length):
@@ -110,16 +129,23 @@ def collated(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> Arrays:
     """Inputs ``[1, ...]`` of rows of one form as one batch, padded on the right behind their tokens.
 
     Example:
-        >>> short, long = ({"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), int)} for ids in ([7], [8, 9]))
+        >>> short, long = ({"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)),
+        ...     int)} for ids in ([7], [8, 9]))
         >>> {name: array.tolist() for name, array in collated([short, long], 0).items()}
         {'input_ids': [[7, 0], [8, 9]], 'attention_mask': [[1, 0], [1, 1]]}
     """
-    return {name: _stacked([row[name] for row in rows], pad_id if name == "input_ids" else 0) if _along_tokens(name)
-            else np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return {
+        name: _stacked([row[name] for row in rows], pad_id if name == "input_ids" else 0)
+        if _along_tokens(name)
+        else np.concatenate([row[name] for row in rows])
+        for name in rows[0]
+    }
 
 
 def _stacked(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
-    stacked = np.full((len(arrays), max(array.shape[1] for array in arrays), *arrays[0].shape[2:]), fill, arrays[0].dtype)
+    stacked = np.full(
+        (len(arrays), max(array.shape[1] for array in arrays), *arrays[0].shape[2:]), fill, arrays[0].dtype
+    )
     for place, array in enumerate(arrays):
         stacked[place, : array.shape[1]] = array[0]
     return stacked

@@ -28,35 +28,64 @@ from .requests import Event
 class EncoderEngine(Engine):
     """Runs a bundle whose rows take one pass each: classifiers, embeddings, answers in a text ...
 
-    A step runs one batch: the request that has waited longest, and others of about its length, with any adapters. It has at most
-    ``max_rows`` rows and ``max_tokens`` positions, of which at most the share ``max_padding`` is padding; a longer row runs by itself.
-    The defaults suit processors, whose caches larger passes leave; a card runs more at once. ``max_length`` is the most tokens of a row, by
-    default those of the model's context. ``adapter_budget`` is the most bytes of adapters that stay in memory without a request.
-    ``padding`` counts what passes were spent on.
+    A step runs one batch: the request that has waited longest, and others of about its length, with any
+    adapters. It has at most ``max_rows`` rows and ``max_tokens`` positions, of which at most the share
+    ``max_padding`` is padding; a longer row runs by itself. The defaults suit processors, whose caches larger
+    passes leave; a card runs more at once. ``max_length`` is the most tokens of a row, by default those of
+    the model's context. ``adapter_budget`` is the most bytes of adapters that stay in memory without a
+    request. ``padding`` counts what passes were spent on.
 
     Raises:
         Unsupported: the rows of the bundle's task do not take one pass each.
 
     Example:
         >>> engine = Engine("bundle")  # doctest: +SKIP
-        >>> requests = [engine.add("Where is my parcel?", "tickets"), engine.add("I love this kettle", "reviews")]  # doctest: +SKIP
+        >>> requests = [engine.add("Where is my parcel?", "tickets"), engine.add("I love this kettle",
+        ...     "reviews")]  # doctest: +SKIP
         >>> [event.result["label"] for event in engine.step()]  # doctest: +SKIP
         ['delivery', 'positive']
     """
 
-    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
-                 max_rows: int = 32, max_length: int | None = None, max_tokens: int = 1024, max_padding: float = 0.1,
-                 adapter_budget: int = 1 << 30, verify: str = "cached") -> None:
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | OpenBundle,
+        provider: str | Device | None = None,
+        *,
+        threads: int | None = None,
+        max_rows: int = 32,
+        max_length: int | None = None,
+        max_tokens: int = 1024,
+        max_padding: float = 0.1,
+        adapter_budget: int = 1 << 30,
+        verify: str = "cached",
+    ) -> None:
         self.bundle: Session = _session(bundle, provider, threads, verify)
         answer = self.bundle.task.answer
         if not isinstance(answer, OnePass):
-            raise Unsupported("the rows of this task do not take one pass each", where=self.bundle.folder, found=self.bundle.task.name)
-        if max_rows < 1 or max_tokens < 1 or (max_length is not None and max_length < 1) or not 0 <= max_padding < 1:
-            raise ConfigError("a batch has at least one row and one token, and less padding than tokens and padding together",
-                              found=f"max_rows {max_rows}, max_length {max_length}, max_tokens {max_tokens}, max_padding {max_padding}")
+            raise Unsupported(
+                "the rows of this task do not take one pass each",
+                where=self.bundle.folder,
+                found=self.bundle.task.name,
+            )
+        if (
+            max_rows < 1
+            or max_tokens < 1
+            or (max_length is not None and max_length < 1)
+            or not 0 <= max_padding < 1
+        ):
+            raise ConfigError(
+                "a batch has at least one row and one token, and less padding than tokens and padding "
+                "together",
+                found=(
+                    f"max_rows {max_rows}, max_length {max_length}, max_tokens {max_tokens}, max_padding "
+                    f"{max_padding}"
+                ),
+            )
         self._room, context = virtual_room(self.bundle.bundle.sites), context_of(self.bundle)
         longest = None if context is None else context - self._room
-        self.max_length = min((length for length in (max_length, longest) if length is not None), default=None)
+        self.max_length = min(
+            (length for length in (max_length, longest) if length is not None), default=None
+        )
         self.ahead = 3 * max_rows  # a row has one step, and batches are chosen among those that wait
         self.max_rows = self.rows_a_turn = max_rows
         self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
@@ -70,25 +99,31 @@ class EncoderEngine(Engine):
         """Whether a request is waiting."""
         return bool(self._messages or self._waiting)
 
-    def add(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any) -> int:
+    def add(
+        self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any
+    ) -> int:
         """Adds a request, and returns its number; any thread may.
 
-        ``prompt`` is a text, token ids, or a row with the columns of the task: ``text`` and ``text_pair``, ``question`` and ``context``,
-        ``image`` ... ``options`` are the task's: ``normalize`` and ``dimensions`` of an embedding. Without an adapter it is a row of the
-        base, or of what is folded into the bundle. The adapter is read here, and the row keeps it, whatever is loaded and unloaded
-        meanwhile.
+        ``prompt`` is a text, token ids, or a row with the columns of the task: ``text`` and ``text_pair``,
+        ``question`` and ``context``, ``image`` ... ``options`` are the task's: ``normalize`` and
+        ``dimensions`` of an embedding. Without an adapter it is a row of the base, or of what is folded into
+        the bundle. The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
 
         Raises:
             UnknownAdapter: there is none of that name.
             BaseMismatch, Unsupported: a pack that belongs to another base or task.
-            ConfigError: the row is not one of this task, or longer than the model's context, or an option is out of range.
+            ConfigError: the row is not one of this task, or longer than the model's context, or an option is
+                out of range.
         """
         row = self.row(prompt, adapter, **options)
         self.submit(row)
         return row.number
 
-    def row(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any) -> EncoderRow:
-        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on.
+    def row(
+        self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any
+    ) -> EncoderRow:
+        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now
+        on.
 
         Raises:
             UnknownAdapter, BaseMismatch, ConfigError: as :meth:`add`.
@@ -96,7 +131,9 @@ class EncoderEngine(Engine):
         pack = self.adapters.of_row(adapter)
         return self.bound(*self.prepared(prompt, **options), pack)
 
-    def prepared(self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any) -> tuple[Prepared, Any]:
+    def prepared(
+        self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any
+    ) -> tuple[Prepared, Any]:
         """A row's inputs and its options, for :meth:`bound`: the part of :meth:`row` that no adapter changes.
 
         Raises:
@@ -107,8 +144,12 @@ class EncoderEngine(Engine):
         if "input_ids" in prepared.inputs:
             require_context(self.bundle, np.array([prepared.tokens + self._room]), self._room)
             if self.max_length is not None and prepared.tokens > self.max_length:
-                raise ConfigError("a row is longer than the engine's rows", expected=f"at most {self.max_length} tokens",
-                                  found=prepared.tokens, remedy="open the engine with a larger max_length")
+                raise ConfigError(
+                    "a row is longer than the engine's rows",
+                    expected=f"at most {self.max_length} tokens",
+                    found=prepared.tokens,
+                    remedy="open the engine with a larger max_length",
+                )
         return prepared, chosen
 
     def bound(self, prepared: Prepared, options: Any, pack: Pack | Mix | None) -> EncoderRow:
@@ -139,7 +180,9 @@ class EncoderEngine(Engine):
                 events.append(self._ended(row, "cancelled"))
 
     def _run(self, rows: Sequence[EncoderRow], events: list[Event]) -> None:
-        """One pass. Where it fails each row goes by itself: the one at fault ends with its error, and the others have their results."""
+        """One pass. Where it fails each row goes by itself: the one at fault ends with its error, and the
+        others have their results.
+        """
         inputs = collated([row.prepared.inputs for row in rows], self.bundle.pad_id)
         try:
             outputs = self._batches.run(inputs, [row.adapter for row in rows], [row.pack for row in rows])
@@ -160,18 +203,38 @@ class EncoderEngine(Engine):
             else:
                 events.append(self._ended(row, "stop", result=result))
 
-    def _ended(self, row: EncoderRow, reason: str, *, result: Mapping[str, Any] | None = None,
-               error: AdapterpackError | None = None) -> Event:
+    def _ended(
+        self,
+        row: EncoderRow,
+        reason: str,
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: AdapterpackError | None = None,
+    ) -> Event:
         if row.adapter is not None:
             self.adapters.released(row.adapter)
-        return Event(row.number, row.digest, finish_reason=reason, error=error, result=result, prompt_tokens=row.prepared.tokens)
+        return Event(
+            row.number,
+            row.digest,
+            finish_reason=reason,
+            error=error,
+            result=result,
+            prompt_tokens=row.prepared.tokens,
+        )
 
 
-def _session(bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None, threads: int | None, verify: str) -> Session:
+def _session(
+    bundle: str | os.PathLike[str] | OpenBundle,
+    provider: str | Device | None,
+    threads: int | None,
+    verify: str,
+) -> Session:
     """A session, which tasks prepare rows with."""
     if isinstance(bundle, Session):
         return bundle
-    return Session(bundle.folder if isinstance(bundle, OpenBundle) else bundle, provider, threads, verify=verify)
+    return Session(
+        bundle.folder if isinstance(bundle, OpenBundle) else bundle, provider, threads, verify=verify
+    )
 
 
 def _row(prompt: str | Sequence[int] | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """The engine of decoders: a decode loop in which rows with different adapters come and go.
 
-Steps take turns: one makes a token for every row whose prompt has been read, the next one reads prompts, up to a budget of tokens.
+Steps take turns: one makes a token for every row whose prompt has been read, the next one reads prompts, up
+to a budget of tokens.
 """
 
 from __future__ import annotations
@@ -46,12 +47,15 @@ LONGEST_POOL = 4096
 
 
 class DecoderEngine(Engine):
-    """Runs a bundle that has the engine's graph: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
+    """Runs a bundle that has the engine's graph: up to ``max_rows`` requests at a time, of up to
+    ``max_length`` positions each.
 
-    ``prefill_budget`` is the most tokens of prompts that a step reads. A step reads one prompt, or several short ones, so that no first
-    token waits until other prompts have been read, too; with ``prompts_together`` it reads as many as the budget allows, which takes a
-    whole batch a little less time. ``adapter_budget`` are the bytes of adapters that stay in memory without a running row, and
-    ``prefix_budget`` those of keys and values that are kept, in the host's memory, for prompts that begin as one before.
+    ``prefill_budget`` is the most tokens of prompts that a step reads. A step reads one prompt, or several
+    short ones, so that no first token waits until other prompts have been read, too; with
+    ``prompts_together`` it reads as many as the budget allows, which takes a whole batch a little less time.
+    ``adapter_budget`` are the bytes of adapters that stay in memory without a running row, and
+    ``prefix_budget`` those of keys and values that are kept, in the host's memory, for prompts that begin as
+    one before.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
@@ -61,15 +65,30 @@ class DecoderEngine(Engine):
     rows_a_turn = 1
     ahead = 2  # a row has many steps: these begin when the first ends
 
-    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
-                 max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, prompts_together: bool = False,
-                 adapter_budget: int = 1 << 30, prefix_budget: int = 256 << 20, verify: str = "cached") -> None:
-        self.bundle = bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | OpenBundle,
+        provider: str | Device | None = None,
+        *,
+        threads: int | None = None,
+        max_rows: int = 8,
+        max_length: int | None = None,
+        prefill_budget: int = 256,
+        prompts_together: bool = False,
+        adapter_budget: int = 1 << 30,
+        prefix_budget: int = 256 << 20,
+        verify: str = "cached",
+    ) -> None:
+        self.bundle = (
+            bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
+        )
         if not self.bundle.bundle.decoder:
             raise without_decoder(self.bundle.bundle, self.bundle.folder)
         if max_rows < 1 or prefill_budget < 1 or (max_length is not None and max_length < 1):
-            raise ConfigError("an engine has at least one row, one position and one token of prompts a step",
-                              found=f"max_rows {max_rows}, max_length {max_length}, prefill_budget {prefill_budget}")
+            raise ConfigError(
+                "an engine has at least one row, one position and one token of prompts a step",
+                found=f"max_rows {max_rows}, max_length {max_length}, prefill_budget {prefill_budget}",
+            )
         context = context_of(self.bundle)
         self.max_rows, self.prefill_budget, self.prompts_together = max_rows, prefill_budget, prompts_together
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
@@ -86,21 +105,30 @@ class DecoderEngine(Engine):
         """Whether a request is waiting or running."""
         return bool(self._messages or self._waiting or len(self.rows))
 
-    def add(self, prompt: Prompt = (), adapter: Named = None, *, features: Mapping[str, np.ndarray] | None = None,
-            cache_salt: str = "", **options: Any) -> int:
+    def add(
+        self,
+        prompt: Prompt = (),
+        adapter: Named = None,
+        *,
+        features: Mapping[str, np.ndarray] | None = None,
+        cache_salt: str = "",
+        **options: Any,
+    ) -> int:
         """Adds a request, and returns its number; any thread may. The row begins when one is free.
 
-        ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``adapter`` a name, a pack, or names with
-        weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added for this row. ``features`` are other inputs ``[1, ...]``:
-        ``image_features``, or in place of a prompt ``input_features`` of speech. What was read of a
-        prompt is known to later rows with the same ``cache_salt``. ``options`` are the fields of
+        ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``adapter`` a
+        name, a pack, or names with weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added for
+        this row. ``features`` are other inputs ``[1, ...]``: ``image_features``, or in place of a prompt
+        ``input_features`` of speech. What was read of a prompt is known to later rows with the same
+        ``cache_salt``. ``options`` are the fields of
         :class:`.Sampling`. The adapter is read here, and the row keeps it, whatever is loaded and unloaded
         meanwhile.
 
         Raises:
             UnknownAdapter: there is none of that name.
             BaseMismatch, Unsupported: a pack that belongs to another base or task.
-            ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or an option is out of range.
+            ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or
+                an option is out of range.
             NotASum: the changes of several adapters cannot be added.
         """
         pack = self.adapters.of_row(adapter)
@@ -110,10 +138,19 @@ class DecoderEngine(Engine):
         self.submit(row)
         return row.number
 
-    def row(self, ids: Sequence[int], pack: Pack | Mix | None, sampling: Sampling, features: Mapping[str, np.ndarray] | None = None,
-            place: int = 0, mask: TokenMask | None = None, cache_salt: str = "") -> Request:
-        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on. Rows of one seed draw
-        different numbers at different places of a batch. ``mask`` is that of the parameters' grammar, where it is compiled already.
+    def row(
+        self,
+        ids: Sequence[int],
+        pack: Pack | Mix | None,
+        sampling: Sampling,
+        features: Mapping[str, np.ndarray] | None = None,
+        place: int = 0,
+        mask: TokenMask | None = None,
+        cache_salt: str = "",
+    ) -> Request:
+        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now
+        on. Rows of one seed draw different numbers at different places of a batch. ``mask`` is that of the
+        parameters' grammar, where it is compiled already.
 
         Raises:
             ConfigError: as :meth:`add`.
@@ -129,8 +166,9 @@ class DecoderEngine(Engine):
             raise
 
     def _step(self) -> list[Event]:
-        """Takes messages in, then either reads prompts or makes a token for every running row. With both to do it alternates, so that a
-        client whose answer has ended can ask again before the next prompts are read.
+        """Takes messages in, then either reads prompts or makes a token for every running row. With both to
+        do it alternates, so that a client whose answer has ended can ask again before the next prompts are
+        read.
         """
         events: list[Event] = []
         self._take_messages(events)
@@ -153,8 +191,15 @@ class DecoderEngine(Engine):
         """The rows that are taken, those included that prompts need once they have been read."""
         return len(self.rows.running) + sum(row.request.answer.width for row in self.rows.reading)
 
-    def _row(self, ids: Sequence[int], adapter: ResidentAdapter | None, sampling: Sampling, features: Mapping[str, np.ndarray],
-             place: int, mask: TokenMask | None) -> Request:
+    def _row(
+        self,
+        ids: Sequence[int],
+        adapter: ResidentAdapter | None,
+        sampling: Sampling,
+        features: Mapping[str, np.ndarray],
+        place: int,
+        mask: TokenMask | None,
+    ) -> Request:
         source: Mapping[str, np.ndarray] = {}
         if self._start is not None:
             ids, source, features = self._start, source_of(self.bundle, ids, features), {}
@@ -162,15 +207,31 @@ class DecoderEngine(Engine):
         total = virtual + len(ids)
         require_context(self.bundle, np.array([total]), virtual)
         if total > self.max_length:
-            raise ConfigError("a prompt is longer than the engine's rows", expected=f"at most {self.max_length} tokens", found=total,
-                              remedy="open the engine with a larger max_length")
+            raise ConfigError(
+                "a prompt is longer than the engine's rows",
+                expected=f"at most {self.max_length} tokens",
+                found=total,
+                remedy="open the engine with a larger max_length",
+            )
         if sampling.num_beams > self.max_rows:
-            raise ConfigError("a beam search needs a row for each beam", where="num_beams", found=sampling.num_beams,
-                              expected=f"at most {self.max_rows} in this engine", remedy="open the engine with more max_rows")
+            raise ConfigError(
+                "a beam search needs a row for each beam",
+                where="num_beams",
+                found=sampling.num_beams,
+                expected=f"at most {self.max_rows} in this engine",
+                remedy="open the engine with more max_rows",
+            )
         room = min(sampling.room(len(ids)), self.max_length - total + 1)  # the last token needs no position
         tokenizer = self.bundle.tokenizer_of(sampling)
         answer = answer_of(tokenizer, sampling, ids, room, place, mask or grammar_mask(tokenizer, sampling))
-        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, source=source, answer=answer)
+        return Request(
+            number=next(self._numbers),
+            prompt=ids,
+            adapter=adapter,
+            features=features,
+            source=source,
+            answer=answer,
+        )
 
     def _take_messages(self, events: list[Event]) -> None:
         while self._messages:
@@ -209,7 +270,9 @@ class DecoderEngine(Engine):
             return error
 
     def _read_prompts(self, events: list[Event]) -> None:
-        """Reads prompts in the order in which they came, a piece at a time where they are longer than the budget."""
+        """Reads prompts in the order in which they came, a piece at a time where they are longer than the
+        budget.
+        """
         enough = self.prefill_budget if self.prompts_together else min(SHORT, self.prefill_budget)
         read = 0
         while read < enough and self.rows.reading:
@@ -228,7 +291,9 @@ class DecoderEngine(Engine):
                 row.beams += others
                 self._take(row, [logits] * row.answer.width, events)
 
-    def _take(self, row: Request, logits: Sequence[np.ndarray | AdapterpackError], events: list[Event]) -> None:
+    def _take(
+        self, row: Request, logits: Sequence[np.ndarray | AdapterpackError], events: list[Event]
+    ) -> None:
         """Gives a request the next token in each of its rows, and ends it where that says so."""
         try:
             taken = row.answer.advance([_given(one) for one in logits])
@@ -244,8 +309,14 @@ class DecoderEngine(Engine):
         if taken.choice is not None:
             events.append(Event(row.number, row.digest, taken.choice.token, taken.choice, row.answer.text))
 
-    def _end(self, row: Request, reason: str, events: list[Event], error: AdapterpackError | None = None,
-             choice: Choice | None = None) -> None:
+    def _end(
+        self,
+        row: Request,
+        reason: str,
+        events: list[Event],
+        error: AdapterpackError | None = None,
+        choice: Choice | None = None,
+    ) -> None:
         if row in self._waiting:
             self._waiting.remove(row)
         else:
@@ -254,8 +325,18 @@ class DecoderEngine(Engine):
         if row.adapter is not None:
             self.adapters.released(row.adapter)
         row.answer.reason = reason
-        events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.answer.text, reason, error,
-                            sequences=row.answer.sequences))
+        events.append(
+            Event(
+                row.number,
+                row.digest,
+                None if choice is None else choice.token,
+                choice,
+                row.answer.text,
+                reason,
+                error,
+                sequences=row.answer.sequences,
+            )
+        )
 
 
 def _any_ready(rows: Sequence[Beam]) -> bool:

@@ -1,4 +1,6 @@
-"""One buffer ``[rows, heads, length, width]`` of keys or values, in memory of the host or of a device, whose rows are read and written."""
+"""One buffer ``[rows, heads, length, width]`` of keys or values, in memory of the host or of a device, whose
+rows are read and written.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ class Buffer(Protocol):
 
 
 class HostBuffer:
-    """A buffer that takes memory a page at a time. numpy asks for huge pages, and a few positions of each row would take all of them.
+    """A buffer that takes memory a page at a time. numpy asks for huge pages, and a few positions of each row
+    would take all of them.
 
     Raises:
         ConfigError: there is no memory for it.
@@ -75,7 +78,8 @@ class HostBuffer:
 
 
 class DeviceBuffer:
-    """A buffer on a device. ONNX Runtime's Python interface copies whole values only, so rows go through graphs of a few nodes there.
+    """A buffer on a device. ONNX Runtime's Python interface copies whole values only, so rows go through
+    graphs of a few nodes there.
 
     Raises:
         ConfigError: there is no memory for it.
@@ -104,7 +108,10 @@ class DeviceBuffer:
 
     def read(self, row: int, start: int, stop: int) -> np.ndarray:
         """See :class:`Buffer`."""
-        binding, found = self._binding("take", row), empty((self.shape[1], stop - start, self.shape[3]), self.dtype)
+        binding, found = (
+            self._binding("take", row),
+            empty((self.shape[1], stop - start, self.shape[3]), self.dtype),
+        )
         binding.bind_ortvalue_output("to", found)
         self._run("take", binding, None, start=start, stop=stop)
         return array_of(found).copy()  # whose memory is the value's
@@ -137,19 +144,27 @@ def buffer(shape: Shape, dtype: np.dtype[Any], started: Started) -> Buffer:
 
 
 def _no_memory(shape: Shape, dtype: np.dtype[Any]) -> ConfigError:
-    return ConfigError("there is no memory for the keys and values of so many rows", found=f"{shape} {dtype} for one of a layer's two",
-                       remedy="open the engine with fewer max_rows or a smaller max_length")
+    return ConfigError(
+        "there is no memory for the keys and values of so many rows",
+        found=f"{shape} {dtype} for one of a layer's two",
+        remedy="open the engine with fewer max_rows or a smaller max_length",
+    )
 
 
 @lru_cache(maxsize=16)
 def _copier(kind: str, dtype: Any, started: Started) -> ort.InferenceSession:
-    """A graph that copies a row (``copy``), takes positions out of it (``take``), or puts a block into it (``put``)."""
+    """A graph that copies a row (``copy``), takes positions out of it (``take``), or puts a block into it
+    (``put``).
+    """
     import onnx_ir as ir  # noqa: PLC0415 - no session on the CPU needs it
 
     of = ir.TensorType(ir.DataType(dtype) if isinstance(dtype, int) else ir.DataType.from_numpy(dtype))
     whole = ir.Value(name="from", shape=ir.Shape(["heads", "length", "width"]), type=of)
     block = ir.Value(name="block", shape=ir.Shape(["heads", "positions", "width"]), type=of)
-    start, stop = (ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64)) for name in ("start", "stop"))
+    start, stop = (
+        ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+        for name in ("start", "stop")
+    )
     axis = ir.node("Constant", [], {"value": ir.tensor(np.array([1], np.int64))})
     first = ir.node("Constant", [], {"value": ir.tensor(np.array([0], np.int64))})
     last = ir.node("Constant", [], {"value": ir.tensor(np.array([np.iinfo(np.int64).max], np.int64))})
@@ -166,8 +181,16 @@ def _copier(kind: str, dtype: Any, started: Started) -> ort.InferenceSession:
         joined = ir.node("Concat", [before.outputs[0], block, after.outputs[0]], {"axis": 1})
         inputs, nodes = [whole, start, stop, block], [axis, first, last, before, after, joined]
     to = nodes[-1].outputs[0]
-    to.name, to.type, to.shape = "to", of, ir.Shape(["heads", "positions" if kind == "take" else "length", "width"])
+    to.name, to.type, to.shape = (
+        "to",
+        of,
+        ir.Shape(["heads", "positions" if kind == "take" else "length", "width"]),
+    )
     model = ir.Model(ir.Graph(inputs, [to], nodes=nodes, opset_imports={"": 21}, name=kind), ir_version=10)
     plain = started.without_capture()
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), plain.session_options(), providers=list(plain.providers),
-                                enable_fallback=0)
+    return ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(),
+        plain.session_options(),
+        providers=list(plain.providers),
+        enable_fallback=0,
+    )

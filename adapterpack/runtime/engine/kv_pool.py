@@ -14,18 +14,20 @@ from .kv_buffers import buffer
 
 
 class Window(NamedTuple):
-    """Consecutive rows of one buffer: the address of their first number, and their shape ``[rows, heads, length, head_dim]``."""
+    """Consecutive rows of one buffer: the address of their first number, and their shape ``[rows, heads,
+    length, head_dim]``.
+    """
 
     address: int
     shape: tuple[int, ...]
 
 
 class KVPool:
-    """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer, allocated once. ``family`` is what
-    the names of the graph's inputs for them begin with.
+    """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer,
+    allocated once. ``family`` is what the names of the graph's inputs for them begin with.
 
-    Rows lie at the beginning of their buffers, so the graph reads and writes any run of consecutive rows where they are. Memory of the CPU
-    is taken from the system when a position is first written.
+    Rows lie at the beginning of their buffers, so the graph reads and writes any run of consecutive rows
+    where they are. Memory of the CPU is taken from the system when a position is first written.
 
     Raises:
         ConfigError: there is no memory for so many rows of so many positions.
@@ -33,8 +35,13 @@ class KVPool:
 
     def __init__(self, graph: OrtModel, rows: int, length: int, family: str = PAST) -> None:
         self.rows, self.length, self.memory = rows, length, graph.memory
-        self._buffers = {name: buffer((rows, value.shape[1], length, value.shape[3]), np.dtype(TYPES[value.type]), graph.started)
-                         for name, value in graph.inputs.items() if name.startswith(family)}
+        self._buffers = {
+            name: buffer(
+                (rows, value.shape[1], length, value.shape[3]), np.dtype(TYPES[value.type]), graph.started
+            )
+            for name, value in graph.inputs.items()
+            if name.startswith(family)
+        }
 
     @property
     def nbytes(self) -> int:
@@ -48,10 +55,18 @@ class KVPool:
     def windows(self, first: int, rows: int) -> Iterator[tuple[str, Window]]:
         """The memory of ``rows`` rows from ``first``, by the graph's input."""
         for name, one in self._buffers.items():
-            yield name, Window(one.address + first * math.prod(one.shape[1:]) * one.dtype.itemsize, (rows, *one.shape[1:]))
+            yield (
+                name,
+                Window(
+                    one.address + first * math.prod(one.shape[1:]) * one.dtype.itemsize,
+                    (rows, *one.shape[1:]),
+                ),
+            )
 
     def write(self, row: int, arrays: Sequence[np.ndarray], start: int = 0) -> None:
-        """Puts keys and values ``[heads, positions, head_dim]``, one array a buffer in their order, into a row from a position on."""
+        """Puts keys and values ``[heads, positions, head_dim]``, one array a buffer in their order, into a
+        row from a position on.
+        """
         for one, array in zip(self._buffers.values(), arrays, strict=True):
             one.write(row, array, start)
 

@@ -1,10 +1,11 @@
-"""Keys and values of prompts that were read before: a row that begins with the same tokens takes them over instead of reading them.
+"""Keys and values of prompts that were read before: a row that begins with the same tokens takes them over
+instead of reading them.
 
-They are kept in blocks of tokens. The key of a block is a hash of everything that its values depend on: the tokens up to its end, and which
-adapter acted at which of them; and of the row's salt, since the time that a prompt takes tells whether
-others have sent its beginning. Tokens at which an adapter does not act have the base's key, so rows with
-different activated LoRAs (aLoRA, https://arxiv.org/abs/2504.12397) share one reading of a conversation up to
-their invocations.
+They are kept in blocks of tokens. The key of a block is a hash of everything that its values depend on: the
+tokens up to its end, and which adapter acted at which of them; and of the row's salt, since the time that a
+prompt takes tells whether others have sent its beginning. Tokens at which an adapter does not act have the
+base's key, so rows with different activated LoRAs (aLoRA, https://arxiv.org/abs/2504.12397) share one reading
+of a conversation up to their invocations.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ class PrefixReuse:
         self._blocks.clear()
 
     def restore(self, row: ReadRow, pool: KVPool, place: int, is_long: bool = False) -> int:
-        """Writes what is known of a row's prompt into its place in the pool, behind its adapter's prompt; how many tokens that are. The
-        last token is never among them: its logits are wanted. Long rows have numbers of their own where the
-        model makes a difference.
+        """Writes what is known of a row's prompt into its place in the pool, behind its adapter's prompt; how
+        many tokens that are. The last token is never among them: its logits are wanted. Long rows have
+        numbers of their own where the model makes a difference.
         """
         start, keys = _virtual(row), list[bytes]()
         for number, key in enumerate(_keys(row, row.prompt[:-1], is_long)):

@@ -22,10 +22,13 @@ class Event:
         adapter: the digest of the pack that the row runs with, None for the base.
         token: the id of the row's new token; None where it ended otherwise.
         choice: how it was chosen, with its log-probability if the request asks for it.
-        text: the answer so far. It is final: the next one begins with it. A beam search has none before its end.
-        finish_reason: why the row ended: ``stop``, ``length``, ``cancelled`` or ``error``; None while it goes on.
+        text: the answer so far. It is final: the next one begins with it. A beam search has none before its
+            end.
+        finish_reason: why the row ended: ``stop``, ``length``, ``cancelled`` or ``error``; None while it goes
+            on.
         error: what went wrong, of a row that ended by ``error``.
-        result: what the row's one pass says, of a task that makes no text: the keys that ``adapterpack run`` adds to such a row.
+        result: what the row's one pass says, of a task that makes no text: the keys that ``adapterpack run``
+            adds to such a row.
         prompt_tokens: how many tokens were read for that.
         sequences: the best sequences of a beam search that has ended, best first.
     """
@@ -51,7 +54,9 @@ class Beam(Row):
 
 @dataclass(eq=False, kw_only=True)
 class Request(Beam):
-    """A row with its number and its answer so far; ``beams`` are all rows that it has, in the order of its answer."""
+    """A row with its number and its answer so far; ``beams`` are all rows that it has, in the order of its
+    answer.
+    """
 
     number: int
     answer: Answer | BeamAnswer
@@ -63,6 +68,12 @@ class Request(Beam):
 
     def another(self) -> Beam:
         """One more row for it."""
-        beam = Beam(prompt=self.prompt, adapter=self.adapter, features=self.features, source=self.source, salt=self.salt)
+        beam = Beam(
+            prompt=self.prompt,
+            adapter=self.adapter,
+            features=self.features,
+            source=self.source,
+            salt=self.salt,
+        )
         beam.request = self
         return beam

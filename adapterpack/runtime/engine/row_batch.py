@@ -1,4 +1,6 @@
-"""The rows that are in the pool, side by side: those that run first, and behind them those whose prompts are being read."""
+"""The rows that are in the pool, side by side: those that run first, and behind them those whose prompts are
+being read.
+"""
 
 from __future__ import annotations
 
@@ -81,17 +83,27 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class RowBatch(Generic[AnyRow]):
-    """Up to ``max_rows`` rows of up to ``max_length`` positions; it runs their passes and knows nothing of text or sampling.
+    """Up to ``max_rows`` rows of up to ``max_length`` positions; it runs their passes and knows nothing of
+    text or sampling.
 
-    ``prefilled`` counts the tokens of prompts that were read, ``reused`` those that were known from rows before; these are kept in up to
-    ``prefix_budget`` bytes.
+    ``prefilled`` counts the tokens of prompts that were read, ``reused`` those that were known from rows
+    before; these are kept in up to ``prefix_budget`` bytes.
     """
 
-    def __init__(self, bundle: OpenBundle, reader: AdapterReader, max_rows: int, max_length: int, prefix_budget: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: OpenBundle,
+        reader: AdapterReader,
+        max_rows: int,
+        max_length: int,
+        prefix_budget: int = 0,
+    ) -> None:
         self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
         self._pool = KVPool(self.graph, max_rows, max_length)
         self._sources = Sources(bundle, self.graph, max_rows)
-        self._feeds = AdapterFeeds(reader.layout, max_rows, HOST if self.graph.started.captures else self.graph.memory)
+        self._feeds = AdapterFeeds(
+            reader.layout, max_rows, HOST if self.graph.started.captures else self.graph.memory
+        )
         self.prefixes = PrefixReuse(prefix_budget)
         self.prefilled = self.reused = 0
         self.running: list[AnyRow] = []
@@ -108,7 +120,9 @@ class RowBatch(Generic[AnyRow]):
         return len(self.running) + len(self.reading)
 
     def cached(self, place: int, length: int) -> dict[str, np.ndarray]:
-        """A copy of the first positions ``[heads, length, width]`` of a row's caches, by the graph's inputs for them."""
+        """A copy of the first positions ``[heads, length, width]`` of a row's caches, by the graph's inputs
+        for them.
+        """
         return dict(zip(dict(self._pool.windows(place, 1)), self._pool.read(place, 0, length), strict=True))
 
     def admit(self, row: AnyRow) -> None:
@@ -119,8 +133,8 @@ class RowBatch(Generic[AnyRow]):
         self.reading.append(row)
 
     def next_to_read(self) -> AnyRow:
-        """The row whose prompt is read next. When its turn comes, what is known of the prompt is taken over, also from rows that were
-        admitted with it.
+        """The row whose prompt is read next. When its turn comes, what is known of the prompt is taken over,
+        also from rows that were admitted with it.
         """
         row = self.reading[0]
         if self.prefixes.budget and not row.begun and not (row.features or row.source):
@@ -132,8 +146,8 @@ class RowBatch(Generic[AnyRow]):
         return row
 
     def prefill(self, tokens: int) -> np.ndarray:
-        """Reads the next tokens of the first prompt that is being read; the logits ``[vocabulary]`` after the last of them. A row whose
-        prompt has been read is one that runs.
+        """Reads the next tokens of the first prompt that is being read; the logits ``[vocabulary]`` after the
+        last of them. A row whose prompt has been read is one that runs.
         """
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
@@ -222,9 +236,9 @@ class RowBatch(Generic[AnyRow]):
         self.running += rows
 
     def rearrange(self, rows: Sequence[AnyRow], parents: Sequence[int]) -> list[AnyRow]:
-        """These running rows of one prompt in another order: the one at each place goes on from the one that was at the place that
-        ``parents`` has there. A row stays where it is for the first that goes on from it; others take the places of rows from which none
-        does.
+        """These running rows of one prompt in another order: the one at each place goes on from the one that
+        was at the place that ``parents`` has there. A row stays where it is for the first that goes on from
+        it; others take the places of rows from which none does.
         """
         free, kept = [row for place, row in enumerate(rows) if place not in parents], set[int]()
         result = []
@@ -242,8 +256,8 @@ class RowBatch(Generic[AnyRow]):
         return result
 
     def remove(self, row: AnyRow, keep: bool = True) -> None:
-        """Takes a row out. The last running row takes the place of one that ran; prompts that are being read keep their order. ``keep``
-        what it has read for others that begin as it did.
+        """Takes a row out. The last running row takes the place of one that ran; prompts that are being read
+        keep their order. ``keep`` what it has read for others that begin as it did.
         """
         if row in self.running:
             place, last = self.running.index(row), len(self.running) - 1
@@ -288,11 +302,13 @@ class RowBatch(Generic[AnyRow]):
         return logits
 
     def _bound(self, first: int, rows: int, feeds: Feeds) -> BoundPass:
-        """A step's pass, made anew, or the one of this shape. A host reads the longest row's length when a run is recorded, so a captured
-        pass has the pool's.
+        """A step's pass, made anew, or the one of this shape. A host reads the longest row's length when a
+        run is recorded, so a captured pass has the pool's.
         """
         if not self.fixed:
-            return BoundPass(self.graph, self._pool, first, rows, feeds, self._sources, features=self._no_features(rows))
+            return BoundPass(
+                self.graph, self._pool, first, rows, feeds, self._sources, features=self._no_features(rows)
+            )
         feed_shapes = tuple((name, tuple(value.shape())) for name, value in feeds.items())
         shape = first, rows, feed_shapes, tuple(self._sources.windows(first, rows))
         one = self._captured.get(shape)
@@ -300,7 +316,16 @@ class RowBatch(Generic[AnyRow]):
             one.feed(feeds)
             return one
         number = len(self._captured) if len(self._captured) < MOST_CAPTURED else None
-        one = BoundPass(self.graph, self._pool, first, rows, feeds, self._sources, features=self._no_features(rows), capture=number)
+        one = BoundPass(
+            self.graph,
+            self._pool,
+            first,
+            rows,
+            feeds,
+            self._sources,
+            features=self._no_features(rows),
+            capture=number,
+        )
         if number is not None:
             self._captured[shape] = one
         return one

@@ -1,8 +1,9 @@
-"""The values of a pack of a fleet for the engine's graph: arrays that all such packs share, and small cores that are multiplied in when a
-row needs them.
+"""The values of a pack of a fleet for the engine's graph: arrays that all such packs share, and small cores
+that are multiplied in when a row needs them.
 
-A change is ``x down core up``, of which ``down`` and ``up`` are the fleet's. The core goes into the narrower of the two, row by row; the
-other is one array for all rows. So memory holds the two once, and of each pack its core.
+A change is ``x down core up``, of which ``down`` and ``up`` are the fleet's. The core goes into the narrower
+of the two, row by row; the other is one array for all rows. So memory holds the two once, and of each pack
+its core.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from .slot_layout import SlotLayout
 
 @dataclass(eq=False)
 class Product:
-    """The values of a slot as a product: parts of the ``shared`` array ``[in, parts k]`` or ``[parts k, out]``, each times a core
-    ``[k, k]``, or zero where there is none. ``columns``: the parts are columns.
+    """The values of a slot as a product: parts of the ``shared`` array ``[in, parts k]`` or ``[parts k,
+    out]``, each times a core ``[k, k]``, or zero where there is none. ``columns``: the parts are columns.
     """
 
     shared: np.ndarray
@@ -40,7 +41,9 @@ class Product:
         return sum(one.codes.nbytes + one.scales.nbytes for one in self.cores if one is not None)
 
     def array(self) -> np.ndarray:
-        """The values: made anew, unless those that were made last are still in use, as they are while a row's prompt is read."""
+        """The values: made anew, unless those that were made last are still in use, as they are while a row's
+        prompt is read.
+        """
         last = None if self._made is None else self._made()
         if last is None:
             last = self._multiplied()
@@ -71,22 +74,36 @@ def array_of(value: SlotValue) -> np.ndarray:
 
 
 class SharedArrays:
-    """Makes the values of packs of fleets, and keeps the arrays that they share for as long as one of them does."""
+    """Makes the values of packs of fleets, and keeps the arrays that they share for as long as one of them
+    does.
+    """
 
     def __init__(self, layout: SlotLayout) -> None:
         self._layout = layout
         self._known: MutableMapping[tuple[str, ...], np.ndarray] = WeakValueDictionary()
 
-    def of(self, factored: Mapping[str, SharedFactors], values: Values) -> tuple[dict[str, SlotValue], frozenset[str]]:
-        """A pack's values, those of its ``factored`` sites in shared arrays and products; and which of them are shared."""
+    def of(
+        self, factored: Mapping[str, SharedFactors], values: Values
+    ) -> tuple[dict[str, SlotValue], frozenset[str]]:
+        """A pack's values, those of its ``factored`` sites in shared arrays and products; and which of them
+        are shared.
+        """
         result: dict[str, SlotValue] = dict(values)
         shared = set()
         for path, site in self._layout.sites.items():
             members = site.members or (path,)
-            ups = [f"{path}.up"] if f"{path}.up" in self._layout.slots else [f"{member}.up" for member in members]
+            ups = (
+                [f"{path}.up"]
+                if f"{path}.up" in self._layout.slots
+                else [f"{member}.up" for member in members]
+            )
             names = [f"{path}.down", *ups]
             cores = [factored.get(member) for member in members]
-            if not set(names) <= values.keys() or not values[names[0]].size or all(core is None for core in cores):
+            if (
+                not set(names) <= values.keys()
+                or not values[names[0]].size
+                or all(core is None for core in cores)
+            ):
                 continue  # no site of these changes, or none of a fleet's
             arrays = self._arrays(path, members, cores, names, values)
             narrow = values[names[0]].size <= sum(values[name].size for name in ups)
@@ -100,8 +117,14 @@ class SharedArrays:
                     result[name] = Product(arrays[name], own, columns=down)
         return result, frozenset(shared)
 
-    def _arrays(self, path: str, members: Sequence[str], cores: Sequence[SharedFactors | None], names: Sequence[str], values: Values
-                ) -> Values:
+    def _arrays(
+        self,
+        path: str,
+        members: Sequence[str],
+        cores: Sequence[SharedFactors | None],
+        names: Sequence[str],
+        values: Values,
+    ) -> Values:
         """The slots of a path with the bases alone, as arrays that every pack of these bases gets."""
         key = tuple("" if core is None else core.bases for core in cores)
         found = {name: array for name in names if (array := self._known.get((name, *key))) is not None}
@@ -110,7 +133,10 @@ class SharedArrays:
             for member, core in zip(members, cores, strict=True):
                 if core is not None:
                     dtype = self._layout.sites[member].dtype
-                    bare[f"{member}.down"], bare[f"{member}.up"] = core.down.T.astype(dtype), core.up.T.astype(dtype)
+                    bare[f"{member}.down"], bare[f"{member}.up"] = (
+                        core.down.T.astype(dtype),
+                        core.up.T.astype(dtype),
+                    )
             made = self._layout.own(bare)
             found = {name: np.ascontiguousarray(made[name]) for name in names}
             for name, array in found.items():

@@ -1,7 +1,9 @@
-"""The slots of the engine's graph: the shape of each for given ranks, and how an adapter's values are put into it.
+"""The slots of the engine's graph: the shape of each for given ranks, and how an adapter's values are put
+into it.
 
-A free axis (a rank, a number of experts, of tokens, of labels) is as long as the widest adapter of a batch needs it. Slots that share an
-axis have one extent for it: ``down`` and ``up`` of a site, and those of several siblings whose products are one.
+A free axis (a rank, a number of experts, of tokens, of labels) is as long as the widest adapter of a batch
+needs it. Slots that share an axis have one extent for it: ``down`` and ``up`` of a site, and those of several
+siblings whose products are one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ Extents = Mapping[Axis, int]
 
 
 class Slot(NamedTuple):
-    """One input of the graph. ``axes`` are extents, or free axes; along the axis ``split``, ``parts`` of that length follow each other."""
+    """One input of the graph. ``axes`` are extents, or free axes; along the axis ``split``, ``parts`` of that
+    length follow each other.
+    """
 
     name: str
     axes: tuple[int | Axis, ...]
@@ -44,12 +48,16 @@ class Slot(NamedTuple):
 
     def shape(self, extents: Extents, least: Extents) -> tuple[int, ...]:
         """The shape of one adapter's values."""
-        lengths = [axis if isinstance(axis, int) else extents.get(axis, least.get(axis, 0)) for axis in self.axes]
+        lengths = [
+            axis if isinstance(axis, int) else extents.get(axis, least.get(axis, 0)) for axis in self.axes
+        ]
         lengths[self.split] *= self.parts
         return tuple(lengths)
 
     def fill(self, target: np.ndarray, array: np.ndarray | None) -> None:
-        """Puts an adapter's values into memory of this slot, or of more room, and what changes nothing around them."""
+        """Puts an adapter's values into memory of this slot, or of more room, and what changes nothing around
+        them.
+        """
         target[...] = self.neutral
         if array is not None:
             own = self._apart(array)
@@ -58,20 +66,30 @@ class Slot(NamedTuple):
     def _apart(self, array: np.ndarray) -> np.ndarray:
         """An array with an axis for the parts."""
         at = self.split
-        return array.reshape(*array.shape[:at], self.parts, array.shape[at] // self.parts, *array.shape[at + 1 :])
+        return array.reshape(
+            *array.shape[:at], self.parts, array.shape[at] // self.parts, *array.shape[at + 1 :]
+        )
 
 
 class SlotLayout:
-    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base's own heads, for adapters without one;
-    ``base`` are the values of a row without an adapter.
+    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base's own heads,
+    for adapters without one; ``base`` are the values of a row without an adapter.
     """
 
     def __init__(self, bundle: Bundle, inputs: Mapping[str, Any], heads: Values) -> None:
-        self.sites = {path: site for path, site in bundle.sites.items() if site.part == MAIN and (site.fields or site.members)}
+        self.sites = {
+            path: site
+            for path, site in bundle.sites.items()
+            if site.part == MAIN and (site.fields or site.members)
+        }
         self.heads = heads
         self.groups = {path: site for path, site in self.sites.items() if site.members}
-        self.joined = {path: int(inputs[name].shape[2]) for path in self.groups if (name := f"{path}.up") in inputs}
-        """The groups whose members' ``up`` factors are the blocks of one matrix, and how many columns it has."""
+        self.joined = {
+            path: int(inputs[name].shape[2]) for path in self.groups if (name := f"{path}.up") in inputs
+        }
+        """The groups whose members' ``up`` factors are the blocks of one matrix, and how many columns it
+        has.
+        """
         self.least: dict[Axis, int] = {}
         self.slots: dict[str, Slot] = {}
         owners = {member: path for path, site in self.groups.items() for member in site.members}
@@ -81,10 +99,18 @@ class SlotLayout:
                     self._add(path, site, field, owners.get(path, path))
         for path, width in self.joined.items():
             group = self.groups[path]
-            self.slots[f"{path}.up"] = Slot(f"{path}.up", (Axis(path, RANK), width), 0, len(group.members), group.dtype,
-                                            neutral("up", group.dtype))
+            self.slots[f"{path}.up"] = Slot(
+                f"{path}.up",
+                (Axis(path, RANK), width),
+                0,
+                len(group.members),
+                group.dtype,
+                neutral("up", group.dtype),
+            )
         self.shares = not any(site.flat and site.positional for site in self.sites.values())
-        """Whether rows of one adapter can share its values: positions are those of rows, where tokens do not lie by row."""
+        """Whether rows of one adapter can share its values: positions are those of rows, where tokens do not
+        lie by row.
+        """
         self.base = self.own({})
 
     def _add(self, path: str, site: MappedSite, field: str, owner: str) -> None:
@@ -95,8 +121,15 @@ class SlotLayout:
                 continue
             axes.append(Axis(owner if axis == RANK else path, axis))
             self.least[axes[-1]] = site.labels or site.out_features if axis == LABELS else LEAST.get(axis, 0)  # type: ignore[index]
-        self.slots[name] = Slot(name, tuple(axes), len(axes) - 1, max(len(site.members), 1), site.dtype, neutral(field, site.dtype),
-                                site.kind == "lookup" and field == "down")
+        self.slots[name] = Slot(
+            name,
+            tuple(axes),
+            len(axes) - 1,
+            max(len(site.members), 1),
+            site.dtype,
+            neutral(field, site.dtype),
+            site.kind == "lookup" and field == "down",
+        )
 
     def own(self, values: Values) -> Values:
         """One adapter's values by slot, without those that it leaves at what changes nothing.
@@ -112,7 +145,10 @@ class SlotLayout:
         for name, array in result.items():
             self._require_fit(name, array)
         replaced = {name.rpartition(".")[0] for name in result if name.endswith(".head")}
-        return {**{name: array for name, array in self.heads.items() if name.rpartition(".")[0] not in replaced}, **result}
+        return {
+            **{name: array for name, array in self.heads.items() if name.rpartition(".")[0] not in replaced},
+            **result,
+        }
 
     def _blocks(self, path: str, values: Values) -> np.ndarray:
         """The members' ``up`` factors in one block-diagonal matrix, taken out of ``values``."""
@@ -128,12 +164,22 @@ class SlotLayout:
     def _require_fit(self, name: str, array: np.ndarray) -> None:
         slot = self.slots.get(name)
         if slot is None:
-            raise Unsupported("the graph has no slot for a part of this adapter", found=name,
-                              remedy="export the bundle again with this adapter among the packs")
-        if len(array.shape) != len(slot.axes) or any(isinstance(axis, int) and axis != length
-                                                     for axis, length in zip(slot.axes, array.shape, strict=True)):
-            raise BaseMismatch("the adapter was made for a layer of another width", where=name, expected=slot.axes, found=array.shape,
-                               remedy="export a bundle of the base that the adapter was made for")
+            raise Unsupported(
+                "the graph has no slot for a part of this adapter",
+                found=name,
+                remedy="export the bundle again with this adapter among the packs",
+            )
+        if len(array.shape) != len(slot.axes) or any(
+            isinstance(axis, int) and axis != length
+            for axis, length in zip(slot.axes, array.shape, strict=True)
+        ):
+            raise BaseMismatch(
+                "the adapter was made for a layer of another width",
+                where=name,
+                expected=slot.axes,
+                found=array.shape,
+                remedy="export a bundle of the base that the adapter was made for",
+            )
 
     def extents(self, values: Values) -> dict[Axis, int]:
         """The lengths of the free axes that an adapter's values have."""
@@ -156,5 +202,8 @@ class SlotLayout:
 
     def ranks(self, extents: Extents) -> dict[str, np.ndarray]:
         """The widths of the parts of each shared slot that the graph splits, by input of the graph."""
-        return {part_ranks(path): np.full(len(group.members), extents.get(Axis(path, RANK), 0), np.int64)
-                for path, group in self.groups.items() if path not in self.joined}
+        return {
+            part_ranks(path): np.full(len(group.members), extents.get(Axis(path, RANK), 0), np.int64)
+            for path, group in self.groups.items()
+            if path not in self.joined
+        }

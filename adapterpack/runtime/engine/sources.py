@@ -1,4 +1,6 @@
-"""What an encoder made of the rows of the pool: the keys and values that their decoder looks at, computed once for each."""
+"""What an encoder made of the rows of the pool: the keys and values that their decoder looks at, computed
+once for each.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from .adapter_feeds import ResidentAdapter
 from .kv_pool import KVPool, Window
 
 _STEP = 64
-"""Positions by which the memory of all rows grows: a decoder looks at as many for each row as the longest one has."""
+"""Positions by which the memory of all rows grows: a decoder looks at as many for each row as the longest one
+has.
+"""
 
 
 class SourceRow(Protocol):
@@ -33,7 +37,8 @@ class SourceRow(Protocol):
 
 
 def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray]) -> Arrays:
-    """The inputs of one row of the bundle's encoder: token ids, or what is ``given`` in their place, such as ``input_features``.
+    """The inputs of one row of the bundle's encoder: token ids, or what is ``given`` in their place, such as
+    ``input_features``.
 
     Raises:
         ConfigError: the encoder does not take them.
@@ -43,12 +48,26 @@ def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray
     graph = bundle.graph(bundle.task.parts[0].name)
     for name, array in arrays.items():
         wanted = list(graph.inputs[name].shape) if name in graph.inputs else None
-        if wanted is None or len(array) != 1 or len(array.shape) != len(wanted) or 0 in array.shape or \
-                any(isinstance(one, int) and one != two for one, two in zip(wanted[1:], array.shape[1:], strict=True)):
-            raise ConfigError("an encoder does not take this input", where=name, found=array.shape,
-                              expected=wanted or ", ".join(graph.inputs))
+        if (
+            wanted is None
+            or len(array) != 1
+            or len(array.shape) != len(wanted)
+            or 0 in array.shape
+            or any(
+                isinstance(one, int) and one != two
+                for one, two in zip(wanted[1:], array.shape[1:], strict=True)
+            )
+        ):
+            raise ConfigError(
+                "an encoder does not take this input",
+                where=name,
+                found=array.shape,
+                expected=wanted or ", ".join(graph.inputs),
+            )
     if bundle.task.parts[0].inputs[0] not in arrays:
-        raise ConfigError("inputs are missing", expected=bundle.task.parts[0].inputs[0], found=", ".join(arrays))
+        raise ConfigError(
+            "inputs are missing", expected=bundle.task.parts[0].inputs[0], found=", ".join(arrays)
+        )
     if "input_ids" in arrays:
         room = virtual_room(bundle.bundle.sites)
         require_context(bundle, np.array([arrays["input_ids"].shape[1] + room]), room)
@@ -62,7 +81,8 @@ def _virtual(row: SourceRow) -> int:
 
 
 class Sources:
-    """The encoder's keys and values of up to ``rows`` rows, side by side as those of the rows themselves; nothing of a decoder alone.
+    """The encoder's keys and values of up to ``rows`` rows, side by side as those of the rows themselves;
+    nothing of a decoder alone.
 
     The memory is as long as the longest row needs it, and given back when no row is left.
     """
@@ -73,16 +93,19 @@ class Sources:
         self._pool: KVPool | None = None
 
     def read(self, row: SourceRow, place: int) -> bool:
-        """Runs the encoder on a row and puts what it gives into its place, behind those of the rows so far; whether the memory of all rows
-        is another one now.
+        """Runs the encoder on a row and puts what it gives into its place, behind those of the rows so far;
+        whether the memory of all rows is another one now.
         """
         outputs = self._encoded(row)
         arrays = [outputs[name][0] for name in self._decoder.inputs if name.startswith(ENCODED)]
         length = int(arrays[0].shape[1]) - virtual_room(self.bundle.bundle.sites) + _virtual(row)
         row.source_length, arrays = length, [array[:, :length] for array in arrays]
         if self._pool is not None and not self._ragged and self._pool.length != length:
-            raise ConfigError("what the encoder reads is of one length for all rows", found=f"{length} positions",
-                              expected=self._pool.length)
+            raise ConfigError(
+                "what the encoder reads is of one length for all rows",
+                found=f"{length} positions",
+                expected=self._pool.length,
+            )
         moved = self._pool is None or self._pool.length < length
         if moved:
             self._grow(length, place)
@@ -98,7 +121,9 @@ class Sources:
     def windows(self, first: int, rows: int) -> Iterator[tuple[str, Any, Window]]:
         """The memory of ``rows`` rows from ``first`` by the graph's input, each with its float type."""
         if self._pool is not None:
-            yield from ((name, self._pool.dtype(name), window) for name, window in self._pool.windows(first, rows))
+            yield from (
+                (name, self._pool.dtype(name), window) for name, window in self._pool.windows(first, rows)
+            )
 
     def forget(self) -> None:
         """Gives the memory back."""
@@ -122,7 +147,8 @@ class Sources:
             feeds[ADAPTER_POSITIONS] = whole if acts is None else acts.mask(ids, whole, whole, None)
         if ADAPTER_IDS in graph.inputs:
             feeds[ADAPTER_IDS] = np.zeros(1, np.int64)
-        values = {name: value_of(np.ascontiguousarray(graph.fitting(name, array)))
-                  for name, array in feeds.items()}
+        values = {
+            name: value_of(np.ascontiguousarray(graph.fitting(name, array))) for name, array in feeds.items()
+        }
         slots = {} if row.adapter is None else row.adapter.source_feeds(graph.memory)
         return {name: array_of(value) for name, value in graph.call({**values, **slots}).items()}

@@ -15,8 +15,8 @@ from .token_chooser import Choice, TokenChooser, TokenMask
 
 
 class Taken(NamedTuple):
-    """What an answer took in a step: for each of its rows from then on the row that it goes on from, and its token; and the choice that is
-    passed on to the caller, if one is.
+    """What an answer took in a step: for each of its rows from then on the row that it goes on from, and its
+    token; and the choice that is passed on to the caller, if one is.
     """
 
     parents: tuple[int, ...]
@@ -25,7 +25,9 @@ class Taken(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """One of the best sequences of a beam search: its tokens without the one at which it ended, its text, its score, and why it ended."""
+    """One of the best sequences of a beam search: its tokens without the one at which it ended, its text, its
+    score, and why it ended.
+    """
 
     ids: tuple[int, ...]
     text: str
@@ -34,10 +36,12 @@ class Ending(NamedTuple):
 
 
 class Answer:
-    """What a row says to ``prompt``, its tokens, in at most ``room`` tokens. Rows of one seed draw different numbers at different places.
+    """What a row says to ``prompt``, its tokens, in at most ``room`` tokens. Rows of one seed draw different
+    numbers at different places.
 
-    ``chooser`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None while it goes on. ``width`` is
-    how many rows of the pool it needs, and ``sequences`` are the best sequences of a beam search.
+    ``chooser`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None
+    while it goes on. ``width`` is how many rows of the pool it needs, and ``sequences`` are the best
+    sequences of a beam search.
     """
 
     width = 1
@@ -88,7 +92,9 @@ class Answer:
         return Taken((0,), (choice.token,), choice if self.take(choice) else None)
 
     def take(self, choice: Choice) -> bool:
-        """Adds the next token. False of an end token behind which no text was kept back: there is nothing to pass on."""
+        """Adds the next token. False of an end token behind which no text was kept back: there is nothing to
+        pass on.
+        """
         before, at_end = self.text, choice.token in self._ends
         self.choices.append(choice)
         if not at_end:

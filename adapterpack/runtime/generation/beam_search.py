@@ -1,4 +1,5 @@
-"""Beam search as transformers does it: of all continuations of a row's beams the likeliest go on, and the best that end are its answers.
+"""Beam search as transformers does it: of all continuations of a row's beams the likeliest go on, and the
+best that end are its answers.
 
 Scores are sums of log-probabilities, divided by ``length ** length_penalty`` once a sequence has ended.
 Source: ``GenerationMixin._beam_search`` of transformers 5.
@@ -21,7 +22,9 @@ from .token_chooser import FEWER, TokenChooser, TokenMask
 _NEVER = np.float32(-1e9)
 """The score of what does not count: below that of any real sequence."""
 _DEAD = np.float32(-1e8)
-"""A beam with a lower score is one of those that fill up the number of beams where there are not enough real ones."""
+"""A beam with a lower score is one of those that fill up the number of beams where there are not enough real
+ones.
+"""
 
 
 class _Beam(NamedTuple):
@@ -41,8 +44,8 @@ class _Finished(NamedTuple):
 
 
 class BeamAnswer:
-    """The answers to ``prompt`` of at most ``room`` tokens by ``sampling.num_beams`` beams, each of which is a row of its own. The best
-    are there once all have ended; see :class:`.Answer` for the rest.
+    """The answers to ``prompt`` of at most ``room`` tokens by ``sampling.num_beams`` beams, each of which is
+    a row of its own. The best are there once all have ended; see :class:`.Answer` for the rest.
     """
 
     logprobs = None
@@ -79,22 +82,28 @@ class BeamAnswer:
         return self.sequences[0].ids if self.sequences else ()
 
     def advance(self, logits: Sequence[np.ndarray]) -> Taken:
-        """Takes one more token in every beam, from their logits ``[vocabulary]``, which are all the prompt's at first.
+        """Takes one more token in every beam, from their logits ``[vocabulary]``, which are all the prompt's
+        at first.
 
         Raises:
             NonFinite: the logits of a beam are not finite.
             ConfigError: no token may follow in any beam.
         """
         dead = self._scores < _DEAD
-        totals = np.stack([np.full(len(row), -np.inf, np.float32) if out else beam.chooser.log_probs(row) + score
-                           for row, beam, score, out in zip(logits, self._beams, self._scores, dead, strict=True)])
+        totals = np.stack(
+            [
+                np.full(len(row), -np.inf, np.float32) if out else beam.chooser.log_probs(row) + score
+                for row, beam, score, out in zip(logits, self._beams, self._scores, dead, strict=True)
+            ]
+        )
         places = _largest(totals.ravel(), max(2, 1 + len(self._ends)) * self.width)
         scores, (parents, tokens) = totals.ravel()[places], np.divmod(places, totals.shape[1])
         if not np.isfinite(scores[0]):
-            raise ConfigError("no token may follow", where="the row's parameters",
-                              remedy=FEWER)
-        candidates = [self._continued(int(parent), int(token), np.isfinite(score))
-                      for parent, token, score in zip(parents, tokens, scores, strict=True)]
+            raise ConfigError("no token may follow", where="the row's parameters", remedy=FEWER)
+        candidates = [
+            self._continued(int(parent), int(token), np.isfinite(score))
+            for parent, token, score in zip(parents, tokens, scores, strict=True)
+        ]
         reasons = [self._reason(beam) for beam in candidates]
         ended = np.array([reason is not None for reason in reasons])
         going = np.maximum(scores, _NEVER) + np.where(ended, _NEVER, np.float32(0))
@@ -102,7 +111,9 @@ class BeamAnswer:
         self._finish(scores, candidates, reasons)
         self._beams, self._scores = [candidates[place] for place in chosen], going[chosen]
         self._end_if_done(len(candidates[0].ids), bool(ended.all()))
-        return Taken(tuple(int(parents[place]) for place in chosen), tuple(int(tokens[place]) for place in chosen))
+        return Taken(
+            tuple(int(parents[place]) for place in chosen), tuple(int(tokens[place]) for place in chosen)
+        )
 
     def _continued(self, parent: int, token: int, real: bool) -> _Beam:
         """A beam with one more token; ``real`` if that may follow."""
@@ -116,14 +127,27 @@ class BeamAnswer:
         """Why a sequence ends here, if it does."""
         options = self._sampling
         text = self._tokenizer.decode(list(beam.ids), options.skip_special_tokens) if options.stop else ""
-        stops = beam.ids[-1] in self._ends or beam.chooser.finished or any(stop in text for stop in options.stop if stop)
+        stops = (
+            beam.ids[-1] in self._ends
+            or beam.chooser.finished
+            or any(stop in text for stop in options.stop if stop)
+        )
         return "stop" if stops else "length" if len(beam.ids) == self._room else None
 
     def _finish(self, scores: np.ndarray, candidates: Sequence[_Beam], reasons: Sequence[str | None]) -> None:
-        """Puts those among the best candidates that have ended among the best sequences, as many as there are beams."""
-        ended = [_Finished(score, beam.ids, reason, True) for score, beam, reason in zip(
-            scores / np.float32(len(candidates[0].ids) ** self._sampling.length_penalty), candidates[: self.width], reasons, strict=False)
-            if reason is not None and np.isfinite(score)]
+        """Puts those among the best candidates that have ended among the best sequences, as many as there are
+        beams.
+        """
+        ended = [
+            _Finished(score, beam.ids, reason, True)
+            for score, beam, reason in zip(
+                scores / np.float32(len(candidates[0].ids) ** self._sampling.length_penalty),
+                candidates[: self.width],
+                reasons,
+                strict=False,
+            )
+            if reason is not None and np.isfinite(score)
+        ]
         self._finished = sorted([*self._finished, *ended], key=lambda one: -one.score)[: self.width]
 
     def _end_if_done(self, length: int, all_ended: bool) -> None:
@@ -134,7 +158,9 @@ class BeamAnswer:
         improvable = any(best > (worst if one.done else _NEVER) for one in self._finished)
         if improvable and not (finished and options.early_stopping is True) and not all_ended:
             return
-        self.sequences = tuple(self._ending(one) for one in self._finished[: options.num_return_sequences] if one.done)
+        self.sequences = tuple(
+            self._ending(one) for one in self._finished[: options.num_return_sequences] if one.done
+        )
         self.reason = self.sequences[0].finish_reason if self.sequences else "length"
 
     def _ending(self, one: _Finished) -> Ending:

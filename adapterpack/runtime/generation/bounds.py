@@ -11,7 +11,9 @@ from ..text.model_files import MAX_ID
 
 MAX_TOKENS = (1 << 31) - 1
 MAX_ENTRIES = 1024
-"""The most entries of a list: tokens of ``logit_bias`` and of ``stop_token_ids``, words of ``bad_words_ids``."""
+"""The most entries of a list: tokens of ``logit_bias`` and of ``stop_token_ids``, words of
+``bad_words_ids``.
+"""
 
 
 class Range(NamedTuple):
@@ -30,9 +32,13 @@ class Range(NamedTuple):
         """
         right = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
         if not right or not self.least <= value <= self.most or (self.above and value == self.least):
-            raise ConfigError("a sampling parameter is out of range", where=name, found=repr(value)[:80],
-                              expected=f"a {'whole ' * (self.kind is int)}number {'above' if self.above else 'from'} {self.least}"
-                                       f" {'and up ' * self.above}to {self.most}")
+            raise ConfigError(
+                "a sampling parameter is out of range",
+                where=name,
+                found=repr(value)[:80],
+                expected=f"a {'whole ' * (self.kind is int)}number {'above' if self.above else 'from'} "
+                f"{self.least} {'and up ' * self.above}to {self.most}",
+            )
         return self.kind(value)
 
 
@@ -46,7 +52,12 @@ def read_ids(name: str, ids: Any) -> tuple[int, ...]:
         ConfigError: it is none.
     """
     if isinstance(ids, str) or not isinstance(ids, Collection) or len(ids) > MAX_ENTRIES:
-        raise ConfigError("these are no token ids", where=name, found=repr(ids)[:80], expected=f"at most {MAX_ENTRIES} numbers")
+        raise ConfigError(
+            "these are no token ids",
+            where=name,
+            found=repr(ids)[:80],
+            expected=f"at most {MAX_ENTRIES} numbers",
+        )
     return tuple(int(TOKEN_ID.read(name, token)) for token in ids)
 
 
@@ -57,5 +68,9 @@ def require_in_vocabulary(name: str, largest: int, size: int) -> None:
         ConfigError: it has not.
     """
     if largest >= size:
-        raise ConfigError("a parameter names a token that the model does not have", where=name, found=largest,
-                          expected=f"at most {size - 1}")
+        raise ConfigError(
+            "a parameter names a token that the model does not have",
+            where=name,
+            found=largest,
+            expected=f"at most {size - 1}",
+        )

@@ -1,4 +1,6 @@
-"""The passes of a decoder over a batch: prefill over the prompts, then one step for each new token; one class a kind of model."""
+"""The passes of a decoder over a batch: prefill over the prompts, then one step for each new token; one class
+a kind of model.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,9 @@ from .start import start_ids
 
 
 class Decoder(Protocol):
-    """A batch that text is generated for. ``prompts`` are the tokens that the decoder begins each row with; ``last`` ``[rows]`` says where
-    prefill has the logits of each row's next token; ``lengths`` ``[rows]`` are the positions that prefill takes; ``virtual`` of them are
-    those of adapters' prompts.
+    """A batch that text is generated for. ``prompts`` are the tokens that the decoder begins each row with;
+    ``last`` ``[rows]`` says where prefill has the logits of each row's next token; ``lengths`` ``[rows]`` are
+    the positions that prefill takes; ``virtual`` of them are those of adapters' prompts.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -40,9 +42,13 @@ class Decoder(Protocol):
 
 
 class DecoderOnly:
-    """A causal language model on a cache that each pass gives anew, with images where its graph takes some."""
+    """A causal language model on a cache that each pass gives anew, with images where its graph takes
+    some.
+    """
 
-    def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
+    def __init__(
+        self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays
+    ) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.prompts = rows
         self.batch = pad(rows, session.pad_id, left=session.pads_left)
@@ -59,8 +65,18 @@ class DecoderOnly:
         self.mask = self.prefix.covering(self.batch["attention_mask"])
         acting = self.run.acting(self.batch)
         self.acted = acted(acting, None)
-        images = {} if not self.given else run_parts(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
-        inputs = {**self.batch, **images, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
+        images = (
+            {}
+            if not self.given
+            else run_parts(
+                session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1]
+            )
+        )
+        inputs = {
+            **self.batch,
+            **images,
+            **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {}),
+        }
         inputs["position_ids"] = self._places(inputs["input_ids"].shape[1]) - self.prefix.lengths
         return self.run(values(complete(session, session.task.main, inputs, self.run)))
 
@@ -85,7 +101,11 @@ class DecoderOnly:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
         graph = self.session.graph(MAIN)
-        feeds = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
+        feeds = {
+            name: graph.fitting(name, array)
+            for name, array in {**step, ADAPTER_POSITIONS: acting}.items()
+            if name in graph.inputs
+        }
         return self.run({**values(feeds), **grown(outputs)}, MAIN)
 
     def _places(self, tokens: int) -> np.ndarray:
@@ -95,10 +115,18 @@ class DecoderOnly:
 
 
 class EncoderDecoder:
-    """A decoder on the keys and values of an encoder, which reads each row once. ``start`` are the tokens that its rows begin with."""
+    """A decoder on the keys and values of an encoder, which reads each row once. ``start`` are the tokens
+    that its rows begin with.
+    """
 
-    def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays,
-                 start: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        session: OpenBundle,
+        rows: Sequence[Sequence[int]],
+        names: list[str | None],
+        given: Arrays,
+        start: Sequence[int] | None = None,
+    ) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.inputs = given or pad(rows, session.pad_id, left=False)
         self.start = start_ids(session) if start is None else start
@@ -111,13 +139,21 @@ class EncoderDecoder:
         """See :class:`Decoder`."""
         start = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
         encoded = run_parts(self.session, self.inputs, self.names, self.run)
-        feeds = values(complete(self.session, self.session.task.main, {**self.inputs, **encoded, **start}, self.run))
-        self.encoded = {name: value for name, value in feeds.items() if name.startswith(ENCODED) or name == "attention_mask"}
+        feeds = values(
+            complete(self.session, self.session.task.main, {**self.inputs, **encoded, **start}, self.run)
+        )
+        self.encoded = {
+            name: value
+            for name, value in feeds.items()
+            if name.startswith(ENCODED) or name == "attention_mask"
+        }
         return self.run(feeds, MAIN)
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`Decoder`."""
-        return self.run({**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **grown(outputs)}, MAIN)
+        return self.run(
+            {**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **grown(outputs)}, MAIN
+        )
 
 
 def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
@@ -127,4 +163,8 @@ def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
 
 def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """The cache among a pass's outputs, as the next pass takes it."""
-    return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
+    return {
+        PAST + name.removeprefix(PRESENT): value
+        for name, value in outputs.items()
+        if name.startswith(PRESENT)
+    }

@@ -1,4 +1,6 @@
-"""Generates text: one pass over the prompts of a batch, then one step a token, each row with its own adapter."""
+"""Generates text: one pass over the prompts of a batch, then one step a token, each row with its own
+adapter.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,17 @@ from .structured import grammar_mask
 from .token_chooser import Choice, choose
 
 Emit = Callable[[int, int, str], None]
-"""Called with (row, token id, text so far) for every new token. The text is final: the next one begins with it, and the last one is the
-answer's. The end token of a row is passed on, too, if there is text that was kept back until then."""
+"""Called with (row, token id, text so far) for every new token. The text is final: the next one begins with
+it, and the last one is the answer's. The end token of a row is passed on, too, if there is text that was kept
+back until then.
+"""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One row's answer: its text, its new token ids, why it ended (``stop`` or ``length``), and which adapter made it; ``logprobs`` has
-    the choice of each id with its log-probabilities, if the call asks for them. Of a beam search ``sequences`` are the best ones, as many
-    as the call asks for; the first is the answer.
+    """One row's answer: its text, its new token ids, why it ended (``stop`` or ``length``), and which adapter
+    made it; ``logprobs`` has the choice of each id with its log-probabilities, if the call asks for them. Of
+    a beam search ``sequences`` are the best ones, as many as the call asks for; the first is the answer.
     """
 
     text: str
@@ -51,25 +55,34 @@ class Generation:
 
 
 def generate(
-    session: OpenBundle, prompts: Sequence[Prompt], adapters: Mixes = None, sampling: Sampling | None = None, emit: Emit | None = None,
+    session: OpenBundle,
+    prompts: Sequence[Prompt],
+    adapters: Mixes = None,
+    sampling: Sampling | None = None,
+    emit: Emit | None = None,
     given: Arrays | None = None,
 ) -> list[Generation]:
-    """Answers to ``prompts``, all in one batch, each row with its own adapter, or with the sum of several times their weights.
+    """Answers to ``prompts``, all in one batch, each row with its own adapter, or with the sum of several
+    times their weights.
 
-    A prompt is a text (of a decoder: one user message), a list of messages, or a list of token ids. ``given`` are other inputs:
-    ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of speech.
+    A prompt is a text (of a decoder: one user message), a list of messages, or a list of token ids. ``given``
+    are other inputs: ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of
+    speech.
 
     Raises:
         Unsupported: the bundle does not generate, or has no graph for a beam search or for sums of adapters.
         NotASum: the changes of several adapters cannot be added.
         UnknownAdapter: a name that the bundle does not hold.
-        ConfigError: a prompt without a token, or for which the model has no positions; the error names the row. Or a row for which no
-            token may follow.
+        ConfigError: a prompt without a token, or for which the model has no positions; the error names the
+            row. Or a row for which no token may follow.
         NonFinite: the model gives NaN or infinity for a row.
     """
     if not session.task.generates:
-        raise Unsupported("the bundle does not generate text", found=session.bundle.task,
-                          expected=", ".join(task.name for task in TASKS.values() if task.generates))
+        raise Unsupported(
+            "the bundle does not generate text",
+            found=session.bundle.task,
+            expected=", ".join(task.name for task in TASKS.values() if task.generates),
+        )
     others = dict(given or {})
     rows = map_rows(prompts, partial(prompt_ids, session))
     count = len(rows) or next((array.shape[0] for array in others.values()), 0)
@@ -77,14 +90,24 @@ def generate(
         return []
     options = sampling or Sampling()
     chosen, sums = _chosen(session, adapters, count)
-    names = [None if adapter is None else adapter if isinstance(adapter, str) else adapter.name for adapter in chosen]
+    names = [
+        None if adapter is None else adapter if isinstance(adapter, str) else adapter.name
+        for adapter in chosen
+    ]
     if options.num_beams > 1 and emit is not None:
-        raise ConfigError("a beam search has no tokens to pass on before its end", where="emit", remedy="leave it out, or give num_beams=1")
+        raise ConfigError(
+            "a beam search has no tokens to pass on before its end",
+            where="emit",
+            remedy="leave it out, or give num_beams=1",
+        )
     if session.bundle.decoder:
         return _by_engine(session, rows, chosen, names, options, emit, others)
     if sums:
-        raise Unsupported("adapters are added on the engine's graph, which this bundle does not have", where=session.folder,
-                          remedy="export it with --static-cache")
+        raise Unsupported(
+            "adapters are added on the engine's graph, which this bundle does not have",
+            where=session.folder,
+            remedy="export it with --static-cache",
+        )
     if options.num_beams > 1:
         raise without_decoder(session.bundle, session.folder)
     decoder = decoder_of(session)(session, rows, names, others)
@@ -111,48 +134,90 @@ def generate(
     return _generations(answers, names, [len(row) for row in rows] or [0] * count)
 
 
-def _generations(answers: Sequence[Answer | BeamAnswer], names: Sequence[str | None], lengths: Sequence[int]) -> list[Generation]:
-    return [Generation(answer.text, answer.ids, answer.reason or "length", name, length, answer.logprobs, answer.sequences)
-            for answer, name, length in zip(answers, names, lengths, strict=True)]
+def _generations(
+    answers: Sequence[Answer | BeamAnswer], names: Sequence[str | None], lengths: Sequence[int]
+) -> list[Generation]:
+    return [
+        Generation(
+            answer.text,
+            answer.ids,
+            answer.reason or "length",
+            name,
+            length,
+            answer.logprobs,
+            answer.sequences,
+        )
+        for answer, name, length in zip(answers, names, lengths, strict=True)
+    ]
 
 
 def _chosen(session: OpenBundle, adapters: Mixes, count: int) -> tuple[list[str | Pack | Mix | None], bool]:
     """The adapter of each row, by its name or as a sum; and whether there are sums."""
-    rows = [adapters] * count if isinstance(adapters, Mapping) else [] if adapters is None or isinstance(adapters, str) else list(adapters)
+    rows = (
+        [adapters] * count
+        if isinstance(adapters, Mapping)
+        else []
+        if adapters is None or isinstance(adapters, str)
+        else list(adapters)
+    )
     if not any(isinstance(row, Mapping) for row in rows):
         return list(session.names(adapters, count)), False  # type: ignore[arg-type]
     names = session.names([None if isinstance(row, Mapping) else row for row in rows], count)
-    return [mixed((session.pack(part), weight) for part, weight in row.items()) if isinstance(row, Mapping) else name
-            for row, name in zip(rows, names, strict=True)], True
+    return [
+        mixed((session.pack(part), weight) for part, weight in row.items())
+        if isinstance(row, Mapping)
+        else name
+        for row, name in zip(rows, names, strict=True)
+    ], True
 
 
-def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], chosen: Sequence[str | Pack | Mix | None], names: Sequence[str | None],
-               options: Sampling, emit: Emit | None, given: Arrays) -> list[Generation]:
+def _by_engine(
+    session: OpenBundle,
+    rows: Sequence[Sequence[int]],
+    chosen: Sequence[str | Pack | Mix | None],
+    names: Sequence[str | None],
+    options: Sampling,
+    emit: Emit | None,
+    given: Arrays,
+) -> list[Generation]:
     packs = [session.pack(adapter) if isinstance(adapter, str) else adapter for adapter in chosen]
     features: list[dict[str, np.ndarray]] = [{} for _ in names]
     if given and session.task.has_encoder:
-        features, rows = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(names))], [()] * len(names)
+        features, rows = (
+            [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(names))],
+            [()] * len(names),
+        )
     elif given:
         if any(isinstance(adapter, Mix) for adapter in chosen):
-            raise Unsupported("adapters cannot be added in rows with images", where=session.folder, remedy="name one a row")
+            raise Unsupported(
+                "adapters cannot be added in rows with images", where=session.folder, remedy="name one a row"
+            )
         batch = pad(rows, session.pad_id, left=session.pads_left)
         images = run_parts(session, {**given, **batch}, names, parts=session.task.parts[:-1])
-        features = [{name: array[row : row + 1] for name, array in images.items()} for row in range(len(rows))]
+        features = [
+            {name: array[row : row + 1] for name, array in images.items()} for row in range(len(rows))
+        ]
     ended = session.once("engine", SessionEngine).run(session, rows, packs, options, emit, features)
     return _generations([row.answer for row in ended], names, [len(row) for row in rows])
 
 
 def _room(session: OpenBundle, length: int, most: int) -> int:
-    """How many tokens may follow a row: as many as it has positions for, and one, whose position nobody needs."""
+    """How many tokens may follow a row: as many as it has positions for, and one, whose position nobody
+    needs.
+    """
     context = context_of(session)
     return most if context is None else min(most, context - length + 1)
 
 
 def _taken(answers: Sequence[Answer], logits: np.ndarray, emit: Emit | None) -> np.ndarray:
-    """Chooses one new token for every row that has not ended, from ``logits`` ``[rows, vocabulary]``; ``[rows]``."""
+    """Chooses one new token for every row that has not ended, from ``logits`` ``[rows, vocabulary]``;
+    ``[rows]``.
+    """
     tokens = np.zeros(len(answers), np.int64)  # a row that has ended is fed, too, and needs some token
     going = [row for row, answer in enumerate(answers) if not answer.reason]
-    for row, choice in zip(going, choose(logits[going], [answers[row].chooser for row in going]), strict=True):
+    for row, choice in zip(
+        going, choose(logits[going], [answers[row].chooser for row in going]), strict=True
+    ):
         if choice.error is not None:
             with row_errors(row + 1):
                 raise choice.error

@@ -1,4 +1,6 @@
-"""Compiles a grammar of a stranger where it can do no harm: the function that a sandbox calls. It imports llguidance and little else."""
+"""Compiles a grammar of a stranger where it can do no harm: the function that a sandbox calls. It imports
+llguidance and little else.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _STACK = 1 << 20
-"""A fraction of what any thread of the caller has: a grammar that compiles on this stack does not break a larger one."""
+"""A fraction of what any thread of the caller has: a grammar that compiles on this stack does not break a
+larger one.
+"""
 _DEFAULTS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""JSON is written on one line, with a space after commas and colons or without: free white space can go on for ever. The schema's own
-``x-guidance`` may say otherwise."""
+"""JSON is written on one line, with a space after commas and colons or without: free white space can go on
+for ever. The schema's own ``x-guidance`` may say otherwise.
+"""
 
 
 def check(request: bytes) -> bytes:
@@ -26,7 +31,9 @@ def check(request: bytes) -> bytes:
 
 
 def limits() -> Any:
-    """What compiling a grammar and one step of it may take: lower than llguidance's own limits, and above what real grammars need."""
+    """What compiling a grammar and one step of it may take: lower than llguidance's own limits, and above
+    what real grammars need.
+    """
     from llguidance import LLParserLimits  # noqa: PLC0415 - an extra
 
     return LLParserLimits(max_items_in_row=1000, max_lexer_states=20_000, verbose_errors=False)

@@ -14,21 +14,34 @@ Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 """A text (of a decoder: one user message), a list of messages, or a list of token ids."""
 
 
-def prompt_ids(session: OpenBundle, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), raw: bool = False) -> list[int]:
-    """The tokens of a prompt; ``tools`` are those that a chat template shows. A ``raw`` text is read as it is, without the template.
+def prompt_ids(
+    session: OpenBundle, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), raw: bool = False
+) -> list[int]:
+    """The tokens of a prompt; ``tools`` are those that a chat template shows. A ``raw`` text is read as it
+    is, without the template.
 
     Raises:
-        ConfigError: it is none, has no token, or one that the model does not have; or it is ``raw`` and consists of messages.
+        ConfigError: it is none, has no token, or one that the model does not have; or it is ``raw`` and
+            consists of messages.
     """
     items = [prompt] if isinstance(prompt, str) else list(prompt)
     if items and all(type(item) is int for item in items):
         return _checked_ids(session, items)  # type: ignore[arg-type]
-    if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
-        raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
+    if not isinstance(prompt, str) and not all(
+        isinstance(item, Mapping) and "content" in item for item in items
+    ):
+        raise ConfigError(
+            "a prompt is a text, a list of messages with role and content, or a list of token ids",
+            found=repr(prompt)[:80],
+        )
     if raw and not isinstance(prompt, str):
-        raise ConfigError("messages cannot be read without the chat template", found=repr(prompt)[:80],
-                          remedy="give a text as prompt, or leave --raw (raw=True) out")
-    if isinstance(prompt, str) and (raw or not session.task.pads_left):  # an encoder always reads the text as it is
+        raise ConfigError(
+            "messages cannot be read without the chat template",
+            found=repr(prompt)[:80],
+            remedy="give a text as prompt, or leave --raw (raw=True) out",
+        )
+    # an encoder always reads the text as it is
+    if isinstance(prompt, str) and (raw or not session.task.pads_left):
         ids = session.tokenizer.encode(prompt)
     else:
         ids = session.tokenizer.prompt(prompt, tools) if items else []  # type: ignore[arg-type]
@@ -43,5 +56,9 @@ def _checked_ids(session: OpenBundle, ids: list[int]) -> list[int]:
     most = vocabulary - 1 if type(vocabulary) is int else MAX_ID
     wrong = next((token for token in ids if not 0 <= token <= most), None)
     if wrong is not None:
-        raise ConfigError("a prompt has a token that the model does not have", expected=f"0 to {most}", found=str(wrong)[:40])
+        raise ConfigError(
+            "a prompt has a token that the model does not have",
+            expected=f"0 to {most}",
+            found=str(wrong)[:40],
+        )
     return ids

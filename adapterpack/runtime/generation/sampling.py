@@ -1,4 +1,6 @@
-"""How a row's next tokens are chosen, as a caller or the model's ``generation_config.json`` says it: names, defaults, bounds."""
+"""How a row's next tokens are chosen, as a caller or the model's ``generation_config.json`` says it: names,
+defaults, bounds.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ _RANGES = {
 _OPTIONAL = ("max_length", "logprobs")
 """Numbers that may be left out."""
 _BIAS = Range(float, -100, 100)
-_AGAINST_GRAMMARS = ("min_new_tokens", "min_length", "ignore_eos", "forced_bos_token_id", "forced_eos_token_id")
+_AGAINST_GRAMMARS = (
+    "min_new_tokens",
+    "min_length",
+    "ignore_eos",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
 """Parameters that a form of the answer would contradict."""
 _BEAM_KEYS = ("length_penalty", "early_stopping", "num_return_sequences")
 """Parameters that say something of a search with several beams only."""
@@ -49,29 +57,32 @@ _SAMPLED = {"temperature": 1.0, "top_k": 50}
 class Sampling:
     """How the next token is chosen, by the names of transformers and vLLM.
 
-    ``temperature`` 0 takes the likeliest token. Otherwise one is drawn from the ``top_k`` likeliest (0: all), of these from the fewest
-    that have ``top_p`` of the probability, and of these from those that are ``min_p`` times as likely as the likeliest. Tokens as likely
-    as the last of them are kept, too.
+    ``temperature`` 0 takes the likeliest token. Otherwise one is drawn from the ``top_k`` likeliest (0: all),
+    of these from the fewest that have ``top_p`` of the probability, and of these from those that are
+    ``min_p`` times as likely as the likeliest. Tokens as likely as the last of them are kept, too.
 
-    ``repetition_penalty`` divides the positive logits of tokens in prompt and answer, and multiplies the negative ones;
-    ``presence_penalty`` is subtracted from those of tokens in the answer, ``frequency_penalty`` as often as they are there;
-    ``logit_bias`` (token id -> number) is added before.
+    ``repetition_penalty`` divides the positive logits of tokens in prompt and answer, and multiplies the
+    negative ones; ``presence_penalty`` is subtracted from those of tokens in the answer,
+    ``frequency_penalty`` as often as they are there; ``logit_bias`` (token id -> number) is added before.
 
-    A row ends after ``max_new_tokens``, or where it has ``max_length`` with those of the prompt; at an end token of the model (not with
-    ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these are cut off. Before ``min_new_tokens`` no such token is
-    chosen. Special tokens have no text, unless ``skip_special_tokens`` is off. ``logprobs`` N gives the log-probability of each token, and
-    the N likeliest in its place, by the model's own distribution, before anything above. ``json_schema``, ``regex`` or ``grammar`` (Lark)
-    says which texts the answer may be; see :mod:`.structured`.
+    A row ends after ``max_new_tokens``, or where it has ``max_length`` with those of the prompt; at an end
+    token of the model (not with ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these
+    are cut off. Before ``min_new_tokens`` no such token is chosen. Special tokens have no text, unless
+    ``skip_special_tokens`` is off. ``logprobs`` N gives the log-probability of each token, and the N
+    likeliest in its place, by the model's own distribution, before anything above. ``json_schema``, ``regex``
+    or ``grammar`` (Lark) says which texts the answer may be; see :mod:`.structured`.
 
-    ``no_repeat_ngram_size`` N lets no N tokens come twice in prompt and answer, ``bad_words_ids`` (lists of token ids) no such sequence;
-    ``suppress_tokens`` are never chosen, ``begin_suppress_tokens`` not in the first place. ``forced_bos_token_id`` is the second token
-    of all, ``forced_eos_token_id`` the last for which there is room, and below ``min_length`` tokens with those of the prompt a row does
-    not end. Of an encoder with a decoder the prompt is what the decoder begins with.
+    ``no_repeat_ngram_size`` N lets no N tokens come twice in prompt and answer, ``bad_words_ids`` (lists of
+    token ids) no such sequence; ``suppress_tokens`` are never chosen, ``begin_suppress_tokens`` not in the
+    first place. ``forced_bos_token_id`` is the second token of all, ``forced_eos_token_id`` the last for
+    which there is room, and below ``min_length`` tokens with those of the prompt a row does not end. Of an
+    encoder with a decoder the prompt is what the decoder begins with.
 
-    ``num_beams`` above 1 is a beam search, as of transformers: so many sequences go on at a time, and ``num_return_sequences`` of those
-    that end are given, best first by the sum of their log-probabilities divided by their length to the power of ``length_penalty``.
-    ``early_stopping``: the search ends when as many sequences have ended as there are beams (True), when it is unlikely that better ones
-    follow (False), or when none can (``"never"``). Tokens are not drawn then, and have no log-probabilities of their own.
+    ``num_beams`` above 1 is a beam search, as of transformers: so many sequences go on at a time, and
+    ``num_return_sequences`` of those that end are given, best first by the sum of their log-probabilities
+    divided by their length to the power of ``length_penalty``. ``early_stopping``: the search ends when as
+    many sequences have ended as there are beams (True), when it is unlikely that better ones follow (False),
+    or when none can (``"never"``). Tokens are not drawn then, and have no log-probabilities of their own.
 
     Raises:
         ConfigError: a parameter is of a wrong type or out of range, or parameters contradict each other.
@@ -110,41 +121,75 @@ class Sampling:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop  # else each of its characters would be a stop text
+        # else each of its characters would be a stop text
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Collection) or not all(isinstance(text, str) for text in stop):
             raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError("this is neither true nor false", where=name, found=repr(getattr(self, name))[:80])
-        numbers = {name: bounds.read(name, getattr(self, name)) for name, bounds in _RANGES.items()
-                   if name not in _OPTIONAL or getattr(self, name) is not None}
+                raise ConfigError(
+                    "this is neither true nor false", where=name, found=repr(getattr(self, name))[:80]
+                )
+        numbers = {
+            name: bounds.read(name, getattr(self, name))
+            for name, bounds in _RANGES.items()
+            if name not in _OPTIONAL or getattr(self, name) is not None
+        }
         rules = {name: rule.read(name, getattr(self, name)) for name, rule in RULES.items()}
-        read = {**numbers, **rules, "stop": tuple(stop), "logit_bias": _bias(self.logit_bias),
-                "stop_token_ids": read_ids("stop_token_ids", self.stop_token_ids)}
+        read = {
+            **numbers,
+            **rules,
+            "stop": tuple(stop),
+            "logit_bias": _bias(self.logit_bias),
+            "stop_token_ids": read_ids("stop_token_ids", self.stop_token_ids),
+        }
         for name, value in read.items():
             object.__setattr__(self, name, value)
         if self.min_new_tokens > self.max_new_tokens:
-            raise ConfigError("an answer must have more tokens than it may have", where="min_new_tokens", found=self.min_new_tokens,
-                              expected=f"at most max_new_tokens, {self.max_new_tokens}")
+            raise ConfigError(
+                "an answer must have more tokens than it may have",
+                where="min_new_tokens",
+                found=self.min_new_tokens,
+                expected=f"at most max_new_tokens, {self.max_new_tokens}",
+            )
         self._require_one_grammar()
         self._require_beams()
 
     def _require_beams(self) -> None:
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
-            raise ConfigError("this is no rule of when a beam search ends", where="early_stopping", found=repr(self.early_stopping)[:80],
-                              expected='True, False or "never"')
+            raise ConfigError(
+                "this is no rule of when a beam search ends",
+                where="early_stopping",
+                found=repr(self.early_stopping)[:80],
+                expected='True, False or "never"',
+            )
         if self.num_return_sequences > self.num_beams:
-            raise ConfigError("a search gives as many sequences as it has beams, at most", where="num_return_sequences",
-                              expected=f"at most num_beams, {self.num_beams}", found=self.num_return_sequences)
+            raise ConfigError(
+                "a search gives as many sequences as it has beams, at most",
+                where="num_return_sequences",
+                expected=f"at most num_beams, {self.num_beams}",
+                found=self.num_return_sequences,
+            )
         if self.num_beams == 1:
-            alone = [name for name in ("length_penalty", "early_stopping") if getattr(self, name) != getattr(Sampling, name)]
+            alone = [
+                name
+                for name in ("length_penalty", "early_stopping")
+                if getattr(self, name) != getattr(Sampling, name)
+            ]
             if alone:
-                raise ConfigError("this parameter is one of a beam search", where=alone[0], found="num_beams 1",
-                                  remedy="leave it out, or give num_beams above 1")
+                raise ConfigError(
+                    "this parameter is one of a beam search",
+                    where=alone[0],
+                    found="num_beams 1",
+                    remedy="leave it out, or give num_beams above 1",
+                )
         elif self.temperature or self.logprobs is not None:
-            raise ConfigError("a beam search draws no tokens, and has no log-probabilities of single ones",
-                              found=f"num_beams {self.num_beams}", where="temperature" if self.temperature else "logprobs",
-                              remedy="leave it out, or give num_beams=1")
+            raise ConfigError(
+                "a beam search draws no tokens, and has no log-probabilities of single ones",
+                found=f"num_beams {self.num_beams}",
+                where="temperature" if self.temperature else "logprobs",
+                remedy="leave it out, or give num_beams=1",
+            )
 
     def _require_one_grammar(self) -> None:
         given = [name for name in GRAMMARS if getattr(self, name) is not None]
@@ -152,8 +197,11 @@ class Sampling:
             raise ConfigError("an answer has one form", found=", ".join(given), remedy="give one of them")
         against = [name for name in _AGAINST_GRAMMARS if getattr(self, name) != getattr(Sampling, name)]
         if given and against:
-            raise ConfigError(f"{given[0]} says what an answer is and where it may end", found=", ".join(against),
-                              remedy=f"leave out {given[0]}, or {' and '.join(against)}")
+            raise ConfigError(
+                f"{given[0]} says what an answer is and where it may end",
+                found=", ".join(against),
+                remedy=f"leave out {given[0]}, or {' and '.join(against)}",
+            )
 
     def room(self, prompt: int) -> int:
         """How many tokens may follow a prompt of so many.
@@ -161,10 +209,19 @@ class Sampling:
         Raises:
             ConfigError: none may.
         """
-        room = self.max_new_tokens if self.max_length is None else min(self.max_new_tokens, self.max_length - prompt)
+        room = (
+            self.max_new_tokens
+            if self.max_length is None
+            else min(self.max_new_tokens, self.max_length - prompt)
+        )
         if room < 1:
-            raise ConfigError("a prompt leaves no room for an answer", where="max_length", found=f"{prompt} tokens",
-                              expected=f"fewer than {self.max_length}", remedy="give a larger max_length, or max_new_tokens in its place")
+            raise ConfigError(
+                "a prompt leaves no room for an answer",
+                where="max_length",
+                found=f"{prompt} tokens",
+                expected=f"fewer than {self.max_length}",
+                remedy="give a larger max_length, or max_new_tokens in its place",
+            )
         return room
 
     @property
@@ -178,8 +235,8 @@ class Sampling:
 
 
 def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any], folder: Path) -> Sampling:
-    """The parameters of a call, and what is left out: greedy, or with ``sampling="model"`` what the model's ``generation_config.json``
-    says, as transformers reads it.
+    """The parameters of a call, and what is left out: greedy, or with ``sampling="model"`` what the model's
+    ``generation_config.json`` says, as transformers reads it.
 
     Raises:
         ConfigError: an unknown parameter, or one that cannot be.
@@ -188,19 +245,31 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
     names = [field.name for field in dataclasses.fields(Sampling)]
     for name in options:
         if name not in (*names, "sampling"):
-            raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, [*names, "sampling"]))
+            raise ConfigError(
+                "unknown sampling parameter", found=repr(name), remedy=nearest(name, [*names, "sampling"])
+            )
     given = {name: value for name, value in options.items() if name != "sampling"}
     rule = options.get("sampling", "greedy")
     if rule not in ("greedy", "model"):
-        raise ConfigError("this is no way to choose tokens", where="sampling", expected="greedy or model", found=repr(rule)[:80])
+        raise ConfigError(
+            "this is no way to choose tokens",
+            where="sampling",
+            expected="greedy or model",
+            found=repr(rule)[:80],
+        )
     return _of_model(generation_config, folder, given) if rule == "model" else Sampling(**given)
 
 
 def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any]) -> Sampling:
-    """The parameters of a ``generation_config.json`` where a call says nothing; without ``do_sample`` what draws does not count."""
+    """The parameters of a ``generation_config.json`` where a call says nothing; without ``do_sample`` what
+    draws does not count.
+    """
     draws = config.get("do_sample") is True
     names = (*(_DRAW_KEYS if draws else ()), "repetition_penalty", "num_beams", *_BEAM_KEYS, *RULES)
-    said = {**(_SAMPLED if draws else {}), **{name: config[name] for name in names if config.get(name) is not None}}
+    said = {
+        **(_SAMPLED if draws else {}),
+        **{name: config[name] for name in names if config.get(name) is not None},
+    }
     if "max_new_tokens" not in given and "max_length" not in given:
         said |= _longest(config)
     if {**said, **given}.get("num_beams", 1) == 1:
@@ -216,21 +285,43 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
     except ConfigError as error:
         if error.where not in left_out:
             raise
-        raise FormatError(error.what, where=f"{folder / 'generation_config.json'}#{error.where}", expected=error.expected,
-                          found=error.found, remedy="give the parameter, or leave out sampling=\"model\"") from error
+        raise FormatError(
+            error.what,
+            where=f"{folder / 'generation_config.json'}#{error.where}",
+            expected=error.expected,
+            found=error.found,
+            remedy='give the parameter, or leave out sampling="model"',
+        ) from error
 
 
 def _longest(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How long an answer is by a ``generation_config.json``: its own tokens, or where it does not say these, with those of the prompt."""
+    """How long an answer is by a ``generation_config.json``: its own tokens, or where it does not say these,
+    with those of the prompt.
+    """
     own, whole = config.get("max_new_tokens"), config.get("max_length")
-    return {"max_new_tokens": own} if own is not None else {} if whole is None else {"max_new_tokens": whole, "max_length": whole}
+    return (
+        {"max_new_tokens": own}
+        if own is not None
+        else {}
+        if whole is None
+        else {"max_new_tokens": whole, "max_length": whole}
+    )
 
 
 def _bias(bias: Any) -> dict[int, float]:
     """``logit_bias``; keys may be texts, as JSON has no other ones."""
     if not isinstance(bias, Mapping) or len(bias) > MAX_ENTRIES:
-        raise ConfigError("this is no bias of tokens", where="logit_bias", expected=f"token id -> number, for at most {MAX_ENTRIES} tokens",
-                          found=repr(bias)[:80])
-    keys = [int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 11 else key for key in bias]
-    return {int(TOKEN_ID.read("logit_bias", key)): float(_BIAS.read(f"logit_bias[{key}]", value))
-            for key, value in zip(keys, bias.values(), strict=True)}
+        raise ConfigError(
+            "this is no bias of tokens",
+            where="logit_bias",
+            expected=f"token id -> number, for at most {MAX_ENTRIES} tokens",
+            found=repr(bias)[:80],
+        )
+    keys = [
+        int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 11 else key
+        for key in bias
+    ]
+    return {
+        int(TOKEN_ID.read("logit_bias", key)): float(_BIAS.read(f"logit_bias[{key}]", value))
+        for key, value in zip(keys, bias.values(), strict=True)
+    }

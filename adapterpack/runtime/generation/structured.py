@@ -1,7 +1,8 @@
-"""Answers of a given form: a JSON schema, a regular expression or a grammar becomes a mask of the tokens that may be next.
+"""Answers of a given form: a JSON schema, a regular expression or a grammar becomes a mask of the tokens that
+may be next.
 
-llguidance (the extra ``structured``) makes the masks. A grammar is a stranger's text: it is compiled in a sandbox first, with limits of
-memory and time, and each step of it has a limit of its own.
+llguidance (the extra ``structured``) makes the masks. A grammar is a stranger's text: it is compiled in a
+sandbox first, with limits of memory and time, and each step of it has a limit of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ SLOW = 0.002
 steps.
 """
 STEP = 0.25
-"""Seconds of processor time that a mask or a token may take; with ordinary grammars it is a tenth of a millisecond."""
+"""Seconds of processor time that a mask or a token may take; with ordinary grammars it is a tenth of a
+millisecond.
+"""
 _SANDBOX = Sandbox("adapterpack.runtime.generation.grammar_check:check", Limits(memory=512 << 20, seconds=3))
 
 
@@ -162,8 +165,12 @@ class GrammarMask:
         seconds = time.thread_time() - start
         self._pace.slow |= seconds > SLOW
         if seconds > STEP:
-            raise ConfigError("a step of the grammar takes too long", where=self._parameter, expected=f"at most {STEP} s",
-                              remedy="write it with less ambiguity")
+            raise ConfigError(
+                "a step of the grammar takes too long",
+                where=self._parameter,
+                expected=f"at most {STEP} s",
+                remedy="write it with less ambiguity",
+            )
         return result
 
 
@@ -180,7 +187,8 @@ def grammar_mask(
     Raises:
         MissingExtra: llguidance is not installed.
         Unsupported: the tokenizer's tokens cannot be used.
-        ConfigError: the schema, expression or grammar is none, asks for what cannot be enforced, or is too large or too slow to compile.
+        ConfigError: the schema, expression or grammar is none, asks for what cannot be enforced, or is too
+            large or too slow to compile.
     """
     parameter = next((name for name in GRAMMARS if getattr(options, name) is not None), None)
     if parameter is None:
@@ -193,7 +201,9 @@ def grammar_mask(
     text = _text(parameter, getattr(options, parameter), where)
     tokens = tokenizer.for_grammars
     try:
-        grammar = _SANDBOX.run(json.dumps([parameter, text]).encode(), "this cannot be compiled", where).decode()
+        grammar = _SANDBOX.run(
+            json.dumps([parameter, text]).encode(), "this cannot be compiled", where
+        ).decode()
     except FormatError as error:
         raise ConfigError(error.what, where=error.where) from error
     with library_errors("llguidance", "this cannot be compiled", where=where, kind=ConfigError):
@@ -209,6 +219,10 @@ def _text(parameter: str, value: Any, where: str) -> str:
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"this is no JSON schema: {error}", where=where) from error
     if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
-        raise ConfigError("this is no text, or too long", where=where, expected=f"at most {MAX_CHARACTERS} characters",
-                          found=len(value) if isinstance(value, str) else type(value).__name__)
+        raise ConfigError(
+            "this is no text, or too long",
+            where=where,
+            expected=f"at most {MAX_CHARACTERS} characters",
+            found=len(value) if isinstance(value, str) else type(value).__name__,
+        )
     return value

@@ -1,7 +1,8 @@
-"""Chooses the next token of each row of a batch from its logits. A row's result depends on the row alone, bit for bit.
+"""Chooses the next token of each row of a batch from its logits. A row's result depends on the row alone, bit
+for bit.
 
-Each row is worked on by itself, with operations over its whole vocabulary: a row of 128k logits stays in the processor's cache, and
-sums come out the same in any batch. The vocabulary is never sorted.
+Each row is worked on by itself, with operations over its whole vocabulary: a row of 128k logits stays in the
+processor's cache, and sums come out the same in any batch. The vocabulary is never sorted.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ FEWER = f"give fewer of logit_bias, {', '.join(RULES)}, json_schema, regex and g
 
 
 class Choice(NamedTuple):
-    """A row's next token; its log-probability and the likeliest tokens with theirs, likeliest first, if the row wants them. With an
-    ``error`` the row has no next token.
+    """A row's next token; its log-probability and the likeliest tokens with theirs, likeliest first, if the
+    row wants them. With an ``error`` the row has no next token.
     """
 
     token: int
@@ -64,21 +65,33 @@ class TokenMask(Protocol):
 class TokenChooser:
     """How one row's tokens are chosen, and what its choices so far mean for the next one.
 
-    ``prompt`` are the row's tokens at the beginning; ``ends`` those at which it ends. ``stream`` tells apart rows of one seed. ``room``
-    says how many tokens the row may have.
+    ``prompt`` are the row's tokens at the beginning; ``ends`` those at which it ends. ``stream`` tells apart
+    rows of one seed. ``room`` says how many tokens the row may have.
     """
 
-    def __init__(self, options: Sampling, prompt: Sequence[int] = (), ends: Collection[int] = (), mask: TokenMask | None = None,
-                 stream: int = 0, room: int | None = None) -> None:
+    def __init__(
+        self,
+        options: Sampling,
+        prompt: Sequence[int] = (),
+        ends: Collection[int] = (),
+        mask: TokenMask | None = None,
+        stream: int = 0,
+        room: int | None = None,
+    ) -> None:
         self.options, self.mask = options, mask
         self._draws = np.random.default_rng([options.seed % (1 << 64), stream])
         self._ends = np.array(sorted(ends), np.intp)
-        self._bias = np.array(list(options.logit_bias), np.intp), np.array(list(options.logit_bias.values()), np.float32)
+        self._bias = (
+            np.array(list(options.logit_bias), np.intp),
+            np.array(list(options.logit_bias.values()), np.float32),
+        )
         forced = int(len(prompt) <= 1 and options.forced_bos_token_id is not None)
         self._rules = rules_of(options, RowStart(len(prompt), room, self._ends, forced))
         self._row = np.array(prompt if self._rules else (), np.intp)
         """Prompt and answer, where a rule reads them."""
-        self._penalized = options.repetition_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
+        self._penalized = (
+            options.repetition_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
+        )
         self._tokens = np.unique(np.array(prompt if self._penalized else (), np.intp))
         """The tokens of prompt and answer, each once, and below how often they are in the answer."""
         self._counts = np.zeros(len(self._tokens), np.float32)
@@ -111,7 +124,11 @@ class TokenChooser:
         self.accept(token)
         if logprobs is None:
             return Choice(token)
-        return Choice(token, float(original[token]) - logprobs, _top_logprobs(original, self.options.logprobs or 0, logprobs))
+        return Choice(
+            token,
+            float(original[token]) - logprobs,
+            _top_logprobs(original, self.options.logprobs or 0, logprobs),
+        )
 
     def adjusted(self, logits: np.ndarray) -> np.ndarray:
         """The logits ``[vocabulary]`` float32 with the row's bias, penalties and rules; in place.
@@ -128,8 +145,14 @@ class TokenChooser:
             known = self._tokens < size  # a prompt may have tokens that stand for images, and have no logits
             tokens, counts = self._tokens[known], self._counts[known]
             values = logits[tokens]
-            values = np.where(values < 0, values * np.float32(options.repetition_penalty), values / np.float32(options.repetition_penalty))
-            values -= np.float32(options.frequency_penalty) * counts + np.float32(options.presence_penalty) * (counts > 0)
+            values = np.where(
+                values < 0,
+                values * np.float32(options.repetition_penalty),
+                values / np.float32(options.repetition_penalty),
+            )
+            values -= np.float32(options.frequency_penalty) * counts + np.float32(
+                options.presence_penalty
+            ) * (counts > 0)
             logits[tokens] = values
         for act in self._rules:
             act(logits, self._row)
@@ -140,16 +163,15 @@ class TokenChooser:
         values = logits if ids is None else logits[ids]
         place = int(values.argmax()) if len(values) else 0
         if not len(values) or not np.isfinite(values[place]):
-            raise ConfigError("no token may follow", where="the row's parameters",
-                              remedy=FEWER)
+            raise ConfigError("no token may follow", where="the row's parameters", remedy=FEWER)
         if self.options.temperature:
             places, weights = candidates(values, self.options)
             place = int(places[_at(weights, self._draws.random())])
         return place if ids is None else int(ids[place])
 
     def log_probs(self, logits: np.ndarray) -> np.ndarray:
-        """The log-probabilities of the row's next token ``[vocabulary]`` float32, with bias and penalties on them, as transformers has
-        them in a beam search; -infinity of tokens that may not follow.
+        """The log-probabilities of the row's next token ``[vocabulary]`` float32, with bias and penalties on
+        them, as transformers has them in a beam search; -infinity of tokens that may not follow.
 
         Raises:
             NonFinite, ConfigError: as :meth:`next`.
@@ -166,7 +188,11 @@ class TokenChooser:
     def fork(self) -> TokenChooser:
         """The chooser of another row that is as far as this one."""
         other = copy.copy(self)
-        other.mask, other._counts, other._places = self.mask and self.mask.copy(), self._counts.copy(), dict(self._places)
+        other.mask, other._counts, other._places = (
+            self.mask and self.mask.copy(),
+            self._counts.copy(),
+            dict(self._places),
+        )
         return other
 
     def accept(self, token: int) -> None:
@@ -178,13 +204,16 @@ class TokenChooser:
         if self._penalized:
             place = self._places.setdefault(token, len(self._places))
             if place == len(self._tokens):
-                self._tokens, self._counts = np.append(self._tokens, token), np.append(self._counts, np.float32(0))
+                self._tokens, self._counts = (
+                    np.append(self._tokens, token),
+                    np.append(self._counts, np.float32(0)),
+                )
             self._counts[place] += 1
 
 
 def choose(logits: np.ndarray, rows: Sequence[TokenChooser]) -> list[Choice]:
-    """The next token of each row from ``logits`` ``[rows, vocabulary]``, of any floating type. A row that has none is a choice with an
-    error; the others have theirs.
+    """The next token of each row from ``logits`` ``[rows, vocabulary]``, of any floating type. A row that has
+    none is a choice with an error; the others have theirs.
     """
     choices = []
     for row, chooser in zip(logits, rows, strict=True):
@@ -196,7 +225,9 @@ def choose(logits: np.ndarray, rows: Sequence[TokenChooser]) -> list[Choice]:
 
 
 def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens to draw from, in order, by float32 logits; and weights in proportion to their probabilities."""
+    """The tokens to draw from, in order, by float32 logits; and weights in proportion to their
+    probabilities.
+    """
     places, top = np.arange(len(logits)), logits.max()
     if 0 < options.top_k < len(logits):
         places = np.flatnonzero(logits >= _largest(logits, options.top_k))
@@ -218,14 +249,19 @@ def _largest(values: np.ndarray, count: int) -> np.float32:
 
 
 def _heavy(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
-    """The places of the fewest weights that make up ``top_p`` of the whole, without those below ``min_p``. The largest weight is 1."""
+    """The places of the fewest weights that make up ``top_p`` of the whole, without those below ``min_p``.
+    The largest weight is 1.
+    """
     if top_p == 1:
         return np.flatnonzero(weights >= min_p)
     total = float(weights.sum(dtype=np.float64))
     spare = (1 - top_p) * total
-    places = np.flatnonzero(weights >= spare / len(weights))  # all others together are not more than what is spared
+    # all others together are not more than what is spared
+    places = np.flatnonzero(weights >= spare / len(weights))
     heavy = weights[places]
-    return places[heavy >= max(_first_above(heavy, spare - (total - float(heavy.sum(dtype=np.float64)))), min_p)]
+    return places[
+        heavy >= max(_first_above(heavy, spare - (total - float(heavy.sum(dtype=np.float64)))), min_p)
+    ]
 
 
 def _first_above(values: np.ndarray, share: float) -> np.float32:
@@ -236,7 +272,9 @@ def _first_above(values: np.ndarray, share: float) -> np.float32:
         smaller = float(values[:half].sum(dtype=np.float64))
         values, share = (values[:half], share) if smaller > share else (values[half:], share - smaller)
     values = np.sort(values)
-    value: np.float32 = values[np.searchsorted(np.cumsum(values[:-1].astype(np.float64)), share, side="right")]
+    value: np.float32 = values[
+        np.searchsorted(np.cumsum(values[:-1].astype(np.float64)), share, side="right")
+    ]
     return value
 
 
@@ -246,7 +284,8 @@ def _at(weights: np.ndarray, share: float) -> int:
     point = share * blocks[-1]
     block = int(np.searchsorted(blocks, point, side="right"))
     inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64))
-    point = min(point - (blocks[block - 1] if block else 0.0), np.nextafter(inside[-1], 0))  # both sums are rounded
+    # both sums are rounded
+    point = min(point - (blocks[block - 1] if block else 0.0), np.nextafter(inside[-1], 0))
     return block * _BLOCK + int(np.searchsorted(inside, point, side="right"))
 
 

@@ -1,7 +1,8 @@
-"""Parameters that say which tokens may not be next, or which one must: one small value each, which registers itself.
+"""Parameters that say which tokens may not be next, or which one must: one small value each, which registers
+itself.
 
-They are transformers' (``generation_config.json`` of summarization and speech models has them) and act in the order of its processors:
-``GenerationMixin._get_logits_processor``.
+They are transformers' (``generation_config.json`` of summarization and speech models has them) and act in the
+order of its processors: ``GenerationMixin._get_logits_processor``.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ LONGEST_WORD = 64
 
 
 class RowStart(NamedTuple):
-    """What a rule knows of a row: how long its ``prompt`` is, how many tokens may follow (``room``), its end tokens, and how many of its
-    first tokens are ``forced``.
+    """What a rule knows of a row: how long its ``prompt`` is, how many tokens may follow (``room``), its end
+    tokens, and how many of its first tokens are ``forced``.
     """
 
     prompt: int
@@ -32,7 +33,9 @@ class RowStart(NamedTuple):
 
 
 Act = Callable[[np.ndarray, np.ndarray], None]
-"""Changes the logits ``[vocabulary]`` of a row in place, by its tokens so far, those of the prompt included."""
+"""Changes the logits ``[vocabulary]`` of a row in place, by its tokens so far, those of the prompt
+included.
+"""
 
 Rule = Callable[[Any, RowStart], Act]
 """Makes it of a parameter's value and of a row."""
@@ -40,8 +43,8 @@ Rule = Callable[[Any, RowStart], Act]
 
 @dataclass(frozen=True)
 class TokenRule:
-    """One parameter of :class:`.Sampling`: ``read(name, value)`` checks what it is, ``unset`` says that there is no rule, and
-    ``rule(value, row)`` is what it does to a row.
+    """One parameter of :class:`.Sampling`: ``read(name, value)`` checks what it is, ``unset`` says that there
+    is no rule, and ``rule(value, row)`` is what it does to a row.
     """
 
     name: str
@@ -86,17 +89,29 @@ def _one_or_more(name: str, value: Any) -> tuple[int, ...]:
     """One id or a list of them, which is not empty."""
     ids = read_ids(name, value if isinstance(value, Collection) else [value])
     if not ids:
-        raise ConfigError("these are no token ids", where=name, found="none", expected=f"1 to {MAX_ENTRIES} numbers")
+        raise ConfigError(
+            "these are no token ids", where=name, found="none", expected=f"1 to {MAX_ENTRIES} numbers"
+        )
     return ids
 
 
 def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     if isinstance(value, str) or not isinstance(value, Collection) or len(value) > MAX_ENTRIES:
-        raise ConfigError("these are no words in token ids", where=name, found=repr(value)[:80], expected=f"at most {MAX_ENTRIES} lists")
+        raise ConfigError(
+            "these are no words in token ids",
+            where=name,
+            found=repr(value)[:80],
+            expected=f"at most {MAX_ENTRIES} lists",
+        )
     words = tuple(read_ids(name, word) for word in value)
     wrong = next((word for word in words if not 1 <= len(word) <= LONGEST_WORD), None)
     if wrong is not None:
-        raise ConfigError("a word has too few or too many tokens", where=name, found=len(wrong), expected=f"1 to {LONGEST_WORD}")
+        raise ConfigError(
+            "a word has too few or too many tokens",
+            where=name,
+            found=len(wrong),
+            expected=f"1 to {LONGEST_WORD}",
+        )
     return words
 
 
@@ -142,7 +157,9 @@ def _by_length(words: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
 
 @_register("min_length", 0, _COUNT)
 def _no_end_below(length: int, row: RowStart) -> Act:
-    """No end while prompt and answer are shorter; of an encoder and decoder the prompt are the decoder's first tokens."""
+    """No end while prompt and answer are shorter; of an encoder and decoder the prompt are the decoder's
+    first tokens.
+    """
 
     def act(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) < length:

@@ -1,4 +1,6 @@
-"""Pictures from PNG and JPEG bytes, within limits that hold before anything is decoded, as the arrays that a model's processor makes."""
+"""Pictures from PNG and JPEG bytes, within limits that hold before anything is decoded, as the arrays that a
+model's processor makes.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,24 @@ from .processor_config import Preparation
 MOST_BYTES = 32 << 20
 """The most bytes that a picture may have, before it is decoded."""
 MOST_PIXELS = 1 << 25
-"""The most pixels that a picture may have, and what it is resized to: a file of a few kilobytes can hold billions."""
+"""The most pixels that a picture may have, and what it is resized to: a file of a few kilobytes can hold
+billions.
+"""
 DATA = "data:image/"
 """What a picture in a text begins with (RFC 2397)."""
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 _UNDECODABLE = "the picture cannot be decoded"
 _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
-"""Pillow's names of what has no more than eight bits a channel, so that nothing is cut off on the way to RGB."""
+"""Pillow's names of what has no more than eight bits a channel, so that nothing is cut off on the way to
+RGB.
+"""
 
 
 def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.ndarray:
     """The pixels ``[3, height, width]`` float32 of a PNG or JPEG in ``data``, prepared as ``how`` says.
 
-    What the camera turned is turned back, and transparency is left out, as transformers does when it loads a picture.
+    What the camera turned is turned back, and transparency is left out, as transformers does when it loads a
+    picture.
 
     Raises:
         MissingExtra: Pillow is not installed.
@@ -44,7 +51,9 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
     """
     form = next((form for magic, form in _MAGIC.items() if data.startswith(magic)), None)
     if form is None:
-        raise Unsupported("a picture is a PNG or a JPEG", where=where, found=repr(bytes(data[:8])), remedy="convert it")
+        raise Unsupported(
+            "a picture is a PNG or a JPEG", where=where, found=repr(bytes(data[:8])), remedy="convert it"
+        )
     _require_bytes(len(data), where)
     image_of, transposed = _pillow()
     with library_errors("PIL", _UNDECODABLE, where=where):
@@ -52,12 +61,16 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
         size = image.size
     _require_pixels(size, where)
     if image.mode not in _EIGHT_BITS:
-        raise Unsupported("a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it")
+        raise Unsupported(
+            "a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it"
+        )
     with library_errors("PIL", _UNDECODABLE, where=where):
         upright = transposed(image).convert("RGB")
     height, width = how.resized(upright.height, upright.width)
     _require_pixels((width, height), where)
-    pixels = np.asarray(upright if (width, height) == upright.size else upright.resize((width, height), how.resample))
+    pixels = np.asarray(
+        upright if (width, height) == upright.size else upright.resize((width, height), how.resample)
+    )
     return _normalised(pixels if how.crop is None else _cropped(pixels, *how.crop), how)
 
 
@@ -89,7 +102,9 @@ def bytes_in(text: str) -> bytes:
             raise ValueError("it does not say so")
         return base64.b64decode(body, validate=True)
     except (ValueError, binascii.Error) as error:
-        raise FormatError(f"the picture is not in base 64: {error}", where=head[:40], expected=f"{DATA}png;base64,...") from error
+        raise FormatError(
+            f"the picture is not in base 64: {error}", where=head[:40], expected=f"{DATA}png;base64,..."
+        ) from error
 
 
 def _pillow() -> tuple[Any, Any]:
@@ -100,13 +115,19 @@ def _pillow() -> tuple[Any, Any]:
 
 def _require_bytes(size: int, where: object) -> None:
     if size > MOST_BYTES:
-        raise FormatError("the picture is too large", where=where, expected=f"at most {MOST_BYTES} bytes", found=size)
+        raise FormatError(
+            "the picture is too large", where=where, expected=f"at most {MOST_BYTES} bytes", found=size
+        )
 
 
 def _require_pixels(size: tuple[int, int], where: object) -> None:
     if size[0] * size[1] > MOST_PIXELS:
-        raise FormatError("the picture is too large, or too long for its height", where=where, expected=f"at most {MOST_PIXELS} pixels",
-                          found=f"{size[0]} x {size[1]}")
+        raise FormatError(
+            "the picture is too large, or too long for its height",
+            where=where,
+            expected=f"at most {MOST_PIXELS} pixels",
+            found=f"{size[0]} x {size[1]}",
+        )
 
 
 def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -120,7 +141,9 @@ def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _normalised(pixels: np.ndarray, how: Preparation) -> np.ndarray:
-    """Bytes ``[height, width, 3]`` as numbers ``[3, height, width]``, rounded where the processors of transformers round."""
+    """Bytes ``[height, width, 3]`` as numbers ``[3, height, width]``, rounded where the processors of
+    transformers round.
+    """
     scaled: np.ndarray = (pixels.astype(np.float64) * how.factor).astype(np.float32)
     if how.mean is not None and how.std is not None:
         scaled = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)

@@ -8,7 +8,8 @@ from ...errors import ConfigError
 
 
 def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
-    """The row of each image, in order: rows have image tokens, and every image is as many of them as any other.
+    """The row of each image, in order: rows have image tokens, and every image is as many of them as any
+    other.
 
     Raises:
         ConfigError: the tokens cannot be shared among the images.
@@ -21,13 +22,20 @@ def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
     total = int(counts.sum())
     per_image = total // images if images else 0
     if images and (per_image == 0 or (counts % per_image).any() or total != per_image * images):
-        raise ConfigError("the rows' image tokens do not fit the images", expected=f"as many tokens for each of {images} images",
-                          found=counts.tolist(), remedy=f"put the tokens of an image ({token}) where it belongs in its row")
-    return [row for row, count in enumerate(counts) for _ in range(int(count) // per_image if per_image else 0)]
+        raise ConfigError(
+            "the rows' image tokens do not fit the images",
+            expected=f"as many tokens for each of {images} images",
+            found=counts.tolist(),
+            remedy=f"put the tokens of an image ({token}) where it belongs in its row",
+        )
+    return [
+        row for row, count in enumerate(counts) for _ in range(int(count) // per_image if per_image else 0)
+    ]
 
 
 def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.ndarray:
-    """``[images, positions, hidden]`` as ``[batch, longest, hidden]``: each row's images one after another, filled up with zeros.
+    """``[images, positions, hidden]`` as ``[batch, longest, hidden]``: each row's images one after another,
+    filled up with zeros.
 
     Example:
         >>> features_of_rows(np.arange(6.0).reshape(3, 2, 1), [0, 2, 2], 3)[..., 0].tolist()

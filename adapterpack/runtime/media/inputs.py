@@ -1,4 +1,6 @@
-"""Makes the arrays that graphs take of images and speech: pictures (PNG, JPEG), ``.wav`` files, and prepared arrays (``.npy``)."""
+"""Makes the arrays that graphs take of images and speech: pictures (PNG, JPEG), ``.wav`` files, and prepared
+arrays (``.npy``).
+"""
 
 from __future__ import annotations
 
@@ -25,21 +27,28 @@ _PREPARE = "save what the model's processor gives for it as a .npy file"
 
 
 def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
-    """The float32 array in a ``.npy`` file, of a graph's own ``shape`` for one row; names in the shape fit every extent.
+    """The float32 array in a ``.npy`` file, of a graph's own ``shape`` for one row; names in the shape fit
+    every extent.
 
     Raises:
         Unsupported: the file is of another kind.
         FormatError: it holds no such array, or more bytes than are read.
     """
     if path.suffix != ".npy":
-        raise Unsupported(f"{what} is read from .npy files", where=path, found=path.suffix or "no ending", remedy=_PREPARE)
-    with _opened(path) as file, library_errors("numpy", "the file holds no array", where=path, remedy=_PREPARE):
+        raise Unsupported(
+            f"{what} is read from .npy files", where=path, found=path.suffix or "no ending", remedy=_PREPARE
+        )
+    with (
+        _opened(path) as file,
+        library_errors("numpy", "the file holds no array", where=path, remedy=_PREPARE),
+    ):
         array = np.load(file, allow_pickle=False)
     return _fitting(np.asarray(array), shape, what, path)
 
 
 def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Preparation]) -> np.ndarray:
-    """The pixels of one image, of a graph's own ``shape`` for one row; ``prepared`` says how pictures are prepared, and arrays are already.
+    """The pixels of one image, of a graph's own ``shape`` for one row; ``prepared`` says how pictures are
+    prepared, and arrays are already.
 
     Raises:
         ConfigError: Pillow is not installed, or the processor's configuration has a number that cannot be.
@@ -59,17 +68,24 @@ def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Prepar
         data, where = bytes_of(Path(given)), str(given)
     how = prepared()
     made, taken = (3, *(how.extent or ())), tuple(shape)
-    if how.extent is not None and any(isinstance(wide, int) and wide != own for wide, own in zip(taken, made, strict=True)):
-        raise FormatError("the processor's configuration makes images of another form than the graph takes", where=where, expected=taken,
-                          found=made)
+    if how.extent is not None and any(
+        isinstance(wide, int) and wide != own for wide, own in zip(taken, made, strict=True)
+    ):
+        raise FormatError(
+            "the processor's configuration makes images of another form than the graph takes",
+            where=where,
+            expected=taken,
+            found=made,
+        )
     return _fitting(picture(data, how, where), shape, "an image", where)
 
 
 def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:
     """The log-mel features ``[mel, frames]`` of a ``.wav`` file, or what a ``.npy`` file holds of them.
 
-    ``config`` is what the model's files say of its ``feature_extractor``. The formula is that of Radford et al. 2022 (https://arxiv.org/abs/2212.04356),
-    section 2.2, as Whisper's extractor has it: log10 of the power in Slaney's mel bands, no lower than 8 below the largest, plus 4, by 4.
+    ``config`` is what the model's files say of its ``feature_extractor``. The formula is that of Radford et
+    al. 2022 (https://arxiv.org/abs/2212.04356), section 2.2, as Whisper's extractor has it: log10 of the
+    power in Slaney's mel bands, no lower than 8 below the largest, plus 4, by 4.
 
     Raises:
         Unsupported: another kind of file, or another sampling rate, depth or number of channels.
@@ -77,10 +93,17 @@ def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np
     """
     if path.suffix != ".wav":
         return array_of(path, shape, "speech")
-    rate, size, step = (int(config.get(key, usual)) for key, usual in (("sampling_rate", 16000), ("n_fft", 400), ("hop_length", 160)))
+    rate, size, step = (
+        int(config.get(key, usual))
+        for key, usual in (("sampling_rate", 16000), ("n_fft", 400), ("hop_length", 160))
+    )
     mels, frames = shape
     if not isinstance(mels, int) or not isinstance(frames, int):
-        raise Unsupported("this graph takes speech of any length, whose features only its own processor knows", where=path, remedy=_PREPARE)
+        raise Unsupported(
+            "this graph takes speech of any length, whose features only its own processor knows",
+            where=path,
+            remedy=_PREPARE,
+        )
     samples = _samples(path, rate)[: frames * step]
     padded = np.pad(np.pad(samples, (0, frames * step - len(samples))), size // 2, mode="reflect")
     window = np.hanning(size + 1)[:-1]
@@ -92,7 +115,8 @@ def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np
 
 
 def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
-    """Triangles over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of area 1, on Slaney's scale: linear below 1 kHz.
+    """Triangles over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of area 1, on Slaney's
+    scale: linear below 1 kHz.
 
     Example:
         >>> mel_bands(80, 400, 16000).shape
@@ -110,13 +134,21 @@ def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
 
 def _samples(path: Path, rate: int) -> np.ndarray:
     """The samples of a wave file, in [-1, 1)."""
-    with _opened(path) as file, library_errors("wave", "the file is no wave file", where=path), wave.open(file, "rb") as sound:
+    with (
+        _opened(path) as file,
+        library_errors("wave", "the file is no wave file", where=path),
+        wave.open(file, "rb") as sound,
+    ):
         form = (sound.getframerate(), sound.getsampwidth(), sound.getnchannels())
         data = sound.readframes(sound.getnframes())
     if form != (rate, 2, 1):
-        raise Unsupported("speech must be one channel of 16 bits at the model's rate", where=path,
-                          expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*form),
-                          remedy="convert it")
+        raise Unsupported(
+            "speech must be one channel of 16 bits at the model's rate",
+            where=path,
+            expected=f"{rate} Hz, 2 bytes, 1 channels",
+            found="{} Hz, {} bytes, {} channels".format(*form),
+            remedy="convert it",
+        )
     samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float64) / 32768
     if not len(samples):
         raise ConfigError("the file holds no sound", where=path)
@@ -127,16 +159,25 @@ def _samples(path: Path, rate: int) -> np.ndarray:
 def _opened(path: Path) -> Iterator[FileIO]:
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > _MOST:
-            raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
+            raise FormatError(
+                "the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size
+            )
         yield file
 
 
 def _fitting(array: np.ndarray, shape: Sequence[Any], what: str, path: object) -> np.ndarray:
     if array.ndim == len(shape) + 1 and array.shape[0] == 1:  # a processor's batch of one
         array = array[0]
-    if array.ndim != len(shape) or any(isinstance(wide, int) and wide != own for wide, own in zip(shape, array.shape, strict=True)):
-        raise FormatError(f"{what} of another form than the graph takes", where=path, expected=tuple(shape), found=array.shape,
-                          remedy=_PREPARE)
+    if array.ndim != len(shape) or any(
+        isinstance(wide, int) and wide != own for wide, own in zip(shape, array.shape, strict=True)
+    ):
+        raise FormatError(
+            f"{what} of another form than the graph takes",
+            where=path,
+            expected=tuple(shape),
+            found=array.shape,
+            remedy=_PREPARE,
+        )
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise FormatError(f"{what} is not of finite floats", where=path, found=array.dtype, remedy=_PREPARE)
     return np.ascontiguousarray(array, np.float32)

@@ -1,4 +1,6 @@
-"""Reads how the base's own processor prepares images from its configuration files; no library of processors is needed."""
+"""Reads how the base's own processor prepares images from its configuration files; no library of processors
+is needed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from ...errors import ConfigError, Unsupported
 from ..text.model_files import read_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")
-"""Newer processors write one file with a section for each kind of input, older ones a file for one; the newer one goes first."""
+"""Newer processors write one file with a section for each kind of input, older ones a file for one; the newer
+one goes first.
+"""
 
 _LARGEST = 1 << 13
 """The longest edge that a configuration may ask for."""
@@ -25,10 +29,22 @@ _USUAL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_
 
 
 def _kind(
-    resample: int, moments: Any, size: Mapping[str, int], crop: Mapping[str, int] | None = None, square: bool = True
+    resample: int,
+    moments: Any,
+    size: Mapping[str, int],
+    crop: Mapping[str, int] | None = None,
+    square: bool = True,
 ) -> dict[str, Any]:
-    return {**_USUAL, "resample": resample, "image_mean": moments[0], "image_std": moments[1], "size": size, "square": square,
-            "do_center_crop": crop is not None, "crop_size": crop}
+    return {
+        **_USUAL,
+        "resample": resample,
+        "image_mean": moments[0],
+        "image_std": moments[1],
+        "size": size,
+        "square": square,
+        "do_center_crop": crop is not None,
+        "crop_size": crop,
+    }
 
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -40,15 +56,16 @@ _KINDS: dict[str, dict[str, Any]] = {
     "SiglipImageProcessor": _kind(3, _HALF, _SQUARE, square=False),
     "BlipImageProcessor": _kind(3, _CLIP, {"height": 384, "width": 384}),
 }
-"""The processors that resize, crop, scale and normalise and do nothing else, with what each does where its file is silent.
+"""The processors that resize, crop, scale and normalise and do nothing else, with what each does where its
+file is silent.
 
 ``square``: a size that is one number is that of both edges, and not of the shorter one.
 """
 
 
 class Preparation(NamedTuple):
-    """What happens to a picture: its shorter edge or both get a size, its middle is cut out, and its bytes become
-    ``(x * factor - mean) / std``. Steps that are left out are None.
+    """What happens to a picture: its shorter edge or both get a size, its middle is cut out, and its bytes
+    become ``(x * factor - mean) / std``. Steps that are left out are None.
     """
 
     shortest: int | None
@@ -79,7 +96,8 @@ class Preparation(NamedTuple):
 
 
 def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
-    """The configuration of an ``image_processor`` or ``feature_extractor`` in a folder, and its file; an empty one where there is none.
+    """The configuration of an ``image_processor`` or ``feature_extractor`` in a folder, and its file; an
+    empty one where there is none.
 
     Raises:
         FormatError: one is no JSON object.
@@ -104,18 +122,31 @@ def preparation(folder: Path) -> Preparation:
     kind = written.get("image_processor_type", written.get("feature_extractor_type", ""))
     name = str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if name not in _KINDS or written.get("do_pad"):
-        raise Unsupported("how the model's pictures are prepared is not known", where=where, expected=", ".join(_KINDS),
-                          found="do_pad" if name in _KINDS else str(kind) or "no image_processor_type",
-                          remedy="give what the model's own processor makes of the picture, as an array or a .npy file")
+        raise Unsupported(
+            "how the model's pictures are prepared is not known",
+            where=where,
+            expected=", ".join(_KINDS),
+            found="do_pad" if name in _KINDS else str(kind) or "no image_processor_type",
+            remedy="give what the model's own processor makes of the picture, as an array or a .npy file",
+        )
     config = {**_KINDS[name], **{key: value for key, value in written.items() if value is not None}}
     read = _Reader(config, where)
-    size, crop = read.size("size") if config["do_resize"] else {}, read.size("crop_size") if config["do_center_crop"] else {}
+    size, crop = (
+        read.size("size") if config["do_resize"] else {},
+        read.size("crop_size") if config["do_center_crop"] else {},
+    )
     moments = [read.moments(key) if config["do_normalize"] else None for key in ("image_mean", "image_std")]
     if moments[1] is not None and 0 in moments[1]:
         raise read.wrong("image_std", "3 numbers that are not 0")
     both = (size["height"], size["width"]) if "height" in size else None
-    return Preparation(size.get("shortest_edge"), both, read.filter(), (crop["height"], crop["width"]) if crop else None,
-                       read.number("rescale_factor") if config["do_rescale"] else 1.0, *moments)
+    return Preparation(
+        size.get("shortest_edge"),
+        both,
+        read.filter(),
+        (crop["height"], crop["width"]) if crop else None,
+        read.number("rescale_factor") if config["do_rescale"] else 1.0,
+        *moments,
+    )
 
 
 class _Reader:
@@ -133,7 +164,9 @@ class _Reader:
         allowed = [{"height", "width"}, *([{"shortest_edge"}] if key == "size" else [])]
         complete = isinstance(size, dict) and set(size) in allowed
         if not complete or not all(type(edge) is int and 0 < edge <= _LARGEST for edge in size.values()):
-            raise self.wrong(key, f"{' or '.join(' and '.join(sorted(keys)) for keys in allowed)}, at most {_LARGEST}")
+            raise self.wrong(
+                key, f"{' or '.join(' and '.join(sorted(keys)) for keys in allowed)}, at most {_LARGEST}"
+            )
         return dict(size)
 
     def moments(self, key: str) -> tuple[float, ...]:
@@ -158,8 +191,12 @@ class _Reader:
 
     def wrong(self, key: str, expected: str) -> ConfigError:
         """The error."""
-        return ConfigError("a number of the processor's configuration cannot be", where=self.where, expected=f"{key}: {expected}",
-                           found=repr(self.config[key])[:100])
+        return ConfigError(
+            "a number of the processor's configuration cannot be",
+            where=self.where,
+            expected=f"{key}: {expected}",
+            found=repr(self.config[key])[:100],
+        )
 
 
 def _finite(value: Any) -> bool:

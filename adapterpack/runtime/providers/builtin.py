@@ -1,6 +1,7 @@
 """The providers that have a wheel of ONNX Runtime, and how to get it.
 
-Options: https://onnxruntime.ai/docs/execution-providers/, and for what the installed build knows ``InferenceSession.get_provider_options``.
+Options: https://onnxruntime.ai/docs/execution-providers/, and for what the installed build knows
+``InferenceSession.get_provider_options``.
 """
 
 from __future__ import annotations
@@ -37,25 +38,68 @@ _CUDA_WHEEL = "adapterpack[cuda] (onnxruntime-gpu with the CUDA libraries)"
 _DEVICE_ID = {"device_id": _option("device_id")}
 
 PROVIDERS.register(Provider(name="cpu", runtime_name=CPU, source="every build of ONNX Runtime"))
-PROVIDERS.register(Provider(
-    name="cuda", runtime_name="CUDAExecutionProvider", source=_CUDA_WHEEL, memory="cuda",
-    settings={**_DEVICE_ID, "memory_limit": _option("gpu_mem_limit"), "tf32": _option("use_tf32"),
-              "arena": lambda how: {"arena_extend_strategy": ARENAS[how]}, "capture": _option("enable_cuda_graph")},
-    options={"use_tf32": "0"},  # products of float32 with ten bits would be neither float32 nor said
-    absent=_no_cuda))
-PROVIDERS.register(Provider(
-    name="tensorrt", runtime_name="TensorrtExecutionProvider", source=f"{_CUDA_WHEEL}, and TensorRT's own libraries", memory="cuda",
-    settings={**_DEVICE_ID, "memory_limit": _option("trt_max_workspace_size")}, behind=("cuda",), absent=_no_cuda))
-PROVIDERS.register(Provider(
-    name="openvino", runtime_name="OpenVINOExecutionProvider", source="onnxruntime-openvino", settings={
-        "threads": _option("num_of_threads")}))
-PROVIDERS.register(Provider(
-    name="dml", runtime_name="DmlExecutionProvider", source="onnxruntime-directml, on Windows", settings=_DEVICE_ID,
-    session={"enable_mem_pattern": False}))
-PROVIDERS.register(Provider(name="coreml", runtime_name="CoreMLExecutionProvider", source="onnxruntime, on macOS"))
-PROVIDERS.register(Provider(
-    name="migraphx", runtime_name="MIGraphXExecutionProvider", source="AMD's own build of onnxruntime for ROCm",
-    settings={**_DEVICE_ID, "memory_limit": _option("migraphx_mem_limit")}))
+PROVIDERS.register(
+    Provider(
+        name="cuda",
+        runtime_name="CUDAExecutionProvider",
+        source=_CUDA_WHEEL,
+        memory="cuda",
+        settings={
+            **_DEVICE_ID,
+            "memory_limit": _option("gpu_mem_limit"),
+            "tf32": _option("use_tf32"),
+            "arena": lambda how: {"arena_extend_strategy": ARENAS[how]},
+            "capture": _option("enable_cuda_graph"),
+        },
+        options={"use_tf32": "0"},  # products of float32 with ten bits would be neither float32 nor said
+        absent=_no_cuda,
+    )
+)
+PROVIDERS.register(
+    Provider(
+        name="tensorrt",
+        runtime_name="TensorrtExecutionProvider",
+        source=f"{_CUDA_WHEEL}, and TensorRT's own libraries",
+        memory="cuda",
+        settings={**_DEVICE_ID, "memory_limit": _option("trt_max_workspace_size")},
+        behind=("cuda",),
+        absent=_no_cuda,
+    )
+)
+PROVIDERS.register(
+    Provider(
+        name="openvino",
+        runtime_name="OpenVINOExecutionProvider",
+        source="onnxruntime-openvino",
+        settings={"threads": _option("num_of_threads")},
+    )
+)
+PROVIDERS.register(
+    Provider(
+        name="dml",
+        runtime_name="DmlExecutionProvider",
+        source="onnxruntime-directml, on Windows",
+        settings=_DEVICE_ID,
+        session={"enable_mem_pattern": False},
+    )
+)
+PROVIDERS.register(
+    Provider(name="coreml", runtime_name="CoreMLExecutionProvider", source="onnxruntime, on macOS")
+)
+PROVIDERS.register(
+    Provider(
+        name="migraphx",
+        runtime_name="MIGraphXExecutionProvider",
+        source="AMD's own build of onnxruntime for ROCm",
+        settings={**_DEVICE_ID, "memory_limit": _option("migraphx_mem_limit")},
+    )
+)
 PROVIDERS.register(Provider(name="qnn", runtime_name="QNNExecutionProvider", source="onnxruntime-qnn"))
-PROVIDERS.register(Provider(name="webgpu", runtime_name="WebGpuExecutionProvider", source="onnxruntime-webgpu"))
-PROVIDERS.register(Provider(name="xnnpack", runtime_name="XnnpackExecutionProvider", source="a build of ONNX Runtime of one's own"))
+PROVIDERS.register(
+    Provider(name="webgpu", runtime_name="WebGpuExecutionProvider", source="onnxruntime-webgpu")
+)
+PROVIDERS.register(
+    Provider(
+        name="xnnpack", runtime_name="XnnpackExecutionProvider", source="a build of ONNX Runtime of one's own"
+    )
+)

@@ -1,4 +1,6 @@
-"""Where and how a bundle's graphs run: one typed value. What it stands for in ONNX Runtime: :mod:`.starting`."""
+"""Where and how a bundle's graphs run: one typed value. What it stands for in ONNX Runtime:
+:mod:`.starting`.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,22 @@ from typing import Literal
 from ...errors import ConfigError, nearest
 
 ARENAS = {"doubling": "kNextPowerOfTwo", "exact": "kSameAsRequested"}
-"""How the memory of a card grows: to the next power of two, or by what is needed; and ONNX Runtime's name for it."""
+"""How the memory of a card grows: to the next power of two, or by what is needed; and ONNX Runtime's name for
+it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """A provider with its settings. What is None is as the provider has it.
 
-    ``provider`` is its name, by default ``cuda`` where there is a card and ``cpu`` elsewhere. ``device_id`` is the number of the card,
-    ``memory_limit`` the most bytes of its memory, and ``arena`` says whether that memory grows by ``doubling`` or by ``exact`` amounts.
-    ``tf32`` allows products of float32 to round their factors to ten bits, which no provider does without it. ``capture`` records each kind
-    of the engine's steps as a CUDA graph and replays it. ``threads`` are those of each graph's operators on the CPU; ``spinning`` says
-    whether they wait busily for the next operator, which is fast where a session has its cores for itself. ``options`` are the provider's
-    own, by its own names.
+    ``provider`` is its name, by default ``cuda`` where there is a card and ``cpu`` elsewhere. ``device_id``
+    is the number of the card, ``memory_limit`` the most bytes of its memory, and ``arena`` says whether that
+    memory grows by ``doubling`` or by ``exact`` amounts. ``tf32`` allows products of float32 to round their
+    factors to ten bits, which no provider does without it. ``capture`` records each kind of the engine's
+    steps as a CUDA graph and replays it. ``threads`` are those of each graph's operators on the CPU;
+    ``spinning`` says whether they wait busily for the next operator, which is fast where a session has its
+    cores for itself. ``options`` are the provider's own, by its own names.
 
     A node that runs on the CPU in place of the provider is an error, or with ``allow_cpu_nodes`` a warning.
 
@@ -30,7 +35,8 @@ class Device:
         True
         >>> Device(provider="cpu", arena="halving")
         Traceback (most recent call last):
-        adapterpack.errors.ConfigError: unknown kind of arena (found 'halving'). To fix it: Known: doubling, exact.
+        adapterpack.errors.ConfigError: unknown kind of arena (found 'halving'). To fix it: Known: doubling,
+            exact.
     """
 
     provider: str | None = None
@@ -46,7 +52,9 @@ class Device:
 
     def __post_init__(self) -> None:
         if self.arena is not None and self.arena not in ARENAS:
-            raise ConfigError("unknown kind of arena", found=repr(self.arena), remedy=nearest(self.arena, ARENAS))
+            raise ConfigError(
+                "unknown kind of arena", found=repr(self.arena), remedy=nearest(self.arena, ARENAS)
+            )
         for name, least in (("device_id", 0), ("memory_limit", 1), ("threads", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):

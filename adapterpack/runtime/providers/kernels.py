@@ -1,6 +1,8 @@
-"""What a provider implements: its kernels by operator, version and types, read off a build of ONNX Runtime and shipped as data.
+"""What a provider implements: its kernels by operator, version and types, read off a build of ONNX Runtime
+and shipped as data.
 
-So a graph is checked on a machine without the device. ``benchmarks/kernels.py`` writes the table again for another build.
+So a graph is checked on a machine without the device. ``benchmarks/kernels.py`` writes the table again for
+another build.
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ from ...onnx_graph.node_types import TypedNode, typed_nodes
 _SHOWN = 5
 """How many reasons an error lists."""
 Kernel = tuple[int, int | None, Mapping[str, Sequence[str]]]
-"""The first version of an operator that a kernel implements, the last unless it is open, and the types that its parameters may have."""
+"""The first version of an operator that a kernel implements, the last unless it is open, and the types that
+its parameters may have.
+"""
 
 
 class Kernels(NamedTuple):
-    """The kernels of a provider by operator (``GroupQueryAttention`` of ``com.microsoft``: ``com.microsoft.GroupQueryAttention``)."""
+    """The kernels of a provider by operator (``GroupQueryAttention`` of ``com.microsoft``:
+    ``com.microsoft.GroupQueryAttention``).
+    """
 
     provider: str
     onnxruntime: str
@@ -42,7 +48,9 @@ class Kernels(NamedTuple):
             return None
         name = min(wrong, key=len)[0]
         there = sorted({kind for kernel in fitting for kind in kernel[2].get(name, ())})
-        return f"{node.of} has no kernel for {_plain(node.types[name])} as {name}, only for {', '.join(there)}"
+        return (
+            f"{node.of} has no kernel for {_plain(node.types[name])} as {name}, only for {', '.join(there)}"
+        )
 
 
 class Unfit(NamedTuple):
@@ -57,14 +65,25 @@ def listed(nodes: Sequence[Unfit]) -> str:
     by_reason: dict[str, list[str]] = {}
     for node, reason in nodes:
         by_reason.setdefault(reason, []).append(node.name or node.of)
-    reasons = [f"{reason} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})" for reason, names in by_reason.items()]
-    return "; ".join(reasons[:_SHOWN]) + (f"; {len(reasons) - _SHOWN} more reasons" if len(reasons) > _SHOWN else "")
+    reasons = [
+        f"{reason} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
+        for reason, names in by_reason.items()
+    ]
+    return "; ".join(reasons[:_SHOWN]) + (
+        f"; {len(reasons) - _SHOWN} more reasons" if len(reasons) > _SHOWN else ""
+    )
 
 
 def remedy_of(nodes: Sequence[Unfit]) -> str:
     """What to do so that the provider runs them."""
-    attention = any(node.operator == "GroupQueryAttention" and node.types.get("T") == "tensor(float)" for node, _ in nodes)
-    return "export with --dtype float16" if attention else "export with another --dtype, or without what these nodes are for"
+    attention = any(
+        node.operator == "GroupQueryAttention" and node.types.get("T") == "tensor(float)" for node, _ in nodes
+    )
+    return (
+        "export with --dtype float16"
+        if attention
+        else "export with another --dtype, or without what these nodes are for"
+    )
 
 
 @cache
@@ -74,8 +93,14 @@ def kernels_of(provider: str) -> Kernels | None:
     if not file.is_file():
         return None
     table: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return Kernels(provider, table["onnxruntime"], {name: [(first, last, kinds) for first, last, kinds in kernels]
-                                                    for name, kernels in table["kernels"].items()})
+    return Kernels(
+        provider,
+        table["onnxruntime"],
+        {
+            name: [(first, last, kinds) for first, last, kinds in kernels]
+            for name, kernels in table["kernels"].items()
+        },
+    )
 
 
 def nodes_without_kernel(model: Any, table: Kernels) -> Iterator[Unfit]:
@@ -87,14 +112,20 @@ def nodes_without_kernel(model: Any, table: Kernels) -> Iterator[Unfit]:
 
 
 def _of_version(kernel: Kernel, since: int) -> bool:
-    """As ONNX Runtime compares: a kernel without a last version is for the operator's version in which it began alone."""
+    """As ONNX Runtime compares: a kernel without a last version is for the operator's version in which it
+    began alone.
+    """
     first, last, _ = kernel
     return first == since or (last is not None and first < since <= last)
 
 
 def _wrong(kernel: Kernel, node: TypedNode) -> list[str]:
     """The parameters whose types a kernel does not take."""
-    return [name for name, kinds in kernel[2].items() if name in node.types and _plain(node.types[name]) not in kinds]
+    return [
+        name
+        for name, kinds in kernel[2].items()
+        if name in node.types and _plain(node.types[name]) not in kinds
+    ]
 
 
 def _plain(kind: str) -> str:

@@ -1,7 +1,8 @@
 """Where the nodes of an open session run: what a provider leaves to the CPU is named, with the reason.
 
-ONNX Runtime gives nodes for which a provider has no kernel to the CPU without an error, with copies to and fro. It also puts nodes there on
-purpose that compute shapes of what is on the CPU already; those are right there.
+ONNX Runtime gives nodes for which a provider has no kernel to the CPU without an error, with copies to and
+fro. It also puts nodes there on purpose that compute shapes of what is on the CPU already; those are right
+there.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ def nodes_by_provider(session: ort.InferenceSession) -> dict[str, list[tuple[str
     """The name, domain and operator of each node, by the provider that runs it."""
     placed: dict[str, list[tuple[str, str, str]]] = {}
     for part in session.get_provider_graph_assignment_info():
-        placed.setdefault(part.ep_name, []).extend((node.name, node.domain, node.op_type) for node in part.get_nodes())
+        placed.setdefault(part.ep_name, []).extend(
+            (node.name, node.domain, node.op_type) for node in part.get_nodes()
+        )
     return placed
 
 
 def nodes_on_cpu(session: ort.InferenceSession, started: Started, path: Path) -> list[Unfit]:
-    """The nodes of the graph at ``path`` that a session runs on the CPU because its provider cannot; not those of shapes."""
+    """The nodes of the graph at ``path`` that a session runs on the CPU because its provider cannot; not
+    those of shapes.
+    """
     left = nodes_by_provider(session).get(CPU, [])
     return list(_unfit(left, started, path)) if left else []
 
@@ -48,28 +53,42 @@ def require_placed(session: ort.InferenceSession, started: Started, path: Path) 
         return []
     nodes = nodes_on_cpu(session, started, path)
     if nodes and not started.device.allow_cpu_nodes:
-        raise ProviderError(f"{things(len(nodes), 'node')} of the graph would run on the CPU", where=path,
-                            expected=started.provider.runtime_name,
-                            found=listed(nodes), remedy=f"{remedy_of(nodes)}, or allow it with --allow-cpu-nodes")
+        raise ProviderError(
+            f"{things(len(nodes), 'node')} of the graph would run on the CPU",
+            where=path,
+            expected=started.provider.runtime_name,
+            found=listed(nodes),
+            remedy=f"{remedy_of(nodes)}, or allow it with --allow-cpu-nodes",
+        )
     return nodes
 
 
 def _unfit(left: list[tuple[str, str, str]], started: Started, path: Path) -> Iterator[Unfit]:
     table = kernels_of(started.provider.name)
-    known: Mapping[str, TypedNode] = {node.name: node for node in typed_nodes(GraphFile(path).model) if node.name}
+    known: Mapping[str, TypedNode] = {
+        node.name: node for node in typed_nodes(GraphFile(path).model) if node.name
+    }
     for name, domain, operator in left:
         domain = "" if domain == "ai.onnx" else domain  # noqa: PLW2901
         node = known.get(name)
-        if node is None or node.operator != operator:  # ONNX Runtime made it of others: of what types is not said
+        # ONNX Runtime made it of others: of what types is not said
+        if node is None or node.operator != operator:
             node = TypedNode(name, domain, operator, None, {})
         if table is not None:
             reason = table.missing(node)
         else:
-            reason = f"{node.of} was left by {started.provider.runtime_name}" if not _of_shapes(node) else None
+            reason = (
+                f"{node.of} was left by {started.provider.runtime_name}" if not _of_shapes(node) else None
+            )
         if reason is not None:
             yield Unfit(node, reason)
 
 
 def _of_shapes(node: TypedNode) -> bool:
-    """Whether a node gives numbers that count or choose, as shapes are; where there is no table to say more."""
-    return all(not kind.startswith(("tensor(float", "tensor(bfloat", "tensor(double")) for kind in node.types.values())
+    """Whether a node gives numbers that count or choose, as shapes are; where there is no table to say
+    more.
+    """
+    return all(
+        not kind.startswith(("tensor(float", "tensor(bfloat", "tensor(double"))
+        for kind in node.types.values()
+    )

@@ -1,4 +1,6 @@
-"""What an execution provider of ONNX Runtime is: its names, where it comes from, and how settings of ours become options of its own."""
+"""What an execution provider of ONNX Runtime is: its names, where it comes from, and how settings of ours
+become options of its own.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ def _present() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """An execution provider: ``name`` is ours, ``runtime_name`` ONNX Runtime's, and ``source`` says which wheel has it.
+    """An execution provider: ``name`` is ours, ``runtime_name`` ONNX Runtime's, and ``source`` says which
+    wheel has it.
 
-    ``settings`` makes the provider's options of the settings of a :class:`.Device` that it has; ``options`` are given always, and
-    ``session`` are attributes of the session's options. ``behind`` are providers that may take what this one leaves. Arrays stay in
-    ``memory`` between runs, by the name that ``OrtValue`` has for it. ``absent`` says what is missing on this machine, or nothing.
+    ``settings`` makes the provider's options of the settings of a :class:`.Device` that it has; ``options``
+    are given always, and ``session`` are attributes of the session's options. ``behind`` are providers that
+    may take what this one leaves. Arrays stay in ``memory`` between runs, by the name that ``OrtValue`` has
+    for it. ``absent`` says what is missing on this machine, or nothing.
     """
 
     name: str
@@ -37,7 +41,9 @@ class Provider:
     absent: Callable[[], str | None] = _present
 
 
-PROVIDERS: Registry[Provider] = Registry("provider", Provider, "adapterpack.providers", "adapterpack.runtime.providers")
+PROVIDERS: Registry[Provider] = Registry(
+    "provider", Provider, "adapterpack.providers", "adapterpack.runtime.providers"
+)
 
 
 def require_known(name: str) -> Provider:

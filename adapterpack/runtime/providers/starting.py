@@ -1,4 +1,6 @@
-"""ONNX Runtime's providers and session options that a device stands for, and whether the provider is there."""
+"""ONNX Runtime's providers and session options that a device stands for, and whether the provider is
+there.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _SETTINGS = tuple(one.name for one in fields(Device) if one.name not in _OURS)
 
 @dataclass(frozen=True, eq=False)
 class Started:
-    """A device whose provider is there: ``providers`` are ONNX Runtime's, in the order in which they take nodes, with their options."""
+    """A device whose provider is there: ``providers`` are ONNX Runtime's, in the order in which they take
+    nodes, with their options.
+    """
 
     device: Device
     provider: Provider
@@ -42,12 +46,15 @@ class Started:
     def session_options(self) -> ort.SessionOptions:
         """Options of a session on this device."""
         options = ort.SessionOptions()
-        options.log_severity_level = 4  # what it says of errors is raised, too; its log shows names of strangers as they are
+        # what it says of errors is raised, too; its log shows names of strangers as they are
+        options.log_severity_level = 4
         options.intra_op_num_threads = self.device.threads or 0
         for name, value in self.provider.session.items():
             setattr(options, name, value)
         if self.device.spinning is not None:
-            options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.device.spinning)))
+            options.add_session_config_entry(
+                "session.intra_op.allow_spinning", str(int(self.device.spinning))
+            )
         if self.provider.runtime_name != CPU:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
@@ -60,8 +67,12 @@ class Started:
         """
         running, wanted = str(session.get_providers()[0]), self.provider.runtime_name
         if running != wanted:
-            raise ProviderError("the provider did not start", expected=wanted, found=running,
-                                remedy="check its driver and its libraries, or choose --provider cpu")
+            raise ProviderError(
+                "the provider did not start",
+                expected=wanted,
+                found=running,
+                remedy="check its driver and its libraries, or choose --provider cpu",
+            )
         return running
 
 
@@ -77,18 +88,31 @@ def start(device: Device) -> Started:
         (('CPUExecutionProvider', {}),)
     """
     available = ort.get_available_providers()
-    name = device.provider or ("cuda" if PROVIDERS["cuda"].runtime_name in available and has_device() else "cpu")
+    name = device.provider or (
+        "cuda" if PROVIDERS["cuda"].runtime_name in available and has_device() else "cpu"
+    )
     provider = require_known(name)
     if (absent := provider.absent()) is not None:
-        raise ProviderError(absent, expected=provider.runtime_name, remedy="check its driver, or choose --provider cpu")
+        raise ProviderError(
+            absent, expected=provider.runtime_name, remedy="check its driver, or choose --provider cpu"
+        )
     if provider.runtime_name not in available:
-        raise ProviderError("this build of ONNX Runtime does not have the provider", expected=provider.runtime_name,
-                            found=", ".join(available),
-                            remedy=f"it comes with {provider.source}; install it alone, since builds of ONNX Runtime overwrite each other")
+        raise ProviderError(
+            "this build of ONNX Runtime does not have the provider",
+            expected=provider.runtime_name,
+            found=", ".join(available),
+            remedy=(
+                f"it comes with {provider.source}; install it alone, since builds of ONNX Runtime overwrite "
+                "each other"
+            ),
+        )
     if provider.memory == "cuda":
         ort.preload_dlls()
     first = provider.runtime_name, _options(device, provider)
-    others = [(PROVIDERS[other].runtime_name, _options(Device(device_id=device.device_id), PROVIDERS[other])) for other in provider.behind]
+    others = [
+        (PROVIDERS[other].runtime_name, _options(Device(device_id=device.device_id), PROVIDERS[other]))
+        for other in provider.behind
+    ]
     return Started(device, provider, (first, *others, *([] if provider.runtime_name == CPU else [(CPU, {})])))
 
 
@@ -99,7 +123,11 @@ def _options(device: Device, provider: Provider) -> dict[str, str]:
         if value is None or (name == "threads" and name not in provider.settings):
             continue
         if name not in provider.settings:
-            raise ConfigError(f"the provider {provider.name} has no setting {name}", found=repr(value),
-                              expected=", ".join(sorted(provider.settings)) or "none", remedy="leave it out")
+            raise ConfigError(
+                f"the provider {provider.name} has no setting {name}",
+                found=repr(value),
+                expected=", ".join(sorted(provider.settings)) or "none",
+                remedy="leave it out",
+            )
         options |= provider.settings[name](value)
     return options | dict(device.options)

@@ -12,7 +12,9 @@ from tokenizers import Tokenizer as Core
 
 
 class Encoded(NamedTuple):
-    """An encoded row in the terms of ``tokenizers``: token ids, type ids, character offsets, and which of two texts each token is from."""
+    """An encoded row in the terms of ``tokenizers``: token ids, type ids, character offsets, and which of two
+    texts each token is from.
+    """
 
     ids: list[int]
     type_ids: list[int]

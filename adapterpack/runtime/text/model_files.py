@@ -1,4 +1,6 @@
-"""Reads the files in which a model describes itself, as strangers write them: bounded, strict, and of the types that are needed."""
+"""Reads the files in which a model describes itself, as strangers write them: bounded, strict, and of the
+types that are needed.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,12 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
-    value = strict_json.loads(read_bytes(path, MAX_JSON), path, MAX_JSON, max_integer=float("inf"))  # tokenizers write 10^30 for "no limit"
+    # tokenizers write 10^30 for "no limit"
+    value = strict_json.loads(read_bytes(path, MAX_JSON), path, MAX_JSON, max_integer=float("inf"))
     if not isinstance(value, dict):
-        raise FormatError("the file holds no JSON object", where=path, expected="an object", found=type(value).__name__)
+        raise FormatError(
+            "the file holds no JSON object", where=path, expected="an object", found=type(value).__name__
+        )
     return value
 
 
@@ -66,6 +71,10 @@ def token_ids(config: Mapping[str, Any], key: str, where: Path) -> tuple[int, ..
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(one) is int and 0 <= one <= MAX_ID for one in ids):
-        raise FormatError("this is no token id", where=f"{where}#{key}", expected="a number from 0, or a list of them",
-                          found=repr(value)[:80])
+        raise FormatError(
+            "this is no token id",
+            where=f"{where}#{key}",
+            expected="a number from 0, or a list of them",
+            found=repr(value)[:80],
+        )
     return tuple(ids)

@@ -8,11 +8,12 @@ from .tokenizer import NoTokenizer, Tokenizer
 
 
 class TextStream:
-    """The text of one row, token by token. ``text`` is final: later tokens only add to it. ``ids`` are the tokens so far.
+    """The text of one row, token by token. ``text`` is final: later tokens only add to it. ``ids`` are the
+    tokens so far.
 
-    Bytes of an unfinished character and a possible beginning of a stop text are kept back until it is clear what they become. A stop text
-    ends the row (``stopped``) and is cut off; of several the one that begins first counts. Special tokens have no text unless
-    ``skip_special_tokens`` is off.
+    Bytes of an unfinished character and a possible beginning of a stop text are kept back until it is clear
+    what they become. A stop text ends the row (``stopped``) and is cut off; of several the one that begins
+    first counts. Special tokens have no text unless ``skip_special_tokens`` is off.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class TextStream:
         self.ids.append(token)
         try:
             piece = self._step(token)
-        except Exception:  # with this token those before it read differently, but their text was given out: only the rest is read anew
+        # with this token those before it read differently, but their text was given out: only the rest is
+        # read anew
+        except Exception:
             piece = self._tokenizer.decode(self.ids[self._decoded :], self._skips)
             self._step = self._tokenizer.stepper(self._skips)
             self._step(token)
@@ -49,13 +52,23 @@ class TextStream:
         if self._decoded == len(self.ids):
             return ""
         whole, given = self._tokenizer.decode(self.ids, self._skips), self.text + self._kept
-        return whole[len(given) :] if whole.startswith(given) else self._tokenizer.decode(self.ids[self._decoded :], self._skips)
+        return (
+            whole[len(given) :]
+            if whole.startswith(given)
+            else self._tokenizer.decode(self.ids[self._decoded :], self._skips)
+        )
 
     def _add(self, piece: str, last: bool = False) -> None:
         text = self._kept + piece
         cuts = [at for at in map(text.find, self._stop) if at >= 0]
         self.stopped = bool(cuts)
-        final = min(cuts) if cuts else len(text) if last else len(text) - max((overlap(text, stop) for stop in self._stop), default=0)
+        final = (
+            min(cuts)
+            if cuts
+            else len(text)
+            if last
+            else len(text) - max((overlap(text, stop) for stop in self._stop), default=0)
+        )
         self.text += text[:final]
         self._kept = "" if cuts else text[final:]
 
@@ -67,4 +80,6 @@ def overlap(text: str, stop: str) -> int:
         >>> overlap("one <sto", "<stop>"), overlap("one", "<stop>")
         (4, 0)
     """
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+    return next(
+        (size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0
+    )

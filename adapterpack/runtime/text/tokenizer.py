@@ -1,4 +1,6 @@
-"""Text to ids and back, from a bundle's own files: ``tokenizers`` for the ids, the chat template for messages."""
+"""Text to ids and back, from a bundle's own files: ``tokenizers`` for the ids, the chat template for
+messages.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +32,36 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 """What a template knows besides the messages, as under transformers."""
 _FAILS, _REMEDY = "the tokenizer fails on a text", "fetch tokenizer.json again from where it came"
 _SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", Limits(memory=512 << 20, seconds=3))
-"""Where the few tokenizers work whose expressions may take any time. The first text of one waits until it is loaded, a second or so."""
+"""Where the few tokenizers work whose expressions may take any time. The first text of one waits until it is
+loaded, a second or so.
+"""
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """The tokenizer in a folder, for texts of at most ``most`` characters. What else the folder says of texts is read when it is first
-    needed, each time inside of ``reading``, which may look that the files are still the same.
+    """The tokenizer in a folder, for texts of at most ``most`` characters. What else the folder says of texts
+    is read when it is first needed, each time inside of ``reading``, which may look that the files are still
+    the same.
 
     Raises:
         StorageError: the folder has no ``tokenizer.json``.
         FormatError: it is damaged, too large, or made to be slow.
     """
 
-    def __init__(self, folder: Path, most: int = MAX_CHARACTERS,
-                 reading: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        most: int = MAX_CHARACTERS,
+        reading: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._reading = reading
         self.folder, self.path, self.most = folder, folder / "tokenizer.json", most
         if not self.path.is_file():
-            raise StorageError("the bundle has no tokenizer", where=self.path, remedy="export from a base folder that holds tokenizer.json")
+            raise StorageError(
+                "the bundle has no tokenizer",
+                where=self.path,
+                remedy="export from a base folder that holds tokenizer.json",
+            )
         data = read_bytes(self.path, MAX_TOKENIZER)
         require_bounded_load(data, self.path)
         with self._errors("this is not a tokenizer"):
@@ -92,12 +105,18 @@ class Tokenizer:
         if isinstance(inline, list):  # several by name
             named = [entry for entry in inline if isinstance(entry, dict) and entry.get("name") == "default"]
             if inline and not named:
-                raise FormatError("none of the chat templates is the default",
-                                  where=f"{self._config}#chat_template",
-                                  expected="a text, or a list of templates with one that is called 'default'")
+                raise FormatError(
+                    "none of the chat templates is the default",
+                    where=f"{self._config}#chat_template",
+                    expected="a text, or a list of templates with one that is called 'default'",
+                )
             inline = named[0].get("template") if named else None
         if not isinstance(inline, str | None):
-            raise FormatError("the chat template is no text", where=f"{self._config}#chat_template", found=type(inline).__name__)
+            raise FormatError(
+                "the chat template is no text",
+                where=f"{self._config}#chat_template",
+                found=type(inline).__name__,
+            )
         return inline
 
     @cached_property
@@ -131,19 +150,30 @@ class Tokenizer:
         return places
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int], list[tuple[int, int] | None]]:
-        """The ids of two texts in one row, their types, and of the ids of the second text where in it their characters are."""
+        """The ids of two texts in one row, their types, and of the ids of the second text where in it their
+        characters are.
+        """
         row = self._encoded(first, second)
-        places = [place if side == 1 else None for place, side in zip(row.offsets, row.sequence_ids, strict=True)]
+        places = [
+            place if side == 1 else None for place, side in zip(row.offsets, row.sequence_ids, strict=True)
+        ]
         return row.ids, row.type_ids, places
 
     def _encoded(self, *texts: str, **options: Any) -> Any:
         for text in texts:
             if len(text) > self.most:
-                raise ConfigError("a text is too long for the model", expected=f"at most {self.most} characters", found=len(text),
-                                  remedy="shorten it")
+                raise ConfigError(
+                    "a text is too long for the model",
+                    expected=f"at most {self.most} characters",
+                    found=len(text),
+                    remedy="shorten it",
+                )
             if not text.isascii() and _HALF.search(text):
-                raise ConfigError("a text has half of a surrogate pair, which is no character", found=repr(text)[:80],
-                                  remedy="write characters beyond U+FFFF as they are, or as two escapes")
+                raise ConfigError(
+                    "a text has half of a surrogate pair, which is no character",
+                    found=repr(text)[:80],
+                    remedy="write characters beyond U+FFFF as they are, or as two escapes",
+                )
         if self._slow is not None:
             return encoded_apart(self.path, self._slow, texts, options, self.path)
         with self._errors(_FAILS):
@@ -155,14 +185,23 @@ class Tokenizer:
 
         Raises:
             MissingExtra: llguidance is not installed.
-            Unsupported: it cannot tell the bytes of the tokens, or the tokenizer may take any time for a text.
+            Unsupported: it cannot tell the bytes of the tokens, or the tokenizer may take any time for a
+                text.
         """
         with needed_by("a grammar of answers"):
             from llguidance import LLTokenizer  # noqa: PLC0415 - an extra
 
         if self._slow is not None:
-            raise Unsupported("with this tokenizer an answer cannot have a given form: it may take any time", where=self.path)
-        with library_errors("llguidance", "with this tokenizer an answer cannot have a given form", where=self.path, kind=Unsupported):
+            raise Unsupported(
+                "with this tokenizer an answer cannot have a given form: it may take any time",
+                where=self.path,
+            )
+        with library_errors(
+            "llguidance",
+            "with this tokenizer an answer cannot have a given form",
+            where=self.path,
+            kind=Unsupported,
+        ):
             return LLTokenizer(self.core.to_str(), eos_token=sorted(self.eos_ids) or None)
 
     @property
@@ -176,7 +215,11 @@ class Tokenizer:
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:
-        return {token.content: number for number, token in self.core.get_added_tokens_decoder().items() if token.special}
+        return {
+            token.content: number
+            for number, token in self.core.get_added_tokens_decoder().items()
+            if token.special
+        }
 
     @property
     def mask_token(self) -> str:
@@ -190,8 +233,8 @@ class Tokenizer:
         return found
 
     def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages, with ``tools`` that
-        the model may call.
+        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the
+        messages, with ``tools`` that the model may call.
 
         Raises:
             ConfigError: without a chat template, messages whose content is no text.
@@ -201,7 +244,10 @@ class Tokenizer:
             return self.encode(self.render(messages, tools), special=False)
         contents = [message["content"] for message in messages]
         if not all(isinstance(content, str) for content in contents):
-            raise ConfigError("the content of a message is a text where there is no chat template", found=repr(contents)[:80])
+            raise ConfigError(
+                "the content of a message is a text where there is no chat template",
+                found=repr(contents)[:80],
+            )
         return self.encode("\n".join(contents))
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -210,7 +256,9 @@ class Tokenizer:
         Raises:
             FormatError: the template does not render.
         """
-        return self._chat.render(messages, {**self.special_tokens, **({"tools": list(tools)} if tools else {})})
+        return self._chat.render(
+            messages, {**self.special_tokens, **({"tools": list(tools)} if tools else {})}
+        )
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids; special tokens have none, unless that is off."""
@@ -227,7 +275,9 @@ class Tokenizer:
         value = self.config.get(name)
         text = value.get("content") if isinstance(value, dict) else value
         if not isinstance(text, str | None):
-            raise FormatError("a special token is no text", where=f"{self._config}#{name}", found=repr(value)[:80])
+            raise FormatError(
+                "a special token is no text", where=f"{self._config}#{name}", found=repr(value)[:80]
+            )
         return text or ""
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
@@ -258,7 +308,9 @@ def eos_ids(folder: Path) -> frozenset[int]:
     return frozenset()
 
 
-def encoded_apart(path: Path, digest: str, texts: Sequence[str], options: Mapping[str, Any], where: Path) -> Encoded:
+def encoded_apart(
+    path: Path, digest: str, texts: Sequence[str], options: Mapping[str, Any], where: Path
+) -> Encoded:
     """One text or two as a row, by a ``tokenizer.json`` with that sha256, in a process with limits.
 
     Raises:

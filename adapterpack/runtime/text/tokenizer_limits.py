@@ -1,4 +1,6 @@
-"""Checks what a tokenizer costs: to load, by its parts; to use, by how much longer its rules make a text, and by its expressions."""
+"""Checks what a tokenizer costs: to load, by its parts; to use, by how much longer its rules make a text, and
+by its expressions.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ import msgspec
 from ...errors import FormatError
 
 MOST = 4096
-"""The most characters that one character may become; with the rules of real tokenizers it is up to a few hundred."""
+"""The most characters that one character may become; with the rules of real tokenizers it is up to a few
+hundred.
+"""
 _LONGEST_PREFIX = 1024
 _UNICODE = 18  # what one character becomes in the normal forms of Unicode, at most
 _PARTS = ("normalizers", "pretokenizers", "processors", "decoders")
 _REMEDY = "fetch the tokenizer from a source that you trust"
 MEMORY = 400 << 20
-"""What loading may take, by the bytes that ``tokenizers`` was measured to need for a merge, a token, and a character of an added token.
+"""What loading may take, by the bytes that ``tokenizers`` was measured to need for a merge, a token, and a
+character of an added token.
 
 The largest published vocabularies (a million tokens, or 600,000 merges) need three quarters of it.
 """
@@ -49,24 +54,40 @@ def require_bounded_load(data: bytes, where: Path) -> None:
     """Checks the numbers of parts of a ``tokenizer.json``.
 
     Raises:
-        FormatError: loading it would take more than :data:`MEMORY`, or any time; or it is not of the form of such a file.
+        FormatError: loading it would take more than :data:`MEMORY`, or any time; or it is not of the form of
+            such a file.
     """
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise FormatError(f"this is not a tokenizer: {error}", where=where,
-                          remedy="fetch tokenizer.json again from where it came") from error
+        raise FormatError(
+            f"this is not a tokenizer: {error}",
+            where=where,
+            remedy="fetch tokenizer.json again from where it came",
+        ) from error
     vocab, merges = bytes(file.model.vocab), bytes(file.model.merges)
-    size = (_MERGE * max(merges.count(b"["), merges.count(b",") if merges.count(b"[") < 2 else 0)
-            + _TOKEN * max(vocab.count(b":"), vocab.count(b"["))
-            + sum(_ADDED + _ADDED_CHARACTER * len(token.content) for token in file.added_tokens))
+    size = (
+        _MERGE * max(merges.count(b"["), merges.count(b",") if merges.count(b"[") < 2 else 0)
+        + _TOKEN * max(vocab.count(b":"), vocab.count(b"["))
+        + sum(_ADDED + _ADDED_CHARACTER * len(token.content) for token in file.added_tokens)
+    )
     if size > MEMORY:
-        raise FormatError("the tokenizer has very many parts", where=where, expected=f"what is loaded into {MEMORY >> 20} MiB",
-                          found=f"{size >> 20} MiB", remedy=_REMEDY)
+        raise FormatError(
+            "the tokenizer has very many parts",
+            where=where,
+            expected=f"what is loaded into {MEMORY >> 20} MiB",
+            found=f"{size >> 20} MiB",
+            remedy=_REMEDY,
+        )
     normalized = any(token.normalized for token in file.added_tokens)  # which happens when they are loaded
     for expression in (*(_expressions(file.normalizer) if normalized else ()), *_expressions(file.decoder)):
         if not _is_linear(expression):
-            raise FormatError("an expression of the tokenizer may take any time", where=where, found=repr(expression)[:100], remedy=_REMEDY)
+            raise FormatError(
+                "an expression of the tokenizer may take any time",
+                where=where,
+                found=repr(expression)[:100],
+                remedy=_REMEDY,
+            )
 
 
 def require_bounded_growth(core: Any, where: Path) -> None:
@@ -76,13 +97,20 @@ def require_bounded_growth(core: Any, where: Path) -> None:
         FormatError: a text could become more than :data:`MOST` times as long.
     """
     for rules in ((core.normalizer, core.pre_tokenizer), (core.post_processor,), (core.decoder,)):
-        steps = [step for rule in rules if rule is not None for step in _steps(json.loads(rule.__getstate__()))]
+        steps = [
+            step for rule in rules if rule is not None for step in _steps(json.loads(rule.__getstate__()))
+        ]
         growth = prod(map(_growth, steps))
         if any(step["type"] in ("NFD", "NFKD", "NFC", "NFKC") for step in steps):
             growth *= _UNICODE  # once: a text in a normal form stays as it is
         if growth > MOST or any(len(step.get("prepend", "")) > _LONGEST_PREFIX for step in steps):
-            raise FormatError("the tokenizer's rules can make a text very much longer", where=where, expected=f"at most {MOST} times",
-                              found=f"{growth:.3g} times", remedy=_REMEDY)
+            raise FormatError(
+                "the tokenizer's rules can make a text very much longer",
+                where=where,
+                expected=f"at most {MOST} times",
+                found=f"{growth:.3g} times",
+                remedy=_REMEDY,
+            )
 
 
 def _steps(rule: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -97,10 +125,12 @@ def _growth(step: dict[str, Any]) -> float:
     if kind == "Replace":
         literal = step["pattern"].get("String")
         size = len(step["content"])
-        return max(1.0, size / max(len(literal), 1) if literal is not None else size + 1)  # an expression may match nothing at all
+        # an expression may match nothing at all
+        return max(1.0, size / max(len(literal), 1) if literal is not None else size + 1)
     if kind == "Precompiled":
         data = base64.b64decode(step["precompiled_charsmap"] or "")
-        texts = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")  # behind the size of a trie, and the trie
+        # behind the size of a trie, and the trie
+        texts = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
         return max(1, *(len(text.decode("utf-8", "replace")) for text in texts))
     if kind == "ByteLevel":
         return 2
@@ -111,32 +141,48 @@ def _growth(step: dict[str, Any]) -> float:
 
 # Expressions.
 
-_CHARACTER = r"(?:\\[pP]\{\w+\}|\\[sSdDwWrnt.]|\[(?:[^\[\]\\&]|\\[pP]\{\w+\}|\\[sSdDwWrnt.\]\[/-])+\]|[^\\\[\](){}*+?|^$])"
+_CHARACTER = (
+    r"(?:\\[pP]\{\w+\}|\\[sSdDwWrnt.]"
+    r"|\[(?:[^\[\]\\&]|\\[pP]\{\w+\}|\\[sSdDwWrnt.\]\[/-])+\]"
+    r"|[^\\\[\](){}*+?|^$])"
+)
 _PIECES = rf"(?:{_CHARACTER}(?:\?|\{{\d(?:,\d)?\}})?)*(?:{_CHARACTER}[*+]|{_CHARACTER}\{{\d,\}})?"
 _LINEAR = re.compile(rf"{_PIECES}(?:\|{_PIECES})*")
-"""Alternatives of single characters and classes, where only the last one may repeat without end. A match that has begun there cannot fail
-late and be tried again, so the time is linear."""
+"""Alternatives of single characters and classes, where only the last one may repeat without end. A match that
+has begun there cannot fail late and be tried again, so the time is linear.
+"""
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDS = r"\s+(?!\S)|\s+"
-_KNOWN = frozenset({
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _ENDS,  # GPT-2
-    r" ?[^(\s|[.,!?…。，、।۔،])]+",  # BLOOM
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _ENDS,
-    _WORDS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _ENDS,  # Llama 3
-    _WORDS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _ENDS,  # Qwen 2
-    _WORDS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _ENDS,
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _WORDS
-    + r"?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _WORDS
-    + r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|" + _ENDS,  # o200k
-})
+_KNOWN = frozenset(
+    {
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _ENDS,  # GPT-2
+        r" ?[^(\s|[.,!?…。，、।۔،])]+",  # BLOOM
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _ENDS,
+        _WORDS
+        + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        + _ENDS,  # Llama 3
+        _WORDS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _ENDS,  # Qwen 2
+        _WORDS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _ENDS,
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        + _WORDS
+        + r"?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        + _WORDS
+        + r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
+        + _ENDS,  # o200k
+    }
+)
 """Expressions of models that many use, whose time was looked at: they are linear, too."""
 _LONGEST_WORD = 1000
 
 
 def is_quick(core: Any) -> bool:
     """Whether the time that a tokenizer takes for a text is bounded by its form, whatever the text is."""
-    rules = [json.loads(rule.__getstate__()) for rule in (core.normalizer, core.pre_tokenizer) if rule is not None]
-    return getattr(core.model, "max_input_chars_per_word", 0) <= _LONGEST_WORD and all(map(_is_linear, _expressions(rules)))
+    rules = [
+        json.loads(rule.__getstate__()) for rule in (core.normalizer, core.pre_tokenizer) if rule is not None
+    ]
+    return getattr(core.model, "max_input_chars_per_word", 0) <= _LONGEST_WORD and all(
+        map(_is_linear, _expressions(rules))
+    )
 
 
 def _expressions(rules: Any) -> Iterator[Any]:

@@ -1,1 +1,3 @@
-"""Tools that a model may call: how families of models write calls, how these are read, and how answers are held to them."""
+"""Tools that a model may call: how families of models write calls, how these are read, and how answers are
+held to them.
+"""

@@ -8,7 +8,8 @@ _MARKS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 
 
 class Brackets:
-    """Finds where JSON's brackets close in a text that grows, of which ``depth`` are open at first; no character is read twice.
+    """Finds where JSON's brackets close in a text that grows, of which ``depth`` are open at first; no
+    character is read twice.
 
     Example:
         >>> brackets = Brackets(0)

@@ -10,7 +10,9 @@ from ...registry import Registry
 
 
 class Tool(NamedTuple):
-    """A function that a model may call: its name, and the JSON schema of its arguments; ``strict``: no call may have others."""
+    """A function that a model may call: its name, and the JSON schema of its arguments; ``strict``: no call
+    may have others.
+    """
 
     name: str
     parameters: Mapping[str, Any]
@@ -26,7 +28,8 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class ToolFamily:
-    """How calls are written: ``marker``, then JSON with ``name`` and ``arguments`` by that key, then ``closing``.
+    """How calls are written: ``marker``, then JSON with ``name`` and ``arguments`` by that key, then
+    ``closing``.
 
     Attributes:
         recognises: whether a chat template is one of this family.
@@ -51,8 +54,9 @@ class ToolFamily:
     named: str | None = None
 
 
-FAMILIES: Registry[ToolFamily] = Registry("family of tool calls", ToolFamily, "adapterpack.tool_families",
-                                          "adapterpack.runtime.tools.families")
+FAMILIES: Registry[ToolFamily] = Registry(
+    "family of tool calls", ToolFamily, "adapterpack.tool_families", "adapterpack.runtime.tools.families"
+)
 """Name -> the family."""
 
 
@@ -63,4 +67,8 @@ def family_of(template: str | None) -> ToolFamily | None:
         >>> family_of("{{ '<tool_call>' + call | tojson + '</tool_call>' }}").name
         'hermes'
     """
-    return None if template is None else next((family for family in FAMILIES.values() if family.recognises(template)), None)
+    return (
+        None
+        if template is None
+        else next((family for family in FAMILIES.values() if family.recognises(template)), None)
+    )

@@ -12,23 +12,37 @@ _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator":
 _ANYTHING = {"type": "object"}
 
 
-def grammar_of(family: ToolFamily, tools: Sequence[Tool], *, free: bool, several: bool, token: Callable[[str], int | None],
-               form: Mapping[str, Any] | None = None) -> str:
-    """The grammar of answers that call one of these tools, or with ``several`` any number of them, with arguments that fit their schemas.
+def grammar_of(
+    family: ToolFamily,
+    tools: Sequence[Tool],
+    *,
+    free: bool,
+    several: bool,
+    token: Callable[[str], int | None],
+    form: Mapping[str, Any] | None = None,
+) -> str:
+    """The grammar of answers that call one of these tools, or with ``several`` any number of them, with
+    arguments that fit their schemas.
 
-    ``free``: an answer may be text without a call, or with a ``form`` JSON that fits this schema; then only ``strict`` tools have a say in
-    their arguments. Only families with a marker can have a form: it tells calls from that JSON. ``token`` is the id of a special token,
-    which no text stands for, or None.
+    ``free``: an answer may be text without a call, or with a ``form`` JSON that fits this schema; then only
+    ``strict`` tools have a say in their arguments. Only families with a marker can have a form: it tells
+    calls from that JSON. ``token`` is the id of a special token, which no text stands for, or None.
     """
+
     def text(written: str) -> str:
         special = token(written)
         return f"<[{special}]>" if special is not None else json.dumps(written) if written else ""
 
     if family.named is None:
-        bodies = [f'{text(json.dumps({"name": tool.name})[:-1] + f", {json.dumps(family.arguments)}: ")} args_{number} "}}"'
-                  for number, tool in enumerate(tools)]
+        bodies = [
+            f"{text(json.dumps({'name': tool.name})[:-1] + f', {json.dumps(family.arguments)}: ')} "
+            f'args_{number} "}}"'
+            for number, tool in enumerate(tools)
+        ]
     else:
-        bodies = [f"{text(tool.name)} {text(family.named)} args_{number}" for number, tool in enumerate(tools)]
+        bodies = [
+            f"{text(tool.name)} {text(family.named)} args_{number}" for number, tool in enumerate(tools)
+        ]
     call = f"{text(family.opening)} body {text(family.closing)}"
     mark, between = text(family.marker), text(family.between)
     if family.listed:
@@ -51,6 +65,11 @@ def grammar_of(family: ToolFamily, tools: Sequence[Tool], *, free: bool, several
 
 
 def _held_to(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema with how its JSON is written: what it says of that goes first, but what cannot be enforced is always an error."""
+    """A schema with how its JSON is written: what it says of that goes first, but what cannot be enforced is
+    always an error.
+    """
     guidance = schema.get("x-guidance")
-    return {**schema, "x-guidance": {**_JSON, **(guidance if isinstance(guidance, dict) else {}), "lenient": False}}
+    return {
+        **schema,
+        "x-guidance": {**_JSON, **(guidance if isinstance(guidance, dict) else {}), "lenient": False},
+    }

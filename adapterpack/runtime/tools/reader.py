@@ -18,23 +18,28 @@ _NAME = r"(?P<name>[A-Za-z0-9_.-]{1,64})"
 
 
 class Piece(NamedTuple):
-    """What an answer says next: ``text``; the ``name`` of a call that begins, pieces of its ``arguments``, and its ``end``."""
+    """What an answer says next: ``text``; the ``name`` of a call that begins, pieces of its ``arguments``,
+    and its ``end``.
+    """
 
     kind: Literal["text", "name", "arguments", "end"]
     value: str = ""
 
 
 class CallReader:
-    """Splits an answer into ``text`` and at most ``most`` ``calls`` of tools, the last of which may still be growing.
+    """Splits an answer into ``text`` and at most ``most`` ``calls`` of tools, the last of which may still be
+    growing.
 
-    Text that may become a call is kept back until it is clear. A call begins once its name, one of ``names``, and the brace of its
-    arguments are there, and these are what the model writes, also where it is cut off in them. What looks like a call and is none is text.
+    Text that may become a call is kept back until it is clear. A call begins once its name, one of ``names``,
+    and the brace of its arguments are there, and these are what the model writes, also where it is cut off in
+    them. What looks like a call and is none is text.
 
     Example:
         >>> from adapterpack.runtime.tools.family import FAMILIES
         >>> reader = CallReader(FAMILIES["hermes"], {"weather"})
         >>> reader.read('Let me see. <tool_call>{"name": "weather", "arguments": {"town"', ended=False)
-        [Piece(kind='text', value='Let me see.'), Piece(kind='name', value='weather'), Piece(kind='arguments', value='{"town"')]
+        [Piece(kind='text', value='Let me see.'), Piece(kind='name', value='weather'), Piece(kind='arguments',
+        value='{"town"')]
         >>> reader.calls
         [Call(name='weather', arguments='{"town"')]
     """
@@ -79,7 +84,9 @@ class CallReader:
         return bool(found)
 
     def _begin(self, said: str, ended: bool) -> bool:
-        """Reads up to the arguments of a call. Where these do not stand behind its name, the call is read as a whole."""
+        """Reads up to the arguments of a call. Where these do not stand behind its name, the call is read as
+        a whole.
+        """
         match = self._head.match(said, self._call_at)
         if match is not None and match["name"] in self._names:
             self._listed |= bool(match.groupdict().get("list"))
@@ -193,7 +200,10 @@ def _head(family: ToolFamily) -> re.Pattern[str]:
     """What stands before the arguments of a call, behind the marker or in a list."""
     if family.named is not None:
         return re.compile(rf"\s*{_NAME}\s*{re.escape(family.named)}\s*(?=\{{)")
-    return re.compile(rf'\s*(?P<list>\[\s*)?\{{\s*"name"\s*:\s*"{_NAME}"\s*,\s*"{re.escape(family.arguments)}"\s*:\s*(?=\{{)')
+    return re.compile(
+        rf'\s*(?P<list>\[\s*)?\{{\s*"name"\s*:\s*"{_NAME}"'
+        rf'\s*,\s*"{re.escape(family.arguments)}"\s*:\s*(?=\{{)'
+    )
 
 
 def _past(text: str, at: int, characters: str) -> int:

@@ -1,1 +1,3 @@
-"""The adapters of a server that runs: which packs it may load, under which names they answer, and how they change."""
+"""The adapters of a server that runs: which packs it may load, under which names they answer, and how they
+change.
+"""

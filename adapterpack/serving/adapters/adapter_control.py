@@ -29,8 +29,8 @@ class NameTaken(ConfigError):
 
 
 class Adapter(NamedTuple):
-    """An adapter that requests may name. ``generation`` counts the packs that have had its name; ``own_name`` is what its pack calls
-    itself, and ``place`` where that comes from.
+    """An adapter that requests may name. ``generation`` counts the packs that have had its name; ``own_name``
+    is what its pack calls itself, and ``place`` where that comes from.
     """
 
     name: str
@@ -51,15 +51,29 @@ class Refusal(NamedTuple):
 
 
 class AdapterControl:
-    """The one that changes an engine's adapters while it runs. Any thread may call it; one change is made at a time.
+    """The one that changes an engine's adapters while it runs. Any thread may call it; one change is made at
+    a time.
 
-    A request keeps the pack that it was bound to when it arrived, so an exchange concerns those that arrive later. ``base`` is the name
-    that no adapter may have. ``changed`` hears of every change, with the code of the error where a pack was refused.
+    A request keeps the pack that it was bound to when it arrived, so an exchange concerns those that arrive
+    later. ``base`` is the name that no adapter may have. ``changed`` hears of every change, with the code of
+    the error where a pack was refused.
     """
 
-    def __init__(self, table: AdapterTable, base: str, places: Places, signers: Signers,
-                 changed: Callable[[Change, str], None]) -> None:
-        self._table, self._base, self.places, self._signers, self._changed = table, base, places, signers, changed
+    def __init__(
+        self,
+        table: AdapterTable,
+        base: str,
+        places: Places,
+        signers: Signers,
+        changed: Callable[[Change, str], None],
+    ) -> None:
+        self._table, self._base, self.places, self._signers, self._changed = (
+            table,
+            base,
+            places,
+            signers,
+            changed,
+        )
         self._lock = threading.Lock()
         """Held while a change is made, which reads packs and replays canaries."""
         self._glance = threading.Lock()
@@ -83,7 +97,8 @@ class AdapterControl:
             return list(self._refused.values())
 
     def add(self, pack: Pack, place: Place | None = None) -> Adapter:
-        """Loads a pack under the name that it has. The same pack under that name, as of the bundle, is no other one.
+        """Loads a pack under the name that it has. The same pack under that name, as of the bundle, is no
+        other one.
 
         Raises:
             NameTaken: another has it, or the base.
@@ -95,7 +110,8 @@ class AdapterControl:
             return self._add(pack, holder is not None and holder.digest == pack.id, place)
 
     def load(self, source: str, name: str, *, replace: bool = False) -> Adapter:
-        """Loads the pack whose place is called ``source`` under a name; ``replace``: another may have it now, which is exchanged.
+        """Loads the pack whose place is called ``source`` under a name; ``replace``: another may have it now,
+        which is exchanged.
 
         Raises:
             UnknownAdapter: no place is called that.
@@ -120,8 +136,9 @@ class AdapterControl:
             return self._remove(name)
 
     def follow(self, place: Place, leaving: Collection[Place] = ()) -> bool:
-        """The pack at a place is new, or has changed: loads it under its name, and under those that an operator gave it. It may take over
-        the names of places that are ``leaving``. One that is refused is remembered, and what was loaded of the place before goes on.
+        """The pack at a place is new, or has changed: loads it under its name, and under those that an
+        operator gave it. It may take over the names of places that are ``leaving``. One that is refused is
+        remembered, and what was loaded of the place before goes on.
 
         False where it is worth another try although nothing has changed: a hub could not be reached.
         """
@@ -163,8 +180,12 @@ class AdapterControl:
 
     def _add(self, pack: Pack, replace: bool, place: Place | None) -> Adapter:
         if pack.name == self._base or (pack.name in self._adapters and not replace):
-            raise NameTaken("the base or another adapter has this name already", where=pack.path, found=pack.name,
-                            remedy="choose another name, or exchange an adapter with \"load_inplace\": true")
+            raise NameTaken(
+                "the base or another adapter has this name already",
+                where=pack.path,
+                found=pack.name,
+                remedy='choose another name, or exchange an adapter with "load_inplace": true',
+            )
         self._table.load(pack, replace=True, signers=self._signers)
         before = self._adapters.get(pack.name)
         after = self._note(pack, place)
@@ -176,7 +197,9 @@ class AdapterControl:
         """As :meth:`_add`, and says so in the log: from now on another pack answers."""
         before, after = self._adapters.get(pack.name), self._add(pack, replace, place)
         if before is None or before.generation != after.generation:
-            _LOG.warning("loaded the adapter %s, generation %d, %s", after.name, after.generation, after.digest)
+            _LOG.warning(
+                "loaded the adapter %s, generation %d, %s", after.name, after.generation, after.digest
+            )
         return after
 
     def _note(self, pack: Pack, place: Place | None) -> Adapter:
@@ -185,7 +208,9 @@ class AdapterControl:
             place = InFolder(pack.path)
         if before is None or before.digest != pack.id:
             self._generations[pack.name] += 1
-        adapter = Adapter(pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, place, time.time())
+        adapter = Adapter(
+            pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, place, time.time()
+        )
         with self._glance:
             self._adapters[pack.name] = adapter
         return adapter

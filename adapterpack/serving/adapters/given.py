@@ -35,25 +35,43 @@ class Given(NamedTuple):
 
     @classmethod
     def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> Given:
-        """These; a file is a lock file, of a fleet all members are meant, and any other folder that is no pack is a folder of packs."""
-        given = [one for adapter in adapters for one in ([adapter] if isinstance(adapter, Pack) else _members(folder_of(adapter)))]
-        return cls([one for one in given if isinstance(one, Pack) or is_pack(one)],
-                   [LockFile(one) if one.is_file() else PackFolder(one)
-                    for one in given if not isinstance(one, Pack) and not is_pack(one)])
+        """These; a file is a lock file, of a fleet all members are meant, and any other folder that is no
+        pack is a folder of packs.
+        """
+        given = [
+            one
+            for adapter in adapters
+            for one in ([adapter] if isinstance(adapter, Pack) else _members(folder_of(adapter)))
+        ]
+        return cls(
+            [one for one in given if isinstance(one, Pack) or is_pack(one)],
+            [
+                LockFile(one) if one.is_file() else PackFolder(one)
+                for one in given
+                if not isinstance(one, Pack) and not is_pack(one)
+            ],
+        )
 
     def load(self, control: AdapterControl, *, changing: bool, watched: bool) -> None:
-        """Loads the packs, and those of the sources unless these are watched. Where adapters may come later a source may be empty.
+        """Loads the packs, and those of the sources unless these are watched. Where adapters may come later a
+        source may be empty.
 
         Raises:
             ConfigError: there is nothing to watch.
             NothingToDo: a source has no pack.
         """
         if watched and not self.sources:
-            raise ConfigError("there is no folder to watch", remedy="name a folder of packs, or a lock file, with --adapters")
+            raise ConfigError(
+                "there is no folder to watch",
+                remedy="name a folder of packs, or a lock file, with --adapters",
+            )
         for source in self.sources:
             if not source.packs() and not changing:
-                raise NothingToDo("there is no adapter in this folder or lock file", where=source,
-                                  expected="a pack, a folder of packs, or a lock file that pins packs")
+                raise NothingToDo(
+                    "there is no adapter in this folder or lock file",
+                    where=source,
+                    expected="a pack, a folder of packs, or a lock file that pins packs",
+                )
             for place, pack in () if watched else source.at_start():
                 control.add(pack, place)
         for one in self.packs:

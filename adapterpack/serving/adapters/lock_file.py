@@ -64,5 +64,11 @@ class LockFile:
 
 def _pinned(path: Path) -> dict[str, Pinned]:
     if not path.is_file():
-        raise StorageError("there is no lock file", where=path, remedy="write one: adapterpack pull hf://org/name --lock FILE")
-    return {reference: pinned for reference, pinned in Lockfile(path).all().items() if pinned.kind != "bundle"}
+        raise StorageError(
+            "there is no lock file",
+            where=path,
+            remedy="write one: adapterpack pull hf://org/name --lock FILE",
+        )
+    return {
+        reference: pinned for reference, pinned in Lockfile(path).all().items() if pinned.kind != "bundle"
+    }

@@ -40,8 +40,12 @@ class InFolder:
             StorageError: it cannot be read.
         """
         if self.path.is_symlink():
-            raise FormatError("a link is not followed", where=self.path, expected="a folder",
-                              remedy="move or copy the pack into this place")
+            raise FormatError(
+                "a link is not followed",
+                where=self.path,
+                expected="a folder",
+                remedy="move or copy the pack into this place",
+            )
         with storage_errors(self.path):
             return load(self.path)
 
@@ -56,7 +60,8 @@ class PackFolder:
         return str(self.path)
 
     def packs(self) -> dict[Place, State]:
-        """The packs that lie there now, with what changes whenever one of their files is written: size, time and number.
+        """The packs that lie there now, with what changes whenever one of their files is written: size, time
+        and number.
 
         Raises:
             StorageError: the folder cannot be listed.

@@ -64,9 +64,15 @@ class Places:
         """
         places = [place for place in self.packs() if place.name == name]
         if not places:
-            raise UnknownAdapter("no pack in the folders or lock files of adapters has this name", found=repr(name[:200]),
-                                 expected="the name of a pack's folder, and no path; or an entry of a lock file")
+            raise UnknownAdapter(
+                "no pack in the folders or lock files of adapters has this name",
+                found=repr(name[:200]),
+                expected="the name of a pack's folder, and no path; or an entry of a lock file",
+            )
         if len(places) > 1:
-            raise ConfigError("several packs in the folders of adapters have this name", found=repr(name),
-                              remedy="rename one of the folders")
+            raise ConfigError(
+                "several packs in the folders of adapters have this name",
+                found=repr(name),
+                remedy="rename one of the folders",
+            )
         return places[0]

@@ -26,7 +26,9 @@ class Watch:
         self._fault = ""
 
     def look(self, *, at_once: bool = False) -> None:
-        """Takes up what has changed and is still now; ``at_once``: whatever there is. Places that cannot be listed change nothing."""
+        """Takes up what has changed and is still now; ``at_once``: whatever there is. Places that cannot be
+        listed change nothing.
+        """
         try:
             now = self._control.places.packs()
         except AdapterpackError as error:
@@ -35,13 +37,18 @@ class Watch:
             self._fault = str(error)
             return
         self._fault = ""
-        changed = [place for place in {**now, **self._done} if now.get(place) != self._done.get(place)
-                   and (at_once or now.get(place) == self._before.get(place))]
+        changed = [
+            place
+            for place in {**now, **self._done}
+            if now.get(place) != self._done.get(place)
+            and (at_once or now.get(place) == self._before.get(place))
+        ]
         gone = {place for place in changed if place not in now}
         for place in sorted(changed, key=str):
             if place not in gone:
                 self._done[place] = now[place] if self._control.follow(place, gone) else _AGAIN
-        for place in sorted(gone, key=str):  # after those that took over their names: no request in between misses one
+        # after those that took over their names: no request in between misses one
+        for place in sorted(gone, key=str):
             self._control.leave(place)
             del self._done[place]
         self._before = now

@@ -1,4 +1,6 @@
-"""Labels of texts: ``/v1/classify``, and ``/v1/rerank`` by heads of one label, of bundles for text classification."""
+"""Labels of texts: ``/v1/classify``, and ``/v1/rerank`` by heads of one label, of bundles for text
+classification.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class ClassifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RerankRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/rerank``, as Cohere and Jina have it: how well each document fits the query, by a head with one label."""
+    """``POST /v1/rerank``, as Cohere and Jina have it: how well each document fits the query, by a head with
+    one label.
+    """
 
     model: str
     query: str
@@ -107,9 +111,13 @@ async def classify(state: State, request: Request, key: Key, record: Record) -> 
     labels_of(state, model)
     given = [_row(item) for item in listed(body.input)]
     rows = await results(state, request, key, record, model, given, param="input", priority=body.priority)
-    answer = ClassifyAnswer(data=[Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)], model=body.model,
-                            usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,
-                            adapterpack=state.catalogue.provenance(model, given))
+    answer = ClassifyAnswer(
+        data=[Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)],
+        model=body.model,
+        usage=PassUsage.of(record.prompt_tokens),
+        system_fingerprint=model.digest,
+        adapterpack=state.catalogue.provenance(model, given),
+    )
     return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
 
 
@@ -119,16 +127,26 @@ async def rerank(state: State, request: Request, key: Key, record: Record) -> Re
     model = asked(state, key, record, body.model)
     labels = labels_of(state, model)
     if len(labels) != 1:
-        raise Refused(400, "no_ranking_head", f"a head that ranks has one label, and this one has {len(labels)}: use /v1/classify",
-                      param="model")
+        raise Refused(
+            400,
+            "no_ranking_head",
+            f"a head that ranks has one label, and this one has {len(labels)}: use /v1/classify",
+            param="model",
+        )
     pairs: list[Mapping[str, Any]] = [{"text": body.query, "text_pair": text} for text in body.documents]
     rows = await results(state, request, key, record, model, pairs, param="documents", priority=body.priority)
     scores = [row["scores"][labels[0]] for row in rows]
     best = sorted(range(len(rows)), key=lambda place: (-scores[place], place))[: body.top_n]
-    answer = RerankAnswer(results=[Ranked(place, scores[place], Document(body.documents[place]) if body.return_documents else UNSET)
-                                   for place in best],
-                          model=body.model, usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,
-                          adapterpack=state.catalogue.provenance(model))
+    answer = RerankAnswer(
+        results=[
+            Ranked(place, scores[place], Document(body.documents[place]) if body.return_documents else UNSET)
+            for place in best
+        ],
+        model=body.model,
+        usage=PassUsage.of(record.prompt_tokens),
+        system_fingerprint=model.digest,
+        adapterpack=state.catalogue.provenance(model),
+    )
     return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
 
 
@@ -138,10 +156,29 @@ def _row(given: Any) -> Any:
 
 def opened(engine: Engine, limits: Limits) -> Api:
     """The API on an engine."""
-    return Api((
-        RouteSpec("POST", "/v1/classify", classify, "key", "labels of texts", ClassifyRequest, ClassifyAnswer, example={"input": "Hello"}),
-        RouteSpec("POST", "/v1/rerank", rerank, "key", "documents by how well they fit a query", RerankRequest, RerankAnswer),
-    ))
+    return Api(
+        (
+            RouteSpec(
+                "POST",
+                "/v1/classify",
+                classify,
+                "key",
+                "labels of texts",
+                ClassifyRequest,
+                ClassifyAnswer,
+                example={"input": "Hello"},
+            ),
+            RouteSpec(
+                "POST",
+                "/v1/rerank",
+                rerank,
+                "key",
+                "documents by how well they fit a query",
+                RerankRequest,
+                RerankAnswer,
+            ),
+        )
+    )
 
 
 def _serves(engine: Engine) -> bool:

@@ -28,8 +28,8 @@ from ..state import State
 
 
 class EmbeddingRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/embeddings``. An input is a text or token ids, or several of one kind; token ids are taken as they are. Vectors have the
-    length 1 unless ``normalize`` is false.
+    """``POST /v1/embeddings``. An input is a text or token ids, or several of one kind; token ids are taken
+    as they are. Vectors have the length 1 unless ``normalize`` is false.
     """
 
     model: str
@@ -75,9 +75,13 @@ async def embeddings(state: State, request: Request, key: Key, record: Record) -
         state, request, key, record, model, given, param="input", options=options, priority=body.priority
     )
     write = _base64 if body.encoding_format == "base64" else list[float]
-    answer = EmbeddingAnswer(data=[Embedding(index=place, embedding=write(row["embedding"])) for place, row in enumerate(rows)],
-                             model=body.model, usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,
-                             adapterpack=state.catalogue.provenance(model, given))
+    answer = EmbeddingAnswer(
+        data=[Embedding(index=place, embedding=write(row["embedding"])) for place, row in enumerate(rows)],
+        model=body.model,
+        usage=PassUsage.of(record.prompt_tokens),
+        system_fingerprint=model.digest,
+        adapterpack=state.catalogue.provenance(model, given),
+    )
     return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
 
 
@@ -87,8 +91,20 @@ def _base64(vector: list[float]) -> str:
 
 def opened(engine: Engine, limits: Limits) -> Api:
     """The API on an engine."""
-    return Api((RouteSpec("POST", "/v1/embeddings", embeddings, "key", "vectors of texts", EmbeddingRequest, EmbeddingAnswer,
-                          example={"input": "Hello"}),))
+    return Api(
+        (
+            RouteSpec(
+                "POST",
+                "/v1/embeddings",
+                embeddings,
+                "key",
+                "vectors of texts",
+                EmbeddingRequest,
+                EmbeddingAnswer,
+                example={"input": "Hello"},
+            ),
+        )
+    )
 
 
 def _serves(engine: Engine) -> bool:

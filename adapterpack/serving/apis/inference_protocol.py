@@ -1,4 +1,6 @@
-"""The Open Inference Protocol, version 2 (https://github.com/kserve/open-inference-protocol), in JSON: texts in, tensors out."""
+"""The Open Inference Protocol, version 2 (https://github.com/kserve/open-inference-protocol), in JSON: texts
+in, tensors out.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class WantedTensor(Part, frozen=True, forbid_unknown_fields=True):
 
 
 class InferRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v2/models/{model}/infer``. ``parameters`` are the task's options; without ``outputs`` the answer has all of them."""
+    """``POST /v2/models/{model}/infer``. ``parameters`` are the task's options; without ``outputs`` the
+    answer has all of them.
+    """
 
     inputs: Annotated[list[InputTensor], Meta(min_length=1, max_length=2)]
     outputs: Annotated[list[WantedTensor], Meta(max_length=16)] | None = None
@@ -156,7 +160,9 @@ async def ready(state: State, request: Request, key: Key, record: Record) -> Res
 
 
 async def model_ready(state: State, request: Request, key: Key, record: Record) -> Response:
-    """``GET /v2/models/{model}/ready``: the adapter is read when a row needs it, so a model is ready while the server is."""
+    """``GET /v2/models/{model}/ready``: the adapter is read when a row needs it, so a model is ready while
+    the server is.
+    """
     model = named(state, key, record, request.path_params["model"])
     status = (await routes.ready(state, request, key, record)).status_code
     return _json({"name": model.name, "ready": status == 200}, status)
@@ -166,9 +172,13 @@ async def metadata(state: State, request: Request, key: Key, record: Record) -> 
     """``GET /v2/models/{model}``."""
     model = named(state, key, record, request.path_params["model"])
     bundle = engine_of(state).bundle
-    inputs = [TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]]
-    outputs = [TensorCard(column.name, column.datatype, column.extents(bundle, bundle.head(model.pack).labels))
-               for column in OUTPUTS[bundle.task.name].columns]
+    inputs = [
+        TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]
+    ]
+    outputs = [
+        TensorCard(column.name, column.datatype, column.extents(bundle, bundle.head(model.pack).labels))
+        for column in OUTPUTS[bundle.task.name].columns
+    ]
     return _json(ModelMetadata(name=model.name, versions=[model.digest], inputs=inputs, outputs=outputs))
 
 
@@ -181,7 +191,12 @@ async def infer(state: State, request: Request, key: Key, record: Record) -> Res
     columns = {column.name: column for column in wanted.columns}
     chosen = list(columns) if body.outputs is None else [tensor.name for tensor in body.outputs]
     if unknown := [name for name in chosen if name not in columns]:
-        raise Refused(400, "invalid_request", f"there is no output {unknown[0][:100]!r}: there are {', '.join(columns)}", param="outputs")
+        raise Refused(
+            400,
+            "invalid_request",
+            f"there is no output {unknown[0][:100]!r}: there are {', '.join(columns)}",
+            param="outputs",
+        )
     if task.labelled:
         labels_of(state, model)
     texts = {tensor.name: tensor.texts for tensor in body.inputs}
@@ -193,9 +208,16 @@ async def infer(state: State, request: Request, key: Key, record: Record) -> Res
     for name in dict.fromkeys(chosen):
         values = columns[name].values(said)
         shape = extents_of(values)
-        outputs.append(TensorAnswer(name, shape, columns[name].datatype, flat(values) if math.prod(shape) else []))
-    answer = InferAnswer(model_name=request.path_params["model"], model_version=model.digest, id=UNSET if body.id is None else body.id,
-                         outputs=outputs, parameters=state.catalogue.provenance(model))
+        outputs.append(
+            TensorAnswer(name, shape, columns[name].datatype, flat(values) if math.prod(shape) else [])
+        )
+    answer = InferAnswer(
+        model_name=request.path_params["model"],
+        model_version=model.digest,
+        id=UNSET if body.id is None else body.id,
+        outputs=outputs,
+        parameters=state.catalogue.provenance(model),
+    )
     return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
 
 
@@ -205,14 +227,41 @@ def _json(value: Any, status: int = 200) -> Response:
 
 def opened(engine: Engine, limits: Limits) -> Api:
     """The API on an engine."""
-    return Api((
-        RouteSpec("GET", "/v2", server, "key", "the server", None, ServerMetadata, errors=ERRORS),
-        RouteSpec("GET", "/v2/health/live", live, "open", "whether the process works", errors=ERRORS),
-        RouteSpec("GET", "/v2/health/ready", ready, "open", "whether it takes requests", errors=ERRORS),
-        RouteSpec("GET", "/v2/models/{model}", metadata, "key", "what a model takes and gives", None, ModelMetadata, errors=ERRORS),
-        RouteSpec("GET", "/v2/models/{model}/ready", model_ready, "key", "whether a model takes requests", errors=ERRORS),
-        RouteSpec("POST", "/v2/models/{model}/infer", infer, "key", "tensors of texts", InferRequest, InferAnswer, errors=ERRORS),
-    ))
+    return Api(
+        (
+            RouteSpec("GET", "/v2", server, "key", "the server", None, ServerMetadata, errors=ERRORS),
+            RouteSpec("GET", "/v2/health/live", live, "open", "whether the process works", errors=ERRORS),
+            RouteSpec("GET", "/v2/health/ready", ready, "open", "whether it takes requests", errors=ERRORS),
+            RouteSpec(
+                "GET",
+                "/v2/models/{model}",
+                metadata,
+                "key",
+                "what a model takes and gives",
+                None,
+                ModelMetadata,
+                errors=ERRORS,
+            ),
+            RouteSpec(
+                "GET",
+                "/v2/models/{model}/ready",
+                model_ready,
+                "key",
+                "whether a model takes requests",
+                errors=ERRORS,
+            ),
+            RouteSpec(
+                "POST",
+                "/v2/models/{model}/infer",
+                infer,
+                "key",
+                "tensors of texts",
+                InferRequest,
+                InferAnswer,
+                errors=ERRORS,
+            ),
+        )
+    )
 
 
 def _serves(engine: Engine) -> bool:

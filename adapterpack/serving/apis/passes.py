@@ -12,12 +12,15 @@ from ..metrics import Figure
 def opened(engine: EncoderEngine, limits: Limits) -> Api:
     """What the passes of an engine were spent on."""
     spent = engine.padding
-    return Api((), (
-        Figure("passes", "Passes of the engine.", lambda: spent.passes),
-        Figure("passed_rows", "Rows of these passes.", lambda: spent.rows),
-        Figure("passed_tokens", "Tokens of these rows.", lambda: spent.tokens),
-        Figure("passed_padding", "Positions of padding in these passes.", lambda: spent.padding),
-    ))
+    return Api(
+        (),
+        (
+            Figure("passes", "Passes of the engine.", lambda: spent.passes),
+            Figure("passed_rows", "Rows of these passes.", lambda: spent.rows),
+            Figure("passed_tokens", "Tokens of these rows.", lambda: spent.tokens),
+            Figure("passed_padding", "Positions of padding in these passes.", lambda: spent.padding),
+        ),
+    )
 
 
 def _serves(engine: Engine) -> bool:

@@ -42,42 +42,69 @@ class Texts:
 
     def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str, share_prefixes: bool) -> None:
         self._share_prefixes = share_prefixes
-        self._engine, self.preparer, self._tokens = engine, Preparer(engine, limits, sampling), TokenTexts(engine.bundle.tokenizer)
+        self._engine, self.preparer, self._tokens = (
+            engine,
+            Preparer(engine, limits, sampling),
+            TokenTexts(engine.bundle.tokenizer),
+        )
 
     async def chat(self, state: State, request: Request, key: Key, record: Record) -> Response:
         """``POST /v1/chat/completions``."""
-        return await self._answered(state, request, key, record, await parsing.body(request, ChatRequest, state.limits))
+        return await self._answered(
+            state, request, key, record, await parsing.body(request, ChatRequest, state.limits)
+        )
 
     async def completions(self, state: State, request: Request, key: Key, record: Record) -> Response:
         """``POST /v1/completions``."""
-        return await self._answered(state, request, key, record, await parsing.body(request, CompletionRequest, state.limits))
+        return await self._answered(
+            state, request, key, record, await parsing.body(request, CompletionRequest, state.limits)
+        )
 
     async def responses(self, state: State, request: Request, key: Key, record: Record) -> Response:
         """``POST /v1/responses``."""
         body = await parsing.body(request, ResponseRequest, state.limits)
         if body.previous_response_id is not None:
-            raise Refused(400, "nothing_stored", "no response is stored here: give the whole conversation as input",
-                          param="previous_response_id")
+            raise Refused(
+                400,
+                "nothing_stored",
+                "no response is stored here: give the whole conversation as input",
+                param="previous_response_id",
+            )
         return await self._answered(state, request, key, record, body.chat(), partial(ResponseForm, body))
 
-    async def _answered(self, state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest,
-                        form: Callable[[Provenance, Callable[[], CallReader] | None], Form] | None = None) -> Response:
+    async def _answered(
+        self,
+        state: State,
+        request: Request,
+        key: Key,
+        record: Record,
+        body: ChatRequest | CompletionRequest,
+        form: Callable[[Provenance, Callable[[], CallReader] | None], Form] | None = None,
+    ) -> Response:
         state.quotas.ask(key)
         model = state.catalogue.asked(body.model, body.adapters, key)
         record.answers(model.adapter, model.digest, model.mixed)
         record.stream = bool(body.stream)
         count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > state.limits.rows:
-            raise Refused(400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n")
+            raise Refused(
+                400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n"
+            )
         with ExitStack() as stack:
             stack.enter_context(state.gate.entered(key, count))
             prepared = await self.preparer.prepared(body, key.id)
             outbox = Outbox(count)
             rows = self._rows(body, prepared, model, key, outbox)
-            stack.enter_context(running(state, request, key, record, rows, sum(map(len, prepared.prompts)), outbox))
+            stack.enter_context(
+                running(state, request, key, record, rows, sum(map(len, prepared.prompts)), outbox)
+            )
             given = body.prompts if isinstance(body, CompletionRequest) else ()
             provenance = state.catalogue.provenance(model, given)
-            written = self._form(body, provenance, prepared.calls) if form is None else form(provenance, prepared.calls)
+            written = (
+                self._form(body, provenance, prepared.calls)
+                if form is None
+                else form(provenance, prepared.calls)
+            )
             answer = Answer(state, body, record, outbox, model, written)
             if not body.stream:
                 return await answer.whole()
@@ -103,13 +130,22 @@ class Texts:
             for draw in range(count)
         ]
 
-    def _form(self, body: ChatRequest | CompletionRequest, provenance: Provenance, calls: Callable[[], CallReader] | None) -> Form:
+    def _form(
+        self,
+        body: ChatRequest | CompletionRequest,
+        provenance: Provenance,
+        calls: Callable[[], CallReader] | None,
+    ) -> Form:
         if isinstance(body, ChatRequest):
             return ChatForm(body.model, provenance, self._tokens, calls)
         echoes = []
         if body.echo:
             decode = self.preparer.text
-            echoes = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in body.prompts for _ in range(body.n or 1)]
+            echoes = [
+                prompt if isinstance(prompt, str) else decode(prompt)
+                for prompt in body.prompts
+                for _ in range(body.n or 1)
+            ]
         return CompletionForm(body.model, provenance, self._tokens, echoes)
 
 
@@ -118,16 +154,52 @@ def opened(
 ) -> Api:
     """The API on an engine."""
     texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows
-    return Api((
-        RouteSpec("POST", "/v1/completions", texts.completions, "key", "texts that go on", CompletionRequest, Completion, Completion),
-        RouteSpec("POST", "/v1/chat/completions", texts.chat, "key", "the next message of a conversation", ChatRequest, ChatCompletion,
-                  ChatChunk, example={"messages": [{"role": "user", "content": "Hello"}]}),
-        RouteSpec("POST", "/v1/responses", texts.responses, "key", "the next message, as a list of items", ResponseRequest, ResponseAnswer,
-                  ResponseEvent),
-    ), (
-        Figure("prompt_tokens_read", "Tokens of prompts that the engine has read.", lambda: rows.prefilled),
-        Figure("prompt_tokens_reused", "Tokens of prompts that were known from rows before.", lambda: rows.reused),
-    ), texts.preparer.close)
+    return Api(
+        (
+            RouteSpec(
+                "POST",
+                "/v1/completions",
+                texts.completions,
+                "key",
+                "texts that go on",
+                CompletionRequest,
+                Completion,
+                Completion,
+            ),
+            RouteSpec(
+                "POST",
+                "/v1/chat/completions",
+                texts.chat,
+                "key",
+                "the next message of a conversation",
+                ChatRequest,
+                ChatCompletion,
+                ChatChunk,
+                example={"messages": [{"role": "user", "content": "Hello"}]},
+            ),
+            RouteSpec(
+                "POST",
+                "/v1/responses",
+                texts.responses,
+                "key",
+                "the next message, as a list of items",
+                ResponseRequest,
+                ResponseAnswer,
+                ResponseEvent,
+            ),
+        ),
+        (
+            Figure(
+                "prompt_tokens_read", "Tokens of prompts that the engine has read.", lambda: rows.prefilled
+            ),
+            Figure(
+                "prompt_tokens_reused",
+                "Tokens of prompts that were known from rows before.",
+                lambda: rows.reused,
+            ),
+        ),
+        texts.preparer.close,
+    )
 
 
 def _serves(engine: Engine) -> bool:

@@ -31,7 +31,9 @@ from ..state import State
 
 
 class TokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /tokenize``: a text, or a conversation as its template writes it. A text has the tokenizer's own special tokens around it."""
+    """``POST /tokenize``: a text, or a conversation as its template writes it. A text has the tokenizer's own
+    special tokens around it.
+    """
 
     model: str
     prompt: str | None = None
@@ -80,7 +82,11 @@ class TokenRoutes:
         state.quotas.ask(key)
         state.catalogue.named(body.model, key)
         ids = await asyncio.to_thread(self._ids, body)
-        words = [self._tokenizer.core.id_to_token(token) or "" for token in ids] if body.return_token_strs else UNSET
+        words = (
+            [self._tokenizer.core.id_to_token(token) or "" for token in ids]
+            if body.return_token_strs
+            else UNSET
+        )
         return _json(Tokens(len(ids), state.engine.engine.max_length, ids, words))
 
     async def detokenize(self, state: State, request: Request, key: Key, record: Record) -> Response:
@@ -88,15 +94,26 @@ class TokenRoutes:
         body = await parsing.body(request, DetokenizeRequest, state.limits)
         state.quotas.ask(key)
         state.catalogue.named(body.model, key)
-        return _json(Text(await asyncio.to_thread(self._tokenizer.decode, prompt_ids(self._bundle, body.tokens), False)))
+        return _json(
+            Text(
+                await asyncio.to_thread(self._tokenizer.decode, prompt_ids(self._bundle, body.tokens), False)
+            )
+        )
 
     def _ids(self, body: TokenizeRequest) -> list[int]:
         if body.messages is None:
             return self._tokenizer.encode(body.prompt or "", special=body.add_special_tokens is not False)
         if self._tokenizer.template is None:
-            raise Refused(400, "no_chat_template", "this model has no chat template: give a prompt", param="messages")
+            raise Refused(
+                400, "no_chat_template", "this model has no chat template: give a prompt", param="messages"
+            )
         if len(body.messages) > self._limits.messages:
-            raise Refused(400, "invalid_request", f"a conversation may have {self._limits.messages} messages", param="messages")
+            raise Refused(
+                400,
+                "invalid_request",
+                f"a conversation may have {self._limits.messages} messages",
+                param="messages",
+            )
         return self._tokenizer.prompt([message.rendered() for message in body.messages])
 
 
@@ -107,12 +124,22 @@ def _json(value: Any) -> Response:
 def opened(engine: Engine, limits: Limits) -> Api:
     """The API on an engine."""
     routes = TokenRoutes(engine.bundle, limits)
-    return Api((RouteSpec("POST", "/tokenize", routes.tokenize, "key", "the tokens of a text", TokenizeRequest, Tokens),
-                RouteSpec("POST", "/detokenize", routes.detokenize, "key", "the text of tokens", DetokenizeRequest, Text)))
+    return Api(
+        (
+            RouteSpec(
+                "POST", "/tokenize", routes.tokenize, "key", "the tokens of a text", TokenizeRequest, Tokens
+            ),
+            RouteSpec(
+                "POST", "/detokenize", routes.detokenize, "key", "the text of tokens", DetokenizeRequest, Text
+            ),
+        )
+    )
 
 
 def _serves(engine: Engine) -> bool:
-    return (isinstance(engine, DecoderEngine) or runs_task(engine, *OUTPUTS)) and (engine.bundle.folder / "tokenizer.json").is_file()
+    return (isinstance(engine, DecoderEngine) or runs_task(engine, *OUTPUTS)) and (
+        engine.bundle.folder / "tokenizer.json"
+    ).is_file()
 
 
 APIS.register(ApiKind("tokens", _serves, opened))

@@ -1,4 +1,6 @@
-"""A server as an ASGI application, for a process that has its own address, its own event loop, or none at all."""
+"""A server as an ASGI application, for a process that has its own address, its own event loop, or none at
+all.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ from ..scheduling.engine_thread import EngineThread
 
 
 class Application:
-    """The routes of a bundle, answered in the event loop ``loop``, by default the one that runs. :meth:`close` ends it.
+    """The routes of a bundle, answered in the event loop ``loop``, by default the one that runs.
+    :meth:`close` ends it.
 
-    ``keys`` is a file of keys; without one everybody who reaches it may ask. ``engine`` makes the thread that takes the engine's steps.
-    Other options are those of :func:`adapterpack.serve`. ``routes`` are the ones with a body, by their path.
+    ``keys`` is a file of keys; without one everybody who reaches it may ask. ``engine`` makes the thread that
+    takes the engine's steps. Other options are those of :func:`adapterpack.serve`. ``routes`` are the ones
+    with a body, by their path.
 
     Raises:
         AdapterpackError: as :func:`adapterpack.serve`.
@@ -40,24 +44,56 @@ class Application:
         >>> application = Application("bundle", adapters=["packs/orders"])  # doctest: +SKIP
     """
 
-    def __init__(self, bundle: str | os.PathLike[str], provider: str | Device | None = None, *,
-                 adapters: Sequence[Pack | str | os.PathLike[str]] = (), name: str | None = None,
-                 keys: str | os.PathLike[str] | None = None, audit: str | None = None, sampling: str | None = None,
-                 threads: int | None = None, limits: Limits | None = None, loop: asyncio.AbstractEventLoop | None = None,
-                 engine: Callable[..., EngineThread] = EngineThread, **size: Any) -> None:
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        provider: str | Device | None = None,
+        *,
+        adapters: Sequence[Pack | str | os.PathLike[str]] = (),
+        name: str | None = None,
+        keys: str | os.PathLike[str] | None = None,
+        audit: str | None = None,
+        sampling: str | None = None,
+        threads: int | None = None,
+        limits: Limits | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        engine: Callable[..., EngineThread] = EngineThread,
+        **size: Any,
+    ) -> None:
         running = Engine(bundle, provider, threads=threads, **size)
-        catalogue, metrics, given, bounds = Catalogue(running, name), Metrics(), Given.of(adapters), limits or Limits()
-        control = AdapterControl(running.adapters, catalogue.base, Places(given.sources), Signers([]), metrics.adapter_changed)
+        catalogue, metrics, given, bounds = (
+            Catalogue(running, name),
+            Metrics(),
+            Given.of(adapters),
+            limits or Limits(),
+        )
+        control = AdapterControl(
+            running.adapters, catalogue.base, Places(given.sources), Signers([]), metrics.adapter_changed
+        )
         given.load(control, changing=False, watched=False)
         apis = apis_of(running, bounds, {} if sampling is None else {"sampling": sampling})
         self._stack = ExitStack()
         for api in apis:
             self._stack.callback(api.close)
         known = Keys(path=None if keys is None else Path(keys), unread_seconds=bounds.unread_keys_seconds)
-        setup = Setup(engine=running, apis=apis, catalogue=catalogue, adapters=control, keys=known, limits=bounds, metrics=metrics,
-                      ended=[metrics.ended, Audit(audit).write], hosts=None, tls=None, watch=None, watch_seconds=0.0)
+        setup = Setup(
+            engine=running,
+            apis=apis,
+            catalogue=catalogue,
+            adapters=control,
+            keys=known,
+            limits=bounds,
+            metrics=metrics,
+            ended=[metrics.ended, Audit(audit).write],
+            hosts=None,
+            tls=None,
+            watch=None,
+            watch_seconds=0.0,
+        )
         self.provider: str = running.bundle.provider
-        self.routes: Mapping[str, RouteSpec] = {route.path: route for api in apis for route in api.routes if route.body is not None}
+        self.routes: Mapping[str, RouteSpec] = {
+            route.path: route for api in apis for route in api.routes if route.body is not None
+        }
         self.thread = engine(running, loop or asyncio.get_running_loop(), metrics.stepped)
         self.state, self._app = opened(setup, self.thread)
         self.thread.start()
@@ -72,8 +108,21 @@ class Application:
         self._stack.close()
 
 
-def scope_of(method: str, path: str, headers: Sequence[tuple[str, str]], query: str = "") -> Mapping[str, Any]:
+def scope_of(
+    method: str, path: str, headers: Sequence[tuple[str, str]], query: str = ""
+) -> Mapping[str, Any]:
     """What ASGI says of a request that came by no connection."""
-    return {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "path": path,
-            "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "client": None, "server": None,
-            "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]}
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "client": None,
+        "server": None,
+        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+    }

@@ -1,4 +1,6 @@
-"""The routes of a server for this process itself: requests without connections, which come in blocks and run in their order."""
+"""The routes of a server for this process itself: requests without connections, which come in blocks and run
+in their order.
+"""
 
 from __future__ import annotations
 
@@ -47,17 +49,31 @@ class Reply(NamedTuple):
 class InProcess:
     """A server without an address. ``routes`` are those with a body, by their path.
 
-    The requests of a block begin together, in their order, and a block begins when those before it have ended: what is answered does not
-    depend on how fast anything is.
+    The requests of a block begin together, in their order, and a block begins when those before it have
+    ended: what is answered does not depend on how fast anything is.
 
     Raises:
         AdapterpackError: as :func:`adapterpack.serve`.
     """
 
-    def __init__(self, bundle: str | os.PathLike[str], provider: str | Device | None, max_rows: int, sampling: str | None) -> None:
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        provider: str | Device | None,
+        max_rows: int,
+        sampling: str | None,
+    ) -> None:
         with ExitStack() as stack:
             self._loop = stack.enter_context(asyncio.Runner()).get_loop()
-            self._app = Application(bundle, provider, sampling=sampling, limits=_LIMITS, loop=self._loop, max_rows=max_rows, engine=_Thread)
+            self._app = Application(
+                bundle,
+                provider,
+                sampling=sampling,
+                limits=_LIMITS,
+                loop=self._loop,
+                max_rows=max_rows,
+                engine=_Thread,
+            )
             stack.callback(self._app.close)
             self._stack = stack.pop_all()
         self.provider, self.routes = self._app.provider, self._app.routes
@@ -102,8 +118,12 @@ class InProcess:
             status = message.get("status", status)
             body.extend(message.get("body", b""))
 
-        headers = {"host": "localhost", "content-type": "application/json", "content-length": str(len(request.body)),
-                   "x-request-id": request.id}
+        headers = {
+            "host": "localhost",
+            "content-type": "application/json",
+            "content-length": str(len(request.body)),
+            "x-request-id": request.id,
+        }
         await self._app(scope_of("POST", request.path, [*headers.items()]), receive, send)
         return Reply(status, bytes(body))
 
@@ -111,7 +131,9 @@ class InProcess:
 class _Thread(EngineThread):
     """One that says when it was given rows."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
+    def __init__(
+        self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]
+    ) -> None:
         super().__init__(engine, loop, stepped, _AtOnce())
         self.added = asyncio.Event()
 

@@ -1,4 +1,6 @@
-"""The rows of a request to an encoder: prepared in a thread, run in the engine's order, and answered once all have ended."""
+"""The rows of a request to an encoder: prepared in a thread, run in the engine's order, and answered once all
+have ended.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def engine_of(state: State) -> EncoderEngine:
     return engine
 
 
-def named(state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None) -> Model:
+def named(
+    state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
+) -> Model:
     """The model that a request names, which is written down; see :meth:`.Catalogue.asked`.
 
     Raises:
@@ -52,7 +56,9 @@ def named(state: State, key: Key, record: Record, name: str, adapters: Sequence[
     return model
 
 
-def asked(state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None) -> Model:
+def asked(
+    state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
+) -> Model:
     """The model that a request for rows names; the request counts.
 
     Raises:
@@ -70,12 +76,24 @@ def labels_of(state: State, model: Model) -> Sequence[str]:
     """
     labels = engine_of(state).bundle.head(model.pack).labels
     if labels is None:
-        raise Refused(400, "no_head", "this model has no trained head: name an adapter that has one", param="model")
+        raise Refused(
+            400, "no_head", "this model has no trained head: name an adapter that has one", param="model"
+        )
     return labels
 
 
-async def results(state: State, request: Request, key: Key, record: Record, model: Model, rows: Sequence[Given], *, param: str,
-                  options: Mapping[str, Any] | None = None, priority: int | None = None) -> list[Mapping[str, Any]]:
+async def results(
+    state: State,
+    request: Request,
+    key: Key,
+    record: Record,
+    model: Model,
+    rows: Sequence[Given],
+    *,
+    param: str,
+    options: Mapping[str, Any] | None = None,
+    priority: int | None = None,
+) -> list[Mapping[str, Any]]:
     """What the task says of each row; ``param`` is the field that they come from.
 
     Raises:
@@ -85,22 +103,40 @@ async def results(state: State, request: Request, key: Key, record: Record, mode
     if len(rows) > state.limits.inputs:
         raise Refused(400, "invalid_request", f"a request may have {state.limits.inputs} inputs", param=param)
     with ExitStack() as stack:
-        stack.enter_context(state.gate.entered(key, -(-len(rows) // engine.rows_a_turn)))  # rows of one pass take the room of one answer
+        # rows of one pass take the room of one answer
+        stack.enter_context(state.gate.entered(key, -(-len(rows) // engine.rows_a_turn)))
         prepared = await asyncio.to_thread(_prepared, engine, rows, options or {}, param)
         outbox = Outbox(len(rows))
-        queued = [Row(make=partial(engine.bound, one, chosen, model.pack), pack=model.pack, cost=one.tokens, place=place, outbox=outbox,
-                      tenant=key.id, share=key.share, rank=key.rank, priority=priority or 0)
-                  for place, (one, chosen) in enumerate(prepared)]
-        stack.enter_context(running(state, request, key, record, queued, sum(row.cost for row in queued), outbox))
+        queued = [
+            Row(
+                make=partial(engine.bound, one, chosen, model.pack),
+                pack=model.pack,
+                cost=one.tokens,
+                place=place,
+                outbox=outbox,
+                tenant=key.id,
+                share=key.share,
+                rank=key.rank,
+                priority=priority or 0,
+            )
+            for place, (one, chosen) in enumerate(prepared)
+        ]
+        stack.enter_context(
+            running(state, request, key, record, queued, sum(row.cost for row in queued), outbox)
+        )
         await Awaited(state, record, outbox).ended()
         return [said.result for said in outbox.said]
 
 
-def _prepared(engine: EncoderEngine, rows: Sequence[Given], options: Mapping[str, Any], param: str) -> list[tuple[Prepared, Any]]:
+def _prepared(
+    engine: EncoderEngine, rows: Sequence[Given], options: Mapping[str, Any], param: str
+) -> list[tuple[Prepared, Any]]:
     prepared = []
     for number, row in enumerate(rows):
         try:
-            prepared.append(engine.prepared(prompt_ids(engine.bundle, row) if isinstance(row, list) else row, **options))
+            prepared.append(
+                engine.prepared(prompt_ids(engine.bundle, row) if isinstance(row, list) else row, **options)
+            )
         except ConfigError as error:
             refused = refused_of(error)
             if error.where in options:

@@ -13,7 +13,9 @@ Labels = Sequence[str] | None
 
 
 class Column(NamedTuple):
-    """One tensor: ``values`` makes it of the results of all rows, as lists in lists; ``extents`` are its shape, -1 where rows decide it."""
+    """One tensor: ``values`` makes it of the results of all rows, as lists in lists; ``extents`` are its
+    shape, -1 where rows decide it.
+    """
 
     name: str
     datatype: str
@@ -42,24 +44,50 @@ def _by_width(session: Session, labels: Labels) -> list[int]:
 
 
 def _of_tokens(name: str, datatype: str) -> Column:
-    return Column(name, datatype, lambda results: [token[name] for row in results for token in row["tokens"]], _by_row)
+    return Column(
+        name, datatype, lambda results: [token[name] for row in results for token in row["tokens"]], _by_row
+    )
 
 
 OUTPUTS: dict[str, Outputs] = {
-    "text-classification": Outputs((
-        Column("label", "BYTES", lambda results: [row["label"] for row in results], _by_row),
-        Column("scores", "FP32", lambda results: [list(row["scores"].values()) for row in results],
-               lambda session, labels: [-1, *_by_label(session, labels)]),
-        Column("labels", "BYTES", lambda results: list(results[0]["scores"]), _by_label),
-    ), True),
-    "feature-extraction": Outputs((Column("embedding", "FP32", lambda results: [row["embedding"] for row in results], _by_width),), True),
-    "token-classification": Outputs((
-        Column("row", "INT64", lambda results: [place for place, row in enumerate(results) for _ in row["tokens"]], _by_row),
-        *(_of_tokens(name, datatype) for name, datatype in (("start", "INT64"), ("end", "INT64"), ("label", "BYTES"), ("score", "FP32"))),
-    )),
+    "text-classification": Outputs(
+        (
+            Column("label", "BYTES", lambda results: [row["label"] for row in results], _by_row),
+            Column(
+                "scores",
+                "FP32",
+                lambda results: [list(row["scores"].values()) for row in results],
+                lambda session, labels: [-1, *_by_label(session, labels)],
+            ),
+            Column("labels", "BYTES", lambda results: list(results[0]["scores"]), _by_label),
+        ),
+        True,
+    ),
+    "feature-extraction": Outputs(
+        (Column("embedding", "FP32", lambda results: [row["embedding"] for row in results], _by_width),), True
+    ),
+    "token-classification": Outputs(
+        (
+            Column(
+                "row",
+                "INT64",
+                lambda results: [place for place, row in enumerate(results) for _ in row["tokens"]],
+                _by_row,
+            ),
+            *(
+                _of_tokens(name, datatype)
+                for name, datatype in (
+                    ("start", "INT64"),
+                    ("end", "INT64"),
+                    ("label", "BYTES"),
+                    ("score", "FP32"),
+                )
+            ),
+        )
+    ),
 }
-"""Task -> its tensors. ``labels`` are the names of the columns of ``scores``. Of token classification each tensor has one value a token of
-all rows, with the place of its ``row`` and of its characters there.
+"""Task -> its tensors. ``labels`` are the names of the columns of ``scores``. Of token classification each
+tensor has one value a token of all rows, with the place of its ``row`` and of its characters there.
 """
 
 

@@ -1,7 +1,7 @@
 """The answers of OpenAI's routes: the structs that become their JSON, and that the OpenAPI document shows.
 
-``system_fingerprint`` is the digest of what answered: that of the adapter's pack, or of the bundle for the base. ``adapterpack`` says
-the same with names.
+``system_fingerprint`` is the digest of what answered: that of the adapter's pack, or of the bundle for the
+base. ``adapterpack`` says the same with names.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's where there is no adapter. Of
-    several ``adapter`` and ``digest`` have all of them with their weights, as ``adapters`` lists them.
-    ``warnings`` say what the client should know of the answer.
+    """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's
+    where there is no adapter. Of several ``adapter`` and ``digest`` have all of them with their weights, as
+    ``adapters`` lists them. ``warnings`` say what the client should know of the answer.
     """
 
     adapter: str | None

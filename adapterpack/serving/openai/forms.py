@@ -1,4 +1,6 @@
-"""How an answer is written: as a message of a conversation, or as text. One class a route, with the same four parts."""
+"""How an answer is written: as a message of a conversation, or as text. One class a route, with the same four
+parts.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +51,18 @@ class Head:
 
     def fields(self) -> dict[str, Any]:
         """Its fields by name."""
-        return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.provenance.digest}
+        return {
+            "id": self.id,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.provenance.digest,
+        }
 
 
 class Form:
-    """Writes the answer of one request. ``usage`` of a chunk is left out, or null until the last one; ``end`` is the end of a stream."""
+    """Writes the answer of one request. ``usage`` of a chunk is left out, or null until the last one; ``end``
+    is the end of a stream.
+    """
 
     head: Head
     end = sse.DONE
@@ -70,7 +79,9 @@ class Form:
         """The chunks before a row's first token."""
         raise NotImplementedError
 
-    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
+    def piece(
+        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+    ) -> list[Any]:
         """The chunks for what a row has said since the last one, and for its end."""
         raise NotImplementedError
 
@@ -117,9 +128,17 @@ def call_id() -> str:
 
 
 class ChatForm(Form):
-    """Messages of ``/v1/chat/completions``; ``calls`` makes what reads the calls of tools in one answer, where it may have some."""
+    """Messages of ``/v1/chat/completions``; ``calls`` makes what reads the calls of tools in one answer,
+    where it may have some.
+    """
 
-    def __init__(self, model: str, provenance: Provenance, tokens: TokenTexts, calls: Callable[[], CallReader] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        provenance: Provenance,
+        tokens: TokenTexts,
+        calls: Callable[[], CallReader] | None = None,
+    ) -> None:
         self.head, self._tokens, self._calls = Head("chatcmpl", model, provenance), tokens, calls
         self._spoken: dict[int, Spoken] = {}
 
@@ -130,16 +149,28 @@ class ChatForm(Form):
             spoken = Spoken(self._calls)
             spoken.more(row.text, True)
             calls = [ToolCall(call_id(), FunctionCall(*call)) for call in spoken.calls]
-            message = AnswerMessage("assistant", None if calls and not spoken.text else spoken.text, None, calls or UNSET)
+            message = AnswerMessage(
+                "assistant", None if calls and not spoken.text else spoken.text, None, calls or UNSET
+            )
             choices.append(ChatChoice(place, message, self._logprobs(row.choices), spoken.reason(row.reason)))
-        return ChatCompletion(**self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance)
+        return ChatCompletion(
+            **self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance
+        )
 
     def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
         """The role of who speaks, and with the first one what answers."""
-        return [ChatChunk(**self.head.fields(), choices=[ChatChunkChoice(place, Delta("assistant", ""))], usage=usage,
-                          adapterpack=UNSET if place else self.head.provenance)]
+        return [
+            ChatChunk(
+                **self.head.fields(),
+                choices=[ChatChunkChoice(place, Delta("assistant", ""))],
+                usage=usage,
+                adapterpack=UNSET if place else self.head.provenance,
+            )
+        ]
 
-    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
+    def piece(
+        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+    ) -> list[Any]:
         """See :class:`Form`; the reason of the end has a chunk of its own."""
         spoken = self._spoken.setdefault(place, Spoken(self._calls))
         number = len(spoken.calls) - 1
@@ -149,7 +180,10 @@ class ChatForm(Form):
             deltas += _delta(piece, number)
         if choices and not deltas:
             deltas.append(Delta(content=""))
-        parts = [ChatChunkChoice(place, delta, None if after else self._logprobs(choices)) for after, delta in enumerate(deltas)]
+        parts = [
+            ChatChunkChoice(place, delta, None if after else self._logprobs(choices))
+            for after, delta in enumerate(deltas)
+        ]
         if reason is not None:
             parts.append(ChatChunkChoice(place, Delta(), None, spoken.reason(reason)))
         return [ChatChunk(**self.head.fields(), choices=[part], usage=usage) for part in parts]
@@ -161,8 +195,17 @@ class ChatForm(Form):
     def _logprobs(self, choices: Sequence[Choice]) -> ChatLogprobs | None:
         if not choices:
             return None
-        return ChatLogprobs([TokenLogprob(**self._token(choice.token, choice.logprob or 0.0), top_logprobs=[
-            TopLogprob(**self._token(token, logprob)) for token, logprob in choice.top_logprobs]) for choice in choices])
+        return ChatLogprobs(
+            [
+                TokenLogprob(
+                    **self._token(choice.token, choice.logprob or 0.0),
+                    top_logprobs=[
+                        TopLogprob(**self._token(token, logprob)) for token, logprob in choice.top_logprobs
+                    ],
+                )
+                for choice in choices
+            ]
+        )
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text, data = self._tokens.of(token)
@@ -175,7 +218,11 @@ def _delta(piece: Piece, number: int) -> list[Delta]:
         case "text":
             return [Delta(content=piece.value)]
         case "name":
-            return [Delta(tool_calls=[ToolCallDelta(number, FunctionDelta("", piece.value), call_id(), "function")])]
+            return [
+                Delta(
+                    tool_calls=[ToolCallDelta(number, FunctionDelta("", piece.value), call_id(), "function")]
+                )
+            ]
         case "arguments":
             return [Delta(tool_calls=[ToolCallDelta(number, FunctionDelta(piece.value))])]
         case "end":
@@ -185,29 +232,49 @@ def _delta(piece: Piece, number: int) -> list[Delta]:
 class CompletionForm(Form):
     """Texts of ``/v1/completions``; ``echoes`` are the prompts, where they come first."""
 
-    def __init__(self, model: str, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: str, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()
+    ) -> None:
         self.head, self._tokens, self._echoes = Head("cmpl", model, provenance), tokens, echoes
         self._offsets: dict[int, int] = {}
 
     def whole(self, said: Sequence[Said], usage: Usage) -> Completion:
         """See :class:`Form`."""
-        choices = [CompletionChoice(place, self._echo(place) + row.text, self._logprobs(place, row.choices), row.reason)
-                   for place, row in enumerate(said)]
-        return Completion(**self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance)
+        choices = [
+            CompletionChoice(
+                place, self._echo(place) + row.text, self._logprobs(place, row.choices), row.reason
+            )
+            for place, row in enumerate(said)
+        ]
+        return Completion(
+            **self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance
+        )
 
     def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
         """The prompt, where it is wanted."""
         if not self._echoes:
             return []
-        return [Completion(**self.head.fields(), choices=[CompletionChoice(place, self._echo(place))], usage=usage)]
+        return [
+            Completion(
+                **self.head.fields(), choices=[CompletionChoice(place, self._echo(place))], usage=usage
+            )
+        ]
 
-    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
+    def piece(
+        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+    ) -> list[Any]:
         """See :class:`Form`; the reason of the end comes with the last text, and says what answered."""
         if not text and not choices and reason is None:
             return []
         choice = CompletionChoice(place, text, self._logprobs(place, choices), reason)
-        return [Completion(**self.head.fields(), choices=[choice], usage=usage,
-                           adapterpack=UNSET if reason is None else self.head.provenance)]
+        return [
+            Completion(
+                **self.head.fields(),
+                choices=[choice],
+                usage=usage,
+                adapterpack=UNSET if reason is None else self.head.provenance,
+            )
+        ]
 
     def total(self, usage: Usage) -> Completion:
         """See :class:`Form`."""
@@ -226,5 +293,7 @@ class CompletionForm(Form):
             self._offsets[place] = self._offsets.get(place, 0) + len(text)
             result.tokens.append(text)
             result.token_logprobs.append(max(choice.logprob or 0.0, LEAST))
-            result.top_logprobs.append({self._tokens.of(token)[0]: max(logprob, LEAST) for token, logprob in choice.top_logprobs})
+            result.top_logprobs.append(
+                {self._tokens.of(token)[0]: max(logprob, LEAST) for token, logprob in choice.top_logprobs}
+            )
         return result

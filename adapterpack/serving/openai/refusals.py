@@ -12,10 +12,22 @@ from ...errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter
 from ...http.refused import Refused
 from ...slots.sums import NotASum
 
-TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-"""What OpenAI calls the kind of error of a status; others are an invalid request, or the server's own error from 500 on."""
-_FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "json_schema": "response_format", "regex": "guided_regex",
-           "grammar": "guided_grammar"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+"""What OpenAI calls the kind of error of a status; others are an invalid request, or the server's own error
+from 500 on.
+"""
+_FIELDS = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "json_schema": "response_format",
+    "regex": "guided_regex",
+    "grammar": "guided_grammar",
+}
 """Sampling parameters -> the fields that they come from."""
 _NAMED = (NotASum,)
 """Those of them that programs can tell from others by their codes."""
@@ -47,7 +59,11 @@ def refused_of(error: AdapterpackError) -> Refused:
     if not isinstance(error, _OF_REQUESTS):
         return Refused(500, error.code, error.what)
     name = error.code.replace("-", "_") if isinstance(error, _NAMED) else "invalid_request"
-    sides = [f"{name} {side}" for name, side in (("expected", error.expected), ("found", error.found)) if side is not None]
+    sides = [
+        f"{name} {side}"
+        for name, side in (("expected", error.expected), ("found", error.found))
+        if side is not None
+    ]
     where = error.where if error.where is not None and error.where.isidentifier() else None
     what = f"{error.what} ({', '.join(sides)})" if sides else error.what
     return Refused(400, name, what, param=None if where is None else _FIELDS.get(where, where))
@@ -71,7 +87,11 @@ OPENAI = ErrorForm(ErrorAnswer, details)
 
 def response(refused: Refused, form: ErrorForm = OPENAI) -> Response:
     """The whole answer of a refusal."""
-    headers = {"Retry-After": str(max(1, round(refused.more["retry_after"])))} if "retry_after" in refused.more else {}
+    headers = (
+        {"Retry-After": str(max(1, round(refused.more["retry_after"])))}
+        if "retry_after" in refused.more
+        else {}
+    )
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if refused.more.get("close"):

@@ -1,7 +1,9 @@
-"""The requests of OpenAI's routes, as this server takes them: the structs that parse a body, and that its OpenAPI document shows.
+"""The requests of OpenAI's routes, as this server takes them: the structs that parse a body, and that its
+OpenAPI document shows.
 
-A field that is ``null`` is as if it were not there. One that is not listed here is an error, as it might change what the client expects;
-those of :class:`Sampled` that are listed without an effect cannot change an answer.
+A field that is ``null`` is as if it were not there. One that is not listed here is an error, as it might
+change what the client expects; those of :class:`Sampled` that are listed without an effect cannot change an
+answer.
 """
 
 from __future__ import annotations
@@ -76,8 +78,9 @@ CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
 class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What requests of text have in common. Ranges are those of :class:`adapterpack.runtime.generation.sampling.Sampling`; what is left
-    out is what the server's ``--sampling`` says.
+    """What requests of text have in common. Ranges are those of
+    :class:`adapterpack.runtime.generation.sampling.Sampling`; what is left out is what the server's
+    ``--sampling`` says.
     """
 
     model: str
@@ -133,19 +136,38 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             Refused: they are more or larger than a request's may be, or contradict each other.
         """
         given: dict[str, Any] = {
-            "temperature": self.temperature, "top_p": self.top_p, "top_k": 0 if self.top_k == -1 else self.top_k, "min_p": self.min_p,
-            "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty, "logit_bias": self.logit_bias, "seed": self.seed,
-            "stop": _stop(self.stop, limits), "stop_token_ids": self.stop_token_ids, "min_new_tokens": self.min_tokens,
-            "ignore_eos": self.ignore_eos, "logprobs": self.wanted_logprobs,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": self.logit_bias,
+            "seed": self.seed,
+            "stop": _stop(self.stop, limits),
+            "stop_token_ids": self.stop_token_ids,
+            "min_new_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+            "logprobs": self.wanted_logprobs,
         }
         forms = list(self._forms())
         if len(forms) > 1:
-            raise Refused(400, "invalid_request", f"an answer has one form, and the request gives {len(forms)}", param=forms[1][0])
+            raise Refused(
+                400,
+                "invalid_request",
+                f"an answer has one form, and the request gives {len(forms)}",
+                param=forms[1][0],
+            )
         for param, name, form in forms:
             text = form if isinstance(form, str) else json.dumps(form)
             if len(text) > limits.form_characters:
-                raise Refused(400, "invalid_request", f"the form of an answer may have {limits.form_characters} characters", param=param)
+                raise Refused(
+                    400,
+                    "invalid_request",
+                    f"the form of an answer may have {limits.form_characters} characters",
+                    param=param,
+                )
             given[name] = form
         return {name: value for name, value in given.items() if value is not None}
 
@@ -159,9 +181,14 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         given = self.structured_outputs or Structured()
         if given.json_object:
             yield "structured_outputs", "json_schema", {"type": "object"}
-        for source, name, value in (("structured_outputs", "json_schema", given.json), ("structured_outputs", "regex", given.regex),
-                                    ("structured_outputs", "grammar", given.grammar), ("guided_json", "json_schema", self.guided_json),
-                                   ("guided_regex", "regex", self.guided_regex), ("guided_grammar", "grammar", self.guided_grammar)):
+        for source, name, value in (
+            ("structured_outputs", "json_schema", given.json),
+            ("structured_outputs", "regex", given.regex),
+            ("structured_outputs", "grammar", given.grammar),
+            ("guided_json", "json_schema", self.guided_json),
+            ("guided_regex", "regex", self.guided_regex),
+            ("guided_grammar", "grammar", self.guided_grammar),
+        ):
             if value is not None:
                 yield source, name, value
         for source, choices in (("structured_outputs", given.choice), ("guided_choice", self.guided_choice)):
@@ -181,7 +208,9 @@ class TextPart(Part, frozen=True, forbid_unknown_fields=True):
 
 
 class Message(Part, frozen=True, forbid_unknown_fields=True):
-    """One message of a conversation. What the assistant said may come back as it was answered, with the fields that are null there."""
+    """One message of a conversation. What the assistant said may come back as it was answered, with the
+    fields that are null there.
+    """
 
     role: Annotated[str, Meta(min_length=1, max_length=64)]
     content: str | list[TextPart] | None = None
@@ -200,10 +229,18 @@ class Message(Part, frozen=True, forbid_unknown_fields=True):
 
     def rendered(self) -> dict[str, Any]:
         """As chat templates take it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        content = (
+            self.content
+            if isinstance(self.content, str)
+            else "".join(part.text for part in self.content or ())
+        )
         calls = [call.shown() for call in self.tool_calls] if self.tool_calls else None
         named = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
-        return {"role": self.role, "content": content, **{key: value for key, value in named.items() if value is not None}}
+        return {
+            "role": self.role,
+            "content": content,
+            **{key: value for key, value in named.items() if value is not None},
+        }
 
 
 def breaches_of(messages: Sequence[Message]) -> Iterator[Misfit]:
@@ -228,15 +265,27 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Messages that are none; two numbers of tokens; the likeliest tokens without log-probabilities."""
         yield from breaches_of(self.messages)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            yield Misfit("/max_completion_tokens", "max_tokens is the former name of max_completion_tokens: give one of them")
+            yield Misfit(
+                "/max_completion_tokens",
+                "max_tokens is the former name of max_completion_tokens: give one of them",
+            )
         if self.top_logprobs is not None and not self.logprobs:
             yield Misfit("/top_logprobs", "top_logprobs goes with logprobs: true")
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages as chat templates take them. What a tool said has the name of the tool that was called."""
-        names = {call.id: call.function.name for message in self.messages for call in message.tool_calls or ()}
-        return [{**({"name": name} if (name := names.get(message.tool_call_id or "")) else {}), **message.rendered()}
-                for message in self.messages]
+        """The messages as chat templates take them. What a tool said has the name of the tool that was
+        called.
+        """
+        names = {
+            call.id: call.function.name for message in self.messages for call in message.tool_calls or ()
+        }
+        return [
+            {
+                **({"name": name} if (name := names.get(message.tool_call_id or "")) else {}),
+                **message.rendered(),
+            }
+            for message in self.messages
+        ]
 
     @property
     def most_tokens(self) -> int | None:
@@ -250,7 +299,9 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/completions``. A prompt is a text or token ids, or several of one kind; a text is taken as it is."""
+    """``POST /v1/completions``. A prompt is a text or token ids, or several of one kind; a text is taken as
+    it is.
+    """
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -260,7 +311,9 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
         """Prompts of several kinds; log-probabilities of a prompt."""
         yield from one_kind("prompt", self.prompt)
         if self.echo and self.logprobs is not None:
-            yield Misfit("/echo", "the log-probabilities of a prompt are not known here: leave out echo or logprobs")
+            yield Misfit(
+                "/echo", "the log-probabilities of a prompt are not known here: leave out echo or logprobs"
+            )
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -299,6 +352,10 @@ def _stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...] | Non
         return None
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(texts) > limits.stop or any(len(text) > limits.stop_characters for text in texts):
-        raise Refused(400, "invalid_request", f"a request may have {limits.stop} stop texts of {limits.stop_characters} characters",
-                      param="stop")
+        raise Refused(
+            400,
+            "invalid_request",
+            f"a request may have {limits.stop} stop texts of {limits.stop_characters} characters",
+            param="stop",
+        )
     return texts

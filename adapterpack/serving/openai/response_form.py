@@ -1,4 +1,6 @@
-"""How an answer of ``/v1/responses`` is written: as a list of items, or as the events by which a client builds that list."""
+"""How an answer of ``/v1/responses`` is written: as a list of items, or as the events by which a client
+builds that list.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,13 @@ class ResponseForm(Form):
 
     end = b""
 
-    def __init__(self, body: ResponseRequest, provenance: Provenance, calls: Callable[[], CallReader] | None) -> None:
+    def __init__(
+        self, body: ResponseRequest, provenance: Provenance, calls: Callable[[], CallReader] | None
+    ) -> None:
         self.head, self._body, self._spoken = Head("resp", body.model, provenance), body, Spoken(calls)
         self._output: list[OutputMessage | OutputCall] = []
-        self._message, self._text = "", ""  # the id of the message that is being written; its text, or the arguments of a call
+        # the id of the message that is being written; its text, or the arguments of a call
+        self._message, self._text = "", ""
         self._call: OutputCall | None = None  # the call that is being written
         self._reason: str | None = None
         self._number = -1
@@ -55,9 +60,14 @@ class ResponseForm(Form):
 
     def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
         """See :class:`Form`."""
-        return [self._event(name, response=self._answer(None)) for name in ("response.created", "response.in_progress")]
+        return [
+            self._event(name, response=self._answer(None))
+            for name in ("response.created", "response.in_progress")
+        ]
 
-    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
+    def piece(
+        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+    ) -> list[Any]:
         """See :class:`Form`."""
         self._reason = reason
         events: list[ResponseEvent] = []
@@ -84,50 +94,95 @@ class ResponseForm(Form):
     def _said(self, text: str) -> list[ResponseEvent]:
         events = [] if self._message else self._opened()
         self._text += text
-        return [*events, self._event("response.output_text.delta", item_id=self._message, output_index=len(self._output), content_index=0,
-                                     delta=text, logprobs=[])]
+        return [
+            *events,
+            self._event(
+                "response.output_text.delta",
+                item_id=self._message,
+                output_index=len(self._output),
+                content_index=0,
+                delta=text,
+                logprobs=[],
+            ),
+        ]
 
     def _opened(self) -> list[ResponseEvent]:
         """A message begins."""
         self._message, self._text = f"msg_{secrets.token_hex(12)}", ""
         index = len(self._output)
-        return [self._event("response.output_item.added", output_index=index, item=OutputMessage(self._message, "in_progress", [])),
-                self._event("response.content_part.added", item_id=self._message, output_index=index, content_index=0, part=OutputText(""))]
+        return [
+            self._event(
+                "response.output_item.added",
+                output_index=index,
+                item=OutputMessage(self._message, "in_progress", []),
+            ),
+            self._event(
+                "response.content_part.added",
+                item_id=self._message,
+                output_index=index,
+                content_index=0,
+                part=OutputText(""),
+            ),
+        ]
 
     def _closed(self) -> list[ResponseEvent]:
         """The message, if one was begun, has ended."""
         if not self._message:
             return []
         part, index = OutputText(self._text), len(self._output)
-        message = OutputMessage(self._message, "incomplete" if self._reason == "length" else "completed", [part])
+        message = OutputMessage(
+            self._message, "incomplete" if self._reason == "length" else "completed", [part]
+        )
         self._output.append(message)
         self._message = ""
         place: dict[str, Any] = {"item_id": message.id, "output_index": index, "content_index": 0}
-        return [self._event("response.output_text.done", **place, text=part.text, logprobs=[]),
-                self._event("response.content_part.done", **place, part=part),
-                self._event("response.output_item.done", output_index=index, item=message)]
+        return [
+            self._event("response.output_text.done", **place, text=part.text, logprobs=[]),
+            self._event("response.content_part.done", **place, part=part),
+            self._event("response.output_item.done", output_index=index, item=message),
+        ]
 
     def _call_begun(self, name: str) -> list[ResponseEvent]:
         """A call begins."""
-        self._call, self._text = OutputCall(f"fc_{secrets.token_hex(12)}", "in_progress", call_id(), name, ""), ""
+        self._call, self._text = (
+            OutputCall(f"fc_{secrets.token_hex(12)}", "in_progress", call_id(), name, ""),
+            "",
+        )
         return [self._event("response.output_item.added", output_index=len(self._output), item=self._call)]
 
     def _call_goes_on(self, text: str) -> list[ResponseEvent]:
         """Its arguments go on."""
         assert self._call is not None
         self._text += text
-        return [self._event("response.function_call_arguments.delta", item_id=self._call.id, output_index=len(self._output), delta=text)]
+        return [
+            self._event(
+                "response.function_call_arguments.delta",
+                item_id=self._call.id,
+                output_index=len(self._output),
+                delta=text,
+            )
+        ]
 
     def _call_ended(self, status: Status) -> list[ResponseEvent]:
         """The call, if one was begun, has ended."""
         if self._call is None:
             return []
-        item, index = msgspec.structs.replace(self._call, status=status, arguments=self._text), len(self._output)
+        item, index = (
+            msgspec.structs.replace(self._call, status=status, arguments=self._text),
+            len(self._output),
+        )
         self._output.append(item)
         self._call = None
-        return [self._event("response.function_call_arguments.done", item_id=item.id, output_index=index, name=item.name,
-                            arguments=item.arguments),
-                self._event("response.output_item.done", output_index=index, item=item)]
+        return [
+            self._event(
+                "response.function_call_arguments.done",
+                item_id=item.id,
+                output_index=index,
+                name=item.name,
+                arguments=item.arguments,
+            ),
+            self._event("response.output_item.done", output_index=index, item=item),
+        ]
 
     def _event(self, kind: str, **fields: Any) -> ResponseEvent:
         self._number += 1
@@ -136,11 +191,22 @@ class ResponseForm(Form):
     def _answer(self, usage: Usage | None) -> ResponseAnswer:
         body, cut = self._body, usage is not None and self._reason == "length"
         return ResponseAnswer(
-            id=self.head.id, created_at=self.head.created, model=body.model, output=list(self._output),
+            id=self.head.id,
+            created_at=self.head.created,
+            model=body.model,
+            output=list(self._output),
             status="in_progress" if usage is None else "incomplete" if cut else "completed",
-            incomplete_details=IncompleteDetails("max_output_tokens") if cut else None, instructions=body.instructions,
-            max_output_tokens=body.max_output_tokens, parallel_tool_calls=body.parallel_tool_calls is not False,
-            temperature=body.temperature, text=body.text or TextConfig(PlainText()), tool_choice=body.tool_choice or "auto",
-            tools=body.tools or [], top_p=body.top_p, metadata=body.metadata or {},
-            usage=None if usage is None else ResponseUsage.of(usage), system_fingerprint=self.head.provenance.digest,
-            adapterpack=self.head.provenance)
+            incomplete_details=IncompleteDetails("max_output_tokens") if cut else None,
+            instructions=body.instructions,
+            max_output_tokens=body.max_output_tokens,
+            parallel_tool_calls=body.parallel_tool_calls is not False,
+            temperature=body.temperature,
+            text=body.text or TextConfig(PlainText()),
+            tool_choice=body.tool_choice or "auto",
+            tools=body.tools or [],
+            top_p=body.top_p,
+            metadata=body.metadata or {},
+            usage=None if usage is None else ResponseUsage.of(usage),
+            system_fingerprint=self.head.provenance.digest,
+            adapterpack=self.head.provenance,
+        )

@@ -1,4 +1,6 @@
-"""Requests of OpenAI's ``/v1/responses`` as far as they are text and hold all of the conversation: they become those of a chat."""
+"""Requests of OpenAI's ``/v1/responses`` as far as they are text and hold all of the conversation: they
+become those of a chat.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,17 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...io.typed_json import Misfit, Part
-from .requests import ONLY_TEXTS, CacheSalt, ChatRequest, JsonObject, JsonSchema, Message, Mixed, PlainText, Schema
+from .requests import (
+    ONLY_TEXTS,
+    CacheSalt,
+    ChatRequest,
+    JsonObject,
+    JsonSchema,
+    Message,
+    Mixed,
+    PlainText,
+    Schema,
+)
 from .tools import CalledFunction, Function, FunctionName, FunctionTool, InputCall, Name, NamedFunction
 
 _Empty = Annotated[list[Any], Meta(max_length=0)]
@@ -24,8 +36,8 @@ class ContentPart(Part, frozen=True, forbid_unknown_fields=True):
 
 
 class InputItem(Part, frozen=True, forbid_unknown_fields=True):
-    """A message (``role`` and ``content``), a call of a function (``call_id``, ``name``, ``arguments``), or what one gave (``call_id``,
-    ``output``). What a response said may come back as it is.
+    """A message (``role`` and ``content``), a call of a function (``call_id``, ``name``, ``arguments``), or
+    what one gave (``call_id``, ``output``). What a response said may come back as it is.
     """
 
     type: Literal["message", "function_call", "function_call_output"] | None = None
@@ -42,18 +54,25 @@ class InputItem(Part, frozen=True, forbid_unknown_fields=True):
 
     def breaches(self) -> Iterator[Misfit]:
         """A part that is missing; arguments that are none."""
-        needed = {"function_call": ("call_id", "name", "arguments"), "function_call_output": ("call_id", "output")}
+        needed = {
+            "function_call": ("call_id", "name", "arguments"),
+            "function_call_output": ("call_id", "output"),
+        }
         for name in needed.get(self.type or "", ("role", "content")):
             if getattr(self, name) is None:
                 yield Misfit("", f"{name!r} is missing")
                 return
         if self.type == "function_call":
-            yield from (Misfit(pointer.removeprefix("/function"), what) for pointer, what in self.call.breaches())
+            yield from (
+                Misfit(pointer.removeprefix("/function"), what) for pointer, what in self.call.breaches()
+            )
 
     @property
     def call(self) -> InputCall:
         """The call that it is."""
-        return InputCall(self.call_id or "", "function", CalledFunction(self.name or "", self.arguments or ""))
+        return InputCall(
+            self.call_id or "", "function", CalledFunction(self.name or "", self.arguments or "")
+        )
 
 
 class JsonSchemaFormat(Part, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
@@ -135,28 +154,60 @@ class ResponseRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def chat(self) -> ChatRequest:
         """The request of a chat that it is."""
-        tools = [FunctionTool("function", Function(tool.name, tool.description, tool.parameters, tool.strict)) for tool in self.tools or ()]
-        choice = NamedFunction("function", FunctionName(self.tool_choice.name)) if isinstance(self.tool_choice, NamedTool) \
+        tools = [
+            FunctionTool("function", Function(tool.name, tool.description, tool.parameters, tool.strict))
+            for tool in self.tools or ()
+        ]
+        choice = (
+            NamedFunction("function", FunctionName(self.tool_choice.name))
+            if isinstance(self.tool_choice, NamedTool)
             else self.tool_choice
+        )
         given = None if self.text is None else self.text.format
-        form = JsonSchema(Schema(given.name, given.schema_, given.strict)) if isinstance(given, JsonSchemaFormat) else given
+        form = (
+            JsonSchema(Schema(given.name, given.schema_, given.strict))
+            if isinstance(given, JsonSchemaFormat)
+            else given
+        )
         return ChatRequest(
-            model=self.model, adapters=self.adapters, messages=self._messages(), max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed, response_format=form, tools=tools or None,
-            tool_choice=choice, parallel_tool_calls=self.parallel_tool_calls, stream=self.stream, priority=self.priority,
-            cache_salt=self.cache_salt)
+            model=self.model,
+            adapters=self.adapters,
+            messages=self._messages(),
+            max_completion_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            response_format=form,
+            tools=tools or None,
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            stream=self.stream,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+        )
 
     def _messages(self) -> list[Message]:
         """The items as messages: calls belong to the assistant's message before them."""
         messages = [] if self.instructions is None else [Message("system", self.instructions)]
-        for item in [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input:
+        for item in (
+            [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        ):
             if item.type == "function_call":
-                last = messages.pop() if messages and messages[-1].role == "assistant" else Message("assistant")
-                messages.append(Message("assistant", last.content, tool_calls=[*(last.tool_calls or ()), item.call]))
+                last = (
+                    messages.pop() if messages and messages[-1].role == "assistant" else Message("assistant")
+                )
+                messages.append(
+                    Message("assistant", last.content, tool_calls=[*(last.tool_calls or ()), item.call])
+                )
             elif item.type == "function_call_output":
                 messages.append(Message("tool", _text(item.output), tool_call_id=item.call_id))
             else:
-                messages.append(Message("system" if item.role == "developer" else item.role or "user", _text(item.content)))
+                messages.append(
+                    Message(
+                        "system" if item.role == "developer" else item.role or "user", _text(item.content)
+                    )
+                )
         return messages
 
 

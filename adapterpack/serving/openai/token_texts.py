@@ -12,7 +12,9 @@ _WORD = "\u2581"
 
 
 class TokenTexts:
-    """Tokens of a tokenizer by id. A token may be a part of a character: its bytes say which, and its text has a replacement for it."""
+    """Tokens of a tokenizer by id. A token may be a part of a character: its bytes say which, and its text
+    has a replacement for it.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._core, self._decode = tokenizer.core, tokenizer.core.decode
@@ -40,10 +42,15 @@ class TokenTexts:
 
 
 def _byte_characters() -> dict[str, int]:
-    """The characters that stand for bytes in byte-level tokenizers: printable ones for themselves, the others from U+0100 on."""
+    """The characters that stand for bytes in byte-level tokenizers: printable ones for themselves, the others
+    from U+0100 on.
+    """
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
-    return {**{chr(byte): byte for byte in plain}, **{chr(0x100 + number): byte for number, byte in enumerate(others)}}
+    return {
+        **{chr(byte): byte for byte in plain},
+        **{chr(0x100 + number): byte for number, byte in enumerate(others)},
+    }
 
 
 _BYTES = _byte_characters()

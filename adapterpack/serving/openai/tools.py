@@ -1,4 +1,6 @@
-"""The tools of a request and the calls of its messages as OpenAI has them, and what they mean for the family of a model."""
+"""The tools of a request and the calls of its messages as OpenAI has them, and what they mean for the family
+of a model.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _ARGUMENTS = 1 << 20
 
 
 class Function(Part, frozen=True, forbid_unknown_fields=True):
-    """A function that the model may call; ``parameters`` is the JSON schema of its arguments, which ``strict`` enforces."""
+    """A function that the model may call; ``parameters`` is the JSON schema of its arguments, which
+    ``strict`` enforces.
+    """
 
     name: Name
     description: str | None = None
@@ -40,8 +44,11 @@ class FunctionTool(Part, frozen=True, forbid_unknown_fields=True):
 
     def shown(self) -> dict[str, Any]:
         """As chat templates take it."""
-        function = {"name": self.function.name, "description": self.function.description or "",
-                    "parameters": self.function.parameters or {"type": "object", "properties": {}}}
+        function = {
+            "name": self.function.name,
+            "description": self.function.description or "",
+            "parameters": self.function.parameters or {"type": "object", "properties": {}},
+        }
         return {"type": "function", "function": function}
 
 
@@ -105,30 +112,45 @@ class ToolUse:
         """Reads the calls of one answer."""
         return CallReader(self.family, {tool.name for tool in self.tools}, 1 if self.one else None)
 
-    def parameters(self, token: Callable[[str], int | None], form: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The sampling parameters for it; ``token`` is the id of a special token. An answer without a call is JSON that fits the schema
-        ``form``, if there is one.
+    def parameters(
+        self, token: Callable[[str], int | None], form: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """The sampling parameters for it; ``token`` is the id of a special token. An answer without a call is
+        JSON that fits the schema ``form``, if there is one.
 
         Raises:
             Refused: the calls of this model are JSON themselves.
         """
         if form is not None and not self.must and not self.family.marker:
-            raise Refused(400, "invalid_request", "this model writes calls as plain JSON, which nothing tells from JSON of another form: "
-                          "leave out the form, or the tools", param="tools")
+            raise Refused(
+                400,
+                "invalid_request",
+                "this model writes calls as plain JSON, which nothing tells from JSON of another form: "
+                "leave out the form, or the tools",
+                param="tools",
+            )
         given: dict[str, Any] = {"skip_special_tokens": False}  # the marks of calls may be some
         if self.must or form is not None or any(tool.strict for tool in self.tools):
-            given["grammar"] = grammar_of(self.family, self.tools, free=not self.must, several=not self.one, token=token, form=form)
+            given["grammar"] = grammar_of(
+                self.family, self.tools, free=not self.must, several=not self.one, token=token, form=form
+            )
         elif self.one and self.family.closing:
             given["stop"] = (self.family.closing.strip(),)
         return given
 
 
-def tool_use(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, parallel: bool | None, family: ToolFamily | None,
-             limits: Limits) -> ToolUse | None:
+def tool_use(
+    tools: Sequence[FunctionTool] | None,
+    choice: ToolChoice | None,
+    parallel: bool | None,
+    family: ToolFamily | None,
+    limits: Limits,
+) -> ToolUse | None:
     """What the fields of a request mean for a model of that family; None where it is to call nothing.
 
     Raises:
-        Refused: there are too many, two of one name, or none of the name that is chosen; or nobody knows how this model writes calls.
+        Refused: there are too many, two of one name, or none of the name that is chosen; or nobody knows how
+            this model writes calls.
     """
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -142,12 +164,19 @@ def tool_use(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, pa
     if choice == "none":
         return None
     if family is None:
-        raise Refused(400, "no_tool_format", "how this model writes calls of tools is not known: its chat template is of no known family",
-                      param="tools")
+        raise Refused(
+            400,
+            "no_tool_format",
+            "how this model writes calls of tools is not known: its chat template is of no known family",
+            param="tools",
+        )
     chosen = [choice.function.name] if isinstance(choice, NamedFunction) else names
     if not set(chosen) <= set(names):
         raise Refused(400, "invalid_request", f"there is no tool {chosen[0]!r}", param="tool_choice")
-    usable = tuple(Tool(tool.function.name, tool.function.parameters or {}, bool(tool.function.strict))
-                   for tool in tools if tool.function.name in chosen)
+    usable = tuple(
+        Tool(tool.function.name, tool.function.parameters or {}, bool(tool.function.strict))
+        for tool in tools
+        if tool.function.name in chosen
+    )
     must = choice not in (None, "auto")
     return ToolUse(family, usable, must, parallel is False or isinstance(choice, NamedFunction))

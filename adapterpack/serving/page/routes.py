@@ -1,4 +1,6 @@
-"""Sends the page's files. They are read once and looked up by name; no path is made of what a request says."""
+"""Sends the page's files. They are read once and looked up by name; no path is made of what a request
+says.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,26 @@ from ..route import RouteSpec
 from ..state import State
 
 HEADERS: Mapping[str, str] = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
-    "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()", "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-cache",
 }
-"""Of every file: it loads and asks this server alone, no text becomes markup or script, and no other page may frame it."""
+"""Of every file: it loads and asks this server alone, no text becomes markup or script, and no other page may
+frame it.
+"""
 INDEX = "index.html"
 COLOURS = "colours.css"
-_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
 
 
 class PageFile(NamedTuple):
@@ -41,7 +54,7 @@ def page_files() -> Mapping[str, PageFile]:
     """The files by name."""
     inside = files(__package__) / "files"
     read = {one.name: one.read_bytes() for one in inside.iterdir()} | {COLOURS: style_sheet().encode()}
-    return {name: PageFile(data, _TYPES[name[name.rindex("."):]]) for name, data in read.items()}
+    return {name: PageFile(data, _TYPES[name[name.rindex(".") :]]) for name, data in read.items()}
 
 
 async def index(state: State, request: Request, key: Key, record: Record) -> Response:

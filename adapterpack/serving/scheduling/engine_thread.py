@@ -1,4 +1,6 @@
-"""The one thread that takes the engine's steps. Others leave messages, and hear of what rows say in the loop that serves them."""
+"""The one thread that takes the engine's steps. Others leave messages, and hear of what rows say in the loop
+that serves them.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,20 @@ class EngineStopped(AdapterpackError):
 
 
 class EngineThread:
-    """Runs rows on an engine, in the order of a :class:`.FairQueue`, and puts what they say into their outboxes.
+    """Runs rows on an engine, in the order of a :class:`.FairQueue`, and puts what they say into their
+    outboxes.
 
-    ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made. ``loader`` is where rows are made ready.
+    ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made. ``loader``
+    is where rows are made ready.
     """
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None],
-                 loader: Executor | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        stepped: Callable[[float, int], None],
+        loader: Executor | None = None,
+    ) -> None:
         self.engine, self._loop, self._stepped = engine, loop, stepped
         self._order = threading.Lock()
         """Held by whoever looks at the queue, or at what is ready."""
@@ -84,7 +93,9 @@ class EngineThread:
         self._loader.shutdown(wait=not self.given_up, cancel_futures=True)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Adds the rows of a request; any thread may. Those that can begin soon are made ready at once, while the engine is in a step."""
+        """Adds the rows of a request; any thread may. Those that can begin soon are made ready at once, while
+        the engine is in a step.
+        """
         with self._order:
             for row in rows:
                 self._queue.put(row)
@@ -94,7 +105,9 @@ class EngineThread:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While the block lasts the thread does nothing: what is added in it begins together, and nothing of earlier rows is left."""
+        """While the block lasts the thread does nothing: what is added in it begins together, and nothing of
+        earlier rows is left.
+        """
         go = threading.Event()
         self._messages.put(self.engine.forget)
         self._messages.put(partial(self._pause, go))
@@ -147,7 +160,9 @@ class EngineThread:
                 wait = False
 
     def _pause(self, go: threading.Event) -> None:
-        """Waits until ``go`` is set or the thread is to end, as the caller that would set it may have been interrupted."""
+        """Waits until ``go`` is set or the thread is to end, as the caller that would set it may have been
+        interrupted.
+        """
         while not self._closing and not go.wait(0.05):
             pass
 
@@ -164,12 +179,15 @@ class EngineThread:
                 self.engine.cancel(row.request.number)
 
     def _make_ready(self) -> None:
-        """Makes as many rows ready as can begin soon, on threads of their own, as reading an adapter takes time. Those of one pack begin
-        together: of a request with many rows no step runs with a few.
+        """Makes as many rows ready as can begin soon, on threads of their own, as reading an adapter takes
+        time. Those of one pack begin together: of a request with many rows no step runs with a few.
         """
         by_pack: dict[str | None, list[Row]] = {}
         with self._order:
-            while len(self._ready) < self.engine.max_rows + self.engine.ahead and (row := self._queue.pop()) is not None:
+            while (
+                len(self._ready) < self.engine.max_rows + self.engine.ahead
+                and (row := self._queue.pop()) is not None
+            ):
                 self._ready.add(row)
                 by_pack.setdefault(None if row.pack is None else row.pack.id, []).append(row)
         for rows in by_pack.values():
@@ -185,7 +203,9 @@ class EngineThread:
                 messages.append(partial(self._leave, row, error))
             except BaseException as error:
                 _LOG.exception("a row could not be made ready")
-                messages.append(partial(self._leave, row, AdapterpackError(f"{type(error).__name__}: {error}")))
+                messages.append(
+                    partial(self._leave, row, AdapterpackError(f"{type(error).__name__}: {error}"))
+                )
         self._messages.put(partial(_all, messages))
 
     def _begin(self, row: Row, request: EngineRow) -> None:
@@ -200,7 +220,9 @@ class EngineThread:
     def _leave(self, row: Row, error: AdapterpackError | None) -> None:
         """A row that never began."""
         self._ended(row)
-        self._tell([(row, Event(0, None, finish_reason="cancelled" if error is None else "error", error=error))])
+        self._tell(
+            [(row, Event(0, None, finish_reason="cancelled" if error is None else "error", error=error))]
+        )
 
     def _ended(self, row: Row) -> None:
         row.ended = True
@@ -211,7 +233,9 @@ class EngineThread:
     def _step(self) -> None:
         start = time.monotonic()
         adapters = sorted({row.pack.name for row in self._running.values() if row.pack is not None})
-        self.activity = Activity(f"a step of {len(self._running)} rows with the adapters {', '.join(adapters) or 'none'}", start)
+        self.activity = Activity(
+            f"a step of {len(self._running)} rows with the adapters {', '.join(adapters) or 'none'}", start
+        )
         events = self.engine.step()
         self.activity = None
         answered = []

@@ -1,4 +1,6 @@
-"""Rows that wait for the engine, in a fair order: who has had the fewest tokens goes next (https://arxiv.org/abs/2401.00588)."""
+"""Rows that wait for the engine, in a fair order: who has had the fewest tokens goes next
+(https://arxiv.org/abs/2401.00588).
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,17 @@ from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 ANSWERED = 2.0
-"""What a token of an answer costs, where one of a prompt costs 1: an answer's tokens are made one step each."""
+"""What a token of an answer costs, where one of a prompt costs 1: an answer's tokens are made one step
+each.
+"""
 _FEW = 64
 """Counters that are never too many."""
 
 
 class Waiting(Protocol):
-    """What is needed of a row. ``tenant`` has the ``share`` of the engine that it has beside others of the class ``rank``; smaller ranks go
-    first, always. Among a tenant's own rows the smaller ``priority`` goes first.
+    """What is needed of a row. ``tenant`` has the ``share`` of the engine that it has beside others of the
+    class ``rank``; smaller ranks go first, always. Among a tenant's own rows the smaller ``priority`` goes
+    first.
     """
 
     tenant: str
@@ -47,8 +52,9 @@ class _Tenant(Generic[AnyRow]):
 class FairQueue(Generic[AnyRow]):
     """A queue for each tenant, and a counter of the tokens that it has had.
 
-    A tenant that comes back has its counter lifted to that of the one who was served last: nobody saves up turns while away. Counters
-    that would be lifted are dropped now and then, and all of them when nothing waits or runs.
+    A tenant that comes back has its counter lifted to that of the one who was served last: nobody saves up
+    turns while away. Counters that would be lifted are dropped now and then, and all of them when nothing
+    waits or runs.
     """
 
     def __init__(self) -> None:
@@ -70,7 +76,11 @@ class FairQueue(Generic[AnyRow]):
 
     def pop(self) -> AnyRow | None:
         """The next row, which runs until :meth:`ended`; its prompt is charged."""
-        waiting = [(tenant.rows[0][2].rank, tenant.used, name) for name, tenant in self._tenants.items() if tenant.rows]
+        waiting = [
+            (tenant.rows[0][2].rank, tenant.used, name)
+            for name, tenant in self._tenants.items()
+            if tenant.rows
+        ]
         if not waiting:
             return None
         _, self._level, name = min(waiting)
@@ -109,7 +119,13 @@ class FairQueue(Generic[AnyRow]):
             self._tenants.clear()
 
     def _make_room(self) -> None:
-        """Drops the counters of tenants that have nothing here and would be lifted when they come back, once there are many."""
+        """Drops the counters of tenants that have nothing here and would be lifted when they come back, once
+        there are many.
+        """
         if len(self._tenants) >= self._most:
-            self._tenants = {name: tenant for name, tenant in self._tenants.items() if tenant.busy or tenant.used > self._level}
+            self._tenants = {
+                name: tenant
+                for name, tenant in self._tenants.items()
+                if tenant.busy or tenant.used > self._level
+            }
             self._most = max(_FEW, 2 * len(self._tenants))

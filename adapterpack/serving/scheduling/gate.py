@@ -16,8 +16,8 @@ _SMOOTHING = 0.1
 
 
 class Gate:
-    """Counts the rows that wait or run, in all and by key. ``running`` is how many run at a time; rows of one pass count as one. While
-    ``draining`` it lets nobody in.
+    """Counts the rows that wait or run, in all and by key. ``running`` is how many run at a time; rows of one
+    pass count as one. While ``draining`` it lets nobody in.
     """
 
     @classmethod
@@ -41,7 +41,8 @@ class Gate:
         """A request with so many rows is in, for as long as the block lasts.
 
         Raises:
-            Refused: there are too many now (429), more than the key may ever have (400), or the server is about to end (503).
+            Refused: there are too many now (429), more than the key may ever have (400), or the server is
+                about to end (503).
         """
         self.require_open()
         most = min(key.max_rows or self._limits.open_rows_a_key, self._limits.open_rows)
@@ -66,7 +67,9 @@ class Gate:
             Refused: it is.
         """
         if self.draining:
-            raise Refused(503, "draining", "the server is about to end", retry_after=self._limits.drain_seconds)
+            raise Refused(
+                503, "draining", "the server is about to end", retry_after=self._limits.drain_seconds
+            )
 
     def took(self, seconds: float) -> None:
         """A request took so long; what is told to those who are not let in follows from it."""
@@ -74,4 +77,6 @@ class Gate:
 
     def _busy(self, what: str) -> Refused:
         turns = max(1.0, self.rows / self._running)
-        return Refused(429, "rate_limit_exceeded", what, retry_after=min(60, max(1, math.ceil(turns * self._seconds))))
+        return Refused(
+            429, "rate_limit_exceeded", what, retry_after=min(60, max(1, math.ceil(turns * self._seconds)))
+        )

@@ -1,4 +1,6 @@
-"""Makes rows of a request: prompts as tokens, parameters, and the mask of the form that an answer is to have. In threads, with bounds."""
+"""Makes rows of a request: prompts as tokens, parameters, and the mask of the form that an answer is to have.
+In threads, with bounds.
+"""
 
 from __future__ import annotations
 
@@ -36,19 +38,23 @@ class Prepared(NamedTuple):
 
 
 class Preparer:
-    """Prepares requests for an engine; what they leave out of the sampling parameters is by the rule ``sampling``.
+    """Prepares requests for an engine; what they leave out of the sampling parameters is by the rule
+    ``sampling``.
 
-    Forms of answers may take seconds to compile. They have threads of their own, and each tenant compiles one at a time: whoever has
-    none is not kept waiting.
+    Forms of answers may take seconds to compile. They have threads of their own, and each tenant compiles one
+    at a time: whoever has none is not kept waiting.
     """
 
     def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str) -> None:
         self._engine, self._limits, self._rule = engine, limits, sampling
-        self._tokens, self._forms = (ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
-                                     for count, name in ((4, "prompts"), (4, "forms")))
+        self._tokens, self._forms = (
+            ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
+            for count, name in ((4, "prompts"), (4, "forms"))
+        )
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._beside: WeakValueDictionary[str, Beside] = WeakValueDictionary()
-        sampling_of({"sampling": sampling}, engine.bundle.generation_config, engine.bundle.folder)  # an error now, and not in each request
+        # an error now, and not in each request
+        sampling_of({"sampling": sampling}, engine.bundle.generation_config, engine.bundle.folder)
         self._forms.submit(self._warm)
 
     def close(self) -> None:
@@ -83,7 +89,8 @@ class Preparer:
                 if tools is None:
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0])
                 else:
-                    await loop.run_in_executor(self._forms, compiled, Sampling(**form))  # alone first: an error names its own field
+                    # alone first: an error names its own field
+                    await loop.run_in_executor(self._forms, compiled, Sampling(**form))
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0], "tools")
         return Prepared(prompts, samplings, mask, None if tools is None else tools.reader)
 
@@ -92,11 +99,14 @@ class Preparer:
             return None
         family = family_of(self._engine.bundle.tokenizer.template)
         if family is None and any(message.tool_calls for message in body.messages):
-            raise Refused(400, "no_tool_format", "how this model writes calls of tools is not known", param="messages")
+            raise Refused(
+                400, "no_tool_format", "how this model writes calls of tools is not known", param="messages"
+            )
         return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, family, self._limits)
 
     def _with_tools(self, given: dict[str, Any], tools: ToolUse) -> dict[str, Any]:
-        """The parameters of a request with those that its tools need. A JSON schema is one of an answer that calls none.
+        """The parameters of a request with those that its tools need. A JSON schema is one of an answer that
+        calls none.
 
         Raises:
             Refused: the answer is to have another form.
@@ -104,15 +114,22 @@ class Preparer:
         form = next((name for name in GRAMMARS if name in given), None)
         schema = None if form is None else given[form]
         if form is not None and not isinstance(schema, dict):
-            raise Refused(400, "invalid_request", "an answer that may call tools has a form only by a JSON schema, as an object",
-                          param="tools")
+            raise Refused(
+                400,
+                "invalid_request",
+                "an answer that may call tools has a form only by a JSON schema, as an object",
+                param="tools",
+            )
         more = tools.parameters(self._engine.bundle.tokenizer.special_id, schema)
         given = {name: value for name, value in given.items() if name != form}
         return {**given, **more, "stop": (*given.get("stop", ()), *more.get("stop", ()))}
 
     def _warm(self) -> None:
-        """Has ready what the first form would wait for: the tokens as llguidance reads them, and a process to compile in."""
-        with suppress(AdapterpackError):  # without the extra, or with tokens that cannot be used, each form is refused
+        """Has ready what the first form would wait for: the tokens as llguidance reads them, and a process to
+        compile in.
+        """
+        # without the extra, or with tokens that cannot be used, each form is refused
+        with suppress(AdapterpackError):
             grammar_mask(self._engine.bundle.tokenizer, Sampling(regex="a"))
 
     def _prompts(self, body: Sampled) -> list[list[int]]:
@@ -123,9 +140,19 @@ class Preparer:
 
     def _conversation(self, body: ChatRequest) -> list[int]:
         if len(body.messages) > self._limits.messages:
-            raise Refused(400, "invalid_request", f"a conversation may have {self._limits.messages} messages", param="messages")
+            raise Refused(
+                400,
+                "invalid_request",
+                f"a conversation may have {self._limits.messages} messages",
+                param="messages",
+            )
         if self._engine.bundle.tokenizer.template is None:
-            raise Refused(400, "no_chat_template", "this model has no chat template: use /v1/completions", param="messages")
+            raise Refused(
+                400,
+                "no_chat_template",
+                "this model has no chat template: use /v1/completions",
+                param="messages",
+            )
         tools = [tool.shown() for tool in body.tools or ()] if body.tool_choice != "none" else []
         return prompt_ids(self._engine.bundle, body.conversation(), tools)
 
@@ -137,19 +164,35 @@ class Preparer:
             raise ConfigError("a prompt has no tokens", where="prompt")
         return ids
 
-    def _samplings(self, body: Sampled, prompts: Sequence[Sequence[int]], given: dict[str, Any]) -> list[Sampling]:
-        """The parameters of each prompt's rows; they differ by the room that a prompt leaves for an answer."""
+    def _samplings(
+        self, body: Sampled, prompts: Sequence[Sequence[int]], given: dict[str, Any]
+    ) -> list[Sampling]:
+        """The parameters of each prompt's rows; they differ by the room that a prompt leaves for an
+        answer.
+        """
         most, count = self._engine.max_length, body.n or 1
         if (longest := max(map(len, prompts))) > most:
-            raise Refused(400, "context_length_exceeded", f"a prompt has {longest} tokens, and {most} are the most here",
-                          param="messages" if isinstance(body, ChatRequest) else "prompt")
+            raise Refused(
+                400,
+                "context_length_exceeded",
+                f"a prompt has {longest} tokens, and {most} are the most here",
+                param="messages" if isinstance(body, ChatRequest) else "prompt",
+            )
         rooms = [min(body.most_tokens or most, most - len(prompt) + 1) for prompt in prompts]
         if sum(rooms) * count > self._limits.answer_tokens:
-            raise Refused(400, "invalid_request", f"the answers of a request may have {self._limits.answer_tokens} tokens in all: ask for "
-                          "fewer or shorter ones", param="max_tokens")
+            raise Refused(
+                400,
+                "invalid_request",
+                f"the answers of a request may have {self._limits.answer_tokens} tokens in all: ask for "
+                "fewer or shorter ones",
+                param="max_tokens",
+            )
         given = {"seed": secrets.randbits(63), **given, "sampling": self._rule}
         bundle = self._engine.bundle
-        return [sampling_of({**given, "max_new_tokens": room}, bundle.generation_config, bundle.folder) for room in rooms]
+        return [
+            sampling_of({**given, "max_new_tokens": room}, bundle.generation_config, bundle.folder)
+            for room in rooms
+        ]
 
 
 def copied(mask: Any) -> TokenMask | None:

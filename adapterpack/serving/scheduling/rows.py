@@ -17,8 +17,8 @@ from ...runtime.generation.token_chooser import Choice
 
 
 class Said:
-    """What one row has said: ``text`` so far, its ``choices`` if it asks for log-probabilities, and how it ended; or the ``result`` of its
-    one pass.
+    """What one row has said: ``text`` so far, its ``choices`` if it asks for log-probabilities, and how it
+    ended; or the ``result`` of its one pass.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,11 @@ class Said:
 
 
 class Outbox:
-    """What the rows of a request have said, for the one who answers it. All of it happens in the server's loop.
+    """What the rows of a request have said, for the one who answers it. All of it happens in the server's
+    loop.
 
-    Whoever is slow to take it finds several tokens at once: nothing piles up. ``first`` and ``last`` are the times of tokens or results.
+    Whoever is slow to take it finds several tokens at once: nothing piles up. ``first`` and ``last`` are the
+    times of tokens or results.
     """
 
     def __init__(self, rows: int) -> None:
@@ -59,7 +61,12 @@ class Outbox:
         if event.finish_reason in (None, "stop", "length"):
             row.tokens += event.result is None
             self.first, self.last = self.first or at, at
-        row.text, row.reason, row.error, row.result = event.text, event.finish_reason, event.error, event.result or {}
+        row.text, row.reason, row.error, row.result = (
+            event.text,
+            event.finish_reason,
+            event.error,
+            event.result or {},
+        )
         if event.choice is not None and event.choice.logprob is not None:
             row.choices.append(event.choice)
         self._changed.set()
@@ -89,8 +96,8 @@ class Outbox:
 class Row:
     """A row that the engine is to run: how it is made, its adapter's pack, and whose it is.
 
-    ``make`` reads the adapter, which takes time. ``cost`` is the number of its prompt's tokens, and ``place`` the row's among those of its
-    request, in ``outbox``. ``request`` is the engine's, once it has it.
+    ``make`` reads the adapter, which takes time. ``cost`` is the number of its prompt's tokens, and ``place``
+    the row's among those of its request, in ``outbox``. ``request`` is the engine's, once it has it.
     """
 
     make: Callable[[], EngineRow]

@@ -1,4 +1,6 @@
-"""What a pack is, in the words that somebody looks for who has to choose one: method, rank, where it acts, size."""
+"""What a pack is, in the words that somebody looks for who has to choose one: method, rank, where it acts,
+size.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from ...pack.pack import Pack
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """A pack: its method, the smallest and the largest rank of its sites, how many sites there are, in which modules, and its bytes."""
+    """A pack: its method, the smallest and the largest rank of its sites, how many sites there are, in which
+    modules, and its bytes.
+    """
 
     method: str
     ranks: tuple[int, int] | None
@@ -43,5 +47,10 @@ def _facts(pack: Pack) -> Facts:
     ranks = [group.rank for group in pack.manifest.groups if group.rank is not None]
     whole = [path.rpartition(".")[2] for path in said["modules_to_save"]]
     modules = list(dict.fromkeys([*said["sites_by_module"], *whole]))
-    return Facts(" + ".join([said["method"], *said.get("beside", ())]), (min(ranks), max(ranks)) if ranks else None,
-                 said["sites"], modules, said["bytes"])
+    return Facts(
+        " + ".join([said["method"], *said.get("beside", ())]),
+        (min(ranks), max(ranks)) if ranks else None,
+        said["sites"],
+        modules,
+        said["bytes"],
+    )

@@ -1,6 +1,8 @@
-"""``/v1/status``: what a key may see of a server. It sees its own figures and the adapters that it may name; an operator's key sees all.
+"""``/v1/status``: what a key may see of a server. It sees its own figures and the adapters that it may name;
+an operator's key sees all.
 
-How much of a prompt was known already, and which adapters are in memory, depends on what others asked: only operators see it.
+How much of a prompt was known already, and which adapters are in memory, depends on what others asked: only
+operators see it.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A model: the base (``adapter`` is null), or an adapter on it with its generation, the time it was loaded, and its pack.
+    """A model: the base (``adapter`` is null), or an adapter on it with its generation, the time it was
+    loaded, and its pack.
 
     ``headless``: nobody has trained the head that its answers need. ``resident`` says whether its values are
     in memory; an operator alone sees that.
@@ -71,7 +74,9 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatusList(msgspec.Struct, frozen=True):
-    """The base and the adapters that the key may name; to an operator all, and the packs that were refused."""
+    """The base and the adapters that the key may name; to an operator all, and the packs that were
+    refused.
+    """
 
     models: list[ModelStatus]
     refused: list[RefusalCard] | UnsetType = UNSET
@@ -86,41 +91,88 @@ class StatusRoutes:
     async def status(self, state: State, request: Request, key: Key, record: Record) -> Response:
         """``GET /v1/status``."""
         tally = _tally(state, key)
-        return _json(Status(
-            version=VERSION, base=state.catalogue.base, of="all" if key.admin else "key", key=key.id, time=state.traffic.clock(),
-            waiting=tally.waiting, running=tally.running, counts=tally.counts, wait=tally.wait,
-            engine={figure.name: figure.value() for figure in state.metrics.figures} if key.admin else UNSET,
-        ))
+        return _json(
+            Status(
+                version=VERSION,
+                base=state.catalogue.base,
+                of="all" if key.admin else "key",
+                key=key.id,
+                time=state.traffic.clock(),
+                waiting=tally.waiting,
+                running=tally.running,
+                counts=tally.counts,
+                wait=tally.wait,
+                engine={figure.name: figure.value() for figure in state.metrics.figures}
+                if key.admin
+                else UNSET,
+            )
+        )
 
     async def models(self, state: State, request: Request, key: Key, record: Record) -> Response:
-        """``GET /v1/status/models``. Looking at a thousand packs for the first time takes a moment, which no other answer waits for."""
+        """``GET /v1/status/models``. Looking at a thousand packs for the first time takes a moment, which no
+        other answer waits for.
+        """
         models = await asyncio.to_thread(self._models, state, key, _tally(state, key))
-        return _json(ModelStatusList(models, [_refused(one) for one in state.adapters.refused] if key.admin else UNSET))
+        return _json(
+            ModelStatusList(models, [_refused(one) for one in state.adapters.refused] if key.admin else UNSET)
+        )
 
     def _models(self, state: State, key: Key, tally: Tally) -> list[ModelStatus]:
         adapters = {one.name: one for one in state.adapters.adapters}
         self._facts.keep({one.digest for one in adapters.values()})
         resident = set(state.engine.engine.adapters.digests) if key.admin else None
         bundle = state.engine.engine.bundle
-        return [self._model(bundle, model, adapters.get(model.name), tally, resident)
-                for model in state.catalogue.visible(EVERYBODY if key.admin else key)]
+        return [
+            self._model(bundle, model, adapters.get(model.name), tally, resident)
+            for model in state.catalogue.visible(EVERYBODY if key.admin else key)
+        ]
 
-    def _model(self, bundle: OpenBundle, model: Model, adapter: Adapter | None, tally: Tally,
-               resident: set[str] | None) -> ModelStatus:
+    def _model(
+        self,
+        bundle: OpenBundle,
+        model: Model,
+        adapter: Adapter | None,
+        tally: Tally,
+        resident: set[str] | None,
+    ) -> ModelStatus:
         headless = bool(bundle.task.heads) and not bundle.head(model.pack).trained
         counts = tally.of(model.adapter)
         if not isinstance(model.pack, Pack) or adapter is None:
             return ModelStatus(name=model.name, digest=model.digest, headless=headless, counts=counts)
-        return ModelStatus(name=model.name, digest=model.digest, headless=headless, counts=counts,
-                           adapter=self._facts.of(model.pack), generation=adapter.generation, loaded=time_of(adapter.loaded),
-                           resident=UNSET if resident is None else model.digest in resident)
+        return ModelStatus(
+            name=model.name,
+            digest=model.digest,
+            headless=headless,
+            counts=counts,
+            adapter=self._facts.of(model.pack),
+            generation=adapter.generation,
+            loaded=time_of(adapter.loaded),
+            resident=UNSET if resident is None else model.digest in resident,
+        )
 
     def table(self) -> tuple[RouteSpec, ...]:
         """The routes. Whoever looks again and again fills no audit."""
         return (
-            RouteSpec("GET", "/v1/status", self.status, "key", "the traffic of the key, or of all", None, Status, quiet=True),
-            RouteSpec("GET", "/v1/status/models", self.models, "key", "base and adapters with what they are and had", None, ModelStatusList,
-                      quiet=True),
+            RouteSpec(
+                "GET",
+                "/v1/status",
+                self.status,
+                "key",
+                "the traffic of the key, or of all",
+                None,
+                Status,
+                quiet=True,
+            ),
+            RouteSpec(
+                "GET",
+                "/v1/status/models",
+                self.models,
+                "key",
+                "base and adapters with what they are and had",
+                None,
+                ModelStatusList,
+                quiet=True,
+            ),
         )
 
 
@@ -135,4 +187,6 @@ def _refused(refusal: Refusal) -> RefusalCard:
 
 
 def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"})
+    return Response(
+        msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"}
+    )

@@ -1,4 +1,6 @@
-"""What each key has had so far and what runs for it now, kept apart, so that no key can learn of another's; and the same of all keys."""
+"""What each key has had so far and what runs for it now, kept apart, so that no key can learn of another's;
+and the same of all keys.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ _T = TypeVar("_T")
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """The seconds from a request's arrival to its first token, or to its result, over the last five minutes: how many requests, the
-    middle one, and the one that 95 of 100 do not exceed.
+    """The seconds from a request's arrival to its first token, or to its result, over the last five minutes:
+    how many requests, the middle one, and the one that 95 of 100 do not exceed.
     """
 
     requests: int
@@ -66,7 +68,11 @@ class Tally:
     def counts(self) -> Counts:
         """All so far, tokens of answers that still run included."""
         ended = self._ended
-        return Counts(ended.requests, ended.prompt_tokens, ended.completion_tokens + sum(work.outbox.tokens for work in self._work))
+        return Counts(
+            ended.requests,
+            ended.prompt_tokens,
+            ended.completion_tokens + sum(work.outbox.tokens for work in self._work),
+        )
 
     @property
     def running(self) -> int:

@@ -1,4 +1,6 @@
-"""Instructions as Alpaca has them: ``instruction``, ``input`` and ``output``, with LLaMA-Factory's ``system`` and ``history``."""
+"""Instructions as Alpaca has them: ``instruction``, ``input`` and ``output``, with LLaMA-Factory's ``system``
+and ``history``.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,15 @@ from .form import FORMS, Conversation, DataForm, said, text_of
 def read(row: Row) -> Conversation:
     """The history, pairs of question and answer, and then the instruction with its input."""
     before = [said("system", row["system"])] if row.get("system") else []
-    history = [said(role, text) for pair in row.get("history") or () for role, text in zip(("user", "assistant"), pair, strict=True)]
+    history = [
+        said(role, text)
+        for pair in row.get("history") or ()
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
     question = "\n\n".join([text_of(text) for text in (row["instruction"], row.get("input")) if text])
     return Conversation([*before, *history, said("user", question), said("assistant", row["output"])])
 
 
-FORMS.register(DataForm("alpaca", frozenset({"instruction", "output"}), read, frozenset({"input", "system", "history"})))
+FORMS.register(
+    DataForm("alpaca", frozenset({"instruction", "output"}), read, frozenset({"input", "system", "history"}))
+)

@@ -1,5 +1,6 @@
-"""Instructions in Alpaca's prompt (https://github.com/tatsu-lab/stanford_alpaca), whatever chat template there is: what
-axolotl makes of ``type: alpaca``."""
+"""Instructions in Alpaca's prompt (https://github.com/tatsu-lab/stanford_alpaca), whatever chat template
+there is: what axolotl makes of ``type: alpaca``.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +9,30 @@ from .form import FORMS, Conversation, DataForm, said, text_of
 
 _ANSWER = "Write a response that appropriately completes the request."
 _ALONE = f"Below is an instruction that describes a task. {_ANSWER}"
-_WITH_INPUT = ("Below is an instruction that describes a task, paired with an input that provides further context. "
-               f"{_ANSWER}")
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    f"{_ANSWER}"
+)
 
 
 def read(row: Row) -> Conversation:
     """The prompt in full, and the answer."""
     more = row.get("input")
-    parts = [_WITH_INPUT if more else _ALONE, f"### Instruction:\n{text_of(row['instruction'])}",
-             *([f"### Input:\n{text_of(more)}"] if more else []), "### Response:\n"]
+    parts = [
+        _WITH_INPUT if more else _ALONE,
+        f"### Instruction:\n{text_of(row['instruction'])}",
+        *([f"### Input:\n{text_of(more)}"] if more else []),
+        "### Response:\n",
+    ]
     return Conversation([said("user", "\n\n".join(parts)), said("assistant", row["output"])], verbatim=True)
 
 
-FORMS.register(DataForm("alpaca-prompt", frozenset({"instruction", "output"}), read, frozenset({"input"}),
-                        remark="in Alpaca's prompt, without the chat template; run such prompts with --raw"))
+FORMS.register(
+    DataForm(
+        "alpaca-prompt",
+        frozenset({"instruction", "output"}),
+        read,
+        frozenset({"input"}),
+        remark="in Alpaca's prompt, without the chat template; run such prompts with --raw",
+    )
+)

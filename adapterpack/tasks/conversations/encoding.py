@@ -1,4 +1,6 @@
-"""Makes token ids and labels of conversations: what the assistant says is learned, with the end of its turn."""
+"""Makes token ids and labels of conversations: what the assistant says is learned, with the end of its
+turn.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +22,25 @@ Piece = tuple[list[int], bool]
 """Token ids, and whether they are learned."""
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
+def encode(
+    rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
+) -> list[dict[str, Any]]:
     """What :func:`by_row` gives for all rows, one after another."""
     return [part for parts in by_row(rows, tokenizer, max_length, where).values() for part in parts]
 
 
 def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[int, list[dict[str, Any]]]:
-    """Of each row by its number the token ids and labels for causal language modelling: the loss is on the assistant's turns alone, and on
-    the end of each.
+    """Of each row by its number the token ids and labels for causal language modelling: the loss is on the
+    assistant's turns alone, and on the end of each.
 
-    A chat template, where the tokenizer has one, renders the turns, and its own end of a turn is learned; else the tokenizer's end token.
-    Rows longer than ``max_length`` tokens are cut at the end, plain text into rows of that length; rows with nothing left
-    to learn are dropped. The log says how many, and which columns are not read.
+    A chat template, where the tokenizer has one, renders the turns, and its own end of a turn is learned;
+    else the tokenizer's end token. Rows longer than ``max_length`` tokens are cut at the end, plain text into
+    rows of that length; rows with nothing left to learn are dropped. The log says how many, and which columns
+    are not read.
 
     Raises:
-        ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end token.
+        ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end
+            token.
     """
     report = report_of(where)
     form = form_of(rows.column_names, where, report.choose())
@@ -42,21 +48,35 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
     if form.remark:
         log.info("%s: %s", where, form.remark)
     if tokenizer.eos_token_id is None:
-        raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
-                          remedy="use the tokenizer of a generating model, or name another task (task: text-classification ...)")
+        raise ConfigError(
+            "the tokenizer has no end token, so the model could not learn where to stop",
+            where=where,
+            remedy=(
+                "use the tokenizer of a generating model, or name another task (task: text-classification "
+                "...)"
+            ),
+        )
     encoded: dict[int, list[dict[str, Any]]] = {}
     cut = skipped = 0
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            with library_errors("transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError):
+            with library_errors(
+                "transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError
+            ):
                 conversation = form.read(row)
                 pieces = list(_pieces(conversation, tokenizer))
             skipped += sum(learned for _, learned in pieces) < _answers(conversation)
             ids = [token for piece, _ in pieces for token in piece]
             wanted = [token if learned else IGNORED for piece, learned in pieces for token in piece]
             starts = range(0, len(ids), max_length) if form.continuous else [0]
-            parts = [(ids[start : start + max_length], wanted[start : start + max_length]) for start in starts]
-            kept = [{"input_ids": part, "labels": learned} for part, learned in parts if any(label != IGNORED for label in learned)]
+            parts = [
+                (ids[start : start + max_length], wanted[start : start + max_length]) for start in starts
+            ]
+            kept = [
+                {"input_ids": part, "labels": learned}
+                for part, learned in parts
+                if any(label != IGNORED for label in learned)
+            ]
             cut += bool(kept) and not form.continuous and len(ids) > max_length
             encoded[number] = kept
     left_out = sum(not kept for kept in encoded.values())
@@ -64,11 +84,18 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
     if left_out and left_out == len(encoded):
         if form.continuous:
             raise ConfigError("the data holds no text", where=where)
-        raise ConfigError("every prompt is longer than max_length, so there is nothing to learn", where=where,
-                          found=f"max_length {max_length}", remedy="raise max_length")
+        raise ConfigError(
+            "every prompt is longer than max_length, so there is nothing to learn",
+            where=where,
+            found=f"max_length {max_length}",
+            remedy="raise max_length",
+        )
     why = "no text in them" if form.continuous else f"the prompt fills max_length ({max_length})"
-    for count, what, reason in ((left_out, "left out", f": {why}"), (cut, "cut", f" at max_length ({max_length})"),
-                                (skipped, "learned in part", ": the chat template, or none, does not show where each answer is")):
+    for count, what, reason in (
+        (left_out, "left out", f": {why}"),
+        (cut, "cut", f" at max_length ({max_length})"),
+        (skipped, "learned in part", ": the chat template, or none, does not show where each answer is"),
+    ):
         if count:
             log.warning("%s: %s %d of %s%s", where, what, count, things(len(rows), "row"), reason)
     tokens = sum(len(part["input_ids"]) for kept in encoded.values() for part in kept)
@@ -78,11 +105,15 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
 
 def _answers(conversation: Conversation) -> int:
     """How many turns are to be learned."""
-    return sum(message["role"] == "assistant" for message in conversation.messages[conversation.learned_from :])
+    return sum(
+        message["role"] == "assistant" for message in conversation.messages[conversation.learned_from :]
+    )
 
 
 def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
-    """The parts of a row in turn, each made tokens by itself: a model that generates finds its prompt made so."""
+    """The parts of a row in turn, each made tokens by itself: a model that generates finds its prompt made
+    so.
+    """
     *before, last = conversation.messages
     if not before and not last["content"]:
         return
@@ -96,14 +127,20 @@ def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
             yield (ids if ends else [*ids, tokenizer.eos_token_id]), learned
         return
     yield _plain_prompt(before, tokenizer), False
-    yield [*tokenizer(text_of(last["content"]), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], True
+    yield (
+        [*tokenizer(text_of(last["content"]), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id],
+        True,
+    )
 
 
-def _rendered(conversation: Conversation, template: ChatTemplate, values: dict[str, Any]) -> list[tuple[str, bool]]:
-    """The text of a conversation in parts, and whether each is learned. A turn is what follows the prompt that the template makes for it.
+def _rendered(
+    conversation: Conversation, template: ChatTemplate, values: dict[str, Any]
+) -> list[tuple[str, bool]]:
+    """The text of a conversation in parts, and whether each is learned. A turn is what follows the prompt
+    that the template makes for it.
 
-    White space behind a turn's end is the template's. A template may render a turn otherwise when others follow, such as without the
-    thoughts in it: then it is not learned.
+    White space behind a turn's end is the template's. A template may render a turn otherwise when others
+    follow, such as without the thoughts in it: then it is not learned.
     """
     messages, finished = conversation.messages, {**values, "add_generation_prompt": False}
     whole, done, parts = template.render(messages, finished), 0, list[tuple[str, bool]]()
@@ -116,7 +153,9 @@ def _rendered(conversation: Conversation, template: ChatTemplate, values: dict[s
                 turn = through[len(prompt) :].rstrip()
                 parts += [(whole[done : len(prompt)], False), (turn, True)]
                 done = len(prompt) + len(turn)
-    if whole[done:].strip():  # the template writes no answer behind the prompt that it makes for one: the last one stands there as it is
+    # the template writes no answer behind the prompt that it makes for one: the last one stands there as it
+    # is
+    if whole[done:].strip():
         return [(prompt, False), (text_of(messages[-1]["content"]), True)]
     return parts
 
@@ -132,5 +171,6 @@ def _plain_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     The end token that some tokenizers put behind every text is taken off: here an answer follows.
     """
     ids: list[int] = tokenizer("\n".join(text_of(message["content"]) for message in messages))["input_ids"]
-    begins = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # some models begin with the token with which they end
+    # some models begin with the token with which they end
+    begins = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not begins else ids

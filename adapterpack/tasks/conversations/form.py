@@ -1,4 +1,5 @@
-"""What a form of training data is, and the forms by name: a file of this folder registers the one that it defines.
+"""What a form of training data is, and the forms by name: a file of this folder registers the one that it
+defines.
 
 Another package brings a form by an entry point of the group ``adapterpack.data_forms``.
 """
@@ -35,11 +36,12 @@ class Conversation(NamedTuple):
 
 @dataclass(frozen=True)
 class DataForm:
-    """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides, ``read`` makes messages of a row.
+    """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides,
+    ``read`` makes messages of a row.
 
     ``aliases`` are names that other tools have for it.
-    ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes several.
-    ``remark``: what the log says of such rows.
+    ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes
+    several. ``remark``: what the log says of such rows.
     """
 
     name: str
@@ -56,7 +58,8 @@ FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data
 
 
 def form_of(columns: Sequence[str], where: object, wanted: str | None = None) -> DataForm:
-    """The first form, in the order of their names, that has its columns among these; or the one of a name that is ``wanted``.
+    """The first form, in the order of their names, that has its columns among these; or the one of a name
+    that is ``wanted``.
 
     Raises:
         ConfigError: none has, or not that one.
@@ -70,10 +73,17 @@ def form_of(columns: Sequence[str], where: object, wanted: str | None = None) ->
         if form.columns <= set(columns):
             return form
         if wanted is not None:
-            raise ConfigError(f"the rows are not of the form {form.name}", where=where, expected=" + ".join(sorted(form.columns)),
-                              found=", ".join(columns), remedy="say under columns what the data calls these")
+            raise ConfigError(
+                f"the rows are not of the form {form.name}",
+                where=where,
+                expected=" + ".join(sorted(form.columns)),
+                found=", ".join(columns),
+                remedy="say under columns what the data calls these",
+            )
     forms = "; ".join(" + ".join(sorted(form.columns)) for form in FORMS.values())
-    raise ConfigError("these columns are of no known form", where=where, expected=forms, found=", ".join(columns))
+    raise ConfigError(
+        "these columns are of no known form", where=where, expected=forms, found=", ".join(columns)
+    )
 
 
 def form_named(name: str) -> DataForm:
@@ -109,8 +119,12 @@ def tools_of(row: Row) -> dict[str, Any]:
 
 
 def answered(messages: Sequence[Message]) -> list[Message]:
-    """The messages without their empty fields, as tables give every row all fields; an error if the last is not the assistant's."""
-    filled: list[Message] = [{key: value for key, value in message.items() if value is not None} for message in turns_of(messages)]
+    """The messages without their empty fields, as tables give every row all fields; an error if the last is
+    not the assistant's.
+    """
+    filled: list[Message] = [
+        {key: value for key, value in message.items() if value is not None} for message in turns_of(messages)
+    ]
     if not filled:
         raise ValueError("there are no messages")
     if filled[-1].get("role") != "assistant":

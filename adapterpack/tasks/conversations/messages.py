@@ -1,4 +1,6 @@
-"""Chats as OpenAI and TRL write them: ``messages`` of role and content; all turns of the assistant are learned."""
+"""Chats as OpenAI and TRL write them: ``messages`` of role and content; all turns of the assistant are
+learned.
+"""
 
 from __future__ import annotations
 
@@ -11,4 +13,12 @@ def read(row: Row) -> Conversation:
     return Conversation(answered(row["messages"]), values=tools_of(row))
 
 
-FORMS.register(DataForm("messages", frozenset({"messages"}), read, frozenset({"tools"}), aliases=frozenset({"chat_template", "openai"})))
+FORMS.register(
+    DataForm(
+        "messages",
+        frozenset({"messages"}),
+        read,
+        frozenset({"tools"}),
+        aliases=frozenset({"chat_template", "openai"}),
+    )
+)

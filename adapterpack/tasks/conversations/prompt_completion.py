@@ -1,4 +1,6 @@
-"""``prompt`` and ``completion``, each a text or, as TRL has it, a list of messages; the completion alone is learned."""
+"""``prompt`` and ``completion``, each a text or, as TRL has it, a list of messages; the completion alone is
+learned.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from .form import FORMS, Conversation, DataForm, Message, answered, said, tools_
 def read(row: Row) -> Conversation:
     """The prompt, and the completion as the assistant's answer."""
     before = _messages(row["prompt"], "user")
-    return Conversation(answered([*before, *_messages(row["completion"], "assistant")]), len(before), tools_of(row))
+    return Conversation(
+        answered([*before, *_messages(row["completion"], "assistant")]), len(before), tools_of(row)
+    )
 
 
 def _messages(value: Any, role: str) -> list[Message]:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from ..rows import Row
 from .form import FORMS, Conversation, DataForm, answered, said, tools_of, turns_of
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system",
-         "observation": "tool", "tool": "tool", "function_call": "assistant"}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+    "function_call": "assistant",
+}
 """Its roles and ours."""
 
 

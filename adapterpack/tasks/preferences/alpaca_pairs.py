@@ -1,4 +1,6 @@
-"""Pairs of answers to instructions as LLaMA-Factory has them: ``instruction`` and ``input``, ``chosen`` and ``rejected``."""
+"""Pairs of answers to instructions as LLaMA-Factory has them: ``instruction`` and ``input``, ``chosen`` and
+``rejected``.
+"""
 
 from __future__ import annotations
 
@@ -15,5 +17,11 @@ def read(row: Row) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row["rejected"])}
 
 
-PREFERENCES.register(PreferenceForm("alpaca-pairs", frozenset({"instruction", "chosen", "rejected"}), read,
-                                    frozenset({"input", "system", "history"})))
+PREFERENCES.register(
+    PreferenceForm(
+        "alpaca-pairs",
+        frozenset({"instruction", "chosen", "rejected"}),
+        read,
+        frozenset({"input", "system", "history"}),
+    )
+)

@@ -1,4 +1,5 @@
-"""What a form of preferences is, and the forms by name: a file of this folder registers the one that it defines.
+"""What a form of preferences is, and the forms by name: a file of this folder registers the one that it
+defines.
 
 Another package brings a form by an entry point of the group ``adapterpack.preference_forms``.
 """
@@ -20,8 +21,9 @@ from ..rows import Row
 class PreferenceForm:
     """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides.
 
-    ``read`` makes of a row what TRL's trainers take: ``chosen`` and ``rejected``, with ``prompt`` where they do not begin with it, if
-    answers are ``paired``; else ``prompt``, ``completion`` and whether that is good, ``label``. Each is a text, or a list of messages.
+    ``read`` makes of a row what TRL's trainers take: ``chosen`` and ``rejected``, with ``prompt`` where they
+    do not begin with it, if answers are ``paired``; else ``prompt``, ``completion`` and whether that is good,
+    ``label``. Each is a text, or a list of messages.
     """
 
     name: str
@@ -31,7 +33,9 @@ class PreferenceForm:
     paired: bool = True
 
 
-PREFERENCES: Registry[PreferenceForm] = Registry("form of preferences", PreferenceForm, "adapterpack.preference_forms", __package__)
+PREFERENCES: Registry[PreferenceForm] = Registry(
+    "form of preferences", PreferenceForm, "adapterpack.preference_forms", __package__
+)
 """Name -> the form."""
 
 
@@ -72,8 +76,12 @@ def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> Prefer
     forms = [form for form in PREFERENCES.values() if form.paired is paired and wanted in (None, form.name)]
     fitting = [form for form in forms if form.columns <= set(columns)]
     if not fitting:
-        raise ConfigError("these columns are of no known form of preferences", where=report, found=", ".join(columns),
-                          expected="; ".join(" + ".join(sorted(form.columns)) for form in forms))
+        raise ConfigError(
+            "these columns are of no known form of preferences",
+            where=report,
+            found=", ".join(columns),
+            expected="; ".join(" + ".join(sorted(form.columns)) for form in forms),
+        )
     return max(fitting, key=lambda form: len(form.columns))
 
 

@@ -1,4 +1,6 @@
-"""Single answers with a verdict, as KTO learns from them: ``prompt``, ``completion`` and ``label``, true where the answer is good."""
+"""Single answers with a verdict, as KTO learns from them: ``prompt``, ``completion`` and ``label``, true
+where the answer is good.
+"""
 
 from __future__ import annotations
 
@@ -20,4 +22,6 @@ def read(row: Row) -> dict[str, Any]:
     return {"prompt": row["prompt"], "completion": row["completion"], "label": _VERDICTS[verdict]}
 
 
-PREFERENCES.register(PreferenceForm("labelled-answers", frozenset({"prompt", "completion", "label"}), read, paired=False))
+PREFERENCES.register(
+    PreferenceForm("labelled-answers", frozenset({"prompt", "completion", "label"}), read, paired=False)
+)

@@ -1,5 +1,6 @@
-"""Chats with a verdict on their last answer, as LLaMA-Factory has them for KTO: ``messages``, and ``label``, which is true
-where that is good."""
+"""Chats with a verdict on their last answer, as LLaMA-Factory has them for KTO: ``messages``, and ``label``,
+which is true where that is good.
+"""
 
 from __future__ import annotations
 

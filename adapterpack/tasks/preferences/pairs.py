@@ -1,4 +1,6 @@
-"""Pairs as TRL has them: ``chosen`` and ``rejected`` after a ``prompt``, or with it in front; texts or lists of messages."""
+"""Pairs as TRL has them: ``chosen`` and ``rejected`` after a ``prompt``, or with it in front; texts or lists
+of messages.
+"""
 
 from __future__ import annotations
 
@@ -19,4 +21,6 @@ def read(row: Row) -> dict[str, Any]:
     return {**parts, **tools_of(row)}
 
 
-PREFERENCES.register(PreferenceForm("pairs", frozenset({"chosen", "rejected"}), read, frozenset({"prompt", "tools"})))
+PREFERENCES.register(
+    PreferenceForm("pairs", frozenset({"chosen", "rejected"}), read, frozenset({"prompt", "tools"}))
+)

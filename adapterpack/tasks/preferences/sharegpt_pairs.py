@@ -1,4 +1,6 @@
-"""Pairs of answers in chats as LLaMA-Factory has them: ``conversations``, and ``chosen`` and ``rejected`` with ``from`` and ``value``."""
+"""Pairs of answers in chats as LLaMA-Factory has them: ``conversations``, and ``chosen`` and ``rejected``
+with ``from`` and ``value``.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,19 @@ from .form import PREFERENCES, PreferenceForm
 
 def read(row: Row) -> dict[str, Any]:
     """The conversation before the answer, and both answers."""
-    whole = {side: sharegpt.read({**row, "conversations": [*row["conversations"], row[side]]}) for side in ("chosen", "rejected")}
+    whole = {
+        side: sharegpt.read({**row, "conversations": [*row["conversations"], row[side]]})
+        for side in ("chosen", "rejected")
+    }
     answers = {side: conversation.messages[-1:] for side, conversation in whole.items()}
     return {"prompt": whole["chosen"].messages[:-1], **answers, **whole["chosen"].values}
 
 
-PREFERENCES.register(PreferenceForm("sharegpt-pairs", frozenset({"conversations", "chosen", "rejected"}), read,
-                                    frozenset({"system", "tools"})))
+PREFERENCES.register(
+    PreferenceForm(
+        "sharegpt-pairs",
+        frozenset({"conversations", "chosen", "rejected"}),
+        read,
+        frozenset({"system", "tools"}),
+    )
+)

@@ -1,4 +1,6 @@
-"""Puts the values of a pack into an adapter that a model holds already, without anything being compiled again."""
+"""Puts the values of a pack into an adapter that a model holds already, without anything being compiled
+again.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,12 @@ _IN_TRAINING = {"dropout"}
 
 
 def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) -> nn.Module:
-    """Puts the values of ``pack`` into the adapter ``name`` of a model, in place: modules, graphs and compiled code stay.
+    """Puts the values of ``pack`` into the adapter ``name`` of a model, in place: modules, graphs and
+    compiled code stay.
 
-    The pack must be of the same methods, at the same sites, with tensors of the same shapes and the same hyper-parameters: nothing that
-    ``torch.compile`` has looked at changes then. One that differs is attached as another adapter. After an error nothing has changed.
+    The pack must be of the same methods, at the same sites, with tensors of the same shapes and the same
+    hyper-parameters: nothing that ``torch.compile`` has looked at changes then. One that differs is attached
+    as another adapter. After an error nothing has changed.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -48,20 +52,34 @@ def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) ->
     require_names(model, [name])
     if check_base:
         require_model_base(model, pack)
-    layers = {(module._site.path, module._methods[name][0].name): module for module in wrappers_of(model)
-              if isinstance(module, Adapted) and name in module._names}
+    layers = {
+        (module._site.path, module._methods[name][0].name): module
+        for module in wrappers_of(model)
+        if isinstance(module, Adapted) and name in module._names
+    }
     shared = pack.shared()
     state: dict[str, torch.Tensor] = {f"{SHARED}.{key}": _tensor(value) for key, value in shared.items()}
     shape_of = partial(_shape_of, {path: module._site for (path, _), module in layers.items()})
     for adapter in pack.adapters(shape_of):
         path, method = adapter.site.path, adapter.method.name
         if (path, method) not in layers:
-            raise Unsupported("the pack changes a site that the adapter does not change by that method", where=path, found=method,
-                              remedy="attach it as another adapter")
+            raise Unsupported(
+                "the pack changes a site that the adapter does not change by that method",
+                where=path,
+                found=method,
+                remedy="attach it as another adapter",
+            )
         _require_equal(layers[path, method]._methods[name][1], adapter.config, f"{name}, {path}")
-        state |= {f"{path}.{key}": _tensor(value) for key, value in adapter.params.items()
-                  if method != pack.method.name or key not in shared}
-    state |= {f"{path}.{key}": _tensor(value) for path, params in pack.full().items() for key, value in params.items()}
+        state |= {
+            f"{path}.{key}": _tensor(value)
+            for key, value in adapter.params.items()
+            if method != pack.method.name or key not in shared
+        }
+    state |= {
+        f"{path}.{key}": _tensor(value)
+        for path, params in pack.full().items()
+        for key, value in params.items()
+    }
     load_adapter_state_dict(model, name, state)
     if pack.manifest.task.labels is not None:
         labels = HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
@@ -77,7 +95,9 @@ def _tensor(value: np.ndarray) -> torch.Tensor:
 
 
 def _shape_of(sites: dict[str, Site], group: Group) -> tuple[int, int]:
-    """The shape of the weight at a group's site; what the adapter does not change is refused later, by name."""
+    """The shape of the weight at a group's site; what the adapter does not change is refused later, by
+    name.
+    """
     site = sites.get(group.path)
     known = (0, 0) if site is None else (site.out_features, site.in_features)
     return group.out_features or known[0], group.in_features or known[1]
@@ -85,8 +105,14 @@ def _shape_of(sites: dict[str, Site], group: Group) -> tuple[int, int]:
 
 def _require_equal(own: Any, other: Any, where: str) -> None:
     mine, theirs = packed(own), packed(other)
-    differing = sorted(key for key in (mine.keys() | theirs.keys()) - _IN_TRAINING if mine.get(key) != theirs.get(key))
+    differing = sorted(
+        key for key in (mine.keys() | theirs.keys()) - _IN_TRAINING if mine.get(key) != theirs.get(key)
+    )
     if differing:
-        raise Unsupported("the pack has other hyper-parameters, which compiled code would not see change", where=where,
-                          expected=", ".join(f"{key}={mine.get(key)}" for key in differing),
-                          found=", ".join(f"{key}={theirs.get(key)}" for key in differing), remedy="attach it as another adapter")
+        raise Unsupported(
+            "the pack has other hyper-parameters, which compiled code would not see change",
+            where=where,
+            expected=", ".join(f"{key}={mine.get(key)}" for key in differing),
+            found=", ".join(f"{key}={theirs.get(key)}" for key in differing),
+            remedy="attach it as another adapter",
+        )

@@ -32,10 +32,12 @@ def load_for(
 ) -> Any:
     """The model that a pack was made for, in evaluation mode, with the pack attached and active.
 
-    ``pack`` is one, its folder, or ``hf://org/name``; PEFT's folders are packs, too. ``base`` is a folder or a hub's model; by default the
-    one that the pack names on the hub, at the commit that it names. The model is of the pack's task, with the labels of its head, as
-    ``AutoModelFor...`` loads it: never code of the base's or the pack's own. ``dtype`` is the base's stored one by default; the adapter
-    stays float32. ``name`` is what to call the adapter. That the base is the right one is checked as :func:`~adapterpack.attach` does.
+    ``pack`` is one, its folder, or ``hf://org/name``; PEFT's folders are packs, too. ``base`` is a folder or
+    a hub's model; by default the one that the pack names on the hub, at the commit that it names. The model
+    is of the pack's task, with the labels of its head, as ``AutoModelFor...`` loads it: never code of the
+    base's or the pack's own. ``dtype`` is the base's stored one by default; the adapter stays float32.
+    ``name`` is what to call the adapter. That the base is the right one is checked as
+    :func:`~adapterpack.attach` does.
 
     Raises:
         ConfigError: the pack names no base on a hub, and none is given; or the dtype is none.
@@ -51,8 +53,15 @@ def load_for(
     task, said = _task(opened, folder), opened.manifest.task
     number = stored_dtype(folder) if dtype is None else str(dtype).removeprefix("torch.")
     if number not in _DTYPES:
-        raise ConfigError("a model cannot be loaded in this dtype", where="dtype", expected=", ".join(_DTYPES), found=repr(dtype))
-    model, _ = loaded(task, folder, said.labels if task.labelled else None, dtype=number, problem=opened.manifest.problem)
+        raise ConfigError(
+            "a model cannot be loaded in this dtype",
+            where="dtype",
+            expected=", ".join(_DTYPES),
+            found=repr(dtype),
+        )
+    model, _ = loaded(
+        task, folder, said.labels if task.labelled else None, dtype=number, problem=opened.manifest.problem
+    )
     if device is not None:
         model.to(device)
     return attach(model.eval(), opened, name, check_canary=check_canary)
@@ -62,8 +71,12 @@ def _named_base(pack: Pack) -> str:
     """The hub's address of the base that a pack names; never a path, which strangers could choose."""
     name, commit = pack.manifest.base.name, pack.manifest.base.commit
     if name is None or not (names.is_repo(name) or commit):
-        raise ConfigError("the pack does not name a base on a hub", where=f"pack '{pack.name}'", found=name,
-                          remedy="give the base: load_for(pack, base)")
+        raise ConfigError(
+            "the pack does not name a base on a hub",
+            where=f"pack '{pack.name}'",
+            found=name,
+            remedy="give the base: load_for(pack, base)",
+        )
     return f"{names.SCHEME}{name}" + (f"@{commit}" if commit else "")
 
 

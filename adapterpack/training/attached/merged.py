@@ -14,7 +14,9 @@ _ATTRIBUTE = "_adapterpack_merged"
 
 
 class Kept(NamedTuple):
-    """A parameter that was folded: ``module`` had ``original`` (None: nothing) under ``leaf``, and has ``merged`` now."""
+    """A parameter that was folded: ``module`` had ``original`` (None: nothing) under ``leaf``, and has
+    ``merged`` now.
+    """
 
     module: nn.Module
     leaf: str
@@ -56,12 +58,17 @@ def require_unmerged(model: nn.Module) -> None:
     """
     merged = merged_in(model)
     if merged is not None:
-        raise Unsupported("adapters are merged into this model's weights", found=", ".join(merged.names),
-                          remedy="call adapterpack.unmerge_from(model) first")
+        raise Unsupported(
+            "adapters are merged into this model's weights",
+            found=", ".join(merged.names),
+            remedy="call adapterpack.unmerge_from(model) first",
+        )
 
 
 def restore(kept: list[Kept]) -> None:
-    """Puts the parameters of before back, the very objects; where the model was moved or cast meanwhile, they follow."""
+    """Puts the parameters of before back, the very objects; where the model was moved or cast meanwhile, they
+    follow.
+    """
     for module, leaf, original, _ in reversed(kept):
         if original is not None:
             now = module._parameters[leaf]

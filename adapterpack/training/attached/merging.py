@@ -26,19 +26,24 @@ _UNMERGED = "keep it unmerged, or leave it out"
 
 
 def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, keep: bool = True) -> nn.Module:
-    """Folds adapters into the weights of ``model``, in place: what it computes stays, and its layers cost what the base's cost.
+    """Folds adapters into the weights of ``model``, in place: what it computes stays, and its layers cost
+    what the base's cost.
 
-    ``names`` are the adapters, in order; those that are active by default. Each weight is folded in float32, or finer, and rounded once to
-    its own precision; weights of :func:`~adapterpack.set_weight` count. Until :func:`unmerge_from` no other adapter is active.
+    ``names`` are the adapters, in order; those that are active by default. Each weight is folded in float32,
+    or finer, and rounded once to its own precision; weights of :func:`~adapterpack.set_weight` count. Until
+    :func:`unmerge_from` no other adapter is active.
 
-    With ``keep`` the base's own parameters are kept as well, so that :func:`unmerge_from` gives back the very bits: that
-    is the memory of the changed weights once more. Without, all adapters are taken out, and the base is gone: the model is an ordinary one,
-    to be saved with ``save_pretrained``; the memory is needed until all are folded. After an error the model is as it was.
+    With ``keep`` the base's own parameters are kept as well, so that :func:`unmerge_from` gives back the very
+    bits: that is the memory of the changed weights once more. Without, all adapters are taken out, and the
+    base is gone: the model is an ordinary one, to be saved with ``save_pretrained``; the memory is needed
+    until all are folded. After an error the model is as it was.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
-        Unsupported: an adapter has no fold (it is named, with the reason), or a weight is quantized, offloaded or sharded.
-        NothingToDo: no adapter is named or active, or rounding to the base's precision leaves nothing of the change.
+        Unsupported: an adapter has no fold (it is named, with the reason), or a weight is quantized,
+            offloaded or sharded.
+        NothingToDo: no adapter is named or active, or rounding to the base's precision leaves nothing of the
+            change.
         NonFinite: a folded weight is NaN or infinite.
 
     Example:
@@ -52,8 +57,13 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     require_unmerged(model)
     chosen = _chosen(model, names)
     if repeats_in(model):
-        raise Unsupported("blocks that are repeated share their weights, which can hold no adapter of one of them", where=", ".join(chosen),
-                          remedy="merge into the checkpoint, which writes the blocks out: adapterpack merge BASE PACK -o OUT")
+        raise Unsupported(
+            "blocks that are repeated share their weights, which can hold no adapter of one of them",
+            where=", ".join(chosen),
+            remedy=(
+                "merge into the checkpoint, which writes the blocks out: adapterpack merge BASE PACK -o OUT"
+            ),
+        )
     for name in chosen:
         _require_fold(model, name)
     before = choice_in(model)
@@ -70,8 +80,12 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
             if module._active:
                 kept += _fold(model, module)
         if kept and all(one.original is not None and torch.equal(one.original, one.merged) for one in kept):
-            raise NothingToDo("rounding to the precision of the base leaves nothing of the change", where=", ".join(chosen),
-                              found=str(kept[0].merged.dtype), remedy="load the base in float32, or keep the adapter unmerged")
+            raise NothingToDo(
+                "rounding to the precision of the base leaves nothing of the change",
+                where=", ".join(chosen),
+                found=str(kept[0].merged.dtype),
+                remedy="load the base in float32, or keep the adapter unmerged",
+            )
         if not keep:
             _require_apart(model, kept)
     except BaseException:
@@ -83,25 +97,43 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
             module._active = ()
     if keep:
         remember(model, Merged(tuple(chosen), kept))
-        log.info("merged %s: %d parameters are kept for unmerge_from, %d bytes", ", ".join(chosen), len(kept), Merged((), kept).nbytes)
+        log.info(
+            "merged %s: %d parameters are kept for unmerge_from, %d bytes",
+            ", ".join(chosen),
+            len(kept),
+            Merged((), kept).nbytes,
+        )
         return model
     keep_outputs(model)
-    swap(model, {module: _final(module) for module in list(wrappers_of(model)) if isinstance(module, SavedModule) and module._active})
+    swap(
+        model,
+        {
+            module: _final(module)
+            for module in list(wrappers_of(model))
+            if isinstance(module, SavedModule) and module._active
+        },
+    )
     return detach(model) if adapter_names(model) else model
 
 
 def unmerge_from(model: nn.Module) -> nn.Module:
-    """Takes the adapters that :func:`merge_into` folded out again: the base's parameters are the very objects of before, bit for bit.
+    """Takes the adapters that :func:`merge_into` folded out again: the base's parameters are the very objects
+    of before, bit for bit.
 
-    The adapters are active then, so that what the model computes stays. A model that was moved or cast meanwhile stays there.
+    The adapters are active then, so that what the model computes stays. A model that was moved or cast
+    meanwhile stays there.
 
     Raises:
         NothingToDo: nothing is merged into the model.
     """
     merged = merged_in(model)
     if merged is None:
-        raise NothingToDo("nothing is merged into this model", where="unmerge_from", found=type(model).__name__,
-                          remedy="merge_into(model) keeps what unmerge_from needs")
+        raise NothingToDo(
+            "nothing is merged into this model",
+            where="unmerge_from",
+            found=type(model).__name__,
+            remedy="merge_into(model) keeps what unmerge_from needs",
+        )
     restore(merged.kept)
     remember(model, None)
     return active(model, list(merged.names))
@@ -112,13 +144,20 @@ def _chosen(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
     if names is None:
         wrappers = list(wrappers_of(model))
         if any(module._rows is not None for module in wrappers):
-            raise Unsupported("the rows of a batch have different adapters, and a weight is the same for all", where="merge_into",
-                              remedy="leave the block of using(adapters=...) first")
+            raise Unsupported(
+                "the rows of a batch have different adapters, and a weight is the same for all",
+                where="merge_into",
+                remedy="leave the block of using(adapters=...) first",
+            )
         names = list(dict.fromkeys(name for module in wrappers for name in module._active))
     chosen = list(dict.fromkeys(listed(names)))
     require_names(model, chosen)
     if not chosen:
-        raise NothingToDo("no adapter is active, and none is named", where="merge_into", remedy="name one that the model holds")
+        raise NothingToDo(
+            "no adapter is active, and none is named",
+            where="merge_into",
+            remedy="name one that the model holds",
+        )
     return chosen
 
 
@@ -128,25 +167,43 @@ def _require_fold(model: nn.Module, name: str) -> None:
             continue
         method = module._methods[name][0]
         if method.kind != "weight":
-            raise Unsupported(f"method '{method.name}' does not act on weights, so it cannot be folded into them", where=name,
-                              remedy=_UNMERGED)
+            raise Unsupported(
+                f"method '{method.name}' does not act on weights, so it cannot be folded into them",
+                where=name,
+                remedy=_UNMERGED,
+            )
         if method.limits.unfoldable:
             raise Unsupported(method.limits.unfoldable, where=name, remedy=_UNMERGED)
         if reason := unfoldable(module._site.kind):
             raise Unsupported(reason, where=module._site.path, found=name, remedy=_UNMERGED)
         if name in module._where:
-            raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=name,
-                              found=method.name, remedy=_UNMERGED)
+            raise Unsupported(
+                "this adapter acts at some positions of a row only, which no weight can tell apart",
+                where=name,
+                found=method.name,
+                remedy=_UNMERGED,
+            )
         for owner, leaf in module._parameters_folded():
             _require_plain(owner, leaf, module._site.path, name)
 
 
 def _require_plain(owner: nn.Module, leaf: str, path: str, name: str) -> None:
     value = owner._parameters.get(leaf)
-    if type(value) is not nn.Parameter or not value.is_floating_point() or value.dtype.itemsize < torch.half.itemsize or value.is_meta:
-        found = "none of its own" if value is None else f"{type(value).__name__}, {value.dtype}, {value.device}"
-        raise Unsupported("an adapter is folded into a plain weight of floats in memory, which this is not", where=f"{name}, {path}",
-                          found=found, remedy="keep it unmerged, or merge checkpoints: adapterpack.merge knows quantized formats")
+    if (
+        type(value) is not nn.Parameter
+        or not value.is_floating_point()
+        or value.dtype.itemsize < torch.half.itemsize
+        or value.is_meta
+    ):
+        found = (
+            "none of its own" if value is None else f"{type(value).__name__}, {value.dtype}, {value.device}"
+        )
+        raise Unsupported(
+            "an adapter is folded into a plain weight of floats in memory, which this is not",
+            where=f"{name}, {path}",
+            found=found,
+            remedy="keep it unmerged, or merge checkpoints: adapterpack.merge knows quantized formats",
+        )
 
 
 def _fold(model: nn.Module, module: Adapted) -> list[Kept]:
@@ -155,8 +212,12 @@ def _fold(model: nn.Module, module: Adapted) -> list[Kept]:
     try:
         for (owner, leaf), value in module._merged().items():
             if not bool(torch.isfinite(value).all()):
-                raise NonFinite("a folded weight is NaN or infinite", where=f"{module._site.path}, {leaf}", found=str(value.dtype),
-                                remedy="load the base in float32 or bfloat16")
+                raise NonFinite(
+                    "a folded weight is NaN or infinite",
+                    where=f"{module._site.path}, {leaf}",
+                    found=str(value.dtype),
+                    remedy="load the base in float32 or bfloat16",
+                )
             merged = nn.Parameter(value, requires_grad=False)
             for place in (owner, *module._tied_to(leaf)):
                 kept.append(Kept(place, leaf, place._parameters.get(leaf), merged))
@@ -174,8 +235,12 @@ def _require_apart(model: nn.Module, kept: Sequence[Kept]) -> None:
     originals = {id(one.original) for one in kept}
     still = next((path for path, value in model.named_parameters() if id(value) in originals), None)
     if still is not None:
-        raise Unsupported("the change is that of one of two tied weights, which would be two from now on", where=still,
-                          found="tie_word_embeddings", remedy="set model.config.tie_word_embeddings to False first")
+        raise Unsupported(
+            "the change is that of one of two tied weights, which would be two from now on",
+            where=still,
+            found="tie_word_embeddings",
+            remedy="set model.config.tie_word_embeddings to False first",
+        )
 
 
 def _final(module: SavedModule) -> nn.Module:

@@ -1,4 +1,6 @@
-"""Reads the tensors of one adapter out of a model, and puts others of the same names and shapes in their place."""
+"""Reads the tensors of one adapter out of a model, and puts others of the same names and shapes in their
+place.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from ..layers.wrapper import key_of
 def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
     """The tensors of an adapter by the path of their site and their own name: ``layers.0.q_proj.lora_A``.
 
-    What all sites share stands under ``@shared``, a prompt under ``@prompt``, and a module that was trained whole under its path. The
-    tensors are the model's own, without gradients: copy them to keep them. :func:`load_adapter_state_dict` takes them back, and
+    What all sites share stands under ``@shared``, a prompt under ``@prompt``, and a module that was trained
+    whole under its path. The tensors are the model's own, without gradients: copy them to keep them.
+    :func:`load_adapter_state_dict` takes them back, and
     :func:`~adapterpack.save` writes a pack.
 
     Raises:
@@ -37,7 +40,9 @@ def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
         if name not in module._names:
             continue
         if isinstance(module, Adapted):
-            own = {f"{module._site.path}.{key}": value for key, value in module._part(name).named_parameters()}
+            own = {
+                f"{module._site.path}.{key}": value for key, value in module._part(name).named_parameters()
+            }
             own |= {f"{SHARED}.{key}": value for key, value in module._shared(name).items()}
         else:
             own = {f"{module._path}.{key}": value for key, value in module._part(name).state_dict().items()}
@@ -46,10 +51,12 @@ def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
 
 
 def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Copies tensors into an adapter of a model, in place: what has been compiled or captured with it sees the new values.
+    """Copies tensors into an adapter of a model, in place: what has been compiled or captured with it sees
+    the new values.
 
-    ``state`` must have the names and shapes of :func:`adapter_state_dict`, all of them and no others, floats for floats; nothing is copied
-    unless everything fits. They are copied to the adapter's own devices and precision.
+    ``state`` must have the names and shapes of :func:`adapter_state_dict`, all of them and no others, floats
+    for floats; nothing is copied unless everything fits. They are copied to the adapter's own devices and
+    precision.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -58,15 +65,27 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
     """
     own = adapter_state_dict(model, name)
     for key in state.keys() - own.keys():
-        raise SiteNotFound("the adapter has no such tensor", where=name, found=repr(key), remedy=nearest(str(key), own))
+        raise SiteNotFound(
+            "the adapter has no such tensor", where=name, found=repr(key), remedy=nearest(str(key), own)
+        )
     for key, value in own.items():
         if key not in state:
-            raise SiteNotFound("a tensor of the adapter is missing", where=name, expected=key, remedy=nearest(key, state))
+            raise SiteNotFound(
+                "a tensor of the adapter is missing", where=name, expected=key, remedy=nearest(key, state)
+            )
         new = state[key]
-        if not isinstance(new, torch.Tensor) or new.shape != value.shape or new.is_floating_point() != value.is_floating_point():
+        if (
+            not isinstance(new, torch.Tensor)
+            or new.shape != value.shape
+            or new.is_floating_point() != value.is_floating_point()
+        ):
             found = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, torch.Tensor) else type(new).__name__
-            raise FormatError("a tensor does not fit the adapter's", where=f"{name}, {key}",
-                              expected=f"{value.dtype} {tuple(value.shape)}", found=found)
+            raise FormatError(
+                "a tensor does not fit the adapter's",
+                where=f"{name}, {key}",
+                expected=f"{value.dtype} {tuple(value.shape)}",
+                found=found,
+            )
     derived = _derived(model, name, state)
     with torch.no_grad():
         for key, value in own.items():
@@ -76,12 +95,25 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
     return model
 
 
-def _derived(model: nn.Module, name: str, state: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The constants of an adapter that follow from its stored tensors, each with what it is for those of ``state``."""
+def _derived(
+    model: nn.Module, name: str, state: Mapping[str, torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The constants of an adapter that follow from its stored tensors, each with what it is for those of
+    ``state``.
+    """
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for module in wrappers_of(model):
-        if isinstance(module, Adapted) and name in module._names and module._methods[name][0].storage.derived is not None:
-            params = {key: state[f"{module._site.path}.{key}"] for key, _ in module._part(name).named_parameters()}
+        if (
+            isinstance(module, Adapted)
+            and name in module._names
+            and module._methods[name][0].storage.derived is not None
+        ):
+            params = {
+                key: state[f"{module._site.path}.{key}"] for key, _ in module._part(name).named_parameters()
+            }
             params |= {key: state[f"{SHARED}.{key}"] for key in module._shared(name)}
-            pairs += [(module._fixed[key_of(name)][key], made) for key, made in derived_of(module, name, params).items()]
+            pairs += [
+                (module._fixed[key_of(name)][key], made)
+                for key, made in derived_of(module, name, params).items()
+            ]
     return pairs

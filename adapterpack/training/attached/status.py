@@ -22,9 +22,10 @@ from .weighing import weight_of_adapter
 class AdapterStatus:
     """One adapter of a model.
 
-    ``methods`` are those of its sites, the one that it is named by first. ``sites`` counts the places that it changes, ``whole_modules``
-    what it has trained whole; ``parameters`` and ``trainable`` count numbers, what several sites share once. ``active`` says that it takes
-    part in a pass, in some rows at least, and ``merged`` that it is folded into the weights.
+    ``methods`` are those of its sites, the one that it is named by first. ``sites`` counts the places that it
+    changes, ``whole_modules`` what it has trained whole; ``parameters`` and ``trainable`` count numbers, what
+    several sites share once. ``active`` says that it takes part in a pass, in some rows at least, and
+    ``merged`` that it is folded into the weights.
     """
 
     name: str
@@ -44,9 +45,10 @@ class AdapterStatus:
 class Status:
     """A model and its adapters; as text a table, and as JSON by :meth:`to_json`.
 
-    ``parameters`` counts all numbers of the model, those of its adapters included, and ``trainable`` those that a training would change,
-    ``trainable_share`` of all. ``base_dtypes`` and ``base_devices`` are those of the model's own parameters. ``rows`` are the adapters of
-    the rows of a batch inside of ``using(adapters=...)``. ``kept_bytes`` is what a merge keeps to restore the base.
+    ``parameters`` counts all numbers of the model, those of its adapters included, and ``trainable`` those
+    that a training would change, ``trainable_share`` of all. ``base_dtypes`` and ``base_devices`` are those
+    of the model's own parameters. ``rows`` are the adapters of the rows of a batch inside of
+    ``using(adapters=...)``. ``kept_bytes`` is what a merge keeps to restore the base.
     """
 
     model: str
@@ -63,19 +65,53 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values: numbers, texts, lists and dicts."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()} | {
-            "adapters": [{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(adapter).items()}
-                         for adapter in self.adapters]}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        } | {
+            "adapters": [
+                {
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in asdict(adapter).items()
+                }
+                for adapter in self.adapters
+            ]
+        }
 
     def __str__(self) -> str:
-        head = (f"{self.model}: {self.parameters:,} parameters, {self.trainable:,} trainable ({percent(self.trainable_share)}); "
-                f"base {' '.join(self.base_dtypes)} on {' '.join(self.base_devices)}")
+        head = (
+            f"{self.model}: {self.parameters:,} parameters, {self.trainable:,} trainable "
+            f"({percent(self.trainable_share)}); "
+            f"base {' '.join(self.base_dtypes)} on {' '.join(self.base_devices)}"
+        )
         if not self.adapters:
             return f"{head}\nno adapters"
-        columns = ("adapter", "methods", "state", "weight", "sites", "whole", "parameters", "trainable", "dtype", "device")
-        rows = [(one.name, " ".join(one.methods), "merged" if one.merged else "active" if one.active else "off", f"{one.weight:g}",
-                 f"{one.sites}", f"{one.whole_modules}", f"{one.parameters:,}", f"{one.trainable:,}", " ".join(one.dtypes),
-                 " ".join(one.devices)) for one in self.adapters]
+        columns = (
+            "adapter",
+            "methods",
+            "state",
+            "weight",
+            "sites",
+            "whole",
+            "parameters",
+            "trainable",
+            "dtype",
+            "device",
+        )
+        rows = [
+            (
+                one.name,
+                " ".join(one.methods),
+                "merged" if one.merged else "active" if one.active else "off",
+                f"{one.weight:g}",
+                f"{one.sites}",
+                f"{one.whole_modules}",
+                f"{one.parameters:,}",
+                f"{one.trainable:,}",
+                " ".join(one.dtypes),
+                " ".join(one.devices),
+            )
+            for one in self.adapters
+        ]
         lines = [head, aligned([columns, *rows])]
         if self.kept_bytes:
             lines.append(f"{size(self.kept_bytes)} of the base are kept for unmerge_from")
@@ -83,8 +119,8 @@ class Status:
 
 
 def status(model: nn.Module) -> Status:
-    """What adapters a model holds: their methods, sites, weights, parameters, dtypes and devices, which are active or merged, and what
-    share of the model would be trained.
+    """What adapters a model holds: their methods, sites, weights, parameters, dtypes and devices, which are
+    active or merged, and what share of the model would be trained.
 
     Example:
         >>> from adapterpack import LoRA, adapt
@@ -95,13 +131,27 @@ def status(model: nn.Module) -> Status:
     wrappers, merged = list(wrappers_of(model)), merged_in(model)
     folded = () if merged is None else merged.names
     rows = next((module._rows.adapters for module in wrappers if module._rows is not None), None)
-    active = list(dict.fromkeys(name for module in wrappers if isinstance(module, Adapted) or not folded for name in module._active))
-    own = [value for _, module in base_modules(model) for value in module._parameters.values() if value is not None]
+    active = list(
+        dict.fromkeys(
+            name
+            for module in wrappers
+            if isinstance(module, Adapted) or not folded
+            for name in module._active
+        )
+    )
+    own = [
+        value
+        for _, module in base_modules(model)
+        for value in module._parameters.values()
+        if value is not None
+    ]
     everything = list(model.parameters())
     total, trainable = _count(everything), _count(value for value in everything if value.requires_grad)
     return Status(
         model=type(model).__name__,
-        adapters=tuple(_adapter(model, name, name in active, name in folded) for name in adapter_names(model)),
+        adapters=tuple(
+            _adapter(model, name, name in active, name in folded) for name in adapter_names(model)
+        ),
         active=tuple(active),
         merged=folded,
         rows=rows,

@@ -16,33 +16,53 @@ _LARGEST = 1000.0
 
 
 def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
-    """Multiplies what an adapter changes by ``weight``, from now on and wherever it is active: ``y + weight * (adapted(y) - y)``.
+    """Multiplies what an adapter changes by ``weight``, from now on and wherever it is active: ``y + weight *
+    (adapted(y) - y)``.
 
-    Active adapters that are added to their layers are a weighted sum, as ``compose`` packs with the tree ``sum(0.7*a, -0.3*b)``; of others,
-    such as (IA)^3, each changes what the one before it has left. A weight of 0 switches an adapter off, 1 is the adapter as it was
-    trained. Modules that were trained whole, such as a classifier's head, are not scaled. The weight is a setting of the model: a pack
-    that is saved holds the adapter as it is with 1.
+    Active adapters that are added to their layers are a weighted sum, as ``compose`` packs with the tree
+    ``sum(0.7*a, -0.3*b)``; of others, such as (IA)^3, each changes what the one before it has left. A weight
+    of 0 switches an adapter off, 1 is the adapter as it was trained. Modules that were trained whole, such as
+    a classifier's head, are not scaled. The weight is a setting of the model: a pack that is saved holds the
+    adapter as it is with 1.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
         ConfigError: the weight is not a number from -1000 to 1000.
-        Unsupported: the adapter has no change that could be scaled (a prompt), or adapters are merged into the weights.
+        Unsupported: the adapter has no change that could be scaled (a prompt), or adapters are merged into
+            the weights.
 
     Example:
         >>> import torch
         >>> from adapterpack import LoRA, adapt
         >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2), "tickets")
         >>> before = model(torch.ones(1, 4))
-        >>> bool(torch.equal(set_weight(model, "tickets", 0.5)(torch.ones(1, 4)), before))  # untrained, it changes nothing
+        >>> # untrained, it changes nothing
+        >>> bool(torch.equal(set_weight(model, "tickets", 0.5)(torch.ones(1, 4)), before))
         True
     """
     require_unmerged(model)
     require_names(model, [name])
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or abs(weight) > _LARGEST:
-        raise ConfigError("the weight of an adapter must be a number", where=name, expected=f"-{_LARGEST:g} to {_LARGEST:g}", found=weight)
-    holders = [module for module in wrappers_of(model) if isinstance(module, Adapted) and name in module._names]
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or not math.isfinite(weight)
+        or abs(weight) > _LARGEST
+    ):
+        raise ConfigError(
+            "the weight of an adapter must be a number",
+            where=name,
+            expected=f"-{_LARGEST:g} to {_LARGEST:g}",
+            found=weight,
+        )
+    holders = [
+        module for module in wrappers_of(model) if isinstance(module, Adapted) and name in module._names
+    ]
     if any(isinstance(module, Prompts) for module in holders):
-        raise Unsupported("a prompt is there or not: it has no change to be multiplied", where=name, remedy="leave its weight at 1")
+        raise Unsupported(
+            "a prompt is there or not: it has no change to be multiplied",
+            where=name,
+            remedy="leave its weight at 1",
+        )
     for module in holders:
         module._weights[name] = float(weight)
     return model
@@ -50,5 +70,11 @@ def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
 
 def weight_of_adapter(model: nn.Module, name: str) -> float:
     """The weight of an adapter in a model, 1 if none was set."""
-    return next((module._weights.get(name, 1.0) for module in wrappers_of(model) if isinstance(module, Adapted) and name in module._names),
-                1.0)
+    return next(
+        (
+            module._weights.get(name, 1.0)
+            for module in wrappers_of(model)
+            if isinstance(module, Adapted) and name in module._names
+        ),
+        1.0,
+    )

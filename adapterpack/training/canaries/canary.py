@@ -25,19 +25,24 @@ _ROUNDINGS = 8
 """How many roundings of its precision a model's logits are allowed."""
 
 _MATMUL = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
-"""``torch.set_float32_matmul_precision`` -> what it may round away: nothing of float32, down to TensorFloat32, down to bfloat16."""
+"""``torch.set_float32_matmul_precision`` -> what it may round away: nothing of float32, down to
+TensorFloat32, down to bfloat16.
+"""
 
 Rows = list[np.ndarray]
 Outputs = list[dict[str, np.ndarray]]
 
 
 def make_canary(model: nn.Module, name: str) -> Canary | None:
-    """A canary of one adapter, or None for a model that takes neither token ids nor images nor speech, or that gives other
-    outputs every time.
+    """A canary of one adapter, or None for a model that takes neither token ids nor images nor speech, or
+    that gives other outputs every time.
 
-    What a model needs besides images or speech its config does not say: one that refuses these alone has no canary, and the log says why.
+    What a model needs besides images or speech its config does not say: one that refuses these alone has no
+    canary, and the log says why.
     """
-    holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module._methods)
+    holders = (
+        module for module in model.modules() if isinstance(module, Adapted) and name in module._methods
+    )
     acts = next((holder._methods[name][1].acts for holder in holders), None)
     inputs = inputs_of(model, acts)
     if inputs is None:
@@ -47,42 +52,65 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     except Exception as error:
         if texts_alone(model):
             raise
-        log.warning("'%s' has no canary: the model does not run on %s: %s", name, ", ".join(sorted(canary.input_names(inputs))), error)
+        log.warning(
+            "'%s' has no canary: the model does not run on %s: %s",
+            name,
+            ", ".join(sorted(canary.input_names(inputs))),
+            error,
+        )
         return None
     if (inputs.pixels is not None or inputs.features is not None) and _draws(model, name, inputs, adapted):
         log.info("'%s' has no canary: the model gives other outputs for the same image", name)
         return None
     rows = _rows(base), _rows(adapted)
-    return canary.record(inputs, *rows, places=canary.places(adapted[0], *rows), coarse=coarse(model),
-                         dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(_coarsest(model), "float32"))
+    return canary.record(
+        inputs,
+        *rows,
+        places=canary.places(adapted[0], *rows),
+        coarse=coarse(model),
+        dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(_coarsest(model), "float32"),
+    )
 
 
 def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> float:
-    """Replays the canary of ``pack`` on a model that it is attached to, without and with the adapter; the largest error.
+    """Replays the canary of ``pack`` on a model that it is attached to, without and with the adapter; the
+    largest error.
 
-    ``name`` is what the adapter is called in the model, the pack's name by default. The model is afterwards as it was. In half precision
-    the tolerance grows by what that precision rounds away, on a quantized base to half of the largest logit; an adapter that changes
-    nothing at all is still seen.
+    ``name`` is what the adapter is called in the model, the pack's name by default. The model is afterwards
+    as it was. In half precision the tolerance grows by what that precision rounds away, on a quantized base
+    to half of the largest logit; an adapter that changes nothing at all is still seen.
 
     Raises:
         UnknownAdapter: the pack is not attached under its name.
-        NothingToDo: the pack carries no canary, or one of inputs that the model does not take; or the adapter has no effect.
+        NothingToDo: the pack carries no canary, or one of inputs that the model does not take; or the adapter
+            has no effect.
         BaseMismatch: without the adapter the model already gives other logits.
         ParityError: with the adapter it gives other logits.
     """
     recorded = pack.manifest.canary
     if recorded is None:
-        raise NothingToDo("the pack carries no canary", where=pack.name,
-                          remedy="save it from a model that takes token ids, images or speech")
+        raise NothingToDo(
+            "the pack carries no canary",
+            where=pack.name,
+            remedy="save it from a model that takes token ids, images or speech",
+        )
     if (reason := misfit(model, recorded)) is not None:
-        raise NothingToDo(f"the canary cannot be replayed on this model: {reason}", where=pack.name, found=type(model).__name__,
-                          expected=pack.manifest.task.architecture, remedy="replay it on the model that the pack was made for")
+        raise NothingToDo(
+            f"the canary cannot be replayed on this model: {reason}",
+            where=pack.name,
+            found=type(model).__name__,
+            expected=pack.manifest.task.architecture,
+            remedy="replay it on the model that the pack was made for",
+        )
     base, adapted = _outputs(model, name or pack.name, recorded)
-    return canary.check(canary.widened(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name)
+    return canary.check(
+        canary.widened(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name
+    )
 
 
 def verify_attached(model: nn.Module, pack: Pack, name: str) -> float | None:
-    """As :func:`verify_canary` where the canary can be replayed on this model; where it cannot, None, and the log says why.
+    """As :func:`verify_canary` where the canary can be replayed on this model; where it cannot, None, and the
+    log says why.
 
     Raises:
         NothingToDo, BaseMismatch, ParityError: see :func:`verify_canary`.
@@ -95,10 +123,19 @@ def verify_attached(model: nn.Module, pack: Pack, name: str) -> float | None:
 
 
 def coarse(model: nn.Module) -> float:
-    """The share of the largest logit that the model's own arithmetic may round away: a few roundings, or more for a quantized base."""
-    if getattr(getattr(model, "config", None), "quantization_config", None) or not _coarsest(model).is_floating_point:
+    """The share of the largest logit that the model's own arithmetic may round away: a few roundings, or more
+    for a quantized base.
+    """
+    if (
+        getattr(getattr(model, "config", None), "quantization_config", None)
+        or not _coarsest(model).is_floating_point
+    ):
         return canary.QUANTIZED
-    return min(canary.QUANTIZED, _ROUNDINGS * max(float(torch.finfo(_coarsest(model)).eps), _MATMUL[torch.get_float32_matmul_precision()]))
+    return min(
+        canary.QUANTIZED,
+        _ROUNDINGS
+        * max(float(torch.finfo(_coarsest(model)).eps), _MATMUL[torch.get_float32_matmul_precision()]),
+    )
 
 
 def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
@@ -114,8 +151,12 @@ def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
 
 
 def _coarsest(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's own parameters that holds least: integers, as quantized weights are, before any float."""
-    dtypes = {parameter.dtype for _, module in base_modules(model) for parameter in module.parameters(recurse=False)}
+    """The dtype of the model's own parameters that holds least: integers, as quantized weights are, before
+    any float.
+    """
+    dtypes = {
+        parameter.dtype for _, module in base_modules(model) for parameter in module.parameters(recurse=False)
+    }
     whole = [dtype for dtype in dtypes if not dtype.is_floating_point]
     return whole[0] if whole else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
@@ -131,7 +172,9 @@ def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outp
 
 
 def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> bool:
-    """Whether the model draws numbers even in evaluation mode, as one does that hides parts of an image from itself."""
+    """Whether the model draws numbers even in evaluation mode, as one does that hides parts of an image from
+    itself.
+    """
     with only(model, name):
         return not all(map(np.array_equal, _rows(adapted), _rows(_run(model, inputs))))
 
@@ -144,7 +187,9 @@ def examples_of(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
 def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, torch.Tensor]]:
     """The inputs row by row, where the model computes and in its precision."""
-    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+    dtype = next(
+        (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32
+    )
     device = device_of(model, type(model).__name__)
     for feed in canary.feeds(inputs, image_of(model, inputs)):
         tensors = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
@@ -159,7 +204,13 @@ def _run(model: nn.Module, inputs: Canary) -> Outputs:
             output = model(**tensors)
         plain = {"logits": getattr(output, "logits", output[0] if isinstance(output, tuple) else output)}
         named = output if isinstance(output, Mapping) else plain
-        outputs.append({key: value.float().cpu().numpy() for key, value in named.items() if isinstance(value, torch.Tensor)})
+        outputs.append(
+            {
+                key: value.float().cpu().numpy()
+                for key, value in named.items()
+                if isinstance(value, torch.Tensor)
+            }
+        )
     return outputs
 
 

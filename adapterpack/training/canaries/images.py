@@ -15,7 +15,9 @@ def features_of(output: Any) -> torch.Tensor:
 
 
 def positions_of(model: Any, shape: tuple[int, ...]) -> int:
-    """How many positions one image ``[channels, height, width]`` takes: the model alone knows, so it looks at one."""
+    """How many positions one image ``[channels, height, width]`` takes: the model alone knows, so it looks at
+    one.
+    """
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     with torch.no_grad():
         features = features_of(model.get_image_features(pixel_values=weight.new_zeros((1, *shape))))

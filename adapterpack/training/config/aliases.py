@@ -76,7 +76,9 @@ ALIASES: dict[str, str] = {
 INSTEAD: dict[str, str] = {
     "ref_model": "leave it out: the reference is what the adapter began as",
     "reward_funcs": "name it on the command line, --reward file.py:function: no configuration brings code",
-    "reward_model": "name a function on the command line, --reward file.py:function: no configuration brings code",
+    "reward_model": (
+        "name a function on the command line, --reward file.py:function: no configuration brings code"
+    ),
     "template": "leave it out: the tokenizer's own chat template is used",
     "chat_template": "leave it out: the tokenizer's own chat template is used",
     "deepspeed": "leave it out, and launch with accelerate",
@@ -119,7 +121,9 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "adapter": lambda value: "lora" if value == "qlora" else value,  # load_in_4bit says the rest
     "lora_target": lambda value: "all-linear" if value == "all" else _names(value),
     "additional_target": _names,
-    "torch_dtype": lambda value: dtypes.TORCH.get(dtypes.NAMES.get(str(value).lower().removeprefix("torch."), ""), value),
+    "torch_dtype": lambda value: dtypes.TORCH.get(
+        dtypes.NAMES.get(str(value).lower().removeprefix("torch."), ""), value
+    ),
     "bf16": lambda value: _computes_bf16() if value == "auto" else value,  # as axolotl has it
     **dict.fromkeys(("targets", "target_modules", "lora_target_modules"), _split),
     **dict.fromkeys(("modules_to_save", "lora_modules_to_save"), _split),
@@ -140,13 +144,23 @@ class Tool(NamedTuple):
 
 
 TOOLS = (
-    Tool("axolotl", "base_model",
-         frozenset({"sequence_len", "micro_batch_size", "num_epochs", "lora_target_linear", "datasets"}),
-         {"num_train_epochs": 1, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine",
-          "warmup_steps": 0.03}),
-    Tool("LLaMA-Factory", "finetuning_type",
-         frozenset({"stage", "lora_rank", "lora_target", "cutoff_len", "template"}),
-         {"max_length": 2048, "learning_rate": 5e-5, "seed": 42}),
+    Tool(
+        "axolotl",
+        "base_model",
+        frozenset({"sequence_len", "micro_batch_size", "num_epochs", "lora_target_linear", "datasets"}),
+        {
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 1,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.03,
+        },
+    ),
+    Tool(
+        "LLaMA-Factory",
+        "finetuning_type",
+        frozenset({"stage", "lora_rank", "lora_target", "cutoff_len", "template"}),
+        {"max_length": 2048, "learning_rate": 5e-5, "seed": 42},
+    ),
 )
 
 

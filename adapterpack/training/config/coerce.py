@@ -11,13 +11,15 @@ from ...errors import ConfigError
 
 
 def typed_value(key: str, value: Any, hint: Any, where: object) -> Any:
-    """``value`` as the field's type has it: YAML reads 1e-4 as text, writes tuples as lists, and one name may stand for a list of one.
+    """``value`` as the field's type has it: YAML reads 1e-4 as text, writes tuples as lists, and one name may
+    stand for a list of one.
 
     Raises:
         ConfigError: it is of another type.
 
     Example:
-        >>> typed_value("learning_rate", "1e-4", float, "here"), typed_value("targets", ["q"], str | tuple[str, ...], "here")
+        >>> typed_value("learning_rate", "1e-4", float, "here"), typed_value("targets", ["q"],
+        ...     str | tuple[str, ...], "here")
         (0.0001, ('q',))
     """
     allowed = typing.get_args(hint) if typing.get_origin(hint) in {types.UnionType, typing.Union} else (hint,)
@@ -27,7 +29,12 @@ def typed_value(key: str, value: Any, hint: Any, where: object) -> Any:
         except (TypeError, ValueError, OverflowError):
             continue
     names = " or ".join(_words(kind) for kind in allowed if kind is not types.NoneType)
-    raise ConfigError("a value of the wrong type", where=f"{where}, {key}", expected=names, found=f"{value!r} ({type(value).__name__})")
+    raise ConfigError(
+        "a value of the wrong type",
+        where=f"{where}, {key}",
+        expected=names,
+        found=f"{value!r} ({type(value).__name__})",
+    )
 
 
 def _as(kind: Any, value: Any) -> Any:
@@ -54,7 +61,9 @@ def _number(_: Any, value: Any) -> float:
 def _names(kind: Any, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, str | list | tuple):
         raise TypeError
-    return tuple(_as(typing.get_args(kind)[0], item) for item in ([value] if isinstance(value, str) else value))
+    return tuple(
+        _as(typing.get_args(kind)[0], item) for item in ([value] if isinstance(value, str) else value)
+    )
 
 
 def _table(kind: Any, value: Any) -> dict[Any, Any]:
@@ -80,10 +89,26 @@ def _words(kind: Any) -> str:
     return _OPEN.get(kind) or _NAMES.get(origin or kind, str(kind))
 
 
-_READERS: dict[Any, Callable[[Any, Any], Any]] = {float: _number, tuple: _names, Mapping: _table, typing.Literal: _choice, Any: _anything}
+_READERS: dict[Any, Callable[[Any, Any], Any]] = {
+    float: _number,
+    tuple: _names,
+    Mapping: _table,
+    typing.Literal: _choice,
+    Any: _anything,
+}
 """Type -> how a value becomes it; any other type takes only what is of it already."""
 
-_NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of names",
-                          Mapping: "names with numbers"}
-_OPEN: dict[Any, str] = {tuple[Any, ...]: "a list", Mapping[str, Any]: "a mapping", Mapping[str, str]: "names with names"}
+_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of names",
+    Mapping: "names with numbers",
+}
+_OPEN: dict[Any, str] = {
+    tuple[Any, ...]: "a list",
+    Mapping[str, Any]: "a mapping",
+    Mapping[str, str]: "names with names",
+}
 """The same of types whose items say more than the type."""

@@ -27,20 +27,24 @@ from .unknown_keys import method_of, require_known
 def read_config(
     source: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()
 ) -> tuple[list[TrainConfig], list[str]]:
-    """The configs of a YAML file (or mapping), one for each entry of ``adapters:``, and the translations that were made.
+    """The configs of a YAML file (or mapping), one for each entry of ``adapters:``, and the translations that
+    were made.
 
-    ``overrides`` are ``key=value`` texts; they win over the file. With ``adapters:``, every entry takes the common keys and its own, and
-    writes to ``output_dir/name``.
+    ``overrides`` are ``key=value`` texts; they win over the file. With ``adapters:``, every entry takes the
+    common keys and its own, and writes to ``output_dir/name``.
 
     Raises:
-        ConfigError: an unknown key, a missing key, or a value of the wrong type or out of range; the nearest key is named.
+        ConfigError: an unknown key, a missing key, or a value of the wrong type or out of range; the nearest
+            key is named.
     """
     notes: list[str] = []
     where = "the configuration" if isinstance(source, Mapping | TrainConfig) else source
     if isinstance(source, TrainConfig):
         settings = as_mapping(source)
     else:
-        settings = with_sources(source if isinstance(source, Mapping) else _load_yaml(Path(source)), notes, where)
+        settings = with_sources(
+            source if isinstance(source, Mapping) else _load_yaml(Path(source)), notes, where
+        )
     entries = settings.pop("adapters", None)
     wins = translate(dict(map(_override, overrides)), notes, "an override")
     common = {**with_defaults(settings, translate(settings, notes, where), notes), **wins}
@@ -50,13 +54,26 @@ def read_config(
         if isinstance(source, TrainConfig) and not wins:
             one = dataclasses.replace(one, given=source.given)
         return [one], notes
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries)
+    ):
         raise ConfigError("adapters must be a list of entries, each with a name", where=where)
     if "name" in wins:
-        raise ConfigError("one name for several adapters", where="an override", found="name", remedy="rename them in the file")
+        raise ConfigError(
+            "one name for several adapters",
+            where="an override",
+            found="name",
+            remedy="rename them in the file",
+        )
     whole: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        overridden = {key: value for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items() if key not in wins}
+        overridden = {
+            key: value
+            for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items()
+            if key not in wins
+        }
         if "output_dir" in common and "output_dir" not in overridden:
             overridden["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
         place = f"{where}, adapter {entry['name']}"
@@ -83,13 +100,25 @@ def as_mapping(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in {**values, **own}.items() if key not in of_pack}
 
 
-_PLACES = frozenset({"model_name_or_path", "train_file", "eval_file", "output_dir", "name", "report_to", "adapter_name_or_path"})
+_PLACES = frozenset(
+    {
+        "model_name_or_path",
+        "train_file",
+        "eval_file",
+        "output_dir",
+        "name",
+        "report_to",
+        "adapter_name_or_path",
+    }
+)
 """Settings that say where something is: the pack says what it is."""
 
 
 def claimed(config: TrainConfig) -> dict[str, Any]:
     """The settings as a pack claims them, without those of a machine."""
-    plain: dict[str, Any] = strict_json.plain({key: value for key, value in as_mapping(config).items() if key not in _PLACES})
+    plain: dict[str, Any] = strict_json.plain(
+        {key: value for key, value in as_mapping(config).items() if key not in _PLACES}
+    )
     return plain
 
 
@@ -105,7 +134,9 @@ def _override(text: str) -> tuple[str, Any]:
 def _load_yaml(path: Path) -> dict[str, Any]:
     loaded = plain_yaml.read(path)
     if not isinstance(loaded, dict):
-        raise ConfigError("the configuration must be a mapping of keys to values", where=path, found=type(loaded).__name__)
+        raise ConfigError(
+            "the configuration must be a mapping of keys to values", where=path, found=type(loaded).__name__
+        )
     return loaded
 
 
@@ -123,10 +154,16 @@ def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
         value, above = typed.get(key), key in POSITIVE
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
             expected = f"{'more than' if above else 'at least'} {least}, and finite"
-            raise ConfigError("a number out of range", where=f"{where}, {key}", expected=expected, found=value)
+            raise ConfigError(
+                "a number out of range", where=f"{where}, {key}", expected=expected, found=value
+            )
     if typed.get("label_smoothing_factor", 0) >= 1:
-        raise ConfigError("a number out of range", where=f"{where}, label_smoothing_factor", expected="at least 0, and less than 1",
-                          found=typed["label_smoothing_factor"])
+        raise ConfigError(
+            "a number out of range",
+            where=f"{where}, label_smoothing_factor",
+            expected="at least 0, and less than 1",
+            found=typed["label_smoothing_factor"],
+        )
 
 
 def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
@@ -140,13 +177,24 @@ def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
 
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     method, kind, given = method_of(values, where), trainer_of(values), frozenset(values)
-    values = {**kind.defaults, "task": kind.tasks[0] if kind.tasks else TrainConfig.task, **values, "trainer": kind.name}
+    values = {
+        **kind.defaults,
+        "task": kind.tasks[0] if kind.tasks else TrainConfig.task,
+        **values,
+        "trainer": kind.name,
+    }
     values = {**_targets(values, method), **values}
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
-    method_fields, kind_fields = ({f.name for f in dataclasses.fields(part.config)} for part in (method, kind))
+    method_fields, kind_fields = (
+        {f.name for f in dataclasses.fields(part.config)} for part in (method, kind)
+    )
     if both := sorted(method_fields & kind_fields):
-        raise ConfigError(f"the method {method.name} and the trainer {kind.name} both have a setting of this name", where=where,
-                          found=", ".join(both), remedy="choose another method")
+        raise ConfigError(
+            f"the method {method.name} and the trainer {kind.name} both have a setting of this name",
+            where=where,
+            found=", ".join(both),
+            remedy="choose another method",
+        )
     for name, field in run_fields.items():
         if field.default is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
@@ -154,25 +202,44 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
     _require_bounds(typed, where)
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
-        raise ConfigError("a base is loaded in 4 bits or in 8", where=where, found="load_in_4bit and load_in_8bit")
+        raise ConfigError(
+            "a base is loaded in 4 bits or in 8", where=where, found="load_in_4bit and load_in_8bit"
+        )
     for key in ("train_file", "eval_file"):
         if typed.get(key) is not None:
             sources_of(typed[key], f"{where}, {key}")
     if typed.get("val_set_size") and typed.get("eval_file") is not None:
-        raise ConfigError("rows to evaluate are a part of the training data or have data of their own", where=where,
-                          found="val_set_size and eval_file")
+        raise ConfigError(
+            "rows to evaluate are a part of the training data or have data of their own",
+            where=where,
+            found="val_set_size and eval_file",
+        )
     if typed.get("max_steps") == 0:
-        raise ConfigError("a number out of range", where=f"{where}, max_steps", expected="at least 1, or -1 for epochs", found=0)
+        raise ConfigError(
+            "a number out of range",
+            where=f"{where}, max_steps",
+            expected="at least 1, or -1 for epochs",
+            found=0,
+        )
     try:
         method_config = method.config(**{key: value for key, value in typed.items() if key in method_fields})
         trainer_config = kind.config(**{key: value for key, value in typed.items() if key in kind_fields})
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the configuration of the method or of the trainer is not usable: {error}", where=where) from error
+        raise ConfigError(
+            f"the configuration of the method or of the trainer is not usable: {error}", where=where
+        ) from error
     settings = {key: value for key, value in typed.items() if key in run_fields}
-    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config,
-                         trainer_config=trainer_config,
-                         given=given)
+    config = TrainConfig(
+        **{**settings, "method": method.name},
+        method_config=method_config,
+        trainer_config=trainer_config,
+        given=given,
+    )
     if not re.fullmatch(NAME, config.pack_name):
-        raise ConfigError("a pack cannot have this name", where=f"{where}, name", found=repr(config.pack_name),
-                          expected="up to 128 letters, digits, dots, underscores and hyphens, the first a letter or digit")
+        raise ConfigError(
+            "a pack cannot have this name",
+            where=f"{where}, name",
+            found=repr(config.pack_name),
+            expected="up to 128 letters, digits, dots, underscores and hyphens, the first a letter or digit",
+        )
     return config

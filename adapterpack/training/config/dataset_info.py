@@ -1,4 +1,6 @@
-"""Reads ``dataset_info.json``, LLaMA-Factory's list of data sets, by whose names its configurations choose data."""
+"""Reads ``dataset_info.json``, LLaMA-Factory's list of data sets, by whose names its configurations choose
+data.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,35 @@ from ...io.safe_open import read_file, resolved_inside
 
 INFO = "dataset_info.json"
 _MOST = 1 << 20
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system",
-           "history": "history", "chosen": "chosen", "rejected": "rejected"}
-_CHATS = {"messages": "conversations", "system": "system", "tools": "tools", "chosen": "chosen",
-          "rejected": "rejected"}
+_ALPACA = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "system": "system",
+    "history": "history",
+    "chosen": "chosen",
+    "rejected": "rejected",
+}
+_CHATS = {
+    "messages": "conversations",
+    "system": "system",
+    "tools": "tools",
+    "chosen": "chosen",
+    "rejected": "rejected",
+}
 """Its names of columns -> those of our forms."""
 _JUDGED = {"prompt": "prompt", "response": "completion", "kto_tag": "label"}
 _JUDGED_CHATS = {"messages": "messages", "kto_tag": "label"}
 """The same of answers with a verdict each."""
-_SHAREGPT = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
-             "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
+_SHAREGPT = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
 _OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 _OPENAI_TOO = {**_OPENAI, "system_tag": "system", "observation_tag": "tool"}
 """Its names for what stands in a message: those that it means where it says nothing, and where the messages
@@ -57,8 +78,12 @@ def with_sources(settings: Mapping[str, Any], notes: list[str], where: object) -
 def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     entry = info.get(name)
     if not isinstance(entry, Mapping):
-        raise ConfigError("there is no such data set in the list", where=folder / INFO, found=repr(name),
-                          remedy=nearest(name, map(str, info)))
+        raise ConfigError(
+            "there is no such data set in the list",
+            where=folder / INFO,
+            found=repr(name),
+            remedy=nearest(name, map(str, info)),
+        )
     place = f"{folder / INFO}, {name}"
     named, tags = entry.get("columns") or {}, entry.get("tags") or {}
     chats, openai = entry.get("formatting", "alpaca") != "alpaca", _OPENAI.items() <= tags.items()
@@ -80,13 +105,24 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         what, whose = ("ranking", "OpenAI") if ranked else ("kto_tag", "ShareGPT")
         unread.append(f"{what} with messages as {whose} has them")
     if unread:
-        raise ConfigError("the list says of a data set what is not read", where=place,
-                          found=", ".join(unread),
-                          remedy="bring the data into a form of docs/train.md, and name it as train_file")
-    columns = {"messages" if form == "messages" and ours[key] == "conversations" else ours[key]: column
-               for key, column in named.items() if column}
-    source = {"path": entry.get("hf_hub_url") or _below(folder, entry.get("file_name"), place), "form": form,
-              "columns": columns, "name": entry.get("subset"), "split": entry.get("split", "train")}
+        raise ConfigError(
+            "the list says of a data set what is not read",
+            where=place,
+            found=", ".join(unread),
+            remedy="bring the data into a form of docs/train.md, and name it as train_file",
+        )
+    columns = {
+        "messages" if form == "messages" and ours[key] == "conversations" else ours[key]: column
+        for key, column in named.items()
+        if column
+    }
+    source = {
+        "path": entry.get("hf_hub_url") or _below(folder, entry.get("file_name"), place),
+        "form": form,
+        "columns": columns,
+        "name": entry.get("subset"),
+        "split": entry.get("split", "train"),
+    }
     return {key: value for key, value in source.items() if value}
 
 
@@ -101,7 +137,11 @@ def _below(folder: Path, name: Any, where: object) -> str | None:
         return None
     path = folder / str(name)
     if Path(str(name)).is_absolute() or ".." in path.relative_to(folder).parts:
-        raise ConfigError("a file of a list of data sets lies in the list's folder", where=where,
-                          found=repr(name)[:200], remedy="name the file as train_file, where you trust it")
+        raise ConfigError(
+            "a file of a list of data sets lies in the list's folder",
+            where=where,
+            found=repr(name)[:200],
+            remedy="name the file as train_file, where you trust it",
+        )
     resolved_inside(path, folder)
     return str(path)

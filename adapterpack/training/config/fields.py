@@ -46,21 +46,24 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``, the settings that only its
-    kind of training has in ``trainer_config``. ``adapter_name_or_path`` is a pack that the training goes on from.
+    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``,
+    the settings that only its kind of training has in ``trainer_config``. ``adapter_name_or_path`` is a pack
+    that the training goes on from.
 
-    ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name; or a mapping with one under
-    ``path`` and more of :class:`.sources.Source`; or a list of these. ``problem_type`` says what the labels of a
-    classifier are for, where they do not tell it themselves. ``given`` are the settings that the
-    configuration names, None where it was no file or mapping: a pack that is trained further decides the others of
-    its method.
+    ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name;
+    or a mapping with one under ``path`` and more of :class:`.sources.Source`; or a list of these.
+    ``problem_type`` says what the labels of a classifier are for, where they do not tell it themselves.
+    ``given`` are the settings that the configuration names, None where it was no file or mapping: a pack that
+    is trained further decides the others of its method.
     """
 
     model_name_or_path: str
     train_file: Sources
     output_dir: str
     task: str = "text-generation"
-    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = None
     trainer: str = "sft"
     name: str | None = None
     method: str = "lora"

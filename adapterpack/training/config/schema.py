@@ -1,6 +1,8 @@
-"""Generates the part of the training schema that methods and trainers have: their own settings, read off the registries.
+"""Generates the part of the training schema that methods and trainers have: their own settings, read off the
+registries.
 
-``python -m adapterpack.training.config.schema > schemas/train.v1.json`` writes the schema anew; the settings of a run stay as they are.
+``python -m adapterpack.training.config.schema > schemas/train.v1.json`` writes the schema anew; the settings
+of a run stay as they are.
 """
 
 from __future__ import annotations
@@ -24,19 +26,33 @@ Owner = Method | TrainerKind
 NUMBER, NAMES = {"$ref": "#/$defs/number"}, {"$ref": "#/$defs/names"}
 
 DESCRIBED: dict[str, dict[str, Any]] = {
-    "targets": {"description": "What is adapted: all-linear, all-experts, all-language; of blocks "
-                               "all-layers, all-blocks, all-attention, all-ffn; or names."},
-    "modules_to_save": {"description": "Modules that are trained whole; a task's new head is always among them.",
-                        "anyOf": [{"type": "string"}, NAMES]},
-    "dropout": {"description": "Dropout on the branch's input while training.", "minimum": 0, "exclusiveMaximum": 1},
+    "targets": {
+        "description": "What is adapted: all-linear, all-experts, all-language; of blocks "
+        "all-layers, all-blocks, all-attention, all-ffn; or names."
+    },
+    "modules_to_save": {
+        "description": "Modules that are trained whole; a task's new head is always among them.",
+        "anyOf": [{"type": "string"}, NAMES],
+    },
+    "dropout": {
+        "description": "Dropout on the branch's input while training.",
+        "minimum": 0,
+        "exclusiveMaximum": 1,
+    },
     "r": {"description": "The rank.", "minimum": 1},
     "alpha": {"description": "The branch is multiplied by alpha / r."},
     "use_rslora": {"description": "Multiply by alpha / sqrt(r) instead."},
     "init": {"description": "How A and B begin; adapterpack methods lists the initialisations."},
     "init_options": {"description": "Settings of the initialisation, by name."},
-    "repeated_layers": {"description": "The starts and ends of ranges of the base's blocks, in turn: the adapter is of the stack that they "
-                                       "make up."},
-    "rank_pattern": {"description": "Other ranks for some modules, by name.", "additionalProperties": {"type": "integer", "minimum": 1}},
+    "repeated_layers": {
+        "description": "The starts and ends of ranges of the base's blocks, in turn: the "
+        "adapter is of the stack that they "
+        "make up."
+    },
+    "rank_pattern": {
+        "description": "Other ranks for some modules, by name.",
+        "additionalProperties": {"type": "integer", "minimum": 1},
+    },
     "alpha_pattern": {"description": "Other alphas for some modules, by name."},
 }
 """What is said of the hyper-parameters that many methods have, and their limits."""
@@ -59,25 +75,55 @@ def schema() -> dict[str, Any]:
             used.setdefault(field.name, []).append(owner)
     for name, those in used.items():
         properties[name] = _property(name, those)
-    entry = {"type": "object", "properties": {key: {"$ref": f"#/properties/{key}"} for key in properties},
-             "required": ["name"], "additionalProperties": False}
-    return {**written, "properties": {**properties, "adapters": written["properties"]["adapters"]},
-            "$defs": {**written["$defs"], "adapter": {**written["$defs"]["adapter"], **entry}}}
+    entry = {
+        "type": "object",
+        "properties": {key: {"$ref": f"#/properties/{key}"} for key in properties},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    return {
+        **written,
+        "properties": {**properties, "adapters": written["properties"]["adapters"]},
+        "$defs": {**written["$defs"], "adapter": {**written["$defs"]["adapter"], **entry}},
+    }
 
 
 def _property(name: str, those: list[Owner]) -> dict[str, Any]:
-    fields = [next(field for field in dataclasses.fields(method.config) if field.name == name) for method in those]
+    fields = [
+        next(field for field in dataclasses.fields(method.config) if field.name == name) for method in those
+    ]
     kinds = [_kind(typing.get_type_hints(method.config)[name]) for method in those]
     described = DESCRIBED.get(name, {})
     different = [kind for number, kind in enumerate(kinds) if kind not in kinds[:number]]
-    kind = different[0] if len(different) == 1 else {"anyOf": [one for every in different for one in every.get("anyOf", [every])]}
-    defaults = [field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default for field in fields]
-    common = {"default": _plain(defaults[0])} if all(_plain(one) == _plain(defaults[0]) for one in defaults) else {}
+    kind = (
+        different[0]
+        if len(different) == 1
+        else {"anyOf": [one for every in different for one in every.get("anyOf", [every])]}
+    )
+    defaults = [
+        field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        for field in fields
+    ]
+    common = (
+        {"default": _plain(defaults[0])}
+        if all(_plain(one) == _plain(defaults[0]) for one in defaults)
+        else {}
+    )
     if "minimum" in described:  # a default may be below it: OFT has sizes of blocks in place of a rank
-        described = {**described, "minimum": min([described["minimum"], *(one for one in defaults if isinstance(one, int | float))])}
+        described = {
+            **described,
+            "minimum": min(
+                [described["minimum"], *(one for one in defaults if isinstance(one, int | float))]
+            ),
+        }
     if "anyOf" in described:  # wider than the type: the reader takes one name for a list of one
         kind = {}
-    return {"description": f"A setting of {', '.join(method.name for method in those)}.", **kind, **described, **common}
+    return {
+        "description": f"A setting of {', '.join(method.name for method in those)}.",
+        **kind,
+        **described,
+        **common,
+    }
 
 
 def _kind(hint: Any) -> dict[str, Any]:
@@ -91,8 +137,13 @@ def _kind(hint: Any) -> dict[str, Any]:
         return NAMES if arguments[0] is str else {"type": "array", "items": _kind(arguments[0])}
     if origin is typing.Literal:
         return {"enum": list(arguments)}
-    plain_types: dict[Any, dict[str, Any]] = {str: {"type": "string"}, int: {"type": "integer"}, bool: {"type": "boolean"}, float: NUMBER,
-                                        type(None): {"type": "null"}}
+    plain_types: dict[Any, dict[str, Any]] = {
+        str: {"type": "string"},
+        int: {"type": "integer"},
+        bool: {"type": "boolean"},
+        float: NUMBER,
+        type(None): {"type": "null"},
+    }
     return plain_types.get(hint, {})
 
 

@@ -1,4 +1,6 @@
-"""Where the rows of a training come from: a file, several by a pattern, a folder, or a data set of the hub, each with its settings."""
+"""Where the rows of a training come from: a file, several by a pattern, a folder, or a data set of the hub,
+each with its settings.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from .coerce import typed_value
 
 _ALIASES = {
     "type": "form",  # axolotl
-    "formatting": "form", "file_name": "path", "hf_hub_url": "path", "subset": "name",  # LLaMA-Factory
+    "formatting": "form",
+    "file_name": "path",
+    "hf_hub_url": "path",
+    "subset": "name",  # LLaMA-Factory
 }
 """Names that other tools have for the settings of a source."""
 _TYPES = {"alpaca": "alpaca-prompt"}
@@ -68,21 +73,31 @@ def sources_of(value: Any, where: object) -> tuple[Source, ...]:
     if not entries:
         raise ConfigError("there is no source of data", where=where)
     several = len(entries) > 1
-    return tuple(_source(entry, f"{where}, entry {number}" if several else where) for number, entry in enumerate(entries, 1))
+    return tuple(
+        _source(entry, f"{where}, entry {number}" if several else where)
+        for number, entry in enumerate(entries, 1)
+    )
 
 
 def _source(entry: Any, where: object) -> Source:
     if isinstance(entry, str):
         return Source(entry)
     if not isinstance(entry, Mapping):
-        raise ConfigError("a source of data is a path, or a mapping with one", where=where, found=repr(entry)[:80])
+        raise ConfigError(
+            "a source of data is a path, or a mapping with one", where=where, found=repr(entry)[:80]
+        )
     hints = typing.get_type_hints(Source)
     named: dict[str, Any] = {_ALIASES.get(key, str(key)): value for key, value in entry.items()}
     if isinstance(kind := entry.get("type"), str):
         named["form"] = _TYPES.get(kind, kind)
     if unknown := [key for key in named if key not in hints]:
-        raise ConfigError("a source of data has no such setting", where=where, found=", ".join(map(repr, unknown)),
-                          expected=", ".join(hints), remedy=nearest(str(unknown[0]), hints))
+        raise ConfigError(
+            "a source of data has no such setting",
+            where=where,
+            found=", ".join(map(repr, unknown)),
+            expected=", ".join(hints),
+            remedy=nearest(str(unknown[0]), hints),
+        )
     if "path" not in named:
         raise ConfigError("a source of data has no path", where=where, found=", ".join(map(str, named)))
     source = Source(**{key: typed_value(key, value, hints[key], where) for key, value in named.items()})

@@ -23,8 +23,13 @@ def method_of(values: Mapping[Any, Any], where: object) -> Method:
     """
     named = values.get("method", "lora")
     if not isinstance(named, str):
-        raise ConfigError("method must be the name of an adapter method", where=f"{where}, method", expected="a name, such as lora",
-                          found=repr(named)[:80], remedy="give its settings as keys of their own, such as method: lora and r: 8")
+        raise ConfigError(
+            "method must be the name of an adapter method",
+            where=f"{where}, method",
+            expected="a name, such as lora",
+            found=repr(named)[:80],
+            remedy="give its settings as keys of their own, such as method: lora and r: 8",
+        )
     return get(named.lower())
 
 
@@ -37,7 +42,11 @@ def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
     unknown: dict[Any, tuple[object, Method]] = {}
     for place, values in parts.items():
         method = method_of(values, place)
-        known = {f.name for cls in (TrainConfig, method.config, trainer_of(values).config) for f in dataclasses.fields(cls)} - PARTS
+        known = {
+            f.name
+            for cls in (TrainConfig, method.config, trainer_of(values).config)
+            for f in dataclasses.fields(cls)
+        } - PARTS
         for key in values:
             if key not in known:
                 unknown.setdefault(key, (place, method))
@@ -46,23 +55,42 @@ def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
         raise _one(key, method, place)
     if unknown:
         place = next(iter(parts)) if len(parts) == 1 else f"{len(parts)} adapters"
-        raise ConfigError(f"{len(unknown)} keys are not known", where=place, found=", ".join(map(repr, unknown)),
-                          remedy="; ".join(f"{key}: {_advice(key, method)}" for key, (_, method) in unknown.items()))
+        raise ConfigError(
+            f"{len(unknown)} keys are not known",
+            where=place,
+            found=", ".join(map(repr, unknown)),
+            remedy="; ".join(f"{key}: {_advice(key, method)}" for key, (_, method) in unknown.items()),
+        )
 
 
 def _one(key: Any, method: Method, where: object) -> ConfigError:
-    """The error for the only key that neither a training nor its method has; it names the other methods that have it."""
+    """The error for the only key that neither a training nor its method has; it names the other methods that
+    have it.
+    """
     having = _having(key)
     if trainers := _trainers(key):
-        return ConfigError(f"this is a setting of the trainers {', '.join(trainers)}", where=where, found=repr(key),
-                          remedy=f"leave it out, or choose one of them: trainer: {trainers[0]}")
+        return ConfigError(
+            f"this is a setting of the trainers {', '.join(trainers)}",
+            where=where,
+            found=repr(key),
+            remedy=f"leave it out, or choose one of them: trainer: {trainers[0]}",
+        )
     if not having:
-        return ConfigError("unknown key", where=where, found=repr(key), remedy=INSTEAD.get(key) or nearest(str(key), _keys(method)))
+        return ConfigError(
+            "unknown key",
+            where=where,
+            found=repr(key),
+            remedy=INSTEAD.get(key) or nearest(str(key), _keys(method)),
+        )
     common = {f.name for f in dataclasses.fields(SiteConfig)}
     hyperparameters = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
-    return ConfigError(f"the method {method.name} has no {key}", where=where, found=repr(key),
-                       expected=f"one of its own: {', '.join(hyperparameters) or 'none'}",
-                       remedy=f"leave it out, or choose a method that has it: {', '.join(having)}")
+    return ConfigError(
+        f"the method {method.name} has no {key}",
+        where=where,
+        found=repr(key),
+        expected=f"one of its own: {', '.join(hyperparameters) or 'none'}",
+        remedy=f"leave it out, or choose a method that has it: {', '.join(having)}",
+    )
 
 
 def _advice(key: Any, method: Method) -> str:
@@ -76,11 +104,17 @@ def _advice(key: Any, method: Method) -> str:
 
 
 def _having(key: Any) -> list[str]:
-    return sorted(method.name for method in methods().values() if key in {f.name for f in dataclasses.fields(method.config)})
+    return sorted(
+        method.name
+        for method in methods().values()
+        if key in {f.name for f in dataclasses.fields(method.config)}
+    )
 
 
 def _trainers(key: Any) -> list[str]:
-    return sorted(kind.name for kind in TRAINERS.values() if key in {f.name for f in dataclasses.fields(kind.config)})
+    return sorted(
+        kind.name for kind in TRAINERS.values() if key in {f.name for f in dataclasses.fields(kind.config)}
+    )
 
 
 def _keys(method: Method) -> set[str]:

@@ -1,4 +1,6 @@
-"""Computes chains of matrices and fixed maps: values added in place to an output, and gradients added in place to an input's."""
+"""Computes chains of matrices and fixed maps: values added in place to an output, and gradients added in
+place to an input's.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,13 @@ from torch.nn import functional
 from ...adapter_methods import Chain, Dense, NormalForm, Repeat, Sums
 
 Fixed = tuple[bool, int, int]
-"""A map without numbers of its own: whether it sums (:class:`Sums`) or repeats (:class:`Repeat`), from which width, to which."""
+"""A map without numbers of its own: whether it sums (:class:`Sums`) or repeats (:class:`Repeat`), from which
+width, to which.
+"""
 Steps = tuple[Fixed | None, ...]
-"""A chain, as constants that a compiler can look at; None is a matrix ``[out, in]``, which :data:`Matrices` holds."""
+"""A chain, as constants that a compiler can look at; None is a matrix ``[out, in]``, which :data:`Matrices`
+holds.
+"""
 Matrices = Sequence[torch.Tensor | None]
 """What belongs to each step: None for a fixed one."""
 
@@ -60,7 +66,9 @@ def add(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, value:
         _add_mapped(y, *step, value)
 
 
-def add_back(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor) -> None:
+def add_back(
+    y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor
+) -> None:
     """``y += gradient step``: ``[rows, in]`` and ``[rows, out]``, in place."""
     if step is None:
         y.addmm_(gradient, matrix)
@@ -80,13 +88,18 @@ def back(step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor
 def through(gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """``gradient matrix``: ``[rows, out]`` and ``[out, in]``.
 
-    A matrix of a few columns is laid out column by column first: CPU libraries take two to three times as long along short rows.
+    A matrix of a few columns is laid out column by column first: CPU libraries take two to three times as
+    long along short rows.
     """
-    return functional.linear(gradient, matrix.T.contiguous()) if matrix.shape[1] <= _FEW else gradient @ matrix
+    return (
+        functional.linear(gradient, matrix.T.contiguous()) if matrix.shape[1] <= _FEW else gradient @ matrix
+    )
 
 
 def of_matrix(gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """``gradient^T value``, a matrix's gradient: ``[rows, out]`` and ``[rows, in]`` to ``[out, in]``; few columns as in :func:`through`."""
+    """``gradient^T value``, a matrix's gradient: ``[rows, out]`` and ``[rows, in]`` to ``[out, in]``; few
+    columns as in :func:`through`.
+    """
     return (value.T @ gradient).T.contiguous() if value.shape[1] <= _FEW else gradient.T @ value
 
 

@@ -1,7 +1,9 @@
-"""Cross entropy of a linear layer's outputs without the outputs: a block of rows at a time, whose gradient is made right away.
+"""Cross entropy of a linear layer's outputs without the outputs: a block of rows at a time, whose gradient is
+made right away.
 
-The logits of a batch are by far the largest tensor of a language model with many words. Of a frozen head nothing but the gradient of what
-enters it is wanted, and that is as small as the input (Hsu et al. 2024, https://arxiv.org/abs/2410.10989, section 3.2).
+The logits of a batch are by far the largest tensor of a language model with many words. Of a frozen head
+nothing but the gradient of what enters it is wanted, and that is as small as the input (Hsu et al. 2024,
+https://arxiv.org/abs/2410.10989, section 3.2).
 """
 
 from __future__ import annotations
@@ -19,27 +21,44 @@ _NUMBERS = 1 << 23
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, smoothing: float = 0.0
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as torch has it.
+    """The sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as torch has
+    it.
 
-    ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; weight ``[out, in]`` and bias are frozen. Computed in float32 or finer.
+    ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; weight ``[out, in]`` and bias are frozen. Computed
+    in float32 or finer.
     """
     total: torch.Tensor = _Blocks.apply(hidden, weight, bias, targets, smoothing)
     return total
 
 
 def by_blocks(
-    head: Callable[[torch.Tensor], torch.Tensor], width: int, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0
+    head: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The same of any ``head`` with ``width`` outputs, which is called once more for each block in the backward pass."""
+    """The same of any ``head`` with ``width`` outputs, which is called once more for each block in the
+    backward pass.
+    """
+
     def of_block(block: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         logits = head(block)
-        return functional.cross_entropy(logits.to(_wide(logits)), wanted, reduction="sum", label_smoothing=smoothing)
+        return functional.cross_entropy(
+            logits.to(_wide(logits)), wanted, reduction="sum", label_smoothing=smoothing
+        )
 
     size = _rows(width)
-    sums = [checkpoint(of_block, block, wanted, use_reentrant=False)
-            for block, wanted in zip(hidden.split(size), targets.split(size), strict=True)]
+    sums = [
+        checkpoint(of_block, block, wanted, use_reentrant=False)
+        for block, wanted in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
     return torch.stack(sums).sum()
 
 
@@ -56,7 +75,12 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, smoothing: float
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        smoothing: float,
     ) -> torch.Tensor:
         """See :func:`linear_cross_entropy`."""
         total, of_hidden = torch.zeros((), dtype=_wide(hidden), device=hidden.device), None
@@ -69,7 +93,8 @@ class _Blocks(torch.autograd.Function):
             own = (1 - smoothing) * logits.gather(1, wanted)
             if smoothing:
                 own += smoothing * logits.mean(1, keepdim=True)
-            # In place and with one exponential: logsumexp would make one more tensor of the block's size, and a second pass of exp.
+            # In place and with one exponential: logsumexp would make one more tensor of the block's size, and
+            # a second pass of exp.
             largest = logits.amax(1, keepdim=True)
             sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
             total += (largest + sums.log() - own).sum()

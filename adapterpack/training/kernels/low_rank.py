@@ -1,10 +1,13 @@
-"""Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by method name.
+"""Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by
+method name.
 
-Four ways beat evaluating the form as it stands. **Parallel**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
-layer and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
-**After**: a scale, or pairs of outputs turned, and the layer are one step (:mod:`~.output_transform`). **Within**: a change that is as wide
-as the weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both. **Again**: a structure
-whose values inside are as wide as its input, or wider, is computed once more in the backward pass instead of being kept.
+Four ways beat evaluating the form as it stands. **Parallel**: where ``up down`` is a chain of dense matrices
+and fixed maps, the frozen layer and the branch are one step, which adds the branch into the layer's output,
+and its gradient into the input's, with no tensor between. **After**: a scale, or pairs of outputs turned, and
+the layer are one step (:mod:`~.output_transform`). **Within**: a change that is as wide as the weight, or of
+a rank so high that it may as well be, is added to the weight, and one product does for both. **Again**: a
+structure whose values inside are as wide as its input, or wider, is computed once more in the backward pass
+instead of being kept.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from .output_transform import after, turn_of
 
 
 class Frozen(NamedTuple):
-    """A linear layer that nothing but an adapter looks at: weight ``[out, in]`` and bias ``[out]`` or None, neither trained."""
+    """A linear layer that nothing but an adapter looks at: weight ``[out, in]`` and bias ``[out]`` or None,
+    neither trained.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -35,10 +40,12 @@ def is_low_rank(form: NormalForm) -> bool:
 
 
 def belongs_within(form: NormalForm, rows: int) -> bool:
-    """Whether it costs less to add the change to the weight than to compute it as a branch for ``rows`` inputs.
+    """Whether it costs less to add the change to the weight than to compute it as a branch for ``rows``
+    inputs.
 
-    Counted are multiplications, forward and backward: as a branch two products of the rank for each input and direction, and one for
-    each factor that is trained; within it one product for the weight's gradient, and one of the two factors for each of those.
+    Counted are multiplications, forward and backward: as a branch two products of the rank for each input and
+    direction, and one for each factor that is trained; within it one product for the weight's gradient, and
+    one of the two factors for each of those.
     """
     if not form.is_parallel:
         return False
@@ -46,17 +53,26 @@ def belongs_within(form: NormalForm, rows: int) -> bool:
         return isinstance(form.down, Dense | Sparse)
     if not (isinstance(form.down, Dense) and isinstance(form.up, Dense | Scaled)):
         return False
-    (rank, wide), tall = form.down.stored.shape, len(form.up.left if isinstance(form.up, Scaled) else form.up.stored)
-    of_down, of_up = (torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in part)
-                      for part in (form.down, form.up))
+    (rank, wide), tall = (
+        form.down.stored.shape,
+        len(form.up.left if isinstance(form.up, Scaled) else form.up.stored),
+    )
+    of_down, of_up = (
+        torch.is_grad_enabled()
+        and any(isinstance(value, torch.Tensor) and value.requires_grad for value in part)
+        for part in (form.down, form.up)
+    )
     if not (of_down or of_up):
         return bool(rows * (wide + tall) > wide * tall)
     as_branch = rows * rank * (2 * (wide + tall) + of_down * wide + of_up * tall)
     return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < as_branch)
 
 
-def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, dropout: Dropout | None = None) -> torch.Tensor | None:
-    """``scale * (layer(x) + up(down(dropout(x)))) + shift``, all of one precision; None where there is no better way than to evaluate it.
+def fused(
+    form: NormalForm, layer: Frozen, x: torch.Tensor, dropout: Dropout | None = None
+) -> torch.Tensor | None:
+    """``scale * (layer(x) + up(down(dropout(x)))) + shift``, all of one precision; None where there is no
+    better way than to evaluate it.
 
     ``x`` is ``[..., in]``.
     """
@@ -68,7 +84,11 @@ def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, dropout: Dropout | N
         return _finished(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
     if form.is_parallel and form.up is None and isinstance(form.down, _WIDE_INSIDE):
         bias, rest = _bias(form, layer)
-        return _finished(rest, functional.linear(x, layer.weight, bias) + _again(form.down, x if dropout is None else dropout.of(x)))
+        return _finished(
+            rest,
+            functional.linear(x, layer.weight, bias)
+            + _again(form.down, x if dropout is None else dropout.of(x)),
+        )
     chain = chain_of(form)
     if chain is None:
         return None
@@ -85,23 +105,35 @@ _WIDE_INSIDE = (BlockCirculant, Kronecker)
 
 
 def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
-    """``operator.apply(x)``, of which ``x`` and the operator's own tensors are kept; nothing in it is drawn."""
-    result: torch.Tensor = checkpoint(lambda value, *tensors: type(operator)(*tensors).apply(value), x, *operator, use_reentrant=False,
-                                      preserve_rng_state=False)
+    """``operator.apply(x)``, of which ``x`` and the operator's own tensors are kept; nothing in it is
+    drawn.
+    """
+    result: torch.Tensor = checkpoint(
+        lambda value, *tensors: type(operator)(*tensors).apply(value),
+        x,
+        *operator,
+        use_reentrant=False,
+        preserve_rng_state=False,
+    )
     return result
 
 
 def _changed(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
     """``weight + up down``."""
     down: Any = form.down
-    result: torch.Tensor = weight + down.after(form.up.dense()) if form.up is not None else (
-        down.onto(weight) if isinstance(down, Sparse) else weight + down.dense())
+    result: torch.Tensor = (
+        weight + down.after(form.up.dense())
+        if form.up is not None
+        else (down.onto(weight) if isinstance(down, Sparse) else weight + down.dense())
+    )
     return result
 
 
-def add_low_rank(form: NormalForm, y: torch.Tensor, x: torch.Tensor, dropout: Dropout | None = None) -> torch.Tensor:
-    """``scale * (y + up(down(dropout(x)))) + shift`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y``
-    ``[..., out]``.
+def add_low_rank(
+    form: NormalForm, y: torch.Tensor, x: torch.Tensor, dropout: Dropout | None = None
+) -> torch.Tensor:
+    """``scale * (y + up(down(dropout(x)))) + shift`` for a form of which :func:`is_low_rank` holds; ``x``
+    ``[..., in]``, ``y`` ``[..., out]``.
 
     The result is of the wider precision of ``y`` and the form.
     """
@@ -126,18 +158,26 @@ def _finished(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
 class _Parallel(torch.autograd.Function):
     """``x W^T + b + chain(dropout(x))`` of a frozen weight.
 
-    Kept for the backward pass are the matrices and what entered those that are trained; for what dropout leaves of ``x``, ``x`` itself, of
-    which it is made again. Values inside of the chain, which are narrow, are
-    results too: that way a gradient of the gradient finds where they came from. Inputs and results are matrices: torch lets nobody change
-    a view that a function made, and models change the outputs of their layers in place.
+    Kept for the backward pass are the matrices and what entered those that are trained; for what dropout
+    leaves of ``x``, ``x`` itself, of which it is made again. Values inside of the chain, which are narrow,
+    are results too: that way a gradient of the gradient finds where they came from. Inputs and results are
+    matrices: torch lets nobody change a view that a function made, and models change the outputs of their
+    layers in place.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, dropout: Dropout | None, weight: torch.Tensor, bias: torch.Tensor | None, steps: Steps,
-        *matrices: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        dropout: Dropout | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        steps: Steps,
+        *matrices: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """``x`` ``[rows, in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[rows, out]``, and the values."""
+        """``x`` ``[rows, in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[rows, out]``, and
+        the values.
+        """
         at, trained = by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
         y = functional.linear(x, weight, bias)
         values = entering(steps, at, x if dropout is None else dropout.of(x))
@@ -150,7 +190,9 @@ class _Parallel(torch.autograd.Function):
         return y, *inside
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``x``, the bias, and the matrices."""
         steps: Steps = ctx.steps
         dropout: Dropout | None = ctx.dropout
@@ -180,26 +222,42 @@ class _Parallel(torch.autograd.Function):
             for_x = going * factors if for_x is None else for_x.addcmul_(going, factors)
         elif for_x is None and of_x:
             for_x = going
-        return for_x, None, None, gradient.sum(0) if of_bias and gradient is not None else None, None, *reversed(for_matrices)
+        return (
+            for_x,
+            None,
+            None,
+            gradient.sum(0) if of_bias and gradient is not None else None,
+            None,
+            *reversed(for_matrices),
+        )
 
 
 class _LowRank(torch.autograd.Function):
     """``y + (dropout(x) A^T) B^T`` for a layer's output that is there already.
 
-    Only ``x``, ``A`` and ``B`` are kept for the backward pass: ``x A^T`` is computed again, which costs rank/width of a layer. ``x`` and
-    ``y`` may be of a lower precision than ``A`` and ``B``: ``x`` is kept as it came, and every product is taken in theirs.
+    Only ``x``, ``A`` and ``B`` are kept for the backward pass: ``x A^T`` is computed again, which costs
+    rank/width of a layer. ``x`` and ``y`` may be of a lower precision than ``A`` and ``B``: ``x`` is kept as
+    it came, and every product is taken in theirs.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, dropout: Dropout | None = None
+        ctx: Any,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        dropout: Dropout | None = None,
     ) -> torch.Tensor:
-        """``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[rows, out]``."""
+        """``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[rows,
+        out]``.
+        """
         ctx.save_for_backward(x, A, B)
         ctx.dtype, ctx.dropout = y.dtype, dropout
         wide = x.to(A.dtype)
         inner = (wide if dropout is None else dropout.of(wide)) @ A.T
-        # One pass over the output where the dtypes allow it: neither the branch nor the sum is a tensor of its own.
+        # One pass over the output where the dtypes allow it: neither the branch nor the sum is a tensor of
+        # its own.
         return torch.addmm(y, inner, B.T) if y.dtype == B.dtype else y + inner @ B.T
 
     @staticmethod

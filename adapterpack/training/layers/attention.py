@@ -1,4 +1,6 @@
-"""The module around a layer's attention that holds its prompts, which use the attention's own queries and projections."""
+"""The module around a layer's attention that holds its prompts, which use the attention's own queries and
+projections.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,25 @@ from .wrapper import innermost, module_at
 
 
 class Projections(NamedTuple):
-    """How an attention makes queries, keys and values: by the layers ``parts``, of which the first gives all three in this order where
-    ``joined``. What the heads give of a prompt goes ``out`` through that layer, or as it is where there is none."""
+    """How an attention makes queries, keys and values: by the layers ``parts``, of which the first gives all
+    three in this order where ``joined``. What the heads give of a prompt goes ``out`` through that layer, or
+    as it is where there is none.
+    """
 
     parts: tuple[str, ...]
     joined: bool
     out: str | None
 
     def queries(self, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """The queries of the input, ``[batch, length, heads * head_dim]``, with whatever is active in the attention."""
+        """The queries of the input, ``[batch, length, heads * head_dim]``, with whatever is active in the
+        attention.
+        """
         made: torch.Tensor = getattr(attention, self.parts[0])(hidden)
         return made.chunk(3, dim=-1)[0] if self.joined else made
 
-    def keys_and_values(self, attention: nn.Module, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_and_values(
+        self, attention: nn.Module, prompt: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of a prompt ``[n, width]`` by the base's own layers, ``[1, n, heads * head_dim]`` each."""
         if self.joined:
             _, keys, values = innermost(module_at(attention, self.parts[0]))(prompt[None]).chunk(3, dim=-1)
@@ -42,19 +50,37 @@ class Projections(NamedTuple):
         return keys, values
 
     def widths(self, attention: nn.Module) -> tuple[int, int, int] | None:
-        """The widths of the attention's input, its queries and its keys; None where it has not these layers, or others besides."""
-        layers = [innermost(getattr(attention, leaf)) for leaf in self.parts if isinstance(getattr(attention, leaf, None), nn.Module)]
+        """The widths of the attention's input, its queries and its keys; None where it has not these layers,
+        or others besides.
+        """
+        layers = [
+            innermost(getattr(attention, leaf))
+            for leaf in self.parts
+            if isinstance(getattr(attention, leaf, None), nn.Module)
+        ]
         if len(layers) < len(self.parts):
             return None
         if self.joined:
-            width, made, back = (getattr(layers[place], name, 0) for place, name in ((0, "nx"), (0, "nf"), (1, "nx")))
+            width, made, back = (
+                getattr(layers[place], name, 0) for place, name in ((0, "nx"), (0, "nf"), (1, "nx"))
+            )
             return (width, back, back) if made == 3 * back and back else None
-        width, queries, keys, back = (getattr(layers[place], name, 0) for place, name in (
-            (1, "in_features"), (0, "out_features"), (1, "out_features"), (3, "in_features")))
+        width, queries, keys, back = (
+            getattr(layers[place], name, 0)
+            for place, name in (
+                (1, "in_features"),
+                (0, "out_features"),
+                (1, "out_features"),
+                (3, "in_features"),
+            )
+        )
         return (width, queries, keys) if queries == back else None
 
 
-_PROJECTIONS = (Projections(("q_proj", "k_proj", "v_proj", "o_proj"), False, "o_proj"), Projections(("c_attn", "c_proj"), True, None))
+_PROJECTIONS = (
+    Projections(("q_proj", "k_proj", "v_proj", "o_proj"), False, "o_proj"),
+    Projections(("c_attn", "c_proj"), True, None),
+)
 """Llama's and its relatives'; GPT-2's, where PEFT leaves out the output projection, and so do we."""
 
 
@@ -65,8 +91,8 @@ def _projections(attention: nn.Module) -> Projections | None:
 class AdaptedAttention(Adapted):
     """An attention module with any number of named prompts, of which one is active at a time.
 
-    Its queries are those that it has with whatever else is active; a prompt's keys and values, and its way out, are by the base's own
-    projections, so that a prompt means the same in any company.
+    Its queries are those that it has with whatever else is active; a prompt's keys and values, and its way
+    out, are by the base's own projections, so that a prompt means the same in any company.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,8 +106,12 @@ class AdaptedAttention(Adapted):
             h = self._by_row(name, hidden, h, partial(self._changed, name, kwargs.get("position_embeddings")))
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _changed(self, name: str, places: Any, hidden: torch.Tensor, h: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-        """The output ``h`` with a prompt attended to; ``index`` are the rows of the batch that ``hidden`` and ``h`` hold."""
+    def _changed(
+        self, name: str, places: Any, hidden: torch.Tensor, h: torch.Tensor, index: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The output ``h`` with a prompt attended to; ``index`` are the rows of the batch that ``hidden`` and
+        ``h`` hold.
+        """
         if index is not None and places is not None:  # one for all rows, or one for each
             places = tuple(place if len(place) == 1 else place[index] for place in places)
         return h + self._weights.get(name, 1.0) * self._added(name, hidden, places).to(h.dtype)
@@ -109,7 +139,9 @@ class AdaptedAttention(Adapted):
 
 
 def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Tensor:
-    """The queries ``made`` as the attention uses them, ``[batch, heads, length, head_dim]``, turned by positions in the model's own way."""
+    """The queries ``made`` as the attention uses them, ``[batch, heads, length, head_dim]``, turned by
+    positions in the model's own way.
+    """
     made = made.unflatten(-1, (-1, attention.head_dim))  # type: ignore[arg-type]
     queries = _normed(attention, "q_norm", made).transpose(1, 2)
     if places is None:
@@ -127,11 +159,16 @@ def _rotation(attention: nn.Module) -> Callable[..., Any]:
     """The function by which the module that defines this attention turns queries and keys."""
     function = getattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb", None)
     if function is None:
-        raise Unsupported("it is not known how this attention turns its queries by their positions", found=type(attention).__name__)
+        raise Unsupported(
+            "it is not known how this attention turns its queries by their positions",
+            found=type(attention).__name__,
+        )
     return function  # type: ignore[no-any-return]
 
 
-def select_attention(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
+def select_attention(
+    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
+) -> list[Site]:
     """The attention modules that ``targets`` names, in the model's order.
 
     Raises:
@@ -146,13 +183,22 @@ def _site(model: nn.Module, path: str) -> Site:
     attention = innermost(module_at(model, path))
     projections = _projections(attention)
     width, queries, keys = (projections and projections.widths(attention)) or (0, 0, 0)
-    norms = [getattr(attention, leaf).weight.shape for leaf in ("q_norm", "k_norm") if hasattr(getattr(attention, leaf, None), "weight")]
+    norms = [
+        getattr(attention, leaf).weight.shape
+        for leaf in ("q_norm", "k_norm")
+        if hasattr(getattr(attention, leaf, None), "weight")
+    ]
     head_dim = getattr(attention, "head_dim", None)
     whole = isinstance(head_dim, int) and keys and keys % head_dim == 0 and queries % keys == 0
     if not whole or any(tuple(shape) != (head_dim,) for shape in norms):
-        raise Unsupported("a prompt cannot be added to this kind of attention", where=path, found=type(attention).__name__,
-                          expected="head_dim, and linear layers " + " or ".join(", ".join(one.parts) for one in _PROJECTIONS),
-                          remedy="use prefix_tuning")
+        raise Unsupported(
+            "a prompt cannot be added to this kind of attention",
+            where=path,
+            found=type(attention).__name__,
+            expected="head_dim, and linear layers "
+            + " or ".join(", ".join(one.parts) for one in _PROJECTIONS),
+            remedy="use prefix_tuning",
+        )
     return Site(path, width, width, "attention")
 
 
@@ -172,6 +218,10 @@ def last_layers(model: nn.Module, config: Any) -> Any:
     paths = tuple(site.path for site in select_blocks(model, config.targets, TRAITS))
     count = config.adapter_layers or len(paths)
     if count > len(paths):
-        raise Unsupported("the model has fewer layers than are to be adapted", where="adapter_layers", expected=f"at most {len(paths)}",
-                          found=count)
+        raise Unsupported(
+            "the model has fewer layers than are to be adapted",
+            where="adapter_layers",
+            expected=f"at most {len(paths)}",
+            found=count,
+        )
     return dataclasses.replace(config, targets=paths[-count:], adapter_layers=count)

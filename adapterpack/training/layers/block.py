@@ -19,11 +19,13 @@ from .wrapper import innermost, input_of, module_at
 
 
 class AdaptedBlock(Adapted):
-    """A frozen block with any number of named adapters on its output: a tensor, or a tuple that begins with one.
+    """A frozen block with any number of named adapters on its output: a tensor, or a tuple that begins with
+    one.
 
-    Several active adapters apply one after the other, in order. The block's input is its first argument; the input of another module of
-    the model is taken up on its way there, in the same pass. What a model itself records on the way (``output_hidden_states``) is the
-    output of its own layers, before an adapter behind a whole layer; the layers after it, and the result, have the adapter.
+    Several active adapters apply one after the other, in order. The block's input is its first argument; the
+    input of another module of the model is taken up on its way there, in the same pass. What a model itself
+    records on the way (``output_hidden_states``) is the output of its own layers, before an adapter behind a
+    whole layer; the layers after it, and the result, have the adapter.
     """
 
     def __init__(self, base: nn.Module, site: Site, model: nn.Module) -> None:
@@ -32,15 +34,27 @@ class AdaptedBlock(Adapted):
         self._watched_inputs: dict[str, torch.Tensor] = {}
         self._hooks: dict[str, Any] = {}
 
-    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
-        """See :class:`Adapted`; an adapter that reads the input of another module watches that module from now on."""
+    def _add(
+        self,
+        name: str,
+        method: Method,
+        cfg: Any,
+        params: Mapping[str, np.ndarray],
+        constants: Tensors,
+        shared: Tensors,
+    ) -> None:
+        """See :class:`Adapted`; an adapter that reads the input of another module watches that module from
+        now on.
+        """
         super()._add(name, method, cfg, params, constants, shared)
         source = getattr(cfg, "source", "output")
         if source not in {"output", "input"}:
             try:
                 entry = innermost(self._find(source))
             except AttributeError as error:
-                raise SiteNotFound("the model has no module of which to read the input", where=self._site.path, found=source) from error
+                raise SiteNotFound(
+                    "the model has no module of which to read the input", where=self._site.path, found=source
+                ) from error
             self._hooks[name] = entry.register_forward_pre_hook(partial(self._see, name), with_kwargs=True)
 
     def _remove(self, name: str) -> None:
@@ -61,8 +75,12 @@ class AdaptedBlock(Adapted):
             h = self._by_row(name, h, h, partial(self._changed, name, source))
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _changed(self, name: str, source: Any, h: torch.Tensor, _: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-        """The output ``h`` with an adapter applied, where it acts; ``index`` are the rows of the batch that ``h`` holds."""
+    def _changed(
+        self, name: str, source: Any, h: torch.Tensor, _: torch.Tensor, index: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The output ``h`` with an adapter applied, where it acts; ``index`` are the rows of the batch that
+        ``h`` holds.
+        """
         if index is not None and isinstance(source, torch.Tensor):
             source = source[index]
         changed: torch.Tensor = self._weighted(name, h, self._applied(name, h, source))
@@ -74,14 +92,22 @@ class AdaptedBlock(Adapted):
         own_dtype = next(value.dtype for value in self._part(name).parameters() if value.is_floating_point())
         # As in AdaptedLayer: in the adapter's precision, or the block's where that is finer.
         dtype = torch.promote_types(h.dtype, own_dtype)
-        drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
+        drop = (
+            (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
+        )
         if getattr(cfg, "reads_input", False):
             if not isinstance(x, torch.Tensor) or x.shape != h.shape:
-                raise Unsupported("an adapter parallel to a block reads an input that is as wide as the output", where=self._site.path,
-                                  expected=tuple(h.shape), found=tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor",
-                                  remedy="name other targets, or another source")
+                raise Unsupported(
+                    "an adapter parallel to a block reads an input that is as wide as the output",
+                    where=self._site.path,
+                    expected=tuple(h.shape),
+                    found=tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor",
+                    remedy="name other targets, or another source",
+                )
             x = x.to(dtype)
-        changed: torch.Tensor = run_block(method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop)
+        changed: torch.Tensor = run_block(
+            method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop
+        )
         return changed.to(h.dtype)
 
     def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -15,16 +15,20 @@ LookUp = Callable[[torch.Tensor], torch.Tensor]
 
 
 def is_plain_embedding(module: nn.Embedding) -> bool:
-    """Whether a module looks its weight up, and at most multiplies by ``embed_scale``, and leaves the weight as it is."""
+    """Whether a module looks its weight up, and at most multiplies by ``embed_scale``, and leaves the weight
+    as it is.
+    """
     plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
     return plain and module.max_norm is None
 
 
 class AdaptedEmbedding(AdaptedLayer):
-    """A frozen embedding with adapters: for a method a layer ``[width, vocabulary]`` whose inputs are one-hot.
+    """A frozen embedding with adapters: for a method a layer ``[width, vocabulary]`` whose inputs are
+    one-hot.
 
-    A step computes the columns of the ids in the batch and nothing of the size of the table. An output head that is tied to the embedding
-    keeps reading the base's weight, without the adapter. Dropout leaves the change of a position whole or takes it away.
+    A step computes the columns of the ids in the batch and nothing of the size of the table. An output head
+    that is tied to the embedding keeps reading the base's weight, without the adapter. Dropout leaves the
+    change of a position whole or takes it away.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -36,7 +40,8 @@ class AdaptedEmbedding(AdaptedLayer):
         result: LookUp = lambda ids: nn.functional.embedding(ids, weight)  # noqa: E731
         for name in self._active:
             result = self._looked_up(name, result)
-        y, scale = result(x), getattr(self._base, "embed_scale", None)  # which also scales what an adapter adds to the weight
+        # which also scales what an adapter adds to the weight
+        y, scale = result(x), getattr(self._base, "embed_scale", None)
         if scale is None:
             return y
         scaled: torch.Tensor = y * (scale.to(y.dtype) if isinstance(scale, torch.Tensor) else scale)
@@ -47,14 +52,18 @@ class AdaptedEmbedding(AdaptedLayer):
 
         def result(ids: torch.Tensor) -> torch.Tensor:
             y = before(ids)
-            dtype = torch.promote_types(y.dtype, next(value.dtype for value in self._all_params(name) if value.is_floating_point()))
+            dtype = torch.promote_types(
+                y.dtype, next(value.dtype for value in self._all_params(name) if value.is_floating_point())
+            )
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
             form = method.normal_form(cfg, self._tensors(name, dtype), site)
 
             def adapted(ids: torch.Tensor, y: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
                 keep = None
                 if self.training and cfg.dropout:
-                    keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout)
+                    keep = nn.functional.dropout(
+                        torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout
+                    )
                 changed: torch.Tensor = self._weighted(name, y, look_up(form, lambda _: y, ids, keep))
                 return changed.to(y.dtype)
 

@@ -1,7 +1,8 @@
-"""Puts prompts into a model with an encoder and a decoder, as PEFT does: embeddings before the encoder's tokens, so that the decoder sees
-the states above them, and keys and values before the decoder's own.
+"""Puts prompts into a model with an encoder and a decoder, as PEFT does: embeddings before the encoder's
+tokens, so that the decoder sees the states above them, and keys and values before the decoder's own.
 
-    h = encoder([P; E(x)]),   y = decoder(y_<t, h)      prefixes:  K' = [P_K; K], V' = [P_V; V] in the decoder's attention to itself
+    h = encoder([P; E(x)]),   y = decoder(y_<t, h)      prefixes:  K' = [P_K; K], V' = [P_V; V] in the
+    decoder's attention to itself
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Tra
 
 
 class EncoderDecoderPrompts(Prompts):
-    """The input embedding, with prompts for the encoder and the decoder above it. A mask covers the model's own tokens only."""
+    """The input embedding, with prompts for the encoder and the decoder above it. A mask covers the model's
+    own tokens only.
+    """
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
         super().__init__(embedding, model)
@@ -43,8 +46,13 @@ class EncoderDecoderPrompts(Prompts):
         assert isinstance(site, PromptSite)
         heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
         self._site = dataclasses.replace(
-            site, heads=heads, head_dim=getattr(config, "d_kv", None) or config.hidden_size // heads,
-            layers=getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
+            site,
+            heads=heads,
+            head_dim=getattr(config, "d_kv", None) or config.hidden_size // heads,
+            layers=getattr(config, "decoder_layers", None)
+            or getattr(config, "num_decoder_layers", None)
+            or config.num_hidden_layers,
+        )
 
     @staticmethod
     def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -55,7 +63,15 @@ class EncoderDecoderPrompts(Prompts):
     def _decoder(self) -> PreTrainedModel:
         return self._decoder_in_tuple[0]
 
-    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+    def _add(
+        self,
+        name: str,
+        method: Method,
+        cfg: Any,
+        params: Mapping[str, np.ndarray],
+        constants: Tensors,
+        shared: Tensors,
+    ) -> None:
         """See :class:`Prompts`; the first prompt leads the decoder through here, too."""
         first = not self._redirected
         super()._add(name, method, cfg, params, constants, shared)
@@ -92,9 +108,13 @@ class EncoderDecoderPrompts(Prompts):
         states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
         if mask is not None and states is not None:
             if mask.ndim != 2 or mask.shape[1] + form.length != states.shape[1]:
-                raise Unsupported("these states of the encoder were made without the prompt", where=PROMPT, found=tuple(mask.shape),
-                                  expected=(states.shape[0], states.shape[1] - form.length),
-                                  remedy="give the model its token ids and their mask, not an encoder's output")
+                raise Unsupported(
+                    "these states of the encoder were made without the prompt",
+                    where=PROMPT,
+                    found=tuple(mask.shape),
+                    expected=(states.shape[0], states.shape[1] - form.length),
+                    remedy="give the model its token ids and their mask, not an encoder's output",
+                )
             inputs["encoder_attention_mask"] = _longer(mask, form.length)
         return self._decode(**inputs)
 
@@ -104,15 +124,23 @@ class EncoderDecoderPrompts(Prompts):
         if cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         if not isinstance(cache, EncoderDecoderCache):
-            raise Unsupported("a prompt needs a cache that grows", where=PROMPT, expected=EncoderDecoderCache.__name__,
-                              found=type(cache).__name__)
+            raise Unsupported(
+                "a prompt needs a cache that grows",
+                where=PROMPT,
+                expected=EncoderDecoderCache.__name__,
+                found=type(cache).__name__,
+            )
         own = cache.self_attention_cache
         if not own.get_seq_length():
             self._fill(own, form, inputs)
             setattr(cache, OWNER, name)
         elif getattr(cache, OWNER, None) != name:
-            raise Unsupported("this cache was filled without the prompt, which cannot be put before it any more", where=PROMPT, found=name,
-                              remedy="begin with an empty cache")
+            raise Unsupported(
+                "this cache was filled without the prompt, which cannot be put before it any more",
+                where=PROMPT,
+                found=name,
+                remedy="begin with an empty cache",
+            )
         if (mask := inputs.get("attention_mask")) is not None:
             inputs["attention_mask"] = _longer(mask, form.length)
         return self._decode(**{**inputs, self._decoder_cache: cache})
@@ -127,8 +155,12 @@ class EncoderDecoderPrompts(Prompts):
             own.update(keys.expand(len(ids), *keys.shape), values.expand(len(ids), *values.shape), layer)
 
     def _prefill(self, ids: Sequence[int]) -> np.ndarray:
-        raise Unsupported("an encoder and decoder has no cache of a text that a prompt could begin with", where=PROMPT,
-                          found=type(self._trunk).__name__, remedy="choose another init")
+        raise Unsupported(
+            "an encoder and decoder has no cache of a text that a prompt could begin with",
+            where=PROMPT,
+            found=type(self._trunk).__name__,
+            remedy="choose another init",
+        )
 
 
 def _longer(mask: torch.Tensor, count: int) -> torch.Tensor:

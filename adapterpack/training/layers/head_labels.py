@@ -1,4 +1,6 @@
-"""Says in a model's config what its outputs mean: the labels of the head that is active, which pipelines show."""
+"""Says in a model's config what its outputs mean: the labels of the head that is active, which pipelines
+show.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +24,47 @@ def labels_of(model: nn.Module, name: str) -> HeadLabels | None:
 def own_outputs(model: Any) -> tuple[dict[int, str], str | None]:
     """The labels and the problem in a model's own config, whichever adapter is active."""
     config = model.config
-    own: tuple[dict[int, str], str | None] = model.__dict__.get(_KEPT) or (config.id2label, getattr(config, "problem_type", None))
+    own: tuple[dict[int, str], str | None] = model.__dict__.get(_KEPT) or (
+        config.id2label,
+        getattr(config, "problem_type", None),
+    )
     return own
 
 
 def keep_outputs(model: Any) -> None:
-    """Lets the labels that stand in the model's config be its own from now on, for a head that has become the model's."""
+    """Lets the labels that stand in the model's config be its own from now on, for a head that has become the
+    model's.
+    """
     model.__dict__.pop(_KEPT, None)
 
 
 def name_outputs(model: Any) -> None:
-    """Writes the labels of the last active head that has some into the model's config; where none has, those of the config itself."""
+    """Writes the labels of the last active head that has some into the model's config; where none has, those
+    of the config itself.
+    """
     if not hasattr(getattr(model, "config", None), "id2label"):
         return
     heads = [module for module in model.modules() if isinstance(module, SavedModule)]
-    active = [labels for head in heads for name in head._active[-1:] if (labels := head._labels[name]) is not None]
+    active = [
+        labels for head in heads for name in head._active[-1:] if (labels := head._labels[name]) is not None
+    ]
     if not active and _KEPT not in model.__dict__:
         return
     own = own_outputs(model)
     if active:
         model.__dict__[_KEPT] = own
-        names, problem = dict(enumerate(active[0].names)), active[0].problem if active[0].problem in MARKED else None
+        names, problem = (
+            dict(enumerate(active[0].names)),
+            active[0].problem if active[0].problem in MARKED else None,
+        )
     else:
         names, problem = own
         del model.__dict__[_KEPT]
     model.config.problem_type = None  # of which some go with some numbers of labels only
-    model.config.id2label, model.config.label2id = dict(names), {label: number for number, label in names.items()}
+    model.config.id2label, model.config.label2id = (
+        dict(names),
+        {label: number for number, label in names.items()},
+    )
     model.config.problem_type = problem
     if hasattr(model, "num_labels"):  # by which transformers' classes shape their logits for a loss
         model.num_labels = len(names)

@@ -42,10 +42,14 @@ def _made(method: Any, cfg: Any) -> tuple[Method, Any]:
 
 
 class Adapted(Wrapper):
-    """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and the constants."""
+    """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and
+    the constants.
+    """
 
     _whole_batch = ""
-    """Why a wrapper of this class cannot have other adapters from row to row of a batch; empty where it can."""
+    """Why a wrapper of this class cannot have other adapters from row to row of a batch; empty where it
+    can.
+    """
     _several = False
     """Whether a module may stand in several wrappers of this class, one for each of its sites."""
     _adapters: nn.ModuleDict = child("adapters")
@@ -57,7 +61,8 @@ class Adapted(Wrapper):
         self._site = site
         self._modules.update({key: nn.ModuleDict() for key in ("adapters", "common", "fixed")})
         self._methods: dict[str, tuple[Method, Any]] = {}
-        self._secondary: set[str] = set()  # the adapters whose method here is not the one that they are named by
+        # the adapters whose method here is not the one that they are named by
+        self._secondary: set[str] = set()
         self._first_pass_params: dict[str, Mapping[str, torch.Tensor]] = {}
         self._where: dict[str, Callable[[], torch.Tensor]] = {}
         self._weights: dict[str, float] = {}
@@ -71,13 +76,24 @@ class Adapted(Wrapper):
         made = {name: _made(*described) for name, described in state["_methods"].items()}
         super().__setstate__({**state, "_methods": made})
 
-    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
-        """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.
+    def _add(
+        self,
+        name: str,
+        method: Method,
+        cfg: Any,
+        params: Mapping[str, np.ndarray],
+        constants: Tensors,
+        shared: Tensors,
+    ) -> None:
+        """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method
+        says that they are frozen.
 
         ``constants`` and ``shared`` may belong to other sites, too.
         """
         device = device_of(self._base, self._site.path)
-        self._adapters[key_of(name)] = nn.ParameterDict({key: as_parameter(value, device) for key, value in params.items()})
+        self._adapters[key_of(name)] = nn.ParameterDict(
+            {key: as_parameter(value, device) for key, value in params.items()}
+        )
         self._common[key_of(name)] = nn.ParameterDict(dict(shared))
         self._fixed[key_of(name)] = nn.ParameterDict(dict(constants))
         self._methods[name] = (method, cfg)
@@ -107,7 +123,12 @@ class Adapted(Wrapper):
     def _remove(self, name: str) -> None:
         """Removes an adapter; unknown names are ignored."""
         if name in self._methods:
-            del self._adapters[key_of(name)], self._common[key_of(name)], self._fixed[key_of(name)], self._methods[name]
+            del (
+                self._adapters[key_of(name)],
+                self._common[key_of(name)],
+                self._fixed[key_of(name)],
+                self._methods[name],
+            )
             self._secondary.discard(name)
             self._first_pass_params.pop(name, None)
             self._where.pop(name, None)
@@ -115,32 +136,43 @@ class Adapted(Wrapper):
             self._active = tuple(active for active in self._active if active != name)
 
     def _excluding(self, names: Sequence[str]) -> list[str]:
-        """Those among the names of adapters of which only one can be active at a time; none where there are no two."""
+        """Those among the names of adapters of which only one can be active at a time; none where there are
+        no two.
+        """
         alone = [name for name in names if name in self._methods and self._methods[name][0].traits.exclusive]
         methods = {self._methods[name][0].name: self._methods[name][0] for name in alone}
         together = next(iter(methods.values())).limits.together if len(methods) == 1 else None
-        fitting = len(alone) < 2 or (together is not None and together([self._methods[name][1] for name in alone]))
+        fitting = len(alone) < 2 or (
+            together is not None and together([self._methods[name][1] for name in alone])
+        )
         return [] if fitting else alone
 
     def _same_for_all_rows(self, name: str) -> str:
         """See :class:`Wrapper`."""
         limits = self._methods[name][0].limits
-        return self._whole_batch or ("it looks at more than the tokens of a row" if limits.one_pass or limits.torch_only else "")
+        return self._whole_batch or (
+            "it looks at more than the tokens of a row" if limits.one_pass or limits.torch_only else ""
+        )
 
     def _weighted(self, name: str, plain: Any, changed: Any) -> Any:
         """``plain`` and the weight's share of what the adapter has changed in it."""
         weight = self._weights.get(name, 1.0)
         return changed if weight == 1 else plain + weight * (changed - plain)
 
-    def _by_row(self, name: str, x: torch.Tensor, y: torch.Tensor, run: Callable[..., torch.Tensor]) -> torch.Tensor:
-        """``y``, the output without the adapter, with ``run(x, y, index)`` in the rows ``index`` that have it: all, or some of a batch."""
+    def _by_row(
+        self, name: str, x: torch.Tensor, y: torch.Tensor, run: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        """``y``, the output without the adapter, with ``run(x, y, index)`` in the rows ``index`` that have
+        it: all, or some of a batch.
+        """
         if self._rows is None:
             return run(x, y, None)
         index = self._rows.index(name, x, self._site)
         return y.index_copy(0, index, run(x[index], y[index], index).to(y.dtype)) if len(index) else y
 
     def _mask(self, name: str, x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor | None:
-        """Where the adapter acts in the rows ``index`` (None: all) that ``x`` holds, ``[rows, length]``; None: everywhere.
+        """Where the adapter acts in the rows ``index`` (None: all) that ``x`` holds, ``[rows, length]``;
+        None: everywhere.
 
         Raises:
             Unsupported: some of the rows are meant, and the layer does not see them apart.
@@ -149,8 +181,13 @@ class Adapted(Wrapper):
             return None
         mask = self._where[name]()
         if index is not None and x.ndim < 3:
-            raise Unsupported("this layer does not see rows of tokens, so its adapter cannot act at some tokens of some rows",
-                              where=self._site.path, found=tuple(x.shape), remedy="use one adapter for all rows")
+            raise Unsupported(
+                "this layer does not see rows of tokens, so its adapter cannot act at some tokens of "
+                "some rows",
+                where=self._site.path,
+                found=tuple(x.shape),
+                remedy="use one adapter for all rows",
+            )
         return mask if index is None else mask[index]
 
     def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
@@ -158,7 +195,8 @@ class Adapted(Wrapper):
         return []
 
     def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
-        """These parameters, and a bias that the folds give, with the active adapters folded in; in their own shapes and precision.
+        """These parameters, and a bias that the folds give, with the active adapters folded in; in their own
+        shapes and precision.
 
         Raises:
             Unsupported: a fold gives a bias, and the layer can have none.
@@ -171,22 +209,36 @@ class Adapted(Wrapper):
 
     @property
     def _stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The frozen weight in the shape in which the module stores it, and its bias; as floats, see :func:`~.weights.weight_of`."""
+        """The frozen weight in the shape in which the module stores it, and its bias; as floats, see
+        :func:`~.weights.weight_of`.
+        """
         module = innermost(self)
         return weight_of(module, "weight", self._site), tensor_of(module, "bias", self._site.path)
 
     def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """As :meth:`_every`, floats in ``dtype``."""
-        return {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in self._every(name).items()}
+        return {
+            leaf: value.to(dtype) if value.is_floating_point() else value
+            for leaf, value in self._every(name).items()
+        }
 
     def _every(self, name: str) -> dict[str, torch.Tensor]:
-        """Everything that the method's functions want of the adapter: its own parameters, the shared ones, the constants, and what a first
-        pass of the model gave for this one."""
+        """Everything that the method's functions want of the adapter: its own parameters, the shared ones,
+        the constants, and what a first pass of the model gave for this one.
+        """
         key = key_of(name)
-        tensors = {leaf: value for part in (self._adapters, self._common, self._fixed) for leaf, value in part[key].items()}
+        tensors = {
+            leaf: value
+            for part in (self._adapters, self._common, self._fixed)
+            for leaf, value in part[key].items()
+        }
         if any(value.is_meta for value in tensors.values()):
-            raise Unsupported("the adapter's own tensors are not in memory", where=f"{self._site.path}, '{name}'", found="the meta device",
-                              remedy="let accelerate offload the base first, and put the adapter into it then")
+            raise Unsupported(
+                "the adapter's own tensors are not in memory",
+                where=f"{self._site.path}, '{name}'",
+                found="the meta device",
+                remedy="let accelerate offload the base first, and put the adapter into it then",
+            )
         return {**tensors, **self._first_pass_params[name]} if name in self._first_pass_params else tensors
 
     def _all_params(self, name: str) -> Iterator[torch.Tensor]:
@@ -196,13 +248,16 @@ class Adapted(Wrapper):
         """The site with the frozen weight and bias, which pass no gradient on."""
         weight_as_stored, bias = self._stored
         weight = to_matrix(self._site.kind, weight_as_stored.detach()).to(dtype)
-        return dataclasses.replace(self._site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype))
+        return dataclasses.replace(
+            self._site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype)
+        )
 
 
 class AdaptedLayer(Adapted):
     """A frozen layer with any number of named adapters of weight methods.
 
-    Input and output are those of the wrapped layer. Several active adapters apply one after the other, in order.
+    Input and output are those of the wrapped layer. Several active adapters apply one after the other, in
+    order.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -220,36 +275,52 @@ class AdaptedLayer(Adapted):
         """The output of a batch whose rows have one adapter each, or none."""
         y: torch.Tensor = base(x)
         for name in self._active:
-            y = self._by_row(name, x, y, lambda own, plain, index, name=name: self._applied(  # type: ignore[misc]
-                name, lambda value: plain if value is own else base(value), False, index)(own))
+            y = self._by_row(
+                name,
+                x,
+                y,
+                lambda own, plain, index, name=name: self._applied(  # type: ignore[misc]
+                    name, lambda value: plain if value is own else base(value), False, index
+                )(own),
+            )
         return y
 
     def _applied(self, name: str, before: Any, first: bool, index: torch.Tensor | None = None) -> Any:
-        """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``; in the rows ``index`` of the batch alone."""
+        """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``; in the rows
+        ``index`` of the batch alone.
+        """
         method, cfg = self._methods[name]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             autocast = torch.is_autocast_enabled(x.device.type)
             every = self._every(name)
             own_dtype = next(value.dtype for value in every.values() if value.is_floating_point())
-            # The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base is rounded away.
+            # The branch is computed in the adapter's precision, or the input's where that is finer: nothing
+            # of the base is rounded away.
             dtype = torch.promote_types(x.dtype, own_dtype)
-            tensors = {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in every.items()}
-            drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
+            tensors = {
+                leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in every.items()
+            }
+            drop = (
+                (lambda value: functional.dropout(value, cfg.dropout))
+                if self.training and cfg.dropout
+                else None
+            )
             result = x.dtype
 
             def base(value: torch.Tensor) -> torch.Tensor:
                 nonlocal result
                 output: torch.Tensor = before(value.to(x.dtype))
-                result = output.dtype  # under autocast it is not that of the input, and the layer's neighbours count on it
+                # under autocast it is not that of the input, and the layer's neighbours count on it
+                result = output.dtype
                 return output
 
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
             make_form = (method.training.sampled if self.training else None) or method.normal_form
             form = None if method.forward is not None else make_form(cfg, tensors, site)
-            # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
-            # A compiler makes dropout again by itself, and cannot look at a seed.
+            # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its
+            # way. A compiler makes dropout again by itself, and cannot look at a seed.
             quick = form is not None and not autocast and not (drop and torch.compiler.is_compiling())
             weight = self._weights.get(name, 1.0)
             if weight != 1 and form is not None and form.is_branch and isinstance(form.up, Dense):
@@ -266,16 +337,21 @@ class AdaptedLayer(Adapted):
                 if form is None:
                     return run(method, cfg, tensors, site, ask, inner, drop)
                 if quick:
-                    return low_rank.add_low_rank(form, ask(visible), visible, Dropout.drawn(cfg.dropout) if drop else None)
+                    return low_rank.add_low_rank(
+                        form, ask(visible), visible, Dropout.drawn(cfg.dropout) if drop else None
+                    )
                 return evaluate(form, ask, inner, drop)
 
             if everywhere:
                 return adapted(base, x, inner).to(result)
             plain = base(x)
             mask = self._mask(name, x, index)
-            if mask is not None and form is not None and form.is_branch and weight == 1:  # which adds nothing where it is given nothing
+            # which adds nothing where it is given nothing
+            if mask is not None and form is not None and form.is_branch and weight == 1:
                 visible = placed(mask, x, torch.zeros_like(x), self._site)
-                return adapted(lambda _: plain, visible, visible if autocast else visible.to(dtype)).to(result)
+                return adapted(lambda _: plain, visible, visible if autocast else visible.to(dtype)).to(
+                    result
+                )
             changed = adapted(lambda value: plain if value is x or value is inner else base(value), x, inner)
             changed = (changed if weight == 1 else plain + weight * (changed - plain)).to(result)
             return changed if mask is None else placed(mask, changed, plain, self._site)
@@ -290,16 +366,32 @@ class AdaptedLayer(Adapted):
         """See :class:`Adapted`."""
         module = innermost(self)
         stored, stored_bias = self._stored
-        owned = (value.dtype for name in self._active for value in self._all_params(name) if value.is_floating_point())
+        owned = (
+            value.dtype
+            for name in self._active
+            for value in self._all_params(name)
+            if value.is_floating_point()
+        )
         dtype = torch.promote_types(stored.dtype, functools.reduce(torch.promote_types, owned, torch.float32))
         with torch.no_grad():
-            weight, bias = to_matrix(self._site.kind, stored).to(dtype), None if stored_bias is None else stored_bias.to(dtype)
+            weight, bias = (
+                to_matrix(self._site.kind, stored).to(dtype),
+                None if stored_bias is None else stored_bias.to(dtype),
+            )
             for name in self._active:
                 weight, bias = self._folded(name, weight, bias, dtype)
-            merged = {(module, "weight"): from_matrix(self._site.kind, weight, stored.shape).to(stored.dtype).contiguous()}
+            merged = {
+                (module, "weight"): from_matrix(self._site.kind, weight, stored.shape)
+                .to(stored.dtype)
+                .contiguous()
+            }
             if bias is not None and "bias" not in module._parameters:
-                raise Unsupported("the fold gives this layer a bias, and it can have none", where=self._site.path,
-                                  found=type(module).__name__, remedy="keep the adapter unmerged")
+                raise Unsupported(
+                    "the fold gives this layer a bias, and it can have none",
+                    where=self._site.path,
+                    found=type(module).__name__,
+                    remedy="keep the adapter unmerged",
+                )
             if bias is not None:
                 merged[module, "bias"] = bias.to(stored.dtype if stored_bias is None else stored_bias.dtype)
         return merged
@@ -313,19 +405,31 @@ class AdaptedLayer(Adapted):
         folded, moved = fold(method, cfg, self._tensors(name, dtype), site, weight, bias)
         if moved is not None and bias is None:
             bias = torch.zeros_like(moved)
-        return self._weighted(name, weight, folded), None if moved is None else self._weighted(name, bias, moved)
+        return self._weighted(name, weight, folded), None if moved is None else self._weighted(
+            name, bias, moved
+        )
 
     def _bare(self, dtype: torch.dtype) -> low_rank.Frozen | None:
-        """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer comes to nothing else.
+        """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer
+        comes to nothing else.
 
-        It does not where something hooks into the call or took its place (offloading, sharding), or the weight is of a class of its own.
+        It does not where something hooks into the call or took its place (offloading, sharding), or the
+        weight is of a class of its own.
         """
         base: Any = self._base
-        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
-        if f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS or hooked or "forward" in base.__dict__:
+        hooked = (
+            base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+        )
+        if (
+            f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS
+            or hooked
+            or "forward" in base.__dict__
+        ):
             return None
         tensors = [value for value in (base.weight, base.bias) if value is not None]
-        plain = all(type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in tensors)
+        plain = all(
+            type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in tensors
+        )
         return low_rank.Frozen(to_matrix(self._site.kind, base.weight), base.bias) if plain else None
 
 
@@ -335,7 +439,8 @@ _PLAIN_LAYERS = frozenset({"torch.nn.modules.linear.Linear", "transformers.pytor
 
 
 def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
-    """``changed`` where ``mask`` ``[batch, length]`` says so, else ``plain``; both ``[batch, length, ...]`` or ``[batch * length, ...]``.
+    """``changed`` where ``mask`` ``[batch, length]`` says so, else ``plain``; both ``[batch, length, ...]``
+    or ``[batch * length, ...]``.
 
     Virtual tokens, which stand before a row's own, are left alone.
 
@@ -346,7 +451,12 @@ def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site:
         mask = functional.pad(mask, (changed.shape[1] - mask.shape[1], 0))
     rows = mask if changed.ndim > 2 else mask.reshape(-1)
     if changed.shape[: rows.ndim] != rows.shape:
-        raise Unsupported("this layer does not see one vector for each token, so its adapter cannot act at some of them only",
-                          where=site.path, expected=(*mask.shape, changed.shape[-1]), found=tuple(changed.shape),
-                          remedy="leave it out of the targets")
+        raise Unsupported(
+            "this layer does not see one vector for each token, so its adapter cannot act at some of "
+            "them only",
+            where=site.path,
+            expected=(*mask.shape, changed.shape[-1]),
+            found=tuple(changed.shape),
+            remedy="leave it out of the targets",
+        )
     return torch.where(rows[(..., *(None,) * (changed.ndim - rows.ndim))], changed, plain)

@@ -19,22 +19,31 @@ from .wrapper import innermost
 def is_norm(module: nn.Module) -> bool:
     """Whether a module scales normalised inputs by a vector: all norms do, and have no class in common.
 
-    That is a module named so, without modules or running statistics inside, with a vector ``weight`` and perhaps a ``bias`` like it.
+    That is a module named so, without modules or running statistics inside, with a vector ``weight`` and
+    perhaps a ``bias`` like it.
     """
     parameters = dict(module.named_parameters())
     plain = not any(True for _ in module.children()) and not any(True for _ in module.buffers())
     named = "norm" in type(module).__name__.lower()
-    vectors = all(value.ndim == 1 and value.shape == parameters["weight"].shape for value in parameters.values() if "weight" in parameters)
+    vectors = all(
+        value.ndim == 1 and value.shape == parameters["weight"].shape
+        for value in parameters.values()
+        if "weight" in parameters
+    )
     return plain and named and vectors and {"weight"} <= parameters.keys() <= {"weight", "bias"}
 
 
 class AdaptedNorm(AdaptedLayer):
-    """A frozen normalisation layer with adapters: the layer itself, called with the weight and the bias that their folds give.
+    """A frozen normalisation layer with adapters: the layer itself, called with the weight and the bias that
+    their folds give.
 
-    For a method its weight is a column ``[n, 1]``. What is folded is rounded to the base's precision, as a merge would.
+    For a method its weight is a column ``[n, 1]``. What is folded is rounded to the base's precision, as a
+    merge would.
     """
 
-    def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
+    def _add(
+        self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
+    ) -> None:
         """See :meth:`Adapted._add`."""
         require_in_memory(innermost(self), self._site.path)
         super()._add(name, method, cfg, params, constants, shared)
@@ -47,8 +56,13 @@ class AdaptedNorm(AdaptedLayer):
             return self._with(self._active, args, kwargs)
         x, base = self._entered(args, kwargs)
         if len(args) + len(kwargs) > 1:
-            raise Unsupported("this layer has inputs beside the one that its adapters change, so they cannot differ from row to row",
-                              where=self._site.path, found=type(self._base).__name__, remedy="use one adapter for all rows")
+            raise Unsupported(
+                "this layer has inputs beside the one that its adapters change, so they cannot differ "
+                "from row to row",
+                where=self._site.path,
+                found=type(self._base).__name__,
+                remedy="use one adapter for all rows",
+            )
         y = base(x)
         for name in self._active:
             y = self._by_row(name, x, y, lambda own, *_, name=name: self._with((name,), (own,), {}))  # type: ignore[misc]
@@ -64,8 +78,16 @@ class AdaptedNorm(AdaptedLayer):
             weight, moved = fold(method, cfg, self._every(name), site, weight, bias)
             weight = self._weighted(name, before, weight)
             bias = moved if moved is None or bias is None else self._weighted(name, bias, moved)
-        new, bias = weight[:, 0].to(stored_weight.dtype), None if stored_bias is None or bias is None else bias.to(stored_bias.dtype)
+        new, bias = (
+            weight[:, 0].to(stored_weight.dtype),
+            None if stored_bias is None or bias is None else bias.to(stored_bias.dtype),
+        )
         if type(self._base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
             x, _ = self._entered(args, kwargs)
             return functional.layer_norm(x, self._base.normalized_shape, new, bias, self._base.eps)
-        return functional_call(self._base, {"weight": new} if stored_bias is None else {"weight": new, "bias": bias}, args, kwargs)
+        return functional_call(
+            self._base,
+            {"weight": new} if stored_bias is None else {"weight": new, "bias": bias},
+            args,
+            kwargs,
+        )

@@ -1,4 +1,6 @@
-"""Holds adapters of bare parameters: of attention, fused experts, and any module that multiplies by a parameter of its own."""
+"""Holds adapters of bare parameters: of attention, fused experts, and any module that multiplies by a
+parameter of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ from .wrapper import innermost
 
 
 class AdaptedParameter(Adapted):
-    """A module that is called with another value of one of its frozen parameters, which keeps its name and its place.
+    """A module that is called with another value of one of its frozen parameters, which keeps its name and
+    its place.
 
-    A module with several adapted parameters stands in several of these, one in the other; the outermost makes the call. What is folded is
-    rounded to the parameter's precision, as a merge would. Each matrix of a stack has parameters of its own.
+    A module with several adapted parameters stands in several of these, one in the other; the outermost makes
+    the call. What is folded is rounded to the parameter's precision, as a merge would. Each matrix of a stack
+    has parameters of its own.
     """
 
     _several = True
@@ -36,12 +40,18 @@ class AdaptedParameter(Adapted):
         owner, _, leaf = self._leaf.rpartition(".")
         return weight_of(innermost(self).get_submodule(owner), leaf, self._site), None
 
-    def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
+    def _add(
+        self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
+    ) -> None:
         """See :meth:`Adapted._add`."""
         require_in_memory(innermost(self), self._site.path)
         if cfg.dropout:
-            raise Unsupported("a parameter is changed in itself, where dropout on the input has no place", where=self._site.path,
-                              found=f"dropout {cfg.dropout}", remedy="set dropout to 0")
+            raise Unsupported(
+                "a parameter is changed in itself, where dropout on the input has no place",
+                where=self._site.path,
+                found=f"dropout {cfg.dropout}",
+                remedy="set dropout to 0",
+            )
         super()._add(name, method, cfg, params, constants, shared)
 
     def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
@@ -75,14 +85,24 @@ class AdaptedParameter(Adapted):
 
     def _folded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         method, cfg = self._methods[name]
-        dtype = torch.promote_types(weight.dtype, next(value.dtype for value in self._part(name).parameters() if value.is_floating_point()))
+        dtype = torch.promote_types(
+            weight.dtype,
+            next(value.dtype for value in self._part(name).parameters() if value.is_floating_point()),
+        )
         every, frozen = self._tensors(name, dtype), self._with_weight(dtype).weight
 
-        def folded(matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
-            site = dataclasses.replace(self._site, weight=original) if method.traits.reads_weight else self._site
+        def folded(
+            matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]
+        ) -> torch.Tensor:
+            site = (
+                dataclasses.replace(self._site, weight=original) if method.traits.reads_weight else self._site
+            )
             changed, bias = fold(method, cfg, {**every, **params}, site, matrix, None)
             if bias is not None:
-                raise Unsupported(f"the method {method.name} gives this parameter a bias, and it has none", where=self._site.path)
+                raise Unsupported(
+                    f"the method {method.name} gives this parameter a bias, and it has none",
+                    where=self._site.path,
+                )
             result: torch.Tensor = changed
             return result
 
@@ -92,7 +112,8 @@ class AdaptedParameter(Adapted):
 
 
 def leaf_of(module: nn.Module, path: str) -> str:
-    """The part of a parameter's ``path`` in the model that is its name in ``module``, which the path leads through.
+    """The part of a parameter's ``path`` in the model that is its name in ``module``, which the path leads
+    through.
 
     Example:
         >>> leaf_of(nn.MultiheadAttention(4, 1), "layers.0.attention.out_proj.weight")

@@ -1,7 +1,8 @@
-"""Tracks the token positions that adapters act on: hooks on the model's trunk read token ids, mask, labels and cache of each pass.
+"""Tracks the token positions that adapters act on: hooks on the model's trunk read token ids, mask, labels
+and cache of each pass.
 
-The layers ask (:meth:`Acting.mask`) and know nothing of tokens. What was decided is kept with the cache, row by row, for the passes that
-continue it; and for the backward pass where layers are computed twice.
+The layers ask (:meth:`Acting.mask`) and know nothing of tokens. What was decided is kept with the cache, row
+by row, for the passes that continue it; and for the backward pass where layers are computed twice.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from ...errors import Unsupported
 from .layer import Adapted
 
 _ATTRIBUTE = "_adapterpack_acting"
-"""The attribute of a trunk that holds its :class:`Acting`, and of a cache that says in which rows which adapters have acted."""
+"""The attribute of a trunk that holds its :class:`Acting`, and of a cache that says in which rows which
+adapters have acted.
+"""
 _CACHES = ("cache", "past_key_values")
 _IGNORED = -100
 
@@ -42,8 +45,11 @@ class Pass:
         """Where the adapter acts, ``[batch, length]`` bool."""
         if name not in self.masks:
             if self.ids is None:
-                raise Unsupported("token ids say where this adapter acts, and this pass has none", where=name,
-                                  remedy="give input_ids instead of inputs_embeds")
+                raise Unsupported(
+                    "token ids say where this adapter acts, and this pass has none",
+                    where=name,
+                    remedy="give input_ids instead of inputs_embeds",
+                )
             self.before[name] = self._before(name, acts)
             real = self._real(name)
             self.masks[name] = acts.mask(self.ids, real, real & self._unlearnt(), self.before[name])
@@ -54,27 +60,49 @@ class Pass:
             return None
         earlier: torch.Tensor | None = getattr(self.cache, _ATTRIBUTE, {}).get(name)
         if earlier is None and not acts.joins:
-            raise Unsupported("this cache was filled without the adapter, which would have acted in what it holds", where=name,
-                              remedy="begin with an empty cache")
+            raise Unsupported(
+                "this cache was filled without the adapter, which would have acted in what it holds",
+                where=name,
+                remedy="begin with an empty cache",
+            )
         assert self.ids is not None
         if earlier is not None and len(earlier) != len(self.ids):
-            raise Unsupported("this cache has been given other rows than those that it was filled with", where=name, expected=len(earlier),
-                              found=len(self.ids), remedy="begin with an empty cache")
-        return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device) if earlier is None else earlier
+            raise Unsupported(
+                "this cache has been given other rows than those that it was filled with",
+                where=name,
+                expected=len(earlier),
+                found=len(self.ids),
+                remedy="begin with an empty cache",
+            )
+        return (
+            torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
+            if earlier is None
+            else earlier
+        )
 
     def _real(self, name: str) -> torch.Tensor:
         assert self.ids is not None
         if self.padding is None:
             return torch.ones_like(self.ids, dtype=torch.bool)
         wanted = (self.ids.shape[0], self.past + self.ids.shape[1])
-        if not isinstance(self.padding, torch.Tensor) or self.padding.ndim != 2 or self.padding.shape[1] < self.ids.shape[1]:
-            raise Unsupported("this attention mask does not say which tokens are padding", where=name, expected=wanted,
-                              found=tuple(getattr(self.padding, "shape", ())) or type(self.padding).__name__,
-                              remedy="give a mask [batch, tokens], those in the cache too")
+        if (
+            not isinstance(self.padding, torch.Tensor)
+            or self.padding.ndim != 2
+            or self.padding.shape[1] < self.ids.shape[1]
+        ):
+            raise Unsupported(
+                "this attention mask does not say which tokens are padding",
+                where=name,
+                expected=wanted,
+                found=tuple(getattr(self.padding, "shape", ())) or type(self.padding).__name__,
+                remedy="give a mask [batch, tokens], those in the cache too",
+            )
         return self.padding[:, -self.ids.shape[1] :].bool()
 
     def _unlearnt(self) -> torch.Tensor:
-        """The beginning of each row up to its first label: the prompt of a row in training; without labels the whole row."""
+        """The beginning of each row up to its first label: the prompt of a row in training; without labels
+        the whole row.
+        """
         assert self.ids is not None
         if not isinstance(self.labels, torch.Tensor) or self.labels.shape != self.ids.shape:
             return torch.ones_like(self.ids, dtype=torch.bool)
@@ -90,8 +118,10 @@ class Acting:
         self.takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
         self.run: Pass | None = None
         self.labels: Any = None
-        self.handles = [trunk.register_forward_pre_hook(self._enter, with_kwargs=True),
-                        trunk.register_forward_hook(self._leave, always_call=True)]
+        self.handles = [
+            trunk.register_forward_pre_hook(self._enter, with_kwargs=True),
+            trunk.register_forward_hook(self._leave, always_call=True),
+        ]
         if trunk is not model:
             self.handles.append(model.register_forward_pre_hook(self._see_labels, with_kwargs=True))
 
@@ -102,8 +132,11 @@ class Acting:
             Unsupported: no pass of the model is running, or it has no token ids.
         """
         if self.run is None:
-            raise Unsupported("where this adapter acts is known in a pass of the whole model only", where=name,
-                              remedy="call the model, on input_ids")
+            raise Unsupported(
+                "where this adapter acts is known in a pass of the whole model only",
+                where=name,
+                remedy="call the model, on input_ids",
+            )
         return self.run.mask(name, self.rules[name])
 
     def _see_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -118,14 +151,21 @@ class Acting:
         if run is None or output is None:  # the pass failed
             self.run = None
             return
-        parts = tuple(output.values()) if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
+        parts = (
+            tuple(output.values())
+            if isinstance(output, Mapping)
+            else output
+            if isinstance(output, tuple)
+            else (output,)
+        )
         for cache in (part for part in parts if isinstance(part, Cache)):
             done = {name: acted(mask, run.before[name]) for name, mask in run.masks.items()}
             setattr(cache, _ATTRIBUTE, {**getattr(cache, _ATTRIBUTE, {}), **done})
         again = any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
         self.run = run if again else None
         first = next((part for part in parts if isinstance(part, torch.Tensor) and part.requires_grad), None)
-        if again and first is not None:  # layers that are computed anew must find the pass that they belong to
+        # layers that are computed anew must find the pass that they belong to
+        if again and first is not None:
             first.register_hook(partial(self._resume, run))
 
     def _resume(self, run: Pass, gradient: torch.Tensor) -> None:
@@ -133,7 +173,8 @@ class Acting:
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
-    """The part of a model that is given the token ids: a transformers model without its heads, or the model itself.
+    """The part of a model that is given the token ids: a transformers model without its heads, or the model
+    itself.
 
     Raises:
         Unsupported: it takes none, or has two parts that do.
@@ -141,13 +182,19 @@ def trunk_of(model: nn.Module) -> nn.Module:
     trunk = model
     if isinstance(model, PreTrainedModel):
         if model.config.is_encoder_decoder:
-            raise Unsupported("an adapter that acts at some positions only has no rule for an encoder and a decoder",
-                              found=type(model).__name__)
-        inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
+            raise Unsupported(
+                "an adapter that acts at some positions only has no rule for an encoder and a decoder",
+                found=type(model).__name__,
+            )
+        # which some heads (OPT's) call past the model around it
+        inner = getattr(model.base_model, "decoder", None)
         trunk = inner if isinstance(inner, PreTrainedModel) else model.base_model
     if "input_ids" not in inspect.signature(type(trunk).forward).parameters:
-        raise Unsupported("an adapter that acts at some positions only needs a model that takes token ids", found=type(model).__name__,
-                          expected="input_ids")
+        raise Unsupported(
+            "an adapter that acts at some positions only needs a model that takes token ids",
+            found=type(model).__name__,
+            expected="input_ids",
+        )
     return trunk
 
 
@@ -155,18 +202,27 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
     """Lets the wrappers of an adapter know where it acts, if its config says that it does not act everywhere.
 
     Raises:
-        Unsupported: the model takes no token ids, its sites are no layers or blocks with positions, or they do not agree.
+        Unsupported: the model takes no token ids, its sites are no layers or blocks with positions, or they
+            do not agree.
     """
     adapted = [wrapper for wrapper in wrappers if name in wrapper._methods]
     rules = {wrapper._methods[name][1].acts for wrapper in adapted}
     if rules <= {None}:
         return
     if len(rules) > 1:
-        raise Unsupported("the sites of an adapter must act at the same positions", where=name, found="; ".join(map(str, rules)))
+        raise Unsupported(
+            "the sites of an adapter must act at the same positions",
+            where=name,
+            found="; ".join(map(str, rules)),
+        )
     for wrapper in adapted:
         kind = wrapper._site.kind
         if kind not in {"block", "attention"} and not (kind in LAYOUTS and LAYOUTS[kind].linear):
-            raise Unsupported("an adapter that acts at some positions only needs a linear layer", where=wrapper._site.path, found=kind)
+            raise Unsupported(
+                "an adapter that acts at some positions only needs a linear layer",
+                where=wrapper._site.path,
+                found=kind,
+            )
     trunk = trunk_of(model)
     acting: Acting | None = trunk.__dict__.get(_ATTRIBUTE)
     if acting is None:

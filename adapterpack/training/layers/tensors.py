@@ -18,15 +18,23 @@ def as_numpy(value: torch.Tensor) -> np.ndarray:
         Unsupported: it has no data.
     """
     if value.is_meta:
-        raise Unsupported("a tensor is not in memory", found=f"{tuple(value.shape)} on the meta device",
-                          remedy="load the model without offloading, or let accelerate offload the base before the adapter is put into it")
+        raise Unsupported(
+            "a tensor is not in memory",
+            found=f"{tuple(value.shape)} on the meta device",
+            remedy=(
+                "load the model without offloading, or let accelerate offload the base before the adapter "
+                "is put into it"
+            ),
+        )
     value = gathered(value).detach()
     array: np.ndarray = (value.float() if value.is_floating_point() else value).cpu().numpy()
     return array
 
 
 def gathered(value: torch.Tensor) -> torch.Tensor:
-    """A whole tensor of one that is sharded over processes, all of which have to call this; any other as it is."""
+    """A whole tensor of one that is sharded over processes, all of which have to call this; any other as it
+    is.
+    """
     if isinstance(value, DTensor):
         return value.full_tensor()
     if hasattr(value, "ds_id"):  # a parameter that DeepSpeed's ZeRO-3 partitions
@@ -44,9 +52,13 @@ def whole_shape(value: torch.Tensor) -> tuple[int, ...]:
 
 def as_tensor(value: np.ndarray, device: torch.device) -> torch.Tensor:
     """A copy of a numpy array as a tensor: floats as float32, the rest as it is."""
-    return torch.from_numpy(np.array(value, np.float32 if dtype_name(value.dtype) in FLOATS else value.dtype)).to(device)
+    return torch.from_numpy(
+        np.array(value, np.float32 if dtype_name(value.dtype) in FLOATS else value.dtype)
+    ).to(device)
 
 
 def as_parameter(value: np.ndarray, device: torch.device) -> nn.Parameter:
-    """A copy of a numpy array as a parameter that is not trained yet: floats as float32, the rest as it is."""
+    """A copy of a numpy array as a parameter that is not trained yet: floats as float32, the rest as it
+    is.
+    """
     return nn.Parameter(as_tensor(value, device), requires_grad=False)

@@ -1,4 +1,6 @@
-"""Runs adapters that need whole sequences: refuses a cache, and makes the first pass of the base that weights their layers."""
+"""Runs adapters that need whole sequences: refuses a cache, and makes the first pass of the base that weights
+their layers.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,21 @@ class Lead:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
         order = path_order(model)
-        layers = [module for module in model.modules() if isinstance(module, Adapted) and name in module._names]
+        layers = [
+            module for module in model.modules() if isinstance(module, Adapted) and name in module._names
+        ]
         self.layers = sorted(layers, key=lambda layer: order[layer._site.path])
-        self.handles = [model.register_forward_pre_hook(self._before, with_kwargs=True),
-                        model.register_forward_hook(self._after, always_call=True)]
+        self.handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after, always_call=True),
+        ]
         parts: dict[nn.Module, list[Adapted]] = {}
         for layer in self.layers:
             parts.setdefault(_part_of(model, layer._site.path), []).append(layer)
-        self.handles += [part.register_forward_pre_hook(partial(self._mask, inside), with_kwargs=True)
-                         for part, inside in parts.items()]
+        self.handles += [
+            part.register_forward_pre_hook(partial(self._mask, inside), with_kwargs=True)
+            for part, inside in parts.items()
+        ]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not any(self.name in layer._active for layer in self.layers):
@@ -60,12 +68,17 @@ class Lead:
             return
         given = {**dict(zip(_parameters(type(part).forward), args, strict=False)), **kwargs}
         values = (given.get(key) for key in ("attention_mask", "encoder_attention_mask"))
-        masks = {key: value.bool() for key, value in zip(MASKS, values, strict=True)
-                 if isinstance(value, torch.Tensor) and value.ndim == 2}
+        masks = {
+            key: value.bool()
+            for key, value in zip(MASKS, values, strict=True)
+            if isinstance(value, torch.Tensor) and value.ndim == 2
+        }
         for layer in layers:
             before = layer._first_pass_params.get(self.name, {})
             layer._first_pass_params[self.name] = {
-                **{key: value for key, value in before.items() if key not in MASKS}, **masks}
+                **{key: value for key, value in before.items() if key not in MASKS},
+                **masks,
+            }
 
     def _after(self, module: nn.Module, *_: Any) -> None:
         if not module.training:  # activation checkpointing computes layers again when the pass is over
@@ -106,19 +119,28 @@ def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
     for cache in _CACHES:
         passed = kwargs.get(cache)
         if passed is not None and not (hasattr(passed, "get_seq_length") and passed.get_seq_length() == 0):
-            raise Unsupported("this adapter must see all tokens at once, and a cache holds some of them", where=name, found=cache,
-                              remedy="call the model with use_cache=False")
+            raise Unsupported(
+                "this adapter must see all tokens at once, and a cache holds some of them",
+                where=name,
+                found=cache,
+                remedy="call the model with use_cache=False",
+            )
 
 
 def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
     """The last hidden states ``[batch, positions, width]`` of the base."""
     inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), _bare(model):
-        output = model.forward(*args, **{**inputs, "output_hidden_states": True, "return_dict": True, **_no_cache(model)})
+        output = model.forward(
+            *args, **{**inputs, "output_hidden_states": True, "return_dict": True, **_no_cache(model)}
+        )
     states = getattr(output, "hidden_states", None)
     if not states:
-        raise Unsupported("this adapter needs the hidden states of the model, which it does not give", where=name,
-                          found=type(model).__name__)
+        raise Unsupported(
+            "this adapter needs the hidden states of the model, which it does not give",
+            where=name,
+            found=type(model).__name__,
+        )
     last: torch.Tensor = states[-1]
     return last
 

@@ -1,4 +1,6 @@
-"""The weight of a layer as floats: as it is, as its library dequantizes it, or as accelerate loads it for a call."""
+"""The weight of a layer as floats: as it is, as its library dequantizes it, or as accelerate loads it for a
+call.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ log = logging.getLogger(__name__)
 class Quantized(NamedTuple):
     """How a library's layers hold a weight that is no plain tensor of floats.
 
-    ``holds`` recognizes it by what a layer and its weight have; ``read`` gives the floats that it stands for, by a public function of the
-    library. ``name`` is what the form is called, and ``settings`` are those that its numbers depend on.
+    ``holds`` recognizes it by what a layer and its weight have; ``read`` gives the floats that it stands for,
+    by a public function of the library. ``name`` is what the form is called, and ``settings`` are those that
+    its numbers depend on.
     """
 
     library: str
@@ -63,8 +66,11 @@ def _codes_4bit(weight: Any) -> tuple[torch.Tensor, Any]:
 def _settings_4bit(state: Any) -> dict[str, Any]:
     """What a 4-bit weight was quantized with, also when its codes are reordered."""
     dtype = getattr(state, "original_dtype", state.dtype)
-    return {"block_size": state.blocksize, "double": bool(getattr(state, "original_nested", state.nested)),
-            "dtype": str(dtype).removeprefix("torch.")}
+    return {
+        "block_size": state.blocksize,
+        "double": bool(getattr(state, "original_nested", state.nested)),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 _KEPT = "_adapterpack_kept_in_order"
@@ -97,20 +103,29 @@ def let_reorder(model: nn.Module) -> None:
 
 def warn_of_misread_rows(model: nn.Module) -> None:
     """Warns where bitsandbytes itself gets the model's 4-bit layers wrong on this processor."""
-    states = [module.weight.quant_state for module in model.modules()
-              if module._parameters.get("weight") is not None and FORMATS[0].holds(module, module.weight)
-              and module.weight.device.type == "cpu"]
+    states = [
+        module.weight.quant_state
+        for module in model.modules()
+        if module._parameters.get("weight") is not None
+        and FORMATS[0].holds(module, module.weight)
+        and module.weight.device.type == "cpu"
+    ]
     kinds = {(state.shape[-1], state.blocksize, state.quant_type) for state in states}
     if widths := sorted({kind[0] for kind in kinds if kind[0] % kind[1] and _misreads(*kind)}):
-        log.warning("bitsandbytes misreads 4-bit rows of %s numbers on this processor: the base gives other numbers "
-                    "than on a GPU. To fix it: train on a GPU, or load the base in 8 bits",
-                    ", ".join(map(str, widths)))
+        log.warning(
+            "bitsandbytes misreads 4-bit rows of %s numbers on this processor: the base gives other numbers "
+            "than on a GPU. To fix it: train on a GPU, or load the base in 8 bits",
+            ", ".join(map(str, widths)),
+        )
 
 
 @cache
 def _misreads(width: int, block: int, kind: str) -> bool:
-    """Whether rows of this width come back as other numbers: with AVX512 those do that are no multiple of a block."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: PLC0415 - only where there is such a layer
+    """Whether rows of this width come back as other numbers: with AVX512 those do that are no multiple of a
+    block.
+    """
+    # only where there is such a layer
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: PLC0415
 
     sizes = 2.0 ** (torch.arange(width) % 8)[:, None]  # a block that is read by another one's scale must show
     blocks = (torch.rand(width, block, generator=torch.Generator().manual_seed(0)) * 2 - 1) * sizes
@@ -119,7 +134,9 @@ def _misreads(width: int, block: int, kind: str) -> bool:
 
 
 _WIDEST_GAP = 0.2
-"""More than half the distance between two values of NF4 or FP4, as a share of the largest number of a block."""
+"""More than half the distance between two values of NF4 or FP4, as a share of the largest number of a
+block.
+"""
 
 
 def _scales_8bit(module: nn.Module, weight: Any) -> Any:
@@ -129,20 +146,33 @@ def _scales_8bit(module: nn.Module, weight: Any) -> Any:
 
 
 def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
-    from bitsandbytes.functional import int8_vectorwise_dequant  # noqa: PLC0415 - only where there is such a layer
+    # only where there is such a layer
+    from bitsandbytes.functional import int8_vectorwise_dequant  # noqa: PLC0415
 
     floats: torch.Tensor = int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
     return floats
 
 
 FORMATS = (
-    Quantized("bitsandbytes", lambda module, weight: getattr(weight, "quant_state", None) is not None, _read_4bit,
-              lambda weight: str(weight.quant_state.quant_type),
-              lambda weight: _settings_4bit(weight.quant_state)),
-    Quantized("bitsandbytes", lambda module, weight: weight.dtype == torch.int8 and _scales_8bit(module, weight) is not None, _read_8bit,
-              lambda weight: "int8"),
-    Quantized("torchao", lambda module, weight: type(weight).dequantize is not torch.Tensor.dequantize,
-              lambda module, weight: weight.dequantize(), lambda weight: type(weight).__name__.lower()),
+    Quantized(
+        "bitsandbytes",
+        lambda module, weight: getattr(weight, "quant_state", None) is not None,
+        _read_4bit,
+        lambda weight: str(weight.quant_state.quant_type),
+        lambda weight: _settings_4bit(weight.quant_state),
+    ),
+    Quantized(
+        "bitsandbytes",
+        lambda module, weight: weight.dtype == torch.int8 and _scales_8bit(module, weight) is not None,
+        _read_8bit,
+        lambda weight: "int8",
+    ),
+    Quantized(
+        "torchao",
+        lambda module, weight: type(weight).dequantize is not torch.Tensor.dequantize,
+        lambda module, weight: weight.dequantize(),
+        lambda weight: type(weight).__name__.lower(),
+    ),
 )
 """The formats that are read; whatever else is neither floats nor of the layer's shape is refused."""
 
@@ -154,7 +184,8 @@ def format_of(module: nn.Module) -> Quantized | None:
 
 
 def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
-    """The parameter ``leaf`` of ``module``, the weight of ``site``, as floats of the shape that the site's kind stores.
+    """The parameter ``leaf`` of ``module``, the weight of ``site``, as floats of the shape that the site's
+    kind stores.
 
     Raises:
         Unsupported: it is stored in a form that is not known, or it is not in memory.
@@ -166,7 +197,8 @@ def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
 
 
 def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
-    """A parameter or a buffer of ``module`` in memory, None where it has none; such as a bias, which is never quantized.
+    """A parameter or a buffer of ``module`` in memory, None where it has none; such as a bias, which is never
+    quantized.
 
     Raises:
         Unsupported: it is not in memory.
@@ -178,7 +210,8 @@ def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
 
 
 def device_of(module: nn.Module, where: str) -> torch.device:
-    """Where a module computes: the device of its first parameter, or the one to which accelerate loads it for a call.
+    """Where a module computes: the device of its first parameter, or the one to which accelerate loads it for
+    a call.
 
     Raises:
         Unsupported: the parameter is not in memory, and nothing loads it.
@@ -194,20 +227,27 @@ def device_of(module: nn.Module, where: str) -> torch.device:
 
 def is_loaded(model: nn.Module) -> bool:
     """Whether each tensor of a model is in memory, or loaded by accelerate when its module is called."""
-    owners = {owner for owner in model.modules() if any(value.is_meta for value in owner.parameters(recurse=False))}
+    owners = {
+        owner for owner in model.modules() if any(value.is_meta for value in owner.parameters(recurse=False))
+    }
     return all(map(_is_offloaded, owners))
 
 
 def require_in_memory(module: nn.Module, where: str) -> None:
-    """Checks that no parameter of a module is offloaded or without data, for what copies them or calls the module with others.
+    """Checks that no parameter of a module is offloaded or without data, for what copies them or calls the
+    module with others.
 
     Raises:
         Unsupported: one is.
     """
     name_on_meta = next((name for name, value in module.named_parameters() if value.is_meta), None)
     if name_on_meta is not None:
-        raise Unsupported("this module is changed as a whole, and its tensors are not all in memory", where=where,
-                          found=f"{name_on_meta} on the meta device", remedy="load the base without offloading, or name other targets")
+        raise Unsupported(
+            "this module is changed as a whole, and its tensors are not all in memory",
+            where=where,
+            found=f"{name_on_meta} on the meta device",
+            remedy="load the base without offloading, or name other targets",
+        )
 
 
 def require_floats(module: nn.Module, where: str) -> None:
@@ -219,8 +259,12 @@ def require_floats(module: nn.Module, where: str) -> None:
     for owner in module.modules():
         for leaf, value in owner.named_parameters(recurse=False):
             if not is_plain(value) or any(fmt.holds(owner, value) for fmt in FORMATS):
-                raise Unsupported("a quantized module cannot be trained whole", where=where, found=f"{type(owner).__name__}.{leaf}",
-                                  remedy="leave it out when the base is quantized, or take it out of modules_to_save")
+                raise Unsupported(
+                    "a quantized module cannot be trained whole",
+                    where=where,
+                    found=f"{type(owner).__name__}.{leaf}",
+                    remedy="leave it out when the base is quantized, or take it out of modules_to_save",
+                )
 
 
 def is_plain(value: torch.Tensor) -> bool:
@@ -229,7 +273,9 @@ def is_plain(value: torch.Tensor) -> bool:
 
 
 def _offloaded(module: nn.Module, leaf: str, where: str) -> Any:
-    """The context in which accelerate loads the tensors of a module that it offloads; None where the tensor is in memory, or missing."""
+    """The context in which accelerate loads the tensors of a module that it offloads; None where the tensor
+    is in memory, or missing.
+    """
     value = getattr(module, leaf, None)
     if value is None or not value.is_meta:
         return None
@@ -247,9 +293,13 @@ def _is_offloaded(module: nn.Module) -> bool:
 
 def _require_loaded(module: nn.Module, where: str) -> None:
     if not _is_offloaded(module):
-        raise Unsupported("the base's weights are not in memory", where=where, found="a tensor on the meta device, which nothing loads",
-                          expected="a base that is loaded, or that accelerate offloads module by module",
-                          remedy="load the base with its weights before the adapter")
+        raise Unsupported(
+            "the base's weights are not in memory",
+            where=where,
+            found="a tensor on the meta device, which nothing loads",
+            expected="a base that is loaded, or that accelerate offloads module by module",
+            remedy="load the base with its weights before the adapter",
+        )
 
 
 def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
@@ -259,9 +309,18 @@ def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
     shape = (site.out_features, site.in_features)
     if weight is None or not is_plain(weight) or matrix_shape(site.kind, weight.shape) != shape:
         description = "no weight" if weight is None else f"{weight.dtype} {tuple(weight.shape)}"
-        raise Unsupported("what reads the weight cannot adapt this layer, which stores it in a form that is not known", where=site.path,
-                          expected=f"floats of 16 bits or more, or layers of {', '.join(sorted({fmt.library for fmt in FORMATS}))}",
-                          found=f"{type(module).__name__} with {description}",
-                          remedy="load the base without quantization, or use a method that does not read the weight, such as lora")
+        raise Unsupported(
+            "what reads the weight cannot adapt this layer, which stores it in a form that is not known",
+            where=site.path,
+            expected=(
+                "floats of 16 bits or more, or layers of "
+                f"{', '.join(sorted({fmt.library for fmt in FORMATS}))}"
+            ),
+            found=f"{type(module).__name__} with {description}",
+            remedy=(
+                "load the base without quantization, or use a method that does not read the weight, such as "
+                "lora"
+            ),
+        )
     result: torch.Tensor = weight
     return result

@@ -25,9 +25,11 @@ class HeadLabels(NamedTuple):
 
 
 class SavedModule(Wrapper):
-    """A module with whole trained copies by name; with none active it is the original. ``labels`` says what a copy's outputs mean.
+    """A module with whole trained copies by name; with none active it is the original. ``labels`` says what a
+    copy's outputs mean.
 
-    A copy is all that a state dict holds of the module: its parameters, and its buffers, such as the running statistics of a BatchNorm.
+    A copy is all that a state dict holds of the module: its parameters, and its buffers, such as the running
+    statistics of a BatchNorm.
     """
 
     _copies: nn.ModuleDict = child("copies")
@@ -43,15 +45,24 @@ class SavedModule(Wrapper):
         """The names of the copies, in the order in which they came."""
         return tuple(self._labels)
 
-    def _add(self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: HeadLabels | None = None) -> None:
-        """Adds a trainable float32 copy; ``params`` replaces its tensors, in shape too (a head with other labels)."""
+    def _add(
+        self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: HeadLabels | None = None
+    ) -> None:
+        """Adds a trainable float32 copy; ``params`` replaces its tensors, in shape too (a head with other
+        labels).
+        """
         require_in_memory(self._base, self._path)
         require_floats(self._base, self._path)
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
         tensors = twin.state_dict()
         for key, value in (params or {}).items():
             if key not in tensors:
-                raise SiteNotFound("the module has no such parameter", where=self._path, found=key, remedy=nearest(key, tensors))
+                raise SiteNotFound(
+                    "the module has no such parameter",
+                    where=self._path,
+                    found=key,
+                    remedy=nearest(key, tensors),
+                )
             owner, _, leaf = key.rpartition(".")
             holder, tensor = twin.get_submodule(owner), as_tensor(value, tensors[key].device)
             setattr(holder, leaf, nn.Parameter(tensor) if leaf in holder._parameters else tensor)
@@ -66,7 +77,11 @@ class SavedModule(Wrapper):
 
     def _params(self, name: str) -> dict[str, np.ndarray]:
         """The copy's parameters and buffers as numpy arrays: floats as float32, the rest as it is."""
-        return {key: as_numpy(value) for key, value in self._part(name).state_dict().items() if isinstance(value, torch.Tensor)}
+        return {
+            key: as_numpy(value)
+            for key, value in self._part(name).state_dict().items()
+            if isinstance(value, torch.Tensor)
+        }
 
     def _trainable(self, name: str, yes: bool = True) -> None:
         """Lets the copy be trained, or not."""
@@ -92,13 +107,20 @@ class SavedModule(Wrapper):
                 continue
             own = self._copied(name, (x[index],), {})
             if len(args) + len(kwargs) > 1 or not isinstance(y, torch.Tensor) or y.shape[1:] != own.shape[1:]:
-                raise Unsupported("a module that was trained whole gives other outputs than the base, and one batch cannot hold both",
-                                  where=self._path, found=f"'{name}'", remedy="use one adapter for all rows")
+                raise Unsupported(
+                    "a module that was trained whole gives other outputs than the base, and one batch "
+                    "cannot hold both",
+                    where=self._path,
+                    found=f"'{name}'",
+                    remedy="use one adapter for all rows",
+                )
             y = y.index_copy(0, index, own.to(y.dtype))
         return y
 
     def _same_for_all_rows(self, name: str) -> str:
-        """See :class:`Wrapper`: whether the outputs of the copies fit together is seen when they are there."""
+        """See :class:`Wrapper`: whether the outputs of the copies fit together is seen when they are
+        there.
+        """
         return ""
 
     def _copied(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,7 +131,8 @@ class SavedModule(Wrapper):
         if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
             return output
         first_parameter = next(self._base.parameters(), x)
-        return output.to(x.dtype if x.is_floating_point() else first_parameter.dtype)  # an embedding takes ids
+        # an embedding takes ids
+        return output.to(x.dtype if x.is_floating_point() else first_parameter.dtype)
 
 
 def _wide(value: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The wrapper that takes a module's place and holds its adapters, and access to a model's own modules through it."""
+"""The wrapper that takes a module's place and holds its adapters, and access to a model's own modules through
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ def child(key: str) -> Any:
 
 
 class Wrapper(nn.Module):
-    """What stands in a module's place and holds named adapters for it; with none active it is the module itself, exactly.
+    """What stands in a module's place and holds named adapters for it; with none active it is the module
+    itself, exactly.
 
-    A public name that torch's modules do not have is the wrapped module's, to read and to write: a model looks at ``layer.in_features``
-    or sets ``block.scale`` as if nothing stood there. So that none of them is hidden, a wrapper's own names begin with an underscore, as
-    those of a named tuple do.
+    A public name that torch's modules do not have is the wrapped module's, to read and to write: a model
+    looks at ``layer.in_features`` or sets ``block.scale`` as if nothing stood there. So that none of them is
+    hidden, a wrapper's own names begin with an underscore, as those of a named tuple do.
     """
 
     _active: tuple[str, ...]
@@ -61,7 +64,9 @@ class Wrapper(nn.Module):
         raise NotImplementedError
 
     def _entered(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-        """The input among the arguments of a call, and the wrapped module as a function of the input alone."""
+        """The input among the arguments of a call, and the wrapped module as a function of the input
+        alone.
+        """
         key, base = input_key(self._entry, args, kwargs), self._base
         if isinstance(key, str):
             return kwargs[key], lambda value: base(*args, **{**kwargs, key: value})
@@ -86,7 +91,9 @@ class Wrapper(nn.Module):
 
 @lru_cache(maxsize=1024)
 def first_parameter(forward: Callable[..., Any]) -> str | None:
-    """What the ``forward`` of a class of modules calls its input, its first parameter; None where it takes any number of them."""
+    """What the ``forward`` of a class of modules calls its input, its first parameter; None where it takes
+    any number of them.
+    """
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     return parameters[0].name if parameters and parameters[0].kind in named else None
@@ -112,7 +119,9 @@ def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules under their own paths, as if no adapter had been put into it; a shared module once."""
+    """The model's own modules under their own paths, as if no adapter had been put into it; a shared module
+    once.
+    """
     visited: set[nn.Module] = set()
     left = [("", model)]
     while left:
@@ -121,13 +130,20 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if inner not in visited:
             visited.add(inner)
             yield path, inner
-            left += [(f"{path}.{leaf}" if path else leaf, child) for leaf, child in reversed(inner._modules.items()) if child is not None]
+            left += [
+                (f"{path}.{leaf}" if path else leaf, child)
+                for leaf, child in reversed(inner._modules.items())
+                if child is not None
+            ]
 
 
 def path_order(model: nn.Module) -> dict[str, int]:
     """The place of each module and parameter in the model's order, by its path."""
-    paths = [name for path, module in base_modules(model)
-             for name in (path, *(f"{path}.{leaf}".lstrip(".") for leaf in module._parameters))]
+    paths = [
+        name
+        for path, module in base_modules(model)
+        for name in (path, *(f"{path}.{leaf}".lstrip(".") for leaf in module._parameters))
+    ]
     return {path: place for place, path in enumerate(paths)}
 
 
@@ -161,5 +177,7 @@ def bare(module: nn.Module) -> nn.Module:
 
 @lru_cache(maxsize=1024)
 def key_of(name: str) -> str:
-    """A name as the key of a ModuleDict, which may hold no dots and none of the dict's own words (``keys``, ``train``)."""
+    """A name as the key of a ModuleDict, which may hold no dots and none of the dict's own words (``keys``,
+    ``train``).
+    """
     return "adapter:" + name.replace("%", "%25").replace(".", "%2e")

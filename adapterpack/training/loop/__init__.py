@@ -1,1 +1,3 @@
-"""The run of a training: what is prepared, the trainer and its hooks, each step, and what a run that was interrupted goes on from."""
+"""The run of a training: what is prepared, the trainer and its hooks, each step, and what a run that was
+interrupted goes on from.
+"""

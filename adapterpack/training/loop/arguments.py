@@ -31,7 +31,8 @@ before a base is loaded.
 
 
 def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ...] = ()) -> TrainingArguments:
-    """What the trainer takes; it writes into ``folder``. ``targets`` are the inputs that outputs are compared with.
+    """What the trainer takes; it writes into ``folder``. ``targets`` are the inputs that outputs are compared
+    with.
 
     Raises:
         ConfigError: it refuses a setting, or two settings do not go together.
@@ -40,19 +41,30 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
     kind = TRAINERS[config.trainer]
     arguments = class_at(kind.arguments, kind)
     supported = {f.name for f in dataclasses.fields(arguments)}
-    taken: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name in supported - _OWN}
+    taken: dict[str, Any] = {
+        f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name in supported - _OWN
+    }
     if config.trainer_config is not None:
-        taken |= {f.name: _plain(getattr(config.trainer_config, f.name)) for f in dataclasses.fields(config.trainer_config)
-                  if f.name in supported}
+        taken |= {
+            f.name: _plain(getattr(config.trainer_config, f.name))
+            for f in dataclasses.fields(config.trainer_config)
+            if f.name in supported
+        }
     # the name that newer versions of transformers use; said in either case, as TRL's default is another
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"
+    checkpointing = (
+        "activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"
+    )
     taken[checkpointing] = config.gradient_checkpointing
     if config.group_by_length:  # rows of about one length share a batch, so that little is padding
         taken["train_sampling_strategy"] = "group_by_length"
     _require_evaluation(config)
     if takes_best(config):
-        taken |= {"load_best_model_at_end": True, "save_strategy": config.eval_strategy,
-                  "save_steps": config.eval_steps or config.logging_steps}  # what was evaluated is what can be gone back to
+        taken |= {
+            "load_best_model_at_end": True,
+            "save_strategy": config.eval_strategy,
+            # what was evaluated is what can be gone back to
+            "save_steps": config.eval_steps or config.logging_steps,
+        }
     try:
         return arguments(
             **taken,
@@ -68,7 +80,9 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             logging_nan_inf_filter=False,
         )
     except ValueError as error:
-        raise ConfigError(f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}") from error
+        raise ConfigError(
+            f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}"
+        ) from error
 
 
 def has_evaluation(config: TrainConfig) -> bool:
@@ -97,11 +111,21 @@ def takes_best(config: TrainConfig) -> bool:
 
 
 def _require_evaluation(config: TrainConfig) -> None:
-    wanting = [name for name, wants in (("eval_strategy", config.eval_strategy != "no"), ("load_best_model_at_end",
-               config.load_best_model_at_end), ("early_stopping_patience", config.early_stopping_patience is not None)) if wants]
+    wanting = [
+        name
+        for name, wants in (
+            ("eval_strategy", config.eval_strategy != "no"),
+            ("load_best_model_at_end", config.load_best_model_at_end),
+            ("early_stopping_patience", config.early_stopping_patience is not None),
+        )
+        if wants
+    ]
     if wanting and (not has_evaluation(config) or config.eval_strategy == "no"):
-        raise ConfigError(f"{wanting[0]} needs evaluations", expected="eval_file or val_set_size, and eval_strategy: steps or epoch",
-                          found=f"eval_file {config.eval_file}, eval_strategy {config.eval_strategy}")
+        raise ConfigError(
+            f"{wanting[0]} needs evaluations",
+            expected="eval_file or val_set_size, and eval_strategy: steps or epoch",
+            found=f"eval_file {config.eval_file}, eval_strategy {config.eval_strategy}",
+        )
 
 
 def _reporters(config: TrainConfig) -> list[str]:
@@ -109,8 +133,13 @@ def _reporters(config: TrainConfig) -> list[str]:
     available = get_available_reporting_integrations()
     for name in names:
         if name not in {"none", "all", *available}:
-            raise MissingExtra("metrics are reported by a package that is not installed", where="report_to", found=name,
-                               expected=", ".join(["none", *available]), remedy=f"install {name}, or leave report_to out")
+            raise MissingExtra(
+                "metrics are reported by a package that is not installed",
+                where="report_to",
+                found=name,
+                expected=", ".join(["none", *available]),
+                remedy=f"install {name}, or leave report_to out",
+            )
         if name in _OPENED_FIRST:
             module, _, opened = _OPENED_FIRST[name].partition(":")
             with _reporting(name):
@@ -132,5 +161,8 @@ def _reporting(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise MissingExtra(f"metrics cannot be reported by {name}: {reason(error)}", where="report_to",
-                           remedy=f"install or set up what {name} needs for its store, or leave report_to out") from error
+        raise MissingExtra(
+            f"metrics cannot be reported by {name}: {reason(error)}",
+            where="report_to",
+            remedy=f"install or set up what {name} needs for its store, or leave report_to out",
+        ) from error

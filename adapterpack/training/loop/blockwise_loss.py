@@ -1,7 +1,7 @@
 """Lets a language model compute its loss without its logits, where what it does with them is known.
 
-The model's head hands its input on, and the model's loss takes that for logits: all else of the model's own call stays, such as the losses
-of routers, what wraps it for several processes, and gradient checkpointing.
+The model's head hands its input on, and the model's loss takes that for logits: all else of the model's own
+call stays, such as the losses of routers, what wraps it for several processes, and gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -45,8 +45,14 @@ class BlockwiseLoss:
                 self._model.loss_function = before
 
     def _loss(
-        self, logits: torch.Tensor, labels: torch.Tensor | None, vocab_size: int, num_items_in_batch: Any = None,
-        ignore_index: int = IGNORED, shift_labels: torch.Tensor | None = None, **_: Any
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor | None,
+        vocab_size: int,
+        num_items_in_batch: Any = None,
+        ignore_index: int = IGNORED,
+        shift_labels: torch.Tensor | None = None,
+        **_: Any,
     ) -> torch.Tensor:
         """As ``ForCausalLMLoss`` of transformers, with what enters the head in the place of ``logits``."""
         if shift_labels is None:
@@ -63,14 +69,22 @@ class BlockwiseLoss:
 
 
 def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0) -> BlockwiseLoss | None:
-    """The loss of a model if it is that of its head's outputs and nothing is done with these before; None where it is another.
+    """The loss of a model if it is that of its head's outputs and nothing is done with these before; None
+    where it is another.
 
-    A model is tried with a few tokens of ``inputs``: its logits have to be its head's outputs, and the loss the same.
+    A model is tried with a few tokens of ``inputs``: its logits have to be its head's outputs, and the loss
+    the same.
     """
     labels = inputs.get("labels")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if ("input_ids" not in inputs or not isinstance(head, nn.Module) or not isinstance(labels, torch.Tensor) or labels.ndim != 2
-            or getattr(model, "loss_function", None) is not ForCausalLMLoss or _is_changed(head)):
+    if (
+        "input_ids" not in inputs
+        or not isinstance(head, nn.Module)
+        or not isinstance(labels, torch.Tensor)
+        or labels.ndim != 2
+        or getattr(model, "loss_function", None) is not ForCausalLMLoss
+        or _is_changed(head)
+    ):
         return None
     ids = inputs["input_ids"][:1, :_TOKENS]
     found, loss, training = list[torch.Tensor](), BlockwiseLoss(model, head), model.training
@@ -87,14 +101,27 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     finally:
         handle.remove()
         model.train(training)
-    same = len(found) == 1 and found[0].shape == whole.logits.shape and torch.equal(found[0].float(), whole.logits.float())
-    return BlockwiseLoss(model, head, smoothing) if same and torch.isclose(again, whole.loss, rtol=_CLOSE) else None
+    same = (
+        len(found) == 1
+        and found[0].shape == whole.logits.shape
+        and torch.equal(found[0].float(), whole.logits.float())
+    )
+    return (
+        BlockwiseLoss(model, head, smoothing)
+        if same and torch.isclose(again, whole.loss, rtol=_CLOSE)
+        else None
+    )
 
 
 def _is_changed(head: nn.Module) -> bool:
     """Whether something hooks into the head, took the place of its call, or holds its weight elsewhere."""
-    hooked: Any = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
-    away = any(type(value) not in {nn.Parameter, torch.Tensor} or value.is_meta or hasattr(value, "ds_id") for value in head.parameters())
+    hooked: Any = (
+        head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
+    )
+    away = any(
+        type(value) not in {nn.Parameter, torch.Tensor} or value.is_meta or hasattr(value, "ds_id")
+        for value in head.parameters()
+    )
     return bool(hooked) or "forward" in head.__dict__ or away
 
 

@@ -1,4 +1,6 @@
-"""Says what a training would do, without doing it: what is adapted, how much is trained, in how much memory, and what is learned."""
+"""Says what a training would do, without doing it: what is adapted, how much is trained, in how much memory,
+and what is learned.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,20 @@ from .rewards import Reward
 _SHOWN = 4
 """Rows of the first batch that are shown."""
 _OPTIMIZER = 4
-"""Numbers that AdamW keeps for a trained one, with itself: its gradient, and the means of that and of its square."""
+"""Numbers that AdamW keeps for a trained one, with itself: its gradient, and the means of that and of its
+square.
+"""
 _ACTIVATIONS = 34
-"""Bytes at two a number that a transformer layer keeps for each token and unit of width (Korthikanti et al. 2022,
-https://arxiv.org/abs/2205.05198, equation 1, without the scores of attention)."""
+"""Bytes at two a number that a transformer layer keeps for each token and unit of width (Korthikanti et al.
+2022, https://arxiv.org/abs/2205.05198, equation 1, without the scores of attention).
+"""
 
 
-def dry_run(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (),
-            rewards: Sequence[Reward] = ()) -> list[dict[str, Any]]:
+def dry_run(
+    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    overrides: Iterable[str] = (),
+    rewards: Sequence[Reward] = (),
+) -> list[dict[str, Any]]:
     """A report for each adapter, after the data were read, the model was loaded and the adapter put into it.
 
     An output that is there already is no error, as nothing is written.
@@ -57,37 +65,62 @@ def _report(config: TrainConfig) -> dict[str, Any]:
     owned = [value for _, module in base_modules(ready.model) for value in module.parameters(recurse=False)]
     rows = ready.rows.train
     encoded = ready.rows.collator is not None
-    lengths = [token_count(row) for row in rows] if encoded else [_length(row, reader, config) for row in rows]
-    batches = math.ceil(len(lengths) / (config.per_device_train_batch_size * config.gradient_accumulation_steps))
+    lengths = (
+        [token_count(row) for row in rows] if encoded else [_length(row, reader, config) for row in rows]
+    )
+    batches = math.ceil(
+        len(lengths) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    )
     return {
         "name": config.pack_name,
         "output_dir": config.output_dir,
         "method": config.method,
         "sites": len(adapted),
         "sites_by_module": dict(Counter(module._site.path.rpartition(".")[2] for module in adapted)),
-        "trained_whole": sorted(module._path for module in ready.model.modules() if isinstance(module, SavedModule)),
+        "trained_whole": sorted(
+            module._path for module in ready.model.modules() if isinstance(module, SavedModule)
+        ),
         "trainable_parameters": trained,
         "base_parameters": sum(value.numel() for value in owned),
         "rows": len(lengths),
         "tokens": sum(lengths),
         "longest_row": max(lengths),
         "steps": config.max_steps if config.max_steps > 0 else math.ceil(batches * config.num_train_epochs),
-        "memory_estimate": {key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()},
-        "first_batch": [_decoded(row, reader) if encoded and isinstance(row.get("input_ids"), list) else _parts(row)
-                        for row in (rows[number] for number in range(min(_SHOWN, config.per_device_train_batch_size, len(rows))))],
+        "memory_estimate": {
+            key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()
+        },
+        "first_batch": [
+            _decoded(row, reader) if encoded and isinstance(row.get("input_ids"), list) else _parts(row)
+            for row in (
+                rows[number] for number in range(min(_SHOWN, config.per_device_train_batch_size, len(rows)))
+            )
+        ],
     }
 
 
-def _memory(config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[nn.Parameter], longest: int) -> dict[str, int]:
+def _memory(
+    config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[nn.Parameter], longest: int
+) -> dict[str, int]:
     """Bytes of the parts of a step, as far as sizes tell; a batch of the longest rows."""
     text = ready.model.config.get_text_config()
-    tokens, wide = config.per_device_train_batch_size * longest, 2 if config.bf16 else max(map(_wide, owned), default=4)
+    tokens, wide = (
+        config.per_device_train_batch_size * longest,
+        2 if config.bf16 else max(map(_wide, owned), default=4),
+    )
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
     kept = 1 if config.gradient_checkpointing else layers
     activations = _ACTIVATIONS * wide // 2 * tokens * width * kept + wide * tokens * width * (layers - kept)
-    logits = 0 if not isinstance(ready.rows.train[0].get("labels", []), list) else 3 * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
-    parts = {"base": sum(value.numel() * value.element_size() for value in owned), "adapter_and_optimizer": 4 * _OPTIMIZER * trained,
-             "activations": activations, "logits": logits}
+    logits = (
+        0
+        if not isinstance(ready.rows.train[0].get("labels", []), list)
+        else 3 * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
+    )
+    parts = {
+        "base": sum(value.numel() * value.element_size() for value in owned),
+        "adapter_and_optimizer": 4 * _OPTIMIZER * trained,
+        "activations": activations,
+        "logits": logits,
+    }
     return {**parts, "sum": sum(parts.values())}
 
 
@@ -97,27 +130,46 @@ def _wide(value: nn.Parameter) -> int:
 
 
 def _length(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> int:
-    """About how many tokens the trainer makes of a row that it reads itself: those of its texts, as far as they are not cut."""
+    """About how many tokens the trainer makes of a row that it reads itself: those of its texts, as far as
+    they are not cut.
+    """
     texts = (str(part["text"]) for part in _parts(row))
-    return min(sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), config.max_length)
+    return min(
+        sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), config.max_length
+    )
 
 
 def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row of something else than one text, column by column."""
-    return [{"text": f"{key}: {'...' if callable(value) else value} ", "learned": key == "labels"} for key, value in row.items()
-            if value is not None]
+    return [
+        {"text": f"{key}: {'...' if callable(value) else value} ", "learned": key == "labels"}
+        for key, value in row.items()
+        if value is not None
+    ]
 
 
 def _decoded(row: Mapping[str, Any], reader: Any) -> list[dict[str, Any]]:
-    """A row as text in parts, each learned or not; the label of a whole row, or the answer to it, follows it."""
+    """A row as text in parts, each learned or not; the label of a whole row, or the answer to it, follows
+    it.
+    """
     tokenizer = reader.tokenizer if isinstance(reader, Media) else reader
     ids, labels = row["input_ids"], row.get("labels")
     if isinstance(labels, list) and len(labels) != len(ids):
-        return [{"text": tokenizer.decode(ids), "learned": False}, {"text": tokenizer.decode(labels), "learned": True}]
+        return [
+            {"text": tokenizer.decode(ids), "learned": False},
+            {"text": tokenizer.decode(labels), "learned": True},
+        ]
     if not isinstance(labels, list) and "start_positions" not in row and labels is None:
         return [{"text": tokenizer.decode(ids), "learned": True}]
     if not isinstance(labels, list):
-        answer = labels if labels is not None else tokenizer.decode(ids[row["start_positions"] : row["end_positions"] + 1])
+        answer = (
+            labels
+            if labels is not None
+            else tokenizer.decode(ids[row["start_positions"] : row["end_positions"] + 1])
+        )
         return [{"text": tokenizer.decode(ids), "learned": False}, {"text": str(answer), "learned": True}]
     parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED)
-    return [{"text": tokenizer.decode([token for token, _ in pairs]), "learned": learned} for learned, pairs in parts]
+    return [
+        {"text": tokenizer.decode([token for token, _ in pairs]), "learned": learned}
+        for learned, pairs in parts
+    ]

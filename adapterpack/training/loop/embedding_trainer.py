@@ -47,7 +47,9 @@ WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "cls": lambda mask: mask * (mask.cumsum(1) == 1),
     "last": lambda mask: mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)),
 }
-"""Pooling -> how much each position counts, by the mask ``[rows, positions]``; as :data:`adapterpack.tasks.embeddings.POOLING`."""
+"""Pooling -> how much each position counts, by the mask ``[rows, positions]``; as
+:data:`adapterpack.tasks.embeddings.POOLING`.
+"""
 
 
 class EmbeddingTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -62,18 +64,36 @@ class EmbeddingTrainer(transformers.Trainer):  # type: ignore[misc]
         self._loss = settings.loss or ("cosine" if "labels" in row else "multiple_negatives")
         parts = {"negative": "negative_input_ids", "score": "labels"}
         if (needed := _NEEDED.get(self._loss)) is not None and parts[needed] not in row:
-            raise ConfigError(f"the loss {self._loss} needs rows with a {needed}", where="loss", found=", ".join(row),
-                              remedy="choose another loss, or add the column")
+            raise ConfigError(
+                f"the loss {self._loss} needs rows with a {needed}",
+                where="loss",
+                found=", ".join(row),
+                remedy="choose another loss, or add the column",
+            )
         self._weights = WEIGHTS[settings.pooling or pooling_of(Path(self.model.config._name_or_path))]
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """The loss of a batch; its outputs are the vectors."""
-        texts = {key.removesuffix("_input_ids"): self._vectors(model, ids, inputs[key.replace("input_ids", "attention_mask")])
-                 for key, ids in inputs.items() if key.endswith("_input_ids")}
+        texts = {
+            key.removesuffix("_input_ids"): self._vectors(
+                model, ids, inputs[key.replace("input_ids", "attention_mask")]
+            )
+            for key, ids in inputs.items()
+            if key.endswith("_input_ids")
+        }
         loss = LOSSES[self._loss](texts, inputs.get("labels"), self._settings)
         return (loss, {"loss": loss, **texts}) if return_outputs else loss
 
-    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> tuple[Any, None, None]:
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, None, None]:
         """The loss of a batch of an evaluation."""
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None

@@ -32,20 +32,30 @@ def started_from(config: TrainConfig) -> Pack:
     given = config.given
     if given is None:
         usual = dataclasses.asdict(type(said)())
-        given = frozenset({"method", *(name for name, value in usual.items() if getattr(said, name) != value)})
+        given = frozenset(
+            {"method", *(name for name, value in usual.items() if getattr(said, name) != value)}
+        )
     if config.method != pack.manifest.method.type and "method" in given:
-        raise ConfigError("the pack that is trained on is of another method", where=source, expected=config.method,
-                          found=pack.manifest.method.type, remedy="leave the method out")
+        raise ConfigError(
+            "the pack that is trained on is of another method",
+            where=source,
+            expected=config.method,
+            found=pack.manifest.method.type,
+            remedy="leave the method out",
+        )
     alike = type(said) is pack.method.config
     compared = {_PATTERNS.get(name, name) for name in _packed(type(said)) & given} if alike else set()
     for path, own in _configs(pack).items():
         wanted = said.at(path)
         for name in sorted(compared):
             if _hashable(getattr(wanted, name)) != _hashable(getattr(own, name)):
-                raise ConfigError("an adapter keeps the settings of its method when it is trained on",
-                                  where=f"{source}, {name}",
-                                  expected=getattr(own, name), found=getattr(wanted, name),
-                                  remedy="leave it out")
+                raise ConfigError(
+                    "an adapter keeps the settings of its method when it is trained on",
+                    where=f"{source}, {name}",
+                    expected=getattr(own, name),
+                    found=getattr(wanted, name),
+                    remedy="leave it out",
+                )
     return pack
 
 
@@ -62,21 +72,34 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
     if not configs:
         return config
     if unread := sorted({"targets", "modules_to_save"} & (config.given or frozenset())):
-        log.warning("%s: the adapter stays at the sites of the pack that is trained on; not read: %s",
-                    config.pack_name, ", ".join(unread))
+        log.warning(
+            "%s: the adapter stays at the sites of the pack that is trained on; not read: %s",
+            config.pack_name,
+            ", ".join(unread),
+        )
     usual = max(configs, key=configs.count)  # sites may differ
     cls = type(usual)
-    training = {field.name: getattr(said, field.name) for field in dataclasses.fields(cls)
-                if field.name not in _packed(cls) and hasattr(said, field.name)}
+    training = {
+        field.name: getattr(said, field.name)
+        for field in dataclasses.fields(cls)
+        if field.name not in _packed(cls) and hasattr(said, field.name)
+    }
     leaves = tuple(sorted({path.rpartition(".")[2] for path in _configs(pack)}))
-    return dataclasses.replace(config, method=pack.manifest.method.type, given=None,
-                               method_config=dataclasses.replace(usual, **{**training, "targets": leaves}))
+    return dataclasses.replace(
+        config,
+        method=pack.manifest.method.type,
+        given=None,
+        method_config=dataclasses.replace(usual, **{**training, "targets": leaves}),
+    )
 
 
 def _configs(pack: Pack) -> dict[str, Any]:
     """The config of the pack's own method at each of its sites."""
-    return {group.path: pack.config_at(group) for group in pack.groups
-            if group.role == "adapter" and group.method is None}
+    return {
+        group.path: pack.config_at(group)
+        for group in pack.groups
+        if group.role == "adapter" and group.method is None
+    }
 
 
 def _packed(cls: type[Any]) -> set[str]:
@@ -85,7 +108,9 @@ def _packed(cls: type[Any]) -> set[str]:
 
 
 def put_back(model: Any, pack: Pack, config: TrainConfig, reference: bool) -> str | None:
-    """Puts the pack into the model, to be trained, and with ``reference`` a second time, not to be; returns the name of that one."""
+    """Puts the pack into the model, to be trained, and with ``reference`` a second time, not to be; returns
+    the name of that one.
+    """
     attach(model, pack, config.pack_name)
     if not reference:
         return None

@@ -1,4 +1,6 @@
-"""Applies what a method adds to ordinary training: penalties, learning rates, updates after each step, and the loss on a prompt."""
+"""Applies what a method adds to ordinary training: penalties, learning rates, updates after each step, and
+the loss on a prompt.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from ..layers.prompts import Prompts
 
 
 class Part(NamedTuple):
-    """An adapter in training at one site: its method and config there, and the parameters of the site and the shared ones that are trained.
+    """An adapter in training at one site: its method and config there, and the parameters of the site and the
+    shared ones that are trained.
 
     To a method each matrix of a stack is a site of its own, with its part of the site's parameters.
     """
@@ -38,12 +41,18 @@ class Part(NamedTuple):
     @property
     def matrices(self) -> Mapping[str, int | None]:
         """The path of each matrix, and its number in the stack; None where it is the only one."""
-        return {f"{self.site.path}[{number}]": number for number in range(self.site.stack)} if is_stacked(self.site.kind) else {
-            self.site.path: None}
+        return (
+            {f"{self.site.path}[{number}]": number for number in range(self.site.stack)}
+            if is_stacked(self.site.kind)
+            else {self.site.path: None}
+        )
 
     def of(self, number: int | None, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The part of one matrix in a tensor for each parameter, as a view."""
-        return {key: value if number is None or key in self.shared else value[number] for key, value in values.items()}
+        return {
+            key: value if number is None or key in self.shared else value[number]
+            for key, value in values.items()
+        }
 
 
 def parts(model: nn.Module) -> Iterator[Part]:
@@ -51,8 +60,10 @@ def parts(model: nn.Module) -> Iterator[Part]:
     for module in model.modules():
         if isinstance(module, Adapted):
             for name in module._active:
-                site_params, shared = ({key: value for key, value in parameters if value.requires_grad}
-                               for parameters in (module._part(name).named_parameters(), module._shared(name).items()))
+                site_params, shared = (
+                    {key: value for key, value in parameters if value.requires_grad}
+                    for parameters in (module._part(name).named_parameters(), module._shared(name).items())
+                )
                 if site_params or shared:
                     yield Part(name, module._site, *module._methods[name], site_params, shared)
 
@@ -75,12 +86,16 @@ def _penalty(part: Part, sites: int) -> torch.Tensor:
         return value
 
     site_params = dict(part.site_params)
-    total: torch.Tensor = vmap(of_matrix)(site_params).sum() if is_stacked(part.site.kind) else of_matrix(site_params)
+    total: torch.Tensor = (
+        vmap(of_matrix)(site_params).sum() if is_stacked(part.site.kind) else of_matrix(site_params)
+    )
     return total
 
 
 def context(model: Any) -> tuple[torch.Tensor, int] | None:
-    """What the last pass gave for the labels in an active prompt: the weighted sum of their cross entropies and their number, or None."""
+    """What the last pass gave for the labels in an active prompt: the weighted sum of their cross entropies
+    and their number, or None.
+    """
     for module in model.modules():
         if isinstance(module, Prompts) and module._prompt_states is not None and module._active:
             hidden, module._prompt_states = module._prompt_states, None
@@ -92,11 +107,13 @@ def context(model: Any) -> tuple[torch.Tensor, int] | None:
     return None
 
 
-def with_context(loss: torch.Tensor, labels: torch.Tensor, items: int | None, more: tuple[torch.Tensor, int], batches: int) -> torch.Tensor:
+def with_context(
+    loss: torch.Tensor, labels: torch.Tensor, items: int | None, more: tuple[torch.Tensor, int], batches: int
+) -> torch.Tensor:
     """The mean ``loss`` over a batch's labels with ``more`` (:func:`context`) counted in.
 
-    ``items`` is the number of labels that the mean was made of, where it is not that of this batch but of the ``batches`` of a step: these
-    are then taken to have as many rows as this one.
+    ``items`` is the number of labels that the mean was made of, where it is not that of this batch but of the
+    ``batches`` of a step: these are then taken to have as many rows as this one.
     """
     labelled = int((labels[:, 1:] != IGNORED).sum()) if items is None else int(items)
     total, number = more
@@ -106,26 +123,44 @@ def with_context(loss: torch.Tensor, labels: torch.Tensor, items: int | None, mo
 
 def rates(model: nn.Module) -> dict[nn.Parameter, float]:
     """The parameters whose learning rate is a multiple of the others', and that multiple."""
-    factors = ((part, part.method.training.rates(part.config)) for part in parts(model) if part.method.training.rates is not None)
-    return {part.params[key]: factor for part, by_name in factors for key, factor in by_name.items() if key in part.params and factor != 1}
+    factors = (
+        (part, part.method.training.rates(part.config))
+        for part in parts(model)
+        if part.method.training.rates is not None
+    )
+    return {
+        part.params[key]: factor
+        for part, by_name in factors
+        for key, factor in by_name.items()
+        if key in part.params and factor != 1
+    }
 
 
-def with_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> torch.optim.Optimizer:
-    """The optimizer, before its first step, with its groups divided so that those parameters have their multiple of the rate."""
+def with_rates(
+    optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]
+) -> torch.optim.Optimizer:
+    """The optimizer, before its first step, with its groups divided so that those parameters have their
+    multiple of the rate.
+    """
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         by_factor: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-        groups.extend({**group, "params": some, "lr": group["lr"] * factor} for factor, some in by_factor.items())
+        groups.extend(
+            {**group, "params": some, "lr": group["lr"] * factor} for factor, some in by_factor.items()
+        )
     optimizer.param_groups[:] = groups
     return optimizer
 
 
-def after_step(model: nn.Module, progress: Progress, states: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any]:
+def after_step(
+    model: nn.Module, progress: Progress, states: Mapping[tuple[str, str], Any]
+) -> dict[tuple[str, str], Any]:
     """Lets methods change their parameters after an optimizer step, while the gradients are still there.
 
-    ``states`` is what the last call returned, at first an empty mapping: the names of adapter and method -> the method's own state.
+    ``states`` is what the last call returned, at first an empty mapping: the names of adapter and method ->
+    the method's own state.
     """
     sites: dict[tuple[str, str], dict[str, Trained]] = {}
     updates: dict[tuple[str, str], Any] = {}
@@ -134,9 +169,16 @@ def after_step(model: nn.Module, progress: Progress, states: Mapping[tuple[str, 
             key = part.name, part.method.name
             updates[key] = part.method.training.after_step
             values = {leaf: value.detach() for leaf, value in part.params.items()}
-            gradients = {leaf: torch.zeros_like(value) if value.grad is None else value.grad for leaf, value in part.params.items()}
-            sites.setdefault(key, {}).update({
-                path: Trained(part.config, part.of(number, values), part.of(number, gradients)) for path, number in part.matrices.items()})
+            gradients = {
+                leaf: torch.zeros_like(value) if value.grad is None else value.grad
+                for leaf, value in part.params.items()
+            }
+            sites.setdefault(key, {}).update(
+                {
+                    path: Trained(part.config, part.of(number, values), part.of(number, gradients))
+                    for path, number in part.matrices.items()
+                }
+            )
     after = {}
     for key, trained in sites.items():
         after[key], changed = updates[key](progress, states.get(key), trained)

@@ -1,4 +1,6 @@
-"""Makes the trainer of a run: transformers' own or one of another package, each with what adapters need besides."""
+"""Makes the trainer of a run: transformers' own or one of another package, each with what adapters need
+besides.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from .trainer import adapting
 
 
 def trainer_for(
-    config: TrainConfig, ready: Prepared, arguments: TrainingArguments, reader: Any, rewards: Sequence[Reward] = (), **options: Any
+    config: TrainConfig,
+    ready: Prepared,
+    arguments: TrainingArguments,
+    reader: Any,
+    rewards: Sequence[Reward] = (),
+    **options: Any,
 ) -> Any:
     """The trainer that a configuration names, for what is prepared; ``options`` are the trainer's.
 
@@ -30,10 +37,18 @@ def trainer_for(
         Unsupported: it cannot use the base's tokenizer.
     """
     kind, rows = TRAINERS[config.trainer], ready.rows
-    given: dict[str, Any] = {"model": ready.model, "args": arguments, "train_dataset": rows.train, "eval_dataset": rows.evaluation,
-                             **options}
+    given: dict[str, Any] = {
+        "model": ready.model,
+        "args": arguments,
+        "train_dataset": rows.train,
+        "eval_dataset": rows.evaluation,
+        **options,
+    }
     if rows.collator is not None:
-        given |= {"data_collator": rows.collator, "compute_metrics": None if rows.metrics is None else partial(_compared, rows.metrics)}
+        given |= {
+            "data_collator": rows.collator,
+            "compute_metrics": None if rows.metrics is None else partial(_compared, rows.metrics),
+        }
     else:
         given |= {"processing_class": _padding(reader, kind)}
     if kind.reference:
@@ -49,7 +64,9 @@ def trainer_for(
 
 @contextmanager
 def own_forward(model: Any) -> Iterator[None]:
-    """Gives a model its ``forward`` back, in whose place trainers put others: for their losses, and for mixed precision."""
+    """Gives a model its ``forward`` back, in whose place trainers put others: for their losses, and for mixed
+    precision.
+    """
     before = model.__dict__.get("forward")
     try:
         yield
@@ -62,12 +79,17 @@ def own_forward(model: Any) -> Iterator[None]:
 def _padding(tokenizer: Any, kind: TrainerKind) -> Any:
     """The tokenizer with a token for padding, as one is looked for; its chat template is a stranger's."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise Unsupported(f"the trainer {kind.name} calls the tokenizer itself, and this one may take any time for a text",
-                          where="tokenizer", remedy="choose a base whose tokenizer has plainer rules")
+        raise Unsupported(
+            f"the trainer {kind.name} calls the tokenizer itself, and this one may take any time for a text",
+            where="tokenizer",
+            remedy="choose a base whose tokenizer has plainer rules",
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return with_bounded_template(tokenizer)
 
 
-def _compared(compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction) -> dict[str, float]:
+def _compared(
+    compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction
+) -> dict[str, float]:
     return dict(compare(prediction.predictions, prediction.label_ids))

@@ -19,7 +19,9 @@ _PIXELS = ("channels", "height", "width")
 
 
 class Media:
-    """What a task's rows are read with where they are no texts alone; nothing is loaded before a row needs it."""
+    """What a task's rows are read with where they are no texts alone; nothing is loaded before a row needs
+    it.
+    """
 
     def __init__(self, folder: Path, task: Task) -> None:
         self._folder, self._task = folder, task
@@ -43,7 +45,11 @@ class Media:
         """
         token = getattr(self.config, "image_token_id", None)
         if not isinstance(token, int):
-            raise Unsupported("the base has no token that stands for an image", where=self._folder, found=self.config.model_type)
+            raise Unsupported(
+                "the base has no token that stands for an image",
+                where=self._folder,
+                found=self.config.model_type,
+            )
         return token
 
     @cached_property
@@ -51,16 +57,23 @@ class Media:
         """How many positions one image takes among the tokens."""
         vision = self.config.vision_config
         size = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size,) * 2
-        return positions_of(empty_model(self._folder, self._task), (getattr(vision, "num_channels", 3), *size))
+        return positions_of(
+            empty_model(self._folder, self._task), (getattr(vision, "num_channels", 3), *size)
+        )
 
     def pixels(self, picture: Any, where: object) -> np.ndarray:
-        """One image as ``pixel_values`` ``[channels, height, width]``: a path or the bytes of a PNG or JPEG picture, a ``.npy`` file, or
-        a row of a data set of pictures.
+        """One image as ``pixel_values`` ``[channels, height, width]``: a path or the bytes of a PNG or JPEG
+        picture, a ``.npy`` file, or a row of a data set of pictures.
         """
         if isinstance(picture, dict):  # as data sets hold one
             picture = picture.get("bytes") or picture.get("path")
         if not isinstance(picture, str | bytes):
-            raise ConfigError("a row needs an image", where=where, expected="the path of a picture", found=type(picture).__name__)
+            raise ConfigError(
+                "a row needs an image",
+                where=where,
+                expected="the path of a picture",
+                found=type(picture).__name__,
+            )
         return image_of(picture, _PIXELS, self._preparation)
 
     def speech(self, path: Any, where: object) -> np.ndarray:
@@ -68,7 +81,9 @@ class Media:
         if isinstance(path, dict):
             path = path.get("path")
         if not isinstance(path, str):
-            raise ConfigError("a row needs audio", where=where, expected="the path of a file", found=type(path).__name__)
+            raise ConfigError(
+                "a row needs audio", where=where, expected="the path of a file", found=type(path).__name__
+            )
         config = self.config
         return speech_of(Path(path), (config.num_mel_bins, 2 * config.max_source_positions), self._extractor)
 

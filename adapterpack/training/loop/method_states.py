@@ -1,4 +1,6 @@
-"""Writes what methods remember from step to step into a checkpoint, and reads it: trees of named tuples, mappings, numbers and tensors."""
+"""Writes what methods remember from step to step into a checkpoint, and reads it: trees of named tuples,
+mappings, numbers and tensors.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ def read(folder: Path) -> dict[tuple[str, str], Any]:
     """The states in a checkpoint."""
     with safe_open(folder / FILE, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return {(adapter, method): _tree(plain, tensors) for adapter, method, plain in json.loads(file.metadata()["trees"])}
+        return {
+            (adapter, method): _tree(plain, tensors)
+            for adapter, method, plain in json.loads(file.metadata()["trees"])
+        }
 
 
 def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -52,4 +57,6 @@ def _tree(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if "mapping" in plain:
         return {key: _tree(item, tensors) for key, item in plain["mapping"].items()}
     module, name = plain["class"]  # of a method in use, so it is imported already
-    return getattr(sys.modules[module], name)(**{key: _tree(item, tensors) for key, item in plain["items"].items()})
+    return getattr(sys.modules[module], name)(
+        **{key: _tree(item, tensors) for key, item in plain["items"].items()}
+    )

@@ -45,8 +45,10 @@ SAMPLES = 256
 
 
 class Rows(NamedTuple):
-    """Rows to train on and to evaluate with, as the trainer takes them: encoded by the task with what makes batches of them, or as they
-    are. ``labels`` are those of a head, and ``metrics`` compares outputs with targets."""
+    """Rows to train on and to evaluate with, as the trainer takes them: encoded by the task with what makes
+    batches of them, or as they are. ``labels`` are those of a head, and ``metrics`` compares outputs with
+    targets.
+    """
 
     train: Any
     evaluation: Any
@@ -56,8 +58,9 @@ class Rows(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What is trained: the model with its adapter active, and the rows. ``reference`` is the name of an adapter that stays as the trained
-    one began; None where it began as nothing, or where nothing is compared with it. ``started`` is the pack that it began as.
+    """What is trained: the model with its adapter active, and the rows. ``reference`` is the name of an
+    adapter that stays as the trained one began; None where it began as nothing, or where nothing is compared
+    with it. ``started`` is the pack that it began as.
     """
 
     model: Any
@@ -74,18 +77,27 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
     """Reads the data with ``reader`` (:func:`reader_of`), loads the model, and puts the adapter into it.
 
     Raises:
-        ConfigError: data of no known form, rows that are longer than the model can read, or settings that a pack does not have from
-            which the training goes on.
+        ConfigError: data of no known form, rows that are longer than the model can read, or settings that a
+            pack does not have from which the training goes on.
         NothingToDo: the adapter would act in no row.
     """
     kind = TRAINERS[config.trainer]
     started = None if config.adapter_name_or_path is None else started_from(config)
-    given = None if started is None or started.manifest.task.labels is None else Labels(
-        started.manifest.task.labels, PROBLEMS[started.manifest.problem])
-    rows = _encoded(config, task, kind, reader, folder, given) if kind.rows is None else _tables(config, kind, kind.rows, folder)
+    given = (
+        None
+        if started is None or started.manifest.task.labels is None
+        else Labels(started.manifest.task.labels, PROBLEMS[started.manifest.problem])
+    )
+    rows = (
+        _encoded(config, task, kind, reader, folder, given)
+        if kind.rows is None
+        else _tables(config, kind, kind.rows, folder)
+    )
     names, problem = (None, None) if rows.labels is None else (rows.labels.names, rows.labels.problem.name)
     dtype = _dtype(config, folder)
-    model, new = load(task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem)
+    model, new = load(
+        task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem
+    )
     if rows.collator is not None and not reads_types(model):
         for row in (*rows.train, *(rows.evaluation or ())):
             row.pop("token_type_ids", None)
@@ -93,15 +105,17 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
         collator = dataclasses.replace(rows.collator, dtype=model.dtype)
         rows = rows._replace(collator=collator)
         if task.labelled and getattr(model.config, "pad_token_id", 0) is None:
-            model.config.pad_token_id = collator.pad_token_id  # a decoder that classifies looks for its last real token
+            # a decoder that classifies looks for its last real token
+            model.config.pad_token_id = collator.pad_token_id
     if started is not None:
         reference = put_back(model, started, config, kind.reference)
         _require_seen(model, kind)
         return Prepared(model, _packed(model, rows, config) if config.packing else rows, reference, started)
     heads = _heads(task, model, new) if task.heads else ()
     method_config = dataclasses.replace(
-        config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
-        **({"targets": _with_experts(config.method_config.targets)} if config.experts else {})
+        config.method_config,
+        modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
+        **({"targets": _with_experts(config.method_config.targets)} if config.experts else {}),
     )
     if method_config.acts is not None and rows.collator is not None:
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
@@ -120,30 +134,50 @@ def _say_served(model: Any) -> None:
     others = [module._site.path for module in adapted if not module._site.path.startswith(inside)]
     if others:
         count = things(len(others), "layer")
-        log.warning("the adapter changes %s outside of the language model, such as %s: run answers with it, "
-                    "serve cannot; targets: all-language leaves them out", count, others[0])
+        log.warning(
+            "the adapter changes %s outside of the language model, such as %s: run answers with it, "
+            "serve cannot; targets: all-language leaves them out",
+            count,
+            others[0],
+        )
 
 
 def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
-    """What reads the rows of a task: the base's tokenizer, or what makes arrays of pictures and speech as well."""
+    """What reads the rows of a task: the base's tokenizer, or what makes arrays of pictures and speech as
+    well.
+    """
     reads = "tokenizer" if kind.rows else training_of(task, kind).reads
     return READERS[reads](folder, task)
 
 
-def _encoded(config: TrainConfig, task: Task, kind: TrainerKind, reader: Any, folder: Path, labels: Labels | None) -> Rows:
-    """The rows as the task reads them, or the kind of training; of a head that was trained before, the labels stay."""
+def _encoded(
+    config: TrainConfig, task: Task, kind: TrainerKind, reader: Any, folder: Path, labels: Labels | None
+) -> Rows:
+    """The rows as the task reads them, or the kind of training; of a head that was trained before, the labels
+    stay.
+    """
     training = training_of(task, kind)
     train, evaluation, labels = read(config, task, training, reader, labels)
     _require_readable([*train, *(evaluation or ())], folder, config)
     padding = 0
     if data.token_count(train[0]):
         tokenizer = reader.tokenizer if isinstance(reader, Media) else reader
-        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    return Rows(train, evaluation, labels, data.Collator(padding, training.constants),  # masked, so any id would do
-                training.metrics if labels is None else labels.problem.metrics)
+        padding = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        )
+    # masked, so any id would do
+    return Rows(
+        train,
+        evaluation,
+        labels,
+        data.Collator(padding, training.constants),
+        training.metrics if labels is None else labels.problem.metrics,
+    )
 
 
-def _tables(config: TrainConfig, kind: TrainerKind, make: Callable[[Any, DataReport], Any], folder: Path) -> Rows:
+def _tables(
+    config: TrainConfig, kind: TrainerKind, make: Callable[[Any, DataReport], Any], folder: Path
+) -> Rows:
     """The rows for a trainer that encodes them itself.
 
     Raises:
@@ -151,38 +185,64 @@ def _tables(config: TrainConfig, kind: TrainerKind, make: Callable[[Any, DataRep
     """
     most = context_length(load_config(folder).to_dict(), folder)
     if most is not None and config.max_length > most:
-        raise ConfigError("rows may be longer than the model can read", where=names_of(config.train_file),
-                          expected=f"at most {most} tokens", found=f"max_length {config.max_length}", remedy=f"set max_length to {most}")
+        raise ConfigError(
+            "rows may be longer than the model can read",
+            where=names_of(config.train_file),
+            expected=f"at most {most} tokens",
+            found=f"max_length {config.max_length}",
+            remedy=f"set max_length to {most}",
+        )
     return Rows(*tables(config, make), Labels(("score",), NUMBER) if kind.scores else None)
 
 
 def _require_seen(model: Any, kind: TrainerKind) -> None:
-    """Checks of a trainer with a loss of its own that it sees all of the adapter: it multiplies by the output layer's weight itself, and
-    adds nothing for tokens of a prompt that are to be learned.
+    """Checks of a trainer with a loss of its own that it sees all of the adapter: it multiplies by the output
+    layer's weight itself, and adds nothing for tokens of a prompt that are to be learned.
 
     Raises:
         Unsupported: the output layer is adapted, or a prompt has such tokens.
     """
     if kind.rows is None:
         return
-    if any(getattr(method_config, "learnt", ()) for prompts in model.modules() if isinstance(prompts, Prompts)
-           for _, method_config in prompts._methods.values()):
-        raise Unsupported(f"the trainer {kind.name} does not learn the labels in a prompt's context", where="token_types",
-                          remedy="train it with sft, or mark no labels: token_types without multiples of 4")
+    if any(
+        getattr(method_config, "learnt", ())
+        for prompts in model.modules()
+        if isinstance(prompts, Prompts)
+        for _, method_config in prompts._methods.values()
+    ):
+        raise Unsupported(
+            f"the trainer {kind.name} does not learn the labels in a prompt's context",
+            where="token_types",
+            remedy="train it with sft, or mark no labels: token_types without multiples of 4",
+        )
     if isinstance(model.get_output_embeddings(), Wrapper):
-        raise Unsupported(f"the trainer {kind.name} does not see an adapter of the output layer", where="targets",
-                          remedy="take the output layer out of targets and of modules_to_save")
+        raise Unsupported(
+            f"the trainer {kind.name} does not see an adapter of the output layer",
+            where="targets",
+            remedy="take the output layer out of targets and of modules_to_save",
+        )
 
 
 def _packed(model: Any, ready: Rows, config: TrainConfig) -> Rows:
-    """The rows packed, where they are sequences of which each token is learned by those before it, and the model keeps them apart."""
+    """The rows packed, where they are sequences of which each token is learned by those before it, and the
+    model keeps them apart.
+    """
     rows = ready.train
-    if ready.collator is None or not all(row.keys() == {"input_ids", "labels"} and isinstance(row["labels"], list) for row in rows):
-        raise ConfigError("only rows of language models can be packed", where="packing", found=f"task {config.task}",
-                          remedy="leave packing out; group_by_length saves padding, too")
+    if ready.collator is None or not all(
+        row.keys() == {"input_ids", "labels"} and isinstance(row["labels"], list) for row in rows
+    ):
+        raise ConfigError(
+            "only rows of language models can be packed",
+            where="packing",
+            found=f"task {config.task}",
+            remedy="leave packing out; group_by_length saves padding, too",
+        )
     if config.method_config.acts is not None:
-        raise ConfigError("an adapter that acts at some positions of a row cannot tell them in packed rows", where="packing",
-                          remedy="leave packing out; group_by_length saves padding, too")
+        raise ConfigError(
+            "an adapter that acts at some positions of a row cannot tell them in packed rows",
+            where="packing",
+            remedy="leave packing out; group_by_length saves padding, too",
+        )
     require_apart(model, rows)
     result = packed(rows, config.max_length)
     share = sum(len(row["input_ids"]) for row in rows) / (len(result) * config.max_length)
@@ -191,12 +251,16 @@ def _packed(model: Any, ready: Rows, config: TrainConfig) -> Rows:
 
 
 def _dtype(config: TrainConfig, folder: Path) -> str:
-    """How the base is held: as its checkpoint stores it, where nothing else is said. In the range of float16 gradients would get lost."""
+    """How the base is held: as its checkpoint stores it, where nothing else is said. In the range of float16
+    gradients would get lost.
+    """
     if config.dtype != "auto":
         return config.dtype
     stored = stored_dtype(folder)
     if stored == "float16":
-        log.info("the base is stored in float16, and held in float32; dtype: bfloat16 would take half of that")
+        log.info(
+            "the base is stored in float16, and held in float32; dtype: bfloat16 would take half of that"
+        )
         return "float32"
     return stored
 
@@ -214,10 +278,17 @@ def _quantization(config: TrainConfig, dtype: str) -> Any:
     if not (config.load_in_4bit or config.load_in_8bit):
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra("bases are quantized by bitsandbytes, which is not installed", where="load_in_4bit or load_in_8bit",
-                           remedy="pip install bitsandbytes")
-    return BitsAndBytesConfig(load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit, bnb_4bit_quant_type="nf4",
-                              bnb_4bit_compute_dtype=torch.bfloat16 if config.bf16 else getattr(torch, dtype))
+        raise MissingExtra(
+            "bases are quantized by bitsandbytes, which is not installed",
+            where="load_in_4bit or load_in_8bit",
+            remedy="pip install bitsandbytes",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=config.load_in_4bit,
+        load_in_8bit=config.load_in_8bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if config.bf16 else getattr(torch, dtype),
+    )
 
 
 def training_of(task: Task, kind: TrainerKind) -> Training:
@@ -229,8 +300,11 @@ def training_of(task: Task, kind: TrainerKind) -> Training:
     if kind.reading is not None:
         return kind.reading
     if task.training is None:
-        raise Unsupported("this task cannot be trained yet", found=task.name,
-                          expected=", ".join(name for name, trainable in TASKS.items() if trainable.training is not None))
+        raise Unsupported(
+            "this task cannot be trained yet",
+            found=task.name,
+            expected=", ".join(name for name, trainable in TASKS.items() if trainable.training is not None),
+        )
     return task.training
 
 
@@ -238,20 +312,38 @@ def _require_readable(rows: list[dict[str, Any]], folder: Path, config: TrainCon
     """Checks that the model has a position for every token."""
     longest, most = max(map(data.token_count, rows)), context_length(load_config(folder).to_dict(), folder)
     if most is not None and longest > most:
-        raise ConfigError("rows are longer than the model can read", where=names_of(config.train_file), expected=f"at most {most} tokens",
-                          found=longest, remedy=f"set max_length to {most}, or choose a base that reads longer texts")
+        raise ConfigError(
+            "rows are longer than the model can read",
+            where=names_of(config.train_file),
+            expected=f"at most {most} tokens",
+            found=longest,
+            remedy=f"set max_length to {most}, or choose a base that reads longer texts",
+        )
 
 
 def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: object) -> None:
-    """Checks that an adapter which acts at some positions only has something to learn from; rows without one are counted in the log."""
+    """Checks that an adapter which acts at some positions only has something to learn from; rows without one
+    are counted in the log.
+    """
     acting = 0
     for row in rows:
         ids, labels = np.array([row["input_ids"]]), row.get("labels")
-        prompt = np.cumsum(np.array([labels]) != IGNORED, axis=1) == 0 if isinstance(labels, list) else np.ones_like(ids, bool)
+        prompt = (
+            np.cumsum(np.array([labels]) != IGNORED, axis=1) == 0
+            if isinstance(labels, list)
+            else np.ones_like(ids, bool)
+        )
         acting += bool(acts.mask(ids, np.ones_like(prompt), prompt, None).any())
     if not acting:
-        raise NothingToDo("the adapter acts in no row of the training data", where=where, expected=str(acts)[:80],
-                          remedy="put the invocation into the rows, as the tokenizer splits it there, or choose other positions")
+        raise NothingToDo(
+            "the adapter acts in no row of the training data",
+            where=where,
+            expected=str(acts)[:80],
+            remedy=(
+                "put the invocation into the rows, as the tokenizer splits it there, or choose other "
+                "positions"
+            ),
+        )
     if acting < len(rows):
         log.warning("%s: in %d of %d rows the adapter acts nowhere", where, len(rows) - acting, len(rows))
 

@@ -1,4 +1,6 @@
-"""What preferences are compared with: the model as it was when the training began, by another adapter in the same model, or none."""
+"""What preferences are compared with: the model as it was when the training began, by another adapter in the
+same model, or none.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from ..active import only
 
 
 class Reference(nn.Module):
-    """A model in evaluation mode with the adapter ``name`` alone, or with none. It owns nothing: the base is in memory once.
+    """A model in evaluation mode with the adapter ``name`` alone, or with none. It owns nothing: the base is
+    in memory once.
 
     It has what TRL asks of a causal language model: its config, its backbone, and its output layer.
     """
 
     def __init__(self, model: nn.Module, name: str | None) -> None:
         super().__init__()
-        self.__dict__["_policy"] = model  # no child, whose mode and device would be changed with this module's
+        # no child, whose mode and device would be changed with this module's
+        self.__dict__["_policy"] = model
         self._name = name
 
     @property

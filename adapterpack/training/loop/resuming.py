@@ -1,4 +1,6 @@
-"""Keeps the checkpoints of a run beside its output until that is whole, and finds what an interrupted run left there."""
+"""Keeps the checkpoints of a run beside its output until that is whole, and finds what an interrupted run
+left there.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import SaveStrategy
 
 from ...errors import AdapterpackError, FormatError, NonFinite, OutputExists, StorageError, storage_errors
@@ -50,7 +58,8 @@ class RunFolder:
         self._lock: int | None = None
 
     def begin(self) -> Path | None:
-        """The last whole checkpoint of the same run; None where there is none, and what a run left that never got to one is replaced.
+        """The last whole checkpoint of the same run; None where there is none, and what a run left that never
+        got to one is replaced.
 
         Raises:
             OutputExists: the checkpoints of another run are there, or the output is by now.
@@ -65,9 +74,11 @@ class RunFolder:
             refuse_existing(self._out, "output_dir=...")
             same = self._described() == self._description
             if not same and self._checkpoints():
-                raise OutputExists("the checkpoints of another run are in the place of this one's",
-                                   where=self.path, remedy="go on with that run by its own configuration, or remove "
-                                                           "the folder")
+                raise OutputExists(
+                    "the checkpoints of another run are in the place of this one's",
+                    where=self.path,
+                    remedy="go on with that run by its own configuration, or remove the folder",
+                )
             with storage_errors(self.path):
                 self.remove_partial()
                 if not same:
@@ -133,8 +144,12 @@ class RunFolder:
             before = before if isinstance(before, dict) else files
             others = sorted(name for name in {*files, *before} if files.get(name) != before.get(name))
             remedy = f"remove {checkpoint} to go on from the one before it, or {self.path} to start anew"
-            raise FormatError("the checkpoint is not as this run wrote it", where=checkpoint,
-                              found=", ".join(others[:3]) or None, remedy=remedy)
+            raise FormatError(
+                "the checkpoint is not as this run wrote it",
+                where=checkpoint,
+                found=", ".join(others[:3]) or None,
+                remedy=remedy,
+            )
 
 
 def seal(checkpoint: Path) -> None:
@@ -148,9 +163,11 @@ def seal(checkpoint: Path) -> None:
 
 
 def _seal_of(checkpoint: Path) -> dict[str, Any]:
-    files = {path.relative_to(checkpoint).as_posix(): sha256_of(path)
-             for path in sorted(checkpoint.rglob("*"))
-             if path.is_file() and path != checkpoint / _SEAL}
+    files = {
+        path.relative_to(checkpoint).as_posix(): sha256_of(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path != checkpoint / _SEAL
+    }
     run = checkpoint.parent / RUN  # not there where somebody uses the trainer without a run
     return {"run": sha256_of(run) if run.exists() else None, "files": files}
 
@@ -171,7 +188,9 @@ def _is_whole(checkpoint: Path) -> bool:
 class Patience(EarlyStoppingCallback):  # type: ignore[misc]
     """Early stopping that goes on with the evaluations which an interrupted run has waited already."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
         """What the checkpoint knows; trainers take up such things only if every callback does."""
         super().on_train_begin(args, state, control, **options)
         kept_state = state.stateful_callbacks.get(type(self).__name__, self.state())
@@ -188,7 +207,9 @@ class Stopping(TrainerCallback):  # type: ignore[misc]
         """Asks for it."""
         self.wanted = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Between two steps all that a run goes on from belongs together."""
         if self.wanted:
             control.should_save, control.should_training_stop = args.save_strategy != SaveStrategy.NO, True
@@ -196,8 +217,9 @@ class Stopping(TrainerCallback):  # type: ignore[misc]
 
 @contextmanager
 def kept(folder: RunFolder, writes: bool = True) -> Iterator[None]:
-    """Says of an error inside that the same command goes on from a checkpoint, if there is one; else nothing is left. Nobody goes on with a
-    run that diverged. Only the process that ``writes`` the checkpoints removes any.
+    """Says of an error inside that the same command goes on from a checkpoint, if there is one; else nothing
+    is left. Nobody goes on with a run that diverged. Only the process that ``writes`` the checkpoints removes
+    any.
     """
     try:
         yield
@@ -207,14 +229,17 @@ def kept(folder: RunFolder, writes: bool = True) -> Iterator[None]:
             folder.end() if last is None or isinstance(error, NonFinite) else folder.remove_partial()
             folder.release()
         if last is not None and not isinstance(error, NonFinite):
-            error.add_note(f"the checkpoint of step {_step(last)} is kept in {folder.path}: the same command goes on there")
+            error.add_note(
+                f"the checkpoint of step {_step(last)} is kept in {folder.path}: the same command goes "
+                "on there"
+            )
         raise
 
 
 @contextmanager
 def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
-    """Lets Ctrl-C, and what else ends a process, end the run inside with a checkpoint; a second one ends it at once. Only one process
-    ``alone`` can do that, as several would stop at different steps.
+    """Lets Ctrl-C, and what else ends a process, end the run inside with a checkpoint; a second one ends it
+    at once. Only one process ``alone`` can do that, as several would stop at different steps.
 
     Raises:
         KeyboardInterrupt: after the checkpoint.
@@ -252,7 +277,8 @@ def noted(notes: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def other_processes(count: int) -> Iterator[None]:
-    """Turns what torch says where another of ``count`` processes does not answer into an error that says so: it is no fault of this one.
+    """Turns what torch says where another of ``count`` processes does not answer into an error that says so:
+    it is no fault of this one.
 
     Raises:
         AdapterpackError: another process has ended, or cannot be reached.
@@ -260,10 +286,14 @@ def other_processes(count: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if count == 1 or not (isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in _SIGNS)):
+        if count == 1 or not (
+            isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in _SIGNS)
+        ):
             raise
-        raise AdapterpackError(f"another process of this training has ended, or cannot be reached: {reason(error)}",
-                               remedy="see what the others said before, and whether one was killed, as for want of memory") from error
+        raise AdapterpackError(
+            f"another process of this training has ended, or cannot be reached: {reason(error)}",
+            remedy="see what the others said before, and whether one was killed, as for want of memory",
+        ) from error
 
 
 @contextmanager
@@ -271,8 +301,9 @@ def written_checkpoints(folder: str) -> Iterator[None]:
     """Turns what keeps a checkpoint of the run in ``folder`` from being written inside into a named error.
 
     Raises:
-        StorageError: the disk is full, or the file system refuses. torch and safetensors have errors of their own for that, and torch's do
-            not say so: whether it was the disk tells one more try, for as much room.
+        StorageError: the disk is full, or the file system refuses. torch and safetensors have errors of their
+            own for that, and torch's do not say so: whether it was the disk tells one more try, for as much
+            room.
     """
     with storage_errors(folder):
         try:

@@ -1,4 +1,6 @@
-"""Reward functions out of a Python file that the user names on the command line; no pack, base or configuration can name one."""
+"""Reward functions out of a Python file that the user names on the command line; no pack, base or
+configuration can name one.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,29 @@ def reward_named(text: str) -> Reward:
     """
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
-        raise ConfigError("a reward is named by its file and its function", where="--reward", expected="file.py:function", found=repr(text))
+        raise ConfigError(
+            "a reward is named by its file and its function",
+            where="--reward",
+            expected="file.py:function",
+            found=repr(text),
+        )
     path = Path(file)
     if not path.is_file():
-        raise StorageError("there is no such file of rewards", where=path, remedy="paths are taken from the current folder")
+        raise StorageError(
+            "there is no such file of rewards", where=path, remedy="paths are taken from the current folder"
+        )
     spec = importlib.util.spec_from_file_location(f"adapterpack_rewards_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function: Any = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError("the file has no such function", where=path, found=name,
-                          remedy=nearest(name, [key for key, value in vars(module).items() if callable(value)]))
+        raise ConfigError(
+            "the file has no such function",
+            where=path,
+            found=name,
+            remedy=nearest(name, [key for key, value in vars(module).items() if callable(value)]),
+        )
     return function  # type: ignore[no-any-return]
 
 
@@ -45,8 +58,16 @@ def require_rewards(kind: TrainerKind, rewards: Sequence[Reward]) -> None:
         ConfigError: it is not so.
     """
     if kind.rewards and not rewards:
-        raise ConfigError(f"the trainer {kind.name} learns from rewards, and there is no function that gives any", where="trainer",
-                          remedy="name one on the command line: --reward file.py:function, or train(..., rewards=[function])")
+        raise ConfigError(
+            f"the trainer {kind.name} learns from rewards, and there is no function that gives any",
+            where="trainer",
+            remedy=(
+                "name one on the command line: --reward file.py:function, or train(..., rewards=[function])"
+            ),
+        )
     if rewards and not kind.rewards:
-        raise ConfigError(f"the trainer {kind.name} does not learn from rewards", where="--reward",
-                          remedy="leave it out, or choose trainer: grpo")
+        raise ConfigError(
+            f"the trainer {kind.name} does not learn from rewards",
+            where="--reward",
+            remedy="leave it out, or choose trainer: grpo",
+        )

@@ -1,4 +1,6 @@
-"""Trains one adapter and makes its pack: two parts, so that several can be trained together and packed when all are."""
+"""Trains one adapter and makes its pack: two parts, so that several can be trained together and packed when
+all are.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ Shown = Callable[[Step], None]
 
 
 class Company(NamedTuple):
-    """What a run has in common with those that are trained together with it, and how it lets them have their turn."""
+    """What a run has in common with those that are trained together with it, and how it lets them have their
+    turn.
+    """
 
     pause: Pause
     stopping: Stopping
@@ -60,14 +64,23 @@ class Trained(NamedTuple):
     started: float
 
 
-def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = (), company: Company | None = None) -> Trained:
+def trained(
+    config: TrainConfig,
+    progress: Shown | None = None,
+    rewards: Sequence[Reward] = (),
+    company: Company | None = None,
+) -> Trained:
     """Trains one adapter, alone or in ``company``; goes on from the last checkpoint of the same run."""
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], task_named(config.task)
     refuse_existing(Path(config.output_dir), "output_dir=...")
-    base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
+    base, datasets = (
+        folder_of(config.model_name_or_path),
+        list(map(_dataset, sources_of(config.train_file, "train_file"))),
+    )
     described = {**as_mapping(config), "datasets": datasets}
-    run = RunFolder(config.output_dir, described | {"on_divergence": None})  # which changes nothing that is computed
+    # which changes nothing that is computed
+    run = RunFolder(config.output_dir, described | {"on_divergence": None})
     stopping = Stopping() if company is None else company.stopping
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
@@ -75,18 +88,28 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
         reader = reader_of(task, kind, base)
         ready = prepared(config, task, base, reader, loaded if company is None else company.load)
         evaluation = ready.rows.evaluation
-        divergence = Divergence(config.on_divergence == "fail" and not takes_best(config),
-                                _loss_of_nothing(ready))
+        divergence = Divergence(
+            config.on_divergence == "fail" and not takes_best(config), _loss_of_nothing(ready)
+        )
         steps = Steps(progress, name="" if company is None else config.pack_name, divergence=divergence)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
-        callbacks = [stopping, *_stopping_early(config), *([] if company is None else [Turns(company.pause, stopping)])]
-        with own_forward(ready.model), interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
+        callbacks = [
+            stopping,
+            *_stopping_early(config),
+            *([] if company is None else [Turns(company.pause, stopping)]),
+        ]
+        with (
+            own_forward(ready.model),
+            interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"),
+        ):
             trainer = trainer_for(config, ready, arguments, reader, rewards, callbacks=callbacks, steps=steps)
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             scores = _scores(trainer) if evaluation is not None else {}
-    metrics = tuple({"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
-                    for name, value in scores.items())
+    metrics = tuple(
+        {"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
+        for name, value in scores.items()
+    )
     training = {
         "datasets": datasets,
         "objective": kind.name if kind.rows else task.name,
@@ -105,13 +128,23 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
 
 
 def packed(done: Trained) -> Pack:
-    """Writes the pack of a trained adapter, in the first of several processes, and removes the run's checkpoints."""
+    """Writes the pack of a trained adapter, in the first of several processes, and removes the run's
+    checkpoints.
+    """
     config, ready = done.config, done.ready
     first = done.trainer.is_world_process_zero()
     with memory_errors(config), kept(done.folder, first):
-        pack = save(ready.model, config.output_dir if first else None, adapter=config.pack_name, base=folder_of(config.model_name_or_path),
-                    name=config.pack_name, training=done.training, metrics=done.metrics,
-                    parents=() if ready.started is None else (ready.started,))  # by all processes, as what is sharded is gathered
+        pack = save(
+            ready.model,
+            config.output_dir if first else None,
+            adapter=config.pack_name,
+            base=folder_of(config.model_name_or_path),
+            name=config.pack_name,
+            training=done.training,
+            metrics=done.metrics,
+            # by all processes, as what is sharded is gathered
+            parents=() if ready.started is None else (ready.started,),
+        )
     if first:
         done.folder.end()
     done.trainer.accelerator.wait_for_everyone()
@@ -120,10 +153,14 @@ def packed(done: Trained) -> Pack:
 
 
 def _scores(trainer: Any) -> Mapping[str, float]:
-    """How good the trained adapter is: what an evaluation after the last step said, unless the adapter is that of an earlier step."""
+    """How good the trained adapter is: what an evaluation after the last step said, unless the adapter is
+    that of an earlier step.
+    """
     if trainer.args.load_best_model_at_end:
         return evaluated(trainer.evaluate())
-    last = (entry for entry in reversed(trainer.state.log_history) if entry["step"] == trainer.state.global_step)
+    last = (
+        entry for entry in reversed(trainer.state.log_history) if entry["step"] == trainer.state.global_step
+    )
     return next(filter(None, map(evaluated, last)), None) or evaluated(trainer.evaluate())
 
 
@@ -141,7 +178,9 @@ def _stopping_early(config: TrainConfig) -> list[Patience]:
 
 
 def _dataset(source: Source) -> dict[str, str | None]:
-    """A source by name and digest, of several files that of their names and digests; a hub data set by its name and revision."""
+    """A source by name and digest, of several files that of their names and digests; a hub data set by its
+    name and revision.
+    """
     files = files_of(source)
     if not files and Path(source.path).is_dir():
         files = files_below(Path(source.path))

@@ -1,4 +1,6 @@
-"""Watches the steps of a training: the loss of each, which has to be finite, the speed, and the time that is left."""
+"""Watches the steps of a training: the loss of each, which has to be finite, the speed, and the time that is
+left.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """How far a training is: the step that is done, how many there are, its loss, tokens a second, and seconds that are left.
+    """How far a training is: the step that is done, how many there are, its loss, tokens a second, and
+    seconds that are left.
 
     ``name`` is that of the adapter, where several are trained together.
     """
@@ -35,8 +38,10 @@ class Step(NamedTuple):
         minutes, seconds = divmod(round(self.left), 60)
         hours, minutes = divmod(minutes, 60)
         place = f"{self.name}, step" if self.name else "step"
-        return (f"{place} {self.done} of {self.total}: loss {self.loss:.4g}, {self.speed:,.0f} tokens/s, "
-                f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left")
+        return (
+            f"{place} {self.done} of {self.total}: loss {self.loss:.4g}, {self.speed:,.0f} tokens/s, "
+            f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left"
+        )
 
 
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
@@ -50,7 +55,9 @@ def evaluated(metrics: Mapping[str, Any]) -> dict[str, float]:
         >>> evaluated({"eval_loss": 0.5, "eval_accuracy": 1.0, "eval_runtime": 0.1, "epoch": 3})
         {'accuracy': 1.0, 'loss': 0.5}
     """
-    named = {key.removeprefix("eval_"): float(value) for key, value in metrics.items() if key.startswith("eval_")}
+    named = {
+        key.removeprefix("eval_"): float(value) for key, value in metrics.items() if key.startswith("eval_")
+    }
     return {key: named[key] for key in sorted(named, key=lambda key: key == "loss") if key not in _SPEED}
 
 
@@ -78,18 +85,26 @@ class Divergence:
         Raises:
             NonFinite: they have run away.
         """
-        recent, first = losses[max(1, len(losses) - _WINDOW):], max(losses[0], self._least)
+        recent, first = losses[max(1, len(losses) - _WINDOW) :], max(losses[0], self._least)
         begun = max(first, min(statistics.median(losses[:_WINDOW]), _far_above(_far_above(first))))
         self._far = self._far + 1 if _mostly_above(recent, _far_above(begun)) else 0
         if not self._warned and _mostly_above(recent, _far_above(first)):
             self._warned = True
-            log.warning("step %d: the loss is far above its start: %.4g, which was %.4g at first; %s", step,
-                        losses[-1], losses[0], _CALMER)
+            log.warning(
+                "step %d: the loss is far above its start: %.4g, which was %.4g at first; %s",
+                step,
+                losses[-1],
+                losses[0],
+                _CALMER,
+            )
         if self._fails and (self._far >= _LONG or (last and self._far)):
-            raise NonFinite("the training diverged: its loss has run away from its start",
-                            where=f"step {step}", found=f"{losses[-1]:.4g}",
-                            expected=f"about {losses[0]:.4g} or less",
-                            remedy=f"{_CALMER}; on_divergence: warn packs it nevertheless")
+            raise NonFinite(
+                "the training diverged: its loss has run away from its start",
+                where=f"step {step}",
+                found=f"{losses[-1]:.4g}",
+                expected=f"about {losses[0]:.4g} or less",
+                remedy=f"{_CALMER}; on_divergence: warn packs it nevertheless",
+            )
 
 
 _CALMER = "lower learning_rate or max_grad_norm, or raise warmup_steps"
@@ -104,15 +119,20 @@ def _mostly_above(losses: Sequence[float], limit: float) -> bool:
 
 
 class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is called after each step.
+    """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is
+    called after each step.
 
-    What it knows is part of a checkpoint, so that a run which goes on says the same as one that was never interrupted. ``name`` stands
-    in what it says, where other runs say something, too.
+    What it knows is part of a checkpoint, so that a run which goes on says the same as one that was never
+    interrupted. ``name`` stands in what it says, where other runs say something, too.
     """
 
-    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None,
-                 name: str = "",
-                 divergence: Divergence | None = None) -> None:
+    def __init__(
+        self,
+        progress: Callable[[Step], None] | None = None,
+        losses: list[float] | None = None,
+        name: str = "",
+        divergence: Divergence | None = None,
+    ) -> None:
         self.progress, self.losses, self.name = progress, list(losses or ()), name
         self._divergence = divergence or Divergence(fails=False)
         self._loss: Any = 0.0
@@ -132,13 +152,19 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         last = self.losses[-steps:]
         return sum(last) / len(last)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """The clock starts; a run that goes on has steps behind it already, or all of them."""
         control.should_training_stop |= state.global_step >= state.max_steps
         self._started, self._first = time.monotonic(), state.global_step
-        self.losses = list((state.stateful_callbacks.get(type(self).__name__) or self.state())["attributes"]["losses"])[: self._first]
+        self.losses = list(
+            (state.stateful_callbacks.get(type(self).__name__) or self.state())["attributes"]["losses"]
+        )[: self._first]
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Checks the loss and shows the step.
 
         Raises:
@@ -150,21 +176,43 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._loss, self._tokens = 0.0, 0
         if not math.isfinite(loss):
             remedy = _CALMER + (", or train without bf16" if args.bf16 else "")
-            raise NonFinite("the training diverged: its loss is no number", where=f"step {state.global_step}", found=loss, remedy=remedy)
+            raise NonFinite(
+                "the training diverged: its loss is no number",
+                where=f"step {state.global_step}",
+                found=loss,
+                remedy=remedy,
+            )
         self.losses.append(loss)
         self._divergence.see(self.losses, state.global_step, state.global_step >= state.max_steps)
         seconds, done = max(time.monotonic() - self._started, 1e-9), state.global_step - self._first
-        step = Step(state.global_step, state.max_steps, self.recent(args.logging_steps), self._counted / seconds,
-                    seconds / done * (state.max_steps - state.global_step), self.name)
+        step = Step(
+            state.global_step,
+            state.max_steps,
+            self.recent(args.logging_steps),
+            self._counted / seconds,
+            seconds / done * (state.max_steps - state.global_step),
+            self.name,
+        )
         if self.progress is not None:
             self.progress(step)
-        if state.is_world_process_zero and (state.global_step % args.logging_steps == 0 or state.global_step == state.max_steps):
+        if state.is_world_process_zero and (
+            state.global_step % args.logging_steps == 0 or state.global_step == state.max_steps
+        ):
             log.info("%s", step)
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Mapping[str, float] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **_: Any,
     ) -> None:
         """One line for an evaluation."""
         if state.is_world_process_zero:
-            log.info("%sevaluated after step %d: %s", f"{self.name}, " if self.name else "", state.global_step,
-                     ", ".join(f"{key} {value:.4g}" for key, value in evaluated(metrics or {}).items()))
+            log.info(
+                "%sevaluated after step %d: %s",
+                f"{self.name}, " if self.name else "",
+                state.global_step,
+                ", ".join(f"{key} {value:.4g}" for key, value in evaluated(metrics or {}).items()),
+            )

@@ -1,4 +1,6 @@
-"""Extends ``transformers.Trainer`` by what methods add to a training: penalties, learning rates, updates after each step."""
+"""Extends ``transformers.Trainer`` by what methods add to a training: penalties, learning rates, updates
+after each step.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,14 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.steps.batch(self.accelerator.reduce(loss, "mean"), _tokens(inputs))
         return loss
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """The loss, and in training the penalties: once a step, however many batches a step has."""
         wanted = return_outputs and self.compute_metrics is not None
         with nullcontext() if wanted else self._without_logits(inputs):
@@ -57,18 +66,26 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         more = hooks.context(self.model) if model.training and "labels" in inputs else None
         if more is not None:
             items = num_items_in_batch if self.model_accepts_loss_kwargs else None
-            loss = hooks.with_context(loss, inputs["labels"], items, more, self.current_gradient_accumulation_steps)
+            loss = hooks.with_context(
+                loss, inputs["labels"], items, more, self.current_gradient_accumulation_steps
+            )
         extra = hooks.penalty(self.model) if model.training else None
         if extra is not None:
-            # Where the model divides by the items of all batches of a step, the trainer does not divide by their number.
+            # Where the model divides by the items of all batches of a step, the trainer does not divide by
+            # their number.
             scaled = self.loss_is_scaled_for_ga  # None: told by what the model takes
-            whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None if scaled is None else scaled
+            whole = (
+                self.model_accepts_loss_kwargs and num_items_in_batch is not None
+                if scaled is None
+                else scaled
+            )
             loss = loss + (extra / self.current_gradient_accumulation_steps if whole else extra)
         return (loss, outputs) if return_outputs else loss
 
     def _ask_what_the_loss_is_divided_by(self, model: Any, inputs: Any, items: Any) -> None:
-        """Tells, once, models that divide their loss by the items of a whole step from those that take the number and ignore it, as most
-        classifiers do: theirs is the mean of a batch, which the trainer would multiply by the processes and by the batches of a step.
+        """Tells, once, models that divide their loss by the items of a whole step from those that take the
+        number and ignore it, as most classifiers do: theirs is the mean of a batch, which the trainer would
+        multiply by the processes and by the batches of a step.
         """
         plain = super().compute_loss
         if self._asked or items is None or not self.model_accepts_loss_kwargs or self._blockwise is not None:
@@ -79,7 +96,9 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         training = model.training
         model.eval()
         with torch.no_grad():
-            once, half = (plain(model, dict(inputs), num_items_in_batch=count) for count in (items, 2 * items))
+            once, half = (
+                plain(model, dict(inputs), num_items_in_batch=count) for count in (items, 2 * items)
+            )
         model.train(training)
         self.model_accepts_loss_kwargs = not torch.allclose(once, half)
 
@@ -108,10 +127,12 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The order of rows; one with a generator of its own is drawn anew from the seed in each epoch, so that a run that goes on finds
-        the same."""
+        """The order of rows; one with a generator of its own is drawn anew from the seed in each epoch, so
+        that a run that goes on finds the same.
+        """
         sampler = super()._get_train_sampler(train_dataset)
-        own = hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler)  # of which accelerate makes one by epochs
+        # of which accelerate makes one by epochs
+        own = hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler)
         return _SeededByEpoch(sampler, self.args.seed) if own else sampler
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -145,8 +166,14 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
 
 def adapting(trainer: type[Any]) -> type[Any]:
-    """The class of a trainer that derives from transformers', with what :class:`AdapterTrainer` adds to that."""
-    return AdapterTrainer if issubclass(AdapterTrainer, trainer) else type(trainer.__name__, (AdapterTrainer, trainer), {})
+    """The class of a trainer that derives from transformers', with what :class:`AdapterTrainer` adds to
+    that.
+    """
+    return (
+        AdapterTrainer
+        if issubclass(AdapterTrainer, trainer)
+        else type(trainer.__name__, (AdapterTrainer, trainer), {})
+    )
 
 
 def _tokens(inputs: Any) -> torch.Tensor | int:
@@ -154,7 +181,11 @@ def _tokens(inputs: Any) -> torch.Tensor | int:
     if not isinstance(inputs, Mapping):
         return 0
     masks = [value.sum() for key, value in inputs.items() if key.endswith("attention_mask")]
-    return sum(masks) if masks else sum(value.numel() for key, value in inputs.items() if key.endswith("input_ids"))
+    return (
+        sum(masks)
+        if masks
+        else sum(value.numel() for key, value in inputs.items() if key.endswith("input_ids"))
+    )
 
 
 class _SeededByEpoch(Sampler[int]):
@@ -182,7 +213,12 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
         self.states: dict[tuple[str, str], Any] = {}
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
     ) -> None:
         """See :func:`adapterpack.training.loop.hooks.after_step`."""
         self.states = hooks.after_step(model, Progress(state.global_step + 1, state.max_steps), self.states)

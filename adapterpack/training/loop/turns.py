@@ -21,11 +21,13 @@ T = TypeVar("T")
 
 
 def in_turns(works: Sequence[Callable[[Pause], T]], stop: Callable[[], None]) -> list[T]:
-    """Runs functions alternately, in their order, each until it calls the function that it is given; returns what they return.
+    """Runs functions alternately, in their order, each until it calls the function that it is given; returns
+    what they return.
 
-    Each has a thread, of which one runs at a time: what it does is what it would do alone, since it finds the generators of random numbers,
-    and what accelerate keeps for a process, as it left them. After the first error ``stop`` is called; it is raised when the others have
-    come to their ends, with the notes of their errors.
+    Each has a thread, of which one runs at a time: what it does is what it would do alone, since it finds the
+    generators of random numbers, and what accelerate keeps for a process, as it left them. After the first
+    error ``stop`` is called; it is raised when the others have come to their ends, with the notes of their
+    errors.
 
     Example:
         >>> said = []
@@ -34,7 +36,8 @@ def in_turns(works: Sequence[Callable[[Pause], T]], stop: Callable[[], None]) ->
         ...         said.append(f"{name}{number}")
         ...         pause()
         ...     return to
-        >>> in_turns([lambda pause: count(pause, "a", 1), lambda pause: count(pause, "b", 3)], lambda: None), said
+        >>> in_turns([lambda pause: count(pause, "a", 1), lambda pause: count(pause, "b", 3)],
+        ...     lambda: None), said
         ([1, 3], ['a0', 'b0', 'b1', 'b2'])
     """
     before = _Globals.taken()
@@ -63,16 +66,22 @@ def in_turns(works: Sequence[Callable[[Pause], T]], stop: Callable[[], None]) ->
 
 
 class Turns(TrainerCallback):  # type: ignore[misc]
-    """Gives the others a turn before each step. A run that is to stop, and has done nothing that a checkpoint could keep, ends there."""
+    """Gives the others a turn before each step. A run that is to stop, and has done nothing that a checkpoint
+    could keep, ends there.
+    """
 
     def __init__(self, pause: Pause, stopping: Stopping) -> None:
         self._pause, self._stopping, self._first = pause, stopping, 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """A run that goes on has steps behind it already."""
         self._first = state.global_step
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """A step with its evaluation and its checkpoint is one turn.
 
         Raises:
@@ -91,7 +100,9 @@ class _Turn:
         self.error: BaseException | None = None
         self.ended, self._abandoned, self._globals = False, False, found
         self._mine, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._run, work), daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run, work), daemon=True
+        )
 
     def go_on(self) -> None:
         """Lets it run until it pauses or ends."""
@@ -131,7 +142,9 @@ _STATES = (PartialState, AcceleratorState, GradientState)
 
 
 class _Globals(NamedTuple):
-    """What a training finds in its process and changes: the generators of random numbers, and accelerate's states."""
+    """What a training finds in its process and changes: the generators of random numbers, and accelerate's
+    states.
+    """
 
     python: Any
     numpy: Any
@@ -143,8 +156,13 @@ class _Globals(NamedTuple):
     def taken(cls) -> _Globals:
         """As they are."""
         devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), devices,
-                   [dict(state._shared_state) for state in _STATES])
+        return cls(
+            random.getstate(),
+            np.random.get_state(),
+            torch.get_rng_state(),
+            devices,
+            [dict(state._shared_state) for state in _STATES],
+        )
 
     def put(self) -> None:
         """Puts them back."""

@@ -1,4 +1,6 @@
-"""Looks through a data file before a library reads it: what is packed, too long or nested too deeply is refused, with its line."""
+"""Looks through a data file before a library reads it: what is packed, too long or nested too deeply is
+refused, with its line.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from ...sandbox.sandbox import Sandbox
 MAX_ROW = 16 << 20
 """The most bytes of a line, and of a text where rows are no lines."""
 MAX_DEPTH = 64
-"""Levels of a row: the readers that data sets use have no limit, and the process dies of a row that is deep enough."""
+"""Levels of a row: the readers that data sets use have no limit, and the process dies of a row that is deep
+enough.
+"""
 MAX_COLUMNS = 1000
 MAX_GROUP = 1 << 30
 """The most bytes of the rows of one group, unpacked: readers take a group at a time."""
@@ -34,12 +38,22 @@ _PLAIN = frozenset({".csv", ".tsv", ".txt"})
 """Files of text that is no JSON, which has an encoding of its own accord."""
 _SPACE = b" \t\r\n\xef\xbb\xbf"
 _STEP = np.array([(byte in b"[{") - (byte in b"]}") for byte in range(256)], np.int8)
-_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf", b"Rar!")
+_PACKED = (
+    b"\x1f\x8b",
+    b"PK\x03\x04",
+    b"\xfd7zXZ",
+    b"BZh",
+    b"\x28\xb5\x2f\xfd",
+    b"\x04\x22\x4d\x18",
+    b"7z\xbc\xaf",
+    b"Rar!",
+)
 """How files begin that data sets would unpack, whatever they are called."""
 
 
 def require_bounded(path: Path, name: object = None) -> None:
-    """Checks the lines of a text file of any kind, and the index and rows of a parquet file; ``name`` is what errors call it.
+    """Checks the lines of a text file of any kind, and the index and rows of a parquet file; ``name`` is what
+    errors call it.
 
     Raises:
         StorageError: it cannot be read.
@@ -56,7 +70,8 @@ def require_bounded(path: Path, name: object = None) -> None:
     with open_regular(path) as file, storage_errors(name), whole(file) as data:
         if data[:8].startswith(_PACKED):
             raise ConfigError("the data file is packed", where=name, expected=kind, remedy="unpack it first")
-        one_list = kind == ".json" and data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")  # of all rows, perhaps on one line
+        # of all rows, perhaps on one line
+        one_list = kind == ".json" and data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
         depth, line = 0, 1
         for start, stop in _pieces(data, name) if one_list else _blocks(data, name):
             if kind in _PLAIN:
@@ -68,8 +83,12 @@ def require_bounded(path: Path, name: object = None) -> None:
                 if np.any((levels == 0) & (steps == 0)):  # the reader dies of a null there
                     raise ConfigError("a row must be an object", where=Place((path,), (name,)))
                 if levels.max(initial=0) > MAX_DEPTH:
-                    raise ConfigError("a row is nested too deeply", where=f"{name}, from line {line} on",
-                                      expected=f"at most {MAX_DEPTH} levels", found=int(levels.max()))
+                    raise ConfigError(
+                        "a row is nested too deeply",
+                        where=f"{name}, from line {line} on",
+                        expected=f"at most {MAX_DEPTH} levels",
+                        found=int(levels.max()),
+                    )
                 depth = max(int(levels[-1]), 0) if len(levels) else depth
             line += data[start:stop].count(b"\n")
 
@@ -79,18 +98,27 @@ def _require_utf8(text: bytes, where: object) -> None:
         text.decode()
     except UnicodeDecodeError as error:
         around = text[max(error.start - 20, 0) : error.start + 20].decode("utf-8", "replace").strip()
-        raise ConfigError("the file is not in UTF-8", where=where, found=repr(around),
-                          remedy="save it in UTF-8, which spreadsheets call CSV UTF-8, or change it by "
-                                 "iconv -f WINDOWS-1252 -t UTF-8") from error
+        raise ConfigError(
+            "the file is not in UTF-8",
+            where=where,
+            found=repr(around),
+            remedy="save it in UTF-8, which spreadsheets call CSV UTF-8, or change it by "
+            "iconv -f WINDOWS-1252 -t UTF-8",
+        ) from error
 
 
 def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
-    """Checks columns, levels and groups of a parquet file by its index, and then its rows one by one: a small file may hold any number.
+    """Checks columns, levels and groups of a parquet file by its index, and then its rows one by one: a small
+    file may hold any number.
 
     Raises:
         ConfigError: it is none, or past a limit.
     """
-    sandbox = Sandbox(f"{__name__}:read_through", Limits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND), kept=0)
+    sandbox = Sandbox(
+        f"{__name__}:read_through",
+        Limits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND),
+        kept=0,
+    )
     try:
         problem = sandbox.run(str(path.resolve()).encode(), "the data cannot be read", where=name)
     except FormatError as error:
@@ -101,7 +129,9 @@ def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
 
 
 def read_through(request: bytes) -> bytes:
-    """What is done of a parquet file in the other process: a path in; out nothing, or what is past which limit, as JSON."""
+    """What is done of a parquet file in the other process: a path in; out nothing, or what is past which
+    limit, as JSON.
+    """
     problem = _problem(request.decode())
     return b"" if problem is None else json.dumps(problem).encode()
 
@@ -114,7 +144,9 @@ def _problem(path: str) -> tuple[str, str, int] | None:
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         if (count := len(file.schema)) > MAX_COLUMNS:
             return "the data has very many columns", f"at most {MAX_COLUMNS}", count
-        if (depth := max((file.schema.column(number).path.count(".") for number in range(count)), default=0)) > MAX_DEPTH:
+        if (
+            depth := max((file.schema.column(number).path.count(".") for number in range(count)), default=0)
+        ) > MAX_DEPTH:
             return "a row is nested too deeply", f"at most {MAX_DEPTH} levels, a list being two", depth
         groups = [file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups)]
         if max(groups, default=0) > MAX_GROUP:
@@ -122,11 +154,18 @@ def _problem(path: str) -> tuple[str, str, int] | None:
         for number in range(file.num_row_groups):
             unpacked = 0
             for batch in file.iter_batches(_ROWS, [number], use_threads=False):
-                columns = [column.dictionary_decode() if kinds.is_dictionary(column.type) else column for column in batch.columns]
+                columns = [
+                    column.dictionary_decode() if kinds.is_dictionary(column.type) else column
+                    for column in batch.columns
+                ]
                 unpacked += sum(column.nbytes for column in columns)
                 if unpacked > MAX_GROUP:
                     return "a group of rows is too large", f"at most {MAX_GROUP} bytes", unpacked
-                texts = [column for column in columns if kinds.is_string(column.type) or kinds.is_large_string(column.type)]
+                texts = [
+                    column
+                    for column in columns
+                    if kinds.is_string(column.type) or kinds.is_large_string(column.type)
+                ]
                 longest = max((pc.max(pc.binary_length(column)).as_py() or 0 for column in texts), default=0)
                 if longest > MAX_ROW:
                     return "a text is too long", f"at most {MAX_ROW} bytes", longest
@@ -146,11 +185,18 @@ def require_short_texts(rows: Any, where: object) -> None:
         if kinds.is_string(column.type) or kinds.is_large_string(column.type):
             longest = pc.max(pc.binary_length(column)).as_py() or 0
             if longest > MAX_ROW:
-                raise ConfigError("a text is too long", where=f"{where}, column {name}", expected=f"at most {MAX_ROW} bytes", found=longest)
+                raise ConfigError(
+                    "a text is too long",
+                    where=f"{where}, column {name}",
+                    expected=f"at most {MAX_ROW} bytes",
+                    found=longest,
+                )
 
 
 class Place(NamedTuple):
-    """Files in an error, by their ``names``; as text, where they have a row a line, the first line that is no JSON object as well."""
+    """Files in an error, by their ``names``; as text, where they have a row a line, the first line that is no
+    JSON object as well.
+    """
 
     paths: Sequence[Path]
     names: Sequence[object]
@@ -184,8 +230,9 @@ def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
             end = start + _whole_texts(data[start:stop])
         long = stop - start > MAX_ROW
         if long and (longest := max(map(len, _STRINGS.findall(data[start:stop])), default=0)) > MAX_ROW:
-            raise ConfigError("a text is too long", where=name, expected=f"at most {MAX_ROW} bytes",
-                              found=longest)
+            raise ConfigError(
+                "a text is too long", where=name, expected=f"at most {MAX_ROW} bytes", found=longest
+            )
         end = end if end > start else stop  # a text that never ends
         yield start, end
         start = end
@@ -206,7 +253,12 @@ def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
         if not end:  # one line
             end = data.find(b"\n", stop) + 1 or size
             if end - start > MAX_ROW:
-                raise ConfigError("a row is too long", where=f"{name}, line {line}", expected=f"at most {MAX_ROW} bytes", found=end - start)
+                raise ConfigError(
+                    "a row is too long",
+                    where=f"{name}, line {line}",
+                    expected=f"at most {MAX_ROW} bytes",
+                    found=end - start,
+                )
         yield start, end
         line += data[start:end].count(b"\n")
         start = end

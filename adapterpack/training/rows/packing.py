@@ -1,7 +1,9 @@
-"""Packs rows of several lengths into longer ones that are all nearly full, in which each row still sees nothing but itself.
+"""Packs rows of several lengths into longer ones that are all nearly full, in which each row still sees
+nothing but itself.
 
-A packed row says the position of each of its tokens in the row that it came from, and has no attention mask: of positions that begin anew
-models of transformers make a mask of blocks. Whether a model does is tried before anything is trained.
+A packed row says the position of each of its tokens in the row that it came from, and has no attention mask:
+of positions that begin anew models of transformers make a mask of blocks. Whether a model does is tried
+before anything is trained.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _TRIED = 12
 
 
 def packed(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[str, Any]]:
-    """The rows, of ``input_ids`` and ``labels``, in as few of at most ``width`` tokens as best fit finds, the longest placed first.
+    """The rows, of ``input_ids`` and ``labels``, in as few of at most ``width`` tokens as best fit finds, the
+    longest placed first.
 
     Example:
         >>> packed([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3], "labels": [3]}], 4)
@@ -52,10 +55,14 @@ def packed(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[str, Any]
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row of several: nothing is learned of the first token of each, which would follow the last one of another."""
-    return {"input_ids": [token for row in rows for token in row["input_ids"]],
-            "labels": [label for row in rows for label in (IGNORED, *row["labels"][1:])],
-            "position_ids": [position for row in rows for position in range(len(row["input_ids"]))]}
+    """One row of several: nothing is learned of the first token of each, which would follow the last one of
+    another.
+    """
+    return {
+        "input_ids": [token for row in rows for token in row["input_ids"]],
+        "labels": [label for row in rows for label in (IGNORED, *row["labels"][1:])],
+        "position_ids": [position for row in rows for position in range(len(row["input_ids"]))],
+    }
 
 
 def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -67,14 +74,25 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     accepted = signature(model.forward).parameters
     remedy = "leave packing out; group_by_length saves padding, too"
     if "position_ids" not in accepted:
-        raise Unsupported("the model takes no positions, by which packed rows are kept apart", found=type(model).__name__, remedy=remedy)
+        raise Unsupported(
+            "the model takes no positions, by which packed rows are kept apart",
+            found=type(model).__name__,
+            remedy=remedy,
+        )
     longest = sorted(rows, key=lambda row: -len(row["input_ids"]))[:2]
-    pair = [{"input_ids": list(row["input_ids"][:_TRIED]), "labels": list(row["input_ids"][:_TRIED])} for row in longest]
+    pair = [
+        {"input_ids": list(row["input_ids"][:_TRIED]), "labels": list(row["input_ids"][:_TRIED])}
+        for row in longest
+    ]
     options = {"use_cache": False} if "use_cache" in accepted else {}
     device, was_training = device_of(model, type(model).__name__), model.training
 
     def logits(row: Mapping[str, Any]) -> torch.Tensor:
-        inputs = {key: torch.tensor([row[key]], device=device) for key in ("input_ids", "position_ids") if key in row}
+        inputs = {
+            key: torch.tensor([row[key]], device=device)
+            for key in ("input_ids", "position_ids")
+            if key in row
+        }
         given: torch.Tensor = model(**inputs, **options).logits[0].float()
         return given
 
@@ -87,8 +105,12 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         model.train(was_training)
     off, most = float((alone - together).abs().max()), float(alone.abs().max())
     if off > max(_ROUNDED, coarse(model)) * most:
-        raise Unsupported("rows that are packed are not kept apart by this model, or by the adapter in it", found=f"logits that are up to "
-                          f"{off:.3g} off, of at most {most:.3g}", where=type(model).__name__, remedy=remedy)
+        raise Unsupported(
+            "rows that are packed are not kept apart by this model, or by the adapter in it",
+            found=f"logits that are up to {off:.3g} off, of at most {most:.3g}",
+            where=type(model).__name__,
+            remedy=remedy,
+        )
 
 
 _ROUNDED = 1e-4

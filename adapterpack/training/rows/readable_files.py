@@ -1,4 +1,6 @@
-"""Finds the data files that a source names, and makes plain ones of those that are packed or hold lines that are no rows."""
+"""Finds the data files that a source names, and makes plain ones of those that are packed or hold lines that
+are no rows.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,23 @@ from .data_files import MAX_ROW, flaw_of
 
 
 class Kind(NamedTuple):
-    """How ``datasets`` reads files: its builder, and that one's options. ``lines``: each line that is not blank is a row."""
+    """How ``datasets`` reads files: its builder, and that one's options. ``lines``: each line that is not
+    blank is a row.
+    """
 
     builder: str
     options: Mapping[str, Any] = {}
     lines: bool = False
 
 
-KINDS: Mapping[str, Kind] = {".json": Kind("json"), ".jsonl": Kind("json", lines=True), ".csv": Kind("csv"),
-                             ".tsv": Kind("csv", {"sep": "\t"}), ".txt": Kind("text"), ".parquet": Kind("parquet")}
+KINDS: Mapping[str, Kind] = {
+    ".json": Kind("json"),
+    ".jsonl": Kind("json", lines=True),
+    ".csv": Kind("csv"),
+    ".tsv": Kind("csv", {"sep": "\t"}),
+    ".txt": Kind("text"),
+    ".parquet": Kind("parquet"),
+}
 """Ending -> how such files are read."""
 _GZIP = ".gz"
 _QUOTED = re.compile(rb'"[^"]*"')
@@ -78,19 +88,31 @@ def files_of(source: Source) -> list[Path]:
     if path.is_dir():
         return []
     pattern = has_magic(str(path))
-    names = glob(str(path), recursive=True) if pattern else []  # noqa: PTH207 - Path's takes no pattern of an absolute path
+    # Path's takes no pattern of an absolute path
+    names = glob(str(path), recursive=True) if pattern else []  # noqa: PTH207
     files = sorted(Path(name) for name in names if Path(name).is_file()) if pattern else [path]
     named = pattern or kind_of(path) is not None or path.is_file()
     if not named and source.path[:1] not in {".", "/", "~"}:
         return []
     if not files or not all(map(Path.is_file, files)):
-        raise StorageError("there is no such data file", where=source.path, remedy="paths are taken from the current folder")
+        raise StorageError(
+            "there is no such data file", where=source.path, remedy="paths are taken from the current folder"
+        )
     if other := [file for file in files if kind_of(file) is None]:
-        raise ConfigError("a data file of no known kind", where=other[0], expected=", ".join(KINDS), found=other[0].suffix or "no ending",
-                          remedy="name only data files, with their endings")
+        raise ConfigError(
+            "a data file of no known kind",
+            where=other[0],
+            expected=", ".join(KINDS),
+            found=other[0].suffix or "no ending",
+            remedy="name only data files, with their endings",
+        )
     if source.name or source.revision or source.data_files:
-        raise ConfigError("a data file has no such setting", where=source.path, found="name, revision or data_files",
-                          remedy="leave it out: folders and hub data sets have these")
+        raise ConfigError(
+            "a data file has no such setting",
+            where=source.path,
+            found="name, revision or data_files",
+            remedy="leave it out: folders and hub data sets have these",
+        )
     return files
 
 
@@ -110,9 +132,10 @@ def files_below(folder: Path) -> list[Path]:
 
 @contextmanager
 def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[Path], dict[str, Any]]]:
-    """Files of one kind as ``datasets`` may read them, and options for it: themselves, or plain copies of those that are packed, and of
-    those with a row a line, where others are skipped, the lines that are rows. Copies last as long as the block; so does what ``datasets``
-    makes of files, where it has no folder of its own.
+    """Files of one kind as ``datasets`` may read them, and options for it: themselves, or plain copies of
+    those that are packed, and of those with a row a line, where others are skipped, the lines that are rows.
+    Copies last as long as the block; so does what ``datasets`` makes of files, where it has no folder of its
+    own.
 
     Raises:
         ConfigError: a packed file is damaged, or far larger than it looks.
@@ -134,7 +157,9 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
 
 
 def _has_cache() -> bool:
-    """Whether ``datasets`` can keep in its own folder what it makes of files; not where a container has no home, or one to be read only."""
+    """Whether ``datasets`` can keep in its own folder what it makes of files; not where a container has no
+    home, or one to be read only.
+    """
     from datasets import config  # noqa: PLC0415 - takes a second to import, and not all rows are its business
 
     place = Path(config.HF_DATASETS_CACHE)
@@ -149,10 +174,13 @@ def _is_packed(file: Path) -> bool:
 
 def _line_of(file: Path, report: DataReport) -> Callable[[int], int | None]:
     """The line of a row in a file with a row a line: those that are blank, or no rows, do not count."""
+
     @cache
     def lines() -> list[int]:
         with gzip.open(file) if _is_packed(file) else file.open("rb") as data:
-            return [number for number, line in enumerate(data, 1) if line.strip() and -number not in report.bad]
+            return [
+                number for number, line in enumerate(data, 1) if line.strip() and -number not in report.bad
+            ]
 
     return lambda row: lines()[row - 1] if row <= len(lines()) else None
 
@@ -165,9 +193,15 @@ def _unpacked(file: Path, copy: Path) -> Path:
             while block := data.read(_BLOCK):
                 out.write(block)
                 if out.tell() > most:
-                    raise ConfigError("a packed file is far larger than it looks", where=file, expected=f"at most {most} bytes unpacked")
+                    raise ConfigError(
+                        "a packed file is far larger than it looks",
+                        where=file,
+                        expected=f"at most {most} bytes unpacked",
+                    )
     except (EOFError, OSError, zlib.error) as error:
-        raise ConfigError(f"the packed file cannot be unpacked: {error}", where=file, remedy="pack it again") from error
+        raise ConfigError(
+            f"the packed file cannot be unpacked: {error}", where=file, remedy="pack it again"
+        ) from error
     return copy
 
 
@@ -176,7 +210,9 @@ def _rows_alone(source: Path, copy: Path, file: Path, report: DataReport) -> Pat
     with storage_errors(source), source.open("rb") as lines, copy.open("wb") as out:
         for number, line in enumerate(iter(partial(lines.readline, MAX_ROW + 1), b""), 1):
             if len(line) > MAX_ROW:
-                raise ConfigError("a row is too long", where=f"{file}, line {number}", expected=f"at most {MAX_ROW} bytes")
+                raise ConfigError(
+                    "a row is too long", where=f"{file}, line {number}", expected=f"at most {MAX_ROW} bytes"
+                )
             flaw = flaw_of(line)
             if flaw is not None:
                 report.bad[-number] = f"{flaw} (at {file}, line {number})."

@@ -1,4 +1,6 @@
-"""Reads what a configuration says to train on: rows of all sources, as token ids, and those that are kept apart for evaluations."""
+"""Reads what a configuration says to train on: rows of all sources, as token ids, and those that are kept
+apart for evaluations.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,20 @@ class _Part(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Encoded rows to learn from and to evaluate on, None where there are none, and the labels of a task that has some."""
+    """Encoded rows to learn from and to evaluate on, None where there are none, and the labels of a task that
+    has some.
+    """
 
     train: list[dict[str, Any]]
     evaluation: list[dict[str, Any]] | None
     labels: Labels | None
 
 
-def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any, labels: Labels | None = None) -> Read:
-    """All rows of a configuration; the log gets a table of what became of them. ``labels`` are those of a head that was trained before.
+def read(
+    config: TrainConfig, task: Task, training: Training, tokenizer: Any, labels: Labels | None = None
+) -> Read:
+    """All rows of a configuration; the log gets a table of what became of them. ``labels`` are those of a
+    head that was trained before.
 
     Raises:
         ConfigError: data of no known form, rows that cannot be read, or none is left.
@@ -53,14 +60,16 @@ def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any, la
         rows, report = _labelled(parts, training)
         labels = data.labels_in(rows, training, report, config.problem_type)
     parts, apart = _divided(parts, config)
-    train, evaluation = (_encoded(some, training, tokenizer, config.max_length, labels) for some in (parts, apart))
+    train, evaluation = (
+        _encoded(some, training, tokenizer, config.max_length, labels) for some in (parts, apart)
+    )
     _say(parts, apart)
     return Read(train, evaluation if apart else None, labels)
 
 
 def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple[Any, Any]:
-    """All rows of a configuration as ``make`` makes them for a trainer that encodes them itself: to learn from, and to evaluate on, None
-    where there are none. The log gets a table of what became of them.
+    """All rows of a configuration as ``make`` makes them for a trainer that encodes them itself: to learn
+    from, and to evaluate on, None where there are none. The log gets a table of what became of them.
 
     Raises:
         ConfigError: data of no known form, rows that cannot be read, or none is left.
@@ -77,16 +86,26 @@ def _table(parts: Sequence[_Part], make: Callable[[Any, DataReport], Any]) -> Da
     for rows, report in parts:
         made = make(rows, report)
         if not len(made):
-            raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
+            raise ConfigError(
+                "no row of the data can be learned from",
+                where=report,
+                found=next(iter(report.bad.values()), None),
+            )
         _require_no_form(report)
         report.rows = len(made)
         try:
             tables.append(made if isinstance(made, Dataset) else Dataset.from_list(made))
         except (ArrowInvalid, ArrowTypeError) as error:
-            raise ConfigError("some rows hold texts and others messages", where=report, remedy="give all of them one form") from error
+            raise ConfigError(
+                "some rows hold texts and others messages", where=report, remedy="give all of them one form"
+            ) from error
     if len({str(table.features) for table in tables}) > 1:
-        raise ConfigError("the sources hold rows of different kinds", where=", ".join(part.report.source for part in parts),
-                          found="; ".join(", ".join(table.column_names) for table in tables), remedy="give all of them one form")
+        raise ConfigError(
+            "the sources hold rows of different kinds",
+            where=", ".join(part.report.source for part in parts),
+            found="; ".join(", ".join(table.column_names) for table in tables),
+            remedy="give all of them one form",
+        )
     return concatenate_datasets(tables)
 
 
@@ -98,12 +117,18 @@ def _loaded(sources: Any, config: TrainConfig) -> list[_Part]:
     return parts
 
 
-def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_length: int, labels: Labels | None) -> list[dict[str, Any]]:
+def _encoded(
+    parts: Sequence[_Part], training: Training, tokenizer: Any, max_length: int, labels: Labels | None
+) -> list[dict[str, Any]]:
     every = []
     for rows, report in parts:
         encoded = training.encode(rows, tokenizer, max_length, report, labels)
         if not encoded:
-            raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
+            raise ConfigError(
+                "no row of the data can be learned from",
+                where=report,
+                found=next(iter(report.bad.values()), None),
+            )
         _require_no_form(report)
         report.rows, report.tokens = len(encoded), sum(map(data.token_count, encoded)) or None
         every += encoded
@@ -114,7 +139,10 @@ def _labelled(parts: Sequence[_Part], training: Training) -> _Part:
     """The labels of all parts together."""
     if len(parts) == 1:
         return parts[0]
-    columns = [rows.select_columns([name for name in rows.column_names if name == data.label_column(rows, training)]) for rows, _ in parts]
+    columns = [
+        rows.select_columns([name for name in rows.column_names if name == data.label_column(rows, training)])
+        for rows, _ in parts
+    ]
     return _Part(concatenate_datasets(columns), DataReport("all data", parts[0].report.skips))
 
 
@@ -132,21 +160,38 @@ def _some(parts: Sequence[_Part], numbers: np.ndarray) -> list[_Part]:
 def _chosen(parts: list[_Part], config: TrainConfig) -> list[_Part]:
     count, skipped = sum(len(part.rows) for part in parts), config.skip_train_samples
     if skipped >= count:
-        raise ConfigError("skip_train_samples leaves no rows", where=parts[0].report, expected=f"less than {count}", found=skipped)
+        raise ConfigError(
+            "skip_train_samples leaves no rows",
+            where=parts[0].report,
+            expected=f"less than {count}",
+            found=skipped,
+        )
     if not skipped and config.max_train_samples is None:
         return parts
-    return _some(parts, np.arange(skipped, count if config.max_train_samples is None else min(count, skipped + config.max_train_samples)))
+    return _some(
+        parts,
+        np.arange(
+            skipped,
+            count if config.max_train_samples is None else min(count, skipped + config.max_train_samples),
+        ),
+    )
 
 
 def _divided(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[_Part]]:
-    """The rows to learn from, and those to evaluate on: of files of their own, or a share of all, or so many, drawn by the seed."""
+    """The rows to learn from, and those to evaluate on: of files of their own, or a share of all, or so many,
+    drawn by the seed.
+    """
     if not config.val_set_size:
         return parts, [] if config.eval_file is None else _loaded(config.eval_file, config)
     count = sum(len(part.rows) for part in parts)
     size = round(config.val_set_size * count if config.val_set_size < 1 else config.val_set_size)
     if not 0 < size < count:
-        raise ConfigError("val_set_size leaves no rows to learn from, or none to evaluate", where=parts[0].report,
-                          expected=f"a share of {count} rows, or less than so many", found=config.val_set_size)
+        raise ConfigError(
+            "val_set_size leaves no rows to learn from, or none to evaluate",
+            where=parts[0].report,
+            expected=f"a share of {count} rows, or less than so many",
+            found=config.val_set_size,
+        )
     order = np.random.default_rng(config.seed).permutation(count)
     return _some(parts, np.sort(order[size:])), _some(parts, np.sort(order[:size]))
 
@@ -154,13 +199,23 @@ def _divided(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list
 def _require_no_form(report: DataReport) -> None:
     """Checks that a form was chosen where one was named."""
     if report.wanted is not None:
-        raise ConfigError("data of this task has no form to choose", where=report, found=f"form {report.wanted}", remedy="leave it out")
+        raise ConfigError(
+            "data of this task has no form to choose",
+            where=report,
+            found=f"form {report.wanted}",
+            remedy="leave it out",
+        )
 
 
 def _say(parts: Sequence[_Part], apart: Sequence[_Part]) -> None:
-    """Logs the table, in which rows to learn from and those to evaluate on are told apart, and what could not be read."""
-    shown = [replace(report, source=f"{report}, {use}") if apart else report
-             for use, some in (("train", parts), ("eval", apart)) for _, report in some]
+    """Logs the table, in which rows to learn from and those to evaluate on are told apart, and what could not
+    be read.
+    """
+    shown = [
+        replace(report, source=f"{report}, {use}") if apart else report
+        for use, some in (("train", parts), ("eval", apart))
+        for _, report in some
+    ]
     for line in table(shown).splitlines():  # a record is one line: texts of strangers cannot make another
         log.info("%s", line)
     for _, report in (*parts, *apart):

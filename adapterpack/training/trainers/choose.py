@@ -13,7 +13,8 @@ SUPERVISED = "sft"
 
 
 def trainer_of(values: Mapping[str, Any]) -> TrainerKind:
-    """The kind of training that settings name, or by their task: one that is there for a task with no training of its own.
+    """The kind of training that settings name, or by their task: one that is there for a task with no
+    training of its own.
 
     Raises:
         UnknownName: they name none that there is.
@@ -25,7 +26,11 @@ def trainer_of(values: Mapping[str, Any]) -> TrainerKind:
     if (name := values.get("trainer")) is not None:
         return TRAINERS[str(name).lower()]
     task = None if values.get("task") is None else task_named(str(values["task"]))
-    only = [] if task is None or task.training is not None else [kind for kind in TRAINERS.values() if task.name in kind.tasks]
+    only = (
+        []
+        if task is None or task.training is not None
+        else [kind for kind in TRAINERS.values() if task.name in kind.tasks]
+    )
     return only[0] if only else TRAINERS[SUPERVISED]
 
 
@@ -36,5 +41,10 @@ def require_task(kind: TrainerKind, task: Task) -> None:
         ConfigError: it is for others.
     """
     if kind.tasks and task.name not in kind.tasks:
-        raise ConfigError(f"the trainer {kind.name} does not train this task", where="task", expected=", ".join(kind.tasks),
-                          found=task.name, remedy="leave the task out, or choose another trainer")
+        raise ConfigError(
+            f"the trainer {kind.name} does not train this task",
+            where="task",
+            expected=", ".join(kind.tasks),
+            found=task.name,
+            remedy="leave the task out, or choose another trainer",
+        )

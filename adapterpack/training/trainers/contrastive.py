@@ -1,7 +1,7 @@
 """Embeddings that are near for texts which belong together, by the losses of sentence-transformers.
 
-Rows are pairs (``anchor`` and ``positive``), triplets (with ``negative`` as well), or scored pairs (``sentence1``, ``sentence2``,
-``score``).
+Rows are pairs (``anchor`` and ``positive``), triplets (with ``negative`` as well), or scored pairs
+(``sentence1``, ``sentence2``, ``score``).
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ from ...tasks.problems import Labels
 from ...tasks.task import Training
 from .kind import TRAINERS, TrainerKind
 
-FORMS = (("anchor", "positive", "negative"), ("anchor", "positive"), ("sentence1", "sentence2", "score"), ("sentence1", "sentence2"),
-         ("query", "positive", "negative"), ("query", "positive"))
-"""The columns of a row, as data sets call them; the first form that is there counts. Numbers are scores, and all else are texts."""
+FORMS = (
+    ("anchor", "positive", "negative"),
+    ("anchor", "positive"),
+    ("sentence1", "sentence2", "score"),
+    ("sentence1", "sentence2"),
+    ("query", "positive", "negative"),
+    ("query", "positive"),
+)
+"""The columns of a row, as data sets call them; the first form that is there counts. Numbers are scores, and
+all else are texts.
+"""
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """``loss``: ``multiple_negatives`` tells a text's partner from all other partners of the batch, by cosines times ``scale`` (Henderson
-    et al. 2017, https://arxiv.org/abs/1705.00652); ``triplet`` keeps the negative farther than the positive by ``margin``; ``cosine``
-    learns scores; by default what the columns allow. ``pooling``: by default the base's own, else the mean.
+    """``loss``: ``multiple_negatives`` tells a text's partner from all other partners of the batch, by
+    cosines times ``scale`` (Henderson et al. 2017, https://arxiv.org/abs/1705.00652); ``triplet`` keeps the
+    negative farther than the positive by ``margin``; ``cosine`` learns scores; by default what the columns
+    allow. ``pooling``: by default the base's own, else the mean.
     """
 
     loss: Literal["multiple_negatives", "triplet", "cosine"] | None = None
@@ -33,7 +42,9 @@ class Contrastive:
     margin: float = 0.3
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
+def encode(
+    rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
+) -> list[dict[str, Any]]:
     """Token ids of the texts of each row, and its score.
 
     Raises:
@@ -42,8 +53,12 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     report = report_of(where)
     columns = next((form for form in FORMS if {*form} <= set(rows.column_names)), None)
     if columns is None:
-        raise ConfigError("embeddings are learned from pairs, triplets or scored pairs", where=where, found=", ".join(rows.column_names),
-                          expected=", or ".join(map(" + ".join, FORMS)))
+        raise ConfigError(
+            "embeddings are learned from pairs, triplets or scored pairs",
+            where=where,
+            found=", ".join(rows.column_names),
+            expected=", or ".join(map(" + ".join, FORMS)),
+        )
     report.read_as(" + ".join(columns), rows.column_names, columns)
     encoded = []
     for number, row in enumerate(rows):
@@ -55,14 +70,25 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
                         raise ConfigError("a row without a score", where=place, found=repr(row[column])[:80])
                     made["labels"] = float(row[column])
                 elif not isinstance(row[column], str):
-                    raise ConfigError("a row without text", where=place, found=f"{column}: {row[column]!r:.80}")
+                    raise ConfigError(
+                        "a row without text", where=place, found=f"{column}: {row[column]!r:.80}"
+                    )
                 else:
-                    made[f"{part}_input_ids"] = report.tokenized(tokenizer, max_length, row[column])["input_ids"]
+                    made[f"{part}_input_ids"] = report.tokenized(tokenizer, max_length, row[column])[
+                        "input_ids"
+                    ]
             encoded.append(made)
     return encoded
 
 
-TRAINERS.register(TrainerKind(
-    "contrastive", "adapterpack.training.loop.embedding_trainer:EmbeddingTrainer", "transformers:TrainingArguments",
-    ("feature-extraction",), config=Contrastive, reading=Training(encode), settings=True,
-))
+TRAINERS.register(
+    TrainerKind(
+        "contrastive",
+        "adapterpack.training.loop.embedding_trainer:EmbeddingTrainer",
+        "transformers:TrainingArguments",
+        ("feature-extraction",),
+        config=Contrastive,
+        reading=Training(encode),
+        settings=True,
+    )
+)

@@ -10,13 +10,24 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class DPO:
-    """``beta``: how much the answers' odds may leave the reference's. ``loss_type``: as TRL calls it, one or several. ``label_smoothing``:
-    the share of pairs that may be the wrong way round."""
+    """``beta``: how much the answers' odds may leave the reference's. ``loss_type``: as TRL calls it, one or
+    several. ``label_smoothing``: the share of pairs that may be the wrong way round.
+    """
 
     beta: float = 0.1
     loss_type: tuple[str, ...] = ("sigmoid",)
     label_smoothing: float = 0.0
 
 
-TRAINERS.register(TrainerKind("dpo", "trl:DPOTrainer", "trl:DPOConfig", ("text-generation",), pairs_of_answers, DPO,
-                              {"learning_rate": 1e-5}, reference=True))
+TRAINERS.register(
+    TrainerKind(
+        "dpo",
+        "trl:DPOTrainer",
+        "trl:DPOConfig",
+        ("text-generation",),
+        pairs_of_answers,
+        DPO,
+        {"learning_rate": 1e-5},
+        reference=True,
+    )
+)

@@ -1,5 +1,6 @@
-"""Answers that the model makes itself are scored by functions of the user's, and better ones than their group's mean become likelier
-(Shao et al. 2024, https://arxiv.org/abs/2402.03300), by TRL: no reference."""
+"""Answers that the model makes itself are scored by functions of the user's, and better ones than their
+group's mean become likelier (Shao et al. 2024, https://arxiv.org/abs/2402.03300), by TRL: no reference.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +14,10 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class GRPO:
-    """``num_generations``: answers to one prompt. ``max_completion_length``: their most tokens. ``temperature``: of their sampling.
-    ``epsilon``: how far a step may change an answer's odds. ``loss_type`` and ``scale_rewards``: as TRL calls them."""
+    """``num_generations``: answers to one prompt. ``max_completion_length``: their most tokens.
+    ``temperature``: of their sampling. ``epsilon``: how far a step may change an answer's odds. ``loss_type``
+    and ``scale_rewards``: as TRL calls them.
+    """
 
     num_generations: int = 8
     max_completion_length: int = 256
@@ -31,10 +34,25 @@ def prompts(rows: Any, report: DataReport) -> Any:
         ConfigError: they have no prompts.
     """
     if "prompt" not in rows.column_names:
-        raise ConfigError("answers need a prompt", where=report, expected="a column prompt", found=", ".join(rows.column_names))
+        raise ConfigError(
+            "answers need a prompt",
+            where=report,
+            expected="a column prompt",
+            found=", ".join(rows.column_names),
+        )
     report.read_as("prompt", (), ())
     return rows
 
 
-TRAINERS.register(TrainerKind("grpo", "trl:GRPOTrainer", "trl:GRPOConfig", ("text-generation",), prompts, GRPO, {"learning_rate": 1e-5},
-                              rewards=True))
+TRAINERS.register(
+    TrainerKind(
+        "grpo",
+        "trl:GRPOTrainer",
+        "trl:GRPOConfig",
+        ("text-generation",),
+        prompts,
+        GRPO,
+        {"learning_rate": 1e-5},
+        rewards=True,
+    )
+)

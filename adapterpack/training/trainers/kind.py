@@ -1,6 +1,7 @@
 """What a kind of training is, and the kinds by name: a file of this folder registers the one that it defines.
 
-Another package brings a kind by an entry point of the group ``adapterpack.trainers``. Nothing here imports a trainer before one is made.
+Another package brings a kind by an entry point of the group ``adapterpack.trainers``. Nothing here imports a
+trainer before one is made.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ class TrainerKind:
         trainer: ``module:class`` of the trainer, one of transformers' or derived from it.
         arguments: ``module:class`` of its arguments.
         tasks: the tasks that it trains, the usual one first; none: every task that says how it is trained.
-        rows: what makes the trainer's rows of a table and its report, where the trainer encodes them itself; None: the task does.
+        rows: what makes the trainer's rows of a table and its report, where the trainer encodes them itself;
+            None: the task does.
         config: the class of its own settings, under the names that the arguments have for them.
         defaults: settings of a run that have another default here.
         reference: it compares with what the adapter began as, a model that it takes as ``ref_model``.
         rewards: it learns from functions that score answers, which it takes as ``reward_funcs``.
         scores: its models give one number, a score.
         reading: how rows are read, where not as the task does.
-        settings: its own settings are its trainer's, which takes them as ``settings``, and not its arguments'.
+        settings: its own settings are its trainer's, which takes them as ``settings``, and not its
+            arguments'.
     """
 
     name: str
@@ -52,5 +55,7 @@ class TrainerKind:
     settings: bool = False
 
 
-TRAINERS: Registry[TrainerKind] = Registry("kind of training", TrainerKind, "adapterpack.trainers", __package__)
+TRAINERS: Registry[TrainerKind] = Registry(
+    "kind of training", TrainerKind, "adapterpack.trainers", __package__
+)
 """Name -> the kind."""

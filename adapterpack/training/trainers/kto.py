@@ -1,4 +1,6 @@
-"""Answers that are good or bad by themselves (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306), by TRL."""
+"""Answers that are good or bad by themselves (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306), by
+TRL.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,24 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class KTO:
-    """``beta``: how much the answers' odds may leave the reference's. The weights are those of good and of bad answers."""
+    """``beta``: how much the answers' odds may leave the reference's. The weights are those of good and of
+    bad answers.
+    """
 
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
 
-TRAINERS.register(TrainerKind("kto", "trl:KTOTrainer", "trl:KTOConfig", ("text-generation",), labelled_answers, KTO,
-                              {"learning_rate": 1e-5}, reference=True))
+TRAINERS.register(
+    TrainerKind(
+        "kto",
+        "trl:KTOTrainer",
+        "trl:KTOConfig",
+        ("text-generation",),
+        labelled_answers,
+        KTO,
+        {"learning_rate": 1e-5},
+        reference=True,
+    )
+)

@@ -1,4 +1,6 @@
-"""Odds-ratio preference optimization (Hong et al. 2024, https://arxiv.org/abs/2403.07691), by TRL: no reference."""
+"""Odds-ratio preference optimization (Hong et al. 2024, https://arxiv.org/abs/2403.07691), by TRL: no
+reference.
+"""
 
 from __future__ import annotations
 
@@ -15,5 +17,14 @@ class ORPO:
     beta: float = 0.1
 
 
-TRAINERS.register(TrainerKind("orpo", "trl.experimental.orpo:ORPOTrainer", "trl.experimental.orpo:ORPOConfig", ("text-generation",),
-                              pairs_of_answers, ORPO, {"learning_rate": 1e-5}))
+TRAINERS.register(
+    TrainerKind(
+        "orpo",
+        "trl.experimental.orpo:ORPOTrainer",
+        "trl.experimental.orpo:ORPOConfig",
+        ("text-generation",),
+        pairs_of_answers,
+        ORPO,
+        {"learning_rate": 1e-5},
+    )
+)

@@ -10,10 +10,22 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class Reward:
-    """``center_rewards_coefficient``: the weight of a penalty on scores whose mean is not zero; None for none."""
+    """``center_rewards_coefficient``: the weight of a penalty on scores whose mean is not zero; None for
+    none.
+    """
 
     center_rewards_coefficient: float | None = None
 
 
-TRAINERS.register(TrainerKind("reward", "trl:RewardTrainer", "trl:RewardConfig", ("text-classification",), pairs_of_answers, Reward,
-                              {"learning_rate": 1e-4}, scores=True))
+TRAINERS.register(
+    TrainerKind(
+        "reward",
+        "trl:RewardTrainer",
+        "trl:RewardConfig",
+        ("text-classification",),
+        pairs_of_answers,
+        Reward,
+        {"learning_rate": 1e-4},
+        scores=True,
+    )
+)

@@ -1,8 +1,10 @@
-"""Adapters of other tools, made by the tools themselves, against what this package makes of them: ``python compare.py TOOL PYTHON``.
+"""Adapters of other tools, made by the tools themselves, against what this package makes of them: ``python
+compare.py TOOL PYTHON``.
 
-``PYTHON`` is that of an environment with the tool, in which ``make_TOOL.py`` writes adapters and what the tool's own models give with them.
-Each is converted to a pack and attached to a model here, and where the format is written, too, it goes back and the tool loads it again.
-Prints a line for each, and ends with 1 if one differs. `.ci/ecosystems` makes the environments.
+``PYTHON`` is that of an environment with the tool, in which ``make_TOOL.py`` writes adapters and what the
+tool's own models give with them. Each is converted to a pack and attached to a model here, and where the
+format is written, too, it goes back and the tool loads it again. Prints a line for each, and ends with 1 if
+one differs. `.ci/ecosystems` makes the environments.
 """
 
 from __future__ import annotations
@@ -29,17 +31,34 @@ FORM = {"lycoris": "kohya"}
 """The format that a tool writes, where it is not called like the tool."""
 SMALLEST = 1e-2
 """How much of it an adapter must change, so that one without effect is no success."""
-INPUTS = {"ids": np.array([[5, 6, 7, 8, 9, 10], [11, 2, 3, 4, 5, 1]]),
-          "pixels": np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)}
-SIZES = {"vocab_size": 37, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 28}
+INPUTS = {
+    "ids": np.array([[5, 6, 7, 8, 9, 10], [11, 2, 3, 4, 5, 1]]),
+    "pixels": np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32),
+}
+SIZES = {
+    "vocab_size": 37,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 28,
+}
 BASES: dict[str, Any] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, num_key_value_heads=1)),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-        **SIZES, num_key_value_heads=1, tie_word_embeddings=True, rope_parameters={"rope_theta": 1e6, "rope_type": "default"})),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(
+            **SIZES,
+            num_key_value_heads=1,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+        )
+    ),
     "bert": lambda: transformers.BertModel(transformers.BertConfig(**SIZES)),
-    "resnet": lambda: transformers.ResNetModel(transformers.ResNetConfig(embedding_size=6, hidden_sizes=[8, 12], depths=[1, 2],
-                                                                        layer_type="basic")),
-    "gpt2": lambda: transformers.GPT2Model(transformers.GPT2Config(vocab_size=37, n_embd=24, n_layer=2, n_head=3, n_positions=16)),
+    "resnet": lambda: transformers.ResNetModel(
+        transformers.ResNetConfig(embedding_size=6, hidden_sizes=[8, 12], depths=[1, 2], layer_type="basic")
+    ),
+    "gpt2": lambda: transformers.GPT2Model(
+        transformers.GPT2Config(vocab_size=37, n_embd=24, n_layer=2, n_head=3, n_positions=16)
+    ),
 }
 
 
@@ -65,7 +84,9 @@ def output(base: Path, pack: adapterpack.Pack | None) -> np.ndarray:
     if pack is not None:
         adapterpack.attach(model, pack)
     with torch.no_grad():
-        found = model(torch.from_numpy(INPUTS["pixels" if model.main_input_name == "pixel_values" else "ids"]))
+        found = model(
+            torch.from_numpy(INPUTS["pixels" if model.main_input_name == "pixel_values" else "ids"])
+        )
     return (found.logits if "logits" in found else found[0]).numpy()
 
 
@@ -79,7 +100,8 @@ def judged(name: str, found: np.ndarray, wanted: np.ndarray, plain: np.ndarray) 
     """Prints by how much two outputs differ, and says whether that is rounding."""
     size = np.abs(wanted).max()
     error = np.abs(found - wanted).max() / size
-    change = np.abs(wanted - plain).max() / size if wanted.shape == plain.shape else 1.0  # a head has no plain
+    # a head has no plain
+    change = np.abs(wanted - plain).max() / size if wanted.shape == plain.shape else 1.0
     right = bool(error <= CLOSE and change >= SMALLEST)
     say(f"{'ok' if right else 'WRONG':6}{name:40} error {error:.1e} of a change of {change:.2g}")
     return right
@@ -118,7 +140,10 @@ def main(tool: str, python: str) -> int:
         if written:
             subprocess.run([*script, "back"], check=True)
             back = load_file(folder / "back.safetensors")
-            wrong += sum(not judged(f"{tool} {name} and back", back[name], wanted, plain) for name, wanted, plain in written)
+            wrong += sum(
+                not judged(f"{tool} {name} and back", back[name], wanted, plain)
+                for name, wanted, plain in written
+            )
     return 1 if wrong or not made else 0
 
 

@@ -1,8 +1,9 @@
-"""Adapters of AdapterHub's library, and what its models give with them: ``python make_adapterhub.py FOLDER [back]``, in an environment
-with ``adapters``.
+"""Adapters of AdapterHub's library, and what its models give with them: ``python make_adapterhub.py FOLDER
+[back]``, in an environment with ``adapters``.
 
-``FOLDER/bases/FAMILY`` are checkpoints. It writes ``adapters/FAMILY/NAME`` and ``made.safetensors`` (FAMILY/NAME -> hidden states, or
-logits of a head); with ``back`` it loads ``back/FAMILY/NAME`` instead, and writes ``back.safetensors``.
+``FOLDER/bases/FAMILY`` are checkpoints. It writes ``adapters/FAMILY/NAME`` and ``made.safetensors``
+(FAMILY/NAME -> hidden states, or logits of a head); with ``back`` it loads ``back/FAMILY/NAME`` instead, and
+writes ``back.safetensors``.
 """
 
 from __future__ import annotations
@@ -27,16 +28,24 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 CONFIGS = {
-    "houlsby": DoubleSeqBnConfig(reduction_factor=4), "parallel": ParBnConfig(),
+    "houlsby": DoubleSeqBnConfig(reduction_factor=4),
+    "parallel": ParBnConfig(),
     "pfeiffer": SeqBnConfig(reduction_factor={"0": 3, "default": 5}),
     "compacter": CompacterConfig(phm_dim=2, reduction_factor=3),
-    "factorized": CompacterPlusPlusConfig(phm_dim=3, reduction_factor=2, phm_rank=2, factorized_phm_rule=True, original_ln_before=False),
-    "lora": LoRAConfig(r=3, alpha=5, intermediate_lora=True, output_lora=True, attn_matrices=["q", "v"], leave_out=[0]),
-    "ia3": IA3Config(), "head": LoRAConfig(r=2, alpha=4),
+    "factorized": CompacterPlusPlusConfig(
+        phm_dim=3, reduction_factor=2, phm_rank=2, factorized_phm_rule=True, original_ln_before=False
+    ),
+    "lora": LoRAConfig(
+        r=3, alpha=5, intermediate_lora=True, output_lora=True, attn_matrices=["q", "v"], leave_out=[0]
+    ),
+    "ia3": IA3Config(),
+    "head": LoRAConfig(r=2, alpha=4),
 }
-CASES = {"bert": ("houlsby", "parallel", "compacter", "factorized", "lora", "ia3", "head"),
-         "llama": ("houlsby", "parallel", "pfeiffer", "compacter", "lora", "ia3"),
-         "gpt2": ("houlsby", "parallel", "pfeiffer", "lora", "ia3")}
+CASES = {
+    "bert": ("houlsby", "parallel", "compacter", "factorized", "lora", "ia3", "head"),
+    "llama": ("houlsby", "parallel", "pfeiffer", "compacter", "lora", "ia3"),
+    "gpt2": ("houlsby", "parallel", "pfeiffer", "lora", "ia3"),
+}
 
 
 def opened(family: str, base: Path) -> Any:
@@ -71,7 +80,9 @@ def main(folder: Path, back: bool) -> None:
             else:
                 model.add_adapter(name, config=CONFIGS[name])
                 if name == "head":
-                    model.add_classification_head(name, num_labels=3, layers=2, id2label={0: "a", 1: "b", 2: "c"})
+                    model.add_classification_head(
+                        name, num_labels=3, layers=2, id2label={0: "a", 1: "b", 2: "c"}
+                    )
                 for key, value in model.named_parameters():
                     if f".{name}." in f".{key}.":
                         value.data.add_(0.3 * torch.randn(value.shape))

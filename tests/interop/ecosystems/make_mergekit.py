@@ -1,7 +1,8 @@
-"""LoRAs that mergekit extracts from trained models: ``python make_mergekit.py FOLDER``, in an environment with mergekit.
+"""LoRAs that mergekit extracts from trained models: ``python make_mergekit.py FOLDER``, in an environment
+with mergekit.
 
-``FOLDER/bases/FAMILY`` are checkpoints. It writes ``adapters/FAMILY/NAME`` and ``made.safetensors`` (FAMILY/NAME -> logits of the trained
-model, which the adapter gives back: its rank is that of the change).
+``FOLDER/bases/FAMILY`` are checkpoints. It writes ``adapters/FAMILY/NAME`` and ``made.safetensors``
+(FAMILY/NAME -> logits of the trained model, which the adapter gives back: its rank is that of the change).
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def trained(model: Any, ends: tuple[str, ...]) -> None:
         if not any(f"{end}.weight" in name for end in ends):
             continue
         rank = RANK - number % 2
-        change = torch.randn(len(value), rank) @ torch.randn(rank, value.shape[1]) if value.ndim == 2 else torch.randn(len(value))
+        change = (
+            torch.randn(len(value), rank) @ torch.randn(rank, value.shape[1])
+            if value.ndim == 2
+            else torch.randn(len(value))
+        )
         value.data.add_(0.1 * change)
 
 
@@ -47,8 +52,19 @@ def main(folder: Path) -> None:
             model.save_pretrained(tuned)
             with torch.no_grad():
                 kept[f"{family}/{name}"] = model(ids).logits.contiguous()
-            command = [EXTRACT, "--model", tuned, "--base-model", base, "--out-path", out / name, "--max-rank", "4",
-                       "--no-copy-tokenizer", *options]
+            command = [
+                EXTRACT,
+                "--model",
+                tuned,
+                "--base-model",
+                base,
+                "--out-path",
+                out / name,
+                "--max-rank",
+                "4",
+                "--no-copy-tokenizer",
+                *options,
+            ]
             subprocess.run(list(map(str, command)), check=True)
     save_file(kept, folder / "made.safetensors")
 

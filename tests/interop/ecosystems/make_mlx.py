@@ -1,7 +1,9 @@
-"""Adapters that mlx-lm makes, and what its models give with them: ``python make_mlx.py FOLDER [back]``, in an environment with mlx-lm.
+"""Adapters that mlx-lm makes, and what its models give with them: ``python make_mlx.py FOLDER [back]``, in an
+environment with mlx-lm.
 
-``FOLDER/bases/FAMILY`` are checkpoints. It writes ``adapters/FAMILY/NAME`` and ``made.safetensors`` (FAMILY/NAME -> logits); with ``back``
-it loads ``back/FAMILY/NAME`` instead, as ``mlx_lm.generate --adapter-path`` does, and writes ``back.safetensors``.
+``FOLDER/bases/FAMILY`` are checkpoints. It writes ``adapters/FAMILY/NAME`` and ``made.safetensors``
+(FAMILY/NAME -> logits); with ``back`` it loads ``back/FAMILY/NAME`` instead, as ``mlx_lm.generate
+--adapter-path`` does, and writes ``back.safetensors``.
 """
 
 from __future__ import annotations
@@ -14,8 +16,14 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model, save_config
 
-CASES = {"lora": (2, {"rank": 3, "scale": 2.5, "dropout": 0.0}, False),
-         "dora": (1, {"rank": 2, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.down_proj"]}, True)}
+CASES = {
+    "lora": (2, {"rank": 3, "scale": 2.5, "dropout": 0.0}, False),
+    "dora": (
+        1,
+        {"rank": 2, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.down_proj"]},
+        True,
+    ),
+}
 """Name -> layers, ``lora_parameters``, and whether it is DoRA."""
 
 
@@ -33,11 +41,25 @@ def make(base: Path, adapter: Path, name: str) -> None:
     model, _ = load_model(base)
     model.freeze()
     linear_to_lora_layers(model, layers, parameters, use_dora=dora)
-    moved = [(key, value + 0.3 * mx.random.normal(value.shape)) for key, value in tree_flatten(model.trainable_parameters())]
+    moved = [
+        (key, value + 0.3 * mx.random.normal(value.shape))
+        for key, value in tree_flatten(model.trainable_parameters())
+    ]
     adapter.mkdir(parents=True)
     mx.save_safetensors(str(adapter / "adapters.safetensors"), dict(moved))
-    save_config({"model": str(base), "train": True, "fine_tune_type": "dora" if dora else "lora", "num_layers": layers, "seed": 0,
-                 "optimizer_config": {"adam": {}}, "lora_parameters": parameters, "learning_rate": 1e-5}, adapter / "adapter_config.json")
+    save_config(
+        {
+            "model": str(base),
+            "train": True,
+            "fine_tune_type": "dora" if dora else "lora",
+            "num_layers": layers,
+            "seed": 0,
+            "optimizer_config": {"adam": {}},
+            "lora_parameters": parameters,
+            "learning_rate": 1e-5,
+        },
+        adapter / "adapter_config.json",
+    )
 
 
 def main(folder: Path, back: bool) -> None:

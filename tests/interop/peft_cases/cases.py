@@ -23,8 +23,9 @@ HALF = "bfloat16"
 
 @dataclass(frozen=True)
 class Case:
-    """One case: where it stands, the configuration, and the models to try it on, of which the first counts that PEFT can put it on;
-    ``second`` is another adapter's, which is active beside it."""
+    """One case: where it stands, the configuration, and the models to try it on, of which the first counts
+    that PEFT can put it on; ``second`` is another adapter's, which is active beside it.
+    """
 
     name: str
     config: Call
@@ -34,8 +35,9 @@ class Case:
 
 
 class Table(NamedTuple):
-    """A table of PEFT's tests: its file and name, the list of models that each row is tried on (None: the row names its own), and the task
-    of the models."""
+    """A table of PEFT's tests: its file and name, the list of models that each row is tried on (None: the row
+    names its own), and the task of the models.
+    """
 
     file: str
     rows: str
@@ -47,7 +49,12 @@ TABLES = (
     Table("custom_models", "TEST_CASES"),
     Table("decoder_models", "ALL_CONFIGS", "PEFT_DECODER_MODELS_TO_TEST", "CAUSAL_LM"),
     Table("encoder_decoder_models", "ALL_CONFIGS", "PEFT_ENCODER_DECODER_MODELS_TO_TEST", "SEQ_2_SEQ_LM"),
-    Table("feature_extraction_models", "ALL_CONFIGS", "PEFT_FEATURE_EXTRACTION_MODELS_TO_TEST", "FEATURE_EXTRACTION"),
+    Table(
+        "feature_extraction_models",
+        "ALL_CONFIGS",
+        "PEFT_FEATURE_EXTRACTION_MODELS_TO_TEST",
+        "FEATURE_EXTRACTION",
+    ),
     Table("seq_classifier", "ALL_CONFIGS", "PEFT_SEQ_CLS_MODELS_TO_TEST", "SEQ_CLS"),
     Table("token_classification_qa", "TOKEN_CLS_CONFIGS", "PEFT_TOKEN_CLS_MODELS_TO_TEST", "TOKEN_CLS"),
     Table("token_classification_qa", "QA_CONFIGS", "PEFT_QA_MODELS_TO_TEST", "QUESTION_ANS"),
@@ -57,19 +64,30 @@ TABLES = (
     Table("lora_variants", "TEST_CASES"),
     Table("quantization", "TEST_CASES", "model_id", "CAUSAL_LM"),
 )
-PAIRS = (Table("custom_models", "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES"), Table("custom_models", "MIXED_ADAPTER_TEST_CASES"))
+PAIRS = (
+    Table("custom_models", "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES"),
+    Table("custom_models", "MIXED_ADAPTER_TEST_CASES"),
+)
 """Tables of two adapters that are active together."""
 _RESNET, _SMALL = "tiny-random-ResNet", "opt-125m"
 _FIXED = {"vision_models": [_RESNET], "quantization": [_SMALL]}
 """Models of tables whose tests name them otherwise than by a list."""
+
+
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case of the installed PEFT's tests, in the order of the tables; the same in every process."""
     folder = tests_folder()
     sources = {path.stem.removeprefix("test_"): Source(path) for path in sorted(folder.glob("test_*.py"))}
-    tabled = [case for table in TABLES if table.file in sources for case in _of_table(sources[table.file], table)]
+    tabled = [
+        case for table in TABLES if table.file in sources for case in _of_table(sources[table.file], table)
+    ]
     pairs = [case for table in PAIRS if table.file in sources for case in _pairs(sources[table.file], table)]
-    decoders = [case for case in tabled if case.name.startswith("decoder_models:") and case.name.endswith("on llama CAUSAL_LM")]
+    decoders = [
+        case
+        for case in tabled
+        if case.name.startswith("decoder_models:") and case.name.endswith("on llama CAUSAL_LM")
+    ]
     halves = [replace(case, name=f"{case.name} in {HALF}", dtype=HALF) for case in decoders]
     inside = [case for source in sources.values() for case in _inside(source)]
     return tuple(_unique([*tabled, *pairs, *_once(inside, tabled), *halves]))
@@ -128,8 +146,11 @@ def _inside(source: Source) -> Iterator[Case]:
     """Put on a model of the test's own function, else on one of its file, else on a tiny one."""
     named = list(dict.fromkeys(text for text in _texts(source) if "/" in text))
     for place, config in source.calls():
-        yield Case(f"{source.name}: {place.split('.')[-1]} {config}", config,
-                   partial(_candidates, source, place, named, _task(config)))
+        yield Case(
+            f"{source.name}: {place.split('.')[-1]} {config}",
+            config,
+            partial(_candidates, source, place, named, _task(config)),
+        )
 
 
 def _task(config: Call) -> str | None:
@@ -139,7 +160,9 @@ def _task(config: Call) -> str | None:
 
 def _candidates(source: Source, place: str, named: list[str], task: str | None) -> list[Model]:
     near = sorted(source.modules, key=lambda found: -_common(found[0], place))
-    kinds: list[type[nn.Module]] = [kind for where, kind in near if not where or place.startswith(where.split(".")[0])]
+    kinds: list[type[nn.Module]] = [
+        kind for where, kind in near if not where or place.startswith(where.split(".")[0])
+    ]
     plain: list[Model] = [Plain(source.name, kind) for kind in kinds[:12]]
     hub = {model.name: model for name in named if (model := pretrained(name, task or "CAUSAL_LM"))}
     tiny = [*hub.values(), *fallbacks(task)]
@@ -157,7 +180,12 @@ def _common(one: str, other: str) -> int:
 
 def _texts(source: Source) -> Iterator[str]:
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 80 and " " not in node.value:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and len(node.value) < 80
+            and " " not in node.value
+        ):
             yield node.value
 
 
@@ -179,7 +207,9 @@ def _unique(cases: list[Case]) -> Iterator[Case]:
 
 
 def unread_tables(folder: Path | None = None) -> list[str]:
-    """The tables with configurations, in PEFT's tests, that are not in ``TABLES``: a new release may have brought them."""
+    """The tables with configurations, in PEFT's tests, that are not in ``TABLES``: a new release may have
+    brought them.
+    """
     known = {(table.file, table.rows) for table in TABLES + PAIRS}
     found = []
     for path in sorted((folder or tests_folder()).glob("test_*.py")):
@@ -195,5 +225,9 @@ def unread_tables(folder: Path | None = None) -> list[str]:
 
 
 def _holds_configs(rows: list[Any]) -> bool:
-    return any(isinstance(part, Call) or (isinstance(part, type) and issubclass(part, peft.PeftConfig))
-               for row in rows if isinstance(row, tuple) for part in row)
+    return any(
+        isinstance(part, Call) or (isinstance(part, type) and issubclass(part, peft.PeftConfig))
+        for row in rows
+        if isinstance(row, tuple)
+        for part in row
+    )

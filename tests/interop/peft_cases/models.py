@@ -1,4 +1,6 @@
-"""The models that PEFT's tests name: tiny random ones of the same families instead of a hub's, and the plain modules of the tests."""
+"""The models that PEFT's tests name: tiny random ones of the same families instead of a hub's, and the plain
+modules of the tests.
+"""
 
 from __future__ import annotations
 
@@ -17,41 +19,114 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 ROOM = 128
-"""Tokens in the vocabulary, since PEFT's tests train some beyond the first fifty, and positions, since prompts are long."""
+"""Tokens in the vocabulary, since PEFT's tests train some beyond the first fifty, and positions, since
+prompts are long.
+"""
 _ROOMY = ("vocab_size", "n_positions", "max_position_embeddings")
 ROWS = ([1, 5, 17, 9, 30, 2, 23], [4, 11, 1, 8, 3])
-"""Two texts of different lengths, each a batch of its own: how far a row is padded changes what PEFT computes for prompts. Token 1 is the
-invocation of the tests' aLoRAs."""
+"""Two texts of different lengths, each a batch of its own: how far a row is padded changes what PEFT computes
+for prompts. Token 1 is the invocation of the tests' aLoRAs.
+"""
 
 _MORE: dict[str, Family] = {
-    "llama": FAMILIES["llama"]._replace(fields={**FAMILIES["llama"].fields, "attention_bias": False, "mlp_bias": False}),  # as on the hub
-    "opt": FAMILIES["opt"]._replace(fields={**FAMILIES["opt"].fields, "word_embed_proj_dim": WIDTH}),  # else PEFT has no prompts for it
-    "gptj": Family("GPTJForCausalLM", "GPTJConfig", {"vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 3, "rotary_dim": 4,
-                                                     "n_positions": 32, "bos_token_id": 1, "eos_token_id": 2}, dict),
-    "deberta": Family("DebertaModel", "DebertaConfig", {**FAMILIES["deberta_v2"].fields, "pos_att_type": ["p2c", "c2p"],
-                                                        "position_buckets": -1}, dict),
-    "llama4": Family("Llama4ForCausalLM", "Llama4TextConfig", {**FAMILIES["llama"].fields, "num_local_experts": 3, "head_dim": 8,
-                                                               "num_experts_per_tok": 1, "intermediate_size_mlp": 40,
-                                                               "attention_bias": False, "interleave_moe_layer_step": 1}, dict),
-    "gpt_oss": Family("GptOssForCausalLM", "GptOssConfig", {**FAMILIES["llama"].fields, "num_local_experts": 3, "num_experts_per_tok": 2},
-                      dict),
-    "qwen3_moe": Family("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**FAMILIES["qwen3"].fields, "num_experts": 3, "num_experts_per_tok": 2,
-                                                                  "moe_intermediate_size": 16}, dict),
-    "resnet": Family("ResNetForImageClassification", "ResNetConfig",
-                     {"embedding_size": 10, "hidden_sizes": [10, 20], "depths": [1, 1], "num_labels": 3}, dict),
+    # as on the hub
+    "llama": FAMILIES["llama"]._replace(
+        fields={**FAMILIES["llama"].fields, "attention_bias": False, "mlp_bias": False}
+    ),
+    # else PEFT has no prompts for it
+    "opt": FAMILIES["opt"]._replace(fields={**FAMILIES["opt"].fields, "word_embed_proj_dim": WIDTH}),
+    "gptj": Family(
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {
+            "vocab_size": WORDS,
+            "n_embd": WIDTH,
+            "n_layer": 2,
+            "n_head": 3,
+            "rotary_dim": 4,
+            "n_positions": 32,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        dict,
+    ),
+    "deberta": Family(
+        "DebertaModel",
+        "DebertaConfig",
+        {**FAMILIES["deberta_v2"].fields, "pos_att_type": ["p2c", "c2p"], "position_buckets": -1},
+        dict,
+    ),
+    "llama4": Family(
+        "Llama4ForCausalLM",
+        "Llama4TextConfig",
+        {
+            **FAMILIES["llama"].fields,
+            "num_local_experts": 3,
+            "head_dim": 8,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 40,
+            "attention_bias": False,
+            "interleave_moe_layer_step": 1,
+        },
+        dict,
+    ),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {**FAMILIES["llama"].fields, "num_local_experts": 3, "num_experts_per_tok": 2},
+        dict,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {**FAMILIES["qwen3"].fields, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        dict,
+    ),
+    "resnet": Family(
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        {"embedding_size": 10, "hidden_sizes": [10, 20], "depths": [1, 1], "num_labels": 3},
+        dict,
+    ),
     "clip_text": Family("CLIPTextModel", "CLIPTextConfig", FAMILIES["clip"].fields["text_config"], dict),
 }
 _NAMED = (
-    ("gemma-?3", "gemma3"), ("gemma-?2", "gemma2"), ("llama-?4", "llama4"), ("gpt-?oss", "gpt_oss"), ("qwen-?3-?moe", "qwen3_moe"),
-    ("qwen-?3", "qwen3"), ("qwen-?2", "qwen2"), ("mixtral", "mixtral"), ("mistral|zephyr", "mistral"), ("gpt-?neox", "gpt_neox"),
-    ("gptj", "gptj"), ("gpt-?2", "gpt2"), ("opt-|optfor", "opt"), ("bloom", "bloom"), ("falcon-?7b", "falcon"), ("llama", "llama"),
-    ("deberta-?v2", "deberta_v2"), ("deberta", "deberta"), ("roberta", "roberta"), ("bert", "bert"), ("t5", "t5"), ("bart", "bart"),
-    ("whisper", "whisper"), ("resnet", "resnet"), ("vit-", "vit"), ("clip-text|sd-pipe", "clip_text"),
+    ("gemma-?3", "gemma3"),
+    ("gemma-?2", "gemma2"),
+    ("llama-?4", "llama4"),
+    ("gpt-?oss", "gpt_oss"),
+    ("qwen-?3-?moe", "qwen3_moe"),
+    ("qwen-?3", "qwen3"),
+    ("qwen-?2", "qwen2"),
+    ("mixtral", "mixtral"),
+    ("mistral|zephyr", "mistral"),
+    ("gpt-?neox", "gpt_neox"),
+    ("gptj", "gptj"),
+    ("gpt-?2", "gpt2"),
+    ("opt-|optfor", "opt"),
+    ("bloom", "bloom"),
+    ("falcon-?7b", "falcon"),
+    ("llama", "llama"),
+    ("deberta-?v2", "deberta_v2"),
+    ("deberta", "deberta"),
+    ("roberta", "roberta"),
+    ("bert", "bert"),
+    ("t5", "t5"),
+    ("bart", "bart"),
+    ("whisper", "whisper"),
+    ("resnet", "resnet"),
+    ("vit-", "vit"),
+    ("clip-text|sd-pipe", "clip_text"),
 )
 """What names a family in a model's name on a hub, the first that is found -> the family."""
-_HEADS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM", "SEQ_CLS": "AutoModelForSequenceClassification",
-          "TOKEN_CLS": "AutoModelForTokenClassification", "QUESTION_ANS": "AutoModelForQuestionAnswering",
-          "FEATURE_EXTRACTION": "AutoModel"}
+_HEADS = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
 _IMAGES = {"resnet": 16, "vit": 8}
 
 
@@ -118,7 +193,10 @@ class Pretrained:
         for row in ROWS:
             ids = torch.tensor([row])
             if self._kind == "whisper":
-                yield {"input_features": torch.linspace(-1, 1, 8 * 16).reshape(1, 8, 16).sin(), "decoder_input_ids": ids}
+                yield {
+                    "input_features": torch.linspace(-1, 1, 8 * 16).reshape(1, 8, 16).sin(),
+                    "decoder_input_ids": ids,
+                }
                 continue
             more = {"decoder_input_ids": ids.flip(1)[:, :4]} if self._kind in {"t5", "bart"} else {}
             yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
@@ -138,8 +216,10 @@ class Plain:
     @property
     def folder(self) -> Path:
         """The weights as a checkpoint."""
-        return _folder(f"{self._file}-{self._kind.__qualname__}-{id(self._kind)}",
-                       lambda folder: save_model(self._make(), str(folder / "model.safetensors")))
+        return _folder(
+            f"{self._file}-{self._kind.__qualname__}-{id(self._kind)}",
+            lambda folder: save_model(self._make(), str(folder / "model.safetensors")),
+        )
 
     def load(self, folder: Path | None = None) -> nn.Module:
         model = self._make()
@@ -154,12 +234,18 @@ class Plain:
     @torch.no_grad()
     def alone(self, model: nn.Module) -> list[torch.Tensor]:
         inputs = _accepted(self._kind)
-        return [out for row in range(len(inputs[0])) for out in _tensors(model(*(value[row : row + 1] for value in inputs)))]
+        return [
+            out
+            for row in range(len(inputs[0]))
+            for out in _tensors(model(*(value[row : row + 1] for value in inputs)))
+        ]
 
 
 @cache
 def _accepted(kind: type[nn.Module]) -> tuple[torch.Tensor, ...]:
-    """Inputs that a model takes: of one sort or two, numbers before tokens, since an embedding refuses numbers."""
+    """Inputs that a model takes: of one sort or two, numbers before tokens, since an embedding refuses
+    numbers.
+    """
     torch.manual_seed(3)
     model = kind().eval()
     candidates = _candidates(model)
@@ -178,11 +264,20 @@ def _candidates(model: nn.Module) -> list[torch.Tensor]:
     """Rows, pictures and tokens; rows and pictures are as wide as its layers."""
     generator = torch.Generator().manual_seed(4)
     rows = dict.fromkeys(layer.in_features for layer in model.modules() if isinstance(layer, nn.Linear))
-    channels = dict.fromkeys(layer.in_channels for layer in model.modules() if isinstance(layer, nn.modules.conv._ConvNd))
-    images = [(2, count, *size) for count in channels for size in ((16,), (8, 8), (24, 24), (10, 10), (8, 8, 8))]
+    channels = dict.fromkeys(
+        layer.in_channels for layer in model.modules() if isinstance(layer, nn.modules.conv._ConvNd)
+    )
+    images = [
+        (2, count, *size) for count in channels for size in ((16,), (8, 8), (24, 24), (10, 10), (8, 8, 8))
+    ]
     shapes = ((9, 10), *((3, width) for width in rows), *images, (10, 1, 10, 10))
     numbers = [torch.randn(shape, generator=generator) for shape in shapes]
-    return [*numbers, torch.arange(90).view(9, 10), torch.arange(10).repeat(10, 1), torch.arange(6).view(2, 3) % 4]
+    return [
+        *numbers,
+        torch.arange(90).view(9, 10),
+        torch.arange(10).repeat(10, 1),
+        torch.arange(6).view(2, 3) % 4,
+    ]
 
 
 def _tensors(said: Any) -> list[torch.Tensor]:
@@ -241,5 +336,10 @@ def fallbacks(task: str | None) -> Sequence[Pretrained]:
         return [Pretrained("t5", task), Pretrained("bart", task)]
     if task in {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"}:
         return [Pretrained("bert", task), Pretrained("roberta", task)]
-    return [Pretrained("llama", "CAUSAL_LM"), Pretrained("opt", "CAUSAL_LM"), Pretrained("gpt2", "CAUSAL_LM"),
-            Pretrained("bert", "FEATURE_EXTRACTION"), Pretrained("t5", "SEQ_2_SEQ_LM")]
+    return [
+        Pretrained("llama", "CAUSAL_LM"),
+        Pretrained("opt", "CAUSAL_LM"),
+        Pretrained("gpt2", "CAUSAL_LM"),
+        Pretrained("bert", "FEATURE_EXTRACTION"),
+        Pretrained("t5", "SEQ_2_SEQ_LM"),
+    ]

@@ -19,8 +19,10 @@ def line(outcome: Outcome) -> str:
     for name, step in zip(STEPS, steps, strict=True):
         if step.why:
             reasons[step.why].append(name)
-    said = "; ".join(why if len(names) == sum(step.status != OK for step in steps) else f"{'+'.join(names)}: {why}"
-                     for why, names in reasons.items())
+    said = "; ".join(
+        why if len(names) == sum(step.status != OK for step in steps) else f"{'+'.join(names)}: {why}"
+        for why, names in reasons.items()
+    )
     return "\t".join([outcome.name, *(step.status for step in steps), said])
 
 
@@ -31,26 +33,45 @@ def totals(outcomes: Sequence[Outcome]) -> str:
     for step in STEPS:
         counts = Counter(getattr(outcome, step).status for outcome in tried)
         rows.append(f"# {step}: " + ", ".join(f"{counts[status]} {status}" for status in _ORDER))
-    faults = {status: sum(any(getattr(outcome, step).status == status for step in STEPS) for outcome in tried)
-              for status in (REFUSED, CRASH, WRONG)}
-    rows.append("# cases with a step that is " + ", ".join(f"{status}: {count}" for status, count in faults.items())
-                + f"; largest error {max((outcome.error for outcome in tried), default=0):.0e}")
+    faults = {
+        status: sum(any(getattr(outcome, step).status == status for step in STEPS) for outcome in tried)
+        for status in (REFUSED, CRASH, WRONG)
+    }
+    rows.append(
+        "# cases with a step that is "
+        + ", ".join(f"{status}: {count}" for status, count in faults.items())
+        + f"; largest error {max((outcome.error for outcome in tried), default=0):.0e}"
+    )
     return "\n".join(rows)
 
 
 def table(outcomes: Sequence[Outcome], version: str) -> str:
     """The whole table as tab-separated text, its head in lines that begin with ``#``."""
-    head = f"# PEFT {version}: its own test cases through this package. Renewed by: python tests/interop/peft_tables.py --write\n"
-    return head + totals(outcomes) + "\nname\tattach\tmerge\ttrip\twhy\n" + "".join(f"{line(outcome)}\n" for outcome in outcomes)
+    head = (
+        f"# PEFT {version}: its own test cases through this package. Renewed by: python "
+        "tests/interop/peft_tables.py --write\n"
+    )
+    return (
+        head
+        + totals(outcomes)
+        + "\nname\tattach\tmerge\ttrip\twhy\n"
+        + "".join(f"{line(outcome)}\n" for outcome in outcomes)
+    )
 
 
 def lines_of(text: str) -> dict[str, str]:
     """A table's lines by the names of their cases."""
-    return {row.split("\t")[0]: row for row in text.splitlines() if "\t" in row and not row.startswith(("#", "name\t"))}
+    return {
+        row.split("\t")[0]: row
+        for row in text.splitlines()
+        if "\t" in row and not row.startswith(("#", "name\t"))
+    }
 
 
 def difference(golden: str, outcomes: Iterable[Outcome], whole: bool) -> list[str]:
-    """What is new, gone or otherwise than in the golden table, line by line; ``whole``: every case was done, so that one may be gone."""
+    """What is new, gone or otherwise than in the golden table, line by line; ``whole``: every case was done,
+    so that one may be gone.
+    """
     before, now = lines_of(golden), {outcome.name: line(outcome) for outcome in outcomes}
     found = []
     for name, said in now.items():
@@ -70,8 +91,15 @@ def causes(outcomes: Sequence[Outcome]) -> str:
         for step in STEPS:
             done = getattr(outcome, step)
             if done.status in (REFUSED, CRASH, WRONG):
-                groups[done.status, step, done.why if done.status != WRONG else "other numbers"].append(outcome)
+                groups[done.status, step, done.why if done.status != WRONG else "other numbers"].append(
+                    outcome
+                )
     parts = []
-    for (status, step, why), members in sorted(groups.items(), key=lambda item: (item[0][0] == "n/a", -len(item[1]))):
-        parts += [f"{len(members):4d}  {status} {step}: {why}\n", *(f"        {one.name} [{one.model}]\n" for one in members[:3])]
+    for (status, step, why), members in sorted(
+        groups.items(), key=lambda item: (item[0][0] == "n/a", -len(item[1]))
+    ):
+        parts += [
+            f"{len(members):4d}  {status} {step}: {why}\n",
+            *(f"        {one.name} [{one.model}]\n" for one in members[:3]),
+        ]
     return "".join(parts)

@@ -1,4 +1,6 @@
-"""Two adapters that are active together: PEFT's model with both, ours with both attached, and both merged in one go."""
+"""Two adapters that are active together: PEFT's model with both, ours with both attached, and both merged in
+one go.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,12 @@ def _attach(built: Built, outcome: Outcome) -> None:
 def _merge(built: Built, outcome: Outcome) -> None:
     out = built.folder.parent / "merged"
     try:
-        adapterpack.merge(built.model.folder, [pack_of(built.folder / name, built.model) for name in NAMES], out, durable=False)
+        adapterpack.merge(
+            built.model.folder,
+            [pack_of(built.folder / name, built.model) for name in NAMES],
+            out,
+            durable=False,
+        )
     except AdapterpackError as error:
         if reason := _unmergeable(built):
             raise NotApplicable(reason) from error
@@ -76,7 +83,11 @@ def _unmergeable(built: Built) -> str | None:
         merged = again.eval().merge_and_unload(adapter_names=list(NAMES))
     except Exception as error:
         return f"PEFT cannot merge them: {type(error).__name__}"
-    return "PEFT's merge gives other numbers than its model" if apart(built.model.outputs(merged), built.wanted) > trial.SAME else None
+    return (
+        "PEFT's merge gives other numbers than its model"
+        if apart(built.model.outputs(merged), built.wanted) > trial.SAME
+        else None
+    )
 
 
 TOGETHER = Trial(_built, {"attach": _attach, "merge": _merge})

@@ -1,7 +1,8 @@
 """Reads values out of a Python file of tests as data: no function of the file is called.
 
-What is understood: literals, names that the file imports from PEFT or torch, constants that it assigns, calls of PEFT's own configuration
-classes, and calls of a function whose whole body is the ``return`` of such a value. Classes of models are taken as they stand.
+What is understood: literals, names that the file imports from PEFT or torch, constants that it assigns, calls
+of PEFT's own configuration classes, and calls of a function whose whole body is the ``return`` of such a
+value. Classes of models are taken as they stand.
 """
 
 from __future__ import annotations
@@ -47,11 +48,19 @@ class Source:
                     if alias.name.split(".")[0] in _ROOTS:
                         importlib.import_module(alias.name)
                         found[alias.asname or alias.name.split(".")[0]] = importlib.import_module(
-                            alias.name if alias.asname else alias.name.split(".")[0])
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level and node.module.split(".")[0] in _ROOTS:
+                            alias.name if alias.asname else alias.name.split(".")[0]
+                        )
+            elif (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and not node.level
+                and node.module.split(".")[0] in _ROOTS
+            ):
                 for alias in node.names:
                     try:
-                        found[alias.asname or alias.name] = getattr(importlib.import_module(node.module), alias.name)
+                        found[alias.asname or alias.name] = getattr(
+                            importlib.import_module(node.module), alias.name
+                        )
                     except (ImportError, AttributeError):
                         continue
         return found
@@ -59,8 +68,13 @@ class Source:
     @cached_property
     def assigned(self) -> dict[str, ast.expr]:
         """The values that the file assigns to names outside of functions."""
-        return {target.id: node.value for node in self.tree.body if isinstance(node, ast.Assign) for target in node.targets
-                if isinstance(target, ast.Name)}
+        return {
+            target.id: node.value
+            for node in self.tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
 
     @cached_property
     def functions(self) -> dict[str, ast.FunctionDef]:
@@ -69,12 +83,20 @@ class Source:
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """What the tables call a model -> its class: of every ``if name == "...": return Class()...`` in the file."""
+        """What the tables call a model -> its class: of every ``if name == "...": return Class()...`` in the
+        file.
+        """
         found = {}
         for node in ast.walk(self.tree):
             match node:
-                case ast.If(test=ast.Compare(left=ast.Name(), ops=[ast.Eq()], comparators=[ast.Constant(str() as name)]),
-                            body=[ast.Return(value=ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(kind)))))]):
+                case ast.If(
+                    test=ast.Compare(
+                        left=ast.Name(), ops=[ast.Eq()], comparators=[ast.Constant(str() as name)]
+                    ),
+                    body=[
+                        ast.Return(value=ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(kind)))))
+                    ],
+                ):
                     found[name] = kind
         return found
 
@@ -101,11 +123,21 @@ class Source:
             case ast.List(items) | ast.Tuple(items) | ast.Set(items):
                 found = _GROUPS[type(node)](self.value(item, here) for item in items)
             case ast.Dict(keys, values) if None not in keys:
-                found = {self.value(key, here): self.value(value, here) for key, value in zip(keys, values, strict=True) if key}
+                found = {
+                    self.value(key, here): self.value(value, here)
+                    for key, value in zip(keys, values, strict=True)
+                    if key
+                }
             case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as number)):
                 found = -number
             case ast.Name(name):
-                found = here[name] if name in here else self.imported[name] if name in self.imported else self.constant(name)
+                found = (
+                    here[name]
+                    if name in here
+                    else self.imported[name]
+                    if name in self.imported
+                    else self.constant(name)
+                )
             case ast.Attribute(owner, name):
                 found = _attribute(self.value(owner, here), name)
             case ast.Call(function, arguments, keywords):
@@ -114,8 +146,16 @@ class Source:
                 raise NotData(type(node).__name__)
         return found
 
-    def _called(self, function: ast.expr, arguments: list[ast.expr], keywords: list[ast.keyword], scope: Mapping[str, Any]) -> Any:
-        if any(keyword.arg is None for keyword in keywords) or any(isinstance(argument, ast.Starred) for argument in arguments):
+    def _called(
+        self,
+        function: ast.expr,
+        arguments: list[ast.expr],
+        keywords: list[ast.keyword],
+        scope: Mapping[str, Any],
+    ) -> Any:
+        if any(keyword.arg is None for keyword in keywords) or any(
+            isinstance(argument, ast.Starred) for argument in arguments
+        ):
             raise NotData("**")
         given = [self.value(argument, scope) for argument in arguments]
         named = {str(keyword.arg): self.value(keyword.value, scope) for keyword in keywords}
@@ -127,12 +167,18 @@ class Source:
                     return self.value(returned, dict(zip(names, given, strict=False)) | named)
             raise NotData(function.id)
         callee = self.value(function, scope)
-        if not (isinstance(callee, type) and dataclasses.is_dataclass(callee) and callee.__module__.split(".")[0] == "peft"):
+        if not (
+            isinstance(callee, type)
+            and dataclasses.is_dataclass(callee)
+            and callee.__module__.split(".")[0] == "peft"
+        ):
             raise NotData(str(callee))
         return Call(callee, tuple(given), named)
 
     def calls(self) -> Iterator[tuple[str, Call]]:
-        """Every configuration of PEFT that stands inside a function or class, with all its arguments, and the function's name."""
+        """Every configuration of PEFT that stands inside a function or class, with all its arguments, and the
+        function's name.
+        """
         for place, node in _inside(self.tree, ()):
             try:
                 value = self.value(node)
@@ -143,15 +189,26 @@ class Source:
 
     @cached_property
     def modules(self) -> list[tuple[str, type[nn.Module]]]:
-        """The file's models, each with the name of the function that it stands in: classes of torch modules that need nothing of the file
-        but such classes."""
-        space: dict[str, Any] = {**self.imported, "torch": torch, "nn": nn, "F": nn.functional, "transformers": transformers}
+        """The file's models, each with the name of the function that it stands in: classes of torch modules
+        that need nothing of the file but such classes.
+        """
+        space: dict[str, Any] = {
+            **self.imported,
+            "torch": torch,
+            "nn": nn,
+            "F": nn.functional,
+            "transformers": transformers,
+        }
         return list(self._modules(self.tree, "", space))
 
-    def _modules(self, node: ast.AST, place: str, space: dict[str, Any]) -> Iterator[tuple[str, type[nn.Module]]]:
+    def _modules(
+        self, node: ast.AST, place: str, space: dict[str, Any]
+    ) -> Iterator[tuple[str, type[nn.Module]]]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ClassDef) and any(_is_module(base) for base in child.bases):
-                plain = ast.ClassDef(child.name, child.bases, child.keywords, child.body, [], lineno=child.lineno, col_offset=0)
+                plain = ast.ClassDef(
+                    child.name, child.bases, child.keywords, child.body, [], lineno=child.lineno, col_offset=0
+                )
                 try:
                     exec(compile(ast.Module([plain], []), f"<{self.name}>", "exec"), space)
                 except Exception:  # it needs what only its function has
@@ -164,7 +221,9 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A configuration as it is written: its class and arguments, made anew for each use, since PEFT writes into it."""
+    """A configuration as it is written: its class and arguments, made anew for each use, since PEFT writes
+    into it.
+    """
 
     type: type[Any]
     arguments: tuple[Any, ...]
@@ -172,10 +231,17 @@ class Call:
 
     def __call__(self) -> Any:
         """A fresh configuration."""
-        return self.type(*(made(value) for value in self.arguments), **{key: made(value) for key, value in self.keywords.items()})
+        return self.type(
+            *(made(value) for value in self.arguments),
+            **{key: made(value) for key, value in self.keywords.items()},
+        )
 
     def __str__(self) -> str:
-        said = {key: value for key, value in self.keywords.items() if key not in {"task_type", "inference_mode"} and value is not None}
+        said = {
+            key: value
+            for key, value in self.keywords.items()
+            if key not in {"task_type", "inference_mode"} and value is not None
+        }
         listed = [*map(shown, self.arguments), *(f"{key}={shown(value)}" for key, value in said.items())]
         return f"{self.type.__name__.removesuffix('Config')}({', '.join(listed)})"
 
@@ -206,7 +272,9 @@ def shown(value: Any) -> str:
 
 def _attribute(owner: Any, name: str) -> Any:
     of_library = isinstance(owner, ModuleType) and owner.__name__.split(".")[0] in _ROOTS
-    if not hasattr(owner, name) or not (of_library or (isinstance(owner, type) and issubclass(owner, enum.Enum))):
+    if not hasattr(owner, name) or not (
+        of_library or (isinstance(owner, type) and issubclass(owner, enum.Enum))
+    ):
         raise NotData(name)
     return getattr(owner, name)
 

@@ -1,4 +1,6 @@
-"""The tests of the installed PEFT, from its source package: fetched through pip and kept in the user's cache folder."""
+"""The tests of the installed PEFT, from its source package: fetched through pip and kept in the user's cache
+folder.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def version() -> str:
 def tests_folder() -> Path:
     """The folder with the Python files of PEFT's tests, fetched on first use.
 
-    pip compares the archive with the sha256 that the package index states, and goes through the user's own settings of it.
+    pip compares the archive with the sha256 that the package index states, and goes through the user's own
+    settings of it.
 
     Raises:
         SystemExit: the package index cannot be reached, or has no source package of that version.
@@ -38,19 +41,35 @@ def tests_folder() -> Path:
         return target
     with tempfile.TemporaryDirectory(prefix="peft-source-") as scratch:
         archive = _download(Path(scratch))
-        with contextlib.suppress(OutputExists), output_folder(target) as folder:  # a second process may have been faster
+        # a second process may have been faster
+        with contextlib.suppress(OutputExists), output_folder(target) as folder:
             _unpack(archive, folder)
     return target
 
 
 def _download(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", "peft",
-               "--dest", str(scratch), f"peft=={version()}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-binary",
+        "peft",
+        "--dest",
+        str(scratch),
+        f"peft=={version()}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(scratch.glob("peft-*.tar.gz"))
     if done.returncode or len(archives) != 1:
-        raise SystemExit(f"the source package of peft {version()} could not be fetched: this needs a package index that pip reaches.\n"
-                         f"{done.stderr.strip()}")
+        raise SystemExit(
+            f"the source package of peft {version()} could not be fetched: this needs a package index that "
+            "pip reaches.\n"
+            f"{done.stderr.strip()}"
+        )
     return archives[0]
 
 

@@ -1,7 +1,9 @@
-"""One case, done: PEFT builds, moves and saves the adapter; then it is validated, attached, merged, converted, and read by PEFT again.
+"""One case, done: PEFT builds, moves and saves the adapter; then it is validated, attached, merged,
+converted, and read by PEFT again.
 
-What is right is what PEFT's model gives before it is saved, row by row: a row by itself has no padding, on which PEFT's own prompts and
-activated LoRAs depend. A merge is right if the merged model gives that, too, whether or not PEFT can merge.
+What is right is what PEFT's model gives before it is saved, row by row: a row by itself has no padding, on
+which PEFT's own prompts and activated LoRAs depend. A merge is right if the merged model gives that, too,
+whether or not PEFT can merge.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from .models import Model, shaken
 from .reading import Call
 
 SAME = 1e-4
-"""Of the largest number in an output: both sides compute in float32, in another order, and some methods invert a matrix first. A mistake
-is of the size of the change, which is at least ``MOVED``."""
+"""Of the largest number in an output: both sides compute in float32, in another order, and some methods
+invert a matrix first. A mistake is of the size of the change, which is at least ``MOVED``.
+"""
 MOVED = 1e-2
 """Of the largest number in an output: how far an adapter has to move it."""
 SECONDS = 120
@@ -130,7 +133,13 @@ def _built(case: Case, model: Model, folder: Path) -> Built:
     if case.dtype is not None:
         file = folder / "adapter_model.safetensors"
         dtype = getattr(torch, case.dtype)
-        save_file({name: value.to(dtype) if value.is_floating_point() else value for name, value in load_file(file).items()}, file)
+        save_file(
+            {
+                name: value.to(dtype) if value.is_floating_point() else value
+                for name, value in load_file(file).items()
+            },
+            file,
+        )
     again = peft.PeftModel.from_pretrained(model.load(), folder).eval()
     reread = model.outputs(again)
     if case.dtype is not None:
@@ -141,7 +150,9 @@ def _built(case: Case, model: Model, folder: Path) -> Built:
 
 
 def fresh(case: Case, config: Call) -> Any:
-    """A configuration that is to be trained, and the seed of its case, set; of two adapters PEFT may allow but one to be trained."""
+    """A configuration that is to be trained, and the seed of its case, set; of two adapters PEFT may allow
+    but one to be trained.
+    """
     torch.manual_seed(int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:4]))
     made = config()
     made.inference_mode = case.second is not None and made.inference_mode
@@ -164,7 +175,9 @@ def moved(theirs: torch.nn.Module, model: Model, base: list[torch.Tensor]) -> li
 def _move(theirs: torch.nn.Module) -> None:
     """Moves what is trained, and the running means of norms that are stored with it."""
     for module in theirs.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters(recurse=False)):
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and any(
+            p.requires_grad for p in module.parameters(recurse=False)
+        ):
             shaken(module, 0.1)
     for parameter in theirs.parameters():
         if parameter.requires_grad:
@@ -172,7 +185,9 @@ def _move(theirs: torch.nn.Module) -> None:
 
 
 def pack_of(folder: Path, model: Model) -> Any:
-    """A folder as a pack; where it means something with its base alone, by way of a pack that was made with the base."""
+    """A folder as a pack; where it means something with its base alone, by way of a pack that was made with
+    the base.
+    """
     try:
         return adapterpack.load(folder)
     except AdapterpackError as error:
@@ -216,13 +231,19 @@ def _unmergeable(built: Built) -> str | None:
     """Why PEFT cannot merge it either, or None."""
     try:
         merged = peft.PeftModel.from_pretrained(built.model.load(), built.folder).eval().merge_and_unload()
-        return "PEFT's merge gives other numbers than its model" if apart(built.model.outputs(merged), built.wanted) > SAME else None
+        return (
+            "PEFT's merge gives other numbers than its model"
+            if apart(built.model.outputs(merged), built.wanted) > SAME
+            else None
+        )
     except Exception as error:
         return f"PEFT cannot merge it: {type(error).__name__}"
 
 
 def _unlike_itself(built: Built) -> str | None:
-    """That PEFT's own model of the file is no function of its inputs, if it gives the same batch other numbers the second time."""
+    """That PEFT's own model of the file is no function of its inputs, if it gives the same batch other
+    numbers the second time.
+    """
     with contextlib.suppress(RuntimeError):  # a model that takes no single rows
         first, second = built.model.alone(built.theirs), built.model.alone(built.theirs)
         return "PEFT's own model gives other numbers at every call" if apart(first, second) > SAME else None
@@ -244,12 +265,16 @@ def _trip(built: Built, outcome: Outcome) -> None:
     theirs = back if back.is_dir() else pack
     require(built, outcome, peft.PeftModel.from_pretrained(built.model.load(), theirs).eval())
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (built.folder, theirs))
-    if before.keys() != after.keys() or any(not torch.equal(before[name].float(), after[name].float()) for name in before):
+    if before.keys() != after.keys() or any(
+        not torch.equal(before[name].float(), after[name].float()) for name in before
+    ):
         outcome.notes.append("other tensors")
 
 
 def require(built: Built, outcome: Outcome, model: torch.nn.Module) -> None:
-    """Checks that a model gives what PEFT's does; or of each row by itself, where in PEFT rows change each other, as Lily's routes do."""
+    """Checks that a model gives what PEFT's does; or of each row by itself, where in PEFT rows change each
+    other, as Lily's routes do.
+    """
     error = apart(built.model.outputs(model.eval()), built.wanted)
     if not error <= SAME:
         with contextlib.suppress(Exception):  # a model that takes no single rows
@@ -262,7 +287,9 @@ def require(built: Built, outcome: Outcome, model: torch.nn.Module) -> None:
 
 
 def apart(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """The largest difference, relative to the largest wanted number; of sequences the last tokens, since prompts may stand before them."""
+    """The largest difference, relative to the largest wanted number; of sequences the last tokens, since
+    prompts may stand before them.
+    """
     assert len(found) == len(wanted), "another number of outputs"
     worst = 0.0
     for ours, right in zip(found, wanted, strict=True):
@@ -292,7 +319,9 @@ def _step(do: Callable[[Built, Outcome], None], built: Built, outcome: Outcome) 
 
 
 def _reason(error: AdapterpackError) -> str:
-    """What is wrong, and what was found, without the places, which are long; what loading says stands inside of another sentence."""
+    """What is wrong, and what was found, without the places, which are long; what loading says stands inside
+    of another sentence.
+    """
     inner = re.match(r"the pack is not valid, \w+: (.*)", error.what)
     what, found = (inner[1], None) if inner else (error.what, error.found)
     details = re.search(r" \((?:at .*?; )?(?:expected .*?, )?found (.*)\)\.?", what)
@@ -316,7 +345,11 @@ def _plain(text: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 

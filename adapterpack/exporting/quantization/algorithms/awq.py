@@ -1,8 +1,10 @@
-"""AWQ: inputs that are large on calibration rows get finer weights. Each weight is multiplied by its input's scale, and the input divided.
+"""AWQ: inputs that are large on calibration rows get finer weights. Each weight is multiplied by its input's
+scale, and the input divided.
 
-Lin et al., AWQ: Activation-aware Weight Quantization, https://arxiv.org/abs/2306.00978, section 3.2: ``s = m^a`` with ``m`` the size of
-each input, and ``a`` the one of twenty between 0 and 1 with the least error of the product's outputs. ``m`` is the root mean square here,
-where the paper has the mean magnitude. The division stays a ``Mul`` before the product, so that adapters' branches read what they did.
+Lin et al., AWQ: Activation-aware Weight Quantization, https://arxiv.org/abs/2306.00978, section 3.2: ``s =
+m^a`` with ``m`` the size of each input, and ``a`` the one of twenty between 0 and 1 with the least error of
+the product's outputs. ``m`` is the root mean square here, where the paper has the mean magnitude. The
+division stays a ``Mul`` before the product, so that adapters' branches read what they did.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _EXPONENTS = np.arange(20) / 20
 
 
 def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: Any) -> Codes:
-    """The codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor of the inputs."""
+    """The codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor of the
+    inputs.
+    """
     size = np.sqrt(np.maximum(np.diag(second).astype(np.float64), 0))
     size = np.maximum(size, 1e-4 * max(float(size.max()), 1e-12))
     best: tuple[float, Codes] | None = None
@@ -40,7 +44,11 @@ def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: Any) -
 
 def _replace(product: Product, setting: Setting) -> Any:
     assert product.second is not None
-    return product.in_bits(scaled(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits)
+    return product.in_bits(
+        scaled(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits
+    )
 
 
-ALGORITHMS.register(Algorithm("awq", "finer weights for inputs that are large on calibration rows", _replace, calibrated=True))
+ALGORITHMS.register(
+    Algorithm("awq", "finer weights for inputs that are large on calibration rows", _replace, calibrated=True)
+)

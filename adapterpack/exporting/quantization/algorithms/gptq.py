@@ -1,8 +1,10 @@
-"""GPTQ: columns are rounded one after another, and each one's error is made up for by the columns that are still to come.
+"""GPTQ: columns are rounded one after another, and each one's error is made up for by the columns that are
+still to come.
 
-Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, https://arxiv.org/abs/2210.17323,
-algorithm 1: with ``H`` the mean of ``x xᵀ``, and ``U`` the upper Cholesky factor of its inverse, column ``j`` errs by
-``e = (w_j - q_j) / U_jj``, and every later column ``k`` becomes ``w_k - e U_jk``. Inputs are those of the float model.
+Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
+https://arxiv.org/abs/2210.17323, algorithm 1: with ``H`` the mean of ``x xᵀ``, and ``U`` the upper Cholesky
+factor of its inverse, column ``j`` errs by ``e = (w_j - q_j) / U_jj``, and every later column ``k`` becomes
+``w_k - e U_jk``. Inputs are those of the float model.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _LAZY = 128
 
 
 def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: Any) -> Codes:
-    """The codes of rows ``[out, in]`` for inputs whose mean of ``x xᵀ`` is ``second`` ``[in, in]``; scales are rounded to ``dtype``.
+    """The codes of rows ``[out, in]`` for inputs whose mean of ``x xᵀ`` is ``second`` ``[in, in]``; scales
+    are rounded to ``dtype``.
 
     A block's grid lies between the extremes of what is left of its columns when it is their turn.
     """
@@ -42,7 +45,9 @@ def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: A
         for column in range(first, last):
             at, place = divmod(column, block)
             if place == 0:
-                fresh = fresh_grid(W[:, None, column : column + block], setting.bits, setting.symmetric, dtype)
+                fresh = fresh_grid(
+                    W[:, None, column : column + block], setting.bits, setting.symmetric, dtype
+                )
                 grid.scale[:, at], grid.zero[:, at] = fresh.scale[:, 0], fresh.zero[:, 0]
             one = Grid(grid.scale[:, at : at + 1], grid.zero[:, at : at + 1], setting.symmetric)
             code = nearest(W[:, column][:, None, None], one, setting.bits)
@@ -55,16 +60,29 @@ def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: A
 
 
 def _upper(second: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor of the inverse of the damped second moment, in float32; inputs that are always zero count as one."""
+    """The upper Cholesky factor of the inverse of the damped second moment, in float32; inputs that are
+    always zero count as one.
+    """
     H = second.astype(np.float64)
     diagonal = np.diag(H).copy()
-    H[range(len(H)), range(len(H))] = np.where(diagonal == 0, 1, diagonal) + DAMPING * max(float(diagonal.mean()), 1e-12)
+    H[range(len(H)), range(len(H))] = np.where(diagonal == 0, 1, diagonal) + DAMPING * max(
+        float(diagonal.mean()), 1e-12
+    )
     return np.linalg.cholesky(np.linalg.inv(H)).T.astype(np.float32)
 
 
 def _replace(product: Product, setting: Setting) -> Any:
     assert product.second is not None
-    return product.in_bits(compensated(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits)
+    return product.in_bits(
+        compensated(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits
+    )
 
 
-ALGORITHMS.register(Algorithm("gptq", "each column's error is made up for by later ones, on calibration rows", _replace, calibrated=True))
+ALGORITHMS.register(
+    Algorithm(
+        "gptq",
+        "each column's error is made up for by later ones, on calibration rows",
+        _replace,
+        calibrated=True,
+    )
+)

@@ -1,6 +1,8 @@
-"""Half-quadratic quantization, by ONNX Runtime's own quantizer: zero points are fractions that make the many small errors smaller.
+"""Half-quadratic quantization, by ONNX Runtime's own quantizer: zero points are fractions that make the many
+small errors smaller.
 
-Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023, https://mobiusml.github.io/hqq_blog/.
+Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023,
+https://mobiusml.github.io/hqq_blog/.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ def _replace(product: Product, setting: Setting) -> Any:
 
 
 def _with_whole_zeros(graph: Any, setting: Setting) -> Codes:
-    """The same numbers with zero points that are whole, ``(q - z) s = (q - round(z)) s + (round(z) - z) s``: ONNX Runtime multiplies with
-    fractions five times as slowly as with floats.
+    """The same numbers with zero points that are whole, ``(q - z) s = (q - round(z)) s + (round(z) - z) s``:
+    ONNX Runtime multiplies with fractions five times as slowly as with floats.
     """
     (node,) = graph
     codes, scales, zeros = (value.const_value.numpy() for value in node.inputs[1:])
@@ -39,5 +41,11 @@ def _with_whole_zeros(graph: Any, setting: Setting) -> Codes:
     return Codes(q, Grid(scale, whole, False), minimum=scale * (whole - zero))
 
 
-ALGORITHMS.register(Algorithm("hqq", "zero points that are fractions, found by half-quadratic splitting", _replace,
-                              symmetric=frozenset({False})))
+ALGORITHMS.register(
+    Algorithm(
+        "hqq",
+        "zero points that are fractions, found by half-quadratic splitting",
+        _replace,
+        symmetric=frozenset({False}),
+    )
+)

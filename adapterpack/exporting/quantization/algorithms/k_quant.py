@@ -1,7 +1,8 @@
-"""K-quants: each block's scale and least value are fitted by weighted least squares over twenty candidates, as llama.cpp does.
+"""K-quants: each block's scale and least value are fitted by weighted least squares over twenty candidates,
+as llama.cpp does.
 
-ONNX Runtime has the fit. Of a block whose weights all have one sign it clips the zero point and loses the block, so that each block
-keeps the better one of the fitted grid and of the grid between its extremes.
+ONNX Runtime has the fit. Of a block whose weights all have one sign it clips the zero point and loses the
+block, so that each block keeps the better one of the fitted grid and of the grid between its extremes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from ..product import Codes, Product, Setting
 
 
 def fitted(rows: np.ndarray, setting: Setting, dtype: Any) -> Codes:
-    """The codes of rows ``[out, in]`` on the better of both grids, block by block; scales are rounded to ``dtype`` first."""
-    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu  # noqa: PLC0415 - imports onnx tooling
+    """The codes of rows ``[out, in]`` on the better of both grids, block by block; scales are rounded to
+    ``dtype`` first.
+    """
+    # imports onnx tooling
+    from onnxruntime.quantization.neural_compressor import weight_only  # noqa: PLC0415
 
     x = blocked(setting.block_size, rows)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a block of equal weights has no fit, and keeps what it began with
-        _, scale, zero = quant_tensor_k_quant_cpu(x, setting.bits, setting.block_size)
+    # a block of equal weights has no fit, and keeps what it began with
+    with np.errstate(divide="ignore", invalid="ignore"):
+        _, scale, zero = weight_only.quant_tensor_k_quant_cpu(x, setting.bits, setting.block_size)
     shape = x.shape[:2]
-    fit = Grid(scale.reshape(shape).astype(dtype).astype(np.float32), zero.reshape(shape).astype(np.float32), False)
+    fit = Grid(
+        scale.reshape(shape).astype(dtype).astype(np.float32), zero.reshape(shape).astype(np.float32), False
+    )
     plain = fresh_grid(x, setting.bits, False, dtype)
     errors = [np.square(values(nearest(x, grid, setting.bits), grid) - x).sum(-1) for grid in (plain, fit)]
     better = errors[1] < errors[0]
@@ -35,5 +42,11 @@ def _replace(product: Product, setting: Setting) -> Any:
     return product.in_bits(fitted(product.rows(), setting, product.dtype.numpy()), setting.bits)
 
 
-ALGORITHMS.register(Algorithm("k-quant", "scale and least value of each block fitted by weighted least squares", _replace,
-                              symmetric=frozenset({False})))
+ALGORITHMS.register(
+    Algorithm(
+        "k-quant",
+        "scale and least value of each block fitted by weighted least squares",
+        _replace,
+        symmetric=frozenset({False}),
+    )
+)

@@ -1,4 +1,6 @@
-"""Rounding to nearest, by ONNX Runtime's own quantizer: a block's scale and zero point come from its extremes."""
+"""Rounding to nearest, by ONNX Runtime's own quantizer: a block's scale and zero point come from its
+extremes.
+"""
 
 from __future__ import annotations
 

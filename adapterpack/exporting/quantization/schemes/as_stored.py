@@ -25,7 +25,12 @@ def _rewrite(rewriting: Rewriting) -> int:
             assert kind is not None
             return product.in_table(form.q, form.scale, form.block, kind)
         symmetric = form.symmetric and not _looked_up(product.weight)  # a lookup wants zero points
-        codes = Codes(blocked(form.block, form.q), Grid(form.scale, form.zero, symmetric), order=form.order, minimum=form.minimum)
+        codes = Codes(
+            blocked(form.block, form.q),
+            Grid(form.scale, form.zero, symmetric),
+            order=form.order,
+            minimum=form.minimum,
+        )
         return product.in_bits(codes, form.bits)
 
     return put_in(rewriting, replacement)
@@ -35,6 +40,13 @@ def _looked_up(weight: Any) -> bool:
     return any(use.node.op_type == "Gather" for use in weight.uses())
 
 
-for _name, _summary in (("as-stored", "the codes of a quantized base, as they are"),
-                        ("as-trained", "the codes of the base that the packs were trained on, made by the library that made them then")):
-    SCHEMES.register(Scheme(_name, _summary, _rewrite, takes=frozenset({"accuracy"}), tolerance=1e-4, of_base=True))
+for _name, _summary in (
+    ("as-stored", "the codes of a quantized base, as they are"),
+    (
+        "as-trained",
+        "the codes of the base that the packs were trained on, made by the library that made them then",
+    ),
+):
+    SCHEMES.register(
+        Scheme(_name, _summary, _rewrite, takes=frozenset({"accuracy"}), tolerance=1e-4, of_base=True)
+    )

@@ -1,7 +1,8 @@
-"""Sixteen-bit floats: weights are stored in half of the bytes, and are made float again when the graph is opened.
+"""Sixteen-bit floats: weights are stored in half of the bytes, and are made float again when the graph is
+opened.
 
-ONNX Runtime's kernels for CPUs multiply in float32, so that a run is neither faster nor slower. A graph that also computes in sixteen bits
-is exported with ``--dtype``.
+ONNX Runtime's kernels for CPUs multiply in float32, so that a run is neither faster nor slower. A graph that
+also computes in sixteen bits is exported with ``--dtype``.
 """
 
 from __future__ import annotations
@@ -21,11 +22,24 @@ def _stored_as(dtype: Any) -> Callable[[Rewriting], int]:
         graph, count = rewriting.model.graph, 0
         inputs = {value.name for value in graph.inputs}
         for name, value in list(graph.initializers.items()):
-            if name in inputs or name.startswith(ADDED) or value.dtype != ir.DataType.FLOAT or len(value.shape) < 2:
+            if (
+                name in inputs
+                or name.startswith(ADDED)
+                or value.dtype != ir.DataType.FLOAT
+                or len(value.shape) < 2
+            ):
                 continue
-            narrow = initializer(rewriting.file.append(ir.tensor(value.const_value.numpy().astype(dtype.numpy()), dtype=dtype, name=name)))
+            narrow = initializer(
+                rewriting.file.append(
+                    ir.tensor(value.const_value.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
+                )
+            )
             wide = ir.node("Cast", [narrow], {"to": ir.DataType.FLOAT}, name=f"{name}/wide")
-            wide.outputs[0].name, wide.outputs[0].shape, wide.outputs[0].type = f"{name}/wide:0", value.shape, value.type
+            wide.outputs[0].name, wide.outputs[0].shape, wide.outputs[0].type = (
+                f"{name}/wide:0",
+                value.shape,
+                value.type,
+            )
             value.replace_all_uses_with(wide.outputs[0])
             graph.initializers.pop(name)
             graph.register_initializer(narrow)
@@ -37,5 +51,11 @@ def _stored_as(dtype: Any) -> Callable[[Rewriting], int]:
 
 
 for _name, _dtype in (("fp16", ir.DataType.FLOAT16), ("bf16", ir.DataType.BFLOAT16)):
-    SCHEMES.register(Scheme(_name, f"weights stored in sixteen bits ({_dtype.name.lower()}), products in float32", _stored_as(_dtype),
-                            tolerance=0.1))
+    SCHEMES.register(
+        Scheme(
+            _name,
+            f"weights stored in sixteen bits ({_dtype.name.lower()}), products in float32",
+            _stored_as(_dtype),
+            tolerance=0.1,
+        )
+    )

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from ..scheme import SCHEMES, Scheme
 
-SCHEMES.register(Scheme("int8-dynamic", "eight bits, activations rounded with one scale for all of them",
-                        refused="one scale for all activations ruins the answers of language models; int8 with fast products is as "
-                                "quick, and has a scale for every 32 activations"))
-SCHEMES.register(Scheme("fp8", "eight-bit floats",
-                        refused="ONNX Runtime has no product on eight-bit floats for CPUs; int8 has the same size and errs less"))
+SCHEMES.register(
+    Scheme(
+        "int8-dynamic",
+        "eight bits, activations rounded with one scale for all of them",
+        refused="one scale for all activations ruins the answers of language models; int8 with fast "
+        "products is as quick, and has a scale for every 32 activations",
+    )
+)
+SCHEMES.register(
+    Scheme(
+        "fp8",
+        "eight-bit floats",
+        refused=(
+            "ONNX Runtime has no product on eight-bit floats for CPUs; int8 has the same size and errs less"
+        ),
+    )
+)

@@ -1,4 +1,6 @@
-"""Checks the named base: that it is the pack's, its tokenizer and template, its tied weights, its size. AP701-AP704."""
+"""Checks the named base: that it is the pack's, its tokenizer and template, its tied weights, its size.
+AP701-AP704.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,50 @@ from ..finding import Finding, Rule
 if TYPE_CHECKING:
     from ....base.checkpoint import Checkpoint
 
-ANOTHER = Rule("AP701", "error", "The named base is the one that the pack was made for, or a variant that it declares.",
-               "use the base that the pack names", BaseMismatch)
-TOKENIZER = Rule("AP702", "error", "The base's tokenizer and chat template have the digests that the pack was trained with.",
-                 "use the tokenizer that the pack names")
-TIED = Rule("AP703", "warning", "Where the base ties its embeddings and its head, the pack does not change one of them alone.",
-            "merge with care: the tied partner changes as well, or the tie is broken")
-SHARE = Rule("AP704", "warning", "The pack has at most half as many parameters as its base.",
-             "check that this is an adapter and not a model")
-DIFFERS = Rule("AP705", "warning", "A chat template that the pack carries is the base's own.",
-               "read the difference before you use the pack")
-QUANTIZED = Rule("AP706", "warning", "The base is quantized as it was when the pack was trained.",
-                 "load it as the pack was trained, or measure what the adapter gives on it")
+ANOTHER = Rule(
+    "AP701",
+    "error",
+    "The named base is the one that the pack was made for, or a variant that it declares.",
+    "use the base that the pack names",
+    BaseMismatch,
+)
+TOKENIZER = Rule(
+    "AP702",
+    "error",
+    "The base's tokenizer and chat template have the digests that the pack was trained with.",
+    "use the tokenizer that the pack names",
+)
+TIED = Rule(
+    "AP703",
+    "warning",
+    "Where the base ties its embeddings and its head, the pack does not change one of them alone.",
+    "merge with care: the tied partner changes as well, or the tie is broken",
+)
+SHARE = Rule(
+    "AP704",
+    "warning",
+    "The pack has at most half as many parameters as its base.",
+    "check that this is an adapter and not a model",
+)
+DIFFERS = Rule(
+    "AP705",
+    "warning",
+    "A chat template that the pack carries is the base's own.",
+    "read the difference before you use the pack",
+)
+QUANTIZED = Rule(
+    "AP706",
+    "warning",
+    "The base is quantized as it was when the pack was trained.",
+    "load it as the pack was trained, or measure what the adapter gives on it",
+)
 RULES = (ANOTHER, TOKENIZER, TIED, SHARE, DIFFERS, QUANTIZED)
 
 _TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_tokens.json"}
-_HEADS, _EMBEDDINGS = ("lm_head", "embed_out", "decoder"), ("embed_tokens", "wte", "word_embeddings", "shared")
+_HEADS, _EMBEDDINGS = (
+    ("lm_head", "embed_out", "decoder"),
+    ("embed_tokens", "wte", "word_embeddings", "shared"),
+)
 SAME = "same-as-base"
 _DIFF_LINES = 40
 _COMPARED = 200
@@ -47,10 +77,14 @@ def base_model(s: Subject) -> Iterator[Finding]:
     yield from base_findings(s.pack, s.base, s.budget, s.allow_structural)
 
 
-def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool = False) -> Iterator[Finding]:
-    """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where leave was given for it.
+def base_findings(
+    pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool = False
+) -> Iterator[Finding]:
+    """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where
+    leave was given for it.
 
-    A base whose weights are elsewhere cannot say more than its structure, unless the hub lists its files: that is left open, not warned of.
+    A base whose weights are elsewhere cannot say more than its structure, unless the hub lists its files:
+    that is left open, not warned of.
 
     Raises:
         Spent: the time ran out before the base's bytes were read.
@@ -61,17 +95,35 @@ def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_str
         with base.watched(lambda: budget.require_time("the bytes of the base")):
             verdict = pack.require_base(base, allow_structural=allow_structural or not base.has_weights)
     except AdapterpackError as error:
-        yield Finding("AP701", "error", "base", error.sentence, error.remedy or "", type(error), "adapterpack.json", "/base")
+        yield Finding(
+            "AP701",
+            "error",
+            "base",
+            error.sentence,
+            error.remedy or "",
+            type(error),
+            "adapterpack.json",
+            "/base",
+        )
         return
     if verdict.name == "structural" and base.has_weights:
-        yield ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base")._replace(severity="warning")
+        yield ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base")._replace(
+            severity="warning"
+        )
 
 
 def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding]) -> Verdict | None:
-    """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean nothing."""
-    if base is None or any(finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings):
+    """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean
+    nothing.
+    """
+    if base is None or any(
+        finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings
+    ):
         return None
-    return compatibility.compare(pack.manifest.base, compatibility.deciding_fingerprint(repeated(base, pack.repeats), pack.manifest.base))
+    return compatibility.compare(
+        pack.manifest.base,
+        compatibility.deciding_fingerprint(repeated(base, pack.repeats), pack.manifest.base),
+    )
 
 
 def tokenizer(s: Subject) -> Iterator[Finding]:
@@ -84,32 +136,53 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
         for field, name in _TOKENIZER_FILES.items():
             wanted = getattr(said, field)
             if wanted not in (None, SAME) and s.base.has_file(name, wanted) is False:
-                yield TOKENIZER.at(f"tokenizer, {field}", f"the pack was trained with another {name} than the base has",
-                                   pointer=f"/tokenizer/{field}")
+                yield TOKENIZER.at(
+                    f"tokenizer, {field}",
+                    f"the pack was trained with another {name} than the base has",
+                    pointer=f"/tokenizer/{field}",
+                )
         expected = said.chat_template
         if carried is not None and expected == SAME and theirs != _text(carried):
-            yield TOKENIZER.at("tokenizer, chat_template", "the manifest says that the template is the base's own, but it is not",
-                               pointer="/tokenizer/chat_template")
-        elif carried is None and expected not in (None, SAME) and (
-            theirs is None or hashlib.sha256(theirs.encode("utf-8")).hexdigest() != expected):
-            yield TOKENIZER.at("tokenizer, chat_template", "the pack was trained with another chat template than the base has",
-                               pointer="/tokenizer/chat_template")
+            yield TOKENIZER.at(
+                "tokenizer, chat_template",
+                "the manifest says that the template is the base's own, but it is not",
+                pointer="/tokenizer/chat_template",
+            )
+        elif (
+            carried is None
+            and expected not in (None, SAME)
+            and (theirs is None or hashlib.sha256(theirs.encode("utf-8")).hexdigest() != expected)
+        ):
+            yield TOKENIZER.at(
+                "tokenizer, chat_template",
+                "the pack was trained with another chat template than the base has",
+                pointer="/tokenizer/chat_template",
+            )
     if carried is not None and theirs != _text(carried):
-        yield DIFFERS.at(TEMPLATE, "the chat template differs from the base's:\n" + difference(theirs or "", _text(carried)), file=TEMPLATE)
+        yield DIFFERS.at(
+            TEMPLATE,
+            "the chat template differs from the base's:\n" + difference(theirs or "", _text(carried)),
+            file=TEMPLATE,
+        )
 
 
 def difference(base: str, carried: str) -> str:
-    """A unified diff of two templates, cut after 40 lines; of long ones only what follows their first difference is compared.
+    """A unified diff of two templates, cut after 40 lines; of long ones only what follows their first
+    difference is compared.
 
     To compare all would take time in proportion to the product of their lengths.
     """
     from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
 
     base_lines, pack_lines = base.splitlines(), carried.splitlines()
-    same = next((number for number, (old, new) in enumerate(zip(base_lines, pack_lines, strict=False)) if old != new),
-                min(len(base_lines), len(pack_lines)))
+    same = next(
+        (number for number, (old, new) in enumerate(zip(base_lines, pack_lines, strict=False)) if old != new),
+        min(len(base_lines), len(pack_lines)),
+    )
     start, stop = max(same - 1, 0), same + _COMPARED
-    lines = list(unified_diff(base_lines[start:stop], pack_lines[start:stop], "base", "pack", lineterm="", n=1))
+    lines = list(
+        unified_diff(base_lines[start:stop], pack_lines[start:stop], "base", "pack", lineterm="", n=1)
+    )
     left_out = [lines[_DIFF_LINES:], base_lines[stop:], pack_lines[stop:]]
     more = [f"... and {sum(map(len, left_out))} more lines"] if any(left_out) else []
     return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
@@ -119,11 +192,21 @@ def tied(s: Subject) -> Iterator[Finding]:
     """AP703."""
     if s.base is None or not s.base.config.get("tie_word_embeddings", False):
         return
-    changed = {group.path.rpartition(".")[2]: (number, group.path) for number, group in enumerate(s.pack.manifest.groups)}
-    heads, embeddings = [name for name in _HEADS if name in changed], [name for name in _EMBEDDINGS if name in changed]
+    changed = {
+        group.path.rpartition(".")[2]: (number, group.path)
+        for number, group in enumerate(s.pack.manifest.groups)
+    }
+    heads, embeddings = (
+        [name for name in _HEADS if name in changed],
+        [name for name in _EMBEDDINGS if name in changed],
+    )
     if bool(heads) != bool(embeddings):
         number, path = changed[(heads or embeddings)[0]]
-        yield TIED.at(path, "the base ties its embeddings and its head, and the pack changes only one of them", pointer=f"/groups/{number}")
+        yield TIED.at(
+            path,
+            "the base ties its embeddings and its head, and the pack changes only one of them",
+            pointer=f"/groups/{number}",
+        )
 
 
 def share(s: Subject) -> Iterator[Finding]:
@@ -132,7 +215,9 @@ def share(s: Subject) -> Iterator[Finding]:
         in_base = sum(math.prod(info.shape) for info in s.base.tensors.values())
         in_pack = sum(value.size for value in s.pack.tensors.values())
         if 2 * in_pack > in_base:
-            yield SHARE.at("tensors", f"the pack has {in_pack} parameters, its base {in_base}", pointer="/tensors")
+            yield SHARE.at(
+                "tensors", f"the pack has {in_pack} parameters, its base {in_base}", pointer="/tensors"
+            )
 
 
 def quantization_trained_on(s: Subject) -> Iterator[Finding]:
@@ -142,9 +227,12 @@ def quantization_trained_on(s: Subject) -> Iterator[Finding]:
         return
     library, stored = trained.params.get("library", trained.scheme), quantization.scheme(s.base)
     if stored != library:
-        yield QUANTIZED.at("base_quantization", f"the pack was trained on the base as {trained.scheme} ({library}), and this one is stored "
-                           f"{'as plain numbers' if stored is None else f'by {stored}'}: it gives other outputs",
-                           pointer="/base_quantization")
+        yield QUANTIZED.at(
+            "base_quantization",
+            f"the pack was trained on the base as {trained.scheme} ({library}), and this one is stored "
+            f"{'as plain numbers' if stored is None else f'by {stored}'}: it gives other outputs",
+            pointer="/base_quantization",
+        )
 
 
 def _text(data: bytes) -> str:

@@ -13,32 +13,65 @@ from ....manifest.composed_method import FEATURE, method_of
 from ..context import Subject, group_pointer
 from ..finding import Finding, Rule
 
-SAID = Rule("AP911", "error", "A pack says in must_understand that it is composed if and only if it is.", "compose the packs again")
-TREE = Rule("AP912", "error", "A tree of composition has known kinds of nodes with settings that they can use, within the limits.",
-            "compose the packs again")
-MEMBERS = Rule("AP913", "error", "The leaves of a tree name the members of the pack, each at least once, and no other.",
-               "compose the packs again")
-TOGETHER = Rule("AP914", "error", "Every member's method is known and can be part of the tree.",
-                "update adapterpack, or compose the packs again")
-PARENTS = Rule("AP915", "error", "The members of a composed pack are among its ancestors, where it has a lineage.",
-               "compose the packs again")
+SAID = Rule(
+    "AP911",
+    "error",
+    "A pack says in must_understand that it is composed if and only if it is.",
+    "compose the packs again",
+)
+TREE = Rule(
+    "AP912",
+    "error",
+    "A tree of composition has known kinds of nodes with settings that they can use, within the limits.",
+    "compose the packs again",
+)
+MEMBERS = Rule(
+    "AP913",
+    "error",
+    "The leaves of a tree name the members of the pack, each at least once, and no other.",
+    "compose the packs again",
+)
+TOGETHER = Rule(
+    "AP914",
+    "error",
+    "Every member's method is known and can be part of the tree.",
+    "update adapterpack, or compose the packs again",
+)
+PARENTS = Rule(
+    "AP915",
+    "error",
+    "The members of a composed pack are among its ancestors, where it has a lineage.",
+    "compose the packs again",
+)
 UNUSED = Rule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
-DERIVED = Rule("AP917", "error", "What a node holds that follows from its members is what follows from them.", "compose the packs again")
+DERIVED = Rule(
+    "AP917",
+    "error",
+    "What a node holds that follows from its members is what follows from them.",
+    "compose the packs again",
+)
 RULES = (SAID, TREE, MEMBERS, TOGETHER, PARENTS, UNUSED, DERIVED)
 
 _RELATIVE = 1e-4
-"""Of a direction of length one. Members in half precision come back rounded; a direction of their change moves by less than this."""
+"""Of a direction of length one. Members in half precision come back rounded; a direction of their change
+moves by less than this.
+"""
 
 
 def composition(manifest: m.Manifest) -> Iterator[Finding]:
     """AP911-AP916: before a tensor is read, since what tensors there must be follows from the tree."""
     composed = manifest.composition
     if (composed is not None) != (FEATURE in manifest.must_understand):
-        yield SAID.at("must_understand", "the manifest does not say rightly whether the pack is composed", pointer="/must_understand")
+        yield SAID.at(
+            "must_understand",
+            "the manifest does not say rightly whether the pack is composed",
+            pointer="/must_understand",
+        )
         return
     if composed is None:
         return
-    from ....adapter_methods.nodes import decode, leaves  # noqa: PLC0415 - few packs are composed, and the others do not need it
+    # few packs are composed, and the others do not need it
+    from ....adapter_methods.nodes import decode, leaves  # noqa: PLC0415
 
     try:
         tree = decode(composed.tree)
@@ -48,22 +81,31 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
         return
     names, named = [member.name for member in composed.members], set(leaves(tree))
     if set(names) != named or len(names) != len(named):
-        yield MEMBERS.at("composition", f"the tree names {', '.join(sorted(named))}, the members are {', '.join(names)}",
-                         pointer="/composition/members")
+        yield MEMBERS.at(
+            "composition",
+            f"the tree names {', '.join(sorted(named))}, the members are {', '.join(names)}",
+            pointer="/composition/members",
+        )
         return
     try:
         method_of(manifest)
     except AdapterpackError as error:
-        yield TOGETHER.at("composition", error.what + (f": {error.found}" if error.found else ""), pointer="/composition")
+        yield TOGETHER.at(
+            "composition", error.what + (f": {error.found}" if error.found else ""), pointer="/composition"
+        )
         return
     line = manifest.lineage
-    ancestors = set() if line is None else {parent.digest for parent in line.parents}.union(*line.ancestors.values())
+    ancestors = (
+        set() if line is None else {parent.digest for parent in line.parents}.union(*line.ancestors.values())
+    )
     if line is not None and (strays := {member.digest for member in composed.members} - ancestors):
         yield PARENTS.at("composition", f"{min(strays)[:17]} is no ancestor", pointer="/composition/members")
     there = {entry.param.partition("/")[0] for entry in manifest.tensors.values()}
     for number, name in enumerate(names):
         if name not in there:
-            yield UNUSED.at("composition", f"the member '{name}' has no tensors", pointer=f"/composition/members/{number}")
+            yield UNUSED.at(
+                "composition", f"the member '{name}' has no tensors", pointer=f"/composition/members/{number}"
+            )
 
 
 def follows(s: Subject) -> Iterator[Finding]:
@@ -79,12 +121,21 @@ def follows(s: Subject) -> Iterator[Finding]:
     for adapter in s.pack.adapters():
         what = "what follows from the members"
         s.budget.require_time(what)
-        s.require_memory(64 * sum(value.size for value in adapter.params.values()), what)  # their factors in float64, decomposed
-        expected = made(method, adapter.config, complete(method, adapter.config, adapter.wide, adapter.site), adapter.site)
+        # their factors in float64, decomposed
+        s.require_memory(64 * sum(value.size for value in adapter.params.values()), what)
+        expected = made(
+            method, adapter.config, complete(method, adapter.config, adapter.wide, adapter.site), adapter.site
+        )
         for key, value in expected.items():
-            if f"{key.partition('/')[0]}/" in prefixes and not np.abs(_up_to_sign(adapter.wide[key], value) - value).max() <= _RELATIVE:
-                yield DERIVED.at(adapter.site.path, f"the tensor {key} is not the one that follows from the members",
-                                 pointer=group_pointer(numbers[adapter.site.path]))
+            if (
+                f"{key.partition('/')[0]}/" in prefixes
+                and not np.abs(_up_to_sign(adapter.wide[key], value) - value).max() <= _RELATIVE
+            ):
+                yield DERIVED.at(
+                    adapter.site.path,
+                    f"the tensor {key} is not the one that follows from the members",
+                    pointer=group_pointer(numbers[adapter.site.path]),
+                )
 
 
 def _up_to_sign(vectors: np.ndarray, like: np.ndarray) -> np.ndarray:

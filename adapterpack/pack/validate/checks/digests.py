@@ -12,20 +12,36 @@ from . import folder, tensors
 
 
 def digests(s: Subject) -> Iterator[Finding]:
-    """AP204, and where no tensor was altered AP104 and AP105: altered bytes are reported by the tensor that they belong to.
+    """AP204, and where no tensor was altered AP104 and AP105: altered bytes are reported by the tensor that
+    they belong to.
 
-    Tensors and the file that holds them are hashed together, since a file cannot be split over threads: both take as long as the file.
+    Tensors and the file that holds them are hashed together, since a file cannot be split over threads: both
+    take as long as the file.
     """
     entries, files = sorted(s.pack.manifest.tensors.items()), s.pack.manifest.files
-    sources: dict[tuple[str, str], hashing.Parts] = {("tensor", name): [s.file.buffer(name)] for name, _ in entries}
+    sources: dict[tuple[str, str], hashing.Parts] = {
+        ("tensor", name): [s.file.buffer(name)] for name, _ in entries
+    }
     sources |= {("file", entry.path): [s.file_bytes[entry.path]] for entry in files}
-    hashes = hashing.digests(sources, watch=lambda: s.budget.require_time("the digests of the files and tensors"))
+    hashes = hashing.digests(
+        sources, watch=lambda: s.budget.require_time("the digests of the files and tensors")
+    )
     altered = [name for name, entry in entries if hashes["tensor", name].hex() != entry.sha256]
     for name in altered:
-        yield tensors.DIGEST.at(name, "the tensor's sha256 is not the manifest's: its bytes were altered", file=TENSORS,
-                                offset=s.file.tensors[name].offset)
+        yield tensors.DIGEST.at(
+            name,
+            "the tensor's sha256 is not the manifest's: its bytes were altered",
+            file=TENSORS,
+            offset=s.file.tensors[name].offset,
+        )
     for entry in files if not altered else ():
         if len(s.file_bytes[entry.path]) != entry.size:
-            yield folder.SIZE.at(entry.path, f"the file does not have the {entry.size} bytes that the manifest says", file=entry.path)
+            yield folder.SIZE.at(
+                entry.path,
+                f"the file does not have the {entry.size} bytes that the manifest says",
+                file=entry.path,
+            )
         elif hashes["file", entry.path].hex() != entry.sha256:
-            yield folder.DIGEST.at(entry.path, "the file's sha256 is not the manifest's: it was altered", file=entry.path)
+            yield folder.DIGEST.at(
+                entry.path, "the file's sha256 is not the manifest's: it was altered", file=entry.path
+            )

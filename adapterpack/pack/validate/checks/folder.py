@@ -14,21 +14,37 @@ from ..budget import Budget
 from ..finding import Finding, Rule
 from .magic import magic_of
 
-REGULAR = Rule("AP101", "error", "Only regular files lie in the folder: no links, folders, pipes or devices.", "remove it")
-UNLISTED = Rule("AP102", "error", "Every file is in the manifest's closed list.", "remove it, or pack the adapter again")
+REGULAR = Rule(
+    "AP101",
+    "error",
+    "Only regular files lie in the folder: no links, folders, pipes or devices.",
+    "remove it",
+)
+UNLISTED = Rule(
+    "AP102", "error", "Every file is in the manifest's closed list.", "remove it, or pack the adapter again"
+)
 MISSING = Rule("AP103", "error", "Every listed file is there.", "fetch the pack again")
 SIZE = Rule("AP104", "error", "Every listed file has the listed size.", "fetch the pack again")
 DIGEST = Rule("AP105", "error", "Every listed file has the listed sha256.", "fetch the pack again")
-FORBIDDEN = Rule("AP106", "error", "No file is of a kind that can run or hold code: pickles, scripts, libraries, archives, pages.",
-                 "remove it; weights are stored as safetensors only")
-MAGIC = Rule("AP107", "error", "No file begins like an executable, a pickle, an archive, a script or a page, whatever its name.",
-             "remove it; do not open it")
+FORBIDDEN = Rule(
+    "AP106",
+    "error",
+    "No file is of a kind that can run or hold code: pickles, scripts, libraries, archives, pages.",
+    "remove it; weights are stored as safetensors only",
+)
+MAGIC = Rule(
+    "AP107",
+    "error",
+    "No file begins like an executable, a pickle, an archive, a script or a page, whatever its name.",
+    "remove it; do not open it",
+)
 RULES = (REGULAR, UNLISTED, MISSING, SIZE, DIGEST, FORBIDDEN, MAGIC)
 
 FORBIDDEN_SUFFIXES = frozenset({
-    ".7z", ".bat", ".bin", ".bz2", ".ckpt", ".class", ".cmd", ".dill", ".dll", ".dylib", ".exe", ".gguf", ".gz", ".h5", ".htm", ".html",
-    ".ipynb", ".jar", ".joblib", ".js", ".keras", ".msi", ".npy", ".npz", ".pickle", ".pkl", ".ps1", ".pt", ".pth", ".py", ".pyc", ".pyd",
-    ".rar", ".sh", ".so", ".svg", ".tar", ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
+    ".7z", ".bat", ".bin", ".bz2", ".ckpt", ".class", ".cmd", ".dill", ".dll", ".dylib", ".exe", ".gguf",
+    ".gz", ".h5", ".htm", ".html", ".ipynb", ".jar", ".joblib", ".js", ".keras", ".msi", ".npy", ".npz",
+    ".pickle", ".pkl", ".ps1", ".pt", ".pth", ".py", ".pyc", ".pyd", ".rar", ".sh", ".so", ".svg", ".tar",
+    ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
 })  # fmt: skip
 HEAD = 512
 _LIST = "the list of the files"
@@ -36,7 +52,9 @@ NOTES = PurePosixPath(".cache", "huggingface")
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, but for ``.cache/huggingface``, the official client's own notes on a download; nothing reads them."""
+    """What lies in a folder, but for ``.cache/huggingface``, the official client's own notes on a download;
+    nothing reads them.
+    """
     return [path for path in sorted(folder.iterdir()) if not _is_notes(path)]
 
 
@@ -45,17 +63,23 @@ def _is_notes(path: Path) -> bool:
     if path.name != NOTES.parts[0] or path.is_symlink() or not path.is_dir():
         return False
     inside = [*path.iterdir()]
-    return [entry.name for entry in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
+    return (
+        [entry.name for entry in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
+    )
 
 
 def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Finding]:
-    """AP101, checked before any of the files is opened. A hub cache's own links into its blobs are let pass."""
+    """AP101, checked before any of the files is opened. A hub cache's own links into its blobs are let
+    pass.
+    """
     for path in (budget or Budget()).over(entries(folder), _LIST):
         if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file():
             yield REGULAR.at(path.name, "only regular files may lie in a pack", file=path.name)
 
 
-def forbidden_files(folder: Path, listed: frozenset[str] = frozenset(), budget: Budget | None = None) -> Iterator[Finding]:
+def forbidden_files(
+    folder: Path, listed: frozenset[str] = frozenset(), budget: Budget | None = None
+) -> Iterator[Finding]:
     """AP106-AP107 for files that are not listed; the listed ones are checked once they are read."""
     for path in (budget or Budget()).over(entries(folder), _LIST):
         if path.name in listed or not path.is_file():
@@ -78,8 +102,12 @@ def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
         size = (folder / name).stat().st_size
         if size != listed[name].size:
             what = "truncated" if size < listed[name].size else "lengthened"
-            yield SIZE.at(name, f"the file has {size} bytes, the manifest says {listed[name].size}: it was {what}", file=name,
-                          offset=min(size, listed[name].size))
+            yield SIZE.at(
+                name,
+                f"the file has {size} bytes, the manifest says {listed[name].size}: it was {what}",
+                file=name,
+                offset=min(size, listed[name].size),
+            )
 
 
 def read_files(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
@@ -96,7 +124,11 @@ def read_files(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, 
 
 
 def _content(path: Path, limit: int) -> bytes:
-    return cast("bytes", mapped(path, limit)) if path.name == TENSORS and limit > LARGE + 1 else read_file(path, limit)
+    return (
+        cast("bytes", mapped(path, limit))
+        if path.name == TENSORS and limit > LARGE + 1
+        else read_file(path, limit)
+    )
 
 
 def magic_bytes(contents: Mapping[str, bytes]) -> Iterator[Finding]:
@@ -114,5 +146,10 @@ def read_manifest(path: Path) -> bytes:
     """
     data = read_file(path, m.MAX_BYTES + 1)
     if len(data) > m.MAX_BYTES:
-        raise FormatError("the manifest is too large", where=path, expected=f"at most {m.MAX_BYTES} bytes", found=path.stat().st_size)
+        raise FormatError(
+            "the manifest is too large",
+            where=path,
+            expected=f"at most {m.MAX_BYTES} bytes",
+            found=path.stat().st_size,
+        )
     return data

@@ -8,9 +8,19 @@ from ..context import Subject
 from ..finding import Finding, Rule
 
 CYCLE = Rule("AP901", "error", "No pack is among its own ancestors.", "pack the adapter again")
-DEPTH = Rule("AP902", "error", "The lineage is at most 8 generations deep.", "leave out the ancestors that lie further back")
+DEPTH = Rule(
+    "AP902",
+    "error",
+    "The lineage is at most 8 generations deep.",
+    "leave out the ancestors that lie further back",
+)
 STRAY = Rule("AP903", "error", "Every ancestor is one of a parent.", "pack the adapter again")
-NOTHING = Rule("AP904", "error", "A lineage names parents, or the format that the pack was converted from.", "leave the lineage out")
+NOTHING = Rule(
+    "AP904",
+    "error",
+    "A lineage names parents, or the format that the pack was converted from.",
+    "leave the lineage out",
+)
 RULES = (CYCLE, DEPTH, STRAY, NOTHING)
 
 MAX_DEPTH = 8
@@ -30,11 +40,14 @@ def lineage(s: Subject) -> Iterator[Finding]:
     if (deepest := max(depth.values(), default=0)) > MAX_DEPTH:
         yield DEPTH.at("lineage", f"the lineage is {deepest} generations deep", pointer="/lineage/ancestors")
     for digest in sorted(recorded.ancestors.keys() - depth.keys())[:1]:
-        yield STRAY.at("lineage", f"{digest[:17]} is no ancestor of any parent", pointer=f"/lineage/ancestors/{digest}")
+        yield STRAY.at(
+            "lineage", f"{digest[:17]} is no ancestor of any parent", pointer=f"/lineage/ancestors/{digest}"
+        )
 
 
 def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict[str, int] | None:
-    """The generation of every pack that is reached (parents are 1), by the longest way; None if there is a cycle.
+    """The generation of every pack that is reached (parents are 1), by the longest way; None if there is a
+    cycle.
 
     Example:
         >>> depths(["a"], {"a": ("b",), "b": ("c",)}), depths(["a"], {"a": ("a",)})

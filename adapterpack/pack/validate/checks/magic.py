@@ -6,11 +6,12 @@ import re
 
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive"), (b"PK\x05\x06", "a zip archive"), (b"PK\x07\x08", "a zip archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"), (b"Rar!\x1a\x07", "a rar archive"), (b"\x1f\x8b", "a gzip stream"), (b"BZh", "a bzip2 stream"),
-    (b"\xfd7zXZ\x00", "an xz stream"), (b"\x28\xb5\x2f\xfd", "a zstd stream"),
-    (b"\x7fELF", "an ELF program"), (b"MZ", "a Windows program"), (b"\xcf\xfa\xed\xfe", "a Mach-O program"),
-    (b"\xfe\xed\xfa\xcf", "a Mach-O program"), (b"\xca\xfe\xba\xbe", "a Java class"), (b"\x00asm", "a WebAssembly module"),
-    (b"GGUF", "a GGUF model"), (b"\x93NUMPY", "a numpy file, which can hold a pickle"), (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"), (b"Rar!\x1a\x07", "a rar archive"),
+    (b"\x1f\x8b", "a gzip stream"), (b"BZh", "a bzip2 stream"), (b"\xfd7zXZ\x00", "an xz stream"),
+    (b"\x28\xb5\x2f\xfd", "a zstd stream"), (b"\x7fELF", "an ELF program"), (b"MZ", "a Windows program"),
+    (b"\xcf\xfa\xed\xfe", "a Mach-O program"), (b"\xfe\xed\xfa\xcf", "a Mach-O program"),
+    (b"\xca\xfe\xba\xbe", "a Java class"), (b"\x00asm", "a WebAssembly module"), (b"GGUF", "a GGUF model"),
+    (b"\x93NUMPY", "a numpy file, which can hold a pickle"), (b"\x89HDF\r\n", "an HDF5 file"),
     (b"#!", "a script"), (b"%PDF-", "a PDF"),
     *((bytes((0x80, protocol)), "a pickle") for protocol in range(2, 6)),
 )  # fmt: skip

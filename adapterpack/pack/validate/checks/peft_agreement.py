@@ -1,4 +1,6 @@
-"""Checks that PEFT's files say what the manifest does, and what a folder of PEFT's leaves open. AP601-AP604."""
+"""Checks that PEFT's files say what the manifest does, and what a folder of PEFT's leaves open.
+AP601-AP604.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,27 @@ from ...pack import FILE_ROLES, TEMPLATE
 from ..context import Subject
 from ..finding import Finding, Rule
 
-FACE = Rule("AP601", "error", "PEFT would read from the folder what the manifest says.", "pack the adapter again")
-LIST = Rule("AP602", "error", "The file list is the one that such a pack has, each file in its role.", "pack the adapter again")
-READERS = Rule("AP603", "error", "The reference reader of safetensors reads the same tensors (asked with full).", "pack the adapter again")
-OPTION = Rule("AP604", "warning", "A folder that PEFT wrote has no option that is not known, even where it is off.",
-              "update adapterpack, or compare the outputs with PEFT's")
+FACE = Rule(
+    "AP601", "error", "PEFT would read from the folder what the manifest says.", "pack the adapter again"
+)
+LIST = Rule(
+    "AP602",
+    "error",
+    "The file list is the one that such a pack has, each file in its role.",
+    "pack the adapter again",
+)
+READERS = Rule(
+    "AP603",
+    "error",
+    "The reference reader of safetensors reads the same tensors (asked with full).",
+    "pack the adapter again",
+)
+OPTION = Rule(
+    "AP604",
+    "warning",
+    "A folder that PEFT wrote has no option that is not known, even where it is off.",
+    "update adapterpack, or compare the outputs with PEFT's",
+)
 RULES = (FACE, LIST, READERS, OPTION)
 
 _SECOND = "the second reader"
@@ -26,12 +44,16 @@ _SECOND = "the second reader"
 def peft_face(s: Subject) -> Iterator[Finding]:
     """AP601-AP602.
 
-    The meaning is compared and not the bytes: another version of adapterpack may write PEFT's config in another way.
+    The meaning is compared and not the bytes: another version of adapterpack may write PEFT's config in
+    another way.
     """
-    has_face = layout.config_bytes(s.pack.manifest) is not None  # never for quantized tensors: PEFT would take integers for values
+    # never for quantized tensors: PEFT would take integers for values
+    has_face = layout.config_bytes(s.pack.manifest) is not None
     listed = sorted((entry.path, entry.role) for entry in s.pack.manifest.files)
     optional = [TEMPLATE] if TEMPLATE in s.file_bytes else []
-    expected = sorted((name, FILE_ROLES[name]) for name in (TENSORS, *([layout.CONFIG] if has_face else []), *optional))
+    expected = sorted(
+        (name, FILE_ROLES[name]) for name in (TENSORS, *([layout.CONFIG] if has_face else []), *optional)
+    )
     if listed != expected:
         yield LIST.at("files", f"the file list is {listed}, this pack's must be {expected}", pointer="/files")
         return
@@ -42,7 +64,9 @@ def peft_face(s: Subject) -> Iterator[Finding]:
     with s.file.watched(lambda: s.budget.require_time("what PEFT would read")):
         problem = layout.disagreement(s.folder, s.pack.manifest, s.file_bytes[layout.CONFIG], s.file)
     if problem:
-        yield FACE.at(layout.CONFIG, f"the file does not agree with the manifest: {problem}", file=layout.CONFIG)
+        yield FACE.at(
+            layout.CONFIG, f"the file does not agree with the manifest: {problem}", file=layout.CONFIG
+        )
 
 
 def options(unknown: Mapping[str, Any]) -> Iterator[Finding]:
@@ -58,7 +82,8 @@ def second_reader(s: Subject) -> Iterator[Finding]:
         return
     from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - only here
 
-    s.require_memory(2 * len(s.file_bytes[TENSORS]), _SECOND)  # it takes the whole file as bytes, and copies every tensor
+    # it takes the whole file as bytes, and copies every tensor
+    s.require_memory(2 * len(s.file_bytes[TENSORS]), _SECOND)
     try:
         theirs = dict(deserialize(bytes(s.file_bytes[TENSORS])))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
@@ -72,4 +97,6 @@ def _agrees(s: Subject, name: str, theirs: Mapping[str, Any]) -> bool:
     """Whether the reference reader's dtype, shape and bytes of a tensor are ours."""
     s.budget.require_time(_SECOND)
     info = s.file.tensors[name]
-    return (theirs["dtype"], tuple(theirs["shape"])) == (info.dtype, info.shape) and bool(theirs["data"] == s.file.buffer(name))
+    return (theirs["dtype"], tuple(theirs["shape"])) == (info.dtype, info.shape) and bool(
+        theirs["data"] == s.file.buffer(name)
+    )

@@ -8,9 +8,12 @@ from ....errors import AdapterpackError
 from ..finding import Finding, Rule
 
 CHECK = Rule("AP000", "error", "Every check can be made to its end.", "pack the adapter again")
-UNREADABLE = Rule("AP001", "error",
-                  "The manifest, the tensor file and the PEFT configuration can be read: format, version, schema, limits.",
-                  "fetch the pack again")
+UNREADABLE = Rule(
+    "AP001",
+    "error",
+    "The manifest, the tensor file and the PEFT configuration can be read: format, version, schema, limits.",
+    "fetch the pack again",
+)
 RULES = (CHECK, UNREADABLE)
 
 
@@ -18,5 +21,13 @@ def unreadable(error: AdapterpackError, folder: Path, rule: Rule = UNREADABLE) -
     """An error of a reader as a finding, with the place that it names."""
     path, _, pointer = (error.where or str(folder)).partition("#")
     name = Path(path.partition(",")[0]).name
-    return Finding(rule.id, rule.severity, error.where or str(folder), error.placeless_sentence, error.remedy or "", type(error),
-                   name if name != folder.name else None, pointer if pointer.startswith("/") else None)
+    return Finding(
+        rule.id,
+        rule.severity,
+        error.where or str(folder),
+        error.placeless_sentence,
+        error.remedy or "",
+        type(error),
+        name if name != folder.name else None,
+        pointer if pointer.startswith("/") else None,
+    )

@@ -1,4 +1,6 @@
-"""Finds keys of JSON that make other libraries import or fetch code, at any depth of any JSON file. AP110-AP111."""
+"""Finds keys of JSON that make other libraries import or fetch code, at any depth of any JSON file.
+AP110-AP111.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,18 @@ from ..context import Subject
 from ..finding import Finding, Rule
 from ..walk import texts_in, walk
 
-CODE = Rule("AP110", "error", "No JSON holds a key that makes a library import or fetch code.",
-            "remove the key, or do not use this adapter")
-PATH = Rule("AP111", "error", "No path in the JSON is absolute, leaves the folder, or is a URL.", "name a repository, or nothing")
+CODE = Rule(
+    "AP110",
+    "error",
+    "No JSON holds a key that makes a library import or fetch code.",
+    "remove the key, or do not use this adapter",
+)
+PATH = Rule(
+    "AP111",
+    "error",
+    "No path in the JSON is absolute, leaves the folder, or is a URL.",
+    "name a repository, or nothing",
+)
 RULES = (CODE, PATH)
 
 KEYS: dict[str, tuple[Any, ...]] = {
@@ -32,10 +43,13 @@ _LIBRARIES = frozenset({"diffusers", "sentence_transformers", "transformers"})
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
 
-def remote_code(value: Any, file: str, foreign: bool = False, budget: Budget | None = None) -> Iterator[Finding]:
+def remote_code(
+    value: Any, file: str, foreign: bool = False, budget: Budget | None = None
+) -> Iterator[Finding]:
     """AP110-AP111 in one JSON value.
 
-    ``foreign``: a file that PEFT wrote, which may name a path on the disk of its author, and the class of a library that PEFT allows.
+    ``foreign``: a file that PEFT wrote, which may name a path on the disk of its author, and the class of a
+    library that PEFT allows.
     """
     suspect = any(text in KEYS or text.endswith("_path") for text in texts_in(value))
     for place, item in (budget or Budget()).over(walk(value), "keys that load code") if suspect else ():
@@ -43,11 +57,21 @@ def remote_code(value: Any, file: str, foreign: bool = False, budget: Budget | N
         if not isinstance(key, str):
             continue
         if key in KEYS and item not in _NOTHING + KEYS[key] and not (foreign and _library_class(key, item)):
-            finding = CODE.at(f"{file}#{place.pointer}", f"'{key}' makes other libraries load code", file=file, pointer=place.pointer)
+            finding = CODE.at(
+                f"{file}#{place.pointer}",
+                f"'{key}' makes other libraries load code",
+                file=file,
+                pointer=place.pointer,
+            )
             # PEFT writes it for every model of one's own; here it is neither followed nor taken along
             yield finding._replace(severity="warning") if foreign and key == "auto_mapping" else finding
         if not foreign and key.endswith("_path") and isinstance(item, str) and _leaves(item):
-            yield PATH.at(f"{file}#{place.pointer}", f"'{key}' leads out of the pack: {item[:80]!r}", file=file, pointer=place.pointer)
+            yield PATH.at(
+                f"{file}#{place.pointer}",
+                f"'{key}' leads out of the pack: {item[:80]!r}",
+                file=file,
+                pointer=place.pointer,
+            )
 
 
 def in_pack(s: Subject) -> Iterator[Finding]:
@@ -67,4 +91,9 @@ def _library_class(key: str, item: Any) -> bool:
 
 
 def _leaves(path: str) -> bool:
-    return "://" in path or path.startswith(("/", "\\", "~")) or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")
+    return (
+        "://" in path
+        or path.startswith(("/", "\\", "~"))
+        or path[1:2] == ":"
+        or ".." in path.replace("\\", "/").split("/")
+    )

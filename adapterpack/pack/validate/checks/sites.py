@@ -1,4 +1,6 @@
-"""Checks that every group has the tensors of its method, and the scale and rank of its configuration. AP401-AP407, AP501-AP502."""
+"""Checks that every group has the tensors of its method, and the scale and rank of its configuration.
+AP401-AP407, AP501-AP502.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,38 @@ from ..context import Subject, group_pointer, quantized_numbers, tensor_pointer
 from ..finding import Finding, Rule
 
 TWICE = Rule("AP401", "error", "No two groups have the same path.", "pack the adapter again")
-NO_GROUP = Rule("AP402", "error", "Every tensor belongs to a group and to the tensor file.", "pack the adapter again")
-SHAPES = Rule("AP403", "error", "Every group has all tensors that its method needs, of shapes that pair up.", "pack the adapter again")
-EXTRA = Rule("AP404", "error", "No group has a tensor that its method does not know.", "pack the adapter again")
+NO_GROUP = Rule(
+    "AP402", "error", "Every tensor belongs to a group and to the tensor file.", "pack the adapter again"
+)
+SHAPES = Rule(
+    "AP403",
+    "error",
+    "Every group has all tensors that its method needs, of shapes that pair up.",
+    "pack the adapter again",
+)
+EXTRA = Rule(
+    "AP404", "error", "No group has a tensor that its method does not know.", "pack the adapter again"
+)
 KIND = Rule("AP405", "error", "Every site is of a kind that the method can adapt.", "pack the adapter again")
-RANK_LARGE = Rule("AP406", "warning", "The rank of a low-rank site is at most the smaller of its two sizes.",
-                  "resize the adapter: a larger rank only costs")
+RANK_LARGE = Rule(
+    "AP406",
+    "warning",
+    "The rank of a low-rank site is at most the smaller of its two sizes.",
+    "resize the adapter: a larger rank only costs",
+)
 POSITIONS = Rule("AP407", "error", "All sites act at the same positions of a row.", "pack the adapter again")
-BOUNDED = Rule("AP408", "error", "What the methods make at the sites is at most 16 times what the pack stores and the weights there hold.",
-               "pack the adapter again, with a smaller rank")
-SCALE = Rule("AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again")
-RANK = Rule("AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again")
+BOUNDED = Rule(
+    "AP408",
+    "error",
+    "What the methods make at the sites is at most 16 times what the pack stores and the weights there hold.",
+    "pack the adapter again, with a smaller rank",
+)
+SCALE = Rule(
+    "AP501", "error", "The written scale is the one that the configuration gives.", "pack the adapter again"
+)
+RANK = Rule(
+    "AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again"
+)
 _UNKNOWN = 1 << 31
 """Wider than any layer: what stands for a width that the pack does not say."""
 RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, POSITIONS, BOUNDED, SCALE, RANK)
@@ -41,7 +64,9 @@ def roles(s: Subject) -> Iterator[Finding]:
         yield TWICE.at("groups", "two groups have the same path", pointer="/groups")
     for name, entry in s.budget.over(s.pack.manifest.tensors.items(), "the groups of the tensors"):
         if entry.group not in paths or entry.file != TENSORS:
-            yield NO_GROUP.at(name, "the tensor belongs to no group, or to another file", pointer=tensor_pointer(name))
+            yield NO_GROUP.at(
+                name, "the tensor belongs to no group, or to another file", pointer=tensor_pointer(name)
+            )
     coded = quantized_numbers(s.pack.manifest)
     for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the shapes of the sites"):
         s.require_memory(8 * coded[group.path], "the shapes of the sites")
@@ -58,26 +83,51 @@ def roles(s: Subject) -> Iterator[Finding]:
 
 
 def _feature(s: Subject) -> Iterator[Finding]:
-    """A reader that knows one method a pack only must refuse a pack with several, so it is named in must_understand."""
-    if m.METHODS in s.pack.manifest.must_understand and all(group.method is None for group in s.pack.manifest.groups):
-        yield KIND.at("must_understand", f"it names '{m.METHODS}', and no site has a method of its own", pointer="/must_understand")
+    """A reader that knows one method a pack only must refuse a pack with several, so it is named in
+    must_understand.
+    """
+    if m.METHODS in s.pack.manifest.must_understand and all(
+        group.method is None for group in s.pack.manifest.groups
+    ):
+        yield KIND.at(
+            "must_understand",
+            f"it names '{m.METHODS}', and no site has a method of its own",
+            pointer="/must_understand",
+        )
     for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the methods of the sites"):
         if group.method is None:
             continue
         if group.role != "adapter" or group.method.type == s.pack.manifest.method.type:
-            yield KIND.at(group.path, "only an adapted site has a method of its own, which is not the pack's",
-                          pointer=group_pointer(number))
+            yield KIND.at(
+                group.path,
+                "only an adapted site has a method of its own, which is not the pack's",
+                pointer=group_pointer(number),
+            )
         elif m.METHODS not in s.pack.manifest.must_understand:
-            yield KIND.at(group.path, f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
-                          pointer=group_pointer(number))
+            yield KIND.at(
+                group.path,
+                f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
+                pointer=group_pointer(number),
+            )
         elif s.pack.method.storage.composition is not None:
-            yield KIND.at(group.path, "a site of a composed pack has a method of its own, which is no part of the tree",
-                          pointer=group_pointer(number))
+            yield KIND.at(
+                group.path,
+                "a site of a composed pack has a method of its own, which is no part of the tree",
+                pointer=group_pointer(number),
+            )
         elif s.pack.method_of(group).kind != s.pack.method.kind:
-            yield KIND.at(group.path, f"the method {group.method.type} is of another kind than the pack's", pointer=group_pointer(number))
+            yield KIND.at(
+                group.path,
+                f"the method {group.method.type} is of another kind than the pack's",
+                pointer=group_pointer(number),
+            )
         elif s.pack.method_of(group).storage.shared is not None:
-            yield KIND.at(group.path, f"the method {group.method.type} shares tensors between sites, which only a pack's own method can",
-                          pointer=group_pointer(number))
+            yield KIND.at(
+                group.path,
+                f"the method {group.method.type} shares tensors between sites, which only a pack's own "
+                "method can",
+                pointer=group_pointer(number),
+            )
 
 
 def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
@@ -85,23 +135,38 @@ def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer:
     method = s.pack.method_of(group)
     layers = method.traits.layers
     if group.kind not in layers:
-        yield KIND.at(group.path, f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}", pointer=pointer)
+        yield KIND.at(
+            group.path,
+            f"the method has no sites of kind '{group.kind}', only {', '.join(layers)}",
+            pointer=pointer,
+        )
         return
     if (group.kind == "prompt") != (group.path == PROMPT):
-        yield KIND.at(group.path, f"a prompt has the one site '{PROMPT}', and no other kind has it", pointer=pointer)
+        yield KIND.at(
+            group.path, f"a prompt has the one site '{PROMPT}', and no other kind has it", pointer=pointer
+        )
         return
     try:
         cfg = s.pack.config_at(group)
         check_shapes(method, cfg, s.pack.site(group), params, s.folder.name)
     except AdapterpackError as error:
-        yield SHAPES.at(group.path, error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
-                        pointer=pointer)
+        yield SHAPES.at(
+            group.path,
+            error.what + (f": expected {error.expected}, found {error.found}" if error.expected else ""),
+            pointer=pointer,
+        )
         return
     if extra := sorted(set(params) - set(method.shapes(cfg, s.pack.site(group)))):
-        yield EXTRA.at(group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer)
+        yield EXTRA.at(
+            group.path, f"a tensor that the method does not have: {', '.join(extra)}", pointer=pointer
+        )
     narrow = min(group.in_features or _UNKNOWN, group.out_features or _UNKNOWN)
     if method.traits.low_rank and (cfg.rank or 0) > narrow:
-        yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
+        yield RANK_LARGE.at(
+            group.path,
+            f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}",
+            pointer=pointer,
+        )
 
 
 def _primary_groups(s: Subject) -> list[m.Group]:
@@ -115,11 +180,15 @@ def _shared_missing(s: Subject) -> Iterator[Finding]:
     if s.pack.method.storage.shared is None or not sites:
         return
     try:
-        missing = s.pack.method.storage.shared.shapes(s.pack.config_at(sites[0]), [site_of(group) for group in sites])
+        missing = s.pack.method.storage.shared.shapes(
+            s.pack.config_at(sites[0]), [site_of(group) for group in sites]
+        )
     except AdapterpackError:  # the config is not usable, which its own finding says
         return
     if missing:
-        yield SHAPES.at(SHARED, f"what all sites share is not there: {', '.join(sorted(missing))}", pointer="/groups")
+        yield SHAPES.at(
+            SHARED, f"what all sites share is not there: {', '.join(sorted(missing))}", pointer="/groups"
+        )
 
 
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
@@ -129,7 +198,9 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
         yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
         return
     try:
-        expected = s.pack.method.storage.shared.shapes(s.pack.config_at(adapters[0]), [*map(site_of, adapters)])
+        expected = s.pack.method.storage.shared.shapes(
+            s.pack.config_at(adapters[0]), [*map(site_of, adapters)]
+        )
     except AdapterpackError as error:
         yield SHAPES.at(group.path, error.what, pointer=pointer)
         return
@@ -145,7 +216,9 @@ def bounded(s: Subject) -> Iterator[Finding]:
     try:
         require_bounded(s.budget.over(sites, "what the methods make"), s.pack.manifest.tensors, s.folder.name)
     except FormatError as error:
-        yield BOUNDED.at("groups", f"{error.what}: expected {error.expected}, found {error.found}", pointer="/groups")
+        yield BOUNDED.at(
+            "groups", f"{error.what}: expected {error.expected}, found {error.found}", pointer="/groups"
+        )
 
 
 def positions(s: Subject) -> Iterator[Finding]:
@@ -166,6 +239,14 @@ def scales(s: Subject) -> Iterator[Finding]:
             continue
         cfg = s.pack.config_at(group)
         if group.scale is None or not np.isclose(group.scale, cfg.scale, rtol=1e-9, atol=0):
-            yield SCALE.at(group.path, f"the scale is {group.scale}, the configuration gives {cfg.scale}", pointer=group_pointer(number))
+            yield SCALE.at(
+                group.path,
+                f"the scale is {group.scale}, the configuration gives {cfg.scale}",
+                pointer=group_pointer(number),
+            )
         if group.rank != cfg.rank:
-            yield RANK.at(group.path, f"the rank is {group.rank}, the configuration gives {cfg.rank}", pointer=group_pointer(number))
+            yield RANK.at(
+                group.path,
+                f"the rank is {group.rank}, the configuration gives {cfg.rank}",
+                pointer=group_pointer(number),
+            )

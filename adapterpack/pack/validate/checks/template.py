@@ -11,18 +11,41 @@ from ..budget import Budget
 from ..context import Subject
 from ..finding import Finding, Rule
 
-PARSE = Rule("AP851", "error", "A chat template is Jinja that parses, of at most 64 KiB.", "repair the template")
-NAMES = Rule("AP852", "error",
-             "A template touches no internal attribute, and uses only the filters, tests, functions and methods that chats need.",
-             "remove it; do not render the template")
-STATEMENTS = Rule("AP853", "error", "A template includes, imports and extends nothing, and has no statements but those that chats need.",
-                  "remove it; do not render the template")
-COST = Rule("AP854", "error",
-            "What a template does and writes is in proportion to the chat: it counts no further than 10,000, and no text doubles itself.",
-            "remove it")
-DIGEST = Rule("AP855", "error", "A template that the pack carries has the digest that the manifest's tokenizer names.",
-              "pack the adapter again")
-LITERAL = Rule("AP856", "warning", "A template holds no address and no long encoded text.", "read the template before you use the pack")
+PARSE = Rule(
+    "AP851", "error", "A chat template is Jinja that parses, of at most 64 KiB.", "repair the template"
+)
+NAMES = Rule(
+    "AP852",
+    "error",
+    "A template touches no internal attribute, and uses only the filters, tests, functions and methods "
+    "that chats need.",
+    "remove it; do not render the template",
+)
+STATEMENTS = Rule(
+    "AP853",
+    "error",
+    "A template includes, imports and extends nothing, and has no statements but those that chats need.",
+    "remove it; do not render the template",
+)
+COST = Rule(
+    "AP854",
+    "error",
+    "What a template does and writes is in proportion to the chat: it counts no further than 10,000, "
+    "and no text doubles itself.",
+    "remove it",
+)
+DIGEST = Rule(
+    "AP855",
+    "error",
+    "A template that the pack carries has the digest that the manifest's tokenizer names.",
+    "pack the adapter again",
+)
+LITERAL = Rule(
+    "AP856",
+    "warning",
+    "A template holds no address and no long encoded text.",
+    "read the template before you use the pack",
+)
 RULES = (PARSE, NAMES, STATEMENTS, COST, DIGEST, LITERAL)
 
 MAX_TEMPLATE = 64 << 10
@@ -40,10 +63,13 @@ def carried(s: Subject) -> Iterator[Finding]:
     yield from template_findings(data, TEMPLATE, s.budget)
 
 
-def template_findings(data: bytes, where: str, budget: Budget | None = None, foreign: bool = False) -> Iterator[Finding]:
+def template_findings(
+    data: bytes, where: str, budget: Budget | None = None, foreign: bool = False
+) -> Iterator[Finding]:
     """AP851-AP854 and AP856 of one template.
 
-    ``foreign``: of a folder that PEFT wrote, whose template is not taken along: what cannot reach beyond its values is a warning there.
+    ``foreign``: of a folder that PEFT wrote, whose template is not taken along: what cannot reach beyond its
+    values is a warning there.
 
     Raises:
         Spent: the budget.
@@ -59,7 +85,9 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
         if len(data) > MAX_TEMPLATE:
             raise ValueError(f"it has {len(data)} bytes")
         text = data.decode("utf-8")
-        tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", GenerationExtension]).parse(text)
+        tree = ImmutableSandboxedEnvironment(
+            extensions=["jinja2.ext.loopcontrols", GenerationExtension]
+        ).parse(text)
         nodes = nested((budget or Budget()).over, tree)
     except (TemplateError, ValueError, RecursionError, TooDeep) as error:
         yield PARSE.at(where, f"the chat template cannot be parsed: {error}", file=where)
@@ -67,7 +95,9 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
     has_problems = False
     for word in word_problems(nodes):
         has_problems = True
-        finding = (STATEMENTS if word.statement else NAMES).at(f"{where}, line {word.line}", word.message, file=where)
+        finding = (STATEMENTS if word.statement else NAMES).at(
+            f"{where}, line {word.line}", word.message, file=where
+        )
         yield finding._replace(severity="warning") if foreign and not word.inner else finding
     if not has_problems and (problem := cost_problem(text, nodes)):
         finding = COST.at(where, f"the template does or writes more than a chat needs: {problem}", file=where)

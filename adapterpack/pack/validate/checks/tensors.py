@@ -1,4 +1,6 @@
-"""Checks that the manifest's index is the tensor file's, and that tensors in codes can be read. AP201-AP207."""
+"""Checks that the manifest's index is the tensor file's, and that tensors in codes can be read.
+AP201-AP207.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,29 @@ from ..context import Subject, tensor_pointer
 from ..finding import Finding, Rule
 from .values import NONFINITE
 
-MISSING = Rule("AP201", "error", "Every tensor that the manifest lists is in the file.", "fetch the pack again")
+MISSING = Rule(
+    "AP201", "error", "Every tensor that the manifest lists is in the file.", "fetch the pack again"
+)
 UNLISTED = Rule("AP202", "error", "Every tensor of the file is in the manifest.", "fetch the pack again")
-SHAPE = Rule("AP203", "error", "Every tensor has the dtype and shape of the manifest.", "pack the adapter again")
-DIGEST = Rule("AP204", "error", "The bytes of every tensor have the sha256 of the manifest.", "fetch the pack again")
-SCALES = Rule("AP205", "error", "Every tensor in codes has the bytes and the scales that they take.", "quantize the pack again")
+SHAPE = Rule(
+    "AP203", "error", "Every tensor has the dtype and shape of the manifest.", "pack the adapter again"
+)
+DIGEST = Rule(
+    "AP204", "error", "The bytes of every tensor have the sha256 of the manifest.", "fetch the pack again"
+)
+SCALES = Rule(
+    "AP205",
+    "error",
+    "Every tensor in codes has the bytes and the scales that they take.",
+    "quantize the pack again",
+)
 STRAY_SCALES = Rule("AP206", "error", "Scales belong to an int8 tensor.", "quantize the pack again")
-QUANTIZED = Rule("AP207", "error", "The manifest says that the pack is quantized if and only if it is.", "quantize the pack again")
+QUANTIZED = Rule(
+    "AP207",
+    "error",
+    "The manifest says that the pack is quantized if and only if it is.",
+    "quantize the pack again",
+)
 RULES = (MISSING, UNLISTED, SHAPE, DIGEST, SCALES, STRAY_SCALES, QUANTIZED)
 
 
@@ -25,14 +43,23 @@ def tensor_index(s: Subject) -> Iterator[Finding]:
     """AP201-AP203, which headers are enough for."""
     entries, stored = s.pack.manifest.tensors, s.file.tensors
     for name in sorted(entries.keys() - stored.keys()):
-        yield MISSING.at(name, "a tensor that the manifest lists is missing", file=TENSORS, pointer=tensor_pointer(name))
+        yield MISSING.at(
+            name, "a tensor that the manifest lists is missing", file=TENSORS, pointer=tensor_pointer(name)
+        )
     for name in sorted(stored.keys() - entries.keys()):
-        yield UNLISTED.at(name, "a tensor that the manifest does not list", file=TENSORS, offset=stored[name].offset)
+        yield UNLISTED.at(
+            name, "a tensor that the manifest does not list", file=TENSORS, offset=stored[name].offset
+        )
     for name in s.budget.over(sorted(entries.keys() & stored.keys()), "the index of the tensors"):
         entry, info = entries[name], stored[name]
         if (entry.dtype, entry.shape) != (info.dtype, info.shape):
-            yield SHAPE.at(name, f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} {list(entry.shape)}",
-                           file=TENSORS, pointer=tensor_pointer(name))
+            yield SHAPE.at(
+                name,
+                f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} "
+                f"{list(entry.shape)}",
+                file=TENSORS,
+                pointer=tensor_pointer(name),
+            )
 
 
 def _packed(s: Subject) -> Iterator[Finding]:
@@ -44,7 +71,9 @@ def _packed(s: Subject) -> Iterator[Finding]:
         else:
             wrong = problem(packed, s.file.read(name), entry.dtype, entry.shape)
         if wrong is not None:
-            yield SCALES.at(name, f"the tensor cannot be read: {wrong}", file=TENSORS, pointer=tensor_pointer(name))
+            yield SCALES.at(
+                name, f"the tensor cannot be read: {wrong}", file=TENSORS, pointer=tensor_pointer(name)
+            )
 
 
 def quantized(s: Subject) -> Iterator[Finding]:
@@ -53,20 +82,53 @@ def quantized(s: Subject) -> Iterator[Finding]:
     for name, entry in s.budget.over(entries.items(), "the scales of the tensors"):
         if entry.scales is None:
             if entry.dtype == "I8":
-                yield SCALES.at(name, "an int8 tensor without scales", file=TENSORS, pointer=tensor_pointer(name))
+                yield SCALES.at(
+                    name, "an int8 tensor without scales", file=TENSORS, pointer=tensor_pointer(name)
+                )
             continue
         used.add(entry.scales)
         scales = entries.get(entry.scales)
-        wanted = ("F32", (*entry.shape[:1], *(1 for _ in entry.shape[1:])), entry.group, f"{entry.param}.scales")
-        if entry.dtype != "I8" or scales is None or (scales.dtype, scales.shape, scales.group, scales.param) != wanted:
-            yield SCALES.at(name, "the tensor and its scales do not fit each other", file=TENSORS, pointer=tensor_pointer(name))
+        wanted = (
+            "F32",
+            (*entry.shape[:1], *(1 for _ in entry.shape[1:])),
+            entry.group,
+            f"{entry.param}.scales",
+        )
+        if (
+            entry.dtype != "I8"
+            or scales is None
+            or (scales.dtype, scales.shape, scales.group, scales.param) != wanted
+        ):
+            yield SCALES.at(
+                name,
+                "the tensor and its scales do not fit each other",
+                file=TENSORS,
+                pointer=tensor_pointer(name),
+            )
         elif overflows(s.file.read(entry.scales)):
-            yield NONFINITE.at(entry.scales, "a scale that is no number, or so large that values overflow", fix="quantize the pack again",
-                               file=TENSORS, offset=s.file.tensors[entry.scales].offset)
-    for name in sorted(name for name, entry in entries.items() if entry.param.endswith(".scales") and name not in used):
-        yield STRAY_SCALES.at(name, "scales that belong to no int8 tensor", file=TENSORS, pointer=tensor_pointer(name))
+            yield NONFINITE.at(
+                entry.scales,
+                "a scale that is no number, or so large that values overflow",
+                fix="quantize the pack again",
+                file=TENSORS,
+                offset=s.file.tensors[entry.scales].offset,
+            )
+    for name in sorted(
+        name for name, entry in entries.items() if entry.param.endswith(".scales") and name not in used
+    ):
+        yield STRAY_SCALES.at(
+            name, "scales that belong to no int8 tensor", file=TENSORS, pointer=tensor_pointer(name)
+        )
     yield from _packed(s)
     manifest = s.pack.manifest
-    said = (manifest.quantization is not None, "int8" in manifest.must_understand, PACKED in manifest.must_understand)
+    said = (
+        manifest.quantization is not None,
+        "int8" in manifest.must_understand,
+        PACKED in manifest.must_understand,
+    )
     if said != (bool(used or manifest.packed), bool(used), bool(manifest.packed)):
-        yield QUANTIZED.at("quantization", "the manifest does not say rightly whether the pack is quantized", pointer="/quantization")
+        yield QUANTIZED.at(
+            "quantization",
+            "the manifest does not say rightly whether the pack is quantized",
+            pointer="/quantization",
+        )

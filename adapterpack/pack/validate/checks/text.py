@@ -1,4 +1,6 @@
-"""Checks the texts of the manifest: addresses, names of repositories, characters that change what people see. AP801-AP804."""
+"""Checks the texts of the manifest: addresses, names of repositories, characters that change what people see.
+AP801-AP804.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,35 @@ from ..context import Subject
 from ..finding import Finding, Rule
 from ..walk import texts_in, walk
 
-URL = Rule("AP801", "error", "Every address is https, without a user name, and not of a private or local host.",
-           "use a public https address")
-LOOKALIKE = Rule("AP802", "warning", "No repository's owner is one letter away from a well-known one.", "check whose repository it is")
-REPO = Rule("AP803", "error", "The name of a repository is OWNER/NAME or NAME.", "pack the adapter again with the base's right name")
-BIDI = Rule("AP804", "error", "No text holds characters that reverse or hide other text.", "remove the characters")
+URL = Rule(
+    "AP801",
+    "error",
+    "Every address is https, without a user name, and not of a private or local host.",
+    "use a public https address",
+)
+LOOKALIKE = Rule(
+    "AP802",
+    "warning",
+    "No repository's owner is one letter away from a well-known one.",
+    "check whose repository it is",
+)
+REPO = Rule(
+    "AP803",
+    "error",
+    "The name of a repository is OWNER/NAME or NAME.",
+    "pack the adapter again with the base's right name",
+)
+BIDI = Rule(
+    "AP804", "error", "No text holds characters that reverse or hide other text.", "remove the characters"
+)
 RULES = (URL, LOOKALIKE, REPO, BIDI)
 
 OWNERS = (
-    "01-ai", "BAAI", "CohereLabs", "EleutherAI", "FacebookAI", "HuggingFaceTB", "Qwen", "THUDM", "allenai", "apple", "bigscience",
-    "databricks", "deepseek-ai", "distilbert", "facebook", "google", "google-bert", "huggingface", "ibm-granite", "internlm", "intfloat",
-    "meta-llama", "microsoft", "mistralai", "moonshotai", "nomic-ai", "nvidia", "openai", "openai-community", "sentence-transformers",
-    "stabilityai", "tiiuae", "unsloth", "zai-org",
+    "01-ai", "BAAI", "CohereLabs", "EleutherAI", "FacebookAI", "HuggingFaceTB", "Qwen", "THUDM", "allenai",
+    "apple", "bigscience", "databricks", "deepseek-ai", "distilbert", "facebook", "google", "google-bert",
+    "huggingface", "ibm-granite", "internlm", "intfloat", "meta-llama", "microsoft", "mistralai",
+    "moonshotai", "nomic-ai", "nvidia", "openai", "openai-community", "sentence-transformers", "stabilityai",
+    "tiiuae", "unsloth", "zai-org",
 )  # fmt: skip
 _FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "_": "-", ".": "-"})
 _SCHEME = frozenset(string.ascii_letters + string.digits + "+.-")
@@ -44,7 +63,10 @@ def texts(s: Subject) -> Iterator[Finding]:
     if manifest.license_link and not manifest.license_link.startswith("https://"):
         yield URL.at("license_link", "an address that is not https", pointer="/license_link")
     parents = manifest.lineage.parents if manifest.lineage else ()
-    repos = [("/base/name", manifest.base.name), *((f"/lineage/parents/{at}/repo", parent.repo) for at, parent in enumerate(parents))]
+    repos = [
+        ("/base/name", manifest.base.name),
+        *((f"/lineage/parents/{at}/repo", parent.repo) for at, parent in enumerate(parents)),
+    ]
     for pointer, name in repos:
         if name is None:
             continue
@@ -65,7 +87,8 @@ def _faults(text: str) -> Iterator[tuple[Rule, str]]:
 
 
 def addresses(text: str) -> Iterator[str]:
-    """The addresses in a text, up to a blank, a quote or a bracket; each letter is looked at a few times at most.
+    """The addresses in a text, up to a blank, a quote or a bracket; each letter is looked at a few times at
+    most.
 
     Example:
         >>> list(addresses("see (https://example.org/x) or javascript:alert(1), a.b.c"))
@@ -117,7 +140,11 @@ def _local(host: str) -> bool:
     except ValueError:
         last = host.rpartition(".")[2]
         number = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last)  # a shorthand of an IPv4 address, such as 127.1
-        return "." not in host or number is not None or last in {"local", "localhost", "internal", "lan", "home", "arpa"}
+        return (
+            "." not in host
+            or number is not None
+            or last in {"local", "localhost", "internal", "lan", "home", "arpa"}
+        )
 
 
 def looks_like(owner: str) -> str | None:
@@ -138,7 +165,9 @@ def looks_like(owner: str) -> str | None:
 
 
 def _one_apart(first: str, second: str) -> bool:
-    """Whether one insertion, deletion, substitution or swap of neighbours leads from one text to the other."""
+    """Whether one insertion, deletion, substitution or swap of neighbours leads from one text to the
+    other.
+    """
     if abs(len(first) - len(second)) > 1:
         return False
     start = 0

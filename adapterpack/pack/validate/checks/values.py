@@ -1,4 +1,6 @@
-"""Checks the numbers of tensors: finite, not all zero, neither so small nor so large that they are lost. AP301-AP304."""
+"""Checks the numbers of tensors: finite, not all zero, neither so small nor so large that they are lost.
+AP301-AP304.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,31 @@ from ..budget import Budget
 from ..context import Subject, group_pointer, quantized_numbers
 from ..finding import Finding, Rule
 
-NONFINITE = Rule("AP301", "error", "No tensor holds NaN or infinity.", "train again in float32 or with a lower learning rate", NonFinite)
-NO_EFFECT = Rule("AP302", "warning", "No tensor of an adapted site is all zero: the adapter would have no effect there.",
-                 "check that training reached it")
-HUGE = Rule("AP303", "warning", "No value of a float tensor is larger than 1e4.", "check that training did not diverge")
-OVERFLOW = Rule("AP304", "warning", "The fused change of a site, scale times the product of its factors, stays within float16.",
-                "serve it in float32 or bfloat16, or check that training did not diverge")
+NONFINITE = Rule(
+    "AP301",
+    "error",
+    "No tensor holds NaN or infinity.",
+    "train again in float32 or with a lower learning rate",
+    NonFinite,
+)
+NO_EFFECT = Rule(
+    "AP302",
+    "warning",
+    "No tensor of an adapted site is all zero: the adapter would have no effect there.",
+    "check that training reached it",
+)
+HUGE = Rule(
+    "AP303",
+    "warning",
+    "No value of a float tensor is larger than 1e4.",
+    "check that training did not diverge",
+)
+OVERFLOW = Rule(
+    "AP304",
+    "warning",
+    "The fused change of a site, scale times the product of its factors, stays within float16.",
+    "serve it in float32 or bfloat16, or check that training did not diverge",
+)
 RULES = (NONFINITE, NO_EFFECT, HUGE, OVERFLOW)
 
 LARGEST = 1e4
@@ -50,8 +71,11 @@ def finite(s: Subject) -> Iterator[Finding]:
     without = {entry.group for name, entry in s.pack.manifest.tensors.items() if name in zero}
     for number, group in enumerate(s.pack.manifest.groups):
         if group.role == "adapter" and group.path in without:
-            yield NO_EFFECT.at(group.path, "a tensor of this site is all zero: the adapter has no effect there",
-                               pointer=group_pointer(number))
+            yield NO_EFFECT.at(
+                group.path,
+                "a tensor of this site is all zero: the adapter has no effect there",
+                pointer=group_pointer(number),
+            )
 
 
 def largest(value: np.ndarray) -> float:
@@ -60,7 +84,9 @@ def largest(value: np.ndarray) -> float:
 
 
 def fused(s: Subject) -> Iterator[Finding]:
-    """AP304: by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of ``scale * up @ down``."""
+    """AP304: by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of
+    ``scale * up @ down``.
+    """
     coded = quantized_numbers(s.pack.manifest)
     for number, group in enumerate(s.pack.manifest.groups):
         if group.role != "adapter" or not s.pack.method_of(group).traits.low_rank:
@@ -68,7 +94,12 @@ def fused(s: Subject) -> Iterator[Finding]:
         s.budget.require_time(_FUSED)
         s.require_memory(8 * coded[group.path], _FUSED)  # in float32
         matrices = [value for value in s.pack.params(group.path).values() if value.ndim == 2]
-        pairs = [(up, down) for up in matrices for down in matrices if up is not down and up.shape[1] == down.shape[0] == group.rank]
+        pairs = [
+            (up, down)
+            for up in matrices
+            for down in matrices
+            if up is not down and up.shape[1] == down.shape[0] == group.rank
+        ]
         if len(pairs) != 1 or group.scale is None:
             continue  # not the plain product of two factors
         up, down = pairs[0]
@@ -76,12 +107,17 @@ def fused(s: Subject) -> Iterator[Finding]:
             continue  # no norm is larger than the largest magnitude times the root of the rank
         bound = abs(group.scale) * _norm(up, 1, s.budget) * _norm(down, 0, s.budget)
         if not bound <= _FLOAT16:
-            yield OVERFLOW.at(group.path, f"an entry of the fused change can reach {bound:.3g}, float16 ends at 65504",
-                              pointer=group_pointer(number))
+            yield OVERFLOW.at(
+                group.path,
+                f"an entry of the fused change can reach {bound:.3g}, float16 ends at 65504",
+                pointer=group_pointer(number),
+            )
 
 
 def _norm(value: np.ndarray, axis: int, budget: Budget) -> float:
-    """The largest Euclidean norm along an axis of a matrix, without overflow on the way; some rows at a time."""
+    """The largest Euclidean norm along an axis of a matrix, without overflow on the way; some rows at a
+    time.
+    """
     top = largest(value)
     if top == 0 or not math.isfinite(top):
         return top

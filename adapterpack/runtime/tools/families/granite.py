@@ -4,4 +4,12 @@ from __future__ import annotations
 
 from ..family import FAMILIES, ToolFamily
 
-FAMILIES.register(ToolFamily("granite", lambda template: "<|tool_call|>" in template, marker="<|tool_call|>", between=", ", listed=True))
+FAMILIES.register(
+    ToolFamily(
+        "granite",
+        lambda template: "<|tool_call|>" in template,
+        marker="<|tool_call|>",
+        between=", ",
+        listed=True,
+    )
+)

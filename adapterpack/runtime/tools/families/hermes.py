@@ -1,4 +1,6 @@
-"""Calls of Hermes, Qwen and many others: ``<tool_call>{"name": ..., "arguments": ...}</tool_call>``, once for each."""
+"""Calls of Hermes, Qwen and many others: ``<tool_call>{"name": ..., "arguments": ...}</tool_call>``, once for
+each.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,13 @@ from ..family import FAMILIES, ToolFamily
 _OTHERS = ("<function=", "<arg_key>", "<|tool_call")
 """Templates with these write something else between the same marks."""
 
-FAMILIES.register(ToolFamily(
-    "hermes", lambda template: "<tool_call>" in template and not any(sign in template for sign in _OTHERS),
-    marker="<tool_call>", opening="\n", closing="\n</tool_call>", between="\n"))
+FAMILIES.register(
+    ToolFamily(
+        "hermes",
+        lambda template: "<tool_call>" in template and not any(sign in template for sign in _OTHERS),
+        marker="<tool_call>",
+        opening="\n",
+        closing="\n</tool_call>",
+        between="\n",
+    )
+)

@@ -1,9 +1,17 @@
-"""Calls of Llama 3.1 and later: the whole answer is ``{"name": ..., "parameters": ...}``, or several of them behind semicolons."""
+"""Calls of Llama 3.1 and later: the whole answer is ``{"name": ..., "parameters": ...}``, or several of them
+behind semicolons.
+"""
 
 from __future__ import annotations
 
 from ..family import FAMILIES, ToolFamily
 
-FAMILIES.register(ToolFamily(
-    "llama", lambda template: "<|start_header_id|>" in template and '"parameters": ' in template,
-    others=("<|python_tag|>",), between="; ", arguments="parameters"))
+FAMILIES.register(
+    ToolFamily(
+        "llama",
+        lambda template: "<|start_header_id|>" in template and '"parameters": ' in template,
+        others=("<|python_tag|>",),
+        between="; ",
+        arguments="parameters",
+    )
+)

@@ -28,7 +28,9 @@ _FREE = 64
 
 
 def _config(trunk: PreTrainedModel, cfg: Shadow) -> Any:
-    """The base's configuration with the sizes of the backbone, as PEFT makes it: what lists layer by layer is cut, or its last repeated."""
+    """The base's configuration with the sizes of the backbone, as PEFT makes it: what lists layer by layer is
+    cut, or its last repeated.
+    """
     config = copy.deepcopy(trunk.config)
     for field, names in _SIZES.items():
         value = getattr(cfg, field) or (1 if field == "shadow_num_hidden_layers" else None)
@@ -36,8 +38,12 @@ def _config(trunk: PreTrainedModel, cfg: Shadow) -> Any:
             continue
         name = next((name for name in names if hasattr(config, name)), None)
         if name is None:
-            raise Unsupported("this model's configuration has no such size, so that none can mirror it", where=field,
-                              expected=", ".join(names), found=type(config).__name__)
+            raise Unsupported(
+                "this model's configuration has no such size, so that none can mirror it",
+                where=field,
+                expected=", ".join(names),
+                found=type(config).__name__,
+            )
         setattr(config, name, value)
     count = cfg.shadow_num_hidden_layers or 1
     kinds = getattr(config, "layer_types", None)
@@ -60,8 +66,11 @@ def embeds_are_shared(trunk: PreTrainedModel, cfg: Shadow) -> bool:
     return cfg.share_embeddings and same and "inputs_embeds" in takes
 
 
-def shapes_of(trunk: PreTrainedModel, cfg: Shadow, width: int, tensors: int | None = None) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of what an adapter holds of its backbone, and of the projection to ``width``; nothing is allocated.
+def shapes_of(
+    trunk: PreTrainedModel, cfg: Shadow, width: int, tensors: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of what an adapter holds of its backbone, and of the projection to ``width``;
+    nothing is allocated.
 
     ``tensors``: how many there are in a file, which has at least one for each layer.
 
@@ -69,21 +78,30 @@ def shapes_of(trunk: PreTrainedModel, cfg: Shadow, width: int, tensors: int | No
         Unsupported: no such model can be built.
     """
     if tensors is not None and (cfg.shadow_num_hidden_layers or 1) > max(_FREE, tensors):
-        raise Unsupported("the second model has more layers than the adapter has tensors", where="shadow_num_hidden_layers",
-                          found=cfg.shadow_num_hidden_layers, expected=f"at most {max(_FREE, tensors)}")
+        raise Unsupported(
+            "the second model has more layers than the adapter has tensors",
+            where="shadow_num_hidden_layers",
+            found=cfg.shadow_num_hidden_layers,
+            expected=f"at most {max(_FREE, tensors)}",
+        )
     try:
         with torch.device("meta"):
             model = type(trunk)(_config(trunk, cfg))
     except (ValueError, TypeError, RuntimeError, AttributeError, ZeroDivisionError, AssertionError) as error:
-        raise Unsupported("no second model of these sizes can be built of this one", found=str(error)[:200],
-                          remedy="choose sizes that its attention's heads divide") from error
+        raise Unsupported(
+            "no second model of these sizes can be built of this one",
+            found=str(error)[:200],
+            remedy="choose sizes that its attention's heads divide",
+        ) from error
     shapes = {_name(key): tuple(value.shape) for key, value in _state(model, trunk, cfg).items()}
     own = _width(model.config)
     return shapes if own == width else {**shapes, f"{PROJECTION}_weight": (width, own)}
 
 
 def built(trunk: PreTrainedModel, cfg: Shadow) -> nn.Module:
-    """The backbone without its parameters, which are on the meta device; what it computes with besides (tables of positions) is there."""
+    """The backbone without its parameters, which are on the meta device; what it computes with besides
+    (tables of positions) is there.
+    """
     with torch.random.fork_rng(), init_empty_weights(include_buffers=False):
         model: nn.Module = type(trunk)(_config(trunk, cfg))
     return model.requires_grad_(False)
@@ -102,9 +120,15 @@ def drawn(trunk: PreTrainedModel, width: int, cfg: Shadow, seed: int) -> dict[st
 
 
 def _state(model: nn.Module, trunk: PreTrainedModel, cfg: Shadow) -> dict[str, torch.Tensor]:
-    """What a state dict holds of the backbone; without the embeddings that it does not read, where PEFT leaves them out."""
+    """What a state dict holds of the backbone; without the embeddings that it does not read, where PEFT
+    leaves them out.
+    """
     leaves_out = embeds_are_shared(trunk, cfg)
-    return {key: value for key, value in model.state_dict().items() if not (leaves_out and key.startswith("embed_tokens."))}
+    return {
+        key: value
+        for key, value in model.state_dict().items()
+        if not (leaves_out and key.startswith("embed_tokens."))
+    }
 
 
 def _name(key: str) -> str:

@@ -1,4 +1,6 @@
-"""Wraps decoder layers so that a shadow state corrects their inputs, and carries that state through each pass of the model."""
+"""Wraps decoder layers so that a shadow state corrects their inputs, and carries that state through each pass
+of the model.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ from ..wrapper import innermost, module_at
 from .backbone import built, drawn, embeds_are_shared, shapes_of
 
 _RUN = "_adapterpack_shadow"
-"""The attribute of a model that holds its run, and of a cache that holds the backbone's with the name of the adapter."""
+"""The attribute of a model that holds its run, and of a cache that holds the backbone's with the name of the
+adapter.
+"""
 
 
 class ShadowedLayer(Adapted):
-    """A layer of a decoder with any number of named adapters, of which one is active at a time; its state comes from the :class:`Run`."""
+    """A layer of a decoder with any number of named adapters, of which one is active at a time; its state
+    comes from the :class:`Run`.
+    """
 
     _whole_batch = "its second model runs once for the whole batch"
 
@@ -45,8 +51,12 @@ class ShadowedLayer(Adapted):
         name, (hidden, base) = self._active[-1], self._entered(args, kwargs)
         state = self._run.state
         if state is None:
-            raise Unsupported("this layer was called by itself, and its adapter begins where the model does", where=self._site.path,
-                              found=name, remedy="call the whole model")
+            raise Unsupported(
+                "this layer was called by itself, and its adapter begins where the model does",
+                where=self._site.path,
+                found=name,
+                remedy="call the whole model",
+            )
         method, cfg = self._methods[name]
         dtype = torch.promote_types(hidden.dtype, state.dtype)
         form: ShadowForm = method.normal_form(cfg, self._tensors(name, dtype), self._site)
@@ -57,7 +67,15 @@ class ShadowedLayer(Adapted):
         self._run.state = advance(form, given.to(dtype), state)
         return output
 
-    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+    def _add(
+        self,
+        name: str,
+        method: Method,
+        cfg: Any,
+        params: Mapping[str, np.ndarray],
+        constants: Tensors,
+        shared: Tensors,
+    ) -> None:
         """See :class:`Adapted`; the first layer of an adapter has its backbone built.
 
         Raises:
@@ -74,7 +92,9 @@ class ShadowedLayer(Adapted):
 
 
 class Run:
-    """One model's passes with a shadow state: begins it before the model's layers, and puts the backbone's cache beside the model's."""
+    """One model's passes with a shadow state: begins it before the model's layers, and puts the backbone's
+    cache beside the model's.
+    """
 
     def __init__(self, trunk: PreTrainedModel) -> None:
         self.state: torch.Tensor | None = None
@@ -92,8 +112,10 @@ class Run:
             self._backbones[name] = _fitting(self._trunk, layer, name)
         self._layers.setdefault(name, []).append(layer)
         if not self._handles:
-            self._handles = [self._trunk.register_forward_pre_hook(self._begin, with_kwargs=True),
-                             self._trunk.register_forward_hook(self._end, always_call=True)]
+            self._handles = [
+                self._trunk.register_forward_pre_hook(self._begin, with_kwargs=True),
+                self._trunk.register_forward_hook(self._end, always_call=True),
+            ]
 
     def release(self, layer: ShadowedLayer, name: str) -> None:
         """Forgets a layer of an adapter; with the last of all, the model's calls are its own again."""
@@ -110,20 +132,36 @@ class Run:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.state = self._cache = None
-        active = [(name, layers[0]) for name, layers in self._layers.items() if any(name in layer._active for layer in layers)]
+        active = [
+            (name, layers[0])
+            for name, layers in self._layers.items()
+            if any(name in layer._active for layer in layers)
+        ]
         if not active:
             return
         name, layer = active[-1]
         inputs = {**dict(zip(self._takes, args, strict=False)), **kwargs}
         shared, cfg = layer._shared(name), layer._methods[name][1]
-        own = {key.removeprefix(f"{BACKBONE}_").replace("/", "."): value for key, value in shared.items() if key.startswith(f"{BACKBONE}_")}
-        passed = [key for key in ("attention_mask", "position_ids") if inputs.get(key) is not None and key in self._takes]
+        own = {
+            key.removeprefix(f"{BACKBONE}_").replace("/", "."): value
+            for key, value in shared.items()
+            if key.startswith(f"{BACKBONE}_")
+        }
+        passed = [
+            key
+            for key in ("attention_mask", "position_ids")
+            if inputs.get(key) is not None and key in self._takes
+        ]
         given: dict[str, Any] = {key: inputs[key] for key in passed}
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         dtype = next(value.dtype for value in own.values() if value.is_floating_point())
         if embeds is None and embeds_are_shared(self._trunk, cfg):
             embeds = self._trunk.get_input_embeddings()(ids)
-        given |= {"input_ids": ids} if embeds is None else {"inputs_embeds": embeds.to(torch.promote_types(embeds.dtype, dtype))}
+        given |= (
+            {"input_ids": ids}
+            if embeds is None
+            else {"inputs_embeds": embeds.to(torch.promote_types(embeds.dtype, dtype))}
+        )
         past = self._past(inputs, name)
         self._cache = past
         backbone = self._backbones[name]
@@ -131,24 +169,42 @@ class Run:
         backbone.train(module.training)
         wide = given["inputs_embeds"].dtype if "inputs_embeds" in given else dtype
         tensors = {key: value.to(wide) if value.is_floating_point() else value for key, value in own.items()}
-        output = functional_call(backbone, tensors, (), {
-            **given, "use_cache": past is not None, "return_dict": True, **({} if past is None else {self._cache_name: past})})
+        output = functional_call(
+            backbone,
+            tensors,
+            (),
+            {
+                **given,
+                "use_cache": past is not None,
+                "return_dict": True,
+                **({} if past is None else {self._cache_name: past}),
+            },
+        )
         state: torch.Tensor = output.last_hidden_state
         projection = shared.get(f"{PROJECTION}_weight")
         self.state = state if projection is None else state @ projection.to(state.dtype).T
 
     def _past(self, inputs: Mapping[str, Any], name: str) -> Any:
-        """The backbone's cache for this pass: what lies beside the model's, a new one, or None where the pass keeps none."""
+        """The backbone's cache for this pass: what lies beside the model's, a new one, or None where the pass
+        keeps none.
+        """
         cache = next((inputs[key] for key in CACHES if inputs.get(key) is not None), None)
         use = inputs.get("use_cache")
         use = bool(getattr(self._trunk.config, "use_cache", False)) if use is None else bool(use)
         held = getattr(cache, _RUN, None)
         if cache is not None and not isinstance(cache, DynamicCache):
-            raise Unsupported("the state of this adapter needs a cache that grows", where=name, expected=DynamicCache.__name__,
-                              found=type(cache).__name__)
+            raise Unsupported(
+                "the state of this adapter needs a cache that grows",
+                where=name,
+                expected=DynamicCache.__name__,
+                found=type(cache).__name__,
+            )
         if cache is not None and cache.get_seq_length() and (held is None or held[0] != name):
-            raise Unsupported("this cache was filled without the adapter's second model, whose own is missing", where=name,
-                              remedy="begin with an empty cache")
+            raise Unsupported(
+                "this cache was filled without the adapter's second model, whose own is missing",
+                where=name,
+                remedy="begin with an empty cache",
+            )
         if held is not None and held[0] == name:
             return held[1]
         if not self._cache_name or not (use or cache is not None):
@@ -156,7 +212,9 @@ class Run:
         return DynamicCache(config=self._backbones[name].config)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Ends the state, and lets the cache that the model gives carry the backbone's: its layers, too, are reordered and cut with it."""
+        """Ends the state, and lets the cache that the model gives carry the backbone's: its layers, too, are
+        reordered and cut with it.
+        """
         past, self._cache, name = self._cache, None, self._active()
         self.state = None
         values = output if isinstance(output, tuple) else tuple(getattr(output, "values", tuple)())
@@ -166,7 +224,14 @@ class Run:
             cache.layers.extend(past.layers)
 
     def _active(self) -> str:
-        return next((name for name, layers in reversed(self._layers.items()) if any(name in layer._active for layer in layers)), "")
+        return next(
+            (
+                name
+                for name, layers in reversed(self._layers.items())
+                if any(name in layer._active for layer in layers)
+            ),
+            "",
+        )
 
 
 def _move_tables(backbone: nn.Module, device: torch.device) -> None:
@@ -191,10 +256,17 @@ def _fitting(trunk: PreTrainedModel, layer: ShadowedLayer, name: str) -> nn.Modu
     cfg = layer._methods[name][1]
     found = {key: tuple(value.shape) for key, value in layer._shared(name).items()}
     wanted = shapes_of(trunk, cfg, layer._site.out_features, len(found))
-    for key in sorted(wanted.keys() | {key for key in found if key.startswith((f"{BACKBONE}_", f"{PROJECTION}_"))}):
+    for key in sorted(
+        wanted.keys() | {key for key in found if key.startswith((f"{BACKBONE}_", f"{PROJECTION}_"))}
+    ):
         if wanted.get(key) != found.get(key):
-            raise BaseMismatch("the second model of this adapter does not mirror this one", where=f"{name}, {key.replace('/', '.')}",
-                               expected=wanted.get(key), found=found.get(key), remedy="use the base that the adapter was made for")
+            raise BaseMismatch(
+                "the second model of this adapter does not mirror this one",
+                where=f"{name}, {key.replace('/', '.')}",
+                expected=wanted.get(key),
+                found=found.get(key),
+                remedy="use the base that the adapter was made for",
+            )
     return built(trunk, cfg)
 
 
@@ -206,14 +278,23 @@ def trunk_at(model: nn.Module, path: str) -> PreTrainedModel:
     """
     owner = path.rpartition(".")[0].rpartition(".")[0]
     trunk = innermost(module_at(model, owner)) if path.rpartition(".")[2].isdigit() else None
-    if not isinstance(trunk, PreTrainedModel) or "input_ids" not in inspect.signature(type(trunk).forward).parameters:
-        raise Unsupported("a second model can mirror a decoder of transformers, and this layer belongs to none", where=path,
-                          expected="a layer in the list of its layers, such as model.layers.0", found=type(trunk).__name__,
-                          remedy="name whole layers in targets, or say all-layers")
+    if (
+        not isinstance(trunk, PreTrainedModel)
+        or "input_ids" not in inspect.signature(type(trunk).forward).parameters
+    ):
+        raise Unsupported(
+            "a second model can mirror a decoder of transformers, and this layer belongs to none",
+            where=path,
+            expected="a layer in the list of its layers, such as model.layers.0",
+            found=type(trunk).__name__,
+            remedy="name whole layers in targets, or say all-layers",
+        )
     return trunk
 
 
-def select_layers(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
+def select_layers(
+    model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
+) -> list[Site]:
     """The layers that ``targets`` names, in the model's order.
 
     Raises:
@@ -223,8 +304,11 @@ def select_layers(model: nn.Module, targets: str | tuple[str, ...], traits: Trai
     sites: list[Site] = [_site(model, site.path) for site in select_blocks(model, targets, traits, exclude)]
     trunks = {trunk_at(model, site.path) for site in sites}
     if len(trunks) > 1:
-        raise Unsupported("the layers of one shadow state belong to one model", found=", ".join(type(trunk).__name__ for trunk in trunks),
-                          remedy="name the layers of one of them in targets")
+        raise Unsupported(
+            "the layers of one shadow state belong to one model",
+            found=", ".join(type(trunk).__name__ for trunk in trunks),
+            remedy="name the layers of one of them in targets",
+        )
     return sites
 
 
@@ -245,9 +329,13 @@ def with_tensors(model: nn.Module, config: Any) -> Any:
         Unsupported: the config asks for the auxiliary loss.
     """
     if config.auxiliary_loss_weight:
-        raise Unsupported("the auxiliary loss, of what the second model predicts by itself, is not computed here",
-                          where="auxiliary_loss_weight", found=config.auxiliary_loss_weight, expected=0,
-                          remedy="leave it out, or train with PEFT")
+        raise Unsupported(
+            "the auxiliary loss, of what the second model predicts by itself, is not computed here",
+            where="auxiliary_loss_weight",
+            found=config.auxiliary_loss_weight,
+            expected=0,
+            remedy="leave it out, or train with PEFT",
+        )
     site = select_layers(model, config.targets, TRAITS)[0]
     shapes = shapes_of(trunk_at(model, site.path), config, site.out_features)
     return dataclasses.replace(config, tensors=tuple(sorted(shapes.items())))
