@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from typing import Any
@@ -15,6 +16,10 @@ from . import bodies
 HEAD_SECONDS = 20.0
 _HEAD_BYTES = 16 << 10
 _MOST = 1000
+_DROP_SECONDS = 0.5
+"""In which a client that is refused may still send, unread: a connection that is closed with bytes unread is
+reset, and the client would hear of that in place of the refusal.
+"""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -37,13 +42,20 @@ class _Connection(h11.Connection):  # type: ignore[misc]
     6.1).
     """
 
+    status = 400
+    """What a client is told whose bytes are no HTTP: 431 where a head is too long."""
+
     def next_event(self) -> Any:
         """The next event of the connection.
 
         Raises:
             h11.RemoteProtocolError: the client does not speak HTTP, or sent such a request.
         """
-        event = super().next_event()
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            self.status = error.error_status_hint
+            raise
         if isinstance(event, h11.Request):
             names = {name for name, _ in event.headers}
             if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
@@ -60,6 +72,7 @@ class Protocol(H11Protocol):  # type: ignore[misc]
     """
 
     watch: Any = None
+    refused = False
     malformed = 0
     """How often some bytes were no HTTP, of all connections of the process."""
 
@@ -79,8 +92,10 @@ class Protocol(H11Protocol):  # type: ignore[misc]
         self._look_again()
 
     def data_received(self, data: bytes) -> None:
-        """Notes when the client last sent something."""
+        """Notes when the client last sent something; what comes after a refusal is not read."""
         self.moved = self.loop.time()
+        if self.refused:
+            return
         super().data_received(data)
 
     def on_response_complete(self) -> None:
@@ -95,15 +110,37 @@ class Protocol(H11Protocol):  # type: ignore[misc]
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuses bytes that are no HTTP; what is running for this client has nobody to answer any more."""
+        """Refuses bytes that are no HTTP, and reads no more of this client; what is running for it has nobody
+        to answer any more.
+        """
         Protocol.malformed += 1
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            super().send_400_response(msg)
+            self._refuse("large_headers" if self.conn.status == 431 else "not_http", msg)
         else:
             self.transport.abort()
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    def _refuse(self, code: str, message: str) -> None:
+        body = json.dumps(
+            {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+        ).encode()
+        head = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=self.conn.status, headers=head),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_DROP_SECONDS, self.transport.close)
 
     def break_off(self) -> None:
         """Ends the connection, whatever it waits for; what is running for its client has nobody to answer

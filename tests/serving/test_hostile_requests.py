@@ -354,6 +354,18 @@ def test_who_still_sends_hears_the_refusal(server: Served) -> None:
             assert connection.recv(12) == b"HTTP/1.1 " + status, status
 
 
+def test_a_long_head_that_comes_in_pieces_hears_the_refusal(server: Served) -> None:
+    """It is refused before its end is there, which would have reset the connection."""
+    data = post(chat(), lines=f"X: {'x' * 1_000_000}\r\n")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        for start in range(0, len(data), 60_000):
+            connection.sendall(data[start : start + 60_000])
+            time.sleep(0.01)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "large_headers"
+
+
 @pytest.mark.parametrize("line", ["Transfer-Encoding: chunked\r\n", "transfer-encoding: Chunked\r\nX: y\r\n"])
 def test_what_follows_a_request_with_two_lengths_is_not_answered(line: str, server: Served) -> None:
     """By one of them it is the request of somebody else: 400, and the connection is closed."""
