@@ -98,11 +98,10 @@ def library_errors(
     the stranger's fault.
 
     Example:
-        >>> with library_errors("json", "this is not JSON", where="line 3"):
+        >>> with library_errors("json", "this is not JSON", where="line 3"):  # doctest: +ELLIPSIS
         ...     int("x")
         Traceback (most recent call last):
-        adapterpack.errors.FormatError: this is not JSON: invalid literal for int() with base 10: 'x' (at line
-            3).
+        adapterpack.errors.FormatError: this is not JSON: invalid literal for int() with base 10: 'x' (at ...
     """
     try:
         yield

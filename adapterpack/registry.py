@@ -41,10 +41,9 @@ class Registry(Mapping[str, T]):
         >>> from adapterpack.adapter_methods.registry import METHODS
         >>> METHODS["lora"].summary
         'a trained low-rank change added to each frozen layer; rsLoRA by use_rslora'
-        >>> METHODS["lroa"]
+        >>> METHODS["lroa"]  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        adapterpack.errors.UnknownMethod: unknown adapter method (found 'lroa'). To fix it: did you mean
-            'lora'? ...
+        adapterpack.errors.UnknownMethod: unknown adapter method (found 'lroa'). To fix it: did you ...
     """
 
     def __init__(

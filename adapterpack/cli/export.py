@@ -228,10 +228,9 @@ def stored_sentence(name: str, report: Mapping[str, Any]) -> str:
     """What became of a quantized base's weights in one format.
 
     Example:
-        >>> stored_sentence("awq", {"held": 13, "dequantized": 1,
+        >>> stored_sentence("awq", {"held": 13, "dequantized": 1,  # doctest: +ELLIPSIS
         ...     "reasons": {"zero points that are no codes": 1}, "difference": 0.0})
-        '13 of 14 weights in awq are held as they are stored; floats of the same values: 1 (zero points that
-        are no codes)'
+        '13 of 14 weights in awq are held as they are stored; floats of the same values: 1 (zero points ...)'
     """
     held, left = report["held"], report["dequantized"]
     exact = f", within {report['difference']:.1g} of their largest" if report["difference"] else ""

@@ -58,8 +58,7 @@ def command(
     \b
     Example:
       adapterpack extract models/tuned models/base -o packs/tuned
-      adapterpack extract models/tuned models/base --rank 32 --modules q_proj,v_proj --rest leave -o
-      packs/small
+      adapterpack extract models/tuned models/base --rank 32 --modules q_proj,v_proj -o packs/small
     """
     wanted = None if modules is None else [part.strip() for part in modules.split(",") if part.strip()]
     with byte_bar("extract") as progress:

@@ -111,9 +111,8 @@ def accuracy_sentence(accuracy: str, errors: Mapping[str, float]) -> str:
     """What the accuracy of a quantized graph costs, and what the other one would.
 
     Example:
-        >>> accuracy_sentence("exact", {"exact": 0.04, "fast": 0.08})
-        'exact products: outputs move by 4% (root mean square); --accuracy fast: by 8%, with products much
-        faster'
+        >>> accuracy_sentence("exact", {"exact": 0.04, "fast": 0.08})  # doctest: +ELLIPSIS
+        'exact products: outputs move by 4% (root mean square); --accuracy fast: by 8%, with products ...'
     """
     other = next(name for name in errors if name != accuracy)
     speed = "much faster" if accuracy == "exact" else "slower"

@@ -130,9 +130,8 @@ def command(
       adapterpack run bundle --input rows.jsonl --output answers.jsonl --keep-going
       adapterpack run bundle --input batch.jsonl --output batch_output.jsonl
       adapterpack run bundle --adapter accents --audio call.wav
-      adapterpack run bundle --prompt "Two mugs for Lisbon" --json-schema order.json --temperature 0.7 --top-p
-      0.9 adapterpack run bundle --adapter manuals --prompt "How long does it last?" --context "The battery
-      lasts nine hours."
+      adapterpack run bundle --prompt "Two mugs for Lisbon" --json-schema order.json --temperature 0.7
+      adapterpack run bundle --prompt "How long does it last?" --context "The battery lasts nine hours."
     """
     typed = _typed_rows(prompts, contexts, images, sounds)
     if bool(typed) == (source is not None):

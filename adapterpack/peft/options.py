@@ -191,9 +191,8 @@ def unknown_sentence(unknown: Mapping[str, Any]) -> str:
     """What a user has to know of options that are off and unknown.
 
     Example:
-        >>> unknown_sentence({"use_warp": False})
-        'options of PEFT that are not known here, and off: use_warp=False; one that is on by default would
-        make this another adapter'
+        >>> unknown_sentence({"use_warp": False})  # doctest: +ELLIPSIS
+        'options of PEFT that are not known here, and off: use_warp=False; one that is on by default ...'
     """
     listed = ", ".join(f"{printable(key[:60])}={value!r}" for key, value in list(unknown.items())[:10])
     return (

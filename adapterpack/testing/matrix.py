@@ -301,7 +301,8 @@ def render(known: Iterable[Method]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(
-        f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS
+        f"- `{i.name}`: {' '.join((i.check.__doc__ or '').partition(chr(10) * 2)[0].split())}"
+        for i in INVARIANTS
     )
     intro = (
         "A cell is promised, and then tested for every config, or not applicable by its trait. The suite "

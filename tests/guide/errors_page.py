@@ -65,7 +65,7 @@ def page() -> str:
 
 
 def _about(error: type[errors.AdapterpackError]) -> str:
-    return (inspect.getdoc(error) or "").partition("\n")[0]
+    return " ".join((inspect.getdoc(error) or "").partition("\n\n")[0].split())
 
 
 def _section(error: type[errors.AdapterpackError], cause: Cause | None, place: Path, address: str) -> str:

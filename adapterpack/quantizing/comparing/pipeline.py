@@ -62,8 +62,7 @@ def compare_quantized(
 
     Example:
         >>> compare_quantized("bundle", "orders.test.jsonl", schemes=["int4"]).advice  # doctest: +SKIP
-        ('int4: attach the float adapter to the quantized base: perplexity 1.08, merged first 1.13, float
-        1.07.', ...)
+        ('int4: attach the float adapter to the quantized base: perplexity 1.08, merged first 1.13, ...', ...)
     """
     say = progress or (lambda text: None)
     source, rank = Path(bundle), options.pop("compensate", None) or RANK

@@ -33,10 +33,9 @@ class Device:
     Example:
         >>> Device(provider="cuda", memory_limit=8 << 30).tf32 is None
         True
-        >>> Device(provider="cpu", arena="halving")
+        >>> Device(provider="cpu", arena="halving")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        adapterpack.errors.ConfigError: unknown kind of arena (found 'halving'). To fix it: Known: doubling,
-            exact.
+        adapterpack.errors.ConfigError: unknown kind of arena (found 'halving'). To fix it: Known: ...
     """
 
     provider: str | None = None

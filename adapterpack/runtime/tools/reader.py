@@ -37,9 +37,9 @@ class CallReader:
     Example:
         >>> from adapterpack.runtime.tools.family import FAMILIES
         >>> reader = CallReader(FAMILIES["hermes"], {"weather"})
-        >>> reader.read('Let me see. <tool_call>{"name": "weather", "arguments": {"town"', ended=False)
-        [Piece(kind='text', value='Let me see.'), Piece(kind='name', value='weather'), Piece(kind='arguments',
-        value='{"town"')]
+        >>> start = 'Let me see. <tool_call>{"name": "weather", "arguments": {"town"'
+        >>> [(piece.kind, piece.value) for piece in reader.read(start, ended=False)]
+        [('text', 'Let me see.'), ('name', 'weather'), ('arguments', '{"town"')]
         >>> reader.calls
         [Call(name='weather', arguments='{"town"')]
     """
