@@ -8,6 +8,7 @@ import ast
 import doctest
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,52 +22,18 @@ import adapterpack
 pytestmark = pytest.mark.fast
 
 PACKAGE = Path(adapterpack.__file__).parent
-LAYERS = (
-    "version",
-    "errors",
-    "library_errors",
-    "signals",
-    "extras",
-    "registry",
-    "resources",
-    "palette",
-    "_native",
-    "io",
-    "http",
-    "sandbox",
-    "chat",
-    "adapter_methods",
-    "lowrank",
-    "tasks",
-    "manifest",
-    "base",
-    "peft",
-    "pack",
-    "fleet",
-    "onnx_graph",
-    "bundle",
-    "slots",
-    "runtime",
-    "hub",
-    "serving",
-    "offline",
-    "engine_graph",
-    "diagnosing",
-    "merging",
-    "composing",
-    "compressing",
-    "extracting",
-    "training",
-    "converting",
-    "artifacts",
-    "exporting",
-    "quantizing",
-    "report",
-    "demos",
-    "testing",
-    "cli",
-)
-"""From the ground up: each imports only from those before it. CONTRIBUTING draws and explains them."""
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
+
+
+def drawn_layers(page: str) -> tuple[str, ...]:
+    """The names at the beginning of each line of the drawing in CONTRIBUTING, from the ground up."""
+    drawing = page.partition("## How the code lies")[2].partition("\n    ")[2].partition("\n\n")[0]
+    heads = [re.split(r" {2,}", line.strip())[0] for line in drawing.splitlines()]
+    return tuple(name for head in heads for name in head.split(", "))
+
+
+LAYERS = drawn_layers(CONTRIBUTING.read_text("utf-8"))
+"""Each imports only from those before it."""
 LIGHT = (*LAYERS[LAYERS.index("io") : LAYERS.index("training")], "cli")
 """Packages that work where neither torch nor transformers is installed."""
 HEAVY = {"torch", "transformers"}
