@@ -87,22 +87,22 @@ from .runtime.engine.base import Engine as Engine
 from .runtime.run import run as run
 from .runtime.session import Session as Session
 from .serving.serve import serve as serve
-from .training.active import active as active
-from .training.active import disabled as disabled
-from .training.active import using as using
-from .training.attached.hotswap import hotswap as hotswap
-from .training.attached.load_for import load_for as load_for
-from .training.attached.merging import merge_into as merge_into
-from .training.attached.merging import unmerge_from as unmerge_from
-from .training.attached.state import adapter_state_dict as adapter_state_dict
-from .training.attached.state import load_adapter_state_dict as load_adapter_state_dict
-from .training.attached.status import status as status
-from .training.attached.weighing import set_weight as set_weight
-from .training.inject import adapt as adapt
-from .training.inject import attach as attach
-from .training.inject import detach as detach
+from .torch_adapters.active import active as active
+from .torch_adapters.active import disabled as disabled
+from .torch_adapters.active import using as using
+from .torch_adapters.attached.hotswap import hotswap as hotswap
+from .torch_adapters.attached.load_for import load_for as load_for
+from .torch_adapters.attached.merging import merge_into as merge_into
+from .torch_adapters.attached.merging import unmerge_from as unmerge_from
+from .torch_adapters.attached.state import adapter_state_dict as adapter_state_dict
+from .torch_adapters.attached.state import load_adapter_state_dict as load_adapter_state_dict
+from .torch_adapters.attached.status import status as status
+from .torch_adapters.attached.weighing import set_weight as set_weight
+from .torch_adapters.inject import adapt as adapt
+from .torch_adapters.inject import attach as attach
+from .torch_adapters.inject import detach as detach
+from .torch_adapters.save import save as save
 from .training.pipeline import train as train
-from .training.save import save as save
 from .training.statistics import measure as measure
 
 __version__: str

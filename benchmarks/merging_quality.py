@@ -45,7 +45,7 @@ from adapterpack.composing.rules.rule import rules
 from adapterpack.composing.statistics import Statistics
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.pack.pack import Pack
-from adapterpack.training.calibration import measure as see
+from adapterpack.torch_adapters.calibration import measure as see
 
 SIZES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.4)
 """Of the merged change, relative to the sum of all changes; task arithmetic's coefficient itself."""

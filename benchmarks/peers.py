@@ -24,8 +24,8 @@ from adapterpack.adapter_methods import Method
 from adapterpack.demos.models import MINILM, fetch
 from adapterpack.tasks import text_classification
 from adapterpack.tasks.task import task_named
+from adapterpack.torch_adapters.loading import load_model
 from adapterpack.training import data
-from adapterpack.training.loading import load_model
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 RATES = {"weight": 5e-3, "activation": 1e-2, "prompt": 1e-2, "attention": 1e-2}

@@ -32,9 +32,9 @@ from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.engine.row_batch import Row
 from adapterpack.runtime.generation.decoder import EncoderDecoder
 from adapterpack.tasks.task import task_named
-from adapterpack.training.inject import adapt
-from adapterpack.training.loading import load_model
-from adapterpack.training.save import save
+from adapterpack.torch_adapters.inject import adapt
+from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.save import save
 
 SIZES = {"tiny": (64, 2, 4, 128), "small": (512, 6, 8, 1024)}
 """Width, layers of each side, heads, and the width between."""

@@ -25,8 +25,8 @@ from typing import Any
 from adapterpack.demos.encoder import data_file
 from adapterpack.demos.models import MINILM, fetch
 from adapterpack.tasks.task import task_named
+from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.config.config import read_config
-from adapterpack.training.layers.layer import Adapted
 from adapterpack.training.loop.arguments import arguments_of
 from adapterpack.training.loop.making import trainer_for
 from adapterpack.training.loop.preparing import prepared, reader_of, training_of

@@ -68,7 +68,7 @@ def smollm2() -> Path:
 
 def ours(args: argparse.Namespace) -> Subject:
     from adapterpack import LoRA, adapt
-    from adapterpack.training.layers.layer import AdaptedLayer
+    from adapterpack.torch_adapters.layers.layer import AdaptedLayer
     from adapterpack.training.loop.blockwise_loss import blockwise_loss
 
     model = adapt(

@@ -22,9 +22,9 @@ from adapterpack.runtime.session import Session
 from adapterpack.slots.precision import DEFAULT
 from adapterpack.tasks.task import task_named
 from adapterpack.testing.bundles import Reference, check
-from adapterpack.training.inject import adapt
-from adapterpack.training.loading import load_model
-from adapterpack.training.save import save
+from adapterpack.torch_adapters.inject import adapt
+from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.save import save
 
 
 def make_base(architecture: Architecture, folder: Path) -> Path:

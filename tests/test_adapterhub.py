@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from adapterpack import Bottleneck, Compacter, adapt
-from adapterpack.training.layers.layer import Adapted
+from adapterpack.torch_adapters.layers.layer import Adapted
 
 pytestmark = pytest.mark.fast
 

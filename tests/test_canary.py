@@ -39,8 +39,8 @@ from adapterpack.exporting.quantization.options import quantization
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
 from adapterpack.runtime import canary as replay
-from adapterpack.training.active import adapter_names
-from adapterpack.training.canaries.canary import coarse, verify_canary
+from adapterpack.torch_adapters.active import adapter_names
+from adapterpack.torch_adapters.canaries.canary import coarse, verify_canary
 
 Make = Callable[..., Any]
 CLASSES = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification, "encoder": AutoModel}

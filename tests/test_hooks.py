@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from adapterpack import CPT, AdaLoRA, KaSA, LoRA, adapt, attach, save
 from adapterpack.adapter_methods import Progress
 from adapterpack.pack import from_peft
-from adapterpack.training.layers.layer import Adapted
+from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.loop import hooks
 from adapterpack.training.loop.trainer import AdapterTrainer
 

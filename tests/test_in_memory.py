@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import adapterpack as ap
 from adapterpack.errors import ConfigError, NonFinite, NothingToDo, UnknownAdapter, Unsupported
 from adapterpack.pack import from_peft
-from adapterpack.training.layers.wrapper import base_modules
+from adapterpack.torch_adapters.layers.wrapper import base_modules
 
 pytestmark = pytest.mark.fast
 

@@ -20,7 +20,7 @@ from adapterpack.adapter_methods import INITS, Calibration, Site
 from adapterpack.adapter_methods.inits import init_named
 from adapterpack.adapter_methods.inits.loftq import nf4
 from adapterpack.errors import AdapterpackError, ConfigError
-from adapterpack.training.parts import parts_of
+from adapterpack.torch_adapters.parts import parts_of
 
 pytestmark = pytest.mark.fast
 OUT, WIDE = 14, 23

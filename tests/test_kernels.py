@@ -30,9 +30,9 @@ from adapterpack.adapter_methods import (
 )
 from adapterpack.adapter_methods.core.base import fold_form
 from adapterpack.adapter_methods.core.sparse import Sparse
-from adapterpack.training.kernels import low_rank
-from adapterpack.training.kernels.dropout import Dropout
-from adapterpack.training.kernels.low_rank import Frozen, belongs_within, fused
+from adapterpack.torch_adapters.kernels import low_rank
+from adapterpack.torch_adapters.kernels.dropout import Dropout
+from adapterpack.torch_adapters.kernels.low_rank import Frozen, belongs_within, fused
 
 pytestmark = pytest.mark.fast
 

@@ -34,7 +34,7 @@ def drawn_layers(page: str) -> tuple[str, ...]:
 
 LAYERS = drawn_layers(CONTRIBUTING.read_text("utf-8"))
 """Each imports only from those before it."""
-LIGHT = (*LAYERS[LAYERS.index("io") : LAYERS.index("training")], "cli")
+LIGHT = (*LAYERS[LAYERS.index("io") : LAYERS.index("torch_adapters")], "cli")
 """Packages that work where neither torch nor transformers is installed."""
 HEAVY = {"torch", "transformers"}
 ON_REQUEST = {"merging/fold/in_torch.py"}

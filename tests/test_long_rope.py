@@ -27,7 +27,7 @@ from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.tasks.rows import RowError
 from adapterpack.tasks.task import task_named
-from adapterpack.training.loading import load_model
+from adapterpack.torch_adapters.loading import load_model
 from adapterpack.training.rows.packing import _joined
 
 SHORT = 40

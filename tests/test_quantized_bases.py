@@ -28,8 +28,8 @@ from transformers import (
 from adapterpack import OFT, DoRA, HiRA, KaSA, LoRA, adapt, attach, detach, save, train, validate
 from adapterpack.adapter_methods import Site, SiteConfig
 from adapterpack.errors import BaseMismatch, Unsupported
-from adapterpack.training.layers.weights import weight_of
-from adapterpack.training.layers.wrapper import base_modules, innermost
+from adapterpack.torch_adapters.layers.weights import weight_of
+from adapterpack.torch_adapters.layers.wrapper import base_modules, innermost
 
 pytestmark = pytest.mark.fast
 

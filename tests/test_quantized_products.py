@@ -30,7 +30,7 @@ from adapterpack.runtime.ort_model import OrtModel
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.starting import start
 from adapterpack.tasks.task import task_named
-from adapterpack.training.loading import load_model
+from adapterpack.torch_adapters.loading import load_model
 
 Make = Callable[..., Any]
 

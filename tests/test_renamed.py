@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from adapterpack import LoRA, adapt, attach, convert, load, merge, save, validate
-from adapterpack.training.canaries.canary import verify_canary
+from adapterpack.torch_adapters.canaries.canary import verify_canary
 
 CONFIG = ViTConfig(
     hidden_size=16,

@@ -24,7 +24,7 @@ from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import OutputExists, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Dims, Tokenizer
-from adapterpack.training.checkpoint_names import drawn_modules
+from adapterpack.torch_adapters.checkpoint_names import drawn_modules
 
 pytestmark = pytest.mark.fast
 

@@ -45,10 +45,10 @@ from adapterpack.errors import (
 from adapterpack.tasks import text_classification, text_generation
 from adapterpack.tasks.problems import labels_in
 from adapterpack.tasks.task import task_named
+from adapterpack.torch_adapters.canaries.canary import verify_canary
+from adapterpack.torch_adapters.loading import load_model
 from adapterpack.training import data
-from adapterpack.training.canaries.canary import verify_canary
 from adapterpack.training.config.config import as_mapping, read_config
-from adapterpack.training.loading import load_model
 from adapterpack.training.loop.memory import memory_errors
 from adapterpack.training.pipeline import train_one
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapterpack import LoRA, adapt, train
-from adapterpack.training.kernels import linear_cross_entropy as kernel
+from adapterpack.training.loop import linear_cross_entropy as kernel
 from adapterpack.training.loop import trainer
 from adapterpack.training.loop.blockwise_loss import blockwise_loss
 

@@ -22,9 +22,9 @@ import adapterpack
 from adapterpack import attach, export, load, run, train
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.tasks.task import task_named
-from adapterpack.training.active import wrappers_of
+from adapterpack.torch_adapters.active import wrappers_of
+from adapterpack.torch_adapters.loading import load_model
 from adapterpack.training.config.config import read_config
-from adapterpack.training.loading import load_model
 from adapterpack.training.loop.arguments import arguments_of
 from adapterpack.training.loop.making import trainer_for
 from adapterpack.training.loop.preparing import prepared, reader_of

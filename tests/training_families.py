@@ -23,8 +23,8 @@ from torch import nn
 
 from adapterpack import LoRA, adapt, attach, load, save, validate
 from adapterpack.tasks.task import task_named
+from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.config.config import read_config
-from adapterpack.training.layers.layer import Adapted
 from adapterpack.training.pipeline import train_one
 
 Batch = dict[str, Any]

@@ -16,7 +16,7 @@ from ..pack.validate.validation import load
 from ..runtime.model_inputs import pad
 from ..runtime.run import run
 from ..runtime.session import Session
-from ..training.active import active
+from ..torch_adapters.active import active
 from ..training.config.config import read_config
 from ..training.pipeline import train_one
 from .encoder import data_file, rows_of

@@ -21,11 +21,11 @@ from ..runtime.model_inputs import pad
 from ..runtime.session import Session
 from ..runtime.text.tokenizer import Tokenizer
 from ..tasks.task import task_named
-from ..training.active import active
+from ..torch_adapters.active import active
+from ..torch_adapters.inject import attach
+from ..torch_adapters.loading import load_model
 from ..training.config.config import read_config
 from ..training.config.fields import TrainConfig
-from ..training.inject import attach
-from ..training.loading import load_model
 from ..training.pipeline import train_one
 from .serving import served
 from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts

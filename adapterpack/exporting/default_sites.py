@@ -9,8 +9,8 @@ from pathlib import Path
 from ..adapter_methods import get
 from ..adapter_methods.lora import LoRA
 from ..tasks.task import Task
-from ..training.loading import empty_model
-from ..training.sites import select
+from ..torch_adapters.loading import empty_model
+from ..torch_adapters.sites import select
 
 
 def default_sites(task: Task, base: Path) -> frozenset[str]:

@@ -19,7 +19,7 @@ LENGTHS = (11, 4, 7)
 
 def config_of(base: Path) -> Any:
     """What transformers knows of a base before its model is there."""
-    from ..training.loading import load_config  # noqa: PLC0415 - only where a graph is made or proved
+    from ..torch_adapters.loading import load_config  # noqa: PLC0415 - only where a graph is made or proved
 
     return load_config(base)
 
@@ -85,7 +85,7 @@ def _text_alone(row: np.ndarray, config: Any) -> list[int]:
 
 def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
     """A row with an image behind its first token."""
-    from ..training.canaries.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
+    from ..torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
 
     return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
 

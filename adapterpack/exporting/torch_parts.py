@@ -19,8 +19,8 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..slots.prompt_rows import LEAVES
-from ..training.canaries.images import features_of
-from ..training.layers.prompts import is_encoder, trunk_of
+from ..torch_adapters.canaries.images import features_of
+from ..torch_adapters.layers.prompts import is_encoder, trunk_of
 
 PREFIX = "inner."
 """What the paths of the model's modules begin with inside a part."""

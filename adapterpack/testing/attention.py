@@ -13,8 +13,8 @@ def disabled_attention_is_the_base(case: Case) -> None:
     """Fresh, inactive, and after ``detach`` the logits are the base's, bit for bit; trained and active they
     are not.
     """
-    from ..training.active import active  # noqa: PLC0415 - see the package's docstring
-    from ..training.inject import adapt, detach  # noqa: PLC0415 - see the package's docstring
+    from ..torch_adapters.active import active  # noqa: PLC0415 - see the package's docstring
+    from ..torch_adapters.inject import adapt, detach  # noqa: PLC0415 - see the package's docstring
 
     base = logits_of(decoder(MODELS[0]), ROWS, left=False)
     fresh = logits_of(adapt(decoder(MODELS[0]), case.config), ROWS, left=False)
@@ -70,7 +70,7 @@ def attended_onnx_agrees(case: Case) -> None:
     from ..exporting.pipeline import export  # noqa: PLC0415 - see the package's docstring
     from ..runtime.session import Session  # noqa: PLC0415
     from ..tasks.task import task_named  # noqa: PLC0415
-    from ..training.save import save  # noqa: PLC0415
+    from ..torch_adapters.save import save  # noqa: PLC0415
     from .bundles import Reference, check  # noqa: PLC0415
 
     task, mode = (

@@ -26,8 +26,8 @@ class Reference:
     """
 
     def __init__(self, task: Task, base: Path, pack: Any = None, folded: Path | None = None) -> None:
-        from ..training.inject import attach  # noqa: PLC0415 - see above
-        from ..training.loading import load_model  # noqa: PLC0415
+        from ..torch_adapters.inject import attach  # noqa: PLC0415 - see above
+        from ..torch_adapters.loading import load_model  # noqa: PLC0415
 
         if folded is not None:
             from ..merging.pipeline import merge  # noqa: PLC0415

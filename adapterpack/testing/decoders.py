@@ -24,7 +24,7 @@ def only_the_adapter_trains_there(case: Case) -> None:
     """
     import torch  # noqa: PLC0415 - see the module's docstring
 
-    from ..training.layers.layer import Adapted  # noqa: PLC0415
+    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
 
     model = prompted(case, _model_of(case)).train()
     sites = [module._site for module in model.modules() if isinstance(module, Adapted)]

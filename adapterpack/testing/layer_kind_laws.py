@@ -134,9 +134,9 @@ def every_kind_agrees(case: Case) -> None:
 def _agrees(case: Case, kind: str, probe: Probe) -> None:
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.active import active  # noqa: PLC0415
-    from ..training.inject import adapt, detach  # noqa: PLC0415
-    from ..training.layers.layer import Adapted  # noqa: PLC0415
+    from ..torch_adapters.active import active  # noqa: PLC0415
+    from ..torch_adapters.inject import adapt, detach  # noqa: PLC0415
+    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
 
     model, reference, generator, x = (
         probe.make().double(),

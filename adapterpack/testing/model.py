@@ -77,7 +77,7 @@ def module_of(case: Case) -> Any:
 
 def _model(case: Case) -> Any:
     """The module, adapted; the adapter's trained values are the case's."""
-    from ..training.inject import adapt  # noqa: PLC0415
+    from ..torch_adapters.inject import adapt  # noqa: PLC0415
 
     model = adapt(module_of(case), dataclasses.replace(case.config, targets="proj", dropout=0.0), "a")
     _set(model, "a", case.trained(np.float32))
@@ -88,7 +88,7 @@ def _set(model: Any, adapter: str, values: dict[str, np.ndarray]) -> None:
     """Gives an adapter these parameters."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.layers.layer import Adapted  # noqa: PLC0415
+    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
 
     with torch.no_grad():
         for module in model.modules():
@@ -125,8 +125,8 @@ def active_together(case: Case) -> None:
     """
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.active import active  # noqa: PLC0415
-    from ..training.inject import adapt  # noqa: PLC0415
+    from ..torch_adapters.active import active  # noqa: PLC0415
+    from ..torch_adapters.inject import adapt  # noqa: PLC0415
 
     config = dataclasses.replace(case.config, targets="proj", dropout=0.0)
     model, weight, bias = module_of(case), case.weight.astype(np.float32), case.bias
@@ -195,8 +195,8 @@ def disabled_is_the_base(case: Case) -> None:
     """
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.active import active  # noqa: PLC0415
-    from ..training.inject import detach  # noqa: PLC0415
+    from ..torch_adapters.active import active  # noqa: PLC0415
+    from ..torch_adapters.inject import detach  # noqa: PLC0415
 
     model, x = _model(case), inputs_of(case)
     expected = module_of(case)(x)

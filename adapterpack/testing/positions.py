@@ -106,7 +106,7 @@ def _adapted(case: Case) -> Any:
     """The decoder with the case's adapter at all its layers, moved by noise."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.inject import adapt  # noqa: PLC0415
+    from ..torch_adapters.inject import adapt  # noqa: PLC0415
 
     default = next(field.default for field in dataclasses.fields(case.config) if field.name == "targets")
     model, noise = (
@@ -124,7 +124,7 @@ def _logits_at(model: Any, ids: np.ndarray, acts: np.ndarray) -> np.ndarray:
     """The logits of one pass in which the layers act at these positions, whatever the rule says."""
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.layers.layer import Adapted  # noqa: PLC0415
+    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
 
     holders = [module for module in model.modules() if isinstance(module, Adapted) and module._where]
     kept = [dict(holder._where) for holder in holders]

@@ -152,8 +152,8 @@ def disabled_prompt_is_the_base(case: Case) -> None:
     """With the prompt inactive and after ``detach`` the logits are the base's, bit for bit; with it active
     they are not.
     """
-    from ..training.active import active  # noqa: PLC0415 - see the module's docstring
-    from ..training.inject import detach  # noqa: PLC0415 - see the module's docstring
+    from ..torch_adapters.active import active  # noqa: PLC0415 - see the module's docstring
+    from ..torch_adapters.inject import detach  # noqa: PLC0415 - see the module's docstring
 
     base = logits_of(decoder(case.layer), ROWS, left=False)
     model = prompted(case, case.layer)
@@ -213,7 +213,7 @@ def prompted(case: Case, sizes: Model) -> Any:
     """The decoder of these sizes with the case's adapter, moved by noise."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
-    from ..training.inject import adapt  # noqa: PLC0415
+    from ..torch_adapters.inject import adapt  # noqa: PLC0415
 
     model, noise = adapt(decoder(sizes), case.config), torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -46,9 +46,9 @@ def trained_and_packed(case: Case) -> None:
 def _trains(subject: _Subject) -> None:
     import torch  # noqa: PLC0415 - see the package's docstring
 
-    from ..training.inject import adapt, attach  # noqa: PLC0415
+    from ..torch_adapters.inject import adapt, attach  # noqa: PLC0415
+    from ..torch_adapters.save import save  # noqa: PLC0415
     from ..training.loop import hooks  # noqa: PLC0415
-    from ..training.save import save  # noqa: PLC0415
 
     model = adapt(subject.base(), subject.config, "a").train()
     trains = [value for value in model.parameters() if value.requires_grad]

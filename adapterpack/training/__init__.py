@@ -1,1 +1,1 @@
-"""The training core: sites, injection, data, tasks, and the glue to ``transformers.Trainer``; needs torch."""
+"""Training runs: configuration, data, the kinds of training, and the glue to ``transformers.Trainer``."""

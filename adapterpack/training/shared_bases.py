@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..tasks.task import Task
-from .loading import loaded
+from ..torch_adapters.loading import loaded
 
 
 class SharedBases:
@@ -35,8 +35,8 @@ class SharedBases:
         quantization: Any,
         problem: str | None,
     ) -> tuple[Any, list[str]]:
-        """As :func:`adapterpack.training.loading.loaded`. A model of the same task and labels is copied; of
-        another one, what is equal is kept once it is loaded.
+        """Load a model as :func:`~adapterpack.torch_adapters.loading.loaded` does, and copy one of the same
+        task and labels that was loaded before. Of a model with another head, equal parameters are shared.
         """
         base = folder, dtype, repr(quantization)
         key = *base, task.name, tuple(labels or ()), problem

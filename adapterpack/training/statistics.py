@@ -17,10 +17,10 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.problems import ONE, PROBLEMS, Labels
 from ..tasks.task import NO_TASK, Task, task_named, task_of
+from ..torch_adapters.calibration import measure as measure_sites
+from ..torch_adapters.inject import attach
+from ..torch_adapters.loading import load_model, load_tokenizer
 from . import data
-from .calibration import measure as measure_sites
-from .inject import attach
-from .loading import load_model, load_tokenizer
 
 _BATCH = 8
 

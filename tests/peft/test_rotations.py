@@ -47,9 +47,9 @@ from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.manifest.manifest import Base
 from adapterpack.pack import from_peft
 from adapterpack.slots.values import pack_values
-from adapterpack.training.active import active
-from adapterpack.training.layers.layer import Adapted
-from adapterpack.training.layers.norms import is_norm
+from adapterpack.torch_adapters.active import active
+from adapterpack.torch_adapters.layers.layer import Adapted
+from adapterpack.torch_adapters.layers.norms import is_norm
 
 pytestmark = pytest.mark.fast
 

@@ -23,7 +23,7 @@ from transformers import (
 from adapterpack import Shadow, active, adapt, attach, convert, detach, export, load, merge, save, validate
 from adapterpack.errors import BaseMismatch, FormatError, Unsupported
 from adapterpack.peft import layout
-from adapterpack.training.active import using
+from adapterpack.torch_adapters.active import using
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SAME = 1e-5

@@ -29,8 +29,8 @@ _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 def _build(source: Source) -> BaseGraph:
     import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
-    from ...training.layers.row_frequencies import hold_frequencies  # noqa: PLC0415
-    from ...training.loading import load_model  # noqa: PLC0415
+    from ...torch_adapters.layers.row_frequencies import hold_frequencies  # noqa: PLC0415
+    from ...torch_adapters.loading import load_model  # noqa: PLC0415
 
     model = _with_linear_layers(load_model(source.task, source.folder, dtype=source.dtype).eval())
     hold_frequencies(model)
@@ -111,7 +111,7 @@ def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
 def _traced(form: Any, part: Part, inputs: dict[str, Any]) -> Any:
     from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
 
-    from ...training.loading import quiet_transformers  # noqa: PLC0415
+    from ...torch_adapters.loading import quiet_transformers  # noqa: PLC0415
 
     _know_complex_axes()
     shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}

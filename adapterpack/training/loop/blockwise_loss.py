@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ...tasks.task import IGNORED
-from ..kernels.linear_cross_entropy import by_blocks, linear_cross_entropy
+from .linear_cross_entropy import by_blocks, linear_cross_entropy
 
 _TOKENS = 8
 """How much of a row a model is tried with."""

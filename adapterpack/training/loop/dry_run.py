@@ -17,11 +17,11 @@ from ...hub.resolve import folder_of
 from ...io.readable import size
 from ...tasks.problems import IGNORED
 from ...tasks.task import task_named
+from ...torch_adapters.layers.layer import Adapted
+from ...torch_adapters.layers.whole import SavedModule
+from ...torch_adapters.layers.wrapper import base_modules
 from ..config.fields import TrainConfig
 from ..data import token_count
-from ..layers.layer import Adapted
-from ..layers.whole import SavedModule
-from ..layers.wrapper import base_modules
 from ..pipeline import checked_configs
 from ..trainers.kind import TRAINERS
 from .media import Media

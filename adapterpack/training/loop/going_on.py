@@ -10,9 +10,9 @@ from ...errors import ConfigError
 from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
-from ..active import active, wrappers_of
+from ...torch_adapters.active import active, wrappers_of
+from ...torch_adapters.inject import attach
 from ..config.fields import TrainConfig
-from ..inject import attach
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from ...adapter_methods import Method, Progress, Site, Trained, is_stacked
 from ...tasks.problems import IGNORED
-from ..layers.layer import Adapted
-from ..layers.prompts import Prompts
+from ...torch_adapters.layers.layer import Adapted
+from ...torch_adapters.layers.prompts import Prompts
 
 
 class Part(NamedTuple):

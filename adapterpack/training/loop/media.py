@@ -12,8 +12,8 @@ from ...errors import ConfigError, Unsupported
 from ...runtime.media.inputs import image_of, speech_of
 from ...runtime.media.processor_config import preparation, section
 from ...tasks.task import Task
-from ..canaries.images import positions_of
-from ..loading import empty_model, load_config, load_tokenizer
+from ...torch_adapters.canaries.images import positions_of
+from ...torch_adapters.loading import empty_model, load_config, load_tokenizer
 
 _PIXELS = ("channels", "height", "width")
 

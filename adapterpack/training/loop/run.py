@@ -20,12 +20,12 @@ from ...io.hashing import sha256_of
 from ...pack.pack import Pack
 from ...tasks.problems import NUMBER
 from ...tasks.task import task_named
+from ...torch_adapters.loading import loaded
+from ...torch_adapters.save import save
 from ..config.config import as_mapping, claimed
 from ..config.fields import TrainConfig
 from ..config.sources import Source, sources_of
-from ..loading import loaded
 from ..rows.readable_files import files_below, files_of
-from ..save import save
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of, takes_best
 from .curves import evaluations_of, losses_of

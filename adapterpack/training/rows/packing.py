@@ -17,8 +17,8 @@ import torch
 
 from ...errors import Unsupported
 from ...tasks.task import IGNORED
-from ..canaries.canary import coarse
-from ..layers.weights import device_of
+from ...torch_adapters.canaries.canary import coarse
+from ...torch_adapters.layers.weights import device_of
 
 _TRIED = 12
 """Tokens of each of the two rows that a model is tried with."""
