@@ -38,7 +38,7 @@ soak:
 	python tests/serving/soak.py --minutes 30
 
 golden:
-	python -m adapterpack.testing > tests/golden/matrix.md
+	python tests/matrix_page.py > tests/golden/matrix.md
 	python tests/architectures.py > tests/golden/architectures.md
 	python tests/method_catalogue.py > docs/methods.md
 	python tests/test_catalogue.py > docs/methods-proofs.md

@@ -16,12 +16,12 @@ import torch
 import traces
 import transformers
 from architectures import ARCHITECTURES, KINDS, MODES, Architecture, Kind, left_out
+from invariants.bundles import Reference, check
 
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.session import Session
 from adapterpack.slots.precision import DEFAULT
 from adapterpack.tasks.task import task_named
-from adapterpack.testing.bundles import Reference, check
 from adapterpack.torch_adapters.inject import adapt
 from adapterpack.torch_adapters.loading import load_model
 from adapterpack.torch_adapters.save import save

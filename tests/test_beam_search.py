@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from invariants.bundles import Reference
 from transformers import GenerationConfig
 
 from adapterpack import Session, export
@@ -23,7 +24,6 @@ from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling, sampling_of
 from adapterpack.tasks.task import task_named
-from adapterpack.testing.bundles import Reference
 
 Make = Callable[..., Any]
 ENDS = (2, 9, 17, 33, 41, 58, 77)

@@ -17,9 +17,7 @@ import adapterpack.adapter_methods
 from adapterpack import LoRA
 from adapterpack.adapter_methods import INITS, method_of, methods
 from adapterpack.adapter_methods.nodes.registry import NODES
-from adapterpack.testing import Case, fold_laws, packing
-from adapterpack.testing.case import DIVISIBLE
-from adapterpack.testing.matrix import cases
+from adapterpack.testing import DIVISIBLE, Case, cases, pack_round_trip, shapes_declared
 
 HERE = Path(__file__).parent
 PROOFS = HERE.parent / "docs" / "methods-proofs.md"
@@ -325,8 +323,8 @@ def test_a_name_is_reached(row: Row) -> None:
         config,
         DIVISIBLE[0] if methods()[row.method].traits.layers[0] == "linear" else subject,
     )
-    fold_laws.shapes_declared(case)
-    packing.pack_round_trip(case)
+    shapes_declared(case)
+    pack_round_trip(case)
 
 
 def test_every_test_that_is_named_is_one(collected: list[str]) -> None:

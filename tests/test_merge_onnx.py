@@ -40,7 +40,7 @@ from adapterpack.onnx_graph.match import match
 from adapterpack.onnx_graph.nbits import dequantized, quantized_nodes
 from adapterpack.pack.pack import Pack, build
 from adapterpack.tasks.task import task_named
-from adapterpack.testing.matrix import cases
+from adapterpack.testing import cases
 from adapterpack.torch_adapters.loading import load_model
 
 Make = Callable[..., Any]
@@ -337,7 +337,7 @@ def test_every_method(method: Any, tmp_path: Path) -> None:
     """Each foldable method, weight and bias, into a transposed initializer: the bytes of the merged
     checkpoint.
     """
-    from adapterpack.testing.case import pack_of as packed
+    from adapterpack.testing import pack_of as packed
 
     case = max(cases(method), key=lambda case: (case.bias is not None, min(case.weight.shape)))
     pack = packed(case)

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from invariants.matrix import INVARIANTS
 
 import adapterpack.registry as registries
-from adapterpack import ALoRA
+from adapterpack import ALoRA, testing
 from adapterpack.adapter_methods import (
     Dense,
     Diagonal,
@@ -44,7 +45,7 @@ from adapterpack.adapter_methods.prompt_tuning import prompt_tuning as prompt
 from adapterpack.errors import AdapterpackError, UnknownMethod
 from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
-from adapterpack.testing import INVARIANTS, LAYERS, Case, cases
+from adapterpack.testing import LAYERS, Case, cases
 
 pytestmark = pytest.mark.fast
 
@@ -66,7 +67,7 @@ PROMISED = sum(invariant.needs(methods()["lora"]) for invariant in INVARIANTS) -
 
 def python(*arguments: str, path: Path | None = None, cwd: Path | None = None) -> str:
     """The standard output of a fresh interpreter, one thread, with ``path`` importable."""
-    places = [str(place) for place in (path, EXAMPLE.parents[1]) if place]
+    places = [str(place) for place in (path, EXAMPLE.parents[1], Path(__file__).parent) if place]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -88,7 +89,7 @@ def test_a_method_of_another_package_stands_in_the_catalogue(tmp_path: Path) -> 
     shutil.copy(EXAMPLE, distribution(tmp_path, "scaling = new_method:scaling"))
     program = (
         "from adapterpack.adapter_methods import get, methods\n"
-        "from adapterpack.testing import INVARIANTS, render\n"
+        "from invariants.matrix import INVARIANTS, render\n"
         "method = get('scaling')\n"
         "promised = [i.name for i in INVARIANTS if i.needs(method)]\n"
         "assert '| n/a (additive) |' in render([method]) and '| n/a (peft) |' in render([method])\n"
@@ -104,7 +105,7 @@ def test_a_method_of_another_package_stands_in_the_catalogue(tmp_path: Path) -> 
 def test_the_example_runs() -> None:
     """`python examples/new_method.py` proves the method and says how many promises hold."""
     without = {"additive", "low_rank", "peft"}
-    kept = [i for i in INVARIANTS if i.needs(lora) and i.trait not in without]
+    kept = [i for i in testing.INVARIANTS if i.needs(lora) and i.trait not in without]
     promised = sum(len(set(i.layers or LAYERS) & set(LAYERS)) * (1 if i.first else 2) for i in kept)
     assert python(str(EXAMPLE)) == f"{promised} promises hold\n"
 

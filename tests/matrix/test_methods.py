@@ -7,10 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from invariants.matrix import INVARIANTS, render
 from method_catalogue import page
 
 from adapterpack.adapter_methods import INITS, methods
-from adapterpack.testing import INVARIANTS, SUBJECTS, Case, Invariant, cases, render
+from adapterpack.testing import SUBJECTS, Case, Invariant, cases
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "matrix.md"
 CATALOGUE = Path(__file__).parents[2] / "docs" / "methods.md"

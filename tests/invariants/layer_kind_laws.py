@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Site, complete, fold, from_matrix, is_stacked, to_matrix
-from ..manifest import manifest as m
-from ..pack.pack import build
-from ..pack.validate.validation import load
-from ..peft import layout
-from .case import Case, digests, is_float, require, tensor
+from adapterpack.adapter_methods import Site, complete, fold, from_matrix, is_stacked, to_matrix
+from adapterpack.manifest import manifest as m
+from adapterpack.pack.pack import build
+from adapterpack.pack.validate.validation import load
+from adapterpack.peft import layout
+from adapterpack.testing import Case, digests, is_float, require, tensor
 
 NAME = "block.0.proj"
 
@@ -40,8 +40,8 @@ def _held(make: Callable[[Any], Any]) -> Callable[[], Any]:
     """A model of one layer; ``make`` is given torch's layers. With a ``table`` its inputs are ids."""
 
     def model() -> Any:
-        import torch  # noqa: PLC0415 - see the package's docstring
-        from torch import nn  # noqa: PLC0415 - see the package's docstring
+        import torch
+        from torch import nn
 
         class Model(nn.Module):
             def __init__(self) -> None:
@@ -66,8 +66,8 @@ def _bare(*shape: int) -> Callable[[], Any]:
     """A model that multiplies by a parameter, and sums over a stack of them."""
 
     def model() -> Any:
-        import torch  # noqa: PLC0415 - see the package's docstring
-        from torch import nn  # noqa: PLC0415
+        import torch
+        from torch import nn
 
         class Product(nn.Module):
             def __init__(self) -> None:
@@ -95,7 +95,7 @@ def _bare(*shape: int) -> Callable[[], Any]:
 
 
 def _gpt2(nn: Any) -> Any:
-    from transformers.pytorch_utils import Conv1D  # noqa: PLC0415 - as torch
+    from transformers.pytorch_utils import Conv1D
 
     return Conv1D(7, 12)
 
@@ -132,11 +132,11 @@ def every_kind_agrees(case: Case) -> None:
 
 
 def _agrees(case: Case, kind: str, probe: Probe) -> None:
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
-    from ..torch_adapters.active import active  # noqa: PLC0415
-    from ..torch_adapters.inject import adapt, detach  # noqa: PLC0415
-    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
+    from adapterpack.torch_adapters.active import active
+    from adapterpack.torch_adapters.inject import adapt, detach
+    from adapterpack.torch_adapters.layers.layer import Adapted
 
     model, reference, generator, x = (
         probe.make().double(),
@@ -259,8 +259,8 @@ def _round(
 
 def _peft_agrees(folder: str, kind: str, base: Any, right: np.ndarray) -> None:
     """PEFT gives the same from the same folder, in float32, and merged into the weight again."""
-    import torch  # noqa: PLC0415 - see the package's docstring
-    from peft import PeftModel  # noqa: PLC0415
+    import torch
+    from peft import PeftModel
 
     x = tensor(PROBES[kind].x)
     with warnings.catch_warnings(), torch.no_grad():

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .case import MODELS, Case, require
+from adapterpack.testing import MODELS, Case, require
+
 from .prompts import decoder, padded
 
 ROWS = ((5, 6, 7, 30, 31, 9), (8, 9), (10, 11, 12, 13, 14, 15, 16))
@@ -56,7 +57,7 @@ def positions_on_a_cache(case: Case) -> None:
     Within 1e-5 of the largest: the products of one token and of a row are summed in other orders.
     What comes after the pass that began a row is acted on if the rule says so, whatever the later tokens are.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     if case.config.acts is None:
         return
@@ -104,9 +105,9 @@ def _mask(case: Case, ids: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 def _adapted(case: Case) -> Any:
     """The decoder with the case's adapter at all its layers, moved by noise."""
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
-    from ..torch_adapters.inject import adapt  # noqa: PLC0415
+    from adapterpack.torch_adapters.inject import adapt
 
     default = next(field.default for field in dataclasses.fields(case.config) if field.name == "targets")
     model, noise = (
@@ -122,9 +123,9 @@ def _adapted(case: Case) -> Any:
 
 def _logits_at(model: Any, ids: np.ndarray, acts: np.ndarray) -> np.ndarray:
     """The logits of one pass in which the layers act at these positions, whatever the rule says."""
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
-    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
+    from adapterpack.torch_adapters.layers.layer import Adapted
 
     holders = [module for module in model.modules() if isinstance(module, Adapted) and module._where]
     kept = [dict(holder._where) for holder in holders]
@@ -143,7 +144,7 @@ def _places(mask: Any) -> Any:
 
 
 def _logits(model: Any, ids: Any, mask: Any) -> np.ndarray:
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     with torch.no_grad():
         logits: np.ndarray = model(

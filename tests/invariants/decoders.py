@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Unsupported
-from .case import MODELS, Case, Model, digests, require
+from adapterpack.errors import Unsupported
+from adapterpack.testing import MODELS, Case, Model, digests, require
+
 from .prompts import ROWS, prompted
 
 
@@ -22,9 +23,9 @@ def only_the_adapter_trains_there(case: Case) -> None:
     """As many numbers want gradients as ``shapes`` declares of what is trained, at every site; a step of SGD
     leaves the bytes of the decoder as they were, and moves the adapter.
     """
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
-    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
+    from adapterpack.torch_adapters.layers.layer import Adapted
 
     model = prompted(case, _model_of(case)).train()
     sites = [module._site for module in model.modules() if isinstance(module, Adapted)]
@@ -86,7 +87,7 @@ def decoder_gradients(case: Case) -> None:
 
 def compiled_decoder_gradients(case: Case) -> None:
     """Gradients of a decoder under ``torch.compile`` are those without, within 1e-5 of the largest."""
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
     model = prompted(case, _model_of(case)).train()
     plain = _gradients(model, model)
@@ -99,7 +100,7 @@ def compiled_decoder_gradients(case: Case) -> None:
 
 
 def _gradients(model: Any, through: Any) -> dict[str, np.ndarray]:
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
     model.zero_grad()
     (through(input_ids=torch.tensor([ROWS[2]]), use_cache=False).logits ** 2).mean().backward()

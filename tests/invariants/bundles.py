@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import ENCODED
-from ..slots.precision import PRECISIONS
-from ..tasks.task import Task
-from .case import require
+from adapterpack.bundle.manifest import ENCODED
+from adapterpack.slots.precision import PRECISIONS
+from adapterpack.tasks.task import Task
+from adapterpack.testing import require
 
 LENGTHS = (9, 1, 6)
 """Rows of the batch; one has a single token."""
@@ -26,11 +26,11 @@ class Reference:
     """
 
     def __init__(self, task: Task, base: Path, pack: Any = None, folded: Path | None = None) -> None:
-        from ..torch_adapters.inject import attach  # noqa: PLC0415 - see above
-        from ..torch_adapters.loading import load_model  # noqa: PLC0415
+        from adapterpack.torch_adapters.inject import attach
+        from adapterpack.torch_adapters.loading import load_model
 
         if folded is not None:
-            from ..merging.pipeline import merge  # noqa: PLC0415
+            from adapterpack.merging.pipeline import merge
 
             merge(base, [pack], folded)
         self.task = task
@@ -43,7 +43,7 @@ class Reference:
 
     def __call__(self, row: Arrays) -> Arrays:
         """The outputs of a batch of one without padding."""
-        import torch  # noqa: PLC0415 - see above
+        import torch
 
         given = {key: torch.from_numpy(value) for key, value in row.items()}
         given = {key: value.double() if value.is_floating_point() else value for key, value in given.items()}
@@ -56,8 +56,8 @@ def check(session: Any, known: Mapping[str | None, Reference]) -> None:
     """Every row of ragged batches, with every adapter next to every other, equals plain transformers on that
     row alone.
     """
-    from ..exporting.example_inputs import example  # noqa: PLC0415 - see above
-    from ..exporting.proof.parity import row_of  # noqa: PLC0415
+    from adapterpack.exporting.example_inputs import example
+    from adapterpack.exporting.proof.parity import row_of
 
     first, names = next(iter(known.values())), list(known)
     batch = example(session.task, first.model.config, LENGTHS, model=lambda: first.model, bare=(1,), seed=3)
@@ -95,7 +95,7 @@ def _other_side(batch: Arrays) -> Arrays:
 
 
 def _require(session: Any, found: Arrays, row: int, batch: Arrays, expected: Arrays, what: str) -> None:
-    from ..exporting.proof.parity import _real  # noqa: PLC0415 - see above
+    from adapterpack.exporting.proof.parity import _real
 
     for key in found.keys() & expected.keys():
         real = _real(key, found[key], batch)
@@ -118,7 +118,7 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
     """The same tokens three, one and then all the others at a time, each piece on the cache of those
     before.
     """
-    from ..runtime.generation.decoder import grown  # noqa: PLC0415 - see above
+    from adapterpack.runtime.generation.decoder import grown
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     length, carried = batch[ids].shape[1], Arrays()

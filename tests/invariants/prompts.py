@@ -10,11 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Params, complete
-from ..adapter_methods.forms.prompt import PromptForm
-from ..pack import from_peft
-from ..pack.pack import Pack
-from .case import VOCABULARY, Case, Model, digests, is_float, leaves, pack_of, require, require_close, tensor
+from adapterpack.adapter_methods import Params, complete
+from adapterpack.adapter_methods.forms.prompt import PromptForm
+from adapterpack.pack import from_peft
+from adapterpack.pack.pack import Pack
+from adapterpack.testing import (
+    VOCABULARY,
+    Case,
+    Model,
+    digests,
+    is_float,
+    leaves,
+    pack_of,
+    require,
+    require_close,
+    tensor,
+)
 
 ROWS = ((5, 6, 7, 30, 31), (8, 9), (10, 11, 12, 13, 14, 15, 16))
 
@@ -49,7 +60,7 @@ def form_as_declared(case: Case) -> None:
 
 def form_torch_equals_numpy(case: Case) -> None:
     """``attach`` on torch float64 tensors gives what it gives on numpy arrays, within 1e-12
-    (:data:`~adapterpack.testing.case.EXACT`).
+    (:data:`~adapterpack.testing.EXACT`).
     """
     here = case.trained()
     there = {name: tensor(value) for name, value in here.items()}
@@ -84,7 +95,7 @@ def form_loss_falls(case: Case) -> None:
     """100 steps of Adam at rate 0.02 at least halve ``mean (form - form(trained))^2`` from ``init``: a target
     that can be reached.
     """
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
     params = leaves(case, case.fresh())
     target = _array(_form(case, {name: tensor(value) for name, value in case.trained().items()}))
@@ -103,7 +114,7 @@ def form_dtype_kept(case: Case) -> None:
     """``attach`` keeps the dtype that the parameters share: float32 and float64 in numpy, both halves in
     torch.
     """
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
     for dtype in (np.float32, np.float64):
         found = _array(_form(case, case.trained(dtype))).dtype
@@ -152,8 +163,8 @@ def disabled_prompt_is_the_base(case: Case) -> None:
     """With the prompt inactive and after ``detach`` the logits are the base's, bit for bit; with it active
     they are not.
     """
-    from ..torch_adapters.active import active  # noqa: PLC0415 - see the module's docstring
-    from ..torch_adapters.inject import detach  # noqa: PLC0415 - see the module's docstring
+    from adapterpack.torch_adapters.active import active
+    from adapterpack.torch_adapters.inject import detach
 
     base = logits_of(decoder(case.layer), ROWS, left=False)
     model = prompted(case, case.layer)
@@ -187,8 +198,8 @@ def prompted_rows_never_mix(case: Case) -> None:
 
 def decoder(sizes: Model) -> Any:
     """A random Llama of these sizes, the same every time."""
-    import torch  # noqa: PLC0415 - see the module's docstring
-    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -211,9 +222,9 @@ def decoder(sizes: Model) -> Any:
 
 def prompted(case: Case, sizes: Model) -> Any:
     """The decoder of these sizes with the case's adapter, moved by noise."""
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
-    from ..torch_adapters.inject import adapt  # noqa: PLC0415
+    from adapterpack.torch_adapters.inject import adapt
 
     model, noise = adapt(decoder(sizes), case.config), torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -225,7 +236,7 @@ def prompted(case: Case, sizes: Model) -> Any:
 
 def logits_of(model: Any, rows: Any, left: bool) -> Any:
     """The logits of ragged rows, padded on one side."""
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
     ids, mask = padded(rows, left)
     with torch.no_grad():
@@ -234,7 +245,7 @@ def logits_of(model: Any, rows: Any, left: bool) -> Any:
 
 def padded(rows: Any, left: bool) -> tuple[Any, Any]:
     """Ragged ids and their mask, ``[rows, longest]`` int64."""
-    import torch  # noqa: PLC0415 - see the module's docstring
+    import torch
 
     width = max(map(len, rows))
     ids, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)

@@ -4,31 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..adapter_methods import fold, run
-from .case import Case, adapted, folded_at, layer_of, require, site_of
-
-
-def rows_do_not_mix(case: Case) -> None:
-    """``run(x)[i] == run(x[i])`` and ``run(x)[i, t] == run(x[i, t])``, within 1e-12 of the largest entry:
-    none feels another.
-
-    Of a method that must see a sequence whole the positions of a row may, ``run(x)[i] == run(x[i:i+1])[0]``.
-    """
-    params, x = case.trained(), case.x
-    whole = adapted(case, params, case.weight, case.bias, x)
-    if case.method.limits.one_pass:
-        parts = [
-            (np.concatenate([adapted(case, params, case.weight, case.bias, row[None]) for row in x]), "row")
-        ]
-    else:
-        rows = np.stack([adapted(case, params, case.weight, case.bias, row) for row in x])
-        positions = np.stack(
-            [[adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x]
-        )
-        parts = [(rows, "row"), (positions, "position")]
-    for alone, what in parts:
-        error = float(np.abs(alone - whole).max())
-        require(error <= 1e-12 * np.abs(whole).max(), f"a {what} gives another result alone, by {error:.1e}")
+from adapterpack.adapter_methods import fold, run
+from adapterpack.testing import Case, adapted, folded_at, layer_of, require, site_of
 
 
 def in_order(case: Case) -> None:

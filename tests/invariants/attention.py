@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from .case import MODELS, Case, require
+from adapterpack.testing import MODELS, Case, require
+
 from .prompts import ROWS, decoder, logits_of, padded, prompted
 
 
@@ -13,8 +14,8 @@ def disabled_attention_is_the_base(case: Case) -> None:
     """Fresh, inactive, and after ``detach`` the logits are the base's, bit for bit; trained and active they
     are not.
     """
-    from ..torch_adapters.active import active  # noqa: PLC0415 - see the package's docstring
-    from ..torch_adapters.inject import adapt, detach  # noqa: PLC0415 - see the package's docstring
+    from adapterpack.torch_adapters.active import active
+    from adapterpack.torch_adapters.inject import adapt, detach
 
     base = logits_of(decoder(MODELS[0]), ROWS, left=False)
     fresh = logits_of(adapt(decoder(MODELS[0]), case.config), ROWS, left=False)
@@ -36,7 +37,7 @@ def attended_rows_never_mix(case: Case) -> None:
     """Each row of a ragged batch, padded left or right, has the logits that it has alone; and its last one on
     a cache; within 1e-5.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     model = prompted(case, MODELS[0])
     for row in ROWS:
@@ -67,11 +68,12 @@ def attended_onnx_agrees(case: Case) -> None:
     in float64, within 1e-4 of the largest: ragged rows padded on both sides, some with the adapter and some
     without, whole and piece by piece on a cache.
     """
-    from ..exporting.pipeline import export  # noqa: PLC0415 - see the package's docstring
-    from ..runtime.session import Session  # noqa: PLC0415
-    from ..tasks.task import task_named  # noqa: PLC0415
-    from ..torch_adapters.save import save  # noqa: PLC0415
-    from .bundles import Reference, check  # noqa: PLC0415
+    from adapterpack.exporting.pipeline import export
+    from adapterpack.runtime.session import Session
+    from adapterpack.tasks.task import task_named
+    from adapterpack.torch_adapters.save import save
+
+    from .bundles import Reference, check
 
     task, mode = (
         task_named("text-generation"),

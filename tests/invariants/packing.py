@@ -8,40 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io.safe_open import TENSORS
-from ..pack import from_peft
-from ..pack.validate.validation import load
-from ..peft import layout
-from .case import Case, digests, is_float, pack_of, require, resolved
+from adapterpack.io.safe_open import TENSORS
+from adapterpack.pack import from_peft
+from adapterpack.peft import layout
+from adapterpack.testing import Case, digests, is_float, pack_of, require, resolved
+
 from .model import in_single, inputs_of, module_of
-
-
-def pack_round_trip(case: Case) -> None:
-    """``load(write(build(p))) == p``: tensors bit for bit, config, site and id; writing twice gives the same
-    bytes. Needs registration.
-    """
-    pack = pack_of(case)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("one", "two"):
-            pack.write(Path(folder) / name)
-        files = [
-            {path.name: path.read_bytes() for path in (Path(folder) / name).iterdir()}
-            for name in ("one", "two")
-        ]
-        back = load(Path(folder) / "one")
-    require(files[0] == files[1], "writing twice gives other bytes")
-    require(back.id == pack.id, f"the id was {pack.id} and is {back.id}")
-    (adapter,), (stored,) = back.adapters(), pack.adapters()
-    require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")
-    require(
-        all(adapter.params[name].dtype == value.dtype for name, value in stored.params.items()),
-        "tensors changed their dtype",
-    )
-    require((adapter.site, adapter.config) == (stored.site, stored.config), "site or config changed")
-    require(
-        case.method.storage.to_stored is not None or adapter.config == resolved(case),
-        "the config is not the one that was packed",
-    )
 
 
 def scale_recomputed(case: Case) -> None:
@@ -120,8 +92,8 @@ def peft_parity(case: Case) -> None:
 
     Where it can: not every pack offers a file to PEFT, and PEFT refuses some widths and configs.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
-    from peft import PeftModel  # noqa: PLC0415
+    import torch
+    from peft import PeftModel
 
     pack = pack_of(case)
     assert case.method.peft is not None

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import fold
-from .case import Case, adapted, digests, folded_at, is_float, require, site_of, tensor
+from adapterpack.adapter_methods import fold
+from adapterpack.testing import Case, adapted, digests, folded_at, is_float, require, site_of, tensor
+
 from .layer_fixtures import stand_of
 
 
@@ -43,8 +44,8 @@ def module_of(case: Case) -> Any:
     """A float32 torch module with the case's layer at its path; it takes ids where the adapter's positions
     follow from them.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
-    from torch import nn  # noqa: PLC0415
+    import torch
+    from torch import nn
 
     class Module(nn.Module):
         """One layer, three names deep."""
@@ -77,7 +78,7 @@ def module_of(case: Case) -> Any:
 
 def _model(case: Case) -> Any:
     """The module, adapted; the adapter's trained values are the case's."""
-    from ..torch_adapters.inject import adapt  # noqa: PLC0415
+    from adapterpack.torch_adapters.inject import adapt
 
     model = adapt(module_of(case), dataclasses.replace(case.config, targets="proj", dropout=0.0), "a")
     _set(model, "a", case.trained(np.float32))
@@ -86,9 +87,9 @@ def _model(case: Case) -> Any:
 
 def _set(model: Any, adapter: str, values: dict[str, np.ndarray]) -> None:
     """Gives an adapter these parameters."""
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
-    from ..torch_adapters.layers.layer import Adapted  # noqa: PLC0415
+    from adapterpack.torch_adapters.layers.layer import Adapted
 
     with torch.no_grad():
         for module in model.modules():
@@ -123,10 +124,10 @@ def active_together(case: Case) -> None:
     """Two adapters active in the torch layer give, in float32, what ``fold2(fold1(W))`` gives: within 4e-5 of
     the largest entry and of ``|W| |x|``, a rounding for each.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
-    from ..torch_adapters.active import active  # noqa: PLC0415
-    from ..torch_adapters.inject import adapt  # noqa: PLC0415
+    from adapterpack.torch_adapters.active import active
+    from adapterpack.torch_adapters.inject import adapt
 
     config = dataclasses.replace(case.config, targets="proj", dropout=0.0)
     model, weight, bias = module_of(case), case.weight.astype(np.float32), case.bias
@@ -154,7 +155,7 @@ def active_together(case: Case) -> None:
 
 
 def _gradients(model: Any, x: Any, through: Callable[[Any], Any]) -> dict[str, np.ndarray]:
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     model.zero_grad()
     loss: torch.Tensor = ((through(x) - 1) ** 2).mean()
@@ -168,7 +169,7 @@ def only_the_adapter_trains(case: Case) -> None:
     """Exactly the parameters that the method trains want gradients; a step of SGD leaves the bytes of the
     base as they were.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     model = _model(case)
     wanting = [value for value in model.parameters() if value.requires_grad]
@@ -193,10 +194,10 @@ def disabled_is_the_base(case: Case) -> None:
     """With the adapter off after it was on, and again after it was taken out, the output is the base's, bit
     for bit.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
-    from ..torch_adapters.active import active  # noqa: PLC0415
-    from ..torch_adapters.inject import detach  # noqa: PLC0415
+    from adapterpack.torch_adapters.active import active
+    from adapterpack.torch_adapters.inject import detach
 
     model, x = _model(case), inputs_of(case)
     expected = module_of(case)(x)
@@ -209,7 +210,7 @@ def layer_agrees(case: Case) -> None:
     """The torch layer, kernels and all, gives ``run(x)`` in float32: within 2e-5 of the largest entry and of
     ``|W| |x|``.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     with torch.no_grad():
         found = _model(case)(inputs_of(case)).numpy()
@@ -222,7 +223,7 @@ def checkpointed_gradients(case: Case) -> None:
     """Gradients under activation checkpointing, where the forward pass runs twice, are those without: bit for
     bit.
     """
-    from torch.utils.checkpoint import checkpoint  # noqa: PLC0415 - see the package's docstring
+    from torch.utils.checkpoint import checkpoint
 
     model, x = _model(case), inputs_of(case)
     plain = _gradients(model, x, model)
@@ -235,7 +236,7 @@ def compiled_gradients(case: Case) -> None:
     """Gradients under ``torch.compile`` (traced whole, forward and backward) are those without, within 1e-5
     of the largest.
     """
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     model, x = _model(case), inputs_of(case)
     plain = _gradients(model, x, model)

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..adapter_methods import Progress, is_stacked
-from ..adapter_methods.core.layouts import unfoldable
-from .case import MODELS, Case, Model, require, tensor
+from adapterpack.adapter_methods import Progress, is_stacked
+from adapterpack.adapter_methods.core.layouts import unfoldable
+from adapterpack.testing import MODELS, Case, Model, require, tensor
+
 from .layer_fixtures import STANDS
 from .layer_kind_laws import NAME, PROBES
 from .model import inputs_of, module_of
@@ -44,11 +45,11 @@ def trained_and_packed(case: Case) -> None:
 
 
 def _trains(subject: _Subject) -> None:
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
-    from ..torch_adapters.inject import adapt, attach  # noqa: PLC0415
-    from ..torch_adapters.save import save  # noqa: PLC0415
-    from ..training.loop import hooks  # noqa: PLC0415
+    from adapterpack.torch_adapters.inject import adapt, attach
+    from adapterpack.torch_adapters.save import save
+    from adapterpack.training.loop import hooks
 
     model = adapt(subject.base(), subject.config, "a").train()
     trains = [value for value in model.parameters() if value.requires_grad]
@@ -77,7 +78,7 @@ def _trains(subject: _Subject) -> None:
 
 def _subject(case: Case, kind: str) -> _Subject:
     """A decoder for what only a decoder can carry; else one layer, the case's own or a probe of its kind."""
-    import torch  # noqa: PLC0415 - see the package's docstring
+    import torch
 
     if case.method.traits.layers[0] not in STANDS:
         sizes = case.layer if isinstance(case.layer, Model) else MODELS[0]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .case import Case, layer_of
+from adapterpack.testing import Case, layer_of
 
 EPSILON = 1e-5
 """What a normalisation adds to the variance, in torch and in ONNX by default."""

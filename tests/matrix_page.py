@@ -2,7 +2,8 @@
 
 import sys
 
-from ..adapter_methods import methods
-from .matrix import render
+from invariants.matrix import render
+
+from adapterpack.adapter_methods import methods
 
 sys.stdout.write(render(methods().values()))

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import complete
-from .case import Case, adapted, folded_at, is_float, layer_of, require, site_of
+from adapterpack.adapter_methods import complete
+from adapterpack.testing import Case, adapted, folded_at, is_float, layer_of, require, site_of
+
 from .layer_fixtures import Stand, stand_of
 from .model import in_single
 
@@ -22,11 +23,11 @@ def onnx_agrees(case: Case) -> None:
     An adapter that does not act everywhere gets every second position. Allowed is 1e-5 of the largest sum of
     magnitudes ``|W| |x|``: some ten roundings of the largest term.
     """
-    import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
+    import onnx_ir as ir
 
-    from ..exporting.graph.sitemap import find_sites  # noqa: PLC0415
-    from ..exporting.modes import MODES, Plan, with_fields  # noqa: PLC0415
-    from ..slots.values import ARRAYS  # noqa: PLC0415
+    from adapterpack.exporting.graph.sitemap import find_sites
+    from adapterpack.exporting.modes import MODES, Plan, with_fields
+    from adapterpack.slots.values import ARRAYS
 
     weight, x = case.weight.astype(np.float32), case.x[:2].astype(np.float32)
     bias = None if case.bias is None else case.bias.astype(np.float32)
@@ -76,7 +77,7 @@ def folded_onnx_agrees(case: Case) -> None:
     """ONNX Runtime on a graph of the one layer, its weights folded and rounded to float32, gives ``run(x)``:
     within 1e-5 of the largest entry and of ``|W| |x|``.
     """
-    import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring
+    import onnx_ir as ir
 
     weight, bias = case.weight.astype(np.float32), None if case.bias is None else case.bias.astype(np.float32)
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
@@ -95,7 +96,7 @@ def folded_onnx_agrees(case: Case) -> None:
 
 def _session(ir: Any, model: Any) -> Any:
     """ONNX Runtime with a graph, on one thread."""
-    import onnxruntime as ort  # noqa: PLC0415 - see the package's docstring
+    import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,0 +1,675 @@
+"""Proves what an adapter method promises, for those who write a method of their own.
+
+    from adapterpack.testing import prove
+    prove(my_method)          # raises AssertionError and names the config, the layer and the broken promise
+
+An invariant is a check, and the trait by which a method promises it. :func:`prove` checks a method's
+mathematics and its packs, on every example config and a few layers. Data are random with a fixed seed, in
+float64 unless an invariant says otherwise; adapters are fresh ones moved by normal noise, as training would.
+Needs torch. What the methods that come along promise beside that, in models of torch, in graphs and in PEFT,
+is proved in ``tests/invariants``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .adapter_methods import PROMPT, Method, Params, Site, complete, fold, frozen, resolve_configs, run
+from .adapter_methods.forms.attention import attend
+from .adapter_methods.forms.blocks import run_block
+from .adapter_methods.forms.prompt_config import PromptSite
+from .adapter_methods.forms.shadow import advance, inject
+from .manifest import manifest as m
+from .pack.pack import Pack, build
+from .pack.validate.validation import load
+
+EXACT = 1e-12
+"""Absolute tolerance where two float64 computations of the same small sums differ only in their order: about
+1e4 roundings of 1e-16.
+"""
+
+
+class Layer(NamedTuple):
+    """A linear layer to prove a method on: ``weight`` is ``[out_features, in_features]``."""
+
+    out_features: int
+    in_features: int
+    bias: bool
+
+    @property
+    def label(self) -> str:
+        """How test ids and the table call it, for instance ``7x12-bias``."""
+        return f"{self.out_features}x{self.in_features}-{'bias' if self.bias else 'plain'}"
+
+
+LAYERS = (
+    Layer(7, 12, True),
+    Layer(7, 12, False),
+    Layer(12, 7, True),
+    Layer(12, 7, False),
+    Layer(1, 5, True),
+    Layer(5, 1, False),
+)
+"""Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is
+found, too.
+"""
+
+DIVISIBLE = (Layer(60, 120, True), Layer(120, 60, False))
+"""Widths that PEFT's block methods can divide; only what compares with PEFT uses them."""
+
+BLOCKS = (Layer(7, 7, True), Layer(12, 12, False), Layer(5, 5, True), Layer(3, 3, False))
+"""What stands for a block: a layer as wide as its input, since an adapter parallel to it reads that."""
+
+
+class Model(NamedTuple):
+    """A decoder to prove a prompt on: width, layers, heads of the keys (there are twice as many of the
+    queries), and their width.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def label(self) -> str:
+        """How test ids and the table call it, for instance ``model-12-2x2x4``."""
+        return f"model-{self.hidden}-{self.layers}x{self.heads}x{self.head_dim}"
+
+    @property
+    def site(self) -> PromptSite:
+        """The model as a prompt method sees it, with a random embedding table and a random cache."""
+        table = np.random.default_rng(8).normal(size=(VOCABULARY, self.hidden))
+        cache = np.random.default_rng(9).normal(size=(self.layers, 2, self.heads, VOCABULARY, self.head_dim))
+        return PromptSite(
+            PROMPT,
+            self.hidden,
+            0,
+            "prompt",
+            layers=self.layers,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            vocabulary=VOCABULARY,
+            embed=lambda ids: table[list(ids)],
+            prefill=lambda ids: cache[:, :, :, list(ids)],
+        )
+
+
+VOCABULARY = 32
+MODELS = (Model(12, 2, 2, 4), Model(6, 1, 1, 8), Model(10, 3, 1, 2))
+"""Several layers and one, grouped heads and one, and embeddings that are wider and narrower than the keys."""
+
+NORMS = (Layer(7, 1, True), Layer(5, 1, False))
+"""What a normalisation layer is for a method: one input for every output, with a bias and without."""
+
+TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
+"""What an embedding is for a method: a row for every token, and no bias."""
+
+SUBJECTS: dict[str, tuple[Any, ...]] = {
+    "linear": (*LAYERS, *DIVISIBLE),
+    "norm": NORMS,
+    "table": TABLES,
+    "block": BLOCKS,
+    "attention": BLOCKS,
+    "layer": BLOCKS,
+    "prompt": MODELS,
+}
+"""Kind of site -> what a method is proved on, by the first kind that it takes."""
+
+
+class Case(NamedTuple):
+    """One row of the matrix: a method under one config on one layer, or on one model."""
+
+    method: Method
+    config: Any
+    layer: Any
+
+    @property
+    def site(self) -> Site:
+        """The layer as a site, with its weight for a method that reads it; or the model's."""
+        if isinstance(self.layer, Model):
+            return self.layer.site
+        proof = PROOFS[self.method.kind]
+        weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
+        biased = proof.folds and self.layer.bias  # a block may have any number of biases
+        kind = self.method.traits.layers[0]
+        return Site(
+            "block.0.proj",
+            self.layer.in_features,
+            self.layer.out_features,
+            kind,
+            biased,
+            weight=weight,
+            base_bias=bias,
+        )
+
+    @property
+    def weight(self) -> np.ndarray:
+        """``[out, in]`` float64, the same every time."""
+        return np.random.default_rng(1).normal(size=(self.layer.out_features, self.layer.in_features))
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """``[out]`` float64, or None."""
+        return np.random.default_rng(2).normal(size=self.layer.out_features) if self.layer.bias else None
+
+    @property
+    def x(self) -> np.ndarray:
+        """Inputs ``[3, 5, in]`` float64."""
+        return np.random.default_rng(3).normal(size=(3, 5, self.layer.in_features))
+
+    def own(self) -> dict[str, np.ndarray]:
+        """The site's own parameters as ``init`` makes them."""
+        needs = frozenset() if self.method.training.needs is None else self.method.training.needs(self.config)
+        site = (
+            dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias)
+            if "weight" in needs
+            else self.site
+        )
+        return self.method.init(
+            self.config, dataclasses.replace(site, shared=self.shared()), np.random.default_rng(4)
+        )
+
+    def shared(self) -> dict[str, np.ndarray]:
+        """The parameters that would be shared with other sites."""
+        shared = self.method.storage.shared
+        return {} if shared is None else shared.init(self.config, [self.site], np.random.default_rng(7))
+
+    def fresh(self) -> dict[str, np.ndarray]:
+        """Everything that the method's functions want, as ``init`` makes it."""
+        return complete(self.method, self.config, {**self.shared(), **self.own()}, self.site)
+
+    @property
+    def trains(self) -> frozenset[str]:
+        """The names of the parameters that training changes."""
+        stored = {**self.shared(), **self.own()}
+        kept = frozen(self.method, self.config, stored)
+        return frozenset(name for name, value in stored.items() if is_float(value) and name not in kept)
+
+    def trained(self, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+        """The same after a training: what is trained has moved by normal noise of size 0.3."""
+        rng, moving = np.random.default_rng(5), self.trains
+        moved = {
+            name: v + 0.3 * rng.normal(size=v.shape) if name in moving else v
+            for name, v in self.fresh().items()
+        }
+        return {name: v.astype(dtype) if is_float(v) else v for name, v in moved.items()}
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises AssertionError with the message unless the condition holds."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def require_close(actual: Any, expected: Any, what: str) -> None:
+    """Raises AssertionError unless both agree within :data:`EXACT`."""
+    np.testing.assert_allclose(actual, expected, rtol=EXACT, atol=EXACT, err_msg=what)
+
+
+def is_float(value: np.ndarray) -> bool:
+    """Whether the array is of a floating type."""
+    return np.issubdtype(value.dtype, np.floating)
+
+
+def site_of(case: Case, weight: Any, bias: Any) -> Site:
+    """The case's site, with this weight and bias for a method that reads them."""
+    return (
+        dataclasses.replace(case.site, weight=weight, base_bias=bias)
+        if case.method.traits.reads_weight
+        else case.site
+    )
+
+
+def layer_of(weight: Any, bias: Any) -> Callable[[Any], Any]:
+    """``x -> x W^T + b``."""
+    return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
+
+
+def _on_layer(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    return run(case.method, case.config, params, site_of(case, weight, bias), layer_of(weight, bias), x)
+
+
+def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    return run_block(case.method, case.config, params, case.site, layer_of(weight, bias)(x), x)
+
+
+def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """With the layer for every projection, of one head, and for what the attention gives."""
+    layer, form = layer_of(weight, bias), case.method.normal_form(case.config, params, case.site)
+    keys = layer(form.prompt)[None]
+    queries = layer(x.reshape(1, -1, x.shape[-1]))[:, None]
+    return layer(x) + attend(form, queries, keys, keys, x.shape[-1] ** -0.5).reshape(x.shape)
+
+
+def _beside(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """With a state that has been moved on by the layer's input once, from nothing."""
+    form = case.method.normal_form(case.config, params, case.site)
+    return layer_of(weight, bias)(inject(form, x, advance(form, x, 0 * x)))
+
+
+class Proof(NamedTuple):
+    """How a kind of method is proved: by what output, and whether a weight can hold it."""
+
+    output: Callable[[Case, Params, Any, Any, Any], Any]
+    folds: bool
+
+
+PROOFS = {
+    "weight": Proof(_on_layer, folds=True),
+    "activation": Proof(_on_block, folds=False),
+    "attention": Proof(_on_attention, folds=False),
+    "shadow": Proof(_beside, folds=False),
+}
+"""Kind of a method -> how it is proved."""
+
+
+def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """The output of the adapted layer, or block, at ``x``."""
+    return PROOFS[case.method.kind].output(case, params, weight, bias, x)
+
+
+def results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
+    """Everything that the method's functions give: the output, and the folded weight and bias of a kind that
+    folds.
+    """
+    found = {"the output": adapted(case, params, weight, bias, x)}
+    if PROOFS[case.method.kind].folds and not case.method.limits.unfoldable:
+        found["the weight"], found["the bias"] = folded_at(case, params, weight, bias)
+    return found
+
+
+def folded_at(
+    case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None
+) -> tuple[Any, Any]:
+    """Weight and bias with the adapter folded in, or the block ``rows`` of them."""
+    site = site_of(case, weight, bias) if rows is None else case.site  # which knows the whole weight
+    return fold(case.method, case.config, params, site, weight, bias, rows)
+
+
+def digests(values: Mapping[str, Any]) -> dict[str, str]:
+    """The sha256 of each array's bytes."""
+    return {
+        name: hashlib.sha256(value.tobytes()).hexdigest()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def tensor(value: Any) -> Any:
+    """A numpy array as a torch tensor; None stays."""
+    import torch  # noqa: PLC0415 - see the module's docstring
+
+    return None if value is None else torch.tensor(value)
+
+
+def leaves(case: Case, params: Params) -> dict[str, Any]:
+    """The parameters as float64 tensors, of which those that are trained want gradients."""
+    trains = case.trains
+    return {
+        name: tensor(v.astype(np.float64) if is_float(v) else v).requires_grad_(name in trains)
+        for name, v in params.items()
+    }
+
+
+def resolved(case: Case) -> Any:
+    """The config at the site without the fields that only select sites: a manifest holds what was selected
+    instead.
+    """
+    selecting = {
+        field.name: field.default
+        for field in dataclasses.fields(case.config)
+        if field.name in {"targets", "modules_to_save"}
+    }
+    return resolve_configs(
+        case.method, [dataclasses.replace(case.config.at(case.site.path), **selecting)], [case.site]
+    )[0]
+
+
+def pack_of(case: Case) -> Pack:
+    """A pack of the trained adapter."""
+    trained = case.trained(np.float32)
+    own, shared = ({name: trained[name] for name in made} for made in (case.own(), case.shared()))
+    to_stored = case.method.storage.to_stored
+    stored = (resolved(case), own) if to_stored is None else to_stored(resolved(case), own, case.site)
+    return build(
+        "example",
+        case.method,
+        {case.site: stored},
+        shared=shared,
+        task=m.Task("image-classification"),
+        base=m.Base("org/base"),
+    )
+
+
+def identity_at_init(case: Case) -> None:
+    """``run(init(cfg, site), x) == base(x)`` and ``fold(init(cfg, site), W, b) == (W, b)``, bit for bit:
+    nothing may be rounded.
+    """
+    weight, bias, x = case.weight, case.bias, case.x
+    before = {"the output": layer_of(weight, bias)(x), "the weight": weight, "the bias": bias}
+    for what, after in results(case, case.fresh(), weight, bias, x).items():
+        # no bias and a bias of zeros are the same
+        one, two = (0.0 if value is None else value for value in (before[what], after))
+        require(bool(np.all(one == two)), f"a fresh adapter changes {what}")
+
+
+def trained_adapter_changes_the_output(case: Case) -> None:
+    """``run(trained, x) != base(x)``: an adapter that does nothing would keep every other law. 1e-3 is far
+    above rounding.
+    """
+    change = np.abs(
+        adapted(case, case.trained(), case.weight, case.bias, case.x)
+        - layer_of(case.weight, case.bias)(case.x)
+    ).max()
+    require(bool(change > 1e-3), f"a trained adapter changes outputs by {change:.1e} only")
+
+
+def fold_equals_forward(case: Case) -> None:
+    """``x @ W'.T + b' == run(x)`` with ``W', b' = fold(W, b)``, within 1e-12 in float64 (:data:`EXACT`)."""
+    folded = layer_of(*folded_at(case, case.trained(), case.weight, case.bias))
+    expected = adapted(case, case.trained(), case.weight, case.bias, case.x)
+    require_close(folded(case.x), expected, "the folded layer and the adapted layer disagree")
+
+
+def fold_in_row_blocks(case: Case) -> None:
+    """``fold(W, b)[rows] == fold(W[rows], b[rows], rows)`` for blocks of 1 and 3 rows, within 1e-12: blocks
+    may sum in another order.
+    """
+    params, out = case.trained(), case.layer.out_features
+    weight, bias = folded_at(case, params, case.weight, case.bias)
+    for rows in (slice(start, min(start + step, out)) for step in (1, 3) for start in range(0, out, step)):
+        block, block_bias = folded_at(
+            case, params, case.weight[rows], None if case.bias is None else case.bias[rows], rows
+        )
+        require_close(block, weight[rows], f"rows {rows.start} to {rows.stop} fold otherwise alone")
+        require(
+            (block_bias is None) == (bias is None),
+            "a block has a bias where the whole has none, or the reverse",
+        )
+        if bias is not None:
+            require_close(
+                block_bias, bias[rows], f"the bias of rows {rows.start} to {rows.stop} folds otherwise alone"
+            )
+
+
+def shapes_declared(case: Case) -> None:
+    """``shapes(cfg, site)`` are the names and shapes that ``init(cfg, site)`` gives; the same seed gives the
+    same bytes again.
+    """
+    found = [{name: value.shape for name, value in made.items()} for made in (case.own(), case.shared())]
+    shared = case.method.storage.shared
+    declared = [
+        case.method.shapes(case.config, case.site),
+        {} if shared is None else shared.shapes(case.config, [case.site]),
+    ]
+    require(found == declared, f"init gives {found}, shapes says {declared}")
+    require(digests(case.fresh()) == digests(case.fresh()), "init is not a function of its seed")
+
+
+def inputs_unchanged(case: Case) -> None:
+    """The bytes of the parameters, W, b and x are the same after ``attach``, ``run`` and ``fold`` as
+    before.
+    """
+    params, weight, bias, x = case.trained(), case.weight, case.bias, case.x
+    everything = {
+        **{f"parameter {name}": value for name, value in params.items()},
+        "the weight": weight,
+        "the bias": bias,
+        "x": x,
+    }
+    before = digests(everything)
+    case.method.normal_form(case.config, params, site_of(case, weight, bias))
+    results(case, params, weight, bias, x)
+    after = digests(everything)
+    changed = [name for name, digest in before.items() if after[name] != digest]
+    require(not changed, f"changed in place: {', '.join(changed)}")
+
+
+def additive_law(case: Case) -> None:
+    """``fold(W) - W == fold(V) - V`` for any W and V, within 1e-12: the change is the adapter's alone. The
+    same for the bias.
+    """
+    params, other = case.trained(), np.random.default_rng(6).normal(size=case.weight.shape)
+    changes = []
+    for weight, bias in ((case.weight, case.bias), (other, None if case.bias is None else 2 * case.bias)):
+        folded, folded_bias = folded_at(case, params, weight, bias)
+        changes.append(
+            (folded - weight, 0.0 if folded_bias is None else folded_bias - (0.0 if bias is None else bias))
+        )
+    require_close(changes[0][0], changes[1][0], "the change depends on the weight")
+    require_close(changes[0][1], changes[1][1], "the change of the bias depends on the bias")
+
+
+def low_rank_law(case: Case) -> None:
+    """``rank(fold(0)) <= cfg.rank``: singular values past the rank are below 1e-12 of the first, which is
+    their rounding in float64.
+    """
+    change, _ = folded_at(case, case.trained(), np.zeros_like(case.weight), None)
+    require(case.config.rank is not None, "a method of low rank must say its rank")
+    values = np.linalg.svd(change, compute_uv=False)
+    beyond = values[case.config.rank :]
+    require(
+        bool((beyond <= EXACT * values[0]).all()), f"singular values {values} for rank {case.config.rank}"
+    )
+
+
+def config_schema(case: Case) -> None:
+    """The config is frozen, is rebuilt from its own fields after a turn through JSON, and refuses a field
+    that it does not have.
+    """
+    cls, values = case.method.config, dataclasses.asdict(case.config)
+    require(cls.__dataclass_params__.frozen, f"{cls.__name__} is not a frozen dataclass")
+    back = json.loads(json.dumps(values, allow_nan=False))
+    rebuilt = cls(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in back.items()}
+    )
+    require(rebuilt == case.config, f"{case.config} came back as {rebuilt}")
+    with contextlib.suppress(TypeError):
+        require(
+            cls(**{**values, "no_such_field": 1}) is None,
+            f"{cls.__name__} accepts a field that it does not have",
+        )
+
+
+def torch_equals_numpy(case: Case) -> None:
+    """``run`` and ``fold`` on torch float64 tensors give what they give on numpy arrays, within 1e-12
+    (:data:`EXACT`).
+    """
+    here = (case.trained(), case.weight, case.bias)
+    there = ({name: tensor(value) for name, value in here[0].items()}, tensor(case.weight), tensor(case.bias))
+    expected, found = results(case, *here, case.x), results(case, *there, tensor(case.x))
+    for what, value in expected.items():
+        require((value is None) == (found[what] is None), f"{what} is given under one library only")
+        if value is not None:
+            require_close(found[what].numpy(), value, f"{what} differs under torch")
+
+
+def gradients_reach_every_parameter(case: Case) -> None:
+    """Within two steps of SGD from ``init`` each parameter has had a gradient that is not zero, and the base
+    has not changed by a bit.
+
+    Two, because a factor whose partner starts at zero (LoRA's A) can have none at the first.
+    """
+    params, weight, bias = leaves(case, case.fresh()), tensor(case.weight), tensor(case.bias)
+    kept = {"weight": weight.numpy(), "bias": None if bias is None else bias.numpy()}
+    before, reached = digests(kept), set()
+    for _ in range(2):
+        ((adapted(case, params, weight, bias, tensor(case.x)) - 1.0) ** 2).mean().backward()
+        reached |= {
+            name
+            for name, value in params.items()
+            if value.grad is not None and bool(value.grad.abs().max() > 0)
+        }
+        params = leaves(
+            case,
+            {
+                name: (v if v.grad is None else v - 0.1 * v.grad).detach().numpy()
+                for name, v in params.items()
+            },
+        )
+    trained = {name for name, value in params.items() if value.requires_grad}
+    require(reached == trained, f"no gradient reaches {', '.join(sorted(trained - reached))}")
+    require(digests(kept) == before, "training changed the base")
+
+
+def rows_do_not_mix(case: Case) -> None:
+    """``run(x)[i] == run(x[i])`` and ``run(x)[i, t] == run(x[i, t])``, within 1e-12 of the largest entry:
+    none feels another.
+
+    Of a method that must see a sequence whole the positions of a row may, ``run(x)[i] == run(x[i:i+1])[0]``.
+    """
+    params, x = case.trained(), case.x
+    whole = adapted(case, params, case.weight, case.bias, x)
+    if case.method.limits.one_pass:
+        parts = [
+            (np.concatenate([adapted(case, params, case.weight, case.bias, row[None]) for row in x]), "row")
+        ]
+    else:
+        rows = np.stack([adapted(case, params, case.weight, case.bias, row) for row in x])
+        positions = np.stack(
+            [[adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x]
+        )
+        parts = [(rows, "row"), (positions, "position")]
+    for alone, what in parts:
+        error = float(np.abs(alone - whole).max())
+        require(error <= 1e-12 * np.abs(whole).max(), f"a {what} gives another result alone, by {error:.1e}")
+
+
+def pack_round_trip(case: Case) -> None:
+    """``load(write(build(p))) == p``: tensors bit for bit, config, site and id; writing twice gives the same
+    bytes. Needs registration.
+    """
+    pack = pack_of(case)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("one", "two"):
+            pack.write(Path(folder) / name)
+        files = [
+            {path.name: path.read_bytes() for path in (Path(folder) / name).iterdir()}
+            for name in ("one", "two")
+        ]
+        back = load(Path(folder) / "one")
+    require(files[0] == files[1], "writing twice gives other bytes")
+    require(back.id == pack.id, f"the id was {pack.id} and is {back.id}")
+    (adapter,), (stored,) = back.adapters(), pack.adapters()
+    require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")
+    require(
+        all(adapter.params[name].dtype == value.dtype for name, value in stored.params.items()),
+        "tensors changed their dtype",
+    )
+    require((adapter.site, adapter.config) == (stored.site, stored.config), "site or config changed")
+    require(
+        case.method.storage.to_stored is not None or adapter.config == resolved(case),
+        "the config is not the one that was packed",
+    )
+
+
+class Invariant(NamedTuple):
+    """One column of the matrix: ``check`` raises AssertionError; ``needs`` says of a method whether it
+    promises this, by ``trait``.
+
+    What takes long is checked on some ``layers`` only (default: :data:`LAYERS`), or for the ``first`` config
+    of a method alone.
+    """
+
+    check: Callable[[Case], None]
+    needs: Callable[[Method], bool]
+    trait: str
+    layers: tuple[Layer | Model, ...] | None = None
+    first: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the function that checks it."""
+        return self.check.__name__
+
+    def holds_for(self, case: Case) -> bool:
+        """Whether the cell is to be checked for this case."""
+        subjects = SUBJECTS[case.method.traits.layers[0]]
+        # where none of them is a subject: all, of the others there are few
+        few = set(self.layers or ()) & set(subjects)
+        chosen = case.layer in few if few else case.layer not in DIVISIBLE
+        return (
+            chosen and (not self.first or case.config == case.method.examples[0]) and self.needs(case.method)
+        )
+
+
+def provable(method: Method) -> bool:
+    """Whether an output can be computed at a site alone: of prompts it cannot."""
+    return method.kind in PROOFS
+
+
+def folds(method: Method) -> bool:
+    """Whether a weight can hold what the method computes."""
+    return provable(method) and PROOFS[method.kind].folds and not method.limits.unfoldable
+
+
+def always(method: Method) -> bool:
+    """Promised by every method."""
+    return True
+
+
+FEW = (LAYERS[0], LAYERS[3], *BLOCKS[:2])
+"""Wide with a bias, tall without, two blocks: enough for what does not depend on the shape."""
+
+
+INVARIANTS = (
+    Invariant(identity_at_init, lambda method: method.traits.identity_at_init, "identity_at_init"),
+    Invariant(trained_adapter_changes_the_output, provable, "kind"),
+    Invariant(fold_equals_forward, folds, "kind"),
+    Invariant(fold_in_row_blocks, lambda method: method.traits.row_separable, "row_separable"),
+    Invariant(torch_equals_numpy, provable, "kind"),
+    Invariant(gradients_reach_every_parameter, provable, "kind"),
+    Invariant(shapes_declared, always, "kind"),
+    Invariant(inputs_unchanged, provable, "kind"),
+    Invariant(additive_law, lambda method: method.traits.additive, "additive"),
+    Invariant(low_rank_law, lambda method: method.traits.low_rank, "low_rank"),
+    Invariant(rows_do_not_mix, provable, "kind"),
+    Invariant(config_schema, always, "kind"),
+    Invariant(pack_round_trip, always, "kind", FEW),
+)
+
+
+def cases(method: Method) -> Iterator[Case]:
+    """Every row of the matrix for one method: its example configs on every layer that is wide enough for it,
+    or on every model.
+    """
+    rows, columns = method.traits.min_features
+    every = SUBJECTS[method.traits.layers[0]]
+    fitting = [
+        one
+        for one in every
+        if not isinstance(one, Layer) or (one.out_features >= rows and one.in_features >= columns)
+    ]
+    return (Case(method, config, one) for config in method.examples for one in fitting)
+
+
+def prove(method: Method) -> int:
+    """Checks every invariant that a registered method promises, on every case; returns how many cells were
+    checked.
+
+    Raises:
+        AssertionError: one does not hold; names the config, the layer and the invariant.
+    """
+    cells = [
+        (case, invariant) for case in cases(method) for invariant in INVARIANTS if invariant.holds_for(case)
+    ]
+    for case, invariant in cells:
+        try:
+            invariant.check(case)
+        except Exception as error:
+            what = (
+                f"{method.name}: {invariant.name} does not hold for {case.config} on {case.layer.label}: "
+                f"{error}"
+            )
+            raise AssertionError(what) from error
+    return len(cells)
