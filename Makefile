@@ -12,6 +12,7 @@ all: lint types test
 
 lint:
 	ruff check .
+	ruff format --check .
 
 types:
 	mypy

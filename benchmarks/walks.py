@@ -9,10 +9,15 @@ random Llama, the adapter a LoRA on all linear layers.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
+import socket
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,38 +26,118 @@ from typing import Any
 
 import numpy as np
 import peft
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import adapterpack
 from adapterpack import LoRA
 
 PACKAGE = str(Path(adapterpack.__file__).parent)
+PROMPT = [{"role": "user", "content": "where is my parcel"}]
+CHAT = json.dumps({"model": "pack", "messages": PROMPT, "stream": True, "max_tokens": 4}).encode()
+TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 
 
-def walked(operation: Callable[[], Any]) -> dict[str, Any]:
-    """The files of the package in which functions ran, with the number of calls in each."""
-    calls: Counter[str] = Counter()
+class Walk:
+    """Counts the files of the package in which functions run, and their calls, in every thread that it sees
+    begin.
+    """
 
-    def count(frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(PACKAGE) and code.co_name != "<module>":
-            calls[code.co_filename.removeprefix(PACKAGE + "/")] += 1
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.counting = False
 
-    threading.setprofile(count)
-    sys.setprofile(count)
-    try:
-        operation()
-    finally:
+    def __enter__(self) -> Walk:
+        threading.setprofile(self._count)
+        sys.setprofile(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
-    return {"files": len(calls), "calls": calls.total(), "by_file": dict(calls.most_common())}
+
+    def _count(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if (
+            self.counting
+            and event == "call"
+            and code.co_filename.startswith(PACKAGE)
+            and code.co_name != "<module>"
+        ):
+            self.calls[code.co_filename.removeprefix(PACKAGE + "/")] += 1
+
+    def result(self) -> dict[str, Any]:
+        """The number of files, of calls, and of the calls in each file."""
+        return {
+            "files": len(self.calls),
+            "calls": self.calls.total(),
+            "by_file": dict(self.calls.most_common()),
+        }
 
 
-def main() -> None:
-    """Prints a line an operation."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+def walk(operation: Callable[[], Any]) -> dict[str, Any]:
+    """What an operation passes through the second time."""
+    operation()
+    with Walk() as counted:
+        counted.counting = True
+        operation()
+    return counted.result()
+
+
+def walk_request(bundle: Path) -> dict[str, Any]:
+    """What a server passes through for a streamed chat request, the second one of its kind."""
+    with Walk() as counted, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+
+        def ask() -> None:
+            address = f"http://127.0.0.1:{port}/v1/chat/completions"
+            request = urllib.request.Request(address, CHAT, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                answer.read()
+
+        def client() -> None:
+            try:
+                ask()
+                counted.counting = True
+                ask()
+                counted.counting = False
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            adapterpack.serve(
+                bundle, port=port, audit=None, ready=lambda _: threading.Thread(target=client).start()
+            )
+    return counted.result()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of a few words, with a template for chats."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[EOS]",
+        "where",
+        "is",
+        "my",
+        "parcel",
+        *(f"w{number}" for number in range(57)),
+    ]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        eos_token="[EOS]",
+        unk_token="[UNK]",
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+
+
+def measure() -> dict[str, dict[str, Any]]:
+    """The walks by their names."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         base = folder / "base"
@@ -66,6 +151,7 @@ def main() -> None:
             max_position_embeddings=64,
         )
         LlamaForCausalLM(config).save_pretrained(base)
+        write_tokenizer(base)
         model = adapterpack.adapt(LlamaForCausalLM.from_pretrained(base), LoRA(r=2), "a")
         adapterpack.save(model, folder / "pack", base=base)
         lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
@@ -73,6 +159,8 @@ def main() -> None:
         other.save_pretrained(folder / "peft")
         number = iter(range(99))
         ids = np.array([[5, 6, 7]])
+        bundle = folder / "bundle"
+        adapterpack.export(base, [folder / "pack"], bundle, mode="bank")
 
         def export_and_run() -> None:
             out = folder / f"bundle-{next(number)}"
@@ -82,16 +170,28 @@ def main() -> None:
         def load_and_attach() -> None:
             adapterpack.attach(LlamaForCausalLM.from_pretrained(base), adapterpack.load(folder / "pack"))
 
-        operations = {
+        operations: dict[str, Callable[[], Any]] = {
             "save": lambda: adapterpack.save(model, folder / f"again-{next(number)}", base=base),
             "load and attach": load_and_attach,
             "load a PEFT folder": lambda: adapterpack.load(folder / "peft"),
-            "export --mode bank, then Session.run": export_and_run,
+            "export and run": export_and_run,
+            "run one prompt": lambda: list(
+                adapterpack.run(
+                    bundle, [{"prompt": "where is my parcel"}], adapters=["pack"], max_new_tokens=4
+                )
+            ),
         }
-        result = {}
-        for name, operation in operations.items():
-            operation()
-            result[name] = walked(operation)
+        return {name: walk(operation) for name, operation in operations.items()} | {
+            "one streamed chat request": walk_request(bundle)
+        }
+
+
+def main() -> None:
+    """Prints a line an operation."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    result = measure()
     if args.json:
         print(json.dumps(result, indent=2))
         return

@@ -1,6 +1,7 @@
 """Measures how heavy the library is, and writes the figures that ``tests/test_house.py`` lets fall but not rise.
 
     python tests/house.py            # the figures, each with the most that is allowed and the goal
+    python tests/house.py --walks    # these and how many files a call passes through, which takes half a minute
     python tests/house.py --write    # after a change that made it lighter: the figures become the most
 
 A figure may rise only together with the reason, in the last column of tests/golden/house.tsv.
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
+import subprocess
 import sys
 import tokenize
 from collections import defaultdict
@@ -276,6 +279,10 @@ def read_record() -> dict[str, Limit]:
 def main() -> None:
     """Prints the figures, or writes them into the record."""
     record, figures = read_record(), measure()
+    if "--walks" in sys.argv:
+        command = [sys.executable, str(PACKAGE.parent / "benchmarks" / "walks.py"), "--json"]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        figures |= {f"walk: {name}": walk["files"] for name, walk in found.items()}
     if "--write" in sys.argv:
         lines = ["figure\tat 0192e78b\tat most\tgoal\twhy it rose"]
         for name, limit in record.items():
