@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 from adapterpack import DoRA, LoRA, Session, active, adapt, export, load, run, save, validate
 from adapterpack.adapter_methods import Site, get
 from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.bundle import proofs
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import (
@@ -44,6 +45,7 @@ from adapterpack.errors import (
 from adapterpack.io import file_hashes, hashing, strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
+from adapterpack.pack.validate import validation
 from adapterpack.pack.validate.budget import Budget
 from adapterpack.runtime import opened_before
 from adapterpack.runtime.model_inputs import pad
@@ -535,6 +537,48 @@ def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(
     for _ in range(2):
         Session(folder, "cpu")
         assert tried == [GRAPH]
+
+
+def test_the_packs_of_a_bundle_are_validated_once(
+    copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that this user's cache knows as proved opens without its packs' checks, in another process,
+    too, with the same tensors; where the cache knows nothing, or a byte is another, it does not.
+    """
+    examined: list[Path] = []
+    real = validation.examine
+    monkeypatch.setattr(
+        validation, "examine", lambda folder, *rest: examined.append(folder) or real(folder, *rest)
+    )
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    folder, batch = copied("llama", "bank"), batch_of()
+    manifest = json.loads((folder / FILE_NAME).read_text())
+    manifest["base"]["name"] = "seen-nowhere"
+    (folder / FILE_NAME).write_bytes(strict_json.canonical(manifest))
+    first = Session(folder, "cpu")
+    assert {path.name for path in examined} == set(first.packs)
+    examined.clear()
+    for known in (proofs._KNOWN, set[str]()):  # this process, and another one
+        monkeypatch.setattr(proofs, "_KNOWN", known)
+        again = Session(folder, "cpu")
+        assert not examined
+        assert again.packs.keys() == first.packs.keys()
+        for name, pack in again.packs.items():
+            assert (pack.id, pack.extra) == (first.packs[name].id, first.packs[name].extra)
+            assert all(
+                np.array_equal(pack.tensors[key], first.packs[name].tensors[key]) for key in pack.tensors
+            )
+        names = [*first.packs][:2]
+        assert np.array_equal(
+            again.run(batch, [*names, None])["logits"], first.run(batch, [*names, None])["logits"]
+        )
+    monkeypatch.setattr(proofs, "_KNOWN", set[str]())
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "another"))
+    Session(folder, "cpu")
+    assert examined
+    flip(folder / "adapters/alpha/adapter_model.safetensors", -1)
+    with pytest.raises(FormatError):
+        Session(folder, "cpu")
 
 
 def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

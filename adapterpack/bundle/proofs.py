@@ -1,8 +1,7 @@
 """Remembers what was found of a bundle's bytes, so that opening it again costs a look at its files' times.
 
 What was found belongs to the bytes of a manifest, and with them to the digests of all files, which a session
-compares each time. It is kept for the life of the process, and where finding it out took long also in the
-user's cache folder, next to the hashes of large files.
+compares each time. It is kept in the user's cache folder, next to the hashes of large files.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ from pathlib import Path
 from ..errors import StorageError
 from ..io.atomic import output_file
 from ..io.cache import cache_folder
-from ..io.file_hashes import LARGE
 from ..version import VERSION
-from .manifest import Bundle
 
 _KNOWN: set[str] = set()
 
@@ -31,9 +28,9 @@ class Proofs:
         """Whether manifest, graphs and packs fit each other."""
         return self._known(self._manifest)
 
-    def keep_proved(self, bundle: Bundle) -> None:
+    def keep_proved(self) -> None:
         """Remembers that they do."""
-        self._keep(self._manifest, lasting=any(entry.size >= LARGE for entry in bundle.files))
+        self._keep(self._manifest)
 
     def opened(self, part: str) -> bool:
         """Whether ONNX Runtime opened the graph of a part before and the process lived on."""
@@ -42,20 +39,19 @@ class Proofs:
     def keep_opened(self, *parts: str) -> None:
         """Remembers that it did, of each of them."""
         for part in parts:
-            self._keep(f"{self._manifest}-{part}", lasting=True)
+            self._keep(f"{self._manifest}-{part}")
 
     def _known(self, name: str) -> bool:
         if name not in _KNOWN and _record(name).is_file():
             _KNOWN.add(name)
         return name in _KNOWN
 
-    def _keep(self, name: str, *, lasting: bool) -> None:
-        if name not in _KNOWN:
+    def _keep(self, name: str) -> None:
+        if not self._known(name):
             _KNOWN.add(name)
-            if lasting:
-                # a cache that cannot be written is no reason to fail
-                with suppress(StorageError), output_file(_record(name)) as record:
-                    record.touch()
+            # a cache that cannot be written is no reason to fail
+            with suppress(StorageError), output_file(_record(name)) as record:
+                record.touch()
 
 
 def _record(name: str) -> Path:

@@ -25,7 +25,7 @@ from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, near
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import load, load_validated
 from ..slots.prompt_rows import virtual_tokens
 from ..tasks.problems import PROBLEMS, numbered
 from ..tasks.session import Head
@@ -95,7 +95,8 @@ class OpenBundle:
         first: OrtModel = self._opened[main]
         self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
         self.slot_values = SlotValues(self.bundle, self.folder, self.stored)
-        packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
+        packs = _packs(self.folder, self.bundle, load_validated if proved else load)
+        self._mode = ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
         attached = self._mode.opened(None if proved or verify == "off" else packs)
         self._adapters = Adapters({name: pack.unloaded() for name, pack in packs.items()}, prompts, attached)
@@ -103,7 +104,7 @@ class OpenBundle:
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         require_same(compared)
         if verify != "off":
-            self._proofs.keep_proved(self.bundle)
+            self._proofs.keep_proved()
 
     def frozen(self) -> Self:
         """The session with the adapters that it has at this moment, whatever is loaded or unloaded meanwhile:
@@ -448,8 +449,8 @@ class _Graphs(Mapping[str, OrtModel]):
         return len(self._bundle.bundle.parts)
 
 
-def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:
-    packs = {adapter.name: load(folder / adapter.path, adapter.name) for adapter in bundle.adapters}
+def _packs(folder: Path, bundle: Bundle, read: Callable[[Path, str], Pack]) -> dict[str, Pack]:
+    packs = {adapter.name: read(folder / adapter.path, adapter.name) for adapter in bundle.adapters}
     for adapter in bundle.adapters:
         if packs[adapter.name].id != adapter.pack:
             raise FormatError(
