@@ -5,6 +5,7 @@ slots in plain ONNX Runtime.
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ from adapterpack.adapter_methods import (
 )
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
+from adapterpack.cli.export import command as export_command
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
@@ -115,6 +117,19 @@ def assert_close(
     if expected.ndim == 3:
         found, expected = found[mask > 0], expected[mask > 0]
     assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
+
+
+@pytest.mark.fast
+def test_the_call_and_the_command_take_the_fields_of_the_request() -> None:
+    """Every field is a keyword of ``export`` and an option of the command, with the same default."""
+    request = importlib.import_module("adapterpack.exporting.request").ExportRequest
+    fields = dict(inspect.signature(request).parameters)
+    assert dict(inspect.signature(export).parameters) == fields
+    options = export_command.make_context("export", ["models/base", "-o", "bundle"]).params
+    own = {"out", "static_cache", "as_json"}
+    assert options.keys() - own == fields.keys() - own - {"progress"}
+    for name in fields.keys() - {"base", "packs", "out", "progress"}:
+        assert (options[name] or None) == (fields[name].default or None), name
 
 
 @pytest.mark.parametrize(

@@ -122,22 +122,11 @@ def command(
     base: str,
     packs: tuple[str, ...],
     out: str,
-    mode: str,
-    task: str | None,
-    quantize: str | None,
-    dequantize: bool,
-    dtype: str,
-    static_cache: bool | None,
     in_place: bool,
-    cache: str,
-    slots: int | None,
-    max_rank: int | None,
-    frontend: str | None,
+    static_cache: bool | None,
     target: str,
     split: int | None,
-    pooling: str | None,
     checkpoint: str | None,
-    allow_structural: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -163,21 +152,10 @@ def command(
             graph,
             loaded,
             out,
-            mode=mode,
-            task=task,
-            slots=slots,
-            max_rank=max_rank,
-            quantize=quantize,
-            dequantize=dequantize,
-            dtype=dtype,
             in_place=in_place or static_cache,
-            cache=cache,
-            frontend=frontend,
             target=target,
-            pooling=pooling,
-            checkpoint=None if checkpoint is None else folder_of(checkpoint),
-            allow_structural=allow_structural,
             split=None if split is None else split << 20,
+            checkpoint=None if checkpoint is None else folder_of(checkpoint),
             progress=say,
             **options,
         )
@@ -187,8 +165,8 @@ def command(
         return
     names = ", ".join(adapter["name"] for adapter in bundle["adapters"]) or "no adapters"
     line(
-        f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, mode {mode}, "
-        f"{things(bundle['sites'], 'site')}, {size(bundle['bytes'])}"
+        f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, "
+        f"mode {options['mode']}, {things(bundle['sites'], 'site')}, {size(bundle['bytes'])}"
     )
     if bundle["slots"]:
         line(

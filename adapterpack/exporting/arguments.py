@@ -1,4 +1,4 @@
-"""Checks what an export is called with, before anything is built."""
+"""Checks what an export is asked for, before anything is built."""
 
 from __future__ import annotations
 
@@ -30,67 +30,43 @@ from .quantization.options import (
     CACHES,
     STORED,
     TRAINED,
-    GraphOptions,
     Quantization,
     codes_of_base,
     quantization,
     require_no_options,
 )
+from .request import ExportRequest
 from .targets import TARGETS, Target
 
 
-class Request(NamedTuple):
-    """A checked export: see :func:`adapterpack.export` for the parameters. ``file`` is the ONNX file that is
-    exported from, if any. ``static_cache`` None: the engine's graph is made if the family's attention allows
-    it. The weights are those of ``decoded``, where they are stored as codes; ``trained`` is the form that the
-    base is to be quantized in first.
+class ExportJob(NamedTuple):
+    """A checked :class:`.ExportRequest` with what it names opened. ``file`` is the ONNX file that is exported
+    from, if any. ``static_cache`` None: the engine's graph is made if the family's attention allows it. The
+    weights are those of ``decoded``, where they are stored as codes; ``trained`` is the form that the base is
+    to be quantized in first.
     """
 
+    request: ExportRequest
     base: Checkpoint
     file: Path | None
     packs: list[Pack]
-    mode: str
     task: Task
     slots: int
-    max_rank: int | None
     quantize: Quantization | None
     dtype: str
     static_cache: bool | None
-    cache: str
     target: Target
-    pooling: str | None
-    allow_structural: bool
-    split: int | None
     decoded: DequantizedCheckpoint | None = None
     trained: BaseQuantization | None = None
 
     @property
     def attached(self) -> list[Pack]:
         """The packs that the graph gets slots for."""
-        return [] if self.mode == "folded" else self.packs
+        return [] if self.request.mode == "folded" else self.packs
 
 
-def checked(
-    base: str | os.PathLike[str],
-    packs: Sequence[Pack | str | os.PathLike[str]],
-    *,
-    mode: str,
-    task: str | None,
-    slots: int | None,
-    max_rank: int | None,
-    quantize: str | None,
-    dequantize: bool,
-    options: GraphOptions,
-    dtype: str,
-    static_cache: bool | None,
-    cache: str,
-    target: str,
-    pooling: str | None,
-    checkpoint: str | os.PathLike[str] | None,
-    allow_structural: bool,
-    split: int | None,
-) -> Request:
-    """The request, if its parts fit together.
+def prepare(request: ExportRequest) -> ExportJob:
+    """Opens what a request names, if its parts fit together.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
@@ -98,10 +74,13 @@ def checked(
         Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model
             for another task.
     """
+    base, checkpoint, mode = request.base, request.checkpoint, request.mode
     if mode not in MODES:
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
-    if pooling is not None and pooling not in POOLING:
-        raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
+    if request.pooling is not None and request.pooling not in POOLING:
+        raise UnknownName(
+            "unknown pooling", found=repr(request.pooling), remedy=nearest(request.pooling, POOLING)
+        )
     gguf = is_gguf(base)
     file = None if gguf else _graph_file(base, checkpoint)
     if gguf and checkpoint is None:
@@ -112,27 +91,27 @@ def checked(
         )
     folder = folder_of(base if checkpoint is None else checkpoint)
     model = Checkpoint(folder) if file is not None else DequantizedCheckpoint(folder)
-    loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
+    packs = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in request.packs]
     require_own_blocks(
-        loaded,
+        packs,
         "a bundle",
         "merge it, which writes the repeated blocks out, and export the merged checkpoint without it",
     )
-    chosen, floats = _task(task, loaded, model), precision(dtype).name
-    loaded = _on_base(loaded, model, allow_structural)
-    for pack in loaded if mode != "folded" else ():
+    task, dtype = _task(request.task, packs, model), precision(request.dtype).name
+    packs = _on_base(packs, model, request.allow_structural)
+    for pack in packs if mode != "folded" else ():
         require_slots(pack)
-    product = TARGETS[target]
-    product.require(mode, chosen)
-    require_split(product, split)
-    for pack in loaded:
+    target = TARGETS[request.target]
+    target.require(mode, task)
+    require_split(target, request.split)
+    for pack in packs:
         if pack.method.kind == "prompt":
-            _require_room(pack, chosen)
-    static_cache = _require_cache(cache, static_cache, chosen, floats)
-    if static_cache and not chosen.generates:
+            _require_room(pack, task)
+    static_cache = _require_cache(request, task, dtype)
+    if static_cache and not task.generates:
         raise Unsupported(
             "only a decoder's cache can stay where it is",
-            found=chosen.name,
+            found=task.name,
             remedy="leave --static-cache out",
         )
     if static_cache and mode == "inputs":
@@ -142,29 +121,14 @@ def checked(
             expected="bank or folded",
             remedy="leave --static-cache out, or export with --mode bank",
         )
-    if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
+    if static_cache is None and not (task.generates and mode != "inputs" and target.engine):
         static_cache = False
-    decoded = _decoded(model, Path(base) if gguf else None, loaded, allow_structural)
-    trained = trained_form(loaded, decoded or model) if quantize == TRAINED else None
-    wanted = _quantization(decoded, quantize, options, floats, dequantize)
-    return Request(
-        model,
-        file,
-        loaded,
-        mode,
-        chosen,
-        _slots(mode, loaded, slots, max_rank),
-        max_rank,
-        wanted,
-        floats,
-        static_cache,
-        cache,
-        product,
-        pooling,
-        allow_structural,
-        split,
-        decoded,
-        trained,
+    decoded = _decoded(model, Path(base) if gguf else None, packs, request.allow_structural)
+    trained = trained_form(packs, decoded or model) if request.quantize == TRAINED else None
+    quantize = _quantization(request, decoded, dtype)
+    slots = _slots(request, len(packs) + 1)
+    return ExportJob(
+        request, model, file, packs, task, slots, quantize, dtype, static_cache, target, decoded, trained
     )
 
 
@@ -234,11 +198,7 @@ def require_split(target: Target, split: int | None) -> None:
 
 
 def _quantization(
-    decoded: DequantizedCheckpoint | None,
-    scheme: str | None,
-    options: GraphOptions,
-    floats: str,
-    dequantize: bool,
+    request: ExportRequest, decoded: DequantizedCheckpoint | None, floats: str
 ) -> Quantization | None:
     """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless
     something else is said.
@@ -247,6 +207,7 @@ def _quantization(
         UnknownName, ConfigError: an option has no such value, or says nothing with the others.
         Unsupported: no graph is written in this scheme.
     """
+    scheme, options, dequantize = request.quantize, request.graph_options, request.dequantize
     if scheme is None and decoded is not None and not dequantize and floats == DEFAULT:
         scheme = STORED
     if scheme == TRAINED or (scheme == STORED and decoded is not None):
@@ -260,19 +221,20 @@ def _quantization(
             "the graph has the codes of its base",
             **{name: value for name, value in options.items() if name != "accuracy"},
         )
-        return codes_of_base(scheme, decoded, options.get("accuracy"))
+        return codes_of_base(scheme, decoded, request.accuracy)
     if scheme is not None:
         return quantization(scheme, **options)
     require_no_options("the graph is not quantized", **options)
     return None
 
 
-def _require_cache(cache: str, static_cache: bool | None, task: Task, floats: str) -> bool | None:
+def _require_cache(request: ExportRequest, task: Task, floats: str) -> bool | None:
     """Whether the engine's graph is insisted on, which has caches of this type.
 
     Raises:
         UnknownName, ConfigError, Unsupported: there is no such type, or the graph would not have it.
     """
+    cache, static_cache = request.cache, request.in_place
     if cache not in CACHES:
         raise UnknownName("unknown type of caches", found=repr(cache), remedy=nearest(cache, CACHES))
     if cache == CACHES[0]:
@@ -334,19 +296,18 @@ def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> lis
     return [on(named_on(pack, base), base) for pack in packs]
 
 
-def _slots(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> int:
-    """How many slots a graph has, the base's included."""
-    if mode != "bank" and (slots is not None or max_rank is not None):
+def _slots(request: ExportRequest, needed: int) -> int:
+    """How many slots a graph has, of which it needs so many, the base's included."""
+    if request.mode != "bank" and (request.slots is not None or request.max_rank is not None):
         raise ConfigError(
             "only a bank has slots and a largest rank",
-            found=f"mode {mode}",
+            found=f"mode {request.mode}",
             remedy="leave them out, or export with --mode bank",
         )
-    needed = len(packs) + 1
-    if slots is not None and slots < needed:
+    if request.slots is not None and request.slots < needed:
         raise ConfigError(
             "too few slots",
             expected=f"at least {needed}: one for the base and one for each pack",
-            found=slots,
+            found=request.slots,
         )
-    return slots or needed
+    return request.slots or needed

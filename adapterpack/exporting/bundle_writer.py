@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..merging.staging import require_space
 from ..onnx_graph.save import save_graph
 from ..tasks.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
-from .arguments import Request
+from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of
 from .example_inputs import config_of
 from .frontends import BaseGraph, Source
@@ -44,6 +44,7 @@ from .modes import MODES, Attached, Plan
 from .proof.parity import proved
 from .quantization.graphs import quantize_in_place
 from .quantization.options import CACHES
+from .request import Progress
 from .targets import Target
 
 _SECONDS = 2.0
@@ -54,11 +55,9 @@ _IN_FLIGHT = 256 << 20
 _BAND = 64
 """Columns of a transposed matrix that are copied at a time, so that what is read of it stays in the cache."""
 
-Progress = Callable[[str], None]
-
 
 def write_bundle(
-    root: Path, request: Request, source: Source, graph: BaseGraph, plan: LongRows, say: Progress
+    root: Path, job: ExportJob, source: Source, graph: BaseGraph, plan: LongRows, say: Progress
 ) -> None:
     """Fills the folder ``root``, in which the target says where the bundle lies; ``plan`` are rows of the
     proof beside the short ones.
@@ -69,54 +68,54 @@ def write_bundle(
         StorageError: the disk has no room for it.
     """
     say("attach")
-    sites = sites_of(graph, request.attached)
+    sites = sites_of(graph, job.attached)
     plans = plans_of(
         graph,
         Checkpoint(source.folder),
-        request.attached,
+        job.attached,
         sites,
-        (request.slots, request.max_rank),
-        _default_sites(request, source),
+        (job.slots, job.request.max_rank),
+        _default_sites(job, source),
     )
     attached = [
-        _attached(graph.parts[part], request.mode, request.target, sites, plan, request.task)
+        _attached(graph.parts[part], job.request.mode, job.target, sites, plan, job.task)
         for part, plan in plans.items()
     ]
     bundle = _manifest(
-        request,
+        job,
         source,
         graph,
         plans[MAIN],
         {path: site for slots in attached for path, site in slots.sites.items()},
     )
-    folder = root / request.target.place(bundle)
+    folder = root / job.target.place(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     write_graphs(folder, graph.parts, say)
-    for pack in request.packs:
+    for pack in job.packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
     for slots in attached:
         slots.write(folder)
     copy_carried(source.folder, folder)
     _say_how_far_layers_look(folder / CONFIG, source)
-    request.target.write(folder, bundle)
+    job.target.write(folder, bundle)
     say("load the model in torch and prove parity")
     started = time.perf_counter()
     bundle = proved(bundle, folder, source, graph.paddings, plan)
     say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
-    if request.static_cache is not False:
-        bundle = _with_decoder(bundle, folder, request, say)
-    request.base.require_unchanged()
-    bundle.write(folder, draft=request.quantize is not None)
-    if request.quantize is not None:
+    if job.static_cache is not False:
+        bundle = _with_decoder(bundle, folder, job, say)
+    job.base.require_unchanged()
+    bundle.write(folder, draft=job.quantize is not None)
+    if job.quantize is not None:
         say(
             "hold the weights as the base stores them"
-            if request.quantize.stored
-            else f"quantize to {request.quantize.scheme}"
+            if job.quantize.stored
+            else f"quantize to {job.quantize.scheme}"
         )
-        quantize_in_place(folder, request.quantize)
-    if request.target.finish is not None:
-        request.target.finish(folder, request.split)
+        quantize_in_place(folder, job.quantize)
+    if job.target.finish is not None:
+        job.target.finish(folder, job.request.split)
     Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
 
 
@@ -130,7 +129,7 @@ def _say_how_far_layers_look(path: Path, source: Source) -> None:
         path.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress) -> Bundle:
+def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -> Bundle:
     """The manifest of a bundle that has the engine's graph, too; or of one whose family has none, which says
     why.
 
@@ -143,7 +142,7 @@ def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress)
     try:
         report = with_decoder(folder, say)
     except Unsupported as error:
-        if request.static_cache:
+        if job.static_cache:
             raise
         (folder / graph_file(DECODER)).unlink(missing_ok=True)
         say(f"the engine's graph is left out: {error.sentence}")
@@ -153,8 +152,8 @@ def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress)
     except Exception as error:
         error.add_note("The engine's graph was being made: export --no-static-cache leaves it out.")
         raise
-    if request.cache != CACHES[0]:
-        report["cache"] = quantize_cache(folder) if request.quantize is None else {"type": request.cache}
+    if job.request.cache != CACHES[0]:
+        report["cache"] = quantize_cache(folder) if job.quantize is None else {"type": job.request.cache}
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
 
 
@@ -233,24 +232,24 @@ def _attached(
     return attached
 
 
-def _default_sites(request: Request, source: Source) -> frozenset[str] | None:
+def _default_sites(job: ExportJob, source: Source) -> frozenset[str] | None:
     """Where the graph has slots when no pack says so."""
-    if request.mode == "folded" or request.packs:
+    if job.request.mode == "folded" or job.packs:
         return None
     from .default_sites import default_sites  # noqa: PLC0415 - torch and transformers
 
-    return default_sites(request.task, source.folder)
+    return default_sites(job.task, source.folder)
 
 
 def _manifest(
-    request: Request, source: Source, graph: BaseGraph, plan: Plan, sites: dict[str, MappedSite]
+    job: ExportJob, source: Source, graph: BaseGraph, plan: Plan, sites: dict[str, MappedSite]
 ) -> Bundle:
     """The manifest without what is known later: the side of padding, the proof, and the digests of the
     files.
     """
-    base, task, is_bank = request.base, request.task, request.mode == "bank"
+    base, task, is_bank = job.base, job.task, job.request.mode == "bank"
     return Bundle(
-        mode=request.mode,
+        mode=job.request.mode,
         task=task.name,
         base=Base(
             base.name,
@@ -270,7 +269,7 @@ def _manifest(
                 slot if is_bank else None,
                 pack.manifest.task.labels,
             )
-            for slot, pack in enumerate(request.packs, 1)
+            for slot, pack in enumerate(job.packs, 1)
         ),
         files=(),
         slots=plan.slots if is_bank else 0,
@@ -282,9 +281,9 @@ def _manifest(
         or any(name.partition(".")[0] in task.heads for name in Checkpoint(source.folder).tensors),
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
-        target=request.target.name,
-        pooling=request.pooling or pooling_of(source.folder),
-        dtype=request.dtype,
+        target=job.target.name,
+        pooling=job.request.pooling or pooling_of(source.folder),
+        dtype=job.dtype,
     )
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import ParamSpec
 
 from msgspec.structs import replace
 
@@ -36,9 +37,7 @@ from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
-from ..pack.pack import Pack
-from ..slots.precision import DEFAULT
-from .arguments import Request, checked, require_split
+from .arguments import ExportJob, prepare
 from .as_trained import write_as_trained
 from .bundle_writer import write_bundle
 from .dequantized import write_dequantized
@@ -46,41 +45,35 @@ from .example_inputs import config_of
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
 from .proof.few_layers import stack_of, write_few_layers
 from .proof.long_rows import planned
-from .published import publish
-from .quantization.options import CACHES, GraphOptions
 from .quantization.stored_weights import StoredWeights
+from .request import ExportRequest, Progress
+from .retarget import retarget
 from .targets import TARGETS
 
-Progress = Callable[[str], None]
-_DEFAULTS: tuple[object, ...] = (None, [], "bank", DEFAULT, CACHES[0])
-"""What arguments are where nobody chose; False and 0 are chosen."""
+_Call = ParamSpec("_Call")
 _LONGEST = 500
 """Characters of a builder's warning."""
 
 
-def export(
-    base: str | os.PathLike[str],
-    packs: Sequence[Pack | str | os.PathLike[str]] = (),
-    out: str | os.PathLike[str] = "bundle",
-    *,
-    mode: str = "bank",
-    task: str | None = None,
-    slots: int | None = None,
-    max_rank: int | None = None,
-    quantize: str | None = None,
-    dequantize: bool = False,
-    dtype: str = DEFAULT,
-    in_place: bool | None = None,
-    cache: str = CACHES[0],
-    frontend: str | None = None,
-    target: str = "ort",
-    pooling: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    allow_structural: bool = False,
-    split: int | None = None,
-    progress: Progress | None = None,
-    **options: Unpack[GraphOptions],
-) -> Bundle:
+def _takes_fields(
+    kind: Callable[_Call, ExportRequest],
+) -> Callable[[Callable[[ExportRequest], Bundle]], Callable[_Call, Bundle]]:
+    """Lets a function of a request be called with the request's fields, as its signature says, too."""
+
+    def decorate(function: Callable[[ExportRequest], Bundle]) -> Callable[_Call, Bundle]:
+        @functools.wraps(function)
+        def call(*args: _Call.args, **kwargs: _Call.kwargs) -> Bundle:
+            return function(kind(*args, **kwargs))
+
+        fields = inspect.signature(kind)
+        call.__signature__ = fields.replace(return_annotation="Bundle")  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@_takes_fields(ExportRequest)
+def export(request: ExportRequest) -> Bundle:
     """Writes a bundle: an ONNX graph of ``base`` with ``packs`` in it, its site map, the packs and the
     tokenizer.
 
@@ -88,23 +81,23 @@ def export(
     ``bank`` (another adapter for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the
     capacity of a bank. Every graph is compared with the torch model, base and each adapter, on a ragged
     padded batch, before it is published. ``dtype`` is the float type that graph and slots are made in,
-    ``float32`` or ``float16``. ``quantize`` is the scheme of a quantized graph, and ``options``
-    (``algorithm``, ``calibration``, ``compensate`` ...) are those that :func:`adapterpack.quantize` has for a
-    bundle; ``as-trained`` has the codes that the base had while the packs were trained (QLoRA). The graph of
-    a quantized base (NF4, GPTQ, AWQ, compressed-tensors ...) holds the base's own codes and scales wherever
-    an operator can, and floats of the same values where none can; with ``dequantize``, or a ``dtype`` other
-    than float32, it is all floats. Its manifest says what became of the weights of each format. A decoder
-    gets the graph that the engine, ``serve`` and ``generate`` run, with a static cache on the same weights,
-    where its family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps
-    its keys and values in eight bits, and records by how much that moves its logits. ``target`` says who
-    serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model
-    repository, which holds the bundle) or ``web`` (a site for browsers, whose data files have at most
-    ``split`` bytes). ``base`` may be a finished bundle, which is given to a target as it is, or an ONNX or
-    GGUF file that another tool made of ``checkpoint``: its weights are found there by their bytes.
-    ``frontend`` is what makes the graph, by default the first whose graph agrees with the model. ``pooling``
-    (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base
-    says. ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever
-    its weights.
+    ``float32`` or ``float16``. ``quantize`` is the scheme of a quantized graph; ``algorithm``,
+    ``calibration``, ``compensate`` and the like are as of :func:`adapterpack.quantize` for a bundle;
+    ``as-trained`` has the codes that the base had while the packs were trained (QLoRA). The graph of a
+    quantized base (NF4, GPTQ, AWQ, compressed-tensors ...) holds the base's own codes and scales wherever an
+    operator can, and floats of the same values where none can; with ``dequantize``, or a ``dtype`` other than
+    float32, it is all floats. Its manifest says what became of the weights of each format. A decoder gets the
+    graph that the engine, ``serve`` and ``generate`` run, with a static cache on the same weights, where its
+    family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps its keys
+    and values in eight bits, and records by how much that moves its logits. ``target`` says who serves it:
+    ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model repository, which
+    holds the bundle) or ``web`` (a site for browsers, whose data files have at most ``split`` bytes).
+    ``base`` may be a finished bundle, which is given to a target as it is, or an ONNX or GGUF file that
+    another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what
+    makes the graph, by default the first whose graph agrees with the model. ``pooling`` (``mean``, ``cls`` or
+    ``last``) is recorded for tasks that give hidden states; by default what the base says.
+    ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its
+    weights.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
@@ -116,56 +109,14 @@ def export(
     Example:
         >>> export("MiniLM", ["packs/tickets"], "bundle", mode="bank")  # doctest: +SKIP
     """
-    say = progress or (lambda text: None)
-    refuse_existing(Path(out))
-    if is_graph(base) and Path(base).is_dir():
-        given = {
-            "packs": list(packs),
-            "mode": mode,
-            "task": task,
-            "slots": slots,
-            "max_rank": max_rank,
-            "quantize": quantize,
-            "dequantize": dequantize or None,
-            **options,
-            "dtype": dtype,
-            "static_cache": in_place,
-            "cache": cache,
-            "frontend": frontend,
-            "pooling": pooling,
-            "base": checkpoint,
-            "allow_structural": allow_structural or None,
-        }
-        require_split(TARGETS[target], split)
-        return publish(
-            base,
-            out,
-            TARGETS[target],
-            split,
-            {name: value for name, value in given.items() if value not in _DEFAULTS},
-        )
-    request = checked(
-        base,
-        packs,
-        mode=mode,
-        task=task,
-        slots=slots,
-        max_rank=max_rank,
-        quantize=quantize,
-        dequantize=dequantize,
-        options=options,
-        dtype=dtype,
-        static_cache=in_place,
-        cache=cache,
-        target=target,
-        pooling=pooling,
-        checkpoint=checkpoint,
-        allow_structural=allow_structural,
-        split=split,
-    )
+    say = request.progress or (lambda text: None)
+    refuse_existing(Path(request.out))
+    if is_graph(request.base) and Path(request.base).is_dir():
+        return retarget(request)
+    job = prepare(request)
     failed: dict[str, Exception] = {}
-    with _opened(request, say) as (request, source):
-        candidates = _candidates(frontend, source)
+    with _opened(job, say) as (job, source):
+        candidates = _candidates(request.frontend, source)
         if source.file is None:
             _require_buildable(source)
         plan = planned(source)
@@ -177,22 +128,22 @@ def export(
             say(f"build the graph with {candidate.name}")
             try:
                 if plan.few:
-                    _prove_few_layers(candidate, request, source, plan, say)
+                    _prove_few_layers(candidate, job, source, plan, say)
                 graph = _built(candidate, source)
                 for warning in graph.warnings:
                     say(f"{candidate.name} warns: {warning}")
-                with output_folder(out) as folder:
-                    write_bundle(folder, request, source, graph, plan, say)
-                return read_bundle(bundle_in(out))
+                with output_folder(request.out) as folder:
+                    write_bundle(folder, job, source, graph, plan, say)
+                return read_bundle(bundle_in(request.out))
             except _WHATEVER_THE_GRAPH:
                 raise
             except Exception as error:  # another frontend's graph may be right, or have what this one lacks
                 if source.file is not None:
                     raise
-                request.base.require_unchanged()  # else no frontend is right, and each would take its time
+                job.base.require_unchanged()  # else no frontend is right, and each would take its time
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {_sentence(error)}")
-    raise _explained(failed, request.base.folder)
+    raise _explained(failed, job.base.folder)
 
 
 _WHATEVER_THE_GRAPH = (BaseMismatch, ConfigError, NothingToDo, OutputExists, StorageError)
@@ -227,30 +178,28 @@ def _explained(failed: Mapping[str, Exception], base: Path) -> Exception:
 
 
 @contextlib.contextmanager
-def _opened(request: Request, say: Progress) -> Iterator[tuple[Request, Source]]:
+def _opened(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, Source]]:
     """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged
-    into it that are folded, and the ONNX file likewise; and the request with the codes that the graph is to
+    into it that are folded, and the ONNX file likewise; and the job with the codes that the graph is to
     hold.
     """
-    source = Source(request.base.folder, request.task, request.dtype, request.file, request.attached)
-    folds = request.mode == "folded" and bool(request.packs)
-    if not folds and request.decoded is None and request.trained is None:
-        yield request, source
+    source = Source(job.base.folder, job.task, job.dtype, job.file, job.attached)
+    folds = job.request.mode == "folded" and bool(job.packs)
+    if not folds and job.decoded is None and job.trained is None:
+        yield job, source
         return
     with scratch_folder() as root:
         name = source.folder.resolve().name
-        decoded, packs, new = request.decoded, request.packs, list[str]()
-        if request.trained is not None and request.quantize is not None:
-            say(f"quantize the base as {request.trained.scheme}, as in training")
+        decoded, packs, new = job.decoded, job.packs, list[str]()
+        if job.trained is not None and job.quantize is not None:
+            say(f"quantize the base as {job.trained.scheme}, as in training")
             with needed_by("adapterpack.export", "export"):
-                decoded, new = write_as_trained(
-                    request.trained, request.task, source.folder, root / "quantized"
-                )
-            request = request._replace(quantize=request.quantize._replace(stored=StoredWeights(decoded)))
+                decoded, new = write_as_trained(job.trained, job.task, source.folder, root / "quantized")
+            job = job._replace(quantize=job.quantize._replace(stored=StoredWeights(decoded)))
         if decoded is not None:
             say("dequantize")
             (root / "plain").mkdir()
-            write_dequantized(decoded, root / "plain" / name, None if request.trained else request.base, new)
+            write_dequantized(decoded, root / "plain" / name, None if job.trained else job.base, new)
             source = source._replace(folder=root / "plain" / name)
             packs = [
                 dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base())) for pack in packs
@@ -258,12 +207,12 @@ def _opened(request: Request, say: Progress) -> Iterator[tuple[Request, Source]]
         if folds:
             say("merge")
             if decoded is None:
-                require_plain(request.base)
+                require_plain(job.base)
             merge(
                 source.folder,
                 packs,
                 root / name,
-                allow_structural=request.allow_structural,
+                allow_structural=job.request.allow_structural,
                 dtype=None if decoded is None else "float32",
             )
             if source.file is not None:
@@ -272,11 +221,11 @@ def _opened(request: Request, say: Progress) -> Iterator[tuple[Request, Source]]
                     packs,
                     root / "graph",
                     checkpoint=source.folder,
-                    allow_structural=request.allow_structural,
+                    allow_structural=job.request.allow_structural,
                 )
                 source = source._replace(file=root / "graph" / report.graph)  # type: ignore[union-attr]
             source = source._replace(folder=root / name)
-        yield request, source
+        yield job, source
 
 
 def _candidates(name: str | None, source: Source) -> list[Frontend]:
@@ -308,7 +257,7 @@ def _require_buildable(source: Source) -> None:
 
 
 def _prove_few_layers(
-    frontend: Frontend, request: Request, source: Source, plan: LongRows, say: Progress
+    frontend: Frontend, job: ExportJob, source: Source, plan: LongRows, say: Progress
 ) -> None:
     """Proves the rows that would take the whole model too long on a copy of few layers, built by the same
     frontend.
@@ -324,8 +273,12 @@ def _prove_few_layers(
     with scratch_folder() as root:
         copy = write_few_layers(base, config, stack, root / source.folder.resolve().name)
         small = source._replace(folder=copy, packs=())
-        alone = request._replace(
-            base=Checkpoint(copy), packs=[], mode="folded", quantize=None, target=TARGETS["ort"], split=None
+        alone = job._replace(
+            request=dataclasses.replace(job.request, mode="folded", split=None),
+            base=Checkpoint(copy),
+            packs=[],
+            quantize=None,
+            target=TARGETS["ort"],
         )
         write_bundle(
             root / "bundle",

@@ -5,9 +5,6 @@ product's own files are added.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
 
 from ..bundle.files import require_files, unlisted
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
@@ -16,37 +13,45 @@ from ..io.atomic import output_folder
 from ..io.safe_open import copy_folder
 from ..pack.pack import SIGNATURE
 from ..tasks.task import task_named
-from .targets import Target, default_slot_name
+from .arguments import require_split
+from .request import ExportRequest
+from .targets import TARGETS, default_slot_name
 
 ORDINARY = "ort"
 
 
-def publish(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    target: Target,
-    split: int | None,
-    given: Mapping[str, Any],
-) -> Bundle:
-    """Writes the bundle at ``source`` for ``target`` into ``out``; ``given`` are arguments of an export that
-    no finished bundle takes.
+_TAKEN = frozenset({"base", "out", "target", "split", "progress"})
+"""Fields of a request that a finished bundle takes."""
+_OPTIONS = {"in_place": "static_cache", "checkpoint": "base"}
+"""Fields whose option has another name."""
+
+
+def retarget(request: ExportRequest) -> Bundle:
+    """Writes the finished bundle that is a request's ``base`` for another target.
 
     Raises:
         ConfigError: something else than the target was asked for.
         FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
         Unsupported: the target cannot run it.
     """
+    source, target = request.base, TARGETS[request.target]
+    require_split(target, request.split)
     if target.name == ORDINARY:
         raise ConfigError(
             "a bundle is exported already",
             where=source,
             remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT",
         )
-    if given:
+    chosen = [
+        _OPTIONS.get(field.name, field.name)
+        for field in dataclasses.fields(request)
+        if field.name not in _TAKEN and getattr(request, field.name) not in (field.default, [])
+    ]
+    if chosen:
         raise ConfigError(
             "a finished bundle is given to a target as it is",
             where=source,
-            found=", ".join(given),
+            found=", ".join(chosen),
             remedy=(
                 "leave these out, or export from the checkpoint; adapterpack quantize makes bundles smaller"
             ),
@@ -69,12 +74,12 @@ def publish(
             where=place / extra[0],
             remedy="remove it, or export again",
         )
-    with output_folder(out) as root:
+    with output_folder(request.out) as root:
         folder = root / target.place(bundle)
         copy_folder(place, folder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
         target.write(folder, bundle)
         dataclasses.replace(bundle, target=target.name).write(folder)
         if target.finish is not None:
-            target.finish(folder, split)
-    return read_bundle(bundle_in(out))
+            target.finish(folder, request.split)
+    return read_bundle(bundle_in(request.out))
