@@ -388,7 +388,7 @@ def edited(saved: Path, tmp_path: Path, **values: Any) -> Path:
 REFUSED: dict[str, tuple[dict[str, Any], type[AdapterpackError], str]] = {
     "transposed weights, as text": ({"fan_in_fan_out": "yes"}, Unsupported, "fan_in_fan_out"),
     "bare parameters as text": ({"target_parameters": "experts.gate"}, FormatError, "target_parameters"),
-    "repeated layers as text": ({"layer_replication": "0-4"}, FormatError, "layer_replication"),
+    "repeated layers as text": ({"layer_replication": "0-4"}, Unsupported, "layer_replication"),
     "an invocation that is no list of ids": (
         {"alora_invocation_tokens": "7"},
         FormatError,

@@ -21,7 +21,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
-from .core.config import FOR_TRAINING, OPTIONAL, AlphaConfig, require_flag, require_number
+from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .core.layouts import LAYOUTS, STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
 from .core.peft_attention import attention_parameters
@@ -29,7 +29,6 @@ from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.peft_keys import by_site, literal, plain
 from .core.peft_lora import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
 from .core.site import Params, Site
-from .forms import repeated_layers
 from .forms.peft_parameters import KEY as TARGET_PARAMETERS
 from .forms.peft_parameters import as_stored, targeted_parameters
 from .inits import init_named
@@ -42,9 +41,7 @@ class LoRA(AlphaConfig):
     """The hyper-parameters of LoRA; ``alpha`` defaults to ``2 r``.
 
     ``lr_ratio`` trains B at that multiple of A's learning rate (LoRA+, Hayou et al. 2024, arXiv 2402.12354,
-    section 4). ``repeated_layers`` are the starts and ends of ranges of the base's blocks, in turn: (0, 4, 2,
-    5) adapts the stack of blocks 0 1 2 3 2 3 4, which share the base's weights (PEFT's
-    ``layer_replication``).
+    section 4).
 
     Example:
         >>> LoRA(r=8, alpha=16).scale
@@ -57,12 +54,10 @@ class LoRA(AlphaConfig):
     lr_ratio: float | None = field(default=None, metadata=FOR_TRAINING)
     init: str = field(default="default", metadata=FOR_TRAINING)
     init_options: Mapping[str, Any] = field(default_factory=dict, metadata=FOR_TRAINING)
-    repeated_layers: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_flag("use_rslora", self.use_rslora)
-        repeated_layers.require_ranges("repeated_layers", self.repeated_layers)
         if self.lr_ratio is not None:
             require_number("lr_ratio", self.lr_ratio)
             if self.lr_ratio <= 0:
@@ -80,11 +75,6 @@ class LoRA(AlphaConfig):
     def rank(self) -> int:
         """The inner dimension of the branch."""
         return 2 * self.r if init_named(self.init).cancels else self.r
-
-    @property
-    def repeats(self) -> tuple[int, ...]:
-        """See :class:`SiteConfig`."""
-        return self.repeated_layers
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -216,7 +206,6 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": False,  # its layers say where it is true
         "init_lora_weights": True,
-        **repeated_layers.to_peft(first.repeated_layers),
     }
 
 
@@ -228,7 +217,6 @@ def _from_peft(config: Mapping[str, Any]) -> LoRA:
         dropout=config.get("lora_dropout", 0.0),
         rank_pattern=literal(config.get("rank_pattern"), "rank_pattern"),
         alpha_pattern=literal(config.get("alpha_pattern"), "alpha_pattern"),
-        repeated_layers=repeated_layers.from_peft(config.get(repeated_layers.KEY)),
     )
 
 

@@ -13,7 +13,6 @@ from ..base.checkpoint import Checkpoint
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..pack.on_base import named_on, on
 from ..pack.pack import Pack
-from ..pack.repeats import require_own_blocks
 
 MAX_PARENTS = 64
 """As many parents as a manifest can name."""
@@ -89,7 +88,6 @@ def opened_base(
     """
     if base is None:
         return None, list(packs)
-    require_own_blocks(packs, "a comparison with the weights of a base")
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)

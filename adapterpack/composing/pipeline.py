@@ -15,7 +15,6 @@ from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
-from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from .arguments import checked_weights, chosen_name
 from .assemble import TreeLike, assemble
@@ -188,14 +187,8 @@ def request_of(
 
 
 def load_all(packs: Packs) -> list[Pack]:
-    """The packs, read from disk where they are folders.
-
-    Raises:
-        Unsupported: one repeats blocks of its base.
-    """
-    loaded = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    require_own_blocks(loaded, "a composed pack")
-    return loaded
+    """The packs, read from disk where they are folders."""
+    return [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
 
 
 def _search_weights(work: Work, score: Score | None, name: str) -> Work:

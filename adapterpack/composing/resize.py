@@ -22,7 +22,6 @@ from ..lowrank.spectra import Loss, Spectrum, spectra
 from ..lowrank.truncation import Cut, energy_of
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
-from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from .arguments import chosen_name, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
@@ -91,7 +90,6 @@ def resize(
     if out is not None:
         refuse_existing(Path(out))
     parent = pack if isinstance(pack, Pack) else load(pack)
-    require_own_blocks([parent], "a resized pack")
     called = chosen_name(
         name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent]
     )

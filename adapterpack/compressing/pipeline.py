@@ -14,7 +14,6 @@ from ..fleet.fleet import Fleet
 from ..io.atomic import exchanged_folder, refuse_existing
 from ..io.threads import one_thread_each
 from ..pack.pack import Pack
-from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from .candidates import Candidate, candidates, joint_sites
 from .fitting import Fit, fitted
@@ -71,7 +70,6 @@ def compress(
     if out is not None:
         refuse_existing(Path(out))
     loaded = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    require_own_blocks(loaded, "a fleet")
     if not loaded:
         raise NothingToDo("there are no packs to compress", remedy="name at least one pack")
     if into is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from msgspec.structs import replace
 
 from ..adapter_methods import is_bare, is_stacked
 from ..base.checkpoint import Checkpoint
-from ..base.repeated_layers import repeated
 from ..base.site_kinds import kind_of_shape
 from ..errors import Unsupported
 from ..hub.resolve import folder_of
@@ -151,8 +149,6 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
     """
     if base is None:
         return pack
-    if pack.repeats:
-        base = dataclasses.replace(base, checkpoint=repeated(base.checkpoint, pack.repeats))
     pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
     pack = on(named_on(pack, base.checkpoint), base.checkpoint)
     groups = []

@@ -50,7 +50,7 @@ class Format(NamedTuple):
     None where a format is only read. ``read_without_base`` reads an adapter for inspection; modules keep the
     names that they have in the file. Detection asks the formats in the order of their ``rank``. ``parts``:
     one file may hold adapters of several models. ``tensors`` is the file of a folder that holds the numbers.
-    ``repeats``: it can say that blocks of the base are repeated. ``suffix`` is how the name of its file ends,
+    ``suffix`` is how the name of its file ends,
     where it is one.
     """
 
@@ -64,7 +64,6 @@ class Format(NamedTuple):
     rank: int = 50
     parts: bool = False
     tensors: str = TENSORS
-    repeats: bool = False
     suffix: str = ""
 
 

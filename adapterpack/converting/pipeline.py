@@ -16,7 +16,6 @@ from ..io.atomic import output_file, output_folder, refuse_existing
 from ..io.safetensors import SafetensorsFile
 from ..pack.on_base import rewritten_on
 from ..pack.pack import Pack
-from ..pack.repeats import require_own_blocks
 from .base import BaseModel, open_base
 from .format import FORMATS, Format, Source, first_bytes, formats, plain_name
 from .labels import named, unnamed_note
@@ -139,8 +138,6 @@ def convert(
             where=source if not isinstance(source, Pack) else source.name,
             remedy=f"name another format with --to: {', '.join(writable())}",
         )
-    if not written.repeats:
-        require_own_blocks([pack], f"the format {to}")
     if labels is not None:
         pack = named(pack, labels, child=form.name == "pack")
     if to == "pack":

@@ -17,7 +17,6 @@ from ..merging.gguf.base_model import GGUFBase
 from ..pack.fits import require_task
 from ..pack.on_base import named_on, on
 from ..pack.pack import Pack
-from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from ..slots.precision import DEFAULT, precision
 from ..slots.prompt_rows import virtual_tokens
@@ -92,11 +91,6 @@ def prepare(request: ExportRequest) -> ExportJob:
     folder = folder_of(base if checkpoint is None else checkpoint)
     model = Checkpoint(folder) if file is not None else DequantizedCheckpoint(folder)
     packs = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in request.packs]
-    require_own_blocks(
-        packs,
-        "a bundle",
-        "merge it, which writes the repeated blocks out, and export the merged checkpoint without it",
-    )
     task, dtype = _task(request.task, packs, model), precision(request.dtype).name
     packs = _on_base(packs, model, request.allow_structural)
     for pack in packs if mode != "folded" else ():

@@ -89,27 +89,6 @@ class Described:
             )
         return next(iter(rules), None)
 
-    @cached_property
-    def repeats(self) -> tuple[int, ...]:
-        """The ranges of the base's blocks that the adapted stack is made of, start and end in turn; none
-        where it is the base's own.
-
-        Raises:
-            FormatError: its sites do not agree.
-        """
-        rules = {
-            self.config_at(group).repeats
-            for group in self.manifest.groups
-            if group.role == "adapter" and group.method is None
-        }
-        if len(rules) > 1:
-            raise FormatError(
-                "the sites of an adapter must be in one stack of blocks",
-                where=f"pack '{self.name}'",
-                found="; ".join(sorted(map(str, rules)))[:200],
-            )
-        return next(iter(rules), ())
-
     def config_at(self, group: m.Group) -> Any:
         """The method's config at one group; a list of the manifest's JSON is a tuple in the config.
 

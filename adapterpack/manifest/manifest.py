@@ -28,7 +28,7 @@ from .limits import (
     ShortText,
     too_large,
 )
-from .migrations import upgraded
+from .migrations import refuse_layer_replication, upgraded
 from .parts import (
     Base,
     BaseQuantization,
@@ -250,6 +250,8 @@ def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
 
 def _typed(value: dict[str, Any], where: object) -> Manifest:
     """The manifest that a value is, as the current version has it."""
+    config = value.get("config")
+    refuse_layer_replication(config.get("repeated_layers") if isinstance(config, dict) else None, where)
     try:
         current = upgraded(value)
     except FormatError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..errors import FormatError
+from ..errors import FormatError, Unsupported
 
 EACH = "[]"
 """In a place, every item of a list."""
@@ -73,6 +73,24 @@ def upgraded(value: dict[str, Any]) -> dict[str, Any]:
             value = _with(value, place, fields, "")
         value = {**value, "format_version": step.to}
     return value
+
+
+def refuse_layer_replication(ranges: Any, where: object) -> None:
+    """Refuses an adapter of a base whose blocks are repeated: PEFT's ``layer_replication``,
+    ``repeated_layers`` in packs of earlier versions.
+
+    Raises:
+        Unsupported: ``ranges`` names blocks to repeat.
+    """
+    if ranges:
+        raise Unsupported(
+            "the adapter repeats blocks of its base (PEFT's layer_replication), which is not supported",
+            where=where,
+            found=repr(ranges)[:80],
+            remedy="write the repeated blocks out into a checkpoint (mergekit's passthrough merge) and take "
+            "layer_replication out of adapter_config.json: the adapter is then an ordinary one of that "
+            "checkpoint",
+        )
 
 
 def _with(value: Any, place: tuple[str, ...], added: Mapping[str, Any], pointer: str) -> Any:

@@ -4,13 +4,10 @@ belong to it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..base.compatibility import Verdict
-from ..base.repeated_layers import RepeatedLayers
 from ..pack.pack import Pack
 
 
@@ -34,22 +31,3 @@ class MergeBase(DequantizedCheckpoint):
             BaseMismatch, SiteNotFound: it is not.
         """
         return pack.require_base(self, content=content, allow_structural=allow_structural)
-
-
-class RepeatedBase(RepeatedLayers, MergeBase):
-    """A folder with a checkpoint whose blocks are repeated in ranges ``ends``, start and end in turn: all of
-    them are written out.
-
-    Raises:
-        BaseMismatch: it has no such blocks.
-        Unsupported: it is quantized, or nothing says that its blocks compute the same at another place.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str], ends: Sequence[int]) -> None:
-        super().__init__(folder, ends)
-        self.require_alike()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """How many blocks there are now."""
-        return (f"the {self.count} blocks of the base are written out as {len(self.order)}",)

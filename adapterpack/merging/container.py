@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from ..io import strict_json
 from ..pack.pack import Pack
-from ..pack.repeats import common_repeats, require_own_blocks
 from . import layout, provenance
 from .base_kind import is_gguf
-from .base_model import MergeBase, RepeatedBase
+from .base_model import MergeBase
 from .layout import Shard
 from .plan import Plan
 
@@ -31,18 +30,15 @@ class Container(NamedTuple):
 
 
 def open_base(
-    base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]
+    base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None
 ) -> tuple[MergeBase, Container]:
-    """The base at a path, with its blocks repeated as the packs have it, and the form of the output.
+    """The base at a path, and the form of the output.
 
     Raises:
         StorageError, FormatError, Unsupported: it cannot be read.
-        Unsupported: the packs are of different stacks of blocks, or of one that the base cannot hold.
         ConfigError: a checkpoint was given although the base is one.
     """
-    ends = common_repeats(packs)
     if is_gguf(base):
-        require_own_blocks(packs, "a GGUF file", "merge it into the checkpoint, and convert that")
         from .gguf import layout as gguf_layout  # noqa: PLC0415 - checkpoints need none of it
         from .gguf.base_model import GGUFBase  # noqa: PLC0415 - as below
 
@@ -53,7 +49,7 @@ def open_base(
             where=base,
             remedy="leave --base out",
         )
-    return RepeatedBase(base, ends) if ends else MergeBase(base), SAFETENSORS
+    return MergeBase(base), SAFETENSORS
 
 
 def _safetensors(source: MergeBase, todo: Plan, dtype: str | None, note: str) -> list[Shard]:

@@ -139,7 +139,7 @@ def merge(
     share = jobs.Share() if shard is None else jobs.parse_share(shard)
     arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    source, container = open_base(base, checkpoint, opened)
+    source, container = open_base(base, checkpoint)
     if container.file is None and target.suffix in {".gguf", ".onnx"}:
         raise ConfigError(
             "a merged checkpoint is a folder",

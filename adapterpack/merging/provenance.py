@@ -10,14 +10,12 @@ from typing import Any
 
 from ..base.base_folder import CONFIG, copy_carried, read_json
 from ..base.checkpoint import Checkpoint
-from ..base.repeated_layers import RepeatedLayers
 from ..pack.pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
 
 FILE_NAME = "adapterpack.merge.json"
 METADATA = "adapterpack_merge"
-REPEATED = "repeated_layers"
 
 
 def content_if_read(base: Checkpoint) -> str | None:
@@ -27,15 +25,13 @@ def content_if_read(base: Checkpoint) -> str | None:
 
 
 def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str:
-    """The note in the metadata: the base's fingerprint, each pack's id and weight, how blocks of the base
-    were repeated (the fingerprint is then that of the repeated stack), and the seed of stochastic rounding.
+    """The note in the metadata: the base's fingerprint, each pack's id and weight, and the seed of stochastic
+    rounding.
     """
     record: dict[str, Any] = {
         "base": {"structure": base.structure, "probe": base.probe, "content": content_if_read(base)},
         "packs": [{"id": pack.id, "weight": pack.weight} for pack in packs],
     }
-    if isinstance(base, RepeatedLayers):
-        record[REPEATED] = list(base.ends)
     return json.dumps(record if seed is None else {**record, "stochastic_rounding": seed}, sort_keys=True)
 
 

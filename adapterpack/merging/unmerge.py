@@ -19,10 +19,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
-from ..adapter_methods.forms.repeated_layers import require_ranges
 from ..base.base_folder import copy_carried
 from ..base.checkpoint import Checkpoint
-from ..base.repeated_layers import repeated
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import safetensors as st
@@ -116,8 +114,6 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
             record["base"]["probe"],
             [(pack["id"], float(pack["weight"])) for pack in record["packs"]],
         )
-        record[provenance.REPEATED] = tuple(record.get(provenance.REPEATED, ()))
-        require_ranges(provenance.REPEATED, record[provenance.REPEATED])
     except (FormatError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
             "this checkpoint does not say what it was merged from",
@@ -130,10 +126,7 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
 
 
 def _verify_base(record: dict[str, Any], base: Checkpoint, where: object) -> str:
-    """Compares a base, its blocks repeated as they were in the merge, with the recorded fingerprint; returns
-    the strongest level that was compared.
-    """
-    base = repeated(base, record[provenance.REPEATED])
+    """Compares a base with the recorded fingerprint; returns the strongest level that was compared."""
     for level in ("structure", "probe", "content"):
         wanted = record["base"].get(level)
         if wanted is not None and (actual := getattr(base, level)) != wanted:
@@ -176,14 +169,6 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
             expected=", ".join(sorted(weights)),
             found=", ".join(pack.id for pack in packs),
             remedy="give just the packs that the merge names",
-        )
-    if record[provenance.REPEATED]:
-        raise Unsupported(
-            "the merge repeated blocks of its base (repeated_layers), and each of them was changed on "
-            "its own",
-            where=merged.folder,
-            found=str(record[provenance.REPEATED]),
-            remedy=_NO_BASE,
         )
     if record.get("stochastic_rounding") is not None:
         raise Unsupported(

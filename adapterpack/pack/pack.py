@@ -19,7 +19,6 @@ from ..adapter_methods.core.shapes import check_shapes
 from ..base import compatibility
 from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
-from ..base.repeated_layers import repeated
 from ..errors import ConfigError, FormatError, NothingToDo, StorageError
 from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
@@ -310,7 +309,6 @@ class Pack(Described):
             SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the
                 module's path.
         """
-        base = repeated(base, self.repeats)
         fingerprint = compatibility.deciding_fingerprint(base, self.manifest.base, content)
         verdict = self.require_levels(
             fingerprint,

@@ -19,6 +19,7 @@ from ..io.safetensors import SafetensorsFile
 from ..manifest import manifest as m
 from ..manifest.composed_method import method_of
 from ..manifest.described import Described
+from ..manifest.migrations import refuse_layer_replication
 from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of, limit
@@ -161,6 +162,7 @@ def content_of(
     if not candidates or candidates[0].peft is None or not candidates[0].peft.reads(config):
         candidates = list(methods().values())
     require_peft_order(config, folder / CONFIG)
+    refuse_layer_replication(config.get("layer_replication"), f"{folder / CONFIG}#/layer_replication")
     method = next((method for method in candidates if method.peft and method.peft.reads(config)), None)
     if method is None or method.peft is None:
         raise not_read(config, candidates, folder / CONFIG)

@@ -16,12 +16,10 @@ from transformers import PreTrainedModel, WeightConverter
 
 from ..base.checkpoint import Checkpoint
 from ..base.renamings import Step, find, in_memory, renamed, renamings_of
-from ..base.repeated_layers import repeated
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_at_hand
 from ..pack.on_base import moved, weight_names
 from ..pack.pack import Pack
-from .attached.repeated_layers import repeats_in
 from .layers.tensors import whole_shape
 from .layers.wrapper import base_modules
 
@@ -106,7 +104,7 @@ def _stored(model: nn.Module) -> Mapping[str, Any]:
     source = getattr(config, "_name_or_path", None)
     folder = folder_at_hand(source, getattr(config, "_commit_hash", None)) if source else None
     try:
-        return {} if folder is None else repeated(Checkpoint(folder), repeats_in(model)).tensors
+        return {} if folder is None else Checkpoint(folder).tensors
     except AdapterpackError:
         return {}
 

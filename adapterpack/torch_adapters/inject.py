@@ -31,7 +31,6 @@ from .active import active, adapter_names, require_names, wrappers_of
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
 from .attached.merged import require_unmerged
-from .attached.repeated_layers import give_back, repeating
 from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
@@ -96,19 +95,20 @@ def adapt(
             found=repr(config),
             expected="one such as LoRA(r=16), or several",
         )
-    with _prepared(model, chosen[0].repeats if chosen else (), name):
+    with _prepared(model):
         samples = None if data is None else list(data)
         return _adapted(model, chosen, name, np.random.default_rng(seed), samples, allow_unused)
 
 
 @contextmanager
-def _prepared(model: nn.Module, repeats: Sequence[int], name: str) -> Iterator[None]:
-    """The model with the blocks and the order of codes that an adapter needs; after an error, as it was."""
+def _prepared(model: nn.Module) -> Iterator[None]:
+    """Keeps the codes of a quantized model in order while an adapter is put in; after an error the model is
+    as it was.
+    """
     warn_of_misread_rows(model)
     keep_in_order(model)
     try:
-        with repeating(model, repeats, name):
-            yield
+        yield
     except BaseException:
         if not adapter_names(model):
             let_reorder(model)
@@ -123,7 +123,7 @@ def _adapted(
     samples: Any,
     allow_unused: bool,
 ) -> nn.Module:
-    """As :func:`adapt`, in a model that has the blocks that the adapter is of."""
+    """As :func:`adapt`, in a prepared model."""
     whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
     whole += _drawn(model, chosen, whole)
     plans = [_plan(model, name, site_config, whole, samples, allow_unused) for site_config in chosen]
@@ -287,12 +287,12 @@ def attach(
     """
     name = name or pack.name
     _refuse_taken(model, name)
-    with _prepared(model, pack.repeats, name):
+    with _prepared(model):
         return _attached(model, pack, name, check_base, check_canary)
 
 
 def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_canary: bool) -> nn.Module:
-    """As :func:`attach`, in a model that has the blocks that the pack is of."""
+    """As :func:`attach`, in a prepared model."""
     sites = attachable_sites(model)
     pack = named_in(model, pack, sites)
     require_sites(pack, sites, type(model).__name__)
@@ -399,7 +399,6 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     follow(model)
     name_outputs(model)
     if not adapter_names(model):
-        give_back(model)
         let_reorder(model)
         rejoin_rows(model)
     return model

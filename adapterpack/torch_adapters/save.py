@@ -18,7 +18,6 @@ from ..base import fingerprint as fp
 from ..base.base_metadata import license_of, tokenizer_of
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
-from ..base.repeated_layers import repeated
 from ..errors import AdapterpackError, SiteNotFound
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
@@ -33,7 +32,6 @@ from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .active import adapter_names
 from .attached.merged import require_unmerged
-from .attached.repeated_layers import repeats_in
 from .base_quantization import quantization_of
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
@@ -179,7 +177,7 @@ def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
 
 def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
     source = base or getattr(getattr(model, "config", None), "_name_or_path", None)
-    return repeated(Checkpoint(folder_of(source)), repeats_in(model)) if source else None
+    return Checkpoint(folder_of(source)) if source else None
 
 
 def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:

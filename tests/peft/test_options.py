@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import torch
+import transformers
+from msgspec.structs import replace
 from torch import nn
 
-from adapterpack import convert, load, merge, validate
+from adapterpack import attach, convert, load, merge, validate
 from adapterpack.adapter_methods import Method, methods
 from adapterpack.errors import BaseMismatch, Unsupported
 from adapterpack.io import safetensors
@@ -83,6 +86,52 @@ def test_every_option_of_this_peft_is_known(method: Method) -> None:
                 {option: None}, ours, [layer.config for layer in method.peft.layers.values()], Path(CONFIG)
             )
     assert unknown == []
+
+
+@torch.no_grad()
+def test_repeated_blocks_are_refused_and_the_remedy_gives_the_same_model(tmp_path: Path) -> None:
+    """A folder of PEFT and a pack of an earlier version are refused in the same words; without the option, on a
+    checkpoint with the blocks written out, the folder computes what PEFT's model computed.
+    """
+    torch.manual_seed(3)
+    order, ids = [0, 1, 1, 2], torch.tensor([[5, 6, 7, 8]])
+    base = {layers: transformers.LlamaForCausalLM(tiny_llama(layers)) for layers in (3, 4)}
+    for name, value in base[4].state_dict().items():
+        parts = name.split(".")
+        if parts[1] == "layers":
+            parts[2] = str(order[int(parts[2])])
+        value.copy_(base[3].state_dict()[".".join(parts)])
+    config = peft.LoraConfig(
+        target_modules=["q_proj", "down_proj"], layer_replication=[[0, 2], [1, 3]], init_lora_weights=False
+    )
+    theirs = peft.get_peft_model(base[3], config).eval()
+    theirs.save_pretrained(folder := tmp_path / "theirs")
+    refused = r"repeats blocks of its base.*mergekit's passthrough.*take layer_replication out of"
+    with pytest.raises(Unsupported, match=refused):
+        load(folder)
+    assert not validate(folder).valid
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "layer_replication": None}))
+    pack = load(folder)
+    model = attach(base[4].eval(), pack)
+    np.testing.assert_allclose(model(ids).logits, theirs(ids).logits, rtol=0, atol=1e-6)
+    manifest = replace(pack.manifest, config={**pack.manifest.config, "repeated_layers": [0, 2, 1, 3]})
+    dataclasses.replace(pack, manifest=manifest).write(tmp_path / "old")
+    with pytest.raises(Unsupported, match=refused):
+        load(tmp_path / "old")
+    assert "repeats blocks" in str(validate(tmp_path / "old").findings[0])
+
+
+def tiny_llama(layers: int) -> transformers.LlamaConfig:
+    """Llama with so many blocks."""
+    return transformers.LlamaConfig(
+        vocab_size=37,
+        hidden_size=24,
+        num_hidden_layers=layers,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        intermediate_size=28,
+    )
 
 
 def test_a_kind_of_layer_that_is_not_read_is_named(tmp_path: Path) -> None:

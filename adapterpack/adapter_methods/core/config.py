@@ -61,13 +61,6 @@ class SiteConfig:
         return None
 
     @property
-    def repeats(self) -> tuple[int, ...]:
-        """The ranges of the base's blocks that make up the adapted stack, start and end in turn; none where
-        it is the base's own.
-        """
-        return ()
-
-    @property
     def redundant(self) -> bool:
         """Whether a pack stores more than is trained because another library wants it so."""
         return False

@@ -33,6 +33,5 @@ PACK = FORMATS.register(
         _write,
         _read,
         rank=0,
-        repeats=True,
     )
 )

@@ -102,6 +102,5 @@ PEFT = FORMATS.register(
         _read,
         rank=90,
         parts=True,
-        repeats=True,
     )
 )

@@ -31,7 +31,6 @@ from ...onnx_graph.graph_file import GraphFile, require_stored
 from ...onnx_graph.match import Place, match, match_bias
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
-from ...pack.repeats import require_own_blocks
 from ...pack.validate.validation import load
 from .. import plan, provenance
 from ..arguments import require_outside, weights_of
@@ -87,7 +86,6 @@ def merge_graph(
     target = Path(out)
     refuse_existing(target)
     opened_packs = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    require_own_blocks(opened_packs, "an ONNX graph", "merge it into the checkpoint, and export that")
     factors = weights_of(weights, opened_packs)
     with _opened(Path(source), checkpoint, opened_packs) as origin:
         require_outside(

@@ -18,7 +18,6 @@ from ..layers.layer import Adapted
 from ..layers.whole import SavedModule
 from ..unused import unused_of
 from .merged import Kept, Merged, merged_in, remember, require_unmerged, restore
-from .repeated_layers import repeats_in
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +55,6 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     """
     require_unmerged(model)
     chosen = _chosen(model, names)
-    if repeats_in(model):
-        raise Unsupported(
-            "blocks that are repeated share their weights, which can hold no adapter of one of them",
-            where=", ".join(chosen),
-            remedy=(
-                "merge into the checkpoint, which writes the blocks out: adapterpack merge BASE PACK -o OUT"
-            ),
-        )
     for name in chosen:
         _require_fold(model, name)
     before = choice_in(model)

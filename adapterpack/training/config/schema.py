@@ -44,11 +44,6 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "use_rslora": {"description": "Multiply by alpha / sqrt(r) instead."},
     "init": {"description": "How A and B begin; adapterpack methods lists the initialisations."},
     "init_options": {"description": "Settings of the initialisation, by name."},
-    "repeated_layers": {
-        "description": "The starts and ends of ranges of the base's blocks, in turn: the "
-        "adapter is of the stack that they "
-        "make up."
-    },
     "rank_pattern": {
         "description": "Other ranks for some modules, by name.",
         "additionalProperties": {"type": "integer", "minimum": 1},

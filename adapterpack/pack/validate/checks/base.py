@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from ....base import compatibility, quantization
 from ....base.base_metadata import chat_template_of
 from ....base.compatibility import Verdict
-from ....base.repeated_layers import repeated
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from ..budget import Budget
@@ -122,7 +121,7 @@ def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding
         return None
     return compatibility.compare(
         pack.manifest.base,
-        compatibility.deciding_fingerprint(repeated(base, pack.repeats), pack.manifest.base),
+        compatibility.deciding_fingerprint(base, pack.manifest.base),
     )
 
 
