@@ -283,7 +283,7 @@ def results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[
     folds.
     """
     found = {"the output": adapted(case, params, weight, bias, x)}
-    if PROOFS[case.method.kind].folds and not case.method.limits.unfoldable:
+    if PROOFS[case.method.kind].folds and not case.method.reason_against("fold"):
         found["the weight"], found["the bias"] = folded_at(case, params, weight, bias)
     return found
 
@@ -530,7 +530,7 @@ def rows_do_not_mix(case: Case) -> None:
     """
     params, x = case.trained(), case.x
     whole = adapted(case, params, case.weight, case.bias, x)
-    if case.method.limits.one_pass:
+    if case.method.reason_against("cache"):
         parts = [
             (np.concatenate([adapted(case, params, case.weight, case.bias, row[None]) for row in x]), "row")
         ]
@@ -610,7 +610,7 @@ def provable(method: Method) -> bool:
 
 def folds(method: Method) -> bool:
     """Whether a weight can hold what the method computes."""
-    return provable(method) and PROOFS[method.kind].folds and not method.limits.unfoldable
+    return provable(method) and PROOFS[method.kind].folds and not method.reason_against("fold")
 
 
 def always(method: Method) -> bool:

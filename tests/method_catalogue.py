@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from adapterpack.adapter_methods import INITS, Method, methods
+from adapterpack.adapter_methods import INITS, Method, describe_traits, methods
 from adapterpack.adapter_methods.nodes import NODES, traits
 
 INTRO = """# Adapter methods
@@ -54,15 +54,11 @@ def page(known: Iterable[Method]) -> str:
         of_kind = [method for method in listed if method.kind == kind]
         rows = [[f"[{m.name}]({m.paper})", f"`{m.formula}`".replace("|", "\\|"), m.summary] for m in of_kind]
         parts.append(f"## Kind: {kind}\n\n{table(['method', 'formula', 'what it does'], rows)}")
-    flags = [
-        field.name
-        for field in dataclasses.fields(listed[0].traits)
-        if isinstance(getattr(listed[0].traits, field.name), bool)
-    ]
+    flags = [name for name, value in describe_traits(listed[0]).items() if isinstance(value, bool)]
     marks = [
         [
             m.name,
-            *("yes" if getattr(m.traits, flag) else "-" for flag in flags),
+            *("yes" if describe_traits(m)[flag] else "-" for flag in flags),
             ", ".join(m.traits.layers),
             _peft(m),
         ]

@@ -457,7 +457,9 @@ def test_an_own_fold_and_an_additive_shift_are_summed(tmp_path: Path, rescale: M
     def fold(cfg: Any, params: Any, site: Site, weight: Any, bias: Any, rows: slice) -> Any:
         return weight + params["s"][rows][:, None], None if bias is None else bias + params["t"][rows]
 
-    method = register(rescale._replace(name="test_plus", traits=Traits(True, True, True, False), fold=fold))
+    method = register(
+        rescale._replace(name="test_plus", traits=Traits(True, True, True, False), overrides={"fold": fold})
+    )
     try:
         rng = np.random.default_rng(0)
         values = {

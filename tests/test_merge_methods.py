@@ -26,7 +26,7 @@ from adapterpack.errors import Unsupported
 FOLDABLE = [
     method
     for method in methods().values()
-    if method.kind == "weight" and method.examples[0].acts is None and not method.limits.unfoldable
+    if method.kind == "weight" and method.examples[0].acts is None and not method.reason_against("fold")
 ]
 EVERY_METHOD = ("llama", "gpt2", "bert")
 """Families on which the suite runs every method: a decoder with biases, layers that are stored turned, an

@@ -327,7 +327,7 @@ def test_kinds(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
 FOLDABLE = [
     method
     for method in methods().values()
-    if method.kind == "weight" and not method.traits.positional and not method.limits.unfoldable
+    if method.kind == "weight" and not method.is_positional and not method.reason_against("fold")
 ]
 
 

@@ -429,20 +429,20 @@ LOOKS = itertools.count(1)
 FAULTS: dict[str, Method] = {
     "identity_at_init": lora._replace(init=noisy),
     "trained_adapter_changes_the_output": lora._replace(normal_form=lambda cfg, params, site: NormalForm()),
-    "fold_equals_forward": lora._replace(normal_form=scaled, fold=without_bias),
-    "fold_in_row_blocks": lora._replace(fold=block_norm),
+    "fold_equals_forward": lora._replace(normal_form=scaled, overrides={"fold": without_bias}),
+    "fold_in_row_blocks": lora._replace(overrides={"fold": block_norm}),
     "torch_equals_numpy": lora._replace(normal_form=numpy_only),
     "gradients_reach_every_parameter": lora._replace(init=unused),
     "loss_falls": lora._replace(normal_form=uphill),
     "shapes_declared": lora._replace(
         shapes=lambda cfg, site: {name: shape[::-1] for name, shape in lora.shapes(cfg, site).items()}
     ),
-    "inputs_unchanged": lora._replace(fold=in_place),
+    "inputs_unchanged": lora._replace(overrides={"fold": in_place}),
     "dtype_kept": lora._replace(normal_form=wider),
     "additive_law": lora._replace(normal_form=scaled),
     "low_rank_law": lora._replace(config=UnderstatedRank, examples=renamed(UnderstatedRank)),
     "config_schema": lora._replace(config=Loose, examples=renamed(Loose)),
-    "rows_do_not_mix": lora._replace(forward=mixing),
+    "rows_do_not_mix": lora._replace(overrides={"forward": mixing}),
     "in_order": lora._replace(normal_form=affine),
     "only_the_adapter_trains": lora._replace(normal_form=greedy, traits=LENT),
     "disabled_is_the_base": lora._replace(normal_form=greedy, traits=LENT),
@@ -455,7 +455,7 @@ FAULTS: dict[str, Method] = {
         )
     ),
     "compiled_gradients": lora._replace(normal_form=looking),
-    "onnx_agrees": lora._replace(forward=doubled),
+    "onnx_agrees": lora._replace(overrides={"forward": doubled}),
     "file_size": lora._replace(
         init=with_junk,
         peft=None,
@@ -501,7 +501,7 @@ FAULTS: dict[str, Method] = {
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}
     ),
     "active_together": lora._replace(normal_form=numpy_only),
-    "folded_onnx_agrees": lora._replace(fold=block_norm),
+    "folded_onnx_agrees": lora._replace(overrides={"fold": block_norm}),
     "form_as_declared": prompt._replace(
         normal_form=lambda cfg, params, site: PromptForm(embeds=params[STORED][1:])
     ),

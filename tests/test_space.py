@@ -391,8 +391,8 @@ WEIGHTS = sorted(
     for name, method in methods().items()
     if method.kind == "weight"
     and method.traits.layers[0] == "linear"
-    and not method.traits.positional
-    and not method.limits.unfoldable
+    and not method.is_positional
+    and not method.reason_against("fold")
 )
 
 

@@ -1,9 +1,9 @@
 """Adapter methods, one small file each, with the parts they are made of and the registry that lists them."""
 
 from .core.base import (
-    Limits,
     Method,
     NormalForm,
+    Overrides,
     Progress,
     Shared,
     Storage,
@@ -13,6 +13,7 @@ from .core.base import (
     amount,
     complete,
     constants_of,
+    describe_traits,
     evaluate,
     fold,
     frozen,
@@ -81,10 +82,10 @@ __all__ = [
     "Init",
     "Kronecker",
     "Layout",
-    "Limits",
     "Method",
     "NormalForm",
     "Operator",
+    "Overrides",
     "Pairs",
     "Params",
     "PeftContent",
@@ -109,6 +110,7 @@ __all__ = [
     "columns",
     "complete",
     "constants_of",
+    "describe_traits",
     "evaluate",
     "fold",
     "from_matrix",

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Progress, Storage, Trained, Training, Traits
+from .core.base import Method, NormalForm, Progress, Storage, Trained, Traits
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -283,7 +283,7 @@ adalora = METHODS.register(
             AdaLoRA(init_r=3, target_r=2, alpha=5),
             AdaLoRA(init_r=5, alpha=4, tinit=3, dropout=0.1),
         ),
-        training=Training(penalty=_penalty, after_step=_after_step),
+        overrides={"penalty": _penalty, "after_step": _after_step},
         storage=Storage(to_stored=_to_stored),
         peft=PeftForm(
             peft_type="ADALORA",

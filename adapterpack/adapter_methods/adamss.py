@@ -499,7 +499,7 @@ adamss = METHODS.register(
         storage=Storage(
             require=_require,
             resolve=_resolve,
-            makes=lambda cfg, site: (
+            expanded_size=lambda cfg, site: (
                 _sizes(cfg, site)[0] * cfg.subspace_rank * (2 * site.out_features + site.in_features)
             ),
         ),

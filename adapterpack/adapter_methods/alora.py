@@ -90,7 +90,7 @@ alora = METHODS.register(
         paper="https://arxiv.org/abs/2504.12397",
         formula="y'_t = W x_t + b + s B A x_t from the last invocation on, W x_t + b before it",
         config=ALoRA,
-        traits=replace(lora.traits, layers=LINEAR, positional=True),
+        traits=replace(lora.traits, layers=LINEAR),
         examples=(
             ALoRA(r=1, alora_invocation_tokens=(0,)),
             ALoRA(r=3, alpha=5, alora_invocation_tokens=(2, 3)),

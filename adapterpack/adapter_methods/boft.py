@@ -186,7 +186,7 @@ boft = METHODS.register(
         ),
         storage=Storage(
             constants=_constants,
-            makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features,
+            expanded_size=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features,
         ),
         peft=PeftForm(
             # more factors need PEFT's CUDA extension, and its kernels are square

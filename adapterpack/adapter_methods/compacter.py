@@ -163,6 +163,6 @@ compacter = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=_EXAMPLES,
-        storage=Storage(makes=_makes, shared=Shared(_shared_shapes, _shared_init)),
+        storage=Storage(expanded_size=_makes, shared=Shared(_shared_shapes, _shared_init)),
     )
 )

@@ -132,7 +132,7 @@ dora = METHODS.register(
         normal_form=_normal_form,
         examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
         training=Training(rates=lora.training.rates),
-        storage=Storage(makes=factors, constants=lambda cfg, site: {"lengths": _lengths(site)}),
+        storage=Storage(expanded_size=factors, constants=lambda cfg, site: {"lengths": _lengths(site)}),
         peft=PeftForm(
             peft_type="LORA",
             suffixes={

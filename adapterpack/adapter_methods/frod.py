@@ -184,7 +184,7 @@ def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     }
 
 
-def _derived(cfg: FRoD, params: Params, site: Site) -> dict[str, np.ndarray]:
+def _derive(cfg: FRoD, params: Params, site: Site) -> dict[str, np.ndarray]:
     """U, of parameters that come from a file."""
     try:
         require_places(
@@ -297,10 +297,10 @@ frod = METHODS.register(
         normal_form=_normal_form,
         examples=(FRoD(sparse_rate=0.1), FRoD(sparse_rate=0.3, projection_prng_key=3, dropout=0.1)),
         storage=Storage(
-            derived=_derived,
-            makes=lambda cfg, site: site.in_features * (2 * site.in_features + site.out_features),
+            expanded_size=lambda cfg, site: site.in_features * (2 * site.in_features + site.out_features),
             shared=Shared(_shared_shapes, _shared, reads_weights=True),
         ),
+        overrides={"derive": _derive},
         peft=PeftForm(
             peft_type="FROD",
             suffixes={name: name for name in ("frod_lambda_l", "frod_lambda_s_values")},

@@ -119,7 +119,7 @@ hra = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
-        storage=Storage(constants=_constants, makes=lambda cfg, site: cfg.r * cfg.r),
+        storage=Storage(constants=_constants, expanded_size=lambda cfg, site: cfg.r * cfg.r),
         peft=PeftForm(
             peft_type="HRA",
             suffixes={"hra_u": "hra_u"},

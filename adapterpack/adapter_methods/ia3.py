@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
+from .core.base import Method, NormalForm, Traits
 from .core.config import OPTIONAL, NoBranch, by_suffix, require_whole
 from .core.operators import Diagonal
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm, PeftLayer
@@ -86,7 +86,7 @@ def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
     return NormalForm(pre=Diagonal(xp.reshape(points, (site.in_features,))))
 
 
-def _summed(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
+def _combine(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
     """``l = 1 + sum_i w_i (l_i - 1)``: a change of (IA)^3 is linear in ``l - 1``, on inputs and on
     outputs.
     """
@@ -181,7 +181,7 @@ ia3 = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(IA3(), IA3(feedforward=True), IA3(feedforward=("other", "0.proj"))),
-        storage=Storage(summed=_summed),
+        overrides={"linear_combination": _combine},
         peft=PeftForm(
             peft_type="IA3",
             suffixes={"ia3_l": "ia3_l"},

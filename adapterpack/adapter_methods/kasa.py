@@ -121,7 +121,8 @@ kasa = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(KaSA(r=1), KaSA(r=3, alpha=5), KaSA(r=4, alpha=4, use_rslora=True, dropout=0.1, beta=1e-3)),
-        training=Training(penalty=_penalty, rates=lora.training.rates),
+        training=Training(rates=lora.training.rates),
+        overrides={"penalty": _penalty},
         storage=Storage(constants=_cut),
         peft=PeftForm(
             peft_type="LORA",

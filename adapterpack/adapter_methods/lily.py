@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Limits, Method, NormalForm, Shared, Storage, Traits
+from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import MOST_SITES, RankConfig, require_flag, require_number, require_whole
 from .core.operators import Array
 from .core.peft_form import Factorise, PeftForm
@@ -31,7 +31,11 @@ from .loha import kaiming
 from .registry import METHODS
 
 _MOST_EXPERTS = 1 << 10
-_UNFOLDABLE = "its weights are means over the tokens of a row, which no weight of a layer knows"
+_REFUSED = {
+    "fold": "its weights are means over the tokens of a row, which no weight of a layer knows",
+    "graph": "its router looks at all tokens of a row, and a graph's slots at one",
+    "cache": "its router looks at all tokens of a row",
+}
 
 
 @dataclass(frozen=True)
@@ -207,14 +211,10 @@ lily = METHODS.register(
         examples=(Lily(r=3), Lily(r=2, stride=2, num_experts=3, scaling=0.5)),
         storage=Storage(
             shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _shared),
-            makes=lambda cfg, site: cfg.num_experts * cfg.r * (site.in_features + site.out_features),
+            expanded_size=lambda cfg, site: cfg.num_experts * cfg.r * (site.in_features + site.out_features),
             resolve=_resolve,
         ),
-        limits=Limits(
-            unfoldable=_UNFOLDABLE,
-            torch_only="its router looks at all tokens of a row, and a graph's slots at one",
-            one_pass=True,
-        ),
+        overrides={"refuse": lambda stage: _REFUSED.get(stage, "")},
         peft=PeftForm(
             peft_type="LILY",
             suffixes={

@@ -87,7 +87,7 @@ ln_tuning = METHODS.register(
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,
-        fold=_fold,
+        overrides={"fold": _fold},
         examples=(LNTuning(), LNTuning(targets=("proj",))),
         peft=PeftForm(
             peft_type="LN_TUNING",

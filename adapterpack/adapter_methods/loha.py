@@ -165,7 +165,7 @@ loha = METHODS.register(
         normal_form=_normal_form,
         examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
         storage=Storage(
-            makes=lambda cfg, site: min(
+            expanded_size=lambda cfg, site: min(
                 cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features
             ),
         ),

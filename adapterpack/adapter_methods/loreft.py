@@ -16,7 +16,7 @@ alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -107,7 +107,7 @@ loreft = METHODS.register(
         formula="h + R^T (W h + b - R h), R R^T = I",
         kind="activation",
         config=LoReFT,
-        traits=replace(TRAITS, positional=True),
+        traits=TRAITS,
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

@@ -72,7 +72,7 @@ miss_mini = METHODS.register(
         normal_form=_normal_form,
         examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
         storage=Storage(
-            makes=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features)
+            expanded_size=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features)
         ),
         peft=PeftForm(
             peft_type="MISS",

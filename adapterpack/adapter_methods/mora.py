@@ -104,6 +104,6 @@ mora = METHODS.register(
         init=zeros(_shapes),
         normal_form=_normal_form,
         examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
-        storage=Storage(constants=_constants, makes=_makes),
+        storage=Storage(constants=_constants, expanded_size=_makes),
     )
 )

@@ -99,7 +99,9 @@ multitask_prompt_tuning = METHODS.register(
             MultitaskPromptTuning(num_virtual_tokens=3),
             MultitaskPromptTuning(num_virtual_tokens=2, num_tasks=3, num_ranks=2),
         ),
-        storage=Storage(makes=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features),
+        storage=Storage(
+            expanded_size=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features
+        ),
         peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS))._replace(
             task="default_task"
         ),

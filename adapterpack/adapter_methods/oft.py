@@ -174,7 +174,7 @@ oft = METHODS.register(
             OFT(block_size=3, coft=True, eps=0.4),
             OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3),
         ),
-        storage=Storage(constants=_constants, makes=_makes),
+        storage=Storage(constants=_constants, expanded_size=_makes),
         peft=PeftForm(
             peft_type="OFT",
             suffixes={"oft_R": "oft_R.weight"},

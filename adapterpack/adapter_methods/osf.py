@@ -154,7 +154,7 @@ osf = METHODS.register(
         examples=(OSF(), OSF(effective_rank=0.25)),
         storage=Storage(
             constants=_parts,
-            makes=lambda cfg, site: (
+            expanded_size=lambda cfg, site: (
                 min(site.out_features, site.in_features) * (site.out_features + site.in_features + 1)
             ),
         ),

@@ -115,7 +115,9 @@ peanut = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(PEANuT(r=3, act_fn="tanh"), PEANuT(r=4, depth=2, act_fn="silu", scaling=2)),
-        storage=Storage(makes=lambda cfg, site: (2 * cfg.depth + 2) * cfg.r * (site.in_features + cfg.r)),
+        storage=Storage(
+            expanded_size=lambda cfg, site: (2 * cfg.depth + 2) * cfg.r * (site.in_features + cfg.r)
+        ),
         peft=PeftForm(
             peft_type="PEANUT",
             suffixes={

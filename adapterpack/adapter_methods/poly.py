@@ -134,7 +134,7 @@ poly = METHODS.register(
         normal_form=_normal_form,
         examples=(Poly(r=3, n_tasks=2), Poly(r=2, n_tasks=3, n_skills=2, n_splits=3)),
         storage=Storage(
-            makes=lambda cfg, site: cfg.n_skills * cfg.r * (site.in_features + site.out_features)
+            expanded_size=lambda cfg, site: cfg.n_skills * cfg.r * (site.in_features + site.out_features)
         ),
         peft=PeftForm(
             peft_type="POLY",

@@ -148,7 +148,7 @@ prefix_tuning = METHODS.register(
             PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5),
         ),
         storage=Storage(
-            makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_stored
+            expanded_size=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_stored
         ),
         peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False, parts=True),
     )

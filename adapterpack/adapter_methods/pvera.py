@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Training, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import FOR_TRAINING, require_flag
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense, Scaled
@@ -150,10 +150,10 @@ pvera = METHODS.register(
             PVeRA(r=3, sample=False),
             PVeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1, sample=False),
         ),
-        training=Training(sampled=_sampled),
+        overrides={"training_form": _sampled},
         storage=Storage(
             constants=_PROJECTION.constants,
-            makes=_PROJECTION.makes,
+            expanded_size=_PROJECTION.expanded_size,
             shared=_PROJECTION.shared,
             resolve=resolve,
         ),

@@ -192,7 +192,7 @@ randlora = METHODS.register(
         ),
         storage=Storage(
             constants=_PROJECTION.constants,
-            makes=_PROJECTION.makes,
+            expanded_size=_PROJECTION.expanded_size,
             shared=_PROJECTION.shared,
             resolve=resolve,
         ),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.base import Limits, Method, Shared, Storage
+from .core.base import Method, Shared, Storage
 from .core.config import (
     FOR_TRAINING,
     MOST_SITES,
@@ -247,7 +247,7 @@ shadow = METHODS.register(
             Shadow(r=2, shadow_hidden_size=8, shadow_intermediate_size=5),
         ),
         storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
-        limits=Limits(torch_only=_STATE),
+        overrides={"refuse": lambda stage: _STATE if stage == "graph" else ""},
         peft=PeftForm(
             peft_type="SHADOW",
             suffixes=_SUFFIXES,

@@ -163,7 +163,9 @@ supertuning = METHODS.register(
             SuperTuning(sparsity=0.8),
             SuperTuning(sparsity=0.9, select_top=False, r=3, alpha=5, dropout=0.1),
         ),
-        storage=Storage(require=_require, makes=lambda cfg, site: site.out_features * site.in_features),
+        storage=Storage(
+            require=_require, expanded_size=lambda cfg, site: site.out_features * site.in_features
+        ),
         training=Training(needs=lambda cfg: frozenset({"weight"})),
         peft=PeftForm(
             peft_type="SUPERTUNING",

@@ -242,7 +242,7 @@ tinylora = METHODS.register(
         ),
         storage=Storage(
             constants=_constants,
-            makes=lambda cfg, site: cfg.u * _rank(cfg, site) ** 2,
+            expanded_size=lambda cfg, site: cfg.u * _rank(cfg, site) ** 2,
             shared=Shared(
                 _vectors,
                 lambda cfg, sites, rng: {

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ConfigError, SiteNotFound
 from .core.arrays import array_namespace
-from .core.base import Forward, Limits, Method, NormalForm, Storage, Traits
+from .core.base import Forward, Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm, PeftLayer, PeftSecondary
@@ -124,13 +124,13 @@ def _biased(cfg: TrainableTokens, site: Site) -> str:
     )
 
 
-def _together(configs: Sequence[TrainableTokens]) -> bool:
+def _active_together(configs: Sequence[TrainableTokens]) -> bool:
     """Whether no token is trained twice."""
     ids = [index for cfg in configs for index in cfg.token_indices]
     return len(set(ids)) == len(ids)
 
 
-def _appended_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
+def _append_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
     """Raises ValueError where a word between the last row and the last trained one is not trained itself, so
     that its row is not known.
     """
@@ -175,21 +175,22 @@ trainable_tokens = METHODS.register(
             low_rank=False,
             reads_weight=True,
             quantizable=False,
-            tied=True,
             layers=("table", "linear"),
         ),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,
-        forward=_forward,
-        fold=_fold,
         examples=(TrainableTokens(token_indices=(3,)), TrainableTokens(token_indices=(4, 0, 2))),
         storage=Storage(
             constants=_constants,
-            makes=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
-            appended_rows=_appended_rows,
+            expanded_size=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
         ),
-        limits=Limits(together=_together),
+        overrides={
+            "forward": _forward,
+            "fold": _fold,
+            "append_rows": _append_rows,
+            "active_together": _active_together,
+        },
         peft=PeftForm(
             peft_type="TRAINABLE_TOKENS",
             suffixes={"trainable_tokens_delta": "trainable_tokens_delta"},

@@ -263,7 +263,7 @@ unilora = METHODS.register(
         ),
         storage=Storage(
             constants=_constants,
-            makes=lambda cfg, site: (cfg.total or 0) + cfg.theta_d_length + _places(cfg, site),
+            expanded_size=lambda cfg, site: (cfg.total or 0) + cfg.theta_d_length + _places(cfg, site),
             shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
             resolve=_resolve,
         ),

@@ -175,7 +175,7 @@ vblora = METHODS.register(
             VBLoRA(r=3, num_vectors=7, vector_length=1, topk=3, init_vector_bank_bound=1.0, dropout=0.1),
         ),
         storage=Storage(
-            makes=lambda cfg, site: cfg.topk * cfg.r * cfg.vector_length * sum(_pieces(cfg, site)),
+            expanded_size=lambda cfg, site: cfg.topk * cfg.r * cfg.vector_length * sum(_pieces(cfg, site)),
             shared=Shared(
                 lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank
             ),

@@ -117,7 +117,7 @@ vera = METHODS.register(
         examples=(VeRA(r=3), VeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1)),
         storage=Storage(
             constants=_PROJECTION.constants,
-            makes=_PROJECTION.makes,
+            expanded_size=_PROJECTION.expanded_size,
             shared=_PROJECTION.shared,
             resolve=resolve,
         ),

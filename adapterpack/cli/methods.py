@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..adapter_methods import INITS, broken_plugins, get, methods
+from ..adapter_methods import INITS, broken_plugins, describe_traits, get, methods
 from ..adapter_methods.nodes import NODES, traits
 from .logs import tell
 from .options import shared, values
@@ -108,12 +108,9 @@ def _described(method: Any) -> dict[str, Any]:
         "paper": method.paper,
         "formula": method.formula,
         "kind": method.kind,
-        "spec_version": method.storage.spec_version,
+        "spec_version": method.config.spec_version,
         "peft": method.peft.peft_type if method.peft else None,
-        "traits": {
-            _KEYS.get(field.name, field.name): _plain(getattr(method.traits, field.name))
-            for field in dataclasses.fields(method.traits)
-        },
+        "traits": {_KEYS.get(name, name): _plain(value) for name, value in describe_traits(method).items()},
         "hyperparameters": [
             {"name": field.name, "type": str(field.type), "default": _default(field)}
             for field in dataclasses.fields(method.config)

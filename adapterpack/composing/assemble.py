@@ -54,7 +54,7 @@ def assemble(
     chosen = _with_base_width(read_tree(tree), base)
     by_name = _members(parents, chosen)
     members = tuple(
-        Member(name, pack.id, pack.method.name, pack.method.storage.spec_version)
+        Member(name, pack.id, pack.method.name, pack.method.config.spec_version)
         for name, pack in by_name.items()
     )
     method = composed(
@@ -154,7 +154,7 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
                 found=str(pack.acts)[:200],
                 remedy="make it active together with the composed pack",
             )
-        if pack.method.storage.composition is not None:
+        if pack.method.config.composition is not None:
             raise Unsupported(
                 "this pack is composed itself",
                 where=f"pack '{name}'",

@@ -236,7 +236,7 @@ def _rank(adapter: Adapter, request: Request, within: bool, based: bool) -> tupl
     method, site = adapter.method, adapter.site
     if not within:
         require_representable(adapter, based)
-    if method.fold is None and method.traits.additive and not method.traits.reads_weight:
+    if "fold" not in method.overrides and method.traits.additive and not method.traits.reads_weight:
         exact = exact_factors(
             method, adapter.config, complete(method, adapter.config, adapter.wide, site), site
         )

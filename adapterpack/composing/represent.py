@@ -99,7 +99,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
     else:
         site = with_widths(adapter, base)
     params = complete(method, adapter.config, adapter.wide, site)
-    if method.fold is None:
+    if "fold" not in method.overrides:
         exact = exact_factors(method, adapter.config, params, site)
         if exact is not None:
             if not all(exact.shape):
@@ -129,7 +129,7 @@ def require_representable(adapter: Adapter, based: bool) -> None:
             found=f"not additive: a {method.kind} method",
             remedy="serve the packs side by side in a bank bundle",
         )
-    if method.traits.positional:
+    if method.is_positional:
         raise Unsupported(
             f"changes of the method {method.name} cannot be combined by their factors",
             where=site.path,

@@ -174,6 +174,6 @@ def _on_disk(adapter: Adapter) -> bool:
         method.traits.low_rank
         and method.traits.additive
         and not method.traits.reads_weight
-        and method.fold is None
+        and "fold" not in method.overrides
     )
     return plain and isinstance(adapter.params, Unread)

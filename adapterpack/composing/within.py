@@ -26,9 +26,9 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
     has no such sums, or the request is for a LoRA.
 
     There is one where the rule's coefficients follow from the weights alone, nothing is cut, all packs are of
-    one method that has such sums (:class:`~adapterpack.adapter_methods.core.base.Storage`), and of one config
-    at each site. The weights of PEFT's ``add_weighted_adapter`` for (IA)^3 give the same numbers where their
-    sum is 1; here a weight is one on the change, as everywhere.
+    one method that has such sums (:class:`~adapterpack.adapter_methods.core.base.Overrides`), and of one
+    config at each site. The weights of PEFT's ``add_weighted_adapter`` for (IA)^3 give the same numbers where
+    their sum is 1; here a weight is one on the change, as everywhere.
 
     Raises:
         BaseMismatch, ConfigError, UnknownName, Unsupported: as for
@@ -37,7 +37,8 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
         NonFinite: it is too large for float32.
     """
     rule, method = RULES[request.rule], common_sums(parents, request)
-    if method is None or method.storage.summed is None or rule.coefficients is None:
+    combine = None if method is None else method.overrides.get("linear_combination")
+    if method is None or combine is None or rule.coefficients is None:
         return None
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
@@ -53,7 +54,7 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
     for path, present in sites.items():
         site, config = present[0][1].site, present[0][1].config
         terms = [(adapter.wide, by_name[order[index]]) for index, adapter in present]
-        params, nothing = method.storage.summed(terms), method.storage.summed([])
+        params, nothing = combine(terms), combine([])
         if not all(np.isfinite(value).all() for value in params.values()):
             raise NonFinite(
                 "the combined change is too large for float32", where=path, remedy="choose smaller weights"
@@ -94,7 +95,7 @@ def common_sums(parents: Sequence[Pack], request: Request) -> Method | None:
         RULES[request.rule].coefficients is None
         or request.cuts
         or method is None
-        or method.storage.summed is None
+        or "linear_combination" not in method.overrides
     ):
         return None
     alike = all(

@@ -43,7 +43,7 @@ def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[S
         Unsupported: the change is not a product of low rank, or a site is no linear layer.
     """
     for method in pack.methods:
-        if method.traits.positional:
+        if method.is_positional:
             raise Unsupported(
                 f"the format {form} cannot say that an adapter acts at some positions of a row only",
                 where=f"pack '{pack.name}'",

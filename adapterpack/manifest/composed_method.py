@@ -65,11 +65,11 @@ def _composed(text: bytes) -> Method:
     methods = {}
     for member in composition.members:
         methods[member.name] = method = get(member.method)
-        if member.spec_version > method.storage.spec_version:
+        if member.spec_version > method.config.spec_version:
             raise UnknownMethod(
                 f"a member was made by a newer version of the method {method.name}",
                 where=f"member '{member.name}'",
-                expected=f"spec_version {method.storage.spec_version}",
+                expected=f"spec_version {method.config.spec_version}",
                 found=member.spec_version,
                 remedy=f"update the package that brings {method.name}",
             )

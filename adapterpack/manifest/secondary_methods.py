@@ -31,7 +31,7 @@ def features(method: Method, groups: Iterable[m.Group], problem: str | None = No
     ``problem``.
     """
     needed = {
-        FEATURE: method.storage.composition is not None,
+        FEATURE: method.config.composition is not None,
         m.METHODS: any(group.method is not None for group in groups),
         **dict.fromkeys(MARKED & {problem}, True),
     }
@@ -61,7 +61,7 @@ def require_combinable(name: str, primary: MethodSites, secondary: MethodSites, 
             found=f"{method.name} and {secondary.method.name}",
             remedy="choose other targets, or make two packs",
         )
-    if method.storage.composition is not None or secondary.method.storage.composition is not None:
+    if method.config.composition is not None or secondary.method.config.composition is not None:
         raise Unsupported(
             "a composed pack has no sites of other methods",
             where=f"pack '{name}'",

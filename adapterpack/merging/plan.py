@@ -175,9 +175,9 @@ def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple
                 where=owner,
                 remedy="keep the adapter unmerged",
             )
-        if method.limits.unfoldable:
+        if reason := method.reason_against("fold"):
             raise Unsupported(
-                method.limits.unfoldable,
+                reason,
                 where=owner,
                 remedy="keep the adapter unmerged: attach it, or export with --mode bank",
             )
@@ -246,10 +246,11 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
 def _in_own_places(contributions: list[Contribution]) -> bool:
     """Whether all are of one method, and each puts its values in places of its own."""
     method = contributions[0].method
+    together = method.overrides.get("active_together")
     return (
-        method.limits.together is not None
+        together is not None
         and all(one.method.name == method.name for one in contributions)
-        and method.limits.together([one.adapter.config for one in contributions])
+        and together([one.adapter.config for one in contributions])
     )
 
 

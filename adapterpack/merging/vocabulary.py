@@ -47,10 +47,11 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
     """
     method, adapter = contribution.method, contribution.adapter
     table = base.tensors[name]
-    if method.storage.appended_rows is None or method.fold is None:
+    append_rows, fold = method.overrides.get("append_rows"), method.overrides.get("fold")
+    if append_rows is None or fold is None:
         return None
     try:
-        appended = method.storage.appended_rows(adapter.config, adapter.params, table.shape[0])
+        appended = append_rows(adapter.config, adapter.params, table.shape[0])
     except ValueError as error:
         raise Unsupported(
             "the vocabulary grew by words that this adapter did not train",
@@ -62,7 +63,7 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
         return None
     start = np.concatenate([base.read(name).astype(np.float32), appended.astype(np.float32)])
     site = dataclasses.replace(adapter.site, out_features=len(start), weight=start)
-    extended: np.ndarray = method.fold(
+    extended: np.ndarray = fold(
         adapter.config,
         complete(method, adapter.config, adapter.params, site),
         site,

@@ -415,7 +415,7 @@ def build(
         host: Method | None,
     ) -> None:
         adapted.append((method, cfg, site))
-        method_ref = None if host is None else m.MethodRef(method.name, method.storage.spec_version)
+        method_ref = None if host is None else m.MethodRef(method.name, method.config.spec_version)
         groups.append(
             m.Group(
                 site.path,
@@ -458,7 +458,7 @@ def build(
     require_bounded(adapted, described, f"pack '{name}'")
     draft = m.Manifest(
         pack=m.PackInfo(name),
-        method=m.MethodRef(method.name, method.storage.spec_version),
+        method=m.MethodRef(method.name, method.config.spec_version),
         config=common,
         task=task,
         base=base,
@@ -466,7 +466,7 @@ def build(
         tensors=described,
         files=(),
         must_understand=features(method, groups, problem),
-        composition=method.storage.composition,
+        composition=method.config.composition,
         **rest,
     )
     return sealed(draft, tensors, tensor_file=file)

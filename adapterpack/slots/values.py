@@ -95,8 +95,8 @@ def require_slots(pack: Pack) -> None:
     if pack.method.kind == "prompt":  # it is in the cache that a row begins with, or before its tokens
         return
     for method in pack.methods:
-        if method.limits.torch_only:
-            raise Unsupported(method.limits.torch_only, where=pack.name, remedy="attach it to a torch model")
+        if reason := method.reason_against("graph"):
+            raise Unsupported(reason, where=pack.name, remedy="attach it to a torch model")
         if not method.traits.batchable or method.kind not in ARRAYS:
             raise Unsupported(
                 "this method cannot be attached to a graph",

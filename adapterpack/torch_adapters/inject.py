@@ -149,7 +149,7 @@ def _adapted(
         module._trainable(name)
     if unknown := [path for plan in plans for path in plan.unknown]:
         watch(model, name, unknown, {target: paths for plan in plans for target, paths in plan.named.items()})
-    if any(plan.method.limits.one_pass for plan in plans):
+    if any(plan.method.reason_against("cache") for plan in plans):
         lead(model, name)
     follow(model)
     separate_rows(model)
@@ -342,7 +342,7 @@ def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_c
         )
         for path, params in pack.full().items():
             work.saved(path)._add(name, params, labels)
-    if pack.method.limits.one_pass:
+    if pack.method.reason_against("cache"):
         lead(model, name)
     if check_base:
         # whose other bytes give other logits

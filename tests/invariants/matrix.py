@@ -40,7 +40,7 @@ def _everywhere(method: Method) -> bool:
     """Whether it acts on whatever a layer is given: PEFT, which needs positions as an input, is compared with
     others on whole models.
     """
-    return _layered(method) and not method.traits.positional
+    return _layered(method) and not method.is_positional
 
 
 def _prompt(method: Method) -> bool:
@@ -125,13 +125,13 @@ INVARIANTS = (
     ),
     Invariant(
         positions.acts_at_its_positions,
-        lambda method: method.traits.positional,
+        lambda method: method.is_positional,
         "positional",
         FEW[:1] + BLOCKS[:1],
     ),
     Invariant(
         positions.positions_on_a_cache,
-        lambda method: method.traits.positional,
+        lambda method: method.is_positional,
         "positional",
         FEW[:1] + BLOCKS[:1],
     ),

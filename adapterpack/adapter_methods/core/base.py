@@ -13,13 +13,14 @@ numpy arrays everywhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from ...errors import Unsupported
 from .columns import columns
+from .config import SiteConfig
 from .layouts import WEIGHTS
 from .operators import Array, Operator
 from .peft_form import PeftForm
@@ -99,14 +100,13 @@ class Traits:
     """
     exclusive: bool = False
     """At most one adapter of such a method is active at a time."""
-    tied: bool = False
-    """What has an embedding's table for its weight, an output head or another embedding, is changed with the
-    embedding.
-    """
-    positional: bool = False
-    """Its config may say which positions of a row it acts on (``acts``): then no weight can hold the
-    change.
-    """
+
+    @property
+    def tied(self) -> bool:
+        """Whether what has an embedding's table for its weight, an output head or another embedding, is
+        changed with the embedding: a method that puts values of its own into a table puts them there, too.
+        """
+        return self.exclusive and "table" in self.layers
 
 
 class Shared(NamedTuple):
@@ -150,18 +150,6 @@ class Training(NamedTuple):
     """
     rates: Callable[[Any], Mapping[str, float]] | None = None
     """config -> parameter name -> what multiplies its learning rate."""
-    sampled: Callable[[Any, Params, Site], NormalForm] | None = None
-    """The normal form while a linear layer trains, where that draws random numbers."""
-    penalty: Callable[[Any, Params, int], Array] | None = None
-    """A term of one site that is added to the loss; the number of all sites is for those that are an
-    average.
-    """
-    after_step: (
-        Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None
-    ) = None
-    """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site)
-    -> (state, path -> new values of some parameters). The state is the method's own, None at first.
-    """
 
 
 class Storage(NamedTuple):
@@ -174,12 +162,10 @@ class Storage(NamedTuple):
     """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored:
     random bases from a seed, ...
     """
-    derived: Callable[[Any, Params, Site], dict[str, np.ndarray]] | None = None
-    """The same of what follows from parameters that are stored and not trained, too."""
-    makes: Callable[[Any, Site], int] | None = None
+    expanded_size: Callable[[Any, Site], int] | None = None
     """How many numbers ``constants`` and ``normal_form`` make at a site, within a small factor, where the
     stored parameters and the site's weight have fewer. The config comes from the pack: what it may have its
-    reader make is limited by this (pack/bounds.py).
+    reader make is limited by this (pack/expansion_limit.py).
     """
     resolve: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
     """The configs of all sites -> the same with what follows from the sites together (their largest width, a
@@ -194,37 +180,56 @@ class Storage(NamedTuple):
     """Raises ValueError unless the values of a site's parameters, which are strangers', are possible there:
     places in its weight, ... A width that is not known is 0.
     """
-    appended_rows: Callable[[Any, Params, int], np.ndarray | None] | None = None
+
+
+class Overrides(TypedDict, total=False):
+    """The stages that a method does in a way of its own: stage -> function. Few methods need one."""
+
+    forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array]
+    """A forward pass, where that of the normal form is slower or holds less."""
+    fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]]
+    """A fold: weight and bias of a block of rows -> the adapted ones."""
+    refuse: Callable[[str], str]
+    """Why the method cannot do a stage, empty where it can: ``fold`` (no weight can hold it), ``graph`` (no
+    graph can), ``cache`` (the model must see all tokens of a row in one pass).
+    """
+    active_together: Callable[[Sequence[Any]], bool]
+    """Whether several adapters of an ``exclusive`` method, by their configs, change nothing in common, and
+    may be active at once.
+    """
+    first_pass: Callable[[Params, Array, int, int], dict[str, Array]]
+    """Further parameters of a layer from a pass of the model without the adapter: (the shared parameters, the
+    last hidden states, the number of the layer, the number of layers) -> parameters.
+    """
+    training_form: Callable[[Any, Params, Site], NormalForm]
+    """The normal form while a linear layer trains, where that draws random numbers."""
+    penalty: Callable[[Any, Params, int], Array]
+    """A term of one site that is added to the loss; the number of all sites is for those that are an
+    average.
+    """
+    after_step: Callable[
+        [Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]
+    ]
+    """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site)
+    -> (state, path -> new values of some parameters). The state is the method's own, None at first.
+    """
+    derive: Callable[[Any, Params, Site], dict[str, np.ndarray]]
+    """Constants, as in :class:`Storage`, that follow from parameters which are stored and not trained,
+    too.
+    """
+    append_rows: Callable[[Any, Params, int], np.ndarray | None]
     """The rows that an adapter of a table of so many rows puts after the last of them (words added before
     training), or None.
     """
-    summed: Callable[[Sequence[tuple[Params, float]]], dict[str, np.ndarray]] | None = None
+    linear_combination: Callable[[Sequence[tuple[Params, float]]], dict[str, np.ndarray]]
     """The parameters of one adapter whose change is the weighted sum of those of several of the same config
     at a site, exactly; numpy.
-    """
-    spec_version: int = 1
-    composition: Any = None
-    """What a manifest says of a method that is made of the methods of several packs."""
-
-
-class Limits(NamedTuple):
-    """What a method cannot do, each with the reason that an error gives."""
-
-    unfoldable: str = ""
-    """Why no weight can hold it; empty where one can."""
-    torch_only: str = ""
-    """Why no graph can hold it; empty where one can."""
-    one_pass: bool = False
-    """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
-    together: Callable[[Sequence[Any]], bool] | None = None
-    """Whether several adapters of an ``exclusive`` method, by their configs, change nothing in common, and
-    may be active at once.
     """
 
 
 class Method(NamedTuple):
-    """An adapter method: a core of plain functions and data, and a group each for training, storage, limits
-    and PEFT's files.
+    """An adapter method: a core of plain functions and data, a group each for training, storage and PEFT's
+    files, and the stages that it overrides.
 
     ``examples`` are the configs under which the test matrix proves it. The parameters that ``normal_form``,
     ``forward`` and ``fold`` take are complete: the site's own, the shared ones, and the constants.
@@ -243,18 +248,28 @@ class Method(NamedTuple):
     formula: str = ""
     """What it computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
-    forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array] | None = None
-    """A forward pass of its own, where that of the normal form is slower or holds less."""
-    fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]] | None = None
-    """A fold of its own: weight and bias of a block of rows -> the adapted ones."""
-    first_pass: Callable[[Params, Array, int, int], dict[str, Array]] | None = None
-    """Further parameters of a layer from a pass of the model without the adapter: (the shared parameters, the
-    last hidden states, the number of the layer, the number of layers) -> parameters.
-    """
     training: Training = Training()
     storage: Storage = Storage()
-    limits: Limits = Limits()
     peft: PeftForm | None = None
+    overrides: Overrides = {}  # noqa: RUF012 - never changed
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether the config may say which positions of a row the adapter acts on (``acts``): then no weight
+        can hold the change.
+        """
+        return self.config.acts is not SiteConfig.acts
+
+    def reason_against(self, stage: str) -> str:
+        """Why the method cannot do a stage (:class:`Overrides`); empty where it can."""
+        refuse = self.overrides.get("refuse")
+        return "" if refuse is None else refuse(stage)
+
+
+def describe_traits(method: Method) -> dict[str, Any]:
+    """The traits of a method by name, those that follow from others among them."""
+    declared = {field.name: getattr(method.traits, field.name) for field in fields(method.traits)}
+    return {**declared, "tied": method.traits.tied, "positional": method.is_positional}
 
 
 def zeros(
@@ -391,13 +406,14 @@ def constants_of(method: Method, cfg: Any, params: Params, site: Site) -> dict[s
     parameters.
     """
     made = {} if method.storage.constants is None else method.storage.constants(cfg, site)
-    return made if method.storage.derived is None else {**made, **method.storage.derived(cfg, params, site)}
+    derive = method.overrides.get("derive")
+    return made if derive is None else {**made, **derive(cfg, params, site)}
 
 
 def amount(method: Method, cfg: Any, site: Site) -> int:
     """How many numbers an adapter computes at a site in addition to those that it stores.
 
-    The two factors and the product of one with itself, or what ``makes`` gives.
+    The two factors and the product of one with itself, or what ``expanded_size`` gives.
 
     Example:
         >>> from adapterpack import LoRA, VeRA
@@ -406,8 +422,8 @@ def amount(method: Method, cfg: Any, site: Site) -> int:
         ...     height=50), Site("layer", 3, 5))
         (20, 160)
     """
-    if method.storage.makes is not None:
-        return method.storage.makes(cfg, site)
+    if method.storage.expanded_size is not None:
+        return method.storage.expanded_size(cfg, site)
     return factors(cfg, site) if method.traits.low_rank else 0
 
 
@@ -447,8 +463,8 @@ def run(
     """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``,
     or the normal form.
     """
-    if method.forward is not None:
-        return method.forward(cfg, params, site, base, x, drop or (lambda value: value))
+    if forward := method.overrides.get("forward"):
+        return forward(cfg, params, site, base, x, drop or (lambda value: value))
     return evaluate(method.normal_form(cfg, params, site), base, x, drop)
 
 
@@ -477,8 +493,8 @@ def fold(
                [2., 2., 2.]])
     """
     block = slice(0, site.out_features) if rows is None else rows
-    if method.fold is not None:
-        return method.fold(cfg, params, site, weight, bias, block)
+    if override := method.overrides.get("fold"):
+        return override(cfg, params, site, weight, bias, block)
     return fold_form(method.normal_form(cfg, params, site), weight, bias, block)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from .token_positions import Acts
@@ -46,6 +46,13 @@ class SiteConfig:
     targets: str | tuple[str, ...] = field(default="all-linear", metadata=FOR_TRAINING)
     modules_to_save: tuple[str, ...] = field(default=(), metadata=FOR_TRAINING)
     dropout: float = 0.0
+
+    spec_version: ClassVar[int] = 1
+    """The version of what packs say of this config: one that is newer than a reader's is refused."""
+    composition: ClassVar[Any] = None
+    """What a manifest says of a method that is made of the methods of several packs."""
+    task_field: ClassVar[str] = ""
+    """The field that says which task the adapter does, of several that one file holds."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.targets, str):

@@ -66,7 +66,7 @@ class Projection(NamedTuple):
         require_widths(site)
         return dict(zip(self.names, self.make(resolve([cfg], [site])[0]), strict=True))
 
-    def makes(self, cfg: Any, site: Site) -> int:
+    def expanded_size(self, cfg: Any, site: Site) -> int:
         """How many numbers the pair has."""
         resolved = resolve([cfg], [site])[0]
         return sum(

@@ -16,9 +16,9 @@ import numpy as np
 from ...errors import Unsupported
 from ..core.base import (
     Forward,
-    Limits,
     Method,
     NormalForm,
+    Overrides,
     Shared,
     Storage,
     Traits,
@@ -129,11 +129,15 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
     _require_outermost(routers)
     linear = _require_members(methods, routers)
     traits_by_member = {name: methods[name].traits for name in methods}
-    config = type(
-        "Composed", (Composed,), {"methods": dict(methods), "spots": spots, "__doc__": Composed.__doc__}
-    )
+    of_tree = {"methods": dict(methods), "spots": spots, "composition": composition}
+    config = type("Composed", (Composed,), {**of_tree, "__doc__": Composed.__doc__})
     sharing = [node for node in spots if node.kind is not None and node.kind.shared is not None]
     layers = _ROUTED if routers or not linear else _LINEAR
+    overrides: Overrides = {"refuse": partial(_refuse, routers)}
+    if not linear:
+        overrides |= {"forward": partial(_forward, spot, methods), "fold": partial(_fold, spot, methods)}
+    if sharing:
+        overrides["first_pass"] = partial(_first_pass, sharing)
     return Method(
         name=NAME,
         summary="several adapters under a tree of composition",
@@ -153,12 +157,9 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
         shapes=partial(_shapes, spots, methods),
         init=_no_init,
         normal_form=partial(_attached if linear else _densely, spot, methods),
-        forward=None if linear else partial(_forward, spot, methods),
-        fold=None if linear else partial(_fold, spot, methods),
-        first_pass=partial(_first_pass, sharing) if sharing else None,
         examples=(),
         storage=Storage(
-            makes=partial(_makes, methods),
+            expanded_size=partial(_expanded_size, methods),
             constants=partial(_constants, methods)
             if any(method.storage.constants for method in methods.values())
             else None,
@@ -166,26 +167,22 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
             if any(method.storage.resolve for method in methods.values())
             else None,
             shared=Shared(partial(_shared_shapes, sharing), _no_init) if sharing else None,
-            composition=composition,
         ),
-        limits=Limits(
-            unfoldable="; ".join(
-                dict.fromkeys(
-                    f"the node '{router.kind.name}' cannot be folded: {router.kind.unfoldable}"
-                    for router in routers
-                    if router.kind is not None
-                )
-            ),
-            torch_only="; ".join(
-                dict.fromkeys(
-                    f"the node '{router.kind.name}' has no form in a graph: {router.kind.torch_only}"
-                    for router in routers
-                    if router.kind is not None and router.kind.torch_only
-                )
-            ),
-            one_pass=any(router.kind is not None and router.kind.one_pass for router in routers),
-        ),
+        overrides=overrides,
     )
+
+
+def _refuse(routers: Sequence[Spot], stage: str) -> str:
+    """Why the routers of a tree cannot do a stage (:class:`Overrides`)."""
+    reasons = []
+    for kind in (router.kind for router in routers if router.kind is not None):
+        if stage == "fold":
+            reasons.append(f"the node '{kind.name}' cannot be folded: {kind.unfoldable}")
+        elif stage == "graph" and kind.torch_only:
+            reasons.append(f"the node '{kind.name}' has no form in a graph: {kind.torch_only}")
+        elif stage == "cache" and kind.one_pass:
+            reasons.append(f"the node '{kind.name}' reads all tokens of a row")
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> dict[str, np.ndarray]:
@@ -403,7 +400,7 @@ def _constants(methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict
     return values
 
 
-def _makes(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
+def _expanded_size(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
     return sum(amount(methods[name], member_cfg, site) for name, member_cfg in cfg.configs.items())
 
 

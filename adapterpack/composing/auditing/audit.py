@@ -265,5 +265,5 @@ def _obstacles(packs: Sequence[Pack]) -> Iterator[str]:
         except Unsupported as error:
             yield str(error)
     for pack in packs:
-        if any(method.kind != "weight" or method.storage.composition is not None for method in pack.methods):
+        if any(method.kind != "weight" or method.config.composition is not None for method in pack.methods):
             yield f"{pack.name} is not a plain change of weights, which compose needs: {SIDE_BY_SIDE}."

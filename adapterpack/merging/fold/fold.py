@@ -86,8 +86,7 @@ def bind(
             weight=None if site.weight is None else to_device(site.weight),
             base_bias=None if site.base_bias is None else to_device(site.base_bias),
         )
-    if method.fold is not None:
-        fold = method.fold
+    if fold := method.overrides.get("fold"):
         return Bound(lambda block, bias, rows: fold(adapter.config, params, site, block, bias, rows), None)
     form = method.normal_form(adapter.config, params, site)
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)

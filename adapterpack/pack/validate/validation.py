@@ -352,11 +352,11 @@ def require_known(manifest: m.Manifest, where: object) -> None:
         (group.method, get(group.method.type)) for group in manifest.groups if group.method is not None
     ]
     for made_by, method in ((manifest.method, method_of(manifest)), *secondary):
-        if made_by.spec_version > method.storage.spec_version:
+        if made_by.spec_version > method.config.spec_version:
             raise Unsupported(
                 f"the pack was made by a newer version of the method {method.name}",
                 where=where,
-                expected=f"spec_version {method.storage.spec_version}",
+                expected=f"spec_version {method.config.spec_version}",
                 found=made_by.spec_version,
                 remedy=f"update the package that brings {method.name}",
             )

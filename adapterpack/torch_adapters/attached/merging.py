@@ -163,8 +163,8 @@ def _require_fold(model: nn.Module, name: str) -> None:
                 where=name,
                 remedy=_UNMERGED,
             )
-        if method.limits.unfoldable:
-            raise Unsupported(method.limits.unfoldable, where=name, remedy=_UNMERGED)
+        if reason := method.reason_against("fold"):
+            raise Unsupported(reason, where=name, remedy=_UNMERGED)
         if reason := unfoldable(module._site.kind):
             raise Unsupported(reason, where=module._site.path, found=name, remedy=_UNMERGED)
         if name in module._where:

@@ -106,7 +106,7 @@ def _derived(
         if (
             isinstance(module, Adapted)
             and name in module._names
-            and module._methods[name][0].storage.derived is not None
+            and "derive" in module._methods[name][0].overrides
         ):
             params = {
                 key: state[f"{module._site.path}.{key}"] for key, _ in module._part(name).named_parameters()

@@ -40,8 +40,8 @@ def _is_thin(method: Method) -> bool:
         traits.additive
         and traits.low_rank
         and not traits.reads_weight
-        and method.forward is None
-        and method.fold is None
+        and "forward" not in method.overrides
+        and "fold" not in method.overrides
     )
 
 

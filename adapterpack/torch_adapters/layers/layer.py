@@ -28,9 +28,9 @@ Tensors = Mapping[str, nn.Parameter]
 
 def _described(method: Method, cfg: Any) -> tuple[Any, Any]:
     """A method and its config as what can be written: :func:`_made` takes it."""
-    if method.storage.composition is not None:
+    if method.config.composition is not None:
         fields = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
-        return method.storage.composition, fields
+        return method.config.composition, fields
     return (method.name if METHODS.find(method.name) is method else method), cfg
 
 
@@ -141,7 +141,8 @@ class Adapted(Wrapper):
         """
         alone = [name for name in names if name in self._methods and self._methods[name][0].traits.exclusive]
         methods = {self._methods[name][0].name: self._methods[name][0] for name in alone}
-        together = next(iter(methods.values())).limits.together if len(methods) == 1 else None
+        overrides = next(iter(methods.values())).overrides if len(methods) == 1 else {}
+        together = overrides.get("active_together")
         fitting = len(alone) < 2 or (
             together is not None and together([self._methods[name][1] for name in alone])
         )
@@ -149,9 +150,11 @@ class Adapted(Wrapper):
 
     def _same_for_all_rows(self, name: str) -> str:
         """See :class:`Wrapper`."""
-        limits = self._methods[name][0].limits
+        method = self._methods[name][0]
         return self._whole_batch or (
-            "it looks at more than the tokens of a row" if limits.one_pass or limits.torch_only else ""
+            "it looks at more than the tokens of a row"
+            if method.reason_against("cache") or method.reason_against("graph")
+            else ""
         )
 
     def _weighted(self, name: str, plain: Any, changed: Any) -> Any:
@@ -317,8 +320,10 @@ class AdaptedLayer(Adapted):
 
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-            make_form = (method.training.sampled if self.training else None) or method.normal_form
-            form = None if method.forward is not None else make_form(cfg, tensors, site)
+            make_form = (
+                method.overrides.get("training_form") if self.training else None
+            ) or method.normal_form
+            form = None if "forward" in method.overrides else make_form(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its
             # way. A compiler makes dropout again by itself, and cannot look at a seed.
             quick = form is not None and not autocast and not (drop and torch.compiler.is_compiling())

@@ -50,7 +50,7 @@ class Lead:
         if not any(self.name in layer._active for layer in self.layers):
             return
         _refuse_cache(kwargs, self.name)
-        weigh = self.layers[0]._methods[self.name][0].first_pass
+        weigh = self.layers[0]._methods[self.name][0].overrides.get("first_pass")
         if weigh is None:
             return
         hidden = _hidden(self.model, args, kwargs, self.name)

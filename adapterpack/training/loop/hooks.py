@@ -70,7 +70,7 @@ def parts(model: nn.Module) -> Iterator[Part]:
 
 def penalty(model: nn.Module) -> torch.Tensor | None:
     """The sum of the methods' penalties over all sites in training, or None where no method has one."""
-    every = [part for part in parts(model) if part.method.training.penalty is not None]
+    every = [part for part in parts(model) if "penalty" in part.method.overrides]
     sites = Counter((part.name, part.method.name) for part in every for _ in part.matrices)
     terms = [_penalty(part, sites[part.name, part.method.name]) for part in every]
     return torch.stack(terms).sum() if terms else None
@@ -78,7 +78,7 @@ def penalty(model: nn.Module) -> torch.Tensor | None:
 
 def _penalty(part: Part, sites: int) -> torch.Tensor:
     """The penalty at one site, over all matrices where they are stacked."""
-    term = part.method.training.penalty
+    term = part.method.overrides.get("penalty")
     assert term is not None
 
     def of_matrix(params: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -165,9 +165,9 @@ def after_step(
     sites: dict[tuple[str, str], dict[str, Trained]] = {}
     updates: dict[tuple[str, str], Any] = {}
     for part in parts(model):
-        if part.method.training.after_step is not None:
+        if after := part.method.overrides.get("after_step"):
             key = part.name, part.method.name
-            updates[key] = part.method.training.after_step
+            updates[key] = after
             values = {leaf: value.detach() for leaf, value in part.params.items()}
             gradients = {
                 leaf: torch.zeros_like(value) if value.grad is None else value.grad

@@ -111,7 +111,7 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
 def follows(s: Subject) -> Iterator[Finding]:
     """AP917."""
     method = s.pack.method
-    if method.storage.composition is None:
+    if method.config.composition is None:
         return
     from ....adapter_methods.nodes.composed import derived, made  # noqa: PLC0415 - as above
 

@@ -109,7 +109,7 @@ def _feature(s: Subject) -> Iterator[Finding]:
                 f"a site has a method of its own, and must_understand does not name '{m.METHODS}'",
                 pointer=group_pointer(number),
             )
-        elif s.pack.method.storage.composition is not None:
+        elif s.pack.method.config.composition is not None:
             yield KIND.at(
                 group.path,
                 "a site of a composed pack has a method of its own, which is no part of the tree",
