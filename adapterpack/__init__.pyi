@@ -67,7 +67,7 @@ from .composing.resize import resize as resize
 from .composing.rules.rule import rules as rules
 from .compressing.pipeline import compress as compress
 from .converting.pipeline import convert as convert
-from .demos.pipeline import demo as demo
+from .demos import demo as demo
 from .diagnosing.pipeline import doctor as doctor
 from .errors import AdapterpackError as AdapterpackError
 from .exporting.pipeline import export as export

@@ -16,7 +16,7 @@ from typing import Any
 from decode import build_base, build_pack
 
 import adapterpack
-from adapterpack.demos.models import SMOLLM2, fetch
+from adapterpack.demos import SMOLLM2, fetch
 from adapterpack.exporting.pipeline import export
 
 

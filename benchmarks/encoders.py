@@ -33,7 +33,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel
 
 from adapterpack import export, load
-from adapterpack.demos.models import MINILM, fetch
+from adapterpack.demos import MINILM, fetch
 from adapterpack.runtime.engine.encoder_batch import Bounds, next_batch
 from adapterpack.runtime.engine.encoder_engine import EncoderEngine
 from adapterpack.runtime.model_inputs import pad

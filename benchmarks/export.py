@@ -282,7 +282,7 @@ def decoding(graph: Path, rows: int) -> float | None:
 def measure(who: list[str], runs: int, venvs: dict[str, Path | None]) -> dict[str, Any]:
     from decode import build_pack
 
-    from adapterpack.demos.models import SMOLLM2, fetch
+    from adapterpack.demos import SMOLLM2, fetch
 
     base = fetch(SMOLLM2)
     results: dict[str, Any] = {}

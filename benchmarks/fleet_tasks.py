@@ -31,7 +31,7 @@ from merging_tasks import (
 )
 
 import adapterpack
-from adapterpack.demos.models import MINILM, fetch
+from adapterpack.demos import MINILM, fetch
 
 TOKENS = 16
 """Of each text; what a question asks is in them."""

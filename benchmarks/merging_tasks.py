@@ -22,7 +22,7 @@ import transformers
 from torch.nn import functional
 
 import adapterpack
-from adapterpack.demos.models import MINILM, fetch
+from adapterpack.demos import MINILM, fetch
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 Inputs = tuple[torch.Tensor, ...]

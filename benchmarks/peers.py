@@ -21,7 +21,7 @@ import transformers
 
 from adapterpack import adapt, save
 from adapterpack.adapter_methods import Method
-from adapterpack.demos.models import MINILM, fetch
+from adapterpack.demos import MINILM, fetch
 from adapterpack.tasks import text_classification
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.loading import load_model

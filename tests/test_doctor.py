@@ -21,7 +21,7 @@ from shipped_schemas import fits
 
 import adapterpack
 from adapterpack.adapter_methods import Site, get
-from adapterpack.demos.models import MINILM, SMOLLM2
+from adapterpack.demos import MINILM, SMOLLM2
 from adapterpack.diagnosing import caches
 from adapterpack.diagnosing.check import CHECKS
 from adapterpack.diagnosing.checks import hub, threads

@@ -604,11 +604,11 @@ def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Pa
 
 def test_where_the_store_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the user's cache folder, beside the demo's models, which read the same rule under its old name."""
-    from adapterpack.demos import models
+    from adapterpack import demos
 
     monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
     assert Store().root == tmp_path / "cache" / "store"
-    assert models.cache_folder is cache_folder
+    assert demos.cache_folder is cache_folder
     monkeypatch.delenv("ADAPTERPACK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert sys.platform == "darwin" or cache_folder() == tmp_path / "adapterpack"

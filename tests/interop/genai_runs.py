@@ -21,7 +21,7 @@ import genai_builder
 import torch
 
 from adapterpack import LoRA, Session, adapt, attach, detach, export, load, save
-from adapterpack.demos.models import SMOLLM2, fetch
+from adapterpack.demos import SMOLLM2, fetch
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.loading import load_model
 

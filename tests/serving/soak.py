@@ -464,7 +464,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    from adapterpack.demos.models import SMOLLM2, fetch
+    from adapterpack.demos import SMOLLM2, fetch
 
     with tempfile.TemporaryDirectory() as name:
         result = soak(Path(name), fetch(SMOLLM2), given.minutes * 60, given.seed)

