@@ -1,4 +1,4 @@
-"""The adapter bank of a running session: loads packs into the slots of its graphs."""
+"""The adapter bank of a running session: writes packs into the slots of its graphs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import numpy as np
 
 from ...errors import AdapterpackError, Unsupported
 from ...pack.pack import Pack
-from ...slots.values import padded
-from ..ort_values import Memory, value_of
+from ...slots.values import Values
+from ..ort_values import HOST, Memory, value_of
 from .contents import require_base_slots, require_pack_slots
-from .positions import require_positions
 from .slot_values import SlotValues
 
 
 class BankState(NamedTuple):
     """The bank at one moment: ``slots``, adapter -> number of its slot; ``arrays``, input of a graph ->
     contents of all slots; ``overrides``, the same on the device, by part. Without arrays the graph's own
-    defaults are used. Never changed in place: a run keeps the state that it began with.
+    defaults are used. ``used`` are the slots that hold or held an adapter, which a run may still read: a run
+    keeps the state that it began with.
     """
 
     slots: Mapping[str, int]
-    arrays: Mapping[str, np.ndarray]
-    overrides: Mapping[str, Mapping[str, Any]]
+    arrays: Mapping[str, np.ndarray] = {}
+    overrides: Mapping[str, Mapping[str, Any]] = {}
+    used: frozenset[int] = frozenset()
 
     def without(self, name: str) -> BankState:
         """The state in which an adapter's slot is free; its contents stay until the slot is filled again."""
@@ -52,7 +53,8 @@ class AdapterBank:
         for pack in (packs or {}).values():
             if not self.values.reads_lost_weights(pack):
                 require_pack_slots(self.values, pack)
-        return BankState({adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}, {}, {})
+        slots = {adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}
+        return BankState(slots, used=frozenset(slots.values()))
 
     def load(self, state: BankState, pack: Pack) -> BankState:
         """The state with a pack of the bundle's base in a free slot. One without a head of its own has the
@@ -62,16 +64,15 @@ class AdapterBank:
             BaseMismatch: the pack was made for layers of other widths.
             Unsupported: no slot is free, or it does not fit.
         """
-        require_positions(pack, self.bundle.sites)
-        values, slots = self.values.of(pack), state.slots
+        values, slots = self.values.in_bank(pack), state.slots
         if pack.name in slots:
             raise AdapterpackError(
                 "the session already has an adapter of that name",
                 where=pack.name,
                 remedy="choose another name",
             )
-        free = min(set(range(1, self.bundle.slots)) - set(slots.values()), default=None)
-        if free is None:
+        free = set(range(1, self.bundle.slots)) - set(slots.values())
+        if not free:
             raise Unsupported(
                 "no slot is free",
                 where=self.folder,
@@ -79,15 +80,24 @@ class AdapterBank:
                 found=len(slots) + 1,
                 remedy="unload one, or export with more --slots",
             )
-        arrays = state.arrays or self.values.exported()
-        heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
-        wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
-        filled = {
-            name: np.concatenate([array[:free], wide[name][None], array[free + 1 :]])
-            for name, array in arrays.items()
-        }
+        slot = min(free, key=lambda slot: (slot in state.used, slot))
+        changed = self.write(state, {slot: values}, in_place=slot not in state.used)
+        return changed._replace(slots={**slots, pack.name: slot}, used=state.used | {slot})
+
+    def write(self, state: BankState, values: Mapping[int, Values], *, in_place: bool) -> BankState:
+        """The state with these values in these slots. ``in_place``: no run reads the slots, so that the
+        others' arrays need not be copied.
+        """
+        arrays, known = state.arrays, in_place and bool(state.arrays)
+        if not known:
+            arrays = {name: np.array(array) for name, array in (arrays or self.values.exported()).items()}
+        for slot, written in values.items():
+            for name, array in written.items():
+                arrays[name][slot] = array
+        if known and self.memory == HOST:  # where a value has the array's own memory
+            return state
         overrides: dict[str, dict[str, Any]] = {}
-        for name, array in filled.items():
+        for name, array in arrays.items():
             part = self.bundle.sites[name.rpartition(".")[0]].part
             overrides.setdefault(part, {})[name] = value_of(array, self.memory)
-        return BankState({**slots, pack.name: free}, filled, overrides)
+        return state._replace(arrays=arrays, overrides=overrides)

@@ -12,7 +12,7 @@ import numpy as np
 from ...bundle.manifest import MappedSite
 from ...errors import FormatError
 from ...pack.pack import Pack
-from ...slots.values import PEFT_NAMES, Values, grouped, pack_values, padded
+from ...slots.values import PEFT_NAMES, Values, grouped, pack_values
 from .slot_values import SlotValues
 
 _NEAR = 5e-3
@@ -51,8 +51,8 @@ def require_base_slots(values: SlotValues) -> None:
     Raises:
         FormatError: it does.
     """
-    bundle, base = values.bundle, {name: array[0] for name, array in values.exported().items()}
-    require_contents(padded({}, bundle.sites, bundle.max_rank, _heads(base)), base, values.folder, None)
+    base = {name: array[0] for name, array in values.exported().items()}
+    require_contents(values.padded({}), base, values.folder, None)
 
 
 def require_pack_slots(values: SlotValues, pack: Pack) -> None:
@@ -62,8 +62,7 @@ def require_pack_slots(values: SlotValues, pack: Pack) -> None:
         FormatError: the slot holds something else.
     """
     exported, slot = values.exported(), values.bundle.adapter(pack.name).slot or 0
-    heads = _heads({name: array[0] for name, array in exported.items()})
-    wide = padded(values.of(pack), values.bundle.sites, values.bundle.max_rank, heads)
+    wide = values.padded(values.of(pack))
     require_contents(wide, {name: array[slot] for name, array in exported.items()}, values.folder, pack.name)
 
 
@@ -94,10 +93,6 @@ def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         ending = next((ending for ending in ours if name.endswith(f".{ending}")), "")
         named[f"{name.removesuffix(ending)}{ours.get(ending, '')}"] = array
     return named
-
-
-def _heads(base: Values) -> Values:
-    return {name: array for name, array in base.items() if name.endswith((".head", ".head_bias"))}
 
 
 def _near(one: np.ndarray, two: np.ndarray) -> bool:

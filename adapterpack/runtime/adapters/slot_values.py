@@ -16,8 +16,9 @@ from ...onnx_graph.graph_file import Stored, mapped
 from ...pack.pack import Adapter, Pack
 from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Part, summed
-from ...slots.values import Values, pack_values
-from .mix import Mix
+from ...slots.values import Values, pack_values, padded
+from .mix import Mix, parts_of
+from .positions import require_positions
 
 
 def reads_weights(pack: Pack) -> bool:
@@ -71,11 +72,32 @@ class SlotValues:
             for name in (f"{path}.{field}" for field in site.fields)
         }
 
-    def exported_of(self, pack: Pack) -> Values | None:
+    def padded(self, values: Values) -> Values:
+        """Slot values as wide as a slot of the bank; where they have no head the base's is taken."""
+        heads = {
+            name: array[0]
+            for name, array in self.exported().items()
+            if name.endswith((".head", ".head_bias"))
+        }
+        return padded(values, self.bundle.sites, self.bundle.max_rank, heads)
+
+    def in_bank(self, adapter: Pack | Mix) -> Values:
+        """What a slot of the bank holds of a pack or of a mix: what it was exported with, or :meth:`of`,
+        padded.
+
+        Raises:
+            Unsupported: it acts at positions that the graph does not ask for, or as :meth:`of`.
+            NotASum: of a mix, if the changes of its packs cannot be added.
+        """
+        for pack, _ in parts_of(adapter):
+            require_positions(pack, self.bundle.sites)
+        return self.exported_of(adapter) or self.padded(self.of(adapter))
+
+    def exported_of(self, adapter: Pack | Mix) -> Values | None:
         """The values that a pack has in the bank with which the graphs were exported, padded; None where it
         is not among them.
         """
-        slot = next((adapter.slot for adapter in self.bundle.adapters if adapter.pack == pack.id), None)
+        slot = next((one.slot for one in self.bundle.adapters if one.pack == adapter.id), None)
         return (
             None if slot is None else {name: np.array(array[slot]) for name, array in self.exported().items()}
         )

@@ -107,7 +107,7 @@ class AdapterReader:
         """The values that a pack has in the bank, where those of the base that they were made of are
         quantized away.
         """
-        values = None if isinstance(adapter, Mix) else self._values.exported_of(adapter)
+        values = self._values.exported_of(adapter)
         if values is None:
             raise Unsupported(
                 "this method needs the base's own weights, which this graph does not hold",

@@ -6,23 +6,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ...errors import Unsupported
 from ...pack import canary
 from ...pack.pack import Pack
-from ...slots.values import Values, head_values, in_slots, padded
+from ...slots.values import Values, head_values, in_slots
 from ...tasks.session import Arrays
 from ..adapters.bank import BankState
 from ..adapters.mix import Mix, parts_of
 from ..adapters.modes import BankMode
 from ..adapters.pinned import Adapters, Pinned
-from ..adapters.positions import require_positions
 from ..canary import Replay, replay_one
 from ..open_bundle import OpenBundle
-from ..ort_values import value_of
 from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
 from .shared_values import array_of
@@ -67,12 +65,11 @@ class BankedAdapters:
 
     def __init__(self, bundle: OpenBundle) -> None:
         self._bundle, self._mode = bundle, BankMode(bundle)
-        self._values = self._mode.bank.values
         self._slots = {adapter.pack: int(adapter.slot or 0) for adapter in bundle.bundle.adapters}
         """Digest -> slot, the least recently used first."""
         self._mixes = set[str]()
         """The digests in slots that are mixes."""
-        self._state = BankState(self._slots, {}, {})
+        self._state = BankState(self._slots)
         self._running = threading.Lock()
         """Taken for every pass: slots are written in place between passes."""
 
@@ -85,22 +82,10 @@ class BankedAdapters:
                 found=pack.name,
                 remedy="export with more --slots",
             )
-        packs = [one for one, _ in parts_of(pack)]
-        for one in packs:
-            require_positions(one, self._bundle.bundle.sites)
         with self._bundle.compared():
-            values = (None if isinstance(pack, Mix) else self._values.exported_of(pack)) or self._wide(
-                self._values.of(pack)
-            )
-        return ResidentAdapter(pack.name, pack.id, values, {}, packs=frozenset(one.id for one in packs))
-
-    def _wide(self, values: Values) -> Values:
-        heads = {
-            name: array[0]
-            for name, array in self._values.exported().items()
-            if name.endswith((".head", ".head_bias"))
-        }
-        return padded(values, self._bundle.bundle.sites, self._bundle.bundle.max_rank, heads)
+            values = self._mode.bank.values.in_bank(pack)
+        packs = frozenset(one.id for one, _ in parts_of(pack))
+        return ResidentAdapter(pack.name, pack.id, values, {}, packs=packs)
 
     def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
         """See :class:`BatchAdapters`. The base has a slot of its own."""
@@ -134,21 +119,13 @@ class BankedAdapters:
             self._slots[digest] = self._slots.pop(digest)
         if not missing:
             return
-        arrays = self._state.arrays or {
-            name: np.array(array) for name, array in self._values.exported().items()
-        }
+        written: dict[int, Values] = {}
         for adapter in missing:
-            slot = self._free(wanted)
-            for name, value in adapter.values.items():
-                arrays[name][slot] = array_of(value)  # type: ignore[index]
-            self._slots[adapter.digest] = slot
+            slot = self._slots[adapter.digest] = self._free(wanted)
+            written[slot] = {name: array_of(value) for name, value in adapter.values.items()}
             if adapter.mixed:
                 self._mixes.add(adapter.digest)
-        overrides: dict[str, dict[str, Any]] = {}
-        for name, array in arrays.items():
-            part = self._bundle.bundle.sites[name.rpartition(".")[0]].part
-            overrides.setdefault(part, {})[name] = value_of(array, self._bundle.memory)  # no copy on the CPU
-        self._state = BankState(self._slots, arrays, overrides)
+        self._state = self._mode.bank.write(self._state, written, in_place=True)
 
     def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:
         """A slot that no row of the batch needs: an empty one, or the one that was not used for the longest
@@ -173,7 +150,7 @@ class BankedAdapters:
             for path, params in pack.full().items()
             for name, array in head_values(path, params).items()
         }
-        values = self._wide(in_slots(trained, self._bundle.bundle.sites))
+        values = self._mode.bank.values.padded(in_slots(trained, self._bundle.bundle.sites))
         bare = ResidentAdapter(pack.name, f"{pack.id}, its trained modules alone", values, {})
         base, adapted = (
             [canary.row_of(self.run(inputs, [one], [pack])) for inputs in canary.feeds(recorded)]
