@@ -81,8 +81,8 @@ def logits(page: Page, rows: list[tuple[str, str | None]]) -> np.ndarray:
     return np.array(page.run(pass_)).reshape(len(rows), -1)
 
 
-def said(page: Page, prompt: str, adapter: str | None, most: int) -> str:
-    """The greedy answer of an open site to a prompt."""
+def said(page: Page, prompt: str | list[dict[str, str]], adapter: str | None, most: int) -> str:
+    """The greedy answer of an open site to a prompt or to messages."""
     call = (
         f"adapterpack.bundle.generate({json.dumps(prompt)}, "
         f"{json.dumps({'adapter': adapter, 'maxNewTokens': most})})"

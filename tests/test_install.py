@@ -100,7 +100,7 @@ def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None
     }
     shipped = {f"adapterpack/{path.relative_to(root)}" for path in (root / "schemas").glob("*.json")}
     shipped |= {f"adapterpack/{path.relative_to(root)}" for path in (root / "web" / "page").iterdir()}
-    shipped.add("adapterpack/web/dist/adapterpack.js")
+    shipped |= {"adapterpack/web/dist/adapterpack.js", "adapterpack/web/site-head.html"}
     assert "adapterpack/report/templates/page.html.jinja" in package
     assert (package | shipped) - names == set()
 

@@ -109,7 +109,7 @@ def serve(
     with needed_by("serving"):
         from .api import apis_of  # noqa: PLC0415 - needs an extra
         from .metrics import Metrics  # noqa: PLC0415 - needs an extra
-        from .page.routes import PAGES  # noqa: PLC0415 - needs an extra
+        from .page import PAGES  # noqa: PLC0415 - needs an extra
         from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
     bounds = limits or Limits()
     path = None if keys is None else Path(keys)

@@ -20,7 +20,7 @@ from encoder_packs import packed
 from servers import ANN, BOB, Served, entry, write_keys
 
 from adapterpack.serving.audit import Record
-from adapterpack.serving.page.routes import HEADERS, page_files
+from adapterpack.serving.page import HEADERS, page_files
 from adapterpack.serving.status import traffic
 from adapterpack.serving.status.traffic import Traffic
 
@@ -251,6 +251,9 @@ def test_text_side_by_side(
         "!document.querySelector('#refused').hidden"
     )
     assert EVIL in page.text("#base")
+    assert "Unload" not in page.text(
+        "#models"
+    )  # which a browser's own bundle can, and a server does not offer
     assert EVIL in page.text("#refused-list")
     assert str(tmp_path) not in page.text("#refused-list")
     page.run(

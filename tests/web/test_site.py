@@ -35,6 +35,21 @@ def refusal(page: Page, call: str) -> str:
     return str(page.run(f"adapterpack.bundle.{call}.then(() => 'nothing', (error) => error.name)"))
 
 
+def ask_both(page: Page, *names: str) -> list[list[str]]:
+    """Has the two sides answered by models of those names; the labels that each shows, in order."""
+    for tone, name in zip(("c1", "c2"), names, strict=True):
+        page.run(f"document.querySelector('#model-{tone}').value = {json.dumps(name)}")
+    page.run("document.querySelector('#said').textContent = ''")
+    page.run("document.querySelector('textarea').focus()")
+    page.key("Enter", 13, CTRL)
+    page.wait("document.querySelector('#said').textContent.startsWith('Ended')")
+    labels: list[list[str]] = page.run(
+        "[...document.querySelectorAll('.pane')].map((pane) => "
+        "[...pane.querySelectorAll('.label')].map((label) => label.innerText))"
+    )
+    return labels
+
+
 def test_rows_of_a_batch_and_further_packs(
     page: Page, site_of: Callable[..., Path], record_property: Callable[..., None]
 ) -> None:
@@ -107,7 +122,7 @@ def test_rows_of_a_batch_and_further_packs(
             )
             == "UnknownAdapter"
         )
-    size = sum(path.stat().st_size for path in [*site.glob("*.*"), *site.glob("app/*")])
+    size = sum(path.stat().st_size for path in [*site.glob("*.*"), *site.glob("page/*")])
     record_property(
         "figure", f"a site's own files: {size / 1000:.0f} kB; the tiny classifier is open after {took:.2f} s"
     )
@@ -115,7 +130,9 @@ def test_rows_of_a_batch_and_further_packs(
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize: str | None) -> None:
-    """The greedy tokens of Python, base and adapter; of a quantized bundle by its graph for WebAssembly."""
+    """The greedy tokens of Python, base and adapter; of a quantized bundle by its graph for WebAssembly. The page
+    shows them, and continues the conversation of each side where that is chosen.
+    """
     site = site_of("llama", quantize)
     session = Session(bundle_in(site), "cpu")
     assert (site / "bundle" / "wasm.onnx").exists() == (quantize is not None)
@@ -127,6 +144,17 @@ def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize:
             own = session.generate(["Where is my order?"], [name], max_new_tokens=12)[0]
             assert said(page, "Where is my order?", name, 12) == own.text
             assert own.text
+        first = session.generate(["Why?"], ["alpha"], max_new_tokens=6)[0].text
+        page.run("document.querySelector('#max_tokens').value = 6")
+        page.run("document.querySelector('#prompt').value = 'Why?'")
+        ask_both(page, "alpha", "beta")
+        output = "document.querySelector('.pane.c1 .output').textContent"
+        assert page.run(output) == first
+        page.run("document.querySelector('#again').click()")
+        ask_both(page, "alpha", "beta")
+        messages = [("user", "Why?"), ("assistant", first), ("user", "Why?")]
+        chat = [{"role": role, "content": content} for role, content in messages]
+        assert page.run(output) == said(page, chat, "alpha", 6)
 
 
 def test_the_page(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -151,9 +179,7 @@ def test_the_page(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> N
     with served(site) as address:
         page.show(1400, 900, "light")
         opened(page, site, address)
-        chosen = (
-            "[...document.querySelectorAll('.choices input:checked + label')].map((one) => one.innerText)"
-        )
+        chosen = "[...document.querySelectorAll('.pane > select')].map((one) => one.value)"
         assert page.run(chosen) == ["alpha", "beta"]  # the base has no head
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         load_pack()
@@ -163,27 +189,22 @@ def test_the_page(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> N
         )
         weights.write_bytes(whole)
         load_pack()
-        page.wait("document.querySelectorAll('#adapters tbody tr').length === 3")
-        page.run("for (const box of document.querySelectorAll('.choices input:not(:checked)')) box.click()")
-        page.run("document.querySelector('#prompt').select()")
+        page.wait("document.querySelectorAll('#models tbody tr').length === 3")
+        base, *names = page.run("[...document.querySelectorAll('#model-c1 option')].map((one) => one.value)")
+        assert names == ["alpha", "beta", "gamma"]
+        page.run("document.querySelector('#text').select()")
         page.type(TEXTS[0])
-        page.key("Enter", 13, CTRL)
-        page.wait(
-            "document.querySelectorAll('.pane .facts span').length >= 4 && "
-            "!document.querySelector('[aria-busy]')"
-        )
-        shown = page.run(
-            "[...document.querySelectorAll('.pane')].map((pane) => [pane.querySelector('h3').innerText, "
-            "[...pane.querySelectorAll('.label')].map((label) => label.innerText)])"
-        )
+        shown = ask_both(page, "alpha", "beta")
         own = run(bundle_in(site), [{"text": TEXTS[0], "adapter": name} for name in ("alpha", "beta")])
         ordered = [
             sorted(answer["scores"], key=lambda label, scores=answer["scores"]: -scores[label])
             for answer in own
         ]
         assert [EVIL in labels for labels in ordered] == [True, False]
-        assert shown[1:3] == [["alpha", ordered[0]], ["beta", ordered[1]]]
-        assert [name for name, _ in shown] == ["Base", "alpha", "beta", "gamma"]
+        assert shown == ordered
+        gamma, none = ask_both(page, "gamma", base)
+        assert sorted(gamma) == ["one", "two"] and none == []
+        assert "no trained head" in page.text(".pane.c2 .output")
         require_well(page, address, "site")
 
 
@@ -247,13 +268,13 @@ def test_the_script_is_what_its_source_makes(tmp_path: Path) -> None:
         for root in (copy / "dist", WEB / "dist")
     )
     assert built == shipped, "build it again: npm run build in web/"
-    html = (WEB / "page" / "index.html").read_text()
+    html = (WEB / "site-head.html").read_text() + (WEB / "page" / "index.html").read_text()
     text = re.findall(r'<script type="importmap">(.*?)</script>', html, re.DOTALL)[0]
     assert base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() in html
     assert re.findall(r"\son\w+=|\sstyle=|<style", html) == []
     for path in (*(WEB / "page").iterdir(), *(WEB / "src").iterdir()):
         found = re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|https?://",
-            path.read_text(),
+            path.read_text().replace("http://www.w3.org/2000/svg", ""),
         )
         assert found is None, path

@@ -14,6 +14,7 @@ export class Pane {
     this.output = el("div", { class: "output", "aria-live": "polite", tabindex: 0, role: "region", "aria-label": `${side} answer` });
     this.facts = el("p", { class: "facts" });
     this.element = el("article", { class: `pane ${tone}` }, el("label", { for: `model-${tone}` }, side), this.select, this.mix.element, this.output, this.facts);
+    this.messages = [];
     this.clear("Nothing asked yet.");
   }
 
@@ -49,8 +50,9 @@ export class Pane {
     this.facts.replaceChildren();
   }
 
-  /** An answer begins. */
-  begin() {
+  /** An answer begins; `again`: to one more message of the same conversation. */
+  begin(again) {
+    if (!again) this.messages = [];
     this.clear("Waiting for the first word …");
     this.output.setAttribute("aria-busy", "true");
   }
@@ -72,7 +74,7 @@ export class Pane {
     else this.output.append(note);
   }
 
-  /** Facts below the answer, and which digest answered: what was asked and is listed, or another. */
+  /** Facts below the answer, and which digest answered: what was asked and is listed, or another; `right` is undefined where nothing is compared. */
   tell(facts, answered, right) {
     const parts = facts.map((fact) => el("span", {}, fact));
     if (answered) parts.unshift(verdict(answered, right));
@@ -82,5 +84,6 @@ export class Pane {
 
 function verdict(answered, right) {
   const packs = packsOf(answered).flatMap(({ pack, weight }) => [weight == null ? "" : ` ${weight} × `, digestButton(pack)]);
+  if (right === undefined) return el("span", {}, ...packs);
   return el("span", { class: right ? "right" : "wrong" }, ...packs, right ? " ✓ as listed" : " ✗ not the pack that is listed");
 }

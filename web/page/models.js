@@ -6,18 +6,20 @@ import { bytes, count } from "./numbers.js";
 const ROWS = 20;
 const FEW = 8;
 
-/** Each column: its heading, the cell of a model, whether it is a number or a word (which is never broken), and who sees it. */
+/** Each column: its heading, the cell of a model, whether it is a number or a word (which is never broken), and what a model has where it is shown. */
 const COLUMNS = [
   { name: "Name", cell: (model) => el("strong", {}, model.name) },
   { name: "Digest", word: true, cell: (model) => digestButton(model.digest) },
-  { name: "Kind", word: true, cell: ({ adapter }) => (adapter ? adapter.method : "base") },
-  { name: "Rank", number: true, cell: ({ adapter }) => (adapter?.ranks ? [...new Set(adapter.ranks)].join("–") : "") },
-  { name: "Acts in", cell: ({ adapter }) => (adapter ? `${adapter.modules.join(", ")} (${count(adapter.sites)})` : "") },
-  { name: "Size", number: true, cell: ({ adapter }) => (adapter ? bytes(adapter.bytes) : "") },
-  { name: "Where", word: true, operator: true, cell: ({ adapter, resident }) => (adapter ? (resident ? "in memory" : "on disk") : "") },
-  { name: "Generation", number: true, cell: ({ generation }) => generation ?? "" },
-  { name: "Requests", number: true, cell: ({ counts }) => count(counts.requests) },
-  { name: "Tokens", number: true, cell: ({ counts }) => count(counts.prompt_tokens + counts.completion_tokens) },
+  { name: "Kind", word: true, of: "counts", cell: ({ adapter }) => (adapter ? adapter.method : "base") },
+  { name: "Rank", of: "counts", number: true, cell: ({ adapter }) => (adapter?.ranks ? [...new Set(adapter.ranks)].join("–") : "") },
+  { name: "Acts in", of: "counts", cell: ({ adapter }) => (adapter ? `${adapter.modules.join(", ")} (${count(adapter.sites)})` : "") },
+  { name: "Size", of: "counts", number: true, cell: ({ adapter }) => (adapter ? bytes(adapter.bytes) : "") },
+  { name: "Where", of: "resident", word: true, cell: ({ adapter, resident }) => (adapter ? (resident ? "in memory" : "on disk") : "") },
+  { name: "Generation", of: "counts", number: true, cell: ({ generation }) => generation ?? "" },
+  { name: "Requests", of: "counts", number: true, cell: ({ counts }) => count(counts.requests) },
+  { name: "Tokens", of: "counts", number: true, cell: ({ counts }) => count(counts.prompt_tokens + counts.completion_tokens) },
+  { name: "Labels", of: "labels", cell: ({ labels }) => labels.slice(0, 8).join(", ") },
+  { name: "", of: "removable", cell: ({ name, removable }, unload) => removable && el("button", { type: "button", class: "plain", "aria-label": `Unload ${name}`, onclick: () => unload(name) }, "Unload") },
 ];
 
 const REFUSED = [
@@ -28,7 +30,9 @@ const REFUSED = [
 ];
 
 export class Models {
-  constructor() {
+  /** `unload` forgets the adapter of a name. */
+  constructor(unload) {
+    this.unload = unload;
     this.listed = { models: [] };
     this.find = el("input", { id: "find", type: "search", oninput: () => this.fill() });
     this.finder = el("div", { class: "field find" }, el("label", { for: "find" }, "Find"), this.find);
@@ -36,7 +40,7 @@ export class Models {
     at("models").replaceChildren(this.finder, this.table);
   }
 
-  /** What the server lists now. */
+  /** What the backend lists now. */
   show(listed) {
     this.listed = listed;
     this.finder.hidden = listed.models.length <= FEW;
@@ -51,31 +55,31 @@ export class Models {
   }
 
   fill() {
-    const { models, refused } = this.listed;
-    const operator = Boolean(refused);
+    const { models } = this.listed;
     const wanted = this.find.value.trim().toLowerCase();
     const found = models.filter((model) => `${model.name} ${model.digest}`.toLowerCase().includes(wanted));
-    const columns = COLUMNS.filter((column) => operator || !column.operator);
+    const columns = COLUMNS.filter(({ of }) => !of || models.some((model) => of in model));
     const left = found.length > ROWS ? [el("p", { class: "note" }, `The first ${ROWS} of ${count(found.length)}: type a part of a name or a digest above.`)] : [];
     const none = found.length || !wanted ? [] : [el("p", { class: "note" }, "No name or digest has that in it.")];
-    const rows = found.length ? [table("Adapters", columns, found.slice(0, ROWS))] : [];
+    const rows = found.length ? [table("Adapters", columns, found.slice(0, ROWS), this.unload)] : [];
     const focused = this.table.contains(document.activeElement) && document.activeElement.title;
-    this.table.replaceChildren(...(this.adapters ? [] : [empty(operator)]), ...rows, ...left, ...none);
+    this.table.replaceChildren(...(this.adapters ? [] : [empty(this.listed)]), ...rows, ...left, ...none);
     if (focused) [...this.table.querySelectorAll("button")].find((button) => button.title === focused)?.focus({ preventScroll: true });
   }
 }
 
-function empty(operator) {
-  if (!operator) return el("p", {}, "This key may name no adapter. Ask whoever runs the server, or wait until one is loaded.");
+function empty({ empty: words, refused }) {
+  if (words) return el("p", { class: "note" }, words);
+  if (!refused) return el("p", {}, "This key may name no adapter. Ask whoever runs the server, or wait until one is loaded.");
   return el("div", {}, el("p", {}, "There is no adapter yet. Start the server with one, or with a folder that it watches, into which you copy packs:"),
     el("pre", {}, el("code", {}, "adapterpack serve BUNDLE --adapters PACK\nadapterpack serve BUNDLE --adapters FOLDER --watch 2")));
 }
 
 /** A table that becomes a list of cards on a narrow screen; the roles keep it a table for those who do not see it. */
-function table(caption, columns, rows) {
+function table(caption, columns, rows, unload) {
   const style = (column) => ({ class: column.number ? "number" : column.word ? "word" : null });
   const head = el("tr", { role: "row" }, ...columns.map((column) => el("th", { scope: "col", role: "columnheader", ...style(column) }, column.name)));
-  const body = rows.map((row) => el("tr", { role: "row" }, ...columns.map((column) => el("td", { role: "cell", "data-name": column.name, ...style(column) }, column.cell(row)))));
+  const body = rows.map((row) => el("tr", { role: "row" }, ...columns.map((column) => el("td", { role: "cell", "data-name": column.name, ...style(column) }, column.cell(row, unload) || null))));
   const whole = el("table", { role: "table", "aria-label": caption }, el("thead", { role: "rowgroup" }, head), el("tbody", { role: "rowgroup" }, ...body));
   return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, whole);
 }

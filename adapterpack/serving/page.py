@@ -1,23 +1,25 @@
-"""Sends the page's files. They are read once and looked up by name; no path is made of what a request
-says.
+"""The page at ``/`` for people: plain files without a build step, which load nothing from elsewhere.
+
+They are read once and looked up by name: no path is made of what a request says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.refused import Refused
-from ...palette import style_sheet
-from ..audit import Record
-from ..keys import Key
-from ..route import RouteSpec
-from ..state import State
+from ..http.refused import Refused
+from ..palette import style_sheet
+from ..resources import resource
+from .audit import Record
+from .keys import Key
+from .route import RouteSpec
+from .state import State
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -52,9 +54,9 @@ class PageFile(NamedTuple):
 @cache
 def page_files() -> Mapping[str, PageFile]:
     """The files by name."""
-    inside = files(__package__) / "files"
-    read = {one.name: one.read_bytes() for one in inside.iterdir()} | {COLOURS: style_sheet().encode()}
-    return {name: PageFile(data, _TYPES[name[name.rindex(".") :]]) for name, data in read.items()}
+    data = {path.name: path.read_bytes() for path in resource("web/page").iterdir()}
+    data[COLOURS] = style_sheet().encode()
+    return {name: PageFile(content, _TYPES[Path(name).suffix]) for name, content in data.items()}
 
 
 async def index(state: State, request: Request, key: Key, record: Record) -> Response:

@@ -2,25 +2,21 @@
 
 import { el } from "./elements.js";
 import { counted, percent, seconds } from "./numbers.js";
-import { request } from "./server.js";
 
 const NONE = "O";
 
 export const TAGS = {
-  route: "/v2/models/{model}/infer",
+  task: "token-classification",
   inputs: [{ id: "text", label: "Text", value: "Ada Lovelace was born in London.", rows: 2 }],
   options: [],
 
-  async answer(model, [text], options, pane, signal) {
-    const asked = performance.now();
-    const body = { inputs: [{ name: "text", datatype: "BYTES", shape: [1], data: [text] }] };
-    const response = await request(`v2/models/${encodeURIComponent(model)}/infer`, { body, signal });
-    const { outputs } = await response.json();
-    const columns = Object.fromEntries(outputs.map((output) => [output.name, output.data]));
+  async answer(backend, asked, [text], options, pane, signal) {
+    const began = performance.now();
+    const { columns, digest } = await backend.tag(asked, text, signal);
     pane.show(...tagged(text, columns));
     const labelled = columns.label.filter((label) => label !== NONE).length;
-    const facts = [`${counted(labelled, "token")} with a label`, `answered after ${seconds((performance.now() - asked) / 1000)}`];
-    return { digest: response.headers.get("X-Adapterpack-Digest"), facts };
+    const facts = [`${counted(labelled, "token")} with a label`, `answered after ${seconds((performance.now() - began) / 1000)}`];
+    return { digest, facts };
   },
 };
 

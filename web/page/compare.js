@@ -2,9 +2,7 @@
 
 import { at, el, say } from "./elements.js";
 import { LABELS } from "./labels.js";
-import { agrees } from "./mix.js";
 import { Pane } from "./pane.js";
-import { get } from "./server.js";
 import { TAGS } from "./tags.js";
 import { TEXT } from "./text.js";
 import { VECTORS } from "./vectors.js";
@@ -12,21 +10,20 @@ import { VECTORS } from "./vectors.js";
 const KINDS = [TEXT, LABELS, VECTORS, TAGS];
 
 export class Compare {
-  /** `paths` are those of the server's routes. */
-  constructor(paths) {
-    this.kind = KINDS.find((kind) => kind.route in paths);
+  constructor(backend) {
+    this.backend = backend;
+    this.kind = KINDS.find((kind) => kind.task === backend.task);
+    this.mixes = this.kind?.mixes && backend.mixes;
     this.panes = [new Pane("Left", "c1"), new Pane("Right", "c2")];
-    this.models = [];
     this.stopping = null;
     this.build();
   }
 
-  /** The models that the key may name, the base first. It begins with two that can answer: of `headless` ones none can. */
+  /** The models to choose from, the base first. It begins with two that can answer: of `headless` ones none can. */
   offer(models, headless) {
-    this.models = models;
     const able = models.filter((model) => !headless.includes(model.id));
     const first = able.length ? able : models;
-    this.panes.forEach((pane, place) => models.length && pane.offer(models, first[Math.min(place, first.length - 1)].id, this.kind?.mixes));
+    this.panes.forEach((pane, place) => models.length && pane.offer(models, first[Math.min(place, first.length - 1)].id, this.mixes));
     this.form?.toggleAttribute("hidden", !models.length);
     this.panes[1].element.hidden = models.length < 2;
     if (this.form) this.first.textContent = models.length < 2 ? "Ask" : "Ask both";
@@ -43,17 +40,20 @@ export class Compare {
       return;
     }
     this.inputs = this.kind.inputs.map((input) => el("textarea", { id: input.id, rows: input.rows, required: !input.optional }, input.value));
-    this.options = this.kind.options.map(({ label, ...attributes }) => el("input", attributes));
+    const sampling = this.kind.options.filter((option) => this.backend.sampling.includes(option.id));
+    this.options = sampling.map(({ label, ...attributes }) => el("input", attributes));
+    this.again = el("input", { id: "again", type: "checkbox" });
+    this.history = el("div", { class: "field check", hidden: true }, this.again, el("label", { for: "again" }, "Continue the conversation"));
     this.first = el("button", { class: "first" }, "Ask both");
     this.stop = el("button", { type: "button", disabled: true, onclick: () => this.stopping?.abort() }, "Stop");
     const fields = this.kind.inputs.map((input, place) => el("div", { class: "field" }, el("label", { for: input.id }, input.label), this.inputs[place]));
-    const options = this.kind.options.map((option, place) => {
+    const options = sampling.map((option, place) => {
       const label = el("label", { for: option.id }, option.label);
       return el("div", { class: option.type === "checkbox" ? "field check" : "field" }, ...(option.type === "checkbox" ? [this.options[place], label] : [label, this.options[place]]));
     });
     this.form = el("form", { onsubmit: (event) => this.submit(event), onkeydown: (event) => this.key(event) },
       el("div", { class: "inputs" }, ...fields),
-      el("div", { class: "options" }, ...options, el("div", { class: "row" }, this.first, this.stop)),
+      el("div", { class: "options" }, ...options, this.history, el("div", { class: "row" }, this.first, this.stop)),
       el("div", { class: "pair" }, ...this.panes.map((pane) => pane.element)));
     at("compare").replaceChildren(this.form);
   }
@@ -72,17 +72,17 @@ export class Compare {
     await Promise.all(this.asked.map((pane) => this.ask(pane, texts)));
     this.stopping = null;
     this.busy(false);
+    this.history.hidden = this.kind !== TEXT;
     say(`Ended: ${this.asked.map((pane) => pane.name).join(" and ")}.`);
   }
 
-  /** Asks for one pane. The digest that answers is compared with what the server lists, anew where a pack was exchanged meanwhile. */
+  /** Asks for one pane. Where the backend lists digests, the one that answers is compared with the listed one. */
   async ask(pane, texts) {
     const { asked } = pane;
-    const { model, ...mix } = asked;
-    pane.begin();
+    pane.begin(this.again.checked);
     try {
-      const { digest, facts } = await this.kind.answer(model, texts, { ...this.chosen(), ...mix }, pane, this.stopping.signal);
-      pane.tell(facts, digest, agrees(digest, asked, this.models) || agrees(digest, asked, (await get("v1/models")).data));
+      const { digest, facts } = await this.kind.answer(this.backend, asked, texts, this.chosen(), pane, this.stopping.signal);
+      pane.tell(facts, digest, await this.backend.agrees?.(digest, asked));
     } catch (problem) {
       pane.fail(problem);
     } finally {
