@@ -47,7 +47,6 @@ from .adapter_methods.pvera import PVeRA as PVeRA
 from .adapter_methods.randlora import RandLoRA as RandLoRA
 from .adapter_methods.registry import methods as methods
 from .adapter_methods.road import RoAd as RoAd
-from .adapter_methods.shadow import Shadow as Shadow
 from .adapter_methods.shira import SHiRA as SHiRA
 from .adapter_methods.supertuning import SuperTuning as SuperTuning
 from .adapter_methods.tinylora import TinyLoRA as TinyLoRA

@@ -27,7 +27,6 @@ from .adapter_methods import PROMPT, Method, Params, Site, complete, fold, froze
 from .adapter_methods.forms.attention import attend
 from .adapter_methods.forms.blocks import run_block
 from .adapter_methods.forms.prompt_config import PromptSite
-from .adapter_methods.forms.shadow import advance, inject
 from .manifest import manifest as m
 from .pack.pack import Pack, build
 from .pack.validate.validation import load
@@ -120,7 +119,6 @@ SUBJECTS: dict[str, tuple[Any, ...]] = {
     "table": TABLES,
     "block": BLOCKS,
     "attention": BLOCKS,
-    "layer": BLOCKS,
     "prompt": MODELS,
 }
 """Kind of site -> what a method is proved on, by the first kind that it takes."""
@@ -251,12 +249,6 @@ def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) ->
     return layer(x) + attend(form, queries, keys, keys, x.shape[-1] ** -0.5).reshape(x.shape)
 
 
-def _beside(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    """With a state that has been moved on by the layer's input once, from nothing."""
-    form = case.method.normal_form(case.config, params, case.site)
-    return layer_of(weight, bias)(inject(form, x, advance(form, x, 0 * x)))
-
-
 class Proof(NamedTuple):
     """How a kind of method is proved: by what output, and whether a weight can hold it."""
 
@@ -268,9 +260,8 @@ PROOFS = {
     "weight": Proof(_on_layer, folds=True),
     "activation": Proof(_on_block, folds=False),
     "attention": Proof(_on_attention, folds=False),
-    "shadow": Proof(_beside, folds=False),
 }
-"""Kind of a method -> how it is proved."""
+"""Kind of a method -> how it is proved. A package with a kind of its own adds that, and SUBJECTS of it."""
 
 
 def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:

@@ -250,7 +250,6 @@ ROWS = (
         f"{PROMPTS}test_our_folder_gives_our_outputs_in_peft[cartridge]",
     ),
     Row("LLaMA-Adapter", "llama_adapter", {}, "test_llama_adapter.py::test_it_equals_peft_both_ways[True]"),
-    Row("SHADOW", "shadow", {"r": 3}, "peft/test_shadow.py::test_peft_both_ways[llama]"),
     Row(
         "LLaMA-Adapter, in graphs",
         "llama_adapter",

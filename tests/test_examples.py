@@ -32,9 +32,10 @@ def test_training_configs(
 
 def test_every_example_is_covered_here() -> None:
     """A new file in ``examples/`` needs a test: the configs above, the method in test_plugins, what other
-    kinds of values there are in test_extensions, the gates in hub/test_gates, what is for servers in
-    serving/test_kubernetes, test_containers and test_ray, the demo in test_demo, and the scripts that train in
-    test_training_examples; the cookbook in guide/test_cookbook.
+    kinds of values there are, and a package with a kind of adapter, in test_extensions, the gates in
+    hub/test_gates, what is for servers in serving/test_kubernetes, test_containers and test_ray, the
+    demo in test_demo, and the scripts that train in test_training_examples; the cookbook in
+    guide/test_cookbook.
     """
     known = {
         "tickets.yaml",
@@ -45,6 +46,7 @@ def test_every_example_is_covered_here() -> None:
         "containers",
         "cookbook",
         "serving",
+        "shadow_peft",
         "training",
         *(f"new_{kind}.py" for kind in ("method", "rule", "node", "task", "codec", "frontend", "target")),
     }

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import adapterpack
 from adapterpack import LoRA, Session
 from adapterpack.adapter_methods import Site, get
 from adapterpack.bundle.manifest import read_bundle
-from adapterpack.errors import FormatError
+from adapterpack.errors import FormatError, Unsupported
 from adapterpack.exporting.frontends import FRONTENDS, Source
 from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
@@ -294,3 +295,38 @@ def test_a_package_that_fails_is_named_when_it_is_looked_up(
     error = cli("compose", *packs.values(), "-o", tmp_path / "out", "--rule", "cliped", code=1)["error"]
     assert "did you mean 'clipped'" in error["remedy"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kind_of_adapter_of_another_package_passes_its_own_tests(tmp_path: Path) -> None:
+    """ShadowPEFT, with a second model beside the layers: a method, and modules of its own in the model."""
+    example = ROOT / "examples" / "shadow_peft"
+    project = tomllib.loads((example / "pyproject.toml").read_text())["project"]
+    groups = {
+        group.removeprefix("adapterpack."): "\n".join(f"{name} = {value}" for name, value in entries.items())
+        for group, entries in project["entry-points"].items()
+    }
+    install(tmp_path, "adapterpack_shadow", groups)
+    options = ("-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(example)],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, example, ROOT))),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "skipped" not in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.fast
+def test_a_folder_of_a_method_that_a_package_brings_says_where_it_is(tmp_path: Path) -> None:
+    """ShadowPEFT's folders are refused where the example is not installed, with the way out."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "SHADOW"}))
+    safetensors.numpy.save_file({"a": np.zeros(1, np.float32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(Unsupported, match=r"not installed here.*examples/shadow_peft"):
+        adapterpack.load(tmp_path)

@@ -85,7 +85,7 @@ def _text_alone(row: np.ndarray, config: Any) -> list[int]:
 
 def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
     """A row with an image behind its first token."""
-    from ..torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
+    from ..torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only for a model
 
     return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
 

@@ -92,6 +92,10 @@ _NOT_READ: dict[str, tuple[str, str]] = {
         "copy the experts' folders into it, as experts/0, experts/1, ..., and convert it: adapterpack "
         "convert SRC --to pack -o OUT",
     ),
+    "SHADOW": (
+        "a package of its own brings it, which is not installed here",
+        "install examples/shadow_peft of adapterpack's sources, or use PEFT",
+    ),
 }
 """Types of PEFT that are not read: why, and what to do."""
 

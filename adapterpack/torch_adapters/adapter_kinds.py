@@ -9,6 +9,7 @@ from torch import nn
 
 from ..adapter_methods import Site, Traits
 from ..errors import SiteNotFound
+from ..registry import Registry
 from .block_targets import block_at, select_blocks
 from .layers import attention, encoder_decoder_prompts, prompts
 from .layers.block import AdaptedBlock
@@ -18,7 +19,6 @@ from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted, AdaptedLayer
 from .layers.norms import AdaptedNorm
 from .layers.parameter import AdaptedParameter
-from .layers.shadow.layer import ShadowedLayer, around_layer, select_layers, with_tensors
 from .layers.wrapper import innermost, module_at
 from .sites import holder_at, select, site_at
 
@@ -39,7 +39,9 @@ LAYERS: dict[str, type[Adapted]] = {
 
 
 class Kind(NamedTuple):
-    """``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a
+    """How a model takes adapters of methods of the kind ``name``.
+
+    ``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a
     site's path.
 
     ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module
@@ -47,6 +49,7 @@ class Kind(NamedTuple):
     else inside of that. ``ready`` completes a config by what only the model knows.
     """
 
+    name: str
     select: Callable[[nn.Module, str | tuple[str, ...], Traits, tuple[str, ...]], list[Site]]
     holder: type[Adapted] | tuple[type[Adapted], ...]
     wrap: Callable[[nn.Module, nn.Module, str, Traits], Adapted]
@@ -70,23 +73,30 @@ def _block(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Ad
     return AdaptedBlock(module, block_at(model, path, module), model)
 
 
-KINDS: dict[str, Kind] = {
-    "weight": Kind(select, (AdaptedLayer, AdaptedParameter), _layer, holder_at),
-    "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
-    "attention": Kind(
+KINDS: Registry[Kind] = Registry(
+    "kind of adapter", Kind, "adapterpack.adapter_kinds", "adapterpack.torch_adapters.layers"
+)
+"""Kind of a method -> how a model takes it."""
+
+KINDS.register(Kind("weight", select, (AdaptedLayer, AdaptedParameter), _layer, holder_at))
+KINDS.register(Kind("activation", select_blocks, AdaptedBlock, _block, outermost=True))
+KINDS.register(
+    Kind(
+        "attention",
         attention.select_attention,
         attention.AdaptedAttention,
         attention.around_attention,
         ready=attention.last_layers,
         outermost=True,
-    ),
-    "shadow": Kind(select_layers, ShadowedLayer, around_layer, ready=with_tensors, outermost=True),
-    "prompt": Kind(
+    )
+)
+KINDS.register(
+    Kind(
+        "prompt",
         prompts.select,
         prompts.Prompts,
         encoder_decoder_prompts.around_embedding,
         prompts.embedding,
         prompts.ready,
-    ),
-}
-"""Kind of a method -> how a model takes it."""
+    )
+)

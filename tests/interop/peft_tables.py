@@ -121,6 +121,14 @@ def _work(share: str, done: Path, wanted: list[str], scratch: Path) -> int:
     from peft_cases.cases import all_cases
     from peft_cases.pairs import run
 
+    sys.path.append(str(_HERE.parents[1] / "examples" / "shadow_peft"))
+    from adapterpack_shadow import layers, method
+
+    from adapterpack.adapter_methods import register
+    from adapterpack.torch_adapters.adapter_kinds import KINDS
+
+    register(method.shadow)  # as an entry point does where that package is installed
+    KINDS.register(layers.shadow)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # models this small only wait for each other's threads
     number, count = map(int, share.split("/"))

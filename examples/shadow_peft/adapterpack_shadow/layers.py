@@ -17,15 +17,17 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from ....adapter_methods import Method, Site, Traits
-from ....adapter_methods.forms.shadow import TRAITS, ShadowForm, advance, inject
-from ....adapter_methods.shadow import BACKBONE, PROJECTION, ShadowSite
-from ....errors import BaseMismatch, Unsupported
-from ...block_targets import block_at, select_blocks
-from ..layer import Adapted, Tensors
-from ..prompts import CACHES
-from ..wrapper import innermost, module_at
+from adapterpack.adapter_methods import Method, Site, Traits
+from adapterpack.errors import BaseMismatch, Unsupported
+from adapterpack.torch_adapters.adapter_kinds import Kind
+from adapterpack.torch_adapters.block_targets import block_at, select_blocks
+from adapterpack.torch_adapters.layers.layer import Adapted, Tensors
+from adapterpack.torch_adapters.layers.prompts import CACHES
+from adapterpack.torch_adapters.layers.wrapper import innermost, module_at
+
 from .backbone import built, drawn, embeds_are_shared, shapes_of
+from .form import TRAITS, ShadowForm, advance, inject
+from .method import BACKBONE, PROJECTION, ShadowSite
 
 _RUN = "_adapterpack_shadow"
 """The attribute of a model that holds its run, and of a cache that holds the backbone's with the name of the
@@ -339,3 +341,6 @@ def with_tensors(model: nn.Module, config: Any) -> Any:
     site = select_layers(model, config.targets, TRAITS)[0]
     shapes = shapes_of(trunk_at(model, site.path), config, site.out_features)
     return dataclasses.replace(config, tensors=tuple(sorted(shapes.items())))
+
+
+shadow = Kind("shadow", select_layers, ShadowedLayer, around_layer, ready=with_tensors, outermost=True)

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..core.arrays import array_namespace
-from ..core.base import Traits
-from ..core.operators import Array
-from .blocks import ACTIVATIONS
+from adapterpack.adapter_methods.core.arrays import array_namespace
+from adapterpack.adapter_methods.core.base import Traits
+from adapterpack.adapter_methods.core.operators import Array
+from adapterpack.adapter_methods.forms.blocks import ACTIVATIONS
 
 TRAITS = Traits(
     additive=False,

@@ -1,4 +1,6 @@
-"""ShadowPEFT: PEFT's own models both ways, with caches and beams; the formula in float64; what is refused."""
+"""ShadowPEFT as a plugin: what every method promises; PEFT's own models both ways, with caches and beams; the
+formula in float64; what is refused. Run it where both packages are installed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from noise import shake
+from adapterpack_shadow.form import advance, inject
+from adapterpack_shadow.method import Shadow, shadow
 from safetensors.torch import load_file
 from transformers import (
     GPT2Config,
@@ -20,9 +23,11 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from adapterpack import Shadow, active, adapt, attach, convert, detach, export, load, merge, save, validate
+from adapterpack import active, adapt, attach, convert, detach, export, load, merge, save, validate
+from adapterpack.adapter_methods import Params
 from adapterpack.errors import BaseMismatch, FormatError, Unsupported
 from adapterpack.peft import layout
+from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, Case, Proof, layer_of, prove
 from adapterpack.torch_adapters.active import using
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,12 +83,24 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 @torch.no_grad()
+def shake(model: Any, size: float, seed: int) -> Any:
+    """The model, with normal noise times ``size`` added to every parameter that is trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@torch.no_grad()
 def logits(model: Any) -> np.ndarray:
+    """What the model says of the same three rows, the first of which is padded."""
     found: np.ndarray = model(input_ids=IDS, attention_mask=MASK).logits.numpy()
     return found
 
 
 def close(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Raise AssertionError unless both agree within :data:`SAME`."""
     assert np.abs(found - wanted).max() <= SAME * max(1, np.abs(wanted).max())
 
 
@@ -98,11 +115,25 @@ def based(case: str, folder: Path) -> Any:
 
 
 def theirs_of(fresh: Any, case: str, folder: Path) -> Any:
+    """PEFT's own model of the case, whose adapter it saves in ``folder``."""
     options = CASES[case][2]
     theirs = peft.get_peft_model(fresh(), peft.ShadowConfig(r=3, init_weights=False, **options))
     shake(theirs, 0.2, 5).eval()
     theirs.save_pretrained(folder)
     return theirs
+
+
+def _beside(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """The layer's output with a state that its input moved on once, from nothing."""
+    form = case.method.normal_form(case.config, params, case.site)
+    return layer_of(weight, bias)(inject(form, x, advance(form, x, 0 * x)))
+
+
+def test_it_keeps_what_every_method_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The invariants that its traits promise hold, on layers that stand for a decoder's."""
+    monkeypatch.setitem(PROOFS, "shadow", Proof(_beside, folds=False))
+    monkeypatch.setitem(SUBJECTS, "layer", BLOCKS)
+    assert prove(shadow) > 10
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Unsupported
-from .core.base import Method, Shared, Storage
-from .core.config import (
+from adapterpack.adapter_methods.core.base import Method, Shared, Storage
+from adapterpack.adapter_methods.core.config import (
     FOR_TRAINING,
     MOST_SITES,
     WIDEST,
@@ -33,12 +32,13 @@ from .core.config import (
     require_number,
     require_whole,
 )
-from .core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
-from .core.site import Params, Site
-from .forms.shadow import TRAITS, ShadowForm, TwoLayers
-from .loha import kaiming
-from .registry import METHODS
+from adapterpack.adapter_methods.core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
+from adapterpack.adapter_methods.core.peft_keys import PeftKeys
+from adapterpack.adapter_methods.core.site import Params, Site
+from adapterpack.adapter_methods.loha import kaiming
+from adapterpack.errors import Unsupported
+
+from .form import TRAITS, ShadowForm, TwoLayers
 
 BACKBONE, PROJECTION, HEAD = "backbone", "projection", "head"
 """What the names of shared tensors begin with; behind it and ``_`` stands the path in that module, with ``/``
@@ -229,34 +229,32 @@ def _features(params: Params) -> tuple[int, int]:
 
 _STATE = "its state comes from a second model with a cache of its own: a graph's slots hold neither"
 
-shadow = METHODS.register(
-    Method(
-        name="shadow",
-        summary="a small second model whose state runs alongside the layers and corrects their inputs",
-        paper="https://arxiv.org/abs/2604.19254",
-        formula="h_l = o + alpha W_up W_down (o - s), s' = (1 - g) s + g T(o_l), g = sigmoid(G(o_l))",
-        kind="shadow",
-        config=Shadow,
-        traits=TRAITS,
-        shapes=_shapes,
-        init=_init,
-        normal_form=_normal_form,
-        examples=(
-            Shadow(r=2),
-            Shadow(r=3, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5),
-            Shadow(r=2, shadow_hidden_size=8, shadow_intermediate_size=5),
-        ),
-        storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
-        overrides={"refuse": lambda stage: _STATE if stage == "graph" else ""},
-        peft=PeftForm(
-            peft_type="SHADOW",
-            suffixes=_SUFFIXES,
-            modules={name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)},
-            to_config=_KEYS.to_config,
-            from_config=_from_peft,
-            features=_features,
-            from_peft_file=_with_tensors,
-            not_in_transformers=NOT_IN_LAYERS,
-        ),
-    )
+shadow = Method(
+    name="shadow",
+    summary="a small second model whose state runs alongside the layers and corrects their inputs",
+    paper="https://arxiv.org/abs/2604.19254",
+    formula="h_l = o + alpha W_up W_down (o - s), s' = (1 - g) s + g T(o_l), g = sigmoid(G(o_l))",
+    kind="shadow",
+    config=Shadow,
+    traits=TRAITS,
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(
+        Shadow(r=2),
+        Shadow(r=3, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5),
+        Shadow(r=2, shadow_hidden_size=8, shadow_intermediate_size=5),
+    ),
+    storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
+    overrides={"refuse": lambda stage: _STATE if stage == "graph" else ""},
+    peft=PeftForm(
+        peft_type="SHADOW",
+        suffixes=_SUFFIXES,
+        modules={name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)},
+        to_config=_KEYS.to_config,
+        from_config=_from_peft,
+        features=_features,
+        from_peft_file=_with_tensors,
+        not_in_transformers=NOT_IN_LAYERS,
+    ),
 )

@@ -12,9 +12,10 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from ....adapter_methods.shadow import BACKBONE, PROJECTION, Shadow
-from ....errors import Unsupported
-from ..tensors import as_numpy
+from adapterpack.errors import Unsupported
+from adapterpack.torch_adapters.layers.tensors import as_numpy
+
+from .method import BACKBONE, PROJECTION, Shadow
 
 _SIZES = {
     "shadow_num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers"),

@@ -1,0 +1,1 @@
+"""ShadowPEFT for adapterpack, as a package of its own: a method, and the kind of adapter that it needs."""
