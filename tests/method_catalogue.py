@@ -66,10 +66,15 @@ def page(known: Iterable[Method]) -> str:
     ]
     parts.append(f"## Traits\n\n{table(['method', *flags, 'layers', 'PEFT'], marks)}")
     loading = [
-        [m.name, "yes", m.peft.not_in_transformers or "yes", "yes" if m.peft.in_vllm else "-"]
+        [
+            m.name,
+            "yes",
+            m.peft.refused_by.get("transformers", "yes"),
+            "-" if "vLLM" in m.peft.refused_by else "yes",
+        ]
         for m in listed
         if m.peft is not None
-        and m.peft.from_peft_with_base is None
+        and "from_peft_with_base" not in m.peft.overrides
         and m.peft.to_config({"": m.examples[0]}) is not None
     ]
     parts.append(f"{ABOUT_READERS}\n{table(['method', 'PEFT', 'transformers', 'vLLM'], loading)}")
@@ -124,7 +129,7 @@ def _peft(method: Method) -> str:
         return "-"
     return (
         method.peft.peft_type
-        if method.peft.from_peft_with_base is None
+        if "from_peft_with_base" not in method.peft.overrides
         else f"{method.peft.peft_type}, by `convert --base`"
     )
 

@@ -502,7 +502,7 @@ def test_what_has_no_form_in_peft_has_no_face_of_it(tmp_path: Path) -> None:
 def test_peft_counts_attentions_out_proj_twice(tmp_path: Path) -> None:
     """PEFT 0.21.2 adds the change of ``out_proj`` twice in every forward pass (its pull request 3774): its
     output is the formula with that change doubled, and so its folders are read. Once this fails, attention
-    can have a PEFT form: see ``core/peft_attention.py``.
+    can have a PEFT form: see ``peft/attention.py``.
     """
     subject = SUBJECTS["attention"]
     theirs = peft.get_peft_model(

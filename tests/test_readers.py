@@ -101,7 +101,7 @@ def test_who_loads_the_folder_of_a_method_is_measured(name: str, base: Any, tmp_
     assert (tmp_path / "pack" / "adapter_config.json").exists() == (said["PEFT"] == "")
     if said["PEFT"]:
         return
-    task = {"task_ids": torch.zeros(len(IDS), dtype=torch.long)} if METHODS[name].peft.task else {}
+    task = {"task_ids": torch.zeros(len(IDS), dtype=torch.long)} if METHODS[name].config.task_field else {}
     assert (
         _error(
             lambda: peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "pack"),
@@ -118,7 +118,9 @@ def test_who_loads_the_folder_of_a_method_is_measured(name: str, base: Any, tmp_
 def test_vllm_takes_a_lora_of_a_language_model() -> None:
     """The rule of its loader, which ``tests/interop/vllm_loads.py`` asks itself."""
     assert [
-        name for name, method in methods().items() if method.peft is not None and method.peft.in_vllm
+        name
+        for name, method in methods().items()
+        if method.peft is not None and "vLLM" not in method.peft.refused_by
     ] == ["lora"]
 
 

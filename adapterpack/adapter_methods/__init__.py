@@ -51,14 +51,15 @@ from .core.operators import (
     Sums,
 )
 from .core.peft_form import (
+    BaseChange,
     Completed,
     Estimate,
     Factorise,
     PeftContent,
     PeftForm,
     PeftLayer,
+    PeftOverrides,
     PeftSecondary,
-    Rewritten,
 )
 from .core.site import PROMPT, Params, Site
 from .inits import INITS, Calibration, Init
@@ -69,6 +70,7 @@ __all__ = [
     "LAYOUTS",
     "METHODS",
     "PROMPT",
+    "BaseChange",
     "BlockCirculant",
     "BlockDiagonal",
     "Calibration",
@@ -91,11 +93,11 @@ __all__ = [
     "PeftContent",
     "PeftForm",
     "PeftLayer",
+    "PeftOverrides",
     "PeftSecondary",
     "Permutation",
     "Progress",
     "Repeat",
-    "Rewritten",
     "Scaled",
     "Shared",
     "Site",

@@ -25,9 +25,9 @@ from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, r
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
-from .core.peft_keys import plain
 from .core.site import Params, Site
 from .kasa import departure
+from .peft.keys import plain
 from .registry import METHODS
 
 

@@ -42,9 +42,9 @@ from .core.config import (
 from .core.layouts import LINEAR
 from .core.operators import Dense
 from .core.peft_form import Factorise, PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator, svd_lowrank
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 MOST_GROUPS = 1024
@@ -507,14 +507,13 @@ adamss = METHODS.register(
         peft=PeftForm(
             peft_type="ADAMSS",
             suffixes={name: name for name in ("adamss_A", "adamss_B", "adamss_groups", "adamss_newB")},
-            numbered=("adamss_A", "adamss_B"),
             to_config=_KEYS.to_config,
             from_config=_KEYS.from_config,
             features=lambda params: (None, params["adamss_B"].shape[0] if "adamss_B" in params else None),
             from_peft_file=_gathered,
-            understood=frozenset(_ASA),
+            known_keys=frozenset(_ASA),
             to_peft_with_base=_in_parts,
-            from_peft_with_base=_placed,
+            overrides={"indexed": ("adamss_A", "adamss_B"), "from_peft_with_base": _placed},
         ),
     )
 )

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .core.layouts import LINEAR
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import LORA_ALONE, TRANSPOSED, PeftForm
 from .core.token_positions import Invoked, require_invocation
-from .inits.rewritten import kept
 from .lora import OTHERS, LoRA, derived, lora
+from .peft.base_change import require_kept_base
 from .registry import METHODS
 
 _TOKENS = "alora_invocation_tokens"
@@ -73,9 +73,11 @@ def _forms(plain: PeftForm) -> PeftForm:
         from_config=from_config,
         matches=matches,
         layers=TRANSPOSED,
-        rewritten=kept,
-        in_vllm=False,
-        not_in_transformers="it acts at all positions, those before the invocation, too",
+        undo_base_change=require_kept_base,
+        refused_by={
+            **LORA_ALONE,
+            "transformers": "it acts at all positions, those before the invocation, too",
+        },
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .core.base import NormalForm
 from .core.layouts import LINEAR
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import LORA_ALONE, TRANSPOSED, PeftForm
 from .core.site import Params, Site
 from .lora import OTHERS, LoRA, derived, lora
 from .registry import METHODS
@@ -58,13 +58,13 @@ def _form(of_lora: PeftForm) -> PeftForm:
         )
 
     return of_lora._replace(
-        in_vllm=False,
+        refused_by=LORA_ALONE,
         suffixes={**of_lora.suffixes, "bias": "base_layer.bias"},
         to_config=to_config,
         from_config=lambda config: derived(BiasedLoRA, of_lora.from_config(config)),
         matches=matches,
         layers=TRANSPOSED,
-        understood=of_lora.understood | {"bias"},
+        known_keys=of_lora.known_keys | {"bias"},
     )
 
 

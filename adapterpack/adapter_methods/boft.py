@@ -152,7 +152,7 @@ def _as_row(cfg: BOFT, site: Site, params: Params) -> dict[str, np.ndarray]:
 
 
 _CONVOLUTION = PeftLayer(
-    shown=lambda shapes: shapes.get("boft_s", ())[:1] == (1,) != shapes["boft_s"][1:],
+    shapes_say_so=lambda shapes: shapes.get("boft_s", ())[:1] == (1,) != shapes["boft_s"][1:],
     stored=_as_row,
     loaded=lambda cfg, params: {**params, "boft_s": params["boft_s"].reshape(-1, 1)},
 )

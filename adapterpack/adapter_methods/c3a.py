@@ -18,8 +18,8 @@ from .core.base import Method, NormalForm, Storage, Traits, zeros
 from .core.config import SiteConfig, by_suffix, require_whole
 from .core.operators import BlockCirculant
 from .core.peft_form import PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

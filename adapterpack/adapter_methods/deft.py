@@ -23,8 +23,8 @@ from .core.config import RankConfig, require_choice, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
-from .core.peft_keys import plain
 from .core.site import Params, Site
+from .peft.keys import plain
 from .registry import METHODS
 
 METHODS_OF_P = ("relu", "qr")

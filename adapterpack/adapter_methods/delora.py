@@ -22,9 +22,9 @@ from .core.config import RanksConfig, by_suffix, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
-from .core.peft_keys import by_site, literal, plain
 from .core.site import Params, Site
 from .loha import kaiming
+from .peft.keys import by_site, literal, plain
 from .registry import METHODS
 
 _LEAST = 1e-4

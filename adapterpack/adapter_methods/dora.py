@@ -23,10 +23,20 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits, constant, factors
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
+from .core.peft_form import (
+    LORA_ALONE,
+    TRANSPOSED,
+    PeftContent,
+    PeftForm,
+    PeftLayer,
+    as_kernels,
+    as_matrices,
+    has_axes,
+    refuse_site,
+)
 from .core.site import Params, Site
-from .inits.rewritten import rewritten
 from .lora import EMBEDDED, LoRA, lora, spans_groups
+from .peft.base_change import undo_base_change
 from .registry import METHODS
 
 _LEAST = 1e-12
@@ -102,14 +112,26 @@ def _as_kernels(cfg: DoRA, site: Site, params: Params) -> dict[str, np.ndarray]:
     }
 
 
-def _mixed_rows(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why PEFT's DoRA of a convolution of groups is not read."""
-    mixed = spans_groups(shapes)
-    return (
-        "PEFT divides DoRA at a convolution of groups by lengths of rows that it mixes up between the groups"
-        if mixed
-        else ""
-    )
+def _from_kernels(cfg: DoRA, params: Params) -> dict[str, np.ndarray]:
+    vector = params["lora_magnitude_vector"].reshape(-1)
+    return {**as_matrices(params), "lora_magnitude_vector": vector}
+
+
+def _require_plain_rows(content: PeftContent) -> PeftContent:
+    """The content as it is.
+
+    Raises:
+        Unsupported: a site is a convolution of groups.
+    """
+    for path, params in content.sites.items():
+        if spans_groups({f"{name}.weight": value.shape for name, value in params.items()}):
+            raise refuse_site(
+                path,
+                params,
+                "PEFT divides DoRA at a convolution of groups by lengths of rows that it mixes up between "
+                "the groups",
+            )
+    return content
 
 
 dora = METHODS.register(
@@ -142,10 +164,9 @@ dora = METHODS.register(
             },
             layers={
                 "conv": PeftLayer(
-                    axes=(3, 4, 5),
+                    shapes_say_so=has_axes(3, 4, 5),
                     stored=_as_kernels,
-                    vectors=frozenset({"lora_magnitude_vector"}),
-                    refused=_mixed_rows,
+                    loaded=_from_kernels,
                 ),
                 "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
                 **TRANSPOSED,
@@ -154,8 +175,9 @@ dora = METHODS.register(
             from_config=_from_peft,
             features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
             matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
-            rewritten=rewritten,
-            not_in_transformers="it leaves the lengths as the base has them",
+            undo_base_change=undo_base_change,
+            refused_by={**LORA_ALONE, "transformers": "it leaves the lengths as the base has them"},
+            from_peft_file=_require_plain_rows,
         ),
     )
 )

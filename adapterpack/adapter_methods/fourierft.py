@@ -20,10 +20,10 @@ from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

@@ -31,9 +31,9 @@ from .core.config import LARGEST_WHOLE, SiteConfig, is_number, require_flag, req
 from .core.layouts import LINEAR
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.sparse import require_places, scattered
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

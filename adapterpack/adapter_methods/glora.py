@@ -22,8 +22,8 @@ from .core.config import NoBranch, require_choice, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 _PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_E", "E": "config_D_E"}

@@ -27,9 +27,9 @@ from .core.config import RankConfig, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
-from .core.peft_keys import plain
 from .core.site import Params, Site
 from .loha import kaiming
+from .peft.keys import plain
 from .registry import METHODS
 
 

@@ -18,10 +18,10 @@ from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
-from .core.peft_keys import PeftKeys
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels, has_axes
 from .core.site import Params, Site
 from .loha import kaiming
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 
@@ -81,7 +81,7 @@ hira = METHODS.register(
             peft_type="HIRA",
             suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
             layers={
-                "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels("hira_A", "hira_B")),
+                "conv": PeftLayer(shapes_say_so=has_axes(3, 4, 5), stored=as_kernels("hira_A", "hira_B")),
                 "embedding": PeftLayer({"hira_A": "hira_embedding_A", "hira_B": "hira_embedding_B"}),
                 **TRANSPOSED,
             },

@@ -24,8 +24,8 @@ from .core.config import NoBranch, require_flag, require_whole
 from .core.operators import Array, Deviation
 from .core.orthogonal import linear
 from .core.peft_form import PeftForm, PeftLayer
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

@@ -23,8 +23,9 @@ from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
 from .core.config import OPTIONAL, NoBranch, by_suffix, require_whole
+from .core.layouts import CONVOLUTIONS
 from .core.operators import Diagonal
-from .core.peft_form import TRANSPOSED, PeftContent, PeftForm, PeftLayer
+from .core.peft_form import TRANSPOSED, PeftContent, PeftForm, PeftLayer, has_axes
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -162,11 +163,10 @@ def _channels(content: PeftContent) -> PeftContent:
 
 
 _CONVOLUTION = PeftLayer(
-    axes=(4, 5),
+    shapes_say_so=has_axes(4, 5),
     stored=_as_kernel,
     loaded=lambda cfg, params: {"ia3_l": params["ia3_l"].reshape((1, -1) if cfg.feedforward else (-1, 1))},
-    features=lambda params: (None, params["ia3_l"].shape[0] if params["ia3_l"].shape[0] > 1 else None),
-    limit=_uncertain,
+    ambiguous_because=_uncertain,
 )
 
 ia3 = METHODS.register(
@@ -190,6 +190,12 @@ ia3 = METHODS.register(
             to_config=_to_peft,
             from_config=_from_peft,
             features=_features,
+            overrides={
+                "features": lambda kind, params: (
+                    None if kind in CONVOLUTIONS else _features(params)[0],
+                    _features(params)[1],
+                )
+            },
         ),
     )
 )

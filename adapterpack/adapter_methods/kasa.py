@@ -27,8 +27,8 @@ from .core.config import require_number
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
-from .inits.rewritten import kept
 from .lora import LoRA, lora
+from .peft.base_change import require_kept_base
 from .registry import METHODS
 
 
@@ -135,7 +135,7 @@ kasa = METHODS.register(
                 and bool(config.get("kasa_config"))
                 and not config.get("use_dora")
             ),
-            rewritten=kept,
+            undo_base_change=require_kept_base,
         ),
     )
 )

@@ -24,10 +24,10 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import MOST_SITES, RankConfig, require_flag, require_number, require_whole
 from .core.operators import Array
 from .core.peft_form import Factorise, PeftForm
-from .core.peft_keys import PeftKeys
+from .core.routers import MASKS, Gate, Route, mask_of
 from .core.site import Params, Site
-from .forms.routes import MASKS, Gate, Route, mask_of
 from .loha import kaiming
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 _MOST_EXPERTS = 1 << 10

@@ -109,8 +109,7 @@ llama_adapter = METHODS.register(
             _to_peft,
             _from_peft,
             _features,
-            names_sites=False,
-            not_in_transformers=NOT_IN_LAYERS,
+            refused_by=NOT_IN_LAYERS,
         ),
     )
 )

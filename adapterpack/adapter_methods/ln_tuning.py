@@ -99,8 +99,10 @@ ln_tuning = METHODS.register(
                 params["weight"].shape[0],
             ),
             layers={
-                "linear": PeftLayer(shown=lambda shapes: any(len(shape) == 2 for shape in shapes.values())),
-                "transposed": PeftLayer(config={"fan_in_fan_out": True}, limit=_other_way_round),
+                "linear": PeftLayer(
+                    shapes_say_so=lambda shapes: any(len(shape) == 2 for shape in shapes.values())
+                ),
+                "transposed": PeftLayer(config={"fan_in_fan_out": True}, ambiguous_because=_other_way_round),
             },
         ),
     )

@@ -23,8 +23,8 @@ from .core.config import AlphaConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent, PeftForm, PeftLayer
-from .core.peft_keys import by_site, literal, plain
 from .core.site import Params, Site
+from .peft.keys import by_site, literal, plain
 from .registry import METHODS
 
 

@@ -23,7 +23,7 @@ from .core.base import Method, NormalForm, Traits
 from .core.config import OPTIONAL, AlphaConfig, by_suffix, require_flag, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Kronecker
-from .core.peft_form import PeftContent, PeftForm, PeftLayer
+from .core.peft_form import PeftContent, PeftForm, PeftLayer, refuse_site
 from .core.site import Params, Site
 from .loha import from_peft, kaiming, to_peft, with_kernel
 from .registry import METHODS
@@ -116,6 +116,13 @@ def _kernels(content: PeftContent) -> PeftContent:
     """
     sites, points = {}, {}
     for path, tensors in content.sites.items():
+        if _is_mixed_up(tensors):
+            raise refuse_site(
+                path,
+                tensors,
+                "PEFT multiplies out a whole w2 of a kernel of one axis with its axes mixed up, which is no "
+                "Kronecker product",
+            )
         sites[path] = _joined(tensors) if "lokr_t2" in tensors else tensors
         count = _points(content.config.at(path), tensors, sites[path])
         if count:
@@ -190,23 +197,20 @@ def _as_kernel(cfg: LoKr, site: Site, params: Params) -> dict[str, np.ndarray]:
     )
 
 
-def _one_axis(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _is_mixed_up(tensors: Params) -> bool:
+    """Whether PEFT mixes up the axes of a site's product: w2 has a kernel of one axis, and neither factor is
+    trivial.
+    """
+    shapes = {name: value.shape for name, value in tensors.items()}
     w2 = shapes.get("lokr_w2", ())
     a, b = shapes.get("lokr_w1") or (shapes.get("lokr_w1_a", (0,))[0], shapes.get("lokr_w1_b", (0,))[-1])
-    if len(w2) != 3 or (1 in {a, w2[0]} and 1 in {b, w2[1]}):
-        return ""
-    return (
-        "PEFT multiplies out a whole w2 of a kernel of one axis with its axes mixed up, which is no "
-        "Kronecker product"
-    )
+    return len(w2) == 3 and not (1 in {a, w2[0]} and 1 in {b, w2[1]})
 
 
 _CONVOLUTION = PeftLayer(
-    shown=lambda shapes: len(shapes.get("lokr_w2", ())) > 2,
-    admits=lambda shapes: "lokr_w2" not in shapes,
+    shapes_say_so=lambda shapes: len(shapes["lokr_w2"]) > 2 if "lokr_w2" in shapes else None,
     stored=_as_kernel,
-    refused=_one_axis,
-    limit=lambda cfg, site: (
+    ambiguous_because=lambda cfg, site: (
         "" if cfg.kernel or site.kernel else "PEFT divides the channels of a convolution alone"
     ),
 )

@@ -24,15 +24,15 @@ from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .core.layouts import LAYOUTS, STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
-from .core.peft_attention import attention_parameters
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
-from .core.peft_keys import by_site, literal, plain
-from .core.peft_lora import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels, has_axes
 from .core.site import Params, Site
-from .forms.peft_parameters import KEY as TARGET_PARAMETERS
-from .forms.peft_parameters import as_stored, targeted_parameters
 from .inits import init_named
-from .inits.rewritten import rewritten, widened
+from .peft.attention import attention_parameters
+from .peft.base_change import undo_base_change, widen
+from .peft.keys import by_site, literal, plain
+from .peft.lora_variants import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
+from .peft.parameters import KEY as TARGET_PARAMETERS
+from .peft.parameters import as_stored, targeted_parameters
 from .registry import METHODS
 
 
@@ -171,7 +171,7 @@ def spans_groups(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return shared and set(up[2:]) == {1} and up[0] % (down[0] // up[1]) == 0
 
 
-SPANNING = PeftLayer(axes=(3, 4, 5), shown=spans_groups, stored=as_kernels("lora_A", "lora_B"))
+SPANNING = PeftLayer(shapes_say_so=spans_groups, stored=as_kernels("lora_A", "lora_B"))
 """PEFT's factors at a convolution of groups, which their shapes tell apart; before those of other
 convolutions.
 """
@@ -267,20 +267,20 @@ lora = METHODS.register(
                 and not any(map(config.get, OTHERS))
                 and config.get("bias") in (None, "none")
             ),
-            rewritten=rewritten,
-            from_peft_file=lambda content: attention_parameters(
-                targeted_parameters(widened(as_lora(content)))
-            ),
-            parameters=as_stored,
-            understood=READ_AS_LORA | {TARGET_PARAMETERS},
-            dropped=FOR_TRAINING_ALONE,
+            undo_base_change=undo_base_change,
+            from_peft_file=lambda content: attention_parameters(targeted_parameters(widen(as_lora(content)))),
+            known_keys=READ_AS_LORA | {TARGET_PARAMETERS},
+            ignored_suffixes=FOR_TRAINING_ALONE,
             layers={
                 "spanning_conv": SPANNING,
-                "conv": SPANNING._replace(shown=lambda shapes: not spans_groups(shapes)),
+                "conv": SPANNING._replace(
+                    shapes_say_so=lambda shapes: has_axes(3, 4, 5)(shapes) and not spans_groups(shapes)
+                ),
                 "embedding": PeftLayer(EMBEDDED),
                 **TRANSPOSED,
             },
-            in_vllm=True,
+            refused_by={},
+            overrides={"bare_parameters": as_stored},
         ),
     )
 )

@@ -16,7 +16,7 @@ import numpy as np
 
 from .core.base import NormalForm
 from .core.layouts import LINEAR
-from .core.peft_form import PeftForm, as_kernels
+from .core.peft_form import LORA_ALONE, PeftForm, as_kernels
 from .core.site import Params, Site
 from .lora import OTHERS, LoRA, derived, lora
 from .registry import METHODS
@@ -63,7 +63,7 @@ def _form(of_lora: PeftForm) -> PeftForm:
         ] == [_KEY]
 
     return of_lora._replace(
-        in_vllm=False,
+        refused_by=LORA_ALONE,
         suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"},
         to_config=to_config,
         from_config=lambda config: derived(LoRABias, of_lora.from_config(config)),
@@ -73,7 +73,7 @@ def _form(of_lora: PeftForm) -> PeftForm:
             for kind, form in of_lora.layers.items()
             if kind != "embedding"
         },
-        parameters=None,
+        overrides={},
         peft_supports=lambda cfg, site: site.bias,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class MultitaskPromptTuning(PromptTuning):
     num_tasks: int = 1
     num_ranks: int = 1
     default_task: int = 0
+
+    task_field: ClassVar[str] = "default_task"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,8 +104,6 @@ multitask_prompt_tuning = METHODS.register(
         storage=Storage(
             expanded_size=lambda cfg, site: cfg.num_tasks * cfg.num_virtual_tokens * site.in_features
         ),
-        peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS))._replace(
-            task="default_task"
-        ),
+        peft=peft_form("MULTITASK_PROMPT_TUNING", _to_peft, _from_peft, (STORED, _COLS, _ROWS)),
     )
 )

@@ -25,8 +25,8 @@ from .core.layouts import WEIGHTS
 from .core.operators import BlockDiagonal
 from .core.orthogonal import MOST_TERMS, block_size, cayley, skew, triangle, within
 from .core.peft_form import PeftForm, PeftLayer
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 
@@ -178,7 +178,7 @@ oft = METHODS.register(
         peft=PeftForm(
             peft_type="OFT",
             suffixes={"oft_R": "oft_R.weight"},
-            layers={"conv": PeftLayer(limit=_patches), "table": _EMBEDDING},
+            layers={"conv": PeftLayer(ambiguous_because=_patches), "table": _EMBEDDING},
             to_config=_to_peft,
             from_config=_from_peft,
             features=_features,

@@ -25,8 +25,8 @@ from .core.config import SiteConfig, by_suffix, require_whole
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent, PeftForm
-from .core.peft_keys import default_and_pattern
 from .core.site import Params, Site
+from .peft.keys import default_and_pattern
 from .registry import METHODS
 
 

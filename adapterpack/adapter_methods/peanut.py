@@ -22,10 +22,10 @@ from .core.config import RankConfig, require_number, require_whole
 from .core.layouts import WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .forms.blocks import ACTIVATIONS, ALIASES
 from .loha import kaiming
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 _DEEPEST = 16

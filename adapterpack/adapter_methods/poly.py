@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,10 +30,10 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import RankConfig, require_whole
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense
-from .core.peft_form import PeftForm
-from .core.peft_keys import PeftKeys
+from .core.peft_form import LORA_ALONE, PeftForm
 from .core.site import Params, Site
 from .loha import kaiming
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 
@@ -51,6 +51,8 @@ class Poly(RankConfig):
     n_skills: int = 4
     n_splits: int = 1
     default_task: int = 0
+
+    task_field: ClassVar[str] = "default_task"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,8 +152,7 @@ poly = METHODS.register(
                 params["poly_lora_B"].shape[0] * params["poly_lora_B"].shape[3],
             ),
             peft_supports=lambda cfg, site: False,  # it runs with a task in every call only, and merges none
-            task="default_task",
-            not_in_transformers="it gives no task, which every call needs",
+            refused_by={**LORA_ALONE, "transformers": "it gives no task, which every call needs"},
         ),
     )
 )

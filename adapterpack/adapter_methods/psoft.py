@@ -44,9 +44,9 @@ from .core.config import (
 from .core.operators import Array, Dense
 from .core.orthogonal import MOST_TERMS, cayley, skew, triangle, within
 from .core.peft_form import Estimate, Factorise, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator, svd_lowrank
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 _MOST_ROUNDS = 100
@@ -287,7 +287,7 @@ psoft = METHODS.register(
             from_config=_from_peft,
             features=lambda params: (None, None),
             to_peft_with_base=_turned,
-            from_peft_with_base=_turned,
+            overrides={"from_peft_with_base": _turned},
         ),
     )
 )

@@ -23,9 +23,9 @@ from .core.config import FOR_TRAINING, require_flag
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense, Scaled
 from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.projection import Projection, resolve
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 from .vera import VeRA, pair
 
@@ -166,7 +166,7 @@ pvera = METHODS.register(
             features=lambda params: (None, params["pvera_lambda_b"].shape[0]),
             shared={"pvera_A": "base_model.pvera_A", "pvera_B": "base_model.pvera_B"},
             from_peft_file=_PROJECTION.from_peft_file,
-            not_in_transformers=SHARES_A_PART,
+            refused_by=SHARES_A_PART,
         ),
     )
 )

@@ -25,10 +25,10 @@ from .core.config import require_flag, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

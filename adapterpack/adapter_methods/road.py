@@ -22,8 +22,8 @@ from .core.config import NoBranch, require_whole
 from .core.operators import Array, Pairs
 from .core.orthogonal import nearest_divisor
 from .core.peft_form import PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

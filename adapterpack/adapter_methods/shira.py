@@ -17,10 +17,10 @@ import numpy as np
 from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, require_whole
 from .core.peft_form import PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import Sparse, require_places
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

@@ -24,10 +24,10 @@ from .core.config import SiteConfig, is_number, require_flag, require_number, re
 from .core.layouts import LINEAR
 from .core.operators import Dense
 from .core.peft_form import PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.sparse import Sparse, require_places
 from .loha import kaiming
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

@@ -25,9 +25,9 @@ from .core.config import LARGEST_WHOLE, MOST_SITES, SiteConfig, is_number, requi
 from .core.layouts import WEIGHTS
 from .core.operators import Chain, Dense
 from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm, PeftLayer
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

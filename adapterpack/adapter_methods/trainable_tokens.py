@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, SiteNotFound
+from ..errors import ConfigError, SiteNotFound, Unsupported
 from .core.arrays import array_namespace
 from .core.base import Forward, Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix, require_whole
 from .core.operators import Array, Dense
-from .core.peft_form import PeftForm, PeftLayer, PeftSecondary
+from .core.peft_form import PeftContent, PeftForm, PeftLayer, PeftSecondary
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -160,6 +160,34 @@ def _from_secondary(value: Any, path: str) -> TrainableTokens:
     return TrainableTokens(token_indices=tuple(value))
 
 
+def _untie(content: PeftContent) -> PeftContent:
+    """The content without the heads that are tied to a table, whose rows PEFT writes a second time: of
+    modules with the same tensors, those that the config does not name.
+    """
+    targets, sites = content.written.get("target_modules"), content.sites
+    names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
+    named = {path for path in sites if any(f".{path}".endswith(f".{name}") for name in names)}
+    kept = {}
+    for path, tensors in sites.items():
+        twins = {
+            twin
+            for twin, twin_tensors in sites.items()
+            if twin != path
+            and tensors.keys() == twin_tensors.keys()
+            and all(np.array_equal(tensors[key], twin_tensors[key]) for key in tensors)
+        }
+        if path in named and twins & named:
+            raise Unsupported(
+                "two modules have the same rows, and the configuration does not say which is the table",
+                where="target_modules",
+                found=", ".join(sorted({path} | twins)),
+                remedy="name only the embedding in target_modules",
+            )
+        if path in named or not twins & named:
+            kept[path] = tensors
+    return content._replace(sites=kept)
+
+
 trainable_tokens = METHODS.register(
     Method(
         name="trainable_tokens",
@@ -199,16 +227,18 @@ trainable_tokens = METHODS.register(
                 token_indices=tuple(config.get("token_indices") or ())
             ),
             features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
-            tied=True,
-            layers={"linear": PeftLayer(limit=_biased)},
+            from_peft_file=_untie,
+            layers={"linear": PeftLayer(ambiguous_because=_biased)},
             peft_supports=lambda cfg, site: not _biased(cfg, site),
-            secondary=PeftSecondary(
-                hosts=("LORA",),
-                key="trainable_token_indices",
-                suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},
-                to_config=lambda sites: {path: list(cfg.token_indices) for path, cfg in sites.items()},
-                from_config=_from_secondary,
-            ),
+            overrides={
+                "secondary": PeftSecondary(
+                    hosts=("LORA",),
+                    key="trainable_token_indices",
+                    suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},
+                    to_config=lambda sites: {path: list(cfg.token_indices) for path, cfg in sites.items()},
+                    from_config=_from_secondary,
+                )
+            },
         ),
     )
 )

@@ -24,8 +24,8 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widt
 from .core.config import LARGEST_WHOLE, SiteConfig, ends, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import SHARES_A_PART, TRANSPOSED, WITH_BASE, OfBase, PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
@@ -276,7 +276,7 @@ unilora = METHODS.register(
             features=lambda params: (None, None),
             shared={"unilora_theta_d": "base_model.unilora_theta_d"},
             from_peft_file=_from_peft_file,
-            not_in_transformers=SHARES_A_PART,
+            refused_by=SHARES_A_PART,
         ),
     )
 )

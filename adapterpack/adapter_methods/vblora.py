@@ -23,8 +23,8 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widt
 from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 
@@ -195,7 +195,7 @@ vblora = METHODS.register(
             from_config=_KEYS.from_config,
             features=lambda params: (None, None),
             shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
-            not_in_transformers=SHARES_A_PART,
+            refused_by=SHARES_A_PART,
         ),
     )
 )

@@ -21,10 +21,10 @@ from .core.config import require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense, Scaled
 from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 
@@ -130,7 +130,7 @@ vera = METHODS.register(
             features=lambda params: (None, params["vera_lambda_b"].shape[0]),
             shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
             from_peft_file=_PROJECTION.from_peft_file,
-            not_in_transformers=SHARES_A_PART,
+            refused_by=SHARES_A_PART,
         ),
     )
 )

@@ -21,11 +21,11 @@ from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
-from .core.peft_keys import PeftKeys
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
 from .core.wavelets import filters, inverse
+from .peft.keys import PeftKeys
 from .registry import METHODS
 
 

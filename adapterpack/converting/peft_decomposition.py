@@ -26,7 +26,9 @@ def from_peft(pack: Pack, base: BaseModel, completed: Completed | None = None) -
         Unsupported: the decomposition of a weight is not unique, so the file is ambiguous.
     """
     return _transform(
-        pack, base, lambda method: completed or (method.peft and method.peft.from_peft_with_base)
+        pack,
+        base,
+        lambda method: completed or (method.peft and method.peft.overrides.get("from_peft_with_base")),
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import is_bare
-from ..adapter_methods.core.peft_attention import OUT
-from ..adapter_methods.forms.peft_parameters import wrappers_of
+from ..adapter_methods.peft.attention import OUT
+from ..adapter_methods.peft.parameters import wrappers_of
 from ..errors import Unsupported
 from ..io import safetensors
 from ..io.safe_open import TENSORS
@@ -47,7 +47,7 @@ def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes],
     )
     if (
         form is None
-        or form.parameters is None
+        or "bare_parameters" not in form.overrides
         or not groups
         or any(group.method is not None for group in groups.values())
     ):
@@ -67,7 +67,7 @@ def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes],
         path for path in groups if not any(path in (owner + _IN, owner + _OUT) for owner in owners)
     )
     written = {
-        wrapper: form.parameters(pack.site(groups[path]), pack.params(path))
+        wrapper: form.overrides["bare_parameters"](pack.site(groups[path]), pack.params(path))
         for path, wrapper in wrappers.items()
     }
     for owner in dict.fromkeys(owners):
@@ -140,18 +140,23 @@ def _halved(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, An
     )
 
 
-def rearranged(pack: Pack) -> dict[str, bytes] | None:
+def reorder_for_peft(pack: Pack) -> dict[str, bytes] | None:
     """The files of PEFT's folder with the tensors of the one site in PEFT's order; None where PEFT has no
     such adapter.
     """
     form, adapters = pack.method.peft, [group for group in pack.groups if group.role == "adapter"]
-    if form is None or form.rearranged is None or len(adapters) != 1 or len(pack.methods) > 1:
+    if (
+        form is None
+        or "reorder_for_peft" not in form.overrides
+        or len(adapters) != 1
+        or len(pack.methods) > 1
+    ):
         return None
     path = adapters[0].path
-    made = form.rearranged(
+    made = form.overrides["reorder_for_peft"](
         pack.config_at(adapters[0]), pack.params(path), peft_type_of(pack.manifest.task.type)
     )
-    if made is None or (config := layout.config_bytes(pack.manifest, rearranged=made[0])) is None:
+    if made is None or (config := layout.config_bytes(pack.manifest, reordered=made[0])) is None:
         return None
     places = {entry.param: name for name, entry in pack.manifest.tensors.items() if entry.group == path}
     tensors = {**pack.tensors, **{places[param]: value for param, value in made[1].items()}}

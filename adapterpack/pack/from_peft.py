@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..adapter_methods import Rewritten
+from ..adapter_methods import BaseChange
 from ..adapter_methods.core.peft_form import OfBase
 from ..errors import ConfigError, Unsupported
 from ..io.safe_open import LARGE, TENSORS
@@ -29,7 +29,7 @@ class Imported(NamedTuple):
 
     pack: Pack
     unknown: dict[str, Any]
-    rewritten: Rewritten | None = None
+    base_change: BaseChange | None = None
 
 
 def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
@@ -67,14 +67,14 @@ def imported(
         SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
     )
     content = layout.content_of(folder, config, (), tensors or large, base=base)
-    turned = content.method.peft is not None and content.method.peft.from_peft_with_base is not None
-    if (turned or content.rewritten is not None) and not on_base:
+    turned = content.method.peft is not None and "from_peft_with_base" in content.method.peft.overrides
+    if (turned or content.base_change is not None) and not on_base:
         why = (
             "what these tensors mean depends on the singular vectors of the base"
-            if content.rewritten is None
-            else content.rewritten.why
+            if content.base_change is None
+            else content.base_change.why
         )
-        found = config.get("peft_type") if content.rewritten is None else config.get("init_lora_weights")
+        found = config.get("peft_type") if content.base_change is None else config.get("init_lora_weights")
         raise Unsupported(
             why,
             where=folder,
@@ -99,12 +99,12 @@ def imported(
     if large is not None:
         digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
         pack = replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
-    return Imported(pack, content.unknown, content.rewritten)
+    return Imported(pack, content.unknown, content.base_change)
 
 
 def _doing(content: layout.Content, task: str, folder: Path) -> layout.Adapters:
     """The sites with configs that say which task the adapter does."""
-    field = "" if content.method.peft is None else content.method.peft.task
+    field = content.method.config.task_field
     if not field:
         raise ConfigError(
             f"an adapter of the method {content.method.name} has no tasks to choose from",

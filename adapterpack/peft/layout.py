@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Method, PeftContent, PeftLayer, Rewritten, Site, is_bare, methods
+from ..adapter_methods import BaseChange, Method, PeftContent, PeftLayer, Site, is_bare, methods
 from ..adapter_methods.core.peft_form import OfBase
-from ..adapter_methods.forms.peft_parameters import KEY as TARGET_PARAMETERS
-from ..adapter_methods.forms.peft_parameters import WRAPPED, named_at, names_in, unwrapped
+from ..adapter_methods.peft.parameters import KEY as TARGET_PARAMETERS
+from ..adapter_methods.peft.parameters import WRAPPED, named_at, names_in, unwrapped
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import strict_json
 from ..io.safe_open import TENSORS
@@ -22,11 +22,13 @@ from ..manifest.described import Described
 from ..manifest.migrations import refuse_layer_replication
 from ..tasks.task import peft_type_of
 from . import patterns
-from .names import form_of, limit
+from .names import form_of, limit, secondary_form
 from .options import likely, not_read, parsed, require_peft_order, unknown_options
-from .tensors import Sorted, kind_of, named, site_of, sort, untied
+from .tensors import Sorted, kind_of, named, site_of, sort
 
 CONFIG = "adapter_config.json"
+_COUNTED = ("attention",)
+"""The kinds of methods whose layers PEFT counts from the last, so that its config names none."""
 Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 """Site -> its config and its parameters."""
 
@@ -43,19 +45,19 @@ class Content(NamedTuple):
     secondary: list[tuple[Method, Adapters]]
     full: dict[str, dict[str, np.ndarray]]
     unknown: dict[str, Any]
-    rewritten: Rewritten | None = None
+    base_change: BaseChange | None = None
 
 
 def config_bytes(
     manifest: m.Manifest,
     on_base: bool = False,
     parameters: bool = False,
-    rearranged: Mapping[str, Any] | None = None,
+    reordered: Mapping[str, Any] | None = None,
 ) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of
     layer, quantized tensors, tensors left out, no adapter next to modules that were trained whole.
     ``on_base``: they are those that PEFT needs on the pack's base; ``parameters``: those of bare parameters
-    are as PEFT stores them; ``rearranged``: they are in PEFT's order, and its config says this besides.
+    are as PEFT stores them; ``reordered``: they are in PEFT's order, and its config says this besides.
     """
     pack, method = Described(manifest), method_of(manifest)
     adapters = [group for group in manifest.groups if group.role == "adapter"]
@@ -63,13 +65,13 @@ def config_bytes(
         not adapters
         or method.peft is None
         or manifest.quantization is not None
-        or (method.peft.from_peft_with_base is not None and not on_base)
+        or ("from_peft_with_base" in method.peft.overrides and not on_base)
     ):
         return None
     bare = [
         group.path
         for group in adapters
-        if parameters and method.peft.parameters is not None and is_bare(group.kind)
+        if parameters and "bare_parameters" in method.peft.overrides and is_bare(group.kind)
     ]
     layers = [group for group in adapters if group.path not in bare]
     forms = [
@@ -85,14 +87,13 @@ def config_bytes(
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     full = [group.path for group in manifest.groups if group.role == "full"]
     task, method_config = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
-    if method_config is None or (rearranged is None and not method.peft.equivalent(sites, task)):
+    if method_config is None or (reordered is None and not method.peft.equivalent(sites, task)):
         return None
     biases = [path for path in full if "bias" in method_config and pack.shapes[path].keys() == {"bias"}]
     secondary_configs = {}
     for secondary in pack.methods[1:]:
-        assert secondary.peft is not None
-        assert secondary.peft.secondary is not None
-        secondary_configs[secondary.peft.secondary.key] = secondary.peft.secondary.to_config(
+        guest_form = secondary_form(secondary)
+        secondary_configs[guest_form.key] = guest_form.to_config(
             {
                 group.path: pack.config_at(group)
                 for group in adapters
@@ -107,7 +108,7 @@ def config_bytes(
         "inference_mode": True,
         **(
             {}
-            if method.peft.site or not method.peft.names_sites
+            if method.peft.site or method.kind in _COUNTED
             else {"target_modules": [path for path in sites if path not in bare]}
         ),
         "modules_to_save": [path for path in full if path not in biases] or None,
@@ -115,7 +116,7 @@ def config_bytes(
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
         **secondary_configs,
         **({"bias": "all"} if biases else {}),
-        **(rearranged or {}),
+        **(reordered or {}),
         **({TARGET_PARAMETERS: bare, "lora_dropout": 0.0} if bare else {}),
     }
     if bare and config.get("fan_in_fan_out"):
@@ -127,10 +128,10 @@ def _shown(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> boo
     """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form of them: a pack may have them as
     matrices.
     """
-    if form is None or not (form.axes or form.shown):
+    if form is None or form.shapes_say_so is None:
         return True
     named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
-    return form.is_of(form.config, named) or (form.admits is not None and form.admits(named))
+    return form.allows(named) is not False
 
 
 def _imported(manifest: m.Manifest) -> bool:
@@ -167,22 +168,22 @@ def content_of(
     if method is None or method.peft is None:
         raise not_read(config, candidates, folder / CONFIG)
     secondary = {
-        guest.peft.secondary.key: guest
+        secondary_form(guest).key: guest
         for guest in candidates
         if guest.peft is not None
-        and guest.peft.secondary is not None
-        and method.peft.peft_type in guest.peft.secondary.hosts
-        and config.get(guest.peft.secondary.key)
+        and "secondary" in guest.peft.overrides
+        and method.peft.peft_type in secondary_form(guest).hosts
+        and config.get(secondary_form(guest).key)
     }
     file = folder / TENSORS
     config, tensors = _expanded(method, config, tensors, folder)
     try:
-        cfg, rewritten = method.peft.from_config(config), method.peft.rewritten(config)
+        cfg, base_change = method.peft.from_config(config), method.peft.undo_base_change(config)
         written = method.peft.to_config({"": cfg}) or {}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     layers = [layer.config for layer in method.peft.layers.values()]
-    known = {*secondary, *method.peft.understood}
+    known = {*secondary, *method.peft.known_keys}
     unknown = unknown_options(
         {key: value for key, value in config.items() if key not in known}, written, layers, folder / CONFIG
     )
@@ -193,7 +194,7 @@ def content_of(
         (guest, _secondary(guest, key, config[key], parts.secondary.get(key, {}), folder))
         for key, guest in secondary.items()
     ]
-    return Content(method, adapters, shared, guests, parts.full, unknown, rewritten)
+    return Content(method, adapters, shared, guests, parts.full, unknown, base_change)
 
 
 def _expanded(
@@ -242,8 +243,6 @@ def _adapters(
     kinds = {path: kind_of(method, config, tensors) for path, tensors in sorted_tensors.params.items()}
     params = {path: named(method, kinds[path], tensors) for path, tensors in sorted_tensors.params.items()}
     shared = sorted_tensors.shared
-    if method.peft.tied:
-        params = untied(params, config.get("target_modules"), file)
     if method.peft.from_peft_file is not None:
         try:
             adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed, config, base=base))
@@ -305,13 +304,12 @@ def _secondary(
     """The sites of a method that another's folder holds, too, by the config's ``value`` and path ->
     tensors.
     """
-    assert method.peft is not None
-    assert method.peft.secondary is not None
-    names = {suffix: param for param, suffix in method.peft.secondary.suffixes.items()}
+    form = secondary_form(method)
+    names = {suffix: param for param, suffix in form.suffixes.items()}
     adapters = {}
     for path, tensors in sorted(tensors_by_path.items()):
         try:
-            cfg = method.peft.secondary.from_config(value, path)
+            cfg = form.from_config(value, path)
         except (TypeError, ValueError) as error:
             raise FormatError(
                 f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}#/{key}"
@@ -377,7 +375,7 @@ def disagreement(
     form = truth[0].peft
     if (
         form is not None
-        and form.names_sites
+        and truth[0].kind not in _COUNTED
         and set(config.get("target_modules") or ()) != adapted - {form.site}
     ):
         return "target_modules are not the adapted modules"
@@ -390,7 +388,7 @@ def _written_config(method: Method, as_secondary: bool, sites: Mapping[str, Any]
     """
     if method.peft is None or not sites:
         return {}
-    secondary = method.peft.secondary if as_secondary else None
+    secondary = secondary_form(method) if as_secondary else None
     config = (
         method.peft.to_config(sites) or {}
         if secondary is None

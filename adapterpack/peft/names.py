@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Method, PeftLayer, Site, is_stacked
+from ..adapter_methods import Method, PeftLayer, PeftSecondary, Site, is_stacked
 from ..adapter_methods.core.layouts import unfoldable
+from ..adapter_methods.core.peft_form import as_matrices
 from ..errors import FormatError
 
 PREFIX = "base_model.model."
@@ -22,7 +23,7 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
     if method.peft is None:
         return None
     if host is not None:
-        secondary = method.peft.secondary if host.peft is not None else None
+        secondary = method.peft.overrides.get("secondary") if host.peft is not None else None
         fits = (
             secondary
             and host.peft
@@ -34,6 +35,12 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
         return PeftLayer(method.peft.suffixes)
     form = method.peft.layers.get(kind)
     return form if form is None or form.suffixes is not None else form._replace(suffixes=method.peft.suffixes)
+
+
+def secondary_form(method: Method) -> PeftSecondary:
+    """How PEFT stores a method in another method's folder, which it must have."""
+    assert method.peft is not None
+    return method.peft.overrides["secondary"]
 
 
 def tensor_name(
@@ -62,7 +69,7 @@ def tensor_name(
 
 
 def is_numbered(method: Method, ending: str) -> bool:
-    """Whether that is the name of one of a list of tensors (:attr:`PeftForm.numbered`).
+    """Whether that is the name of one of a list of tensors (:class:`PeftOverrides`).
 
     Example:
         >>> from adapterpack.adapter_methods import get
@@ -72,7 +79,7 @@ def is_numbered(method: Method, ending: str) -> bool:
     name, _, number = ending.rpartition(".")
     return (
         method.peft is not None
-        and name in method.peft.numbered
+        and name in method.peft.overrides.get("indexed", ())
         and len(number) < 6
         and number.isascii()
         and number.isdigit()
@@ -99,7 +106,7 @@ def alike(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int,
     form = plain._replace(suffixes=dict(plain.suffixes or (method.peft.suffixes if method.peft else {})))
     named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
     if kind == method.traits.layers[0]:
-        return plain.is_silent or (plain.admits is not None and plain.admits(named))
+        return plain.is_silent or (plain.shapes_say_so is not None and plain.allows(named) is None)
     return form.is_of(form.config, named)
 
 
@@ -108,7 +115,7 @@ def limit(method: Method, cfg: Any, site: Site) -> str:
     (:class:`PeftLayer`).
     """
     form = form_of(method, site.kind)
-    return "" if form is None or form.limit is None else form.limit(cfg, site)
+    return "" if form is None or form.ambiguous_because is None else form.ambiguous_because(cfg, site)
 
 
 def stored(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -128,14 +135,7 @@ def loaded(
         return form.loaded(cfg(), params)
     if form is None or form.stored is None:
         return dict(params)
-    return {
-        name: value.reshape(-1)
-        if name in form.vectors
-        else value.reshape(len(value), math.prod(value.shape[1:]))
-        if value.ndim > 2
-        else value
-        for name, value in params.items()
-    }
+    return as_matrices(params)
 
 
 def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ def shared_name(method: Method, param: str) -> str:
         return f"{PREFIX}@shared.{param}"
     if param in method.peft.shared:
         return method.peft.shared[param]
-    for stem, whole in method.peft.modules.items():
+    for stem, whole in method.peft.overrides.get("shared_modules", {}).items():
         if param.startswith(f"{stem}_"):
             return f"{whole}.{param.removeprefix(f'{stem}_').replace('/', '.')}"
     stem = next(stem for stem in method.peft.shared if param.startswith(f"{stem}_"))
@@ -181,7 +181,7 @@ def shared_param(method: Method, name: str) -> str | None:
         one = name.removeprefix(f"{whole}.")
         if name == whole or (one not in {name, ""} and "." not in one):
             return param if name == whole else f"{param}_{one}"
-    for stem, whole in method.peft.modules.items():
+    for stem, whole in method.peft.overrides.get("shared_modules", {}).items():
         if name.startswith(f"{whole}.") and "/" not in name:
             return f"{stem}_{name.removeprefix(f'{whole}.').replace('.', '/')}"
     return None

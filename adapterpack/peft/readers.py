@@ -22,11 +22,12 @@ def readers(pack: Described) -> dict[str, str]:
             ("PEFT", "transformers", "vLLM"),
             "PEFT has no such adapter, so that the folder has no adapter_config.json",
         )
-    forms = [method.peft for method in pack.methods if method.peft is not None]
+    forms = [method.peft for method in reversed(pack.methods) if method.peft is not None]
+    reasons = {library: why for form in forms for library, why in form.refused_by.items()}
     return {
         "PEFT": "",
-        "transformers": next((form.not_in_transformers for form in forms if form.not_in_transformers), ""),
-        "vLLM": _not_in_vllm(pack) if all(form.in_vllm for form in forms) else "it takes LoRA alone",
+        "transformers": reasons.get("transformers", ""),
+        "vLLM": reasons.get("vLLM") or _not_in_vllm(pack),
     }
 
 

@@ -16,7 +16,17 @@ from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..adapter_methods.core.shapes import check_shapes, features
 from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
-from .names import form_of, is_numbered, kernel_of, loaded, prefix_of, shared_param, stack_of, stored
+from .names import (
+    form_of,
+    is_numbered,
+    kernel_of,
+    loaded,
+    prefix_of,
+    secondary_form,
+    shared_param,
+    stack_of,
+    stored,
+)
 
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
@@ -100,9 +110,7 @@ def sort(
         [*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases]
     )
     for key, guest in secondary.items():
-        endings |= dict.fromkeys(
-            guest.peft.secondary.suffixes.values() if guest.peft and guest.peft.secondary else (), key
-        )
+        endings |= dict.fromkeys(secondary_form(guest).suffixes.values(), key)
     prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
     for name in tensors.tensors:
         if (common := shared_param(method, name)) is not None:
@@ -117,7 +125,7 @@ def sort(
             )
         rest = name.removeprefix(prefix)
         rest, ending = (rest, None) if bare else _parted(method, rest, endings)
-        if ending is None and any(rest.endswith(f".{end}") for end in method.peft.dropped):
+        if ending is None and any(rest.endswith(f".{end}") for end in method.peft.ignored_suffixes):
             continue
         if ending is not None:
             owner = endings.get(ending)
@@ -304,17 +312,7 @@ def _require_kind(
     methods for convolutions, in forms that are not read here, and LN tuning for any module.
     """
     assert method.peft is not None
-    form = form_of(method, kind)
-    if form is not None and form.refused is not None:
-        names = form.suffixes or {}
-        if reason := form.refused({names.get(param, param): shape for param, shape in shapes.items()}):
-            raise Unsupported(
-                reason,
-                where=where,
-                found=", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()),
-                remedy="merge this adapter with the library that made it, or keep it there",
-            )
-    if any(form.axes or form.shown for kind, form in method.peft.layers.items() if kind in CONVOLUTIONS):
+    if any(form.shapes_say_so for kind, form in method.peft.layers.items() if kind in CONVOLUTIONS):
         return  # it is read for convolutions, and these are malformed
     # which parameters there are may depend on the widths, not their axes
     sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]
@@ -328,32 +326,3 @@ def _require_kind(
                 found=f"{name} of shape {shape}",
                 remedy="merge this adapter with the library that made it",
             )
-
-
-def untied(
-    params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path
-) -> dict[str, dict[str, np.ndarray]]:
-    """Without the heads that are tied to a table: of modules with the same tensors, those that the config
-    does not name.
-    """
-    names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
-    named = {path for path in params if any(f".{path}".endswith(f".{name}") for name in names)}
-    kept = {}
-    for path, tensors in params.items():
-        twins = {
-            twin
-            for twin, twin_tensors in params.items()
-            if twin != path
-            and tensors.keys() == twin_tensors.keys()
-            and all(np.array_equal(tensors[key], twin_tensors[key]) for key in tensors)
-        }
-        if path in named and twins & named:
-            raise Unsupported(
-                "two modules have the same rows, and the configuration does not say which is the table",
-                where=where,
-                found=", ".join(sorted({path} | twins)),
-                remedy="name only the embedding in target_modules",
-            )
-        if path in named or not twins & named:
-            kept[path] = tensors
-    return kept

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapter_methods.forms.routes import Attention, Gate, Route
+from ..adapter_methods.core.routers import Attention, Gate, Route
 from ..errors import Unsupported
 
 MOST = 4

@@ -125,7 +125,7 @@ def of_other_methods() -> dict[str, Any]:
     """A config of each method that PEFT has, too, but for the one that vLLM takes."""
     found = {}
     for name, method in methods().items():
-        if method.peft is not None and not method.peft.in_vllm:
+        if method.peft is not None and "vLLM" in method.peft.refused_by:
             fields = {field.name for field in dataclasses.fields(method.examples[0])}
             targets = (
                 {"targets": ATTENTION} if "targets" in fields and "linear" in method.traits.layers else {}

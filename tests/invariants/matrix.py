@@ -26,7 +26,7 @@ from .layer_fixtures import STANDS
 
 def _alone(method: Method) -> bool:
     """Whether PEFT has the method, and its file means something without the base."""
-    return method.peft is not None and method.peft.from_peft_with_base is None
+    return method.peft is not None and "from_peft_with_base" not in method.peft.overrides
 
 
 def _layered(method: Method) -> bool:

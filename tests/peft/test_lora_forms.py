@@ -22,7 +22,7 @@ from torch import nn
 import adapterpack
 from adapterpack import LoRABias, adapt, attach, save
 from adapterpack.adapter_methods.core.peft_form import OfBase, PeftContent
-from adapterpack.adapter_methods.core.peft_lora import as_lora
+from adapterpack.adapter_methods.peft.lora_variants import as_lora
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.pack import from_peft
 

@@ -76,11 +76,15 @@ def test_every_option_of_this_peft_is_known(method: Method) -> None:
     ours = next(
         config for config in (method.peft.to_config({"": one}) for one in configs) if config is not None
     )
-    beside = {other.peft.secondary.key for other in methods().values() if other.peft and other.peft.secondary}
+    beside = {
+        other.peft.overrides["secondary"].key
+        for other in methods().values()
+        if other.peft and "secondary" in other.peft.overrides
+    }
     unknown: list[str] = []
     for option in {
         field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[method.peft.peft_type])
-    }.difference(beside, method.peft.understood):
+    }.difference(beside, method.peft.known_keys):
         with contextlib.suppress(Unsupported):  # known, and this is no value of it
             unknown += unknown_options(
                 {option: None}, ours, [layer.config for layer in method.peft.layers.values()], Path(CONFIG)
@@ -90,8 +94,8 @@ def test_every_option_of_this_peft_is_known(method: Method) -> None:
 
 @torch.no_grad()
 def test_repeated_blocks_are_refused_and_the_remedy_gives_the_same_model(tmp_path: Path) -> None:
-    """A folder of PEFT and a pack of an earlier version are refused in the same words; without the option, on a
-    checkpoint with the blocks written out, the folder computes what PEFT's model computed.
+    """A folder of PEFT and a pack of an earlier version are refused in the same words; without the option, on
+    a checkpoint with the blocks written out, the folder computes what PEFT's model computed.
     """
     torch.manual_seed(3)
     order, ids = [0, 1, 1, 2], torch.tensor([[5, 6, 7, 8]])

@@ -144,7 +144,7 @@ def test_every_such_method_is_here() -> None:
         for method in methods().values()
         if method.peft is not None
         and "transposed" in method.peft.layers
-        and method.peft.layers["transposed"].limit is None
+        and method.peft.layers["transposed"].ambiguous_because is None
     }
     assert known == {"alora", *(method for method, _ in THEIRS.values())}
 

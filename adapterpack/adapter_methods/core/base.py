@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -24,10 +24,8 @@ from .config import SiteConfig
 from .layouts import WEIGHTS
 from .operators import Array, Operator
 from .peft_form import PeftForm
+from .routers import Route
 from .site import Params, Site
-
-if TYPE_CHECKING:
-    from ..forms.routes import Route
 
 Forward = Callable[[Array], Array]
 

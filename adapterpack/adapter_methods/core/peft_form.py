@@ -4,11 +4,13 @@ PEFT has it for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
+from ...errors import Unsupported
 from .site import Params, Site
 
 WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
@@ -50,46 +52,67 @@ class PeftLayer(NamedTuple):
     """How PEFT stores a method's parameters at a kind of site other than a linear layer.
 
     ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None. What says that there are
-    such sites: the keys of PEFT's config in ``config``, the numbers of axes in ``axes``, of every matrix, or
-    ``shown`` by the shapes of a site. Where none of them is given the file does not say it: the site is read
-    as that of a linear layer, and what it is the model or the base says
-    (:func:`~adapterpack.peft.names.alike`); so it is for those shapes that ``admits`` names, where some say
-    it and some do not.
+    such sites: the keys of PEFT's config in ``config``, or ``shapes_say_so`` by the shapes of a site's
+    tensors, which gives None where they leave it open. Where neither says it, the site is read as that of a
+    linear layer, and the model or the base tells its kind (:func:`~adapterpack.peft.names.alike`).
 
     ``stored`` turns a site's parameters into PEFT's shapes under its config, and ``loaded`` turns them back.
-    Without ``loaded`` all axes after the first become one, and those of ``vectors`` a vector. ``features`` is
-    as in :class:`PeftForm`, where it differs. ``refused`` gives the reason why tensors of these shapes,
-    though of that kind, are not read, and ``limit`` the reason why PEFT's tensors have no certain meaning at
-    a site of that kind, by the config and the site with its kernel, which is empty where it is not known; an
-    empty text where they have.
+    Without ``loaded`` all axes after the first become one. ``ambiguous_because`` gives the reason why PEFT's
+    tensors have no certain meaning at a site of that kind, by the config and the site with its kernel, which
+    is empty where it is not known; an empty text where they have.
     """
 
     suffixes: Mapping[str, str] | None = None
     config: Mapping[str, Any] = {}
-    axes: tuple[int, ...] = ()
+    shapes_say_so: Callable[[Shapes], bool | None] | None = None
     stored: Callable[[Any, Site, Params], dict[str, np.ndarray]] | None = None
-    vectors: frozenset[str] = frozenset()
-    shown: Callable[[Shapes], bool] | None = None
-    admits: Callable[[Shapes], bool] | None = None
     loaded: Callable[[Any, Params], dict[str, np.ndarray]] | None = None
-    features: Callable[[Params], tuple[int | None, int | None]] | None = None
-    limit: Callable[[Any, Site], str] | None = None
-    refused: Callable[[Shapes], str] | None = None
+    ambiguous_because: Callable[[Any, Site], str] | None = None
 
     @property
     def is_silent(self) -> bool:
         """Whether nothing in a file says that a site is of this kind."""
-        return self.suffixes is None and not self.config and not self.axes and self.shown is None
+        return self.suffixes is None and not self.config and self.shapes_say_so is None
+
+    def allows(self, shapes: Shapes) -> bool | None:
+        """Whether the shapes of a site's tensors say that it is of this kind; None where they leave it
+        open.
+        """
+        return None if self.shapes_say_so is None else self.shapes_say_so(shapes)
 
     def is_of(self, config: Mapping[str, Any], shapes: Shapes) -> bool:
         """Whether PEFT's config, or the shapes of a site's tensors, say that it is of this kind."""
-        if self.is_silent:
+        if self.is_silent or any(config.get(key) != value for key, value in self.config.items()):
             return False
-        if self.axes and not {len(shape) for shape in shapes.values() if len(shape) > 1} <= set(self.axes):
-            return False
-        return all(config.get(key) == value for key, value in self.config.items()) and (
-            self.shown is None or self.shown(shapes)
-        )
+        return self.shapes_say_so is None or self.shapes_say_so(shapes) is True
+
+
+def has_axes(*counts: int) -> Callable[[Shapes], bool]:
+    """Tells by their shapes whether all matrices among a site's tensors have one of these numbers of axes.
+
+    Example:
+        >>> has_axes(3, 4)({"A": (2, 3, 1), "scale": (2,)}), has_axes(3, 4)({"A": (2, 3)})
+        (True, False)
+    """
+    return lambda shapes: {len(shape) for shape in shapes.values() if len(shape) > 1} <= set(counts)
+
+
+def as_matrices(params: Params) -> dict[str, np.ndarray]:
+    """A site's tensors with all axes after the first as one."""
+    return {
+        name: value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value
+        for name, value in params.items()
+    }
+
+
+def refuse_site(path: str, params: Params, reason: str) -> Unsupported:
+    """The error for the tensors of a site in a form of PEFT's that is not read."""
+    return Unsupported(
+        reason,
+        where=path,
+        found=", ".join(f"{name} of shape {value.shape}" for name, value in params.items()),
+        remedy="merge this adapter with the library that made it, or keep it there",
+    )
 
 
 def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np.ndarray]]:
@@ -157,7 +180,7 @@ parameters that replace them.
 """
 
 
-class Rewritten(NamedTuple):
+class BaseChange(NamedTuple):
     """What PEFT did to the base when it made an adapter: ``completed`` takes it off the tensors again, and
     ``note`` says what is left.
 
@@ -169,9 +192,47 @@ class Rewritten(NamedTuple):
     note: str
 
 
-SHARES_A_PART = "it refuses methods whose sites share a part"
-NOT_IN_LAYERS = "it refuses prompts and what else is not in the layers"
-"""What transformers' ``load_adapter`` makes of some methods: see :attr:`PeftForm.not_in_transformers`."""
+LORA_ALONE: Mapping[str, str] = {"vLLM": "it takes LoRA alone"}
+SHARES_A_PART: Mapping[str, str] = {
+    **LORA_ALONE,
+    "transformers": "it refuses methods whose sites share a part",
+}
+NOT_IN_LAYERS: Mapping[str, str] = {
+    **LORA_ALONE,
+    "transformers": "it refuses prompts and what else is not in the layers",
+}
+"""What other libraries make of some methods: see :attr:`PeftForm.refused_by`."""
+
+
+class PeftOverrides(TypedDict, total=False):
+    """What PEFT stores in a way of its own for few methods: stage -> function or data."""
+
+    features: Callable[[str, Params], tuple[int | None, int | None]]
+    """Kind of site, its parameters -> its input and output width, where the kind makes a difference."""
+    indexed: tuple[str, ...]
+    """Lists of tensors, by what PEFT writes between the module path and their numbers: a site may have
+    ``NAME.0``, ``NAME.1``, ..., which are parameters of these names.
+    """
+    shared_modules: Mapping[str, str]
+    """As :attr:`PeftForm.shared` for whole modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is
+    ``x.a.b``.
+    """
+    secondary: PeftSecondary
+    """How PEFT stores the method in another method's folder."""
+    from_peft_with_base: Completed
+    """The reverse of :attr:`PeftForm.to_peft_with_base`, where PEFT's tensors mean nothing without their
+    base: such a pack's folder is never a folder of PEFT's.
+    """
+    reorder_for_peft: Callable[[Any, Params, str | None], tuple[dict[str, Any], dict[str, np.ndarray]] | None]
+    """What PEFT's config has to say besides, and the parameters in the order in which PEFT means the same by
+    them, of a site's config and parameters and PEFT's name of the task, where ``equivalent`` says no; None
+    where PEFT has no such adapter. ``convert`` writes it, and a pack's folder never is.
+    """
+    bare_parameters: Callable[[Site, Params], dict[str, np.ndarray]]
+    """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them
+    where its config names such parameters (``target_parameters``). A pack's folder never does: its tensors
+    stay as they are, and ``convert`` makes PEFT's.
+    """
 
 
 class PeftForm(NamedTuple):
@@ -192,17 +253,9 @@ class PeftForm(NamedTuple):
     """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and
     ``v_query`` ``x.query``.
     """
-    modules: Mapping[str, str] = {}
-    """The same for whole modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is ``x.a.b``; what PEFT
-    has there the file says.
-    """
     matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type
     stands for several methods.
-    """
-    numbered: tuple[str, ...] = ()
-    """Lists of tensors, by what PEFT writes between the module path and their numbers: a site may have
-    ``NAME.0``, ``NAME.1``, ..., which are parameters of these names.
     """
     aliases: Mapping[str, str] = {}
     """what older versions of PEFT wrote after the module path -> parameter name."""
@@ -218,19 +271,13 @@ class PeftForm(NamedTuple):
     """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can
     hold.
     """
-    tied: bool = False
-    """Whether PEFT writes the tensors of a tied table a second time, for the head."""
-    secondary: PeftSecondary | None = None
-    """How PEFT stores the method in another method's folder, if it does."""
-    names_sites: bool = True
-    """Whether PEFT's config names the modules, and does not count them from the last."""
     from_peft_file: Callable[[PeftContent], PeftContent] | None = None
     """A PEFT file's content -> the pack's: for a method whose tensors say more than the config, or that
     stores less than PEFT.
     """
-    understood: frozenset[str] = frozenset()
+    known_keys: frozenset[str] = frozenset()
     """Keys of PEFT's config that the reading accounts for, though none is written."""
-    dropped: tuple[str, ...] = ()
+    ignored_suffixes: tuple[str, ...] = ()
     """What follows the module path in the names of tensors that PEFT stores for training alone, and that are
     left out.
     """
@@ -238,45 +285,24 @@ class PeftForm(NamedTuple):
     """Computes, from the base's weights, the config and tensors that PEFT's file needs and the pack does not
     store.
     """
-    from_peft_with_base: Completed | None = None
-    """The reverse, where PEFT's tensors mean nothing without their base: such a pack's folder is never a
-    folder of PEFT's.
-    """
-    rewritten: Callable[[Mapping[str, Any]], Rewritten | None] = lambda config: None
+    undo_base_change: Callable[[Mapping[str, Any]], BaseChange | None] = lambda config: None
     """What PEFT did to the base by an initialisation that PEFT's config names; None where it left the base as
     it was. It raises Unsupported where the base alone does not say it.
     """
-    task: str = ""
-    """The field of the config that says which task the adapter does, of several that one file holds."""
     layers: Mapping[str, PeftLayer] = {}
     """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not
     here PEFT has no such form.
     """
+    refused_by: Mapping[str, str] = LORA_ALONE
+    """Library (``transformers``, whose ``load_adapter`` has PEFT put the layers in and does without PEFT's
+    own model, or ``vLLM``) -> why it does not make of the folder what it means.
+    """
+    overrides: PeftOverrides = {}  # noqa: RUF012 - never changed
 
-    rearranged: (
-        Callable[[Any, Params, str | None], tuple[dict[str, Any], dict[str, np.ndarray]] | None] | None
-    ) = None
-    """What PEFT's config has to say besides, and the parameters in the order in which PEFT means the same by
-    them, of a site's config and parameters and PEFT's name of the task, where ``equivalent`` says no; None
-    where PEFT has no such adapter. As with ``parameters``, ``convert`` writes it, and a pack's folder never
-    is.
-    """
-    parameters: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
-    """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them
-    where its config names such parameters (``target_parameters``). A pack's folder never does: its tensors
-    stay as they are, and ``convert`` makes PEFT's.
-    """
-    not_in_transformers: str = ""
-    """Why transformers' ``load_adapter``, which has PEFT put the layers in and does without PEFT's own model,
-    does not make of the folder what it means; nothing where it does.
-    """
-    in_vllm: bool = False
-    """Whether vLLM takes adapters of this method."""
-
-    def widths(self, kind: str, params: Params) -> tuple[int | None, int | None]:
+    def features_of(self, kind: str, params: Params) -> tuple[int | None, int | None]:
         """What the parameters of a site of that kind say of its input and output width."""
-        layer = self.layers.get(kind)
-        return (self.features if layer is None or layer.features is None else layer.features)(params)
+        override = self.overrides.get("features")
+        return self.features(params) if override is None else override(kind, params)
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""

@@ -125,8 +125,8 @@ class Projection(NamedTuple):
             for path, params in content.sites.items()
         }
         if not content.packed and all(map(_equal, pair, self.make(stored_cfg))):
-            return PeftContent(replace(stored_cfg, save_projection=False), {}, sites)
-        return PeftContent(stored_cfg, shared, sites)
+            return content._replace(config=replace(stored_cfg, save_projection=False), shared={}, sites=sites)
+        return content._replace(config=stored_cfg, sites=sites)
 
 
 def _equal(first: np.ndarray, second: np.ndarray) -> bool:

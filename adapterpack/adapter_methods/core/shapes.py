@@ -24,7 +24,7 @@ def features(
         FormatError: one is missing, or has too few axes.
     """
     try:
-        return form.widths(kind, params)
+        return form.features_of(kind, params)
     except (IndexError, KeyError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
         raise FormatError(

@@ -201,7 +201,7 @@ def peft_form(
         pooled = all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
         return (task != "SEQ_CLS" or pooled) and (task != "SEQ_2_SEQ_LM" or wide)
 
-    def rearranged(
+    def reorder_for_peft(
         cfg: Any, params: Params, task: str | None
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         placed = _placed(np.asarray(params[STORED]), cfg.num_layers) if task == "SEQ_2_SEQ_LM" else None
@@ -219,8 +219,8 @@ def peft_form(
         site=PROMPT,
         equivalent=equivalent,
         from_peft_file=used if parts else None,
-        rearranged=rearranged if parts and not wide else None,
-        not_in_transformers=NOT_IN_LAYERS,
+        overrides={"reorder_for_peft": reorder_for_peft} if parts and not wide else {},
+        refused_by=NOT_IN_LAYERS,
     )
 
 

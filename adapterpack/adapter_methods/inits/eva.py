@@ -15,7 +15,8 @@ from .base import Factors, Init, padded
 
 def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
     """Variances, falling, and directions ``[in, in]`` row by row, of the inputs of a site."""
-    values, vectors = np.linalg.eigh(np.asarray(site.calibration.moment, np.float64))  # type: ignore[union-attr]
+    assert site.calibration is not None
+    values, vectors = np.linalg.eigh(np.asarray(site.calibration.moment, np.float64))
     return np.maximum(values[::-1], 0), vectors[:, ::-1].T
 
 

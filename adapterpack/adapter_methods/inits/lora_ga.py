@@ -17,7 +17,8 @@ from .svd import top
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
-    u, _, vt = top(np.asarray(site.calibration.gradient), 2 * r, options["iterations"], rng)  # type: ignore[union-attr]
+    assert site.calibration is not None
+    u, _, vt = top(np.asarray(site.calibration.gradient), 2 * r, options["iterations"], rng)
     half = min(r, len(vt) // 2) or 1  # a narrow layer has fewer than 2 r directions
     k = site.out_features**0.25 / np.sqrt(options["gamma"])
     A, B = vt[-half:] if len(vt) < 2 * r else vt[r : 2 * r], u[:, :half]

@@ -20,8 +20,8 @@ import numpy as np
 from ...errors import NonFinite
 from ..core.config import require_number, require_whole
 from ..core.operators import Array
+from ..core.routers import Gate
 from ..core.site import Site
-from ..forms.routes import Gate
 from .base import NodeKind, Part, as_float, experts, routed
 from .registry import NODES
 

@@ -15,8 +15,8 @@ from ..core.arrays import array_namespace
 from ..core.base import Forward, NormalForm
 from ..core.config import is_number
 from ..core.operators import Array, Dense
+from ..core.routers import Route
 from ..core.site import Site
-from ..forms.routes import Route
 
 Transform = Callable[[Forward], Forward]
 """A layer's function -> the function of the changed layer."""

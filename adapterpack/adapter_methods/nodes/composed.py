@@ -30,8 +30,8 @@ from ..core.base import (
 from ..core.config import SiteConfig
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
+from ..core.routers import MASKS
 from ..core.site import Params, Site
-from ..forms.routes import MASKS
 from .base import Folded, Folding, Leaf, NodeKind, Part, Transform, Tree, as_form, part_of
 from .registry import NODES
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..core.config import require_whole
 from ..core.operators import Array
-from ..forms.routes import MASKS, Fixed
+from ..core.routers import MASKS, Fixed
 from .base import NodeKind, Part, experts, routed
 from .registry import NODES
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..core.config import require_whole
 from ..core.operators import Array
+from ..core.routers import Attention
 from ..core.site import Site
-from ..forms.routes import Attention
 from .base import NodeKind, Part, experts, routed
 from .registry import NODES
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..core.config import require_whole
 from ..core.operators import Array
+from ..core.routers import Gate as Softmax
 from ..core.site import Site
-from ..forms.routes import Gate as Softmax
 from .base import NodeKind, Part, experts, routed
 from .registry import NODES
 

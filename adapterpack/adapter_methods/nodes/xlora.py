@@ -20,7 +20,7 @@ import numpy as np
 from ..core.arrays import array_namespace
 from ..core.config import WIDEST, require_flag, require_number, require_whole
 from ..core.operators import Array
-from ..forms.routes import Precomputed
+from ..core.routers import Precomputed
 from .base import NodeKind, Part, as_float, experts, routed, scaled
 from .registry import NODES
 

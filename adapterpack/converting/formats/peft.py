@@ -15,7 +15,7 @@ from ..base import BaseModel, bind_to_base
 from ..format import FORMATS, Format, Reading, Source
 from ..packs import dequantized
 from ..peft_decomposition import from_peft, to_peft
-from ..peft_parameters import of_parameters, rearranged
+from ..peft_parameters import of_parameters, reorder_for_peft
 from ..tensor_files import tensors_of
 
 ON_BASE = (
@@ -29,7 +29,7 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 
 def _read(source: Source) -> Reading:
     tensors, said = tensors_of(source.path, source)
-    pack, unknown, rewritten = imported(
+    pack, unknown, base_change = imported(
         source.path,
         source.name,
         on_base=source.base is not None,
@@ -45,12 +45,12 @@ def _read(source: Source) -> Reading:
     )
     if source.base is None:
         return Reading(pack, notes)
-    if rewritten is not None:
+    if base_change is not None:
         return Reading(
-            bind_to_base(from_peft(pack, source.base, rewritten.completed), source.base),
-            (*notes, rewritten.note),
+            bind_to_base(from_peft(pack, source.base, base_change.completed), source.base),
+            (*notes, base_change.note),
         )
-    if pack.method.peft is None or pack.method.peft.from_peft_with_base is None:
+    if pack.method.peft is None or "from_peft_with_base" not in pack.method.peft.overrides:
         return Reading(bind_to_base(pack, source.base), notes)
     return Reading(bind_to_base(from_peft(pack, source.base), source.base), (*notes, ON_BASE))
 
@@ -67,12 +67,12 @@ def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
         }
         notes += (
             (ON_BASE,)
-            if on_base.method.peft is not None and on_base.method.peft.from_peft_with_base is not None
+            if on_base.method.peft is not None and "from_peft_with_base" in on_base.method.peft.overrides
             else ()
         )
     if layout.CONFIG not in files and (parameters := of_parameters(plain, base)) is not None:
         files, notes = parameters[0], notes + parameters[1]
-    if layout.CONFIG not in files and (in_order := rearranged(plain)) is not None:
+    if layout.CONFIG not in files and (in_order := reorder_for_peft(plain)) is not None:
         files = in_order
     if layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")

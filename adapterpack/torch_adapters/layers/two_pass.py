@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...adapter_methods.forms.routes import MASKS
+from ...adapter_methods.core.routers import MASKS
 from ...errors import Unsupported
 from .layer import Adapted
 from .wrapper import Wrapper, module_at, path_order

@@ -33,9 +33,9 @@ from adapterpack.adapter_methods.core.config import (
     require_whole,
 )
 from adapterpack.adapter_methods.core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
-from adapterpack.adapter_methods.core.peft_keys import PeftKeys
 from adapterpack.adapter_methods.core.site import Params, Site
 from adapterpack.adapter_methods.loha import kaiming
+from adapterpack.adapter_methods.peft.keys import PeftKeys
 from adapterpack.errors import Unsupported
 
 from .form import TRAITS, ShadowForm, TwoLayers
@@ -250,11 +250,15 @@ shadow = Method(
     peft=PeftForm(
         peft_type="SHADOW",
         suffixes=_SUFFIXES,
-        modules={name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)},
         to_config=_KEYS.to_config,
         from_config=_from_peft,
         features=_features,
         from_peft_file=_with_tensors,
-        not_in_transformers=NOT_IN_LAYERS,
+        refused_by=NOT_IN_LAYERS,
+        overrides={
+            "shared_modules": {
+                name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)
+            }
+        },
     ),
 )

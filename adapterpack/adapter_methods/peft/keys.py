@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ...errors import Unsupported
-from .config import ends, is_number
+from ..core.config import ends, is_number
 
 
 def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ...errors import Unsupported
-from ..core.arrays import array_namespace
-from ..core.operators import Array
+from .arrays import array_namespace
+from .operators import Array
 
 MASKS = ("@tokens", "@encoder_tokens")
 """What a layer of a method that looks at whole rows has among its parameters in a pass: which tokens of the

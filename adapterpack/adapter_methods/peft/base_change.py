@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from ..core.layouts import LINEAR, layout_of
-from ..core.peft_form import Completed, Factorise, PeftContent, Rewritten
+from ..core.peft_form import BaseChange, Completed, Factorise, PeftContent
 from ..core.site import Site
 
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -78,7 +78,7 @@ OLoRA's comes with its scale.
 """
 
 
-def rewritten(config: Mapping[str, Any]) -> Rewritten | None:
+def undo_base_change(config: Mapping[str, Any]) -> BaseChange | None:
     """What PEFT did to the base by the initialisation that its config names; None where it left the base as
     it was.
 
@@ -86,8 +86,8 @@ def rewritten(config: Mapping[str, Any]) -> Rewritten | None:
         Unsupported: the base alone does not say what it did.
 
     Example:
-        >>> (rewritten({"init_lora_weights": "gaussian"}) is None,
-        ...     rewritten({"init_lora_weights": "pissa"}) is None)
+        >>> (undo_base_change({"init_lora_weights": "gaussian"}) is None,
+        ...     undo_base_change({"init_lora_weights": "pissa"}) is None)
         (True, False)
     """
     init = config.get("init_lora_weights")
@@ -96,10 +96,10 @@ def rewritten(config: Mapping[str, Any]) -> Rewritten | None:
     follows = _FOLLOW.get(init.lower() if isinstance(init, str) else "")
     if follows is None:
         raise _unknown(init)
-    return Rewritten(_taken_back(follows, divided=follows is _pissa), _WHY, _NOTE)
+    return BaseChange(_taken_back(follows, divided=follows is _pissa), _WHY, _NOTE)
 
 
-def widened(content: PeftContent) -> PeftContent:
+def widen(content: PeftContent) -> PeftContent:
     """The content with factors of the config's rank: at a layer that is narrower PEFT begins with fewer rows,
     and zeros change nothing.
     """
@@ -107,11 +107,11 @@ def widened(content: PeftContent) -> PeftContent:
     if not isinstance(init, str) or init.lower() not in _FOLLOW:
         return content
     return content._replace(
-        sites={path: _widened(params, content.config.at(path).r) for path, params in content.sites.items()}
+        sites={path: _widen(params, content.config.at(path).r) for path, params in content.sites.items()}
     )
 
 
-def _widened(params: Mapping[str, np.ndarray], r: int) -> Mapping[str, np.ndarray]:
+def _widen(params: Mapping[str, np.ndarray], r: int) -> Mapping[str, np.ndarray]:
     A, B = params.get("lora_A"), params.get("lora_B")
     if (
         A is None
@@ -130,8 +130,8 @@ def _widened(params: Mapping[str, np.ndarray], r: int) -> Mapping[str, np.ndarra
     }
 
 
-def kept(config: Mapping[str, Any]) -> None:
-    """As :func:`rewritten`, for a method that cannot take it back.
+def require_kept_base(config: Mapping[str, Any]) -> None:
+    """As :func:`undo_base_change`, for a method that cannot take it back.
 
     Raises:
         Unsupported: the initialisation rewrote the base.

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import Unsupported
-from .config import require_whole
-from .peft_form import WITH_BASE, PeftContent
+from ..core.config import require_whole
+from ..core.peft_form import WITH_BASE, PeftContent
 
 READ_AS_LORA = frozenset({"use_bdlora", "use_qalora", "monteclora_config", "velora_config"})
 """The keys of PEFT's config that this accounts for."""

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from typing import Any
 
-from .peft_form import PeftContent
+from ..core.peft_form import PeftContent
 
 OUT = ".base_layer.out_proj"
 """What PEFT writes behind the path of an attention for its ``out_proj``."""
