@@ -9,7 +9,7 @@ yours brings its frontend by an entry point: [project.entry-points."adapterpack.
 import onnx_ir as ir
 
 from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, Frontend, Source
-from adapterpack.exporting.graph.sitemap import onnxscript_scope
+from adapterpack.graph_passes.sites import onnxscript_scope
 
 FILE = "ready.onnx"
 

@@ -40,8 +40,8 @@ from adapterpack.adapter_methods.forms.blocks import ACTIVATIONS, EPSILON
 from adapterpack.adapter_methods.loreft import orthonormal
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import SiteNotFound, Unsupported
-from adapterpack.exporting.graph.activations import NODES
-from adapterpack.exporting.graph.blocks import wanted_blocks
+from adapterpack.graph_passes.blocks import wanted_blocks
+from adapterpack.graph_passes.emit import ACTIVATION_NODES
 from adapterpack.quantizing.packs import quantize_pack
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.blocks import FIELDS
@@ -716,7 +716,7 @@ def test_activations_are_torchs() -> None:
         "gelu": functional.gelu,
         "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     }
-    assert theirs.keys() == ACTIVATIONS.keys() == NODES.keys()
+    assert theirs.keys() == ACTIVATIONS.keys() == ACTIVATION_NODES.keys()
     x = torch.cat([torch.linspace(-9, 9, 91), torch.tensor([0.0, 700.0, -700.0])]).double()
     for name, function in theirs.items():
         for found in (torch.from_numpy(ACTIVATIONS[name](x.numpy())), ACTIVATIONS[name](x)):

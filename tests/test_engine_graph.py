@@ -27,8 +27,8 @@ from adapterpack import DoRA, LoRA, Session, adapt, export, merge, quantize, sav
 from adapterpack.base.thresholds import Reach
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST, graph_file, read_bundle
-from adapterpack.engine_graph import derive
 from adapterpack.errors import ParityError, Unsupported
+from adapterpack.graph_passes import static_cache_decoder
 from adapterpack.onnx_graph.products import is_fast
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
@@ -331,11 +331,13 @@ def test_a_wrong_second_graph_is_not_published(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        derive, "reaches_of", lambda config, layers: [Reach(window=2)] * layers
+        static_cache_decoder, "reaches_of", lambda config, layers: [Reach(window=2)] * layers
     )  # rows look back two tokens, not all
     with pytest.raises(ParityError, match="the graph for the engine disagrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", frontend="mobius")
-    monkeypatch.setattr(derive, "read_sources", len)  # a bug, which is no family without a graph
+    monkeypatch.setattr(
+        static_cache_decoder, "read_sources", len
+    )  # a bug, which is no family without a graph
     with pytest.raises(TypeError) as caught:
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", frontend="mobius")
     assert "--no-static-cache" in caught.value.__notes__[0]

@@ -58,9 +58,9 @@ from adapterpack.errors import (
 )
 from adapterpack.exporting.example_inputs import example
 from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, Frontend, Source
-from adapterpack.exporting.graph.sitemap import find_sites
-from adapterpack.exporting.modes import MODES, Plan, base_head, with_fields
 from adapterpack.exporting.proof import parity
+from adapterpack.graph_passes.attach import MODES, Plan, base_head, with_fields
+from adapterpack.graph_passes.sites import find_sites
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.runtime.model_inputs import pad
@@ -928,7 +928,7 @@ def test_rows_that_take_each_others_adapter_are_found(
     """A bank that gives the first row the last row's adapter is right whenever all rows agree: only the mixed
     run can tell.
     """
-    emit = importlib.import_module("adapterpack.exporting.graph.emit")
+    emit = importlib.import_module("adapterpack.graph_passes.emit")
     gather = emit.Emitter.gather
 
     def reversed_rows(self: Any, site: Any, field: str, bank: Any, ids: Any) -> Any:

@@ -14,10 +14,10 @@ from test_export import one_layer
 
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ParityError, Unsupported
-from adapterpack.exporting.graph.packing import SHARED, pack_siblings
-from adapterpack.exporting.graph.passes import checked, slots_of
-from adapterpack.exporting.graph.sitemap import find_sites
 from adapterpack.exporting.limits import require_readable
+from adapterpack.graph_passes.checks import require_kept, slot_names
+from adapterpack.graph_passes.packing import SHARED, pack_siblings
+from adapterpack.graph_passes.sites import find_sites
 
 
 @pytest.mark.fast
@@ -40,12 +40,12 @@ def test_a_pass_that_loses_something_is_named() -> None:
     """A slot that became a constant, and a site whose node, value or weight is gone."""
     model = one_layer("MatMul", 3, np.ones((5, 7), np.float32), None)
     sites = find_sites(model, lambda node: "layer")
-    checked("nothing", model, sites, ())
+    require_kept("nothing", model, sites, ())
     with pytest.raises(ParityError, match=r"fusion removed slots.*layer\.down"):
-        checked("fusion", model, sites, {"layer.down"})
+        require_kept("fusion", model, sites, {"layer.down"})
     model.graph[0].name = "another"
     with pytest.raises(ParityError, match=r"fusion lost sites.*layer"):
-        checked("fusion", model, sites, ())
+        require_kept("fusion", model, sites, ())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_packing_saves_products(mode: str, before: int, after: int, bundle_of: C
     }
     assert len(weights) == 1
     assert SHARED[mode] == next((site.fields for site in sites.values() if site.members), ())
-    assert slots_of(ir.load(folder / "model.onnx")) == {
+    assert slot_names(ir.load(folder / "model.onnx")) == {
         f"{path}.{field}" for path, site in sites.items() for field in site.fields
     }
 
@@ -80,7 +80,7 @@ def test_packing_saves_products(mode: str, before: int, after: int, bundle_of: C
 def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
     """Nothing is packed across modules, or where one sibling's input is changed by an adapter."""
     from adapterpack.exporting.frontends import FRONTENDS, Source
-    from adapterpack.exporting.modes import Plan
+    from adapterpack.graph_passes.attach import Plan
     from adapterpack.tasks.task import task_named
 
     graph = FRONTENDS["mobius"].build(Source(tiny_llama, task_named("text-generation")))

@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from adapterpack.engine_graph.position_inputs import PositionInputs
 from adapterpack.errors import Unsupported
+from adapterpack.graph_passes.position_inputs import PositionInputs
 
 pytestmark = pytest.mark.fast
 _BASE = """<ir_version: 10, opset_import: ["" : 21]>

@@ -20,10 +20,10 @@ from adapterpack import Session, export, quantize, validate
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.errors import ConfigError, FormatError, StorageError, UnknownName, Unsupported
 from adapterpack.exporting.quantization.algorithm import ALGORITHMS
-from adapterpack.exporting.quantization.experts import unstack_experts
 from adapterpack.exporting.quantization.options import written
 from adapterpack.exporting.quantization.scheme import SCHEMES
 from adapterpack.exporting.quantization.weights import quantize_file
+from adapterpack.graph_passes.experts import unstack_experts
 
 Make = Callable[..., Any]
 SPECIAL: dict[str, dict[str, Any]] = {

@@ -1,3 +1,3 @@
-"""Derives the engine's graph from a bundle's ordinary decoder and proves that both agree; export, merge and
-quantize call it.
+"""Writes the engine's graph into a bundle and proves that it agrees with the ordinary decoder; export, merge
+and quantize call it.
 """

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.decoder_graph import DECODER, cache_scale
-from ..bundle.manifest import PAST, PRESENT, graph_file
+from ..bundle.decoder_graph import DECODER
+from ..bundle.manifest import graph_file
 from ..errors import ParityError
+from ..graph_passes.static_cache_decoder import make_int8
 from ..onnx_graph.products import is_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_reader import AdapterReader
@@ -34,8 +35,6 @@ _STEPS, _ROOM = 24, 32
 """Tokens behind each prompt, and positions for the prompts of adapters."""
 _MIXED, _LENGTH = 4, 64
 """Rows of random tokens that scales are measured on, too, and their length: answers repeat themselves."""
-_SCALES = 12
-"""The place of the scales among the operator's inputs."""
 
 
 class _Run(NamedTuple):
@@ -86,27 +85,6 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
         "label_agreement": float(same.mean()),
         "relative": float(np.sqrt(np.square(change).mean() / np.square(before.logits).mean())),
     }
-
-
-def make_int8(model: Any, scales: Mapping[str, np.ndarray]) -> None:
-    """Changes the engine's graph, in place: its caches are int8, by these scales ``[heads, width]`` of each
-    cache.
-    """
-    for value in [*model.graph.inputs, *model.graph.outputs]:
-        if value.name.startswith((PAST, PRESENT)):
-            value.type = ir.TensorType(ir.DataType.INT8)
-    for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
-        node.resize_inputs(_SCALES + 2)
-        for place, cache in enumerate(node.inputs[3:5], _SCALES):
-            tensor = ir.tensor(scales[cache.name][:, None], name=cache_scale(cache.name))
-            scale = ir.Value(
-                name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            model.graph.register_initializer(scale)
-            node.replace_input_with(place, scale)
-        for side in "kv":
-            node.attributes[f"{side}_quant_type"] = ir.AttrString(f"{side}_quant_type", "PER_CHANNEL")
-        node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
 
 
 def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:

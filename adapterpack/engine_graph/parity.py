@@ -14,6 +14,7 @@ from ..base.thresholds import turns_by_length
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import graph_file
 from ..errors import ParityError
+from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_feeds import ResidentAdapter
@@ -28,7 +29,6 @@ from ..runtime.text.context_length import context_of, text_part
 from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
-from .derive import write_decoder
 from .pieces import apart, in_pieces, takes_much
 
 _LENGTHS = (11, 4, 7)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..base.checkpoint import Checkpoint
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
+from ..graph_passes.attach import MODES
 from ..hub.resolve import folder_of
 from ..manifest.parts import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
@@ -24,7 +25,6 @@ from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
 from .as_trained import trained_form
-from .modes import MODES
 from .quantization.options import (
     CACHES,
     STORED,

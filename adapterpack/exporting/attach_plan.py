@@ -16,6 +16,10 @@ from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import PAST, Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported
+from ..graph_passes.attach import Plan, base_head, with_fields, with_ranks
+from ..graph_passes.attention import find_heads
+from ..graph_passes.blocks import find_blocks, split_fused_norms, wanted_blocks
+from ..graph_passes.sites import find_sites, prompt_site, uses_of_modules
 from ..merging.tied_weights import tied_to_a_head
 from ..pack.on_base import places_on
 from ..pack.pack import Adapter, Pack
@@ -25,10 +29,6 @@ from ..slots.prompt_kv import PROJECTION
 from ..slots.prompt_rows import virtual_tokens
 from ..slots.values import largest_ranks, pack_values
 from .frontends import BaseGraph
-from .graph.attention import with_heads
-from .graph.blocks import find_blocks, unfused, wanted_blocks
-from .graph.sitemap import find_sites, prompt_site, uses_of_modules
-from .modes import Plan, base_head, with_fields, with_ranks
 
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without adapters."""
@@ -199,10 +199,10 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
     """
     wanted, in_graphs = wanted_blocks(packs), list[MappedSite]()
     for part, model in graph.parts.items():
-        linear = with_heads(model, graph.scope, packs, find_sites(model, graph.scope))
+        linear = find_heads(model, graph.scope, packs, find_sites(model, graph.scope))
         blocks = find_blocks(model, graph.scope, wanted, linear)
         if blocks.keys() != wanted.keys() and len(graph.parts) == 1:
-            blocks = find_blocks(model, unfused(model, graph.scope), wanted, linear)
+            blocks = find_blocks(model, split_fused_norms(model, graph.scope), wanted, linear)
         place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
         together = {**linear, **blocks, **prompt_site(model)}
         ordered = sorted(together.values(), key=lambda site: place[site.output])

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,27 +19,30 @@ from ..base.base_metadata import pooling_of
 from ..base.checkpoint import Checkpoint
 from ..base.thresholds import LongRows, said_in
 from ..bundle.decoder_graph import DECODER, graphs_of
-from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file, manifest_bytes
+from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, adapter_file, graph_file, manifest_bytes
 from ..bundle.proofs import Proofs
 from ..bundle.signature import signature_of
 from ..engine_graph.int8_cache import quantize_cache
 from ..engine_graph.parity import with_decoder
 from ..errors import Unsupported
+from ..graph_passes.attach import MODES, Plan
+from ..graph_passes.checks import require_kept, slot_names
+from ..graph_passes.emit import give_zeros
+from ..graph_passes.packing import SHARED, pack_siblings
 from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
 from ..onnx_graph.save import save_graph
+from ..runtime.adapters.files import write_adapter_file
+from ..slots.fields import FIELDS, FIXED, LABELS, nothing
+from ..slots.values import grouped
 from ..tasks.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of
 from .example_inputs import config_of
 from .frontends import BaseGraph, Source
-from .graph.emit import give_zeros
-from .graph.packing import SHARED, pack_siblings
-from .graph.passes import checked, slots_of
 from .limits import require_readable
-from .modes import MODES, Attached, Plan
 from .proof.parity import proved
 from .quantization.graphs import quantize_in_place
 from .quantization.options import CACHES
@@ -78,7 +80,7 @@ def write_bundle(
         _default_sites(job, source),
     )
     attached = [
-        _attached(graph.parts[part], job.request.mode, job.target, sites, plan, job.task)
+        _attach(graph.parts[part], job.request.mode, job.target, sites, plan, job.task)
         for part, plan in plans.items()
     ]
     bundle = _manifest(
@@ -94,8 +96,9 @@ def write_bundle(
     for pack in job.packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
-    for slots in attached:
-        slots.write(folder)
+    if job.request.mode == "inputs":
+        for slots in attached:
+            _write_adapters(folder, slots)
     copy_carried(source.folder, folder)
     _say_how_far_layers_look(folder / CONFIG, source)
     job.target.write(folder, bundle)
@@ -157,7 +160,7 @@ def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
 
 
-def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None:
+def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Progress) -> None:
     """Writes the graph of each part, and its weights to a data file of their own, a few of them in memory at
     a time.
 
@@ -177,7 +180,7 @@ def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None
         value.const_value = _row_by_row(value.const_value)
     written, last = 0, time.monotonic()
 
-    def tell(tensor: Any, info: Any) -> None:
+    def tell(tensor: ir.TensorProtocol, info: object) -> None:
         nonlocal written, last
         if time.monotonic() - last >= _SECONDS:
             last = time.monotonic()
@@ -194,14 +197,14 @@ def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None
         )
 
 
-def _row_by_row(tensor: Any) -> Any:
+def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The tensor with its numbers in the order of the file once it is read; numpy writes those of a
     transposed matrix one by one.
     """
     if len(tensor.shape) != 2 or tensor.dtype.itemsize < 1 or isinstance(tensor, ir.ExternalTensor):
         return tensor
 
-    def copied() -> Any:
+    def copy() -> ir.Tensor:
         array = tensor.numpy()
         if not array.flags.c_contiguous:
             array, transposed = np.empty(array.shape, array.dtype), array
@@ -209,27 +212,44 @@ def _row_by_row(tensor: Any) -> Any:
                 array[:, column : column + _BAND] = transposed[:, column : column + _BAND]
         return ir.tensor(array, tensor.dtype, name=tensor.name)
 
-    return ir.LazyTensor(copied, tensor.dtype, tensor.shape, name=tensor.name)
+    return ir.LazyTensor(copy, tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _attached(
-    model: Any, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan, task: Task
-) -> Attached:
-    """Packs siblings of one graph, and puts its part of the packs into it."""
-    plan, slots = plan._replace(slot_name=target.slot_name), slots_of(model)
+def _attach(
+    model: ir.Model, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan, task: Task
+) -> Plan:
+    """Packs siblings of one graph, and puts its part of the packs into it; returns what was attached."""
+    plan, slots = plan._replace(slot_name=target.slot_name), slot_names(model)
     plan = pack_siblings(
         model,
         {path: site for path, site in sites.items() if site.part == plan.part},
         plan,
         SHARED[mode] if target.groups else (),
     )
-    checked("packing", model, plan.sites, slots)
-    attached = MODES[mode](model, plan)
-    slots |= {plan.slot_name(path, field) for path, site in attached.sites.items() for field in site.fields}
-    checked("attaching", model, attached.sites, slots)
+    require_kept("packing", model, plan.sites, slots)
+    plan = MODES[mode](model, plan)
+    slots |= {plan.slot_name(path, field) for path, site in plan.sites.items() for field in site.fields}
+    require_kept("attaching", model, plan.sites, slots)
     give_zeros(model, next(part.optional for part in task.parts if part.name == plan.part))
     require_readable(model)
-    return attached
+    return plan
+
+
+def _write_adapters(folder: Path, plan: Plan) -> None:
+    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without
+    slots only the main one.
+    """
+    if not plan.sites and plan.part != MAIN:
+        return
+    for pack, values in zip(plan.packs, plan.values, strict=True):
+        complete = grouped(values, plan.sites)
+        # what has a length must be whole: a part that the adapter has not is there with nothing in it
+        for site in plan.sites.values():
+            for field in site.fields:
+                if set(FIELDS[field].axes) - FIXED - {LABELS}:
+                    complete.setdefault(f"{site.path}.{field}", nothing(field, site))
+        named = {plan.slot_name(*name.rsplit(".", 1)): array for name, array in complete.items()}
+        write_adapter_file(folder / adapter_file(f"adapters/{pack.name}", plan.part), named)
 
 
 def _default_sites(job: ExportJob, source: Source) -> frozenset[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from ..errors import Unsupported
 from ..runtime.model_inputs import pad
 from ..tasks.session import Arrays
 from ..tasks.task import Task, reads_types
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LENGTHS = (11, 4, 7)
 
@@ -26,7 +29,7 @@ def config_of(base: Path) -> Any:
 
 def example(
     task: Task,
-    config: Any,
+    config: PretrainedConfig,
     lengths: Sequence[int] = LENGTHS,
     *,
     model: Callable[[], Any],
@@ -76,29 +79,31 @@ def example(
     return inputs if task.example is None else {**inputs, **task.example(config, inputs, rng)}
 
 
-def _text_alone(row: np.ndarray, config: Any) -> list[int]:
+def _text_alone(row: np.ndarray, config: PretrainedConfig) -> list[int]:
     """A row of random tokens with none that stands for an image, a video or a sound."""
     taken = {getattr(config, name, None) for name in ("image_token_id", "video_token_id", "audio_token_id")}
     plain = min({1, 2, 3, 4} - taken)
     return [plain if token in taken else int(token) for token in row]
 
 
-def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
+def _seeing(
+    row: list[int], config: PretrainedConfig, pixels: np.ndarray, model: PreTrainedModel
+) -> list[int]:
     """A row with an image behind its first token."""
     from ..torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only for a model
 
     return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
 
 
-def _text(config: Any) -> Any:
+def _text(config: PretrainedConfig) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _vocabulary(config: Any) -> int:
+def _vocabulary(config: PretrainedConfig) -> int:
     return int(_text(config).vocab_size)
 
 
-def _image_shape(config: Any) -> tuple[int, int, int]:
+def _image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
     size = getattr(vision, "image_size", None)
     if size is None:
@@ -111,5 +116,5 @@ def _image_shape(config: Any) -> tuple[int, int, int]:
     return int(getattr(vision, "num_channels", 3)), int(height), int(width)
 
 
-def _feature_shape(config: Any) -> tuple[int, int]:
+def _feature_shape(config: PretrainedConfig) -> tuple[int, int]:
     return int(config.num_mel_bins), 2 * int(config.max_source_positions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -16,7 +15,7 @@ _INLINE = 1024
 """Initializers up to this size stay in the message."""
 
 
-def require_readable(model: Any) -> None:
+def require_readable(model: ir.Model) -> None:
     """Opens a model of one node with the same IR version and operator sets, and adds up what the message will
     hold.
 

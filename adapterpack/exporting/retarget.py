@@ -9,13 +9,14 @@ import dataclasses
 from ..bundle.files import require_files, unlisted
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import ConfigError, FormatError, Unsupported
+from ..graph_passes.attach import default_slot_name
 from ..io.atomic import output_folder
 from ..io.safe_open import copy_folder
 from ..pack.pack import SIGNATURE
 from ..tasks.task import task_named
 from .arguments import require_split
 from .request import ExportRequest
-from .targets import TARGETS, default_slot_name
+from .targets import TARGETS
 
 ORDINARY = "ort"
 

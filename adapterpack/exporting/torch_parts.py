@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from ..slots.prompt_rows import LEAVES
 from ..torch_adapters.canaries.images import features_of
@@ -32,7 +32,7 @@ Named = dict[str, torch.Tensor]
 class TorchPart(nn.Module):
     """A part of a model; ``inner`` is the whole of it."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.inner = model
         self.config = model.config
@@ -228,7 +228,7 @@ def _slots(inputs: Named) -> Named:
 
 
 @contextlib.contextmanager
-def _before_tokens(trunk: Any, slots: Named, whole: bool = False) -> Iterator[None]:
+def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) -> Iterator[None]:
     """Leads a trunk through virtual tokens, see :mod:`adapterpack.slots.prompt_rows`; without any it stays as
     it is. Its output is that of its own tokens, or with ``whole`` of all.
 
@@ -280,7 +280,7 @@ def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return places if tokens.ndim == 2 else places[..., None].expand(-1, -1, tokens.shape[-1])
 
 
-def _pairs(name: str, cache: Any) -> Named:
+def _pairs(name: str, cache: DynamicCache) -> Named:
     return {
         f"{name}.{number}.{side}": value
         for number, layer in enumerate(cache.layers)
@@ -292,6 +292,6 @@ _PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})
 """What transformers calls the module between a vision tower and a language model."""
 
 
-def _unit(output: Any) -> torch.Tensor:
+def _unit(output: torch.Tensor | BaseModelOutputWithPooling) -> torch.Tensor:
     features = features_of(output)
     return features / features.norm(p=2, dim=-1, keepdim=True)

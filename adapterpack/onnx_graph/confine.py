@@ -8,11 +8,15 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import FormatError, Unsupported
 from ..library_errors import library_errors
 from .graph_file import GraphFile, external_entries, nodes_of
+
+if TYPE_CHECKING:
+    import onnx
+    from google.protobuf.message import Message
 
 _EXTERNAL = 1
 _LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
@@ -74,7 +78,7 @@ def _external_files(graph: GraphFile) -> set[Path]:
     return files
 
 
-def _tensors(message: Any) -> Iterator[Any]:
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
     """Every TensorProto inside of a message: initializers, attributes, subgraphs, functions, training
     information.
     """
@@ -88,7 +92,9 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(inner)
 
 
-def _written_out(graph: Any, functions: Mapping[tuple[str, str], Any], path: Path) -> int:
+def _written_out(
+    graph: onnx.GraphProto, functions: Mapping[tuple[str, str], onnx.FunctionProto], path: Path
+) -> int:
     """The number of nodes once every call of a function is replaced by its nodes."""
     calling = set[tuple[str, str]]()
 
@@ -103,14 +109,14 @@ def _written_out(graph: Any, functions: Mapping[tuple[str, str], Any], path: Pat
         calling.discard(key)
         return total
 
-    def count(body: Any) -> int:
+    def count(body: onnx.GraphProto | onnx.FunctionProto) -> int:
         keys = [(node.domain, node.op_type) for node in nodes_of(body)]
         return len(keys) + sum(size(key) for key in keys if key in functions)
 
     return count(graph)
 
 
-def _require_small(graph: Any, path: Path) -> None:
+def _require_small(graph: onnx.GraphProto, path: Path) -> None:
     """Checks of what a model makes of constants that memory has room for it."""
     from onnx import numpy_helper  # noqa: PLC0415 - only what opens a graph pays for it
 

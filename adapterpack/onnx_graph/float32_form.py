@@ -4,13 +4,11 @@ is in bfloat16.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
 
-def in_float32(model: Any) -> Any:
+def in_float32(model: ir.Model) -> ir.Model:
     """Changes a graph of bfloat16 to one of float32 on the same numbers, and returns it; of another type it
     stays as it is.
     """

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +18,9 @@ from ..errors import FormatError, Unsupported, storage_errors
 from ..io.safetensors import count_of
 from ..library_errors import library_errors
 from .wire import walk
+
+if TYPE_CHECKING:
+    import onnx
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32),
@@ -103,7 +106,7 @@ class GraphFile:
         """An initializer as a read-only array on the mapped file."""
         return mapped(self.stored[name])
 
-    def _place(self, tensor: Any, embedded: Mapping[str, Any]) -> Stored | None:
+    def _place(self, tensor: onnx.TensorProto, embedded: Mapping[str, Any]) -> Stored | None:
         """The place of one initializer, or None for one whose numbers are not stored as plain bytes."""
         dtype = DTYPES.get(tensor.data_type)
         where = f"{self.path}, initializer {tensor.name[:200]}"
@@ -134,7 +137,7 @@ class GraphFile:
             )
         return Stored(tensor.name, dtype, tuple(tensor.dims), self.path, place.offset, nbytes)
 
-    def _external(self, tensor: Any, where: str) -> tuple[Path, int, int | None]:
+    def _external(self, tensor: onnx.TensorProto, where: str) -> tuple[Path, int, int | None]:
         entries = external_entries(tensor, where)
         offset, length = (
             int(text) if (text := entries.get(key)) is not None else None for key in ("offset", "length")
@@ -151,7 +154,7 @@ class GraphFile:
         return self._confined[location]
 
 
-def nodes_of(graph: Any) -> Iterator[Any]:
+def nodes_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     """The nodes of a graph and of the graphs inside its nodes."""
     for node in graph.node:
         yield node
@@ -160,7 +163,7 @@ def nodes_of(graph: Any) -> Iterator[Any]:
                 yield from nodes_of(inner)
 
 
-def attribute(node: Any, name: str, default: int) -> int:
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     """An integer attribute of a node, or ``default``."""
     return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
@@ -189,7 +192,7 @@ def require_stored(graph: GraphFile, name: str) -> Stored:
     return graph.stored[name]
 
 
-def external_entries(tensor: Any, where: str) -> dict[str, str]:
+def external_entries(tensor: onnx.TensorProto, where: str) -> dict[str, str]:
     """Where a tensor's external data is, by ``location``, ``offset``, ``length``.
 
     Raises:

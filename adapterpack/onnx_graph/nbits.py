@@ -6,12 +6,15 @@ block]``, ``q`` unsigned, packed from the low bits up, one blob for each block o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import Unsupported
 from .graph_file import GraphFile, attribute, require_stored
+
+if TYPE_CHECKING:
+    import onnx
 
 _WEIGHT, _SCALES, _ZEROS, _ORDER, _BIAS = 1, 2, 3, 4, 5
 _WIDTHS = (2, 4, 8)
@@ -86,7 +89,7 @@ def require_plain(graph: GraphFile, quantized: NBits) -> None:
         )
 
 
-def _read(graph: GraphFile, node: Any) -> NBits | None:
+def _read(graph: GraphFile, node: onnx.NodeProto) -> NBits | None:
     names = [*node.input, "", "", "", "", ""]
     if names[_WEIGHT] not in graph.stored or names[_SCALES] not in graph.stored:
         return None

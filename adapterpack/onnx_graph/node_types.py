@@ -6,9 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .graph_file import nodes_of
+
+if TYPE_CHECKING:
+    import onnx
 
 _ONNX = ("", "ai.onnx")
 
@@ -47,7 +51,7 @@ class TypedNode(NamedTuple):
         return f"{self.domain}.{self.operator}" if self.domain else self.operator
 
 
-def value_types(model: Any) -> Mapping[str, str]:
+def value_types(model: onnx.ModelProto) -> Mapping[str, str]:
     """The types of a model's values by their names."""
     known: dict[str, str] = {}
     for _ in _typed(model, known):
@@ -55,12 +59,12 @@ def value_types(model: Any) -> Mapping[str, str]:
     return known
 
 
-def typed_nodes(model: Any) -> Iterator[TypedNode]:
+def typed_nodes(model: onnx.ModelProto) -> Iterator[TypedNode]:
     """The nodes of a model's proto in order, those of inner graphs too."""
     return _typed(model, {})
 
 
-def _typed(model: Any, known: dict[str, str]) -> Iterator[TypedNode]:
+def _typed(model: onnx.ModelProto, known: dict[str, str]) -> Iterator[TypedNode]:
     import onnx  # noqa: PLC0415 - only what looks into a graph pays for it
 
     versions = {_domain(entry.domain): entry.version for entry in model.opset_import}
@@ -93,7 +97,7 @@ def _domain(name: str) -> str:
     return "" if name in _ONNX else name
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -145,7 +149,7 @@ def _literal(text: str) -> str | None:
     return text if text.startswith("tensor(") else None
 
 
-def _said(onnx: Any, node: Any, schema: _Schema, formal: _Formal) -> str | None:
+def _said(onnx: ModuleType, node: onnx.NodeProto, schema: _Schema, formal: _Formal) -> str | None:
     """What an attribute says, or the only type that there is."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype", "output_dtype") and attribute.i:
@@ -156,6 +160,6 @@ def _said(onnx: Any, node: Any, schema: _Schema, formal: _Formal) -> str | None:
     return str(allowed[0]) if len(allowed) == 1 else None
 
 
-def _tensor(onnx: Any, code: int) -> str:
+def _tensor(onnx: ModuleType, code: int) -> str:
     name = onnx.TensorProto.DataType.Name(code).lower()
     return f"tensor({name})"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -36,7 +35,7 @@ def make_fast(path: Path, fast: bool = True) -> None:
     ir.save(model, path)
 
 
-def _products(model: Any) -> Iterator[Any]:
+def _products(model: ir.Model) -> Iterator[ir.Node]:
     return (
         node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.op_type == "MatMulNBits"
     )

@@ -13,7 +13,7 @@ they lie.
 """
 
 
-def save_graph(model: Any, path: Path, **options: Any) -> None:
+def save_graph(model: ir.Model, path: Path, **options: Any) -> None:
     """Writes an ``onnx_ir`` model to ``path`` and its weights to ``path`` + ``.data``; ``options`` are those
     of ``onnx_ir.save``.
 

@@ -25,8 +25,8 @@ def onnx_agrees(case: Case) -> None:
     """
     import onnx_ir as ir
 
-    from adapterpack.exporting.graph.sitemap import find_sites
-    from adapterpack.exporting.modes import MODES, Plan, with_fields
+    from adapterpack.graph_passes.attach import MODES, Plan, with_fields
+    from adapterpack.graph_passes.sites import find_sites
     from adapterpack.slots.values import ARRAYS
 
     weight, x = case.weight.astype(np.float32), case.x[:2].astype(np.float32)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import onnx_ir as ir
+
+from ...graph_passes.sites import Scope
 from ...pack.pack import Pack
 from ...registry import Registry
 from ...slots.precision import DEFAULT
 from ...tasks.task import MAIN, Task
-from ..graph.sitemap import Scope
 
 
 class Source(NamedTuple):
@@ -37,15 +39,15 @@ class BaseGraph(NamedTuple):
     warned of.
     """
 
-    model: Any
+    model: ir.Model
     scope: Scope
     version: str
     paddings: tuple[str, ...] = ("left",)
-    before: Mapping[str, Any] = MappingProxyType({})
+    before: Mapping[str, ir.Model] = MappingProxyType({})
     warnings: tuple[str, ...] = ()
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, ir.Model]:
         """Every graph by the name of its part, in the order in which they run."""
         return {**self.before, MAIN: self.model}
 

@@ -19,6 +19,8 @@ from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
 from ...bundle.manifest import PAST
 from ...errors import FormatError, Unsupported
+from ...graph_passes.constants import add_initializer
+from ...graph_passes.sites import with_bias
 from ...onnx_graph.apart import require_openable
 from ...onnx_graph.confine import require_safe
 from ...onnx_graph.graph_file import GraphFile
@@ -27,7 +29,6 @@ from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
 from ...slots.precision import DEFAULT
 from ...tasks.task import AXES
-from ..graph.sitemap import with_bias
 from .base import FRONTENDS, BaseGraph, Frontend, Source
 
 _OPSET = 17
@@ -48,13 +49,13 @@ def _build(source: Source) -> BaseGraph:
     assert path is not None, "the frontend supports sources with a file only"
     graph = GraphFile(path)
     data = require_safe(graph)
-    wanted = _wanted(base, source.packs)
+    wanted = _find_weights(base, source.packs)
     places = match(graph, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
     require_openable(path, {path, *data})
     model = ir.load(path)
     _require_float(model, path, source.dtype)
     _name_inputs(model, base)
-    owners: dict[Any, str] = {}
+    owners: dict[ir.Node, str] = {}
     parts: dict[str, list[_Part]] = {}
     for tensor, place in places.items():
         piece = _piece(model, place, path)
@@ -62,13 +63,13 @@ def _build(source: Source) -> BaseGraph:
             _Part(piece.at, piece.stop - piece.start, wanted[tensor][1])
         )
     for name, modules in parts.items():
-        for node, module in _apart(model, name, sorted(modules), path):
+        for node, module in _separate_modules(model, name, sorted(modules), path):
             owners[node] = module
     producer = " ".join(filter(None, (model.producer_name, model.producer_version))) or "unknown"
     return BaseGraph(model, owners.get, f"external, by {producer[:150]}", ("left", "right"))
 
 
-def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str]]:
+def _find_weights(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str]]:
     """Weight -> the kind and the path of its site, for every module of the packs."""
     wanted = {}
     for group in (group for pack in packs if pack.method.kind != "prompt" for group in pack.groups):
@@ -84,7 +85,7 @@ def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str
     return wanted
 
 
-def _piece(model: Any, place: Place, where: Path) -> Piece:
+def _piece(model: ir.Model, place: Place, where: Path) -> Piece:
     """The one piece that a linear node reads; a tied weight may lie elsewhere, too."""
     whole = max(piece.stop for piece in place.pieces[0])
     fitting = [
@@ -106,7 +107,7 @@ def _piece(model: Any, place: Place, where: Path) -> Piece:
     return fitting[0]
 
 
-def _nodes(model: Any, piece: Piece) -> list[tuple[Any, bool]]:
+def _nodes(model: ir.Model, piece: Piece) -> list[tuple[ir.Node, bool]]:
     """The nodes that multiply by an initializer, and whether its output features are its rows."""
     value = model.graph.initializers[piece.initializer]
     readers = []
@@ -122,7 +123,9 @@ def _nodes(model: Any, piece: Piece) -> list[tuple[Any, bool]]:
     return [(node, rows) for node, rows in readers if rows != piece.transposed]
 
 
-def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list[tuple[Any, str]]:
+def _separate_modules(
+    model: ir.Model, name: str, modules: Sequence[_Part], where: Path
+) -> list[tuple[ir.Node, str]]:
     """Gives each module a MatMul of its own, in place, and returns the nodes with their paths."""
     value = model.graph.initializers[name]
     (turned,) = {rows for rows in (True, False) if _nodes(model, Piece(name, 0, 1, 0, 0, not rows))} or {
@@ -149,7 +152,7 @@ def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list
         )
     last, bias = with_bias(node.outputs[0], total)
     outputs, branches = [], []
-    for part in _filled(modules, total, name):
+    for part in _fill_gaps(modules, total, name):
         branch, ends = _linear(
             model, node, part, _slice(value.const_value, turned), None if bias is None else bias.const_value
         )
@@ -169,7 +172,7 @@ def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list
     return branches
 
 
-def _filled(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
+def _fill_gaps(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
     """The parts, with the rest of the weight between them as parts that no pack changes."""
     parts, at = [], 0
     for part in (*modules, _Part(total, 0, "")):
@@ -181,7 +184,13 @@ def _filled(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
     return parts
 
 
-def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], bias: Any) -> tuple[Any, Any]:
+def _linear(
+    model: ir.Model,
+    old: ir.Node,
+    part: _Part,
+    columns: Callable[[slice], Callable[[], np.ndarray]],
+    bias: ir.TensorProtocol | None,
+) -> tuple[ir.Node, ir.Value]:
     """A MatMul, with an Add where there is a bias, for one part of a packed weight: the node, and the value
     at the end.
     """
@@ -203,21 +212,21 @@ def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], 
     return node, end
 
 
-def _slice(tensor: Any, turned: bool) -> Callable[[slice], Callable[[], np.ndarray]]:
+def _slice(tensor: ir.TensorProtocol, turned: bool) -> Callable[[slice], Callable[[], np.ndarray]]:
     """Output features of a weight as ``[in, out]``, read when they are written."""
     return lambda features: (
         lambda: np.ascontiguousarray(tensor.numpy()[features].T if turned else tensor.numpy()[:, features])
     )
 
 
-def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape: tuple[int, ...]) -> Any:
+def _initializer(
+    model: ir.Model, name: str, numbers: Callable[[], np.ndarray], shape: tuple[int, ...]
+) -> ir.Value:
     tensor = ir.LazyTensor(lambda: ir.tensor(numbers()), ir.DataType.FLOAT, ir.Shape(shape), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+    return add_initializer(model.graph, tensor)
 
 
-def _require_float(model: Any, path: Path, dtype: str) -> None:
+def _require_float(model: ir.Model, path: Path, dtype: str) -> None:
     """Checks that slots can be put next to what the graph computes with."""
     halves = sorted(
         {value.dtype.name for value in model.graph.initializers.values() if value.dtype in _HALVES}
@@ -252,7 +261,7 @@ def _require_float(model: Any, path: Path, dtype: str) -> None:
 _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
-def _name_inputs(model: Any, base: Checkpoint) -> None:
+def _name_inputs(model: ir.Model, base: Checkpoint) -> None:
     """Inputs that old exporters list with their weights are taken out, and a cache gets the extents that the
     model's config knows.
     """

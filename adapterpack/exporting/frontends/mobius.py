@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from ...base.base_folder import read_json
 from ...base.thresholds import reaches_of
+from ...graph_passes.constants import add_initializer, named_node
+from ...graph_passes.sites import onnxscript_scope
 from ...slots.precision import DEFAULT
 from ..example_inputs import config_of
-from ..graph.sitemap import onnxscript_scope
 from .base import FRONTENDS, BaseGraph, Frontend, Source
 
 
@@ -43,9 +44,10 @@ def _build(source: Source) -> BaseGraph:
 
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """Float type -> what the builder calls it."""
+_Number = int | list[int] | np.generic | np.ndarray
 
 
-def _exact_scale(graph: Any, hidden: Any) -> None:
+def _exact_scale(graph: ir.Graph, hidden: object) -> None:
     """The factor sqrt(hidden) behind Gemma's embeddings, which the builder rounds to float16: up to 5e-4 of
     every output, else.
     """
@@ -58,25 +60,22 @@ def _exact_scale(graph: Any, hidden: Any) -> None:
         if source is None or source.op_type != "Gather" or constant is None or constant.size != 1:
             continue
         if 0 < abs(float(constant.numpy().reshape(())) - exact) < 1e-3 * exact:
-            name = f"{node.name}.exact_scale"
-            value = ir.val(
-                name, const_value=ir.tensor(np.full(constant.shape.numpy(), exact, np.float32), name=name)
+            scale = np.full(constant.shape.numpy(), exact, np.float32)
+            node.replace_input_with(
+                1, add_initializer(graph, ir.tensor(scale, name=f"{node.name}.exact_scale"))
             )
-            graph.register_initializer(value)
-            node.replace_input_with(1, value)
 
 
-def _separate_rows(graph: Any) -> None:
+def _separate_rows(graph: ir.Graph) -> None:
     """Takes the last position of each row where the builder takes that of the longest one: LongRoPE's tables
     depend on it.
     """
     for node in [
         node for node in graph if node.op_type == "ReduceMax" and node.inputs[0].name == "position_ids"
     ]:
-        axis = ir.tensor(np.array([1], np.int64), name=f"{node.name}.axis")
         node.resize_inputs(2)
-        node.replace_input_with(1, ir.val(axis.name, const_value=axis))
-        graph.register_initializer(node.inputs[1])
+        axis = ir.tensor(np.array([1], np.int64), name=f"{node.name}.axis")
+        node.replace_input_with(1, add_initializer(graph, axis))
         node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
         batch = node.inputs[0].shape[0]
         todo = [node.outputs[0]]
@@ -87,7 +86,7 @@ def _separate_rows(graph: Any) -> None:
                 todo += [output for use in one.uses() for output in use.node.outputs]
 
 
-def _look_back(graph: Any, config: Mapping[str, Any]) -> None:
+def _look_back(graph: ir.Graph, config: Mapping[str, Any]) -> None:
     """Gives every attention the mask of its layer where some look back over a window: the builder leaves
     windows out, or has them at other layers than transformers.
     """
@@ -96,44 +95,43 @@ def _look_back(graph: Any, config: Mapping[str, Any]) -> None:
     inputs = {value.name: value for value in graph.inputs}
     if not any(reach.window for reach in reaches) or not {"input_ids", "attention_mask"} <= inputs.keys():
         return
-    nodes: list[Any] = []
+    nodes: list[ir.Node] = []
 
-    def added(op: str, *given: Any, **attributes: Any) -> Any:
-        values = [value if isinstance(value, ir.Value) else _constant(graph, value) for value in given]
-        nodes.append(ir.node(op, values, attributes, name=f"look_back/{len(nodes)}"))
-        nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
+    def add(op: str, *inputs: ir.Value | _Number, **attributes: object) -> ir.Value:
+        values = [value if isinstance(value, ir.Value) else _constant(graph, value) for value in inputs]
+        nodes.append(named_node(op, f"look_back/{len(nodes)}", *values, **attributes))
         return nodes[-1].outputs[0]
 
     mask, ids = inputs["attention_mask"], inputs["input_ids"]
-    places = added("CumSum", mask, 1)
-    total = added("Shape", mask, start=1, end=2)
-    queries = added("Slice", places, added("Sub", total, added("Shape", ids, start=1, end=2)), total, [1])
-    back = added("Sub", added("Unsqueeze", queries, [2]), added("Unsqueeze", places, [1]))
-    seen = added(
+    places = add("CumSum", mask, 1)
+    total = add("Shape", mask, start=1, end=2)
+    queries = add("Slice", places, add("Sub", total, add("Shape", ids, start=1, end=2)), total, [1])
+    back = add("Sub", add("Unsqueeze", queries, [2]), add("Unsqueeze", places, [1]))
+    seen = add(
         "And",
-        added("GreaterOrEqual", back, 0),
-        added("Cast", added("Unsqueeze", mask, [1]), to=ir.DataType.BOOL),
+        add("GreaterOrEqual", back, 0),
+        add("Cast", add("Unsqueeze", mask, [1]), to=ir.DataType.BOOL),
     )
-    biases: dict[int | None, Any] = {}
+    biases: dict[int | None, ir.Value] = {}
     for node, reach in zip(attentions, reaches, strict=True):  # the builder makes them in the order of layers
         if reach.window not in biases:
-            near = seen if reach.window is None else added("And", seen, added("Less", back, reach.window))
+            near = seen if reach.window is None else add("And", seen, add("Less", back, reach.window))
             dtype = node.inputs[4].dtype
             least = -65504.0 if dtype == ir.DataType.FLOAT16 else np.finfo(np.float32).min
             lowest = np.array(least, np.float32)  # and not -inf: padding sees nothing
-            biases[reach.window] = added(
-                "Cast", added("Unsqueeze", added("Where", near, np.float32(0), lowest), [1]), to=dtype
+            biases[reach.window] = add(
+                "Cast", add("Unsqueeze", add("Where", near, np.float32(0), lowest), [1]), to=dtype
             )
         node.replace_input_with(3, biases[reach.window])
         node.attributes["is_causal"] = ir.AttrInt64("is_causal", 0)
     graph.insert_before(graph[0], nodes)
 
 
-def _constant(graph: Any, value: Any) -> Any:
+def _constant(graph: ir.Graph, value: _Number) -> ir.Value:
     array = value if isinstance(value, np.generic | np.ndarray) else np.array(value, np.int64)
     name = f"look_back/{array.dtype}/{array.tolist()}"
     if name not in graph.initializers:
-        graph.register_initializer(ir.val(name, const_value=ir.tensor(np.asarray(array), name=name)))
+        add_initializer(graph, ir.tensor(np.asarray(array), name=name))
     return graph.initializers[name]
 
 

@@ -9,13 +9,19 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...engine_graph.position_inputs import PositionInputs
+from ...graph_passes.position_inputs import PositionInputs
+from ...graph_passes.sites import torch_scope
 from ...slots.prompt_rows import LEAVES, virtual_tokens
 from ...tasks.task import MAIN, Part, Task
-from ..graph.sitemap import torch_scope
 from .base import FRONTENDS, BaseGraph, Frontend, Source
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
 
 _SPECIALIZED = frozenset({"source"})
 """Axes that a model may have of one length only, as Whisper's encoder has."""
@@ -39,14 +45,14 @@ def _build(source: Source) -> BaseGraph:
     return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
 
 
-def _scope(node: Any) -> str | None:
+def _scope(node: ir.Node) -> str | None:
     from ..torch_parts import PREFIX  # noqa: PLC0415 - imports torch
 
     path = torch_scope(node)
     return None if path is None else path.removeprefix(PREFIX)
 
 
-def _graphs(task: Task, model: Any, prompted: bool) -> dict[str, Any]:
+def _graphs(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str, ir.Model]:
     """The graph of every part; what one gives, the next is traced with. ``prompted`` ones have room for
     virtual tokens.
     """
@@ -108,7 +114,7 @@ def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
     return pairs_by_family
 
 
-def _traced(form: Any, part: Part, inputs: dict[str, Any]) -> Any:
+def _traced(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
     from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
 
     from ...torch_adapters.loading import quiet_transformers  # noqa: PLC0415
@@ -160,7 +166,7 @@ def _axes(part: Part, name: str) -> tuple[str | None, ...]:
     return part.axes_of(name)
 
 
-def _dynamic(part: Part, name: str, value: Any) -> Any:
+def _dynamic(part: Part, name: str, value: torch.Tensor | list[Any]) -> Any:
     import torch  # noqa: PLC0415 - see above
 
     if isinstance(value, list):
@@ -173,7 +179,7 @@ def _dynamic(part: Part, name: str, value: Any) -> Any:
     }
 
 
-def _with_linear_layers(model: Any) -> Any:
+def _with_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
     """GPT-2's ``Conv1D`` as the linear layers that they are: their own forward flattens the batch, which a
     bank may not.
     """
@@ -189,7 +195,7 @@ def _with_linear_layers(model: Any) -> Any:
     return model
 
 
-def _name_axes(model: Any, part: Part) -> None:
+def _name_axes(model: ir.Model, part: Part) -> None:
     """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes,
     everywhere.
     """

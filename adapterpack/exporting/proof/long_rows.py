@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from ..frontends import Source
 from .few_layers import stack_of
 from .parity_runs import Outputs, run_alone, run_graph, stepped
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _SHORT = 7
 """Tokens of one row beside the longer ones."""
 _KEPT = 64
@@ -42,7 +45,12 @@ def planned(source: Source) -> LongRows:
 
 
 def prove_long_rows(
-    session: Session, source: Source, model: Any, lengths: Sequence[int], tolerance: float, left: bool
+    session: Session,
+    source: Source,
+    model: PreTrainedModel,
+    lengths: Sequence[int],
+    tolerance: float,
+    left: bool,
 ) -> dict[str, Any]:
     """The largest difference of rows of these ``lengths`` from torch on each row alone, as a share of the
     largest output, and how long they were: ragged, beside a short one, every adapter in turn, and one token

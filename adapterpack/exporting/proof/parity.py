@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from ..example_inputs import LENGTHS, config_of, example
 from ..frontends import Source
 from .long_rows import prove_long_rows, report_of
 from .parity_runs import Outputs, run_graph, run_torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
@@ -64,7 +67,12 @@ def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str]
 
 
 def _on_some_side(
-    bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str], plan: LongRows, model: Any
+    bundle: Bundle,
+    folder: Path,
+    source: Source,
+    paddings: Sequence[str],
+    plan: LongRows,
+    model: PreTrainedModel,
 ) -> Bundle:
     for padding in paddings:
         bundle = dataclasses.replace(bundle, padding=padding)
@@ -80,7 +88,7 @@ def _on_some_side(
     raise AssertionError("a graph has a side of padding")
 
 
-def prove(folder: Path, source: Source, model: Any, plan: LongRows = SHORT) -> dict[str, Any]:
+def prove(folder: Path, source: Source, model: PreTrainedModel, plan: LongRows = SHORT) -> dict[str, Any]:
     """What the parity report says of the bundle in ``folder`` against the source's ``model`` in torch: for
     the base and each adapter the largest error, absolute and relative, and the agreement of argmax.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from ...runtime.model_inputs import positions
 from ...runtime.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _STEP = 5
 """The token of a step on a cache."""
@@ -52,7 +55,7 @@ def stepped(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> O
 
 
 def run_torch(
-    task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]
+    task: Task, model: PreTrainedModel, batch: Arrays, packs: Sequence[Pack]
 ) -> Iterator[tuple[str | None, Outputs]]:
     """The model's outputs for the batch, without an adapter and then with each of ``packs``."""
     from ...torch_adapters.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
@@ -65,7 +68,7 @@ def run_torch(
 
 
 def run_alone(
-    task: Task, model: Any, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int = 0
+    task: Task, model: PreTrainedModel, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int = 0
 ) -> list[Outputs]:
     """The model's outputs for each row by itself, with its pack; logits of the last ``kept`` positions, or of
     all.
@@ -86,7 +89,7 @@ def run_alone(
     return [found[number] for number in range(len(rows))]
 
 
-def _run_model(task: Task, model: Any, batch: Arrays, kept: int = 0) -> Outputs:
+def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Outputs:
     import torch  # noqa: PLC0415 - see above
 
     parameters = signature(model.forward).parameters
@@ -110,7 +113,7 @@ def _run_model(task: Task, model: Any, batch: Arrays, kept: int = 0) -> Outputs:
     return Outputs(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
 
 
-def _torch(model: Any, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
+def _torch(model: PreTrainedModel, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
     import torch  # noqa: PLC0415 - see above
 
     with torch.no_grad():

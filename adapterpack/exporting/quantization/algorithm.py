@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+import onnx_ir as ir
 
 from ...registry import Registry
 from .product import Product, Setting
@@ -23,7 +24,7 @@ class Algorithm:
 
     name: str
     summary: str
-    replace: Callable[[Product, Setting], Any]
+    replace: Callable[[Product, Setting], ir.Graph]
     calibrated: bool = False
     bits: frozenset[int] = frozenset({2, 4, 8})
     symmetric: frozenset[bool] = frozenset({False, True})

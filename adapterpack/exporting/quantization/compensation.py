@@ -20,13 +20,13 @@ import onnx_ir as ir
 from ...bundle.manifest import Bundle
 from ...bundle.reports import CompensationReport
 from ...errors import NothingToDo
+from ...graph_passes.constants import add_initializer
 from ...lowrank.range_finder import InMemory, largest
 from ...lowrank.space import Factors
 from ...lowrank.truncation import Cut
 from ...onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, unpacked, values
 from .in_codes import head_of, products_of
 from .output_error import output_error
-from .product import initializer
 from .tensor_file import TensorFile
 
 _DAMPING = 1e-3
@@ -50,7 +50,7 @@ class Compensator:
     def __init__(self, bundle: Bundle, rank: int, second: Second | None) -> None:
         self.rank, self._second = rank, second
         self._sites = Counter(site.node for site in bundle.sites.values() if site.weight)
-        self._weights: dict[str, tuple[Any, bool, str]] = {}
+        self._weights: dict[str, tuple[ir.TensorProtocol, bool, str]] = {}
         """Of each product's node the tensor, whether it was transposed on the way, and the name of its
         input.
         """
@@ -62,7 +62,7 @@ class Compensator:
         self.count = 0
         """How many sites are corrected."""
 
-    def remember(self, model: Any) -> None:
+    def remember(self, model: ir.Model) -> None:
         """Keeps hold of the float weights of a graph, which stay in their file."""
         head = head_of(model)
         self._weights = {
@@ -75,7 +75,7 @@ class Compensator:
             if product.node.name != head
         }
 
-    def apply(self, model: Any, file: TensorFile) -> None:
+    def apply(self, model: ir.Model, file: TensorFile) -> None:
         """Adds the correction to the products of a quantized graph; ``file`` takes its codes.
 
         Raises:
@@ -154,7 +154,7 @@ class _Rounded(NamedTuple):
         )
 
 
-def _add(graph: Any, node: Any, factors: Mapping[str, _Rounded], file: TensorFile) -> None:
+def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: TensorFile) -> None:
     """Adds ``up (down x)`` to the output of a quantized product of ``x``."""
     x, y, name = node.inputs[0], node.outputs[0], node.name
     divided = x.producer()
@@ -163,11 +163,9 @@ def _add(graph: Any, node: Any, factors: Mapping[str, _Rounded], file: TensorFil
     result = x
     for role, factor in factors.items():
         stored = [
-            initializer(file.append(ir.tensor(array, name=f"{name}/{role}_{part}")))
+            add_initializer(graph, file.append(ir.tensor(array, name=f"{name}/{role}_{part}")))
             for part, array in (("codes", factor.codes), ("scales", factor.scales))
         ]
-        for value in stored:
-            graph.register_initializer(value)
         rows, columns = factor.values.shape
         product = ir.node(
             "MatMulNBits",
@@ -206,7 +204,7 @@ def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )  # type: ignore[return-value]
 
 
-def dense(node: Any) -> np.ndarray:
+def dense(node: ir.Node) -> np.ndarray:
     """What a ``MatMulNBits`` multiplies with ``[out, in]``, in float32, with the division before it and the
     minima of blocks after it.
     """

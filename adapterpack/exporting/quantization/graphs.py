@@ -21,6 +21,7 @@ from ...bundle.proofs import Proofs
 from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder
 from ...errors import FormatError, NothingToDo, ParityError
+from ...graph_passes.experts import unstack_experts
 from ...io.atomic import output_folder
 from ...io.safe_open import copy_folder
 from ...onnx_graph.products import make_fast
@@ -33,7 +34,6 @@ from . import measure
 from .activations import Moments
 from .calibration_rows import token_rows
 from .compensation import Compensator
-from .experts import unstack_experts
 from .options import ACCURACIES, Quantization
 from .scheme import SCHEMES
 from .search import searched
@@ -204,7 +204,7 @@ def _proved(bundle: Bundle, proof: dict[str, Any]) -> Bundle:
     return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": proof})
 
 
-def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedSite]:
+def _relocated(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, MappedSite]:
     """The site map after quantization: the node and weight of a quantized site have new names."""
     nodes = {node.name: node for node in model.graph if node.name}
     relocated = {}
@@ -219,7 +219,7 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
     return relocated
 
 
-def _stored(value: Any) -> Any:
+def _stored(value: ir.Value) -> ir.Value:
     """The initializer that a value is a wider form of, or the value."""
     node = value.producer()
     return (

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import onnx_ir as ir
 
 from ...bundle.manifest import ADDED
-from ...engine_graph.derive import last_product
+from ...graph_passes.constants import add_initializer
+from ...graph_passes.static_cache_decoder import last_product
+from ...graph_passes.tied import look_up_codes
 from ...onnx_graph.products import QUANTIZED
 from .algorithm import ALGORITHMS
-from .product import Product, initializer
+from .product import Product
 from .scheme import Rewriting
-from .tied import look_up_codes
 
 
 def rewrite(rewriting: Rewriting) -> int:
     """Rounds the products of a graph to codes, each by its own setting; returns how many."""
     head_weight = _head_weight(rewriting.model)
 
-    def replacement(product: Product) -> Any:
+    def replacement(product: Product) -> ir.Graph | None:
         setting = rewriting.head if product.weight is head_weight else rewriting.choose(product.node.name)
         if setting is None:
             return None
@@ -38,12 +38,12 @@ def rewrite(rewriting: Rewriting) -> int:
     return put_in(rewriting, replacement)
 
 
-def put_in(rewriting: Rewriting, replacement: Callable[[Product], Any]) -> int:
+def put_in(rewriting: Rewriting, replacement: Callable[[Product], ir.Graph | None]) -> int:
     """Puts into the place of each product the graph that ``replacement`` gives for it, or leaves it float
     where that is None or has no product on codes; returns how many were replaced. Those of adapters stay
     float, and so do those whose weight is an input.
     """
-    model, codes, count = rewriting.model, dict[str, Any](), 0
+    model, codes, count = rewriting.model, dict[str, ir.Value](), 0
     for product in products_of(model):
         node, weight = product.node, product.weight
         x = node.inputs[0]
@@ -53,8 +53,7 @@ def put_in(rewriting: Rewriting, replacement: Callable[[Product], Any]) -> int:
             continue  # a stack of matrices, too
         for name, value in quantized.initializers.items():
             if name not in codes:  # a product with the same weight may have made them
-                codes[name] = initializer(rewriting.file.append(value.const_value))
-                weight.graph.register_initializer(codes[name])
+                codes[name] = add_initializer(weight.graph, rewriting.file.append(value.const_value))
             value.const_value = None  # the graph of one node is a circle, which is collected later
         (y,) = quantized.outputs
         quantized.outputs.clear()
@@ -77,7 +76,7 @@ def put_in(rewriting: Rewriting, replacement: Callable[[Product], Any]) -> int:
     return count
 
 
-def products_of(model: Any) -> list[Product]:
+def products_of(model: ir.Model) -> list[Product]:
     """Every product of a graph, and of the graphs in it, that codes can stand in for, in their order."""
     return [
         Product(node, _weight(node), model)
@@ -86,20 +85,20 @@ def products_of(model: Any) -> list[Product]:
     ]
 
 
-def head_of(model: Any) -> str | None:
+def head_of(model: ir.Model) -> str | None:
     """The name of the node of the product that gives the logits, or None."""
     weight = _head_weight(model)
     return next((product.node.name for product in products_of(model) if product.weight is weight), None)
 
 
-def _head_weight(model: Any) -> Any:
+def _head_weight(model: ir.Model) -> ir.Value | None:
     """The weight of the product that gives the logits, or None."""
     logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
     product = None if logits is None else last_product(logits)
     return _weight(product) if product is not None and _quantizable(product) else None
 
 
-def _quantizable(node: Any) -> bool:
+def _quantizable(node: ir.Node) -> bool:
     return (
         node.op_type == "MatMul"
         and not node.domain
@@ -108,7 +107,7 @@ def _quantizable(node: Any) -> bool:
     )
 
 
-def _weight(node: Any) -> Any:
+def _weight(node: ir.Node) -> ir.Value | None:
     """The constant that a product multiplies with, as it is stored: a matrix that is transposed first has its
     rows as columns.
     """

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from types import ModuleType
 
 import onnx_ir as ir
 
 from .product import Product, Setting
 
 
-def quantized(product: Product, setting: Setting, config: str | None = None) -> Any:
+def quantized(product: Product, setting: Setting, config: str | None = None) -> ir.Graph:
     """The graph that the quantizer makes of a product; ``config`` names one of its classes of settings in
     place of the default.
     """
@@ -38,7 +38,7 @@ def quantized(product: Product, setting: Setting, config: str | None = None) -> 
 
 
 @functools.cache
-def _module() -> Any:
+def _module() -> ModuleType:
     """The quantizer's module; its import makes the whole process log everything, which is undone."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

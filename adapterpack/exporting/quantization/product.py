@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from ...onnx_graph.bnb4 import packed_nibbles
 from ...onnx_graph.nbits import Grid, packed_codes, packed_zeros
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class Setting(NamedTuple):
@@ -48,13 +51,13 @@ class Product:
     looks at them.
     """
 
-    node: Any
-    weight: Any
-    model: Any
+    node: ir.Node
+    weight: ir.Value
+    model: ir.Model
     second: np.ndarray | None = None
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> ir.DataType:
         """The float type of the weight in the graph."""
         return self.weight.const_value.dtype
 
@@ -72,13 +75,13 @@ class Product:
         """The weight as a linear layer has it, ``[out, in]`` in float32."""
         return np.ascontiguousarray(self.matrix().T, dtype=np.float32)
 
-    def alone(self) -> Any:
+    def alone(self) -> onnx.ModelProto:
         """The product as the only node of a model, as ``onnx`` has it, with its weight in memory."""
-        weight = initializer(ir.Tensor(self.matrix(), dtype=self.dtype, name=self.weight.name))
+        weight = _initializer(ir.Tensor(self.matrix(), dtype=self.dtype, name=self.weight.name))
         product = ir.Node("", "MatMul", [self._input(), weight], name=self.node.name)
         return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
 
-    def in_bits(self, codes: Codes, bits: int) -> Any:
+    def in_bits(self, codes: Codes, bits: int) -> ir.Graph:
         """The graph of a ``MatMulNBits`` on codes, with what comes before it and what is added to it."""
         out, blocks, block = codes.q.shape
         graph = _Nodes(self)
@@ -119,7 +122,7 @@ class Product:
             y = graph.add("Add", "shifted", y, least)
         return graph.ending_with(y)
 
-    def in_table(self, q: np.ndarray, scale: np.ndarray, block: int, kind: int) -> Any:
+    def in_table(self, q: np.ndarray, scale: np.ndarray, block: int, kind: int) -> ir.Graph:
         """The graph of a ``MatMulBnb4`` on codes ``[out, in]`` of table ``kind``, with one scale for each
         ``block`` of them.
         """
@@ -129,11 +132,13 @@ class Product:
         y = graph.product("MatMulBnb4", "_Q4", graph.x, *stored, N=len(q), block_size=block, quant_type=kind)
         return graph.ending_with(y)
 
-    def _input(self) -> Any:
+    def _input(self) -> ir.Value:
         x = self.node.inputs[0]
-        return ir.Value(name=x.name, shape=x.shape, type=x.type)
+        return ir.val(x.name, shape=x.shape, type=x.type)
 
-    def _graph(self, nodes: Sequence[Any], constants: Sequence[Any], x: Any = None) -> Any:
+    def _graph(
+        self, nodes: Sequence[ir.Node], constants: Sequence[ir.Value], x: ir.Value | None = None
+    ) -> ir.Graph:
         (y,), old = nodes[-1].outputs, self.node.outputs[0]
         y.name, y.shape, y.type = old.name, old.shape, old.type
         return ir.Graph(
@@ -151,21 +156,22 @@ class _Nodes:
 
     def __init__(self, product: Product) -> None:
         self.replaced, self.x = product, product._input()
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+        self.nodes: list[ir.Node] = []
+        self.constants: list[ir.Value] = []
 
-    def constant(self, name: str, array: np.ndarray) -> Any:
-        self.constants.append(initializer(ir.tensor(array, name=name)))
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        self.constants.append(_initializer(ir.tensor(array, name=name)))
         return self.constants[-1]
 
-    def floats(self, role: str, array: np.ndarray) -> Any:
-        self.constants.append(_tensor(array, self.replaced.dtype, f"{self.replaced.weight.name}_{role}"))
+    def floats(self, role: str, array: np.ndarray) -> ir.Value:
+        dtype, name = self.replaced.dtype, f"{self.replaced.weight.name}_{role}"
+        self.constants.append(_initializer(ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)))
         return self.constants[-1]
 
-    def add(self, op: str, role: str, *inputs: Any, **attributes: Any) -> Any:
+    def add(self, op: str, role: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         return self._node(ir.node(op, list(inputs), attributes, name=f"{self.replaced.node.name}/{role}"))
 
-    def product(self, op: str, suffix: str, *inputs: Any, **attributes: Any) -> Any:
+    def product(self, op: str, suffix: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         """The output of the operator that multiplies; ``K`` is the weight's."""
         y = self._node(
             ir.node(
@@ -179,22 +185,15 @@ class _Nodes:
         y.shape, y.type = self.replaced.node.outputs[0].shape, self.replaced.node.outputs[0].type
         return y
 
-    def _node(self, node: Any) -> Any:
+    def _node(self, node: ir.Node) -> ir.Value:
         node.outputs[0].name = f"{node.name}:0"
         self.nodes.append(node)
         return node.outputs[0]
 
-    def ending_with(self, y: Any) -> Any:
+    def ending_with(self, y: ir.Value) -> ir.Graph:
         """The graph, whose output has the name of the replaced one's."""
         return self.replaced._graph(self.nodes, self.constants, self.x)
 
 
-def initializer(tensor: Any) -> Any:
-    """A tensor as a value that a graph can hold."""
-    return ir.Value(
-        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-
-
-def _tensor(array: np.ndarray, dtype: Any, name: str) -> Any:
-    return initializer(ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name))
+def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.val(tensor.name, const_value=tensor)

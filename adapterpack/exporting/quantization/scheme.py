@@ -7,9 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
 from ...registry import Registry
 from .product import Setting
@@ -26,7 +27,7 @@ class Rewriting(NamedTuple):
     looks at it. ``stored`` are the codes of a quantized base, of a scheme ``of_base``.
     """
 
-    model: Any
+    model: ir.Model
     file: TensorFile
     choose: Choose
     head: Setting | None

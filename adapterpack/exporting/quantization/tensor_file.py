@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -14,7 +13,7 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path, self._end = path, 0
 
-    def append(self, tensor: Any) -> Any:
+    def append(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         """Writes a tensor to the end of the file, and returns it as external data."""
         with self.path.open("ab") as file:
             length = file.write(tensor.tobytes())

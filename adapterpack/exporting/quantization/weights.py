@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ...graph_passes.tied import share_bytes
 from ...onnx_graph.save import save_graph
 from .compensation import Compensator
 from .product import Setting
 from .scheme import SCHEMES, Choose, Rewriting
 from .stored_weights import StoredWeights
 from .tensor_file import TensorFile
-from .tied import share_bytes
 
 
 def quantize_file(

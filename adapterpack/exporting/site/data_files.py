@@ -82,7 +82,7 @@ def data_files(graph: Path) -> set[str]:
     return {Path(tensor.location).name for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
-def _at(tensor: Any, place: Any, folder: Path) -> Any:
+def _at(tensor: ir.TensorProtocol, place: ir.ExternalTensor, folder: Path) -> Any:
     """A tensor with its numbers where ``place`` has them: several may share the same bytes, as tied
     embeddings do.
     """

@@ -1,5 +1,5 @@
 """Who serves a bundle: one small file a product, which registers it."""
 
-from .base import TARGETS, Target, default_slot_name
+from .base import TARGETS, Target
 
-__all__ = ["TARGETS", "Target", "default_slot_name"]
+__all__ = ["TARGETS", "Target"]

@@ -8,13 +8,9 @@ from typing import NamedTuple
 
 from ...bundle.manifest import Bundle
 from ...errors import Unsupported
+from ...graph_passes.attach import default_slot_name
 from ...registry import Registry
 from ...tasks.task import Task
-
-
-def default_slot_name(path: str, field: str) -> str:
-    """A slot's name in our own graphs."""
-    return f"{path}.{field}"
 
 
 class Target(NamedTuple):

@@ -15,10 +15,11 @@ from ...base.base_folder import read_json
 from ...bundle.manifest import GRAPH, PAST, Bundle
 from ...bundle.signature import Port
 from ...errors import Unsupported
+from ...graph_passes.attach import default_slot_name
 from ...io import strict_json
 from ...runtime.text.tokenizer import Tokenizer
 from ...slots.values import PEFT_NAMES
-from .base import TARGETS, Target, default_slot_name
+from .base import TARGETS, Target
 
 CONFIG = "genai_config.json"
 _TYPES = frozenset(

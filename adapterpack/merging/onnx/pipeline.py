@@ -361,7 +361,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
     from ...bundle.signature import signature_of  # noqa: PLC0415
-    from ...engine_graph.made_anew import made_anew  # noqa: PLC0415 - only a bundle is run
+    from ...engine_graph.rederive import rederive  # noqa: PLC0415 - only a bundle is run
     from ...runtime.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
 
     assert origin.bundle is not None
@@ -405,7 +405,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
         decoder=False,
     )
     if origin.bundle.decoder:
-        bundle = made_anew(bundle, folder, origin.bundle)
+        bundle = rederive(bundle, folder, origin.bundle)
     bundle.write(folder)
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
         dataclasses.replace(

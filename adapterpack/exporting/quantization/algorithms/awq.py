@@ -9,9 +9,9 @@ division stays a ``Mul`` before the product, so that adapters' branches read wha
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import DTypeLike
 
 from ....onnx_graph.nbits import blocked, fresh_grid, nearest, values
 from ..algorithm import ALGORITHMS, Algorithm
@@ -21,7 +21,7 @@ from ..product import Codes, Product, Setting
 _EXPONENTS = np.arange(20) / 20
 
 
-def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: Any) -> Codes:
+def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: DTypeLike) -> Codes:
     """The codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor of the
     inputs.
     """
@@ -42,7 +42,7 @@ def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: Any) -
     return best[1]
 
 
-def _replace(product: Product, setting: Setting) -> Any:
+def _replace(product: Product, setting: Setting) -> ir.Graph:
     assert product.second is not None
     return product.in_bits(
         scaled(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits

@@ -9,9 +9,9 @@ factor of its inverse, column ``j`` errs by ``e = (w_j - q_j) / U_jj``, and ever
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import onnx_ir as ir
+from numpy.typing import DTypeLike
 
 from ....onnx_graph.nbits import Grid, fresh_grid, nearest, values
 from ..algorithm import ALGORITHMS, Algorithm
@@ -23,7 +23,7 @@ _LAZY = 128
 """Columns whose corrections of later ones are applied at once, as one product of matrices."""
 
 
-def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: Any) -> Codes:
+def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: DTypeLike) -> Codes:
     """The codes of rows ``[out, in]`` for inputs whose mean of ``x xᵀ`` is ``second`` ``[in, in]``; scales
     are rounded to ``dtype``.
 
@@ -71,7 +71,7 @@ def _upper(second: np.ndarray) -> np.ndarray:
     return np.linalg.cholesky(np.linalg.inv(H)).T.astype(np.float32)
 
 
-def _replace(product: Product, setting: Setting) -> Any:
+def _replace(product: Product, setting: Setting) -> ir.Graph:
     assert product.second is not None
     return product.in_bits(
         compensated(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits

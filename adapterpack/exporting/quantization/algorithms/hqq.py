@@ -8,9 +8,9 @@ https://mobiusml.github.io/hqq_blog/.
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from ....extras import needed_by
 from ....onnx_graph.nbits import Grid, unpacked
@@ -19,7 +19,7 @@ from ..onnxruntime_quantizer import quantized
 from ..product import Codes, Product, Setting
 
 
-def _replace(product: Product, setting: Setting) -> Any:
+def _replace(product: Product, setting: Setting) -> ir.Graph:
     with needed_by("the algorithm hqq"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
         graph = quantized(product, setting, "HQQWeightOnlyQuantConfig")
@@ -28,7 +28,7 @@ def _replace(product: Product, setting: Setting) -> Any:
     return product.in_bits(_with_whole_zeros(graph, setting), setting.bits)
 
 
-def _with_whole_zeros(graph: Any, setting: Setting) -> Codes:
+def _with_whole_zeros(graph: ir.Graph, setting: Setting) -> Codes:
     """The same numbers with zero points that are whole, ``(q - z) s = (q - round(z)) s + (round(z) - z) s``:
     ONNX Runtime multiplies with fractions five times as slowly as with floats.
     """

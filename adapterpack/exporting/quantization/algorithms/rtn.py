@@ -4,14 +4,14 @@ extremes.
 
 from __future__ import annotations
 
-from typing import Any
+import onnx_ir as ir
 
 from ..algorithm import ALGORITHMS, Algorithm
 from ..onnxruntime_quantizer import quantized
 from ..product import Product, Setting
 
 
-def _replace(product: Product, setting: Setting) -> Any:
+def _replace(product: Product, setting: Setting) -> ir.Graph:
     return quantized(product, setting)
 
 

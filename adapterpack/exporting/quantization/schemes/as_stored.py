@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import onnx_ir as ir
 
 from ....base.codecs.stored_form import Table
 from ....onnx_graph.bnb4 import quant_type
@@ -16,7 +16,7 @@ def _rewrite(rewriting: Rewriting) -> int:
     stored = rewriting.stored
     assert stored is not None
 
-    def replacement(product: Product) -> Any:
+    def replacement(product: Product) -> ir.Graph | None:
         form = stored.form_of(product.rows()) if len(product.weight.shape) == 2 else None
         if form is None:
             return None
@@ -36,7 +36,7 @@ def _rewrite(rewriting: Rewriting) -> int:
     return put_in(rewriting, replacement)
 
 
-def _looked_up(weight: Any) -> bool:
+def _looked_up(weight: ir.Value) -> bool:
     return any(use.node.op_type == "Gather" for use in weight.uses())
 
 

@@ -8,16 +8,15 @@ also computes in sixteen bits is exported with ``--dtype``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import onnx_ir as ir
 
 from ....bundle.manifest import ADDED
-from ..product import initializer
+from ....graph_passes.constants import named_node
 from ..scheme import SCHEMES, Rewriting, Scheme
 
 
-def _stored_as(dtype: Any) -> Callable[[Rewriting], int]:
+def _stored_as(dtype: ir.DataType) -> Callable[[Rewriting], int]:
     def rewrite(rewriting: Rewriting) -> int:
         graph, count = rewriting.model.graph, 0
         inputs = {value.name for value in graph.inputs}
@@ -29,17 +28,12 @@ def _stored_as(dtype: Any) -> Callable[[Rewriting], int]:
                 or len(value.shape) < 2
             ):
                 continue
-            narrow = initializer(
-                rewriting.file.append(
-                    ir.tensor(value.const_value.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
-                )
+            numbers = value.const_value.numpy().astype(dtype.numpy())
+            narrow = ir.val(
+                name, const_value=rewriting.file.append(ir.tensor(numbers, dtype=dtype, name=name))
             )
-            wide = ir.node("Cast", [narrow], {"to": ir.DataType.FLOAT}, name=f"{name}/wide")
-            wide.outputs[0].name, wide.outputs[0].shape, wide.outputs[0].type = (
-                f"{name}/wide:0",
-                value.shape,
-                value.type,
-            )
+            wide = named_node("Cast", f"{name}/wide", narrow, to=ir.DataType.FLOAT)
+            wide.outputs[0].shape, wide.outputs[0].type = value.shape, value.type
             value.replace_all_uses_with(wide.outputs[0])
             graph.initializers.pop(name)
             graph.register_initializer(narrow)

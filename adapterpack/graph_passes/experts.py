@@ -10,17 +10,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ...onnx_graph.save import save_graph
+from ..onnx_graph.save import save_graph
+from .constants import add_initializer
 
 
 def unstack_experts(path: Path) -> int:
     """Rewrites the graph at ``path``, and its data, where it has such stacks; returns how many."""
-    model: Any = ir.load(path)
+    model = ir.load(path)
     stacks = [node for node in model.graph if _cuts_a_stack(node)]
     for node in stacks:
         _unstack(model.graph, node)
@@ -32,7 +32,7 @@ def unstack_experts(path: Path) -> int:
     return len(stacks)
 
 
-def _cuts_a_stack(node: Any) -> bool:
+def _cuts_a_stack(node: ir.Node) -> bool:
     """Whether a node splits a constant stack into single matrices that nothing but products reads."""
     if node.op_type != "Split" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
@@ -53,20 +53,17 @@ def _cuts_a_stack(node: Any) -> bool:
     ) and all(not output.is_graph_output() for output in node.outputs)
 
 
-def _first_axis(squeeze: Any) -> bool:
+def _first_axis(squeeze: ir.Node) -> bool:
     axes = (
         squeeze.inputs[1].const_value if len(squeeze.inputs) > 1 and squeeze.inputs[1] is not None else None
     )
     return axes is not None and axes.numpy().tolist() == [0]
 
 
-def _unstack(graph: Any, node: Any) -> None:
+def _unstack(graph: ir.Graph, node: ir.Node) -> None:
     stack = node.inputs[0]
     for output, matrix in zip(list(node.outputs), _matrices(stack.const_value), strict=True):
-        value = ir.Value(
-            name=matrix.name, shape=matrix.shape, type=ir.TensorType(matrix.dtype), const_value=matrix
-        )
-        graph.register_initializer(value)
+        value = add_initializer(graph, matrix)
         for squeeze in [use.node for use in output.uses()]:
             squeeze.outputs[0].replace_all_uses_with(value)
             graph.remove(squeeze, safe=True)
@@ -75,7 +72,7 @@ def _unstack(graph: Any, node: Any) -> None:
         graph.initializers.pop(stack.name)
 
 
-def _matrices(stack: Any) -> Iterator[Any]:
+def _matrices(stack: ir.TensorProtocol) -> Iterator[ir.TensorProtocol]:
     """The matrices of a stack, in order."""
     count, *extents = stack.shape.numpy()
     for number in range(count):

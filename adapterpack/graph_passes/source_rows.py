@@ -4,20 +4,18 @@ as the pool holds them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
 from ..bundle.decoder_graph import SOURCE_LENGTHS
 from ..bundle.manifest import ENCODED
-from .constants import PREFIX, constant
+from .constants import PREFIX, constant, named_node
 
 _TURNED = ("Reshape", "Transpose", "Reshape")
 """How an exporter turns keys of heads, from the product back."""
 
 
-def read_sources(model: Any) -> None:
+def read_sources(model: ir.Model) -> None:
     """Changes what a decoder behind an encoder reads of it, in place; nothing of another decoder."""
     inputs = {value.name: value for value in model.graph.inputs}
     keys = [value for name, value in inputs.items() if name.startswith(ENCODED) and name.endswith(".key")]
@@ -27,26 +25,23 @@ def read_sources(model: Any) -> None:
         _turn(model, value)
 
 
-def _lengths_for_mask(model: Any, mask: Any, keys: Any) -> None:
+def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
     """Puts the input ``source_lengths`` ``[batch]`` in the place of the mask ``[batch, source]``."""
-    graph, nodes = model.graph, list[Any]()
-    lengths = ir.Value(
-        name=SOURCE_LENGTHS, shape=ir.Shape([mask.shape[0]]), type=ir.TensorType(ir.DataType.INT64)
-    )
+    graph, nodes = model.graph, list[ir.Node]()
+    lengths = ir.val(SOURCE_LENGTHS, ir.DataType.INT64, [mask.shape[0]])
 
-    def added(op: str, name: str, *inputs: Any, **attributes: Any) -> Any:
-        nodes.append(ir.node(op, list(inputs), attributes, name=f"{PREFIX}source/{name}"))
-        nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
+    def add(op: str, name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        nodes.append(named_node(op, f"{PREFIX}source/{name}", *inputs, **attributes))
         return nodes[-1].outputs[0]
 
     zero, one, axis = (
         constant(model, f"source/{name}", np.array(number))
         for name, number in (("zero", 0), ("one", 1), ("axis", [1]))
     )
-    longest = added("Squeeze", "longest", added("Shape", "shape", keys, start=2, end=3))
-    places = added("Range", "places", zero, longest, one)
-    read = added("Less", "read", places, added("Unsqueeze", "column", lengths, axis))
-    result = added("Cast", "mask", read, to=mask.dtype)
+    longest = add("Squeeze", "longest", add("Shape", "shape", keys, start=2, end=3))
+    places = add("Range", "places", zero, longest, one)
+    read = add("Less", "read", places, add("Unsqueeze", "column", lengths, axis))
+    result = add("Cast", "mask", read, to=mask.dtype)
     result.shape, result.type = mask.shape, mask.type
     mask.replace_all_uses_with(result)
     graph.insert_before(graph[0], nodes)
@@ -54,20 +49,19 @@ def _lengths_for_mask(model: Any, mask: Any, keys: Any) -> None:
     graph.inputs.append(lengths)
 
 
-def _turn(model: Any, keys: Any) -> None:
+def _turn(model: ir.Model, keys: ir.Value) -> None:
     """Turns keys in one step, which ONNX Runtime makes part of the product; an exporter's three copy them in
     every pass.
     """
     for node in [use.node for use in keys.uses() if use.idx == 0]:
         turned = _turned(node)
         if turned is not None:
-            once = ir.node("Transpose", [keys], {"perm": [0, 1, 3, 2]}, name=f"{PREFIX}{keys.name}/turned")
-            once.outputs[0].name = f"{once.name}:0"
+            once = named_node("Transpose", f"{PREFIX}{keys.name}/turned", keys, perm=[0, 1, 3, 2])
             model.graph.insert_before(node, once)
             turned.replace_all_uses_with(once.outputs[0])
 
 
-def _turned(node: Any) -> Any:
+def _turned(node: ir.Node) -> ir.Value | None:
     """The value at the end of the steps that turn keys, of which ``node`` is the first; or None."""
     for op in _TURNED:
         if node.op_type != op:

@@ -11,7 +11,7 @@ from .int8_cache import quantize_cache
 from .parity import with_decoder
 
 
-def made_anew(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
+def rederive(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
     """The manifest of an unpublished ``bundle`` with the engine's graph of what is in ``folder``, whose
     caches are as they were ``before``.
 

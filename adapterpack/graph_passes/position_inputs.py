@@ -8,14 +8,13 @@ find out what they compute.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..errors import Unsupported
 from ..onnx_graph.float32_form import in_float32
-from .constants import constant
+from .constants import PREFIX, constant, named_node
 
 _FARTHEST = 4096
 """Distances that are looked at; from some distance on a bias must stay as it is."""
@@ -36,11 +35,13 @@ _OF_EACH = frozenset(
 class PositionInputs:
     """Rewires one graph, in place; ``past`` are its caches, ``ids`` its tokens ``[batch, sequence]``."""
 
-    def __init__(self, model: Any, ids: Any, past: Sequence[Any], total: Any) -> None:
+    def __init__(
+        self, model: ir.Model, ids: ir.Value, past: Sequence[ir.Value], total: ir.Value | None
+    ) -> None:
         self.model, self._ids, self._past, self._total = model, ids, past, total
-        self._biases: dict[str, list[Any]] = {}
+        self._biases: dict[str, list[ir.Value]] = {}
 
-    def bias(self, added: Sequence[Any], attention: Any) -> list[Any]:
+    def bias(self, added: Sequence[ir.Value], attention: ir.Node) -> list[ir.Value]:
         """What is ``added`` to the scores of an ``attention`` (its last node), as one value ``[batch, heads,
         sequence, total]`` of rows of different lengths; nothing where it only hides later tokens. What
         depends on the tokens that a row has is a mask, and left out.
@@ -53,12 +54,14 @@ class PositionInputs:
         if terms and name not in self._biases:
             value = terms[0]
             for other in terms[1:]:
-                value = self._added(attention, "Add", f"{value.name}/sum", value, other)
+                value = self._add(attention, "Add", f"{value.name}/sum", value, other)
             table = self._by_distance(value)
             self._biases[name] = [] if table is None else [self._looked_up(table, value)]
         return self._biases.get(name, [])
 
-    def within_chunks(self, size: int, bias: Sequence[Any], queries: Any, attention: Any) -> list[Any]:
+    def within_chunks(
+        self, size: int, bias: Sequence[ir.Value], queries: ir.Value, attention: ir.Node
+    ) -> list[ir.Value]:
         """A ``bias`` that hides the tokens of other chunks of so many, too, ``[batch, 1, sequence, total]``
         of the type of ``queries``.
         """
@@ -70,36 +73,36 @@ class PositionInputs:
                 for key, value in (("size", size), ("zero", 0))
             )
             one = constant(self.model, f"{name}/one", np.array(1))
-            total = self._added(attention, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
-            keys = self._added(
+            total = self._add(attention, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
+            keys = self._add(
                 attention,
                 "Div",
                 f"{name}/of_keys",
-                self._added(attention, "Range", f"{name}/keys", zero, total, one),
+                self._add(attention, "Range", f"{name}/keys", zero, total, one),
                 number,
             )
-            rows = self._added(attention, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
-            own = self._added(
+            rows = self._add(attention, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
+            own = self._add(
                 attention,
                 "Equal",
                 f"{name}/own",
-                self._added(attention, "Div", f"{name}/of_queries", rows, number),
+                self._add(attention, "Div", f"{name}/of_queries", rows, number),
                 keys,
             )
             none = constant(self.model, f"{name}/none", np.array(0, np.float32))
-            shown = self._added(
+            shown = self._add(
                 attention, "Where", f"{name}/shown", own, none, constant(self.model, f"{name}/hidden", lowest)
             )
-            heads = self._added(
+            heads = self._add(
                 attention,
                 "Unsqueeze",
                 f"{name}/heads",
                 shown,
                 constant(self.model, "second_axis", np.array([1])),
             )
-            self._biases[name] = [self._added(attention, "Cast", name, heads, to=dtype)]
+            self._biases[name] = [self._add(attention, "Cast", name, heads, to=dtype)]
         (chunks,) = self._biases[name]
-        return [self._added(attention, "Add", f"{name}/bias", *bias, chunks)] if bias else [chunks]
+        return [self._add(attention, "Add", f"{name}/bias", *bias, chunks)] if bias else [chunks]
 
     def index_tables(self) -> None:
         """Makes tables of positions be read at ``position_ids``.
@@ -116,7 +119,7 @@ class PositionInputs:
                 offset = self._offset(node.inputs[1])
                 places = self._position_ids
                 if offset:
-                    places = self._added(
+                    places = self._add(
                         node,
                         "Add",
                         "offset",
@@ -124,7 +127,7 @@ class PositionInputs:
                         constant(self.model, f"{node.name}/offset", np.array(offset)),
                     )
                 if node.op_type == "GatherND":
-                    places = self._added(node, "Unsqueeze", "places", places, self._last_axis)
+                    places = self._add(node, "Unsqueeze", "places", places, self._last_axis)
                 node.replace_input_with(1, places)
                 node.outputs[0].shape = None
 
@@ -148,10 +151,10 @@ class PositionInputs:
                 if factors is not None:
                     axes = constant(self.model, "factor_axes", np.array([2, 3]))
                     node.replace_input_with(
-                        place, self._added(node, "Unsqueeze", f"{value.name}/factors", factors, axes)
+                        place, self._add(node, "Unsqueeze", f"{value.name}/factors", factors, axes)
                     )
 
-    def _of_rows(self, value: Any, before: Any) -> Any:
+    def _of_rows(self, value: ir.Value, before: ir.Node) -> ir.Value | None:
         """What is computed of each position, one by one, as ``[batch, sequence]``; None where it is more than
         that.
         """
@@ -169,15 +172,15 @@ class PositionInputs:
         given = [self._of_rows(operand, before) for operand in node.inputs]
         if any(operand is None for operand in given) or node.op_type not in _OF_EACH:
             return None
-        copied = self._added(before, node.op_type, f"{value.name}/of_rows", *given, **dict(node.attributes))
+        copied = self._add(before, node.op_type, f"{value.name}/of_rows", *given, **dict(node.attributes))
         copied.dtype = value.dtype
         return copied
 
-    def _positional(self, value: Any) -> bool:
+    def _positional(self, value: ir.Value) -> bool:
         """Whether a value depends on the length of the cache, and on nothing else but the pass's own tokens:
         some count those that are no padding, of which a row of the engine has none.
         """
-        todo, reached, counts = [value], set[Any](), False
+        todo, reached, counts = [value], set[ir.Value](), False
         while todo:
             one = todo.pop()
             if one is None or one in reached or one.const_value is not None:
@@ -194,7 +197,7 @@ class PositionInputs:
                 todo += node.inputs
         return counts
 
-    def _offset(self, index: Any) -> int:
+    def _offset(self, index: ir.Value) -> int:
         """By how much the places in a table are above the positions of the tokens."""
         offsets = {
             int(offset)
@@ -209,7 +212,7 @@ class PositionInputs:
             )
         return offsets.pop()
 
-    def _by_distance(self, value: Any) -> np.ndarray | None:
+    def _by_distance(self, value: ir.Value) -> np.ndarray | None:
         """What is added for each distance ``[distances, heads]``, up to the one from which on it stays as it
         is.
         """
@@ -245,14 +248,14 @@ class PositionInputs:
             )
         return np.ascontiguousarray(table[:length]) if table[:length].any() else None
 
-    def _looked_up(self, table: np.ndarray, value: Any) -> Any:
+    def _looked_up(self, table: np.ndarray, value: ir.Value) -> ir.Value:
         node, name = value.producer(), f"bias/{len(self._biases)}"
         zero, one = (constant(self.model, f"{name}/{number}", np.array(number)) for number in (0, 1))
-        total = self._added(node, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
-        keys = self._added(node, "Range", f"{name}/keys", zero, total, one)
-        queries = self._added(node, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
-        far = self._added(node, "Sub", f"{name}/distances", queries, keys)
-        near = self._added(
+        total = self._add(node, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
+        keys = self._add(node, "Range", f"{name}/keys", zero, total, one)
+        queries = self._add(node, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
+        far = self._add(node, "Sub", f"{name}/distances", queries, keys)
+        near = self._add(
             node,
             "Clip",
             f"{name}/places",
@@ -260,12 +263,10 @@ class PositionInputs:
             zero,
             constant(self.model, f"{name}/last", np.array(len(table) - 1)),
         )
-        found = self._added(
-            node, "Gather", f"{name}/found", constant(self.model, f"{name}/table", table), near
-        )
-        return self._added(node, "Transpose", name, found, perm=[0, 3, 1, 2])
+        found = self._add(node, "Gather", f"{name}/found", constant(self.model, f"{name}/table", table), near)
+        return self._add(node, "Transpose", name, found, perm=[0, 3, 1, 2])
 
-    def _run(self, value: Any, tokens: int, before: int) -> np.ndarray:
+    def _run(self, value: ir.Value, tokens: int, before: int) -> np.ndarray:
         """A value for one row of so many tokens behind so many others."""
         # a graph is run only where positions are counted by the cache
         import onnxruntime as ort  # noqa: PLC0415
@@ -286,22 +287,19 @@ class PositionInputs:
         return result
 
     @property
-    def _position_ids(self) -> Any:
+    def _position_ids(self) -> ir.Value:
         """The input that has the position of each token ``[batch, sequence]``."""
         known = next((one for one in self.model.graph.inputs if one.name == "position_ids"), None)
         if known is None:
-            known = ir.Value(
-                name="position_ids", shape=self._ids.shape, type=ir.TensorType(ir.DataType.INT64)
-            )
+            known = ir.val("position_ids", ir.DataType.INT64, self._ids.shape)
             self.model.graph.inputs.append(known)
         return known
 
     @property
-    def _last_axis(self) -> Any:
+    def _last_axis(self) -> ir.Value:
         return constant(self.model, "last_axis", np.array([-1]))
 
-    def _added(self, before: Any, op: str, name: str, *inputs: Any, **attributes: Any) -> Any:
-        node = ir.node(op, list(inputs), attributes, name=f"decoder/{before.name}/{name}")
-        node.outputs[0].name = f"{node.name}:0"
+    def _add(self, before: ir.Node, op: str, name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        node = named_node(op, f"{PREFIX}{before.name}/{name}", *inputs, **attributes)
         self.model.graph.insert_before(before, node)
         return node.outputs[0]

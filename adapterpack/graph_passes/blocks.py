@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import onnx_ir as ir
 
-from ...bundle.manifest import MappedSite
-from ...errors import Unsupported
-from ...pack.pack import Pack
-from .sitemap import Scope, float_type
+from ..bundle.manifest import MappedSite
+from ..errors import Unsupported
+from ..pack.pack import Pack
+from .sites import Scope, float_type
 
 _FUSED = {
     "SkipSimplifiedLayerNormalization": "RMSNormalization",
@@ -54,7 +54,7 @@ def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
 
 
 def find_blocks(
-    model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]
+    model: ir.Model, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]
 ) -> dict[str, MappedSite]:
     """Each wanted block, if exactly one value ``[..., width]`` leaves its scope, and one enters its entry's.
 
@@ -85,13 +85,13 @@ def find_blocks(
     return blocks
 
 
-def unfused(model: Any, scope: Scope) -> Scope:
+def split_fused_norms(model: ir.Model, scope: Scope) -> Scope:
     """Takes residual sums out of the norms that a frontend has fused them into, in place, and returns the
     scope that knows them.
 
     A layer's output is such a sum: it belongs to the layer of what it adds.
     """
-    path_by_node: dict[Any, str | None] = {}
+    path_by_node: dict[ir.Node, str | None] = {}
     # a fifth is a bias of the sum
     for node in [node for node in model.graph if node.op_type in _FUSED and len(node.inputs) <= 4]:
         residual, added, *affine = node.inputs
@@ -123,11 +123,11 @@ def _layer_of(path: str | None) -> str | None:
     return None if last is None else ".".join(parts[: last + 1])
 
 
-def _within(nodes: Sequence[tuple[Any, str]], path: str) -> set[Any]:
+def _within(nodes: Sequence[tuple[ir.Node, str]], path: str) -> set[ir.Node]:
     return {node for node, node_path in nodes if node_path == path or node_path.startswith(f"{path}.")}
 
 
-def leaving(members: set[Any]) -> Iterator[Any]:
+def leaving(members: set[ir.Node]) -> Iterator[ir.Value]:
     """The values that nodes outside of these read, or that are outputs of the graph."""
     return (
         value
@@ -137,7 +137,7 @@ def leaving(members: set[Any]) -> Iterator[Any]:
     )
 
 
-def entering(members: set[Any]) -> Iterator[Any]:
+def entering(members: set[ir.Node]) -> Iterator[ir.Value]:
     """The values that come from outside of these nodes and are no constants."""
     return (
         value
@@ -147,7 +147,7 @@ def entering(members: set[Any]) -> Iterator[Any]:
     )
 
 
-def _single(values: Iterator[Any], width: int) -> Any:
+def _single(values: Iterator[ir.Value], width: int) -> ir.Value | None:
     """The only value ``[batch, width]`` or ``[batch, positions, width]``, or None; also None if one of
     unknown shape might be another.
     """

@@ -7,10 +7,17 @@ cap and a mask on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import onnx_ir as ir
+
+from ..bundle.manifest import Heads, MappedSite
+from ..pack.pack import Pack
+from ..slots.prompt_kv import PROJECTION
+from .blocks import entering, leaving
+from .sites import Scope
 
 _THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
 """What may be between a product of queries and keys and its softmax, besides factors."""
@@ -21,14 +28,14 @@ class AttentionInputs(NamedTuple):
     heads, and the width of each.
     """
 
-    queries: Any
-    keys: Any
+    queries: ir.Value
+    keys: ir.Value
     scale: float
     heads: int
     width: int
 
 
-def attention_inputs(node: Any) -> AttentionInputs | None:
+def attention_inputs(node: ir.Node) -> AttentionInputs | None:
     """The inputs of the attention that a node is, as one operator or as the softmax over its products; None
     of another node.
     """
@@ -41,7 +48,7 @@ def attention_inputs(node: Any) -> AttentionInputs | None:
     )
 
 
-def _of_operator(node: Any) -> AttentionInputs | None:
+def _of_operator(node: ir.Node) -> AttentionInputs | None:
     queries, count = node.inputs[0], node.attributes.get_int("q_num_heads", 0)
     shape = None if queries.shape is None else list(queries.shape)
     if shape is None or not isinstance(shape[-1], int):
@@ -54,7 +61,7 @@ def _of_operator(node: Any) -> AttentionInputs | None:
     )
 
 
-def _of_softmax(node: Any) -> AttentionInputs | None:
+def _of_softmax(node: ir.Node) -> AttentionInputs | None:
     """Back from a softmax to the product that it is over; the factors on the way multiply to the scale, a
     cap's cancel out.
     """
@@ -69,7 +76,7 @@ def _of_softmax(node: Any) -> AttentionInputs | None:
     return AttentionInputs(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
 
 
-def added_to_scores(softmax: Any) -> list[Any]:
+def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
     """What is added to the products that a softmax is over: masks, biases."""
     added, node = [], softmax.inputs[0].producer()
     while node is not None and node.op_type in {"Add", "Where"}:
@@ -90,7 +97,7 @@ def added_to_scores(softmax: Any) -> list[Any]:
     return added
 
 
-def _products(value: Any) -> Iterator[tuple[Any, float]]:
+def _products(value: ir.Value) -> Iterator[tuple[ir.Node, float]]:
     """The products that a value is made of, each with the factors on the way to it."""
     node = value.producer()
     if node is None:
@@ -105,7 +112,7 @@ def _products(value: Any) -> Iterator[tuple[Any, float]]:
                 yield from _products(operand)
 
 
-def _unscaled(value: Any) -> tuple[Any, float]:
+def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
     """What a value is without the factors that it was multiplied by, and those."""
     scaled = None if value.producer() is None else _scaled(value.producer())
     if scaled is None:
@@ -114,7 +121,7 @@ def _unscaled(value: Any) -> tuple[Any, float]:
     return inner, factor * scaled[1]
 
 
-def _scaled(node: Any) -> tuple[Any, float] | None:
+def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
     """What a node multiplies or divides by a number, and the factor; or None."""
     if node.op_type not in {"Mul", "Div"}:
         return None
@@ -124,3 +131,52 @@ def _scaled(node: Any) -> tuple[Any, float] | None:
             factor = float(constant.numpy().reshape(()))
             return node.inputs[1 - place], factor if node.op_type == "Mul" else 1 / factor
     return None
+
+
+def find_heads(
+    model: ir.Model, scope: Scope, packs: Iterable[Pack], sites: Mapping[str, MappedSite]
+) -> dict[str, MappedSite]:
+    """The sites, where packs have prompts with the attention before each output projection.
+
+    A projection behind an attention that is not recognized stays as it is; an error follows only where a pack
+    needs it.
+    """
+    wanted = {
+        adapter.site.path for pack in packs if pack.method.kind == "attention" for adapter in pack.adapters()
+    }
+    with_attention = dict(sites)
+    for path in sorted(wanted):
+        nodes = [
+            node
+            for node in model.graph
+            if (node_path := scope(node) or "") == path or node_path.startswith(f"{path}.")
+        ]
+        parts = [sites.get(f"{path}.{leaf}") for leaf in (PROJECTION, "k_proj", "v_proj")]
+        attention = next(filter(None, map(attention_inputs, nodes)), None)
+        if attention is None or any(part is None or part.rank != 3 for part in parts):
+            continue
+        out, keys, values = (part for part in parts if part is not None)
+        norm = {node for node in nodes if (scope(node) or "").startswith(f"{path}.k_norm")}
+        ends = tuple(
+            value.name
+            for side in (entering, leaving)
+            for value in {end.name: end for end in side(norm)}.values()
+        )
+        queries, _, scale, count, width = attention
+        if (
+            count * width == out.in_features
+            and keys.out_features == values.out_features
+            and len(ends) == (2 if norm else 0)
+        ):
+            heads = Heads(
+                queries.name,
+                keys.output,
+                values.output,
+                ends or None,
+                count,
+                keys.out_features // width,
+                width,
+                scale,
+            )
+            with_attention[out.path] = dataclasses.replace(out, heads=heads)
+    return with_attention

@@ -17,6 +17,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from .constants import add_initializer
+
 MOST = 2 << 30
 """Bytes of floats that a browser's memory may hold besides the rest."""
 _CODES: dict[int, tuple[Any, Any]] = {
@@ -40,7 +42,7 @@ def write_float_products(source: Path, target: Path) -> bool:
     floats = sum(4 * _number(node, "N") * _number(node, "K") for node in nodes)
     if not nodes or floats > MOST or model.opset_imports.get("", 0) < _OPSET:
         return False
-    made: dict[str, Any] = {}
+    made: dict[str, ir.Value] = {}
     for node in nodes:
         _replace(model.graph, node, made)
     used = {value for node in model.graph.all_nodes() for value in node.inputs}
@@ -51,11 +53,11 @@ def write_float_products(source: Path, target: Path) -> bool:
     return True
 
 
-def _number(node: Any, name: str) -> int:
+def _number(node: ir.Node, name: str) -> int:
     return int(node.attributes[name].value) if name in node.attributes else {"bits": 4}.get(name, 0)
 
 
-def _readable(node: Any) -> bool:
+def _readable(node: ir.Node) -> bool:
     """Whether the codes are constants in rows of whole blocks, in the order of the columns, and zero points
     lie as the codes do.
     """
@@ -82,7 +84,7 @@ def _readable(node: Any) -> bool:
     )
 
 
-def _replace(graph: Any, node: Any, made: dict[str, Any]) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, made: dict[str, ir.Value]) -> None:
     """``MatMul`` in the place of a product of codes; products on the same codes share their floats."""
     weight = node.inputs[1]
     if weight.name not in made:
@@ -91,7 +93,7 @@ def _replace(graph: Any, node: Any, made: dict[str, Any]) -> None:
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
 
 
-def _floats(graph: Any, node: Any) -> Any:
+def _floats(graph: ir.Graph, node: ir.Node) -> ir.Value:
     """The value ``[K, N]`` in floats of a node's codes."""
     weight, scales = node.inputs[1], node.inputs[2]
     bits, block, rows, columns = (_number(node, name) for name in ("bits", "block_size", "N", "K"))
@@ -106,9 +108,7 @@ def _floats(graph: Any, node: Any) -> Any:
         inputs.append(_initializer(graph, zeros, dtype, (rows, blocks)))
     else:
         middle = np.full((rows, blocks), 1 << (bits - 1), np.uint8).astype(numpy_type)
-        inputs.append(
-            _registered(graph, f"{weight.name}/zeros", ir.tensor(middle, dtype, name=f"{weight.name}/zeros"))
-        )
+        inputs.append(add_initializer(graph, ir.tensor(middle, dtype, name=f"{weight.name}/zeros")))
     floats = ir.node(
         "DequantizeLinear", inputs, {"axis": 1, "block_size": block}, name=f"{weight.name}/floats"
     )
@@ -117,7 +117,7 @@ def _floats(graph: Any, node: Any) -> Any:
     return turned.outputs[0]
 
 
-def _initializer(graph: Any, value: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+def _initializer(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
     """The bytes of an initializer as another type and shape: codes are packed alike in both, from the low
     bits up.
     """
@@ -125,7 +125,7 @@ def _initializer(graph: Any, value: Any, dtype: Any, shape: tuple[int, ...]) -> 
     if name in graph.initializers:
         return graph.initializers[name]
     if isinstance(tensor, ir.ExternalTensor):
-        view: Any = ir.ExternalTensor(
+        view: ir.TensorProtocol = ir.ExternalTensor(
             tensor.location,
             tensor.offset,
             tensor.length,
@@ -136,20 +136,14 @@ def _initializer(graph: Any, value: Any, dtype: Any, shape: tuple[int, ...]) -> 
         )
     else:
         view = _unpacked(tensor, dtype, shape, name)
-    return _registered(graph, name, view)
+    return add_initializer(graph, view)
 
 
-def _unpacked(tensor: Any, dtype: Any, shape: tuple[int, ...], name: str) -> Any:
+def _unpacked(
+    tensor: ir.TensorProtocol, dtype: ir.DataType, shape: tuple[int, ...], name: str
+) -> ir.TensorProtocol:
     """A small tensor that lies in the graph itself."""
     packed = tensor.numpy().reshape(-1)
     if dtype == ir.DataType.UINT4 and tensor.dtype == ir.DataType.UINT8:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1).astype(ml_dtypes.uint4)
     return ir.tensor(packed.reshape(shape), dtype, name=name)
-
-
-def _registered(graph: Any, name: str, tensor: Any) -> Any:
-    value = ir.Value(
-        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
-    )
-    graph.register_initializer(value)
-    return value

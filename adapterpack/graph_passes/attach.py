@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import MappedSite, adapter_file
+from ..bundle.manifest import MappedSite
 from ..errors import SiteNotFound, Unsupported
 from ..pack.pack import Pack
-from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
-from ..slots.values import Values, grouped, padded, stacked
+from ..slots.values import Values, padded, stacked
 from ..tasks.task import MAIN
-from .graph.emit import Emitter, ids_input, positions_input, rows_of, slot_input
-from .targets import default_slot_name
+from .emit import Emitter, ids_input, positions_input, rows_of, slot_input
 
 
-class Attached(NamedTuple):
-    """What attaching gave: the sites with their slots, and the files to be written with the graph."""
-
-    sites: dict[str, MappedSite]
-    write: Callable[[Path], None] = lambda folder: None
+def default_slot_name(path: str, field: str) -> str:
+    """A slot's name in our own graphs."""
+    return f"{path}.{field}"
 
 
 class Plan(NamedTuple):
@@ -43,14 +38,21 @@ class Plan(NamedTuple):
     slot_name: Callable[[str, str], str] = default_slot_name
 
 
-def folded(model: Any, plan: Plan) -> Attached:
-    """Nothing to attach: the weights themselves were changed before the graph was made."""
-    return Attached({path: dataclasses.replace(site, fields=()) for path, site in plan.sites.items()})
+def keep_folded(model: ir.Model, plan: Plan) -> Plan:
+    """Attaches nothing: the weights themselves were changed before the graph was made.
+
+    Ensures: no site has a slot.
+    """
+    return plan._replace(
+        sites={path: dataclasses.replace(site, fields=()) for path, site in plan.sites.items()}
+    )
 
 
-def inputs(model: Any, plan: Plan) -> Attached:
-    """ONNX Runtime's own scheme: every slot is an optional input whose default has rank 0 (or is the base's
-    head).
+def attach_inputs(model: ir.Model, plan: Plan) -> Plan:
+    """Attaches adapters by ONNX Runtime's own scheme.
+
+    Requires: where an adapter acts at some tokens only, the site sees one vector for each token.
+    Ensures: every slot is an optional input whose default has rank 0, or is the base's head.
     """
     emitter = Emitter(model, batched=False, positions=_positions(model, plan))
     for number, site in enumerate(plan.sites.values()):
@@ -66,10 +68,10 @@ def inputs(model: Any, plan: Plan) -> Attached:
             )
         emitter.site(site, values)
     _free_labels(model, plan)
-    return Attached(plan.sites, lambda folder: _write_adapters(folder, plan))
+    return plan
 
 
-def _positions(model: Any, plan: Plan) -> Any:
+def _positions(model: ir.Model, plan: Plan) -> ir.Value | None:
     """The input that says where adapters act, if a site asks for it."""
     placed = [site for site in plan.sites.values() if site.positional]
     if not placed:
@@ -95,12 +97,14 @@ def _positions(model: Any, plan: Plan) -> Any:
     return value
 
 
-def bank(model: Any, plan: Plan) -> Attached:
-    """Stacked slots with ``adapter_ids`` [batch]: every row of a batch may use another adapter; slot 0 is the
-    base.
+def attach_bank(model: ir.Model, plan: Plan) -> Plan:
+    """Attaches stacked slots, of which ``adapter_ids`` [batch] chooses one for every row; slot 0 is the base.
+
+    Requires: the batch is a named axis, and the first axis of each site's input.
+    Ensures: every slot is an input ``[slots, ...]`` whose default holds the packs.
     """
     if not plan.sites and plan.part != MAIN:
-        return Attached({})
+        return plan
     batch = rows_of(model)
     if isinstance(batch, int) or batch.value is None:
         raise Unsupported(
@@ -145,10 +149,10 @@ def bank(model: Any, plan: Plan) -> Attached:
             values[field] = slot if looked_up else emitter.gather(site, field, slot, ids)
         emitter.site(site, values)
     _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
-    return Attached(plan.sites)
+    return plan
 
 
-def _flattened(shape: Any, batch: str) -> bool:
+def _flattened(shape: ir.Shape, batch: str) -> bool:
     """Whether a site's input has the tokens of one row after those of another: ``[batch*sequence, in]``."""
     if len(shape) != 2 or isinstance(shape[0], int) or shape[0].value is None:
         return False
@@ -156,7 +160,12 @@ def _flattened(shape: Any, batch: str) -> bool:
     return len(factors) == 2 and batch in factors and all(factor.isidentifier() for factor in factors)
 
 
-MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
+MODES: dict[str, Callable[[ir.Model, Plan], Plan]] = {
+    "folded": keep_folded,
+    "inputs": attach_inputs,
+    "bank": attach_bank,
+}
+"""Mode -> the pass that attaches adapters so."""
 
 
 _FIELDS = {
@@ -251,7 +260,7 @@ def _slot_axes(site: MappedSite) -> set[str]:
     return {axis for field in site.fields for axis in FIELDS[field].axes} - FIXED - {RANK, TURN, LABELS}
 
 
-def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
+def base_head(model: ir.Model, sites: Mapping[str, MappedSite]) -> Values:
     """The graph's own weights of the modules that the packs replace, as slot values."""
     values: Values = {}
     for path, site in sites.items():
@@ -268,7 +277,7 @@ def base_head(model: Any, sites: Mapping[str, MappedSite]) -> Values:
     return values
 
 
-def _free_labels(model: Any, plan: Plan, width: int | None = None) -> None:
+def _free_labels(model: ir.Model, plan: Plan, width: int | None = None) -> None:
     """The width of the logits is the slots', not the base head's: ``width``, or that of the adapter that
     runs.
     """
@@ -276,20 +285,3 @@ def _free_labels(model: Any, plan: Plan, width: int | None = None) -> None:
         for value in model.graph.outputs:
             if value.name == "logits":
                 value.shape = ir.Shape([*list(value.shape)[:-1], width or "labels"])
-
-
-def _write_adapters(folder: Path, plan: Plan) -> None:
-    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without
-    slots only the main one.
-    """
-    if not plan.sites and plan.part != MAIN:
-        return
-    for pack, values in zip(plan.packs, plan.values, strict=True):
-        complete = grouped(values, plan.sites)
-        # what has a length must be whole: a part that the adapter has not is there with nothing in it
-        for site in plan.sites.values():
-            for field in site.fields:
-                if set(FIELDS[field].axes) - FIXED - {LABELS}:
-                    complete.setdefault(f"{site.path}.{field}", nothing(field, site))
-        named = {plan.slot_name(*name.rsplit(".", 1)): array for name, array in complete.items()}
-        write_adapter_file(folder / adapter_file(f"adapters/{pack.name}", plan.part), named)

@@ -11,16 +11,17 @@ com.microsoft.GatherBlockQuantized in ONNX Runtime's docs/ContribOperators.md.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+from .constants import add_initializer
 
 _TABLE = "/table"
 """What is put behind the name of codes for their other shape."""
 
 
-def look_up_codes(table: Any, product: Any) -> None:
+def look_up_codes(table: ir.Value, product: ir.Node) -> None:
     """Lets the lookups in a float ``table`` read the codes of the product on it, if each of its readers is
     one; their names stay.
 
@@ -35,9 +36,7 @@ def look_up_codes(table: Any, product: Any) -> None:
     codes, *grid = product.inputs[1:4]
     graph = table.graph
     shape = ir.tensor(np.array([0, -1], np.int64), name=f"{codes.name}{_TABLE}/shape")
-    extents = ir.Value(name=shape.name, shape=shape.shape, type=ir.TensorType(shape.dtype), const_value=shape)
-    graph.register_initializer(extents)
-    view = ir.node("Reshape", [codes, extents], name=f"{codes.name}{_TABLE}")
+    view = ir.node("Reshape", [codes, add_initializer(graph, shape)], name=f"{codes.name}{_TABLE}")
     view.outputs[0].name = view.name
     graph.insert_before(graph[0], view)
     for node in readers:
@@ -71,12 +70,7 @@ def share_bytes(path: Path) -> None:
             codes.const_value,
             ir.Shape([codes.shape[0], codes.const_value.size // codes.shape[0]]),
         )
-        table = ir.Value(
-            name=node.outputs[0].name,
-            shape=shape,
-            type=ir.TensorType(stored.dtype),
-            const_value=_reshaped(stored, shape, node.name),
-        )
+        table = ir.val(node.outputs[0].name, const_value=_reshaped(stored, shape, node.name))
         node.outputs[0].replace_all_uses_with(table)
         node.outputs[0].name = f"{table.name}/made"
         model.graph.remove(node, safe=True)
@@ -86,11 +80,11 @@ def share_bytes(path: Path) -> None:
         ir.save(model, path)
 
 
-def _looks_up(node: Any, table: Any) -> bool:
+def _looks_up(node: ir.Node, table: ir.Value) -> bool:
     return node.op_type == "Gather" and node.inputs[0] is table and node.attributes.get_int("axis", 0) == 0
 
 
-def _reshaped(stored: Any, shape: Any, name: str) -> Any:
+def _reshaped(stored: ir.TensorProtocol, shape: ir.Shape, name: str) -> ir.TensorProtocol:
     if not isinstance(stored, ir.ExternalTensor):  # small tensors stand in the graph
         return ir.tensor(stored.numpy().reshape(shape.numpy()), name=name)
     return ir.ExternalTensor(

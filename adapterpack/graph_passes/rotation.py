@@ -7,8 +7,6 @@ shorter step.
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx_ir as ir
 
 _MULTIPLE = 8
@@ -17,7 +15,7 @@ _TURNED = frozenset({"Reshape", "Transpose"})
 """What may be between a rotation and its attention."""
 
 
-def rotate_in_attention(model: Any) -> None:
+def rotate_in_attention(model: ir.Model) -> None:
     """Changes the attentions of a decoder's graph, in place, where rotations by a table of positions or a
     packed product come before them.
 
@@ -29,7 +27,7 @@ def rotate_in_attention(model: Any) -> None:
         _pack(node)
 
 
-def _rotate(node: Any, positions: Any) -> None:
+def _rotate(node: ir.Node, positions: ir.Value | None) -> None:
     rotations = [_rotation(value) for value in node.inputs[:2]]
     tables, others = (_tables(rotation, positions) for rotation in rotations)
     if tables is None or tables != others:
@@ -43,7 +41,7 @@ def _rotate(node: Any, positions: Any) -> None:
     node.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 1)
 
 
-def _rotation(value: Any) -> Any:
+def _rotation(value: ir.Value | None) -> ir.Node | None:
     """The RotaryEmbedding that gives a value to nothing but its attention."""
     while value is not None and len(list(value.uses())) == 1 and (node := value.producer()) is not None:
         if node.op_type == "RotaryEmbedding":
@@ -52,7 +50,7 @@ def _rotation(value: Any) -> Any:
     return None
 
 
-def _tables(rotation: Any, positions: Any) -> tuple[Any, Any] | None:
+def _tables(rotation: ir.Node | None, positions: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     """The cosines and sines ``[positions, width / 2]`` that a rotation of halves has picked by position, if
     the attention takes them.
     """
@@ -84,7 +82,7 @@ def _tables(rotation: Any, positions: Any) -> tuple[Any, Any] | None:
     return (cosines, sines) if fits else None
 
 
-def _pack(node: Any) -> None:
+def _pack(node: ir.Node) -> None:
     """Gives an attention the product whose parts are its queries, keys and values."""
     split = node.inputs[0].producer()
     if split is None or split.op_type != "Split" or list(split.outputs) != list(node.inputs[:3]):

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ...bundle.manifest import MappedSite
-from ..modes import Plan
+from ..bundle.manifest import MappedSite
+from .attach import Plan
+from .constants import add_initializer
 
 SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": (), "bank": ("down",)}
 """Mode -> the fields that siblings have in one slot."""
@@ -25,7 +25,9 @@ _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
 """Fields of a site whose base product has an input, or weights, that its siblings have not."""
 
 
-def pack_siblings(model: Any, every: Mapping[str, MappedSite], plan: Plan, shared: tuple[str, ...]) -> Plan:
+def pack_siblings(
+    model: ir.Model, every: Mapping[str, MappedSite], plan: Plan, shared: tuple[str, ...]
+) -> Plan:
     """The plan after siblings of ``every`` linear site were packed in ``model``, in place; ``shared`` are the
     fields of :data:`SHARED`, or none.
 
@@ -55,7 +57,7 @@ def pack_siblings(model: Any, every: Mapping[str, MappedSite], plan: Plan, share
 
 
 def _groups(
-    nodes: Mapping[str, Any], every: Mapping[str, MappedSite], planned: Mapping[str, MappedSite]
+    nodes: Mapping[str, ir.Node], every: Mapping[str, MappedSite], planned: Mapping[str, MappedSite]
 ) -> Iterator[list[MappedSite]]:
     """Sites of one parent module that read one value, in the order of the graph."""
     groups: dict[tuple[str, str], list[MappedSite]] = {}
@@ -70,7 +72,7 @@ def _groups(
     )
 
 
-def _packable(node: Any, site: MappedSite) -> bool:
+def _packable(node: ir.Node, site: MappedSite) -> bool:
     weight = node.inputs[1]
     return (
         node.op_type == "MatMul"
@@ -82,7 +84,7 @@ def _packable(node: Any, site: MappedSite) -> bool:
     )
 
 
-def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
+def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     """Puts one MatMul and a Split in the place of several MatMuls, and returns the MatMul."""
     x, weights = old[0].inputs[0], [node.inputs[1] for node in old]
     widths = [weight.shape[1] for weight in weights]
@@ -93,8 +95,8 @@ def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
         ir.Shape([weights[0].shape[0], sum(widths)]),
         name=f"{path}.weight_t",
     )
-    weight = ir.Value(name=joint.name, shape=joint.shape, type=ir.TensorType(joint.dtype), const_value=joint)
-    sizes = _integers(f"{path}.widths", widths)
+    weight = add_initializer(model.graph, joint)
+    sizes = add_initializer(model.graph, ir.tensor(np.array(widths, np.int64), name=f"{path}.widths"))
     product = ir.node("MatMul", [x, weight], name=f"{path}/MatMul")
     product.outputs[0].name = f"{path}/product"
     product.outputs[0].type = old[0].outputs[0].type
@@ -102,8 +104,6 @@ def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
     split = ir.node(
         "Split", [product.outputs[0], sizes], {"axis": -1}, name=f"{path}/Split", num_outputs=len(old)
     )
-    for value in (weight, sizes):
-        model.graph.register_initializer(value)
     model.graph.insert_before(old[0], [product, split])
     for node, new in zip(old, split.outputs, strict=True):
         was = node.outputs[0]
@@ -114,11 +114,6 @@ def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
     for packed in weights:
         del model.graph.initializers[packed.name]
     return product
-
-
-def _integers(name: str, numbers: Sequence[int]) -> Any:
-    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
-    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def _shared(

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from ...bundle.manifest import MappedSite
-from ...bundle.signature import signature_of
-from ...errors import ParityError
+import onnx_ir as ir
+
+from ..bundle.manifest import MappedSite
+from ..bundle.signature import signature_of
+from ..errors import ParityError
 
 
-def slots_of(model: Any) -> set[str]:
+def slot_names(model: ir.Model) -> set[str]:
     """The names of a graph's slots."""
     return {port.name for port in signature_of(model).slots}
 
 
-def checked(name: str, model: Any, sites: Mapping[str, MappedSite], kept: Iterable[str]) -> None:
+def require_kept(name: str, model: ir.Model, sites: Mapping[str, MappedSite], kept: Iterable[str]) -> None:
     """Checks, after the pass ``name``, that the slots ``kept`` and all ``sites`` are in the graph: node,
     values, weight, widths.
 
     Raises:
         ParityError: one is not, which optimizers and quantizers do without a word.
     """
-    lost = sorted(set(kept) - slots_of(model))
+    lost = sorted(set(kept) - slot_names(model))
     if lost:
         raise ParityError(f"{name} removed slots of the graph", found=", ".join(lost[:5]))
     nodes = {node.name: node for node in model.graph}
@@ -37,7 +38,7 @@ def checked(name: str, model: Any, sites: Mapping[str, MappedSite], kept: Iterab
 
 
 def _there(
-    site: MappedSite, nodes: Mapping[str, Any], values: set[str], initializers: Mapping[str, Any]
+    site: MappedSite, nodes: Mapping[str, ir.Node], values: set[str], initializers: Mapping[str, ir.Value]
 ) -> bool:
     if site.node not in nodes or not {site.input, site.output} <= values:
         return False
@@ -45,7 +46,7 @@ def _there(
         return True
     weight = initializers.get(site.weight)
 
-    def width(shape: Any) -> int:
+    def width(shape: ir.Shape) -> int:
         return int(shape[0] if site.layout == "out_in" else shape[-1])
 
     return weight is not None and width(weight.shape) >= site.at + site.out_features

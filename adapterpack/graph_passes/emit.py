@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike
 
-from ...adapter_methods.forms.blocks import EPSILON
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, MappedSite
-from ...slots.blocks import BRANCHES, Branch
-from ...slots.precision import ABSENT, converted
-from ...slots.routes import BRANCHES as ROUTES
-from ...slots.routes import Branch as RouteBranch
-from ...tasks.task import AXES
-from .activations import NODES
+from ..adapter_methods.forms.blocks import EPSILON
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, MappedSite
+from ..slots.blocks import BRANCHES, Branch
+from ..slots.precision import ABSENT, converted
+from ..slots.routes import BRANCHES as ROUTES
+from ..slots.routes import Branch as RouteBranch
+from ..tasks.task import AXES
+from .constants import add_initializer
 
 _BEFORE = frozenset({"pre", "turn", "turn_down"})
 """Fields of a layer that change what goes into it."""
 _OUTPUTS = {"TopK": 2}
 """Operators with more outputs than the one that is used."""
+
+Op = Callable[..., ir.Value]
+"""``op(name, *inputs)`` adds a node and returns its output; an input may be a number."""
+
+
+def _silu(op: Op, x: ir.Value) -> ir.Value:
+    return op("Mul", x, op("Sigmoid", x))
+
+
+def _gelu(op: Op, x: ir.Value) -> ir.Value:
+    erf = op("Erf", op("Mul", x, math.sqrt(0.5)))
+    return op("Mul", op("Mul", x, 0.5), op("Add", erf, 1.0))
+
+
+def _gelu_tanh(op: Op, x: ir.Value) -> ir.Value:
+    cube = op("Mul", op("Mul", op("Mul", x, x), x), 0.044715)
+    tanh = op("Tanh", op("Mul", op("Add", x, cube), math.sqrt(2 / math.pi)))
+    return op("Mul", op("Mul", x, 0.5), op("Add", tanh, 1.0))
+
+
+ACTIVATION_NODES: dict[str, Callable[[Op, ir.Value], ir.Value]] = {
+    "identity": lambda op, x: x,
+    "relu": lambda op, x: op("Relu", x),
+    "tanh": lambda op, x: op("Tanh", x),
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+}
+"""Name -> the nodes of an activation on ``x``."""
 
 
 class Emitter:
@@ -31,11 +61,11 @@ class Emitter:
     ``[batch, tokens]`` says where adapters act at sites that ask for it.
     """
 
-    def __init__(self, model: Any, batched: bool, positions: Any = None) -> None:
+    def __init__(self, model: ir.Model, batched: bool, positions: ir.Value | None = None) -> None:
         self.graph = model.graph
         self.batched = batched
         self.positions = positions
-        self.ids: Any = None
+        self.ids: ir.Value | None = None
         self.values = {
             value.name: value
             for node in self.graph
@@ -43,11 +73,11 @@ class Emitter:
             if value is not None
         }
         self.nodes = {node.name: node for node in self.graph}
-        self._newest: dict[Any, Any] = {}
-        self._after: Any = None
-        self._inner: dict[str, Any] = {}
+        self._newest: dict[ir.Value, ir.Value] = {}
+        self._after: ir.Node | None = None
+        self._inner: dict[str, ir.Value] = {}
 
-    def site(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
+    def site(self, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
         """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds
         it.
         """
@@ -102,7 +132,7 @@ class Emitter:
                 )
         self._replace(y, self._joined(site, "y", self._placed(site, "placed", result, plain), flat))
 
-    def _virtual(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
+    def _virtual(self, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
         """The slots in place of the inputs with which the graph was made, for every row the same where rows
         cannot choose.
         """
@@ -128,7 +158,9 @@ class Emitter:
                 node.replace_input_with(index, slot)
             self.graph.inputs.remove(traced)
 
-    def _changed(self, site: MappedSite, x: Any, result: Any, slots: Mapping[str, Any]) -> Any:
+    def _changed(
+        self, site: MappedSite, x: ir.Value, result: ir.Value, slots: Mapping[str, ir.Value]
+    ) -> ir.Value:
         """A layer's output with what weight methods add to it and how they scale, mix and shift it."""
         if "up" in slots:
             inner = (x, slots["down"]) if "down" in slots else (self._inner[site.path],)
@@ -150,7 +182,7 @@ class Emitter:
             result = self._op("Add", site, "shift", result, self._lifted(site, slots["shift"]))
         return result
 
-    def _looked_up(self, site: MappedSite, tokens: Any, slots: Mapping[str, Any]) -> Any:
+    def _looked_up(self, site: MappedSite, tokens: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         """``down[token] up`` for every token; in a bank the rows of ``[slots, entries, r]`` by adapter and
         token together.
         """
@@ -170,7 +202,9 @@ class Emitter:
             rows = self._op("GatherND", site, "down/rows", slots["down"], places)
         return self._op("MatMul", site, "up", rows, slots["up"])
 
-    def _of_patches(self, site: MappedSite, x: Any, y: Any, slots: Mapping[str, Any]) -> Any:
+    def _of_patches(
+        self, site: MappedSite, x: ir.Value, y: ir.Value, slots: Mapping[str, ir.Value]
+    ) -> ir.Value:
         """``patch down up + patch delta`` for every patch of an image, in the form of the convolution's
         output.
         """
@@ -189,7 +223,7 @@ class Emitter:
         added = self._op("Transpose", site, "by_channel", outer, attributes={"perm": [0, 2, 1]})
         return self._reshaped(site, "image", added, [0, out, *grid])
 
-    def _over_places(self, site: MappedSite, vector: Any, y: Any) -> Any:
+    def _over_places(self, site: MappedSite, vector: ir.Value, y: ir.Value) -> ir.Value:
         """A vector of the outputs, one for each row in a bank, that broadcasts over the tokens or patches of
         ``y``.
         """
@@ -205,7 +239,7 @@ class Emitter:
             self._constant(site, f"{vector.name}.places", axes),
         )
 
-    def _reshaped(self, site: MappedSite, what: str, value: Any, shape: list[Any]) -> Any:
+    def _reshaped(self, site: MappedSite, what: str, value: ir.Value, shape: list[int]) -> ir.Value:
         return self._op(
             "Reshape",
             site,
@@ -214,7 +248,9 @@ class Emitter:
             self._constant(site, f"{what}/shape", [int(extent) for extent in shape]),
         )
 
-    def _by_row(self, site: MappedSite, what: str, value: Any, slots: Mapping[str, Any]) -> Any:
+    def _by_row(
+        self, site: MappedSite, what: str, value: ir.Value, slots: Mapping[str, ir.Value]
+    ) -> ir.Value:
         """The tokens of a flat site ``[batch * tokens, n]`` as ``[batch, tokens, n]``, where every row has
         slots of its own.
         """
@@ -235,7 +271,7 @@ class Emitter:
         )
         return self._op("Reshape", site, f"{what}/by_row", value, shape)
 
-    def _joined(self, site: MappedSite, what: str, value: Any, flat: bool) -> Any:
+    def _joined(self, site: MappedSite, what: str, value: ir.Value, flat: bool) -> ir.Value:
         """The rows of a flat site one after another again."""
         if not flat:
             return value
@@ -250,14 +286,14 @@ class Emitter:
         )
         return self._op("Reshape", site, f"{what}/joined", value, shape)
 
-    def gather(self, site: MappedSite, field: str, bank: Any, ids: Any) -> Any:
+    def gather(self, site: MappedSite, field: str, bank: ir.Value, ids: ir.Value) -> ir.Value:
         """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch,
         ...]``.
         """
         self._after = None
         return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
 
-    def _siblings(self, site: MappedSite, x: Any, y: Any, slots: Mapping[str, Any]) -> None:
+    def _siblings(self, site: MappedSite, x: ir.Value, y: ir.Value, slots: Mapping[str, ir.Value]) -> None:
         """What several sites have together: their branch on their packed product, or ``x`` times their
         ``down`` factors, one a site.
         """
@@ -275,7 +311,7 @@ class Emitter:
         )
         self._inner |= dict(zip(site.members, parts, strict=True))
 
-    def _placed(self, site: MappedSite, what: str, changed: Any, plain: Any) -> Any:
+    def _placed(self, site: MappedSite, what: str, changed: ir.Value, plain: ir.Value) -> ir.Value:
         """The changed value at the positions where a row's adapter acts, and the plain one at the others."""
         if not site.positional:
             return changed
@@ -284,7 +320,7 @@ class Emitter:
         )
         return self._op("Where", site, what, lifted, changed, plain)
 
-    def _turned(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
+    def _turned(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         """The input of the base as the adapter changes it."""
         if "pre" in slots:
             x = self._op("Mul", site, "pre", x, self._lifted(site, slots["pre"]))
@@ -297,17 +333,17 @@ class Emitter:
             x = self._op("Add", site, f"turned_{number}", x, change)
         return x
 
-    def _attended(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
+    def _attended(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         """What goes into an output projection, and what the heads before it get of a prompt: ``gate softmax(q
         keys + absent) values``.
         """
         assert site.heads is not None
         heads, queries = site.heads, self._latest(self.values[site.heads.queries])
 
-        def op(name: str, *inputs: Any, **attributes: Any) -> Any:
+        def op(name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
             return self._op(name, site, f"attended/{name}_{len(self.graph)}", *inputs, attributes=attributes)
 
-        def lifted(field: str, axes: list[int]) -> Any:
+        def lifted(field: str, axes: list[int]) -> ir.Value:
             return op("Unsqueeze", slots[field], self._constant(site, f"{field}/axes", axes))
 
         if len(queries.shape) == 3:
@@ -328,17 +364,19 @@ class Emitter:
         )
         return op("Add", x, joined)
 
-    def _branch(self, site: MappedSite, branch: Branch, z: Any, slots: Mapping[str, Any]) -> Any:
+    def _branch(
+        self, site: MappedSite, branch: Branch, z: ir.Value, slots: Mapping[str, ir.Value]
+    ) -> ir.Value:
         """``act(norm(z) down + down_bias) up + up_bias``, the fields by the branch's name."""
 
-        def op(name: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
+        def op(name: str, *inputs: ir.Value, attributes: Mapping[str, object] | None = None) -> ir.Value:
             what = f"{branch.name}/{name}_{len(self.graph)}"
             values = [
                 self._constant(site, str(x), np.float32(x)) if isinstance(x, float) else x for x in inputs
             ]
             return self._op(name, site, what, *values, attributes=attributes)
 
-        def vector(leaf: str) -> Any:
+        def vector(leaf: str) -> ir.Value:
             return self._lifted(site, slots[f"{branch.name}_{leaf}"])
 
         if branch.normed:
@@ -351,22 +389,24 @@ class Emitter:
             vector("down_bias"),
         )
         added = self._product(
-            site, f"{branch.name}/up", NODES[branch.act](op, inner), slots[f"{branch.name}_up"]
+            site, f"{branch.name}/up", ACTIVATION_NODES[branch.act](op, inner), slots[f"{branch.name}_up"]
         )
         return op("Add", added, vector("up_bias")) if f"{branch.name}_up_bias" in slots else added
 
-    def _route(self, site: MappedSite, route: RouteBranch, x: Any, slots: Mapping[str, Any]) -> Any:
+    def _route(
+        self, site: MappedSite, route: RouteBranch, x: ir.Value, slots: Mapping[str, ir.Value]
+    ) -> ir.Value:
         """``((x down) (g spread)) up``, with g the softmax of the scores that reach the k-th largest."""
 
-        def op(name: str, *inputs: Any, **attributes: Any) -> Any:
+        def op(name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
             return self._op(
                 name, site, f"{route.name}/{name}_{len(self.graph)}", *inputs, attributes=attributes
             )
 
-        def product(value: Any, leaf: str) -> Any:
+        def product(value: ir.Value, leaf: str) -> ir.Value:
             return self._product(site, f"{route.name}/{leaf}", value, slots[f"{route.name}_{leaf}"])
 
-        def vector(leaf: str) -> Any:
+        def vector(leaf: str) -> ir.Value:
             return self._lifted(site, slots[f"{route.name}_{leaf}"])
 
         narrow = product(x, "down")
@@ -394,7 +434,7 @@ class Emitter:
         weights = product(op("Softmax", kept, axis=-1), "spread")
         return product(op("Mul", narrow, weights), "up")
 
-    def _product(self, site: MappedSite, what: str, x: Any, *matrices: Any) -> Any:
+    def _product(self, site: MappedSite, what: str, x: ir.Value, *matrices: ir.Value) -> ir.Value:
         """``x`` times one matrix after the other."""
         value = (
             self._op("Unsqueeze", site, f"{what}/wide", x, self._constant(site, "axis", [1]))
@@ -409,7 +449,7 @@ class Emitter:
             else value
         )
 
-    def _head(self, site: MappedSite, x: Any, slots: Mapping[str, Any]) -> Any:
+    def _head(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         y = self._product(site, "head", x, slots["head"])
         return (
             self._op("Add", site, "bias", y, self._lifted(site, slots["head_bias"]))
@@ -423,30 +463,30 @@ class Emitter:
         """
         return self.batched and site.rank == 2
 
-    def _lifted(self, site: MappedSite, vector: Any) -> Any:
+    def _lifted(self, site: MappedSite, vector: ir.Value) -> ir.Value:
         """A per-row vector ``[batch, n]`` made to broadcast over ``[batch, positions, n]``."""
         if not self.batched or site.rank == 2:
             return vector
         axes = self._constant(site, f"{vector.name}.axes", list(range(1, site.rank - 1)))
         return self._op("Unsqueeze", site, f"{vector.name}.lifted", vector, axes)
 
-    def _constant(self, site: MappedSite, name: str, numbers: Any) -> Any:
+    def _constant(self, site: MappedSite, name: str, numbers: ArrayLike) -> ir.Value:
         full = f"{ADDED}{site.path}/{name}"
         if full not in self.values:
             array = np.asarray(numbers)
-            tensor = ir.tensor(
-                converted(array, site.dtype, full) if array.dtype == np.float32 else array, name=full
-            )
-            value = ir.Value(
-                name=full, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            self.graph.register_initializer(value)
-            self.values[full] = value
+            if array.dtype == np.float32:
+                array = converted(array, site.dtype, full)
+            self.values[full] = add_initializer(self.graph, ir.tensor(array, name=full))
         return self.values[full]
 
     def _op(
-        self, op: str, site: MappedSite, what: str, *inputs: Any, attributes: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        op: str,
+        site: MappedSite,
+        what: str,
+        *inputs: ir.Value,
+        attributes: Mapping[str, object] | None = None,
+    ) -> ir.Value:
         return self._ops(op, site, what, *inputs, outputs=_OUTPUTS.get(op, 1), attributes=attributes)[0]
 
     def _ops(
@@ -454,10 +494,10 @@ class Emitter:
         op: str,
         site: MappedSite,
         what: str,
-        *inputs: Any,
+        *inputs: ir.Value,
         outputs: int,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> Any:
+        attributes: Mapping[str, object] | None = None,
+    ) -> ir.Value:
         name = f"{ADDED}{site.path}/{what}"
         node = ir.node(op, list(inputs), attributes, name=name, num_outputs=outputs)
         for number, output in enumerate(node.outputs):
@@ -469,18 +509,18 @@ class Emitter:
         self._after = node
         return node.outputs
 
-    def _before(self, node: Any) -> None:
+    def _before(self, node: ir.Node) -> None:
         """The next nodes go in front of ``node``."""
         position = self.graph.index(node)
         self._after = self.graph[position - 1] if position else None
 
-    def _latest(self, value: Any) -> Any:
+    def _latest(self, value: ir.Value) -> ir.Value:
         """What stands for a value now: a block and the layer that it ends in may both be adapted."""
         while value in self._newest:
             value = self._newest[value]
         return value
 
-    def _replace(self, old: Any, new: Any) -> None:
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
         """Every use of ``old`` outside the new nodes becomes a use of ``new``; a graph output keeps its
         name.
         """
@@ -502,30 +542,28 @@ class Emitter:
                     self.graph.outputs[position] = new
 
 
-def ids_input(model: Any, batch: Any) -> Any:
+def ids_input(model: ir.Model, batch: ir.SymbolicDim | int) -> ir.Value:
     """The graph input ``adapter_ids`` [batch], int64; slot 0 is the base."""
-    value = ir.Value(name=ADAPTER_IDS, shape=ir.Shape([batch]), type=ir.TensorType(ir.DataType.INT64))
+    value = ir.val(ADAPTER_IDS, ir.DataType.INT64, [batch])
     model.graph.inputs.append(value)
     return value
 
 
-def rows_of(model: Any) -> Any:
+def rows_of(model: ir.Model) -> ir.SymbolicDim | int:
     """The batch's axis: the first of the first input that a model reads."""
     inputs = model.graph.inputs
     return next((value for value in inputs if value.name in AXES), inputs[0]).shape[0]
 
 
-def positions_input(model: Any) -> Any:
+def positions_input(model: ir.Model) -> ir.Value:
     """The graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
     ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
-    value = ir.Value(
-        name=ADAPTER_POSITIONS, shape=ir.Shape(list(ids.shape)[:2]), type=ir.TensorType(ir.DataType.BOOL)
-    )
+    value = ir.val(ADAPTER_POSITIONS, ir.DataType.BOOL, list(ids.shape)[:2])
     model.graph.inputs.append(value)
     return value
 
 
-def give_zeros(model: Any, names: Collection[str]) -> None:
+def give_zeros(model: ir.Model, names: Collection[str]) -> None:
     """Makes inputs along tokens optional: who does not feed one feeds zeros. The default is one zero, and is
     repeated for all tokens.
     """
@@ -551,7 +589,7 @@ def give_zeros(model: Any, names: Collection[str]) -> None:
         graph.register_initializer(given)
 
 
-def slot_input(model: Any, name: str, default: np.ndarray, symbols: list[int | str]) -> Any:
+def slot_input(model: ir.Model, name: str, default: np.ndarray, symbols: list[int | str]) -> ir.Value:
     """A graph input with a default: ONNX Runtime calls it an overridable initializer. ``symbols`` is its
     declared shape.
     """

@@ -36,6 +36,7 @@ from ..bundle.decoder_graph import (
     LAST_POSITIONS,
     LOGITS_POSITIONS,
     LONGEST,
+    cache_scale,
     part_ranks,
 )
 from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
@@ -44,7 +45,7 @@ from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents
 from ..tasks.task import MAIN
 from .attention import added_to_scores, attention_inputs
-from .constants import PREFIX, constant
+from .constants import PREFIX, add_initializer, constant, named_node
 from .position_inputs import PositionInputs
 from .rotation import rotate_in_attention
 from .source_rows import read_sources
@@ -55,6 +56,8 @@ _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cas
 """What may be between a cache and the product with it: heads are repeated, keys are turned and scaled."""
 _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "Squeeze", "Unsqueeze"})
 """What may be between the last product and the logits."""
+_SCALES = 12
+"""The place of the scales of caches in eight bits among the inputs of GroupQueryAttention."""
 
 
 class _Attention(NamedTuple):
@@ -62,15 +65,15 @@ class _Attention(NamedTuple):
     are masks and biases.
     """
 
-    queries: Any
-    keys: Any
-    values: Any
-    output: Any
+    queries: ir.Value
+    keys: ir.Value
+    values: ir.Value
+    output: ir.Value
     layer: int
     heads: int
     scale: float
     softcap: float = 0.0
-    added: Sequence[Any] = ()
+    added: Sequence[ir.Value] = ()
 
 
 def write_decoder(folder: Path) -> None:
@@ -85,7 +88,7 @@ def write_decoder(folder: Path) -> None:
     ir.save(model, folder / graph_file(DECODER))
 
 
-def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
+def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> None:
     """Changes a decoder's graph, in place; ``config`` is the model's.
 
     Raises:
@@ -132,13 +135,13 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
             total,
             reach.window or -1,
         )
-    _ends_as_inputs(graph, batch)
+    _take_ends_as_inputs(graph, batch)
     read_sources(model)
     RemoveUnusedNodesPass()(model)
     places.index_tables()
     _keep_positions(model, bundle, batch)
     if bundle.mode == "bank":
-        _rows_as_inputs(model, bundle.sites)
+        _take_rows_as_inputs(model, bundle.sites)
     RemoveUnusedNodesPass()(model)
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
@@ -161,17 +164,36 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     model.opset_imports["com.microsoft"] = 1
 
 
-def _input(graph: Any, name: str, shape: list[Any], dtype: Any) -> Any:
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
+    """Changes the engine's graph, in place: its caches are int8, by these scales ``[heads, width]`` of each
+    cache.
+    """
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        if value.name.startswith((PAST, PRESENT)):
+            value.type = ir.TensorType(ir.DataType.INT8)
+    for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
+        node.resize_inputs(_SCALES + 2)
+        for place, cache in enumerate(node.inputs[3:5], _SCALES):
+            tensor = ir.tensor(scales[cache.name][:, None], name=cache_scale(cache.name))
+            node.replace_input_with(place, add_initializer(model.graph, tensor))
+        for side in "kv":
+            node.attributes[f"{side}_quant_type"] = ir.AttrString(f"{side}_quant_type", "PER_CHANNEL")
+        node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
+
+
+def _input(
+    graph: ir.Graph, name: str, shape: list[ir.SymbolicDim | int | str], dtype: ir.DataType
+) -> ir.Value:
+    value = ir.val(name, dtype, shape)
     graph.inputs.append(value)
     return value
 
 
-def _input_named(graph: Any, name: str) -> Any:
+def _input_named(graph: ir.Graph, name: str) -> ir.Value | None:
     return next((value for value in graph.inputs if value.name == name), None)
 
 
-def _ends_as_inputs(graph: Any, batch: Any) -> None:
+def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
     """Makes the last position of each row an input where the graph computes it: in a pass over a piece of a
     row it is not there.
 
@@ -201,7 +223,7 @@ def _ends_as_inputs(graph: Any, batch: Any) -> None:
         node.outputs[0].replace_all_uses_with(value)
 
 
-def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
+def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int) -> None:
     """Cuts the graph's last product down to the positions whose logits are wanted: before it, or behind it
     where an adapter acts on it at some positions only.
     """
@@ -218,21 +240,21 @@ def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
         )
     users = [(use.node, use.idx) for use in full.uses()]
     axis = constant(model, "last_axis", np.array([-1], np.int64))
-    places = ir.node("Unsqueeze", [wanted, axis], name=f"{PREFIX}places")
-    kept = ir.node("GatherND", [full, places.outputs[0]], {"batch_dims": 1}, name=f"{PREFIX}kept")
+    places = named_node("Unsqueeze", f"{PREFIX}places", wanted, axis)
+    kept = named_node("GatherND", f"{PREFIX}kept", full, places.outputs[0], batch_dims=1)
     graph.insert_after(full.producer(), [places, kept])
-    places.outputs[0].name, result = f"{places.name}:0", kept.outputs[0]
+    result = kept.outputs[0]
     for node, index in users:
         node.replace_input_with(index, result)
     logits.shape = None if logits.shape is None else ir.Shape([batch, "kept", logits.shape[-1]])
-    result.name, result.type = f"{kept.name}:0", full.type
+    result.type = full.type
     result.shape = None if full.shape is None else ir.Shape([batch, "kept", full.shape[-1]])
     if full is logits:
         result.name, logits.name = logits.name, f"{logits.name}/all"
         graph.outputs[next(number for number, value in enumerate(graph.outputs) if value is logits)] = result
 
 
-def last_product(value: Any) -> Any:
+def last_product(value: ir.Value) -> ir.Node | None:
     """The product with a constant that a value is made of, through what changes its numbers alone: a cap, a
     factor, an adapter's sum.
     """
@@ -249,7 +271,7 @@ def last_product(value: Any) -> Any:
     return node if node is not None and node.op_type in PRODUCTS else None
 
 
-def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
+def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> None:
     """Makes every slot an input that has the values of the batch's rows, or one set for all."""
     graph = model.graph
     numbers = {path: number for number, path in enumerate(sites)}
@@ -272,7 +294,7 @@ def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
     for path, site in sites.items():
         parts = nodes.get(f"{ADDED}{path}/parts")
         # ONNX Runtime refuses to split nothing evenly
-        if parts is not None and not _one_product(graph, site, nodes, parts):
+        if parts is not None and not _join_products(graph, site, nodes, parts):
             parts.attributes.pop("num_outputs")
             parts.resize_inputs(2)
             parts.replace_input_with(
@@ -281,7 +303,7 @@ def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
     graph.sort()
 
 
-def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts: Any) -> bool:
+def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.Node], parts: ir.Node) -> bool:
     """Makes one product of the ``up`` products of siblings, added to all of their packed product at once,
     where they stand on it directly: its matrix is block-diagonal. Fewer operators cost less than the zeros.
     """
@@ -306,10 +328,8 @@ def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts:
         ["adapter_rows", f"parts_{group.path}", width],
         down.dtype or ups[0].inputs[1].dtype,
     )
-    added = ir.node("MatMul", [down, up], name=f"{ADDED}{group.path}/up/0")
-    total = ir.node("Add", [product, added.outputs[0]], name=f"{ADDED}{group.path}/sum")
-    for node in (added, total):
-        node.outputs[0].name = f"{node.name}:0"
+    added = named_node("MatMul", f"{ADDED}{group.path}/up/0", down, up)
+    total = named_node("Add", f"{ADDED}{group.path}/sum", product, added.outputs[0])
     total.outputs[0].shape, total.outputs[0].type = product.shape, product.type
     graph.insert_before(split, [added, total])
     split.replace_input_with(0, total.outputs[0])
@@ -321,7 +341,7 @@ def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts:
     return True
 
 
-def _knows_rows(node: Any) -> bool:
+def _knows_rows(node: ir.Node) -> bool:
     """Whether a reader of a cache is its attention, or reads only its batch size: its length says nothing
     about the rows any more.
     """
@@ -332,7 +352,7 @@ def _knows_rows(node: Any) -> bool:
     return of_rows or node.op_type == "GroupQueryAttention"
 
 
-def _attentions(model: Any) -> Iterator[_Attention]:
+def _attentions(model: ir.Model) -> Iterator[_Attention]:
     """Every attention on a cache, in whatever build."""
     layers = {
         value.name: int(value.name.removeprefix(PRESENT).partition(".")[0])
@@ -359,7 +379,7 @@ def _attentions(model: Any) -> Iterator[_Attention]:
             yield from _of_softmax(node, layers)
 
 
-def _of_softmax(node: Any, layers: Mapping[str, int]) -> Iterator[_Attention]:
+def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention]:
     inputs = attention_inputs(node)
     product = next(
         (user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 0), None
@@ -380,7 +400,7 @@ def _of_softmax(node: Any, layers: Mapping[str, int]) -> Iterator[_Attention]:
         )
 
 
-def _after_mask(value: Any) -> Any:
+def _after_mask(value: ir.Value) -> ir.Value:
     """An attention's output, after the Where that zeroes tokens which attend to nothing: in a step every
     token attends to itself.
     """
@@ -393,7 +413,7 @@ def _after_mask(value: Any) -> Any:
     return value
 
 
-def _cached(value: Any, layers: Mapping[str, int]) -> Any:
+def _cached(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | None:
     """The cache that a value is a form of, as its Concat with the past gives it; or None."""
     while value is not None and value.name not in layers:
         node = value.producer()
@@ -402,7 +422,7 @@ def _cached(value: Any, layers: Mapping[str, int]) -> Any:
     return value if node is not None and node.op_type == "Concat" and len(node.inputs) == 2 else None
 
 
-def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window: int) -> None:
+def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: ir.Value, window: int) -> None:
     """Puts a GroupQueryAttention in the place of an attention and of the cache that it gave."""
     graph = model.graph
     caches = [
@@ -411,11 +431,10 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
     ]
     _, key_heads, _, width = caches[0].shape
     wide = [attention.heads * width, key_heads * width, key_heads * width]
-    nodes, flat = [], []
+    nodes, flat = list[ir.Node](), list[ir.Value]()
 
-    def added(op: str, name: str, *inputs: Any, **given: Any) -> Any:
-        nodes.append(ir.node(op, list(inputs), given, name=f"{PREFIX}{attention.layer}/{name}"))
-        nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
+    def add(op: str, name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        nodes.append(named_node(op, f"{PREFIX}{attention.layer}/{name}", *inputs, **attributes))
         return nodes[-1].outputs[0]
 
     for name, value, size in zip(
@@ -428,10 +447,10 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
             flat.append(value)
             continue
         # it is [batch, heads, tokens, width]
-        by_token = added("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
+        by_token = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
         shape = constant(model, f"{attention.layer}/{name}/shape", np.array([0, 0, size], np.int64))
-        flat.append(added("Reshape", name, by_token, shape))
-    attributes: dict[str, Any] = {
+        flat.append(add("Reshape", name, by_token, shape))
+    attributes: dict[str, object] = {
         "num_heads": attention.heads,
         "kv_num_heads": key_heads,
         "scale": attention.scale,
@@ -456,7 +475,7 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
         shape = constant(
             model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64)
         )
-        result = added("Transpose", "by_head", added("Reshape", "heads", result, shape), perm=[0, 2, 1, 3])
+        result = add("Transpose", "by_head", add("Reshape", "heads", result, shape), perm=[0, 2, 1, 3])
     result.shape, result.type = attention.output.shape, attention.output.type
     graph.insert_before(attention.output.producer(), nodes)
     attention.output.replace_all_uses_with(result)

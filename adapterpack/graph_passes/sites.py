@@ -7,32 +7,31 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import onnx_ir as ir
 
-from ...adapter_methods import PROMPT
-from ...bundle.manifest import MappedSite
-from ...slots.precision import DEFAULT
+from ..adapter_methods import PROMPT
+from ..bundle.manifest import MappedSite
+from ..slots.precision import DEFAULT
 
-Scope = Callable[[Any], str | None]
+Scope = Callable[[ir.Node], str | None]
 """node -> the path of the module that made it, or None."""
 
 
-def torch_scope(node: Any) -> str | None:
+def torch_scope(node: ir.Node) -> str | None:
     """The module path that torch.onnx notes on a node: the last scope before the node's own name."""
     noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     scopes = ast.literal_eval(noted) if noted else []
     return scopes[-2] if len(scopes) >= 2 else None
 
 
-def onnxscript_scope(node: Any) -> str | None:
+def onnxscript_scope(node: ir.Node) -> str | None:
     """The module path that onnxscript's module builder notes on a node: its scopes, joined."""
     noted = node.metadata_props.get("pkg.onnxscript.name_scopes")
     return ".".join(part for part in ast.literal_eval(noted) if part) if noted else None
 
 
-def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
+def find_sites(model: ir.Model, scope: Scope) -> dict[str, MappedSite]:
     """Every module of the graph that can have slots: a MatMul (with or without an Add for its bias) or a
     plain Gemm on a constant weight, a lookup in a constant table, and a convolution that cuts an image into
     patches.
@@ -44,14 +43,14 @@ def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
     return {site.path: site for site in every if times[site.path] == 1}
 
 
-def uses_of_modules(model: Any, scope: Scope) -> list[MappedSite]:
+def uses_of_modules(model: ir.Model, scope: Scope) -> list[MappedSite]:
     """Every use of such a module, in the order of the graph."""
     paths = ((node, scope(node)) for node in model.graph if node.op_type in _SITES)
     uses = [_SITES[node.op_type](path, node) for node, path in paths if path]
     return [site for site in uses if site is not None]
 
 
-def _linear(path: str, node: Any) -> MappedSite | None:
+def _linear(path: str, node: ir.Node) -> MappedSite | None:
     x, weight = node.inputs[0], node.inputs[1]
     constant = ir.convenience.get_const_tensor(weight)
     if constant is None or not weight.is_initializer() or len(constant.shape) != 2 or x.shape is None:
@@ -87,7 +86,7 @@ def _linear(path: str, node: Any) -> MappedSite | None:
     )
 
 
-def with_bias(product: Any, out_features: int) -> tuple[Any, Any]:
+def with_bias(product: ir.Value, out_features: int) -> tuple[ir.Value, ir.Value | None]:
     """The value after the Add of a bias and that bias, if adding it is all that happens to a product; else
     the product and None.
     """
@@ -103,7 +102,7 @@ def with_bias(product: Any, out_features: int) -> tuple[Any, Any]:
     return product, None
 
 
-def _lookup(path: str, node: Any) -> MappedSite | None:
+def _lookup(path: str, node: ir.Node) -> MappedSite | None:
     """A table that ids ``[batch, tokens]`` are looked up in: for an adapter a layer whose inputs are
     one-hot.
     """
@@ -136,7 +135,7 @@ def _lookup(path: str, node: Any) -> MappedSite | None:
     )
 
 
-def _patches(path: str, node: Any) -> MappedSite | None:
+def _patches(path: str, node: ir.Node) -> MappedSite | None:
     """A convolution of images whose kernels lie side by side: a linear layer on every patch ``[channels *
     height * width]``.
     """
@@ -175,7 +174,7 @@ def _patches(path: str, node: Any) -> MappedSite | None:
     )
 
 
-def prompt_site(model: Any) -> dict[str, MappedSite]:
+def prompt_site(model: ir.Model) -> dict[str, MappedSite]:
     """Where virtual tokens go before the rows of a graph that was made with room for them; nothing of another
     graph.
     """
@@ -205,12 +204,12 @@ def prompt_site(model: Any) -> dict[str, MappedSite]:
     }
 
 
-def float_type(value: Any) -> str:
+def float_type(value: ir.Value) -> str:
     """What a value of the graph is made of; float32 where the exporter does not say."""
     return DEFAULT if value.dtype is None else str(value.dtype.numpy().name)
 
 
-_SITES: dict[str, Callable[[str, Any], MappedSite | None]] = {
+_SITES: dict[str, Callable[[str, ir.Node], MappedSite | None]] = {
     "MatMul": _linear,
     "Gemm": _linear,
     "Gather": _lookup,

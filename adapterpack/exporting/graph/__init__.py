@@ -1,1 +1,0 @@
-"""Changes to an exported graph: slots, adapter nodes, packed projections, the static cache."""
