@@ -83,8 +83,8 @@ from .pack.validate.validation import load as load
 from .quantizing.comparing.pipeline import compare_quantized as compare_quantized
 from .quantizing.pipeline import quantize as quantize
 from .runtime.engine.base import Engine as Engine
-from .runtime.run import run as run
-from .runtime.session import Session as Session
+from .runtime.sessions.run import run as run
+from .runtime.sessions.session import Session as Session
 from .serving.serve import serve as serve
 from .torch_adapters.active import active as active
 from .torch_adapters.active import disabled as disabled

@@ -40,7 +40,7 @@ from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.exporting.pipeline import export
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.runtime.session import Session
+from adapterpack.runtime.sessions.session import Session
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {

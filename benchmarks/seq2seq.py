@@ -30,7 +30,7 @@ from adapterpack.adapter_methods.lora import LoRA
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.engine.row_batch import Row
-from adapterpack.runtime.generation.decoder import EncoderDecoder
+from adapterpack.runtime.sessions.decoder import EncoderDecoder
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.inject import adapt
 from adapterpack.torch_adapters.loading import load_model

@@ -14,18 +14,18 @@ from adapterpack.errors import ConfigError
 from adapterpack.tasks.one_pass import NoOptions, OnePass, Prepared
 from adapterpack.tasks.rows import Row
 from adapterpack.tasks.scores import no_head
-from adapterpack.tasks.session import Arrays, Head, Session
+from adapterpack.tasks.session import Arrays, Head, RowInputs
 from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
 
 
-def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
     """The query and the document of a row, in one text."""
     inputs, _ = session.encode_pairs([pair(row)])
     return Prepared(inputs)
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
 ) -> dict[str, Any]:
     """``score``, from 0 to 1."""
     return (

@@ -19,7 +19,7 @@ from architectures import ARCHITECTURES, KINDS, MODES, Architecture, Kind, left_
 from invariants.bundles import Reference, check
 
 from adapterpack.exporting.pipeline import export
-from adapterpack.runtime.session import Session
+from adapterpack.runtime.sessions.session import Session
 from adapterpack.slots.precision import DEFAULT
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.inject import adapt

@@ -32,7 +32,7 @@ from adapterpack.graph_passes import static_cache_decoder
 from adapterpack.onnx_graph.products import is_fast
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.runtime.ort_model import OrtModel
+from adapterpack.runtime.ort.model import OrtModel
 from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]

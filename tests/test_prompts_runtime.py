@@ -27,8 +27,8 @@ import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.runtime.adapters import soft_prompt
-from adapterpack.runtime.generation.decoder import DecoderOnly
 from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.sessions.decoder import DecoderOnly
 
 Make = Callable[..., Any]
 ROWS: list[list[int]] = [

@@ -31,7 +31,7 @@ from adapterpack.runtime.engine import kv_pool
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.kv_buffers import DeviceBuffer, HostBuffer
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.runtime.ort_values import BFLOAT16
+from adapterpack.runtime.ort.values import BFLOAT16
 from adapterpack.runtime.providers import builtin
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.kernels import kernels_of, nodes_without_kernel

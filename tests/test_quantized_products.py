@@ -26,7 +26,7 @@ from adapterpack.exporting.quantization.product import Product, Setting
 from adapterpack.exporting.quantization.scheme import SCHEMES
 from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.onnx_graph.products import make_fast
-from adapterpack.runtime.ort_model import OrtModel
+from adapterpack.runtime.ort.model import OrtModel
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.starting import start
 from adapterpack.tasks.task import task_named
@@ -345,7 +345,7 @@ def test_quantized_graphs_are_opened_prepacked(fast: Path, monkeypatch: pytest.M
             entries.append((Path(path).name, entry))
             super().__init__(path, options, **rest)
 
-    monkeypatch.setattr("adapterpack.runtime.ort_model.ort.InferenceSession", Recorded)
+    monkeypatch.setattr("adapterpack.runtime.ort.model.ort.InferenceSession", Recorded)
     Session(fast, "cpu").generate([[5, 6], [7]], ["alpha", None], max_new_tokens=2)
     assert {name for name, _ in entries} >= {graph_file(DECODER)}
     assert {entry for _, entry in entries} <= {None, "0"}

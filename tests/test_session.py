@@ -47,8 +47,8 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate import validation
 from adapterpack.pack.validate.budget import Budget
-from adapterpack.runtime import opened_before
 from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.ort import sandboxed_open
 from adapterpack.runtime.providers import builtin
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import pack_values
@@ -521,9 +521,9 @@ def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(
     not again.
     """
     tried: list[str] = []
-    real = opened_before.require_survived
+    real = sandboxed_open.require_survived
     monkeypatch.setattr(
-        opened_before,
+        sandboxed_open,
         "require_survived",
         lambda path, *rest, **more: tried.append(path.name) or real(path, *rest, **more),
     )
@@ -715,7 +715,7 @@ def test_the_runtime_needs_no_torch(bundle_of: Make) -> None:
     """Opening, running, generating and loading a pack import neither torch nor transformers."""
     program = (
         "import sys, numpy as np, adapterpack\n"
-        "import adapterpack.runtime.generation.generate, adapterpack.runtime.validation\n"
+        "import adapterpack.runtime.sessions.generate, adapterpack.runtime.sessions.validation\n"
         "session = adapterpack.Session(sys.argv[1], 'cpu')\n"
         "session.generate(['w1 w2'], ['alpha'], max_new_tokens=2)\n"
         "session.load(sys.argv[2], 'more')\n"

@@ -20,7 +20,7 @@ from adapterpack import Session, run
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, FormatError, StorageError
-from adapterpack.runtime.generation.start import start_ids
+from adapterpack.runtime.prompts import start_ids
 from adapterpack.runtime.text import model_files, tokenizer
 from adapterpack.runtime.text.tokenizer import Tokenizer
 

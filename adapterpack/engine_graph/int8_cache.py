@@ -23,8 +23,8 @@ from ..onnx_graph.products import is_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.row_batch import Row, RowBatch
-from ..runtime.measured_texts import texts
-from ..runtime.session import Session
+from ..runtime.sessions.measured_texts import texts
+from ..runtime.sessions.session import Session
 from ..runtime.text.context_length import context_of
 
 _TOLERANCE = 0.1

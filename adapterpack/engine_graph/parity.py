@@ -19,12 +19,12 @@ from ..onnx_graph.products import is_fast, make_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
-from ..runtime.engine.batch import virtual_tokens
 from ..runtime.engine.row_batch import Row, RowBatch
-from ..runtime.generation.decoder import DecoderOnly, EncoderDecoder
-from ..runtime.generation.start import start_ids
-from ..runtime.ort_values import array_of
-from ..runtime.session import Session
+from ..runtime.ort.values import array_of
+from ..runtime.prompts import start_ids
+from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
+from ..runtime.sessions.session import Session
+from ..runtime.sessions.session_engine import virtual_tokens
 from ..runtime.text.context_length import context_of, text_part
 from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays

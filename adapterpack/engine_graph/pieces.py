@@ -8,8 +8,8 @@ import numpy as np
 
 from ..base.thresholds import turns_by_length
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST
-from ..runtime.generation.decoder import grown
-from ..runtime.session import Session
+from ..runtime.sessions.decoder import grown
+from ..runtime.sessions.session import Session
 from ..slots.precision import DEFAULT
 from ..tasks.session import Arrays
 

@@ -13,7 +13,7 @@ from ..io.atomic import publish
 from ..io.cache import cache_folder
 from ..pack.pack import Pack
 from ..pack.store import Store
-from ..runtime.validation import validate_bundle
+from ..runtime.sessions.validation import validate_bundle
 
 
 def cached(kind: str, identity: str) -> Path | None:

@@ -29,7 +29,7 @@ from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, questions_about
 from ..pack.validate.registry import HEADER_CHECKS
 from ..pack.validate.validation import require_known, run_checks
 from ..peft.options import base_hint, parsed
-from ..runtime.validation import about_base, about_texts, other_tokenizer, texts_of_base
+from ..runtime.sessions.validation import about_base, about_texts, other_tokenizer, texts_of_base
 from . import names
 from .artifact import Artifact
 from .base import RemoteBase, remote_base

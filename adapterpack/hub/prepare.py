@@ -20,7 +20,7 @@ from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, sealed
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
 from ..pack.validate.validation import checked, load
-from ..runtime.validation import validate_bundle
+from ..runtime.sessions.validation import validate_bundle
 from . import names
 from .artifact import KINDS
 from .card import bundle_card, pack_card

@@ -12,7 +12,7 @@ from ..pack.validate.checks import reading
 from ..pack.validate.finding import Report
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import examine
-from ..runtime.validation import validate_bundle
+from ..runtime.sessions.validation import validate_bundle
 from . import names
 from .artifact import differences, open_remote
 from .header_checks import HEADER_REPORTS, RemoteContext

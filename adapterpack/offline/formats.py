@@ -12,8 +12,8 @@ from ..bundle.manifest import manifest_bytes
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..runtime.providers.device import Device
-from ..runtime.row_runner import BLOCK
-from ..runtime.run import row_runner
+from ..runtime.sessions.row_runner import BLOCK
+from ..runtime.sessions.run import row_runner
 from .job import Job
 from .lines import Line, is_request
 from .rows_job import RowsJob

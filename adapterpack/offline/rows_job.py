@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import AdapterpackError
-from ..runtime.row_runner import Outcome, RowRunner
+from ..runtime.sessions.row_runner import Outcome, RowRunner
 from ..tasks.rows import Row, RowError
 from .job import Answered
 from .lines import Line

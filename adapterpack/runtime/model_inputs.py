@@ -17,7 +17,7 @@ from ..tasks.task import Part
 from .adapters.pinned import Pinned
 from .adapters.prefix_cache import PrefixCache, behind_encoder
 from .open_bundle import OpenBundle
-from .ort_model import OrtModel
+from .ort.model import OrtModel
 from .text.context_length import require_context
 
 

@@ -36,9 +36,9 @@ from .adapters.pinned import Adapters, Pinned
 from .adapters.prefix_cache import prompt_kv
 from .adapters.slot_values import SlotValues
 from .generation.sampling import Sampling
-from .graph_contract import require_contract
-from .opened_before import require_openable
-from .ort_model import OrtModel
+from .ort.contract import require_contract
+from .ort.model import OrtModel
+from .ort.sandboxed_open import require_openable
 from .providers.device import Device
 from .providers.kernels import listed
 from .providers.placement import CpuNodesWarning

@@ -18,7 +18,7 @@ from .adapters.pinned import Pinned
 from .media.image_rows import features_of_rows, rows_of_images
 from .model_inputs import complete
 from .open_bundle import OpenBundle
-from .ort_values import BFLOAT16, array_of, value_of
+from .ort.values import BFLOAT16, array_of, value_of
 
 
 def run_parts(

@@ -9,14 +9,14 @@ from typing import Any
 from .data_report import report_of
 from .problems import Labels
 from .rows import Row, file_of, map_rows
-from .session import Session
+from .session import TaskSession
 from .targets import target_ids
 from .task import MAIN, TASKS, Part, Task, Training
 from .text_generation import completions
 
 
 def answer(
-    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+    session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """``completion``: what was said."""
     features = session.speech(map_rows(rows, lambda row: file_of(row, "audio")))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .session import Session
+from .session import RowInputs
 
 
 def _mean(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class EmbeddingOptions:
             )
 
 
-def width_of(session: Session) -> object:
+def width_of(session: RowInputs) -> object:
     """The width of the first output of the graph that answers, as far as the bundle says it."""
     outputs = session.bundle.io.outputs
     return outputs[0].shape[-1] if outputs and outputs[0].shape else None
@@ -99,7 +99,7 @@ def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
 
 
 def pooled(
-    session: Session, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions
+    session: RowInputs, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """The answer of a row with hidden states ``[1, positions, n]``, pooled as the bundle says over the
     positions of its mask.

@@ -7,18 +7,18 @@ from typing import Any
 from .embeddings import EmbeddingOptions, pooled, width_of
 from .one_pass import OnePass, Prepared, text_inputs
 from .rows import Row
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import TASKS, Task
 
 
-def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared:
     """A text, a pair of texts, or token ids."""
     options.require_fit(width_of(session))
     return Prepared(text_inputs(session, row))
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """``embedding``: the hidden states of the row, pooled as the bundle says."""
     return pooled(session, next(iter(outputs.values())), row.inputs["attention_mask"], options)

@@ -10,14 +10,14 @@ from ..errors import ConfigError
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
 from .rows import Row
 from .scores import probabilities
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import TASKS, Task
 
 BEST = 5
 """How many words are given."""
 
 
-def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
     """A text with a mask, whose place is noted."""
     inputs, tokenizer = text_inputs(session, row), session.tokenizer
     places = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
@@ -31,7 +31,7 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
 ) -> dict[str, Any]:
     """``words``: text and probability of each, in the place of the first mask."""
     chances = probabilities(outputs["logits"][0, row.notes])

@@ -9,17 +9,17 @@ from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
 from .problems import LABEL_COLUMNS, Labels
 from .rows import Row, file_of
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import MAIN, TASKS, Part, Task, Training
 
 
-def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
     """An image."""
     return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
 ) -> dict[str, Any]:
     """``label`` and ``scores``."""
     return head.scored(outputs["logits"][0])

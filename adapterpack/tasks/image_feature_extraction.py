@@ -8,18 +8,18 @@ from typing import Any
 from .embeddings import EmbeddingOptions, pooled, width_of
 from .one_pass import OnePass, Prepared
 from .rows import Row, file_of
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import MAIN, TASKS, Part, Task
 
 
-def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared:
     """An image."""
     options.require_fit(width_of(session))
     return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """``embedding``: the hidden states of the image, pooled as the bundle says."""
     return pooled(session, next(iter(outputs.values())), None, options)

@@ -10,13 +10,13 @@ from ..errors import ConfigError
 from .conversations.encoding import by_row
 from .problems import IGNORED, Labels
 from .rows import Row, among, file_of, map_rows, prompt_of
-from .session import Session
+from .session import TaskSession
 from .task import DECODER, MAIN, TASKS, Part, Task, Training
 from .text_generation import completions
 
 
 def answer(
-    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+    session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """``completion``, as of text generation."""
     numbers, images = [number for number, row in enumerate(rows, 1) if "image" in row], None
@@ -30,7 +30,7 @@ def answer(
     return completions(session, map_rows(rows, partial(_ids, session)), adapters, sampling, images)
 
 
-def _ids(session: Session, row: Row) -> list[int]:
+def _ids(session: TaskSession, row: Row) -> list[int]:
     """The ids of a prompt, with as many image tokens as its image has positions: in the place of its one, or
     before everything.
     """

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .rows import Row, file_of, map_rows
-from .session import Session
+from .session import TaskSession
 from .task import MAIN, TASKS, Part, Task
 from .text_generation import completions
 
 
 def answer(
-    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+    session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """``completion``: the text of the image."""
     pixels = session.pixels(map_rows(rows, lambda row: file_of(row, "image")))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ConfigError, nearest
 from .rows import Row, text_of
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 
 
 class Prepared(NamedTuple):
@@ -49,8 +49,8 @@ class OnePass:
         options: the class of a request's options, which checks them.
     """
 
-    prepare: Callable[[Session, Row, Any], Prepared]
-    result: Callable[[Session, Prepared, Arrays, Head, Any], dict[str, Any]]
+    prepare: Callable[[RowInputs, Row, Any], Prepared]
+    result: Callable[[RowInputs, Prepared, Arrays, Head, Any], dict[str, Any]]
     options: type[Any] = NoOptions
 
     def options_of(self, given: Mapping[str, Any]) -> Any:
@@ -70,7 +70,7 @@ class OnePass:
         return self.options(**given)
 
 
-def text_inputs(session: Session, row: Row) -> Arrays:
+def text_inputs(session: RowInputs, row: Row) -> Arrays:
     """The inputs of a row with a text, a pair of texts (``text`` and ``text_pair``) or, in place of both,
     token ids (``input_ids``).
 

@@ -15,7 +15,7 @@ from .one_pass import NoOptions, OnePass, Prepared
 from .problems import Labels
 from .rows import Row, types_of
 from .scores import no_head, probabilities
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, Training
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ LONGEST = 30
 """Tokens that an answer has at most."""
 
 
-def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
     """A question and its context; of each token is noted where in the context its characters are."""
     question, context = _question(row)
     inputs, (spans,) = session.encode_pairs([(question, context)])
@@ -32,7 +32,7 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
 ) -> dict[str, Any]:
     """The likeliest span of the context, and where its characters are; an empty one where no answer is
     likelier.

@@ -33,8 +33,8 @@ class Head(NamedTuple):
         return no_head("label") if self.labels is None else self.problem.scored(logits, self.labels)
 
 
-class Session(Protocol):
-    """A running bundle, as tasks see it. ``adapters`` names one for each row, None for the base."""
+class RowInputs(Protocol):
+    """A running bundle that prepares rows."""
 
     @property
     def bundle(self) -> Any:
@@ -65,6 +65,10 @@ class Session(Protocol):
 
     def speech(self, files: Sequence[str | Path]) -> np.ndarray:
         """Files of speech as ``input_features``."""
+
+
+class TaskSession(RowInputs, Protocol):
+    """A running bundle, as tasks see it. ``adapters`` names one for each row, None for the base."""
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[str | None]) -> Arrays:
         """One pass: output name -> array."""

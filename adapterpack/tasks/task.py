@@ -21,7 +21,7 @@ from .one_pass import OnePass
 from .problems import IGNORED as IGNORED  # noqa: PLC0414 - a name of this module too
 from .problems import LABEL_COLUMNS
 from .rows import Row
-from .session import Arrays, Session
+from .session import Arrays, TaskSession
 
 MAIN = "model"
 """The graph that gives a task's answer."""
@@ -60,7 +60,7 @@ _SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "enc
 _AT_ONCE = frozenset({"plain", "encoder"})
 """Forms of graphs that read a row in one pass."""
 
-Answer = Callable[[Session, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
+Answer = Callable[[TaskSession, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
 """(session, rows, the adapter of each row, sampling parameters) -> what a result says of each row."""
 Encode = Callable[[Any, Any, int, object, Any], list[dict[str, Any]]]
 """(rows of data, tokenizer, most tokens, where the rows are from, the :class:`.problems.Labels` of a task

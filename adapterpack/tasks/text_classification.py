@@ -10,7 +10,7 @@ from .data_report import OWN_COLUMNS, report_of
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
 from .problems import LABEL_COLUMNS, Labels
 from .rows import Row, types_of
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ COLUMNS = (
 """The columns of one text or two, as data sets call them; the first that are there count."""
 
 
-def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
     """A text, a pair of texts, or token ids."""
     return Prepared(text_inputs(session, row))
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
 ) -> dict[str, Any]:
     """``label`` and ``scores``."""
     return head.scored(outputs["logits"][0])

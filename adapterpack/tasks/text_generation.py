@@ -7,19 +7,19 @@ from typing import Any
 
 from .conversations.encoding import encode
 from .rows import Row, map_rows, prompt_of
-from .session import Arrays, Session
+from .session import Arrays, TaskSession
 from .task import DECODER, MAIN, TASKS, Part, Task, Training
 
 
 def answer(
-    session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
+    session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """``completion``, why it ended, and how many tokens prompt and completion have."""
     return completions(session, map_rows(rows, prompt_of), adapters, sampling)
 
 
 def completions(
-    session: Session,
+    session: TaskSession,
     prompts: Sequence[Any],
     adapters: Sequence[str | None],
     sampling: Mapping[str, Any],
@@ -36,7 +36,7 @@ def completions(
     ]
 
 
-def described(completion: Any, session: Session) -> dict[str, Any]:
+def described(completion: Any, session: TaskSession) -> dict[str, Any]:
     """What a result says of an answer, which is a ``Generation``."""
     return {
         "completion": completion.text,
@@ -60,7 +60,7 @@ def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _logprobs(choices: Sequence[Any] | None, session: Session) -> dict[str, Any]:
+def _logprobs(choices: Sequence[Any] | None, session: TaskSession) -> dict[str, Any]:
     """The tokens of an answer in the form of the OpenAI API, with their ids."""
     if choices is None:
         return {}

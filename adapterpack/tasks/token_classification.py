@@ -10,21 +10,21 @@ from .one_pass import NoOptions, OnePass, Prepared
 from .problems import IGNORED, Labels
 from .rows import Row, text_of, types_of, words_of
 from .scores import no_head, scored
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import HEADS, TASKS, Task, Training
 
 LABEL_COLUMNS = ("labels", "ner_tags", "tags")
 """The columns of the labels of words, as data sets call them; the first that is there counts."""
 
 
-def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
     """A text."""
     text = text_of(row)
     return Prepared(session.encode([text]), text)
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
 ) -> dict[str, Any]:
     """``tokens``: of each the text, where its characters are, its label and that label's probability."""
     if head.labels is None:

@@ -11,11 +11,11 @@ from .embeddings import EmbeddingOptions, embedding, width_of
 from .one_pass import OnePass, Prepared, text_inputs
 from .problems import Labels
 from .rows import PROMPTS, Row, file_of
-from .session import Arrays, Head, Session
+from .session import Arrays, Head, RowInputs
 from .task import MAIN, TASKS, TEXT, Part, Task, Training
 
 
-def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared:
     """A text or an image."""
     if "image" in row and any(column in row for column in PROMPTS):
         raise ConfigError(
@@ -30,7 +30,7 @@ def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
 
 
 def result(
-    session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """``embedding``, of a text or of an image."""
     return embedding(outputs[row.notes][0], options)

@@ -14,8 +14,8 @@ import torch
 from adapterpack.exporting.pipeline import export
 from adapterpack.pack.validate.validation import load
 from adapterpack.runtime.model_inputs import pad
-from adapterpack.runtime.run import run as answer_rows
-from adapterpack.runtime.session import Session
+from adapterpack.runtime.sessions.run import run as answer_rows
+from adapterpack.runtime.sessions.session import Session
 from adapterpack.torch_adapters.active import active
 from adapterpack.training.config.config import read_config
 from adapterpack.training.pipeline import train_one

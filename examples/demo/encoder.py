@@ -16,7 +16,7 @@ from adapterpack.pack.pack import Pack
 from adapterpack.pack.validate.validation import load
 from adapterpack.quantizing.pipeline import quantize
 from adapterpack.runtime.model_inputs import pad
-from adapterpack.runtime.session import Session
+from adapterpack.runtime.sessions.session import Session
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.active import active

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from adapterpack.runtime.run import row_runner
+from adapterpack.runtime.sessions.run import row_runner
 
 
 class Runner:

@@ -69,7 +69,7 @@ def attended_onnx_agrees(case: Case) -> None:
     without, whole and piece by piece on a cache.
     """
     from adapterpack.exporting.pipeline import export
-    from adapterpack.runtime.session import Session
+    from adapterpack.runtime.sessions.session import Session
     from adapterpack.tasks.task import task_named
     from adapterpack.torch_adapters.save import save
 

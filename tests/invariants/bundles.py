@@ -118,7 +118,7 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
     """The same tokens three, one and then all the others at a time, each piece on the cache of those
     before.
     """
-    from adapterpack.runtime.generation.decoder import grown
+    from adapterpack.runtime.sessions.decoder import grown
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     length, carried = batch[ids].shape[1], Arrays()

@@ -14,8 +14,8 @@ from ...bundle.manifest import PRESENT
 from ...engine_graph.pieces import apart, in_pieces, takes_much
 from ...errors import ParityError
 from ...pack.pack import Pack
-from ...runtime.engine.batch import virtual_tokens
-from ...runtime.session import Session
+from ...runtime.sessions.session import Session
+from ...runtime.sessions.session_engine import virtual_tokens
 from ...runtime.text.context_length import context_length, context_of
 from ...slots.prompt_rows import virtual_room
 from ...tasks.session import Arrays

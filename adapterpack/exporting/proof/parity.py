@@ -15,7 +15,7 @@ from ...base.thresholds import SHORT, LongRows
 from ...bundle.manifest import PRESENT, Bundle
 from ...errors import ConfigError, ParityError
 from ...runtime import canary
-from ...runtime.session import Session
+from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW, precision
 from ...tasks.session import Arrays
 from ...tasks.task import SPANS

@@ -14,9 +14,9 @@ from ...adapter_methods.core.token_positions import acted
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
 from ...runtime.adapters.mix import Names
-from ...runtime.generation.decoder import grown
 from ...runtime.model_inputs import positions
-from ...runtime.session import Session
+from ...runtime.sessions.decoder import grown
+from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import Task
 

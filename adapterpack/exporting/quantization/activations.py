@@ -20,7 +20,7 @@ import onnx_ir as ir
 from ...bundle.manifest import FILE_NAME, graph_file, read_bundle
 from ...bundle.signature import signature_of
 from ...errors import AdapterpackError
-from ...runtime.session import Session
+from ...runtime.sessions.session import Session
 from ...tasks.task import MAIN
 from .in_codes import products_of
 

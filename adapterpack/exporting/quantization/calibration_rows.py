@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import AdapterpackError, ConfigError, Unsupported, storage_errors
 from ...offline.lines import lines_of
-from ...runtime.session import Session
+from ...runtime.sessions.session import Session
 
 MOST_ROWS, MOST_TOKENS = 128, 512
 """Rows, and tokens of a row, that are looked at; what is behind them is left out."""

@@ -27,8 +27,8 @@ from ...io.safe_open import copy_folder
 from ...onnx_graph.products import make_fast
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
-from ...runtime.opened_before import require_openable
-from ...runtime.session import Session
+from ...runtime.ort.sandboxed_open import require_openable
+from ...runtime.sessions.session import Session
 from ...tasks.task import MAIN
 from . import measure
 from .activations import Moments

@@ -12,9 +12,9 @@ import numpy as np
 
 from ...errors import ParityError
 from ...pack import canary
-from ...runtime.measured_texts import texts, vocabulary
 from ...runtime.model_inputs import last_places, pad
-from ...runtime.session import Session
+from ...runtime.sessions.measured_texts import texts, vocabulary
+from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN

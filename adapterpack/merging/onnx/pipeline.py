@@ -362,7 +362,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
 
     from ...bundle.signature import signature_of  # noqa: PLC0415
     from ...engine_graph.rederive import rederive  # noqa: PLC0415 - only a bundle is run
-    from ...runtime.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
+    from ...runtime.sessions.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
 
     assert origin.bundle is not None
     for adapter in origin.bundle.adapters:

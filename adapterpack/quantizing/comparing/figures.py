@@ -17,9 +17,9 @@ import numpy as np
 from ...bundle.decoder_graph import graphs_of
 from ...bundle.manifest import graph_file
 from ...errors import ConfigError
-from ...runtime.measured_texts import vocabulary
-from ...runtime.row_runner import RowRunner
-from ...runtime.session import Session
+from ...runtime.sessions.measured_texts import vocabulary
+from ...runtime.sessions.row_runner import RowRunner
+from ...runtime.sessions.session import Session
 from ...runtime.text.context_length import context_of
 from ...tasks.one_pass import text_inputs
 from .rows import Example

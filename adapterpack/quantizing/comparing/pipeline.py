@@ -18,7 +18,7 @@ from ...exporting.quantization.options import GraphOptions, Quantization, quanti
 from ...exporting.quantization.scheme import SCHEMES
 from ...io.atomic import scratch_folder
 from ...merging.pipeline import merge
-from ...runtime.session import Session
+from ...runtime.sessions.session import Session
 from .advice import advice
 from .figures import figures
 from .result import Comparison, Form

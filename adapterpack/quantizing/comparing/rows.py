@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
 from ...exporting.quantization.calibration_rows import MOST_TOKENS, ids_of, rows_of
-from ...runtime.session import Session
+from ...runtime.sessions.session import Session
 from ...tasks.problems import LABEL_COLUMNS
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import AdapterpackError, Unsupported
 from ...pack.pack import Pack
 from ...slots.values import Values
-from ..ort_values import HOST, Memory, value_of
+from ..ort.values import HOST, Memory, value_of
 from .contents import require_base_slots, require_pack_slots
 from .slot_values import SlotValues
 

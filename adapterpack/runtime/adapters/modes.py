@@ -13,8 +13,8 @@ from ...bundle.manifest import ADAPTER_IDS, Bundle
 from ...errors import Unsupported
 from ...pack.pack import Pack
 from ...tasks.task import MAIN
-from ..ort_model import OrtModel
-from ..ort_values import Memory, array_of, value_of
+from ..ort.model import OrtModel
+from ..ort.values import Memory, array_of, value_of
 from .bank import AdapterBank, BankState
 from .contents import require_file_contents
 from .files import read_adapter_file

@@ -11,7 +11,7 @@ from ...bundle.manifest import ENCODED
 from ...pack.pack import Pack
 from ...slots.prompt_rows import virtual_tokens
 from ...tasks.task import MAIN
-from ..ort_values import array_of
+from ..ort.values import array_of
 from .positions import acting
 from .prefix_cache import PrefixCache, Prompts, apart, prefix_cache, prompt_lengths
 from .rows_apart import joined, owning

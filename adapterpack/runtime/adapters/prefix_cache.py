@@ -19,7 +19,7 @@ from ...bundle.manifest import PAST
 from ...errors import BaseMismatch, Unsupported
 from ...pack.pack import Pack
 from ...slots.prompt_rows import virtual_tokens
-from ..ort_values import array_of, value_of
+from ..ort.values import array_of, value_of
 
 Prompts = Mapping[str, np.ndarray]
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...slots.precision import ABSENT, converted
-from ..ort_values import HOST, Memory, empty, fill
+from ..ort.values import HOST, Memory, empty, fill
 
 
 def joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

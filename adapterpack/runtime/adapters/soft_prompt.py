@@ -18,7 +18,7 @@ import onnxruntime as ort
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PAST, PRESENT
 from ...errors import BaseMismatch, Unsupported
 from ...onnx_graph.float32_form import in_float32
-from ..ort_model import TYPES
+from ..ort.model import TYPES
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
 _RESHAPED = frozenset({"Reshape", "Identity", "Cast"})

@@ -16,7 +16,7 @@ from ...adapter_methods.core.token_positions import Acts
 from ...bundle.manifest import ADAPTER_IDS
 from ...io.threads import one_thread_each
 from ...slots.values import Values
-from ..ort_values import Memory, value_of
+from ..ort.values import Memory, value_of
 from .shared_values import SlotValue, array_of
 from .slot_layout import Axis, SlotLayout
 

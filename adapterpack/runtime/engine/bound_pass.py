@@ -11,8 +11,8 @@ import numpy as np
 
 from ...bundle.decoder_graph import CACHE_LENGTHS, LAST_POSITIONS, LOGITS_POSITIONS, LONGEST, SOURCE_LENGTHS
 from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
-from ..ort_model import TYPES, OrtModel
-from ..ort_values import HOST, array_of, element_type, empty, fill, value_of
+from ..ort.model import TYPES, OrtModel
+from ..ort.values import HOST, array_of, element_type, empty, fill, value_of
 from .adapter_feeds import Feeds
 from .kv_pool import KVPool
 from .sources import Sources

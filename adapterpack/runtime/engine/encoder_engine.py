@@ -15,8 +15,8 @@ from ...slots.prompt_rows import virtual_room
 from ...tasks.one_pass import OnePass, Prepared
 from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
+from ..preparing_bundle import PreparingBundle
 from ..providers.device import Device
-from ..session import Session
 from ..text.context_length import context_of, require_context
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
@@ -59,7 +59,7 @@ class EncoderEngine(Engine):
         adapter_budget: int = 1 << 30,
         verify: str = "cached",
     ) -> None:
-        self.bundle: Session = _session(bundle, provider, threads, verify)
+        self.bundle: PreparingBundle = _session(bundle, provider, threads, verify)
         answer = self.bundle.task.answer
         if not isinstance(answer, OnePass):
             raise Unsupported(
@@ -228,11 +228,11 @@ def _session(
     provider: str | Device | None,
     threads: int | None,
     verify: str,
-) -> Session:
+) -> PreparingBundle:
     """A session, which tasks prepare rows with."""
-    if isinstance(bundle, Session):
+    if isinstance(bundle, PreparingBundle):
         return bundle
-    return Session(
+    return PreparingBundle(
         bundle.folder if isinstance(bundle, OpenBundle) else bundle, provider, threads, verify=verify
     )
 

@@ -21,12 +21,11 @@ from ...errors import AdapterpackError, ConfigError
 from ...pack.pack import Pack
 from ..adapters.mix import Mix
 from ..generation.beam_search import answer_of
-from ..generation.prompts import Prompt, prompt_ids
 from ..generation.sampling import Sampling, sampling_of
-from ..generation.start import start_ids
 from ..generation.structured import grammar_mask
 from ..generation.token_chooser import Choice, TokenMask
 from ..open_bundle import OpenBundle
+from ..prompts import Prompt, prompt_ids, start_ids
 from ..providers.device import Device
 from ..text.context_length import context_of, require_context
 from .adapter_feeds import ResidentAdapter

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ...errors import ConfigError
-from ..ort_values import HOST, array_of, element_type, empty, fill, value_of
+from ..ort.values import HOST, array_of, element_type, empty, fill, value_of
 from ..providers.starting import Started
 
 Shape = tuple[int, ...]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...bundle.manifest import PAST
-from ..ort_model import TYPES, OrtModel
+from ..ort.model import TYPES, OrtModel
 from .kv_buffers import buffer
 
 

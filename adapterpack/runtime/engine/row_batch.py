@@ -14,7 +14,7 @@ from ...adapter_methods.core.token_positions import acted
 from ...base.thresholds import longrope_length
 from ...bundle.decoder_graph import DECODER, LAST_POSITIONS
 from ..open_bundle import OpenBundle
-from ..ort_values import HOST
+from ..ort.values import HOST
 from .adapter_feeds import AdapterFeeds, Feeds, ResidentAdapter
 from .adapter_reader import AdapterReader
 from .bound_pass import BoundPass

@@ -16,8 +16,8 @@ from ...errors import ConfigError
 from ...slots.prompt_rows import virtual_room
 from ...tasks.session import Arrays
 from ..open_bundle import OpenBundle
-from ..ort_model import OrtModel
-from ..ort_values import array_of, value_of
+from ..ort.model import OrtModel
+from ..ort.values import array_of, value_of
 from ..text.context_length import require_context
 from .adapter_feeds import ResidentAdapter
 from .kv_pool import KVPool, Window

@@ -15,8 +15,8 @@ from ...http.refused import Refused
 from ...io.typed_json import Misfit, Part
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
-from ...runtime.generation.prompts import prompt_ids
 from ...runtime.open_bundle import OpenBundle
+from ...runtime.prompts import prompt_ids
 from ...runtime.text.model_files import MAX_ID
 from .. import parsing
 from ..api import APIS, Api, ApiKind

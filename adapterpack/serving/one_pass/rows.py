@@ -16,7 +16,7 @@ from ...errors import ConfigError
 from ...http.refused import Refused
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
-from ...runtime.generation.prompts import prompt_ids
+from ...runtime.prompts import prompt_ids
 from ...tasks.one_pass import Prepared
 from ..answering import Awaited, running
 from ..audit import Record

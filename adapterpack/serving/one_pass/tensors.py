@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...tasks.embeddings import width_of
-from ...tasks.session import Session
+from ...tasks.session import RowInputs
 
 Results = Sequence[Mapping[str, Any]]
 Labels = Sequence[str] | None
@@ -20,7 +20,7 @@ class Column(NamedTuple):
     name: str
     datatype: str
     values: Callable[[Results], list[Any]]
-    extents: Callable[[Session, Labels], list[int]]
+    extents: Callable[[RowInputs, Labels], list[int]]
 
 
 class Outputs(NamedTuple):
@@ -30,15 +30,15 @@ class Outputs(NamedTuple):
     pairs: bool = False
 
 
-def _by_row(session: Session, labels: Labels) -> list[int]:
+def _by_row(session: RowInputs, labels: Labels) -> list[int]:
     return [-1]
 
 
-def _by_label(session: Session, labels: Labels) -> list[int]:
+def _by_label(session: RowInputs, labels: Labels) -> list[int]:
     return [-1 if labels is None else len(labels)]
 
 
-def _by_width(session: Session, labels: Labels) -> list[int]:
+def _by_width(session: RowInputs, labels: Labels) -> list[int]:
     width = width_of(session)
     return [-1, width if isinstance(width, int) else -1]
 

@@ -16,10 +16,10 @@ from weakref import WeakValueDictionary
 from ...errors import AdapterpackError, ConfigError
 from ...http.refused import Refused
 from ...runtime.engine.engine import DecoderEngine
-from ...runtime.generation.prompts import prompt_ids
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import Beside, grammar_mask
 from ...runtime.generation.token_chooser import TokenMask
+from ...runtime.prompts import prompt_ids
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
 from ..limits import Limits

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from ..bundle.files import irregular, present
-from ..bundle.manifest import FILE_NAME, manifest_bytes, parse_bundle
-from ..errors import FormatError
-from ..io.hashing import sha256_of
-from ..pack.pack import SIGNATURE
-from ..pack.trust.keys import private_key, public_key
-from ..pack.trust.sign import Signable, Signature, sealed, unsealed
-from ..pack.trust.statement import Statement
-from ..pack.validate.finding import Finding
+from ...bundle.files import irregular, present
+from ...bundle.manifest import FILE_NAME, manifest_bytes, parse_bundle
+from ...errors import FormatError
+from ...io.hashing import sha256_of
+from ...pack.pack import SIGNATURE
+from ...pack.trust.keys import private_key, public_key
+from ...pack.trust.sign import Signable, Signature, sealed, unsealed
+from ...pack.trust.statement import Statement
+from ...pack.validate.finding import Finding
 from .validation import IRREGULAR, validate_bundle
 
 

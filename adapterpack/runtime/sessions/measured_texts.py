@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..base.base_folder import read_json
-from ..errors import AdapterpackError
-from ..pack import canary
+from ...base.base_folder import read_json
+from ...errors import AdapterpackError
+from ...pack import canary
+from ..text.context_length import text_part
 from .session import Session
-from .text.context_length import text_part
 
 
 def texts(session: Session) -> list[tuple[int, ...]]:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle.manifest import ENCODED, PRESENT, graph_file
-from ..errors import AdapterpackError, ProviderError
-from ..library_errors import library_errors
-from ..onnx_graph.bfloat16 import computing_wide
-from ..slots.precision import DEFAULT
-from ..tasks.task import AXES
-from .ort_values import BFLOAT16
-from .providers.placement import require_placed
-from .providers.starting import Started
+from ...bundle.manifest import ENCODED, PRESENT, graph_file
+from ...errors import AdapterpackError, ProviderError
+from ...library_errors import library_errors
+from ...onnx_graph.bfloat16 import computing_wide
+from ...slots.precision import DEFAULT
+from ...tasks.task import AXES
+from ..providers.placement import require_placed
+from ..providers.starting import Started
+from .values import BFLOAT16
 
 _UNCAPTURED = -1
 """The number of a run that is neither recorded nor replayed:

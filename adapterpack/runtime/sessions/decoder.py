@@ -17,8 +17,8 @@ from ...tasks.task import MAIN
 from ..model_inputs import complete, last_places, pad, positions
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts, values
+from ..prompts import start_ids
 from ..text.context_length import context_of
-from .start import start_ids
 
 
 class Decoder(Protocol):

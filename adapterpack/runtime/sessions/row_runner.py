@@ -14,21 +14,20 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
-from ..errors import AdapterpackError, ConfigError
-from ..tasks.one_pass import OnePass
-from ..tasks.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
-from ..tasks.task import Answer
-from ..tasks.text_generation import described
-from .engine.batch import GrowingEngine, room_for, virtual_tokens
-from .engine.encoder_engine import EncoderEngine
-from .engine.engine import DecoderEngine
-from .engine.requests import Event, Request
-from .generation.generate import Generation
-from .generation.prompts import prompt_ids
-from .generation.sampling import Sampling, sampling_of
-from .generation.start import start_ids
-from .generation.structured import grammar_mask
+from ...errors import AdapterpackError, ConfigError
+from ...tasks.one_pass import OnePass
+from ...tasks.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
+from ...tasks.task import Answer
+from ...tasks.text_generation import described
+from ..engine.encoder_engine import EncoderEngine
+from ..engine.engine import DecoderEngine
+from ..engine.requests import Event, Request
+from ..generation.sampling import Sampling, sampling_of
+from ..generation.structured import grammar_mask
+from ..prompts import prompt_ids, start_ids
+from .generate import Generation
 from .session import Session
+from .session_engine import GrowingEngine, room_for, virtual_tokens
 
 BLOCK = 16
 """Batches in a block: at its end rows run in less than a full batch."""

@@ -12,13 +12,13 @@ from ...errors import AdapterpackError
 from ...pack.pack import Pack
 from ...tasks.rows import RowError, row_errors
 from ..adapters.mix import Mix
+from ..engine.engine import DecoderEngine
+from ..engine.requests import Request
 from ..generation.sampling import Sampling
-from ..generation.start import start_ids
 from ..generation.structured import grammar_mask
 from ..open_bundle import OpenBundle
+from ..prompts import start_ids
 from ..text.context_length import context_of
-from .engine import DecoderEngine
-from .requests import Request
 
 _MOST_ROWS = 64
 """Rows of a batch that run at once; the others wait."""

@@ -17,19 +17,19 @@ from ...tasks.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.mix import Mix, Mixes, mixed
-from ..engine.batch import SessionEngine
+from ..generation.answer import Answer, Ending
+from ..generation.beam_search import BeamAnswer
+from ..generation.sampling import Sampling
+from ..generation.structured import grammar_mask
+from ..generation.token_chooser import Choice, choose
 from ..model_inputs import pad
 from ..open_bundle import OpenBundle
-from ..ort_values import array_of
+from ..ort.values import array_of
 from ..pipeline import run_parts
+from ..prompts import Prompt, prompt_ids
 from ..text.context_length import context_of, require_context
-from .answer import Answer, Ending
-from .beam_search import BeamAnswer
 from .decoder import decoder_of
-from .prompts import Prompt, prompt_ids
-from .sampling import Sampling
-from .structured import grammar_mask
-from .token_chooser import Choice, choose
+from .session_engine import SessionEngine
 
 Emit = Callable[[int, int, str], None]
 """Called with (row, token id, text so far) for every new token. The text is final: the next one begins with

@@ -11,32 +11,32 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..base import compatibility
-from ..base.base_metadata import chat_template_in, chat_template_of
-from ..base.checkpoint import Checkpoint
-from ..base.compatibility import Verdict
-from ..bundle.decoder_graph import DECODER, graphs_of
-from ..bundle.files import adapter_files, differences, has_other_tokenizer, needed, require_listed
-from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, BundledAdapter, graph_file, read_bundle
-from ..errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
-from ..manifest.manifest import Manifest
-from ..onnx_graph.graph_file import GraphFile
-from ..pack.pack import SIGNATURE, Pack
-from ..pack.validate.budget import Budget, Spent
-from ..pack.validate.checks.folder import entries
-from ..pack.validate.open_questions import NO_BASE
-from ..pack.validate.template_cost import cost_problem
-from ..pack.validate.validation import Finding, Report, examine
-from ..tasks.task import MAIN, task_named
-from .adapters.contents import require_base_slots, require_file_contents, require_pack_slots
-from .adapters.slot_values import SlotValues, reads_weights
+from ...base import compatibility
+from ...base.base_metadata import chat_template_in, chat_template_of
+from ...base.checkpoint import Checkpoint
+from ...base.compatibility import Verdict
+from ...bundle.decoder_graph import DECODER, graphs_of
+from ...bundle.files import adapter_files, differences, has_other_tokenizer, needed, require_listed
+from ...bundle.manifest import FILE_NAME, GRAPH, Bundle, BundledAdapter, graph_file, read_bundle
+from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
+from ...manifest.manifest import Manifest
+from ...onnx_graph.graph_file import GraphFile
+from ...pack.pack import SIGNATURE, Pack
+from ...pack.validate.budget import Budget, Spent
+from ...pack.validate.checks.folder import entries
+from ...pack.validate.open_questions import NO_BASE
+from ...pack.validate.template_cost import cost_problem
+from ...pack.validate.validation import Finding, Report, examine
+from ...tasks.task import MAIN, task_named
+from ..adapters.contents import require_base_slots, require_file_contents, require_pack_slots
+from ..adapters.slot_values import SlotValues, reads_weights
+from ..media.processor_config import FILES
+from ..providers.device import Device
+from ..providers.kernels import Kernels, kernels_of, listed, nodes_without_kernel, remedy_of
+from ..providers.provider import require_known
+from ..text.context_length import context_length
+from ..text.model_files import read_object
 from .canary_process import replay_apart
-from .media.processor_config import FILES
-from .providers.device import Device
-from .providers.kernels import Kernels, kernels_of, listed, nodes_without_kernel, remedy_of
-from .providers.provider import require_known
-from .text.context_length import context_length
-from .text.model_files import read_object
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
@@ -177,7 +177,7 @@ def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[
     elif bundle.mode == "bank":
         yield from _refused("AB202", adapter.path, partial(require_pack_slots, values, pack))
     elif bundle.mode == "inputs":
-        from .adapters.files import read_adapter_file  # noqa: PLC0415 - ONNX Runtime, whose own format it is
+        from ..adapters.files import read_adapter_file  # noqa: PLC0415 - ONNX Runtime, whose own format it is
 
         files = adapter_files(values.folder, bundle, adapter)
         yield from _refused(
@@ -229,7 +229,7 @@ def _use(folder: Path, chats: bool) -> None:
     Raises:
         FormatError: it fails, or the template takes no form, or more time or memory than a template needs.
     """
-    from .text.tokenizer import Tokenizer  # noqa: PLC0415 - tokenizers
+    from ..text.tokenizer import Tokenizer  # noqa: PLC0415 - tokenizers
 
     tokenizer = Tokenizer(folder)
     tokenizer.decode(tokenizer.encode("a"))
@@ -310,7 +310,7 @@ def _weights(
         reason = next(reason for reason, holds in reasons.items() if holds)
         yield Note(f"the weights of the graphs against the base's: {reason}")
         return
-    from ..onnx_graph.match import unmatched  # noqa: PLC0415 - onnx, and packs have no graph
+    from ...onnx_graph.match import unmatched  # noqa: PLC0415 - onnx, and packs have no graph
 
     files = {part: GraphFile(folder / graph_file(part)) for part in graphs_of(bundle)}
     found = dict(zip(files, unmatched(files.values(), checkpoint), strict=True))
@@ -365,7 +365,7 @@ def _table(provider: str) -> Kernels | None:
 
 def _not_here(provider: str) -> Iterator[str]:
     """Why no canary can be replayed on a provider on this machine."""
-    from .providers.starting import start  # noqa: PLC0415 - ONNX Runtime, which a look at files does not need
+    from ..providers.starting import start  # noqa: PLC0415 - ONNX Runtime, which a look at files does not need
 
     try:
         start(Device(provider=provider))
@@ -431,7 +431,7 @@ def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding
 
 def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
     """AB105."""
-    from ..onnx_graph.confine import require_safe  # noqa: PLC0415 - onnx, and packs have no graph
+    from ...onnx_graph.confine import require_safe  # noqa: PLC0415 - onnx, and packs have no graph
 
     for path in sorted(folder.glob("*.onnx")):
         try:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import errors
-from ..bundle.decoder_graph import graphs_of
-from ..bundle.manifest import GRAPH
-from ..errors import AdapterpackError
-from ..library_errors import library_errors
-from ..sandbox.limits import Limits
-from ..sandbox.sandbox import Sandbox
+from ... import errors
+from ...bundle.decoder_graph import graphs_of
+from ...bundle.manifest import GRAPH
+from ...errors import AdapterpackError
+from ...library_errors import library_errors
+from ...sandbox.limits import Limits
+from ...sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 4 << 30, 4
 """Bytes of address space that every replay may take, and how many times the size of the bundle's files it may
@@ -58,8 +58,8 @@ def replayed(request: bytes) -> bytes:
     """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in,
     the outcome as JSON out.
     """
-    from . import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
-    from .engine.canary_replay import replay_by_engine  # noqa: PLC0415
+    from ...runtime import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
+    from ..engine.canary_replay import replay_by_engine  # noqa: PLC0415
     from .session import Session  # noqa: PLC0415
 
     try:

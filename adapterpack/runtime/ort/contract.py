@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, Bundle, MappedSite
-from ..bundle.signature import Port, Signature
-from ..errors import FormatError
-from ..slots.fields import FIELDS, extents
-from ..slots.values import PEFT_NAMES, slot_shapes
-from ..tasks.task import MAIN, task_named
-from .ort_model import TYPES, OrtModel
+from ...bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, Bundle, MappedSite
+from ...bundle.signature import Port, Signature
+from ...errors import FormatError
+from ...slots.fields import FIELDS, extents
+from ...slots.values import PEFT_NAMES, slot_shapes
+from ...tasks.task import MAIN, task_named
+from .model import TYPES, OrtModel
 
 
 def require_contract(bundle: Bundle, part: str, graph: OrtModel) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..bundle.manifest import Bundle, graph_file
-from ..bundle.proofs import Proofs
-from ..onnx_graph.apart import require_survived
-from ..sandbox.child import is_inside
-from .ort_values import BFLOAT16
+from ...bundle.manifest import Bundle, graph_file
+from ...bundle.proofs import Proofs
+from ...onnx_graph.apart import require_survived
+from ...sandbox.child import is_inside
+from .values import BFLOAT16
 
 
 def require_openable(

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..errors import AdapterpackError, ConfigError
-from ..tasks.rows import Row
-from .providers.device import Device
+from ...errors import AdapterpackError, ConfigError
+from ...tasks.rows import Row
+from ..providers.device import Device
 from .row_runner import RowRunner
 from .session import Session
 

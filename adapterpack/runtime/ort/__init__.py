@@ -1,0 +1,1 @@
+"""Graphs under ONNX Runtime: opened, run, and the values that go in and out."""
