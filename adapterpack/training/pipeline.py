@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from .config.sources import sources_of
 from .loop.arguments import arguments_of
 from .loop.going_on import with_settings_of_the_pack
 from .loop.preparing import training_of
-from .loop.resuming import Stopping, interruptible
 from .loop.rewards import Reward, require_rewards
-from .loop.run import Company, Shown, Trained, packed, trained
-from .loop.turns import Pause, in_turns
+from .loop.run import Shown, Trained, packed, trained
 from .rows.readable_files import files_of
 from .shared_bases import SharedBases
 from .trainers.choose import require_task
@@ -42,11 +39,11 @@ def train(
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes, and writes a pack for each.
 
-    Several adapters of one base are trained in turns, a step of each in their order, over one base in memory;
-    each to the pack that it would be alone. While a run lasts its checkpoints are in
+    Several adapters of one base are trained one after the other over one base in memory, each to the pack
+    that it would be alone, and packed when all are trained. While a run lasts its checkpoints are in
     ``OUTPUT_DIR.checkpoints``; the same call goes on from the last one after an interrupt or a crash, to the
     same pack. Under ``torchrun`` or ``accelerate launch`` the first process writes; the packs of the others
-    are in memory alone, and several adapters are trained one after the other.
+    are in memory alone.
 
     Args:
         config: a YAML file, a mapping or a :class:`TrainConfig`.
@@ -71,11 +68,7 @@ def train(
     for run_config in configs:
         refuse_existing(Path(run_config.output_dir), "output_dir=...")
     for group in _groups(configs):
-        written = (
-            _together(group, progress, rewards)
-            if len(group) > 1
-            else [train_one(group[0], progress, rewards)[0]]
-        )
+        written = _train_several(group, progress, rewards)
         packs |= zip((one.output_dir for one in group), written, strict=True)
     return [packs[one.output_dir] for one in configs]
 
@@ -133,29 +126,26 @@ def train_one(
     return packed(done), done.ready.model
 
 
-def _together(
+def _train_several(
     configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward]
 ) -> list[Pack]:
-    """Trains several adapters in turns, a step of each in their order, over bases that are in memory once;
-    packs them when all are trained.
+    """Train adapters one after the other over a base that is in memory once; pack them when all are trained.
 
     Each has its own model, whose modules hold the base's parameters with those of the others, its own
     optimizer, data, and random numbers: it gets the bytes that it would get alone.
     """
-    stopping, bases, done = Stopping(), SharedBases(), list[Trained]()
-
-    def work(config: TrainConfig, pause: Pause) -> Trained:
-        try:
-            done.append(trained(config, progress, rewards, Company(pause, stopping, bases.loaded)))
-            return done[-1]
-        except Exception as error:
-            error.add_note(f"this happened to adapter '{config.pack_name}'; the others were stopped")
-            raise
-
+    bases, done = SharedBases() if len(configs) > 1 else None, list[Trained]()
     try:
-        with interruptible(stopping, True):
-            every = in_turns([partial(work, config) for config in configs], stopping.stop)
-        return list(map(packed, every))
+        for config in configs:
+            done.append(trained(config, progress, rewards, bases))
+        return list(map(packed, done))
+    except BaseException as error:
+        if isinstance(error, Exception) and len(done) < len(configs) > 1:
+            error.add_note(f"this happened to adapter '{configs[len(done)].pack_name}'")
+        for note in (one.folder.kept_note() for one in done):
+            if note and note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+        raise
     finally:
         for one in done:
             one.folder.release()

@@ -109,6 +109,13 @@ class RunFolder:
         """The last checkpoint that is whole."""
         return max(filter(_is_whole, self._checkpoints()), key=_step, default=None)
 
+    def kept_note(self) -> str:
+        """Which checkpoint the same command goes on from; empty where there is none."""
+        last = self.last()
+        if last is None:
+            return ""
+        return f"the checkpoint of step {_step(last)} is kept in {self.path}: the same command goes on there"
+
     def end(self) -> None:
         """Removes the checkpoints; what reports there are stays."""
         for checkpoint in self._checkpoints():
@@ -224,15 +231,12 @@ def kept(folder: RunFolder, writes: bool = True) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        last = folder.last()
         if writes:
-            folder.end() if last is None or isinstance(error, NonFinite) else folder.remove_partial()
+            useless = folder.last() is None or isinstance(error, NonFinite)
+            folder.end() if useless else folder.remove_partial()
             folder.release()
-        if last is not None and not isinstance(error, NonFinite):
-            error.add_note(
-                f"the checkpoint of step {_step(last)} is kept in {folder.path}: the same command goes "
-                "on there"
-            )
+        if (note := folder.kept_note()) and not isinstance(error, NonFinite):
+            error.add_note(note)
         raise
 
 

@@ -1,6 +1,4 @@
-"""Trains one adapter and makes its pack: two parts, so that several can be trained together and packed when
-all are.
-"""
+"""Trains one adapter and makes its pack: two parts, so that several are packed when all are trained."""
 
 from __future__ import annotations
 
@@ -26,30 +24,20 @@ from ..config.config import as_mapping, claimed
 from ..config.fields import TrainConfig
 from ..config.sources import Source, sources_of
 from ..rows.readable_files import files_below, files_of
+from ..shared_bases import SharedBases
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of, takes_best
 from .curves import evaluations_of, losses_of
 from .making import own_forward, trainer_for
 from .memory import memory_errors
-from .preparing import Load, Prepared, prepared, reader_of, training_of
+from .preparing import Prepared, prepared, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, kept, other_processes
 from .rewards import Reward
 from .steps import Divergence, Step, Steps, evaluated
-from .turns import Pause, Turns
 
 log = logging.getLogger(__name__)
 
 Shown = Callable[[Step], None]
-
-
-class Company(NamedTuple):
-    """What a run has in common with those that are trained together with it, and how it lets them have their
-    turn.
-    """
-
-    pause: Pause
-    stopping: Stopping
-    load: Load
 
 
 class Trained(NamedTuple):
@@ -68,9 +56,11 @@ def trained(
     config: TrainConfig,
     progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
-    company: Company | None = None,
+    bases: SharedBases | None = None,
 ) -> Trained:
-    """Trains one adapter, alone or in ``company``; goes on from the last checkpoint of the same run."""
+    """Train one adapter, as one of several over the same ``bases`` or alone, from the last checkpoint of the
+    same run on.
+    """
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], task_named(config.task)
     refuse_existing(Path(config.output_dir), "output_dir=...")
@@ -81,24 +71,20 @@ def trained(
     described = {**as_mapping(config), "datasets": datasets}
     # which changes nothing that is computed
     run = RunFolder(config.output_dir, described | {"on_divergence": None})
-    stopping = Stopping() if company is None else company.stopping
+    stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
     with memory_errors(config), kept(run, arguments.should_save), other_processes(arguments.world_size):
         reader = reader_of(task, kind, base)
-        ready = prepared(config, task, base, reader, loaded if company is None else company.load)
+        ready = prepared(config, task, base, reader, loaded if bases is None else bases.loaded)
         evaluation = ready.rows.evaluation
         divergence = Divergence(
             config.on_divergence == "fail" and not takes_best(config), _loss_of_nothing(ready)
         )
-        steps = Steps(progress, name="" if company is None else config.pack_name, divergence=divergence)
+        steps = Steps(progress, name="" if bases is None else config.pack_name, divergence=divergence)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
-        callbacks = [
-            stopping,
-            *_stopping_early(config),
-            *([] if company is None else [Turns(company.pause, stopping)]),
-        ]
+        callbacks = [stopping, *_stopping_early(config)]
         with (
             own_forward(ready.model),
             interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"),
