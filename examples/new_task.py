@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapterpack.errors import ConfigError
+from adapterpack.tasks.data.rows import Row
+from adapterpack.tasks.data.scores import no_head
 from adapterpack.tasks.one_pass import NoOptions, OnePass, Prepared
-from adapterpack.tasks.rows import Row
-from adapterpack.tasks.scores import no_head
 from adapterpack.tasks.session import Arrays, Head, RowInputs
 from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
 

@@ -21,7 +21,7 @@ from adapterpack import Session, export
 from adapterpack.errors import ConfigError
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.text.context_length import context_length
-from adapterpack.tasks.rows import RowError
+from adapterpack.tasks.data.rows import RowError
 
 Make = Callable[..., Any]
 CONTEXT = 64

@@ -25,7 +25,7 @@ from adapterpack import LoRA, Pack, Session, adapt, attach, detach, export, merg
 from adapterpack.base.thresholds import longrope_length
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.model_inputs import pad
-from adapterpack.tasks.rows import RowError
+from adapterpack.tasks.data.rows import RowError
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.loading import load_model
 from adapterpack.training.rows.packing import _joined

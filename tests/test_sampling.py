@@ -35,7 +35,7 @@ from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, NonFinite
 from adapterpack.runtime.generation.sampling import Sampling, sampling_of
 from adapterpack.runtime.generation.token_chooser import TokenChooser, candidates, choose
-from adapterpack.tasks.rows import RowError
+from adapterpack.tasks.data.rows import RowError
 from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]

@@ -43,7 +43,7 @@ from adapterpack.errors import (
     Unsupported,
 )
 from adapterpack.tasks import text_classification, text_generation
-from adapterpack.tasks.problems import labels_in
+from adapterpack.tasks.data.problems import labels_in
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.canaries.canary import verify_canary
 from adapterpack.torch_adapters.loading import load_model

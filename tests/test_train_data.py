@@ -25,9 +25,9 @@ from transformers import AutoTokenizer
 from adapterpack import LoRA, adapt, train
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, StorageError, Unsupported
 from adapterpack.tasks import text_classification
-from adapterpack.tasks.data_report import DataReport
+from adapterpack.tasks.data.problems import ONE, Labels
+from adapterpack.tasks.data.report import DataReport
 from adapterpack.tasks.preferences.form import labelled_answers, pairs_of_answers
-from adapterpack.tasks.problems import ONE, Labels
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.config.config import read_config

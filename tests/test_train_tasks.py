@@ -19,7 +19,7 @@ import adapterpack
 from adapterpack import Pack, attach, compose, detach, export, load, merge, run, train
 from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.manifest import manifest as m
-from adapterpack.tasks.problems import PROBLEMS, labels_in
+from adapterpack.tasks.data.problems import PROBLEMS, labels_in
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.loading import load_model
 

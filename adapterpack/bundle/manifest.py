@@ -20,7 +20,7 @@ from ..io.typed_json import Misfit
 from ..manifest import limits
 from ..manifest.parts import Base, FileEntry
 from ..pack.pack import SIGNATURE
-from ..tasks.problems import ONE, PROBLEMS
+from ..tasks.data.problems import ONE, PROBLEMS
 from ..tasks.task import MAIN, task_named
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .reports import CanaryReport, DecoderReport, QuantizationReport

@@ -11,7 +11,7 @@ from ..base import compatibility
 from ..errors import BaseMismatch, Unsupported
 from ..manifest import manifest as m
 from ..pack.pack import Pack
-from ..tasks.problems import ONE
+from ..tasks.data.problems import ONE
 from ..tasks.task import NO_TASK
 
 SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a bank bundle"

@@ -36,7 +36,7 @@ from ..onnx_graph.save import save_graph
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, nothing
 from ..slots.values import grouped
-from ..tasks.problems import ONE, problem_in
+from ..tasks.data.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of

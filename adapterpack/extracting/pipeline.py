@@ -27,7 +27,7 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.pack import Pack, build
-from ..tasks.problems import problem_in
+from ..tasks.data.problems import problem_in
 from ..tasks.task import TASKS, type_of
 from .classify import Classified, Matrix, classify
 from .difference import Difference, Pair

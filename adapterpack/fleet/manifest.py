@@ -22,7 +22,7 @@ from ..io.typed_json import Misfit, Part
 from ..manifest import limits
 from ..manifest.integrity import KEY, require_whole, sealed
 from ..manifest.parts import Base, Task
-from ..tasks.problems import MARKED, ONE
+from ..tasks.data.problems import MARKED, ONE
 
 FILE_NAME = "adapterfleet.json"
 TENSOR_FILE = "fleet.safetensors"

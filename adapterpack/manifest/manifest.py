@@ -14,7 +14,7 @@ from msgspec import Meta, field
 from ..errors import FormatError
 from ..io import strict_json, typed_json
 from ..io.typed_json import Misfit, Part
-from ..tasks.problems import MARKED, ONE
+from ..tasks.data.problems import MARKED, ONE
 from . import limits
 from .integrity import digests_in, require_whole, sealed
 from .limits import (

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..adapter_methods import Method, Site
 from ..errors import Unsupported
-from ..tasks.problems import MARKED
+from ..tasks.data.problems import MARKED
 from . import manifest as m
 from .composed_method import FEATURE
 

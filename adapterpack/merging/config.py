@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base.dtypes import TORCH
 from ..pack.pack import Pack
-from ..tasks.problems import MARKED, numbered
+from ..tasks.data.problems import MARKED, numbered
 from .full_modules import FullModules
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import AdapterpackError
 from ..runtime.sessions.row_runner import Outcome, RowRunner
-from ..tasks.rows import Row, RowError
+from ..tasks.data.rows import Row, RowError
 from .job import Answered
 from .lines import Line
 

@@ -27,7 +27,7 @@ from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
 from ..pack.validate.validation import load, load_validated
 from ..slots.prompt_rows import virtual_tokens
-from ..tasks.problems import PROBLEMS, numbered
+from ..tasks.data.problems import PROBLEMS, numbered
 from ..tasks.session import Head
 from ..tasks.task import MAIN, task_named
 from .adapters.mix import Mix, Names

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..tasks.rows import Picture, map_rows
+from ..tasks.data.rows import Picture, map_rows
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
 from .media.inputs import image_of, speech_of

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .data_report import report_of
-from .problems import Labels
-from .rows import Row, file_of, map_rows
+from .data.problems import Labels
+from .data.report import report_of
+from .data.rows import Row, file_of, map_rows
 from .session import TaskSession
 from .targets import target_ids
 from .task import MAIN, TASKS, Part, Task, Training

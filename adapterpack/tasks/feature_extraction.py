@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .data.rows import Row
 from .embeddings import EmbeddingOptions, pooled, width_of
 from .one_pass import OnePass, Prepared, text_inputs
-from .rows import Row
 from .session import Arrays, Head, RowInputs
 from .task import TASKS, Task
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from .data.rows import Row
+from .data.scores import probabilities
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
-from .rows import Row
-from .scores import probabilities
 from .session import Arrays, Head, RowInputs
 from .task import TASKS, Task
 

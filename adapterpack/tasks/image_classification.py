@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .data_report import report_of
+from .data.problems import LABEL_COLUMNS, Labels
+from .data.report import report_of
+from .data.rows import Row, file_of
 from .one_pass import NoOptions, OnePass, Prepared
-from .problems import LABEL_COLUMNS, Labels
-from .rows import Row, file_of
 from .session import Arrays, Head, RowInputs
 from .task import MAIN, TASKS, Part, Task, Training
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .data.rows import Row, file_of
 from .embeddings import EmbeddingOptions, pooled, width_of
 from .one_pass import OnePass, Prepared
-from .rows import Row, file_of
 from .session import Arrays, Head, RowInputs
 from .task import MAIN, TASKS, Part, Task
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import ConfigError
 from .conversations.encoding import by_row
-from .problems import IGNORED, Labels
-from .rows import Row, among, file_of, map_rows, prompt_of
+from .data.problems import IGNORED, Labels
+from .data.rows import Row, among, file_of, map_rows, prompt_of
 from .session import TaskSession
 from .task import DECODER, MAIN, TASKS, Part, Task, Training
 from .text_generation import completions

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ConfigError, nearest
-from .rows import Row, text_of
+from .data.rows import Row, text_of
 from .session import Arrays, Head, RowInputs
 
 

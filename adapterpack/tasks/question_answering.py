@@ -10,11 +10,11 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..io.readable import things
-from .data_report import report_of
+from .data.problems import Labels
+from .data.report import report_of
+from .data.rows import Row, types_of
+from .data.scores import no_head, probabilities
 from .one_pass import NoOptions, OnePass, Prepared
-from .problems import Labels
-from .rows import Row, types_of
-from .scores import no_head, probabilities
 from .session import Arrays, Head, RowInputs
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, Training
 

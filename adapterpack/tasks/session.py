@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .problems import ONE, Problem
-from .rows import Picture
-from .scores import no_head
+from .data.problems import ONE, Problem
+from .data.rows import Picture
+from .data.scores import no_head
 
 Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]

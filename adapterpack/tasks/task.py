@@ -17,10 +17,10 @@ import numpy as np
 
 from ..errors import UnknownName, Unsupported, nearest
 from ..registry import Registry
+from .data.problems import IGNORED as IGNORED  # noqa: PLC0414 - a name of this module too
+from .data.problems import LABEL_COLUMNS
+from .data.rows import Row
 from .one_pass import OnePass
-from .problems import IGNORED as IGNORED  # noqa: PLC0414 - a name of this module too
-from .problems import LABEL_COLUMNS
-from .rows import Row
 from .session import Arrays, TaskSession
 
 MAIN = "model"

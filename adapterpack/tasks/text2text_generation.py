@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import ConfigError
 from ..library_errors import library_errors
 from .conversations.form import form_of, text_of
-from .data_report import report_of
-from .problems import Labels
-from .rows import prompt_of
+from .data.problems import Labels
+from .data.report import report_of
+from .data.rows import prompt_of
 from .targets import target_ids
 from .task import MAIN, TASKS, TEXT, Part, Task, Training
 from .text_generation import answer

@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 from ..errors import ConfigError
-from .data_report import OWN_COLUMNS, report_of
+from .data.problems import LABEL_COLUMNS, Labels
+from .data.report import OWN_COLUMNS, report_of
+from .data.rows import Row, types_of
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
-from .problems import LABEL_COLUMNS, Labels
-from .rows import Row, types_of
 from .session import Arrays, Head, RowInputs
 from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
 

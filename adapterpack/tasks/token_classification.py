@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError
-from .data_report import report_of
+from .data.problems import IGNORED, Labels
+from .data.report import report_of
+from .data.rows import Row, text_of, types_of, words_of
+from .data.scores import no_head, scored
 from .one_pass import NoOptions, OnePass, Prepared
-from .problems import IGNORED, Labels
-from .rows import Row, text_of, types_of, words_of
-from .scores import no_head, scored
 from .session import Arrays, Head, RowInputs
 from .task import HEADS, TASKS, Task, Training
 

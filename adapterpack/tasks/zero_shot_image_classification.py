@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
-from .data_report import report_of
+from .data.problems import Labels
+from .data.report import report_of
+from .data.rows import PROMPTS, Row, file_of
 from .embeddings import EmbeddingOptions, embedding, width_of
 from .one_pass import OnePass, Prepared, text_inputs
-from .problems import Labels
-from .rows import PROMPTS, Row, file_of
 from .session import Arrays, Head, RowInputs
 from .task import MAIN, TASKS, TEXT, Part, Task, Training
 

@@ -20,7 +20,7 @@ from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..runtime.text.model_files import read_bytes
 from ..runtime.text.tokenizer import MAX_TOKENIZER, Tokenizer
 from ..runtime.text.tokenizer_limits import require_bounded_load
-from ..tasks.problems import MARKED
+from ..tasks.data.problems import MARKED
 from ..tasks.task import NO_TASK, Task, type_of
 from .bounded_tokenizer import bounded
 from .layers.row_frequencies import separate_rows

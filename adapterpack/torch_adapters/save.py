@@ -27,7 +27,7 @@ from ..manifest.parts import Dims
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build, is_module
 from ..peft.readers import line
-from ..tasks.problems import ONE
+from ..tasks.data.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .active import adapter_names

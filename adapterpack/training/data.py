@@ -29,10 +29,10 @@ from datasets.utils.info_utils import is_small_dataset
 
 from ..errors import ConfigError
 from ..library_errors import library_errors
-from ..tasks.data_report import OWN_COLUMNS, DataReport, report_of
-from ..tasks.problems import IGNORED, Labels, require_label
-from ..tasks.problems import labels_in as of_values
-from ..tasks.rows import words_of
+from ..tasks.data.problems import IGNORED, Labels, require_label
+from ..tasks.data.problems import labels_in as of_values
+from ..tasks.data.report import OWN_COLUMNS, DataReport, report_of
+from ..tasks.data.rows import words_of
 from ..tasks.task import Training
 from .config.sources import Source
 from .rows.data_files import Place, require_bounded, require_short_texts

@@ -15,7 +15,7 @@ from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..tasks.problems import ONE, PROBLEMS, Labels
+from ..tasks.data.problems import ONE, PROBLEMS, Labels
 from ..tasks.task import NO_TASK, Task, task_named, task_of
 from ..torch_adapters.calibration import measure as measure_sites
 from ..torch_adapters.inject import attach

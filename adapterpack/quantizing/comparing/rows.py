@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ...errors import ConfigError, Unsupported
 from ...exporting.quantization.calibration_rows import MOST_TOKENS, ids_of, rows_of
 from ...runtime.sessions.session import Session
-from ...tasks.problems import LABEL_COLUMNS
+from ...tasks.data.problems import LABEL_COLUMNS
 
 
 class Example(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import ConfigError, FormatError, Unsupported
 from ...io.safe_open import open_regular
 from ...library_errors import library_errors
-from ...tasks.rows import Picture
+from ...tasks.data.rows import Picture
 from .image_processing import DATA, bytes_in, bytes_of, picture
 from .processor_config import Preparation
 

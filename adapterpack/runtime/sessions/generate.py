@@ -13,7 +13,7 @@ import numpy as np
 from ...bundle.decoder_graph import without_decoder
 from ...errors import ConfigError, Unsupported
 from ...pack.pack import Pack
-from ...tasks.rows import map_rows, row_errors
+from ...tasks.data.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.mix import Mix, Mixes, mixed

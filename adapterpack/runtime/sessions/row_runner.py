@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ...errors import AdapterpackError, ConfigError
+from ...tasks.data.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
 from ...tasks.one_pass import OnePass
-from ...tasks.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
 from ...tasks.task import Answer
 from ...tasks.text_generation import described
 from ..engine.encoder_engine import EncoderEngine

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from ...errors import AdapterpackError, ConfigError
-from ...tasks.rows import Row
+from ...tasks.data.rows import Row
 from ..providers.device import Device
 from .row_runner import RowRunner
 from .session import Session
@@ -69,8 +69,8 @@ def run(
 
     Raises:
         ConfigError: a row of no known form, or one that cannot be run, with its number
-            (:class:`~adapterpack.tasks.rows.RowError`); or sampling parameters that do not exist or that this
-            task does not have.
+            (:class:`~adapterpack.tasks.data.rows.RowError`); or sampling parameters that do not exist or that
+            this task does not have.
         UnknownAdapter: a name that the bundle does not hold; found before the row is run.
 
     Example:

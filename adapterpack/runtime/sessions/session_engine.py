@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import AdapterpackError
 from ...pack.pack import Pack
-from ...tasks.rows import RowError, row_errors
+from ...tasks.data.rows import RowError, row_errors
 from ..adapters.mix import Mix
 from ..engine.engine import DecoderEngine
 from ..engine.requests import Request

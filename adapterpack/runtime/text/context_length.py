@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import FormatError
-from ...tasks.rows import RowError
+from ...tasks.data.rows import RowError
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
 """What families call it; of an encoder and decoder with two numbers that of the decoder counts."""

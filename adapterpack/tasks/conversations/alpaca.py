@@ -4,7 +4,7 @@ and ``history``.
 
 from __future__ import annotations
 
-from ..rows import Row
+from ..data.rows import Row
 from .form import FORMS, Conversation, DataForm, said, text_of
 
 

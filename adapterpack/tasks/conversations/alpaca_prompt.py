@@ -4,7 +4,7 @@ there is: what axolotl makes of ``type: alpaca``.
 
 from __future__ import annotations
 
-from ..rows import Row
+from ..data.rows import Row
 from .form import FORMS, Conversation, DataForm, said, text_of
 
 _ANSWER = "Write a response that appropriately completes the request."

@@ -12,8 +12,8 @@ from ...chat.template import ChatTemplate
 from ...errors import ConfigError
 from ...io.readable import things
 from ...library_errors import library_errors
-from ..data_report import report_of
-from ..problems import IGNORED, Labels
+from ..data.problems import IGNORED, Labels
+from ..data.report import report_of
 from .form import Conversation, Message, form_of, text_of
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ...errors import ConfigError, UnknownName, nearest
 from ...registry import Registry
-from ..rows import Row
+from ..data.rows import Row
 
 Message = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ learned.
 
 from __future__ import annotations
 
-from ..rows import Row
+from ..data.rows import Row
 from .form import FORMS, Conversation, DataForm, answered, tools_of
 
 

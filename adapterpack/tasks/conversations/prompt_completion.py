@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..rows import Row
+from ..data.rows import Row
 from .form import FORMS, Conversation, DataForm, Message, answered, said, tools_of
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..rows import Row
+from ..data.rows import Row
 from .form import FORMS, Conversation, DataForm, answered, said, tools_of, turns_of
 
 ROLES = {

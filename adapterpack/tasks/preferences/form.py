@@ -13,8 +13,8 @@ from typing import Any
 from ...errors import ConfigError
 from ...registry import Registry
 from ..conversations.form import Message, said
-from ..data_report import DataReport
-from ..rows import Row
+from ..data.report import DataReport
+from ..data.rows import Row
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..rows import Row
+from ..data.rows import Row
 from .form import PREFERENCES, PreferenceForm
 
 _VERDICTS = {True: True, False: False, "true": True, "false": False}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..conversations.form import answered
-from ..rows import Row
+from ..data.rows import Row
 from . import labelled_answers
 from .form import PREFERENCES, PreferenceForm
 

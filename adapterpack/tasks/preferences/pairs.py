@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..conversations.form import tools_of
-from ..rows import Row
+from ..data.rows import Row
 from .form import PREFERENCES, PreferenceForm
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..conversations import sharegpt
-from ..rows import Row
+from ..data.rows import Row
 from .form import PREFERENCES, PreferenceForm
 
 

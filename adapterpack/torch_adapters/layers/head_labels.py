@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...tasks.problems import MARKED
+from ...tasks.data.problems import MARKED
 from .whole import HeadLabels, SavedModule
 
 _KEPT = "_own_outputs"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ...base import dtypes
 from ...errors import ConfigError
-from ...tasks.data_report import OWN_COLUMNS
+from ...tasks.data.report import OWN_COLUMNS
 
 ALIASES: dict[str, str] = {
     # PEFT and TRL names for the hyper-parameters of a method

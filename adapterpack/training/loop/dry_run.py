@@ -15,7 +15,7 @@ from torch import nn
 
 from ...hub.resolve import folder_of
 from ...io.readable import size
-from ...tasks.problems import IGNORED
+from ...tasks.data.problems import IGNORED
 from ...tasks.task import task_named
 from ...torch_adapters.layers.layer import Adapted
 from ...torch_adapters.layers.whole import SavedModule

@@ -14,7 +14,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from ...adapter_methods import Method, Progress, Site, Trained, is_stacked
-from ...tasks.problems import IGNORED
+from ...tasks.data.problems import IGNORED
 from ...torch_adapters.layers.layer import Adapted
 from ...torch_adapters.layers.prompts import Prompts
 

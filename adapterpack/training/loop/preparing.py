@@ -19,8 +19,8 @@ from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
 from ...io.readable import things
 from ...pack.pack import Pack
 from ...runtime.text.context_length import context_length
-from ...tasks.data_report import DataReport
-from ...tasks.problems import IGNORED, NUMBER, PROBLEMS, Labels
+from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
+from ...tasks.data.report import DataReport
 from ...tasks.task import TASKS, Task, Training, reads_types
 from ...torch_adapters.active import wrappers_of
 from ...torch_adapters.inject import adapt

@@ -16,7 +16,7 @@ from ...io import strict_json
 from ...io.atomic import refuse_existing
 from ...io.hashing import sha256_of
 from ...pack.pack import Pack
-from ...tasks.problems import NUMBER
+from ...tasks.data.problems import NUMBER
 from ...tasks.task import task_named
 from ...torch_adapters.loading import loaded
 from ...torch_adapters.save import save

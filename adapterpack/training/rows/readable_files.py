@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ...errors import ConfigError, StorageError, storage_errors
 from ...io.atomic import scratch_folder
 from ...io.safe_open import open_regular, read_at_most, resolved_inside
-from ...tasks.data_report import DataReport
+from ...tasks.data.report import DataReport
 from ..config.sources import Source
 from .data_files import MAX_ROW, flaw_of
 

@@ -16,8 +16,8 @@ from pyarrow import ArrowInvalid, ArrowTypeError
 
 from ...errors import ConfigError
 from ...io.readable import things
-from ...tasks.data_report import DataReport, table
-from ...tasks.problems import Labels
+from ...tasks.data.problems import Labels
+from ...tasks.data.report import DataReport, table
 from ...tasks.task import Task, Training
 from .. import data
 from ..config.fields import TrainConfig

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...errors import ConfigError
-from ...tasks.data_report import report_of
-from ...tasks.problems import Labels
+from ...tasks.data.problems import Labels
+from ...tasks.data.report import report_of
 from ...tasks.task import Training
 from .kind import TRAINERS, TrainerKind
 

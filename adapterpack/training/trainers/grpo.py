@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
-from ...tasks.data_report import DataReport
+from ...tasks.data.report import DataReport
 from .kind import TRAINERS, TrainerKind
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...registry import Registry
-from ...tasks.data_report import DataReport
+from ...tasks.data.report import DataReport
 from ...tasks.task import Training
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, UnknownName, nearest
+from ...errors import ConfigError, UnknownName, nearest
 from .scores import any_of, scored, valued
 
 IGNORED = -100

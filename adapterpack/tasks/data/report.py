@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError
-from ..io.readable import aligned
+from ...errors import ConfigError
+from ...io.readable import aligned
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import ConfigError, NonFinite
+from ...errors import ConfigError, NonFinite
 
 Row = Mapping[str, Any]
 
