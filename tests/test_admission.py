@@ -30,9 +30,9 @@ from adapterpack.exporting.quantization.graphs import quantize_bundle
 from adapterpack.exporting.quantization.options import quantization
 from adapterpack.pack.trust.signers import Signers
 from adapterpack.serving.adapters.adapter_control import AdapterControl
-from adapterpack.serving.adapters.given import Given
+from adapterpack.serving.adapters.adapter_source import Places
 from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder
-from adapterpack.serving.adapters.places import Places
+from adapterpack.serving.adapters.startup import Given
 
 Make = Callable[..., Any]
 Loads = Callable[[Path, Pack], object]

@@ -43,7 +43,7 @@ from adapterpack.pack.pack import build
 from adapterpack.pack.trust.signers import Signers
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.serving.adapters.given import Given
+from adapterpack.serving.adapters.startup import Given
 
 sys.path.insert(0, str(Path(__file__).parent / "packs"))
 from make_bad import sealed_json

@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ..hub.artifact import MAX_BYTES
-from ..hub.names import Reference
+from ..hub.transport.names import Reference
 from .options import shared
 from .output import emit, line
 from .progress import byte_bar

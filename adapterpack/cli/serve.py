@@ -12,7 +12,7 @@ import adapterpack
 
 from ..errors import ConfigError
 from ..io.readable import things
-from ..serving.keys import new_key
+from ..serving.tenants.keys import new_key
 from .device_options import device_of, device_options
 from .options import pack_at, shared
 from .output import emit, line

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .refused import Refused
+from .http_error import Refused
 
 PAUSE_SECONDS = 60.0
 """Between two pieces of a body, and of grace for the whole of it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
 from ..io.private import require_private
-from .followed import Followed
+from .reloading_file import Followed
 
 IN_THE_CLEAR = (
     "keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS "

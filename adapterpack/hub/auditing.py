@@ -11,9 +11,9 @@ from ..errors import AdapterpackError, FormatError
 from ..pack.validate.budget import Budget
 from ..pack.validate.finding import Report
 from ..pack.validate.sarif import sarif
-from . import names
 from .lockfile import Lockfile, Pinned
 from .remote import validate_remote
+from .transport import names
 
 
 @dataclass(frozen=True)

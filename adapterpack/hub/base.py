@@ -14,7 +14,7 @@ from typing import Any
 from ..base import fingerprint as fp
 from ..base.checkpoint import INDEX, SINGLE, Checkpoint
 from ..errors import FormatError, StorageError
-from . import names
+from .transport import names
 from .transport.client import ListedFile, Remote, connect, tree
 from .transport.headers import HeaderFile, read_header
 from .transport.transfer import fetch

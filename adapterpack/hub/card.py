@@ -25,8 +25,8 @@ from ..pack.validate.finding import Report
 from ..peft.readers import MAX_RANKS, largest_rank, readers
 from ..resources import templates
 from ..tasks.task import NO_TASK, TASKS, Task
-from . import names
 from .curve import curve
+from .transport import names
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -30,9 +30,9 @@ from ..pack.validate.registry import HEADER_CHECKS
 from ..pack.validate.validation import require_known, run_checks
 from ..peft.options import base_hint, parsed
 from ..runtime.sessions.validation import about_base, about_texts, other_tokenizer, texts_of_base
-from . import names
 from .artifact import Artifact
 from .base import RemoteBase, remote_base
+from .transport import names
 from .transport.client import ListedFile, Remote
 from .transport.headers import HeaderFile, read_header
 from .transport.transfer import fetch

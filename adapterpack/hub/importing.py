@@ -12,8 +12,8 @@ from ..errors import AdapterpackError
 from ..io.atomic import scratch_folder
 from ..pack.pack import Pack, sealed
 from ..pack.validate.validation import load
-from . import names
 from .base import RemoteBase, remote_base
+from .transport import names
 
 
 def import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str, ...]]:

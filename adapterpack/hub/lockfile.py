@@ -16,7 +16,7 @@ from ..io.atomic import output_file
 from ..io.cache import cache_folder
 from ..io.locks import locked
 from ..io.safe_open import read_at_most
-from . import names
+from .transport import names
 
 FILE_NAME = "adapterpack.lock"
 _FORMAT = "adapterpack.lock"

@@ -21,10 +21,10 @@ from ..pack.pack import SIGNATURE, Pack, sealed
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
 from ..pack.validate.validation import checked, load
 from ..runtime.sessions.validation import validate_bundle
-from . import names
 from .artifact import KINDS
 from .card import bundle_card, pack_card
-from .local_files import LocalFile
+from .transport import names
+from .transport.local_files import LocalFile
 from .transport.secret import refuse_secrets
 
 README = "README.md"

@@ -17,11 +17,12 @@ from ..io import strict_json
 from ..io.atomic import output_folder, own_folder, refuse_existing
 from ..io.cache import cache_folder
 from ..pack.pack import SIGNATURE, Pack
-from . import bundle_cache, names
+from . import bundle_cache
 from .artifact import MAX_BYTES, Artifact, kind_in, open_remote, require_closed
 from .compare import changes
 from .importing import import_peft
 from .lockfile import Lockfile, Pinned, machine_lockfile
+from .transport import names
 from .transport.client import ListedFile, Remote, connect, offline, tree
 from .transport.partial import remove_old
 from .transport.transfer import fetch

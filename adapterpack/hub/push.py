@@ -15,10 +15,10 @@ from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, Revisi
 from ..io import strict_json
 from ..io.atomic import scratch_folder
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
-from . import names
 from .artifact import CLOSED, KINDS, open_remote
 from .card import MARK
 from .prepare import README, Prepared, prepared
+from .transport import names
 from .transport.client import ListedFile, Remote, connect, endpoint, hub_errors, in_folder, tree, with_retries
 from .transport.commit import NewCommit, commit
 from .transport.http import Endpoint, post_json

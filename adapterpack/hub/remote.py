@@ -13,10 +13,10 @@ from ..pack.validate.finding import Report
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import examine
 from ..runtime.sessions.validation import validate_bundle
-from . import names
 from .artifact import differences, open_remote
 from .header_checks import HEADER_REPORTS, RemoteContext
 from .pull import download, scratch_folder
+from .transport import names
 from .transport.client import connect, tree
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import AdapterpackError, ConfigError, HubError, StorageError, closest
-from . import names
+from .transport import names
 from .transport.client import endpoint, redacted
 from .transport.official import guarded_downloads
 

@@ -15,16 +15,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
-from ..http.refused import Refused
+from ..http.http_error import Refused
 from ..io.typed_json import Part
 from . import parsing
 from .adapters.adapter_control import Adapter, Refusal
-from .audit import Record
-from .keys import Key
+from .observability.audit import Record
 from .openapi import document
 from .route import RouteSpec
 from .routes import health, metrics, ready
 from .state import State
+from .tenants.keys import Key
 
 T = TypeVar("T")
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]

@@ -15,18 +15,18 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.refused import Refused
-from .audit import Record
+from ..http.http_error import Refused
 from .catalogue import Model
-from .keys import Key
+from .observability.audit import Record
 from .openai import sse
 from .openai.answers import Usage
-from .openai.forms import Form
-from .openai.refusals import details, refused_of
+from .openai.errors import details, refused_of
 from .openai.requests import Sampled
+from .openai.response_writer import Form
 from .scheduling.engine_thread import EngineStopped
 from .scheduling.rows import Outbox, Row
 from .state import State
+from .tenants.keys import Key
 
 ALIVE_SECONDS = 15.0
 """After which a stream says that it is alive."""

@@ -11,9 +11,9 @@ from typing import Any
 from ..errors import ConfigError, Unsupported
 from ..registry import Registry
 from ..runtime.engine.base import Engine
-from .limits import Limits
-from .metrics import Figure
+from .observability.metrics import Figure
 from .route import RouteSpec
+from .tenants.limits import Limits
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import AdapterpackError
-from ..http.refused import Refused
+from ..http.http_error import Refused
 from .answering import GONE
-from .audit import Record
-from .keys import EVERYBODY, Key, Keys
-from .openai.refusals import refused_of, response
+from .observability.audit import Record
+from .openai.errors import refused_of, response
 from .route import RouteSpec, require_access
 from .state import State
+from .tenants.keys import EVERYBODY, Key, Keys
 
 _TRACE = ("traceparent", "tracestate")
 """Headers by which a client says which trace a request belongs to."""

@@ -11,14 +11,14 @@ from msgspec import UNSET, UnsetType
 
 from ..bundle.manifest import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
-from ..http.refused import Refused
+from ..http.http_error import Refused
 from ..pack.pack import Pack
 from ..runtime.adapters.mix import Mix, mixed
 from ..runtime.engine.base import Engine
-from .keys import Key
 from .openai.answers import Provenance, Share
-from .openai.refusals import refused_of
+from .openai.errors import refused_of
 from .openai.requests import NamedWeight
+from .tenants.keys import Key
 
 OWN_IDS = (
     "token ids were taken as this model's own: those of another tokenizer, as LangChain's OpenAIEmbeddings "

@@ -13,13 +13,13 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.refused import Refused
+from ..http.http_error import Refused
 from ..palette import style_sheet
 from ..resources import resource
-from .audit import Record
-from .keys import Key
+from .observability.audit import Record
 from .route import RouteSpec
 from .state import State
+from .tenants.keys import Key
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "

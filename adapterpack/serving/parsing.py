@@ -9,10 +9,10 @@ from starlette.requests import Request
 
 from ..errors import FormatError, nearest
 from ..http.bodies import body_of, require_size
-from ..http.refused import Refused
+from ..http.http_error import Refused
 from ..io import strict_json, typed_json
 from ..io.typed_json import Part
-from .limits import Limits
+from .tenants.limits import Limits
 
 T = TypeVar("T", bound=Part)
 _CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}

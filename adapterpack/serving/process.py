@@ -24,23 +24,23 @@ from ..http.bodies import Heard
 from ..http.protocol import Protocol
 from ..runtime.engine.base import Engine
 from .adapters.adapter_control import AdapterControl
-from .adapters.watch import Watch
+from .adapters.folder_watcher import Watch
 from .admin import ADMIN_ROUTES
 from .api import Api
 from .app import build
-from .audit import Record
 from .catalogue import Catalogue
-from .keys import Keys
-from .limits import Limits
-from .metrics import Figure, Metrics
-from .quotas import Quotas
+from .observability.audit import Record
+from .observability.metrics import Figure, Metrics
+from .observability.traffic import Traffic
 from .route import RouteSpec
 from .routes import table
+from .scheduling.admission import Gate
 from .scheduling.engine_thread import EngineThread
-from .scheduling.gate import Gate
 from .state import State
-from .status.routes import StatusRoutes
-from .status.traffic import Traffic
+from .status import StatusRoutes
+from .tenants.keys import Keys
+from .tenants.limits import Limits
+from .tenants.quotas import Quotas
 
 _LAST_SECONDS = 5
 """That answers have to be sent once their rows have ended."""

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.refused import Refused
-from .audit import Record
-from .keys import Key
-from .openai.refusals import OPENAI, ErrorForm
+from ..http.http_error import Refused
+from .observability.audit import Record
+from .openai.errors import OPENAI, ErrorForm
 from .state import State
+from .tenants.keys import Key
 
 Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
 

@@ -12,14 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..version import VERSION
-from .audit import Record
 from .catalogue import Model
-from .keys import Key
-from .metrics import TEXT_TYPE
+from .observability.audit import Record
+from .observability.metrics import TEXT_TYPE
 from .openai.answers import ModelCard, ModelList
 from .openapi import document
 from .route import RouteSpec
 from .state import State
+from .tenants.keys import Key
 
 
 async def health(state: State, request: Request, key: Key, record: Record) -> Response:

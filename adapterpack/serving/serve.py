@@ -21,14 +21,14 @@ from ..pack.trust.signers import Signers
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
 from .adapters.adapter_control import AdapterControl
-from .adapters.given import Given
-from .adapters.places import Places
-from .adapters.watch import Watch
-from .audit import Audit
+from .adapters.adapter_source import Places
+from .adapters.folder_watcher import Watch
+from .adapters.startup import Given
 from .catalogue import Catalogue
-from .keys import Keys
-from .limits import Limits
 from .listen import UNIX, address_socket, is_loopback, open_to_others, port_socket
+from .observability.audit import Audit
+from .tenants.keys import Keys
+from .tenants.limits import Limits
 
 LOOPBACK = "127.0.0.1"
 _LOG = logging.getLogger("adapterpack.serving")
@@ -108,7 +108,7 @@ def serve(
     """
     with needed_by("serving"):
         from .api import apis_of  # noqa: PLC0415 - needs an extra
-        from .metrics import Metrics  # noqa: PLC0415 - needs an extra
+        from .observability.metrics import Metrics  # noqa: PLC0415 - needs an extra
         from .page import PAGES  # noqa: PLC0415 - needs an extra
         from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
     bounds = limits or Limits()
@@ -146,7 +146,7 @@ def serve(
     with ExitStack() as stack:
         if traces:
             with needed_by("tracing"):
-                from .tracing import Traces  # noqa: PLC0415 - needs an extra
+                from .observability.tracing import Traces  # noqa: PLC0415 - needs an extra
             tracing = Traces()
             stack.callback(tracing.close)
             ended.append(tracing.ended)

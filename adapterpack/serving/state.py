@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .adapters.adapter_control import AdapterControl
-from .audit import Record
 from .catalogue import Catalogue
-from .keys import Keys
-from .limits import Limits
-from .metrics import Metrics
-from .quotas import Quotas
+from .observability.audit import Record
+from .observability.metrics import Metrics
+from .observability.traffic import Traffic
+from .scheduling.admission import Gate
 from .scheduling.engine_thread import EngineThread
-from .scheduling.gate import Gate
-from .status.traffic import Traffic
+from .tenants.keys import Keys
+from .tenants.limits import Limits
+from .tenants.quotas import Quotas
 
 
 @dataclass(frozen=True)

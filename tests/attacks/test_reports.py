@@ -100,7 +100,8 @@ def _card(text: str) -> None:
     from markdown_it import MarkdownIt
     from msgspec.structs import replace
 
-    from adapterpack.hub import card, names
+    from adapterpack.hub import card
+    from adapterpack.hub.transport import names
     from adapterpack.io import plain_yaml
     from adapterpack.pack.validate.finding import Finding, Report
     from adapterpack.pack.validate.validation import load

@@ -20,8 +20,8 @@ from msgspec.structs import replace
 import adapterpack
 from adapterpack.errors import printable
 from adapterpack.hub import card as cards
-from adapterpack.hub import names
 from adapterpack.hub.card import MARK, bundle_card, pack_card
+from adapterpack.hub.transport import names
 from adapterpack.pack.validate.finding import Finding, Report
 
 pytestmark = pytest.mark.fast

@@ -13,10 +13,9 @@ from hubs import READ, WRITE, Hub, left, make_pack
 
 import adapterpack
 from adapterpack.errors import ConfigError, FormatError, GatedRepo, HubError
-from adapterpack.hub import names
 from adapterpack.hub.auditing import audit
 from adapterpack.hub.resolve import folder_of
-from adapterpack.hub.transport import client
+from adapterpack.hub.transport import client, names
 
 pytestmark = pytest.mark.fast
 

@@ -25,9 +25,8 @@ from hubs import WRITE, make_pack
 
 import adapterpack
 from adapterpack.errors import AdapterpackError, HubError, StorageError
-from adapterpack.hub import names
 from adapterpack.hub.resolve import folder_of
-from adapterpack.hub.transport import client, http, transfer
+from adapterpack.hub.transport import client, http, names, transfer
 from adapterpack.hub.transport.official import guarded_downloads
 
 pytestmark = pytest.mark.fast

@@ -33,12 +33,11 @@ from adapterpack.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from adapterpack.http.refused import Refused
-from adapterpack.hub import names
+from adapterpack.http.http_error import Refused
 from adapterpack.hub.auditing import audit, audit_sarif
 from adapterpack.hub.lockfile import Lockfile
 from adapterpack.hub.server.storage import Storage
-from adapterpack.hub.transport import client, transfer
+from adapterpack.hub.transport import client, names, transfer
 from adapterpack.pack.store import Store
 from adapterpack.resources import schema
 

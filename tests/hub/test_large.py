@@ -19,8 +19,7 @@ from processes import child
 
 import adapterpack
 from adapterpack.bundle.manifest import FILE_NAME, Bundle, BundledAdapter
-from adapterpack.hub import names
-from adapterpack.hub.transport import transfer
+from adapterpack.hub.transport import names, transfer
 from adapterpack.hub.transport.client import ListedFile, connect, tree
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build

@@ -28,7 +28,7 @@ from hubs import READ, WRITE, Hub
 from processes import child
 
 from adapterpack.errors import StorageError
-from adapterpack.http.refused import Refused
+from adapterpack.http.http_error import Refused
 from adapterpack.hub.server.front_matter import problem
 from adapterpack.hub.server.parts import Parts
 from adapterpack.hub.server.storage import Storage

@@ -62,7 +62,7 @@ class Served:
 
 PROGRAM = """
 import json, sys
-from adapterpack.serving.limits import Limits
+from adapterpack.serving.tenants.limits import Limits
 from adapterpack.serving.serve import serve
 bundle, options = sys.argv[1], json.loads(sys.argv[2])
 limits = Limits(**options.pop("limits"))

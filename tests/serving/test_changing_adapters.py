@@ -29,9 +29,9 @@ from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsi
 from adapterpack.pack.trust.signers import Signers
 from adapterpack.runtime.engine.base import Engine
 from adapterpack.serving.adapters.adapter_control import AdapterControl
+from adapterpack.serving.adapters.adapter_source import Places
+from adapterpack.serving.adapters.folder_watcher import Watch
 from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder
-from adapterpack.serving.adapters.places import Places
-from adapterpack.serving.adapters.watch import Watch
 from adapterpack.serving.serve import serve
 
 OPERATOR = "operator-operator-operator"

@@ -15,8 +15,8 @@ import yaml
 
 from adapterpack.cli.main import main
 from adapterpack.cli.serve import command as serve
-from adapterpack.serving.limits import Limits
 from adapterpack.serving.routes import ROUTES
+from adapterpack.serving.tenants.limits import Limits
 
 pytestmark = pytest.mark.fast
 

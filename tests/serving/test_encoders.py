@@ -27,8 +27,8 @@ from test_streams import waited
 from adapterpack import Engine, Session, compose, export
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.serving.api import apis_of
-from adapterpack.serving.limits import Limits
 from adapterpack.serving.serve import serve
+from adapterpack.serving.tenants.limits import Limits
 
 Make = Callable[..., Any]
 COUNT = 30

@@ -13,11 +13,11 @@ import pytest
 
 from adapterpack import Engine, Session, export
 from adapterpack.errors import Unsupported
-from adapterpack.http.refused import Refused
+from adapterpack.http.http_error import Refused
 from adapterpack.serving.catalogue import Catalogue
-from adapterpack.serving.keys import EVERYBODY
-from adapterpack.serving.limits import Limits
-from adapterpack.serving.scheduling.gate import Gate
+from adapterpack.serving.scheduling.admission import Gate
+from adapterpack.serving.tenants.keys import EVERYBODY
+from adapterpack.serving.tenants.limits import Limits
 
 Make = Callable[..., Any]
 

@@ -16,11 +16,11 @@ import httpx
 import pytest
 from servers import ANN, BOB, Served
 
-from adapterpack.http.refused import Refused
-from adapterpack.serving.limits import Limits
+from adapterpack.http.http_error import Refused
 from adapterpack.serving.openai.requests import ChatRequest
 from adapterpack.serving.openai.response_requests import ResponseRequest
 from adapterpack.serving.parsing import parsed
+from adapterpack.serving.tenants.limits import Limits
 
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {ANN}\r\nContent-Type: application/json\r\n"
 

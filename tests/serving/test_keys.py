@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from servers import entry, write_keys
 
-from adapterpack.http import followed
-from adapterpack.http.refused import Refused
-from adapterpack.serving import keys as module
-from adapterpack.serving.keys import Keys
+from adapterpack.http import reloading_file as followed
+from adapterpack.http.http_error import Refused
+from adapterpack.serving.tenants import keys as module
+from adapterpack.serving.tenants.keys import Keys
 
 pytestmark = pytest.mark.fast
 

@@ -14,8 +14,8 @@ import yaml
 from kubernetes import client
 
 from adapterpack.cli.serve import command as serve
-from adapterpack.serving.limits import Limits
 from adapterpack.serving.routes import ROUTES
+from adapterpack.serving.tenants.limits import Limits
 
 FOLDER = Path(__file__).parents[2] / "examples" / "serving" / "kubernetes"
 HAPROXY = FOLDER.parent / "haproxy.cfg"

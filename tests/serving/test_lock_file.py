@@ -21,8 +21,8 @@ from servers import Served
 import adapterpack
 from adapterpack import load
 from adapterpack.errors import FormatError, HubError, NothingToDo, StorageError
-from adapterpack.serving.adapters.given import Given
 from adapterpack.serving.adapters.lock_file import LockFile
+from adapterpack.serving.adapters.startup import Given
 
 TOKEN, OPERATOR = "hf_writerwriterwriterwriter", "operator-operator-operator"
 

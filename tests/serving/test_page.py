@@ -19,10 +19,10 @@ from chromium import EVIL, Page, browser, chromium, require_well
 from encoder_packs import packed
 from servers import ANN, BOB, Served, entry, write_keys
 
-from adapterpack.serving.audit import Record
+from adapterpack.serving.observability import traffic
+from adapterpack.serving.observability.audit import Record
+from adapterpack.serving.observability.traffic import Traffic
 from adapterpack.serving.page import HEADERS, page_files
-from adapterpack.serving.status import traffic
-from adapterpack.serving.status.traffic import Traffic
 
 EVE = "ap-eve-eve-eve-eve-eve"
 CTRL = 2

@@ -15,9 +15,9 @@ import openai
 import pytest
 from servers import ANN, BOB, Served, entry, write_keys
 
-from adapterpack.http.refused import Refused
-from adapterpack.serving.keys import Key
-from adapterpack.serving.quotas import Quotas
+from adapterpack.http.http_error import Refused
+from adapterpack.serving.tenants.keys import Key
+from adapterpack.serving.tenants.quotas import Quotas
 
 MIDNIGHT = 20_000 * 86_400.0
 

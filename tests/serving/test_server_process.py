@@ -25,8 +25,8 @@ from servers import ANN, BOB, OLD, PROGRAM, Served, begin, entry, write_keys
 
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, NothingToDo, Unsupported
-from adapterpack.serving.keys import Keys, read_keys
 from adapterpack.serving.serve import serve
+from adapterpack.serving.tenants.keys import Keys, read_keys
 
 LONG = {"model": "alpha", "prompt": "x", "max_tokens": 300, "min_tokens": 300}
 

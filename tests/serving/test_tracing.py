@@ -130,7 +130,7 @@ def test_nothing_of_it_without_the_option(bundle: Path, monkeypatch: pytest.Monk
     )
     assert done.stdout.strip() == "[]"
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "adapterpack.serving.tracing", raising=False)
+    monkeypatch.delitem(sys.modules, "adapterpack.serving.observability.tracing", raising=False)
     for name in [name for name in sys.modules if name.startswith("opentelemetry.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingExtra, match=r"adapterpack\[otel\]"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io.private import require_private
 from .storage import Settings
 

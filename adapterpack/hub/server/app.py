@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from ...errors import AdapterpackError, FormatError
 from ...http.bodies import require_size
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from . import large, reading, writing
 from .access import Access
 from .collecting import Collector

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from ...errors import FormatError
 from ...http.bodies import body_of
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io import strict_json
 from ..transport.client import MAX_LISTED
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...http.bodies import chunks_of
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from .bodies import json_of
 from .parts import Parts, part_sizes
 from .reading import origin_of, storage_of

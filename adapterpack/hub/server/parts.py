@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import storage_errors
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io.atomic import own_folder
 from .storage import Storage
 

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ..transport.client import MAX_LISTED
 from .bodies import form_of
 from .storage import Commit, Storage

@@ -22,11 +22,11 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from ...errors import OutputExists, StorageError, storage_errors
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import locked
-from .. import names
+from ..transport import names
 from .trees import MAX_FILES, Entry, Page, Tree
 
 KINDS = ("heads", "tags", "pr")

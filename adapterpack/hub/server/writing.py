@@ -15,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ...http.refused import Refused
-from .. import names
+from ...http.http_error import Refused
+from ..transport import names
 from ..transport.client import MAX_LISTED
 from . import trees
 from .access import NAME

@@ -23,7 +23,7 @@ from ...errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from .. import names
+from . import names
 from .http import MAX_ANSWER, ByteLimit, Endpoint, ErrorResponse, request_json, same_origin, too_slow
 
 _T = TypeVar("_T")

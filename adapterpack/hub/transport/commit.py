@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from ...errors import HubError
-from .. import names
-from ..local_files import LocalFile
+from . import names
 from .client import Remote, api, hub_errors, with_retries
 from .http import request_json
+from .local_files import LocalFile
 from .upload import send_large
 
 _PUBLIC = "huggingface.co"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import HubError
-from ..local_files import LocalFile
 from .client import hub_errors, with_retries
 from .http import ByteLimit, Endpoint, allowed_seconds, open_response, post_json, request_json
+from .local_files import LocalFile
 
 _LFS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
 _BATCH = 100

@@ -22,8 +22,8 @@ from ...io.safetensors import HeldFile
 from ...io.streamed_tensors import Streamed
 from ...manifest import manifest as m
 from ...manifest.composed_method import method_of
-from ...pack import from_peft
 from ...peft import layout
+from .. import from_peft
 from ..pack import TEMPLATE, Pack
 from .budget import Budget, Spent
 from .checks import folder as files

@@ -13,8 +13,8 @@ from ...errors import AdapterpackError, ConfigError, HubError
 from ...pack.pack import Pack
 from ...pack.trust.signers import Signers
 from ...runtime.engine.adapter_table import AdapterTable
+from .adapter_source import Place, Places
 from .pack_folders import InFolder
-from .places import Place, Places
 
 MOST_REFUSED = 100
 """Refused packs that are remembered, the oldest forgotten first."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import StorageError, UnknownAdapter
-from ...hub import names
 from ...hub.lockfile import Lockfile, Pinned
 from ...hub.pull import pinned_artifact
+from ...hub.transport import names
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
-from .places import Place, State
+from .adapter_source import Place, State
 
 
 @dataclass(frozen=True)

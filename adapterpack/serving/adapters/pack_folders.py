@@ -13,7 +13,7 @@ from ...manifest.manifest import FILE_NAME
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ...peft.layout import CONFIG
-from .places import Place, State
+from .adapter_source import Place, State
 
 _MOST_FILES = 1000
 

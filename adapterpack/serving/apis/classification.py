@@ -12,20 +12,20 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io.typed_json import Misfit, Part
 from ...runtime.engine.base import Engine
 from .. import parsing
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..audit import Record
-from ..keys import Key
-from ..limits import Limits
+from ..observability.audit import Record
 from ..one_pass.rows import asked, labels_of, results, runs_task
 from ..openai.answers import PassUsage, Provenance
 from ..openai.requests import listed, one_kind
 from ..route import RouteSpec
 from ..state import State
+from ..tenants.keys import Key
+from ..tenants.limits import Limits
 
 
 class Pair(Part, frozen=True, forbid_unknown_fields=True):

@@ -17,14 +17,14 @@ from ...runtime.engine.base import Engine
 from .. import parsing
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..audit import Record
-from ..keys import Key
-from ..limits import Limits
+from ..observability.audit import Record
 from ..one_pass.rows import asked, results, runs_task
 from ..openai.answers import PassUsage, Provenance
 from ..openai.requests import Mixed, listed, one_kind
 from ..route import RouteSpec
 from ..state import State
+from ..tenants.keys import Key
+from ..tenants.limits import Limits
 
 
 class EmbeddingRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):

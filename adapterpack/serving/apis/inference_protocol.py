@@ -13,22 +13,22 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io.typed_json import Misfit, Part
 from ...runtime.engine.base import Engine
 from ...version import VERSION
 from .. import parsing, routes
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..audit import Record
-from ..keys import Key
-from ..limits import Limits
+from ..observability.audit import Record
 from ..one_pass.rows import asked, engine_of, labels_of, named, results, runs_task
 from ..one_pass.tensors import OUTPUTS, extents_of, flat
 from ..openai.answers import Provenance
-from ..openai.refusals import ErrorForm
+from ..openai.errors import ErrorForm
 from ..route import RouteSpec
 from ..state import State
+from ..tenants.keys import Key
+from ..tenants.limits import Limits
 
 COLUMNS = ("text", "text_pair")
 """Inputs: the texts of rows, and the second texts of pairs."""

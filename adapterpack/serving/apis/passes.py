@@ -5,8 +5,8 @@ from __future__ import annotations
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ..api import APIS, Api, ApiKind
-from ..limits import Limits
-from ..metrics import Figure
+from ..observability.metrics import Figure
+from ..tenants.limits import Limits
 
 
 def opened(engine: EncoderEngine, limits: Limits) -> Api:

@@ -10,29 +10,29 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.tools.reader import CallReader
 from .. import parsing
 from ..answering import Answer, Stream, running
 from ..api import APIS, Api, ApiKind
-from ..audit import Record
 from ..catalogue import Model
-from ..keys import Key
-from ..limits import Limits
-from ..metrics import Figure
+from ..observability.audit import Record
+from ..observability.metrics import Figure
 from ..openai.answers import ChatChunk, ChatCompletion, Completion, Provenance
-from ..openai.forms import ChatForm, CompletionForm, Form
+from ..openai.prepare import Prepared, Preparer, copied
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled
 from ..openai.response_answers import ResponseAnswer, ResponseEvent
-from ..openai.response_form import ResponseForm
 from ..openai.response_requests import ResponseRequest
+from ..openai.response_writer import ChatForm, CompletionForm, Form
+from ..openai.responses_writer import ResponseForm
 from ..openai.token_texts import TokenTexts
 from ..route import RouteSpec
-from ..scheduling.prepare import Prepared, Preparer, copied
 from ..scheduling.rows import Outbox, Row
 from ..state import State
+from ..tenants.keys import Key
+from ..tenants.limits import Limits
 
 
 class Texts:

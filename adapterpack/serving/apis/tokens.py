@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io.typed_json import Misfit, Part
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
@@ -20,14 +20,14 @@ from ...runtime.prompts import prompt_ids
 from ...runtime.text.model_files import MAX_ID
 from .. import parsing
 from ..api import APIS, Api, ApiKind
-from ..audit import Record
-from ..keys import Key
-from ..limits import Limits
+from ..observability.audit import Record
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS
 from ..openai.requests import Message, breaches_of
 from ..route import RouteSpec
 from ..state import State
+from ..tenants.keys import Key
+from ..tenants.limits import Limits
 
 
 class TokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):

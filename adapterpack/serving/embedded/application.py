@@ -16,17 +16,17 @@ from ...pack.trust.signers import Signers
 from ...runtime.engine.base import Engine
 from ...runtime.providers.device import Device
 from ..adapters.adapter_control import AdapterControl
-from ..adapters.given import Given
-from ..adapters.places import Places
+from ..adapters.adapter_source import Places
+from ..adapters.startup import Given
 from ..api import apis_of
-from ..audit import Audit
 from ..catalogue import Catalogue
-from ..keys import Keys
-from ..limits import Limits
-from ..metrics import Metrics
+from ..observability.audit import Audit
+from ..observability.metrics import Metrics
 from ..process import Setup, opened
 from ..route import RouteSpec
 from ..scheduling.engine_thread import EngineThread
+from ..tenants.keys import Keys
+from ..tenants.limits import Limits
 
 
 class Application:

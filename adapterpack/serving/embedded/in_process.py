@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from ...runtime.engine.base import Engine
 from ...runtime.providers.device import Device
-from ..limits import Limits
 from ..scheduling.engine_thread import EngineThread
 from ..scheduling.rows import Row
+from ..tenants.limits import Limits
 from .application import Application, scope_of
 
 _WITHOUT_END = 10**9

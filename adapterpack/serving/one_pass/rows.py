@@ -13,19 +13,19 @@ from typing import Any
 from starlette.requests import Request
 
 from ...errors import ConfigError
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ...runtime.prompts import prompt_ids
 from ...tasks.one_pass import Prepared
 from ..answering import Awaited, running
-from ..audit import Record
 from ..catalogue import Model
-from ..keys import Key
-from ..openai.refusals import refused_of
+from ..observability.audit import Record
+from ..openai.errors import refused_of
 from ..openai.requests import NamedWeight
 from ..scheduling.rows import Outbox, Row
 from ..state import State
+from ..tenants.keys import Key
 
 Given = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or a row with the columns of its task."""

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io.typed_json import Misfit, Part
 from ...runtime.adapters.mix import LARGEST, MOST
-from ..limits import Limits
+from ..tenants.limits import Limits
 from .tools import FunctionTool, InputCall, ToolChoice
 
 

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ...errors import FormatError
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...io import strict_json
 from ...io.typed_json import Misfit, Part
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
 from ...runtime.tools.reader import CallReader
-from ..limits import Limits
+from ..tenants.limits import Limits
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 _DEPTH = 64

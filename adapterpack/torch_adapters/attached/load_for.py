@@ -10,8 +10,8 @@ import torch
 
 from ...base.checkpoint import Checkpoint
 from ...errors import ConfigError
-from ...hub import names
 from ...hub.resolve import folder_of
+from ...hub.transport import names
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ...tasks.task import TASKS, Task, task_of

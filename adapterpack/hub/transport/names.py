@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..errors import ConfigError, FormatError
+from ...errors import ConfigError, FormatError
 
 SCHEME = "hf://"
 COMMIT = re.compile(r"[0-9a-f]{40}")

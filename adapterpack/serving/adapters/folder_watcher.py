@@ -6,7 +6,7 @@ import logging
 
 from ...errors import AdapterpackError
 from .adapter_control import AdapterControl
-from .places import Place, State
+from .adapter_source import Place, State
 
 _AGAIN = object()
 """The state of what is worth another try."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ...errors import AdapterpackError, ConfigError
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import Beside, grammar_mask
@@ -22,9 +22,9 @@ from ...runtime.generation.token_chooser import TokenMask
 from ...runtime.prompts import prompt_ids
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
-from ..limits import Limits
-from ..openai.requests import ChatRequest, CompletionRequest, Sampled
-from ..openai.tools import ToolUse, tool_use
+from ..tenants.limits import Limits
+from .requests import ChatRequest, CompletionRequest, Sampled
+from .tools import ToolUse, tool_use
 
 
 class Prepared(NamedTuple):

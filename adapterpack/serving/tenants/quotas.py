@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
-from ..http.refused import Refused
+from ...http.http_error import Refused
 from .keys import Key
 
 Unit = Literal["requests", "tokens"]

@@ -17,12 +17,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from ..errors import ConfigError, nearest, storage_errors
-from ..http.followed import Followed
-from ..http.refused import Refused
-from ..io import typed_json
-from ..io.private import require_private
-from ..io.typed_json import Misfit, Part
+from ...errors import ConfigError, nearest, storage_errors
+from ...http.http_error import Refused
+from ...http.reloading_file import Followed
+from ...io import typed_json
+from ...io.private import require_private
+from ...io.typed_json import Misfit, Part
 
 LEAST_CHARACTERS = 16
 """Of a key that an operator chose."""
@@ -202,7 +202,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         FormatError: it begins as JSON and is none.
         StorageError: it cannot be read.
     """
-    from ..io import plain_yaml, strict_json  # noqa: PLC0415 - the help of the command must not pay for it
+    from ...io import plain_yaml, strict_json  # noqa: PLC0415 - the help of the command must not pay for it
 
     data = _private_bytes(path)
     is_json = data.lstrip().startswith(b'{"')
@@ -250,7 +250,7 @@ def new_key(name: str) -> tuple[str, str]:
         >>> new_key("shop")[1]  # doctest: +ELLIPSIS
         '- {id: shop, sha256: ..., adapters: "*"}'
     """
-    from ..io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
+    from ...io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
 
     key = f"ap-{secrets.token_urlsafe(32)}"
     try:

@@ -14,9 +14,9 @@ from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from .adapter_control import AdapterControl
+from .adapter_source import Source
 from .lock_file import LockFile
 from .pack_folders import PackFolder, is_pack
-from .places import Source
 
 
 def _members(folder: Path) -> Sequence[Pack | Path]:

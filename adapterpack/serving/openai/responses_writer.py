@@ -16,7 +16,6 @@ from ...runtime.tools.reader import CallReader
 from ..scheduling.rows import Said
 from . import sse
 from .answers import Provenance, Usage
-from .forms import Form, Head, Spoken, call_id
 from .requests import PlainText
 from .response_answers import (
     IncompleteDetails,
@@ -29,6 +28,7 @@ from .response_answers import (
     Status,
 )
 from .response_requests import ResponseRequest, TextConfig
+from .response_writer import Form, Head, Spoken, call_id
 
 
 class ResponseForm(Form):

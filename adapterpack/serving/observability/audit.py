@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import storage_errors
+from ...errors import storage_errors
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,18 +16,30 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...pack.pack import Pack
-from ...runtime.open_bundle import OpenBundle
-from ...version import VERSION
-from ..adapters.adapter_control import Adapter, Refusal
-from ..admin import RefusalCard, time_of
-from ..audit import Record
-from ..catalogue import Model
-from ..keys import EVERYBODY, Key
-from ..route import RouteSpec
-from ..state import State
-from .facts import Facts, KnownFacts
-from .traffic import Counts, Tally, Wait
+from ..pack.inspect import summary
+from ..pack.pack import Pack
+from ..runtime.open_bundle import OpenBundle
+from ..version import VERSION
+from .adapters.adapter_control import Adapter, Refusal
+from .admin import RefusalCard, time_of
+from .catalogue import Model
+from .observability.audit import Record
+from .observability.traffic import Counts, Tally, Wait
+from .route import RouteSpec
+from .state import State
+from .tenants.keys import EVERYBODY, Key
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """A pack: its method, the smallest and the largest rank of its sites, how many sites there are, in which
+    modules, and its bytes.
+    """
+
+    method: str
+    ranks: tuple[int, int] | None
+    sites: int
+    modules: list[str]
+    bytes: int
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +98,8 @@ class StatusRoutes:
     """The routes of one server."""
 
     def __init__(self) -> None:
-        self._facts = KnownFacts()
+        self._facts: dict[str, Facts] = {}
+        """Digest -> the facts of a pack, which are looked up once."""
 
     async def status(self, state: State, request: Request, key: Key, record: Record) -> Response:
         """``GET /v1/status``."""
@@ -119,13 +132,20 @@ class StatusRoutes:
 
     def _models(self, state: State, key: Key, tally: Tally) -> list[ModelStatus]:
         adapters = {one.name: one for one in state.adapters.adapters}
-        self._facts.keep({one.digest for one in adapters.values()})
+        for digest in set(self._facts) - {one.digest for one in adapters.values()}:
+            self._facts.pop(digest, None)
         resident = set(state.engine.engine.adapters.digests) if key.admin else None
         bundle = state.engine.engine.bundle
         return [
             self._model(bundle, model, adapters.get(model.name), tally, resident)
             for model in state.catalogue.visible(EVERYBODY if key.admin else key)
         ]
+
+    def _facts_of(self, pack: Pack) -> Facts:
+        facts = self._facts.get(pack.id)
+        if facts is None:
+            facts = self._facts[pack.id] = _facts(pack)
+        return facts
 
     def _model(
         self,
@@ -144,7 +164,7 @@ class StatusRoutes:
             digest=model.digest,
             headless=headless,
             counts=counts,
-            adapter=self._facts.of(model.pack),
+            adapter=self._facts_of(model.pack),
             generation=adapter.generation,
             loaded=time_of(adapter.loaded),
             resident=UNSET if resident is None else model.digest in resident,
@@ -189,4 +209,17 @@ def _refused(refusal: Refusal) -> RefusalCard:
 def _json(value: object) -> Response:
     return Response(
         msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"}
+    )
+
+
+def _facts(pack: Pack) -> Facts:
+    known = summary(pack)
+    ranks = [group.rank for group in pack.manifest.groups if group.rank is not None]
+    saved = [path.rpartition(".")[2] for path in known["modules_to_save"]]
+    return Facts(
+        " + ".join([known["method"], *known.get("beside", ())]),
+        (min(ranks), max(ranks)) if ranks else None,
+        known["sites"],
+        list(dict.fromkeys([*known["sites_by_module"], *saved])),
+        known["bytes"],
     )

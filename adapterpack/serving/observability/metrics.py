@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..tenants.quotas import Quotas
 from .audit import Record
-from .quotas import Quotas
 
 MOST_ADAPTERS = 100
 """Adapters with series of their own; further ones are counted together."""

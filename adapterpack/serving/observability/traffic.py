@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from ..audit import Record
 from ..scheduling.rows import Outbox, Row
+from .audit import Record
 
 MOST_KEYS = 500
 """Keys with figures of their own; the one that has been away longest begins anew."""

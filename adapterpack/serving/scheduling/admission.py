@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...runtime.engine.base import Engine
-from ..keys import Key
-from ..limits import Limits
+from ..tenants.keys import Key
+from ..tenants.limits import Limits
 
 _SMOOTHING = 0.1
 

@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from ...errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, Unsupported
-from ...http.refused import Refused
+from ...http.http_error import Refused
 from ...slots.sums import NotASum
 
 TYPES = {

@@ -14,9 +14,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import storage_errors
-from ..io.hashing import sha256_of
-from ..manifest.manifest import FileEntry
+from ...errors import storage_errors
+from ...io.hashing import sha256_of
+from ...manifest.manifest import FileEntry
 
 _CHUNK = 1 << 20
 

@@ -1,0 +1,1 @@
+"""What a server counts and writes down: metrics, audit log, traces, traffic."""

@@ -1,0 +1,1 @@
+"""Who asks a server: keys, what each may use, and the limits of all."""
