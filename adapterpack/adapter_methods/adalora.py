@@ -24,7 +24,7 @@ from .core.base import Method, NormalForm, Progress, Storage, Trained, Traits
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, widths_of
 from .core.site import Params, Site
 from .kasa import departure
 from .peft.keys import plain
@@ -291,7 +291,7 @@ adalora = METHODS.register(
             layers={"conv": PeftLayer(), **TRANSPOSED},
             to_config=_to_peft,
             from_config=_from_peft,
-            features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+            features=widths_of("lora_A", "lora_B"),
         ),
     )
 )

@@ -41,7 +41,7 @@ from .core.config import (
 )
 from .core.layouts import LINEAR
 from .core.operators import Dense
-from .core.peft_form import Factorise, PeftContent, PeftForm
+from .core.peft_form import Factorise, PeftContent
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator, svd_lowrank
 from .peft.keys import PeftKeys
@@ -504,11 +504,9 @@ adamss = METHODS.register(
             ),
         ),
         training=Training(needs=lambda cfg: frozenset({"weight"})),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="ADAMSS",
-            suffixes={name: name for name in ("adamss_A", "adamss_B", "adamss_groups", "adamss_newB")},
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
+            suffixes=("adamss_A", "adamss_B", "adamss_groups", "adamss_newB"),
             features=lambda params: (None, params["adamss_B"].shape[0] if "adamss_B" in params else None),
             from_peft_file=_gathered,
             known_keys=frozenset(_ASA),

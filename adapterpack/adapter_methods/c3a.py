@@ -17,7 +17,6 @@ from typing import Any
 from .core.base import Method, NormalForm, Storage, Traits, zeros
 from .core.config import SiteConfig, by_suffix, require_whole
 from .core.operators import BlockCirculant
-from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
 from .registry import METHODS
@@ -86,11 +85,9 @@ c3a = METHODS.register(
         normal_form=_normal_form,
         examples=(C3A(block_size=1), C3A(block_size=35), C3A(block_size=36)),
         storage=Storage(resolve=_resolve),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="C3A",
-            suffixes={"c3a_kernel": "c3a_kernel"},
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
+            suffixes=("c3a_kernel",),
             features=_features,
         ),
     )

@@ -22,7 +22,7 @@ from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig, require_choice, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED, PeftForm, widths_of
 from .core.site import Params, Site
 from .peft.keys import plain
 from .registry import METHODS
@@ -135,7 +135,7 @@ deft = METHODS.register(
             layers=TRANSPOSED,
             to_config=_to_peft,
             from_config=_from_peft,
-            features=lambda params: (params["deft_R"].shape[1], params["deft_P"].shape[0]),
+            features=widths_of("deft_R", "deft_P"),
             matches=lambda config: config.get("peft_type") == "DEFT" and not config.get("para"),
         ),
     )

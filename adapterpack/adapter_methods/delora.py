@@ -21,7 +21,7 @@ from .core.base import Method, NormalForm, Training, Traits
 from .core.config import RanksConfig, by_suffix, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftForm, widths_of
 from .core.site import Params, Site
 from .loha import kaiming
 from .peft.keys import by_site, literal, plain
@@ -134,7 +134,7 @@ delora = METHODS.register(
             suffixes={name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},
             to_config=_to_peft,
             from_config=_from_peft,
-            features=lambda params: (params["delora_A"].shape[1], params["delora_B"].shape[0]),
+            features=widths_of("delora_A", "delora_B"),
         ),
     )
 )

@@ -33,6 +33,7 @@ from .core.peft_form import (
     as_matrices,
     has_axes,
     refuse_site,
+    widths_of,
 )
 from .core.site import Params, Site
 from .lora import EMBEDDED, LoRA, lora, spans_groups
@@ -173,7 +174,7 @@ dora = METHODS.register(
             },
             to_config=_to_peft,
             from_config=_from_peft,
-            features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+            features=widths_of("lora_A", "lora_B"),
             matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
             undo_base_change=undo_base_change,
             refused_by={**LORA_ALONE, "transformers": "it leaves the lengths as the base has them"},

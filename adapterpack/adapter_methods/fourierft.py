@@ -19,7 +19,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
@@ -147,13 +147,10 @@ fourierft = METHODS.register(
         normal_form=_normal_form,
         examples=(FourierFT(n_frequency=3), FourierFT(n_frequency=40, scaling=30, random_loc_seed=5)),
         storage=Storage(constants=_constants, resolve=_resolve),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="FOURIERFT",
-            suffixes={"fourierft_spectrum": "fourierft_spectrum"},
+            suffixes=("fourierft_spectrum",),
             layers=TRANSPOSED,
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            features=lambda params: (None, None),
         ),
     )
 )

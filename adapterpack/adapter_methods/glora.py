@@ -21,7 +21,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_choice, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import PeftContent, PeftForm
+from .core.peft_form import PeftContent
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
 from .registry import METHODS
@@ -171,15 +171,13 @@ glora = METHODS.register(
             GLoRA(r=1, config_A_B="constant", config_D_E="none"),
         ),
         storage=Storage(resolve=_resolve),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="GLORA",
             suffixes={
                 f"glora_{path}_{leaf}": f"glora_{path}.{leaf}"
                 for path in _PATHS
                 for leaf in ("Xd", "Xu", "X")
             },
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
             features=_features,
             aliases={f"glora_{path}.zeros": f"zeros_{path}" for path in _PATHS},
             from_peft_file=_from_peft_file,

@@ -18,7 +18,7 @@ from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels, has_axes
+from .core.peft_form import TRANSPOSED, PeftLayer, as_kernels, has_axes, widths_of
 from .core.site import Params, Site
 from .loha import kaiming
 from .peft.keys import PeftKeys
@@ -77,17 +77,18 @@ hira = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(HiRA(r=1), HiRA(r=3), HiRA(r=4, dropout=0.1)),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="HIRA",
-            suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
+            suffixes=(
+                "hira_A",
+                "hira_B",
+            ),
             layers={
                 "conv": PeftLayer(shapes_say_so=has_axes(3, 4, 5), stored=as_kernels("hira_A", "hira_B")),
                 "embedding": PeftLayer({"hira_A": "hira_embedding_A", "hira_B": "hira_embedding_B"}),
                 **TRANSPOSED,
             },
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),
+            features=widths_of("hira_A", "hira_B"),
         ),
     )
 )

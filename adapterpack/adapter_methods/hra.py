@@ -23,7 +23,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_flag, require_whole
 from .core.operators import Array, Deviation
 from .core.orthogonal import linear
-from .core.peft_form import PeftForm, PeftLayer
+from .core.peft_form import PeftLayer
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
 from .registry import METHODS
@@ -120,14 +120,12 @@ hra = METHODS.register(
         normal_form=_normal_form,
         examples=(HRA(r=2), HRA(r=3), HRA(r=6), HRA(r=4, apply_gs=True)),
         storage=Storage(constants=_constants, expanded_size=lambda cfg, site: cfg.r * cfg.r),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="HRA",
-            suffixes={"hra_u": "hra_u"},
+            suffixes=("hra_u",),
             layers={"conv": PeftLayer()},
             # no others than square kernels
             peft_supports=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
             features=lambda params: (params["hra_u"].shape[0], None),
         ),
     )

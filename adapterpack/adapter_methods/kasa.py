@@ -25,7 +25,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import require_number
 from .core.operators import Array, Dense
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftForm, widths_of
 from .core.site import Params, Site
 from .lora import LoRA, lora
 from .peft.base_change import require_kept_base
@@ -129,7 +129,7 @@ kasa = METHODS.register(
             suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_diag": "lora_diag"},
             to_config=_to_peft,
             from_config=_from_peft,
-            features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+            features=widths_of("lora_A", "lora_B"),
             matches=lambda config: (
                 config.get("peft_type") == "LORA"
                 and bool(config.get("kasa_config"))

@@ -22,7 +22,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import AlphaConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import PeftContent, PeftForm, PeftLayer
+from .core.peft_form import PeftContent, PeftForm, PeftLayer, widths_of
 from .core.site import Params, Site
 from .peft.keys import by_site, literal, plain
 from .registry import METHODS
@@ -177,7 +177,7 @@ loha = METHODS.register(
             layers={"conv": PeftLayer(), "grouped_conv": PeftLayer()},
             to_config=to_peft,
             from_config=lambda config: LoHa(**from_peft(config)),
-            features=lambda params: (params["hada_w1_b"].shape[1], params["hada_w1_a"].shape[0]),
+            features=widths_of("hada_w1_b", "hada_w1_a"),
         ),
     )
 )

@@ -79,7 +79,6 @@ miss_mini = METHODS.register(
             suffixes={"miss_block": "miss_block"},
             to_config=_to_peft,
             from_config=lambda config: MiSSMini(**from_peft(config), mini_r=config.get("mini_r", 1)),
-            features=lambda params: (None, None),
             matches=lambda config: is_miss(config, "mini"),
             aliases={"bone_block": "miss_block"},
         ),

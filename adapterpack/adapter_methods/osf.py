@@ -24,7 +24,7 @@ from .core.base import Method, NormalForm, Storage, Traits, constant
 from .core.config import SiteConfig, by_suffix, require_whole
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import PeftContent, PeftForm
+from .core.peft_form import PeftContent, PeftForm, widths_of
 from .core.site import Params, Site
 from .peft.keys import default_and_pattern
 from .registry import METHODS
@@ -163,7 +163,7 @@ osf = METHODS.register(
             suffixes={f"osf_{name}": f"osf_svd_params.{name}_low" for name in ("U", "S", "V")},
             to_config=_to_peft,
             from_config=lambda config: OSF(effective_rank=config.get("effective_rank")),
-            features=lambda params: (params["osf_V"].shape[1], params["osf_U"].shape[0]),
+            features=widths_of("osf_V", "osf_U"),
             from_peft_file=_from_peft_file,
             peft_supports=lambda cfg, site: _kept(cfg, site) > 0,
         ),

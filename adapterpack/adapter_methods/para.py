@@ -19,7 +19,7 @@ from .core.arrays import array_namespace
 from .core.base import NormalForm
 from .core.config import RankConfig, require_choice
 from .core.operators import Dense
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftForm, widths_of
 from .core.site import Params, Site
 from .deft import METHODS_OF_P, deft, sides
 from .registry import METHODS
@@ -79,7 +79,7 @@ def _form(of_deft: PeftForm) -> PeftForm:
             dropout=config.get("deft_dropout", 0.0),
             decomposition_method=config.get("decomposition_method", "relu"),
         ),
-        features=lambda params: (None, params["deft_P"].shape[0]),
+        features=widths_of(None, "deft_P"),
         matches=lambda config: config.get("peft_type") == of_deft.peft_type and config.get("para") is True,
     )
 

@@ -21,7 +21,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import RankConfig, require_number, require_whole
 from .core.layouts import WEIGHTS
 from .core.operators import Dense
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftForm, widths_of
 from .core.site import Params, Site
 from .forms.blocks import ACTIVATIONS, ALIASES
 from .loha import kaiming
@@ -131,7 +131,7 @@ peanut = METHODS.register(
             },
             to_config=_to_peft,
             from_config=_KEYS.from_config,
-            features=lambda params: (None, params["peanut_B"].shape[0]),
+            features=widths_of(None, "peanut_B"),
         ),
     )
 )

@@ -30,7 +30,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import RankConfig, require_whole
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense
-from .core.peft_form import LORA_ALONE, PeftForm
+from .core.peft_form import LORA_ALONE
 from .core.site import Params, Site
 from .loha import kaiming
 from .peft.keys import PeftKeys
@@ -138,14 +138,13 @@ poly = METHODS.register(
         storage=Storage(
             expanded_size=lambda cfg, site: cfg.n_skills * cfg.r * (site.in_features + site.out_features)
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="POLY",
             suffixes={
                 "poly_lora_A": "poly_lora_A",
                 "poly_lora_B": "poly_lora_B",
                 "poly_router": "poly_router.module_logits",
             },
-            to_config=_KEYS.to_config,
             from_config=_from_peft,
             features=lambda params: (
                 params["poly_lora_A"].shape[0] * params["poly_lora_A"].shape[2],

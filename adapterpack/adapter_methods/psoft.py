@@ -285,7 +285,6 @@ psoft = METHODS.register(
             },
             to_config=_to_peft,
             from_config=_from_peft,
-            features=lambda params: (None, None),
             to_peft_with_base=_turned,
             overrides={"from_peft_with_base": _turned},
         ),

@@ -22,7 +22,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import FOR_TRAINING, require_flag
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense, Scaled
-from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED, widths_of
 from .core.projection import Projection, resolve
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
@@ -157,13 +157,12 @@ pvera = METHODS.register(
             shared=_PROJECTION.shared,
             resolve=resolve,
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="PVERA",
-            suffixes={name: name for name in ("pvera_lambda_b", "pvera_lambda_d")},
+            suffixes=("pvera_lambda_b", "pvera_lambda_d"),
             layers=TRANSPOSED,
-            to_config=_KEYS.to_config,
             from_config=_from_peft,
-            features=lambda params: (None, params["pvera_lambda_b"].shape[0]),
+            features=widths_of(None, "pvera_lambda_b"),
             shared={"pvera_A": "base_model.pvera_A", "pvera_B": "base_model.pvera_B"},
             from_peft_file=_PROJECTION.from_peft_file,
             refused_by=SHARES_A_PART,

@@ -24,7 +24,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import require_flag, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED
 from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
@@ -196,13 +196,10 @@ randlora = METHODS.register(
             shared=_PROJECTION.shared,
             resolve=resolve,
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="RANDLORA",
-            suffixes={name: name for name in ("randlora_lambda", "randlora_gamma", *_PROJECTION.names)},
+            suffixes=("randlora_lambda", "randlora_gamma", *_PROJECTION.names),
             layers=TRANSPOSED,
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            features=lambda params: (None, None),
             shared={"randlora_A": "base_model.randlora_A", "randlora_B": "base_model.randlora_B"},
             from_peft_file=_PROJECTION.from_peft_file,
         ),

@@ -21,7 +21,6 @@ from .core.base import Method, NormalForm, Traits
 from .core.config import NoBranch, require_whole
 from .core.operators import Array, Pairs
 from .core.orthogonal import nearest_divisor
-from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
 from .registry import METHODS
@@ -121,14 +120,13 @@ road = METHODS.register(
             RoAd(variant="road_4", group_size=6),
             RoAd(group_size=2),
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_supports=lambda cfg, site: site.out_features % cfg.group_size == 0,
             peft_type="ROAD",
-            suffixes={"road_theta": "road_theta", "road_alpha": "road_alpha"},
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            # an odd number of outputs has the parameters of the next even one
-            features=lambda params: (None, None),
+            suffixes=(
+                "road_theta",
+                "road_alpha",
+            ),
         ),
     )
 )

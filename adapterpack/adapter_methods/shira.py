@@ -16,7 +16,7 @@ import numpy as np
 
 from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, require_whole
-from .core.peft_form import PeftContent, PeftForm
+from .core.peft_form import PeftContent
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import Sparse, require_places
@@ -116,12 +116,12 @@ shira = METHODS.register(
         normal_form=_normal_form,
         examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
         storage=Storage(constants=_constants, require=_require),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="SHIRA",
-            suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            features=lambda params: (None, None),
+            suffixes=(
+                "shira_weight",
+                "shira_indices",
+            ),
             from_peft_file=_from_peft_file,
         ),
     )

@@ -23,7 +23,7 @@ from .core.base import Method, NormalForm, Storage, Training, Traits, require_wi
 from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
 from .core.layouts import LINEAR
 from .core.operators import Dense
-from .core.peft_form import PeftContent, PeftForm
+from .core.peft_form import PeftContent
 from .core.site import Params, Site
 from .core.sparse import Sparse, require_places
 from .loha import kaiming
@@ -167,7 +167,7 @@ supertuning = METHODS.register(
             require=_require, expanded_size=lambda cfg, site: site.out_features * site.in_features
         ),
         training=Training(needs=lambda cfg: frozenset({"weight"})),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="SUPERTUNING",
             suffixes={
                 "supertuning_values": "supertuning_values",
@@ -175,7 +175,6 @@ supertuning = METHODS.register(
                 "supertuning_lora_A": "supertuning_lora_A.weight",
                 "supertuning_lora_B": "supertuning_lora_B.weight",
             },
-            to_config=_KEYS.to_config,
             from_config=_from_peft,
             features=lambda params: (
                 (params["supertuning_lora_A"].shape[1], params["supertuning_lora_B"].shape[0])

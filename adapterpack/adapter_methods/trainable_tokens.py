@@ -20,7 +20,7 @@ from .core.arrays import array_namespace
 from .core.base import Forward, Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix, require_whole
 from .core.operators import Array, Dense
-from .core.peft_form import PeftContent, PeftForm, PeftLayer, PeftSecondary
+from .core.peft_form import PeftContent, PeftForm, PeftLayer, PeftSecondary, widths_of
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -226,7 +226,7 @@ trainable_tokens = METHODS.register(
             from_config=lambda config: TrainableTokens(
                 token_indices=tuple(config.get("token_indices") or ())
             ),
-            features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
+            features=widths_of("trainable_tokens_delta", None),
             from_peft_file=_untie,
             layers={"linear": PeftLayer(ambiguous_because=_biased)},
             peft_supports=lambda cfg, site: not _biased(cfg, site),

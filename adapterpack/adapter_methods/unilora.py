@@ -23,7 +23,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, ends, require_number, require_whole
 from .core.operators import Dense
-from .core.peft_form import SHARES_A_PART, TRANSPOSED, WITH_BASE, OfBase, PeftContent, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED, WITH_BASE, OfBase, PeftContent
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
 from .registry import METHODS
@@ -267,13 +267,11 @@ unilora = METHODS.register(
             shared=Shared(lambda cfg, sites: {"unilora_theta_d": (cfg.theta_d_length,)}, _theta),
             resolve=_resolve,
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="UNILORA",
-            suffixes={name: name for name in (*_INDICES, "unilora_scales_A", "unilora_scales_B")},
+            suffixes=(*_INDICES, "unilora_scales_A", "unilora_scales_B"),
             layers=TRANSPOSED,
-            to_config=_KEYS.to_config,
             from_config=_from_peft,
-            features=lambda params: (None, None),
             shared={"unilora_theta_d": "base_model.unilora_theta_d"},
             from_peft_file=_from_peft_file,
             refused_by=SHARES_A_PART,

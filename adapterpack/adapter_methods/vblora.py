@@ -22,7 +22,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
 from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
-from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
 from .registry import METHODS
@@ -180,7 +180,7 @@ vblora = METHODS.register(
                 lambda cfg, sites: {"vblora_vector_bank": (cfg.num_vectors, cfg.vector_length)}, _bank
             ),
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="VBLORA",
             suffixes={
                 name: name
@@ -191,9 +191,6 @@ vblora = METHODS.register(
             peft_supports=lambda cfg, site: (
                 site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length
             ),
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            features=lambda params: (None, None),
             shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
             refused_by=SHARES_A_PART,
         ),

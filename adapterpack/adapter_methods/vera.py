@@ -20,7 +20,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense, Scaled
-from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED, widths_of
 from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
@@ -121,13 +121,11 @@ vera = METHODS.register(
             shared=_PROJECTION.shared,
             resolve=resolve,
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="VERA",
-            suffixes={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
+            suffixes=("vera_lambda_b", "vera_lambda_d"),
             layers=TRANSPOSED,
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            features=lambda params: (None, params["vera_lambda_b"].shape[0]),
+            features=widths_of(None, "vera_lambda_b"),
             shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
             from_peft_file=_PROJECTION.from_peft_file,
             refused_by=SHARES_A_PART,

@@ -20,7 +20,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
+from .core.peft_form import TRANSPOSED, PeftContent
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
@@ -185,13 +185,10 @@ waveft = METHODS.register(
             WaveFT(n_frequency=7, proportional_parameters=True),
         ),
         storage=Storage(constants=_constants, resolve=_resolve),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="WAVEFT",
-            suffixes={"waveft_spectrum": "waveft_spectrum"},
+            suffixes=("waveft_spectrum",),
             layers=TRANSPOSED,
-            to_config=_KEYS.to_config,
-            from_config=_KEYS.from_config,
-            features=lambda params: (None, None),
             from_peft_file=_from_peft_file,
         ),
     )

@@ -192,6 +192,14 @@ class BaseChange(NamedTuple):
     note: str
 
 
+def widths_of(down: str | None, up: str | None) -> Callable[[Params], tuple[int | None, int | None]]:
+    """The ``features`` of two factors ``[r, in]`` and ``[out, r]``, of which one may say nothing."""
+    return lambda params: (
+        None if down is None else params[down].shape[1],
+        None if up is None else params[up].shape[0],
+    )
+
+
 LORA_ALONE: Mapping[str, str] = {"vLLM": "it takes LoRA alone"}
 SHARES_A_PART: Mapping[str, str] = {
     **LORA_ALONE,
@@ -247,7 +255,7 @@ class PeftForm(NamedTuple):
     """
     from_config: Callable[[Mapping[str, Any]], Any]
     """PEFT's config keys to ours."""
-    features: Callable[[Params], tuple[int | None, int | None]]
+    features: Callable[[Params], tuple[int | None, int | None]] = lambda params: (None, None)
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and

@@ -5,11 +5,12 @@ site.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import Unsupported
 from ..core.config import ends, is_number
+from ..core.peft_form import PeftForm
 
 
 def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
@@ -53,6 +54,12 @@ class PeftKeys(NamedTuple):
     renamed: Mapping[str, str] = {}
     by_site: str = ""
     anchored: bool = True
+
+    def form(self, peft_type: str, suffixes: Mapping[str, str] | Sequence[str], **fields: Any) -> PeftForm:
+        """PEFT's form of a method with these keys; ``suffixes`` may be names that PEFT has, too."""
+        names = suffixes if isinstance(suffixes, Mapping) else {name: name for name in suffixes}
+        keys = {"to_config": self.to_config, "from_config": self.from_config}
+        return PeftForm(peft_type, names, **{**keys, **fields})
 
     def to_config(self, sites: Mapping[str, Any]) -> dict[str, Any]:
         """Site path -> config, to PEFT's keys."""

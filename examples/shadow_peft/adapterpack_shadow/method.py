@@ -32,7 +32,7 @@ from adapterpack.adapter_methods.core.config import (
     require_number,
     require_whole,
 )
-from adapterpack.adapter_methods.core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
+from adapterpack.adapter_methods.core.peft_form import NOT_IN_LAYERS, PeftContent
 from adapterpack.adapter_methods.core.site import Params, Site
 from adapterpack.adapter_methods.loha import kaiming
 from adapterpack.adapter_methods.peft.keys import PeftKeys
@@ -247,10 +247,9 @@ shadow = Method(
     ),
     storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
     overrides={"refuse": lambda stage: _STATE if stage == "graph" else ""},
-    peft=PeftForm(
+    peft=_KEYS.form(
         peft_type="SHADOW",
         suffixes=_SUFFIXES,
-        to_config=_KEYS.to_config,
         from_config=_from_peft,
         features=_features,
         from_peft_file=_with_tensors,
