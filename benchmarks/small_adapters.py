@@ -23,8 +23,8 @@ from fleet_tasks import fleet, trained
 from merging_tasks import Suite
 
 from adapterpack import Pack
+from adapterpack.quantizing.pack_scheme import PACK_SCHEMES, PackScheme, all_in
 from adapterpack.quantizing.packs import quantize_pack, schemes
-from adapterpack.quantizing.scheme import SCHEMES, Scheme, all_in
 
 GROUPS = (16, 32, 64, 128, None)
 
@@ -65,7 +65,7 @@ def main() -> None:
     packs = trained(suite, args.keep)
     own = accuracies(suite, packs)
     for group in GROUPS if args.groups else ():
-        SCHEMES.register(Scheme(f"int4-{group or 'whole'}", "", all_in("int4"), group))
+        PACK_SCHEMES.register(PackScheme(f"int4-{group or 'whole'}", "", all_in("int4"), group))
     table: dict[str, Any] = {}
     for name in schemes():
         table[name] = row(suite, packs, own, lambda pack, name=name: quantize_pack(pack, scheme=name))  # type: ignore[misc]

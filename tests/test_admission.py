@@ -26,9 +26,9 @@ from adapterpack.errors import (
     TrustError,
     Unsupported,
 )
-from adapterpack.exporting.quantization.graphs import quantize_bundle
-from adapterpack.exporting.quantization.options import quantization
 from adapterpack.pack.trust.signers import Signers
+from adapterpack.quantizing.graphs.options import quantization
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_bundle
 from adapterpack.serving.adapters.adapter_control import AdapterControl
 from adapterpack.serving.adapters.adapter_source import Places
 from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder

@@ -34,10 +34,10 @@ from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, 
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.cli.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, NothingToDo, ParityError
-from adapterpack.exporting.quantization.graphs import quantize_bundle
-from adapterpack.exporting.quantization.options import quantization
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
+from adapterpack.quantizing.graphs.options import quantization
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_bundle
 from adapterpack.runtime import canary as replay
 from adapterpack.torch_adapters.active import adapter_names
 from adapterpack.torch_adapters.canaries.canary import coarse, verify_canary

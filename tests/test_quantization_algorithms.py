@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from adapterpack.errors import ConfigError
-from adapterpack.exporting.quantization.algorithms.awq import scaled
-from adapterpack.exporting.quantization.algorithms.gptq import DAMPING, compensated
-from adapterpack.exporting.quantization.algorithms.k_quant import fitted
-from adapterpack.exporting.quantization.product import Codes, Setting
-from adapterpack.exporting.quantization.search import BITS, Choice, greedy
 from adapterpack.onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, values
+from adapterpack.quantizing.graphs.algorithms.awq import scaled
+from adapterpack.quantizing.graphs.algorithms.gptq import DAMPING, compensated
+from adapterpack.quantizing.graphs.algorithms.k_quant import fitted
+from adapterpack.quantizing.graphs.product import Codes, Setting
+from adapterpack.quantizing.graphs.search import BITS, Choice, greedy
 
 WIDTH, OUT = 45, 7
 

@@ -21,11 +21,11 @@ from transformers import LlamaForCausalLM
 from adapterpack import DoRA, Session, adapt, export, quantize, save, validate
 from adapterpack.bundle.manifest import GRAPH, read_bundle
 from adapterpack.errors import FormatError, NothingToDo, OutputExists, UnknownName, Unsupported
-from adapterpack.exporting.quantization import in_codes
-from adapterpack.exporting.quantization.scheme import SCHEMES
-from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.io.hashing import sha256_of
 from adapterpack.pack import canary
+from adapterpack.quantizing.graphs import replace_products
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
+from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime.model_inputs import pad
 
 Make = Callable[..., Any]
@@ -135,7 +135,7 @@ def test_every_weight_is_within_half_a_step(scheme: str, bundle_of: Make, quanti
         for folder in (bundle_of("llama", "bank"), quantized("llama", "bank", scheme))
     )
     floats = read_bundle(bundle_of("llama", "bank")).sites
-    setting, nodes = SCHEMES[scheme].setting, {node.name: node for node in after}
+    setting, nodes = GRAPH_SCHEMES[scheme].setting, {node.name: node for node in after}
     for path, site in (
         (path, site)
         for path, site in read_bundle(quantized("llama", "bank", scheme)).sites.items()
@@ -269,7 +269,7 @@ def test_a_slot_is_never_taken_for_a_weight(
     """What may be fed has no numbers to quantize, whatever the nodes that read it are called: the graph's
     inputs stay, with their bytes.
     """
-    monkeypatch.setattr(in_codes, "ADDED", "no such prefix")
+    monkeypatch.setattr(replace_products, "ADDED", "no such prefix")
     quantize(bundle_of("llama", "inputs"), tmp_path / "out", scheme="int8")
     before, after = (
         ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "inputs"), tmp_path / "out")
@@ -317,7 +317,7 @@ def test_a_shared_weight_is_quantized_once_and_a_stack_is_left(tmp_path: Path) -
     path = products(tmp_path, 3, 64)
     batch = {"x": np.random.default_rng(1).standard_normal((5, 64), np.float32)}
     (exact,) = ort.InferenceSession(path).run(None, batch)
-    assert quantize_file(path, "int8", lambda name: SCHEMES["int8"].setting) == 3
+    assert quantize_file(path, "int8", lambda name: GRAPH_SCHEMES["int8"].setting) == 3
     graph = ir.load(path).graph
     assert [node.op_type for node in graph] == ["MatMulNBits"] * 3 + ["MatMul"]
     assert [value.name for value in graph[0].inputs[1:]] == [value.name for value in graph[1].inputs[1:]]
@@ -336,9 +336,9 @@ def private_memory():
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
 
 import onnxruntime.quantization.matmul_nbits_quantizer
-from adapterpack.exporting.quantization import in_codes
-from adapterpack.exporting.quantization.scheme import SCHEMES
-from adapterpack.exporting.quantization.weights import quantize_file
+from adapterpack.quantizing.graphs import replace_products
+from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 peak = before = private_memory()
 
 def watch():
@@ -348,7 +348,7 @@ def watch():
         time.sleep(0.001)
 
 threading.Thread(target=watch, daemon=True).start()
-quantize_file(Path(sys.argv[1]), "int4", lambda name: SCHEMES["int4"].setting)
+quantize_file(Path(sys.argv[1]), "int4", lambda name: GRAPH_SCHEMES["int4"].setting)
 print(peak - before)
 """
 

@@ -19,11 +19,11 @@ from test_quantized_products import dense, least
 from adapterpack import Session, export, quantize, validate
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.errors import ConfigError, FormatError, StorageError, UnknownName, Unsupported
-from adapterpack.exporting.quantization.algorithm import ALGORITHMS
-from adapterpack.exporting.quantization.options import written
-from adapterpack.exporting.quantization.scheme import SCHEMES
-from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.graph_passes.experts import unstack_experts
+from adapterpack.quantizing.graphs.algorithm import ALGORITHMS
+from adapterpack.quantizing.graphs.options import written
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
+from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 
 Make = Callable[..., Any]
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -112,7 +112,7 @@ def test_a_quantized_graph_computes_with_its_own_values(
     """
     options = {
         **options_of(name, rows),
-        "accuracy": "exact" if "accuracy" in SCHEMES[OPTIONS[name]["scheme"]].takes else None,
+        "accuracy": "exact" if "accuracy" in GRAPH_SCHEMES[OPTIONS[name]["scheme"]].takes else None,
     }
     source = bundle_of("llama", mode)
     bundle = quantize(source, tmp_path / "out", **options)
@@ -307,7 +307,7 @@ def test_a_stack_is_taken_apart(stored: str, tmp_path: Path) -> None:
     before = answer()
     assert unstack_experts(path) == 1
     assert all(np.array_equal(one, two) for one, two in zip(before, answer(), strict=True))
-    assert quantize_file(path, "int8", lambda name: SCHEMES["int8"].setting) == 3
+    assert quantize_file(path, "int8", lambda name: GRAPH_SCHEMES["int8"].setting) == 3
     assert np.abs(answer()[0] - before[0]).max() <= 0.02 * np.abs(before[0]).max()
 
 

@@ -20,12 +20,12 @@ from adapterpack import LoRA, Session, adapt, export, inspect, quantize, save, v
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownName
-from adapterpack.exporting.quantization.algorithm import ALGORITHMS
-from adapterpack.exporting.quantization.onnxruntime_quantizer import quantized
-from adapterpack.exporting.quantization.product import Product, Setting
-from adapterpack.exporting.quantization.scheme import SCHEMES
-from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.onnx_graph.products import make_fast
+from adapterpack.quantizing.graphs.algorithm import ALGORITHMS
+from adapterpack.quantizing.graphs.onnxruntime_quantizer import quantized
+from adapterpack.quantizing.graphs.product import Product, Setting
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
+from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime.ort.model import OrtModel
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.starting import start
@@ -87,9 +87,9 @@ def rounded(x: np.ndarray, block: int) -> np.ndarray:
 
 
 SETTINGS = [
-    SCHEMES["int4"].setting,
-    SCHEMES["int8"].setting,
-    SCHEMES["int2"].setting,
+    GRAPH_SCHEMES["int4"].setting,
+    GRAPH_SCHEMES["int8"].setting,
+    GRAPH_SCHEMES["int2"].setting,
     Setting("int4", 4, 16, True),
     Setting("int8", 8, 64, True),
     Setting("int4", 4, 16, False, "k-quant"),
@@ -223,7 +223,9 @@ def test_the_default_is_fast_where_it_keeps_to_the_bound(
     tolerance: float, accuracy: str, level: int, placed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exact products move an output by 0.047 of the largest here, fast ones by 0.060."""
-    monkeypatch.setitem(SCHEMES._values, "int8", dataclasses.replace(SCHEMES["int8"], tolerance=tolerance))
+    monkeypatch.setitem(
+        GRAPH_SCHEMES._values, "int8", dataclasses.replace(GRAPH_SCHEMES["int8"], tolerance=tolerance)
+    )
     bundle = quantize(placed, tmp_path / "out", scheme="int8")
     assert bundle.quantization["accuracy"] == accuracy
     for part in ("model", DECODER):

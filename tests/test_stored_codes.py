@@ -25,11 +25,11 @@ from adapterpack.base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from adapterpack.base.codecs.stored_form import Blocks, Table, side_by_side, stored_form
 from adapterpack.cli.main import main
 from adapterpack.errors import Unsupported
-from adapterpack.exporting.quantization.stored_weights import StoredWeights
-from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.io import safetensors as st
 from adapterpack.onnx_graph.bnb4 import quant_type
 from adapterpack.onnx_graph.save import save_graph
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
+from adapterpack.quantizing.graphs.stored_weights import StoredWeights
 
 FLOATS = {"torchao Float8Tensor", "floats", "fp8"}
 """Formats whose codes no operator reads."""

@@ -25,9 +25,9 @@ import adapterpack
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.base.gguf.ggml import TYPES
 from adapterpack.errors import BaseMismatch, ConfigError
-from adapterpack.exporting.quantization.stored_weights import StoredWeights
-from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.merging.gguf.base_model import GGUFBase
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
+from adapterpack.quantizing.graphs.stored_weights import StoredWeights
 
 
 def of_the_model(path: Path, checkpoint: Path) -> dict[str, np.ndarray]:

@@ -29,10 +29,10 @@ from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
-from adapterpack.exporting.quantization.measure import inputs_of
-from adapterpack.exporting.quantization.scheme import SCHEMES
 from adapterpack.exporting.torch_parts import TorchPart, part_class
 from adapterpack.manifest.parts import Pixels
+from adapterpack.quantizing.graphs.measure import inputs_of
+from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
@@ -337,7 +337,9 @@ def test_a_graph_before_the_last_that_moved_too_far_is_refused(
 ) -> None:
     """With a scheme that allows a millionth of the largest output, the error names the graph."""
     _, bundle = made("clip")
-    monkeypatch.setitem(SCHEMES._values, "int8", dataclasses.replace(SCHEMES["int8"], tolerance=1e-6))
+    monkeypatch.setitem(
+        GRAPH_SCHEMES._values, "int8", dataclasses.replace(GRAPH_SCHEMES["int8"], tolerance=1e-6)
+    )
     with pytest.raises(ParityError, match=r"text\.onnx"):
         quantize(bundle, tmp_path / "int8", scheme="int8")
     assert not (tmp_path / "int8").exists()

@@ -44,7 +44,7 @@ from .quantize import accuracy_sentence
 @click.option(
     "--quantize",
     metavar="S",
-    shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
+    shell_complete=values("adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES"),
     help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to "
     "--size-budget say how. as-trained: as they were while the packs were trained.",
 )
@@ -71,7 +71,7 @@ from .quantize import accuracy_sentence
     default="float",
     show_default=True,
     metavar="C",
-    shell_complete=values("adapterpack.exporting.quantization.options:CACHES"),
+    shell_complete=values("adapterpack.quantizing.graphs.options:CACHES"),
     help="The type of cached keys and values in the engine's graph: float, or int8, a quarter of the "
     "memory at about the error of int8 weights.",
 )

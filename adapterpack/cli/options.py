@@ -153,14 +153,14 @@ _QUANTIZATION = (
     click.option(
         "--accuracy",
         metavar="A",
-        shell_complete=values("adapterpack.exporting.quantization.options:ACCURACIES"),
+        shell_complete=values("adapterpack.quantizing.graphs.options:ACCURACIES"),
         help="How a graph multiplies by quantized weights: exact, or fast (activations are rounded "
         "to int8); by default fast where it adds at most a tenth to the error.",
     ),
     click.option(
         "--head",
         metavar="S",
-        shell_complete=values("adapterpack.exporting.quantization.options:HEADS"),
+        shell_complete=values("adapterpack.quantizing.graphs.options:HEADS"),
         help="The type of the weights that give the logits: int8 (the default), int4 or float.",
     ),
     click.option(
@@ -177,7 +177,7 @@ _QUANTIZATION = (
     click.option(
         "--algorithm",
         metavar="A",
-        shell_complete=values("adapterpack.exporting.quantization.algorithm:ALGORITHMS"),
+        shell_complete=values("adapterpack.quantizing.graphs.algorithm:ALGORITHMS"),
         help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
         "calibration rows, gptq or awq.",
     ),
@@ -210,7 +210,7 @@ _QUANTIZATION = (
 
 def quantization_options(function: _Function) -> _Function:
     """How the graphs of a bundle are quantized: the fields of
-    :class:`~adapterpack.exporting.quantization.options.GraphOptions`.
+    :class:`~adapterpack.quantizing.graphs.options.GraphOptions`.
     """
     for option in reversed(_QUANTIZATION):
         function = option(function)

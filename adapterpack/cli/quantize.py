@@ -28,7 +28,8 @@ from .progress import apart
     multiple=True,
     metavar="S",
     shell_complete=values(
-        "adapterpack.quantizing.scheme:SCHEMES", "adapterpack.exporting.quantization.scheme:SCHEMES"
+        "adapterpack.quantizing.pack_scheme:PACK_SCHEMES",
+        "adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES",
     ),
     help="int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for "
     "bundles. May be repeated with --compare; the default is then int8 and int4.",

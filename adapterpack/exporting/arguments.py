@@ -19,13 +19,7 @@ from ..pack.fits import require_task
 from ..pack.on_base import named_on, on
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..slots.precision import DEFAULT, precision
-from ..slots.prompt_rows import virtual_tokens
-from ..slots.values import require_slots
-from ..tasks.embeddings import POOLING
-from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
-from .as_trained import trained_form
-from .quantization.options import (
+from ..quantizing.graphs.options import (
     CACHES,
     STORED,
     TRAINED,
@@ -34,6 +28,12 @@ from .quantization.options import (
     quantization,
     require_no_options,
 )
+from ..slots.precision import DEFAULT, precision
+from ..slots.prompt_rows import virtual_tokens
+from ..slots.values import require_slots
+from ..tasks.embeddings import POOLING
+from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
+from .as_trained import trained_form
 from .request import ExportRequest
 from .targets import TARGETS, Target
 

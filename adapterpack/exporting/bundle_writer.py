@@ -33,6 +33,8 @@ from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
 from ..onnx_graph.save import save_graph
+from ..quantizing.graphs.options import CACHES
+from ..quantizing.graphs.quantize_bundle import quantize_in_place
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, nothing
 from ..slots.values import grouped
@@ -44,8 +46,6 @@ from .example_inputs import config_of
 from .frontends import BaseGraph, Source
 from .limits import require_readable
 from .proof.parity import proved
-from .quantization.graphs import quantize_in_place
-from .quantization.options import CACHES
 from .request import Progress
 from .targets import Target
 

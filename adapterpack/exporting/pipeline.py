@@ -37,6 +37,7 @@ from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
+from ..quantizing.graphs.stored_weights import StoredWeights
 from .arguments import ExportJob, prepare
 from .as_trained import write_as_trained
 from .bundle_writer import write_bundle
@@ -45,7 +46,6 @@ from .example_inputs import config_of
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
 from .proof.few_layers import stack_of, write_few_layers
 from .proof.long_rows import planned
-from .quantization.stored_weights import StoredWeights
 from .request import ExportRequest, Progress
 from .retarget import retarget
 from .targets import TARGETS

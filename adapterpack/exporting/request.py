@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from ..pack.pack import Pack
+from ..quantizing.graphs.options import CACHES, GraphOptions
 from ..slots.precision import DEFAULT
-from .quantization.options import CACHES, GraphOptions
 
 Progress = Callable[[str], None]
 

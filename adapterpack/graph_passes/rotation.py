@@ -32,7 +32,7 @@ def _rotate(node: ir.Node, positions: ir.Value | None) -> None:
     tables, others = (_tables(rotation, positions) for rotation in rotations)
     if tables is None or tables != others:
         return
-    for rotation in rotations:
+    for rotation in filter(None, rotations):
         rotation.outputs[0].replace_all_uses_with(rotation.inputs[0])
         rotation.graph.remove(rotation, safe=True)
     node.resize_inputs(max(len(node.inputs), 9))

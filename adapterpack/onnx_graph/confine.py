@@ -16,7 +16,6 @@ from .graph_file import GraphFile, external_entries, nodes_of
 
 if TYPE_CHECKING:
     import onnx
-    from google.protobuf.message import Message
 
 _EXTERNAL = 1
 _LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
@@ -78,7 +77,7 @@ def _external_files(graph: GraphFile) -> set[Path]:
     return files
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+def _tensors(message: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every TensorProto inside of a message: initializers, attributes, subgraphs, functions, training
     information.
     """

@@ -20,17 +20,17 @@ from ..manifest.parts import Packed
 from ..pack.codes import encoded
 from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, sealed
-from .scheme import SCHEMES, Scheme
+from .pack_scheme import PACK_SCHEMES, PackScheme
 
 
-def schemes() -> dict[str, Scheme]:
+def schemes() -> dict[str, PackScheme]:
     """The schemes for packs by name.
 
     Example:
         >>> list(schemes())
         ['fp8', 'int4', 'int8', 'mixed']
     """
-    return dict(SCHEMES)
+    return dict(PACK_SCHEMES)
 
 
 def quantize_pack(
@@ -56,7 +56,7 @@ def quantize_pack(
         >>> quantize_pack(pack).manifest.quantization["relative_error"] < 0.01  # doctest: +SKIP
         True
     """
-    chosen = SCHEMES[scheme]
+    chosen = PACK_SCHEMES[scheme]
     _require_quantizable(pack)
     floats = (
         pack
@@ -139,7 +139,7 @@ def _energy(rank_budget: float | None) -> float:
     return 1 - rank_budget**2
 
 
-def _packed(value: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, Packed]:
+def _packed(value: np.ndarray, scheme: PackScheme) -> tuple[np.ndarray, Packed]:
     """A tensor ``[rows, ...]`` in the codes of a scheme; its directions are what there are fewer of, rows or
     columns.
     """

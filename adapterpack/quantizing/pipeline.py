@@ -9,10 +9,10 @@ from typing import Any
 from ..artifacts import kind_of
 from ..bundle.manifest import Bundle
 from ..errors import ConfigError, Unsupported
-from ..exporting.quantization.options import quantization, require_no_options
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from .graphs.options import quantization, require_no_options
 from .packs import quantize_pack
 
 
@@ -89,7 +89,7 @@ def quantize(
                 found=f"rank_budget {rank_budget}",
                 remedy="quantize the packs, and export again",
             )
-        from ..exporting.quantization.graphs import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
+        from .graphs.quantize_bundle import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
 
         return quantize_bundle(Path(source), Path(out), quantization(scheme, accuracy, head, **options))
     if kind == "adapter":

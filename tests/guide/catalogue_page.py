@@ -11,10 +11,10 @@ from adapterpack.base.codecs.registry import CODECS
 from adapterpack.converting.format import formats
 from adapterpack.converting.refused import REFUSED
 from adapterpack.exporting.frontends.base import FRONTENDS
-from adapterpack.exporting.quantization.algorithm import ALGORITHMS
-from adapterpack.exporting.quantization.scheme import SCHEMES as GRAPH_SCHEMES
 from adapterpack.exporting.targets.base import TARGETS
-from adapterpack.quantizing.scheme import SCHEMES as PACK_SCHEMES
+from adapterpack.quantizing.graphs.algorithm import ALGORITHMS
+from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
+from adapterpack.quantizing.pack_scheme import PACK_SCHEMES
 from adapterpack.runtime.providers.provider import PROVIDERS
 from adapterpack.runtime.tools.family import FAMILIES
 from adapterpack.serving.api import APIS

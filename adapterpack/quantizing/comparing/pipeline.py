@@ -12,13 +12,13 @@ from typing import Any, Unpack
 
 from ...bundle.manifest import Bundle, read_bundle
 from ...errors import AdapterpackError, ConfigError, NothingToDo, UnknownAdapter, nearest
-from ...exporting.quantization.algorithm import ALGORITHMS
-from ...exporting.quantization.graphs import quantize_bundle
-from ...exporting.quantization.options import GraphOptions, Quantization, quantization
-from ...exporting.quantization.scheme import SCHEMES
 from ...io.atomic import scratch_folder
 from ...merging.pipeline import merge
 from ...runtime.sessions.session import Session
+from ..graphs.algorithm import ALGORITHMS
+from ..graphs.options import GraphOptions, Quantization, quantization
+from ..graphs.quantize_bundle import quantize_bundle
+from ..graphs.scheme import GRAPH_SCHEMES
 from .advice import advice
 from .figures import figures
 from .result import Comparison, Form
@@ -126,7 +126,7 @@ that it looks at.
 
 
 def _wanted(scheme: str, options: GraphOptions, rank: int) -> _Wanted:
-    chosen: Any = SCHEMES[scheme]
+    chosen: Any = GRAPH_SCHEMES[scheme]
     takes = chosen.takes | (frozenset({"error_budget", "size_budget"}) if chosen.budgeted else frozenset())
     given: dict[str, Any] = {
         name: value for name, value in options.items() if name in takes and value is not None

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
-from ...exporting.quantization.calibration_rows import MOST_TOKENS, ids_of, rows_of
 from ...runtime.sessions.session import Session
 from ...tasks.data.problems import LABEL_COLUMNS
+from ..graphs.calibration_rows import MOST_TOKENS, encode_row, read_rows
 
 
 class Example(NamedTuple):
@@ -31,7 +31,7 @@ def examples(session: Session, file: Path) -> list[Example]:
     ``completion`` for a model that generates text; for a classifier its text and ``label``.
 
     Of messages that end with one of the assistant's, that one is the answer. At most
-    :data:`~adapterpack.exporting.quantization.calibration_rows.MOST_ROWS` rows are read.
+    :data:`~adapterpack.quantizing.graphs.calibration_rows.MOST_ROWS` rows are read.
 
     Raises:
         StorageError: the file cannot be read.
@@ -40,7 +40,7 @@ def examples(session: Session, file: Path) -> list[Example]:
     """
     task = session.task
     if len(task.parts) == 1 and task.generates and "input_ids" in task.main.inputs:
-        found = [_generated(session, _with_completion(row), where) for row, where in rows_of(file)]
+        found = [_generated(session, _with_completion(row), where) for row, where in read_rows(file)]
         if not any(len(example.ids) > max(example.given, 1) for example in found):
             raise ConfigError(
                 "no row has tokens to score",
@@ -50,7 +50,7 @@ def examples(session: Session, file: Path) -> list[Example]:
             )
         return found
     if task.labelled and task.training is not None and not task.training.by_token:
-        return [_labelled(row, where) for row, where in rows_of(file)]
+        return [_labelled(row, where) for row, where in read_rows(file)]
     raise Unsupported(
         "rows are compared by the text that a model generates, or by the label that it gives a text",
         where=session.folder.name,
@@ -74,7 +74,7 @@ def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _generated(session: Session, row: Mapping[str, Any], where: str) -> Example:
-    ids, given = ids_of(session, row, where)
+    ids, given = encode_row(session, row, where)
     expected = row.get("completion")
     asked = {key: row[key] for key in ("prompt", "messages") if key in row}
     if not asked or not isinstance(expected, str):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from ..scheme import SCHEMES, Scheme
+from ..scheme import GRAPH_SCHEMES, GraphScheme
 
-SCHEMES.register(
-    Scheme(
+GRAPH_SCHEMES.register(
+    GraphScheme(
         "int8-dynamic",
         "eight bits, activations rounded with one scale for all of them",
         refused="one scale for all activations ruins the answers of language models; int8 with fast "
         "products is as quick, and has a scale for every 32 activations",
     )
 )
-SCHEMES.register(
-    Scheme(
+GRAPH_SCHEMES.register(
+    GraphScheme(
         "fp8",
         "eight-bit floats",
         refused=(

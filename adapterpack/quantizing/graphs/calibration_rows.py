@@ -35,11 +35,11 @@ def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
         )
     return [
         (ids[:MOST_TOKENS], min(given, MOST_TOKENS))
-        for ids, given in (ids_of(session, row, where) for row, where in rows_of(file))
+        for ids, given in (encode_row(session, row, where) for row, where in read_rows(file))
     ]
 
 
-def rows_of(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def read_rows(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The first :data:`MOST_ROWS` rows of a file, each with its place in words.
 
     Raises:
@@ -57,7 +57,7 @@ def rows_of(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
         raise ConfigError("the file has no rows", where=file, remedy="write one object a line")
 
 
-def ids_of(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
+def encode_row(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
     """The tokens of a row, and how many of them are no answer.
 
     Raises:

@@ -7,9 +7,9 @@ import onnx_ir as ir
 from ....base.codecs.stored_form import Table
 from ....onnx_graph.bnb4 import quant_type
 from ....onnx_graph.nbits import Grid, blocked
-from ..in_codes import put_in
 from ..product import Codes, Product
-from ..scheme import SCHEMES, Rewriting, Scheme
+from ..replace_products import replace_products
+from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
 
 
 def _rewrite(rewriting: Rewriting) -> int:
@@ -33,7 +33,7 @@ def _rewrite(rewriting: Rewriting) -> int:
         )
         return product.in_bits(codes, form.bits)
 
-    return put_in(rewriting, replacement)
+    return replace_products(rewriting, replacement)
 
 
 def _looked_up(weight: ir.Value) -> bool:
@@ -47,6 +47,6 @@ for _name, _summary in (
         "the codes of the base that the packs were trained on, made by the library that made them then",
     ),
 ):
-    SCHEMES.register(
-        Scheme(_name, _summary, _rewrite, takes=frozenset({"accuracy"}), tolerance=1e-4, of_base=True)
+    GRAPH_SCHEMES.register(
+        GraphScheme(_name, _summary, _rewrite, takes=frozenset({"accuracy"}), tolerance=1e-4, of_base=True)
     )

@@ -9,9 +9,10 @@ factor of its inverse, column ``j`` errs by ``e = (w_j - q_j) / U_jj``, and ever
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import DTypeLike
 
 from ....onnx_graph.nbits import Grid, fresh_grid, nearest, values
 from ..algorithm import ALGORITHMS, Algorithm
@@ -23,7 +24,7 @@ _LAZY = 128
 """Columns whose corrections of later ones are applied at once, as one product of matrices."""
 
 
-def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: DTypeLike) -> Codes:
+def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: np.dtype[Any]) -> Codes:
     """The codes of rows ``[out, in]`` for inputs whose mean of ``x xᵀ`` is ``second`` ``[in, in]``; scales
     are rounded to ``dtype``.
 

@@ -22,7 +22,7 @@ from ...bundle.signature import signature_of
 from ...errors import AdapterpackError
 from ...runtime.sessions.session import Session
 from ...tasks.task import MAIN
-from .in_codes import products_of
+from .replace_products import find_products
 
 BUDGET = 512 << 20
 """Bytes of moments that are in memory at a time, unless one alone is larger."""
@@ -41,7 +41,7 @@ class Moments:
         self._path = folder / graph_file(MAIN)
         self._original = self._path.read_bytes()
         widths: dict[str, int] = {}
-        for product in products_of(ir.load(self._path)):
+        for product in find_products(ir.load(self._path)):
             shape = product.weight.shape
             widths[product.node.inputs[0].name] = int(
                 shape[0 if product.weight is product.node.inputs[1] else 1]

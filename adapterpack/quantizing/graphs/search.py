@@ -23,10 +23,9 @@ from ...bundle.manifest import graph_file
 from ...errors import ConfigError, Unsupported
 from ...onnx_graph.nbits import blocked, fresh_grid, nearest, values
 from ...tasks.task import MAIN
-from .in_codes import head_of, products_of
 from .options import Quantization
-from .output_error import output_error
-from .product import Setting
+from .product import Setting, output_error
+from .replace_products import find_head, find_products
 from .scheme import Choose
 
 BITS = (8, 4, 2)
@@ -43,7 +42,7 @@ class Choice(NamedTuple):
     nbytes: int
 
 
-def searched(
+def choose_bits(
     folder: Path,
     parts: Sequence[str],
     wanted: Quantization,
@@ -65,8 +64,8 @@ def searched(
         )
     setting, model = wanted.setting, ir.load(folder / graph_file(MAIN))
     assert setting is not None
-    head, choices = head_of(model), dict[str, list[Choice]]()
-    for product in products_of(model):
+    head, choices = find_head(model), dict[str, list[Choice]]()
+    for product in find_products(model):
         if product.node.name != head and len(product.weight.shape) == 2:
             moment = None if second is None else second(product.node.inputs[0].name)
             choices[product.node.name] = _choices(product.rows(), moment, setting)

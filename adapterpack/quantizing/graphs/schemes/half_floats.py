@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from ....bundle.manifest import ADDED
 from ....graph_passes.constants import named_node
-from ..scheme import SCHEMES, Rewriting, Scheme
+from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
 
 
 def _stored_as(dtype: ir.DataType) -> Callable[[Rewriting], int]:
@@ -45,8 +45,8 @@ def _stored_as(dtype: ir.DataType) -> Callable[[Rewriting], int]:
 
 
 for _name, _dtype in (("fp16", ir.DataType.FLOAT16), ("bf16", ir.DataType.BFLOAT16)):
-    SCHEMES.register(
-        Scheme(
+    GRAPH_SCHEMES.register(
+        GraphScheme(
             _name,
             f"weights stored in sixteen bits ({_dtype.name.lower()}), products in float32",
             _stored_as(_dtype),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from types import ModuleType
+from typing import Any
 
 import onnx_ir as ir
 
@@ -38,7 +38,7 @@ def quantized(product: Product, setting: Setting, config: str | None = None) -> 
 
 
 @functools.cache
-def _module() -> ModuleType:
+def _module() -> Any:
     """The quantizer's module; its import makes the whole process log everything, which is undone."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

@@ -9,19 +9,19 @@ division stays a ``Mul`` before the product, so that adapters' branches read wha
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import DTypeLike
 
 from ....onnx_graph.nbits import blocked, fresh_grid, nearest, values
 from ..algorithm import ALGORITHMS, Algorithm
-from ..output_error import output_error
-from ..product import Codes, Product, Setting
+from ..product import Codes, Product, Setting, output_error
 
 _EXPONENTS = np.arange(20) / 20
 
 
-def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: DTypeLike) -> Codes:
+def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: np.dtype[Any]) -> Codes:
     """The codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor of the
     inputs.
     """

@@ -7,16 +7,17 @@ block, so that each block keeps the better one of the fitted grid and of the gri
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import DTypeLike
 
 from ....onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, values
 from ..algorithm import ALGORITHMS, Algorithm
 from ..product import Codes, Product, Setting
 
 
-def fitted(rows: np.ndarray, setting: Setting, dtype: DTypeLike) -> Codes:
+def fitted(rows: np.ndarray, setting: Setting, dtype: np.dtype[Any]) -> Codes:
     """The codes of rows ``[out, in]`` on the better of both grids, block by block; scales are rounded to
     ``dtype`` first.
     """

@@ -18,7 +18,6 @@ from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
-from ..example_inputs import config_of
 
 _SAMPLE = 65521
 """Of how many numbers of an output of a graph before the last one a change is measured: an encoder's keys and
@@ -156,11 +155,12 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
             inputs[name] = rng.integers(1, vocabulary(session.folder), (rows, 4))
         elif name in {"pixel_values", "input_features"}:
             inputs[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
-    return (
-        inputs
-        if session.task.example is None
-        else {**inputs, **session.task.example(config_of(session.folder), inputs, rng)}
-    )
+    if session.task.example is None:
+        return inputs
+    # transformers, and few tasks have such inputs
+    from ...torch_adapters.loading import load_config  # noqa: PLC0415
+
+    return {**inputs, **session.task.example(load_config(session.folder), inputs, rng)}
 
 
 def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:

@@ -25,8 +25,8 @@ from ...lowrank.range_finder import InMemory, largest
 from ...lowrank.space import Factors
 from ...lowrank.truncation import Cut
 from ...onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, unpacked, values
-from .in_codes import head_of, products_of
-from .output_error import output_error
+from .product import output_error
+from .replace_products import find_head, find_products
 from .tensor_file import TensorFile
 
 _DAMPING = 1e-3
@@ -64,14 +64,14 @@ class Compensator:
 
     def remember(self, model: ir.Model) -> None:
         """Keeps hold of the float weights of a graph, which stay in their file."""
-        head = head_of(model)
+        head = find_head(model)
         self._weights = {
             product.node.name: (
                 product.weight.const_value,
                 product.weight is not product.node.inputs[1],
                 product.node.inputs[0].name,
             )
-            for product in products_of(model)
+            for product in find_products(model)
             if product.node.name != head
         }
 

@@ -11,7 +11,7 @@ from ..manifest.parts import Run
 from ..registry import Registry
 
 
-class Scheme(NamedTuple):
+class PackScheme(NamedTuple):
     """``runs`` gives the codes of a matrix whose directions have these norms ``[d]``; ``group`` numbers of a
     direction share a scale, None is all of them. ``decomposed``: a change is written by its singular vectors
     first, the largest singular value first.
@@ -24,8 +24,8 @@ class Scheme(NamedTuple):
     decomposed: bool = False
 
 
-SCHEMES: Registry[Scheme] = Registry(
-    "scheme for packs", Scheme, "adapterpack.pack_schemes", "adapterpack.quantizing.schemes"
+PACK_SCHEMES: Registry[PackScheme] = Registry(
+    "scheme for packs", PackScheme, "adapterpack.pack_schemes", "adapterpack.quantizing.pack_schemes"
 )
 """Name -> scheme. A module of this folder registers the one that it defines."""
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 
-from ..in_codes import rewrite
 from ..product import Setting
-from ..scheme import SCHEMES, Scheme
+from ..replace_products import round_products
+from ..scheme import GRAPH_SCHEMES, GraphScheme
 
 _TAKES = frozenset({"block_size", "symmetric", "algorithm", "calibration", "accuracy", "head", "compensate"})
 
@@ -18,12 +18,14 @@ for _bits, _summary, _tolerance in (
     (2, "two bits: for weights that were trained for it, or with much compensation", math.inf),
 ):
     _name = f"int{_bits}"
-    SCHEMES.register(Scheme(_name, _summary, rewrite, Setting(_name, _bits, 32, False), _TAKES, _tolerance))
-SCHEMES.register(
-    Scheme(
+    GRAPH_SCHEMES.register(
+        GraphScheme(_name, _summary, round_products, Setting(_name, _bits, 32, False), _TAKES, _tolerance)
+    )
+GRAPH_SCHEMES.register(
+    GraphScheme(
         "mixed",
         "two, four or eight bits for each product, searched under a budget by measured error",
-        rewrite,
+        round_products,
         Setting("mixed", 4, 32, False),
         _TAKES,
         budgeted=True,

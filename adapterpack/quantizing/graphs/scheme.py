@@ -36,7 +36,7 @@ class Rewriting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scheme:
+class GraphScheme:
     """One scheme.
 
     ``rewrite`` changes a graph in place and returns how many of its weights are quantized. ``setting`` is
@@ -61,6 +61,9 @@ class Scheme:
     refused: str = ""
 
 
-SCHEMES: Registry[Scheme] = Registry(
-    "quantization scheme for a bundle", Scheme, "adapterpack.quantization_schemes", f"{__package__}.schemes"
+GRAPH_SCHEMES: Registry[GraphScheme] = Registry(
+    "quantization scheme for a bundle",
+    GraphScheme,
+    "adapterpack.quantization_schemes",
+    f"{__package__}.schemes",
 )

@@ -22,7 +22,7 @@ from .product import Product
 from .scheme import Rewriting
 
 
-def rewrite(rewriting: Rewriting) -> int:
+def round_products(rewriting: Rewriting) -> int:
     """Rounds the products of a graph to codes, each by its own setting; returns how many."""
     head_weight = _head_weight(rewriting.model)
 
@@ -35,20 +35,22 @@ def rewrite(rewriting: Rewriting) -> int:
             product = replace(product, second=rewriting.second(product.node.inputs[0].name))
         return algorithm.replace(product, setting)
 
-    return put_in(rewriting, replacement)
+    return replace_products(rewriting, replacement)
 
 
-def put_in(rewriting: Rewriting, replacement: Callable[[Product], ir.Graph | None]) -> int:
+def replace_products(rewriting: Rewriting, replacement: Callable[[Product], ir.Graph | None]) -> int:
     """Puts into the place of each product the graph that ``replacement`` gives for it, or leaves it float
     where that is None or has no product on codes; returns how many were replaced. Those of adapters stay
     float, and so do those whose weight is an input.
     """
     model, codes, count = rewriting.model, dict[str, ir.Value](), 0
-    for product in products_of(model):
+    for product in find_products(model):
         node, weight = product.node, product.weight
         x = node.inputs[0]
         quantized = replacement(product)
-        nodes = [] if quantized is None else list(quantized)
+        if quantized is None:
+            continue
+        nodes = list(quantized)
         if all(new.op_type not in QUANTIZED for new in nodes):
             continue  # a stack of matrices, too
         for name, value in quantized.initializers.items():
@@ -76,7 +78,7 @@ def put_in(rewriting: Rewriting, replacement: Callable[[Product], ir.Graph | Non
     return count
 
 
-def products_of(model: ir.Model) -> list[Product]:
+def find_products(model: ir.Model) -> list[Product]:
     """Every product of a graph, and of the graphs in it, that codes can stand in for, in their order."""
     return [
         Product(node, _weight(node), model)
@@ -85,10 +87,10 @@ def products_of(model: ir.Model) -> list[Product]:
     ]
 
 
-def head_of(model: ir.Model) -> str | None:
+def find_head(model: ir.Model) -> str | None:
     """The name of the node of the product that gives the logits, or None."""
     weight = _head_weight(model)
-    return next((product.node.name for product in products_of(model) if product.weight is weight), None)
+    return next((product.node.name for product in find_products(model) if product.weight is weight), None)
 
 
 def _head_weight(model: ir.Model) -> ir.Value | None:

@@ -197,3 +197,14 @@ class _Nodes:
 
 def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
     return ir.val(tensor.name, const_value=tensor)
+
+
+def output_error(change: np.ndarray, second: np.ndarray) -> float:
+    """The mean over inputs of ``|D x|²`` for a change ``D`` ``[out, in]`` of the weight: ``tr(D S Dᵀ)`` with
+    ``S`` the mean of ``x xᵀ``.
+
+    Example:
+        >>> output_error(np.array([[1.0, 2.0]]), np.diag([4.0, 1.0]))
+        8.0
+    """
+    return float(np.sum((change @ second.astype(change.dtype)) * change, dtype=np.float64))

@@ -8,10 +8,12 @@ keeps to the scheme's bound.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
 from ...bundle.decoder_graph import graphs_of
@@ -22,22 +24,26 @@ from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder
 from ...errors import FormatError, NothingToDo, ParityError
 from ...graph_passes.experts import unstack_experts
+from ...graph_passes.tied import share_bytes
 from ...io.atomic import output_folder
 from ...io.safe_open import copy_folder
 from ...onnx_graph.products import make_fast
+from ...onnx_graph.save import save_graph
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.ort.sandboxed_open import require_openable
 from ...runtime.sessions.session import Session
 from ...tasks.task import MAIN
 from . import measure
-from .activations import Moments
 from .calibration_rows import token_rows
 from .compensation import Compensator
+from .moments import Moments
 from .options import ACCURACIES, Quantization
-from .scheme import SCHEMES
-from .search import searched
-from .weights import quantize_file
+from .product import Setting
+from .scheme import GRAPH_SCHEMES, Choose, Rewriting
+from .search import choose_bits
+from .stored_weights import StoredWeights
+from .tensor_file import TensorFile
 
 _SUFFIXES = ("", "_Q2", "_Q4", "_Q8")
 """What may be put behind the name of a node."""
@@ -131,8 +137,8 @@ def _with_codes(
     second = Moments(folder, rows).of if rows else None
     compensator = Compensator(bundle, wanted.compensate, second) if wanted.compensate else None
     choose, choices = (
-        searched(folder, bundle.parts, wanted, second)
-        if SCHEMES[wanted.scheme].budgeted
+        choose_bits(folder, bundle.parts, wanted, second)
+        if GRAPH_SCHEMES[wanted.scheme].budgeted
         else ((lambda name: wanted.setting), {})
     )
     count, sites = 0, dict(bundle.sites)
@@ -167,6 +173,40 @@ def _with_codes(
     return dataclasses.replace(bundle, sites=sites), report
 
 
+def quantize_file(
+    path: Path,
+    scheme: str,
+    choose: Choose,
+    head: Setting | None = None,
+    second: Callable[[str], np.ndarray | None] | None = None,
+    compensator: Compensator | None = None,
+    stored: StoredWeights | None = None,
+) -> int:
+    """Quantizes the graph at ``path`` by a scheme and replaces its file and its data; returns the number of
+    quantized weights.
+
+    ``choose`` gives the setting of each product, ``head`` is that of the product that gives the logits, and a
+    ``compensator`` corrects what that did. ``stored`` are the codes of a quantized base.
+    """
+    model, data = ir.load(path), f"{path.name}.data"
+    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
+        scratch, rewrite = Path(name), GRAPH_SCHEMES[scheme].rewrite
+        assert rewrite is not None
+        if compensator is not None:
+            compensator.remember(model)
+        tensors = TensorFile(scratch / "tensors")
+        count = rewrite(Rewriting(model, tensors, choose, head, second or (lambda name: None), stored))
+        if compensator is not None:
+            compensator.apply(model, tensors)
+        save_graph(model, scratch / path.name)
+        share_bytes(scratch / path.name)
+        for file in (data, path.name):
+            path.with_name(file).unlink(missing_ok=True)
+            if (scratch / file).exists():  # a graph of small tensors has no data file
+                (scratch / file).rename(path.with_name(file))
+    return count
+
+
 def _with_accuracy(
     folder: Path,
     bundle: Bundle,
@@ -176,7 +216,7 @@ def _with_accuracy(
     """Leaves the graphs exact or fast, as wanted or by how far both are measured to move; returns what they
     give then, and both errors.
     """
-    scheme, graphs = SCHEMES[wanted.scheme], [folder / graph_file(part) for part in graphs_of(bundle)]
+    scheme, graphs = GRAPH_SCHEMES[wanted.scheme], [folder / graph_file(part) for part in graphs_of(bundle)]
     exact_graphs = [path.read_bytes() for path in graphs]
     # the ordinary graphs are measured, and no other is opened
     dataclasses.replace(bundle, decoder=False).write(folder, draft=True)

@@ -12,7 +12,7 @@ from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import ConfigError, UnknownName, Unsupported, nearest, storage_errors
 from .algorithm import ALGORITHMS
 from .product import Setting
-from .scheme import SCHEMES, Scheme
+from .scheme import GRAPH_SCHEMES, GraphScheme
 from .stored_weights import StoredWeights
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -60,7 +60,7 @@ class Quantization(NamedTuple):
     @property
     def head_setting(self) -> Setting | None:
         """What the product that gives the logits is quantized to; None: it stays float."""
-        return None if self.head == "float" else SCHEMES[self.head].setting
+        return None if self.head == "float" else GRAPH_SCHEMES[self.head].setting
 
 
 class GraphOptions(TypedDict, total=False):
@@ -101,7 +101,7 @@ def quantization(
         StorageError: the calibration rows cannot be read.
     """
     names: tuple[tuple[str, str | None, list[str]], ...] = (
-        ("quantization scheme for a bundle", scheme, list(SCHEMES)),
+        ("quantization scheme for a bundle", scheme, list(GRAPH_SCHEMES)),
         ("accuracy", accuracy, list(ACCURACIES)),
         ("quantization of the head", head, list(HEADS)),
         ("algorithm of quantization", algorithm, list(ALGORITHMS)),
@@ -109,7 +109,7 @@ def quantization(
     for kind, name, known in names:
         if name is not None and name not in known:
             raise UnknownName(f"unknown {kind}", found=repr(name), remedy=nearest(name, known))
-    chosen = SCHEMES[scheme]
+    chosen = GRAPH_SCHEMES[scheme]
     if chosen.of_base:
         raise Unsupported(
             "this scheme has the codes of a quantized base, which a bundle holds no more",
@@ -187,10 +187,10 @@ def written() -> list[str]:
         >>> written()
         ['bf16', 'fp16', 'int2', 'int4', 'int8', 'mixed']
     """
-    return [name for name, scheme in SCHEMES.items() if not scheme.refused and not scheme.of_base]
+    return [name for name, scheme in GRAPH_SCHEMES.items() if not scheme.refused and not scheme.of_base]
 
 
-def _require_taken(scheme: Scheme, given: dict[str, object]) -> None:
+def _require_taken(scheme: GraphScheme, given: dict[str, object]) -> None:
     for name, value in given.items():
         if value is not None and name not in scheme.takes:
             option = "symmetric or --asymmetric" if name == "symmetric" else name.replace("_", "-")
@@ -227,7 +227,7 @@ def _setting(
     return setting
 
 
-def _require_budget(scheme: Scheme, error: float | None, size: int | None) -> None:
+def _require_budget(scheme: GraphScheme, error: float | None, size: int | None) -> None:
     budgets = {"--error-budget": error, "--size-budget": size}
     given = [name for name, value in budgets.items() if value is not None]
     if len(given) != int(scheme.budgeted):

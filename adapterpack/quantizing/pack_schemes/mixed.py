@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...manifest.parts import Run
-from ..scheme import SCHEMES, Scheme
+from ..pack_scheme import PACK_SCHEMES, PackScheme
 
 SHARE = 0.9
 """Of the squared singular values of a change, which the directions in the finer code hold."""
@@ -30,8 +30,8 @@ def leading(norms: np.ndarray) -> Sequence[Run]:
     return [Run(count, code) for count, code in ((kept, "int4"), (len(norms) - kept, "int2")) if count]
 
 
-SCHEMES.register(
-    Scheme(
+PACK_SCHEMES.register(
+    PackScheme(
         "mixed",
         f"leading singular directions ({SHARE:.0%} of a change) in int4, the others in int2",
         leading,
