@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..adapter_methods import METHODS, Method
 from ..errors import FormatError, Unsupported, printable
@@ -14,65 +14,68 @@ from ..io.safe_open import read_file
 from ..manifest import manifest as m
 
 _MAX_CONFIG = 4 << 20
-_INERT: dict[str, tuple[Any, ...]] = {
-    "bias": (None, "none"),
-    "use_dora": (None, False),
-    "fan_in_fan_out": (None, False),
-    "lora_bias": (None, False),
-    "use_qalora": (None, False),
-    "layer_replication": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None, [], {}),
+
+
+class Option(NamedTuple):
+    """An option of PEFT (up to 0.21): the values under which it changes nothing, None for any, and why."""
+
+    harmless: tuple[Any, ...] | None
+    because: str
+
+
+_CHANGES_RESULT = "another value would change the result, or is what the method itself writes"
+_OF_SOME_METHODS = "a method has it, and another leaves it off"
+_SAID_BY_TENSORS = "it says where the tensors came from and where they go, which they say themselves"
+OPTIONS: dict[str, Option] = {
+    "bias": Option((None, "none"), _CHANGES_RESULT),
+    **dict.fromkeys(
+        ("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), Option((None, False), _CHANGES_RESULT)
+    ),
+    **dict.fromkeys(
+        ("layer_replication", "alora_invocation_tokens", "target_parameters"),
+        Option((None, []), _CHANGES_RESULT),
+    ),
+    "trainable_token_indices": Option((None, [], {}), _CHANGES_RESULT),
+    "alpha_pattern": Option((None, {}), _OF_SOME_METHODS),
+    **dict.fromkeys(
+        ("arrow_config", "enable_lora", "kasa_config", "monteclora_config", "velora_config"),
+        Option((None,), _OF_SOME_METHODS),
+    ),
+    **dict.fromkeys(("use_bdlora", "use_rslora"), Option((None, False), _OF_SOME_METHODS)),
+    **dict.fromkeys(
+        (
+            "auto_mapping",
+            "base_model_name_or_path",
+            "corda_config",
+            "ensure_weight_tying",
+            "eva_config",
+            "exclude_modules",
+            "inference_mode",
+            "layers_pattern",
+            "layers_to_transform",
+            "loftq_config",
+            "lora_ga_config",
+            "megatron_config",
+            "megatron_core",
+            "merge_weights",
+            "modules_to_save",
+            "peft_type",
+            "peft_version",
+            "psoft_alpha",
+            "psoft_svd_lowrank_niter",
+            "qalora_group_size",
+            "random_seed",
+            "revision",
+            "runtime_config",
+            "target_modules",
+            "task_type",
+            "lora_B_layout",
+            "unsloth_fused_expert_lora",
+        ),
+        Option(None, _SAID_BY_TENSORS),
+    ),
 }
-"""Keys that change the mathematics, with the values under which they do not."""
-_UNUSED: dict[str, tuple[Any, ...]] = {
-    "alpha_pattern": (None, {}),
-    "arrow_config": (None,),
-    "enable_lora": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-    "use_bdlora": (None, False),
-    "use_rslora": (None, False),
-    "velora_config": (None,),
-}
-"""Options of PEFT's, up to 0.21, that a method may have and another not, with the values under which they do
-nothing.
-"""
-_NEUTRAL = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "loftq_config",
-        "lora_ga_config",
-        "megatron_config",
-        "megatron_core",
-        "merge_weights",
-        "modules_to_save",
-        "peft_type",
-        "peft_version",
-        "psoft_alpha",
-        "psoft_svd_lowrank_niter",
-        "qalora_group_size",
-        "random_seed",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-        "lora_B_layout",
-        "unsloth_fused_expert_lora",
-    }
-)
-"""Keys that say where the tensors came from and where they go: the tensors themselves say it again, so any
-value will do.
-"""
+"""What is known of PEFT's options that a method does not write, by key."""
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -129,8 +132,14 @@ def likely(config: Mapping[str, Any]) -> list[Method]:
     if method is None or method.peft is None:
         return []
     written = method.peft.to_config({"": method.examples[0]}) or {}
-    on = {key for key, value in config.items() if value not in _OFF and value not in _INERT.get(key, ())}
-    return [method] if on <= written.keys() | _NEUTRAL else []
+    on = {key for key, value in config.items() if value not in _OFF and not _is_harmless(key, value)}
+    return [method] if on <= written.keys() else []
+
+
+def _is_harmless(key: str, value: Any) -> bool:
+    """Whether an option is known to change nothing under this value."""
+    option = OPTIONS.get(key)
+    return option is not None and (option.harmless is None or value in option.harmless)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -174,20 +183,20 @@ def unknown_options(
     """
     unknown = {}
     for key, value in config.items():
-        if key in _NEUTRAL or any(key in options and options[key] == value for options in layers):
+        option = OPTIONS.get(key)
+        decisive = option is not None and option.because == _CHANGES_RESULT
+        if (key in written and (not decisive or value == written[key])) or _is_harmless(key, value):
             continue
-        if key in written and (key not in _INERT or value == written[key]):
+        if any(key in options and options[key] == value for options in layers):
             continue
-        inert = _INERT.get(key) or _UNUSED.get(key)
-        if value not in (inert or _OFF):
+        if option is not None or value not in _OFF:
             raise Unsupported(
                 f"this PEFT option is not supported: {key}",
                 where=f"{where}#/{key}",
                 found=repr(value)[:80],
                 remedy="merge this adapter with the library that made it, or train it without that option",
             )
-        if inert is None:
-            unknown[key] = value
+        unknown[key] = value
     return unknown
 
 
