@@ -29,8 +29,7 @@ from comparison import parser_of, report
 from contestant_files import PACKS, Files
 from contestants import CONTESTANTS, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running
 from decode import SIZES
-
-from adapterpack.report.served import served_report
+from served_page import served_report
 
 PATIENCE = 30.0
 COMPARED = {"bf16": "fp32"}

@@ -20,8 +20,7 @@ import contestants
 import peers_decode
 import serve
 from contestant_files import Files
-
-from adapterpack.report.served import served_report
+from served_page import served_report
 
 
 @asynccontextmanager

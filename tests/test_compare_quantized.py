@@ -105,7 +105,7 @@ def test_the_figures_are_those_of_each_form(
     assert any("rank 5" in sentence for sentence in result["advice"])
     assert (
         all(sentence.split(" (")[0] in page.read_text() for sentence in result["advice"])
-        and "<circle" in page.read_text()
+        and "<table" in page.read_text()
     )
 
 

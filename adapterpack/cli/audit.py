@@ -11,8 +11,7 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..io.readable import percent
-from ..report.audit import audit_report
-from ..report.audit_sites import worst
+from ..report.audit import audit_report, worst_sites
 from .options import html_option, pack_at, page_at, shared, weight_option
 from .output import emit, line, table
 from .progress import byte_bar
@@ -47,7 +46,7 @@ _SITES = 10
 @click.option(
     "--exact", is_flag=True, help="Measure sign conflicts and merges on all entries, not on a sample of rows."
 )
-@html_option("maps, spectra and pairs")
+@html_option("pairs, spectra and sites")
 @shared
 def command(
     *,
@@ -90,12 +89,12 @@ def command(
         return
     _print(result)
     if html is not None:
-        line(f"the page with maps and spectra is {html}")
+        line(f"the page is {html}")
 
 
 def _print(result: dict[str, Any]) -> None:
     verdict, total = result["verdict"], result["total"]
-    columns, rows = worst(result, _SITES)
+    columns, rows = worst_sites(result, _SITES)
     if rows:
         table(
             columns,

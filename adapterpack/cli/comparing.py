@@ -9,7 +9,7 @@ from typing import Any
 import adapterpack
 
 from ..io.readable import things
-from ..report.comparison import comparison_report, comparison_table, left_out
+from ..report.comparison import comparison_report, comparison_table, list_left_out
 from .options import page_at
 from .output import emit, line, table
 from .progress import steps
@@ -37,9 +37,9 @@ def compare(
         emit({"command": "quantize", **result, **({} if html is None else {"html": str(Path(html))})})
         return
     table(*comparison_table(result), f"{things(found.rows, 'row')}, {things(found.positions, 'choice')}")
-    for form, reason in left_out(result):
+    for form, reason in list_left_out(result):
         line(f"not measured: {form}: {reason}")
     for sentence in found.advice:
         line(sentence)
     if html is not None:
-        line(f"the page with the picture is {html}")
+        line(f"the page is {html}")

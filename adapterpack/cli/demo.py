@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from .options import shared
-from .output import draw, emit, facts, line
+from .output import emit, facts, line, table
 from .progress import steps
 
 
@@ -36,9 +36,9 @@ def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) 
     if as_json:
         emit({**result, "command": "demo"})
         return
-    from ..report.tables import demo_tables  # noqa: PLC0415 - only what prints needs it
+    from ..report.demo import demo_tables  # noqa: PLC0415 - only what prints needs it
 
-    for drawn in demo_tables(result):
-        draw(drawn)
+    for title, (columns, rows) in demo_tables(result).items():
+        table(columns, rows, title)
     facts({key: result[key] for key in ("mixed_batch_equal", "token_agreement") if key in result})
     line(f"report: {result['report']}")

@@ -35,7 +35,7 @@ def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
     with page_at(html) as page:
         summary = adapterpack.inspect(path)
         if page is not None:
-            from ..report.inspected import inspect_report  # noqa: PLC0415 - only a page needs it
+            from ..report.inspection import inspect_report  # noqa: PLC0415 - only a page needs it
 
             page.write_text(inspect_report(summary), "utf-8")
     if as_json:

@@ -101,7 +101,7 @@ def page_at(html: str | None) -> Iterator[Path | None]:
         yield None
         return
     from ..io.atomic import output_file  # noqa: PLC0415 - the listing of commands must not pay for it
-    from ..report.rendering import PAGE  # noqa: PLC0415 - as above
+    from ..report.page import PAGE  # noqa: PLC0415 - as above
 
     with output_file(html, renews=PAGE) as page:
         yield page

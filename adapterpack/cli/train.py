@@ -95,7 +95,7 @@ def command(
         if len(trained) < len(packs):
             return  # one process of several, and not the one that writes
         if page is not None:
-            from ..report.trained import train_report  # noqa: PLC0415 - only a page needs it
+            from ..report.training import train_report  # noqa: PLC0415 - only a page needs it
 
             page.write_text(
                 train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}),

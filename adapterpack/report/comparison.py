@@ -1,4 +1,4 @@
-"""A comparison of quantized forms as a table and as a page."""
+"""The page and the table of ``adapterpack quantize --compare``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..io.readable import MISSING, number, percent, size
-from .key_figures import Card
-from .rendering import render
-from .scatter import Axis, Point, scatter
+from .page import Card, render
 
 Result = Mapping[str, Any]
-_TONES = {"float": "c0", "merged": "c2", "attached": "c1", "quantized": "c1", "compensated": "c3"}
 _RIGHT = {"text-generation": "exact match"}
 
 
 def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows, a form each; columns that no form has are left out.
+    """Makes columns and rows, a form each; columns that no form has are left out.
 
     Example:
         >>> form = {"scheme": "int4", "way": "attached", "bytes": 1000, "perplexity": 2.5, "right": None,
@@ -34,13 +31,13 @@ def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
         ("tokens/s read", lambda form: _plain(form["prefill"], ".0f")),
     ]
     made = [form for form in result["forms"] if form["reason"] is None]
-    kept = [(name, shown) for name, shown in columns if any(shown(form) != MISSING for form in made)]
-    rows = [[form["scheme"], form["way"], *(shown(form) for _, shown in kept)] for form in made]
-    return ["scheme", "adapter", *(name for name, _ in kept)], rows
+    columns = [(name, shown) for name, shown in columns if any(shown(form) != MISSING for form in made)]
+    rows = [[form["scheme"], form["way"], *(shown(form) for _, shown in columns)] for form in made]
+    return ["scheme", "adapter", *(name for name, _ in columns)], rows
 
 
-def left_out(result: Result) -> list[tuple[str, str]]:
-    """The forms that could not be made, with the reasons."""
+def list_left_out(result: Result) -> list[tuple[str, str]]:
+    """Lists the forms that could not be made, with the reasons."""
     return [
         (f"{form['scheme']}, {form['way']}", form["reason"])
         for form in result["forms"]
@@ -49,7 +46,7 @@ def left_out(result: Result) -> list[tuple[str, str]]:
 
 
 def comparison_report(result: Result) -> str:
-    """What ``Comparison.to_json()`` gives as one self-contained HTML page."""
+    """Writes what ``Comparison.to_json()`` gives as one self-contained HTML page."""
     columns, rows = comparison_table(result)
     made = [form for form in result["forms"] if form["reason"] is None]
     name = result["base"] if result["adapter"] is None else f"{result['base']} with {result['adapter']}"
@@ -58,9 +55,9 @@ def comparison_report(result: Result) -> str:
         title=f"Quantized forms of {name}",
         advice=result["advice"],
         figures=_cards(made),
-        chart=_chart(made),
-        table={"columns": columns, "rows": rows, "numbers": range(2, len(columns))},
-        left_out=left_out(result),
+        columns=columns,
+        rows=rows,
+        left_out=list_left_out(result),
         counted=f"{result['rows']:,} rows, {result['positions']:,} choices",
         rank=result["rank"],
         corrected=any(form["way"] == "compensated" for form in made),
@@ -87,27 +84,6 @@ def _cards(made: list[Result]) -> list[Card]:
     return cards
 
 
-def _chart(made: list[Result]) -> Any:
-    if len(made) < 2:
-        return None
-    points = [
-        Point(
-            _named(form),
-            form["bytes"],
-            form["perplexity"],
-            f"{size(form['bytes'])}, {_quality(form)}",
-            _TONES.get(form["way"], "c0"),
-        )
-        for form in made
-    ]
-    return scatter(
-        "Size and quality",
-        points,
-        Axis("size", size),
-        Axis("perplexity, less is better", lambda value: f"{value:,.6g}"),
-    )
-
-
 def _named(form: Result) -> str:
     return str(form["scheme"]) if form["way"] == "float" else f"{form['scheme']} {form['way']}"
 
@@ -126,5 +102,7 @@ def _speed(form: Result) -> float:
 
 def _plain(value: object, form: str, digits: int = 0) -> str:
     """A number, with trailing zeros where so many digits are wanted."""
-    found = number(value)
-    return MISSING if found is None else f"{found:#{form}}".rstrip(".") if digits else f"{found:{form}}"
+    figure = number(value)
+    if figure is None:
+        return MISSING
+    return f"{figure:#{form}}".rstrip(".") if digits else f"{figure:{form}}"

@@ -1,4 +1,4 @@
-"""The page of ``adapterpack inspect --html``: whatever an artifact says of itself, as figures, facts and
+"""The page of ``adapterpack inspect --html``: all that an artifact says of itself, as figures, facts and
 tables.
 """
 
@@ -8,19 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from markupsafe import Markup
-
 from ..io.readable import count, number, shown, size
-from .key_figures import Card
-from .rendering import render
-from .svg import Bar, Group, grouped_bars
+from .page import Card, render
 
 _KINDS = {
-    "pack": "A pack: one adapter on disk.", "peft": "An adapter as PEFT wrote it.",
-    "bundle": "A bundle: one deployable folder of graphs " "and adapters.",
+    "pack": "A pack: one adapter on disk.",
+    "peft": "An adapter as PEFT wrote it.",
+    "bundle": "A bundle: one deployable folder of graphs and adapters.",
     "base": "A base: the pretrained model that adapters change.",
     "fleet": "A fleet: many adapters on shared bases.",
-}  # fmt: skip
+}
 """Kind -> the sentence under the heading."""
 _COUNTS = {
     "sites": "places of the base that are changed",
@@ -38,7 +35,7 @@ _LISTED = 500
 
 
 def inspect_report(summary: Mapping[str, Any]) -> str:
-    """What ``adapterpack.inspect`` gives as one self-contained HTML page.
+    """Writes what ``adapterpack.inspect`` gives as one self-contained HTML page.
 
     Example:
         >>> "1.30 MB" in inspect_report({"kind": "pack", "path": "packs/a", "name": "a", "bytes": 1_300_000,
@@ -59,82 +56,64 @@ def inspect_report(summary: Mapping[str, Any]) -> str:
         what=_KINDS.get(str(summary.get("kind")), "An adapter of another tool."),
         path=summary.get("path", "what was named"),
         figures=_figures(summary),
-        facts=facts_of(plain),
-        modules=_modules(modules),
+        facts=list_facts(plain),
+        modules=[
+            (name, f"{many:,}")
+            for name, many in sorted(modules.items(), key=lambda item: (-item[1], item[0]))
+            if len(modules) > 1
+        ],
         sections=[
-            *({"title": _title(key), "rows": (), "facts": facts_of(value)} for key, value in parts.items()),
+            *({"title": _title(key), "facts": list_facts(value)} for key, value in parts.items()),
             *(_table(key, value) for key, value in tables.items()),
         ],
     )
 
 
-def facts_of(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values as people read them, one a line; what lies deeper stands under a name of its parts.
+def list_facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lists names and values as people read them; what lies deeper has a name of its parts.
 
     Example:
-        >>> facts_of({"graph_bytes": 2000, "parity": {"mixed": 0.5, "alone": None}})
+        >>> list_facts({"graph_bytes": 2000, "parity": {"mixed": 0.5, "alone": None}})
         [('graph bytes', '2.00 kB'), ('parity, mixed', '0.5'), ('parity, alone', 'none')]
     """
-    found = []
+    facts = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found += [(f"{spoken(key)}, {inner}", text) for inner, text in facts_of(value)]
+            facts += [(f"{_spoken(key)}, {inner}", text) for inner, text in list_facts(value)]
         else:
-            found.append((spoken(key), size(value) if str(key).endswith("bytes") else shown(value)))
-    return found
+            facts.append((_spoken(key), _text(key, value)))
+    return facts
 
 
-def spoken(key: object) -> str:
-    """A key in words."""
+def _spoken(key: object) -> str:
     return str(key).replace("_", " ")
 
 
+def _text(key: object, value: Any) -> str:
+    return size(value) if str(key).endswith("bytes") else shown(value)
+
+
 def _title(key: str) -> str:
-    return _TITLES.get(key, spoken(key).capitalize())
+    return _TITLES.get(key, _spoken(key).capitalize())
 
 
 def _figures(summary: Mapping[str, Any]) -> list[Card]:
     cards = [
-        Card(spoken(key), count(summary[key]), note)
+        Card(_spoken(key), count(summary[key]), note)
         for key, note in _COUNTS.items()
         if number(summary.get(key)) is not None
     ]
-    return [
-        *cards,
-        *(
-            [Card("size", size(summary["bytes"]), "of its files")]
-            if number(summary.get("bytes")) is not None
-            else []
-        ),
-    ]
-
-
-def _modules(modules: Mapping[str, Any]) -> Markup | None:
-    most = max(modules.values(), default=0)
-    bars = [
-        Bar(name, float(many), f"{many:,}")
-        for name, many in sorted(modules.items(), key=lambda item: (-item[1], item[0]))
-    ]
-    return grouped_bars("Sites by module", [Group("", bars)], maximum=most) if len(bars) > 1 else None
+    if number(summary.get("bytes")) is not None:
+        cards.append(Card("size", size(summary["bytes"]), "of its files"))
+    return cards
 
 
 def _is_table(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and bool(value)
-        and all(isinstance(row, Mapping) for row in value)
-    )
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def _table(key: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     title = _title(key) + (f", {_LISTED} of {len(rows):,}" if len(rows) > _LISTED else "")
-    cells = [
-        [size(row.get(name)) if name.endswith("bytes") else shown(row.get(name)) for name in columns]
-        for row in rows[:_LISTED]
-    ]
-    numbers = [
-        at for at, name in enumerate(columns) if all(number(row.get(name)) is not None for row in rows)
-    ]
-    return {"title": title, "columns": list(map(spoken, columns)), "rows": cells, "numbers": numbers}
+    cells = [[_text(name, row.get(name)) for name in columns] for row in rows[:_LISTED]]
+    return {"title": title, "columns": list(map(_spoken, columns)), "rows": cells}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from ..io.readable import MISSING, number, percent, seconds, size
-from .rendering import render
-from .svg import Bar, Group, grouped_bars, steps_below
+from adapterpack.io.readable import MISSING, number, percent, seconds, size
+from adapterpack.report.page import environment
 
 _LOOPS = {"closed": "", "engine": ", engine alone", "open": ", at a given rate"}
 _WAITS = {
@@ -28,13 +28,19 @@ def served_report(result: Mapping[str, Any]) -> str:
         True
     """
     results = result["results"]
-    return render(
-        "served.html.jinja",
+    template = environment().from_string(Path(__file__).with_name("served.html.jinja").read_text("utf-8"))
+    return template.render(
         setting=(
             f"{result['clients']} clients, prompts of {result['prompt_tokens']} tokens, answers of "
             f"{result['answer_tokens']}."
         ),
-        speed=_speed(results) if results else None,
+        speeds=[
+            [_called(one) + about, f"{speed:.1f}"]
+            for one in results
+            for loop, about in _LOOPS.items()
+            if loop != "open"
+            and (speed := number((one.get(loop) or {}).get("tokens_per_second"))) is not None
+        ],
         waits=[row for one in results for row in _waits(one)],
         costs=[
             [
@@ -59,27 +65,6 @@ def _called(one: Mapping[str, Any]) -> str:
 
 def _adapters(count: int) -> str:
     return f"{count:,} adapter{'' if count == 1 else 's'}"
-
-
-def _speed(results: Any) -> Any:
-    groups: dict[int, list[Bar]] = {}
-    for one in results:
-        for loop, about in (("closed", ""), ("engine", ", engine")):
-            if (speed := number((one.get(loop) or {}).get("tokens_per_second"))) is not None:
-                bar = Bar(
-                    f"{one['name']} {one['precision']}{about}",
-                    speed,
-                    f"{speed:.1f}",
-                    "c1" if one["name"] == "ours" else "c0",
-                )
-                groups.setdefault(one["adapters"], []).append(bar)
-    most = max((bar.value or 0.0 for bars in groups.values() for bar in bars), default=0.0)
-    return grouped_bars(
-        "Tokens per second",
-        [Group(_adapters(count), bars) for count, bars in sorted(groups.items())],
-        maximum=most,
-        ticks=[(value, f"{value:g}") for value in steps_below(most)],
-    )
 
 
 def _waits(one: Mapping[str, Any]) -> Iterator[list[str]]:
