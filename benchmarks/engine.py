@@ -31,7 +31,7 @@ from decode import SIZES, build_base, build_pack
 
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.runtime.engine.row_batch import Row
+from adapterpack.runtime.engine.model_runner import SequenceState
 from adapterpack.runtime.providers.device import Device
 
 CONTEXT = 64
@@ -76,22 +76,22 @@ def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
     """
     rng, batch = np.random.default_rng(0), engine.rows
     rows = [
-        Row(
+        SequenceState(
             prompt=[int(token) for token in rng.integers(1, 60, CONTEXT)],
             adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)),
         )
         for name in names
     ]
     for row in rows:
-        batch.admit(row)  # type: ignore[arg-type]
+        batch.admit(row)
     for row in rows:
         batch.prefill(CONTEXT)
-        row.token = 7
+        row.next_token = 7
 
     def step() -> None:
         batch.decode()
         for row in rows:
-            row.length -= 1
+            row.kv_len -= 1
 
     return step
 
@@ -101,12 +101,12 @@ def prefilling(engine: Engine, name: str | None, tokens: int) -> Callable[[], No
     prompt = [int(token) for token in np.random.default_rng(1).integers(1, 60, tokens)]
 
     def read() -> None:
-        row = Row(
+        row = SequenceState(
             prompt=prompt, adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name))
         )
-        engine.rows.admit(row)  # type: ignore[arg-type]
+        engine.rows.admit(row)
         engine.rows.prefill(tokens)
-        engine.rows.remove(row)  # type: ignore[arg-type]
+        engine.rows.remove(row)
 
     return read
 

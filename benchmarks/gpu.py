@@ -22,7 +22,7 @@ from engine import bundles, measure, random_packs, show
 
 from adapterpack.errors import ProviderError
 from adapterpack.runtime.providers.device import Device
-from adapterpack.runtime.providers.starting import start
+from adapterpack.runtime.providers.resolved_device import resolve
 
 FORMS: dict[str, str | None] = {"float16": None, "int8": "int8", "int4": "int4"}
 
@@ -45,7 +45,7 @@ def main() -> None:
     if args.provider == "cuda":
         devices["captured"] = Device(provider="cuda", capture=True)
     try:
-        start(devices["plain"])
+        resolve(devices["plain"])
     except ProviderError as error:
         sys.exit(f"NOTHING WAS MEASURED: {error}")
     results = {}

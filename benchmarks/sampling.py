@@ -17,8 +17,8 @@ from statistics import median
 
 import numpy as np
 
+from adapterpack.runtime.generation.sampler import Sampler, sample
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.runtime.generation.token_chooser import TokenChooser, choose
 
 KINDS = {
     "greedy": {},
@@ -74,10 +74,10 @@ def main() -> None:
     )
     for name, fields in KINDS.items():
         options = Sampling(**fields)
-        rows = [TokenChooser(options, range(2000), stream=row) for row in range(args.rows)]
+        rows = [Sampler(options, range(2000), stream=row) for row in range(args.rows)]
         draws = [np.random.default_rng(row) for row in range(args.rows)]
         turns = [
-            (cost(lambda o=options, d=draws: sorting(logits, o, d)), cost(lambda r=rows: choose(logits, r)))
+            (cost(lambda o=options, d=draws: sorting(logits, o, d)), cost(lambda r=rows: sample(logits, r)))
             for _ in range(args.runs + 1)
         ][1:]
         before, after = (median(times) for times in zip(*turns, strict=True))

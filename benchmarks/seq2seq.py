@@ -29,7 +29,7 @@ from adapterpack import Session
 from adapterpack.adapter_methods.lora import LoRA
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import DecoderEngine
-from adapterpack.runtime.engine.row_batch import Row
+from adapterpack.runtime.engine.model_runner import SequenceState
 from adapterpack.runtime.sessions.decoder import EncoderDecoder
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.inject import adapt
@@ -113,7 +113,7 @@ def engine_step(
     """The same on the engine's."""
     batch: Any = engine.rows
     rows = [
-        Row(
+        SequenceState(
             prompt=[0] * SO_FAR,
             source={"input_ids": np.array([ids])},
             adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)),
@@ -124,12 +124,12 @@ def engine_step(
         batch.admit(row)
     for row in rows:
         batch.prefill(SO_FAR)
-        row.token = 7
+        row.next_token = 7
 
     def step() -> None:
         batch.decode()
         for row in rows:
-            row.length -= 1
+            row.kv_len -= 1
 
     return step
 

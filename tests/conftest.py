@@ -157,17 +157,17 @@ def _one_thread_each() -> Iterator[None]:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
-    from adapterpack.runtime.providers.starting import Started
+    from adapterpack.runtime.providers.resolved_device import ResolvedDevice
 
-    options_of = Started.session_options
+    options_of = ResolvedDevice.session_options
 
-    def session_options(started: Started) -> Any:
+    def session_options(started: ResolvedDevice) -> Any:
         options = options_of(started)
         options.intra_op_num_threads = started.device.threads or 1
         return options
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Started, "session_options", session_options)
+        patch.setattr(ResolvedDevice, "session_options", session_options)
         yield
 
 

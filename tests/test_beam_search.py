@@ -219,9 +219,9 @@ def test_what_ends_a_search_ends_its_rows_alone(placed: Path) -> None:
         assert len(engine.rows) == 1
     request = engine.row([5, 6, 7], None, Sampling(num_beams=3, max_new_tokens=20))
     engine.submit(request)
-    while len(request.beams) < 3:
+    while len(request.sequences) < 3:
         ends_of(engine, 1)
-    request.beams[1].token = 10**6
+    request.sequences[1].next_token = 10**6
     ends = ends_of(engine)
     assert ends[request.number].finish_reason == "error"
     assert (ends[other].text, ends[other].finish_reason) == (alone.text, alone.finish_reason)

@@ -37,7 +37,7 @@ from adapterpack.runtime.engine.kv_pool import KVPool
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.providers.device import Device
-from adapterpack.runtime.providers.starting import start
+from adapterpack.runtime.providers.resolved_device import resolve
 
 Make = Callable[..., Any]
 NAMES: list[str | None] = [None, "alpha", "beta", "gamma"]
@@ -134,20 +134,20 @@ def test_logits_of_rows_among_others_are_those_of_rows_alone(bundle: Path) -> No
         for prompt, name in zip(prompts, NAMES, strict=True)
     ]
     for request in requests:
-        together.rows.admit(request)
+        together.rows.admit(request.sequences[0])
     first = [together.rows.prefill(len(prompt)).copy() for prompt in prompts]
     for request in requests:
-        request.token = 7
+        request.sequences[0].next_token = 7
     second = together.rows.decode()
     for place, (prompt, name) in enumerate(zip(prompts, NAMES, strict=True)):
         single = alone.row(prompt, None if name is None else alone.bundle.pack(name), Sampling())
-        alone.rows.admit(single)
+        alone.rows.admit(single.sequences[0])
         assert (
             np.abs(alone.rows.prefill(len(prompt)) - first[place]).max() <= 1e-5 * np.abs(first[place]).max()
         )
-        single.token = 7
+        single.sequences[0].next_token = 7
         assert np.abs(alone.rows.decode()[0] - second[place]).max() <= 1e-5 * np.abs(second[place]).max()
-        alone.rows.remove(single)
+        alone.rows.remove(single.sequences[0])
 
 
 def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
@@ -168,12 +168,12 @@ def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
         engine.submit(request)
     for _ in range(2):  # each reads two prompts
         engine.step()
-    requests[1].token = 10**6
+    requests[1].sequences[0].next_token = 10**6
     ends = finished(engine)
     assert ends[requests[1].number].finish_reason == "error"
     session = Session(engine.bundle.folder, "cpu")
     for request in (requests[0], requests[2]):
-        (alone,) = session.generate([list(request.prompt)], ["beta"], max_new_tokens=9)
+        (alone,) = session.generate([list(request.sequences[0].prompt)], ["beta"], max_new_tokens=9)
         assert (ends[request.number].text, ends[request.number].finish_reason, request.answer.ids) == (
             alone.text,
             alone.finish_reason,
@@ -261,7 +261,7 @@ def test_what_is_read_of_a_pool_stays_as_it_was(heads: int) -> None:
     """
     value = SimpleNamespace(type="tensor(float)", shape=["rows", heads, "length", 8])
     graph = SimpleNamespace(
-        memory=("cpu", 0), started=start(Device(provider="cpu")), inputs={f"{PAST}0.key": value}
+        memory=("cpu", 0), resolved=resolve(Device(provider="cpu")), inputs={f"{PAST}0.key": value}
     )
     pool = KVPool(graph, 2, 64)
     pool.write(1, [np.ones((heads, 32, 8), np.float32)])

@@ -134,13 +134,13 @@ def test_logits_of_rows_among_others_are_those_of_rows_alone(family: str, encode
 
     def row(engine: Engine, seed: int) -> Any:
         said = inputs(Session(bundle, "cpu"), seed)
-        return engine.row(said.get("prompt", []), packs[seed], Sampling(), said.get("features"))
+        return engine.row(said.get("prompt", []), packs[seed], Sampling(), said.get("features")).sequences[0]
 
     rows = [row(together, seed) for seed in range(4)]
     for one in rows:
         together.rows.admit(one)
         together.rows.prefill(len(one.prompt))
-        one.token = 7
+        one.next_token = 7
         together.rows.decode()
     together.rows.remove(rows[0])
     logits = dict(zip(together.rows.running, together.rows.decode(), strict=True))
@@ -148,7 +148,7 @@ def test_logits_of_rows_among_others_are_those_of_rows_alone(family: str, encode
         one = row(single, seed)
         single.rows.admit(one)
         single.rows.prefill(len(one.prompt))
-        one.token = 7
+        one.next_token = 7
         for _ in range(4 - seed):
             single.rows.decode()
         (expected,) = single.rows.decode()

@@ -110,7 +110,7 @@ def test_a_pack_is_loaded_and_rows_run_with_it(placed: Make, bundle_of: Make, pa
 def test_a_step_writes_one_position_of_each_row_and_touches_no_other_byte(placed: Make) -> None:
     engine = Engine(placed("bank"), "cpu", max_rows=6)
     rows = [
-        engine.row(ids, None if name is None else engine.bundle.pack(name), Sampling())
+        engine.row(ids, None if name is None else engine.bundle.pack(name), Sampling()).sequences[0]
         for ids, name in zip(PROMPTS, ["alpha", None, "beta", "alpha"], strict=True)
     ]
     for row in rows:
@@ -121,7 +121,7 @@ def test_a_step_writes_one_position_of_each_row_and_touches_no_other_byte(placed
     before = {name: buffer._array.copy() for name, buffer in pool._buffers.items()}
     where, lengths = (
         {name: buffer.address for name, buffer in pool._buffers.items()},
-        [row.length for row in rows],
+        [row.kv_len for row in rows],
     )
     engine.rows.decode()
     assert len(before) == 2 * sum(name.startswith(PAST) and name.endswith(".key") for name in before)

@@ -261,20 +261,21 @@ def test_the_engine_holds_the_bases_once_and_runs_every_row_as_by_itself(
     together, alone = Engine(bundle, "cpu", max_rows=len(rows)), Engine(bundle, "cpu", max_rows=1)
     for chosen in (rows, rows[:3], [members[0]], rows[::-1]):
         requests = [
-            together.row(prompt, pack, Sampling()) for prompt, pack in zip(prompts, chosen, strict=False)
+            together.row(prompt, pack, Sampling()).sequences[0]
+            for prompt, pack in zip(prompts, chosen, strict=False)
         ]
         for one in requests:
             together.rows.admit(one)
         for _ in requests:
             together.rows.prefill(len(prompts[0]))
         for one in requests:
-            one.token = 7
+            one.next_token = 7
         made = together.rows.decode().copy()
         for logits, prompt, pack in zip(made, prompts, chosen, strict=False):
-            single = alone.row(prompt, None if pack is None else plain[id(pack)], Sampling())
+            (single,) = alone.row(prompt, None if pack is None else plain[id(pack)], Sampling()).sequences
             alone.rows.admit(single)
             alone.rows.prefill(len(prompt))
-            single.token = 7
+            single.next_token = 7
             wanted = alone.rows.decode()[0]
             # Products of float32 in another order: 1e-5 of the largest logit.
             np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))

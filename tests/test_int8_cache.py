@@ -21,7 +21,7 @@ from adapterpack.engine_graph import int8_cache
 from adapterpack.errors import ConfigError, ParityError, UnknownName, Unsupported
 from adapterpack.runtime.adapters.slot_values import SlotValues
 from adapterpack.runtime.engine.adapter_reader import AdapterReader
-from adapterpack.runtime.engine.row_batch import Row, RowBatch
+from adapterpack.runtime.engine.model_runner import ModelRunner, SequenceState
 
 Make = Callable[..., Any]
 LLAMA = next(one for one in ARCHITECTURES if one.name == "llama")
@@ -40,13 +40,13 @@ def bundles(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFacto
     return {name: folder / name for name in ("float", "int8")}
 
 
-def passes(bundle: Path, names: list[str | None], tokens: np.ndarray) -> tuple[np.ndarray, RowBatch[Row]]:
+def passes(bundle: Path, names: list[str | None], tokens: np.ndarray) -> tuple[np.ndarray, ModelRunner]:
     """The logits of rows with these adapters: after their prompts, read in pieces, and after each token."""
     session = Session(bundle, "cpu")
     reader = AdapterReader(session, SlotValues(session.bundle, bundle, session.stored))
-    batch = RowBatch[Row](session, reader, len(names), 64)
+    batch = ModelRunner(session, reader, len(names), 64)
     rows = [
-        Row(
+        SequenceState(
             prompt=PROMPT[: 9 + 3 * number],
             adapter=None if name is None else reader.read(session.packs[name]),
         )
@@ -56,13 +56,13 @@ def passes(bundle: Path, names: list[str | None], tokens: np.ndarray) -> tuple[n
         batch.admit(row)
     logits = []
     for row in rows:
-        while row.done < len(row.prompt):
-            last = batch.prefill(min(4, len(row.prompt) - row.done)).copy()
+        while row.num_computed_tokens < len(row.prompt):
+            last = batch.prefill(min(4, len(row.prompt) - row.num_computed_tokens)).copy()
         logits.append(last)
     steps = [np.stack(logits)]
     for step in tokens:
         for row, token in zip(rows, step, strict=True):
-            row.token = int(token)
+            row.next_token = int(token)
         steps.append(batch.decode())
     return np.stack(steps), batch
 

@@ -161,19 +161,21 @@ def by_engine(bundle: Path, names: Sequence[str | None]) -> list[np.ndarray]:
     """The engine's logits after each row's prompt, and after each of the tokens behind it."""
     engine = Engine(bundle, "cpu", max_rows=len(LENGTHS))
     requests = [
-        engine.row(ids[:-STEPS].tolist(), None if name is None else engine.bundle.pack(name), Sampling())
+        engine.row(
+            ids[:-STEPS].tolist(), None if name is None else engine.bundle.pack(name), Sampling()
+        ).sequences[0]
         for ids, name in zip(rows(), names, strict=True)
     ]
     found: list[list[np.ndarray]] = []
     for row in requests:
         engine.rows.admit(row)
     for row in requests:
-        while row.done < len(row.prompt):
-            last = engine.rows.prefill(min(37, len(row.prompt) - row.done)).copy()
+        while row.num_computed_tokens < len(row.prompt):
+            last = engine.rows.prefill(min(37, len(row.prompt) - row.num_computed_tokens)).copy()
         found.append([last])
     for step in range(STEPS):
         for row, ids in zip(requests, rows(), strict=True):
-            row.token = int(ids[len(ids) - STEPS + step])
+            row.next_token = int(ids[len(ids) - STEPS + step])
         for logits, one in zip(engine.rows.decode(), found, strict=True):
             one.append(logits.copy())
     return [np.stack(one) for one in found]

@@ -59,14 +59,16 @@ def logits(
     """The logits after the prompt and after a token more, of rows that run together: ``[rows, 2,
     vocabulary]``.
     """
-    rows = [engine.row(prompt, engine.adapters.of_row(adapter), Sampling()) for adapter in adapters]
+    rows = [
+        engine.row(prompt, engine.adapters.of_row(adapter), Sampling()).sequences[0] for adapter in adapters
+    ]
     for row in rows:
         engine.rows.admit(row)
     first = []
     for row in rows:
         engine.rows.next_to_read()
-        first.append(engine.rows.prefill(len(prompt) - row.done).copy())
-        row.token = token
+        first.append(engine.rows.prefill(len(prompt) - row.num_computed_tokens).copy())
+        row.next_token = token
     second = engine.rows.decode()
     for row in rows:
         engine.rows.remove(row)

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import adapterpack as ap
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.runtime.engine.prefix_reuse import BLOCK
-from adapterpack.runtime.engine.row_batch import Row
+from adapterpack.runtime.engine.model_runner import SequenceState
+from adapterpack.runtime.engine.prefix_cache import BLOCK
 
 Make = Callable[..., Any]
 INVOCATION = (7, 8)
@@ -51,14 +51,14 @@ def answer(
 ) -> np.ndarray:
     """The logits after a prompt and a few steps."""
     adapter = None if name is None else engine.adapters.taken(engine.adapters.pack(name))
-    row = Row(prompt=prompt, adapter=adapter, salt=salt)
-    engine.rows.admit(row)  # type: ignore[arg-type]
+    row = SequenceState(prompt=prompt, adapter=adapter, salt=salt)
+    engine.rows.admit(row)
     engine.rows.next_to_read()
-    logits = [engine.rows.prefill(len(prompt) - row.done).copy()]
+    logits = [engine.rows.prefill(len(prompt) - row.num_computed_tokens).copy()]
     for token in range(9, 9 + steps):
-        row.token = token
+        row.next_token = token
         logits.append(engine.rows.decode()[0])
-    engine.rows.remove(row)  # type: ignore[arg-type]
+    engine.rows.remove(row)
     return np.stack(logits)
 
 

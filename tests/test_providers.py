@@ -36,7 +36,7 @@ from adapterpack.runtime.providers import builtin
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.kernels import kernels_of, nodes_without_kernel
 from adapterpack.runtime.providers.provider import PROVIDERS
-from adapterpack.runtime.providers.starting import start
+from adapterpack.runtime.providers.resolved_device import resolve
 from adapterpack.slots.precision import PRECISIONS
 
 Make = Callable[..., Any]
@@ -70,13 +70,13 @@ def hollow(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 @pytest.mark.fast
 def test_a_provider_that_is_not_here_is_named_with_its_wheel() -> None:
     with pytest.raises(ProviderError, match=r"'tpu'.*coreml, cpu, cuda, dml"):
-        start(Device(provider="tpu"))
+        resolve(Device(provider="tpu"))
     for name in set(PROVIDERS) - {"cpu"}:
         if PROVIDERS[name].runtime_name not in ort.get_available_providers():
             with pytest.raises(
                 ProviderError, match="no CUDA device" if name in ("cuda", "tensorrt") else "it comes with"
             ):
-                start(Device(provider=name))
+                resolve(Device(provider=name))
 
 
 @pytest.mark.fast
@@ -86,7 +86,7 @@ def test_a_provider_that_is_not_here_is_named_with_its_wheel() -> None:
 )
 def test_a_setting_that_the_provider_does_not_have_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="the provider cpu has no setting"):
-        start(Device(provider="cpu", **settings))
+        resolve(Device(provider="cpu", **settings))
     for name in ("memory_limit", "threads"):
         with pytest.raises(ConfigError, match=f"{name} is a number from 1 on"):
             Device(**{name: 0})
@@ -94,7 +94,7 @@ def test_a_setting_that_the_provider_does_not_have_is_refused(settings: dict[str
 
 @pytest.mark.fast
 def test_threads_and_spinning_reach_the_session_options() -> None:
-    options = start(Device(provider="cpu", threads=3, spinning=False)).session_options()
+    options = resolve(Device(provider="cpu", threads=3, spinning=False)).session_options()
     assert (
         options.intra_op_num_threads,
         options.get_session_config_entry("session.intra_op.allow_spinning"),
@@ -164,9 +164,9 @@ from pathlib import Path
 import onnxruntime as ort
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.placement import nodes_by_provider, nodes_on_cpu
-from adapterpack.runtime.providers.starting import start
+from adapterpack.runtime.providers.resolved_device import resolve
 from adapterpack.slots.precision import PRECISIONS
-started, found = start(Device(provider="cuda")), {}
+started, found = resolve(Device(provider="cuda")), {}
 for name in json.loads(sys.argv[1]):
     session = ort.InferenceSession(name, started.session_options(), providers=list(started.providers), enable_fallback=0)
     placed = nodes_by_provider(session)
@@ -299,7 +299,7 @@ def test_a_buffer_on_a_device_is_read_and_written_as_one_of_the_host() -> None:
     """With the host as the device: the graphs that copy rows are those that run on a card."""
     rng, shape = np.random.default_rng(3), (3, 2, 11, 4)
     for dtype in (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16):
-        one, two = HostBuffer(shape, dtype), DeviceBuffer(shape, dtype, start(Device(provider="cpu")))
+        one, two = HostBuffer(shape, dtype), DeviceBuffer(shape, dtype, resolve(Device(provider="cpu")))
         for step in range(30):
             first, last = sorted(rng.choice(12, 2, replace=False).tolist())
             source, target = rng.choice(3, 2, replace=False).tolist()

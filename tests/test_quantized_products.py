@@ -28,7 +28,7 @@ from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime.ort.model import OrtModel
 from adapterpack.runtime.providers.device import Device
-from adapterpack.runtime.providers.starting import start
+from adapterpack.runtime.providers.resolved_device import resolve
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.loading import load_model
 
@@ -352,7 +352,7 @@ def test_quantized_graphs_are_opened_prepacked(fast: Path, monkeypatch: pytest.M
     assert {name for name, _ in entries} >= {graph_file(DECODER)}
     assert {entry for _, entry in entries} <= {None, "0"}
     entries.clear()
-    OrtModel(fast, DECODER, start(Device(provider="cpu")), mapped=True)
+    OrtModel(fast, DECODER, resolve(Device(provider="cpu")), mapped=True)
     assert entries == [(graph_file(DECODER), "1")]
 
 

@@ -33,8 +33,8 @@ from transformers import (
 from adapterpack import Session
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, NonFinite
+from adapterpack.runtime.generation.sampler import Sampler, candidates, sample
 from adapterpack.runtime.generation.sampling import Sampling, sampling_of
-from adapterpack.runtime.generation.token_chooser import TokenChooser, candidates, choose
 from adapterpack.tasks.data.rows import RowError
 from adapterpack.tasks.task import MAIN
 
@@ -106,11 +106,11 @@ def test_draws_follow_the_distribution(fields: dict[str, Any]) -> None:
     # so that these are the output, whatever the options
     forced = [noise(1, 12) * 0 + 200 * (np.arange(12) == token) for token in output]
     expected = dense(logits, options, output)
-    rows = [TokenChooser(options, PROMPT, stream=row) for row in range(2500)]
+    rows = [Sampler(options, PROMPT, stream=row) for row in range(2500)]
     for token, step in zip(output, forced, strict=True):
-        assert {choice.token for choice in choose(np.tile(step, (len(rows), 1)), rows)} == {token}
+        assert {choice.token for choice in sample(np.tile(step, (len(rows), 1)), rows)} == {token}
     counts = np.bincount(
-        [choice.token for choice in choose(np.tile(logits, (len(rows), 1)), rows)], minlength=12
+        [choice.token for choice in sample(np.tile(logits, (len(rows), 1)), rows)], minlength=12
     ) / len(rows)
     assert (counts[expected == 0] == 0).all()
     np.testing.assert_allclose(counts, expected, rtol=0, atol=0.05)
@@ -165,9 +165,9 @@ def test_penalties_are_those_of_transformers() -> None:
     """
     logits, output = noise(2, 50), [11, 12]
     options = Sampling(repetition_penalty=1.3, logit_bias={7: 2.0, 20: -3.5}, min_new_tokens=4)
-    chooser = TokenChooser(options, PROMPT, ends=[2, 30])
+    sampler = Sampler(options, PROMPT, ends=[2, 30])
     for token in output:
-        assert choose((np.arange(50) == token)[None] * np.float32(900), [chooser])[0].token == token
+        assert sample((np.arange(50) == token)[None] * np.float32(900), [sampler])[0].token == token
     processors = LogitsProcessorList(
         [
             SequenceBiasLogitsProcessor({(7,): 2.0, (20,): -3.5}),
@@ -176,7 +176,7 @@ def test_penalties_are_those_of_transformers() -> None:
         ]
     )
     expected = processors(torch.tensor([PROMPT + output]), torch.from_numpy(logits)[None])[0].numpy()
-    np.testing.assert_allclose(chooser.adjusted(logits.copy()), expected, rtol=1e-6)
+    np.testing.assert_allclose(sampler.adjusted(logits.copy()), expected, rtol=1e-6)
     assert np.isneginf(expected[[2, 30]]).all()
 
 
@@ -204,9 +204,9 @@ def test_what_may_not_and_must_be_next_is_as_in_transformers() -> None:
             "repetition_penalty": 1.4,
         }
         fields = {name: value for name, value in fields.items() if dice.random() < 0.5}
-        chooser = TokenChooser(Sampling(**fields, max_new_tokens=room), prompt, ends=[2, 5], room=room)
+        sampler = Sampler(Sampling(**fields, max_new_tokens=room), prompt, ends=[2, 5], room=room)
         for token in output:
-            chooser.accept(token)
+            sampler.accept(token)
         right = GenerationMixin._get_logits_processor(
             SimpleNamespace(
                 config=SimpleNamespace(is_encoder_decoder=False),
@@ -219,7 +219,7 @@ def test_what_may_not_and_must_be_next_is_as_in_transformers() -> None:
         logits = noise(dice.randrange(99), size)
         expected = right(torch.tensor([[*prompt, *output]]), torch.from_numpy(logits.copy())[None])[0].numpy()
         np.testing.assert_allclose(
-            chooser.adjusted(logits.copy()), expected, rtol=1e-6, err_msg=f"{prompt} {output} {fields}"
+            sampler.adjusted(logits.copy()), expected, rtol=1e-6, err_msg=f"{prompt} {output} {fields}"
         )
 
 
@@ -250,23 +250,23 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: type) -> None:
     logits = noise(3, 3, len(OPTIONS), 5003).astype(dtype)
     prompts = [PROMPT * row for row in range(len(OPTIONS))]
 
-    def rows() -> list[TokenChooser]:
+    def rows() -> list[Sampler]:
         return [
-            TokenChooser(options, prompt, stream=row)
+            Sampler(options, prompt, stream=row)
             for row, (options, prompt) in enumerate(zip(OPTIONS, prompts, strict=True))
         ]
 
     alone = [
-        [choose(step[row : row + 1], [chooser])[0] for step in logits] for row, chooser in enumerate(rows())
+        [sample(step[row : row + 1], [sampler])[0] for step in logits] for row, sampler in enumerate(rows())
     ]
     together, backwards, wide = rows(), rows()[::-1], rows()
     large = np.full((3, 2 * len(OPTIONS), 2 * 5003), np.nan, dtype)
     large[:, ::2, ::2] = logits
     for step in range(3):
         expected = [choices[step] for choices in alone]
-        assert choose(logits[step], together) == expected
-        assert choose(logits[step, ::-1], backwards) == expected[::-1]
-        assert choose(large[step, ::2, ::2], wide) == expected
+        assert sample(logits[step], together) == expected
+        assert sample(logits[step, ::-1], backwards) == expected[::-1]
+        assert sample(large[step, ::2, ::2], wide) == expected
     assert len({choices[0].token for choices in alone}) > 3
 
 
@@ -281,7 +281,7 @@ def test_a_row_without_a_next_token_is_its_own_error() -> None:
         Sampling(logit_bias={300: 1}),
         Sampling(temperature=1.0, top_p=0.9),
     ]
-    choices = choose(logits, [TokenChooser(options, stream=row) for row, options in enumerate(kinds)])
+    choices = sample(logits, [Sampler(options, stream=row) for row, options in enumerate(kinds)])
     assert [type(choice.error) for choice in choices] == [
         type(None),
         NonFinite,
@@ -292,18 +292,18 @@ def test_a_row_without_a_next_token_is_its_own_error() -> None:
     ]
     assert "at logit_bias; expected at most 299, found 300" in str(choices[4].error)
     for row in (0, 5):
-        assert choices[row] == choose(logits[row : row + 1], [TokenChooser(kinds[row], stream=row)])[0]
-    stops = TokenChooser(Sampling(stop_token_ids=[300]), ends=[300])
-    assert "at stop_token_ids" in str(choose(logits[:1], [stops])[0].error)
+        assert choices[row] == sample(logits[row : row + 1], [Sampler(kinds[row], stream=row)])[0]
+    stops = Sampler(Sampling(stop_token_ids=[300]), ends=[300])
+    assert "at stop_token_ids" in str(sample(logits[:1], [stops])[0].error)
     logits[0, 7] = 3e38
-    (huge,) = choose(logits[:1], [TokenChooser(Sampling(temperature=1.0, repetition_penalty=0.01), [7])])
+    (huge,) = sample(logits[:1], [Sampler(Sampling(temperature=1.0, repetition_penalty=0.01), [7])])
     assert "no token may follow" in str(huge.error)
     logits[0, :] = np.where(np.arange(300) == 2, 0, -np.inf)
-    (banned,) = choose(logits[:1], [TokenChooser(Sampling(min_new_tokens=1), ends=[2])])
+    (banned,) = sample(logits[:1], [Sampler(Sampling(min_new_tokens=1), ends=[2])])
     assert "no token may follow" in str(banned.error)
-    (unlikely,) = choose(
+    (unlikely,) = sample(
         np.array([[-np.inf, 1, -3e38, np.nextafter(np.float32(1), np.float32(0))]], np.float32),
-        [TokenChooser(Sampling(temperature=1e-38))],
+        [Sampler(Sampling(temperature=1e-38))],
     )
     assert unlikely.token == 1 and unlikely.error is None
 
@@ -314,8 +314,8 @@ def test_tokens_without_logits_do_no_harm() -> None:
     """
     options = Sampling(min_new_tokens=3, repetition_penalty=1.5, presence_penalty=0.5)
     logits = noise(6, 1, 40)
-    assert choose(logits, [TokenChooser(options, [5, 90], ends=[50256])]) == choose(
-        logits, [TokenChooser(options, [5])]
+    assert sample(logits, [Sampler(options, [5, 90], ends=[50256])]) == sample(
+        logits, [Sampler(options, [5])]
     )
 
 
@@ -325,11 +325,11 @@ def test_logprobs_are_those_of_the_model(dtype: type) -> None:
     choice; the likeliest first.
     """
     logits = noise(5, 1, 40_000).astype(dtype)
-    chooser = TokenChooser(
+    sampler = Sampler(
         Sampling(temperature=3.0, top_k=50, logprobs=5, repetition_penalty=2.0, logit_bias={8: 50}), [1, 2, 3]
     )
     expected = torch.log_softmax(torch.from_numpy(logits[0].astype(np.float64)), 0).numpy()
-    (choice,) = choose(logits, [chooser])
+    (choice,) = sample(logits, [sampler])
     assert choice.logprob is not None
     assert abs(choice.logprob - expected[choice.token]) < 1e-5
     best = np.argsort(-expected, kind="stable")[:5]

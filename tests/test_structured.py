@@ -22,10 +22,11 @@ from adapterpack.errors import ConfigError, MissingExtra, Unsupported
 from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation import structured
-from adapterpack.runtime.generation.beam_search import answer_of
+from adapterpack.runtime.generation.answer import AnswerRequest
+from adapterpack.runtime.generation.beam_search import begin_answer
+from adapterpack.runtime.generation.sampler import Sampler, sample
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.generation.structured import Beside, grammar_mask
-from adapterpack.runtime.generation.token_chooser import TokenChooser, choose
 from adapterpack.runtime.text.tokenizer import Tokenizer
 
 ORDER: dict[str, Any] = {
@@ -140,10 +141,10 @@ def test_rows_with_and_without_a_form(tokenizer: Tokenizer) -> None:
     logits = np.random.default_rng(0).standard_normal((12, len(forms), 49_280)).astype(np.float32)
     logits[:, :, 2] = 50  # the end token, wherever it may be
 
-    def rows() -> list[TokenChooser]:
+    def rows() -> list[Sampler]:
         options = [Sampling(temperature=0.5, logprobs=1, **form) for form in forms]
         return [
-            TokenChooser(option, ends=[2], mask=grammar_mask(tokenizer, option), stream=row)
+            Sampler(option, ends=[2], mask=grammar_mask(tokenizer, option), stream=row)
             for row, option in enumerate(options)
         ]
 
@@ -151,8 +152,8 @@ def test_rows_with_and_without_a_form(tokenizer: Tokenizer) -> None:
     chosen: list[list[int]] = [[] for _ in forms]
     for step in logits:
         going = [row for row in range(len(forms)) if 2 not in chosen[row] and not together[row].finished]
-        choices = choose(step[going], [together[row] for row in going])
-        assert choices == [choose(step[row : row + 1], [alone[row]])[0] for row in going]
+        choices = sample(step[going], [together[row] for row in going])
+        assert choices == [sample(step[row : row + 1], [alone[row]])[0] for row in going]
         for row, choice in zip(going, choices, strict=True):
             chosen[row].append(choice.token)
     assert chosen[0] == chosen[3] == [2], "free, or where nothing is a text of the form"
@@ -226,13 +227,13 @@ def test_a_form_that_grows_too_large_ends_its_own_row(fields: dict[str, Any], to
     """
     options = Sampling(temperature=1.0, **fields)
     rows = [
-        TokenChooser(options, mask=grammar_mask(tokenizer, options)),
-        TokenChooser(Sampling(temperature=1.0)),
+        Sampler(options, mask=grammar_mask(tokenizer, options)),
+        Sampler(Sampling(temperature=1.0)),
     ]
     logits = np.random.default_rng(0).standard_normal((2, 49_152)).astype(np.float32)
     logits[:, 2] = -1000  # no end
     for _ in range(400):
-        first, second = choose(logits, rows)
+        first, second = sample(logits, rows)
         assert second.error is None
         if first.error is not None:
             break
@@ -295,7 +296,9 @@ def test_every_beam_of_a_search_has_the_form(tokenizer: Tokenizer) -> None:
     dice = np.random.default_rng(4)
     for fields in ({"regex": DATE}, {"grammar": GBNF}, {"regex": DATE, "repetition_penalty": 1.5}):
         options = Sampling(**fields, num_beams=4, num_return_sequences=4, max_new_tokens=30)  # type: ignore[arg-type]
-        answer = answer_of(tokenizer, options, [1, 2, 3], 30, mask=grammar_mask(tokenizer, options))
+        answer = begin_answer(
+            AnswerRequest(tokenizer, options, [1, 2, 3], 30, mask=grammar_mask(tokenizer, options))
+        )
         while answer.reason is None:
             answer.advance([dice.standard_normal(49_280).astype(np.float32)] * 4)
         form = {name: form for name, form in fields.items() if name != "repetition_penalty"}

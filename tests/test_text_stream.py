@@ -80,7 +80,7 @@ def test_pieces_are_final_and_make_up_the_whole(kind: str, tmp_path: Path) -> No
     """Any ids, special and unknown ones among them: no piece is taken back, and all of them are the text of
     all ids.
     """
-    from adapterpack.runtime.text.text_stream import TextStream
+    from adapterpack.runtime.text.detokenizer import Detokenizer
     from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
     make, some = CORES[kind]
@@ -88,7 +88,7 @@ def test_pieces_are_final_and_make_up_the_whole(kind: str, tmp_path: Path) -> No
     end, rng = tokenizer.core.token_to_id("<end>"), np.random.default_rng(4)
     for _ in range(200):
         ids = [int(rng.choice([*some, end, 10_000])) for _ in range(int(rng.integers(1, 24)))]
-        stream, given = TextStream(tokenizer, ()), [""]
+        stream, given = Detokenizer(tokenizer, ()), [""]
         for token in ids:
             stream.push(token)
             given.append(stream.text)
@@ -104,18 +104,18 @@ def test_whole_characters_of_byte_fallback(tmp_path: Path) -> None:
     """Characters of many tokens come whole, and a text is what the tokenizer says of it at once; a broken one
     is replaced, not lost.
     """
-    from adapterpack.runtime.text.text_stream import TextStream
+    from adapterpack.runtime.text.detokenizer import Detokenizer
     from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
     tokenizer = Ours(folder_of(byte_fallback(), tmp_path / "model"))
     ids = [1 + byte for byte in "€😀".encode()]
-    stream, given = TextStream(tokenizer, ()), []
+    stream, given = Detokenizer(tokenizer, ()), []
     for token in [258, *ids, 259, 257, 258]:
         stream.push(token)
         given.append(stream.text)
     assert given == ["a", "a", "a", "a€", "a€", "a€", "a€", "a€😀", "a€😀 b", "a€😀 b ", "a€😀 b  a"]
     assert given[-1] == tokenizer.decode([258, *ids, 259, 257, 258])
-    broken, given = TextStream(tokenizer, ()), []
+    broken, given = Detokenizer(tokenizer, ()), []
     for token in [1 + ord("A"), 1 + 0xE2, 259]:  # a run of bytes whose second one no character has
         broken.push(token)
         given.append(broken.text)
@@ -132,14 +132,14 @@ def test_a_stop_text_never_begins_to_come(stop: tuple[str, ...], tmp_path: Path)
     """What was given out before a stop text ends in no beginning of it that the text goes on with; without
     one nothing is lost.
     """
-    from adapterpack.runtime.text.text_stream import TextStream
+    from adapterpack.runtime.text.detokenizer import Detokenizer
     from adapterpack.runtime.text.tokenizer import Tokenizer as Ours
 
     tokenizer, rng, ended = Ours(folder_of(byte_level(), tmp_path / "model")), np.random.default_rng(5), 0
     letters = [tokenizer.encode(letter)[0] for letter in "st "]
     for _ in range(100):
         ids = [int(rng.choice(letters, p=[0.4, 0.4, 0.2])) for _ in range(30)]
-        stream, given, pushed = TextStream(tokenizer, stop), [], 0
+        stream, given, pushed = Detokenizer(tokenizer, stop), [], 0
         while pushed < len(ids) and not stream.stopped:
             stream.push(ids[pushed])
             given.append(stream.text)

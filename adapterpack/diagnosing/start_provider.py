@@ -72,9 +72,9 @@ def _start(name: str) -> dict[str, Any]:
     from onnx import parser  # noqa: PLC0415 - as above
 
     from ..runtime.providers.device import Device  # noqa: PLC0415 - as above
-    from ..runtime.providers.starting import start  # noqa: PLC0415 - as above
+    from ..runtime.providers.resolved_device import resolve  # noqa: PLC0415 - as above
 
-    started = start(Device(provider=name))
+    started = resolve(Device(provider=name))
     session = ort.InferenceSession(
         parser.parse_model(_GRAPH).SerializeToString(),
         started.session_options(),

@@ -22,7 +22,7 @@ from ..graph_passes.static_cache_decoder import make_int8
 from ..onnx_graph.products import is_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_reader import AdapterReader
-from ..runtime.engine.row_batch import Row, RowBatch
+from ..runtime.engine.model_runner import ModelRunner, SequenceState
 from ..runtime.sessions.measured_texts import texts
 from ..runtime.sessions.session import Session
 from ..runtime.text.context_length import context_of
@@ -101,12 +101,12 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
     longest = max(map(len, prompts))
     room = (context_of(session) or _LENGTH + _ROOM) - _ROOM
     length, count = max(1, min(_LENGTH, room)), max(1, min(_STEPS, room - longest))
-    batch = RowBatch[Row](session, reader, len(prompts), max(length, longest + count) + _ROOM)
+    batch = ModelRunner(session, reader, len(prompts), max(length, longest + count) + _ROOM)
     packs = [None, *(session.packs.values() if session.bundle.mode == "bank" else ())]
     logits, chosen, largest = [], [], dict[str, np.ndarray]()
     for number, pack in enumerate(packs):
         adapter = None if pack is None else reader.read(pack)
-        rows = [Row(prompt=prompt, adapter=adapter) for prompt in prompts]
+        rows = [SequenceState(prompt=prompt, adapter=adapter) for prompt in prompts]
         steps = _answered(batch, rows, natural, rng, [None] * count if tokens is None else tokens[number])
         logits.append([one for one, _ in steps])
         chosen.append([one for _, one in steps[1:]])
@@ -115,7 +115,7 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
             batch.remove(row)
         if tokens is None:
             mixed = [
-                Row(prompt=ids.tolist(), adapter=adapter)
+                SequenceState(prompt=ids.tolist(), adapter=adapter)
                 for ids in rng.integers(1, steps[0][0].shape[-1], (_MIXED, length))
             ]
             for row in mixed:
@@ -127,16 +127,16 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
     return _Run(np.array(logits, np.float32), np.array(chosen), largest)
 
 
-def _enlarge(largest: dict[str, np.ndarray], batch: RowBatch[Row], rows: Sequence[Row]) -> None:
+def _enlarge(largest: dict[str, np.ndarray], batch: ModelRunner, rows: Sequence[SequenceState]) -> None:
     """Takes in what the first rows of a batch have in their caches."""
     for place, row in enumerate(rows):
-        for name, numbers in batch.cached(place, row.length).items():
+        for name, numbers in batch.cached(place, row.kv_len).items():
             largest[name] = np.maximum(largest.get(name, 0), np.abs(numbers).max(axis=1).astype(np.float32))
 
 
 def _answered(
-    batch: RowBatch[Row],
-    rows: Sequence[Row],
+    batch: ModelRunner,
+    rows: Sequence[SequenceState],
     natural: int,
     rng: np.random.Generator,
     tokens: Sequence[np.ndarray | None],
@@ -152,7 +152,7 @@ def _answered(
         random = rng.integers(1, logits.shape[-1], len(rows) - natural)
         chosen = np.append(logits[:natural].argmax(-1), random) if given is None else given
         for row, token in zip(rows, chosen, strict=True):
-            row.token = int(token)
+            row.next_token = int(token)
         logits = batch.decode()
         steps.append((logits, chosen))
     return steps

@@ -19,7 +19,7 @@ from ..onnx_graph.products import is_fast, make_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
-from ..runtime.engine.row_batch import Row, RowBatch
+from ..runtime.engine.model_runner import ModelRunner, SequenceState
 from ..runtime.ort.values import array_of
 from ..runtime.prompts import start_ids
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
@@ -73,7 +73,7 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
     prompts, sources = ([start] * len(rows), _sources(session, rows, rng)) if start else (rows, None)
     tokens = rng.integers(1, most, (_STEPS, len(rows)))
     reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
-    batch = RowBatch[Row](session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
+    batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
     packs = session.packs if session.bundle.mode == "bank" else {}
     worst = 0.0
     for names in _names(session):
@@ -145,7 +145,7 @@ def _prove_long(
         [session.default, *session.adapters] if session.bundle.mode == "bank" else [session.default]
     )
     names = [choices[row % len(choices)] for row in range(len(prompts))]
-    batch = RowBatch[Row](session, reader, len(prompts), max(map(len, prompts)) + len(tokens) + _ROOM)
+    batch = ModelRunner(session, reader, len(prompts), max(map(len, prompts)) + len(tokens) + _ROOM)
     packs = session.packs if session.bundle.mode == "bank" else {}
     adapters = [reader.read(packs[name]) if name is not None and name in packs else None for name in names]
     engine = _by_engine(
@@ -228,7 +228,7 @@ def _ordinary(
 
 
 def _by_engine(
-    batch: RowBatch[Row],
+    batch: ModelRunner,
     prompts: Sequence[Sequence[int]],
     sources: Sequence[Arrays] | None,
     adapters: Sequence[ResidentAdapter | None],
@@ -238,7 +238,7 @@ def _by_engine(
     """The same by the engine's graph, which reads so many tokens of a prompt at a time."""
     rows, first = (
         [
-            Row(prompt=ids, adapter=adapter, source=source)
+            SequenceState(prompt=ids, adapter=adapter, source=source)
             for ids, adapter, source in zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)
         ],
         [],
@@ -246,13 +246,13 @@ def _by_engine(
     for row in rows:
         batch.admit(row)
     for row in rows:
-        while row.done < len(row.prompt):
-            last = batch.prefill(min(piece, len(row.prompt) - row.done)).copy()
+        while row.num_computed_tokens < len(row.prompt):
+            last = batch.prefill(min(piece, len(row.prompt) - row.num_computed_tokens)).copy()
         first.append(last)
     logits = [np.stack(first)]
     for step_tokens in tokens:
         for row, token in zip(rows, step_tokens, strict=True):
-            row.token = int(token)
+            row.next_token = int(token)
         logits.append(batch.decode())
     for row in rows:
         batch.remove(row)

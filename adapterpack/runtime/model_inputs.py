@@ -15,7 +15,7 @@ from ..slots.prompt_rows import virtual_room
 from ..tasks.session import Arrays
 from ..tasks.task import Part
 from .adapters.pinned import Pinned
-from .adapters.prefix_cache import PrefixCache, behind_encoder
+from .adapters.prompt_cache import PromptCache, cross_prompt_cache
 from .open_bundle import OpenBundle
 from .ort.model import OrtModel
 from .text.context_length import require_context
@@ -108,7 +108,7 @@ def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) ->
     prompts = np.array(rows.in_cache(), np.int64)
     behind = max(past, prompts.max()) - prompts.max() + length
     require_context(session, prompts + behind, prompts)
-    given = {**behind_encoder(graph.inputs, rows.adapters.prompts, rows.names), **given}
+    given = {**cross_prompt_cache(graph.inputs, rows.adapters.prompts, rows.names), **given}
     read = next((array.shape[2] for name, array in given.items() if name.startswith(ENCODED)), None)
     if "attention_mask" in graph.inputs and read is not None:
         virtual = rows.virtual() if PROMPT in session.bundle.sites else np.zeros(count, np.int64)
@@ -143,7 +143,7 @@ def _acting(
     given: Arrays,
     rows: Pinned,
     past: int = 0,
-    prefix: PrefixCache | None = None,
+    prefix: PromptCache | None = None,
 ) -> Arrays:
     """Where adapters act, if the graph asks for it."""
     if ADAPTER_POSITIONS not in graph.inputs:
@@ -162,7 +162,7 @@ def _acting(
     return {**given, ADAPTER_POSITIONS: rows.acting({"input_ids": ids, "attention_mask": mask})}
 
 
-def _require_window(session: OpenBundle, covered: np.ndarray, prefix: PrefixCache) -> None:
+def _require_window(session: OpenBundle, covered: np.ndarray, prefix: PromptCache) -> None:
     """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner
     than without padding.
     """

@@ -33,7 +33,7 @@ from ..tasks.task import MAIN, task_named
 from .adapters.mix import Mix, Names
 from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Pinned
-from .adapters.prefix_cache import prompt_kv
+from .adapters.prompt_cache import prompt_kv
 from .adapters.slot_values import SlotValues
 from .generation.sampling import Sampling
 from .ort.contract import require_contract
@@ -42,7 +42,7 @@ from .ort.sandboxed_open import require_openable
 from .providers.device import Device
 from .providers.kernels import listed
 from .providers.placement import CpuNodesWarning
-from .providers.starting import start
+from .providers.resolved_device import resolve
 from .text.context_length import most_characters
 from .text.model_files import read_object
 from .text.tokenizer import NoTokenizer, Tokenizer
@@ -68,9 +68,9 @@ class OpenBundle:
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         self._proofs = Proofs(manifest)
         proved = verify != "off" and self._proofs.proved()
-        self._started = start(Device.of(provider, threads))
+        self._resolved = resolve(Device.of(provider, threads))
         self.task = task_named(self.bundle.task)
-        if self._started.captures and not self.bundle.decoder:
+        if self._resolved.captures and not self.bundle.decoder:
             raise Unsupported(
                 "only the engine's steps are captured, and the bundle has no graph for them",
                 where=self.folder,
@@ -114,8 +114,8 @@ class OpenBundle:
 
     def _open(self, part: str) -> OrtModel:
         if self._verify != "off":
-            require_openable(self.folder, self.bundle, self._proofs, [part], self._started.provider.name)
-        graph = self._run_time(part, self._started if part == DECODER else self._started.without_capture())
+            require_openable(self.folder, self.bundle, self._proofs, [part], self._resolved.provider.name)
+        graph = self._run_time(part, self._resolved if part == DECODER else self._resolved.without_capture())
         require_contract(self.bundle, part, graph)
         if graph.cpu_nodes:
             warnings.warn(

@@ -13,7 +13,7 @@ from ...slots.prompt_rows import virtual_tokens
 from ...tasks.task import MAIN
 from ..ort.values import array_of
 from .positions import acting
-from .prefix_cache import PrefixCache, Prompts, apart, prefix_cache, prompt_lengths
+from .prompt_cache import PromptCache, Prompts, make_prompt_cache, prompt_lengths, split_by_length
 from .rows_apart import joined, owning
 
 
@@ -55,7 +55,7 @@ class Pinned(NamedTuple):
         if len(set(lengths)) < 2 or not any(name.startswith(ENCODED) for name in feeds):
             return self.run(feeds, part)
         pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for rows, some in apart(feeds, lengths):
+        for rows, some in split_by_length(feeds, lengths):
             for key, value in self.run(some, part, list(rows)).items():
                 pieces.setdefault(key, []).append((rows, array_of(value)))
         return {key: owning(joined(parts)) for key, parts in pieces.items()}
@@ -74,11 +74,11 @@ class Pinned(NamedTuple):
 
         return Pinned([self.names[place] for place in places], self.adapters, run)
 
-    def prefix(self, inputs: Mapping[str, Any]) -> PrefixCache:
+    def prefix(self, inputs: Mapping[str, Any]) -> PromptCache:
         """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the
         mask that covers it.
         """
-        return prefix_cache(inputs, self.adapters.prompts, self.names)
+        return make_prompt_cache(inputs, self.adapters.prompts, self.names)
 
     def virtual(self) -> np.ndarray:
         """How many virtual tokens each row's prompt has, ``[rows]``."""

@@ -15,7 +15,7 @@ from ...slots.values import Values, padded
 from ...tasks.task import MAIN
 from ..adapters.mix import Mix, parts_of
 from ..adapters.positions import require_positions
-from ..adapters.prefix_cache import layer_and_side
+from ..adapters.prompt_cache import layer_and_side
 from ..adapters.slot_values import SlotValues
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter

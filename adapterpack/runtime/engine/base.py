@@ -27,7 +27,10 @@ class EngineRow(Protocol):
     """A row of any kind of engine."""
 
     number: int
-    adapter: ResidentAdapter | None
+
+    @property
+    def adapter(self) -> ResidentAdapter | None:
+        """The adapter that it runs with."""
 
 
 class Engine:

@@ -14,7 +14,7 @@ from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
-from .row_batch import Row, RowBatch
+from .model_runner import ModelRunner, SequenceState
 
 
 def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Replay]:
@@ -32,7 +32,7 @@ def replay_resident(
     images = recorded.pixels is not None and "image_features" in bundle.task.main.inputs
     feeds = list(canary.feeds(recorded, (bundle.image_token, bundle.image_positions) if images else None))
     tokens = "decoder_input_ids" if bundle.task.has_encoder else "input_ids"
-    batch = RowBatch[Row](bundle, reader, 1, max(feed[tokens].shape[1] for feed in feeds) + adapter.virtual)
+    batch = ModelRunner(bundle, reader, 1, max(feed[tokens].shape[1] for feed in feeds) + adapter.virtual)
 
     def rows(one: ResidentAdapter | None) -> Rows:
         return [_logits(bundle, batch, feed, tokens, one) for feed in feeds]
@@ -43,16 +43,16 @@ def replay_resident(
 
 
 def _logits(
-    bundle: OpenBundle, batch: RowBatch[Row], feed: Arrays, tokens: str, adapter: ResidentAdapter | None
+    bundle: OpenBundle, batch: ModelRunner, feed: Arrays, tokens: str, adapter: ResidentAdapter | None
 ) -> np.ndarray:
     ids = feed[tokens][0].tolist()
     others = {name: array for name, array in feed.items() if name != tokens}
     if others and not bundle.task.has_encoder:
         name = adapter.name if adapter is not None and adapter.name in bundle.packs else None
         images = run_parts(bundle, feed, [name], parts=bundle.task.parts[:-1])
-        row = Row(prompt=ids, adapter=adapter, features=images)
+        row = SequenceState(prompt=ids, adapter=adapter, features=images)
     else:
-        row = Row(prompt=ids, adapter=adapter, source=others)
+        row = SequenceState(prompt=ids, adapter=adapter, source=others)
     batch.admit(row)
     logits: np.ndarray = batch.prefill(len(ids)).astype(np.float32)
     batch.remove(row)

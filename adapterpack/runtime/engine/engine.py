@@ -20,21 +20,21 @@ from ...bundle.decoder_graph import without_decoder
 from ...errors import AdapterpackError, ConfigError
 from ...pack.pack import Pack
 from ..adapters.mix import Mix
-from ..generation.beam_search import answer_of
+from ..generation.answer import AnswerRequest
+from ..generation.beam_search import begin_answer
+from ..generation.sampler import Choice, TokenMask
 from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
-from ..generation.token_chooser import Choice, TokenMask
 from ..open_bundle import OpenBundle
 from ..prompts import Prompt, prompt_ids, start_ids
 from ..providers.device import Device
 from ..text.context_length import context_of, require_context
-from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .canary_replay import replay_resident
-from .requests import Beam, Event, Request
-from .row_batch import RowBatch
+from .model_runner import ModelRunner, SequenceState
+from .requests import Event, Request
 from .sources import source_of
 
 SHORT = 32
@@ -94,7 +94,7 @@ class DecoderEngine(Engine):
         reader = AdapterReader(self.bundle, self.bundle.slot_values)
         replay = partial(replay_resident, self.bundle, reader)
         self.adapters = AdapterTable(self.bundle, reader.read, replay, adapter_budget)
-        self.rows = RowBatch[Beam](self.bundle, reader, max_rows, self.max_length, prefix_budget)
+        self.rows = ModelRunner(self.bundle, reader, max_rows, self.max_length, prefix_budget)
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._waiting = deque[Request]()
         self._prompts_next = False
@@ -156,13 +156,52 @@ class DecoderEngine(Engine):
         """
         adapter = None if pack is None else self.adapters.taken(pack)
         try:
-            row = self._row(ids, adapter, sampling, dict(features or {}), place, mask)
-            row.salt = hashlib.sha256(cache_salt.encode("utf-8", "surrogatepass")).digest()
-            return row
+            source: Mapping[str, np.ndarray] = {}
+            if self._start is not None:
+                source, features = source_of(self.bundle, list(ids), features or {}), {}
+                ids = self._start
+            sequence = SequenceState(
+                prompt=ids,
+                adapter=adapter,
+                features=features or {},
+                source=source,
+                salt=hashlib.sha256(cache_salt.encode("utf-8", "surrogatepass")).digest(),
+            )
+            room, tokenizer = self._room(sequence, sampling), self.bundle.tokenizer_of(sampling)
+            mask = mask or grammar_mask(tokenizer, sampling)
+            answer = begin_answer(AnswerRequest(tokenizer, sampling, ids, room, place, mask))
+            return Request(next(self._numbers), answer, [sequence])
         except BaseException:
             if adapter is not None:
                 self.adapters.released(adapter)
             raise
+
+    def _room(self, sequence: SequenceState, sampling: Sampling) -> int:
+        """How many tokens an answer to a prompt may have.
+
+        Raises:
+            ConfigError: there is no room for the prompt, or for its beams.
+        """
+        virtual = 0 if sequence.adapter is None else sequence.adapter.virtual
+        total = virtual + len(sequence.prompt)
+        require_context(self.bundle, np.array([total]), virtual)
+        if total > self.max_length:
+            raise ConfigError(
+                "a prompt is longer than the engine's rows",
+                expected=f"at most {self.max_length} tokens",
+                found=total,
+                remedy="open the engine with a larger max_length",
+            )
+        if sampling.num_beams > self.max_rows:
+            raise ConfigError(
+                "a beam search needs a row for each beam",
+                where="num_beams",
+                found=sampling.num_beams,
+                expected=f"at most {self.max_rows} in this engine",
+                remedy="open the engine with more max_rows",
+            )
+        # the last token needs no position
+        return min(sampling.room(len(sequence.prompt)), self.max_length - total + 1)
 
     def _step(self) -> list[Event]:
         """Takes messages in, then either reads prompts or makes a token for every running row. With both to
@@ -172,7 +211,7 @@ class DecoderEngine(Engine):
         events: list[Event] = []
         self._take_messages(events)
         while self._waiting and self._taken + self._waiting[0].answer.width <= self.max_rows:
-            self.rows.admit(self._waiting.popleft())
+            self.rows.admit(self._waiting.popleft().sequences[0])
         self._prompts_next = bool(self.rows.reading) and (self._prompts_next or not self.rows.running)
         if self._prompts_next:
             self._read_prompts(events)
@@ -190,56 +229,14 @@ class DecoderEngine(Engine):
         """The rows that are taken, those included that prompts need once they have been read."""
         return len(self.rows.running) + sum(row.request.answer.width for row in self.rows.reading)
 
-    def _row(
-        self,
-        ids: Sequence[int],
-        adapter: ResidentAdapter | None,
-        sampling: Sampling,
-        features: Mapping[str, np.ndarray],
-        place: int,
-        mask: TokenMask | None,
-    ) -> Request:
-        source: Mapping[str, np.ndarray] = {}
-        if self._start is not None:
-            ids, source, features = self._start, source_of(self.bundle, ids, features), {}
-        virtual = 0 if adapter is None else adapter.virtual
-        total = virtual + len(ids)
-        require_context(self.bundle, np.array([total]), virtual)
-        if total > self.max_length:
-            raise ConfigError(
-                "a prompt is longer than the engine's rows",
-                expected=f"at most {self.max_length} tokens",
-                found=total,
-                remedy="open the engine with a larger max_length",
-            )
-        if sampling.num_beams > self.max_rows:
-            raise ConfigError(
-                "a beam search needs a row for each beam",
-                where="num_beams",
-                found=sampling.num_beams,
-                expected=f"at most {self.max_rows} in this engine",
-                remedy="open the engine with more max_rows",
-            )
-        room = min(sampling.room(len(ids)), self.max_length - total + 1)  # the last token needs no position
-        tokenizer = self.bundle.tokenizer_of(sampling)
-        answer = answer_of(tokenizer, sampling, ids, room, place, mask or grammar_mask(tokenizer, sampling))
-        return Request(
-            number=next(self._numbers),
-            prompt=ids,
-            adapter=adapter,
-            features=features,
-            source=source,
-            answer=answer,
-        )
-
     def _take_messages(self, events: list[Event]) -> None:
         while self._messages:
             kind, what = self._messages.popleft()
             if kind == "add":
                 self._waiting.append(what)
                 continue
-            rows = (*self._waiting, *self.rows.reading, *self.rows.running)
-            for request in {row.request for row in rows if row.request.number == what}:
+            known = [*self._waiting, *(row.request for row in (*self.rows.reading, *self.rows.running))]
+            for request in {request for request in known if request.number == what}:
                 self._end(request, "cancelled", events)
 
     def _decode(self, events: list[Event]) -> None:
@@ -256,11 +253,11 @@ class DecoderEngine(Engine):
             answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
         by_row = dict(zip(rows, answers, strict=True))
         for request in dict.fromkeys(row.request for row in rows):
-            taken = [by_row[row] for row in request.beams]
+            taken = [by_row[row] for row in request.sequences]
             if request.answer.pending is None or any(isinstance(one, AdapterpackError) for one in taken):
                 self._take(request, taken, events)
             else:
-                self.rows.retract(request)
+                self.rows.retract(request.sequences[0])
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:
@@ -275,70 +272,70 @@ class DecoderEngine(Engine):
         enough = self.prefill_budget if self.prompts_together else min(SHORT, self.prefill_budget)
         read = 0
         while read < enough and self.rows.reading:
-            row = self.rows.next_to_read().request
-            whole = row.features or row.source
-            tokens = len(row.prompt) if whole else min(self.prefill_budget - read, len(row.prompt) - row.done)
+            row = self.rows.next_to_read()
+            request, left = row.request, len(row.prompt) - row.num_computed_tokens
+            tokens = left if row.features or row.source else min(self.prefill_budget - read, left)
             read += tokens + max((array.shape[-1] for array in row.source.values()), default=0)
             try:
                 logits = self.rows.prefill(tokens)
             except AdapterpackError as error:
-                self._end(row, "error", events, error)
+                self._end(request, "error", events, error)
                 continue
-            if row.done == len(row.prompt):
-                others = [row.another() for _ in range(row.answer.width - 1)]
+            if tokens == left:
+                others = [row.fork() for _ in range(request.answer.width - 1)]
                 self.rows.add_rows(others)
-                row.beams += others
-                self._take(row, [logits] * row.answer.width, events)
+                request.sequences += others
+                self._take(request, [logits] * request.answer.width, events)
 
     def _take(
-        self, row: Request, logits: Sequence[np.ndarray | AdapterpackError], events: list[Event]
+        self, request: Request, logits: Sequence[np.ndarray | AdapterpackError], events: list[Event]
     ) -> None:
-        """Gives a request the next token in each of its rows, and ends it where that says so."""
+        """Gives a request the next token in each of its sequences, and ends it where that says so."""
         try:
-            taken = row.answer.advance([_given(one) for one in logits])
+            taken = request.answer.advance([_given(one) for one in logits])
         except AdapterpackError as error:
-            self._end(row, "error", events, error)
+            self._end(request, "error", events, error)
             return
-        if row.answer.reason is not None:
-            self._end(row, row.answer.reason, events, choice=taken.choice)
+        if request.answer.reason is not None:
+            self._end(request, request.answer.reason, events, choice=taken.choice)
             return
-        row.beams = self.rows.rearrange(row.beams, taken.parents)
-        for beam, token in zip(row.beams, taken.tokens, strict=True):
-            beam.token = token
-        if taken.choice is not None:
-            events.append(Event(row.number, row.digest, taken.choice.token, taken.choice, row.answer.text))
+        request.sequences = self.rows.rearrange(request.sequences, taken.parents)
+        for sequence, token in zip(request.sequences, taken.tokens, strict=True):
+            sequence.next_token = token
+        if (choice := taken.choice) is not None:
+            events.append(Event(request.number, request.digest, choice.token, choice, request.answer.text))
 
     def _end(
         self,
-        row: Request,
+        request: Request,
         reason: str,
         events: list[Event],
         error: AdapterpackError | None = None,
         choice: Choice | None = None,
     ) -> None:
-        if row in self._waiting:
-            self._waiting.remove(row)
+        if request in self._waiting:
+            self._waiting.remove(request)
         else:
-            for beam in row.beams:
-                self.rows.remove(beam, keep=error is None and beam is row)
-        if row.adapter is not None:
-            self.adapters.released(row.adapter)
-        row.answer.reason = reason
+            for place, sequence in enumerate(request.sequences):
+                self.rows.remove(sequence, keep=error is None and not place)
+        self.discard(request)
+        answer, token = request.answer, None if choice is None else choice.token
+        answer.reason = reason
         events.append(
             Event(
-                row.number,
-                row.digest,
-                None if choice is None else choice.token,
+                request.number,
+                request.digest,
+                token,
                 choice,
-                row.answer.text,
+                answer.text,
                 reason,
                 error,
-                sequences=row.answer.sequences,
+                sequences=answer.sequences,
             )
         )
 
 
-def _any_ready(rows: Sequence[Beam]) -> bool:
+def _any_ready(rows: Sequence[SequenceState]) -> bool:
     """Whether a row can have its next token; where all wait for their grammars, so does this, for a
     moment.
     """

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from ...errors import ConfigError
 from ..ort.values import HOST, array_of, element_type, empty, fill, value_of
-from ..providers.starting import Started
+from ..providers.resolved_device import ResolvedDevice
 
 Shape = tuple[int, ...]
 
@@ -85,10 +85,10 @@ class DeviceBuffer:
         ConfigError: there is no memory for it.
     """
 
-    def __init__(self, shape: Shape, dtype: np.dtype[Any], started: Started) -> None:
-        self.shape, self.dtype, self._started = shape, dtype, started
+    def __init__(self, shape: Shape, dtype: np.dtype[Any], resolved: ResolvedDevice) -> None:
+        self.shape, self.dtype, self._resolved = shape, dtype, resolved
         try:
-            self._value = empty(shape, dtype, started.memory)
+            self._value = empty(shape, dtype, resolved.memory)
             fill(self._value, np.zeros(shape, dtype))
         except (RuntimeError, MemoryError) as error:
             raise _no_memory(shape, dtype) from error
@@ -102,7 +102,7 @@ class DeviceBuffer:
         """See :class:`Buffer`. The graph gives the whole row anew, in its own place."""
         stop = start + array.shape[1]
         binding = self._binding("put", row)
-        block = value_of(np.ascontiguousarray(array.astype(self.dtype, copy=False)), self._started.memory)
+        block = value_of(np.ascontiguousarray(array.astype(self.dtype, copy=False)), self._resolved.memory)
         binding.bind_ortvalue_input("block", block)
         self._run("put", binding, row, start=start, stop=stop)
 
@@ -121,8 +121,8 @@ class DeviceBuffer:
         self._run("copy", self._binding("copy", source), target)
 
     def _binding(self, kind: str, row: int) -> Any:
-        binding = _copier(kind, element_type(self.dtype), self._started).io_binding()
-        binding.bind_input("from", *self._started.memory, *self._place(row))
+        binding = _copier(kind, element_type(self.dtype), self._resolved).io_binding()
+        binding.bind_input("from", *self._resolved.memory, *self._place(row))
         return binding
 
     def _run(self, kind: str, binding: Any, row: int | None, **places: int) -> None:
@@ -130,17 +130,17 @@ class DeviceBuffer:
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         if row is not None:
-            binding.bind_output("to", *self._started.memory, *self._place(row))
-        _copier(kind, element_type(self.dtype), self._started).run_with_iobinding(binding)
+            binding.bind_output("to", *self._resolved.memory, *self._place(row))
+        _copier(kind, element_type(self.dtype), self._resolved).run_with_iobinding(binding)
 
     def _place(self, row: int) -> tuple[Any, Shape, int]:
         shape = self.shape[1:]
         return element_type(self.dtype), shape, self.address + row * math.prod(shape) * self.dtype.itemsize
 
 
-def buffer(shape: Shape, dtype: np.dtype[Any], started: Started) -> Buffer:
+def buffer(shape: Shape, dtype: np.dtype[Any], resolved: ResolvedDevice) -> Buffer:
     """A buffer of zeros where the device keeps what stays between runs."""
-    return HostBuffer(shape, dtype) if started.memory == HOST else DeviceBuffer(shape, dtype, started)
+    return HostBuffer(shape, dtype) if resolved.memory == HOST else DeviceBuffer(shape, dtype, resolved)
 
 
 def _no_memory(shape: Shape, dtype: np.dtype[Any]) -> ConfigError:
@@ -152,7 +152,7 @@ def _no_memory(shape: Shape, dtype: np.dtype[Any]) -> ConfigError:
 
 
 @lru_cache(maxsize=16)
-def _copier(kind: str, dtype: Any, started: Started) -> ort.InferenceSession:
+def _copier(kind: str, dtype: Any, resolved: ResolvedDevice) -> ort.InferenceSession:
     """A graph that copies a row (``copy``), takes positions out of it (``take``), or puts a block into it
     (``put``).
     """
@@ -187,7 +187,7 @@ def _copier(kind: str, dtype: Any, started: Started) -> ort.InferenceSession:
         ir.Shape(["heads", "positions" if kind == "take" else "length", "width"]),
     )
     model = ir.Model(ir.Graph(inputs, [to], nodes=nodes, opset_imports={"": 21}, name=kind), ir_version=10)
-    plain = started.without_capture()
+    plain = resolved.without_capture()
     return ort.InferenceSession(
         ir.to_proto(model).SerializeToString(),
         plain.session_options(),

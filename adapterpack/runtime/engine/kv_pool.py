@@ -37,7 +37,7 @@ class KVPool:
         self.rows, self.length, self.memory = rows, length, graph.memory
         self._buffers = {
             name: buffer(
-                (rows, value.shape[1], length, value.shape[3]), np.dtype(TYPES[value.type]), graph.started
+                (rows, value.shape[1], length, value.shape[3]), np.dtype(TYPES[value.type]), graph.resolved
             )
             for name, value in graph.inputs.items()
             if name.startswith(family)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import AdapterpackError
 from ..generation.answer import Answer, Ending
 from ..generation.beam_search import BeamAnswer
-from ..generation.token_chooser import Choice
-from .row_batch import Row
+from ..generation.sampler import Choice
+from .adapter_feeds import ResidentAdapter
+from .model_runner import SequenceState
 
 
 @dataclass(frozen=True)
@@ -45,35 +46,25 @@ class Event:
     sequences: tuple[Ending, ...] = ()
 
 
-@dataclass(eq=False, kw_only=True)
-class Beam(Row):
-    """A row of the pool that a request has: the only one, or one of its beams."""
-
-    request: Request = field(init=False)
-
-
-@dataclass(eq=False, kw_only=True)
-class Request(Beam):
-    """A row with its number and its answer so far; ``beams`` are all rows that it has, in the order of its
-    answer.
+@dataclass(eq=False)
+class Request:
+    """A request with its number, its answer so far, and the sequences that the engine runs for it, in the
+    order of the answer.
     """
 
     number: int
     answer: Answer | BeamAnswer
-    beams: list[Beam] = field(init=False)
+    sequences: list[SequenceState]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.request, self.beams = self, [self]
+        self.sequences[0].request = self
 
-    def another(self) -> Beam:
-        """One more row for it."""
-        beam = Beam(
-            prompt=self.prompt,
-            adapter=self.adapter,
-            features=self.features,
-            source=self.source,
-            salt=self.salt,
-        )
-        beam.request = self
-        return beam
+    @property
+    def adapter(self) -> ResidentAdapter | None:
+        """The adapter that its sequences run with."""
+        return self.sequences[0].adapter
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of its adapter."""
+        return None if self.adapter is None else self.adapter.digest

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..text.text_stream import TextStream
+from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import NoTokenizer, Tokenizer
+from .sampler import Choice, Sampler, TokenMask
 from .sampling import Sampling
-from .token_chooser import Choice, TokenChooser, TokenMask
 
 
-class Taken(NamedTuple):
-    """What an answer took in a step: for each of its rows from then on the row that it goes on from, and its
-    token; and the choice that is passed on to the caller, if one is.
+class NextTokens(NamedTuple):
+    """What an answer takes in a step: for each of its sequences from then on the one that it continues, and
+    its token; and the choice that is passed on to the caller, if one is.
     """
 
     parents: tuple[int, ...]
@@ -35,30 +35,46 @@ class Ending(NamedTuple):
     finish_reason: str
 
 
-class Answer:
-    """What a row says to ``prompt``, its tokens, in at most ``room`` tokens. Rows of one seed draw different
-    numbers at different places.
+class AnswerRequest(NamedTuple):
+    """What a row is asked: an answer to the tokens ``prompt`` in at most ``room`` tokens. Rows of one seed
+    draw different numbers at different places.
+    """
 
-    ``chooser`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None
-    while it goes on. ``width`` is how many rows of the pool it needs, and ``sequences`` are the best
-    sequences of a beam search.
+    tokenizer: Tokenizer | NoTokenizer
+    sampling: Sampling
+    prompt: Sequence[int]
+    room: int
+    place: int = 0
+    mask: TokenMask | None = None
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens at which the answer ends."""
+        return self.sampling.end_ids(self.tokenizer.eos_ids)
+
+    def make_sampler(self) -> Sampler:
+        """What chooses the answer's tokens."""
+        return Sampler(self.sampling, self.prompt, self.end_ids, self.mask, self.place, self.room)
+
+    def make_detokenizer(self) -> Detokenizer:
+        """What makes text of the answer's tokens."""
+        return Detokenizer(self.tokenizer, self.sampling.stop, self.sampling.skip_special_tokens)
+
+
+class Answer:
+    """The answer of a row, of one sequence.
+
+    ``sampler`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None
+    while it goes on. ``width`` is how many sequences the engine runs for it, and ``sequences`` are the best
+    ones of a beam search.
     """
 
     width = 1
     sequences: tuple[Ending, ...] = ()
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | NoTokenizer,
-        sampling: Sampling,
-        prompt: Sequence[int],
-        room: int,
-        place: int = 0,
-        mask: TokenMask | None = None,
-    ) -> None:
-        self._ends = sampling.end_ids(tokenizer.eos_ids)
-        self._room, self._stream = room, TextStream(tokenizer, sampling.stop, sampling.skip_special_tokens)
-        self.chooser = TokenChooser(sampling, prompt, self._ends, mask, place, room)
+    def __init__(self, request: AnswerRequest) -> None:
+        self._ends, self._room, self._stream = request.end_ids, request.room, request.make_detokenizer()
+        self.sampler = request.make_sampler()
         self.choices: list[Choice] = []
         self.reason: str | None = None
 
@@ -75,21 +91,21 @@ class Answer:
     @property
     def logprobs(self) -> tuple[Choice, ...] | None:
         """The choice of each of its tokens, if the row asks for log-probabilities."""
-        return None if self.chooser.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
+        return None if self.sampler.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
 
     @property
     def pending(self) -> Future[Any] | None:
         """What the next token waits for besides its logits: until then the row repeats its step."""
-        return self.chooser.pending
+        return self.sampler.pending
 
-    def advance(self, logits: Sequence[np.ndarray]) -> Taken:
+    def advance(self, logits: Sequence[np.ndarray]) -> NextTokens:
         """Chooses the next token from the logits ``[vocabulary]`` of its rows.
 
         Raises:
             AdapterpackError: there is none.
         """
-        choice = self.chooser.next(logits[0])
-        return Taken((0,), (choice.token,), choice if self.take(choice) else None)
+        choice = self.sampler.next(logits[0])
+        return NextTokens((0,), (choice.token,), choice if self.take(choice) else None)
 
     def take(self, choice: Choice) -> bool:
         """Adds the next token. False of an end token behind which no text was kept back: there is nothing to
@@ -99,7 +115,7 @@ class Answer:
         self.choices.append(choice)
         if not at_end:
             self._stream.push(choice.token)
-        stops = at_end or self.chooser.finished
+        stops = at_end or self.sampler.finished
         if stops or len(self._stream.ids) == self._room:
             self._stream.finish()
             self.reason = "stop" if stops else "length"

@@ -13,11 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import ConfigError
-from ..text.text_stream import TextStream
-from ..text.tokenizer import NoTokenizer, Tokenizer
-from .answer import Answer, Ending, Taken
-from .sampling import Sampling
-from .token_chooser import FEWER, TokenChooser, TokenMask
+from .answer import Answer, AnswerRequest, Ending, NextTokens
+from .sampler import FEWER, Sampler
 
 _NEVER = np.float32(-1e9)
 """The score of what does not count: below that of any real sequence."""
@@ -31,7 +28,7 @@ class _Beam(NamedTuple):
     """A sequence that goes on: its tokens so far, and how its next ones are chosen."""
 
     ids: tuple[int, ...]
-    chooser: TokenChooser
+    sampler: Sampler
 
 
 class _Finished(NamedTuple):
@@ -44,26 +41,17 @@ class _Finished(NamedTuple):
 
 
 class BeamAnswer:
-    """The answers to ``prompt`` of at most ``room`` tokens by ``sampling.num_beams`` beams, each of which is
-    a row of its own. The best are there once all have ended; see :class:`.Answer` for the rest.
+    """The answers of a row by ``num_beams`` beams, each of which is a sequence. The best are there once all
+    have ended; see :class:`.Answer` for the rest.
     """
 
     logprobs = None
     pending = None
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | NoTokenizer,
-        sampling: Sampling,
-        prompt: Sequence[int],
-        room: int,
-        place: int = 0,
-        mask: TokenMask | None = None,
-    ) -> None:
-        self._tokenizer, self._sampling, self._room = tokenizer, sampling, room
-        self._ends = sampling.end_ids(tokenizer.eos_ids)
-        self.width = sampling.num_beams
-        first = _Beam((), TokenChooser(sampling, prompt, self._ends, mask, place, room))
+    def __init__(self, request: AnswerRequest) -> None:
+        self._request, self._sampling, self._room = request, request.sampling, request.room
+        self._ends, self.width = request.end_ids, request.sampling.num_beams
+        first = _Beam((), request.make_sampler())
         self._beams = [first] * self.width
         self._scores = np.full(self.width, _NEVER)
         self._scores[0] = 0
@@ -81,7 +69,7 @@ class BeamAnswer:
         """Its tokens, without the one at which it ended."""
         return self.sequences[0].ids if self.sequences else ()
 
-    def advance(self, logits: Sequence[np.ndarray]) -> Taken:
+    def advance(self, logits: Sequence[np.ndarray]) -> NextTokens:
         """Takes one more token in every beam, from their logits ``[vocabulary]``, which are all the prompt's
         at first.
 
@@ -92,7 +80,7 @@ class BeamAnswer:
         dead = self._scores < _DEAD
         totals = np.stack(
             [
-                np.full(len(row), -np.inf, np.float32) if out else beam.chooser.log_probs(row) + score
+                np.full(len(row), -np.inf, np.float32) if out else beam.sampler.log_probs(row) + score
                 for row, beam, score, out in zip(logits, self._beams, self._scores, dead, strict=True)
             ]
         )
@@ -111,25 +99,29 @@ class BeamAnswer:
         self._finish(scores, candidates, reasons)
         self._beams, self._scores = [candidates[place] for place in chosen], going[chosen]
         self._end_if_done(len(candidates[0].ids), bool(ended.all()))
-        return Taken(
+        return NextTokens(
             tuple(int(parents[place]) for place in chosen), tuple(int(tokens[place]) for place in chosen)
         )
 
     def _continued(self, parent: int, token: int, real: bool) -> _Beam:
         """A beam with one more token; ``real`` if that may follow."""
         beam = self._beams[parent]
-        chooser = beam.chooser.fork()
+        sampler = beam.sampler.fork()
         if real:
-            chooser.accept(token)
-        return _Beam((*beam.ids, token), chooser)
+            sampler.accept(token)
+        return _Beam((*beam.ids, token), sampler)
 
     def _reason(self, beam: _Beam) -> str | None:
         """Why a sequence ends here, if it does."""
         options = self._sampling
-        text = self._tokenizer.decode(list(beam.ids), options.skip_special_tokens) if options.stop else ""
+        text = (
+            self._request.tokenizer.decode(list(beam.ids), options.skip_special_tokens)
+            if options.stop
+            else ""
+        )
         stops = (
             beam.ids[-1] in self._ends
-            or beam.chooser.finished
+            or beam.sampler.finished
             or any(stop in text for stop in options.stop if stop)
         )
         return "stop" if stops else "length" if len(beam.ids) == self._room else None
@@ -164,7 +156,7 @@ class BeamAnswer:
         self.reason = self.sequences[0].finish_reason if self.sequences else "length"
 
     def _ending(self, one: _Finished) -> Ending:
-        stream = TextStream(self._tokenizer, self._sampling.stop, self._sampling.skip_special_tokens)
+        stream = self._request.make_detokenizer()
         for token in one.ids:
             if token not in self._ends:
                 stream.push(token)
@@ -172,17 +164,9 @@ class BeamAnswer:
         return Ending(tuple(stream.ids), stream.text, float(one.score), one.reason)
 
 
-def answer_of(
-    tokenizer: Tokenizer | NoTokenizer,
-    sampling: Sampling,
-    prompt: Sequence[int],
-    room: int,
-    place: int = 0,
-    mask: TokenMask | None = None,
-) -> Answer | BeamAnswer:
-    """The answer of a row by these parameters: see :class:`.Answer`."""
-    kind = Answer if sampling.num_beams == 1 else BeamAnswer
-    return kind(tokenizer, sampling, prompt, room, place, mask)
+def begin_answer(request: AnswerRequest) -> Answer | BeamAnswer:
+    """The answer that the request asks for, without a token."""
+    return Answer(request) if request.sampling.num_beams == 1 else BeamAnswer(request)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import ConfigError, FormatError, nearest
 from .bounds import MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
-from .token_rules import RULES
+from .logits_processors import LOGITS_PROCESSORS
 
 GRAMMARS = ("json_schema", "regex", "grammar")
 """The parameters that say which texts an answer may be; a row has one of them at most."""
@@ -135,7 +135,7 @@ class Sampling:
             for name, bounds in _RANGES.items()
             if name not in _OPTIONAL or getattr(self, name) is not None
         }
-        rules = {name: rule.read(name, getattr(self, name)) for name, rule in RULES.items()}
+        rules = {name: rule.read(name, getattr(self, name)) for name, rule in LOGITS_PROCESSORS.items()}
         read = {
             **numbers,
             **rules,
@@ -265,7 +265,13 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
     draws does not count.
     """
     draws = config.get("do_sample") is True
-    names = (*(_DRAW_KEYS if draws else ()), "repetition_penalty", "num_beams", *_BEAM_KEYS, *RULES)
+    names = (
+        *(_DRAW_KEYS if draws else ()),
+        "repetition_penalty",
+        "num_beams",
+        *_BEAM_KEYS,
+        *LOGITS_PROCESSORS,
+    )
     said = {
         **(_SAMPLED if draws else {}),
         **{name: config[name] for name in names if config.get(name) is not None},

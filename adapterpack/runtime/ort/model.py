@@ -17,7 +17,7 @@ from ...onnx_graph.bfloat16 import computing_wide
 from ...slots.precision import DEFAULT
 from ...tasks.task import AXES
 from ..providers.placement import require_placed
-from ..providers.starting import Started
+from ..providers.resolved_device import ResolvedDevice
 from .values import BFLOAT16
 
 _UNCAPTURED = -1
@@ -52,25 +52,25 @@ class OrtModel:
     """
 
     def __init__(
-        self, folder: Path, part: str, started: Started, dtype: str = DEFAULT, mapped: bool = False
+        self, folder: Path, part: str, resolved: ResolvedDevice, dtype: str = DEFAULT, mapped: bool = False
     ) -> None:
-        self.path, self.started, self.memory, self.dtype = (
+        self.path, self.resolved, self.memory, self.dtype = (
             folder / graph_file(part),
-            started,
-            started.memory,
+            resolved,
+            resolved.memory,
             dtype,
         )
-        options = started.session_options()
+        options = resolved.session_options()
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
             # between a few runs others need the cores
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        with self._opening(started):
+        with self._opening(resolved):
             self._ort = ort.InferenceSession(
-                self._form(options), options, providers=list(started.providers), enable_fallback=0
+                self._form(options), options, providers=list(resolved.providers), enable_fallback=0
             )
-        self.provider = started.require(self._ort)
-        self.cpu_nodes = require_placed(self._ort, started, self.path)
+        self.provider = resolved.require(self._ort)
+        self.cpu_nodes = require_placed(self._ort, resolved, self.path)
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
         self.slots: dict[str, Any] = {value.name: value for value in self._ort.get_overridable_initializers()}
         self.optional = {name: value for name, value in self.slots.items() if name in AXES}
@@ -83,9 +83,9 @@ class OrtModel:
             if value.type in TYPES
         }
 
-    def _opening(self, started: Started) -> AbstractContextManager[None]:
+    def _opening(self, resolved: ResolvedDevice) -> AbstractContextManager[None]:
         """A graph that the CPU cannot open is none; of another provider it may be more than it can."""
-        name = started.provider.name
+        name = resolved.provider.name
         if name == "cpu":
             return library_errors(
                 "onnxruntime",
@@ -105,7 +105,7 @@ class OrtModel:
         """The graph's file; of one in bfloat16, on a provider that cannot compute in it, the same graph with
         casts.
         """
-        if self.dtype != BFLOAT16.name or self.started.provider.name != "cpu":
+        if self.dtype != BFLOAT16.name or self.resolved.provider.name != "cpu":
             return self.path
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self.path.parent)
@@ -157,7 +157,7 @@ class OrtModel:
             self._ort.run_with_iobinding(binding, self._options(capture))
 
     def _options(self, capture: int | None) -> Any:
-        if not self.started.captures:
+        if not self.resolved.captures:
             return None
         options = ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(_UNCAPTURED if capture is None else capture))

@@ -18,7 +18,7 @@ from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.node_types import TypedNode, typed_nodes
 from .kernels import Unfit, kernels_of, listed, remedy_of
 from .provider import CPU
-from .starting import Started
+from .resolved_device import ResolvedDevice
 
 
 class CpuNodesWarning(UserWarning):
@@ -35,36 +35,36 @@ def nodes_by_provider(session: ort.InferenceSession) -> dict[str, list[tuple[str
     return placed
 
 
-def nodes_on_cpu(session: ort.InferenceSession, started: Started, path: Path) -> list[Unfit]:
+def nodes_on_cpu(session: ort.InferenceSession, resolved: ResolvedDevice, path: Path) -> list[Unfit]:
     """The nodes of the graph at ``path`` that a session runs on the CPU because its provider cannot; not
     those of shapes.
     """
     left = nodes_by_provider(session).get(CPU, [])
-    return list(_unfit(left, started, path)) if left else []
+    return list(_unfit(left, resolved, path)) if left else []
 
 
-def require_placed(session: ort.InferenceSession, started: Started, path: Path) -> list[Unfit]:
+def require_placed(session: ort.InferenceSession, resolved: ResolvedDevice, path: Path) -> list[Unfit]:
     """The nodes on the CPU, of a device that allows them.
 
     Raises:
         ProviderError: there are some, and the device does not.
     """
-    if started.provider.runtime_name == CPU:
+    if resolved.provider.runtime_name == CPU:
         return []
-    nodes = nodes_on_cpu(session, started, path)
-    if nodes and not started.device.allow_cpu_nodes:
+    nodes = nodes_on_cpu(session, resolved, path)
+    if nodes and not resolved.device.allow_cpu_nodes:
         raise ProviderError(
             f"{things(len(nodes), 'node')} of the graph would run on the CPU",
             where=path,
-            expected=started.provider.runtime_name,
+            expected=resolved.provider.runtime_name,
             found=listed(nodes),
             remedy=f"{remedy_of(nodes)}, or allow it with --allow-cpu-nodes",
         )
     return nodes
 
 
-def _unfit(left: list[tuple[str, str, str]], started: Started, path: Path) -> Iterator[Unfit]:
-    table = kernels_of(started.provider.name)
+def _unfit(left: list[tuple[str, str, str]], resolved: ResolvedDevice, path: Path) -> Iterator[Unfit]:
+    table = kernels_of(resolved.provider.name)
     known: Mapping[str, TypedNode] = {
         node.name: node for node in typed_nodes(GraphFile(path).model) if node.name
     }
@@ -78,7 +78,7 @@ def _unfit(left: list[tuple[str, str, str]], started: Started, path: Path) -> It
             reason = table.missing(node)
         else:
             reason = (
-                f"{node.of} was left by {started.provider.runtime_name}" if not _of_shapes(node) else None
+                f"{node.of} was left by {resolved.provider.runtime_name}" if not _of_shapes(node) else None
             )
         if reason is not None:
             yield Unfit(node, reason)

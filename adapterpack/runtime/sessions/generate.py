@@ -17,11 +17,11 @@ from ...tasks.data.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.mix import Mix, Mixes, mixed
-from ..generation.answer import Answer, Ending
+from ..generation.answer import Answer, AnswerRequest, Ending
 from ..generation.beam_search import BeamAnswer
+from ..generation.sampler import Choice, sample
 from ..generation.sampling import Sampling
 from ..generation.structured import grammar_mask
-from ..generation.token_chooser import Choice, choose
 from ..model_inputs import pad
 from ..open_bundle import OpenBundle
 from ..ort.values import array_of
@@ -116,18 +116,20 @@ def generate(
     mask = grammar_mask(tokenizer, options)
     answers = [
         Answer(
-            tokenizer,
-            options,
-            prompt,
-            _room(session, int(length), options.room(len(prompt))),
-            row,
-            mask and mask.copy(),
+            AnswerRequest(
+                tokenizer,
+                options,
+                prompt,
+                _room(session, int(length), options.room(len(prompt))),
+                row,
+                mask and mask.copy(),
+            )
         )
         for row, (prompt, length) in enumerate(zip(decoder.prompts, decoder.lengths, strict=True))
     ]
     outputs, last = decoder.prefill(), decoder.last
     while True:
-        tokens = _taken(answers, array_of(outputs["logits"])[range(count), last], emit)
+        tokens = _sample_step(answers, array_of(outputs["logits"])[range(count), last], emit)
         if all(answer.reason for answer in answers):
             break
         outputs, last = decoder.step(tokens, outputs), np.full_like(last, -1)
@@ -209,14 +211,14 @@ def _room(session: OpenBundle, length: int, most: int) -> int:
     return most if context is None else min(most, context - length + 1)
 
 
-def _taken(answers: Sequence[Answer], logits: np.ndarray, emit: Emit | None) -> np.ndarray:
+def _sample_step(answers: Sequence[Answer], logits: np.ndarray, emit: Emit | None) -> np.ndarray:
     """Chooses one new token for every row that has not ended, from ``logits`` ``[rows, vocabulary]``;
     ``[rows]``.
     """
     tokens = np.zeros(len(answers), np.int64)  # a row that has ended is fed, too, and needs some token
     going = [row for row, answer in enumerate(answers) if not answer.reason]
     for row, choice in zip(
-        going, choose(logits[going], [answers[row].chooser for row in going]), strict=True
+        going, sample(logits[going], [answers[row].sampler for row in going]), strict=True
     ):
         if choice.error is not None:
             with row_errors(row + 1):

@@ -55,7 +55,7 @@ class Outcome:
     request: Request | None = field(default=None, repr=False)
 
 
-class Way(Protocol):
+class RowExecutor(Protocol):
     """How rows of one kind of bundle run. ``ahead`` are those that may have begun and not ended."""
 
     ahead: int
@@ -104,7 +104,7 @@ class RowRunner:
         )
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
         self._batch_size, self.block, self._raw = batch_size, BLOCK * batch_size, raw
-        self._way = _way(session, batch_size, sampling, raw)
+        self._executor = _executor(session, batch_size, sampling, raw)
 
     def require_answers(self) -> None:
         """Checks that rows that name no adapter have an answer.
@@ -134,8 +134,8 @@ class RowRunner:
         it.
         """
         begun = (outcome for number, row in rows for outcome in self._expanded(number, row))
-        if self._way is not None:
-            yield from _in_order(self._way, begun)
+        if self._executor is not None:
+            yield from _in_order(self._executor, begun)
             return
         while batch := list(islice(begun, self._batch_size)):
             yield from self._answered(batch)
@@ -221,7 +221,9 @@ def _raw_ids(session: Session, row: Row) -> list[int]:
     return prompt_ids(session, session.task.prompt(row), raw=True)
 
 
-def _way(session: Session, batch_size: int, sampling: Mapping[str, Any], raw: bool) -> Way | None:
+def _executor(
+    session: Session, batch_size: int, sampling: Mapping[str, Any], raw: bool
+) -> RowExecutor | None:
     """How a bundle's rows run one by one; None where they run as batches."""
     if isinstance(session.task.answer, OnePass):
         return _OnePasses(session, batch_size)
@@ -232,12 +234,12 @@ def _way(session: Session, batch_size: int, sampling: Mapping[str, Any], raw: bo
     return None
 
 
-def _in_order(way: Way, rows: Iterator[Outcome]) -> Iterator[Outcome]:
+def _in_order(executor: RowExecutor, rows: Iterator[Outcome]) -> Iterator[Outcome]:
     """The rows, each once it and those before it have ended; no more are read than begin."""
-    way.begin()
+    executor.begin()
     queue, running, held, more = deque[Outcome](), dict[int, Outcome](), list[Outcome](), True
     while more or queue:
-        while more and len(running) < way.ahead:
+        while more and len(running) < executor.ahead:
             row = held.pop() if held else next(rows, None)
             if row is None:
                 more = False
@@ -245,7 +247,7 @@ def _in_order(way: Way, rows: Iterator[Outcome]) -> Iterator[Outcome]:
             if row.error is None:
                 try:
                     with among([row.number]), row_errors(1):
-                        request = way.add(row)
+                        request = executor.add(row)
                 except AdapterpackError as error:
                     row.error = error
                 else:
@@ -254,12 +256,12 @@ def _in_order(way: Way, rows: Iterator[Outcome]) -> Iterator[Outcome]:
                         break
                     running[request] = row
             queue.append(row)
-        for event in way.step() if running else ():
+        for event in executor.step() if running else ():
             if event.finish_reason is None:
                 continue
             outcome = running.pop(event.request)
             if event.error is None:
-                way.take(outcome, event)
+                executor.take(outcome, event)
                 continue
             try:
                 with row_errors(outcome.number):
@@ -280,11 +282,11 @@ class _OnePasses:
         self.ahead = 1 + _AHEAD * (batch_size - 1)
 
     def begin(self) -> None:
-        """See :class:`Way`."""
+        """See :class:`RowExecutor`."""
 
     def add(self, outcome: Outcome) -> int:
-        """See :class:`Way`. A row that names the base has it, or an error: a request without an adapter has
-        what is folded in.
+        """See :class:`RowExecutor`. A row that names the base has it, or an error: a request without an
+        adapter has what is folded in.
         """
         engine = self._engine
         (name,) = engine.bundle.names([outcome.row["adapter"]], 1)
@@ -292,11 +294,11 @@ class _OnePasses:
         return engine.add(outcome.row, name)
 
     def step(self) -> list[Event]:
-        """See :class:`Way`."""
+        """See :class:`RowExecutor`."""
         return self._engine.step()
 
     def take(self, outcome: Outcome, event: Event) -> None:
-        """See :class:`Way`."""
+        """See :class:`RowExecutor`."""
         outcome.result = {**outcome.row, "pack": event.adapter, **(event.result or {})}
         outcome.tokens = event.prompt_tokens or 0
 
@@ -319,13 +321,13 @@ class _Texts:
         self.begin()
 
     def begin(self) -> None:
-        """See :class:`Way`."""
+        """See :class:`RowExecutor`."""
         self._length = room_for(self._session, 0, 0, _LENGTH)
         if self._engines.engine is not None:
             self._engines.engine.forget()
 
     def add(self, outcome: Outcome) -> int | None:
-        """See :class:`Way`."""
+        """See :class:`RowExecutor`."""
         # one adapter of that name, whatever is loaded meanwhile
         session, task = self._session.frozen(), self._session.task
         assert task.prompt is not None
@@ -349,11 +351,11 @@ class _Texts:
         return request.number
 
     def step(self) -> list[Event]:
-        """See :class:`Way`."""
+        """See :class:`RowExecutor`."""
         return [] if self._engines.engine is None else self._engines.engine.step()
 
     def take(self, outcome: Outcome, event: Event) -> None:
-        """See :class:`Way`."""
+        """See :class:`RowExecutor`."""
         session, request, name = self._session, outcome.request, outcome.row["adapter"]
         assert request is not None
         answer, prompt = request.answer, outcome.prompt_tokens

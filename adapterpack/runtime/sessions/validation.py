@@ -365,10 +365,11 @@ def _table(provider: str) -> Kernels | None:
 
 def _not_here(provider: str) -> Iterator[str]:
     """Why no canary can be replayed on a provider on this machine."""
-    from ..providers.starting import start  # noqa: PLC0415 - ONNX Runtime, which a look at files does not need
+    # ONNX Runtime, which a look at files does not need
+    from ..providers.resolved_device import resolve  # noqa: PLC0415
 
     try:
-        start(Device(provider=provider))
+        resolve(Device(provider=provider))
     except ProviderError as error:
         yield f"canaries on {provider}: {error.what}"
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
-from ..text.text_stream import overlap
+from ..text.detokenizer import overlap
 from .brackets import Brackets
 from .family import Call, ToolFamily
 

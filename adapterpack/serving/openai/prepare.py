@@ -16,9 +16,9 @@ from weakref import WeakValueDictionary
 from ...errors import AdapterpackError, ConfigError
 from ...http.http_error import Refused
 from ...runtime.engine.engine import DecoderEngine
+from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import Beside, grammar_mask
-from ...runtime.generation.token_chooser import TokenMask
 from ...runtime.prompts import prompt_ids
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from ...runtime.generation.token_chooser import Choice
+from ...runtime.generation.sampler import Choice
 from ...runtime.tools.family import Call
 from ...runtime.tools.reader import CallReader, Piece
 from ..scheduling.rows import Said

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UnsetType
 
-from ...runtime.generation.token_chooser import Choice
+from ...runtime.generation.sampler import Choice
 from ...runtime.tools.reader import CallReader
 from ..scheduling.rows import Said
 from . import sse

@@ -13,7 +13,7 @@ from ...pack.pack import Pack
 from ...runtime.adapters.mix import Mix
 from ...runtime.engine.base import EngineRow
 from ...runtime.engine.requests import Event
-from ...runtime.generation.token_chooser import Choice
+from ...runtime.generation.sampler import Choice
 
 
 class Said:

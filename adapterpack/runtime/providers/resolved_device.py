@@ -20,7 +20,7 @@ _SETTINGS = tuple(one.name for one in fields(Device) if one.name not in _OURS)
 
 
 @dataclass(frozen=True, eq=False)
-class Started:
+class ResolvedDevice:
     """A device whose provider is there: ``providers`` are ONNX Runtime's, in the order in which they take
     nodes, with their options.
     """
@@ -39,9 +39,9 @@ class Started:
         """Whether the steps of the engine are captured."""
         return bool(self.device.capture)
 
-    def without_capture(self) -> Started:
+    def without_capture(self) -> ResolvedDevice:
         """The same for graphs whose runs differ in shape from one to the next."""
-        return start(replace(self.device, capture=None)) if self.captures else self
+        return resolve(replace(self.device, capture=None)) if self.captures else self
 
     def session_options(self) -> ort.SessionOptions:
         """Options of a session on this device."""
@@ -76,7 +76,7 @@ class Started:
         return running
 
 
-def start(device: Device) -> Started:
+def resolve(device: Device) -> ResolvedDevice:
     """A device with its provider; without a name that is CUDA where there is a card, and the CPU elsewhere.
 
     Raises:
@@ -84,7 +84,7 @@ def start(device: Device) -> Started:
         ConfigError: the provider has no such setting.
 
     Example:
-        >>> start(Device(provider="cpu")).providers
+        >>> resolve(Device(provider="cpu")).providers
         (('CPUExecutionProvider', {}),)
     """
     available = ort.get_available_providers()
@@ -113,7 +113,9 @@ def start(device: Device) -> Started:
         (PROVIDERS[other].runtime_name, _options(Device(device_id=device.device_id), PROVIDERS[other]))
         for other in provider.behind
     ]
-    return Started(device, provider, (first, *others, *([] if provider.runtime_name == CPU else [(CPU, {})])))
+    return ResolvedDevice(
+        device, provider, (first, *others, *([] if provider.runtime_name == CPU else [(CPU, {})]))
+    )
 
 
 def _options(device: Device, provider: Provider) -> dict[str, str]:

@@ -38,7 +38,7 @@ class ReadRow(Protocol):
         ...
 
 
-class PrefixReuse:
+class PrefixCache:
     """Up to ``budget`` bytes of blocks; the least recently used are given up first."""
 
     def __init__(self, budget: int) -> None:

@@ -16,15 +16,15 @@ import numpy as np
 
 from ...errors import AdapterpackError, ConfigError, NonFinite
 from .bounds import require_in_vocabulary
+from .logits_processors import LOGITS_PROCESSORS, RowStart, make_processors
 from .sampling import Sampling
-from .token_rules import RULES, RowStart, rules_of
 
 Logprobs = tuple[tuple[int, float], ...]
 _NONE = np.float32(-np.inf)
 _COLDEST = 1e-30
 """A temperature that is a normal number in float32."""
 _BLOCK = 512
-FEWER = f"give fewer of logit_bias, {', '.join(RULES)}, json_schema, regex and grammar"
+FEWER = f"give fewer of logit_bias, {', '.join(LOGITS_PROCESSORS)}, json_schema, regex and grammar"
 """What to do where the parameters exclude all tokens."""
 
 
@@ -62,7 +62,7 @@ class TokenMask(Protocol):
         """The mask of another row that is as far as this one."""
 
 
-class TokenChooser:
+class Sampler:
     """How one row's tokens are chosen, and what its choices so far mean for the next one.
 
     ``prompt`` are the row's tokens at the beginning; ``ends`` those at which it ends. ``stream`` tells apart
@@ -86,8 +86,8 @@ class TokenChooser:
             np.array(list(options.logit_bias.values()), np.float32),
         )
         forced = int(len(prompt) <= 1 and options.forced_bos_token_id is not None)
-        self._rules = rules_of(options, RowStart(len(prompt), room, self._ends, forced))
-        self._row = np.array(prompt if self._rules else (), np.intp)
+        self._processors = make_processors(options, RowStart(len(prompt), room, self._ends, forced))
+        self._row = np.array(prompt if self._processors else (), np.intp)
         """Prompt and answer, where a rule reads them."""
         self._penalized = (
             options.repetition_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
@@ -154,8 +154,8 @@ class TokenChooser:
                 options.presence_penalty
             ) * (counts > 0)
             logits[tokens] = values
-        for act in self._rules:
-            act(logits, self._row)
+        for process in self._processors:
+            process(logits, self._row)
         return logits
 
     def _chosen(self, logits: np.ndarray) -> int:
@@ -185,8 +185,8 @@ class TokenChooser:
             scores[~self.mask.allowed(len(scores))] = _NONE
         return scores
 
-    def fork(self) -> TokenChooser:
-        """The chooser of another row that is as far as this one."""
+    def fork(self) -> Sampler:
+        """The sampler of another row that is as far as this one."""
         other = copy.copy(self)
         other.mask, other._counts, other._places = (
             self.mask and self.mask.copy(),
@@ -199,7 +199,7 @@ class TokenChooser:
         """Takes the row's next token."""
         if self.mask is not None and token not in self._ends:
             self.mask.accept(token)
-        if self._rules:
+        if self._processors:
             self._row = np.append(self._row, token)  # another array: that of a fork stays as it is
         if self._penalized:
             place = self._places.setdefault(token, len(self._places))
@@ -211,14 +211,14 @@ class TokenChooser:
             self._counts[place] += 1
 
 
-def choose(logits: np.ndarray, rows: Sequence[TokenChooser]) -> list[Choice]:
+def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[Choice]:
     """The next token of each row from ``logits`` ``[rows, vocabulary]``, of any floating type. A row that has
     none is a choice with an error; the others have theirs.
     """
     choices = []
-    for row, chooser in zip(logits, rows, strict=True):
+    for row, sampler in zip(logits, rows, strict=True):
         try:
-            choices.append(chooser.next(row))
+            choices.append(sampler.next(row))
         except AdapterpackError as error:
             choices.append(Choice(-1, error=error))
     return choices

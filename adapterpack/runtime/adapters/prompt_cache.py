@@ -25,7 +25,7 @@ Prompts = Mapping[str, np.ndarray]
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""
 
 
-class PrefixCache(NamedTuple):
+class PromptCache(NamedTuple):
     """What a batch begins with: ``cache``, input name -> ``[rows, heads, width, head_dim]``, and ``mask``
     ``[rows, width]`` int64.
     """
@@ -49,7 +49,9 @@ class PrefixCache(NamedTuple):
         return np.concatenate([self.mask, mask], axis=1)
 
 
-def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]) -> PrefixCache:
+def make_prompt_cache(
+    inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]
+) -> PromptCache:
     """The cache that rows with these adapters begin with, for a graph with these inputs; an empty one where
     no row has a prompt.
 
@@ -57,7 +59,7 @@ def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[st
         >>> from types import SimpleNamespace
         >>> inputs = {f"past_key_values.0.{part}": SimpleNamespace(shape=["b", 1, "p", 2]) for part in ("key",
         ...     "value")}
-        >>> prefix = prefix_cache(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
+        >>> prefix = make_prompt_cache(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
         >>> prefix.mask.tolist(), prefix.cache["past_key_values.0.key"].shape
         ([[1, 1, 1], [0, 0, 0]], (2, 1, 3, 2))
     """
@@ -76,10 +78,10 @@ def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[st
             for name, array in cache.items():
                 layer, side = layer_and_side(name)
                 array[row, :, start:] = prompt[layer, side]
-    return PrefixCache(cache, mask)
+    return PromptCache(cache, mask)
 
 
-def behind_encoder(
+def cross_prompt_cache(
     inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]
 ) -> dict[str, np.ndarray]:
     """The cache that rows with these adapters begin with in a decoder behind an encoder, which has no mask
@@ -88,7 +90,7 @@ def behind_encoder(
     Example:
         >>> from types import SimpleNamespace
         >>> inputs = {"past_key_values.0.key": SimpleNamespace(shape=["b", 1, "p", 2])}
-        >>> cache = behind_encoder(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
+        >>> cache = cross_prompt_cache(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
         >>> cache["past_key_values.0.key"][:, 0, :, 0].tolist()
         [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
@@ -109,9 +111,11 @@ def prompt_lengths(prompts: Prompts, names: Sequence[str | None]) -> list[int]:
     return [prompts[name].shape[3] if name is not None and name in prompts else 0 for name in names]
 
 
-def apart(feeds: Mapping[str, Any], lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+def split_by_length(
+    feeds: Mapping[str, Any], lengths: Sequence[int]
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """The rows of a pass with prompts of one length, and their feeds, for one length after another: caches as
-    :func:`behind_encoder` begins them, without what is behind the end of a row.
+    :func:`cross_prompt_cache` begins them, without what is behind the end of a row.
     """
     for length in dict.fromkeys(lengths):
         rows = np.flatnonzero(np.array(lengths) == length)

@@ -18,7 +18,7 @@ from .kv_pool import KVPool
 from .sources import Sources
 
 
-class BoundPass:
+class BoundStep:
     """Passes over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from ``first``, with
     these adapters' ``feeds``.
 

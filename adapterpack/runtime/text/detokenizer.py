@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .tokenizer import NoTokenizer, Tokenizer
 
 
-class TextStream:
+class Detokenizer:
     """The text of one row, token by token. ``text`` is final: later tokens only add to it. ``ids`` are the
     tokens so far.
 

@@ -32,17 +32,17 @@ class RowStart(NamedTuple):
     forced: int = 0
 
 
-Act = Callable[[np.ndarray, np.ndarray], None]
+LogitsProcessor = Callable[[np.ndarray, np.ndarray], None]
 """Changes the logits ``[vocabulary]`` of a row in place, by its tokens so far, those of the prompt
 included.
 """
 
-Rule = Callable[[Any, RowStart], Act]
+MakeProcessor = Callable[[Any, RowStart], LogitsProcessor]
 """Makes it of a parameter's value and of a row."""
 
 
 @dataclass(frozen=True)
-class TokenRule:
+class ProcessorKind:
     """One parameter of :class:`.Sampling`: ``read(name, value)`` checks what it is, ``unset`` says that there
     is no rule, and ``rule(value, row)`` is what it does to a row.
     """
@@ -50,22 +50,24 @@ class TokenRule:
     name: str
     unset: Any
     read: Callable[[str, Any], Any]
-    rule: Rule
+    rule: MakeProcessor
 
 
-RULES: dict[str, TokenRule] = {}
+LOGITS_PROCESSORS: dict[str, ProcessorKind] = {}
 """Parameter -> the rule, in the order in which rules act."""
 
 
-def rules_of(options: Any, row: RowStart) -> list[Act]:
+def make_processors(options: Any, row: RowStart) -> list[LogitsProcessor]:
     """What the parameters do to a row."""
-    values = ((rule, getattr(options, rule.name)) for rule in RULES.values())
+    values = ((rule, getattr(options, rule.name)) for rule in LOGITS_PROCESSORS.values())
     return [rule.rule(value, row) for rule, value in values if value != rule.unset]
 
 
-def _register(name: str, unset: Any, read: Callable[[str, Any], Any]) -> Callable[[Rule], Rule]:
-    def registered(rule: Rule) -> Rule:
-        RULES[name] = TokenRule(name, unset, read, rule)
+def _register(
+    name: str, unset: Any, read: Callable[[str, Any], Any]
+) -> Callable[[MakeProcessor], MakeProcessor]:
+    def registered(rule: MakeProcessor) -> MakeProcessor:
+        LOGITS_PROCESSORS[name] = ProcessorKind(name, unset, read, rule)
         return rule
 
     return registered
@@ -119,32 +121,32 @@ _COUNT, _ONE = Range(int, 0, MAX_TOKENS).read, partial(_optional, TOKEN_ID.read)
 
 
 @_register("no_repeat_ngram_size", 0, _COUNT)
-def _no_repeats(size: int, row: RowStart) -> Act:
+def _no_repeats(size: int, row: RowStart) -> LogitsProcessor:
     """No tokens that would end a sequence of so many that the row has already."""
 
-    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) >= size:
             windows = np.lib.stride_tricks.sliding_window_view(tokens, size)
             _ban(logits, windows[(windows[:, :-1] == tokens[len(tokens) + 1 - size :]).all(axis=1), -1])
 
-    return act
+    return process
 
 
 @_register("bad_words_ids", (), _words)
-def _no_words(words: Sequence[tuple[int, ...]], row: RowStart) -> Act:
+def _no_words(words: Sequence[tuple[int, ...]], row: RowStart) -> LogitsProcessor:
     """No last token of a word whose others are there; an end token alone is no word."""
     ends = set(row.ends.tolist())
     by_length = _by_length(word for word in words if len(word) > 1 or word[0] not in ends)
     largest = max(map(max, words))
 
-    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         require_in_vocabulary("bad_words_ids", largest, len(logits))
         for same in by_length:
             before = same.shape[1] - 1
             if before <= len(tokens):
                 _ban(logits, same[(same[:, :-1] == tokens[len(tokens) - before :]).all(axis=1), -1])
 
-    return act
+    return process
 
 
 def _by_length(words: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
@@ -156,60 +158,60 @@ def _by_length(words: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
 
 
 @_register("min_length", 0, _COUNT)
-def _no_end_below(length: int, row: RowStart) -> Act:
+def _no_end_below(length: int, row: RowStart) -> LogitsProcessor:
     """No end while prompt and answer are shorter; of an encoder and decoder the prompt are the decoder's
     first tokens.
     """
 
-    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) < length:
             _ban(logits, row.ends)
 
-    return act
+    return process
 
 
 @_register("min_new_tokens", 0, _COUNT)
-def _no_end_before(count: int, row: RowStart) -> Act:
+def _no_end_before(count: int, row: RowStart) -> LogitsProcessor:
     """No end while the answer is shorter."""
     return _no_end_below(row.prompt + count, row)
 
 
 @_register("forced_bos_token_id", None, _ONE)
-def _forced_first(token: int, row: RowStart) -> Act:
+def _forced_first(token: int, row: RowStart) -> LogitsProcessor:
     """The token behind the only one that is there."""
 
-    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) == 1:
             _force("forced_bos_token_id", [token], logits)
 
-    return act
+    return process
 
 
 @_register("forced_eos_token_id", None, partial(_optional, _one_or_more))
-def _forced_last(ids: Sequence[int], row: RowStart) -> Act:
+def _forced_last(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
     """The last token that the row has room for."""
 
-    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if row.room is not None and len(tokens) == row.prompt + row.room - 1:
             _force("forced_eos_token_id", ids, logits)
 
-    return act
+    return process
 
 
 @_register("suppress_tokens", (), read_ids)
-def _suppressed(ids: Sequence[int], row: RowStart) -> Act:
+def _suppressed(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
     """Never these."""
     banned = np.array(ids, np.intp)
     return lambda logits, tokens: _ban(logits, banned)
 
 
 @_register("begin_suppress_tokens", (), read_ids)
-def _suppressed_at_first(ids: Sequence[int], row: RowStart) -> Act:
+def _suppressed_at_first(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
     """Not these in the first place that is not forced."""
     banned = np.array(ids, np.intp)
 
-    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) == row.prompt + row.forced:
             _ban(logits, banned)
 
-    return act
+    return process
