@@ -21,6 +21,7 @@ LIBRARIES = {
     "cryptography": "sign",
     "gguf": "gguf",
     "llguidance": "structured",
+    "sklearn": "adamss",
     "opentelemetry": "otel",
     "trl": "trl",
 }
@@ -32,6 +33,7 @@ EXTRAS = {
     "vision": "pictures in PNG and JPEG files, for models that see",
     "sign": "signatures over packs and bundles",
     "gguf": "models and adapters in llama.cpp's format",
+    "adamss": "adapters of AdaMSS: trained, and read from PEFT's files",
     "structured": "answers by a JSON schema, a regular expression or a grammar",
     "cuda": "the CUDA libraries for ONNX Runtime",
     "otel": "traces of a server's requests",

@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import Unsupported
+from ..extras import needed_by
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import (
@@ -146,51 +147,18 @@ def _estimate(matrix: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.nda
     return U, V
 
 
-_ROUNDS, _SEED, _TOLERANCE = 10, 123456789, 1e-4
-"""What PEFT gives scikit-learn's ``KMeans``, and the latter's ``tol``."""
+def _group(points: np.ndarray, count: int) -> np.ndarray:
+    """The group of each of the ``points`` ``[n, r]``, by k-means as PEFT calls it, in float64.
 
-
-def _grouped(points: np.ndarray, count: int) -> np.ndarray:
-    """The group of each of the ``points`` ``[n, r]``: k-means as scikit-learn's ``KMeans(init="random",
-    n_init=1)`` does it, in float64.
+    Raises:
+        MissingExtra: scikit-learn is not installed.
     """
-    points = points.astype(np.float64) - points.mean(0, dtype=np.float64)
-    n = len(points)
-    shares = np.ones(n, np.float32) / np.float32(n)
-    draw = np.random.RandomState(_SEED)  # the generator that scikit-learn has
-    centers, groups = points[draw.choice(n, count, replace=False, p=shares)], None
-    enough = _TOLERANCE * points.var(0).mean()
-    for _ in range(_ROUNDS):
-        before, groups = groups, _nearest(points, centers)
-        moved = _means(points, groups, centers)
-        shift = float(np.square(moved - centers).sum())
-        centers = moved
-        if before is not None and np.array_equal(groups, before):
-            return groups
-        if shift <= enough:
-            break
-    return _nearest(points, centers)
+    with needed_by("AdaMSS"):
+        from sklearn.cluster import KMeans  # noqa: PLC0415 - only this method needs it
 
-
-def _nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    nearest: np.ndarray = np.argmin(np.square(centers).sum(1) - 2 * points @ centers.T, axis=1)
-    return nearest
-
-
-def _means(points: np.ndarray, groups: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The mean of each group; an empty one takes the point that is farthest from its center, as in
-    scikit-learn.
-    """
-    sizes = np.bincount(groups, minlength=len(centers))
-    empty = np.flatnonzero(sizes == 0)
-    if len(empty):
-        far = np.argsort(-np.square(points - centers[groups]).sum(1), kind="stable")[: len(empty)]
-        groups = groups.copy()
-        groups[far] = empty
-        sizes = np.bincount(groups, minlength=len(centers))
-    sums = np.zeros_like(centers)
-    np.add.at(sums, groups, points)
-    return sums / np.maximum(sizes, 1)[:, None]
+    means = KMeans(count, init="random", n_init=1, max_iter=10, random_state=123456789)
+    groups: np.ndarray = means.fit(points.astype(np.float64)).labels_
+    return groups
 
 
 _TRIES = 6
@@ -229,7 +197,7 @@ def _candidates(
             )
     rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))
     for points in (*several, *(U + size * rng.standard_normal(U.shape) for _ in range(_TRIES))):
-        yield _grouped(points, groups)
+        yield _group(points, groups)
 
 
 _MOST_NOISE = 1e-3
@@ -270,7 +238,7 @@ def _outside(rows: np.ndarray, V: np.ndarray) -> float:
 def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     matrix, (count, r, _) = _augmented(site.weight, site.base_bias), _sizes(cfg, site)
     U, V = _estimate(matrix, _start(cfg, matrix, r))
-    groups = _grouped(U, count)
+    groups = _group(U, count)
     A = np.zeros((count, cfg.subspace_rank, r), np.float32)
     for k in range(count):
         values, directions = np.linalg.svd(U[groups == k], full_matrices=False)[1:]

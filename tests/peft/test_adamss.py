@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 
 import adapterpack
 from adapterpack import AdaMSS, adapt, attach, convert, load, save, validate
-from adapterpack.errors import ConfigError, FormatError, Unsupported
+from adapterpack.errors import ConfigError, FormatError, MissingExtra, Unsupported
 from adapterpack.peft import layout
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -172,6 +173,19 @@ def test_adamss_of_another_random_start(widths: tuple[int, int], tmp_path: Path)
     # a CPU would make others, when it loads the file
     with pytest.raises(Unsupported, match="into other groups"):
         convert(tmp_path / "pack", tmp_path / "again", to="peft", base=base)
+
+
+def test_adamss_without_scikit_learn_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a training nor a folder of PEFT's is grouped by anything else."""
+    base = based(tmp_path / "base", net())
+    theirs_on(net(), ["0"], r=6, num_subspaces=3).save_pretrained(tmp_path / "theirs")
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(MissingExtra, match=r"adapterpack\[adamss\]"):
+        convert(tmp_path / "theirs", tmp_path / "out", to="pack", base=base)
+    with pytest.raises(MissingExtra, match=r"adapterpack\[adamss\]"):
+        adapt(net(), AdaMSS(r=7, num_subspaces=3))
 
 
 def test_what_adamss_does_not_say_is_refused(tmp_path: Path) -> None:
