@@ -67,7 +67,7 @@ from .composing.rules.rule import rules as rules
 from .compressing.pipeline import compress as compress
 from .converting.pipeline import convert as convert
 from .demos import demo as demo
-from .diagnosing.pipeline import doctor as doctor
+from .diagnosing.doctor import doctor as doctor
 from .errors import AdapterpackError as AdapterpackError
 from .exporting.pipeline import export as export
 from .extracting.pipeline import extract as extract

@@ -141,7 +141,7 @@ def test_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
     monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path))
     monkeypatch.setattr(
-        "adapterpack.diagnosing.checks.onnxruntime.asked",
+        "adapterpack.diagnosing.onnxruntime.ask_onnxruntime",
         lambda provider=None: (None, "not asked in this test"),
     )
     assert "look at: Disk" in call("doctor").stderr.splitlines()

@@ -93,7 +93,7 @@ def _print(found: Mapping[str, Any]) -> None:
 def _clean(yes: bool, as_json: bool) -> None:
     from ..diagnosing import caches  # noqa: PLC0415 - the help needs none of it
 
-    kept, _ = caches.found()
+    kept, _ = caches.find_caches()
     full = [one for one in kept if one.entries]
     if not as_json:
         for one in full:

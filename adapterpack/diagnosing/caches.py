@@ -19,22 +19,24 @@ from pathlib import Path
 
 from ..errors import storage_errors
 from ..io.cache import cache_folder
+from ..io.readable import size
 from ..pack.store import Store
+from .finding import Finding
 
 _AT_WORK = 600.0
 """Seconds for which something that arrives may pause: what was changed since then may still be arriving."""
 _SHA256 = "[0-9a-f]{64}"
 
 
-def _removed(path: Path) -> None:
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _emptied(store: Path) -> None:
-    """The store's packs, under its lock: another process may be adding one."""
+def _empty(store: Path) -> None:
+    """Removes the store's packs, under its lock: another process may be adding one."""
     Store(store.parent).gc(keep=(), dry_run=False)
 
 
@@ -52,7 +54,7 @@ class CacheKind:
     entries: str
     mark: str = ""
     arrives: bool = False
-    remove: Callable[[Path], None] = _removed
+    remove: Callable[[Path], None] = _remove
 
 
 KINDS = (
@@ -61,7 +63,7 @@ KINDS = (
         holds="packs that were pulled or stored",
         entries=r"packs|blobs|quarantine|tmp",
         mark=".lock",
-        remove=_emptied,
+        remove=_empty,
     ),
     CacheKind(name="bundles", holds="bundles that were pulled", entries=_SHA256),
     CacheKind(name="hub", holds="which commits of a hub were pulled", entries=r"[^/]+--[^/]+\.json"),
@@ -88,7 +90,7 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Kept:
+class Cache:
     """A folder of the cache with the entries in it that are adapterpack's."""
 
     kind: CacheKind
@@ -117,8 +119,8 @@ class Kept:
                     yield path.lstat()
 
 
-def found() -> tuple[tuple[Kept, ...], tuple[Path, ...]]:
-    """The caches that are there, and what else lies in the cache folder.
+def find_caches() -> tuple[tuple[Cache, ...], tuple[Path, ...]]:
+    """Finds the caches that are there, and what else lies in the cache folder.
 
     Raises:
         StorageError: the folder cannot be read.
@@ -134,7 +136,7 @@ def found() -> tuple[tuple[Kept, ...], tuple[Path, ...]]:
                 entries = tuple(
                     entry for entry in sorted(path.iterdir()) if re.fullmatch(kind.entries, entry.name)
                 )
-                kept.append(Kept(kind, path, entries))
+                kept.append(Cache(kind, path, entries))
     return tuple(kept), tuple(strange)
 
 
@@ -149,7 +151,7 @@ class Cleaned:
     left: tuple[Path, ...]
 
 
-def clean(caches: Iterable[Kept]) -> Cleaned:
+def clean(caches: Iterable[Cache]) -> Cleaned:
     """Removes the entries of these caches, and each folder that is empty then.
 
     Raises:
@@ -179,3 +181,26 @@ def _at_work(entry: Path) -> bool:
         )
         return time.time() - newest < _AT_WORK
     return False
+
+
+def check_caches() -> Finding:
+    """Tells what adapterpack keeps in the user's cache folder, and how large it is."""
+    kept, strange = find_caches()
+    rows = [
+        {
+            "cache": one.path.name,
+            "holds": one.kind.holds,
+            "size": size(one.bytes),
+            "bytes": one.bytes,
+            "files": one.files,
+        }
+        for one in kept
+    ]
+    return Finding(
+        {
+            "folder": str(cache_folder()),
+            "size": size(sum(one.bytes for one in kept)),
+            "caches": rows,
+            "not_ours": [path.name for path in strange],
+        }
+    )

@@ -18,12 +18,12 @@ _GRAPH = (
 )
 
 
-def asked(provider: str | None = None) -> tuple[dict[str, Any] | None, str]:
-    """What the process answers, or None and why there is no answer: of the build, or of the provider with
-    that name.
+def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None, str]:
+    """Asks about the build, or about the provider of that name; returns the answer, or None and why there is
+    none.
 
     Example:
-        >>> asked("cpu")[0]
+        >>> ask_onnxruntime("cpu")[0]
         {'started': 'CPUExecutionProvider'}
     """
     command = [sys.executable, "-P", "-m", __name__, *([provider] if provider else [])]

@@ -1,26 +1,27 @@
-"""Which build of ONNX Runtime this is, which providers it lists, and whether each of them starts."""
+"""ONNX Runtime: which build it is, and which of its providers start."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ...runtime.providers.provider import CPU, PROVIDERS, Provider
-from ..check import CHECKS, Check, Looked, Problem
-from ..requirements import providers_of, required
-from ..start_provider import asked
+from ..runtime.providers.provider import CPU, PROVIDERS, Provider
+from .finding import Finding, Problem
+from .packages import list_required, providers_of
+from .start_provider import ask_onnxruntime
 
 _PACKAGE = "onnxruntime"
 
 
-def _look() -> Looked:
+def check_onnxruntime() -> Finding:
+    """Tells which build of ONNX Runtime this is, which providers it lists, and whether each starts."""
     packages = providers_of(_PACKAGE)
     facts: dict[str, Any] = {"packages": [f"{name} {version}" for name, version in packages.items()]}
-    problems = [_installed_over_each_other(packages)] if len(packages) > 1 else []
-    build, failure = asked()
+    problems = [_explain_overlap(packages)] if len(packages) > 1 else []
+    build, failure = ask_onnxruntime()
     if build is None:
-        remedy = f"pip install --force-reinstall {_wanted(packages)}"
-        return Looked(
+        remedy = f"pip install --force-reinstall {_choose(packages)}"
+        return Finding(
             facts, (*problems, Problem(f"ONNX Runtime cannot be imported: {failure}", remedy, broken=True))
         )
     facts |= {"version": build["version"], "build": build["package"], "cuda": build["cuda"]}
@@ -28,15 +29,15 @@ def _look() -> Looked:
     rows = []
     for name in build["providers"]:
         provider = ours.get(name)
-        state, problem = ("not one that adapterpack uses", None) if provider is None else _started(provider)
+        state, problem = ("not one that adapterpack uses", None) if provider is None else _start(provider)
         rows.append({"provider": name, "name": provider and provider.name, "state": state})
         problems += [problem] if problem else []
-    return Looked({**facts, "providers": rows}, tuple(problems))
+    return Finding({**facts, "providers": rows}, tuple(problems))
 
 
-def _installed_over_each_other(packages: Mapping[str, str]) -> Problem:
+def _explain_overlap(packages: Mapping[str, str]) -> Problem:
     """They hold files of the same names: what was installed last has overwritten the others in part."""
-    keep = _wanted(packages)
+    keep = _choose(packages)
     return Problem(
         f"{' and '.join(packages)} are installed over each other: both have the module {_PACKAGE}, and what "
         "came last has overwritten files of the other",
@@ -45,17 +46,17 @@ def _installed_over_each_other(packages: Mapping[str, str]) -> Problem:
     )
 
 
-def _wanted(packages: Mapping[str, str]) -> str:
+def _choose(packages: Mapping[str, str]) -> str:
     """The package to keep: the one that adapterpack asks for here, or what was put in its place."""
-    asked_for = next((one.name for one in required() if one.name.startswith(_PACKAGE)), _PACKAGE)
+    asked_for = next((one.name for one in list_required() if one.name.startswith(_PACKAGE)), _PACKAGE)
     return asked_for if asked_for in packages or not packages else next(iter(packages))
 
 
-def _started(provider: Provider) -> tuple[str, Problem | None]:
+def _start(provider: Provider) -> tuple[str, Problem | None]:
     absent = provider.absent()
     if absent is not None:
         return f"not here: {absent}", None
-    answer, failure = asked(provider.name)
+    answer, failure = ask_onnxruntime(provider.name)
     if answer is not None:
         return "starts", None
     needed = provider.runtime_name == CPU
@@ -69,6 +70,3 @@ def _started(provider: Provider) -> tuple[str, Problem | None]:
     return f"does not start: {failure}", Problem(
         f"{provider.runtime_name} does not start: {failure}", remedy, broken=needed or provider.name == "cuda"
     )
-
-
-CHECKS.register(Check(name="onnxruntime", title="ONNX Runtime", rank=30, look=_look))

@@ -1,4 +1,4 @@
-"""Whether the hub can be reached; the only check that touches the network, and only on request."""
+"""The hub that packs are pulled from and pushed to."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from ...hub.transport.client import endpoint, offline, redacted
-from ..check import CHECKS, Check, Looked, Problem
+from ..hub.transport.client import endpoint, offline, redacted
+from .finding import Finding, Problem
 
 SECONDS = 5.0
 """How long the hub may take to answer, the search for its address included."""
 
 
-def _look() -> Looked:
+def check_hub() -> Finding:
+    """Checks that the hub can be reached; the only check that uses the network, and only on request."""
     address = endpoint()
     facts = {
         "address": redacted(address),
         "token": "HF_TOKEN" if os.environ.get("HF_TOKEN") else "that of hf auth login, if any",
     }
     if offline():
-        return Looked({**facts, "answer": "not asked: HF_HUB_OFFLINE is set"})
+        return Finding({**facts, "answer": "not asked: HF_HUB_OFFLINE is set"})
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
-        return Looked(
+        return Finding(
             facts,
             (
                 Problem(
@@ -50,8 +51,8 @@ def _look() -> Looked:
         )
     )
     if isinstance(answer, Problem):
-        return Looked(facts, (answer,))
-    return Looked({**facts, "answer": f"{answer} in {1000 * (monotonic() - started):.0f} ms"})
+        return Finding(facts, (answer,))
+    return Finding({**facts, "answer": f"{answer} in {1000 * (monotonic() - started):.0f} ms"})
 
 
 def _answer(address: str) -> str | Problem:
@@ -67,6 +68,3 @@ def _answer(address: str) -> str | Problem:
             "check the network, the proxy and HF_ENDPOINT",
             broken=True,
         )
-
-
-CHECKS.register(Check(name="hub", title="Hub", rank=100, look=_look, network=True))

@@ -9,20 +9,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import printable
-from .check import CHECKS, Check, Looked, Problem
+from .caches import check_caches
+from .finding import Finding, Problem
+from .hub import check_hub
+from .machine import check_cuda, check_disk, check_kernels, check_threads
+from .onnxruntime import check_onnxruntime
+from .packages import check_dependencies, check_extras, check_plugins, check_python
+
+CHECKS: Mapping[str, tuple[str, Callable[[], Finding]]] = {
+    "python": ("Python and system", check_python),
+    "dependencies": ("Libraries", check_dependencies),
+    "onnxruntime": ("ONNX Runtime", check_onnxruntime),
+    "cuda": ("CUDA", check_cuda),
+    "threads": ("Processors and threads", check_threads),
+    "kernels": ("Compiled kernels", check_kernels),
+    "extras": ("Extras", check_extras),
+    "plugins": ("Plugins", check_plugins),
+    "caches": ("Caches", check_caches),
+    "disk": ("Disk", check_disk),
+    "hub": ("Hub", check_hub),
+}
+"""Name -> the title, and the check, in the order in which they run; the hub is asked on request."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """What the checks found, by their names and in their order; ``titles`` are the names in words."""
 
-    found: Mapping[str, Looked]
+    found: Mapping[str, Finding]
     titles: Mapping[str, str]
 
     @property
     def usable(self) -> bool:
         """Whether nothing is broken."""
-        return all(looked.state != "broken" for looked in self.found.values())
+        return all(finding.state != "broken" for finding in self.found.values())
 
     def to_json(self) -> dict[str, Any]:
         """The diagnosis as ``adapterpack doctor --json`` prints it.
@@ -37,14 +57,14 @@ class Diagnosis:
                 {
                     "name": name,
                     "title": self.titles[name],
-                    "state": looked.state,
-                    "facts": dict(looked.facts),
+                    "state": finding.state,
+                    "facts": dict(finding.facts),
                     "problems": [
                         {"what": one.what, "remedy": one.remedy, "broken": one.broken}
-                        for one in looked.problems
+                        for one in finding.problems
                     ],
                 }
-                for name, looked in self.found.items()
+                for name, finding in self.found.items()
             ],
         }
 
@@ -60,30 +80,22 @@ def doctor(*, hub: bool = False, progress: Callable[[str], None] | None = None) 
         >>> diagnosis.found["kernels"].state in ("good", "note")
         True
     """
-    chosen = sorted(
-        (check for check in CHECKS.values() if hub or not check.network),
-        key=lambda check: (check.rank, check.name),
-    )
+    chosen = {name: check for name, check in CHECKS.items() if hub or name != "hub"}
     found = {}
-    for check in chosen:
+    for name, (title, check) in chosen.items():
         if progress is not None:
-            progress(check.title)
-        found[check.name] = _looked(check)
-    return Diagnosis(found, {check.name: check.title for check in chosen})
+            progress(title)
+        found[name] = _run(check)
+    return Diagnosis(found, {name: title for name, (title, _) in chosen.items()})
 
 
-def _looked(check: Check) -> Looked:
+def _run(check: Callable[[], Finding]) -> Finding:
     try:
-        return check.look()
+        return check()
     # an installation may be broken in ways that nobody thought of, and this is the command that must not be
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}").replace("\n", " ")
-        return Looked(
-            problems=(
-                Problem(
-                    f"this could not be looked at ({reason})",
-                    "mend what the message names, and ask again",
-                    True,
-                ),
-            )
+        problem = Problem(
+            f"this could not be looked at ({reason})", "mend what the message names, and ask again", True
         )
+        return Finding(problems=(problem,))
