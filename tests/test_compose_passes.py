@@ -1,10 +1,8 @@
-"""The compiled passes over dense entries: against the formulas, bit for bit beside numpy's way, and a
-composition with and without them.
+"""Passes over dense entries, votes and order statistics, against their formulas; and a composition with and
+without the compiled products.
 """
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,8 +10,9 @@ from rule_laws import deltas, made
 
 import adapterpack
 from adapterpack import LoRA
-from adapterpack._native import lowrank, passes
+from adapterpack._native import lowrank
 from adapterpack.adapter_methods import Site
+from adapterpack.composing.rules.entrywise_rules import elect
 from adapterpack.lowrank import quantiles
 from adapterpack.lowrank.quantiles import level
 from adapterpack.lowrank.range_finder import InMemory, largest
@@ -21,11 +20,6 @@ from adapterpack.lowrank.truncation import Cut
 
 pytestmark = pytest.mark.fast
 SHAPES = [(1, 1), (2, 15), (2, 16), (3, 17), (1, 64), (5, 333), (4, 0), (2, 1000)]
-
-
-@pytest.fixture
-def kernel() -> ModuleType:
-    return passes._kernel or pytest.skip("no compiler here: numpy goes over the entries")
 
 
 def voted(values: np.ndarray, weights: np.ndarray, least: np.ndarray, normalize: bool) -> np.ndarray:
@@ -47,7 +41,7 @@ def voted(values: np.ndarray, weights: np.ndarray, least: np.ndarray, normalize:
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_vote(kernel: ModuleType, shape: tuple[int, int], normalize: bool) -> None:
+def test_a_vote(shape: tuple[int, int], normalize: bool) -> None:
     """Weights of any sign and of equal sizes, equal magnitudes, even votes, thresholds that an entry reaches
     exactly.
     """
@@ -61,51 +55,28 @@ def test_a_vote(kernel: ModuleType, shape: tuple[int, int], normalize: bool) -> 
             rng.standard_normal(shape[0]),
         ):
             least = rng.choice([0, 0.5, 1], shape[0]).astype(np.float32)
-            numpys = passes._elected(passes.trimmed(values, least), weights, normalize)
             np.testing.assert_allclose(
-                numpys, voted(values, weights.astype(np.float32), least, normalize), rtol=2e-6, atol=1e-6
+                elect(values, weights, normalize, least),
+                voted(values, weights.astype(np.float32), least, normalize),
+                rtol=2e-6,
+                atol=1e-6,
             )
-            for name in kernel.sets():
-                found = np.full(shape[1], np.nan, np.float32)
-                kernel.elect(values, least, weights.astype(np.float32), 1e-6, normalize, found, name)
-                np.testing.assert_array_equal(found.view(np.uint32), numpys.view(np.uint32), err_msg=name)
 
 
-def test_numbers_that_are_none_elect_nothing(kernel: ModuleType) -> None:
+def test_numbers_that_are_none_elect_nothing() -> None:
     values = np.array([[np.nan, np.inf, np.inf, 1e38, -0.0], [1, 1, -np.inf, 3e38, 0.0]], np.float32)
     with np.errstate(all="ignore"):
-        numpys = passes._elected(values, np.ones(2), True)
-        np.testing.assert_array_equal(
-            passes.elected(values, np.ones(2), True).view(np.uint32), numpys.view(np.uint32)
-        )
+        np.testing.assert_array_equal(elect(values, np.ones(2), True)[[0, 2, 3, 4]], 0)
 
 
-@pytest.mark.parametrize("size", [0, 1, 17, 333])
-def test_what_lies_between(kernel: ModuleType, size: int) -> None:
-    """Beside numpy's masks, with ends that an entry reaches exactly; zeros from 0 on, everything without an
-    end.
-    """
-    values = (np.round(4 * np.random.default_rng(size).standard_normal(size)) / 4).astype(np.float32)
-    sizes = np.abs(values)
-    for low, high in ((0.25, 0.75), (0.0, 0.5), (1.0, np.inf), (0.5, 0.5)):
-        bits = [int(np.float32(each).view(np.uint32)) for each in (low, high)]
-        for name in kernel.sets():
-            out = np.full(size + 2, -1, np.float32)
-            above, found = kernel.between(values, *bits, out, 2, name)
-            assert above == np.count_nonzero(sizes >= high)
-            np.testing.assert_array_equal(out[2:found], sizes[(sizes >= low) & (sizes < high)])
-            assert (out[:2] == -1).all()
-
-
-@pytest.mark.parametrize("way", ["compiled", "held", "counted"])
+@pytest.mark.parametrize("way", ["near the sample's", "by bits"])
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 1.0])
 def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over blocks of any sizes, of magnitudes with equal ones, zeros and the smallest floats among them."""
-    if way != "compiled":
-        monkeypatch.setattr(passes, "_kernel", None)
-        monkeypatch.setattr(quantiles, "_MOST_IN_MEMORY", 0 if way == "counted" else 1 << 20)
-    elif not passes.compiled():
-        pytest.skip("no compiler here")
+    """Over blocks of any sizes, of magnitudes with equal ones, zeros and the smallest floats among them; with
+    samples that mislead.
+    """
+    if way == "by bits":
+        monkeypatch.setattr(quantiles, "_MOST_KEPT", 0)
     rng = np.random.default_rng(3)
     values = rng.standard_normal((3, 1001)).astype(np.float32)
     values[1, :400], values[2, 100:300], values[2, 300:400] = 0, 0.5, -0.5
@@ -117,7 +88,6 @@ def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch:
         [values.astype(np.float64)],
     ):
         for sample in (
-            None,
             lambda: None,
             lambda: values[:, ::3],
             lambda: values[:, :3],
@@ -128,51 +98,12 @@ def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch:
     assert len(level(lambda: iter([]), share)) == 0
 
 
-def test_wrong_arrays_are_refused(kernel: ModuleType) -> None:
-    """Every length, dtype and layout is checked before a number is read."""
-    values, least, weights, out = (
-        np.ones((2, 9), np.float32),
-        np.zeros(2, np.float32),
-        np.ones(2, np.float32),
-        np.empty(9, np.float32),
-    )
-    refused = pytest.raises((TypeError, ValueError, BufferError))
-    for arguments in (
-        (values[:1], least, weights, 0.0, True, out),
-        (values, least[:1], weights, 0.0, True, out),
-        (values, least, weights, 0.0, True, None),
-        (values, least, np.ones(3, np.float32), 0.0, True, out),
-        (values, least, weights, 0.0, True, out[:8]),
-        (values.astype(np.float64), least, weights, 0.0, True, out),
-        (values, least, weights, 0.0, True, out.view(np.int32)),
-        (np.ones((9, 2), np.float32).T, least, weights, 0.0, True, out),
-        (values, least, weights, 0.0, True, out, "sse"),
-    ):
-        with refused:
-            kernel.elect(*arguments)
-    counts = np.zeros(passes.UPPER, np.int64)
-    for call in (
-        lambda: kernel.upper(values, counts[:-1]),
-        lambda: kernel.upper(values, counts.astype(np.int32)),
-        lambda: kernel.lower(values, 3, counts),
-        lambda: kernel.upper(values[:, ::2], counts),
-        lambda: kernel.between(values, 0, 9, values.copy(), 1),
-        lambda: kernel.between(values, 0, 9, values.copy(), -1),
-    ):
-        with refused:
-            call()
-    out.flags.writeable = False
-    with refused:
-        kernel.elect(values, least, weights, 0.0, True, out)
-
-
 @pytest.mark.parametrize("rule", ["ties", "dare_ties", "breadcrumbs_ties", "magnitude_prune"])
 def test_a_composition_with_and_without_them(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same changes to rounding: the products of the factors may be added up in another order."""
     packs = [made(seed, LoRA(r=8, alpha=8), sites=[Site("big", 131, 97)]) for seed in (1, 2, 3)]
     one = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
-    for module in (passes, lowrank):
-        monkeypatch.setattr(module, "_kernel", None)
+    monkeypatch.setattr(lowrank, "_kernel", None)
     two = deltas(adapterpack.compose(packs, rule=rule, weights=[0.5, -0.25, 1], rank=97))
     differ = np.abs(one["big"] - two["big"]) > 1e-5 * np.abs(two["big"]).max()
     assert differ.mean() < 1e-3  # an entry that is just at a threshold may be on either side of it

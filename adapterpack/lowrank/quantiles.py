@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .._native import passes
-
-_MOST_IN_MEMORY = 1 << 22
-"""The most numbers that are kept in memory to select from: 16 MB."""
-_SAMPLED = 1 << 24
-"""Numbers of a sample up to which what lies about the expected level is kept: a few hundredths of 15 times as
-many.
-"""
+_MOST_KEPT = 1 << 24
+"""The most numbers that are kept in memory to select from: 64 MB."""
+_MOST_SAMPLED = 1 << 20
+"""The most numbers of a row's sample that are looked at."""
+_HALF = 1 << 16
+"""How many lower halves, and upper ones, the bits of a float32 have."""
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
@@ -25,93 +23,103 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 def level(
     values: Callable[[], Iterator[np.ndarray]],
     share: float,
-    sample: Callable[[], np.ndarray | None] | None = None,
+    sample: Callable[[], np.ndarray | None] = lambda: None,
 ) -> np.ndarray:
     """``[C]``: of each of ``C`` rows of numbers, the magnitude that a ``share`` of them reaches or exceeds,
     exactly.
 
     ``values`` gives pieces ``[C, ...]``, the same ones each time, and ``sample`` some of the numbers, ``[C,
-    S]``; magnitudes are those of float32. In one pass those above what the sample expects are counted and
-    those about it kept, among which it is, unless the sample misled. Then, without a sample, or of more than
-    a bearable number of them, the bit patterns are counted, which are in their order: one pass counts the
-    upper halves, one the lower halves inside the bin that was found. So memory is 98304 counters a row,
-    whatever the size. Without the compiled kernel a bearable number of them is kept in memory and selected
-    from.
+    S]``; magnitudes are those of float32. One pass counts the magnitudes above what the sample expects and
+    keeps those near it, among which the level is unless the sample misled. Otherwise the bit patterns are
+    counted, which have the order of the magnitudes: the upper halves in one pass, in a second one the lower
+    halves inside the bin that was found. So memory is bounded, whatever the size.
 
     Example:
         >>> piece = np.arange(10, dtype=np.float32)[None]
         >>> level(lambda: iter([piece[:, :4], -piece[:, 4:]]), 0.3)
         array([7.], dtype=float32)
     """
-    if not passes.compiled() and (numbers := _in_memory(values)) is not None:
-        wanted = numbers.shape[1] - min(numbers.shape[1], max(1, round(share * numbers.shape[1])))
-        return np.partition(numbers, wanted, axis=1)[:, wanted] if numbers.size else np.zeros(0, np.float32)
-    if passes.compiled() and sample is not None and (near := _near(values, share, sample())) is not None:
-        return near
-    high, sizes = np.zeros((0, passes.UPPER), np.int64), 0
-    for piece in values():
-        high, sizes = (
-            high if len(high) else np.zeros((len(piece), passes.UPPER), np.int64),
-            sizes + piece[0].size,
-        )
-        for counts, row in zip(high, _rows(piece), strict=True):
-            passes.count_upper(row, counts)
-    wanted = min(sizes, max(1, round(share * sizes)))
-    upper = [passes.reached(counts, wanted) for counts in high]
-    low = np.zeros((len(high), passes.LOWER), np.int64)
-    for piece in values():
-        for counts, row, (bin_of_row, _) in zip(low, _rows(piece), upper, strict=True):
-            passes.count_lower(row, bin_of_row, counts)
-    bits = [
-        bin_of_row << 16 | passes.reached(counts, wanted - above)[0]
-        for counts, (bin_of_row, above) in zip(low, upper, strict=True)
-    ]
-    return np.array(bits, np.uint32).view(np.float32)
+    numbers = sample()
+    if numbers is not None and numbers.size:
+        every = -(-numbers.shape[1] // _MOST_SAMPLED)
+        near = _select_near(values, share, magnitudes(numbers[:, ::every]))
+        if near is not None:
+            return near
+    return _select_by_bits(values, share)
 
 
-def _near(
-    values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.ndarray | None
+def _place(share: float, count: int) -> int:
+    """Which of ``count`` magnitudes the level is, from 1 for the largest."""
+    return min(count, max(1, round(share * count)))
+
+
+def _select_near(
+    values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.ndarray
 ) -> np.ndarray | None:
-    """:func:`level`, if it is where the sample expects it."""
-    if sample is None or not sample.shape[1] or sample.shape[1] * len(sample) > _SAMPLED:
-        return None
-    spread = 0.01 + 2 / np.sqrt(sample.shape[1])
-    counts = np.zeros((len(sample), passes.UPPER), np.int64)
-    for row, row_counts in zip(_rows(sample), counts, strict=True):
-        passes.count_upper(row, row_counts)
-    ranges = [_about(row_counts, share * sample.shape[1], spread * sample.shape[1]) for row_counts in counts]
-    sizes = 0
+    """:func:`level`, if it is where the sample expects it and few magnitudes are there."""
+    ordered, count = np.sort(sample, axis=1)[:, ::-1], sample.shape[1]
+    spread = 0.005 * count + 2 * np.sqrt(count)
+    first, last = round(share * count - spread), round(share * count + spread)
+    low = ordered[:, last] if last < count else np.zeros(len(sample), np.float32)
+    high = ordered[:, first] if first >= 0 else np.full(len(sample), np.inf, np.float32)
+    near: list[list[np.ndarray]] = [[] for _ in sample]
+    above, size = np.zeros(len(sample), np.int64), 0
     for piece in values():
-        sizes += piece[0].size
-        for row, between in zip(_rows(piece), ranges, strict=True):
-            between.add(row)
-    places = [min(sizes, max(1, round(share * sizes))) - between.above for between in ranges]
-    if not all(1 <= place <= between.count for place, between in zip(places, ranges, strict=True)):
+        rows = _rows(piece)
+        size += rows.shape[1]
+        for number, row in enumerate(rows):
+            higher = row >= high[number]
+            above[number] += np.count_nonzero(higher)
+            near[number].append(row[(row >= low[number]) ^ higher])
+        if sum(len(part) for parts in near for part in parts) > _MOST_KEPT:
+            return None
+    places = _place(share, size) - above
+    kept = [np.concatenate(parts) for parts in near]
+    if not all(1 <= place <= len(row) for place, row in zip(places, kept, strict=True)):
         return None
     return np.array(
-        [between.largest(place) for place, between in zip(places, ranges, strict=True)], np.float32
+        [
+            np.partition(row, len(row) - place)[len(row) - place]
+            for place, row in zip(places, kept, strict=True)
+        ],
+        np.float32,
     )
 
 
-def _about(counts: np.ndarray, wanted: float, spread: float) -> passes.Between:
-    """Collects the magnitudes of ranks ``wanted - spread`` to ``wanted + spread`` by ``counts`` of a sample,
-    whole bins at both ends.
-    """
-    high = (passes.reached(counts, round(wanted - spread))[0] + 1) << 16 if wanted - spread >= 1 else 1 << 31
-    low = passes.reached(counts, round(wanted + spread))[0] << 16 if wanted + spread < counts.sum() else 0
-    return passes.Between(low, high)
-
-
-def _in_memory(values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray | None:
-    """All magnitudes, ``[C, ...]``, if they are few enough."""
-    pieces: list[np.ndarray] = []
+def _select_by_bits(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
+    """:func:`level` by counting bit patterns."""
+    upper: list[np.ndarray] = []
     for piece in values():
-        pieces.append(magnitudes(piece).reshape(len(piece), -1))
-        if sum(part.size for part in pieces) > _MOST_IN_MEMORY:
-            return None
-    return np.concatenate(pieces, axis=1) if pieces else np.zeros((0, 0), np.float32)
+        counts = [np.bincount(_bits(row) >> 16, minlength=_HALF) for row in _rows(piece)]
+        upper = [one + more for one, more in zip(upper, counts, strict=True)] if upper else counts
+    bins = [_reach(counts, _place(share, int(counts.sum()))) for counts in upper]
+    lower = [np.zeros(_HALF, np.int64) for _ in bins]
+    for piece in values():
+        for number, row in enumerate(_rows(piece)):
+            bits = _bits(row)
+            lower[number] += np.bincount(bits[bits >> 16 == bins[number][0]] & 0xFFFF, minlength=_HALF)
+    found = [half << 16 | _reach(counts, place)[0] for (half, place), counts in zip(bins, lower, strict=True)]
+    return np.array(found, np.uint32).view(np.float32)
+
+
+def _reach(counts: np.ndarray, place: int) -> tuple[int, int]:
+    """The bin in which the ``counts``, summed from the last one down, reach ``place``, and the place inside
+    it.
+
+    Example:
+        >>> _reach(np.array([4, 3, 0, 2]), 3)
+        (1, 1)
+    """
+    sums = np.cumsum(counts[::-1])
+    number = int(np.searchsorted(sums, place))
+    bin_of_place = len(counts) - 1 - number
+    return bin_of_place, place - int(sums[number] - counts[bin_of_place])
 
 
 def _rows(piece: np.ndarray) -> np.ndarray:
-    """``[C, N]`` in float32, C-contiguous."""
-    return np.ascontiguousarray(piece, np.float32).reshape(len(piece), -1)
+    """The magnitudes ``[C, N]``."""
+    return magnitudes(piece).reshape(len(piece), -1)
+
+
+def _bits(row: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(row).view(np.uint32)

@@ -6,12 +6,58 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._native.passes import elected, trimmed
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
 from .entries import Block, Blocks, core_space, entry_rule, knots, weighted
 from .rule import ARXIV, MEAN, SUM, THINNED, Count, Laws, Seed, share
-from .trim import band, band_levels, dropped, dropped_by_rank, largest_level
+from .trim import band, band_levels, dropped, dropped_by_rank, largest_level, trim
+
+_TIE = 1e-6
+"""Of the votes cast: a majority that is rounding in float32 is none."""
+_TILE = 1 << 14
+"""Entries of each change that are voted on together, so that they stay in a core's own cache."""
+
+
+def elect(
+    values: np.ndarray, weights: np.ndarray, normalize: bool, least: np.ndarray | None = None
+) -> np.ndarray:
+    """TIES: at each entry the sign of ``sum w_t x_t`` is elected, and the ``w_t x_t`` of that sign are added
+    up.
+
+    ``values`` are ``[T, ...]``; with ``least`` ``[T]`` they are :func:`~.trim.trim` first. Where the votes
+    are even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean
+    that is never larger than its largest part.
+
+    Example:
+        >>> values = np.array([[3.0, 1.0, -1.0], [1.0, -1.0, -0.5]], np.float32)
+        >>> elect(values, np.ones(2), True), elect(values, np.ones(2), True, np.array([0.0, 2.0],
+        ...     np.float32))
+        (array([ 2.  ,  0.  , -0.75], dtype=float32), array([ 3.,  1., -1.], dtype=float32))
+    """
+    flat, weights = values.reshape(len(values), -1), weights.astype(values.dtype)
+    merged = np.empty(flat.shape[1], values.dtype)
+    for start in range(0, len(merged), _TILE):
+        tile = flat[:, start : start + _TILE]
+        votes = weights[:, None] * tile
+        if least is not None:
+            votes *= magnitudes(tile) >= least[:, None]
+        merged[start : start + _TILE] = _elect(votes, weights, normalize)
+    return merged.reshape(values.shape[1:])
+
+
+def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
+    """:func:`elect` for ``[T, n]`` entries times their weights."""
+    lead, positive = votes.sum(axis=0), np.maximum(votes, 0).sum(axis=0)
+    won, negative = lead > 0, lead - positive  # in the order of the sums: exactly 0 where none is below 0
+    merged = np.where(won, positive, negative)
+    if normalize:
+        agree, total = (votes > 0) == won, np.zeros_like(lead)
+        agree &= votes != 0
+        for size in np.unique(np.abs(weights)):
+            total += size * agree[np.abs(weights) == size].sum(axis=0, dtype=np.uint8)
+        merged /= np.maximum(total, np.finfo(total.dtype).tiny)  # where nobody voted 0 is divided
+    decided = np.abs(lead) > lead.dtype.type(_TIE) * (positive - negative)
+    return np.where(decided, merged, lead.dtype.type(0))
 
 
 def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
@@ -30,7 +76,7 @@ def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
 )
 def magnitude_prune(block: Block, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
-    return np.asarray(weighted(block.weights, trimmed(block.values, least)).sum(axis=0))
+    return np.asarray(weighted(block.weights, trim(block.values, least)).sum(axis=0))
 
 
 @entry_rule(
@@ -66,7 +112,7 @@ def ties(
     block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True
 ) -> np.ndarray:
     """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
-    return _scaled(lam, elected(block.values, block.weights, normalize, least))
+    return _scaled(lam, elect(block.values, block.weights, normalize, least))
 
 
 @entry_rule(
@@ -112,7 +158,7 @@ def dare_ties(
     block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: Seed = 0
 ) -> np.ndarray:
     """TIES' election over changes that were thinned out at random."""
-    return _scaled(lam, elected(dropped(block, density, seed), block.weights, normalize))
+    return _scaled(lam, elect(dropped(block, density, seed), block.weights, normalize))
 
 
 @entry_rule(
@@ -136,7 +182,7 @@ def della(
     """TIES' election over changes whose larger entries are kept with a higher probability, each divided by
     its own.
     """
-    return _scaled(lam, elected(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
+    return _scaled(lam, elect(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
 
 
 @entry_rule(
@@ -191,7 +237,7 @@ def breadcrumbs_ties(
     normalize: bool = True,
 ) -> np.ndarray:
     """TIES' election over the bands."""
-    return _scaled(lam, elected(band(block, levels), block.weights, normalize))
+    return _scaled(lam, elect(band(block, levels), block.weights, normalize))
 
 
 @entry_rule(
@@ -253,7 +299,7 @@ def sce(block: Block, selected: Selected, *, density: float = 0.5, lam: float = 
         return np.zeros(block.values.shape[1:], block.values.dtype)
     signed = np.sign(block.weights) * shares / shares.sum()
     chosen = np.where(_variance(block) >= selected.least, block.values, 0)
-    return _scaled(lam, elected(chosen, signed, True))
+    return _scaled(lam, elect(chosen, signed, True))
 
 
 class Balance(NamedTuple):

@@ -41,6 +41,13 @@ def band_levels(blocks: Blocks, *, density: float, gamma: float, **_: Any) -> tu
     return least, level(lambda: (block.values for block in blocks()), gamma, blocks.sample)
 
 
+def trim(values: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """``[T, ...]``: the entries whose magnitude, in float32, reaches ``least`` ``[T]``; all others 0."""
+    return np.where(
+        magnitudes(values) < least.reshape(-1, *[1] * (values.ndim - 1)), values.dtype.type(0), values
+    )
+
+
 def band(block: Block, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """The entries in the band, all others 0: those that reach its upper end are outliers."""
     sizes = magnitudes(block.values)
