@@ -56,9 +56,9 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
-from adapterpack.exporting.example_inputs import example
 from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, Frontend, Source
 from adapterpack.exporting.proof import parity
+from adapterpack.exporting.tracing.example_inputs import example
 from adapterpack.graph_passes.attach import MODES, Plan, base_head, with_fields
 from adapterpack.graph_passes.sites import find_sites
 from adapterpack.manifest import manifest as m

@@ -293,8 +293,8 @@ def base_of_four_layers(folder: Path) -> Path:
 def test_rows_with_too_many_scores_are_proved_in_pieces(
     made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterpack.engine_graph.pieces._MOST", 1)
-    monkeypatch.setattr("adapterpack.engine_graph.pieces._PIECE", 16)
+    monkeypatch.setattr("adapterpack.engine_graph.compare._MOST", 1)
+    monkeypatch.setattr("adapterpack.engine_graph.compare._PIECE", 16)
     base, packs, _ = made("mistral")
     parity = export(base, [packs["one"]], tmp_path / "out", frontend="mobius").parity
     assert 0 < parity["long_rows"]["max_relative"] < 1e-5

@@ -29,7 +29,7 @@ from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
-from adapterpack.exporting.torch_parts import TorchPart, part_class
+from adapterpack.exporting.tracing.torch_parts import TorchPart, part_class
 from adapterpack.manifest.parts import Pixels
 from adapterpack.quantizing.graphs.measure import inputs_of
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
@@ -432,7 +432,7 @@ def test_a_task_is_whole() -> None:
         compares_a_batch_with_itself = task.training is not None and "return_loss" in task.training.constants
         assert task.training is None or task.training.targets or compares_a_batch_with_itself, task.name
         assert all(task_named(alias) is task for alias in task.aliases)
-    assert part_class("adapterpack.exporting.torch_parts:Plain") is part_class("plain")
+    assert part_class("adapterpack.exporting.tracing.torch_parts:Plain") is part_class("plain")
     assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == (
         "batch",
         "sequence",

@@ -13,7 +13,6 @@ import numpy as np
 from ..base.thresholds import turns_by_length
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import graph_file
-from ..errors import ParityError
 from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast
 from ..runtime.adapters.slot_values import SlotValues
@@ -29,7 +28,7 @@ from ..runtime.text.context_length import context_of, text_part
 from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
-from .pieces import apart, in_pieces, takes_much
+from .compare import in_pieces, largest_difference, require_close, takes_much
 
 _LENGTHS = (11, 4, 7)
 _STEPS = 20
@@ -82,7 +81,7 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
         placed = _by_engine(
             batch, prompts, sources, [adapters.get(name or "") for name in names], tokens, _PIECE
         )
-        worst = max(worst, _required(session, folder, grown, placed, "on short rows"))
+        worst = max(worst, _require_agreement(session, folder, grown, placed, "on short rows"))
     if long := _long_prompts(session, rng, most):
         worst = max(
             worst, _prove_long(session, folder, reader, long, rng.integers(1, most, (_STEPS, len(long))))
@@ -102,7 +101,7 @@ def _ids(session: Session, rng: np.random.Generator, most: int, length: int) -> 
     return [int(token) if token != image else 1 + (image == 1) for token in rng.integers(1, most, length)]
 
 
-def _required(
+def _require_agreement(
     session: Session, folder: Path, ordinary: np.ndarray, engine: np.ndarray, where: str, long: bool = False
 ) -> float:
     """The largest difference as a share of the largest output.
@@ -110,17 +109,14 @@ def _required(
     Raises:
         ParityError: it is more than the type of the graph accounts for.
     """
-    tolerance, size = precision(session.bundle.dtype).tolerance, max(1.0, float(np.abs(ordinary).max()))
-    error = apart(engine, ordinary, session.bundle.dtype if long else DEFAULT)
-    if not error <= tolerance * size:
-        raise ParityError(
-            f"the graph for the engine disagrees with the ordinary one {where}",
-            where=f"{folder.name}/{graph_file(DECODER)}",
-            expected=f"at most {tolerance * size:.2g}",
-            found=f"{error:.2g}",
-            remedy="export with --no-static-cache, and report this model",
-        )
-    return error / size
+    return require_close(
+        f"the graph for the engine disagrees with the ordinary one {where}",
+        largest_difference(engine, ordinary, session.bundle.dtype if long else DEFAULT),
+        float(np.abs(ordinary).max()),
+        precision(session.bundle.dtype).tolerance,
+        f"{folder.name}/{graph_file(DECODER)}",
+        "export with --no-static-cache, and report this model",
+    )
 
 
 def _long_prompts(session: Session, rng: np.random.Generator, most: int) -> list[list[int]]:
@@ -155,7 +151,7 @@ def _prove_long(
         _alone(session, ids, name, tokens[:, row])
         for row, (ids, name) in enumerate(zip(prompts, names, strict=True))
     ]
-    return _required(
+    return _require_agreement(
         session,
         folder,
         np.stack(alone, axis=1),

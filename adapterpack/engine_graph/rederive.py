@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ..bundle.manifest import GRAPH, Bundle
-from ..onnx_graph.apart import require_survived
+from ..onnx_graph.sandboxed_check import require_survived
 from .int8_cache import quantize_cache
 from .parity import with_decoder
 

@@ -33,7 +33,7 @@ from ..slots.prompt_rows import virtual_tokens
 from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
-from .as_trained import trained_form
+from .quantize_base import trained_form
 from .request import ExportRequest
 from .targets import TARGETS, Target
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ..adapter_methods import get
+from ..adapter_methods.lora import LoRA
 from ..base.base_folder import CONFIG, copy_carried, read_json
 from ..base.base_metadata import pooling_of
 from ..base.checkpoint import Checkpoint
@@ -42,12 +44,12 @@ from ..tasks.data.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of
-from .example_inputs import config_of
 from .frontends import BaseGraph, Source
 from .limits import require_readable
 from .proof.parity import proved
 from .request import Progress
 from .targets import Target
+from .tracing.example_inputs import config_of
 
 _SECONDS = 2.0
 """Between two words of progress."""
@@ -253,12 +255,18 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
 
 
 def _default_sites(job: ExportJob, source: Source) -> frozenset[str] | None:
-    """Where the graph has slots when no pack says so."""
+    """Where the graph has slots when no pack says so: at the layers that ``targets="all-linear"`` names,
+    without the output embedding and the task's heads. The model is built without its weights.
+    """
     if job.request.mode == "folded" or job.packs:
         return None
-    from .default_sites import default_sites  # noqa: PLC0415 - torch and transformers
+    # torch and transformers
+    from ..torch_adapters.loading import empty_model  # noqa: PLC0415
+    from ..torch_adapters.sites import select  # noqa: PLC0415
 
-    return default_sites(job.task, source.folder)
+    model = empty_model(source.folder, job.task)
+    heads = tuple(head for head in job.task.heads if hasattr(model, head))
+    return frozenset(site.path for site in select(model, LoRA().targets, get("lora").traits, heads))
 
 
 def _manifest(

@@ -39,16 +39,16 @@ from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
 from ..quantizing.graphs.stored_weights import StoredWeights
 from .arguments import ExportJob, prepare
-from .as_trained import write_as_trained
 from .bundle_writer import write_bundle
-from .dequantized import write_dequantized
-from .example_inputs import config_of
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
 from .proof.few_layers import stack_of, write_few_layers
-from .proof.long_rows import planned
+from .proof.long_rows import plan_long_rows
+from .quantize_base import write_as_trained
 from .request import ExportRequest, Progress
 from .retarget import retarget
 from .targets import TARGETS
+from .tracing.example_inputs import config_of
+from .tracing.scratch_checkpoint import write_dequantized
 
 _Call = ParamSpec("_Call")
 _LONGEST = 500
@@ -119,7 +119,7 @@ def export(request: ExportRequest) -> Bundle:
         candidates = _candidates(request.frontend, source)
         if source.file is None:
             _require_buildable(source)
-        plan = planned(source)
+        plan = plan_long_rows(source)
         for field, why in plan.left_out.items():
             # that a proof ends before a long context does is no news
             if field.rpartition(".")[2] not in ENDS:

@@ -74,9 +74,10 @@ Example = Callable[[Any, Arrays, np.random.Generator], Arrays]
 class Part:
     """One graph of a task.
 
-    ``form`` is the torch module that computes it: a name in ``exporting/torch_parts.py``, or ``module:class``
-    of another package. ``inputs`` are what it takes, from a caller or earlier parts; ``axes`` those of inputs
-    that :data:`AXES` does not have. Who leaves out one of the ``optional`` inputs gives zeros.
+    ``form`` is the torch module that computes it: a name in ``exporting/tracing/torch_parts.py``, or
+    ``module:class`` of another package. ``inputs`` are what it takes, from a caller or earlier parts;
+    ``axes`` those of inputs that :data:`AXES` does not have. Who leaves out one of the ``optional`` inputs
+    gives zeros.
     """
 
     name: str

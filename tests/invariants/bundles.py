@@ -56,8 +56,8 @@ def check(session: Any, known: Mapping[str | None, Reference]) -> None:
     """Every row of ragged batches, with every adapter next to every other, equals plain transformers on that
     row alone.
     """
-    from adapterpack.exporting.example_inputs import example
-    from adapterpack.exporting.proof.parity import row_of
+    from adapterpack.exporting.proof.parity_runs import row_of
+    from adapterpack.exporting.tracing.example_inputs import example
 
     first, names = next(iter(known.values())), list(known)
     batch = example(session.task, first.model.config, LENGTHS, model=lambda: first.model, bare=(1,), seed=3)
@@ -95,10 +95,10 @@ def _other_side(batch: Arrays) -> Arrays:
 
 
 def _require(session: Any, found: Arrays, row: int, batch: Arrays, expected: Arrays, what: str) -> None:
-    from adapterpack.exporting.proof.parity import _real
+    from adapterpack.exporting.proof.parity_runs import real_positions
 
     for key in found.keys() & expected.keys():
-        real = _real(key, found[key], batch)
+        real = real_positions(key, found[key], batch)
         one = found[key][row] if real is None else found[key][row][real[row]]
         right = expected[key][0]
         _close(session, one[..., : right.shape[-1]], right, f"{what}, {key}")

@@ -21,11 +21,11 @@ from ...bundle.manifest import PAST
 from ...errors import FormatError, Unsupported
 from ...graph_passes.constants import add_initializer
 from ...graph_passes.sites import with_bias
-from ...onnx_graph.apart import require_openable
 from ...onnx_graph.confine import require_safe
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.match import Place, match
 from ...onnx_graph.pieces import Piece
+from ...onnx_graph.sandboxed_check import require_openable
 from ...pack.pack import Pack
 from ...slots.precision import DEFAULT
 from ...tasks.task import AXES

@@ -18,7 +18,7 @@ from ...base.thresholds import reaches_of
 from ...graph_passes.constants import add_initializer, named_node
 from ...graph_passes.sites import onnxscript_scope
 from ...slots.precision import DEFAULT
-from ..example_inputs import config_of
+from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, Frontend, Source
 
 

@@ -46,7 +46,7 @@ def _build(source: Source) -> BaseGraph:
 
 
 def _scope(node: ir.Node) -> str | None:
-    from ..torch_parts import PREFIX  # noqa: PLC0415 - imports torch
+    from ..tracing.torch_parts import PREFIX  # noqa: PLC0415 - imports torch
 
     path = torch_scope(node)
     return None if path is None else path.removeprefix(PREFIX)
@@ -59,8 +59,8 @@ def _graphs(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str, ir.
     import torch  # noqa: PLC0415 - see above
 
     from ...runtime.model_inputs import positions  # noqa: PLC0415
-    from ..example_inputs import example  # noqa: PLC0415
-    from ..torch_parts import part_class  # noqa: PLC0415
+    from ..tracing.example_inputs import example  # noqa: PLC0415
+    from ..tracing.torch_parts import part_class  # noqa: PLC0415
 
     batch = example(task, model.config, _LENGTHS, model=lambda: model)
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...base.base_folder import CONFIG, copy_carried, read_json
-from ...base.checkpoint import SINGLE, Checkpoint
-from ...errors import storage_errors
-from ...io import safetensors as st
-from ...merging.staging import require_space
+from ...base.base_folder import CONFIG, read_json
+from ...base.checkpoint import Checkpoint
+from ..tracing.scratch_checkpoint import write_checkpoint
 
 _BLOCK = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blocks|block))\.([0-9]{1,5})\.")
 """A tensor of a block: its stack and its number."""
@@ -64,19 +61,10 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: Stack, 
         and not ((block := _BLOCK.match(name)) and block[1] in cut and int(block[2]) >= stack.kept)
     ]
     entries = [(name, base.tensors[name].dtype, base.tensors[name].shape) for name in names]
-    header, places = st.plan(entries, {"format": "pt"})
-    require_space(folder.parent, sum(place.nbytes for place in places.values()))
-    with storage_errors(folder):
-        folder.mkdir()
-        with (folder / SINGLE).open("xb") as file:
-            file.write(header)
-            for name in names:
-                file.write(st.raw(base.read(name)))
-    copy_carried(base.folder, folder)
     written = read_json(base.folder / CONFIG)
     shown = written.get(stack.part, written) if stack.part else written
     shown.update(_shortened(config.get(stack.part, config) if stack.part else config, stack))
-    (folder / CONFIG).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_checkpoint(folder, entries, lambda name, *_: [base.read(name)], base.folder, written)
     return folder
 
 

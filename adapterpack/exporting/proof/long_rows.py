@@ -11,18 +11,17 @@ import numpy as np
 from ...base.checkpoint import Checkpoint
 from ...base.thresholds import LongRows, rows_past, thresholds_of
 from ...bundle.manifest import PRESENT
-from ...engine_graph.pieces import apart, in_pieces, takes_much
-from ...errors import ParityError
+from ...engine_graph.compare import in_pieces, largest_difference, require_close, takes_much
 from ...pack.pack import Pack
 from ...runtime.sessions.session import Session
 from ...runtime.sessions.session_engine import virtual_tokens
 from ...runtime.text.context_length import context_length, context_of
 from ...slots.prompt_rows import virtual_room
 from ...tasks.session import Arrays
-from ..example_inputs import config_of, example
-from ..frontends import Source
+from ..frontends.base import Source
+from ..tracing.example_inputs import config_of, example
 from .few_layers import stack_of
-from .parity_runs import Outputs, run_alone, run_graph, stepped
+from .parity_runs import Outputs, real_positions, row_of, run_alone, run_graph, run_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +32,7 @@ _KEPT = 64
 """Positions of a long row that are compared where all of their logits would take too much memory."""
 
 
-def planned(source: Source) -> LongRows:
+def plan_long_rows(source: Source) -> LongRows:
     """The rows that the proof of this source's graph has beside the short ones."""
     if "input_ids" not in source.task.inputs:
         return LongRows()
@@ -88,37 +87,19 @@ def prove_long_rows(
     if "image_features" in task.main.inputs:
         batch.pop("pixel_values", None)  # no row has an image
     names = [list(packs)[row % len(packs)] for row in range(len(lengths))]
-    rows = [_row(batch, row) for row in range(len(lengths))]
+    rows = [row_of(batch, row) for row in range(len(lengths))]
     much = task.pads_left and takes_much(session, len(rows), lengths[-1])
     expected = run_alone(task, model, rows, [packs[name] for name in names], _KEPT if much else 0)
-    found = _by_graph(session, batch, rows, names, much)
+    outputs = _by_graph(session, batch, rows, names, much)
     scale = max(
         1.0, *(float(np.abs(array).max()) for outputs in expected for array in _arrays(outputs).values())
     )
     worst = 0.0
-    for length, answer, right in zip(lengths, found, expected, strict=True):
+    for length, answer, right in zip(lengths, outputs, expected, strict=True):
         error = _error(_arrays(answer), _arrays(right), much, session.bundle.dtype)
-        if not error <= tolerance * scale:
-            raise ParityError(
-                f"the graph disagrees with torch for {_described(config.to_dict(), length, lengths)}",
-                where=session.folder.name,
-                expected=f"at most {tolerance * scale:.2g}",
-                found=f"{error:.2g}",
-            )
-        worst = max(worst, error / scale)
+        why = f"the graph disagrees with torch for {_describe(config.to_dict(), length, lengths)}"
+        worst = max(worst, require_close(why, error, scale, tolerance, session.folder.name))
     return {"rows": list(lengths[1:]), "max_relative": worst}
-
-
-def _row(batch: Arrays, row: int) -> Arrays:
-    """One row without its padding."""
-    single = {key: array[row : row + 1] for key, array in batch.items()}
-    if "attention_mask" not in batch:
-        return single
-    real = batch["attention_mask"][row] > 0
-    return {
-        key: array[:, real] if array.shape[1] == len(real) and key != "decoder_input_ids" else array
-        for key, array in single.items()
-    }
 
 
 def _by_graph(
@@ -129,7 +110,7 @@ def _by_graph(
     """
     if much:
         return [
-            stepped(session, row, list(in_pieces(session, row["input_ids"], name))[-1], name)
+            run_step(session, row, list(in_pieces(session, row["input_ids"], name))[-1], name)
             for row, name in zip(rows, names, strict=True)
         ]
     prompted = any(
@@ -144,18 +125,12 @@ def _by_graph(
 
 
 def _of_row(outputs: Outputs, batch: Arrays, row: int) -> Outputs:
-    mask = batch.get("attention_mask")
-
-    def real(array: np.ndarray) -> np.ndarray:
-        padded = (
-            mask is not None
-            and "decoder_input_ids" not in batch
-            and array.ndim > 1
-            and array.shape[:2] == mask.shape
-        )
-        return array[row : row + 1][:, mask[row] > 0] if padded and mask is not None else array[row : row + 1]
-
-    by_name = {key: real(array) for key, array in outputs.by_name.items() if not key.startswith(PRESENT)}
+    """The outputs of one row, without its padding."""
+    by_name = {}
+    for key, array in outputs.by_name.items():
+        if not key.startswith(PRESENT):
+            real = real_positions(key, array, batch)
+            by_name[key] = array[row : row + 1] if real is None else array[row : row + 1][:, real[row]]
     return Outputs(by_name, None if outputs.step is None else outputs.step[row : row + 1])
 
 
@@ -173,11 +148,11 @@ def _error(
         if tail and one.ndim == 3:
             count = min(one.shape[1], other.shape[1])
             one, other = one[:, -count:], other[:, -count:]
-        errors.append(apart(one, other, dtype) if one.shape == other.shape else float("inf"))
+        errors.append(largest_difference(one, other, dtype) if one.shape == other.shape else float("inf"))
     return float(np.max(errors))  # NaN stays NaN
 
 
-def _described(config: Mapping[str, Any], length: int, lengths: Sequence[int]) -> str:
+def _describe(config: Mapping[str, Any], length: int, lengths: Sequence[int]) -> str:
     """A row, and the last threshold that it or its next token is beyond."""
     passed = [
         threshold

@@ -13,22 +13,19 @@ import numpy as np
 
 from ...base.thresholds import SHORT, LongRows
 from ...bundle.manifest import PRESENT, Bundle
+from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
 from ...runtime import canary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW, precision
 from ...tasks.session import Arrays
-from ...tasks.task import SPANS
-from ..example_inputs import LENGTHS, config_of, example
-from ..frontends import Source
+from ..frontends.base import Source
+from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of
-from .parity_runs import Outputs, run_graph, run_torch
+from .parity_runs import BARE, Outputs, real_positions, row_of, run_graph, run_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BARE = (1,)
-"""The rows of the batch that have no image, where images go with text."""
 
 
 class Errors(NamedTuple):
@@ -122,12 +119,21 @@ def prove(folder: Path, source: Source, model: PreTrainedModel, plan: LongRows =
             if key not in inner and not key.startswith(PRESENT)
         }
         error = errors[name or _base_name(session)] = _compared(answer, expected, batch, folder)
-        _require(error.error, error.scale, tolerance, f"torch for {name or 'the base'}", folder)
+        require_close(
+            f"the graph disagrees with torch for {name or 'the base'}",
+            error.error,
+            error.scale,
+            tolerance,
+            folder.name,
+        )
     scale = max(error.scale for error in errors.values())
     mixed = _mixed(session, batch, outputs)
-    _require(mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
     alone = _alone(session, batch, outputs)
-    _require(alone, scale, tolerance, "itself when a row runs alone", folder)
+    for error, when in (
+        (mixed or 0.0, "rows of one batch use different adapters"),
+        (alone, "a row runs alone"),
+    ):
+        require_close(f"the graph disagrees with itself when {when}", error, scale, tolerance, folder.name)
     long = prove_long_rows(session, source, model, plan.whole, tolerance, left) if plan.whole else {}
     return {
         "tolerance": tolerance,
@@ -140,17 +146,6 @@ def prove(folder: Path, source: Source, model: PreTrainedModel, plan: LongRows =
         "long_rows": report_of(source, plan, long),
         "canary": canary.verify(session),
     }
-
-
-def _require(error: float, scale: float, tolerance: float, against: str, folder: Path) -> None:
-    allowed = tolerance * max(1.0, scale)
-    if not error <= allowed:  # NaN is no agreement either
-        raise ParityError(
-            f"the graph disagrees with {against}",
-            where=folder.name,
-            expected=f"at most {allowed:.2g}",
-            found=f"{error:.2g}",
-        )
 
 
 def _base_name(session: Session) -> str:
@@ -168,25 +163,12 @@ def _compared(graph: Outputs, torch: Outputs, batch: Arrays, folder: Path) -> Er
             expected=", ".join(torch.by_name),
             found=", ".join(graph.by_name),
         )
-    errors = [_difference(output, expected, _real(key, output, batch)) for key, output, expected in pairs]
+    errors = [
+        _difference(output, expected, real_positions(key, output, batch)) for key, output, expected in pairs
+    ]
     if graph.step is not None and torch.step is not None:
         errors.append(_difference(graph.step, torch.step, np.ones(graph.step.shape[:2], bool)))
     return _worst(errors)
-
-
-def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
-    """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one
-    vector.
-    """
-    mask = batch.get("attention_mask")
-    if key in SPANS and mask is not None:
-        return np.asarray(mask > 0)
-    if output.ndim < 3:
-        return None
-    if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
-        return np.ones(output.shape[:2], bool)
-    real: np.ndarray = mask > 0
-    return real
 
 
 def _worst(errors: Sequence[Errors]) -> Errors:
@@ -240,7 +222,7 @@ def _mixed(session: Session, batch: Arrays, single: dict[str | None, Arrays]) ->
         mixed = session.run(batch, chosen)
         for row, name in enumerate(chosen):
             for key, together in single[name].items():
-                real = _real(key, together, batch)
+                real = real_positions(key, together, batch)
                 apart = mixed[key][row][..., : together.shape[-1]]
                 errors.append(np.abs(apart - together[row])[slice(None) if real is None else real[row]].max())
     return float(np.max(errors))
@@ -256,33 +238,9 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) ->
         row, name = number % len(LENGTHS), names[number % len(names)]
         alone = session.run(row_of(batch, row), name)
         for key, together in single[name].items():
-            real = _real(key, together, batch)
+            real = real_positions(key, together, batch)
             expected = together[row] if real is None else together[row][real[row]]
             if alone[key][0].shape != expected.shape:
                 return float("inf")
             errors.append(np.abs(alone[key][0] - expected).max())
     return float(np.max(errors))
-
-
-def row_of(batch: Arrays, row: int) -> Arrays:
-    """One row of a batch with what belongs to it, without its padding.
-
-    Example:
-        >>> mask = np.array([[1, 1], [0, 1]])
-        >>> row_of({"input_ids": np.array([[3, 4], [0, 5]]), "attention_mask": mask}, 1)["input_ids"].tolist()
-        [[5]]
-    """
-    single = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
-    if "attention_mask" in batch:
-        real = batch["attention_mask"][row] > 0
-        single |= {
-            key: array[:, real]
-            for key, array in single.items()
-            if array.shape[1] == len(real) and key != "decoder_input_ids"
-        }
-    if "pixel_values" in batch:
-        fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
-        place = row - sum(bare < row for bare in BARE) if fewer else row
-        if not (fewer and row in BARE):
-            single["pixel_values"] = batch["pixel_values"][place : place + 1]
-    return single

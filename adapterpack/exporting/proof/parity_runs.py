@@ -18,13 +18,16 @@ from ...runtime.model_inputs import positions
 from ...runtime.sessions.decoder import grown
 from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
-from ...tasks.task import Task
+from ...tasks.task import SPANS, Task
+from ..tracing.example_inputs import LENGTHS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _STEP = 5
 """The token of a step on a cache."""
+BARE = (1,)
+"""The rows of the batch that have no image, where images go with text."""
 
 
 class Outputs(NamedTuple):
@@ -38,10 +41,10 @@ class Outputs(NamedTuple):
 
 def run_graph(session: Session, batch: Arrays, names: Names) -> Outputs:
     """The graph's outputs for the batch with one adapter, one for each row, or none."""
-    return stepped(session, batch, session.run(batch, names), names)
+    return run_step(session, batch, session.run(batch, names), names)
 
 
-def stepped(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> Outputs:
+def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> Outputs:
     """These outputs of a batch, and those of one more token of its rows."""
     if not session.task.generates:
         return Outputs(outputs)
@@ -141,3 +144,42 @@ def _acting(session: Session, batch: Arrays, token: np.ndarray, names: Names) ->
             {"input_ids": token, "attention_mask": np.ones_like(token)}, by_row, before
         )
     }
+
+
+def row_of(batch: Arrays, row: int) -> Arrays:
+    """One row of a batch with what belongs to it, without its padding.
+
+    Example:
+        >>> mask = np.array([[1, 1], [0, 1]])
+        >>> row_of({"input_ids": np.array([[3, 4], [0, 5]]), "attention_mask": mask}, 1)["input_ids"].tolist()
+        [[5]]
+    """
+    single = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
+    if "attention_mask" in batch:
+        real = batch["attention_mask"][row] > 0
+        single |= {
+            key: array[:, real]
+            for key, array in single.items()
+            if array.shape[1] == len(real) and key != "decoder_input_ids"
+        }
+    if "pixel_values" in batch:
+        fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
+        place = row - sum(bare < row for bare in BARE) if fewer else row
+        if not (fewer and row in BARE):
+            single["pixel_values"] = batch["pixel_values"][place : place + 1]
+    return single
+
+
+def real_positions(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
+    """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one
+    vector.
+    """
+    mask = batch.get("attention_mask")
+    if key in SPANS and mask is not None:
+        return np.asarray(mask > 0)
+    if output.ndim < 3:
+        return None
+    if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
+        return np.ones(output.shape[:2], bool)
+    real: np.ndarray = mask > 0
+    return real

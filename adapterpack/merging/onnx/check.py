@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import ParityError
-from ...onnx_graph.apart import problems
+from ...onnx_graph.sandboxed_check import problems
 
 
 def check(written: Path, source: Path, files: Iterable[Path]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...bundle.manifest import Bundle, graph_file
 from ...bundle.proofs import Proofs
-from ...onnx_graph.apart import require_survived
+from ...onnx_graph.sandboxed_check import require_survived
 from ...sandbox.child import is_inside
 from .values import BFLOAT16
 

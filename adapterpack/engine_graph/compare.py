@@ -1,4 +1,6 @@
-"""Reads a long row through an ordinary graph piece by piece: the scores of a whole one are too many."""
+"""Compares outputs of graphs: how far they may be apart, and how a long row is read piece by piece, of which
+the scores of a whole one are too many.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from ..base.thresholds import turns_by_length
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST
+from ..errors import ParityError
 from ..runtime.sessions.decoder import grown
 from ..runtime.sessions.session import Session
 from ..slots.precision import DEFAULT
@@ -46,16 +49,32 @@ def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 
         start = stop
 
 
-def apart(found: np.ndarray, expected: np.ndarray, dtype: str) -> float:
+def largest_difference(found: np.ndarray, expected: np.ndarray, dtype: str) -> float:
     """The largest difference of rows; of types that round each number more than float32 the largest of a
     position, by root mean square: the more positions a row has, the further out is one of their numbers, and
     no graph is wrong for that.
 
     Example:
-        >>> apart(np.ones((2, 4)), np.array([[1.0] * 4, [1.0, 1.0, 1.0, 2.0]]), "float16")
+        >>> largest_difference(np.ones((2, 4)), np.array([[1.0] * 4, [1.0, 1.0, 1.0, 2.0]]), "float16")
         0.5
     """
     error = np.abs(found.astype(np.float64) - expected)
     if dtype != DEFAULT and error.ndim > 1:
         error = np.sqrt(np.mean(error**2, axis=-1))
     return float(np.max(error))
+
+
+def require_close(
+    what: str, error: float, largest: float, tolerance: float, where: str, remedy: str | None = None
+) -> float:
+    """Returns an error as a share of the ``largest`` output, or as it is where that is below one.
+
+    Raises:
+        ParityError: ``what``, since the share is more than the tolerance.
+    """
+    size = max(1.0, largest)
+    if not error <= tolerance * size:  # NaN is no agreement either
+        raise ParityError(
+            what, where=where, expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy=remedy
+        )
+    return error / size

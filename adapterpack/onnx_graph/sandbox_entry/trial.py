@@ -1,5 +1,5 @@
-"""Opens a graph in the sandbox process that :mod:`..apart` starts. The only question is whether the process
-survives.
+"""Opens a graph in the sandbox process that :mod:`..sandboxed_check` starts. The only question is whether the
+process survives.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ...palette import style_sheet
-from ...resources import resource
+from ....palette import style_sheet
+from ....resources import resource
 
 PAGE, SCRIPT, PACKAGE = "web/page", "web/dist/adapterpack.js", "web/site-package.json"
 HEAD = "web/site-head.html"

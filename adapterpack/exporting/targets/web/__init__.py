@@ -11,16 +11,16 @@ import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
-from ...bundle.decoder_graph import DECODER
-from ...bundle.manifest import GRAPH, Bundle, graph_file, read_bundle
-from ...bundle.signature import Signature
-from ...graph_passes.float_products import write_float_products
-from ...io import strict_json
-from ...slots.precision import DEFAULT
-from ..site.data_files import data_files, split
-from ..site.facts import FACTS, facts, require_fed
-from ..site.page import write_page
-from .base import TARGETS, Target
+from ....bundle.decoder_graph import DECODER
+from ....bundle.manifest import GRAPH, Bundle, graph_file, read_bundle
+from ....bundle.signature import Signature
+from ....graph_passes.float_products import write_float_products
+from ....io import strict_json
+from ....slots.precision import DEFAULT
+from ..base import TARGETS, Target
+from .data_files import data_files, split
+from .facts import FACTS, facts, require_fed
+from .page import write_page
 
 SPLIT = 64 << 20
 """Bytes of the largest data file, unless one tensor alone is larger."""

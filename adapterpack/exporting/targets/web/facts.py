@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...base.base_folder import read_json
-from ...bundle.manifest import ADAPTER_IDS, PAST, Bundle
-from ...errors import Unsupported
-from ...pack.validate.validation import load
-from ...runtime.text.context_length import context_length
-from ...runtime.text.tokenizer import Tokenizer
+from ....base.base_folder import read_json
+from ....bundle.manifest import ADAPTER_IDS, PAST, Bundle
+from ....errors import Unsupported
+from ....pack.validate.validation import load
+from ....runtime.text.context_length import context_length
+from ....runtime.text.tokenizer import Tokenizer
 from .data_files import Place
 
 FACTS = "web.json"

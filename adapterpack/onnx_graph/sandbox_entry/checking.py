@@ -1,5 +1,5 @@
-"""Checks graphs in the sandbox process that :mod:`..apart` starts, with ONNX and ONNX Runtime: onnx_ir takes
-longer to import than both.
+"""Checks graphs in the sandbox process that :mod:`..sandboxed_check` starts, with ONNX and ONNX Runtime:
+onnx_ir takes longer to import than both.
 """
 
 from __future__ import annotations

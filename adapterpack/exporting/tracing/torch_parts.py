@@ -18,9 +18,9 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from ..slots.prompt_rows import LEAVES
-from ..torch_adapters.canaries.images import features_of
-from ..torch_adapters.layers.prompts import is_encoder, trunk_of
+from ...slots.prompt_rows import LEAVES
+from ...torch_adapters.canaries.images import features_of
+from ...torch_adapters.layers.prompts import is_encoder, trunk_of
 
 PREFIX = "inner."
 """What the paths of the model's modules begin with inside a part."""

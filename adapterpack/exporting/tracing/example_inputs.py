@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..adapter_methods.core.token_positions import Acts
-from ..errors import Unsupported
-from ..runtime.model_inputs import pad
-from ..tasks.session import Arrays
-from ..tasks.task import Task, reads_types
+from ...adapter_methods.core.token_positions import Acts
+from ...errors import Unsupported
+from ...runtime.model_inputs import pad
+from ...tasks.session import Arrays
+from ...tasks.task import Task, reads_types
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -22,7 +22,7 @@ LENGTHS = (11, 4, 7)
 
 def config_of(base: Path) -> Any:
     """What transformers knows of a base before its model is there."""
-    from ..torch_adapters.loading import load_config  # noqa: PLC0415 - only where a graph is made or proved
+    from ...torch_adapters.loading import load_config  # noqa: PLC0415 - only where a graph is made or proved
 
     return load_config(base)
 
@@ -90,7 +90,7 @@ def _seeing(
     row: list[int], config: PretrainedConfig, pixels: np.ndarray, model: PreTrainedModel
 ) -> list[int]:
     """A row with an image behind its first token."""
-    from ..torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only for a model
+    from ...torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only for a model
 
     return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
 

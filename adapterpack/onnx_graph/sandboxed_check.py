@@ -48,7 +48,7 @@ def require_survived(path: Path, size: int, *, wide: bool = False) -> None:
         FormatError: the process ended.
     """
     request = json.dumps([str(path.resolve()), wide]).encode()
-    Sandbox("adapterpack.onnx_graph.inside.trial:survive", _limits(size, _ROOM), kept=0).run(
+    Sandbox("adapterpack.onnx_graph.sandbox_entry.trial:survive", _limits(size, _ROOM), kept=0).run(
         request, "the graph cannot be opened", where=path, remedy="use a bundle from a source that you trust"
     )
 
@@ -69,7 +69,7 @@ def problems(written: Path, source: Path, files: Iterable[Path]) -> dict[str, tu
 
 def _sandbox(function: str, files: Iterable[Path]) -> Sandbox:
     limits = _limits(sum(path.stat().st_size for path in files))
-    return Sandbox(f"adapterpack.onnx_graph.inside.{function}", limits, kept=0)
+    return Sandbox(f"adapterpack.onnx_graph.sandbox_entry.{function}", limits, kept=0)
 
 
 def _limits(size: int, memory: int = _MEMORY) -> Limits:

@@ -1,5 +1,5 @@
-"""Opens graphs in the sandbox process that :mod:`..apart` starts, which has the libraries loaded before its
-limits begin.
+"""Opens graphs in the sandbox process that :mod:`..sandboxed_check` starts, which has the libraries loaded
+before its limits begin.
 """
 
 from __future__ import annotations

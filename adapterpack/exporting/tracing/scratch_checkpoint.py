@@ -1,0 +1,89 @@
+"""Writes checkpoints into scratch folders, from which frontends build graphs and torch loads the model: a
+quantized base as plain floats, or some tensors of a base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...adapter_methods import row_blocks
+from ...base.base_folder import CONFIG, copy_carried
+from ...base.checkpoint import SINGLE, Checkpoint
+from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
+from ...errors import storage_errors
+from ...io import safetensors as st
+from ...io.safetensors import FLOATS
+from ...merging.config import plain_config
+from ...merging.staging import require_space
+
+_BLOCK = 1 << 20
+"""Numbers of a weight that are decoded at a time."""
+
+
+def write_dequantized(
+    base: DequantizedCheckpoint,
+    folder: Path,
+    described: Checkpoint | None = None,
+    without: Collection[str] = (),
+) -> None:
+    """Writes the weights of ``base`` decoded, in float32, and all its other tensors as they are, into the new
+    ``folder``.
+
+    The small files are those of ``described``, by default of ``base``, as are the tensors of it that ``base``
+    has under no name of the model. Modules ``without`` are left out. No more than a few rows of a weight are
+    in memory.
+
+    Raises:
+        StorageError: the disk has no room for it.
+    """
+    described = described or base
+    owners = {
+        name: base if name in base.tensors else described
+        for name in described.tensors
+        if name not in described.stacks and name.rpartition(".")[0] not in without
+    }
+    entries = [
+        (name, "F32" if name in base.quantized else owner.tensors[name].dtype, owner.tensors[name].shape)
+        for name, owner in owners.items()
+    ]
+
+    def read(name: str, dtype: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        if owners[name] is not base or len(shape) != 2 or dtype not in FLOATS:
+            yield owners[name].read(name)
+            return
+        (matrix,) = base.storage(name, None).reader.matrices("linear")
+        for rows in row_blocks(*shape, _BLOCK):
+            yield np.ascontiguousarray(matrix[rows])
+
+    write_checkpoint(folder, entries, read, described.folder, plain_config(described.config))
+
+
+def write_checkpoint(
+    folder: Path,
+    entries: Sequence[tuple[str, str, tuple[int, ...]]],
+    read: Callable[[str, str, tuple[int, ...]], Iterable[np.ndarray]],
+    source: Path,
+    config: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint of one file into the new ``folder``: the tensors ``entries`` (name, dtype, shape),
+    whose numbers ``read`` gives in parts, this ``config``, and the small files of ``source``.
+
+    Raises:
+        StorageError: the disk has no room for it.
+    """
+    header, places = st.plan(entries, {"format": "pt"})
+    require_space(folder, sum(place.nbytes for place in places.values()))
+    with storage_errors(folder):
+        folder.mkdir()
+        with (folder / SINGLE).open("xb") as file:
+            file.write(header)
+            for entry in entries:
+                for part in read(*entry):
+                    file.write(st.raw(part))
+    copy_carried(source, folder)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
