@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from adapterpack import LoRA, adapt, attach, detach, load, save
 from adapterpack.adapter_methods import INITS, Calibration, Site
-from adapterpack.adapter_methods.inits import init_named
 from adapterpack.adapter_methods.inits.loftq import nf4
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.torch_adapters.parts import parts_of
@@ -33,7 +32,7 @@ SITE = Site("layer", WIDE, OUT, weight=WEIGHT, calibration=Calibration(MOMENT, G
 
 
 def start(name: str, r: int, scale: float = 1.5, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    init = init_named(name)
+    init = INITS[name]
     A, B = init.make(r, scale, SITE, {**init.options, **options}, np.random.default_rng(1))
     assert (A.shape, B.shape, A.dtype, B.dtype) == ((r, WIDE), (OUT, r), np.float32, np.float32)
     return A.astype(np.float64), B.astype(np.float64)
@@ -298,7 +297,7 @@ def test_the_start_is_the_one_that_peft_takes(name: str, theirs: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDE, OUT))
     site = Site("0", WIDE, OUT, weight=model[0].weight.detach().numpy())
-    init, cfg = init_named(name), LoRA(r=4, alpha=6)
+    init, cfg = INITS[name], LoRA(r=4, alpha=6)
     A, B = init.make(4, cfg.scale, site, init.options, np.random.default_rng(0))
     layer = get_peft_model(
         model, LoraConfig(r=4, lora_alpha=6, init_lora_weights=theirs, target_modules=["0"])

@@ -26,7 +26,7 @@ from .core.layouts import LAYOUTS, STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels, has_axes
 from .core.site import Params, Site
-from .inits import init_named
+from .inits import INITS
 from .peft.attention import attention_parameters
 from .peft.base_change import undo_base_change, widen
 from .peft.keys import by_site, literal, plain
@@ -62,7 +62,7 @@ class LoRA(AlphaConfig):
             require_number("lr_ratio", self.lr_ratio)
             if self.lr_ratio <= 0:
                 raise ValueError(f"lr_ratio must be above 0, not {self.lr_ratio!r}")
-        options = init_named(self.init).options
+        options = INITS[str(self.init)].options
         if unknown := sorted(set(self.init_options) - set(options)):
             raise ValueError(f"the init {self.init!r} has no option {unknown[0]!r}, only {sorted(options)}")
 
@@ -74,12 +74,12 @@ class LoRA(AlphaConfig):
     @property
     def rank(self) -> int:
         """The inner dimension of the branch."""
-        return 2 * self.r if init_named(self.init).cancels else self.r
+        return 2 * self.r if INITS[self.init].cancels else self.r
 
     @property
     def frozen(self) -> frozenset[str]:
         """What the init keeps as it began."""
-        return init_named(self.init).frozen | _START
+        return INITS[self.init].frozen | _START
 
 
 Kind = TypeVar("Kind", bound=LoRA)
@@ -100,12 +100,12 @@ def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
     return {
         "lora_A": A,
         "lora_B": B,
-        **({"start_A": A, "start_B": B} if init_named(cfg.init).cancels else {}),
+        **({"start_A": A, "start_B": B} if INITS[cfg.init].cancels else {}),
     }
 
 
 def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    init = init_named(cfg.init)
+    init = INITS[cfg.init]
     A, B = init.make(cfg.r, cfg.scale, site, {**init.options, **cfg.init_options}, rng)
     return {"lora_A": A, "lora_B": B, **({"start_A": A.copy(), "start_B": B.copy()} if init.cancels else {})}
 
@@ -141,12 +141,12 @@ def _to_stored(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, n
 
 
 def _needs(cfg: LoRA) -> frozenset[str]:
-    return init_named(cfg.init).needs
+    return INITS[cfg.init].needs
 
 
 def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     """The ranks that the init shares out, with the scale of each site kept."""
-    init = init_named(cfg.init)
+    init = INITS[cfg.init]
     if init.ranks is None:
         return cfg
     before = {site.path: cfg.at(site.path) for site in sites}

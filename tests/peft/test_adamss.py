@@ -175,9 +175,7 @@ def test_adamss_of_another_random_start(widths: tuple[int, int], tmp_path: Path)
         convert(tmp_path / "pack", tmp_path / "again", to="peft", base=base)
 
 
-def test_adamss_without_scikit_learn_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adamss_without_scikit_learn_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a training nor a folder of PEFT's is grouped by anything else."""
     base = based(tmp_path / "base", net())
     theirs_on(net(), ["0"], r=6, num_subspaces=3).save_pretrained(tmp_path / "theirs")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...registry import Registry
 from ..core.site import Site
 
 Factors = tuple[np.ndarray, np.ndarray]
@@ -30,6 +31,12 @@ class Init(NamedTuple):
     frozen: frozenset[str] = frozenset()
     options: Mapping[str, Any] = {}
     ranks: Callable[[Mapping[str, int], Sequence[Site], Mapping[str, Any]], Mapping[str, int]] | None = None
+
+
+INITS: Registry[Init] = Registry(
+    "initialisation", Init, "adapterpack.inits", "adapterpack.adapter_methods.inits"
+)
+"""Name -> init: what a config's ``init`` may be."""
 
 
 def split(u: np.ndarray, values: np.ndarray, vt: np.ndarray, scale: float) -> Factors:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import Factors, Init, padded, split
+from .base import INITS, Factors, Init, padded, split
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
@@ -30,12 +30,14 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded(split(u, s, np.linalg.solve(damped, vt.T).T, scale), r)
 
 
-corda = Init(
-    "corda",
-    "A and B are singular directions of the weight seen through the inputs' covariance; mode ipm or kpm",
-    "https://arxiv.org/abs/2406.05223",
-    _make,
-    frozenset({"weight", "moment"}),
-    cancels=True,
-    options={"mode": "ipm"},
+corda = INITS.register(
+    Init(
+        "corda",
+        "A and B are singular directions of the weight seen through the inputs' covariance; mode ipm or kpm",
+        "https://arxiv.org/abs/2406.05223",
+        _make,
+        frozenset({"weight", "moment"}),
+        cancels=True,
+        options={"mode": "ipm"},
+    )
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import Factors, Init, padded
+from .base import INITS, Factors, Init, padded
 
 
 def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
@@ -44,13 +44,15 @@ def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str
     return assigned
 
 
-eva = Init(
-    "eva",
-    "A is the r principal directions of the layer's inputs on sample data, B zero; rho > 1 shares ranks "
-    "out by variance",
-    "https://arxiv.org/abs/2410.07170",
-    _make,
-    frozenset({"moment"}),
-    options={"rho": 2.0},
-    ranks=_ranks,
+eva = INITS.register(
+    Init(
+        "eva",
+        "A is the r principal directions of the layer's inputs on sample data, B zero; rho > 1 shares ranks "
+        "out by variance",
+        "https://arxiv.org/abs/2410.07170",
+        _make,
+        frozenset({"moment"}),
+        options={"rho": 2.0},
+        ranks=_ranks,
+    )
 )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import Factors, Init, padded, split
+from .base import INITS, Factors, Init, padded, split
 from .svd import top
 
 _NF4 = np.array(
@@ -69,12 +69,14 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded(split(u, s, vt, scale), r)
 
 
-loftq = Init(
-    "loftq",
-    "A and B are the low-rank part of what NormalFloat4 loses of the weight",
-    "https://arxiv.org/abs/2310.08659",
-    _make,
-    frozenset({"weight"}),
-    cancels=True,
-    options={"iterations": 1},
+loftq = INITS.register(
+    Init(
+        "loftq",
+        "A and B are the low-rank part of what NormalFloat4 loses of the weight",
+        "https://arxiv.org/abs/2310.08659",
+        _make,
+        frozenset({"weight"}),
+        cancels=True,
+        options={"iterations": 1},
+    )
 )

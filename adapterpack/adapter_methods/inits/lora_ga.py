@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import Factors, Init, padded
+from .base import INITS, Factors, Init, padded
 from .svd import top
 
 
@@ -25,12 +25,14 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded(((k * A).astype(np.float32), (k * B).astype(np.float32)), r)
 
 
-lora_ga = Init(
-    "lora_ga",
-    "A and B are singular directions of the loss's gradient by the weight, on sample data",
-    "https://arxiv.org/abs/2407.05000",
-    _make,
-    frozenset({"gradient"}),
-    cancels=True,
-    options={"gamma": 16.0, "iterations": 0},
+lora_ga = INITS.register(
+    Init(
+        "lora_ga",
+        "A and B are singular directions of the loss's gradient by the weight, on sample data",
+        "https://arxiv.org/abs/2407.05000",
+        _make,
+        frozenset({"gradient"}),
+        cancels=True,
+        options={"gamma": 16.0, "iterations": 0},
+    )
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import Factors, Init, padded
+from .base import INITS, Factors, Init, padded
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
@@ -18,11 +18,13 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded((np.zeros((u.shape[1], site.in_features), np.float32), u.astype(np.float32)), r)
 
 
-mica = Init(
-    "mica",
-    "B is fixed at the weight's r smallest left singular directions; A begins at zero",
-    "https://arxiv.org/abs/2604.01694",
-    _make,
-    frozenset({"weight"}),
-    frozen=frozenset({"lora_B"}),
+mica = INITS.register(
+    Init(
+        "mica",
+        "B is fixed at the weight's r smallest left singular directions; A begins at zero",
+        "https://arxiv.org/abs/2604.01694",
+        _make,
+        frozenset({"weight"}),
+        frozen=frozenset({"lora_B"}),
+    )
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import Factors, Init, padded
+from .base import INITS, Factors, Init, padded
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
@@ -18,11 +18,13 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded((R[:r].astype(np.float32), Q[:, :r].astype(np.float32)), r)
 
 
-olora = Init(
-    "olora",
-    "B is orthonormal: the first columns of Q, A the first rows of R, of the weight's QR decomposition",
-    "https://arxiv.org/abs/2406.01775",
-    _make,
-    frozenset({"weight"}),
-    cancels=True,
+olora = INITS.register(
+    Init(
+        "olora",
+        "B is orthonormal: the first columns of Q, A the first rows of R, of the weight's QR decomposition",
+        "https://arxiv.org/abs/2406.01775",
+        _make,
+        frozenset({"weight"}),
+        cancels=True,
+    )
 )

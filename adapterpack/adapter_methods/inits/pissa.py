@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import Factors, Init, padded, split
+from .base import INITS, Factors, Init, padded, split
 from .svd import top
 
 
@@ -19,12 +19,14 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     return padded(split(u, s, vt, scale), r)
 
 
-pissa = Init(
-    "pissa",
-    "A and B are the weight's r largest singular directions; iterations > 0 finds them by random projection",
-    "https://arxiv.org/abs/2404.02948",
-    _make,
-    frozenset({"weight"}),
-    cancels=True,
-    options={"iterations": 0},
+pissa = INITS.register(
+    Init(
+        "pissa",
+        "A and B are the weight's r largest singular directions; iterations > 0 finds them by random projection",
+        "https://arxiv.org/abs/2404.02948",
+        _make,
+        frozenset({"weight"}),
+        cancels=True,
+        options={"iterations": 0},
+    )
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.layouts import takes_ids
 from ..core.site import Site
-from .base import Factors, Init
+from .base import INITS, Factors, Init
 
 
 def _default(
@@ -51,20 +51,26 @@ def _orthogonal(
     return A.astype(np.float32), B.astype(np.float32)
 
 
-default = Init("default", "A Kaiming-uniform, B zero", "https://arxiv.org/abs/2106.09685", _default)
-gaussian = Init(
-    "gaussian", "A normal with deviation 1/r, B zero", "https://arxiv.org/abs/2106.09685", _gaussian
+default = INITS.register(
+    Init("default", "A Kaiming-uniform, B zero", "https://arxiv.org/abs/2106.09685", _default)
 )
-zeros = Init(
-    "zeros",
-    "A zero, B uniform: the change begins on the output side",
-    "https://arxiv.org/abs/2406.08447",
-    _zeros,
+gaussian = INITS.register(
+    Init("gaussian", "A normal with deviation 1/r, B zero", "https://arxiv.org/abs/2106.09685", _gaussian)
 )
-orthogonal = Init(
-    "orthogonal",
-    "A and B random and orthogonal to each other: B A is zero but for rounding",
-    "https://datta0.github.io/posts/rethink-lora-init/",
-    _orthogonal,
-    cancels=True,
+zeros = INITS.register(
+    Init(
+        "zeros",
+        "A zero, B uniform: the change begins on the output side",
+        "https://arxiv.org/abs/2406.08447",
+        _zeros,
+    )
+)
+orthogonal = INITS.register(
+    Init(
+        "orthogonal",
+        "A and B random and orthogonal to each other: B A is zero but for rounding",
+        "https://datta0.github.io/posts/rethink-lora-init/",
+        _orthogonal,
+        cancels=True,
+    )
 )
