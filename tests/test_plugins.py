@@ -110,6 +110,14 @@ def test_the_example_runs() -> None:
     assert python(str(EXAMPLE)) == f"{promised} promises hold\n"
 
 
+@pytest.mark.long
+def test_the_example_that_peft_loads_runs() -> None:
+    """`python examples/new_peft_method.py` proves the method, and PEFT computes the same from its pack."""
+    assert python(str(EXAMPLE.with_name("new_peft_method.py"))).endswith(
+        "promises hold\nPEFT computes the same from the pack's folder\n"
+    )
+
+
 BROKEN = {
     "no such module": ("broken = no_such_module_of_a_plugin:method", "", "No module named"),
     "an error at import": (

@@ -60,9 +60,11 @@ from .core.peft_form import (
     PeftLayer,
     PeftOverrides,
     PeftSecondary,
+    widths_of,
 )
 from .core.site import PROMPT, Params, Site
 from .inits import INITS, Calibration, Init
+from .peft.keys import PeftKeys
 from .registry import METHODS, broken_plugins, get, method_of, methods, register
 
 __all__ = [
@@ -92,6 +94,7 @@ __all__ = [
     "Params",
     "PeftContent",
     "PeftForm",
+    "PeftKeys",
     "PeftLayer",
     "PeftOverrides",
     "PeftSecondary",
@@ -131,4 +134,5 @@ __all__ = [
     "run",
     "takes_ids",
     "to_matrix",
+    "widths_of",
 ]

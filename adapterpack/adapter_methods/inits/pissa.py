@@ -22,7 +22,10 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
 pissa = INITS.register(
     Init(
         "pissa",
-        "A and B are the weight's r largest singular directions; iterations > 0 finds them by random projection",
+        (
+            "A and B are the weight's r largest singular directions; iterations > 0 finds them by random "
+            "projection"
+        ),
         "https://arxiv.org/abs/2404.02948",
         _make,
         frozenset({"weight"}),
