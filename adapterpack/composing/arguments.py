@@ -11,7 +11,8 @@ from typing import Any
 
 from ..base.checkpoint import Checkpoint
 from ..errors import ConfigError, NothingToDo, Unsupported
-from ..pack.on_base import named_on, on
+from ..pack.layer_kinds import match_layers
+from ..pack.on_base import named_on
 from ..pack.pack import Pack
 
 MAX_PARENTS = 64
@@ -91,4 +92,4 @@ def opened_base(
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)
-    return checkpoint, [on(named_on(pack, checkpoint), checkpoint) for pack in packs]
+    return checkpoint, [match_layers(named_on(pack, checkpoint), checkpoint) for pack in packs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from msgspec.structs import replace
 
 from ..adapter_methods import is_bare, is_stacked
 from ..base.checkpoint import Checkpoint
-from ..base.site_kinds import kind_of_shape
 from ..errors import Unsupported
 from ..hub.resolve import folder_of
 from ..manifest import manifest as m
-from ..pack.fits import may_be, require_shape
-from ..pack.on_base import named_on, on
+from ..pack.layer_kinds import kind_of_shape, match_layers, require_shape
+from ..pack.on_base import named_on
 from ..pack.pack import Pack, is_module, sealed
 from ..tasks.task import TASKS, type_of
 
@@ -150,7 +149,7 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
     if base is None:
         return pack
     pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
-    pack = on(named_on(pack, base.checkpoint), base.checkpoint)
+    pack = match_layers(named_on(pack, base.checkpoint), base.checkpoint)
     groups = []
     for group in pack.groups:
         if group.role != "adapter" or not is_module(group.path) or pack.method_of(group).kind != "weight":
@@ -162,7 +161,7 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
             groups.append(group)
             continue
         weight = base.weight_name(group.path, group.weight)
-        here = replace(group, kind=kind_of_shape(base.shapes[weight], group, partial(may_be, pack, group)))
+        here = replace(group, kind=kind_of_shape(base.shapes[weight], pack, group))
         require_shape(pack, here, base.shapes[weight], base.folder)
         bias = not is_bare(here.kind) and f"{weight.removesuffix('weight')}bias" in base.shapes
         groups.append(replace(here, weight=weight, bias=bias))

@@ -13,7 +13,7 @@ import numpy as np
 from ..adapter_methods import Completed, Estimate, Method, Site, get, to_matrix
 from ..errors import ConfigError
 from ..manifest.secondary_methods import MethodSites
-from ..pack.on_base import on
+from ..pack.layer_kinds import match_layers
 from ..pack.pack import Pack, build
 from .base import BaseModel
 
@@ -55,7 +55,7 @@ def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
 
 def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed | None]) -> Pack:
     checkpoint = base.checkpoint
-    pack = on(pack, checkpoint)
+    pack = match_layers(pack, checkpoint)
     change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
     assert change is not None
     names = {

@@ -16,7 +16,8 @@ from ..manifest.parts import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
 from ..pack.fits import require_task
-from ..pack.on_base import named_on, on
+from ..pack.layer_kinds import match_layers
+from ..pack.on_base import named_on
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..quantizing.graphs.options import (
@@ -287,7 +288,7 @@ def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> lis
         )
     for pack in packs:
         pack.require_base(base, allow_structural=allow_structural)
-    return [on(named_on(pack, base), base) for pack in packs]
+    return [match_layers(named_on(pack, base), base) for pack in packs]
 
 
 def _slots(request: ExportRequest, needed: int) -> int:

@@ -15,7 +15,7 @@ from ..base.codecs.storage import Storage
 from ..base.compatibility import Verdict
 from ..errors import NothingToDo, Unsupported
 from ..manifest.manifest import Group
-from ..pack.on_base import on
+from ..pack.layer_kinds import match_layers
 from ..pack.pack import Pack
 from .base_model import MergeBase
 from .fold.fold import Contribution, bind, changes_nothing, slice_of
@@ -85,7 +85,7 @@ def make(
         base.require(pack, content=True if full else None, allow_structural=allow_structural)
         for pack in packs
     )
-    packs = [on(pack, base) for pack in packs]
+    packs = [match_layers(pack, base) for pack in packs]
     contributions: dict[str, list[Contribution]] = {}
     tables: dict[str, tuple[Contribution, np.ndarray]] = {}
     for pack, weight in zip(packs, weights, strict=True):

@@ -31,7 +31,7 @@ from ..peft import layout, names
 from .bounds import require_bounded
 from .codes import decoded, scaled
 from .contents import METADATA, contents
-from .fits import require_shapes
+from .layer_kinds import require_shapes
 from .shared_factors import SharedFactors
 
 if TYPE_CHECKING:

@@ -86,30 +86,6 @@ def is_numbered(method: Method, ending: str) -> bool:
     )
 
 
-def alike(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether tensors of these ``shapes`` (by parameter), which were read as those of a site of one kind, may
-    be those of ``other``.
-
-    Example:
-        >>> from adapterpack.adapter_methods import get
-        >>> alike(get("hra"), "linear", "conv", {"hra_u": (12, 4)}), alike(get("lora"), "linear", "conv",
-        ...     {"lora_A": (4, 12)})
-        (True, False)
-    """
-    if is_stacked(kind) and is_stacked(other):
-        return True  # a method sees the same matrices, whichever way round the stack is stored
-    plain = None if method.peft is None else method.peft.layers.get(other)
-    if plain is None or kind not in method.traits.layers:
-        return False
-    if plain == (method.peft and method.peft.layers.get(kind)):
-        return True
-    form = plain._replace(suffixes=dict(plain.suffixes or (method.peft.suffixes if method.peft else {})))
-    named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
-    if kind == method.traits.layers[0]:
-        return plain.is_silent or (plain.shapes_say_so is not None and plain.allows(named) is None)
-    return form.is_of(form.config, named)
-
-
 def limit(method: Method, cfg: Any, site: Site) -> str:
     """Why PEFT's tensors of the method have no certain meaning at a site; empty where they have
     (:class:`PeftLayer`).

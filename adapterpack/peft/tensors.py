@@ -237,7 +237,7 @@ def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.
     """The kind of a site, by the names and the axes of its tensors and by the config.
 
     PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round
-    a linear layer is stored the base says better (:func:`~adapterpack.base.site_kinds.kinds_on`).
+    a linear layer is stored the base says better (:func:`~adapterpack.pack.layer_kinds.kinds_on`).
     """
     assert method.peft is not None
     shapes = {suffix: value.shape for suffix, value in tensors.items()}

@@ -25,7 +25,8 @@ from ..errors import (
     nearest,
 )
 from ..manifest.secondary_methods import MethodSites, require_combinable
-from ..pack.fits import may_be, require_certain, require_sites
+from ..pack.fits import require_sites
+from ..pack.layer_kinds import may_be, require_certain
 from ..pack.pack import Pack
 from .active import active, adapter_names, require_names, wrappers_of
 from .adapter_checkpoints import follow

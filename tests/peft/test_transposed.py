@@ -29,7 +29,7 @@ from adapterpack.adapter_methods import methods
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import Unsupported
 from adapterpack.io import safetensors
-from adapterpack.pack.on_base import on
+from adapterpack.pack.layer_kinds import match_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.randint(0, 31, (2, 6), generator=torch.Generator().manual_seed(7))
@@ -349,7 +349,7 @@ def test_a_layer_that_nothing_shows_is_refused_by_name(tmp_path: Path) -> None:
         merge(tmp_path / "base", [tmp_path / "theirs"], tmp_path / "merged")
     adapted = attach(copy.deepcopy(model), load(tmp_path / "theirs"))
     pack = adapterpack.save(adapted, tmp_path / "pack", base=tmp_path / "base")
-    assert next(iter(on(pack, Checkpoint(tmp_path / "base")).adapters())).site.kind == "transposed"
+    assert next(iter(match_layers(pack, Checkpoint(tmp_path / "base")).adapters())).site.kind == "transposed"
     merge(tmp_path / "base", [pack], tmp_path / "merged")
     merged = Checkpoint(tmp_path / "merged").read("transformer.h.0.attn.other.weight")
     (adapter,) = pack.adapters()

@@ -54,7 +54,7 @@ class PeftLayer(NamedTuple):
     ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None. What says that there are
     such sites: the keys of PEFT's config in ``config``, or ``shapes_say_so`` by the shapes of a site's
     tensors, which gives None where they leave it open. Where neither says it, the site is read as that of a
-    linear layer, and the model or the base tells its kind (:func:`~adapterpack.peft.names.alike`).
+    linear layer, and the model or the base tells its kind (:mod:`~adapterpack.pack.layer_kinds`).
 
     ``stored`` turns a site's parameters into PEFT's shapes under its config, and ``loaded`` turns them back.
     Without ``loaded`` all axes after the first become one. ``ambiguous_because`` gives the reason why PEFT's

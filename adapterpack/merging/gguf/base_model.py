@@ -27,8 +27,7 @@ from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from ...io.hashing import identity
 from ...io.safe_open import open_regular
 from ...io.safetensors import DTYPES, TensorInfo
-from ...pack.fits import require_shapes
-from ...pack.on_base import on
+from ...pack.layer_kinds import match_layers, require_shapes
 from ...pack.pack import Pack
 from ..base_model import MergeBase
 
@@ -279,7 +278,7 @@ class GGUFBase(MergeBase):
             ) from error
 
     def _require_numbers(self, pack: Pack, original: Checkpoint) -> None:
-        for group in on(pack, self).groups:
+        for group in match_layers(pack, self).groups:
             if group.role != "adapter":
                 continue
             name = self.require_weight(group.path, group.weight)

@@ -1,0 +1,234 @@
+"""Which kind of layer each site of a pack is in a base, and so which way round its weight lies there: a
+folder that PEFT wrote leaves it open, a checkpoint's shapes and names tell it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from ..adapter_methods import Method, Site, is_stacked, matrix_shape
+from ..adapter_methods.core.layouts import CONVOLUTIONS, LAYOUTS, LINEAR, unfoldable
+from ..base import compatibility
+from ..base.checkpoint import Checkpoint
+from ..base.linear_layers import has_transposed
+from ..errors import BaseMismatch, SiteNotFound, Unsupported, nearest
+from ..manifest.described import Described
+from ..manifest.manifest import Group
+from ..peft.names import limit
+
+_STACKS = tuple(kind for kind in LAYOUTS if is_stacked(kind))
+_TRANSPOSED_EXPERTS = frozenset({"aria", "aria_text", "gpt_oss", "openai_privacy_filter"})
+"""Types of models whose experts transformers says to be transposed."""
+_UNSHOWN = ({"conv", "grouped_conv"}, {"linear", "table"})
+"""Kinds whose weights have the same shapes: whether a convolution has groups, or a matrix is looked up, only
+the model says.
+"""
+_ITS_BASE = "use the base that the pack names"
+AnyPack = TypeVar("AnyPack", bound=Described)
+
+
+def match_layers(pack: AnyPack, base: Checkpoint) -> AnyPack:
+    """The pack with the kinds that its layers have in ``base``; what is written of it, and its id, stay.
+
+    Raises:
+        Unsupported: nothing shows how the base stores a layer, and the pack was not made on that base.
+    """
+    kinds = kinds_on(base, pack)
+    unknown = [path for path, kind in kinds.items() if kind is None]
+    if unknown and not any(compatibility.recorded_fingerprint(pack.manifest.base)):
+        raise Unsupported(
+            "nothing shows which way round the base stores the weight of this layer, and the adapter "
+            "does not say it",
+            where=f"pack '{pack.name}', {unknown[0]}",
+            expected="[out, in] or [in, out]",
+            found=f"a square weight of {base.where}",
+            remedy=(
+                "attach it to the model and save that (adapterpack.attach, adapterpack.save): a pack knows "
+                "its layers"
+            ),
+        )
+    changed = {
+        group.path: kind
+        for group in pack.manifest.groups
+        if (kind := kinds.get(group.path)) not in {None, group.kind}
+    }
+    return dataclasses.replace(pack, kinds=changed) if changed else pack
+
+
+def kinds_on(base: Checkpoint, pack: Described) -> dict[str, str | None]:
+    """Path -> the kind that the layer of a group has in ``base``; None where nothing shows it.
+
+    A group that is no linear layer's or stack's keeps its kind, and one whose weight is not there.
+    """
+    return {
+        group.path: _stack_on(base, pack, group) if is_stacked(group.kind) else _kind_on(base, pack, group)
+        for group in pack.manifest.groups
+        if group.role == "adapter"
+    }
+
+
+def _kind_on(base: Checkpoint, pack: Described, group: Group) -> str | None:
+    weight = None
+    if group.kind in LINEAR:
+        weight = base.weight_name(group.path, group.weight) or base.tied_to(group.path)
+    if weight is None:
+        return group.kind
+    if len(stored := base.tensors[weight].shape) != 2:
+        return kind_of_shape(stored, pack, group)
+    return base.linear_kind(weight) or (None if has_transposed(base.kinds_by_name) else group.kind)
+
+
+def _stack_on(base: Checkpoint, pack: Described, group: Group) -> str | None:
+    """The kind of a stack, by the shape of one of its matrices; a square one is stored as the models of that
+    type store theirs.
+    """
+    try:
+        stored = base.weight_shape(group.path, group.weight)
+    except SiteNotFound:
+        return group.kind
+    wanted = group.out_features, group.in_features
+    fitting = [
+        kind
+        for kind in _STACKS
+        if (kind == group.kind or may_be(pack, group, kind)) and matrix_shape(kind, stored) == wanted
+    ]
+    if len(fitting) < 2 or not (model_type := base.config.get("model_type")):
+        return fitting[0] if len(fitting) == 1 else group.kind if not fitting else None
+    return "turned_experts" if model_type in _TRANSPOSED_EXPERTS else "experts"
+
+
+def kind_of_shape(stored: tuple[int, ...], pack: Described, group: Group) -> str:
+    """The kind of the layer of a group by the shape of its weight alone: a convolution, where it has the axes
+    of one and the group's tensors may be those of one.
+    """
+    if group.role != "adapter" or group.kind not in LINEAR:
+        return group.kind
+    return next(
+        (
+            kind
+            for kind in CONVOLUTIONS
+            if may_be(pack, group, kind) and matrix_shape(kind, stored) is not None
+        ),
+        group.kind,
+    )
+
+
+def may_be(pack: Described, group: Group, kind: str) -> bool:
+    """Whether the layer of a group may as well be of that ``kind``: in an adapter of PEFT's whose base is not
+    known, where PEFT's file tells no difference; or where a checkpoint tells none, either.
+    """
+    is_open = not any(compatibility.recorded_fingerprint(pack.manifest.base)) or any(
+        {group.kind, kind} <= one for one in _UNSHOWN
+    )
+    return is_open and _same_tensors(pack.method_of(group), group.kind, kind, pack.shapes.get(group.path, {}))
+
+
+def _same_tensors(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether tensors of these ``shapes`` (by parameter), which were read as those of a site of one kind, may
+    be those of ``other``.
+
+    Example:
+        >>> from adapterpack.adapter_methods import get
+        >>> _same_tensors(get("hra"), "linear", "conv", {"hra_u": (12, 4)}), _same_tensors(get("lora"),
+        ...     "linear", "conv",
+        ...     {"lora_A": (4, 12)})
+        (True, False)
+    """
+    if is_stacked(kind) and is_stacked(other):
+        return True  # a method sees the same matrices, whichever way round the stack is stored
+    plain = None if method.peft is None else method.peft.layers.get(other)
+    if plain is None or kind not in method.traits.layers:
+        return False
+    if plain == (method.peft and method.peft.layers.get(kind)):
+        return True
+    form = plain._replace(suffixes=dict(plain.suffixes or (method.peft.suffixes if method.peft else {})))
+    named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
+    if kind == method.traits.layers[0]:
+        return plain.is_silent or (plain.shapes_say_so is not None and plain.allows(named) is None)
+    return form.is_of(form.config, named)
+
+
+def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
+    """Checks that a base has every weight that a pack changes, in the pack's shape; ``renamed``: its tensors
+    may have other names.
+
+    Raises:
+        SiteNotFound: it lacks one.
+        BaseMismatch: one has another shape.
+    """
+    kinds = kinds_on(base, pack)
+    for group in pack.manifest.groups:
+        if group.role != "adapter" or pack.method_of(group).kind != "weight":
+            continue
+        if renamed and base.weight_name(group.path, group.weight) is None:
+            modules = [name.removesuffix(".weight") for name in base.tensors]
+            raise SiteNotFound(
+                "a tensor that the pack changes has another name in this variant of the base, and no "
+                "path leads to it",
+                where=f"{base.where}, {group.path}",
+                found=group.weight or f"{group.path}.weight",
+                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}",
+            )
+        require_shape(
+            pack,
+            replace(group, kind=kinds.get(group.path) or group.kind),
+            base.weight_shape(group.path, group.weight),
+            base.where,
+        )
+
+
+def require_certain(pack: Described, group: Group, site: Site) -> None:
+    """Checks that what PEFT wrote of a group has one meaning at the layer that is its ``site``; a pack that
+    names its base always has.
+
+    Raises:
+        Unsupported: it has not; says why.
+    """
+    if any(compatibility.recorded_fingerprint(pack.manifest.base)):
+        return
+    if reason := limit(pack.method_of(group), pack.config_at(group), site):
+        raise Unsupported(
+            reason,
+            where=f"pack '{pack.name}', {site.path}",
+            found=f"a layer of kind '{site.kind}', kernel {site.kernel}",
+            remedy="merge this adapter with the library that made it",
+        )
+
+
+def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where: object) -> None:
+    """Checks that a weight of the ``stored`` shape is one that a group can change.
+
+    Raises:
+        BaseMismatch: it is another kind of layer's, or has another shape.
+    """
+    shape, features = matrix_shape(group.kind, stored), (group.out_features, group.in_features)
+    place, bound = f"{where}, {group.path}", any(compatibility.recorded_fingerprint(pack.manifest.base))
+    if shape is None:
+        unread = (
+            "use the model that the adapter was trained on; if this is it: "
+            f"PEFT has {pack.method_of(group).name} for such a layer, in a form that is not read here, so "
+            "merge it with PEFT"
+        )
+        raise BaseMismatch(
+            "the base has another kind of layer at this site",
+            where=place,
+            expected=f"a layer of kind '{group.kind}'",
+            found=f"a weight of shape {stored}",
+            remedy=_ITS_BASE if bound else unread,
+        )
+    kernel = stored[2:] if group.kind in CONVOLUTIONS else ()
+    require_certain(pack, group, Site(group.path, shape[1], shape[0], group.kind, kernel=kernel))
+    if unfoldable(group.kind):  # the inputs of all groups, of which the weight shows those of one
+        features = (features[0], None)
+    if any(expected not in {None, actual} for expected, actual in zip(features, shape, strict=True)):
+        raise BaseMismatch(
+            "a site has another shape in this base",
+            where=place,
+            expected=f"{features} of kind '{group.kind}'",
+            found=shape,
+            remedy=_ITS_BASE if bound else "use the model that the adapter was trained on",
+        )
