@@ -59,7 +59,7 @@ from .artifacts import inspect as inspect
 from .artifacts import sign as sign
 from .artifacts import validate as validate
 from .artifacts import verify as verify
-from .cli.completing import completion as completion
+from .cli.commands.completion import completion as completion
 from .composing.auditing.audit import audit as audit
 from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize

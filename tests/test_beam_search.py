@@ -18,7 +18,7 @@ from invariants.bundles import Reference
 from transformers import GenerationConfig
 
 from adapterpack import Session, export
-from adapterpack.cli.run import command
+from adapterpack.cli.commands.run import command
 from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import Event

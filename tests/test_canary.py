@@ -32,7 +32,7 @@ from transformers import (
 
 from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, validate
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
-from adapterpack.cli.export import command
+from adapterpack.cli.commands.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, NothingToDo, ParityError
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary

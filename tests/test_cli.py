@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import adapterpack
 from adapterpack.cli.main import COMMANDS, main
-from adapterpack.cli.options import pairs
+from adapterpack.cli.options import parse_pairs
 from adapterpack.io.safetensors import SafetensorsFile
 from adapterpack.resources import schema
 
@@ -235,7 +235,9 @@ def test_every_command_keeps_every_promise(name: str, promise: Callable[[Called]
 def test_every_command_file_is_in_the_table() -> None:
     """A command that is written is a command that is listed, and the listing shows it."""
     written = {
-        path.stem for path in (ROOT / "cli").glob("*.py") if "\ndef command(" in path.read_text("utf-8")
+        path.stem
+        for path in (ROOT / "cli" / "commands").glob("*.py")
+        if "\ndef command(" in path.read_text("utf-8")
     }
     listing = call("--help").stdout.partition("Commands:")[2]
     assert written == set(COMMANDS) == set(re.findall(r"^  ([a-z]+)  ", listing, re.MULTILINE))
@@ -311,7 +313,7 @@ def test_help_imports_nothing_heavy(record_property: Callable[[str, object], Non
 def test_values_of_options_are_yaml(text: str) -> None:
     """Those too that are read without a reader of YAML."""
     found, wanted = (
-        pairs(click.Context(main), click.Option(["--param"]), [f"key={text}"])["key"],
+        parse_pairs(click.Context(main), click.Option(["--param"]), [f"key={text}"])["key"],
         yaml.safe_load(text),
     )
     assert (type(found), found) == (type(wanted), wanted)
@@ -893,11 +895,13 @@ def test_wrong_usage_is_exit_2(line: str) -> None:
 @pytest.mark.fast
 def test_a_bug_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that is not ours: one line that says so; where it arose only with --traceback."""
-    imports = "import click\nfrom adapterpack.cli.options import shared\n"
-    body = "@click.command('doctor')\n@shared\ndef command(as_json):\n    raise ValueError('x\\x1b')\n"
+    imports = "import click\nfrom adapterpack.cli.options import common_options\n"
+    body = (
+        "@click.command('doctor')\n@common_options\ndef command(as_json):\n    raise ValueError('x\\x1b')\n"
+    )
     (tmp_path / "doctor_command.py").write_text(imports + body, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "adapterpack.cli.doctor", import_module("doctor_command"))
+    monkeypatch.setitem(sys.modules, "adapterpack.cli.commands.doctor", import_module("doctor_command"))
     plain, told, as_json = call("doctor"), call("doctor", "--traceback"), call("doctor", "--json")
     assert plain.exit_code == told.exit_code == as_json.exit_code == 1
     assert plain.stderr.count("\n") == 1

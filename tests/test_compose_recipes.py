@@ -20,7 +20,7 @@ import adapterpack
 from adapterpack import LoRA, attach, compose, load
 from adapterpack.adapter_methods import Site
 from adapterpack.adapter_methods.lora import lora
-from adapterpack.cli.compose import command
+from adapterpack.cli.commands.compose import command
 from adapterpack.cli.main import main
 from adapterpack.composing.mergekit import MERGEKIT_METHODS, to_mergekit
 from adapterpack.composing.plan import plan

@@ -39,7 +39,7 @@ from adapterpack import (
 from adapterpack.adapter_methods import Site, complete, evaluate, fold, get, method_of, run
 from adapterpack.adapter_methods.nodes import NODES, as_text, decode, encode
 from adapterpack.adapter_methods.nodes.arrow import prototype
-from adapterpack.cli.compose import command
+from adapterpack.cli.commands.compose import command
 from adapterpack.composing.text import parse
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Unsupported
 from adapterpack.manifest import manifest as m

@@ -45,7 +45,7 @@ from adapterpack.adapter_methods import (
 )
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
-from adapterpack.cli.export import command as export_command
+from adapterpack.cli.commands.export import command as export_command
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,

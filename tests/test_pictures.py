@@ -27,7 +27,7 @@ from PIL import Image
 
 from adapterpack import Session, export, run
 from adapterpack.base.base_folder import carried_files
-from adapterpack.cli.run import command
+from adapterpack.cli.commands.run import command
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, MissingExtra, Unsupported
 from adapterpack.runtime.media.image_processing import MOST_BYTES, bytes_in, picture
 from adapterpack.runtime.media.inputs import image_of

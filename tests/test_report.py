@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from jinja2 import UndefinedError
 
-from adapterpack.cli.output import table
+from adapterpack.cli.output import print_table
 from adapterpack.errors import printable
 from adapterpack.palette import DARK, LIGHT
 from adapterpack.report.chart import line_charts, round_steps
@@ -482,7 +482,7 @@ def test_the_terminal_tables_show_the_numbers(
 ) -> None:
     """The same figures as the page, within 80 columns."""
     for title, (columns, rows) in demo_tables(result).items():
-        table(columns, rows, title)
+        print_table(columns, rows, title)
     shown = capsys.readouterr().out
     wanted = {
         "encoder": (
@@ -519,7 +519,7 @@ def test_the_terminal_is_not_repainted(capsys: pytest.CaptureFixture[str]) -> No
     """Names with terminal escapes, bidirectional characters and rich markup are printed as what they are."""
     hostile = {"sizes": {"[red]x[/red]\x1b[31m\u202e": 5}, "accuracy": {"[bold]\x1b[1m": {"torch": 0.5}}}
     for title, (columns, rows) in demo_tables(hostile).items():
-        table(columns, rows, title)
+        print_table(columns, rows, title)
     shown = capsys.readouterr().out
     assert "[red]x[/red]\\u001b[31m\\u202e" in shown
     assert "[bold]\\u001b[1m" in shown

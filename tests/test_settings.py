@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import adapterpack
 from adapterpack.cli import settings
-from adapterpack.cli.device_options import device_options
+from adapterpack.cli.bundle_options import device_options
 from adapterpack.cli.main import main
 from adapterpack.io.cache import cache_folder
 

@@ -580,7 +580,7 @@ def test_without_cryptography_the_extra_is_named(folder: Path, keys: Keys) -> No
     )
     assert "pip install 'adapterpack[sign]'" in done.stdout
     program = (
-        "import sys, adapterpack.pack.trust.sign, adapterpack.cli.sign; assert 'cryptography' not in "
+        "import sys, adapterpack.pack.trust.sign, adapterpack.cli.commands.sign; assert 'cryptography' not in "
         "sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

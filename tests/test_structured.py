@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from adapterpack import Session, export
-from adapterpack.cli.run import command
+from adapterpack.cli.commands.run import command
 from adapterpack.errors import ConfigError, MissingExtra, Unsupported
 from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.engine.requests import Event

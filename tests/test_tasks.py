@@ -27,7 +27,7 @@ import adapterpack
 from adapterpack import Session, export, quantize, run
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import graph_file, read_bundle
-from adapterpack.cli.run import command
+from adapterpack.cli.commands.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
 from adapterpack.exporting.tracing.torch_parts import TorchPart, part_class
 from adapterpack.manifest.parts import Pixels

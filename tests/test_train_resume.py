@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from adapterpack import Pack, train
 from adapterpack.cli.main import main
-from adapterpack.cli.progress import training
+from adapterpack.cli.progress import show_training
 from adapterpack.errors import ConfigError, FormatError, MissingExtra, NonFinite, OutputExists, StorageError
 from adapterpack.training.loop.resuming import RunFolder
 from adapterpack.training.loop.steps import Step
@@ -425,7 +425,7 @@ def test_a_step_is_said_once_on_a_terminal(
 ) -> None:
     """Where a command shows its own bar, the trainer prints none, and no line of its own either."""
     monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
-    with training("train") as progress:  # as the command does
+    with show_training("train") as progress:  # as the command does
         train(settings(tiny_llama, tmp_path, logging_steps=1, max_steps=2), progress=progress)
     monkeypatch.undo()
     assert "2/2" in terminal.getvalue()

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from adapterpack import Session, export, load, validate
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, graph_file, read_bundle
-from adapterpack.cli.validate import command
+from adapterpack.cli.commands.validate import command
 from adapterpack.errors import AdapterpackError, FormatError
 
 Make = Callable[..., Any]

@@ -17,7 +17,7 @@ import click
 
 from ..errors import ConfigError, nearest
 from ..io.readable import size
-from .output import one_line
+from .output import escape_line
 
 VARIABLE = "ADAPTERPACK_LOG"
 FORMATS = ("text", "json")
@@ -36,17 +36,17 @@ def level() -> int:
     return logging.WARNING if _flags.get(QUIET) else logging.DEBUG if _flags.get(VERBOSE) else logging.INFO
 
 
-def quiet() -> bool:
+def is_quiet() -> bool:
     """Whether neither steps nor bars are shown."""
     return level() > logging.INFO
 
 
-def animated() -> bool:
+def is_animated() -> bool:
     """Whether stderr is a terminal on which bars may move."""
     return sys.stderr.isatty() and os.environ.get(VARIABLE) != "json"
 
 
-def tell(text: str, severity: int = logging.INFO) -> None:
+def log_message(text: str, severity: int = logging.INFO) -> None:
     """One message, unless it is below the level."""
     if severity >= level():
         _LOG.log(severity, "%s", text)
@@ -58,7 +58,7 @@ class _Text(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        said = one_line(super().format(record))
+        said = escape_line(super().format(record))
         return (
             f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {record.name}: {said}"
             if level() < logging.INFO
@@ -91,7 +91,7 @@ class _Stderr(logging.StreamHandler[Any]):
 
 
 @contextmanager
-def message_level(flags: Mapping[str, Any]) -> Iterator[None]:
+def log_to_stderr(flags: Mapping[str, Any]) -> Iterator[None]:
     """Messages of the block go to stderr: those of adapterpack; as JSON also those of other libraries, and
     Python's warnings.
 
@@ -116,14 +116,14 @@ def message_level(flags: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        tell(f"took {time.monotonic() - started:.1f} s{_most_memory()}", logging.DEBUG)
+        log_message(f"took {time.monotonic() - started:.1f} s{_most_memory()}", logging.DEBUG)
         logging.captureWarnings(False)
         log.removeHandler(handler)
         _LOG.setLevel(before)
         _flags = {}
 
 
-def failed(sentence: str) -> None:
+def log_failure(sentence: str) -> None:
     """The sentence that an error ends with."""
     if os.environ.get(VARIABLE) == "json":
         _LOG.error("%s", sentence)

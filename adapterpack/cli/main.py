@@ -20,10 +20,10 @@ from click.shell_completion import CompletionItem
 from ..errors import EXIT_FAILED, AdapterpackError, StorageError, printable, storage_errors
 from ..signals import Ended, Raising, end_where_files_are_cut_short, raised
 from ..version import VERSION
-from . import settings, streams
-from .logs import failed, message_level
-from .options import TRACEBACK, everywhere, wants
-from .output import emit, one_line
+from . import output, settings
+from .logs import log_failure, log_to_stderr
+from .options import TRACEBACK, global_options, has_flag
+from .output import escape_line, print_json
 
 VARIABLE = "_ADAPTERPACK_COMPLETE"
 """The environment variable by which the function of a shell asks for completions."""
@@ -71,7 +71,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"adapterpack.cli.{cmd_name}").command
+        command: click.Command = import_module(f"adapterpack.cli.commands.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -89,13 +89,13 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         if VARIABLE in os.environ:  # a shell asks
-            import_module("adapterpack.cli.completing")
-        streams.open_missing()
+            import_module("adapterpack.cli.commands.completion")
+        output.open_missing()
         try:
-            with streams.printed():  # outside of commands nothing else is done than that, as for --help
+            with output.guard_stdout():  # outside of commands nothing else is done than that, as for --help
                 return super().main(*args, **{"complete_var": VARIABLE, **options})
         except StorageError as error:
-            failed(one_line(str(error)))
+            log_failure(escape_line(str(error)))
             sys.exit(error.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -106,7 +106,7 @@ class Commands(click.Group):
         end_where_files_are_cut_short(lambda path: _lost(ctx, path), EXIT_FAILED)
         with raised() as signals, _reported(ctx, signals):
             settings.apply()
-            with message_level(ctx.meta), _reported(ctx, signals):
+            with log_to_stderr(ctx.meta), _reported(ctx, signals):
                 return super().invoke(ctx)
 
 
@@ -145,7 +145,7 @@ def _reported(ctx: click.Context, signals: Raising) -> Iterator[None]:
 def _end(ctx: click.Context, error: BaseException, ended: Ended) -> NoReturn:
     """Ends the command as a signal wanted it to."""
     left = dict.fromkeys(getattr(error, "__notes__", ()))
-    sentence = one_line(f"{ended.word}; {'; '.join(left) or 'nothing was left behind'}")
+    sentence = escape_line(f"{ended.word}; {'; '.join(left) or 'nothing was left behind'}")
     click.echo(sentence, err=True)
     _emit_error(ctx, AdapterpackError(sentence).to_json() | {"code": "interrupted"})
     ctx.exit(ended.exit_code)
@@ -187,11 +187,11 @@ def _fail(
     """Ends the command with the sentence for an error, and behind it what was noted on the error on its
     way.
     """
-    sentence = one_line(" ".join([sentence, *getattr(error, "__notes__", ())]))
-    if wants(ctx, TRACEBACK):
+    sentence = escape_line(" ".join([sentence, *getattr(error, "__notes__", ())]))
+    if has_flag(ctx, TRACEBACK):
         click.echo(printable(traceback.format_exc()), err=True, nl=False)
     _emit_error(ctx, report | {"message": sentence})
-    failed(sentence)
+    log_failure(sentence)
     ctx.exit(exit_code)
 
 
@@ -203,21 +203,21 @@ def _lost(ctx: click.Context, path: str) -> None:
         remedy="start again once nothing writes to it",
     )
     sys.stdout = sys.__stdout__ or sys.stdout  # a stage may have put another in its place
-    _emit_error(ctx, error.to_json() | {"message": one_line(str(error))})
-    failed(one_line(str(error)))
+    _emit_error(ctx, error.to_json() | {"message": escape_line(str(error))})
+    log_failure(escape_line(str(error)))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
 
 
 def _emit_error(ctx: click.Context, error: dict[str, str | None]) -> None:
-    if wants(ctx, "--json"):
+    if has_flag(ctx, "--json"):
         # behind what was printed line by line, too
-        emit({"command": ctx.invoked_subcommand, "error": error}, compact=True)
+        print_json({"command": ctx.invoked_subcommand, "error": error}, compact=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="adapterpack")
-@everywhere
+@global_options
 def main() -> None:
     """Train, pack, verify, merge, compose, quantize, export and run adapters for large pretrained models.
 

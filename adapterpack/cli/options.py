@@ -22,7 +22,7 @@ _RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def wants(ctx: click.Context, flag: str) -> bool:
+def has_flag(ctx: click.Context, flag: str) -> bool:
     """Whether a flag was given to the command or to the group."""
     return bool(ctx.meta.get(flag, False))
 
@@ -42,7 +42,7 @@ def _flag(*names: str, about: str) -> Callable[[_Function], _Function]:
     )
 
 
-def everywhere(function: _Function) -> _Function:
+def global_options(function: _Function) -> _Function:
     """The flags that mean the same before the name of a command and behind it: ``--quiet``, ``--verbose`` and
     ``--traceback``.
     """
@@ -69,9 +69,11 @@ _json_option = click.option(
 )
 
 
-def shared(function: _Function) -> _Function:
-    """The options that every command has: ``--json`` (as ``as_json``), and those of :func:`everywhere`."""
-    return _json_option(everywhere(function))
+def common_options(function: _Function) -> _Function:
+    """The options that every command has: ``--json`` (as ``as_json``), and those of
+    :func:`global_options`.
+    """
+    return _json_option(global_options(function))
 
 
 def out_option(help_text: str) -> Callable[[_Function], _Function]:
@@ -92,7 +94,7 @@ def html_option(about: str) -> Callable[[_Function], _Function]:
 
 
 @contextmanager
-def page_at(html: str | None) -> Iterator[Path | None]:
+def open_page(html: str | None) -> Iterator[Path | None]:
     """Where the block writes the page of ``--html``, None without one. A path that cannot be used fails
     before the block, at no cost. The page gets its name when the block ends well, and replaces one that was
     written before; any other file stays, and is an error.
@@ -125,7 +127,9 @@ weight_option = click.option(
 )
 
 
-def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[Any]]]:
+def suggest(
+    *sources: str,
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[Any]]]:
     """Completes an option with names: each source is ``module:NAME``, of a registry, of names, or of a
     function that returns some.
     """
@@ -153,14 +157,14 @@ _QUANTIZATION = (
     click.option(
         "--accuracy",
         metavar="A",
-        shell_complete=values("adapterpack.quantizing.graphs.options:ACCURACIES"),
+        shell_complete=suggest("adapterpack.quantizing.graphs.options:ACCURACIES"),
         help="How a graph multiplies by quantized weights: exact, or fast (activations are rounded "
         "to int8); by default fast where it adds at most a tenth to the error.",
     ),
     click.option(
         "--head",
         metavar="S",
-        shell_complete=values("adapterpack.quantizing.graphs.options:HEADS"),
+        shell_complete=suggest("adapterpack.quantizing.graphs.options:HEADS"),
         help="The type of the weights that give the logits: int8 (the default), int4 or float.",
     ),
     click.option(
@@ -177,7 +181,7 @@ _QUANTIZATION = (
     click.option(
         "--algorithm",
         metavar="A",
-        shell_complete=values("adapterpack.quantizing.graphs.algorithm:ALGORITHMS"),
+        shell_complete=suggest("adapterpack.quantizing.graphs.algorithm:ALGORITHMS"),
         help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
         "calibration rows, gptq or awq.",
     ),
@@ -217,7 +221,7 @@ def quantization_options(function: _Function) -> _Function:
     return function
 
 
-def pack_at(reference: str) -> Any:
+def load_pack(reference: str) -> Any:
     """The pack behind ``PATH``, ``NAME=PATH`` or ``hf://org/name``, verified.
 
     Raises:
@@ -229,7 +233,7 @@ def pack_at(reference: str) -> Any:
     return adapterpack.load(folder_of(path), name)
 
 
-def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:
+def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:
     """``key=value`` texts as a mapping; values are read as YAML, as in a training configuration."""
     values_by_key: dict[str, Any] = {}
     for text in values:

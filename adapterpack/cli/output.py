@@ -3,65 +3,66 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
-from ..errors import printable
+from ..errors import printable, storage_errors
 from ..io.readable import shown
 from ..io.strict_json import finite
-from .streams import printed
 
 _PLAIN_WIDTH = 160
 _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 
-def emit(value: Mapping[str, Any], compact: bool = False) -> None:
+def print_json(value: Mapping[str, Any], compact: bool = False) -> None:
     """Prints one JSON object, ASCII only: names from strangers can do nothing to a terminal."""
-    with printed():
+    with guard_stdout():
         click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
 
 
-def shortened(value: Any) -> Any:
+def shorten_digests(value: Any) -> Any:
     """The value with the first 12 digits of every digest, which tell any two apart that a person looks at.
 
     Example:
-        >>> shortened({"pack": ["sha256:" + "0123456789abcdef" * 4]})
+        >>> shorten_digests({"pack": ["sha256:" + "0123456789abcdef" * 4]})
         {'pack': ['sha256:0123456789ab...']}
     """
     if isinstance(value, Mapping):
-        return {key: shortened(item) for key, item in value.items()}
+        return {key: shorten_digests(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [shortened(item) for item in value]
+        return [shorten_digests(item) for item in value]
     return _DIGEST.sub(r"\1...", value) if isinstance(value, str) else value
 
 
-def one_line(text: str) -> str:
+def escape_line(text: str) -> str:
     """The text on one line, control and bidirectional characters escaped."""
     return printable(text).replace("\n", "\\n")
 
 
-def line(text: str) -> None:
+def print_line(text: str) -> None:
     """Prints one line."""
-    with printed():
-        click.echo(one_line(text))
+    with guard_stdout():
+        click.echo(escape_line(text))
 
 
-def facts(values: Mapping[str, Any]) -> None:
+def print_facts(values: Mapping[str, Any]) -> None:
     """Prints names and values in two columns, and after them a table for every list of mappings."""
     tables = {name: value for name, value in values.items() if _is_records(value)}
     plain = {name.replace("_", " "): value for name, value in values.items() if name not in tables}
     width = max(map(len, plain), default=0)
     for name, value in plain.items():
-        line(f"{name.ljust(width)}  {shown(value)}")
+        print_line(f"{name.ljust(width)}  {shown(value)}")
     for name, records in tables.items():
-        table(list(records[0]), [list(record.values()) for record in records], name.replace("_", " "))
+        print_table(list(records[0]), [list(record.values()) for record in records], name.replace("_", " "))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
     """Prints a table; on anything but a terminal it is wide, so that nothing is folded."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - the listing of commands must not pay for it
     from rich.table import Table  # noqa: PLC0415
@@ -69,24 +70,58 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
 
     drawn = Table(
         box=SIMPLE_HEAD,
-        title=None if title is None else Text(one_line(title)),
+        title=None if title is None else Text(escape_line(title)),
         title_justify="left",
         pad_edge=False,
     )
     for column in columns:
-        drawn.add_column(Text(one_line(column)), overflow="fold")
+        drawn.add_column(Text(escape_line(column)), overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(one_line(shown(value))) for value in row))
-    draw(drawn)
+        drawn.add_row(*(Text(escape_line(shown(value))) for value in row))
+    print_rich(drawn)
 
 
-def draw(table: Any) -> None:
+def print_rich(table: Any) -> None:
     """Prints a table that rich has laid out."""
     from rich.console import Console  # noqa: PLC0415 - as above
 
-    with printed():
+    with guard_stdout():
         Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(table)
 
 
 def _is_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def open_missing() -> None:
+    """Opens those that the caller has closed, on nothing: else the next file that is opened would take their
+    place, and be printed into.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace"))
+
+
+@contextmanager
+def guard_stdout() -> Iterator[None]:
+    """Errors of printing inside name standard output; what is printed after one goes nowhere. A reader that
+    went away is none.
+
+    Raises:
+        StorageError: it takes nothing, as where it is a file on a full disk.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        with suppress(OSError, ValueError):  # no file at all, as in tests
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # what waits in its buffer goes there too
+            os.close(nowhere)
+        with storage_errors("standard output"):
+            raise

@@ -12,15 +12,15 @@ from functools import partial
 from typing import Any
 
 from ..io.readable import size
-from .logs import animated, level, quiet, tell
-from .output import one_line
+from .logs import is_animated, is_quiet, level, log_message
+from .output import escape_line
 
 _SECONDS_BETWEEN_LINES = 2.0
 _SECONDS_BETWEEN_ROWS = 10.0
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
+def divert_stdout() -> Iterator[None]:
     """What other libraries print goes to stderr, and adapterpack tells what it does, while the block runs."""
     log = logging.getLogger("adapterpack")
     before = log.level
@@ -33,27 +33,27 @@ def apart() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
+def show_steps() -> Iterator[Callable[[str], None]]:
     """A function that says which step begins."""
     # one thing that moves is enough, and the libraries are not imported yet
     os.environ.setdefault("TQDM_DISABLE", "1")
-    with apart():
-        if quiet() or not animated():
-            yield tell
+    with divert_stdout():
+        if is_quiet() or not is_animated():
+            yield log_message
             return
         from rich.console import Console  # noqa: PLC0415 - only a terminal pays for it
         from rich.text import Text  # noqa: PLC0415
 
         with Console(stderr=True).status(Text("start")) as status:
-            yield lambda text: status.update(Text(one_line(text)))
+            yield lambda text: status.update(Text(escape_line(text)))
 
 
 @contextlib.contextmanager
-def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def show_bytes(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows (bytes done, bytes in all)."""
-    label = one_line(label)
-    with apart():
-        if quiet() or not animated():
+    label = escape_line(label)
+    with divert_stdout():
+        if is_quiet() or not is_animated():
             yield _lines(label)
             return
         with _bar(label, lambda p: (p.DownloadColumn(), p.TransferSpeedColumn())) as update:
@@ -61,14 +61,14 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def training(label: str) -> Iterator[Callable[[Any], None] | None]:
+def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
     """A function that shows how far a training is, where there is a terminal; else None, and the log has a
     line every few steps.
     """
     # one thing that moves is enough, and the libraries are not imported yet
     os.environ.setdefault("TQDM_DISABLE", "1")
-    with apart():
-        if quiet() or not animated():
+    with divert_stdout():
+        if is_quiet() or not is_animated():
             yield None
             return
         with _bars(lambda p: (p.MofNCompleteColumn(), _field(p))) as add:
@@ -77,7 +77,7 @@ def training(label: str) -> Iterator[Callable[[Any], None] | None]:
             def show(step: Any) -> None:
                 if step.name not in bars:
                     bars[""](visible=False)  # each of several adapters has a bar of its own
-                    bars[step.name] = add(one_line(step.name), None, "")
+                    bars[step.name] = add(escape_line(step.name), None, "")
                 bars[step.name](
                     completed=step.done,
                     total=step.total,
@@ -99,19 +99,19 @@ def _lines(label: str) -> Callable[[int, int], None]:
             shown = now
             speed = (done - first) / max(now - started, 1e-9)
             left = f", {(total - done) / speed:.0f} s left" if speed and done < total else ""
-            tell(f"{label}: {size(done)} of {size(total)}, {size(speed)}/s{left}")
+            log_message(f"{label}: {size(done)} of {size(total)}, {size(speed)}/s{left}")
 
     return show
 
 
 @contextlib.contextmanager
-def row_bar(label: str, total: int | None) -> Iterator[Callable[[int, int, int], None]]:
+def show_rows(label: str, total: int | None) -> Iterator[Callable[[int, int, int], None]]:
     """A function that shows (rows answered, tokens that they took, bytes of the input that are done); it has
     ``total`` bytes, if known.
     """
-    label = one_line(label)
-    with apart():
-        if quiet() or not animated():
+    label = escape_line(label)
+    with divert_stdout():
+        if is_quiet() or not is_animated():
             yield _row_lines(label, total)
             return
         with _bar(label, lambda p: (_field(p),), total) as update:
@@ -181,6 +181,6 @@ def _row_lines(label: str, total: int | None) -> Callable[[int, int, int], None]
         left = ""
         if total and done > first:
             left = f", {done / total:.0%}, {(total - done) * (now - started) / (done - first):,.0f} s left"
-        tell(f"{label}: {speed(rows, tokens)}{left}")
+        log_message(f"{label}: {speed(rows, tokens)}{left}")
 
     return show

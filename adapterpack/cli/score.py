@@ -17,7 +17,7 @@ from ..io.atomic import scratch_folder
 _SHOWN = 400
 
 
-def scored_by(executable: str, say: Callable[[str], None]) -> Callable[[Any], float]:
+def score_with(executable: str, say: Callable[[str], None]) -> Callable[[Any], float]:
     """A function of a pack: the pack is written to a folder of its own, ``executable FOLDER`` is run, and the
     last line that it prints is the number. No shell is involved, and nothing in any file can name an
     executable.

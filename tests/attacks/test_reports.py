@@ -59,15 +59,15 @@ def _print(text: str) -> None:
     from adapterpack.cli.main import main
     from adapterpack.errors import ConfigError
 
-    output.line(text)
-    output.facts({text: text, "rows": [{text: text}]})
-    output.table([text], [[text]], text)
-    output.emit({text: text})
-    with progress.steps() as say:
+    output.print_line(text)
+    output.print_facts({text: text, "rows": [{text: text}]})
+    output.print_table([text], [[text]], text)
+    output.print_json({text: text})
+    with progress.show_steps() as say:
         say(text)
-    with progress.byte_bar(text) as bar:
+    with progress.show_bytes(text) as bar:
         bar(1, 1)
-    with logs.message_level({}), progress.apart():
+    with logs.log_to_stderr({}), progress.divert_stdout():
         logging.getLogger("adapterpack").warning("%s", text)
     main(["methods", "lora", "--json"], standalone_mode=False)
     warnings.warn(text, stacklevel=1)

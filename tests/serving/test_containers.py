@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from adapterpack.cli.commands.serve import command as serve
 from adapterpack.cli.main import main
-from adapterpack.cli.serve import command as serve
 from adapterpack.serving.routes import ROUTES
 from adapterpack.serving.tenants.limits import Limits
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kubernetes import client
 
-from adapterpack.cli.serve import command as serve
+from adapterpack.cli.commands.serve import command as serve
 from adapterpack.serving.routes import ROUTES
 from adapterpack.serving.tenants.limits import Limits
 

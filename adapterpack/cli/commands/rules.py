@@ -8,14 +8,14 @@ import click
 
 import adapterpack
 
-from ..composing.rules.rule import RULES
-from .options import shared, values
-from .output import emit, facts, table
+from ...composing.rules.rule import RULES
+from ..options import common_options, suggest
+from ..output import print_facts, print_json, print_table
 
 
 @click.command("rules")
-@click.argument("name", required=False, shell_complete=values("adapterpack.composing.rules.rule:RULES"))
-@shared
+@click.argument("name", required=False, shell_complete=suggest("adapterpack.composing.rules.rule:RULES"))
+@common_options
 def command(name: str | None, as_json: bool) -> None:
     """Lists every rule of composition, including those of other packages (entry points adapterpack.rules).
 
@@ -29,14 +29,14 @@ def command(name: str | None, as_json: bool) -> None:
     chosen = adapterpack.rules().values() if name is None else [RULES[name]]
     described = [_described(rule) for rule in chosen]
     if as_json:
-        emit({"command": "rules", "rules": described})
+        print_json({"command": "rules", "rules": described})
     elif name is None:
-        table(
+        print_table(
             ["name", "class", "exact", "what it does"],
             [[rule["name"], rule["needs"], rule["exact"], rule["summary"]] for rule in described],
         )
     else:
-        facts(described[0])
+        print_facts(described[0])
 
 
 def _described(rule: Any) -> dict[str, Any]:

@@ -10,11 +10,10 @@ import click
 
 import adapterpack
 
-from ..io.readable import things
-from .options import html_option, page_at, shared
-from .output import draw, emit, facts, line
-from .progress import apart, training
-from .streams import printed
+from ...io.readable import things
+from ..options import common_options, html_option, open_page
+from ..output import guard_stdout, print_facts, print_json, print_line, print_rich
+from ..progress import divert_stdout, show_training
 
 
 @click.command("train")
@@ -47,7 +46,7 @@ from .streams import printed
     ),
 )
 @html_option("the losses and the packs")
-@shared
+@common_options
 def command(
     *,
     config: str,
@@ -74,16 +73,16 @@ def command(
     if print_config:
         _print_config(config, overrides, as_json)
         return
-    from ..training.config.config import read_config  # noqa: PLC0415 - the help needs none of it
+    from ...training.config.config import read_config  # noqa: PLC0415 - the help needs none of it
 
     if dry_run:
         read_config(config, overrides)  # what is wrong in it is said before torch is imported
         _dry_run(config, overrides, rewards, as_json)
         return
     losses: dict[str, list[tuple[int, float]]] = {}
-    with page_at(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
+    with open_page(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
         read_config(config, overrides)  # as above
-        with training("train") as progress:
+        with show_training("train") as progress:
             packs = adapterpack.train(
                 config, overrides, progress if page is None else _noted(losses, progress), _functions(rewards)
             )
@@ -95,14 +94,14 @@ def command(
         if len(trained) < len(packs):
             return  # one process of several, and not the one that writes
         if page is not None:
-            from ..report.training import train_report  # noqa: PLC0415 - only a page needs it
+            from ...report.training import train_report  # noqa: PLC0415 - only a page needs it
 
             page.write_text(
                 train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}),
                 "utf-8",
             )
     if as_json:
-        emit({"command": "train", "packs": trained})
+        print_json({"command": "train", "packs": trained})
         return
     for pack in trained:
         scores = [
@@ -110,12 +109,12 @@ def command(
             *((metric["name"], metric["value"]) for metric in pack["metrics"]),
         ]
         values = ", ".join(f"{name} {value:.4g}" for name, value in scores)
-        line(
+        print_line(
             f"trained '{pack['name']}' into {pack['path']}: {things(pack['sites'], 'site')}, "
             f"{pack['parameters']:,} numbers, {things(pack['training']['steps'], 'step')}; {values}"
         )
     if html is not None:
-        line(f"the page with the losses is {html}")
+        print_line(f"the page with the losses is {html}")
 
 
 def _noted(
@@ -132,17 +131,17 @@ def _noted(
 
 
 def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    from ..io import plain_yaml, strict_json  # noqa: PLC0415 - the help needs none of it
-    from ..training.config.config import as_mapping, read_config  # noqa: PLC0415
+    from ...io import plain_yaml, strict_json  # noqa: PLC0415 - the help needs none of it
+    from ...training.config.config import as_mapping, read_config  # noqa: PLC0415
 
-    with apart():
+    with divert_stdout():
         configs, notes = read_config(config, overrides)
     settings = [strict_json.plain({**as_mapping(one), "name": one.pack_name}) for one in configs]
     whole = settings[0] if len(settings) == 1 else {"adapters": settings}
     if as_json:
-        emit({"command": "train", "config": whole})
+        print_json({"command": "train", "config": whole})
         return
-    with printed():
+    with guard_stdout():
         for note in notes:
             click.echo(f"# {note}")
         click.echo(plain_yaml.dumps(whole), nl=False)
@@ -152,22 +151,22 @@ def _functions(rewards: tuple[str, ...]) -> list[Any]:
     """The functions that are named; without any, nothing is imported."""
     if not rewards:
         return []
-    from ..training.loop.rewards import reward_named  # noqa: PLC0415 - the help needs none of it
+    from ...training.loop.rewards import reward_named  # noqa: PLC0415 - the help needs none of it
 
     return [reward_named(text) for text in rewards]
 
 
 def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], as_json: bool) -> None:
-    from ..training.loop.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
+    from ...training.loop.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
 
-    with apart():
+    with divert_stdout():
         reports = dry_run(config, overrides, _functions(rewards))
     if as_json:
-        emit({"command": "train", "dry_run": reports})
+        print_json({"command": "train", "dry_run": reports})
         return
     for report in reports:
         batch = report.pop("first_batch")
-        facts(report)
+        print_facts(report)
         for row in batch:
             _row(row)
 
@@ -180,4 +179,4 @@ def _row(row: list[dict[str, object]]) -> None:
     for part in row:
         words = str(part["text"])
         text.append(f"[{words}]" if part["learned"] else words, "green" if part["learned"] else "")
-    draw(text)
+    print_rich(text)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from ..io.readable import size
-from .comparing import compare
-from .options import html_option, quantization_options, shared, values
-from .output import emit, facts, line
-from .progress import apart
+from ...hub.resolve import folder_of
+from ...io.readable import size, things
+from ...report.comparison import comparison_report, comparison_table, list_left_out
+from ..options import common_options, html_option, open_page, quantization_options, suggest
+from ..output import print_facts, print_json, print_line, print_table
+from ..progress import divert_stdout, show_steps
 
 
 @click.command("quantize")
@@ -27,7 +28,7 @@ from .progress import apart
     "schemes",
     multiple=True,
     metavar="S",
-    shell_complete=values(
+    shell_complete=suggest(
         "adapterpack.quantizing.pack_scheme:PACK_SCHEMES",
         "adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES",
     ),
@@ -50,7 +51,7 @@ from .progress import apart
 )
 @click.option("--adapter", metavar="NAME", help="With --compare: the adapter, if the bundle has several.")
 @html_option("the figures of --compare")
-@shared
+@common_options
 def command(
     source: str,
     out: str | None,
@@ -87,25 +88,25 @@ def command(
     folder = folder_of(source)
     if schemes:
         options["scheme"] = schemes[0]
-    with apart():
+    with divert_stdout():
         adapterpack.quantize(folder, out, rank_budget=rank_budget, **options)
     before, after = adapterpack.inspect(folder)["bytes"], adapterpack.inspect(out)
     if as_json:
-        emit({"command": "quantize", **after, "bytes_before": before})
+        print_json({"command": "quantize", **after, "bytes_before": before})
         return
-    line(f"quantized {source} to {out}: {size(before)} became {size(after['bytes'])}")
+    print_line(f"quantized {source} to {out}: {size(before)} became {size(after['bytes'])}")
     report = dict(after["quantization"])
     errors = report.pop("error_by_accuracy", None)
     if bits := [choice["bits"] for choice in report.pop("products", {}).values()]:
-        line(
+        print_line(
             ", ".join(
                 f"{bits.count(number)} products of {number} bits"
                 for number in sorted(set(bits), reverse=True)
             )
         )
-    facts(report)
+    print_facts(report)
     if errors is not None and "head" in report:
-        line(accuracy_sentence(report["accuracy"], errors))
+        print_line(accuracy_sentence(report["accuracy"], errors))
 
 
 def accuracy_sentence(accuracy: str, errors: Mapping[str, float]) -> str:
@@ -121,3 +122,35 @@ def accuracy_sentence(accuracy: str, errors: Mapping[str, float]) -> str:
         f"{accuracy} products: outputs move by {100 * errors[accuracy]:.3g}% (root mean square); --accuracy "
         f"{other}: by {100 * errors[other]:.3g}%, with products {speed}"
     )
+
+
+def compare(
+    bundle: Path,
+    rows: str,
+    schemes: Sequence[str],
+    adapter: str | None,
+    html: str | None,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """Compares the quantized forms of a bundle on the rows of a file, and prints what was found."""
+    if schemes:
+        options["schemes"] = schemes
+    with open_page(html) as page:
+        with show_steps() as say:
+            found = adapterpack.compare_quantized(bundle, rows, adapter=adapter, progress=say, **options)
+        result = found.to_json()
+        if page is not None:
+            page.write_text(comparison_report(result), "utf-8")
+    if as_json:
+        print_json({"command": "quantize", **result, **({} if html is None else {"html": str(Path(html))})})
+        return
+    print_table(
+        *comparison_table(result), f"{things(found.rows, 'row')}, {things(found.positions, 'choice')}"
+    )
+    for form, reason in list_left_out(result):
+        print_line(f"not measured: {form}: {reason}")
+    for sentence in found.advice:
+        print_line(sentence)
+    if html is not None:
+        print_line(f"the page is {html}")

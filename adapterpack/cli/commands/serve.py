@@ -10,12 +10,12 @@ import click
 
 import adapterpack
 
-from ..errors import ConfigError
-from ..io.readable import things
-from ..serving.tenants.keys import new_key
-from .device_options import device_of, device_options
-from .options import pack_at, shared
-from .output import emit, line
+from ...errors import ConfigError
+from ...io.readable import things
+from ...serving.tenants.keys import new_key
+from ..bundle_options import device_of, device_options
+from ..options import common_options, load_pack
+from ..output import print_json, print_line
 
 
 def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -156,7 +156,7 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
     default=True,
     help="Serve a page at / where browsers can try adapters and see traffic (the default), or not.",
 )
-@shared
+@common_options
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
@@ -172,7 +172,7 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
 
     def ready(serving: Any) -> None:
         if as_json:
-            emit(
+            print_json(
                 {
                     "command": "serve",
                     "address": serving.address,
@@ -184,20 +184,20 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
             )
             return
         adapters = f"{things(len(serving.adapters), 'adapter')}: {', '.join(serving.adapters) or 'none'}"
-        line(f"{serving.address} serves {serving.base} and {adapters}")
+        print_line(f"{serving.address} serves {serving.base} and {adapters}")
         if options["page"]:
-            line(f"{serving.address}/ in a browser: try adapters side by side, see what runs")
+            print_line(f"{serving.address}/ in a browser: try adapters side by side, see what runs")
         if serving.admin is not None:
-            line(f"{serving.admin} is for the operator")
+            print_line(f"{serving.admin} is for the operator")
         first = next(iter(serving.adapters), serving.base)
         key = "-H 'Authorization: Bearer KEY' " if options["keys"] or options["api_key"] else ""
         for path, body in serving.examples.items():
-            line(
+            print_line(
                 f"curl {serving.address}{path} {key}-H 'Content-Type: application/json' -d "
                 f"'{json.dumps({'model': first, **body})}'"
             )
 
     # also hf://
-    packs = [path if "=" not in path or Path(path).exists() else pack_at(path) for path in adapters]
+    packs = [path if "=" not in path or Path(path).exists() else load_pack(path) for path in adapters]
     device = device_of(options)
     adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, provider=device, **options)

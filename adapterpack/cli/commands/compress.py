@@ -6,12 +6,12 @@ import click
 
 import adapterpack
 
-from ..artifacts import inspect
-from ..errors import ConfigError
-from ..hub.resolve import folder_of
-from ..io.readable import shown, size, things
-from .options import pack_at, shared
-from .output import emit, line
+from ...artifacts import inspect
+from ...errors import ConfigError
+from ...hub.resolve import folder_of
+from ...io.readable import shown, size, things
+from ..options import common_options, load_pack
+from ..output import print_json, print_line
 
 
 @click.command("compress")
@@ -59,7 +59,7 @@ from .output import emit, line
 @click.option(
     "--member", nargs=2, metavar="FLEET NAME", help="Write one member of a fleet to OUT, as a pack."
 )
-@shared
+@common_options
 def command(
     packs: tuple[str, ...],
     out: str | None,
@@ -88,11 +88,11 @@ def command(
             raise ConfigError("--member takes no packs", remedy="give --member FLEET NAME -o OUT alone")
         written = adapterpack.Fleet.load(folder_of(member[0])).pack(member[1]).write(str(out))
         if as_json:
-            emit({"command": "compress", **inspect(str(out))})
+            print_json({"command": "compress", **inspect(str(out))})
         else:
-            line(f"wrote {written.name} to {out}")
+            print_line(f"wrote {written.name} to {out}")
         return
-    loaded = [pack_at(pack) for pack in packs]
+    loaded = [load_pack(pack) for pack in packs]
     fleet = adapterpack.compress(
         loaded,
         out=out,
@@ -104,7 +104,7 @@ def command(
     )
     before = sum(value.nbytes for pack in loaded for value in pack.tensors.values())
     if as_json:
-        emit({"command": "compress", **inspect(str(fleet.path)), "bytes_before": before})
+        print_json({"command": "compress", **inspect(str(fleet.path)), "bytes_before": before})
         return
     members = fleet.manifest.members[-len(loaded) :]
     alone = [one.name for one in members if one.cluster is None]
@@ -114,11 +114,13 @@ def command(
         if into is None
         else f"the fleet has {size(fleet.nbytes)} now"
     )
-    line(f"{things(len(loaded), 'pack')} in {fleet.path} on bases of rank {fleet.manifest.rank}: {what}")
+    print_line(
+        f"{things(len(loaded), 'pack')} in {fleet.path} on bases of rank {fleet.manifest.rank}: {what}"
+    )
     mean = sum(one.error for one in members) / len(members)
-    line(
+    print_line(
         f"relative error of the changes: {shown(mean)} on average, {shown(worst.error)} at most "
         f"({worst.name})"
     )
     if alone:
-        line(f"with factors of their own: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}")
+        print_line(f"with factors of their own: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}")

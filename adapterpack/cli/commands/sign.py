@@ -8,8 +8,8 @@ import click
 
 import adapterpack
 
-from .options import shared
-from .output import emit, line
+from ..options import common_options
+from ..output import print_json, print_line
 
 PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
 
@@ -21,7 +21,7 @@ PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
 @click.option(
     "--expires", metavar="DATE", help="The last day (UTC), or the moment, at which the signature is valid."
 )
-@shared
+@common_options
 def command(pack: str, key: str, identity: str | None, expires: str | None, as_json: bool) -> None:
     """Signs a pack, a fleet or a bundle: writes the detached signature adapterpack.sig.json into its folder,
     over the manifest and every file that it lists.
@@ -42,8 +42,12 @@ def command(pack: str, key: str, identity: str | None, expires: str | None, as_j
         pack, key, identity=identity, expires=expires, password=os.environ.get(PASSWORD)
     )
     if as_json:
-        emit({"command": "sign", **signature.to_json()})
+        print_json({"command": "sign", **signature.to_json()})
         return
     details = signature.to_json()
-    line(f"signed {signature.name} ({signature.pack}) with the key {signature.key}: {details['signature']}")
-    line(f"it holds {'until ' + details['expires'] if signature.expires else 'without a limit in time'}")
+    print_line(
+        f"signed {signature.name} ({signature.pack}) with the key {signature.key}: {details['signature']}"
+    )
+    print_line(
+        f"it holds {'until ' + details['expires'] if signature.expires else 'without a limit in time'}"
+    )

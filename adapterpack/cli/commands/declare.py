@@ -6,10 +6,10 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from .options import out_option, pack_at, shared
-from .output import emit, line
-from .progress import apart
+from ...hub.resolve import folder_of
+from ..options import common_options, load_pack, out_option
+from ..output import print_json, print_line
+from ..progress import divert_stdout
 
 
 @click.command("declare")
@@ -17,7 +17,7 @@ from .progress import apart
 @click.argument("base", metavar="BASE")
 @click.argument("other", metavar="OTHER")
 @out_option("The folder of the new pack")
-@shared
+@common_options
 def command(pack: str, base: str, other: str, out: str, as_json: bool) -> None:
     """Compares OTHER with the base of a pack, and makes a copy of the pack that may be used on both.
 
@@ -28,12 +28,14 @@ def command(pack: str, base: str, other: str, out: str, as_json: bool) -> None:
     Example:
       adapterpack declare packs/tickets models/base models/base-bf16 -o packs/tickets-bf16
     """
-    with apart():
-        made = adapterpack.declare(pack_at(pack), folder_of(base), folder_of(other), out)
+    with divert_stdout():
+        made = adapterpack.declare(load_pack(pack), folder_of(base), folder_of(other), out)
     summary = adapterpack.inspect(out)
     if as_json:
-        emit({"command": "declare", **summary})
+        print_json({"command": "declare", **summary})
         return
     variant = made.manifest.base.variants[-1]
     proof = "as its config or its names say" if variant.relation == "quantized" else "every byte compared"
-    line(f"declared {other} as a variant of {summary['base']['name']} ({variant.relation}, {proof}) in {out}")
+    print_line(
+        f"declared {other} as a variant of {summary['base']['name']} ({variant.relation}, {proof}) in {out}"
+    )

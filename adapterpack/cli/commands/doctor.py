@@ -9,12 +9,11 @@ import click
 
 import adapterpack
 
-from ..errors import EXIT_FAILED
-from ..io.readable import size, things
-from .options import shared
-from .output import emit, facts, line, table
-from .progress import steps
-from .streams import printed
+from ...errors import EXIT_FAILED
+from ...io.readable import size, things
+from ..options import common_options
+from ..output import guard_stdout, print_facts, print_json, print_line, print_table
+from ..progress import show_steps
 
 _FOR_PROGRAMS = {"bytes", "missing"}
 """Columns that stand in the JSON alone."""
@@ -33,7 +32,7 @@ _COLOURS = {"good": "green", "note": "yellow", "broken": "red"}
     help="Empty adapterpack's caches, after asking, instead of checking; nothing else is touched.",
 )
 @click.option("--yes", is_flag=True, help="With --clean: do not ask.")
-@shared
+@common_options
 @click.pass_context
 def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json: bool) -> None:
     """Checks this installation of adapterpack: versions, providers, libraries, kernels, extras, caches, disk.
@@ -54,27 +53,27 @@ def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json
         return
     if yes:
         raise click.UsageError("--yes goes with --clean.")
-    with steps() as say:
+    with show_steps() as say:
         diagnosis = adapterpack.doctor(hub=hub, progress=lambda title: say(f"look at: {title}"))
     if as_json:
-        emit({"command": "doctor", **diagnosis.to_json()})
+        print_json({"command": "doctor", **diagnosis.to_json()})
     else:
         for name, looked in diagnosis.found.items():
-            with printed():
+            with guard_stdout():
                 click.echo(
                     f"{click.style(diagnosis.titles[name], bold=True)}: "
                     f"{click.style(looked.state, fg=_COLOURS[looked.state])}"
                 )
             _print(looked.facts)
             for problem in looked.problems:
-                line(
+                print_line(
                     f"{'broken' if problem.broken else 'note'}: {problem.what}. To fix it: {problem.remedy}."
                 )
-            line("")
+            print_line("")
         broken = [
             diagnosis.titles[name] for name, looked in diagnosis.found.items() if looked.state == "broken"
         ]
-        line(f"broken: {', '.join(broken)}" if broken else "adapterpack is usable")
+        print_line(f"broken: {', '.join(broken)}" if broken else "adapterpack is usable")
     if not diagnosis.usable:
         ctx.exit(EXIT_FAILED)
 
@@ -84,28 +83,30 @@ def _print(found: Mapping[str, Any]) -> None:
     tables = [
         value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)
     ]
-    facts({key: value for key, value in found.items() if value not in tables})
+    print_facts({key: value for key, value in found.items() if value not in tables})
     for rows in tables:
         columns = [name for name in rows[0] if name not in _FOR_PROGRAMS]
-        table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in rows])
+        print_table(
+            [name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in rows]
+        )
 
 
 def _clean(yes: bool, as_json: bool) -> None:
-    from ..diagnosing import caches  # noqa: PLC0415 - the help needs none of it
+    from ...diagnosing import caches  # noqa: PLC0415 - the help needs none of it
 
     kept, _ = caches.find_caches()
     full = [one for one in kept if one.entries]
     if not as_json:
         for one in full:
-            line(f"{one.path}: {size(one.bytes)} in {things(one.files, 'file')}, {one.kind.holds}")
+            print_line(f"{one.path}: {size(one.bytes)} in {things(one.files, 'file')}, {one.kind.holds}")
         if not full:
-            line("the caches are empty")
+            print_line("the caches are empty")
             return
         if not yes:
             click.confirm("Remove all of this? What is needed again is fetched or computed again", abort=True)
     cleaned = caches.clean(full)
     if as_json:
-        emit(
+        print_json(
             {
                 "command": "doctor",
                 "cleaned": [str(path) for path in cleaned.folders],
@@ -114,6 +115,6 @@ def _clean(yes: bool, as_json: bool) -> None:
             }
         )
         return
-    line(f"removed {size(cleaned.bytes)}")
+    print_line(f"removed {size(cleaned.bytes)}")
     for path in cleaned.left:
-        line(f"left {path}: it may still be arriving")
+        print_line(f"left {path}: it may still be arriving")

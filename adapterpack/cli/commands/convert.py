@@ -8,11 +8,11 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from ..io.readable import things
-from .options import out_option, shared, structural_option, values
-from .output import emit, line
-from .progress import apart
+from ...hub.resolve import folder_of
+from ...io.readable import things
+from ..options import common_options, out_option, structural_option, suggest
+from ..output import print_json, print_line
+from ..progress import divert_stdout
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
@@ -37,7 +37,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     "--to",
     "form",
     metavar="F",
-    shell_complete=values("adapterpack.converting.pipeline:writable"),
+    shell_complete=suggest("adapterpack.converting.pipeline:writable"),
     help="The format to write: pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter. "
     "By default what the ending of OUT says (.gguf, .onnx_adapter), or else peft for a pack, and pack "
     "for everything else.",
@@ -61,7 +61,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     "written: PEFT's folders do not have them. A name with a comma stands in double quotes.",
 )
 @structural_option
-@shared
+@common_options
 def command(
     *,
     source: str,
@@ -82,7 +82,7 @@ def command(
       adapterpack convert peft/tickets -o packs/tickets --base models/base --labels "parcel,refund,other"
       adapterpack convert style.safetensors -o packs/style --to pack --base models/unet --part lora_unet
     """
-    with apart():
+    with divert_stdout():
         done = adapterpack.convert(
             folder_of(source),
             out,
@@ -94,16 +94,16 @@ def command(
         )
     answer = done.to_json()
     if as_json:
-        emit({"command": "convert", **answer})
+        print_json({"command": "convert", **answer})
         return
     whole = (
         f" and {things(len(answer['modules_to_save']), 'module')} trained whole"
         if answer["modules_to_save"]
         else ""
     )
-    line(
+    print_line(
         f"converted {source} ({done.source}) to {out} ({done.target}): "
         f"{things(answer['sites'], 'site')}{whole}"
     )
     for note in done.notes:
-        line(note)
+        print_line(note)

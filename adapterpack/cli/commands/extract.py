@@ -6,11 +6,11 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from ..io.readable import shown, size, things
-from .options import out_option, shared
-from .output import emit, line
-from .progress import byte_bar
+from ...hub.resolve import folder_of
+from ...io.readable import shown, size, things
+from ..options import common_options, out_option
+from ..output import print_json, print_line
+from ..progress import show_bytes
 
 
 @click.command("extract")
@@ -40,7 +40,7 @@ from .progress import byte_bar
         "them out, or refuse."
     ),
 )
-@shared
+@common_options
 def command(
     *,
     tuned: str,
@@ -61,7 +61,7 @@ def command(
       adapterpack extract models/tuned models/base --rank 32 --modules q_proj,v_proj -o packs/small
     """
     wanted = None if modules is None else [part.strip() for part in modules.split(",") if part.strip()]
-    with byte_bar("extract") as progress:
+    with show_bytes("extract") as progress:
         pack = adapterpack.extract(
             folder_of(tuned),
             folder_of(base),
@@ -74,22 +74,22 @@ def command(
         )
     summary, story = adapterpack.inspect(out), pack.manifest.extensions["x_extract"]
     if as_json:
-        emit({"command": "extract", **summary, "extract": story})
+        print_json({"command": "extract", **summary, "extract": story})
         return
-    line(
+    print_line(
         f"extracted {out} from {tuned}: {things(summary['sites'], 'site')}"
         + (f" of rank {', '.join(summary['ranks'])}" if summary["ranks"] else "")
         + f", {size(summary['bytes'])}"
     )
     ranks = sorted(set(story["detected"].values()))
     if ranks:
-        line(
+        print_line(
             f"at {len(story['detected'])} of {len(story['ranks'])} sites the change ends in the "
             "rounding of the checkpoint: its rank is "
             + (str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}")
         )
     if story["ranks"]:
-        line(
+        print_line(
             f"relative error of the change: {shown(story['truncation']['total'])}, of which rounding "
             f"makes {shown(story['rounding'])}"
         )
@@ -100,4 +100,4 @@ def command(
         ("not_in_tuned", "tensors of the base are not in the fine-tuned checkpoint"),
     ):
         if names := story[key]:
-            line(f"{len(names)} {what}: {', '.join(names[:4])}" + (", ..." if len(names) > 4 else ""))
+            print_line(f"{len(names)} {what}: {', '.join(names[:4])}" + (", ..." if len(names) > 4 else ""))

@@ -6,10 +6,10 @@ import click
 
 import adapterpack
 
-from ..hub.transport.names import Reference
-from .options import shared
-from .output import emit, line
-from .progress import byte_bar
+from ...hub.transport.names import Reference
+from ..options import common_options
+from ..output import print_json, print_line
+from ..progress import show_bytes
 
 
 @click.command("push")
@@ -22,7 +22,7 @@ from .progress import byte_bar
 @click.option("--base-model", metavar="ORG/NAME", help="The base's repository, if the pack does not name it.")
 @click.option("--license", "license_name", metavar="L", help="The license, if the pack does not name it.")
 @click.option("-m", "--message", metavar="TEXT", help="The commit's message.")
-@shared
+@common_options
 def command(
     *,
     pack: str,
@@ -46,7 +46,7 @@ def command(
     Example:
       adapterpack push packs/tickets hf://org/tickets --license apache-2.0 --tag v1
     """
-    with byte_bar("push") as progress:
+    with show_bytes("push") as progress:
         done = adapterpack.push(
             pack,
             target,
@@ -60,16 +60,16 @@ def command(
             progress=progress,
         )
     if as_json:
-        emit({"command": "push", **done.to_json()})
+        print_json({"command": "push", **done.to_json()})
         return
     address = Reference(done.repo, folder=done.folder).address
     would = "would be " if dry_run else ""
     if not done.sent and not done.deleted:
-        line(f"{address} holds this {done.kind} already: {done.id}")
+        print_line(f"{address} holds this {done.kind} already: {done.id}")
     for what, names in (("sent", done.sent), ("deleted", done.deleted)):
         if names:
-            line(f"{would}{what}: {', '.join(names)}")
+            print_line(f"{would}{what}: {', '.join(names)}")
     if done.pull_request:
-        line(f"pull request: {done.pull_request}")
+        print_line(f"pull request: {done.pull_request}")
     if done.commit and not dry_run:
-        line(f"{address}@{done.commit} holds {done.id}" + (f", tag {done.tag}" if done.tag else ""))
+        print_line(f"{address}@{done.commit} holds {done.id}" + (f", tag {done.tag}" if done.tag else ""))

@@ -8,14 +8,14 @@ import click
 
 import adapterpack
 
-from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
-from ..io import strict_json
-from ..io.atomic import output_file
-from ..pack.validate.budget import Budget
-from ..pack.validate.sarif import sarif
-from ..version import VERSION
-from .options import shared, structural_option, values
-from .output import emit, line
+from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
+from ...io import strict_json
+from ...io.atomic import output_file
+from ...pack.validate.budget import Budget
+from ...pack.validate.sarif import sarif
+from ...version import VERSION
+from ..options import common_options, structural_option, suggest
+from ..output import print_json, print_line
 
 _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
 
@@ -49,11 +49,11 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 @click.option(
     "--provider",
     metavar="cuda",
-    shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
+    shell_complete=suggest("adapterpack.runtime.providers.provider:PROVIDERS"),
     help="Find nodes of a bundle for which this provider has no kernel; no GPU is needed.",
 )
 @structural_option
-@shared
+@common_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -87,18 +87,18 @@ def command(
         with output_file(Path(sarif_file), renews=b"sarif") as file:
             file.write_bytes(strict_json.canonical(sarif(report, VERSION)))
     if as_json:
-        emit({"command": "validate", **report.to_json()})
+        print_json({"command": "validate", **report.to_json()})
     else:
         for finding in report.findings:
             message, *more = finding.message.split("\n")
             fix = f" To fix it: {finding.fix.rstrip('.')}." if finding.fix else ""
-            line(f"{finding.severity} {finding.rule} at {finding.where}: {message.rstrip('.:')}.{fix}")
+            print_line(f"{finding.severity} {finding.rule} at {finding.where}: {message.rstrip('.:')}.{fix}")
             for text in more:
-                line(f"  {text}")
+                print_line(f"  {text}")
         if report.base is not None:
-            line(f"base: {report.base}")
+            print_line(f"base: {report.base}")
         if report.not_checked:
-            line(f"not checked: {'; '.join(report.not_checked)}")
-        line(f"{report.path} is {'not valid' if report.state == 'invalid' else report.state}")
+            print_line(f"not checked: {'; '.join(report.not_checked)}")
+        print_line(f"{report.path} is {'not valid' if report.state == 'invalid' else report.state}")
     if code := _EXIT[report.state]:
         ctx.exit(code)

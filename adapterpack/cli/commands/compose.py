@@ -10,16 +10,23 @@ from typing import Any
 
 import click
 
-from ..composing.pipeline import compose
-from ..composing.work import RankChosen
-from ..hub.resolve import folder_of
-from ..io.readable import shown, size, things
-from ..pack.inspect import described
-from .composing import measure_each, print_left_out, print_plan, say, write_recipes
-from .options import pack_at, pairs, shared, values, weight_option
-from .output import emit, line
-from .progress import byte_bar
-from .score import scored_by
+import adapterpack
+
+from ...composing.mergekit import write as write_mergekit
+from ...composing.pipeline import compose
+from ...composing.plan import plan
+from ...composing.recipe import recipe_of
+from ...composing.rules.rule import RULES
+from ...composing.work import RankChosen
+from ...errors import ConfigError
+from ...hub.resolve import folder_of
+from ...io.readable import shown, size, things
+from ...pack.inspect import described
+from ..logs import log_message
+from ..options import common_options, load_pack, parse_pairs, suggest, weight_option
+from ..output import print_json, print_line, print_table
+from ..progress import show_bytes, show_steps
+from ..score import score_with
 
 
 @click.command("compose")
@@ -30,7 +37,7 @@ from .score import scored_by
     default="linear",
     show_default=True,
     metavar="RULE",
-    shell_complete=values("adapterpack.composing.rules.rule:RULES"),
+    shell_complete=suggest("adapterpack.composing.rules.rule:RULES"),
     help='How packs are combined; "adapterpack rules" lists the rules.',
 )
 @weight_option
@@ -38,7 +45,7 @@ from .score import scored_by
     "--param",
     "params",
     multiple=True,
-    callback=pairs,
+    callback=parse_pairs,
     metavar="K=V",
     help="A parameter of the rule; may be repeated.",
 )
@@ -119,7 +126,7 @@ from .score import scored_by
     metavar="FILE",
     help="Write the same merge as a configuration of mergekit, where it has the same formula.",
 )
-@shared
+@common_options
 def command(
     *,
     packs: tuple[str, ...],
@@ -151,7 +158,7 @@ def command(
       adapterpack compose packs/a packs/b --recipe both.json -o packs/again
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
     """
-    loaded = [pack_at(pack) for pack in packs]
+    loaded = [load_pack(pack) for pack in packs]
     options = {
         "rule": rule,
         "weights": weights or None,
@@ -168,7 +175,7 @@ def command(
         statistics = measure_each(loaded, rule, data, statistics, base, out)
     with (
         warnings.catch_warnings(record=True) as caught,
-        byte_bar("compose") if score is None else nullcontext() as progress,
+        show_bytes("compose") if score is None else nullcontext() as progress,
     ):
         warnings.simplefilter("always", UserWarning)
         pack = compose(
@@ -177,7 +184,7 @@ def command(
             out=out,
             statistics=statistics or None,
             tree=None if tree is None else _tree(tree),
-            score=None if score is None else scored_by(score, say),
+            score=None if score is None else score_with(score, say),
             recipe=recipe,
             progress=progress,
         )
@@ -192,24 +199,24 @@ def command(
                 "energy_lost": warning.message.energy_lost,
             }
     if as_json:
-        emit({"command": "compose", **summary})
+        print_json({"command": "compose", **summary})
         return
     lineage = summary["lineage"]
     if summary.get("composition"):
         names = ", ".join(parent["name"] for parent in lineage["parents"])
-        line(
+        print_line(
             f"composed {names} under {summary['composition']} into {out}: "
             f"{things(summary['sites'], 'site')}, {size(summary['bytes'])}"
         )
         return
     parents = ", ".join(f"{parent['weight']:g} of {parent['name']}" for parent in lineage["parents"])
     ranks = ", ".join(summary["ranks"])
-    line(
+    print_line(
         f"composed {parents} by the rule {lineage['operation']} into {out}: "
         f"{things(summary['sites'], 'site')} of rank {ranks}, {size(summary['bytes'])}"
     )
     if "truncation" in lineage["params"]:
-        line(
+        print_line(
             "the cut of the rank makes a relative error of "
             f"{shown(lineage['params']['truncation']['total'])} in the change"
         )
@@ -221,6 +228,99 @@ def _tree(text: str) -> Any:
     path = Path(text)
     if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
         return text
-    from ..io.plain_yaml import read  # noqa: PLC0415 - the listing of commands must not pay for it
+    from ...io.plain_yaml import read  # noqa: PLC0415 - the listing of commands must not pay for it
 
     return read(path)
+
+
+def say(text: str) -> None:
+    """One line to stderr."""
+    log_message(text)
+
+
+def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
+    """Prints what would be done."""
+    if tree is not None:
+        raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
+    made = plan(packs, **options)
+    if as_json:
+        print_json({"command": "compose", "plan": made.to_json()})
+        return
+    print_table(
+        ["sites", "shape", "ranks", "path", "exact", "to rank", "flops", "holds"],
+        [
+            [
+                f"{group.sites} such as {group.example}",
+                " x ".join(map(str, group.shape)),
+                " ".join(map(str, group.ranks)),
+                group.path,
+                group.exact,
+                group.rank,
+                f"{group.flops:.2g}",
+                size(group.bytes),
+            ]
+            for group in made.groups
+        ],
+    )
+    for text in dict.fromkeys(f"{group.path}: {group.why}" for group in made.groups):
+        print_line(text)
+    for text in dict.fromkeys(note for group in made.groups for note in group.notes):
+        print_line(text)
+    if made.whole["modules"]:
+        print_line(f"modules trained whole ({', '.join(made.whole['modules'])}): {made.whole['policy']}")
+    print_line(
+        f"rule {made.rule}, class {made.needs}: {'exact' if made.exact else 'not exact'}, {made.flops:.2g} "
+        f"operations on {made.threads} threads, at most {size(made.memory_bound)} of memory besides the packs"
+    )
+
+
+def print_left_out(params: Mapping[str, Any]) -> None:
+    """Prints which sites a budget left out, by the parameters of a lineage."""
+    if left_out := params.get("left_out"):
+        print_line(
+            f"left out {things(len(left_out), 'site')} for which the budget leaves no rank: "
+            f"{', '.join(left_out[:5])}" + (" ..." if len(left_out) > 5 else "")
+        )
+
+
+def measure_each(
+    packs: list[Any],
+    rule: str,
+    data: tuple[str, ...],
+    statistics: tuple[str, ...],
+    base: str | None,
+    out: str,
+) -> tuple[str, ...]:
+    """The statistics of every pack on its own data, in files next to the output."""
+    kind = RULES[rule].statistics
+    if statistics or base is None or len(data) != len(packs) or not kind:
+        raise ConfigError(
+            "packs are measured on one data file each, for a rule that looks at data",
+            where="--data",
+            expected="--base, one file a pack, no --statistics, and the rule regmean or fisher",
+            found=f"{len(data)} files, {len(packs)} packs, rule {rule}",
+            remedy="see adapterpack measure --help",
+        )
+    files = tuple(f"{out}.{pack.name}.{kind}" for pack in packs)
+    with show_steps() as step:
+        for pack, source, file in zip(packs, data, files, strict=True):
+            step(f"measure {pack.name} on {source}")
+            adapterpack.measure(folder_of(base), pack, source, kind=kind, out=file)
+    return files
+
+
+def write_recipes(pack: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str | None) -> None:
+    """The files that say how the pack was made."""
+    if recipe is None and mergekit is None:
+        return
+    described = recipe_of(pack)
+    if recipe is not None:
+        described.write(recipe)
+    if mergekit is not None:
+        by_digest = {load_pack(reference).id: reference.rpartition("=")[2] for reference in packs}
+        write_mergekit(
+            described,
+            pack.manifest.base.name or "BASE",
+            [by_digest[parent.digest] for parent in described.parents],
+            mergekit,
+        )

@@ -6,9 +6,9 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from .options import out_option, pack_at, shared
-from .output import emit, line
+from ...hub.resolve import folder_of
+from ..options import common_options, load_pack, out_option
+from ..output import print_json, print_line
 
 
 @click.command("unmerge")
@@ -26,7 +26,7 @@ from .output import emit, line
     metavar="PACK",
     help="Without --base: a pack that was merged; repeat it for each.",
 )
-@shared
+@common_options
 def command(*, merged: str, out: str, base: str | None, packs: tuple[str, ...], as_json: bool) -> None:
     """Writes the base from which the checkpoint MERGED was made to OUT: exactly, or not at all.
 
@@ -38,13 +38,13 @@ def command(*, merged: str, out: str, base: str | None, packs: tuple[str, ...], 
         folder_of(merged),
         out,
         base=None if base is None else folder_of(base),
-        packs=[pack_at(pack) for pack in packs],
+        packs=[load_pack(pack) for pack in packs],
     )
     if as_json:
-        emit({"command": "unmerge", **report.to_json()})
+        print_json({"command": "unmerge", **report.to_json()})
         return
     level = "every byte" if report.proof == "content" else "samples of every tensor"
-    line(
+    print_line(
         f"the base was {report.way} to {report.out}: its {report.tensors} tensors are those of the "
         f"merge, by {level}"
     )

@@ -8,13 +8,13 @@ import click
 
 import adapterpack
 
-from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
-from ..hub.auditing import Audited, audit_sarif
-from ..io import strict_json
-from ..io.atomic import output_file
-from ..version import VERSION
-from .options import shared
-from .output import emit, line, table
+from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
+from ...hub.auditing import Audited, audit_sarif
+from ...io import strict_json
+from ...io.atomic import output_file
+from ...version import VERSION
+from ..options import common_options
+from ..output import print_json, print_line, print_table
 
 _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
 
@@ -46,7 +46,7 @@ def command() -> None:
     metavar="FILE",
     help="A file of lines NAME read|write TOKEN; without it everybody may read and nobody may write.",
 )
-@shared
+@common_options
 def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
     """Serves a hub from a folder, until it is interrupted.
 
@@ -66,9 +66,9 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 
     def ready(address: str) -> None:
         if as_json:
-            emit({"command": "hub serve", "address": address}, compact=True)
+            print_json({"command": "hub serve", "address": address}, compact=True)
         else:
-            line(f"{address} serves {folder}; clients find it with HF_ENDPOINT={address}")
+            print_line(f"{address} serves {folder}; clients find it with HF_ENDPOINT={address}")
 
     adapterpack.hub.serve(folder, host=host, port=port, tokens=tokens, ready=ready)
 
@@ -83,7 +83,7 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
     help="Exit with 0 even if not everything was checked, as with headers alone.",
 )
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F.")
-@shared
+@common_options
 @click.pass_context
 def audit(
     ctx: click.Context,
@@ -115,9 +115,9 @@ def audit(
         with output_file(Path(sarif_file), renews=b"sarif") as path:
             path.write_bytes(strict_json.canonical(audit_sarif(audits, VERSION)))
     if as_json:
-        emit({"command": "hub audit", "repos": [audited.to_json() for audited in audits]})
+        print_json({"command": "hub audit", "repos": [audited.to_json() for audited in audits]})
     else:
-        table(["repository", "kind", "state", "errors", "warnings", "first"], map(_row, audits))
+        print_table(["repository", "kind", "state", "errors", "warnings", "first"], map(_row, audits))
     codes = [_EXIT.get(audited.state, EXIT_FAILED) for audited in audits]
     code = EXIT_FAILED if EXIT_FAILED in codes else max(codes, default=0)
     if code and not (accept_incomplete and code == EXIT_INCOMPLETE):

@@ -1,6 +1,4 @@
-"""Completion in bash, zsh and fish: click's own, which falls back to names of files as shells do
-themselves.
-"""
+"""``adapterpack completion``."""
 
 from __future__ import annotations
 
@@ -16,8 +14,40 @@ from click.shell_completion import (
     add_completion_class,
 )
 
-from ..errors import UnknownName, nearest
-from .main import VARIABLE
+from ...errors import UnknownName, nearest
+from ..main import VARIABLE
+from ..options import common_options, suggest
+from ..output import guard_stdout, print_json
+
+
+@click.command("completion")
+@click.argument(
+    "shell",
+    metavar="bash|zsh|fish",
+    shell_complete=suggest("adapterpack.cli.commands.completion:SHELLS"),
+)
+@common_options
+def command(shell: str, as_json: bool) -> None:
+    """Prints the code with which a shell completes commands, options and values on Tab.
+
+    Nothing is installed: add the line for your shell to its startup file, and open a new shell.
+
+    \b
+      bash, ~/.bashrc:                  eval "$(adapterpack completion bash)"
+      zsh,  ~/.zshrc, after compinit:   eval "$(adapterpack completion zsh)"
+      fish, ~/.config/fish/config.fish: adapterpack completion fish | source
+
+    \b
+    Example:
+      adapterpack completion bash
+    """
+    script = completion(shell)
+    if as_json:
+        print_json({"command": "completion", "shell": shell, "script": script})
+    else:
+        with guard_stdout():
+            click.echo(script)
+
 
 PROGRAM = "adapterpack"
 

@@ -6,16 +6,16 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from .options import shared
-from .output import emit, line
+from ...hub.resolve import folder_of
+from ..options import common_options
+from ..output import print_json, print_line
 
 
 @click.command("verify")
 @click.argument("pack", metavar="PACK|FLEET|BUNDLE")
 @click.option("--key", required=True, metavar="K", help="A PEM file with the signer's public key.")
 @click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
-@shared
+@common_options
 def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
     """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these
     files.
@@ -33,14 +33,14 @@ def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
     """
     signature = adapterpack.verify(folder_of(pack), key, identity=identity)
     if as_json:
-        emit({"command": "verify", **signature.to_json()})
+        print_json({"command": "verify", **signature.to_json()})
         return
     details = signature.to_json()
-    line(
+    print_line(
         f"{signature.name} ({signature.pack}) was signed with the key {signature.key}; none of "
         f"{len(signature.files)} files was altered"
     )
-    line(
+    print_line(
         f"identity: {signature.identity or 'none'}; it holds "
         f"{'until ' + details['expires'] if signature.expires else 'without a limit in time'}"
     )

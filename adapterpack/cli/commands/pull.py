@@ -6,11 +6,11 @@ import click
 
 import adapterpack
 
-from ..hub.artifact import MAX_BYTES
-from ..hub.transport.names import Reference
-from .options import shared
-from .output import emit, line
-from .progress import byte_bar
+from ...hub.artifact import MAX_BYTES
+from ...hub.transport.names import Reference
+from ..options import common_options
+from ..output import print_json, print_line
+from ..progress import show_bytes
 
 
 @click.command("pull")
@@ -35,7 +35,7 @@ from .progress import byte_bar
     metavar="B",
     help="Refuse anything larger, before downloading it [64 GiB].",
 )
-@shared
+@common_options
 def command(
     *,
     source: str,
@@ -57,7 +57,7 @@ def command(
     Example:
       adapterpack pull hf://org/tickets@v1 -o packs/tickets
     """
-    with byte_bar("pull") as progress:
+    with show_bytes("pull") as progress:
         done = adapterpack.pull(
             source,
             out,
@@ -67,12 +67,12 @@ def command(
             max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
         )
     if as_json:
-        emit({"command": "pull", **done.to_json()})
+        print_json({"command": "pull", **done.to_json()})
         return
-    line(
+    print_line(
         f"pulled the {done.kind} {done.id} of {Reference(done.repo, done.commit, done.folder)} to {done.path}"
     )
     for text in (*done.changed, *done.notes):
-        line(text)
+        print_line(text)
     if update and done.before is not None and not done.changed:
-        line("nothing changed")
+        print_line("nothing changed")

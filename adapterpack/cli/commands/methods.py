@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from ..adapter_methods import INITS, broken_plugins, describe_traits, get, methods
-from ..adapter_methods.nodes import NODES, traits
-from .logs import tell
-from .options import shared, values
-from .output import emit, facts, table
+from ...adapter_methods import INITS, broken_plugins, describe_traits, get, methods
+from ...adapter_methods.nodes import NODES, traits
+from ..logs import log_message
+from ..options import common_options, suggest
+from ..output import print_facts, print_json, print_table
 
 _KEYS = {"min_features": "least"}
 """Traits whose key in the JSON differs from their name, since scripts read it."""
@@ -22,11 +22,11 @@ _KEYS = {"min_features": "least"}
 @click.argument(
     "name",
     required=False,
-    shell_complete=values(
+    shell_complete=suggest(
         "adapterpack.adapter_methods.registry:METHODS", "adapterpack.adapter_methods.nodes.registry:NODES"
     ),
 )
-@shared
+@common_options
 def command(name: str | None, as_json: bool) -> None:
     """Lists every adapter method, including those of other packages (entry points adapterpack.methods).
 
@@ -41,16 +41,16 @@ def command(name: str | None, as_json: bool) -> None:
     if name is not None and name in NODES:
         node = _node(NODES[name])
         if as_json:
-            emit({"command": "methods", "methods": [], "inits": [], "nodes": [node]})
+            print_json({"command": "methods", "methods": [], "inits": [], "nodes": [node]})
         else:
-            facts(node)
+            print_facts(node)
         return
     for error in broken_plugins() if name is None else ():
-        tell(f"warning: {error.sentence}", logging.WARNING)
+        log_message(f"warning: {error.sentence}", logging.WARNING)
     chosen = methods().values() if name is None else [get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:
-        emit(
+        print_json(
             {
                 "command": "methods",
                 "methods": listed,
@@ -59,20 +59,20 @@ def command(name: str | None, as_json: bool) -> None:
             }
         )
     elif name is None:
-        table(
+        print_table(
             ["name", "kind", "what it does"],
             [[method["name"], method["kind"], method["summary"]] for method in listed],
         )
-        table(
+        print_table(
             ["init", "needs", "how the branch begins"],
             [[init.name, ", ".join(sorted(init.needs)) or "-", init.summary] for init in INITS.values()],
         )
-        table(
+        print_table(
             ["node", "of a tree", "what it does"],
             [[kind.name, "router" if kind.routes else "-", kind.summary] for kind in NODES.values()],
         )
     else:
-        facts(listed[0])
+        print_facts(listed[0])
 
 
 def _node(kind: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import click
 
 import adapterpack
 
-from ..io.readable import size
-from .options import html_option, page_at, shared
-from .output import emit, facts, line, shortened
+from ...io.readable import size
+from ..options import common_options, html_option, open_page
+from ..output import print_facts, print_json, print_line, shorten_digests
 
 
 @click.command("inspect")
@@ -19,7 +19,7 @@ from .output import emit, facts, line, shortened
     help="Show digests in full, instead of their first digits. JSON always has them in full.",
 )
 @html_option("all of it")
-@shared
+@common_options
 def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
     """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified
     on the way.
@@ -32,14 +32,14 @@ def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
       adapterpack inspect packs/tickets --full
       adapterpack inspect bundle --html bundle.html
     """
-    with page_at(html) as page:
+    with open_page(html) as page:
         summary = adapterpack.inspect(path)
         if page is not None:
-            from ..report.inspection import inspect_report  # noqa: PLC0415 - only a page needs it
+            from ...report.inspection import inspect_report  # noqa: PLC0415 - only a page needs it
 
             page.write_text(inspect_report(summary), "utf-8")
     if as_json:
-        emit({"command": "inspect", **summary})
+        print_json({"command": "inspect", **summary})
         return
     if base := summary.get("base"):  # digests of variants have a line of their own
         variants = [f"{one['relation']} {one['content']}" for one in base["variants"]]
@@ -49,6 +49,6 @@ def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
             "base_variants": variants,
         }
     summary = {key: size(value) if key.endswith("bytes") else value for key, value in summary.items()}
-    facts(summary if full else shortened(summary))
+    print_facts(summary if full else shorten_digests(summary))
     if html is not None:
-        line(f"the page is {html}")
+        print_line(f"the page is {html}")

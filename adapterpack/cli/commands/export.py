@@ -10,13 +10,20 @@ import click
 
 import adapterpack
 
-from ..bundle.manifest import bundle_in
-from ..hub.resolve import folder_of
-from ..io.readable import size, things
-from ..merging.base_kind import is_gguf, is_graph
-from .options import out_option, pack_at, quantization_options, shared, structural_option, values
-from .output import emit, line
-from .progress import steps
+from ...bundle.manifest import bundle_in
+from ...hub.resolve import folder_of
+from ...io.readable import size, things
+from ...merging.base_kind import is_gguf, is_graph
+from ..options import (
+    common_options,
+    load_pack,
+    out_option,
+    quantization_options,
+    structural_option,
+    suggest,
+)
+from ..output import print_json, print_line
+from ..progress import show_steps
 from .quantize import accuracy_sentence
 
 
@@ -29,7 +36,7 @@ from .quantize import accuracy_sentence
     default="bank",
     show_default=True,
     metavar="M",
-    shell_complete=values("adapterpack.bundle.manifest:MODES"),
+    shell_complete=suggest("adapterpack.bundle.manifest:MODES"),
     help=(
         "folded (one adapter, merged into the weights), inputs (one adapter per run) or bank (each row its "
         "own adapter)."
@@ -38,13 +45,13 @@ from .quantize import accuracy_sentence
 @click.option(
     "--task",
     metavar="T",
-    shell_complete=values("adapterpack.tasks.task:TASKS"),
+    shell_complete=suggest("adapterpack.tasks.task:TASKS"),
     help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.",
 )
 @click.option(
     "--quantize",
     metavar="S",
-    shell_complete=values("adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES"),
+    shell_complete=suggest("adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES"),
     help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to "
     "--size-budget say how. as-trained: as they were while the packs were trained.",
 )
@@ -71,7 +78,7 @@ from .quantize import accuracy_sentence
     default="float",
     show_default=True,
     metavar="C",
-    shell_complete=values("adapterpack.quantizing.graphs.options:CACHES"),
+    shell_complete=suggest("adapterpack.quantizing.graphs.options:CACHES"),
     help="The type of cached keys and values in the engine's graph: float, or int8, a quarter of the "
     "memory at about the error of int8 weights.",
 )
@@ -82,7 +89,7 @@ from .quantize import accuracy_sentence
 @click.option(
     "--frontend",
     metavar="F",
-    shell_complete=values("adapterpack.exporting.frontends.base:FRONTENDS"),
+    shell_complete=suggest("adapterpack.exporting.frontends.base:FRONTENDS"),
     help="What builds the graph: mobius or transformers; by default the first whose graph agrees with torch.",
 )
 @click.option(
@@ -90,7 +97,7 @@ from .quantize import accuracy_sentence
     default="ort",
     show_default=True,
     metavar="T",
-    shell_complete=values("adapterpack.exporting.targets.base:TARGETS"),
+    shell_complete=suggest("adapterpack.exporting.targets.base:TARGETS"),
     help="What will run the bundle: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a "
     "model repository) or web (a site for browsers).",
 )
@@ -103,7 +110,7 @@ from .quantize import accuracy_sentence
 @click.option(
     "--pooling",
     metavar="P",
-    shell_complete=values("adapterpack.tasks.embeddings:POOLING"),
+    shell_complete=suggest("adapterpack.tasks.embeddings:POOLING"),
     help=(
         "How embeddings are pooled from hidden states: mean, cls or last; by default as the base says, or "
         "mean."
@@ -116,7 +123,7 @@ from .quantize import accuracy_sentence
     help="The checkpoint from which an ONNX or GGUF file was made.",
 )
 @structural_option
-@shared
+@common_options
 def command(
     *,
     base: str,
@@ -145,9 +152,9 @@ def command(
     """
     graph, loaded = (
         base if is_graph(base) or is_gguf(base) else folder_of(base),
-        [pack_at(pack) for pack in packs],
+        [load_pack(pack) for pack in packs],
     )
-    with steps() as say:
+    with show_steps() as say:
         adapterpack.export(
             graph,
             loaded,
@@ -161,36 +168,36 @@ def command(
         )
     bundle = adapterpack.inspect(bundle_in(out))
     if as_json:
-        emit({"command": "export", **bundle})
+        print_json({"command": "export", **bundle})
         return
     names = ", ".join(adapter["name"] for adapter in bundle["adapters"]) or "no adapters"
-    line(
+    print_line(
         f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, "
         f"mode {options['mode']}, {things(bundle['sites'], 'site')}, {size(bundle['bytes'])}"
     )
     if bundle["slots"]:
-        line(
+        print_line(
             f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}"
         )
     quantization = bundle["quantization"] or {}
     for sentence in proof(bundle["parity"], bool(quantization), "stored" in quantization):
-        line(sentence)
+        print_line(sentence)
     for format_name, report in quantization.get("stored", {}).items():
-        line(stored_sentence(format_name, report))
+        print_line(stored_sentence(format_name, report))
     left_out = bundle["parity"].get("decoder", {}).get("left_out")
     if left_out is not None:
-        line(f"the engine's graph is left out, so serve does not run this bundle: {left_out}")
+        print_line(f"the engine's graph is left out, so serve does not run this bundle: {left_out}")
     if "cache" in bundle["parity"].get("decoder", {}):
-        line(cache_sentence(bundle["parity"]["decoder"]["cache"]))
+        print_line(cache_sentence(bundle["parity"]["decoder"]["cache"]))
     if "head" in quantization or "stored" in quantization:
-        line(accuracy_sentence(quantization["accuracy"], quantization["error_by_accuracy"]))
+        print_line(accuracy_sentence(quantization["accuracy"], quantization["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
-        line(f"the canary of {name} was not replayed: {reason}")
+        print_line(f"the canary of {name} was not replayed: {reason}")
     # what writes graphs, which takes its time to import
-    from ..exporting.targets import TARGETS  # noqa: PLC0415
+    from ...exporting.targets import TARGETS  # noqa: PLC0415
 
     for step in filter(None, TARGETS[target].next_step.format(out=shlex.quote(out)).splitlines()):
-        line(step)
+        print_line(step)
 
 
 def cache_sentence(report: Mapping[str, Any]) -> str:

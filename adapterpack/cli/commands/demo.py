@@ -6,9 +6,9 @@ import click
 
 import adapterpack
 
-from .options import shared
-from .output import emit, facts, line, table
-from .progress import steps
+from ..options import common_options
+from ..output import print_facts, print_json, print_line, print_table
+from ..progress import show_steps
 
 
 @click.command("demo")
@@ -19,7 +19,7 @@ from .progress import steps
 @click.option(
     "-o", "--output", "out", metavar="DIR", help="The folder for everything that is made; it must not exist."
 )
-@shared
+@common_options
 def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) -> None:
     """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
 
@@ -31,14 +31,14 @@ def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) 
       adapterpack demo
       adapterpack demo --causal-lm -o demo-lm
     """
-    with steps() as say:
+    with show_steps() as say:
         result = adapterpack.demo(out, causal_lm=causal_lm, model=model, progress=say)
     if as_json:
-        emit({**result, "command": "demo"})
+        print_json({**result, "command": "demo"})
         return
-    from ..report.demo import demo_tables  # noqa: PLC0415 - only what prints needs it
+    from ...report.demo import demo_tables  # noqa: PLC0415 - only what prints needs it
 
     for title, (columns, rows) in demo_tables(result).items():
-        table(columns, rows, title)
-    facts({key: result[key] for key in ("mixed_batch_equal", "token_agreement") if key in result})
-    line(f"report: {result['report']}")
+        print_table(columns, rows, title)
+    print_facts({key: result[key] for key in ("mixed_batch_equal", "token_agreement") if key in result})
+    print_line(f"report: {result['report']}")

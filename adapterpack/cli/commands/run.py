@@ -11,18 +11,17 @@ from typing import IO, Any
 
 import click
 
-from ..errors import ConfigError, NothingToDo, storage_errors
-from ..hub.resolve import folder_of
-from ..io.atomic import refuse_existing
-from ..io.readable import things
-from ..offline.growing_file import Done, now
-from ..offline.job import Answered, OpenJob, answers, begun, first_of, require_all, write_file, write_stream
-from ..offline.lines import Line, lines_of
-from .device_options import device_of, device_options
-from .options import shared
-from .output import emit, line
-from .progress import apart, row_bar
-from .sampling_options import sampling_options, sampling_parameters
+from ...errors import ConfigError, NothingToDo, storage_errors
+from ...hub.resolve import folder_of
+from ...io.atomic import refuse_existing
+from ...io.readable import things
+from ...offline.growing_file import Done, now
+from ...offline.job import Answered, OpenJob, answers, begun, first_of, require_all, write_file, write_stream
+from ...offline.lines import Line, lines_of
+from ..bundle_options import device_of, device_options, sampling_options, sampling_parameters
+from ..options import common_options
+from ..output import print_json, print_line
+from ..progress import divert_stdout, show_rows
 
 
 @click.command("run")
@@ -105,7 +104,7 @@ from .sampling_options import sampling_options, sampling_parameters
     metavar="N",
     help="How many rows run together.",
 )
-@shared
+@common_options
 def command(
     *,
     bundle: str,
@@ -139,7 +138,7 @@ def command(
     if out is not None:
         refuse_existing(Path(out), "--output")
     # the help of the command must not pay for it
-    from ..offline.formats import Setting, job_for  # noqa: PLC0415
+    from ...offline.formats import Setting, job_for  # noqa: PLC0415
 
     setting = Setting(
         folder_of(bundle),
@@ -171,9 +170,9 @@ def command(
             )
     if out is not None and not done.failed:
         if as_json:
-            emit({"command": "run", "output": out, "rows": done.rows}, compact=True)
+            print_json({"command": "run", "output": out, "rows": done.rows}, compact=True)
         else:
-            line(f"wrote {things(done.rows, 'row')} to {out}")
+            print_line(f"wrote {things(done.rows, 'row')} to {out}")
     require_all(done, None if out is None else Path(out))
 
 
@@ -221,7 +220,7 @@ def _finished(
     if out is None:
         return _printed(open_job, lines, where, as_json, keep_going)
     path = None if source is None or not Path(source).is_file() else Path(source)
-    with row_bar(where or "rows", None if path is None else path.stat().st_size) as progress:
+    with show_rows(where or "rows", None if path is None else path.stat().st_size) as progress:
         if path is not None:
             return write_file(open_job, path, Path(out), progress, keep_going)
         return write_stream(open_job, lines, Path(out), where, progress, keep_going)
@@ -238,9 +237,9 @@ def _printed(
         if error is not None:
             failed, first = failed + 1, first or first_of(number, error)
         if as_json or row.keys() >= {"custom_id", "response"}:  # the answer to a request is shown as it is
-            emit({"command": "run", **row} if as_json else row, compact=True)
+            print_json({"command": "run", **row} if as_json else row, compact=True)
         else:
-            line(f"{row.get('adapter') or 'base'} | {_question(row)} | {_answer(row)}")
+            print_line(f"{row.get('adapter') or 'base'} | {_question(row)} | {_answer(row)}")
     if rows == 0:
         raise NothingToDo("there are no rows to run", where=where)
     return Done(now(), rows=rows, failed=failed, first=first)
@@ -248,12 +247,12 @@ def _printed(
 
 def _answered(open_job: OpenJob, lines: Iterator[Line]) -> Iterator[Answered]:
     """The answers, with what ONNX Runtime prints on the way kept out of stdout."""
-    with apart():
+    with divert_stdout():
         job, every = begun(open_job, lines)
     results = (answered for block in answers(job, every, Done(now())) for answered in block)
     with closing(job):
         while True:
-            with apart():
+            with divert_stdout():
                 answered = next(results, None)
             if answered is None:
                 return

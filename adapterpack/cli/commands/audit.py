@@ -9,12 +9,12 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from ..io.readable import percent
-from ..report.audit import audit_report, worst_sites
-from .options import html_option, pack_at, page_at, shared, weight_option
-from .output import emit, line, table
-from .progress import byte_bar
+from ...hub.resolve import folder_of
+from ...io.readable import percent
+from ...report.audit import audit_report, worst_sites
+from ..options import common_options, html_option, load_pack, open_page, weight_option
+from ..output import print_json, print_line, print_table
+from ..progress import show_bytes
 
 _SITES = 10
 
@@ -47,7 +47,7 @@ _SITES = 10
     "--exact", is_flag=True, help="Measure sign conflicts and merges on all entries, not on a sample of rows."
 )
 @html_option("pairs, spectra and sites")
-@shared
+@common_options
 def command(
     *,
     packs: tuple[str, ...],
@@ -71,10 +71,10 @@ def command(
         **({"ranks": ranks} if ranks else {}),
         **({"dtypes": dtypes} if dtypes else {}),
     }
-    with page_at(html) as page:
-        with byte_bar("audit") as progress:
+    with open_page(html) as page:
+        with show_bytes("audit") as progress:
             audit = adapterpack.audit(
-                [pack_at(pack) for pack in packs],
+                [load_pack(pack) for pack in packs],
                 weights=weights or None,
                 base=None if base is None else folder_of(base),
                 exact=exact,
@@ -85,18 +85,18 @@ def command(
         if page is not None:
             page.write_text(audit_report(result), "utf-8")
     if as_json:
-        emit({**result, **({} if html is None else {"html": str(Path(html))})})
+        print_json({**result, **({} if html is None else {"html": str(Path(html))})})
         return
     _print(result)
     if html is not None:
-        line(f"the page is {html}")
+        print_line(f"the page is {html}")
 
 
 def _print(result: dict[str, Any]) -> None:
     verdict, total = result["verdict"], result["total"]
     columns, rows = worst_sites(result, _SITES)
     if rows:
-        table(
+        print_table(
             columns,
             rows,
             f"{min(_SITES, len(result['sites']))} of {len(result['sites'])} sites, the worst first",
@@ -104,11 +104,13 @@ def _print(result: dict[str, Any]) -> None:
     if total is not None:
         lost = ", ".join(f"{percent(loss)} at {rank}" for rank, loss in total["truncation"].items())
         if lost:
-            line(f"cut to a rank, the change loses: {lost}")
+            print_line(f"cut to a rank, the change loses: {lost}")
     for module in result["whole"]:
-        line(f"{module['path']} is trained whole in {', '.join(module['packs'])}: {module['treatment']}")
-    line(f"verdict: {verdict['summary']}")
+        print_line(
+            f"{module['path']} is trained whole in {', '.join(module['packs'])}: {module['treatment']}"
+        )
+    print_line(f"verdict: {verdict['summary']}")
     for reason in verdict["reasons"]:
-        line(f"- {reason}")
+        print_line(f"- {reason}")
     if verdict["rules"]:
-        line(f"rules that fit: {', '.join(verdict['rules'])}")
+        print_line(f"rules that fit: {', '.join(verdict['rules'])}")

@@ -8,11 +8,11 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from ..io.readable import size, things
-from .options import pack_at, shared
-from .output import emit, line
-from .progress import steps
+from ...hub.resolve import folder_of
+from ...io.readable import size, things
+from ..options import common_options, load_pack
+from ..output import print_json, print_line
+from ..progress import show_steps
 
 
 @click.command("measure")
@@ -43,7 +43,7 @@ from .progress import steps
     metavar="FILE",
     help="The file to write; it is replaced if it exists.",
 )
-@shared
+@common_options
 def command(
     *, base: str, pack: str, source: str, kind: str, rows: int, max_length: int, out: str, as_json: bool
 ) -> None:
@@ -54,7 +54,7 @@ def command(
       adapterpack measure MiniLM packs/a --data a.jsonl -o a.moments
       adapterpack measure MiniLM packs/b --data b.jsonl --kind fisher -o b.fisher
     """
-    with steps() as step:
+    with show_steps() as step:
         step("load the base and the adapter")
         tenths = 0
 
@@ -66,7 +66,7 @@ def command(
 
         statistics = adapterpack.measure(
             folder_of(base),
-            pack_at(pack),
+            load_pack(pack),
             source,
             kind=kind,
             out=out,
@@ -76,7 +76,7 @@ def command(
         )
     written = Path(out).stat().st_size
     if as_json:
-        emit(
+        print_json(
             {
                 "command": "measure",
                 "kind": statistics.kind,
@@ -88,7 +88,7 @@ def command(
             }
         )
         return
-    line(
+    print_line(
         f"measured {pack} on {things(statistics.rows, 'row')} of {source}: {statistics.kind} of "
         f"{things(len(statistics.matrices), 'site')} into {out}, {size(written)}"
     )

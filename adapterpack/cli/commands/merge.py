@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from ..hub.resolve import folder_of
-from ..io.readable import size, things
-from ..merging.onnx.report import GraphReport
-from ..merging.pipeline import merge
-from ..merging.report import MergeReport
-from .options import out_option, pack_at, shared, structural_option, values, weight_option
-from .output import emit, line
-from .progress import byte_bar
+from ...hub.resolve import folder_of
+from ...io.readable import size, things
+from ...merging.onnx.report import GraphReport
+from ...merging.pipeline import merge
+from ...merging.report import MergeReport
+from ..options import common_options, load_pack, out_option, structural_option, suggest, weight_option
+from ..output import print_json, print_line
+from ..progress import show_bytes
 
 
 @click.command("merge")
@@ -51,7 +51,7 @@ from .progress import byte_bar
     "--verify",
     default="structure",
     metavar="structure|full",
-    shell_complete=values("adapterpack.merging.pipeline:VERIFY"),
+    shell_complete=suggest("adapterpack.merging.pipeline:VERIFY"),
     help="Check the base by names, shapes and samples of every tensor (default), or by every byte.",
 )
 @click.option(
@@ -74,7 +74,7 @@ from .progress import byte_bar
     "--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy."
 )
 @structural_option
-@shared
+@common_options
 def command(
     *,
     base: str,
@@ -95,8 +95,8 @@ def command(
       adapterpack merge onnx/model.onnx packs/tickets --base models/base -o onnx-tickets
       adapterpack merge model-Q4_K_M.gguf packs/tickets --base models/base --dtype float16 -o tickets-f16.gguf
     """
-    loaded = [pack_at(pack) for pack in packs]
-    with byte_bar("merge") as progress:
+    loaded = [load_pack(pack) for pack in packs]
+    with show_bytes("merge") as progress:
         report = merge(
             folder_of(base),
             loaded,
@@ -107,7 +107,7 @@ def command(
             **options,
         )
     if as_json:
-        emit({"command": "merge", **report.to_json()})
+        print_json({"command": "merge", **report.to_json()})
         return
     names = ", ".join(
         pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs
@@ -115,7 +115,7 @@ def command(
     if isinstance(report, GraphReport):
         _say_graph(report, names)
     elif report.jobs_missing:
-        line(
+        print_line(
             f"part {report.shard} is done; {report.out} is there once "
             f"{things(report.jobs_missing, 'piece')} of other parts are done, too"
         )
@@ -123,53 +123,53 @@ def command(
     else:
         _say_checkpoint(report, names)
     if report.advice:
-        line(f"warning: {report.advice}")
+        print_line(f"warning: {report.advice}")
 
 
 def _say_checkpoint(report: MergeReport, names: str) -> None:
-    line(
+    print_line(
         f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors "
         f"changed, {size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s"
     )
     for pack in report.packs:
         if pack.base == "structural":
-            line(f"nothing but names and shapes shows that {pack.name} was made for this base")
+            print_line(f"nothing but names and shapes shows that {pack.name} was made for this base")
     if report.bytes_resumed:
-        line(f"{size(report.bytes_resumed)} of it were done by an earlier try")
+        print_line(f"{size(report.bytes_resumed)} of it were done by an earlier try")
     for note in report.notes:
-        line(note)
+        print_line(note)
     _say_loss(report)
     if report.requantized is not None:
         error, grid = report.requantized
-        line(
+        print_line(
             f"the requantized fold lies {error:.3g} from the exact one (Frobenius norm); rounding to "
             f"the base's own grid makes {grid:.3g}"
         )
 
 
 def _say_graph(report: GraphReport, names: str) -> None:
-    line(
+    print_line(
         f"merged {names} into {report.graph} of {report.base_name}: "
         f"{len(report.tensors) + len(report.replaced)} tensors changed, "
         f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s"
     )
     if report.left_out:
-        line(f"the bundle's own adapters are left out: {', '.join(report.left_out)}")
+        print_line(f"the bundle's own adapters are left out: {', '.join(report.left_out)}")
     _say_loss(report)
     if report.quantized is not None:
         before, after = report.quantized
-        line(
+        print_line(
             f"quantized weights are at most {after:.2g} of their size from the float fold; before, they "
             f"were {before:.2g} from the base"
         )
     for name, result in report.checks.items():
         if result != "passed":
-            line(f"{name}: {result}")
+            print_line(f"{name}: {result}")
 
 
 def _say_loss(report: MergeReport | GraphReport) -> None:
     if report.losses:
-        line(
+        print_line(
             f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of "
             f"{report.relative_error:.2g}"
         )

@@ -6,12 +6,12 @@ import click
 
 import adapterpack
 
-from ..hub.resolve import folder_of
-from ..io.readable import shown, size, things
-from ..pack.inspect import described
-from .composing import print_left_out
-from .options import out_option, pack_at, shared
-from .output import emit, line
+from ...hub.resolve import folder_of
+from ...io.readable import shown, size, things
+from ...pack.inspect import described
+from ..options import common_options, load_pack, out_option
+from ..output import print_json, print_line
+from .compose import print_left_out
 
 
 @click.command("resize")
@@ -51,7 +51,7 @@ from .output import emit, line
     metavar="BASE",
     help="The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).",
 )
-@shared
+@common_options
 def command(
     *,
     pack: str,
@@ -73,7 +73,7 @@ def command(
       adapterpack resize packs/tickets --energy 0.99 -o packs/small
       adapterpack resize packs/tickets --budget 0.5 -o packs/half
     """
-    loaded = pack_at(pack)
+    loaded = load_pack(pack)
     before = sum(entry.size for entry in loaded.manifest.files)
     resized = adapterpack.resize(
         loaded,
@@ -88,21 +88,21 @@ def command(
     )
     summary = described(resized, out)
     if as_json:
-        emit({"command": "resize", **summary, "bytes_before": before})
+        print_json({"command": "resize", **summary, "bytes_before": before})
         return
     params = summary["lineage"]["params"]
-    line(
+    print_line(
         f"resized {pack} into {out}: {things(summary['sites'], 'site')} of rank "
         f"{', '.join(summary['ranks'])}, {size(before)} became {size(summary['bytes'])}"
     )
     errors = params["truncation"]["sites"]
     worst = max(errors, key=errors.get)
-    line(
+    print_line(
         f"relative error of the change: {shown(params['truncation']['total'])} in total, "
         f"{shown(errors[worst])} at most (at {worst})"
     )
     if "approximation" in params:
-        line(
+        print_line(
             f"{len(params['approximation']['sites'])} changes have no low rank; taking them as factors makes "
             f"a relative error of {shown(params['approximation']['total'])}"
         )
