@@ -256,6 +256,84 @@ class Adapted(Wrapper):
         )
 
 
+class _Pass:
+    """One adapter in one call of its layer: what it computes with, in which precision, on top of what.
+
+    The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base
+    is rounded away. Under autocast each operation chooses its own.
+    """
+
+    def __init__(
+        self, layer: AdaptedLayer, name: str, below: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+    ) -> None:
+        self._below, self._input_dtype = below, x.dtype
+        self._method, self._cfg = layer._methods[name]
+        every = layer._every(name)
+        own = next(value.dtype for value in every.values() if value.is_floating_point())
+        self.dtype = torch.promote_types(x.dtype, own)
+        self._tensors = {
+            leaf: value.to(self.dtype) if value.is_floating_point() else value
+            for leaf, value in every.items()
+        }
+        self._site = layer._with_weight(self.dtype) if self._method.traits.reads_weight else layer._site
+        self._dropout = self._cfg.dropout if layer.training else 0
+        self._autocast = torch.is_autocast_enabled(x.device.type)
+        self.weight = layer._weights.get(name, 1.0)
+        self.form = self._normal_form(layer.training)
+        if self.weight != 1 and self.is_branch and isinstance(self.form.up, Dense):
+            up = self.form.up._replace(factor=self.form.up.factor * self.weight)
+            self.form, self.weight = self.form._replace(up=up), 1.0
+        # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way. A
+        # compiler makes dropout again by itself, and cannot look at a seed.
+        self.has_kernels = (
+            self.form is not None
+            and not self._autocast
+            and not (self._dropout and torch.compiler.is_compiling())
+        )
+        self.output_dtype = x.dtype
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether the adapter adds to the layer's output, and nothing where it is given nothing."""
+        return self.form is not None and self.form.is_branch
+
+    def below(self, value: torch.Tensor) -> torch.Tensor:
+        """What the adapter is on top of, at ``value``."""
+        output = self._below(value.to(self._input_dtype))
+        # under autocast it is not that of the input, and the layer's neighbours count on it
+        self.output_dtype = output.dtype
+        return output
+
+    def read(self, value: torch.Tensor) -> torch.Tensor:
+        """``value`` as the branch reads it."""
+        return value if self._autocast else value.to(self.dtype)
+
+    def output(
+        self, ask: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, inner: torch.Tensor
+    ) -> torch.Tensor:
+        """The adapter's output at ``x``, which it reads as ``inner``, on top of ``ask``."""
+        if self.has_kernels and low_rank.is_low_rank(self.form):
+            return low_rank.add_low_rank(self.form, ask(x), x, self._seeded_dropout())
+        drop = functools.partial(functional.dropout, p=self._dropout) if self._dropout else None
+        if self.form is None:
+            return run(self._method, self._cfg, self._tensors, self._site, ask, inner, drop)
+        return evaluate(self.form, ask, inner, drop)
+
+    def fused(self, layer: low_rank.Frozen, x: torch.Tensor) -> torch.Tensor | None:
+        """Layer and adapter by one kernel; None where there is none for its form."""
+        return low_rank.fused(self.form, layer, x, self._seeded_dropout())
+
+    def _seeded_dropout(self) -> Dropout | None:
+        return Dropout.drawn(self._dropout) if self._dropout else None
+
+    def _normal_form(self, training: bool) -> Any:
+        overrides = self._method.overrides
+        if "forward" in overrides:
+            return None
+        make = (overrides.get("training_form") if training else None) or self._method.normal_form
+        return make(self._cfg, self._tensors, self._site)
+
+
 class AdaptedLayer(Adapted):
     """A frozen layer with any number of named adapters of weight methods.
 
@@ -271,97 +349,55 @@ class AdaptedLayer(Adapted):
         if self._rows is not None:
             return self._row_by_row(x, result)
         for position, name in enumerate(self._active):
-            result = self._applied(name, result, position == 0 and len(args) + len(kwargs) == 1)
+            first = position == 0 and len(args) + len(kwargs) == 1
+            result = functools.partial(self._with_adapter, name, result, first, None)
         return result(x)  # type: ignore[no-any-return]
 
     def _row_by_row(self, x: torch.Tensor, base: Any) -> torch.Tensor:
         """The output of a batch whose rows have one adapter each, or none."""
         y: torch.Tensor = base(x)
-        for name in self._active:
-            y = self._by_row(
-                name,
-                x,
-                y,
-                lambda own, plain, index, name=name: self._applied(  # type: ignore[misc]
-                    name, lambda value: plain if value is own else base(value), False, index
-                )(own),
+
+        def apply(own: torch.Tensor, plain: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+            return self._with_adapter(
+                name, lambda value: plain if value is own else base(value), False, index, own
             )
+
+        for name in self._active:
+            y = self._by_row(name, x, y, apply)
         return y
 
-    def _applied(self, name: str, before: Any, first: bool, index: torch.Tensor | None = None) -> Any:
-        """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``; in the rows
-        ``index`` of the batch alone.
+    def _with_adapter(
+        self,
+        name: str,
+        below: Callable[[torch.Tensor], torch.Tensor],
+        first: bool,
+        index: torch.Tensor | None,
+        x: torch.Tensor,
+    ) -> torch.Tensor:
+        """The output at ``x`` of the adapter on top of ``below``, which is the wrapped layer itself if the
+        adapter comes ``first``; ``x`` holds the rows ``index`` of the batch, or all.
         """
-        method, cfg = self._methods[name]
+        step, mask = _Pass(self, name, below, x), self._mask(name, x, index)
+        if mask is None and step.weight == 1:
+            y = self._fused(step, x) if first else None
+            return (step.output(step.below, x, step.read(x)) if y is None else y).to(step.output_dtype)
+        plain = step.below(x)
+        if mask is not None and step.weight == 1 and step.is_branch:
+            visible = placed(mask, x, torch.zeros_like(x), self._site)
+            return step.output(lambda _: plain, visible, step.read(visible)).to(step.output_dtype)
+        inner = step.read(x)
+        changed = step.output(
+            lambda value: plain if value is x or value is inner else step.below(value), x, inner
+        )
+        if step.weight != 1:
+            changed = plain + step.weight * (changed - plain)
+        changed = changed.to(step.output_dtype)
+        return changed if mask is None else placed(mask, changed, plain, self._site)
 
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            autocast = torch.is_autocast_enabled(x.device.type)
-            every = self._every(name)
-            own_dtype = next(value.dtype for value in every.values() if value.is_floating_point())
-            # The branch is computed in the adapter's precision, or the input's where that is finer: nothing
-            # of the base is rounded away.
-            dtype = torch.promote_types(x.dtype, own_dtype)
-            tensors = {
-                leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in every.items()
-            }
-            drop = (
-                (lambda value: functional.dropout(value, cfg.dropout))
-                if self.training and cfg.dropout
-                else None
-            )
-            result = x.dtype
-
-            def base(value: torch.Tensor) -> torch.Tensor:
-                nonlocal result
-                output: torch.Tensor = before(value.to(x.dtype))
-                # under autocast it is not that of the input, and the layer's neighbours count on it
-                result = output.dtype
-                return output
-
-            inner = x if autocast else x.to(dtype)
-            site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-            make_form = (
-                method.overrides.get("training_form") if self.training else None
-            ) or method.normal_form
-            form = None if "forward" in method.overrides else make_form(cfg, tensors, site)
-            # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its
-            # way. A compiler makes dropout again by itself, and cannot look at a seed.
-            quick = form is not None and not autocast and not (drop and torch.compiler.is_compiling())
-            weight = self._weights.get(name, 1.0)
-            if weight != 1 and form is not None and form.is_branch and isinstance(form.up, Dense):
-                form, weight = form._replace(up=form.up._replace(factor=form.up.factor * weight)), 1.0
-            everywhere = name not in self._where and weight == 1
-            layer = self._bare(dtype) if quick and first and x.dtype == dtype and everywhere else None
-            if form is not None and layer is not None:
-                y = low_rank.fused(form, layer, x, Dropout.drawn(cfg.dropout) if drop else None)
-                if y is not None:
-                    return y.to(result)
-            quick = form is not None and quick and low_rank.is_low_rank(form)
-
-            def adapted(ask: Any, visible: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-                if form is None:
-                    return run(method, cfg, tensors, site, ask, inner, drop)
-                if quick:
-                    return low_rank.add_low_rank(
-                        form, ask(visible), visible, Dropout.drawn(cfg.dropout) if drop else None
-                    )
-                return evaluate(form, ask, inner, drop)
-
-            if everywhere:
-                return adapted(base, x, inner).to(result)
-            plain = base(x)
-            mask = self._mask(name, x, index)
-            # which adds nothing where it is given nothing
-            if mask is not None and form is not None and form.is_branch and weight == 1:
-                visible = placed(mask, x, torch.zeros_like(x), self._site)
-                return adapted(lambda _: plain, visible, visible if autocast else visible.to(dtype)).to(
-                    result
-                )
-            changed = adapted(lambda value: plain if value is x or value is inner else base(value), x, inner)
-            changed = (changed if weight == 1 else plain + weight * (changed - plain)).to(result)
-            return changed if mask is None else placed(mask, changed, plain, self._site)
-
-        return forward
+    def _fused(self, step: _Pass, x: torch.Tensor) -> torch.Tensor | None:
+        """Layer and adapter in one operation, where the layer is a plain one and the adapter has a kernel."""
+        layer = self._bare(step.dtype) if step.has_kernels and x.dtype == step.dtype else None
+        return None if layer is None else step.fused(layer, x)
 
     def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
         """See :class:`Adapted`."""
