@@ -30,9 +30,9 @@ from adapterpack.pack.trust.signers import Signers
 from adapterpack.quantizing.graphs.options import quantization
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_bundle
 from adapterpack.serving.adapters.adapter_control import AdapterControl
-from adapterpack.serving.adapters.adapter_source import Places
+from adapterpack.serving.adapters.adapter_source import AdapterSources
 from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder
-from adapterpack.serving.adapters.startup import Given
+from adapterpack.serving.adapters.startup import StartupAdapters
 
 Make = Callable[..., Any]
 Loads = Callable[[Path, Pack], object]
@@ -90,7 +90,7 @@ WAYS: dict[str, Loads] = {
 
 
 def control_of(engine: Engine, *sources: PackFolder, signers: Signers | None = None) -> AdapterControl:
-    places = Places(sources)
+    places = AdapterSources(sources)
     return AdapterControl(engine.adapters, "base", places, signers or Signers(), lambda change, code: None)
 
 
@@ -108,7 +108,7 @@ def test_a_pack_of_another_task_is_refused_at_start_by_a_watch_and_by_an_operato
     """The watch remembers it as refused, and what is loaded goes on."""
     engine, place = Engine(bundle_of("bert", "bank"), "cpu"), InFolder(tags)
     with pytest.raises(Unsupported, match="another task"):
-        Given.of([tags]).load(control_of(engine), changing=False, watched=False)
+        StartupAdapters.of([tags]).load(control_of(engine), changing=False, watched=False)
     control = control_of(engine, PackFolder(tags.parent))
     assert control.follow(place)
     assert [(refusal.place, refusal.reason) for refusal in control.refused] == [(place, "unsupported")]

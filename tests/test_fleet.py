@@ -43,7 +43,7 @@ from adapterpack.pack.pack import build
 from adapterpack.pack.trust.signers import Signers
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.serving.adapters.startup import Given
+from adapterpack.serving.adapters.startup import StartupAdapters
 
 sys.path.insert(0, str(Path(__file__).parent / "packs"))
 from make_bad import sealed_json
@@ -236,7 +236,7 @@ def test_a_member_is_added_by_projection_and_by_itself_above_the_bound(tmp_path:
     assert adapterpack.inspect(tmp_path / "fleet")["members"][3]["name"] == "mixed"
     with pytest.raises(UnknownName, match="did you mean 'mixed'"):
         after.pack("mixd")
-    served = Given.of([tmp_path / "fleet", tmp_path / "mixed"])  # what a server is started with
+    served = StartupAdapters.of([tmp_path / "fleet", tmp_path / "mixed"])  # what a server is started with
     assert [getattr(one, "name", None) for one in served.packs] == [*after.names, "mixed"]
 
 

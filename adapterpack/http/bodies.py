@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .http_error import Refused
+from .http_error import HTTPError
 
 PAUSE_SECONDS = 60.0
 """Between two pieces of a body, and of grace for the whole of it."""
@@ -21,7 +21,7 @@ _MIN_RATE = 16 << 10
 _DROPPED, _DROP_SECONDS = 16 << 20, 0.5
 
 
-class Heard:
+class DrainBodyOnError:
     """An application whose refusals reach their clients. A connection that is closed with bytes unread is
     reset, and the client would hear of that in place of the refusal: so what it still sends is read before
     the answer, for half a second and 16 MB at most.
@@ -73,12 +73,12 @@ def require_size(request: Request, max_bytes: int) -> None:
     """Notes how large the body may be, and looks at what is announced before a byte of it is read.
 
     Raises:
-        Refused: a larger one is announced.
+        HTTPError: a larger one is announced.
     """
     request.scope["max_bytes"] = max_bytes
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdecimal() and len(length) < 16):
-        raise Refused(400, "BadRequest", "Content-Length is a number of bytes")
+        raise HTTPError(400, "BadRequest", "Content-Length is a number of bytes")
     if int(length) > max_bytes:
         raise _too_large(max_bytes)
 
@@ -88,7 +88,7 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
     :data:`PAUSE_SECONDS`.
 
     Raises:
-        Refused: it does not go on, or too slowly.
+        HTTPError: it does not go on, or too slowly.
     """
     stream, started, count, pause = (
         request.stream(),
@@ -104,11 +104,11 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Refused(
+            raise HTTPError(
                 408, "Timeout", f"The request is slower than {_MIN_RATE} bytes a second, or paused"
             ) from None
         except ClientDisconnect:
-            raise Refused(400, "BadRequest", "The request was broken off") from None
+            raise HTTPError(400, "BadRequest", "The request was broken off") from None
         count += len(chunk)
         yield chunk
 
@@ -117,7 +117,7 @@ async def body_of(request: Request, seconds: float | None = None) -> bytes:
     """The whole body.
 
     Raises:
-        Refused: it is larger than its route takes.
+        HTTPError: it is larger than its route takes.
     """
     parts, size, max_bytes = [], 0, int(request.scope["max_bytes"])
     async for chunk in chunks_of(request, seconds):
@@ -128,5 +128,5 @@ async def body_of(request: Request, seconds: float | None = None) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(max_bytes: int) -> Refused:
-    return Refused(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")
+def _too_large(max_bytes: int) -> HTTPError:
+    return HTTPError(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")

@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import AdapterpackError
 
 
-class Refused(AdapterpackError):
+class HTTPError(AdapterpackError):
     """What a server answers instead: an HTTP status, the name that clients know the error by, and ``more``
     fields of the answer.
     """

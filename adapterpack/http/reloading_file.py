@@ -19,7 +19,7 @@ T = TypeVar("T")
 _LOG = logging.getLogger("adapterpack.http")
 
 
-class Followed(Generic[T]):
+class ReloadingFile(Generic[T]):
     """The value that ``read`` makes of some files, ``what`` in words. Where they cannot be read the value
     stays as it was: the log says so as long as it lasts, and :attr:`unread_seconds` for how long that has
     been.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
 from ..io.private import require_private
-from .reloading_file import Followed
+from .reloading_file import ReloadingFile
 
 IN_THE_CLEAR = (
     "keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS "
@@ -27,7 +27,7 @@ class Certificate:
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        self._file = Followed(
+        self._file = ReloadingFile(
             "certificate and its key", [certificate, key], lambda: _context(certificate, key)
         )
         self.context = _context(certificate, key)

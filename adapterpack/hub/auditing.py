@@ -11,7 +11,7 @@ from ..errors import AdapterpackError, FormatError
 from ..pack.validate.budget import Budget
 from ..pack.validate.finding import Report
 from ..pack.validate.sarif import sarif
-from .lockfile import Lockfile, Pinned
+from .lockfile import Lockfile, PinnedArtifact
 from .remote import validate_remote
 from .transport import names
 
@@ -61,7 +61,9 @@ def audit(
         >>> audit([])
         ()
     """
-    wanted: list[tuple[names.Reference, Pinned | None]] = [(names.parse(repo), None) for repo in repos]
+    wanted: list[tuple[names.HubReference, PinnedArtifact | None]] = [
+        (names.parse(repo), None) for repo in repos
+    ]
     if lock is not None:
         pins = sorted(Lockfile(lock).all().items())
         wanted += [(names.parse(text).at(pinned.commit), pinned) for text, pinned in pins]
@@ -69,7 +71,11 @@ def audit(
 
 
 def _one(
-    reference: names.Reference, pinned: Pinned | None, full: bool, budget: Budget | None, token: str | None
+    reference: names.HubReference,
+    pinned: PinnedArtifact | None,
+    full: bool,
+    budget: Budget | None,
+    token: str | None,
 ) -> Audited:
     try:
         report = validate_remote(str(reference), full=full, budget=budget, token=token)

@@ -149,7 +149,7 @@ class RemoteBase(Checkpoint):
         return super().has_file(name, sha256)
 
 
-def remote_base(reference: names.Reference, scratch: Path, token: str | None = None) -> RemoteBase:
+def remote_base(reference: names.HubReference, scratch: Path, token: str | None = None) -> RemoteBase:
     """The base behind a reference; what little of it becomes a file lies in ``scratch``, which must be empty.
 
     Raises:

@@ -41,7 +41,7 @@ start of a line.
 """
 
 
-def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
+def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
     """The README of a pack that is pushed to ``at``, with what ``report`` says of its checks."""
     manifest, base, loads = pack.manifest, str(pack.manifest.base.name), readers(pack)
     task = TASKS.find(manifest.task.type) if manifest.task.type != NO_TASK else None
@@ -84,7 +84,7 @@ def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
     )
 
 
-def bundle_card(bundle: Any, at: names.Reference, base: str, license_name: str, report: Report) -> str:
+def bundle_card(bundle: Any, at: names.HubReference, base: str, license_name: str, report: Report) -> str:
     """The README of a bundle that is pushed to ``at``."""
     header = {
         "base_model": base,
@@ -141,7 +141,7 @@ def _model_index(manifest: m.Manifest) -> list[dict[str, Any]] | None:
 
 
 def _render(
-    template: str, header: Mapping[str, Any], at: names.Reference, report: Report, **values: Any
+    template: str, header: Mapping[str, Any], at: names.HubReference, report: Report, **values: Any
 ) -> str:
     fields = {key: value for key, value in header.items() if value not in (None, [], "")}
     # Only the topic of what was not checked: its words may name a place on a disk.

@@ -8,10 +8,10 @@ from ..errors import AdapterpackError
 from ..manifest import manifest as m
 from ..pack.validate.checks.folder import read_manifest
 from . import bundle_cache
-from .lockfile import Pinned
+from .lockfile import PinnedArtifact
 
 
-def changes(before: Pinned, kind: str, identity: str, path: Path) -> tuple[str, ...]:
+def changes(before: PinnedArtifact, kind: str, identity: str, path: Path) -> tuple[str, ...]:
     """The differences between what was pinned and what was pulled now; nothing if they are the same
     artifact.
     """

@@ -96,7 +96,9 @@ class RemoteContext:
         if name is None or not names.is_repo(name):
             return None, (f"base: {name or 'none is named'}, which is not ORG/NAME on a hub (--base)",)
         try:
-            return remote_base(names.Reference(name, commit or names.MAIN), self.base_folder, self.token), ()
+            return remote_base(
+                names.HubReference(name, commit or names.MAIN), self.base_folder, self.token
+            ), ()
         except AdapterpackError as error:
             return None, (f"base: {name} was not compared: {error.what} (--base)",)
 

@@ -28,7 +28,7 @@ def import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str
         return pack, (f"its base is known by name only: {hint.name or 'none is named'}",)
     try:
         with scratch_folder() as scratch:
-            base = remote_base(names.Reference(hint.name, hint.commit or names.MAIN), scratch, token)
+            base = remote_base(names.HubReference(hint.name, hint.commit or names.MAIN), scratch, token)
             pack.require_base(base, allow_structural=True)
             return _with_base(pack, base), (
                 f"its base was identified by the listing and the headers of {base.remote}",

@@ -26,7 +26,7 @@ _ID = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Pinned:
+class PinnedArtifact:
     """One reference, fixed: the commit it stood for, the kind of artifact, and the digest of its manifest."""
 
     commit: str
@@ -45,7 +45,7 @@ class Lockfile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def get(self, reference: names.Reference) -> Pinned | None:
+    def get(self, reference: names.HubReference) -> PinnedArtifact | None:
         """What the reference is pinned to, or None.
 
         Raises:
@@ -53,7 +53,7 @@ class Lockfile:
         """
         return self.all().get(str(reference))
 
-    def all(self) -> dict[str, Pinned]:
+    def all(self) -> dict[str, PinnedArtifact]:
         """Reference -> what it is pinned to; nothing where there is no file.
 
         Raises:
@@ -73,7 +73,7 @@ class Lockfile:
             )
         return {key: _pinned(entry, f"{self.path}, {key}") for key, entry in entries.items()}
 
-    def put(self, reference: names.Reference, pinned: Pinned) -> None:
+    def put(self, reference: names.HubReference, pinned: PinnedArtifact) -> None:
         """Pins a reference; the file is replaced as a whole.
 
         Raises:
@@ -96,7 +96,7 @@ class Lockfile:
                 path.write_bytes(strict_json.canonical(value))
 
 
-def _pinned(entry: Any, where: str) -> Pinned:
+def _pinned(entry: Any, where: str) -> PinnedArtifact:
     texts = (
         isinstance(entry, dict)
         and set(entry) == {"commit", "kind", "id"}
@@ -108,9 +108,9 @@ def _pinned(entry: Any, where: str) -> Pinned:
             where=where,
             remedy="remove the entry, and pull again",
         )
-    return Pinned(**entry)
+    return PinnedArtifact(**entry)
 
 
-def machine_lockfile(reference: names.Reference) -> Lockfile:
+def machine_lockfile(reference: names.HubReference) -> Lockfile:
     """What this machine pulled of a repository before, for when there is no network."""
     return Lockfile(cache_folder() / "hub" / f"{reference.repo.replace('/', '--')}.json")

@@ -33,7 +33,7 @@ _MAX_TEXT = 64 << 20
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPush:
     """The files to publish by their path in the repository, the card, and the identity; ``label`` is what
     people call it.
     """
@@ -48,10 +48,10 @@ class Prepared:
 @contextmanager
 def prepared(
     source: Pack | str | os.PathLike[str],
-    to: names.Reference,
+    to: names.HubReference,
     base_model: str | None,
     license_name: str | None,
-) -> Iterator[Prepared]:
+) -> Iterator[PreparedPush]:
     """The artifact, checked; a pack that is in memory, came from PEFT, or gets a base's name or a license is
     written anew.
 
@@ -104,10 +104,10 @@ def _kind(folder: Path) -> str | None:
 def _pack(
     source: Pack | str | os.PathLike[str],
     scratch: Path,
-    to: names.Reference,
+    to: names.HubReference,
     base_model: str | None,
     license_name: str | None,
-) -> Prepared:
+) -> PreparedPush:
     folder = source.path if isinstance(source, Pack) else Path(source)
     if folder is not None and (strange := next(forbidden_files(folder), None)):
         raise FormatError(
@@ -137,7 +137,7 @@ def _pack(
     files = {m.FILE_NAME: LocalFile.of(folder / m.FILE_NAME), **listed}
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
-    return Prepared(
+    return PreparedPush(
         "pack",
         pack.id,
         pack.manifest.pack.name,
@@ -146,7 +146,9 @@ def _pack(
     )
 
 
-def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_name: str | None) -> Prepared:
+def _bundle(
+    folder: Path, to: names.HubReference, base_model: str | None, license_name: str | None
+) -> PreparedPush:
     report = validate_bundle(folder)
     report.require_valid()
     bundle = read_bundle(folder)
@@ -166,7 +168,9 @@ def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_n
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
     card = bundle_card(bundle, to, str(base), str(agreed).lower(), report)
-    return Prepared("bundle", f"sha256:{mark.sha256}", folder.name, files, LocalFile.of(card.encode("utf-8")))
+    return PreparedPush(
+        "bundle", f"sha256:{mark.sha256}", folder.name, files, LocalFile.of(card.encode("utf-8"))
+    )
 
 
 def _require_named(base: str | None, license_name: str | None, name: str) -> None:

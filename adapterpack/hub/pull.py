@@ -21,7 +21,7 @@ from . import bundle_cache
 from .artifact import MAX_BYTES, Artifact, kind_in, open_remote, require_closed
 from .compare import changes
 from .importing import import_peft
-from .lockfile import Lockfile, Pinned, machine_lockfile
+from .lockfile import Lockfile, PinnedArtifact, machine_lockfile
 from .transport import names
 from .transport.client import ListedFile, Remote, connect, offline, tree
 from .transport.partial import remove_old
@@ -50,7 +50,7 @@ class Pulled:
     kind: str
     id: str
     path: Path
-    before: Pinned | None = None
+    before: PinnedArtifact | None = None
     changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -96,7 +96,7 @@ def pull(
         if offline()
         else _online(reference, before, update, max_bytes, token, progress)
     )
-    pinned = Pinned(pulled.commit, pulled.kind, pulled.id)
+    pinned = PinnedArtifact(pulled.commit, pulled.kind, pulled.id)
     if file is not None and pinned != before:
         file.put(reference, pinned)
     if out is None:
@@ -131,15 +131,15 @@ def fetch_artifact(
                 staged, about_base = import_peft(scratch, remote.token)
                 notes = ("a PEFT adapter: imported as a pack", *about_base)
             identity, path = bundle_cache.store(artifact.kind, artifact.id, staged)
-    pinned = Pinned(remote.commit, artifact.kind, identity)
+    pinned = PinnedArtifact(remote.commit, artifact.kind, identity)
     for reference in {remote.reference, remote.pinned}:
         machine_lockfile(reference).put(reference, pinned)
     return _pulled(remote.reference, pinned, path, notes)
 
 
 def _online(
-    reference: names.Reference,
-    before: Pinned | None,
+    reference: names.HubReference,
+    before: PinnedArtifact | None,
     update: bool,
     max_bytes: int,
     token: str | None,
@@ -163,7 +163,7 @@ def _online(
     return replace(pulled, notes=(*pulled.notes, *moved))
 
 
-def _offline(reference: names.Reference, before: Pinned | None, update: bool) -> Pulled:
+def _offline(reference: names.HubReference, before: PinnedArtifact | None, update: bool) -> Pulled:
     """What was pulled before, by the lock file or by what this machine remembers."""
     pinned = before or machine_lockfile(reference).get(reference)
     if update or pinned is None:
@@ -183,7 +183,7 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
     return _pulled(reference, pinned, path, ("from the store: no network",))
 
 
-def pinned_artifact(reference: names.Reference, pinned: Pinned) -> Path:
+def pinned_artifact(reference: names.HubReference, pinned: PinnedArtifact) -> Path:
     """The folder of what a lock file pins: from the store, or from the hub at its commit.
 
     Raises:
@@ -200,7 +200,7 @@ def pinned_artifact(reference: names.Reference, pinned: Pinned) -> Path:
     return pulled.path
 
 
-def _require_pinned(pulled: Pulled, pinned: Pinned, remote: Remote) -> None:
+def _require_pinned(pulled: Pulled, pinned: PinnedArtifact, remote: Remote) -> None:
     if pulled.id != pinned.id:
         raise FormatError(
             "the commit holds another artifact than the lock file pins",
@@ -262,12 +262,14 @@ def _add_signature(pulled: Pulled, folder: Path, token: str | None) -> None:
     """The detached signature, which the store does not keep: it is no part of the pack or the bundle."""
     if pulled.kind == "peft" or offline():
         return
-    remote = connect(names.Reference(pulled.repo, pulled.commit, pulled.folder), token)
+    remote = connect(names.HubReference(pulled.repo, pulled.commit, pulled.folder), token)
     if signature := tree(remote).get(SIGNATURE):
         fetch(remote, signature, folder / SIGNATURE)
 
 
-def _pulled(reference: names.Reference, pinned: Pinned, path: Path, notes: tuple[str, ...]) -> Pulled:
+def _pulled(
+    reference: names.HubReference, pinned: PinnedArtifact, path: Path, notes: tuple[str, ...]
+) -> Pulled:
     return Pulled(
         reference.repo,
         reference.folder,
@@ -280,7 +282,7 @@ def _pulled(reference: names.Reference, pinned: Pinned, path: Path, notes: tuple
     )
 
 
-def local_copy(reference: names.Reference) -> Path | None:
+def local_copy(reference: names.HubReference) -> Path | None:
     """The folder of the artifact that a reference names; None if the repository holds none, as that of a
     base.
 

@@ -17,7 +17,7 @@ from ..io.atomic import scratch_folder
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from .artifact import CLOSED, KINDS, open_remote
 from .card import MARK
-from .prepare import README, Prepared, prepared
+from .prepare import README, PreparedPush, prepared
 from .transport import names
 from .transport.client import ListedFile, Remote, connect, endpoint, hub_errors, in_folder, tree, with_retries
 from .transport.commit import NewCommit, commit
@@ -104,8 +104,8 @@ class _Push:
 
     def __init__(
         self,
-        reference: names.Reference,
-        ours: Prepared,
+        reference: names.HubReference,
+        ours: PreparedPush,
         token: str | None,
         progress: Callable[[int, int], None],
     ) -> None:
@@ -264,7 +264,7 @@ class _Push:
     def _require_free(self, tag: str, head: str, changes: bool) -> None:
         """A tag that is there may only be met again by a push that changes nothing."""
         try:
-            tagged = connect(names.Reference(self.reference.repo, tag), self.token).commit
+            tagged = connect(names.HubReference(self.reference.repo, tag), self.token).commit
         except RevisionNotFound:
             return
         if changes or tagged != head:
@@ -280,7 +280,7 @@ class _Push:
         if tag is None:
             return None
         try:
-            tagged = connect(names.Reference(self.reference.repo, tag), self.token).commit
+            tagged = connect(names.HubReference(self.reference.repo, tag), self.token).commit
         except RevisionNotFound:
             self._post(f"models/{self.reference.repo}/tag/{oid}", {"tag": tag})
             return tag

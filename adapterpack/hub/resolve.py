@@ -87,14 +87,14 @@ def _download(text: str) -> Path:
         raise (_unreachable(text, reason) if remote else _not_found(text, reason)) from error
 
 
-def _parsed(text: str, remote: bool) -> names.Reference | None:
+def _parsed(text: str, remote: bool) -> names.HubReference | None:
     """What a hub could mean by it. A folder in a repository has to be written with hf://, for it looks like
     one on this disk.
     """
     address, _, revision = text.removeprefix(names.SCHEME).partition("@")
     if remote and _WITHOUT_OWNER.fullmatch(address):
         return (
-            names.Reference(address, revision or names.MAIN)
+            names.HubReference(address, revision or names.MAIN)
             if names.is_revision(revision or names.MAIN)
             else None
         )
@@ -105,7 +105,7 @@ def _parsed(text: str, remote: bool) -> names.Reference | None:
     return reference if remote or not reference.folder else None
 
 
-def _base(reference: names.Reference) -> Path:
+def _base(reference: names.HubReference) -> Path:
     """A base model's files: the official client keeps them, and they are checked by what they contain."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
 

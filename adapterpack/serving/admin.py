@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
-from ..http.http_error import Refused
+from ..http.http_error import HTTPError
 from ..io.typed_json import Part
 from . import parsing
-from .adapters.adapter_control import Adapter, Refusal
+from .adapters.adapter_control import Refusal, ServedAdapter
 from .observability.audit import Record
 from .openapi import document
 from .route import RouteSpec
@@ -52,8 +52,8 @@ class UnloadRequest(Part, frozen=True, forbid_unknown_fields=True):
 
 
 class AdapterCard(msgspec.Struct, frozen=True):
-    """An adapter: its digest, the how manieth pack of its name it is, its folder's name or entry in a lock
-    file, and when it was loaded.
+    """An adapter: its digest; its generation, which counts the packs that have had its name; the name of its
+    folder, or its entry in a lock file; and when it was loaded.
     """
 
     name: str
@@ -144,23 +144,23 @@ ADMIN_ROUTES: tuple[RouteSpec, ...] = (
 """All routes of the operator's address."""
 
 
-async def _changed(record: Record, change: Callable[[], Adapter]) -> Response:
+async def _changed(record: Record, change: Callable[[], ServedAdapter]) -> Response:
     """Makes a change on another thread, as it reads files. The operator hears the whole error, which tenants
     never do.
 
     Raises:
-        Refused: it was not made.
+        HTTPError: it was not made.
     """
     try:
         adapter = await asyncio.to_thread(change)
     except AdapterpackError as error:
         status = 404 if isinstance(error, UnknownName) else 500 if isinstance(error, StorageError) else 400
-        raise Refused(status, error.code, str(error)) from error
+        raise HTTPError(status, error.code, str(error)) from error
     record.adapter, record.digest = adapter.name, adapter.digest
     return _json(_card(adapter))
 
 
-def _card(adapter: Adapter) -> AdapterCard:
+def _card(adapter: ServedAdapter) -> AdapterCard:
     source = None if adapter.place is None else adapter.place.name
     return AdapterCard(adapter.name, adapter.digest, adapter.generation, source, time_of(adapter.loaded))
 

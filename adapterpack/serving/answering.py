@@ -1,5 +1,5 @@
-"""Answers a request: its rows go to the engine, and what they say becomes one object, or a stream of
-chunks.
+"""Answers requests: their rows go to the engine, and the output becomes one JSON object or a stream of
+server-sent events.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.http_error import Refused
-from .catalogue import Model
+from ..http.http_error import HTTPError
+from .catalogue import ServedModel
 from .observability.audit import Record
 from .openai import sse
 from .openai.answers import Usage
-from .openai.errors import details, refused_of
+from .openai.errors import as_http_error, details
 from .openai.requests import Sampled
-from .openai.response_writer import Form
+from .openai.response_writer import ResponseWriter
 from .scheduling.engine_thread import EngineStopped
-from .scheduling.rows import Outbox, Row
+from .scheduling.rows import RequestOutput, ScheduledRow
 from .state import State
 from .tenants.keys import Key
 
@@ -34,8 +34,8 @@ GONE = 499
 """The status in the audit of a request whose client has gone: nobody gets it."""
 
 
-def headers_of(model: Model) -> dict[str, str]:
-    """What answers a request, as headers say it."""
+def headers_of(model: ServedModel) -> dict[str, str]:
+    """The response headers that name the adapter and its digest."""
     return {"X-Adapterpack-Adapter": model.adapter or "", "X-Adapterpack-Digest": model.digest}
 
 
@@ -45,48 +45,48 @@ def running(
     request: Request,
     key: Key,
     record: Record,
-    rows: Sequence[Row],
+    rows: Sequence[ScheduledRow],
     prompt_tokens: int,
-    outbox: Outbox,
+    output: RequestOutput,
 ) -> Iterator[None]:
-    """The rows of a request run, for as long as the block lasts and the client is there.
+    """Runs the rows of a request for as long as the block lasts and the client stays connected.
 
     Raises:
-        Refused: the key has not so many tokens left.
+        HTTPError: the key has not so many tokens left.
     """
     state.quotas.read(key, prompt_tokens)
     record.rows, record.prompt_tokens = len(rows), prompt_tokens
-    with _recorded(state, key, record, outbox), ExitStack() as stack:
-        stack.enter_context(state.traffic.counted(key.id, record, rows, outbox))
+    with _recorded(state, key, record, output), ExitStack() as stack:
+        stack.enter_context(state.traffic.counted(key.id, record, rows, output))
         stack.callback(state.engine.cancel, rows)
-        stack.enter_context(_watched(request, outbox))
+        stack.enter_context(_watched(request, output))
         state.engine.add(rows)
         yield
 
 
 @contextmanager
-def _recorded(state: State, key: Key, record: Record, outbox: Outbox) -> Iterator[None]:
-    """Writes down at the end what the rows took."""
+def _recorded(state: State, key: Key, record: Record, output: RequestOutput) -> Iterator[None]:
+    """Records at the end what the rows took."""
     try:
         yield
     finally:
-        record.completion_tokens, record.first, record.last = outbox.tokens, outbox.first, outbox.last
-        if outbox.left:
+        record.completion_tokens, record.first, record.last = output.tokens, output.first, output.last
+        if output.left:
             record.outcome = "disconnected"
         elif not record.outcome:
-            record.outcome = ",".join(dict.fromkeys(str(row.reason) for row in outbox.said))
-        state.quotas.wrote(key, outbox.tokens)
-        state.gate.took(time.monotonic() - record.started)
+            record.outcome = ",".join(dict.fromkeys(str(row.reason) for row in output.sequences))
+        state.quotas.wrote(key, output.tokens)
+        state.admission.note_time(time.monotonic() - record.started)
 
 
 @contextmanager
-def _watched(request: Request, outbox: Outbox) -> Iterator[None]:
-    """While the block lasts, somebody waits for the client to go."""
+def _watched(request: Request, output: RequestOutput) -> Iterator[None]:
+    """Watches for the client to disconnect while the block lasts."""
 
     async def wait() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        outbox.leave()
+        output.leave()
 
     task = asyncio.create_task(wait())
     try:
@@ -95,35 +95,35 @@ def _watched(request: Request, outbox: Outbox) -> Iterator[None]:
         task.cancel()
 
 
-class Awaited:
-    """The rows of one request, which somebody waits for."""
+class PendingResponse:
+    """A response that waits for the rows of its request."""
 
-    def __init__(self, state: State, record: Record, outbox: Outbox) -> None:
-        self.state, self.record, self.outbox = state, record, outbox
+    def __init__(self, state: State, record: Record, output: RequestOutput) -> None:
+        self.state, self.record, self.output = state, record, output
         self._until = record.started + state.limits.request_seconds
 
-    async def ended(self) -> None:
+    async def wait_until_ended(self) -> None:
         """Waits until all rows have ended.
 
         Raises:
-            Refused: a row failed, or time is over.
+            HTTPError: a row failed, or time is over.
         """
-        while not self.outbox.ended:
-            await self.changed(None)
+        while not self.output.ended:
+            await self.wait(None)
         self.require_well()
 
-    async def changed(self, seconds: float | None) -> bool:
-        """Waits until a row has said something, at most so long.
+    async def wait(self, seconds: float | None) -> bool:
+        """Waits until a row has new output, at most so long.
 
         Raises:
-            Refused: the request's time is over, or the client has gone.
+            HTTPError: the request's time is over, or the client has gone.
         """
         left = self._until - time.monotonic()
-        changed = await self.outbox.changed(left if seconds is None else min(seconds, left))
-        if self.outbox.left:
-            raise Refused(GONE, "disconnected", "the client has gone")
+        changed = await self.output.wait(left if seconds is None else min(seconds, left))
+        if self.output.left:
+            raise HTTPError(GONE, "disconnected", "the client has gone")
         if not changed and time.monotonic() >= self._until:
-            raise Refused(
+            raise HTTPError(
                 504,
                 "deadline_exceeded",
                 f"the answer takes longer than {self.state.limits.request_seconds:g} s",
@@ -134,69 +134,77 @@ class Awaited:
         """Checks that no row has failed.
 
         Raises:
-            Refused: one has.
+            HTTPError: one has.
         """
-        error = self.outbox.error
+        error = self.output.error
         if error is not None:
             raise (
-                Refused(503, error.code, error.what, retry_after=10)
+                HTTPError(503, error.code, error.what, retry_after=10)
                 if isinstance(error, EngineStopped)
-                else refused_of(error)
+                else as_http_error(error)
             )
-        if any(row.reason == "cancelled" for row in self.outbox.said):
-            raise Refused(503, "cancelled", "the server ended before the answer did", retry_after=10)
+        if any(row.reason == "cancelled" for row in self.output.sequences):
+            raise HTTPError(503, "cancelled", "the server ended before the answer did", retry_after=10)
 
 
-class Answer(Awaited):
-    """The text that answers one request, which its rows are writing."""
+class TextResponse(PendingResponse):
+    """The response to one request for text, written while its rows generate."""
 
     def __init__(
-        self, state: State, body: Sampled, record: Record, outbox: Outbox, model: Model, form: Form
+        self,
+        state: State,
+        body: Sampled,
+        record: Record,
+        output: RequestOutput,
+        model: ServedModel,
+        writer: ResponseWriter,
     ) -> None:
-        super().__init__(state, record, outbox)
-        self.form, self.headers = form, headers_of(model)
+        super().__init__(state, record, output)
+        self.writer, self.headers = writer, headers_of(model)
         options = body.stream_options
         self._counted = bool(options and options.include_usage)
 
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        prompt, answered = self.record.prompt_tokens, self.outbox.tokens
+        prompt, answered = self.record.prompt_tokens, self.output.tokens
         return Usage(prompt, answered, prompt + answered)
 
-    async def whole(self) -> Response:
-        """The answer once all rows have ended.
+    async def complete(self) -> Response:
+        """The complete response once all rows have ended.
 
         Raises:
-            Refused: a row failed, or time is over.
+            HTTPError: a row failed, or time is over.
         """
-        await self.ended()
+        await self.wait_until_ended()
         self.record.status = 200
         return Response(
-            msgspec.json.encode(self.form.whole(self.outbox.said, self.usage)),
+            msgspec.json.encode(self.writer.write_response(self.output.sequences, self.usage)),
             200,
             self.headers,
             "application/json",
         )
 
-    async def begun(self) -> None:
-        """Waits for the first token: an error before it is an answer of its own. A row that waits long in the
-        queue begins without.
+    async def wait_for_first(self) -> None:
+        """Waits for the first token, so that an error before it gets a status of its own; a row that waits
+        long in the queue starts its stream without one.
         """
-        await self.changed(self.state.limits.first_seconds)
+        await self.wait(self.state.limits.first_seconds)
         self.require_well()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The events of the stream, those of one step of the engine together."""
         unknown = None if self._counted else UNSET
-        count, event = len(self.outbox.said), self.form.event
-        pieces = [event(chunk) for place in range(count) for chunk in self.form.opening(place, unknown)]
+        count, event = len(self.output.sequences), self.writer.event
+        pieces = [event(chunk) for place in range(count) for chunk in self.writer.write_start(place, unknown)]
         sent, going = [(0, 0)] * count, set(range(count))
         while going:
             for place in sorted(going):
-                row, (characters, choices) = self.outbox.said[place], sent[place]
+                row, (characters, choices) = self.output.sequences[place], sent[place]
                 reason = row.reason
-                chunks = self.form.piece(place, row.text[characters:], row.choices[choices:], reason, unknown)
+                chunks = self.writer.write_piece(
+                    place, row.text[characters:], row.choices[choices:], reason, unknown
+                )
                 sent[place] = len(row.text), len(row.choices)
                 pieces += map(event, chunks)
                 if reason is not None:
@@ -204,15 +212,15 @@ class Answer(Awaited):
             if pieces:
                 yield b"".join(pieces)
             if going:
-                pieces = [] if await self.changed(ALIVE_SECONDS) else [sse.ALIVE]
+                pieces = [] if await self.wait(ALIVE_SECONDS) else [sse.ALIVE]
                 self.require_well()
-        yield b"".join(map(event, self.form.closing(self.usage, self._counted))) + self.form.end
+        yield b"".join(map(event, self.writer.write_end(self.usage, self._counted))) + self.writer.end
 
 
-class Stream(Response):
-    """An answer in server-sent events; what ``stack`` holds is given up when it ends, however it does."""
+class EventStream(Response):
+    """A response as server-sent events; ``stack`` is closed when it ends, however it ends."""
 
-    def __init__(self, answer: Answer, stack: ExitStack) -> None:
+    def __init__(self, answer: TextResponse, stack: ExitStack) -> None:
         self._answer, self._stack, self.status_code, self.background = answer, stack, 200, None
         self.init_headers({**sse.HEADERS, **answer.headers, "content-type": sse.TYPE})
 
@@ -225,7 +233,7 @@ class Stream(Response):
             try:
                 async for data in self._answer.chunks():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-            except Refused as refused:
+            except HTTPError as refused:
                 record.outcome = refused.name
                 if refused.status != GONE:
                     await send(

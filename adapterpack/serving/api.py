@@ -13,7 +13,7 @@ from ..registry import Registry
 from ..runtime.engine.base import Engine
 from .observability.metrics import Figure
 from .route import RouteSpec
-from .tenants.limits import Limits
+from .tenants.limits import ServerLimits
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ APIS: Registry[ApiKind] = Registry("API of a server", ApiKind, "adapterpack.apis
 """Name -> the kind."""
 
 
-def apis_of(engine: Engine, limits: Limits, options: Mapping[str, Any]) -> list[Api]:
+def apis_of(engine: Engine, limits: ServerLimits, options: Mapping[str, Any]) -> list[Api]:
     """All APIs that an engine can answer.
 
     Raises:

@@ -1,5 +1,5 @@
-"""The server as an ASGI application: before each handler who asks, and that it is a request; behind it
-errors, and who hears of its end.
+"""The server as an ASGI application: each request is authenticated and bounded, then handled; errors become
+responses, and every request is recorded once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import AdapterpackError
-from ..http.http_error import Refused
+from ..http.http_error import HTTPError
 from .answering import GONE
 from .observability.audit import Record
-from .openai.errors import refused_of, response
+from .openai.errors import as_http_error, response
 from .route import RouteSpec, require_access
 from .state import State
 from .tenants.keys import EVERYBODY, Key, Keys
@@ -39,7 +39,7 @@ _LOG = logging.getLogger("adapterpack.serving")
 def build(state: State, routes: Sequence[RouteSpec], keys: Keys | None = None) -> Starlette:
     """The application of a server; ``keys`` are those that open its routes, by default all."""
     served = [
-        Route(route.path, Endpoint(state, route, keys or state.keys), methods=[route.method])
+        Route(route.path, _Endpoint(state, route, keys or state.keys), methods=[route.method])
         for route in routes
     ]
     app = Starlette(routes=served, exception_handlers={HTTPException: _no_route(routes)})
@@ -58,14 +58,14 @@ def _no_route(routes: Sequence[RouteSpec]) -> Callable[[Request, Exception], Awa
         code, what = _CODES.get(error.status_code, ("invalid_request", str(error.detail)))
         if error.status_code == HTTPStatus.NOT_FOUND:
             what = f"{what} on this server, which answers POST {posts}"
-        answer = response(Refused(error.status_code, code, what, close=True))
+        answer = response(HTTPError(error.status_code, code, what, close=True))
         answer.headers.update(error.headers or {})  # which methods the route has
         return answer
 
     return answered
 
 
-class Endpoint:
+class _Endpoint:
     """One route."""
 
     def __init__(self, state: State, route: RouteSpec, keys: Keys) -> None:
@@ -98,19 +98,19 @@ class Endpoint:
             key = await self._admitted(request, record)
             answer = await self._route.handler(self._state, request, key, record)
         except AdapterpackError as error:
-            refused = refused_of(error)
+            refused = as_http_error(error)
             if refused.status >= 500 and error is not refused:
                 _LOG.error("request %s: %s", record.id, error)
             record.outcome = refused.name
             answer = response(refused, self._route.errors)
         except ClientDisconnect:
             record.outcome = "disconnected"
-            answer = response(Refused(GONE, "disconnected", "the client has gone"))
+            answer = response(HTTPError(GONE, "disconnected", "the client has gone"))
         except Exception:
             _LOG.exception("request %s", record.id)
             record.outcome = "bug"
             answer = response(
-                Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"),
+                HTTPError(500, "bug", "this is a bug in adapterpack: the server's log says more"),
                 self._route.errors,
             )
         answer.headers.update(self._state.quotas.headers(key))
@@ -120,7 +120,7 @@ class Endpoint:
         """Whose request it is, if it is one that may be looked at.
 
         Raises:
-            Refused: its head is too large, it came by a foreign page, has no key, or not the right one; or
+            HTTPError: its head is too large, it came by a foreign page, has no key, or not the right one; or
                 the server is about to end.
         """
         state = self._state
@@ -129,7 +129,7 @@ class Endpoint:
             len(headers) > state.limits.headers
             or sum(len(name) + len(value) for name, value in headers) > state.limits.header_bytes
         ):
-            raise Refused(
+            raise HTTPError(
                 431,
                 "large_headers",
                 f"a request may have {state.limits.headers} headers of {state.limits.header_bytes} bytes "
@@ -138,7 +138,7 @@ class Endpoint:
             )
         hosts = request.headers.getlist("host")
         if len(hosts) > 1 or (state.hosts is not None and not {_name(host) for host in hosts} <= state.hosts):
-            raise Refused(400, "wrong_host", "this server is not called that", param="Host", close=True)
+            raise HTTPError(400, "wrong_host", "this server is not called that", param="Host", close=True)
         if self._route.access == "open":
             return EVERYBODY
         await self._keys.look()
@@ -146,7 +146,7 @@ class Endpoint:
         record.key = key.id
         require_access(self._route, key)
         if self._route.method == "POST":
-            state.gate.require_open()
+            state.admission.require_open()
         return key
 
 

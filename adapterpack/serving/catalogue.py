@@ -11,12 +11,12 @@ from msgspec import UNSET, UnsetType
 
 from ..bundle.manifest import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
-from ..http.http_error import Refused
+from ..http.http_error import HTTPError
 from ..pack.pack import Pack
 from ..runtime.adapters.mix import Mix, mixed
 from ..runtime.engine.base import Engine
 from .openai.answers import Provenance, Share
-from .openai.errors import refused_of
+from .openai.errors import as_http_error
 from .openai.requests import NamedWeight
 from .tenants.keys import Key
 
@@ -27,7 +27,7 @@ OWN_IDS = (
 """The warning of an answer to token ids, which nobody can tell from another model's."""
 
 
-class Model(NamedTuple):
+class ServedModel(NamedTuple):
     """A name that requests may name, and what answers them: a pack on the base, several with weights, or the
     base alone (None).
     """
@@ -75,34 +75,34 @@ class Catalogue:
                 remedy="give the base another one with --name",
             )
 
-    def visible(self, key: Key) -> list[Model]:
+    def visible(self, key: Key) -> list[ServedModel]:
         """All that a key may name, the base first."""
         names: list[str | None] = [None, *self._engine.adapters.names]
         return [model for name in names if key.may(name) and (model := self._model(name)) is not None]
 
-    def named(self, name: str, key: Key) -> Model:
+    def named(self, name: str, key: Key) -> ServedModel:
         """The model that a request names: an adapter, the base, or ``base:adapter``.
 
         Raises:
-            Refused: there is none, or the key may not have it, which looks the same.
+            HTTPError: there is none, or the key may not have it, which looks the same.
         """
         adapter = None if self._bare and name == self.base else name.removeprefix(f"{self.base}:")
         model = self._model(adapter) if key.may(adapter) else None
         if model is None:
-            raise Refused(404, "model_not_found", f"there is no model {name[:200]!r}", param="model")
+            raise HTTPError(404, "model_not_found", f"there is no model {name[:200]!r}", param="model")
         return model
 
-    def asked(self, name: str, adapters: Sequence[NamedWeight] | None, key: Key) -> Model:
+    def asked(self, name: str, adapters: Sequence[NamedWeight] | None, key: Key) -> ServedModel:
         """The model that a request names; with ``adapters`` the base with the sum of their changes.
 
         Raises:
-            Refused: there is none, or the key may not have it or one of the adapters; or these have no sum.
+            HTTPError: there is none, or the key may not have it or one of the adapters; or these have no sum.
         """
         model = self.named(name, key)
         if adapters is None:
             return model
         if model.pack is not None:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "invalid_request",
                 f"adapters are added to the base: the model is {self.base!r}",
@@ -112,16 +112,16 @@ class Catalogue:
         try:
             both = mixed((pack, one.weight) for pack, one in zip(packs, adapters, strict=True))
         except AdapterpackError as error:
-            raise refused_of(error) from error
-        return Model(name, both, both.id)
+            raise as_http_error(error) from error
+        return ServedModel(name, both, both.id)
 
     def _part(self, name: str, key: Key) -> Pack:
         pack = self.named(name, key).pack
         if not isinstance(pack, Pack):
-            raise Refused(404, "model_not_found", f"there is no adapter {name[:200]!r}", param="adapters")
+            raise HTTPError(404, "model_not_found", f"there is no adapter {name[:200]!r}", param="adapters")
         return pack
 
-    def provenance(self, model: Model, given: Sequence[object] = ()) -> Provenance:
+    def provenance(self, model: ServedModel, given: Sequence[object] = ()) -> Provenance:
         """What answers, as answers say it; ``given`` are the prompts or inputs of the request."""
         shares: list[Share] | UnsetType = UNSET
         if isinstance(model.pack, Mix):
@@ -129,11 +129,11 @@ class Catalogue:
         ids = any(isinstance(one, list) for one in given)
         return Provenance(model.adapter, model.digest, self.base, shares, [OWN_IDS] if ids else UNSET)
 
-    def _model(self, adapter: str | None) -> Model | None:
+    def _model(self, adapter: str | None) -> ServedModel | None:
         if adapter is None:
-            return Model(self.base, None, self.digest) if self._bare else None
+            return ServedModel(self.base, None, self.digest) if self._bare else None
         try:
             pack = self._engine.adapters.pack(adapter)
         except UnknownAdapter:  # or it was unloaded just now
             return None
-        return Model(adapter, pack, pack.id)
+        return ServedModel(adapter, pack, pack.id)

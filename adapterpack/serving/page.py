@@ -13,7 +13,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.http_error import Refused
+from ..http.http_error import HTTPError
 from ..palette import style_sheet
 from ..resources import resource
 from .observability.audit import Record
@@ -68,7 +68,7 @@ async def file(state: State, request: Request, key: Key, record: Record) -> Resp
     """``GET /page/NAME``.
 
     Raises:
-        Refused: there is no such file.
+        HTTPError: there is no such file.
     """
     return _response(request.path_params["name"])
 
@@ -83,5 +83,5 @@ PAGES: tuple[RouteSpec, ...] = (
 def _response(name: str) -> Response:
     found = page_files().get(name)
     if found is None:
-        raise Refused(404, "not_found", "the page has no such file")
+        raise HTTPError(404, "not_found", "the page has no such file")
     return Response(found.data, 200, HEADERS, found.type)

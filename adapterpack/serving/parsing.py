@@ -9,10 +9,10 @@ from starlette.requests import Request
 
 from ..errors import FormatError, nearest
 from ..http.bodies import body_of, require_size
-from ..http.http_error import Refused
+from ..http.http_error import HTTPError
 from ..io import strict_json, typed_json
 from ..io.typed_json import Part
-from .tenants.limits import Limits
+from .tenants.limits import ServerLimits
 
 T = TypeVar("T", bound=Part)
 _CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}
@@ -20,36 +20,36 @@ _LARGEST = 1 << 64
 """Of an integer: seeds have 64 bits."""
 
 
-async def body(request: Request, kind: type[T], limits: Limits) -> T:
+async def body(request: Request, kind: type[T], limits: ServerLimits) -> T:
     """The struct in the body of a request.
 
     Raises:
-        Refused: it is no JSON object (400), too large (413), too slow (408), something else by its type
+        HTTPError: it is no JSON object (400), too large (413), too slow (408), something else by its type
             (415), or does not fit (400).
     """
     kind_of_body = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind_of_body != "application/json":
-        raise Refused(415, "unsupported_media_type", "the body is application/json", param="Content-Type")
+        raise HTTPError(415, "unsupported_media_type", "the body is application/json", param="Content-Type")
     try:
         require_size(request, limits.body_bytes)
         data = await body_of(request, limits.body_seconds)
-    except Refused as refused:
-        raise Refused(refused.status, _CODES[refused.status], refused.what, close=True) from refused
+    except HTTPError as refused:
+        raise HTTPError(refused.status, _CODES[refused.status], refused.what, close=True) from refused
     return parsed(data, kind, limits)
 
 
-def parsed(data: bytes, kind: type[T], limits: Limits) -> T:
+def parsed(data: bytes, kind: type[T], limits: ServerLimits) -> T:
     """The struct that some bytes of JSON are.
 
     Raises:
-        Refused: they are none.
+        HTTPError: they are none.
     """
     try:
         value = strict_json.loads(data, None, limits.body_bytes, _LARGEST, limits.depth)
     except FormatError as error:
-        raise Refused(400, "invalid_json", error.sentence) from error
+        raise HTTPError(400, "invalid_json", error.sentence) from error
     if not isinstance(value, dict):
-        raise Refused(400, "invalid_json", "the body is a JSON object")
+        raise HTTPError(400, "invalid_json", "the body is a JSON object")
     given = {name: item for name, item in value.items() if item is not None}
     _require_known(given, kind)
     try:
@@ -66,7 +66,7 @@ def _require_known(given: dict[str, Any], kind: type[Part]) -> None:
     known = kind.__struct_encode_fields__
     for name in given:
         if name not in known:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "unknown_parameter",
                 f"this server has no such field: {name[:100]!r}; {nearest(name[:100], known)}",
@@ -74,6 +74,6 @@ def _require_known(given: dict[str, Any], kind: type[Part]) -> None:
             )
 
 
-def _misfit(pointer: str, message: str) -> Refused:
+def _misfit(pointer: str, message: str) -> HTTPError:
     place = pointer.removeprefix("/").replace("/", ".")
-    return Refused(400, "invalid_request", f"{place}: {message}" if place else message, param=place or None)
+    return HTTPError(400, "invalid_request", f"{place}: {message}" if place else message, param=place or None)

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import uvicorn
 from starlette.applications import Starlette
 
-from ..http.bodies import Heard
+from ..http.bodies import DrainBodyOnError
 from ..http.protocol import Protocol
 from ..runtime.engine.base import Engine
 from .adapters.adapter_control import AdapterControl
-from .adapters.folder_watcher import Watch
+from .adapters.folder_watcher import FolderWatcher
 from .admin import ADMIN_ROUTES
 from .api import Api
 from .app import build
@@ -34,12 +34,12 @@ from .observability.metrics import Figure, Metrics
 from .observability.traffic import Traffic
 from .route import RouteSpec
 from .routes import table
-from .scheduling.admission import Gate
+from .scheduling.admission import Admission
 from .scheduling.engine_thread import EngineThread
 from .state import State
 from .status import StatusRoutes
 from .tenants.keys import Keys
-from .tenants.limits import Limits
+from .tenants.limits import ServerLimits
 from .tenants.quotas import Quotas
 
 _LAST_SECONDS = 5
@@ -51,7 +51,7 @@ with the same number here some of their requests would meet its end.
 _LOG = logging.getLogger("adapterpack.serving")
 
 
-class Operator(NamedTuple):
+class OperatorAddress(NamedTuple):
     """Where an operator may ask, with which key, and whether over TLS."""
 
     listening: socket.socket
@@ -71,16 +71,18 @@ class Setup:
     adapters: AdapterControl
     keys: Keys
     ended: Sequence[Callable[[Record], None]]
-    limits: Limits
+    limits: ServerLimits
     metrics: Metrics
     hosts: frozenset[str] | None
     tls: ssl.SSLContext | None
-    watch: Watch | None
+    watch: FolderWatcher | None
     watch_seconds: float
     pages: Sequence[RouteSpec] = ()
 
 
-def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> None:
+def run(
+    setup: Setup, listening: socket.socket, operator: OperatorAddress | None, ready: Callable[[], None]
+) -> None:
     """Serves until SIGTERM or Ctrl-C, and then until the answers that were begun have ended.
 
     Raises:
@@ -92,7 +94,7 @@ def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready
 
 
 async def _run(
-    setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]
+    setup: Setup, listening: socket.socket, operator: OperatorAddress | None, ready: Callable[[], None]
 ) -> bool:
     thread = EngineThread(setup.engine, asyncio.get_running_loop(), setup.metrics.stepped)
     state, app = opened(setup, thread)
@@ -121,7 +123,7 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
         thread,
         setup.catalogue,
         setup.adapters,
-        Gate.of(setup.engine, limits),
+        Admission.of(setup.engine, limits),
         setup.keys,
         quotas,
         limits,
@@ -136,7 +138,7 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
 
 
 @asynccontextmanager
-async def _operated(state: State, operator: Operator | None) -> AsyncIterator[None]:
+async def _operated(state: State, operator: OperatorAddress | None) -> AsyncIterator[None]:
     """While the block lasts, an operator may ask at an address of their own."""
     if operator is None:
         yield
@@ -153,10 +155,10 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
         await task
 
 
-def config_of(app: Any, limits: Limits, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+def config_of(app: Any, limits: ServerLimits, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves an application: with deadlines and bounds, and without a log of requests."""
     config = uvicorn.Config(
-        Heard(app),
+        DrainBodyOnError(app),
         http=Protocol,
         ws="none",
         lifespan="off",
@@ -171,7 +173,7 @@ def config_of(app: Any, limits: Limits, tls: ssl.SSLContext | None = None) -> uv
     return config
 
 
-async def _look(watch: Watch, seconds: float) -> None:
+async def _look(watch: FolderWatcher, seconds: float) -> None:
     """Looks at the folders of adapters again and again, on another thread, as packs are read there."""
     while True:
         await asyncio.sleep(seconds)
@@ -254,11 +256,11 @@ class Server(_Bounded):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to end."""
         self.interrupted |= sig == signal.SIGINT
-        if self._state.gate.draining:
+        if self._state.admission.draining:
             self.should_exit = self.force_exit = self._state.engine.given_up = True
             self._loop.call_soon_threadsafe(self.break_off)
             return
-        self._state.gate.draining = True
+        self._state.admission.draining = True
         self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
@@ -267,7 +269,7 @@ class Server(_Bounded):
     async def _drained(self) -> None:
         """Waits for the answers that were begun; those that take too long are broken off."""
         until = time.monotonic() + self._state.limits.drain_seconds
-        while self._state.gate.rows and time.monotonic() < until:
+        while self._state.admission.rows and time.monotonic() < until:
             await asyncio.sleep(0.02)
         await asyncio.to_thread(self._state.engine.close, _LAST_SECONDS)
         self.should_exit = True

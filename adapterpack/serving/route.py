@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.http_error import Refused
+from ..http.http_error import HTTPError
 from .observability.audit import Record
 from .openai.errors import OPENAI, ErrorForm
 from .state import State
@@ -43,7 +43,7 @@ def require_access(route: RouteSpec, key: Key) -> None:
     """Lets by who may ask for what concerns all keys.
 
     Raises:
-        Refused: a key that is not an admin's.
+        HTTPError: a key that is not an admin's.
     """
     if route.access == "admin" and not key.admin:
-        raise Refused(403, "admin_only", "this key may not see what concerns all keys")
+        raise HTTPError(403, "admin_only", "this key may not see what concerns all keys")

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..version import VERSION
-from .catalogue import Model
+from .catalogue import ServedModel
 from .observability.audit import Record
 from .observability.metrics import TEXT_TYPE
 from .openai.answers import ModelCard, ModelList
@@ -41,7 +41,7 @@ async def ready(state: State, request: Request, key: Key, record: Record) -> Res
     """Whether it takes requests: 503 once it is about to end, or could not read the file of keys for too
     long.
     """
-    well = state.engine.failure is None and not state.gate.draining and state.keys.counted
+    well = state.engine.failure is None and not state.admission.draining and state.keys.counted
     return _json({"ready": well}, 200 if well else 503)
 
 
@@ -86,7 +86,7 @@ def table(more: Iterable[RouteSpec]) -> tuple[RouteSpec, ...]:
     return routes
 
 
-def _card(state: State, model: Model) -> ModelCard:
+def _card(state: State, model: ServedModel) -> ModelCard:
     parent = None if model.pack is None else state.catalogue.base
     return ModelCard(
         id=model.name,

@@ -21,14 +21,14 @@ from ..pack.trust.signers import Signers
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
 from .adapters.adapter_control import AdapterControl
-from .adapters.adapter_source import Places
-from .adapters.folder_watcher import Watch
-from .adapters.startup import Given
+from .adapters.adapter_source import AdapterSources
+from .adapters.folder_watcher import FolderWatcher
+from .adapters.startup import StartupAdapters
 from .catalogue import Catalogue
 from .listen import UNIX, address_socket, is_loopback, open_to_others, port_socket
-from .observability.audit import Audit
+from .observability.audit import AuditLog
 from .tenants.keys import Keys
-from .tenants.limits import Limits
+from .tenants.limits import ServerLimits
 
 LOOPBACK = "127.0.0.1"
 _LOG = logging.getLogger("adapterpack.serving")
@@ -63,7 +63,7 @@ def serve(
     threads: int | None = None,
     max_rows: int | None = None,
     max_length: int | None = None,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     watch: float | None = None,
     require_signature: Sequence[str | os.PathLike[str]] = (),
     admin: str | None = None,
@@ -110,8 +110,8 @@ def serve(
         from .api import apis_of  # noqa: PLC0415 - needs an extra
         from .observability.metrics import Metrics  # noqa: PLC0415 - needs an extra
         from .page import PAGES  # noqa: PLC0415 - needs an extra
-        from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
-    bounds = limits or Limits()
+        from .process import OperatorAddress, Setup, run  # noqa: PLC0415 - needs an extra
+    bounds = limits or ServerLimits()
     path = None if keys is None else Path(keys)
     known = (
         Keys(path=path, unread_seconds=bounds.unread_keys_seconds) if api_key is None else Keys.one(api_key)
@@ -131,18 +131,18 @@ def serve(
         threads=threads,
         **{name: value for name, value in size.items() if value is not None},
     )
-    catalogue, metrics, given = Catalogue(engine, name), Metrics(), Given.of(adapters)
+    catalogue, metrics, given = Catalogue(engine, name), Metrics(), StartupAdapters.of(adapters)
     control = AdapterControl(
-        engine.adapters, catalogue.base, Places(given.sources), signers, metrics.adapter_changed
+        engine.adapters, catalogue.base, AdapterSources(given.sources), signers, metrics.adapter_changed
     )
     given.load(control, changing=watch is not None or admin is not None, watched=watch is not None)
-    watcher = None if watch is None else Watch(control)
+    watcher = None if watch is None else FolderWatcher(control)
     if watcher is not None:
         watcher.look(at_once=True)
     for missing in known.missing({one.name for one in control.adapters}):
         _LOG.warning("%s", missing)
     hosts = None if known.needed or insecure else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
-    ended = [metrics.ended, Audit(audit).write]
+    ended = [metrics.ended, AuditLog(audit).write]
     with ExitStack() as stack:
         if traces:
             with needed_by("tracing"):
@@ -173,7 +173,7 @@ def serve(
         operator = None
         if admin is not None and admin_keys is not None:
             second, admin = stack.enter_context(address_socket(admin, scheme))
-            operator = Operator(second, admin_keys, None if admin.startswith(UNIX) else context)
+            operator = OperatorAddress(second, admin_keys, None if admin.startswith(UNIX) else context)
         serving = Serving(
             address,
             catalogue.base,

@@ -10,10 +10,10 @@ from .catalogue import Catalogue
 from .observability.audit import Record
 from .observability.metrics import Metrics
 from .observability.traffic import Traffic
-from .scheduling.admission import Gate
+from .scheduling.admission import Admission
 from .scheduling.engine_thread import EngineThread
 from .tenants.keys import Keys
-from .tenants.limits import Limits
+from .tenants.limits import ServerLimits
 from .tenants.quotas import Quotas
 
 
@@ -28,10 +28,10 @@ class State:
     engine: EngineThread
     catalogue: Catalogue
     adapters: AdapterControl
-    gate: Gate
+    admission: Admission
     keys: Keys
     quotas: Quotas
-    limits: Limits
+    limits: ServerLimits
     metrics: Metrics
     ended: Sequence[Callable[[Record], None]]
     traffic: Traffic

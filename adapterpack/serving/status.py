@@ -20,9 +20,9 @@ from ..pack.inspect import summary
 from ..pack.pack import Pack
 from ..runtime.open_bundle import OpenBundle
 from ..version import VERSION
-from .adapters.adapter_control import Adapter, Refusal
+from .adapters.adapter_control import Refusal, ServedAdapter
 from .admin import RefusalCard, time_of
-from .catalogue import Model
+from .catalogue import ServedModel
 from .observability.audit import Record
 from .observability.traffic import Counts, Tally, Wait
 from .route import RouteSpec
@@ -150,8 +150,8 @@ class StatusRoutes:
     def _model(
         self,
         bundle: OpenBundle,
-        model: Model,
-        adapter: Adapter | None,
+        model: ServedModel,
+        adapter: ServedAdapter | None,
         tally: Tally,
         resident: set[str] | None,
     ) -> ModelStatus:

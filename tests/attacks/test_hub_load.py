@@ -13,8 +13,8 @@ import pytest
 from attacked_hub import MIB, Server, commit, file
 
 from adapterpack.hub.server.collecting import KEPT_SECONDS, Collector
-from adapterpack.hub.server.parts import Parts
-from adapterpack.hub.server.storage import Storage
+from adapterpack.hub.server.parts import UploadedParts
+from adapterpack.hub.server.storage import HubStorage
 from adapterpack.hub.server.trees import Entry
 
 # --- clients that keep it waiting ---------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def many(server: Server) -> str:
     the same folder.
     """
     server.ask("POST", "/api/repos/create", {"name": "many", "organization": "org"})
-    storage = Storage(server.folder)
+    storage = HubStorage(server.folder)
     entry = storage.keep_bytes(b"x")
     for start in range(0, MANY, 20_000):
         more = {f"d{number // 500:03}/f{number:06}.json": entry for number in range(start, start + 20_000)}
@@ -179,7 +179,7 @@ def test_what_nobody_finished_or_named_goes_and_nothing_else(tmp_path: Path) -> 
     """Parts, files that were arriving, blobs of refused commits: after a day; what a commit of any time names
     stays.
     """
-    storage = Storage(tmp_path)
+    storage = HubStorage(tmp_path)
     storage.create("org/name", private=False, author="ann")
     kept, orphan, taken = (storage.keep_bytes(text) for text in (b"kept", b"orphan", b"taken again"))
     first = storage.change(
@@ -188,7 +188,7 @@ def test_what_nobody_finished_or_named_goes_and_nothing_else(tmp_path: Path) -> 
     storage.change(
         "org/name", "main", "ann", "", "", parent=None, change=lambda files: files.clear(), as_pr=False
     )
-    parts = Parts(storage)
+    parts = UploadedParts(storage)
     (tmp_path / "tmp" / "parts" / ("0" * 64)).mkdir()
     (tmp_path / "tmp" / "left").write_bytes(b"x")
     for path in tmp_path.rglob("*"):

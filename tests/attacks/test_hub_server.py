@@ -267,9 +267,9 @@ def test_methods_that_no_route_has(method: str, server: Server) -> None:
 )
 def test_bodies_that_are_none(route: object, server: Server) -> None:
     """Wrong types, too deep, cut, in another encoding: as whoever may write."""
-    from adapterpack.hub.server.app import RouteSpec
+    from adapterpack.hub.server.app import HubRoute
 
-    assert isinstance(route, RouteSpec)
+    assert isinstance(route, HubRoute)
     path = sensible(route.path).replace("/branch/main", "/branch/new")
     answered(server, [(repr(value[:80]), server.ask(route.method, path, value)) for value in VALUES], 60)
 

@@ -21,7 +21,7 @@ from adapterpack.adapter_methods import Site, get
 from adapterpack.base import fingerprint as fp
 from adapterpack.base.checkpoint import INDEX, Checkpoint
 from adapterpack.errors import HubError
-from adapterpack.hub.server.storage import Storage
+from adapterpack.hub.server.storage import HubStorage
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Tokenizer
@@ -54,7 +54,7 @@ def write_base(folder: Path, width: int = 7, scale: float = 1.0, shards: int = 2
 
 def put(hub: Hub, repo: str, folder: Path) -> str:
     """A folder as a repository, written where the hub keeps its files; the commit."""
-    storage = Storage(hub.folder)
+    storage = HubStorage(hub.folder)
     storage.create(repo, private=False, author="ann")
     entries = {}
     for path in folder.iterdir():
@@ -189,7 +189,7 @@ def test_a_peft_repository_is_bound_to_the_base_that_it_names(hub: Hub, tmp_path
 
 def test_a_look_at_an_adapter_of_a_2_gb_base_reads_less_than_2_mb(hub: Hub) -> None:
     """Two shards of 1 GB, 290 tensors, with an index: the bytes that the hub sends are counted."""
-    storage, width, per_shard = Storage(hub.folder), 1857, 145
+    storage, width, per_shard = HubStorage(hub.folder), 1857, 145
     storage.create("org/base-2gb", private=False, author="ann")
     entries, weight_map, headers = {}, {}, []
     for number in range(2):

@@ -78,7 +78,7 @@ def test_a_folder_of_a_repository_is_as_good_as_a_whole_one(hub: Hub, tmp_path: 
 def folder_card(repo: str, folder: str, scratch: Path) -> str:
     from adapterpack.hub.transport import transfer
 
-    remote = client.connect(names.Reference(repo, folder=folder))
+    remote = client.connect(names.HubReference(repo, folder=folder))
     transfer.fetch(remote, client.tree(remote)["README.md"], scratch / "card")
     return (scratch / "card").read_text()
 

@@ -33,10 +33,10 @@ from adapterpack.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from adapterpack.http.http_error import Refused
+from adapterpack.http.http_error import HTTPError
 from adapterpack.hub.auditing import audit, audit_sarif
 from adapterpack.hub.lockfile import Lockfile
-from adapterpack.hub.server.storage import Storage
+from adapterpack.hub.server.storage import HubStorage
 from adapterpack.hub.transport import client, names, transfer
 from adapterpack.pack.store import Store
 from adapterpack.resources import schema
@@ -493,7 +493,7 @@ def test_addresses_that_are_none(text: str) -> None:
 
 @pytest.mark.fast
 def test_of_commits_at_once_on_one_parent_one_wins(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = HubStorage(tmp_path)
     storage.create("org/name", private=False, author="me")
     head, outcomes = storage.resolve("org/name", "main"), []
 
@@ -512,7 +512,7 @@ def test_of_commits_at_once_on_one_parent_one_wins(tmp_path: Path) -> None:
                     change=lambda files: files.update(a=entry),
                 )[0]
             )
-        except Refused as refused:
+        except HTTPError as refused:
             outcomes.append(refused.status)
 
     threads = [threading.Thread(target=attempt, args=(number,)) for number in range(8)]

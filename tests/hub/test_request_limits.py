@@ -28,10 +28,10 @@ from hubs import READ, WRITE, Hub
 from processes import child
 
 from adapterpack.errors import StorageError
-from adapterpack.http.http_error import Refused
+from adapterpack.http.http_error import HTTPError
 from adapterpack.hub.server.front_matter import problem
-from adapterpack.hub.server.parts import Parts
-from adapterpack.hub.server.storage import Storage
+from adapterpack.hub.server.parts import UploadedParts
+from adapterpack.hub.server.storage import HubStorage
 from adapterpack.hub.server.trees import MAX_FILES, Entry, Tree
 from adapterpack.hub.transport import client
 from adapterpack.io import strict_json
@@ -363,14 +363,14 @@ def test_a_revision_of_any_length_is_answered(hub: Hub, public: str) -> None:
 
 def test_a_repository_has_no_more_files_than_its_limit(tmp_path: Path) -> None:
     """One of that size is answered soon, and its pages are written anew only where something changes."""
-    storage = Storage(tmp_path)
+    storage = HubStorage(tmp_path)
     storage.create("org/name", private=False, author="me")
     entry = storage.keep_bytes(b"")
 
     def change(count: int) -> Callable[[dict[str, Any]], None]:
         return lambda files: files.update({f"f{number}": entry for number in range(count)})
 
-    with pytest.raises(Refused, match="files") as caught:
+    with pytest.raises(HTTPError, match="files") as caught:
         storage.change(
             "org/name", "main", "me", "", "", parent=None, change=change(MAX_FILES + 1), as_pr=False
         )
@@ -412,7 +412,7 @@ def test_a_commit_of_very_many_removals_costs_no_more_than_its_lines_and_the_fil
     """20,000 of each, nested ones too: the answer comes before the client hangs up. What is named by no line
     stays.
     """
-    storage = Storage(hub.folder)
+    storage = HubStorage(hub.folder)
     entry = storage.keep_bytes(b"")
     files = {f"a/{number % 7}/f{number}": entry for number in range(20_000)}
     storage.change(
@@ -484,7 +484,7 @@ def test_what_is_removed_while_it_is_asked_for_is_not_there(hub: Hub, public: st
 
 def test_commits_as_hubs_wrote_them_before_are_read(tmp_path: Path) -> None:
     """With their files in them; the next commit has pages."""
-    storage = Storage(tmp_path)
+    storage = HubStorage(tmp_path)
     storage.create("org/name", private=False, author="me")
     entry, folder = storage.keep_bytes(b"x"), tmp_path / "repos" / "org" / "name"
     files = {"a.json": msgspec.structs.asdict(entry)}
@@ -539,7 +539,7 @@ def test_a_listing_goes_on_where_its_last_page_ended(folder: str, recursive: boo
 
 
 def test_the_official_client_follows_the_pages(hub: Hub) -> None:
-    storage, api = Storage(hub.folder), client.api()
+    storage, api = HubStorage(hub.folder), client.api()
     api.create_repo("org/paged", exist_ok=True)
     entry = storage.keep_bytes(b"x")
     paths = [f"d{number // 400}/é {number:04}.json" for number in range(2500)]
@@ -560,7 +560,7 @@ def test_the_official_client_follows_the_pages(hub: Hub) -> None:
 
 def test_an_altered_commit_is_not_served(tmp_path: Path) -> None:
     """Its bytes have its id, or it is none."""
-    storage = Storage(tmp_path)
+    storage = HubStorage(tmp_path)
     storage.create("org/name", private=False, author="me")
     oid = storage.resolve("org/name", "main")
     file = tmp_path / "repos" / "org" / "name" / "commits" / f"{oid}.json"
@@ -589,7 +589,7 @@ HALVES = {
 
 def test_connections_on_which_nothing_goes_on_do_not_stop_the_hub(tmp_path: Path) -> None:
     """More of them than the process may have open files: they are closed in time, and others are answered."""
-    storage = Storage(tmp_path)
+    storage = HubStorage(tmp_path)
     storage.create("org/name", private=False, author="me")
     command = [sys.executable, "-c", IMPATIENT, str(tmp_path)]
     with child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -634,10 +634,10 @@ def test_a_connection_that_is_used_is_kept(tmp_path: Path) -> None:
 
 def test_leftovers_are_removed_from_the_hubs_own_folders_only(tmp_path: Path) -> None:
     """Parts of uploads that nobody finished go after a day: never through a link."""
-    storage, old = Storage(tmp_path / "hub"), tmp_path / "mine" / "thesis"
+    storage, old = HubStorage(tmp_path / "hub"), tmp_path / "mine" / "thesis"
     old.mkdir(parents=True)
     os.utime(old, (0, 0))
     (tmp_path / "hub" / "tmp" / "parts").symlink_to(tmp_path / "mine")
     with pytest.raises(StorageError, match="is a link"):
-        Parts(storage)
+        UploadedParts(storage)
     assert old.is_dir()

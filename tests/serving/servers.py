@@ -62,10 +62,10 @@ class Served:
 
 PROGRAM = """
 import json, sys
-from adapterpack.serving.tenants.limits import Limits
+from adapterpack.serving.tenants.limits import ServerLimits
 from adapterpack.serving.serve import serve
 bundle, options = sys.argv[1], json.loads(sys.argv[2])
-limits = Limits(**options.pop("limits"))
+limits = ServerLimits(**options.pop("limits"))
 options.setdefault("port", 0)
 serve(bundle, limits=limits, ready=lambda served: print(json.dumps(served[:4]), flush=True), **options)
 """

@@ -16,7 +16,7 @@ import yaml
 from adapterpack.cli.commands.serve import command as serve
 from adapterpack.cli.main import main
 from adapterpack.serving.routes import ROUTES
-from adapterpack.serving.tenants.limits import Limits
+from adapterpack.serving.tenants.limits import ServerLimits
 
 pytestmark = pytest.mark.fast
 
@@ -100,7 +100,7 @@ def test_the_services_fit_each_other() -> None:
             re.fullmatch(rf"127\.0\.0\.1:\d+:{given['port']}", port) for port in service.get("ports", ())
         ), name
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
-        assert int(service["stop_grace_period"].removesuffix("s")) > Limits().drain_seconds
+        assert int(service["stop_grace_period"].removesuffix("s")) > ServerLimits().drain_seconds
     servers = [name for name, service in services.items() if name != "haproxy" and "profiles" not in service]
     (volume,) = services["haproxy"]["volumes"]
     variables = re.findall(r"\$\{(ADAPTERPACK_SERVER_\d)-", (FOLDER / volume["source"]).read_text("utf-8"))

@@ -28,7 +28,7 @@ from adapterpack import Engine, Session, compose, export
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.serving.api import apis_of
 from adapterpack.serving.serve import serve
-from adapterpack.serving.tenants.limits import Limits
+from adapterpack.serving.tenants.limits import ServerLimits
 
 Make = Callable[..., Any]
 COUNT = 30
@@ -470,7 +470,7 @@ def test_what_a_server_does_not_begin_with(features: Path, monkeypatch: pytest.M
     engine = Engine(features, "cpu")
     monkeypatch.setattr(engine.bundle, "task", replace(engine.bundle.task, name="question-answering"))
     with pytest.raises(Unsupported, match="no route answers this task"):
-        apis_of(engine, Limits(), {})
+        apis_of(engine, ServerLimits(), {})
 
 
 def test_an_offline_run_that_ended_at_a_row_goes_on(features: Path, tmp_path: Path) -> None:

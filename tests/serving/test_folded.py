@@ -13,11 +13,11 @@ import pytest
 
 from adapterpack import Engine, Session, export
 from adapterpack.errors import Unsupported
-from adapterpack.http.http_error import Refused
+from adapterpack.http.http_error import HTTPError
 from adapterpack.serving.catalogue import Catalogue
-from adapterpack.serving.scheduling.admission import Gate
+from adapterpack.serving.scheduling.admission import Admission
 from adapterpack.serving.tenants.keys import EVERYBODY
-from adapterpack.serving.tenants.limits import Limits
+from adapterpack.serving.tenants.limits import ServerLimits
 
 Make = Callable[..., Any]
 
@@ -41,7 +41,7 @@ def test_the_adapter_is_the_model(kind: str, texts: Path, bundle_of: Make) -> No
     (model,) = catalogue.visible(EVERYBODY)
     assert (model.name, model.adapter, model.digest) == ("alpha", "alpha", session.pack("alpha").id)
     assert catalogue.named("alpha", EVERYBODY) == model
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(HTTPError) as caught:
         catalogue.named(catalogue.base, EVERYBODY)
     assert caught.value.status == 404
     prompt, options = [5, 9, 7, 11], {"max_new_tokens": 5} if kind == "llama" else {}
@@ -68,7 +68,7 @@ def test_who_waits_is_told_how_many_turns() -> None:
     """
     for rows, rows_a_turn, seconds in ((32, 32, 24), (8, 1, 3)):
         engine: Any = SimpleNamespace(max_rows=rows, rows_a_turn=rows_a_turn)
-        gate = Gate.of(engine, Limits(open_rows=24, open_rows_a_key=24))
-        with gate.entered(EVERYBODY, 24), pytest.raises(Refused) as caught, gate.entered(EVERYBODY, 1):
+        gate = Admission.of(engine, ServerLimits(open_rows=24, open_rows_a_key=24))
+        with gate.admit(EVERYBODY, 24), pytest.raises(HTTPError) as caught, gate.admit(EVERYBODY, 1):
             pass
         assert caught.value.more["retry_after"] == seconds

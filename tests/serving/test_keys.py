@@ -16,7 +16,7 @@ import pytest
 from servers import entry, write_keys
 
 from adapterpack.http import reloading_file as followed
-from adapterpack.http.http_error import Refused
+from adapterpack.http.http_error import HTTPError
 from adapterpack.serving.tenants import keys as module
 from adapterpack.serving.tenants.keys import Keys
 
@@ -59,7 +59,7 @@ def test_a_request_is_compared_with_one_key(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module.hmac, "compare_digest", lambda *both: compared.append(both) or compare(*both))
     assert keys.of("Bearer key-500").id == "team-500"
     assert len(compared) == 1
-    with pytest.raises(Refused, match="not known"):
+    with pytest.raises(HTTPError, match="not known"):
         keys.of("Bearer key-1000")
     assert len(compared) == 1
 
@@ -86,7 +86,7 @@ def test_keys_are_read_again_beside_the_event_loop(tmp_path: Path, monkeypatch: 
     written(path, 2999)
     assert asyncio.run(ask()) > 5
     assert len(threads) == 1 and threads[0] is not threading.main_thread()
-    with pytest.raises(Refused, match="not known"):
+    with pytest.raises(HTTPError, match="not known"):
         keys.of("Bearer key-2999")
 
 
@@ -115,7 +115,7 @@ def test_keys_that_cannot_be_read_count_for_a_while_and_no_longer(
             assert keys.unread_seconds > 0
         assert "the keys stay as they were" in caplog.text
         assert patient.of("Bearer key-ann").id == "ann"
-        with pytest.raises(Refused, match="cannot be read") as refused:
+        with pytest.raises(HTTPError, match="cannot be read") as refused:
             strict.of("Bearer key-ann")
         assert refused.value.status == 503
         whole()

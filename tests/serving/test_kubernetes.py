@@ -15,7 +15,7 @@ from kubernetes import client
 
 from adapterpack.cli.commands.serve import command as serve
 from adapterpack.serving.routes import ROUTES
-from adapterpack.serving.tenants.limits import Limits
+from adapterpack.serving.tenants.limits import ServerLimits
 
 FOLDER = Path(__file__).parents[2] / "examples" / "serving" / "kubernetes"
 HAPROXY = FOLDER.parent / "haproxy.cfg"
@@ -108,7 +108,7 @@ def test_commands_ports_and_probes_are_the_commands_own() -> None:
             assert asked.get("path", "/ready") in open_paths and asked.get("port", port["name"]) in (
                 *port.values(),
             )
-        assert pod["terminationGracePeriodSeconds"] > Limits().drain_seconds
+        assert pod["terminationGracePeriodSeconds"] > ServerLimits().drain_seconds
         if container["name"] != "haproxy":
             program, name, *args = container["command"]
             context = serve.make_context(name, list(args))

@@ -22,7 +22,7 @@ import adapterpack
 from adapterpack import load
 from adapterpack.errors import FormatError, HubError, NothingToDo, StorageError
 from adapterpack.serving.adapters.lock_file import LockFile
-from adapterpack.serving.adapters.startup import Given
+from adapterpack.serving.adapters.startup import StartupAdapters
 
 TOKEN, OPERATOR = "hf_writerwriterwriterwriter", "operator-operator-operator"
 
@@ -183,9 +183,9 @@ def test_what_is_no_list_of_adapters(tmp_path: Path) -> None:
     """A file that is something else; a lock file of bundles alone, or of nothing; none at all."""
     lock = tmp_path / "adapterpack.lock"
 
-    def given(text: str) -> Given:
+    def given(text: str) -> StartupAdapters:
         lock.write_text(text)
-        return Given.of([lock])
+        return StartupAdapters.of([lock])
 
     control: Any = None
     empty = {"format": "adapterpack.lock", "version": 1, "entries": {}}

@@ -243,9 +243,9 @@ def test_a_full_disk_keeps_what_was_answered(tmp_path: Path) -> None:
 
 def test_a_full_disk_stops_no_server(caplog: pytest.LogCaptureFixture) -> None:
     """Requests are answered without their lines in the audit, which is said once."""
-    from adapterpack.serving.observability.audit import Audit, Record
+    from adapterpack.serving.observability.audit import AuditLog, Record
 
-    audit = Audit("/dev/full")
+    audit = AuditLog("/dev/full")
     for _ in range(3):
         audit.write(Record("id", "/v1/models"))
     assert [record.levelname for record in caplog.records] == ["ERROR"]

@@ -141,13 +141,13 @@ def test_figures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traffic, "MOST_MODELS", 3)
     now = 1000.0
     counted = Traffic(lambda: now)
-    outbox: Any = SimpleNamespace(tokens=7, first=1004.0)
+    output: Any = SimpleNamespace(tokens=7, first=1004.0)
     rows: Any = [
         SimpleNamespace(request=request, ended=ended)
         for request, ended in ((None, False), (1, False), (1, True))
     ]
     record = Record("id", "route", started=1000.0, adapter="a", prompt_tokens=5)
-    with counted.counted("ann", record, rows, outbox):
+    with counted.counted("ann", record, rows, output):
         tally = counted.of("ann")
         assert (tally.waiting, tally.running, tally.counts.completion_tokens, tally.of("a").requests) == (
             1,
@@ -162,9 +162,9 @@ def test_figures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         tally.of("a").completion_tokens,
     ) == (0, 0, 7, 7)
     for number in range(1, 101):
-        outbox.first = 1000.0 + number
+        output.first = 1000.0 + number
         record.adapter = f"a{number}"
-        with counted.counted(f"key{number}", record, rows, outbox):
+        with counted.counted(f"key{number}", record, rows, output):
             pass
     assert counted.all.wait == traffic.Wait(101, 50.0, 95.0)
     assert [counted.all.of(name).requests for name in ("a", "a97", "a98", "a100")] == [0, 0, 1, 1]

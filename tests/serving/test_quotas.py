@@ -15,7 +15,7 @@ import openai
 import pytest
 from servers import ANN, BOB, Served, entry, write_keys
 
-from adapterpack.http.http_error import Refused
+from adapterpack.http.http_error import HTTPError
 from adapterpack.serving.tenants.keys import Key
 from adapterpack.serving.tenants.quotas import Quotas
 
@@ -30,7 +30,7 @@ def waits(call: Callable[[], None]) -> float:
     """The seconds after which a call may be made again; 0 where it could be made."""
     try:
         call()
-    except Refused as refused:
+    except HTTPError as refused:
         assert (refused.status, refused.name) == (429, "rate_limit_exceeded")
         return float(refused.more["retry_after"])
     return 0.0

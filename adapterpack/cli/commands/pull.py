@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ...hub.artifact import MAX_BYTES
-from ...hub.transport.names import Reference
+from ...hub.transport.names import HubReference
 from ..options import common_options
 from ..output import print_json, print_line
 from ..progress import show_bytes
@@ -70,7 +70,7 @@ def command(
         print_json({"command": "pull", **done.to_json()})
         return
     print_line(
-        f"pulled the {done.kind} {done.id} of {Reference(done.repo, done.commit, done.folder)} to {done.path}"
+        f"pulled the {done.kind} {done.id} of {HubReference(done.repo, done.commit, done.folder)} to {done.path}"
     )
     for text in (*done.changed, *done.notes):
         print_line(text)

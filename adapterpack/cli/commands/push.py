@@ -6,7 +6,7 @@ import click
 
 import adapterpack
 
-from ...hub.transport.names import Reference
+from ...hub.transport.names import HubReference
 from ..options import common_options
 from ..output import print_json, print_line
 from ..progress import show_bytes
@@ -62,7 +62,7 @@ def command(
     if as_json:
         print_json({"command": "push", **done.to_json()})
         return
-    address = Reference(done.repo, folder=done.folder).address
+    address = HubReference(done.repo, folder=done.folder).address
     would = "would be " if dry_run else ""
     if not done.sent and not done.deleted:
         print_line(f"{address} holds this {done.kind} already: {done.id}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io.private import require_private
 from .storage import Settings
 
@@ -70,14 +70,14 @@ class Access:
         """Whose header this is; None for nobody's.
 
         Raises:
-            Refused: there is a token, and it is none of ours.
+            HTTPError: there is a token, and it is none of ours.
         """
         scheme, _, token = (authorization or "").partition(" ")
         if not token:
             return None
         account = self.accounts.get(_digest(token.strip())) if scheme.lower() == "bearer" else None
         if account is None:
-            raise Refused(401, "Unauthorized", "Invalid credentials in Authorization header")
+            raise HTTPError(401, "Unauthorized", "Invalid credentials in Authorization header")
         return account
 
     @staticmethod
@@ -85,25 +85,25 @@ class Access:
         """Lets by who may write.
 
         Raises:
-            Refused: nobody, or one who may only read.
+            HTTPError: nobody, or one who may only read.
         """
         if account is None:
-            raise Refused(401, "Unauthorized", "A token is needed")
+            raise HTTPError(401, "Unauthorized", "A token is needed")
         if not account.write:
-            raise Refused(403, "Forbidden", "This token may only read")
+            raise HTTPError(403, "Forbidden", "This token may only read")
 
     @staticmethod
     def require_granted(account: Account | None, settings: Settings) -> None:
         """Lets by who may have the files of a gated repository.
 
         Raises:
-            Refused: nobody (401), or somebody who was not let in (403), as the public hub answers.
+            HTTPError: nobody (401), or somebody who was not let in (403), as the public hub answers.
         """
         if not settings.gated or (
             account is not None and (account.write or account.name in settings.granted)
         ):
             return
-        raise Refused(
+        raise HTTPError(
             403 if account else 401, "GatedRepo", "Access to this model is restricted: ask its owner for it"
         )
 
@@ -118,7 +118,7 @@ class Access:
         """The size that was signed.
 
         Raises:
-            Refused: the address is not one that was given out, or its time is over.
+            HTTPError: the address is not one that was given out, or its time is over.
         """
         if not (
             _NUMBER.fullmatch(size)
@@ -126,9 +126,9 @@ class Access:
             and _SHA256.fullmatch(signature)
             and hmac.compare_digest(self._signature(what, int(size), int(until)), signature)
         ):
-            raise Refused(403, "Forbidden", "The address was not given out by this hub")
+            raise HTTPError(403, "Forbidden", "The address was not given out by this hub")
         if int(until) < time.time():
-            raise Refused(403, "Forbidden", "The address has expired")
+            raise HTTPError(403, "Forbidden", "The address has expired")
         return int(size)
 
     def _signature(self, what: str, size: int, until: int) -> str:

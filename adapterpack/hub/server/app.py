@@ -21,12 +21,12 @@ from starlette.routing import Route
 
 from ...errors import AdapterpackError, FormatError
 from ...http.bodies import require_size
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from . import large, reading, writing
 from .access import Access
 from .collecting import Collector
-from .parts import PART, Parts
-from .storage import Storage
+from .parts import PART, UploadedParts
+from .storage import HubStorage
 
 Handler = Callable[[Request], Awaitable[Response]]
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -38,7 +38,7 @@ _TEXT = 4 << 20
 _COMMIT = 64 << 20
 
 
-class RouteSpec(NamedTuple):
+class HubRoute(NamedTuple):
     """What a client can ask: a method at a path. ``writes``: it takes a token that may write; ``max_bytes``:
     those that its body may have.
 
@@ -52,39 +52,37 @@ class RouteSpec(NamedTuple):
     max_bytes: int | None = 0
 
 
-ROUTES: tuple[RouteSpec, ...] = (
-    RouteSpec("GET", "/api/whoami-v2", reading.whoami),
-    RouteSpec("GET", "/api/models", reading.models),
-    RouteSpec("GET", "/api/models/{org}/{name}", reading.info),
-    RouteSpec("GET", "/api/models/{org}/{name}/revision/{rev}", reading.info),
-    RouteSpec("GET", "/api/models/{org}/{name}/tree/{rev}", reading.tree),
-    RouteSpec("GET", "/api/models/{org}/{name}/tree/{rev}/{path:path}", reading.tree),
-    RouteSpec("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info, max_bytes=_FORM),
-    RouteSpec("GET", "/api/models/{org}/{name}/refs", reading.refs),
-    RouteSpec("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
-    RouteSpec("POST", "/api/repos/create", writing.create, writes=True, max_bytes=_FORM),
-    RouteSpec("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, max_bytes=_FORM),
-    RouteSpec(
+ROUTES: tuple[HubRoute, ...] = (
+    HubRoute("GET", "/api/whoami-v2", reading.whoami),
+    HubRoute("GET", "/api/models", reading.models),
+    HubRoute("GET", "/api/models/{org}/{name}", reading.info),
+    HubRoute("GET", "/api/models/{org}/{name}/revision/{rev}", reading.info),
+    HubRoute("GET", "/api/models/{org}/{name}/tree/{rev}", reading.tree),
+    HubRoute("GET", "/api/models/{org}/{name}/tree/{rev}/{path:path}", reading.tree),
+    HubRoute("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info, max_bytes=_FORM),
+    HubRoute("GET", "/api/models/{org}/{name}/refs", reading.refs),
+    HubRoute("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
+    HubRoute("POST", "/api/repos/create", writing.create, writes=True, max_bytes=_FORM),
+    HubRoute("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, max_bytes=_FORM),
+    HubRoute(
         "POST",
         "/api/models/{org}/{name}/user-access-request/grant",
         writing.grant,
         writes=True,
         max_bytes=_FORM,
     ),
-    RouteSpec("POST", "/api/validate-yaml", writing.validate_yaml, writes=True, max_bytes=_TEXT),
-    RouteSpec(
+    HubRoute("POST", "/api/validate-yaml", writing.validate_yaml, writes=True, max_bytes=_TEXT),
+    HubRoute(
         "POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, writes=True, max_bytes=_TEXT
     ),
-    RouteSpec("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch, writes=True, max_bytes=_FORM),
-    RouteSpec("PUT", "/lfs/{sha256}", large.upload, max_bytes=None),
-    RouteSpec("PUT", "/lfs/{sha256}/{number}", large.upload_part, max_bytes=None),
-    RouteSpec("POST", "/lfs/{sha256}", large.complete, max_bytes=_FORM),
-    RouteSpec(
-        "POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, max_bytes=_COMMIT
-    ),
-    RouteSpec("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag, writes=True, max_bytes=_FORM),
-    RouteSpec("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
-    RouteSpec("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, max_bytes=_FORM),
+    HubRoute("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch, writes=True, max_bytes=_FORM),
+    HubRoute("PUT", "/lfs/{sha256}", large.upload, max_bytes=None),
+    HubRoute("PUT", "/lfs/{sha256}/{number}", large.upload_part, max_bytes=None),
+    HubRoute("POST", "/lfs/{sha256}", large.complete, max_bytes=_FORM),
+    HubRoute("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, max_bytes=_COMMIT),
+    HubRoute("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag, writes=True, max_bytes=_FORM),
+    HubRoute("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
+    HubRoute("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, max_bytes=_FORM),
 )
 """What a client of this hub can ask."""
 
@@ -102,8 +100,8 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
         lifespan=_collecting,
     )
     app.router.redirect_slashes = False  # a redirect repeats the address that a stranger sent
-    app.state.storage, app.state.access, app.state.part = Storage(folder), access or Access(), part
-    app.state.parts = Parts(app.state.storage)
+    app.state.storage, app.state.access, app.state.part = HubStorage(folder), access or Access(), part
+    app.state.parts = UploadedParts(app.state.storage)
     app.add_middleware(AddressMiddleware)
     return app
 
@@ -158,19 +156,19 @@ class AddressMiddleware:
             ]
             scope = {**scope, "path": "/".join(segments)}
             if _CONTROL.search(unquote_to_bytes(raw + b"?" + scope["query_string"])):
-                await _refusal(Refused(400, "BadRequest", "No address holds a control character"))(
+                await _refusal(HTTPError(400, "BadRequest", "No address holds a control character"))(
                     scope, receive, send_clean
                 )
                 return
             if not all(_HOST.fullmatch(value) for key, value in scope["headers"] if key == b"host"):
-                await _refusal(Refused(400, "BadRequest", "Host is a name or an address, and a port"))(
+                await _refusal(HTTPError(400, "BadRequest", "Host is a name or an address, and a port"))(
                     scope, receive, send_clean
                 )
                 return
         await self.app(scope, receive, send_clean)
 
 
-def _handler(route: RouteSpec) -> Handler:
+def _handler(route: HubRoute) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             access: Access = request.app.state.access
@@ -182,28 +180,28 @@ def _handler(route: RouteSpec) -> Handler:
             if route.max_bytes is not None:
                 require_size(request, route.max_bytes)
             return await route.handler(request)
-        except Refused as refused:
+        except HTTPError as refused:
             return _refusal(refused)
         except FormatError as error:
-            return _refusal(Refused(400, "BadRequest", error.what))
+            return _refusal(HTTPError(400, "BadRequest", error.what))
         except AdapterpackError as error:
-            return _refusal(Refused(500, "ServerError", error.what))
+            return _refusal(HTTPError(500, "ServerError", error.what))
 
     return answer
 
 
 def _require_visible(request: Request) -> None:
     """Without a token a private repository looks like one that does not exist."""
-    storage: Storage = request.app.state.storage
+    storage: HubStorage = request.app.state.storage
     try:
         hidden = storage.private(reading.repo_of(request))
-    except Refused:
+    except HTTPError:
         hidden = True
     if hidden and request.scope["account"] is None:
-        raise Refused(401, "RepoNotFound", "Repository not found")
+        raise HTTPError(401, "RepoNotFound", "Repository not found")
 
 
-def _refusal(refused: Refused) -> Response:
+def _refusal(refused: HTTPError) -> Response:
     message = refused.what.encode("ascii", "replace").decode("ascii")
     return JSONResponse(
         {"error": message, **refused.more},

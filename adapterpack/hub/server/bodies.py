@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from ...errors import FormatError
 from ...http.bodies import body_of
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io import strict_json
 from ..transport.client import MAX_LISTED
 
@@ -49,13 +49,13 @@ async def form_of(request: Request) -> dict[str, list[str]]:
     """The fields of a form, as a browser sends it.
 
     Raises:
-        Refused: there are more than a listing has files.
+        HTTPError: there are more than a listing has files.
     """
 
     def fields(body: bytes) -> dict[str, list[str]]:
         try:
             return parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_LISTED)
         except ValueError as error:
-            raise Refused(413, "TooLarge", f"A form may have {MAX_LISTED} fields") from error
+            raise HTTPError(413, "TooLarge", f"A form may have {MAX_LISTED} fields") from error
 
     return await parsed(request, fields)

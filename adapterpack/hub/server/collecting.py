@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import storage_errors
-from .parts import Parts
-from .storage import Storage
+from .parts import UploadedParts
+from .storage import HubStorage
 from .trees import decoded
 
 KEPT_SECONDS = 86_400
@@ -21,7 +21,7 @@ class Collector:
     looked at a second time.
     """
 
-    def __init__(self, storage: Storage, parts: Parts) -> None:
+    def __init__(self, storage: HubStorage, parts: UploadedParts) -> None:
         self.storage, self.parts, self._checked_until = storage, parts, 0.0
 
     def collect(self) -> int:

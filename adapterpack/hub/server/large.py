@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...http.bodies import chunks_of
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from .bodies import json_of
-from .parts import Parts, part_sizes
+from .parts import UploadedParts, part_sizes
 from .reading import origin_of, storage_of
 from .storage import SPARE
 
@@ -32,18 +32,18 @@ async def batch(request: Request) -> Response:
     value, storage = await json_of(request), storage_of(request)
     wanted, transfers = value.get("objects") or [], value.get("transfers") or []
     if not isinstance(transfers, list):
-        raise Refused(400, "BadRequest", "transfers is a list")
+        raise HTTPError(400, "BadRequest", "transfers is a list")
     if (
         not isinstance(wanted, list)
         or len(wanted) > _MAX_OBJECTS
         or not all(isinstance(one, dict) for one in wanted)
     ):
-        raise Refused(400, "BadRequest", f"objects is a list of at most {_MAX_OBJECTS}")
+        raise HTTPError(400, "BadRequest", f"objects is a list of at most {_MAX_OBJECTS}")
     answer: list[dict[str, Any]] = []
     for one in wanted:
         sha256, size = str(one.get("oid")), one.get("size")
         if not _SHA256.fullmatch(sha256) or type(size) is not int or not 0 <= size <= _MAX_OBJECT:
-            raise Refused(400, "BadRequest", "an object has a sha256 and a size")
+            raise HTTPError(400, "BadRequest", "an object has a sha256 and a size")
         stored = await run_in_threadpool(storage.renewed, sha256)
         upload = (
             {}
@@ -76,7 +76,7 @@ async def upload(request: Request) -> Response:
     storage = storage_of(request)
     with storage.incoming() as path:
         if await _receive(request, path, size) != sha256:
-            raise Refused(400, "BadRequest", "These are not the announced bytes")
+            raise HTTPError(400, "BadRequest", "These are not the announced bytes")
         await run_in_threadpool(storage.adopt, path, sha256)
     return Response()
 
@@ -97,12 +97,12 @@ async def complete(request: Request) -> Response:
     size = _require_signed(request, f"{sha256}/all")
     parts = (await json_of(request)).get("parts")
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise Refused(400, "BadRequest", "parts is a list")
+        raise HTTPError(400, "BadRequest", "parts is a list")
     etags = [str(part.get("etag")).strip('"') for part in parts]
     if [part.get("partNumber") for part in parts] != list(range(1, len(parts) + 1)) or not all(
         map(_SHA256.fullmatch, etags)
     ):
-        raise Refused(400, "BadRequest", "parts are numbered from 1, and have an etag")
+        raise HTTPError(400, "BadRequest", "parts are numbered from 1, and have an etag")
     if not await run_in_threadpool(storage_of(request).renewed, sha256):
         await run_in_threadpool(_parts(request).join, sha256, size, etags)
     return JSONResponse({"success": True})
@@ -112,7 +112,7 @@ async def _receive(request: Request, path: Path, size: int) -> str:
     """The sha256 of exactly ``size`` bytes that were written to ``path``."""
     count, hasher = 0, hashlib.sha256()
     if size + SPARE > storage_of(request).free():
-        raise Refused(507, "NoSpace", "The hub's disk is full")
+        raise HTTPError(507, "NoSpace", "The hub's disk is full")
     with path.open("wb") as file:
         async for chunk in chunks_of(request):
             count += len(chunk)
@@ -120,7 +120,7 @@ async def _receive(request: Request, path: Path, size: int) -> str:
                 break
             await run_in_threadpool(_take, chunk, hasher, file)
     if count != size:
-        raise Refused(400, "BadRequest", "These are not the announced bytes")
+        raise HTTPError(400, "BadRequest", "These are not the announced bytes")
     return hasher.hexdigest()
 
 
@@ -137,6 +137,6 @@ def _require_signed(request: Request, what: str) -> int:
     return size
 
 
-def _parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
+def _parts(request: Request) -> UploadedParts:
+    parts: UploadedParts = request.app.state.parts
     return parts

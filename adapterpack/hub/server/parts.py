@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import storage_errors
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io.atomic import own_folder
-from .storage import Storage
+from .storage import HubStorage
 
 PART = 64 << 20
 _MOST = 1000
@@ -52,10 +52,10 @@ def part_sizes(size: int, part: int = PART) -> PartSizes | None:
     return PartSizes(size, max(part, math.ceil(size / _MOST))) if size > part else None
 
 
-class Parts:
+class UploadedParts:
     """The parts of all files that are on their way into a storage."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: HubStorage) -> None:
         self.storage, self.root = storage, own_folder(storage.root / "tmp" / "parts")
 
     def remove_older(self, until: float) -> None:
@@ -86,11 +86,11 @@ class Parts:
         one.
 
         Raises:
-            Refused: a part is not here, or the whole is not what was announced.
+            HTTPError: a part is not here, or the whole is not what was announced.
         """
         paths = [self.root / sha256 / f"{number}-{etag}" for number, etag in enumerate(etags, 1)]
         if not all(path.is_file() for path in paths):
-            raise Refused(400, "BadRequest", "A part is missing: send the file again")
+            raise HTTPError(400, "BadRequest", "A part is missing: send the file again")
         hasher, count = hashlib.sha256(), 0
         with storage_errors(self.root), self.storage.incoming() as whole:
             with whole.open("wb") as target:
@@ -102,5 +102,5 @@ class Parts:
                             count += len(chunk)
             shutil.rmtree(self.root / sha256, ignore_errors=True)
             if count != size or hasher.hexdigest() != sha256:
-                raise Refused(400, "BadRequest", "These are not the announced bytes")
+                raise HTTPError(400, "BadRequest", "These are not the announced bytes")
             self.storage.adopt(whole, sha256)

@@ -12,10 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ..transport.client import MAX_LISTED
 from .bodies import form_of
-from .storage import Commit, Storage
+from .storage import Commit, HubStorage
 from .trees import Entry
 
 PAGE = 1000
@@ -31,9 +31,9 @@ def revision_of(request: Request) -> str:
     return str(request.path_params.get("rev", "main")).replace("%2F", "/")
 
 
-def storage_of(request: Request) -> Storage:
+def storage_of(request: Request) -> HubStorage:
     """The storage that the application serves."""
-    storage: Storage = request.app.state.storage
+    storage: HubStorage = request.app.state.storage
     return storage
 
 
@@ -51,7 +51,7 @@ async def whoami(request: Request) -> Response:
     """Who the token belongs to."""
     account = request.scope["account"]
     if account is None:
-        raise Refused(401, "Unauthorized", "Invalid username or password.")
+        raise HTTPError(401, "Unauthorized", "Invalid username or password.")
     role = "write" if account.write else "read"
     return JSONResponse(
         {
@@ -134,14 +134,14 @@ async def tree(request: Request) -> Response:
         lambda: [(path, _listed(path, entry)) for path, entry in islice(below, limit + 1)]
     )
     if folder and not entries and "cursor" not in query:
-        raise Refused(404, "EntryNotFound", "Entry not found")
+        raise HTTPError(404, "EntryNotFound", "Entry not found")
     return _page(request, entries, limit, itemgetter(0), itemgetter(1))
 
 
 def _limit(request: Request) -> int:
     text = request.query_params.get("limit", str(PAGE))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise Refused(400, "BadRequest", "limit is a number")
+        raise HTTPError(400, "BadRequest", "limit is a number")
     return min(max(int(text), 1), PAGE)
 
 

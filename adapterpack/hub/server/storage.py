@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from ...errors import OutputExists, StorageError, storage_errors
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import locked
@@ -69,11 +69,11 @@ class Settings:
     granted: tuple[str, ...] = ()
 
 
-class Storage:
+class HubStorage:
     """The repositories in one folder, which several processes may serve.
 
     Example:
-        >>> storage = Storage(tempfile.mkdtemp())
+        >>> storage = HubStorage(tempfile.mkdtemp())
         >>> storage.create("org/name", private=False, author="me")
         >>> len(storage.resolve("org/name", "main"))
         40
@@ -88,10 +88,10 @@ class Storage:
         """Where a repository lies.
 
         Raises:
-            Refused: it does not exist.
+            HTTPError: it does not exist.
         """
         if not names.is_repo(repo) or not (self.root / "repos" / repo / "repo.json").is_file():
-            raise Refused(404, "RepoNotFound", "Repository not found")
+            raise HTTPError(404, "RepoNotFound", "Repository not found")
         return self.root / "repos" / repo
 
     def repos(self) -> tuple[str, ...]:
@@ -106,10 +106,10 @@ class Storage:
         """A new repository with one empty commit.
 
         Raises:
-            Refused: the name is taken, or is none.
+            HTTPError: the name is taken, or is none.
         """
         if not names.is_repo(repo) or names.unsafe(repo):
-            raise Refused(
+            raise HTTPError(
                 400, "BadRequest", "A repository is OWNER/NAME, and neither is a device on any system"
             )
         first = Commit(None, "initial commit", "", author, _now())
@@ -124,7 +124,7 @@ class Storage:
                 )
         except (OutputExists, StorageError) as error:  # before, or at the rename
             if (self.root / "repos" / repo / "repo.json").is_file():
-                raise Refused(409, "Conflict", "You already created this model repo") from error
+                raise HTTPError(409, "Conflict", "You already created this model repo") from error
             raise
 
     def settings(self, repo: str) -> Settings:
@@ -157,7 +157,7 @@ class Storage:
         """The commit behind a branch, a tag, a pull request's ref or a commit.
 
         Raises:
-            Refused: there is none.
+            HTTPError: there is none.
         """
         folder = self.folder(repo)
         if names.COMMIT.fullmatch(revision) and (folder / "commits" / f"{revision}.json").is_file():
@@ -170,19 +170,19 @@ class Storage:
             if names.is_revision(revision):
                 with suppress(FileNotFoundError):
                     return path.read_text("ascii")
-        raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision[:80]}")
+        raise HTTPError(404, "RevisionNotFound", f"Invalid rev id: {revision[:80]}")
 
     def commit(self, repo: str, oid: str) -> Commit:
         """A commit by its id, which its bytes must have.
 
         Raises:
-            Refused: it is not there, or not any more.
+            HTTPError: it is not there, or not any more.
         """
         path = self.folder(repo) / "commits" / f"{oid}.json"
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {oid}") from error
+            raise HTTPError(404, "RevisionNotFound", f"Invalid rev id: {oid}") from error
         if hashlib.sha1(data, usedforsecurity=False).hexdigest() != oid:
             raise StorageError(
                 "a commit was altered on the hub's disk", where=path, remedy="restore it from a copy"
@@ -210,20 +210,20 @@ class Storage:
         number.
 
         Raises:
-            Refused: ``parent`` is not the head any more, or the revision is no branch.
+            HTTPError: ``parent`` is not the head any more, or the revision is no branch.
         """
         folder = self.folder(repo)
         with locked(folder / ".lock", alone=True):
             head = self.resolve(repo, revision)
             if parent is not None and parent != head:
-                raise Refused(
+                raise HTTPError(
                     412, "PreconditionFailed", "A commit has happened since. Please refresh and try again."
                 )
             before = self.commit(repo, head)
             files = dict(before.files)
             change(files)
             if len(files) > MAX_FILES:
-                raise Refused(413, "TooLarge", f"A repository has at most {MAX_FILES} files")
+                raise HTTPError(413, "TooLarge", f"A repository has at most {MAX_FILES} files")
             tree = before.files.repaged(files, self._keep)
             if not as_pr and tree.pages == before.files.pages:
                 return head, None
@@ -239,7 +239,7 @@ class Storage:
                 else ("heads", revision)
             )
             if not as_pr and ref[1] not in self.refs(repo, ref[0]):
-                raise Refused(400, "BadRequest", "Commits go to a branch")
+                raise HTTPError(400, "BadRequest", "Commits go to a branch")
             self._point(folder, *ref, made.oid)
         return made.oid, number
 
@@ -247,7 +247,7 @@ class Storage:
         """A new branch or tag.
 
         Raises:
-            Refused: there is one of that name, or it is no name.
+            HTTPError: there is one of that name, or it is no name.
         """
         if (
             not names.is_revision(name)
@@ -255,17 +255,17 @@ class Storage:
             or names.COMMIT.fullmatch(name)
             or name.startswith("refs/")
         ):
-            raise Refused(400, "BadRequest", "Not the name of a ref")
+            raise HTTPError(400, "BadRequest", "Not the name of a ref")
         folder = self.folder(repo)
         with locked(folder / ".lock", alone=True):
             if (count := len(there := self.refs(repo, kind))) >= MAX_REFS:
-                raise Refused(
+                raise HTTPError(
                     413,
                     "TooLarge",
                     f"A repository has at most {MAX_REFS} references of a kind, and this one has {count}",
                 )
             if name in there:
-                raise Refused(409, "Conflict", "Reference already exists")
+                raise HTTPError(409, "Conflict", "Reference already exists")
             self._point(folder, kind, name, self.resolve(repo, revision))
 
     def drop_ref(self, repo: str, kind: str, name: str) -> None:
@@ -273,7 +273,7 @@ class Storage:
         folder = self.folder(repo)
         with locked(folder / ".lock", alone=True):
             if name not in self.refs(repo, kind) or (kind, name) == ("heads", names.MAIN):
-                raise Refused(404, "RevisionNotFound", "No such reference")
+                raise HTTPError(404, "RevisionNotFound", "No such reference")
             (folder / "refs" / kind / quote(name, safe="")).unlink()
 
     @staticmethod
@@ -320,7 +320,7 @@ class Storage:
         sha256 = hashlib.sha256(data).hexdigest()
         if not self.renewed(sha256):
             if len(data) + SPARE > self.free():
-                raise Refused(507, "NoSpace", "The hub's disk is full")
+                raise HTTPError(507, "NoSpace", "The hub's disk is full")
             with self.incoming() as path:
                 path.write_bytes(data)
                 self.adopt(path, sha256)
@@ -341,10 +341,10 @@ class Storage:
         """A large file that was uploaded before.
 
         Raises:
-            Refused: its bytes never arrived.
+            HTTPError: its bytes never arrived.
         """
         if not self.renewed(sha256):
-            raise Refused(400, "BadRequest", f"The object {sha256} was not uploaded")
+            raise HTTPError(400, "BadRequest", f"The object {sha256} was not uploaded")
         size = self.blob(sha256).stat().st_size
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
         return Entry(size, sha256, git_oid([pointer], len(pointer)), True)

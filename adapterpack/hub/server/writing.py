@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ..transport import names
 from ..transport.client import MAX_LISTED
 from . import trees
@@ -23,7 +23,7 @@ from .access import NAME
 from .bodies import json_object, json_of, parsed
 from .front_matter import problem
 from .reading import author_of, origin_of, repo_of, revision_of, storage_of
-from .storage import Settings, Storage
+from .storage import HubStorage, Settings
 from .trees import Entry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -37,15 +37,15 @@ async def create(request: Request) -> Response:
     value, name = await json_of(request), author_of(request)
     owner, title = name if value.get("organization") is None else value["organization"], value.get("name")
     if not (isinstance(owner, str) and isinstance(title, str)):
-        raise Refused(400, "BadRequest", "name and organization are text")
+        raise HTTPError(400, "BadRequest", "name and organization are text")
     repo = f"{owner}/{title}"
     address = {"url": f"{origin_of(request)}/{repo}", "id": repo}
     if value.get("type") not in {None, "model"}:
-        raise Refused(400, "BadRequest", "This hub keeps models only")
+        raise HTTPError(400, "BadRequest", "This hub keeps models only")
     private = value.get("visibility") == "private" or value.get("private") is True
     try:
         await run_in_threadpool(storage_of(request).create, repo, private=private, author=name)
-    except Refused as refused:
+    except HTTPError as refused:
         if refused.status == 409:
             refused.more = address
         raise
@@ -63,7 +63,7 @@ async def settings(request: Request) -> Response:
     if "visibility" in value or "private" in value:
         changes["private"] = value.get("visibility") == "private" or value.get("private") is True
     if changes.get("gated", False) not in ("auto", "manual", False) or not changes:
-        raise Refused(400, "BadRequest", "gated is auto, manual or false; visibility is public or private")
+        raise HTTPError(400, "BadRequest", "gated is auto, manual or false; visibility is public or private")
     await run_in_threadpool(
         storage_of(request).set, repo_of(request), lambda before: dataclasses.replace(before, **changes)
     )
@@ -74,12 +74,12 @@ async def grant(request: Request) -> Response:
     """Lets somebody have the files of a gated repository."""
     user = (await json_of(request)).get("user")
     if not isinstance(user, str) or not NAME.fullmatch(user):
-        raise Refused(400, "BadRequest", "user is a name")
+        raise HTTPError(400, "BadRequest", "user is a name")
 
     def change(before: Settings) -> Settings:
         granted = {*before.granted, user}
         if len(granted) > _MAX_GRANTED:
-            raise Refused(413, "TooLarge", f"A repository is granted to {_MAX_GRANTED} users at most")
+            raise HTTPError(413, "TooLarge", f"A repository is granted to {_MAX_GRANTED} users at most")
         return dataclasses.replace(before, granted=tuple(sorted(granted)))
 
     await run_in_threadpool(storage_of(request).set, repo_of(request), change)
@@ -108,12 +108,12 @@ async def preupload(request: Request) -> Response:
         await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))
     ).files
     if not isinstance(wanted, list) or not all(isinstance(file, dict) for file in wanted):
-        raise Refused(400, "BadRequest", "files is a list")
+        raise HTTPError(400, "BadRequest", "files is a list")
     answer = []
     for file in wanted:
         path, size = _path(file), file.get("size")
         if not isinstance(size, int) or names.unsafe(path):
-            raise Refused(400, "BadRequest", "a file has a path and a size")
+            raise HTTPError(400, "BadRequest", "a file has a path and a size")
         sample = _decoded(str(file.get("sample", "")))
         large = size > _MAX_REGULAR or b"\0" in sample or f".{path.rpartition('.')[2].lower()}" in _LARGE
         oid = (
@@ -137,7 +137,7 @@ async def commit(request: Request) -> Response:
         or not isinstance(value, dict)
         or not all(isinstance(one.get("value"), dict) for one in operations)
     ):
-        raise Refused(400, "BadRequest", "A commit is a header and operations")
+        raise HTTPError(400, "BadRequest", "A commit is a header and operations")
     as_pr = request.query_params.get("create_pr") == "1"
 
     def change(files: dict[str, Entry]) -> None:
@@ -145,11 +145,11 @@ async def commit(request: Request) -> Response:
         for operation in operations:
             step = _OPERATIONS.get(str(operation.get("key")))
             if step is None:
-                raise Refused(400, "BadRequest", "An operation that this hub does not have")
+                raise HTTPError(400, "BadRequest", "An operation that this hub does not have")
             steps.append(step(storage, operation["value"]))
         trees.change(files, steps)
         if clash := names.clash(files):
-            raise Refused(
+            raise HTTPError(
                 400,
                 "BadRequest",
                 f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}",
@@ -183,7 +183,7 @@ async def tag(request: Request) -> Response:
     """A tag on a revision."""
     name = (await json_of(request)).get("tag")
     if not isinstance(name, str):
-        raise Refused(400, "BadRequest", "tag is a name")
+        raise HTTPError(400, "BadRequest", "tag is a name")
     return await _ref(request, "tags", name, revision_of(request))
 
 
@@ -211,26 +211,26 @@ async def _ref(request: Request, kind: str, name: str, revision: str) -> Respons
 def _lines(body: bytes) -> list[dict[str, Any]]:
     """The header and the operations of a commit; a body of nothing is an empty header."""
     if body.count(b"\n") > MAX_LISTED + 1:
-        raise Refused(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
+        raise HTTPError(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
     return [json_object(line) for line in body.split(b"\n") if line.strip()] or [{}]
 
 
-def _add(storage: Storage, value: dict[str, Any]) -> trees.Step:
+def _add(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
     return _new_path(value), storage.keep_bytes(_decoded(str(value.get("content", ""))))
 
 
-def _add_large(storage: Storage, value: dict[str, Any]) -> trees.Step:
+def _add_large(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
     sha256 = str(value.get("oid"))
     if not _SHA256.fullmatch(sha256):
-        raise Refused(400, "BadRequest", "a large file is named by its sha256")
+        raise HTTPError(400, "BadRequest", "a large file is named by its sha256")
     return _new_path(value), storage.large(sha256)
 
 
-def _delete(storage: Storage, value: dict[str, Any]) -> trees.Step:
+def _delete(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
     return _path(value).rstrip("/"), None
 
 
-_OPERATIONS: dict[str, Callable[[Storage, dict[str, Any]], trees.Step]] = {
+_OPERATIONS: dict[str, Callable[[HubStorage, dict[str, Any]], trees.Step]] = {
     "file": _add,
     "lfsFile": _add_large,
     "deletedFile": _delete,
@@ -241,14 +241,14 @@ _OPERATIONS: dict[str, Callable[[Storage, dict[str, Any]], trees.Step]] = {
 def _new_path(value: dict[str, Any]) -> str:
     path = _path(value)
     if reason := names.unsafe(path):
-        raise Refused(400, "BadRequest", f"A path that cannot be kept: {reason}")
+        raise HTTPError(400, "BadRequest", f"A path that cannot be kept: {reason}")
     return path
 
 
 def _path(value: dict[str, Any]) -> str:
     path = value.get("path")
     if not isinstance(path, str):
-        raise Refused(400, "BadRequest", "path is text")
+        raise HTTPError(400, "BadRequest", "path is text")
     return path
 
 
@@ -256,4 +256,4 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refused(400, "BadRequest", "This is not base64") from error
+        raise HTTPError(400, "BadRequest", "This is not base64") from error

@@ -58,7 +58,7 @@ class Remote:
     own.
     """
 
-    reference: names.Reference
+    reference: names.HubReference
     commit: str
     endpoint: str
     token: str | None = field(default=None, repr=False)
@@ -74,7 +74,7 @@ class Remote:
         return Endpoint(self.endpoint, self.token)
 
     @property
-    def pinned(self) -> names.Reference:
+    def pinned(self) -> names.HubReference:
         """The reference at the commit."""
         return self.reference.at(self.commit)
 
@@ -110,7 +110,7 @@ def api(token: str | None = None) -> Any:
     return HfApi(endpoint=endpoint(), token=token)
 
 
-def connect(reference: names.Reference, token: str | None = None) -> Remote:
+def connect(reference: names.HubReference, token: str | None = None) -> Remote:
     """The repository, its revision resolved to a commit.
 
     Raises:

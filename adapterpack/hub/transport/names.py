@@ -25,7 +25,7 @@ _DEVICES = frozenset(
 MAIN = "main"
 
 
-class Reference(NamedTuple):
+class HubReference(NamedTuple):
     """A repository, a revision of it (a branch, a tag, a pull request's ref or a commit), and a folder in it
     ("" for the whole).
     """
@@ -49,7 +49,7 @@ class Reference(NamedTuple):
         """How the paths in the folder begin."""
         return f"{self.folder}/" if self.folder else ""
 
-    def at(self, revision: str) -> Reference:
+    def at(self, revision: str) -> HubReference:
         """The same at another revision."""
         return self._replace(revision=revision)
 
@@ -93,7 +93,7 @@ def is_folder(text: str) -> bool:
     return all(_SEGMENT.fullmatch(part) for part in text.split("/")) and unsafe(text) is None
 
 
-def parse(text: str) -> Reference:
+def parse(text: str) -> HubReference:
     """The reference behind ``hf://org/name/folder@revision`` or ``org/name``.
 
     Raises:
@@ -101,7 +101,7 @@ def parse(text: str) -> Reference:
 
     Example:
         >>> parse("hf://org/name/adapters/tickets@v1")
-        Reference(repo='org/name', revision='v1', folder='adapters/tickets')
+        HubReference(repo='org/name', revision='v1', folder='adapters/tickets')
     """
     address, at, revision = text.removeprefix(SCHEME).partition("@")
     owner, _, rest = address.partition("/")
@@ -116,7 +116,7 @@ def parse(text: str) -> Reference:
             where=text,
             expected="hf://org/name or hf://org/name/folder, with or without @revision",
         )
-    return Reference(f"{owner}/{name}", revision or MAIN, folder)
+    return HubReference(f"{owner}/{name}", revision or MAIN, folder)
 
 
 def unsafe(path: str) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from ...errors import HubError
@@ -37,10 +38,8 @@ def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: C
     with hub_errors(f"{repo}, large files"):
         for start in range(0, len(wanted), _BATCH):
             some = list(wanted.values())[start : start + _BATCH]
-            objects = {
-                str(one.get("oid")): one
-                for one in with_retries(lambda some=some: _addresses(hub, repo, some))
-            }  # type: ignore[misc]
+            addresses = with_retries(partial(_addresses, hub, repo, some))
+            objects = {str(one.get("oid")): one for one in addresses}
             for file in some:
                 if file.sha256 in objects:
                     _send(hub, file, objects[file.sha256].get("actions") or {}, progress)

@@ -13,7 +13,7 @@ from ...errors import AdapterpackError, ConfigError, HubError
 from ...pack.pack import Pack
 from ...pack.trust.signers import Signers
 from ...runtime.engine.adapter_table import AdapterTable
-from .adapter_source import Place, Places
+from .adapter_source import AdapterSources, PackPlace
 from .pack_folders import InFolder
 
 MOST_REFUSED = 100
@@ -28,7 +28,7 @@ class NameTaken(ConfigError):
     code = "name-taken"
 
 
-class Adapter(NamedTuple):
+class ServedAdapter(NamedTuple):
     """An adapter that requests may name. ``generation`` counts the packs that have had its name; ``own_name``
     is what its pack calls itself, and ``place`` where that comes from.
     """
@@ -37,14 +37,14 @@ class Adapter(NamedTuple):
     digest: str
     generation: int
     own_name: str
-    place: Place | None
+    place: PackPlace | None
     loaded: float
 
 
 class Refusal(NamedTuple):
     """Why the pack at a place was not loaded: the code of the error, and the error."""
 
-    place: Place
+    place: PackPlace
     reason: str
     message: str
     time: float
@@ -63,7 +63,7 @@ class AdapterControl:
         self,
         table: AdapterTable,
         base: str,
-        places: Places,
+        places: AdapterSources,
         signers: Signers,
         changed: Callable[[Change, str], None],
     ) -> None:
@@ -79,13 +79,13 @@ class AdapterControl:
         self._glance = threading.Lock()
         """Held while what follows is looked at or written, and no longer: the loop of a server looks, too."""
         self._generations: Counter[str] = Counter()
-        self._adapters: dict[str, Adapter] = {}
-        self._refused: OrderedDict[Place, Refusal] = OrderedDict()
+        self._adapters: dict[str, ServedAdapter] = {}
+        self._refused: OrderedDict[PackPlace, Refusal] = OrderedDict()
         for name in table.names:  # those of the bundle
             self._note(table.pack(name), None)
 
     @property
-    def adapters(self) -> list[Adapter]:
+    def adapters(self) -> list[ServedAdapter]:
         """Those that requests may name."""
         with self._glance:
             return sorted(self._adapters.values())
@@ -96,7 +96,7 @@ class AdapterControl:
         with self._glance:
             return list(self._refused.values())
 
-    def add(self, pack: Pack, place: Place | None = None) -> Adapter:
+    def add(self, pack: Pack, place: PackPlace | None = None) -> ServedAdapter:
         """Loads a pack under the name that it has. The same pack under that name, as of the bundle, is no
         other one.
 
@@ -109,7 +109,7 @@ class AdapterControl:
             holder = self._adapters.get(pack.name)
             return self._add(pack, holder is not None and holder.digest == pack.id, place)
 
-    def load(self, source: str, name: str, *, replace: bool = False) -> Adapter:
+    def load(self, source: str, name: str, *, replace: bool = False) -> ServedAdapter:
         """Loads the pack whose place is called ``source`` under a name; ``replace``: another may have it now,
         which is exchanged.
 
@@ -126,7 +126,7 @@ class AdapterControl:
             self._changed("refused", error.code)
             raise
 
-    def unload(self, name: str) -> Adapter:
+    def unload(self, name: str) -> ServedAdapter:
         """Takes a name away.
 
         Raises:
@@ -135,7 +135,7 @@ class AdapterControl:
         with self._lock:
             return self._remove(name)
 
-    def follow(self, place: Place, leaving: Collection[Place] = ()) -> bool:
+    def follow(self, place: PackPlace, leaving: Collection[PackPlace] = ()) -> bool:
         """The pack at a place is new, or has changed: loads it under its name, and under those that an
         operator gave it. It may take over the names of places that are ``leaving``. One that is refused is
         remembered, and what was loaded of the place before goes on.
@@ -155,14 +155,14 @@ class AdapterControl:
             self._refuse(place, "bug", repr(error))
         return True
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: PackPlace) -> None:
         """The pack at a place has gone: unloads what was loaded of it."""
         with self._lock:
             self._accept(place)
             for one in self._of(place):
                 self._remove(one.name)
 
-    def _follow(self, pack: Pack, place: Place, leaving: Collection[Place]) -> None:
+    def _follow(self, pack: Pack, place: PackPlace, leaving: Collection[PackPlace]) -> None:
         before, faults = self._of(place), list[AdapterpackError]()
         given = {one.name for one in before if one.name != one.own_name}
         for name in (pack.name, *sorted(given - {pack.name})):
@@ -178,7 +178,7 @@ class AdapterControl:
             if one.name not in {pack.name, *given}:
                 self._remove(one.name)
 
-    def _add(self, pack: Pack, replace: bool, place: Place | None) -> Adapter:
+    def _add(self, pack: Pack, replace: bool, place: PackPlace | None) -> ServedAdapter:
         if pack.name == self._base or (pack.name in self._adapters and not replace):
             raise NameTaken(
                 "the base or another adapter has this name already",
@@ -193,7 +193,7 @@ class AdapterControl:
             self._changed("loaded" if before is None else "replaced", "")
         return after
 
-    def _exchange(self, pack: Pack, replace: bool, place: Place) -> Adapter:
+    def _exchange(self, pack: Pack, replace: bool, place: PackPlace) -> ServedAdapter:
         """As :meth:`_add`, and says so in the log: from now on another pack answers."""
         before, after = self._adapters.get(pack.name), self._add(pack, replace, place)
         if before is None or before.generation != after.generation:
@@ -202,20 +202,20 @@ class AdapterControl:
             )
         return after
 
-    def _note(self, pack: Pack, place: Place | None) -> Adapter:
+    def _note(self, pack: Pack, place: PackPlace | None) -> ServedAdapter:
         before = self._adapters.get(pack.name)
         if place is None and pack.path is not None:
             place = InFolder(pack.path)
         if before is None or before.digest != pack.id:
             self._generations[pack.name] += 1
-        adapter = Adapter(
+        adapter = ServedAdapter(
             pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, place, time.time()
         )
         with self._glance:
             self._adapters[pack.name] = adapter
         return adapter
 
-    def _remove(self, name: str) -> Adapter:
+    def _remove(self, name: str) -> ServedAdapter:
         self._table.unload(name)
         with self._glance:
             adapter = self._adapters.pop(name)
@@ -223,14 +223,14 @@ class AdapterControl:
         _LOG.warning("unloaded the adapter %s, generation %d", name, adapter.generation)
         return adapter
 
-    def _of(self, place: Place) -> list[Adapter]:
+    def _of(self, place: PackPlace) -> list[ServedAdapter]:
         return [one for one in self._adapters.values() if one.place == place]
 
-    def _accept(self, place: Place) -> None:
+    def _accept(self, place: PackPlace) -> None:
         with self._glance:
             self._refused.pop(place, None)
 
-    def _refuse(self, place: Place, reason: str, message: str) -> None:
+    def _refuse(self, place: PackPlace, reason: str, message: str) -> None:
         with self._glance:
             before = self._refused.pop(place, None)
             self._refused[place] = Refusal(place, reason, message, time.time())

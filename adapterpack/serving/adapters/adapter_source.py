@@ -8,11 +8,11 @@ from typing import Protocol
 from ...errors import ConfigError, UnknownAdapter
 from ...pack.pack import Pack
 
-State = Hashable
+PlaceState = Hashable
 """Another one whenever the pack at a place may have changed."""
 
 
-class Place(Hashable, Protocol):
+class PackPlace(Hashable, Protocol):
     """Where one pack comes from; as text, what the log calls it."""
 
     @property
@@ -27,27 +27,27 @@ class Place(Hashable, Protocol):
         """
 
 
-class Source(Protocol):
+class AdapterSource(Protocol):
     """Something that lists places: a folder of packs, or a lock file."""
 
-    def packs(self) -> Mapping[Place, State]:
+    def packs(self) -> Mapping[PackPlace, PlaceState]:
         """The places now.
 
         Raises:
             AdapterpackError: they cannot be listed.
         """
 
-    def at_start(self) -> Iterator[tuple[Place, Pack]]:
+    def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """All packs, for a server that begins with them; an error in one is an error."""
 
 
-class Places:
+class AdapterSources:
     """The places of several sources."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[AdapterSource]) -> None:
         self._sources = tuple(sources)
 
-    def packs(self) -> dict[Place, State]:
+    def packs(self) -> dict[PackPlace, PlaceState]:
         """The places now.
 
         Raises:
@@ -55,7 +55,7 @@ class Places:
         """
         return {place: state for source in self._sources for place, state in source.packs().items()}
 
-    def named(self, name: str) -> Place:
+    def named(self, name: str) -> PackPlace:
         """The one place of a name, which is looked up, and never joined to a path or sent to a hub.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Watches the places of packs: what comes is loaded, what changes is exchanged, what goes is unloaded."""
+"""Watches where packs come from: new ones are loaded, changed ones replaced, removed ones unloaded."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import logging
 
 from ...errors import AdapterpackError
 from .adapter_control import AdapterControl
-from .adapter_source import Place, State
+from .adapter_source import PackPlace, PlaceState
 
 _AGAIN = object()
 """The state of what is worth another try."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
-class Watch:
+class FolderWatcher:
     """Compares the places of an :class:`.AdapterControl` with what they were.
 
     A pack that is being written, or removed, is left alone until two looks see the same of it.
@@ -21,12 +21,12 @@ class Watch:
 
     def __init__(self, control: AdapterControl) -> None:
         self._control = control
-        self._before: dict[Place, State] = {}
-        self._done: dict[Place, State] = {}
+        self._before: dict[PackPlace, PlaceState] = {}
+        self._done: dict[PackPlace, PlaceState] = {}
         self._fault = ""
 
     def look(self, *, at_once: bool = False) -> None:
-        """Takes up what has changed and is still now; ``at_once``: whatever there is. Places that cannot be
+        """Takes up what has changed and is still now; ``at_once``: whatever there is. Sources that cannot be
         listed change nothing.
         """
         try:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import StorageError, UnknownAdapter
-from ...hub.lockfile import Lockfile, Pinned
+from ...hub.lockfile import Lockfile, PinnedArtifact
 from ...hub.pull import pinned_artifact
 from ...hub.transport import names
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
-from .adapter_source import Place, State
+from .adapter_source import PackPlace, PlaceState
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LockFile:
     def __str__(self) -> str:
         return str(self.path)
 
-    def packs(self) -> dict[Place, State]:
+    def packs(self) -> dict[PackPlace, PlaceState]:
         """Its entries, with what they are pinned to.
 
         Raises:
@@ -57,12 +57,12 @@ class LockFile:
         """
         return {Pin(self.path, reference): pinned for reference, pinned in _pinned(self.path).items()}
 
-    def at_start(self) -> Iterator[tuple[Place, Pack]]:
+    def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """The packs that it pins."""
         return ((place, place.pack()) for place in self.packs())
 
 
-def _pinned(path: Path) -> dict[str, Pinned]:
+def _pinned(path: Path) -> dict[str, PinnedArtifact]:
     if not path.is_file():
         raise StorageError(
             "there is no lock file",

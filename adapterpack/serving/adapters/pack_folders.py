@@ -13,7 +13,7 @@ from ...manifest.manifest import FILE_NAME
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ...peft.layout import CONFIG
-from .adapter_source import Place, State
+from .adapter_source import PackPlace, PlaceState
 
 _MOST_FILES = 1000
 
@@ -59,7 +59,7 @@ class PackFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def packs(self) -> dict[Place, State]:
+    def packs(self) -> dict[PackPlace, PlaceState]:
         """The packs that lie there now, with what changes whenever one of their files is written: size, time
         and number.
 
@@ -68,7 +68,7 @@ class PackFolder:
         """
         return {InFolder(pack): _state(pack) for pack in _packs_in(self.path)}
 
-    def at_start(self) -> Iterator[tuple[Place, Pack]]:
+    def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """The packs that lie there; the one who starts a server may name links."""
         return ((InFolder(pack), load(pack)) for pack in _packs_in(self.path))
 
@@ -91,7 +91,7 @@ def _may_be_pack(folder: Path) -> bool:
         return True  # reading it says what is wrong
 
 
-def _state(folder: Path) -> State:
+def _state(folder: Path) -> PlaceState:
     files = []
     try:
         with os.scandir(folder) as entries:

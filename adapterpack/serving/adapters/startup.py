@@ -14,7 +14,7 @@ from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from .adapter_control import AdapterControl
-from .adapter_source import Source
+from .adapter_source import AdapterSource
 from .lock_file import LockFile
 from .pack_folders import PackFolder, is_pack
 
@@ -27,14 +27,14 @@ def _members(folder: Path) -> Sequence[Pack | Path]:
     return [fleet.pack(name) for name in fleet.names]
 
 
-class Given(NamedTuple):
+class StartupAdapters(NamedTuple):
     """Packs, and what lists packs: folders and lock files."""
 
     packs: Sequence[Pack | Path]
-    sources: Sequence[Source]
+    sources: Sequence[AdapterSource]
 
     @classmethod
-    def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> Given:
+    def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> StartupAdapters:
         """These; a file is a lock file, of a fleet all members are meant, and any other folder that is no
         pack is a folder of packs.
         """

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io.typed_json import Misfit, Part
 from ...runtime.engine.base import Engine
 from .. import parsing
@@ -25,7 +25,7 @@ from ..openai.requests import listed, one_kind
 from ..route import RouteSpec
 from ..state import State
 from ..tenants.keys import Key
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 
 class Pair(Part, frozen=True, forbid_unknown_fields=True):
@@ -127,7 +127,7 @@ async def rerank(state: State, request: Request, key: Key, record: Record) -> Re
     model = asked(state, key, record, body.model)
     labels = labels_of(state, model)
     if len(labels) != 1:
-        raise Refused(
+        raise HTTPError(
             400,
             "no_ranking_head",
             f"a head that ranks has one label, and this one has {len(labels)}: use /v1/classify",
@@ -154,7 +154,7 @@ def _row(given: Any) -> Any:
     return {"text": given.text, "text_pair": given.text_pair} if isinstance(given, Pair) else given
 
 
-def opened(engine: Engine, limits: Limits) -> Api:
+def opened(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     return Api(
         (

@@ -24,7 +24,7 @@ from ..openai.requests import Mixed, listed, one_kind
 from ..route import RouteSpec
 from ..state import State
 from ..tenants.keys import Key
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 
 class EmbeddingRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,7 +89,7 @@ def _base64(vector: list[float]) -> str:
     return base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
 
 
-def opened(engine: Engine, limits: Limits) -> Api:
+def opened(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     return Api(
         (

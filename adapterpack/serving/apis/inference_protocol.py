@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io.typed_json import Misfit, Part
 from ...runtime.engine.base import Engine
 from ...version import VERSION
@@ -28,7 +28,7 @@ from ..openai.errors import ErrorForm
 from ..route import RouteSpec
 from ..state import State
 from ..tenants.keys import Key
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 COLUMNS = ("text", "text_pair")
 """Inputs: the texts of rows, and the second texts of pairs."""
@@ -191,7 +191,7 @@ async def infer(state: State, request: Request, key: Key, record: Record) -> Res
     columns = {column.name: column for column in wanted.columns}
     chosen = list(columns) if body.outputs is None else [tensor.name for tensor in body.outputs]
     if unknown := [name for name in chosen if name not in columns]:
-        raise Refused(
+        raise HTTPError(
             400,
             "invalid_request",
             f"there is no output {unknown[0][:100]!r}: there are {', '.join(columns)}",
@@ -201,7 +201,7 @@ async def infer(state: State, request: Request, key: Key, record: Record) -> Res
         labels_of(state, model)
     texts = {tensor.name: tensor.texts for tensor in body.inputs}
     if "text_pair" in texts and not wanted.pairs:
-        raise Refused(400, "invalid_request", "this task takes one text a row", param="inputs")
+        raise HTTPError(400, "invalid_request", "this task takes one text a row", param="inputs")
     rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     said = await results(state, request, key, record, model, rows, param="inputs", options=body.parameters)
     outputs = []
@@ -225,7 +225,7 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def opened(engine: Engine, limits: Limits) -> Api:
+def opened(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     return Api(
         (

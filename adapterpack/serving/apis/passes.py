@@ -6,10 +6,10 @@ from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ..api import APIS, Api, ApiKind
 from ..observability.metrics import Figure
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 
-def opened(engine: EncoderEngine, limits: Limits) -> Api:
+def opened(engine: EncoderEngine, limits: ServerLimits) -> Api:
     """What the passes of an engine were spent on."""
     spent = engine.padding
     return Api(

@@ -10,29 +10,29 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.tools.reader import CallReader
 from .. import parsing
-from ..answering import Answer, Stream, running
+from ..answering import EventStream, TextResponse, running
 from ..api import APIS, Api, ApiKind
-from ..catalogue import Model
+from ..catalogue import ServedModel
 from ..observability.audit import Record
 from ..observability.metrics import Figure
 from ..openai.answers import ChatChunk, ChatCompletion, Completion, Provenance
-from ..openai.prepare import Prepared, Preparer, copied
+from ..openai.prepare import PreparedRequest, Preparer, copied
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled
 from ..openai.response_answers import ResponseAnswer, ResponseEvent
 from ..openai.response_requests import ResponseRequest
-from ..openai.response_writer import ChatForm, CompletionForm, Form
-from ..openai.responses_writer import ResponseForm
+from ..openai.response_writer import ChatWriter, CompletionWriter, ResponseWriter
+from ..openai.responses_writer import ResponsesWriter
 from ..openai.token_texts import TokenTexts
 from ..route import RouteSpec
-from ..scheduling.rows import Outbox, Row
+from ..scheduling.rows import RequestOutput, ScheduledRow
 from ..state import State
 from ..tenants.keys import Key
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 
 class Texts:
@@ -40,7 +40,9 @@ class Texts:
     ``sampling``. With ``share_prefixes`` keys find what was read of others' prompts.
     """
 
-    def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str, share_prefixes: bool) -> None:
+    def __init__(
+        self, engine: DecoderEngine, limits: ServerLimits, sampling: str, share_prefixes: bool
+    ) -> None:
         self._share_prefixes = share_prefixes
         self._engine, self.preparer, self._tokens = (
             engine,
@@ -64,13 +66,13 @@ class Texts:
         """``POST /v1/responses``."""
         body = await parsing.body(request, ResponseRequest, state.limits)
         if body.previous_response_id is not None:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "nothing_stored",
                 "no response is stored here: give the whole conversation as input",
                 param="previous_response_id",
             )
-        return await self._answered(state, request, key, record, body.chat(), partial(ResponseForm, body))
+        return await self._answered(state, request, key, record, body.chat(), partial(ResponsesWriter, body))
 
     async def _answered(
         self,
@@ -79,7 +81,7 @@ class Texts:
         key: Key,
         record: Record,
         body: ChatRequest | CompletionRequest,
-        form: Callable[[Provenance, Callable[[], CallReader] | None], Form] | None = None,
+        form: Callable[[Provenance, Callable[[], CallReader] | None], ResponseWriter] | None = None,
     ) -> Response:
         state.quotas.ask(key)
         model = state.catalogue.asked(body.model, body.adapters, key)
@@ -87,16 +89,16 @@ class Texts:
         record.stream = bool(body.stream)
         count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > state.limits.rows:
-            raise Refused(
+            raise HTTPError(
                 400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n"
             )
         with ExitStack() as stack:
-            stack.enter_context(state.gate.entered(key, count))
+            stack.enter_context(state.admission.admit(key, count))
             prepared = await self.preparer.prepared(body, key.id)
-            outbox = Outbox(count)
-            rows = self._rows(body, prepared, model, key, outbox)
+            output = RequestOutput(count)
+            rows = self._rows(body, prepared, model, key, output)
             stack.enter_context(
-                running(state, request, key, record, rows, sum(map(len, prepared.prompts)), outbox)
+                running(state, request, key, record, rows, sum(map(len, prepared.prompts)), output)
             )
             given = body.prompts if isinstance(body, CompletionRequest) else ()
             provenance = state.catalogue.provenance(model, given)
@@ -105,22 +107,24 @@ class Texts:
                 if form is None
                 else form(provenance, prepared.calls)
             )
-            answer = Answer(state, body, record, outbox, model, written)
+            answer = TextResponse(state, body, record, output, model, written)
             if not body.stream:
-                return await answer.whole()
-            await answer.begun()
-            return Stream(answer, stack.pop_all())
+                return await answer.complete()
+            await answer.wait_for_first()
+            return EventStream(answer, stack.pop_all())
 
-    def _rows(self, body: Sampled, prepared: Prepared, model: Model, key: Key, outbox: Outbox) -> list[Row]:
+    def _rows(
+        self, body: Sampled, prepared: PreparedRequest, model: ServedModel, key: Key, output: RequestOutput
+    ) -> list[ScheduledRow]:
         count, salt = body.n or 1, json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
         row = self._engine.row
         return [
-            Row(
+            ScheduledRow(
                 make=partial(row, ids, model.pack, sampling, None, draw, copied(prepared.mask), salt),
                 pack=model.pack,
                 cost=len(ids),
                 place=number * count + draw,
-                outbox=outbox,
+                output=output,
                 tenant=key.id,
                 share=key.share,
                 rank=key.rank,
@@ -135,9 +139,9 @@ class Texts:
         body: ChatRequest | CompletionRequest,
         provenance: Provenance,
         calls: Callable[[], CallReader] | None,
-    ) -> Form:
+    ) -> ResponseWriter:
         if isinstance(body, ChatRequest):
-            return ChatForm(body.model, provenance, self._tokens, calls)
+            return ChatWriter(body.model, provenance, self._tokens, calls)
         echoes = []
         if body.echo:
             decode = self.preparer.text
@@ -146,11 +150,11 @@ class Texts:
                 for prompt in body.prompts
                 for _ in range(body.n or 1)
             ]
-        return CompletionForm(body.model, provenance, self._tokens, echoes)
+        return CompletionWriter(body.model, provenance, self._tokens, echoes)
 
 
 def opened(
-    engine: DecoderEngine, limits: Limits, sampling: str = "model", share_prefixes: bool = False
+    engine: DecoderEngine, limits: ServerLimits, sampling: str = "model", share_prefixes: bool = False
 ) -> Api:
     """The API on an engine."""
     texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows

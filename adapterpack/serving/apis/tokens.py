@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io.typed_json import Misfit, Part
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
@@ -27,7 +27,7 @@ from ..openai.requests import Message, breaches_of
 from ..route import RouteSpec
 from ..state import State
 from ..tenants.keys import Key
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 
 class TokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +73,7 @@ class Text(msgspec.Struct, frozen=True):
 class TokenRoutes:
     """Answers by the tokenizer of an engine's bundle."""
 
-    def __init__(self, bundle: OpenBundle, limits: Limits) -> None:
+    def __init__(self, bundle: OpenBundle, limits: ServerLimits) -> None:
         self._bundle, self._tokenizer, self._limits = bundle, bundle.tokenizer, limits
 
     async def tokenize(self, state: State, request: Request, key: Key, record: Record) -> Response:
@@ -104,11 +104,11 @@ class TokenRoutes:
         if body.messages is None:
             return self._tokenizer.encode(body.prompt or "", special=body.add_special_tokens is not False)
         if self._tokenizer.template is None:
-            raise Refused(
+            raise HTTPError(
                 400, "no_chat_template", "this model has no chat template: give a prompt", param="messages"
             )
         if len(body.messages) > self._limits.messages:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "invalid_request",
                 f"a conversation may have {self._limits.messages} messages",
@@ -121,7 +121,7 @@ def _json(value: Any) -> Response:
     return Response(msgspec.json.encode(value), 200, media_type="application/json")
 
 
-def opened(engine: Engine, limits: Limits) -> Api:
+def opened(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     routes = TokenRoutes(engine.bundle, limits)
     return Api(

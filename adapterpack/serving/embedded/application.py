@@ -16,17 +16,17 @@ from ...pack.trust.signers import Signers
 from ...runtime.engine.base import Engine
 from ...runtime.providers.device import Device
 from ..adapters.adapter_control import AdapterControl
-from ..adapters.adapter_source import Places
-from ..adapters.startup import Given
+from ..adapters.adapter_source import AdapterSources
+from ..adapters.startup import StartupAdapters
 from ..api import apis_of
 from ..catalogue import Catalogue
-from ..observability.audit import Audit
+from ..observability.audit import AuditLog
 from ..observability.metrics import Metrics
 from ..process import Setup, opened
 from ..route import RouteSpec
 from ..scheduling.engine_thread import EngineThread
 from ..tenants.keys import Keys
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 
 class Application:
@@ -55,7 +55,7 @@ class Application:
         audit: str | None = None,
         sampling: str | None = None,
         threads: int | None = None,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
         engine: Callable[..., EngineThread] = EngineThread,
         **size: Any,
@@ -64,11 +64,15 @@ class Application:
         catalogue, metrics, given, bounds = (
             Catalogue(running, name),
             Metrics(),
-            Given.of(adapters),
-            limits or Limits(),
+            StartupAdapters.of(adapters),
+            limits or ServerLimits(),
         )
         control = AdapterControl(
-            running.adapters, catalogue.base, Places(given.sources), Signers([]), metrics.adapter_changed
+            running.adapters,
+            catalogue.base,
+            AdapterSources(given.sources),
+            Signers([]),
+            metrics.adapter_changed,
         )
         given.load(control, changing=False, watched=False)
         apis = apis_of(running, bounds, {} if sampling is None else {"sampling": sampling})
@@ -84,7 +88,7 @@ class Application:
             keys=known,
             limits=bounds,
             metrics=metrics,
-            ended=[metrics.ended, Audit(audit).write],
+            ended=[metrics.ended, AuditLog(audit).write],
             hosts=None,
             tls=None,
             watch=None,

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from ...runtime.engine.base import Engine
 from ...runtime.providers.device import Device
 from ..scheduling.engine_thread import EngineThread
-from ..scheduling.rows import Row
-from ..tenants.limits import Limits
+from ..scheduling.rows import ScheduledRow
+from ..tenants.limits import ServerLimits
 from .application import Application, scope_of
 
 _WITHOUT_END = 10**9
-_LIMITS = Limits(
+_LIMITS = ServerLimits(
     body_bytes=64 << 20,
     open_rows=_WITHOUT_END,
     open_rows_a_key=_WITHOUT_END,
@@ -129,7 +129,7 @@ class InProcess:
 
 
 class _Thread(EngineThread):
-    """One that says when it was given rows."""
+    """An engine thread that signals when rows are added."""
 
     def __init__(
         self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]
@@ -137,17 +137,17 @@ class _Thread(EngineThread):
         super().__init__(engine, loop, stepped, _AtOnce())
         self.added = asyncio.Event()
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """See :class:`.EngineThread`."""
+    def add(self, rows: Sequence[ScheduledRow]) -> None:
+        """Adds rows, and signals it."""
         super().add(rows)
         self.added.set()
 
 
 class _AtOnce(Executor):
-    """Does what it is given before it returns."""
+    """Runs each function in the thread that submits it."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        """See :class:`Executor`."""
+        """Runs the function at once; the future is done."""
         done: Future[Any] = Future()
         done.set_result(function(*args, **options))
         return done

@@ -49,7 +49,7 @@ class Record:
         self.adapter, self.digest, self.mixed = adapter, digest, mixed
 
 
-class Audit:
+class AuditLog:
     """Writes records to a file, behind those that are there; ``-`` is standard error, None nowhere. Where a
     file takes none any more, as on a full disk, requests are answered all the same: a message says so, and
     another how many are missing once it takes them again.

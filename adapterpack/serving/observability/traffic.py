@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ..scheduling.rows import Outbox, Row
+from ..scheduling.rows import RequestOutput, ScheduledRow
 from .audit import Record
 
 MOST_KEYS = 500
@@ -50,8 +50,8 @@ class Counts(msgspec.Struct):
 class _Work:
     """A request whose rows are in."""
 
-    rows: Sequence[Row]
-    outbox: Outbox
+    rows: Sequence[ScheduledRow]
+    output: RequestOutput
 
 
 class Tally:
@@ -71,7 +71,7 @@ class Tally:
         return Counts(
             ended.requests,
             ended.prompt_tokens,
-            ended.completion_tokens + sum(work.outbox.tokens for work in self._work),
+            ended.completion_tokens + sum(work.output.tokens for work in self._work),
         )
 
     @property
@@ -104,15 +104,15 @@ class Tally:
     def end(self, work: _Work, record: Record) -> None:
         """They have ended."""
         self._work.discard(work)
-        tokens = work.outbox.tokens
+        tokens = work.output.tokens
         self._ended.completion_tokens += tokens
         if not record.mixed:  # what requests put together has no name that lasts
             counts = _recent(self._models, record.adapter, Counts, MOST_MODELS)
             counts.requests += 1
             counts.prompt_tokens += record.prompt_tokens
             counts.completion_tokens += tokens
-        if work.outbox.first:
-            self._waits.append((self._clock(), work.outbox.first - record.started))
+        if work.output.first:
+            self._waits.append((self._clock(), work.output.first - record.started))
 
 
 class Traffic:
@@ -128,9 +128,11 @@ class Traffic:
         return _recent(self._keys, key, lambda: Tally(self.clock), MOST_KEYS)
 
     @contextmanager
-    def counted(self, key: str, record: Record, rows: Sequence[Row], outbox: Outbox) -> Iterator[None]:
+    def counted(
+        self, key: str, record: Record, rows: Sequence[ScheduledRow], output: RequestOutput
+    ) -> Iterator[None]:
         """A request's rows are in, for as long as the block lasts."""
-        work, tallies = _Work(rows, outbox), (self.of(key), self.all)
+        work, tallies = _Work(rows, output), (self.of(key), self.all)
         for tally in tallies:
             tally.begin(work, record.prompt_tokens)
         try:

@@ -13,17 +13,17 @@ from typing import Any
 from starlette.requests import Request
 
 from ...errors import ConfigError
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ...runtime.prompts import prompt_ids
 from ...tasks.one_pass import Prepared
-from ..answering import Awaited, running
-from ..catalogue import Model
+from ..answering import PendingResponse, running
+from ..catalogue import ServedModel
 from ..observability.audit import Record
-from ..openai.errors import refused_of
+from ..openai.errors import as_http_error
 from ..openai.requests import NamedWeight
-from ..scheduling.rows import Outbox, Row
+from ..scheduling.rows import RequestOutput, ScheduledRow
 from ..state import State
 from ..tenants.keys import Key
 
@@ -45,11 +45,11 @@ def engine_of(state: State) -> EncoderEngine:
 
 def named(
     state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
-) -> Model:
+) -> ServedModel:
     """The model that a request names, which is written down; see :meth:`.Catalogue.asked`.
 
     Raises:
-        Refused: there is none.
+        HTTPError: there is none.
     """
     model = state.catalogue.asked(name, adapters, key)
     record.answers(model.adapter, model.digest, model.mixed)
@@ -58,25 +58,25 @@ def named(
 
 def asked(
     state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
-) -> Model:
+) -> ServedModel:
     """The model that a request for rows names; the request counts.
 
     Raises:
-        Refused: there is none, or the key has no request left.
+        HTTPError: there is none, or the key has no request left.
     """
     state.quotas.ask(key)
     return named(state, key, record, name, adapters)
 
 
-def labels_of(state: State, model: Model) -> Sequence[str]:
+def labels_of(state: State, model: ServedModel) -> Sequence[str]:
     """The labels of a model's head.
 
     Raises:
-        Refused: nobody has trained it.
+        HTTPError: nobody has trained it.
     """
     labels = engine_of(state).bundle.head(model.pack).labels
     if labels is None:
-        raise Refused(
+        raise HTTPError(
             400, "no_head", "this model has no trained head: name an adapter that has one", param="model"
         )
     return labels
@@ -87,7 +87,7 @@ async def results(
     request: Request,
     key: Key,
     record: Record,
-    model: Model,
+    model: ServedModel,
     rows: Sequence[Given],
     *,
     param: str,
@@ -97,23 +97,25 @@ async def results(
     """What the task says of each row; ``param`` is the field that they come from.
 
     Raises:
-        Refused: there are too many rows, or one is none of this task; the server is busy; time is over.
+        HTTPError: there are too many rows, or one is none of this task; the server is busy; time is over.
     """
     engine = engine_of(state)
     if len(rows) > state.limits.inputs:
-        raise Refused(400, "invalid_request", f"a request may have {state.limits.inputs} inputs", param=param)
+        raise HTTPError(
+            400, "invalid_request", f"a request may have {state.limits.inputs} inputs", param=param
+        )
     with ExitStack() as stack:
         # rows of one pass take the room of one answer
-        stack.enter_context(state.gate.entered(key, -(-len(rows) // engine.rows_a_turn)))
+        stack.enter_context(state.admission.admit(key, -(-len(rows) // engine.rows_a_turn)))
         prepared = await asyncio.to_thread(_prepared, engine, rows, options or {}, param)
-        outbox = Outbox(len(rows))
+        output = RequestOutput(len(rows))
         queued = [
-            Row(
+            ScheduledRow(
                 make=partial(engine.bound, one, chosen, model.pack),
                 pack=model.pack,
                 cost=one.tokens,
                 place=place,
-                outbox=outbox,
+                output=output,
                 tenant=key.id,
                 share=key.share,
                 rank=key.rank,
@@ -122,10 +124,10 @@ async def results(
             for place, (one, chosen) in enumerate(prepared)
         ]
         stack.enter_context(
-            running(state, request, key, record, queued, sum(row.cost for row in queued), outbox)
+            running(state, request, key, record, queued, sum(row.cost for row in queued), output)
         )
-        await Awaited(state, record, outbox).ended()
-        return [said.result for said in outbox.said]
+        await PendingResponse(state, record, output).wait_until_ended()
+        return [sequence.result for sequence in output.sequences]
 
 
 def _prepared(
@@ -138,9 +140,9 @@ def _prepared(
                 engine.prepared(prompt_ids(engine.bundle, row) if isinstance(row, list) else row, **options)
             )
         except ConfigError as error:
-            refused = refused_of(error)
+            refused = as_http_error(error)
             if error.where in options:
                 raise refused from error
             place = f"{param}.{number}: " if len(rows) > 1 else ""
-            raise Refused(refused.status, refused.name, f"{place}{refused.what}", param=param) from error
+            raise HTTPError(refused.status, refused.name, f"{place}{refused.what}", param=param) from error
     return prepared

@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from ...errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, Unsupported
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...slots.sums import NotASum
 
 TYPES = {
@@ -50,14 +50,14 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     error: ErrorDetails
 
 
-def refused_of(error: AdapterpackError) -> Refused:
+def as_http_error(error: AdapterpackError) -> HTTPError:
     """The refusal that an error becomes. What it says of this machine and of other adapters stays here."""
-    if isinstance(error, Refused):
+    if isinstance(error, HTTPError):
         return error
     if isinstance(error, UnknownAdapter):
-        return Refused(404, "model_not_found", "there is no such model", param="model")
+        return HTTPError(404, "model_not_found", "there is no such model", param="model")
     if not isinstance(error, _OF_REQUESTS):
-        return Refused(500, error.code, error.what)
+        return HTTPError(500, error.code, error.what)
     name = error.code.replace("-", "_") if isinstance(error, _NAMED) else "invalid_request"
     sides = [
         f"{name} {side}"
@@ -66,10 +66,10 @@ def refused_of(error: AdapterpackError) -> Refused:
     ]
     where = error.where if error.where is not None and error.where.isidentifier() else None
     what = f"{error.what} ({', '.join(sides)})" if sides else error.what
-    return Refused(400, name, what, param=None if where is None else _FIELDS.get(where, where))
+    return HTTPError(400, name, what, param=None if where is None else _FIELDS.get(where, where))
 
 
-def details(refused: Refused) -> ErrorAnswer:
+def details(refused: HTTPError) -> ErrorAnswer:
     """The body of a refusal."""
     kind = TYPES.get(refused.status, "server_error" if refused.status >= 500 else "invalid_request_error")
     return ErrorAnswer(ErrorDetails(refused.what, kind, refused.more.get("param"), refused.name))
@@ -79,13 +79,13 @@ class ErrorForm(NamedTuple):
     """How an API writes errors: the struct of a body, and that of a refusal."""
 
     struct: type[Any]
-    of: Callable[[Refused], Any]
+    of: Callable[[HTTPError], Any]
 
 
 OPENAI = ErrorForm(ErrorAnswer, details)
 
 
-def response(refused: Refused, form: ErrorForm = OPENAI) -> Response:
+def response(refused: HTTPError, form: ErrorForm = OPENAI) -> Response:
     """The whole answer of a refusal."""
     headers = (
         {"Retry-After": str(max(1, round(refused.more["retry_after"])))}

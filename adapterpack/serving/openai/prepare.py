@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ...errors import AdapterpackError, ConfigError
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
@@ -22,12 +22,12 @@ from ...runtime.generation.structured import Beside, grammar_mask
 from ...runtime.prompts import prompt_ids
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 from .requests import ChatRequest, CompletionRequest, Sampled
 from .tools import ToolUse, tool_use
 
 
-class Prepared(NamedTuple):
+class PreparedRequest(NamedTuple):
     """The prompts of a request, and what all of its rows have in common. The mask is copied for each row."""
 
     prompts: list[list[int]]
@@ -45,7 +45,7 @@ class Preparer:
     at a time: whoever has none is not kept waiting.
     """
 
-    def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str) -> None:
+    def __init__(self, engine: DecoderEngine, limits: ServerLimits, sampling: str) -> None:
         self._engine, self._limits, self._rule = engine, limits, sampling
         self._tokens, self._forms = (
             ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
@@ -66,11 +66,11 @@ class Preparer:
         """The text of token ids, for who wants to see a prompt again."""
         return self._engine.bundle.tokenizer.decode(ids)
 
-    async def prepared(self, body: Sampled, tenant: str) -> Prepared:
+    async def prepared(self, body: Sampled, tenant: str) -> PreparedRequest:
         """What a request's rows are made of.
 
         Raises:
-            Refused: it asks for too much, or the context is too short for a prompt.
+            HTTPError: it asks for too much, or the context is too short for a prompt.
             AdapterpackError: a prompt, a parameter or a form that cannot be.
         """
         loop = asyncio.get_running_loop()
@@ -92,14 +92,14 @@ class Preparer:
                     # alone first: an error names its own field
                     await loop.run_in_executor(self._forms, compiled, Sampling(**form))
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0], "tools")
-        return Prepared(prompts, samplings, mask, None if tools is None else tools.reader)
+        return PreparedRequest(prompts, samplings, mask, None if tools is None else tools.reader)
 
     def _tool_use(self, body: Sampled) -> ToolUse | None:
         if not isinstance(body, ChatRequest):
             return None
         family = family_of(self._engine.bundle.tokenizer.template)
         if family is None and any(message.tool_calls for message in body.messages):
-            raise Refused(
+            raise HTTPError(
                 400, "no_tool_format", "how this model writes calls of tools is not known", param="messages"
             )
         return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, family, self._limits)
@@ -109,12 +109,12 @@ class Preparer:
         calls none.
 
         Raises:
-            Refused: the answer is to have another form.
+            HTTPError: the answer is to have another form.
         """
         form = next((name for name in GRAMMARS if name in given), None)
         schema = None if form is None else given[form]
         if form is not None and not isinstance(schema, dict):
-            raise Refused(
+            raise HTTPError(
                 400,
                 "invalid_request",
                 "an answer that may call tools has a form only by a JSON schema, as an object",
@@ -140,14 +140,14 @@ class Preparer:
 
     def _conversation(self, body: ChatRequest) -> list[int]:
         if len(body.messages) > self._limits.messages:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "invalid_request",
                 f"a conversation may have {self._limits.messages} messages",
                 param="messages",
             )
         if self._engine.bundle.tokenizer.template is None:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "no_chat_template",
                 "this model has no chat template: use /v1/completions",
@@ -172,7 +172,7 @@ class Preparer:
         """
         most, count = self._engine.max_length, body.n or 1
         if (longest := max(map(len, prompts))) > most:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "context_length_exceeded",
                 f"a prompt has {longest} tokens, and {most} are the most here",
@@ -180,7 +180,7 @@ class Preparer:
             )
         rooms = [min(body.most_tokens or most, most - len(prompt) + 1) for prompt in prompts]
         if sum(rooms) * count > self._limits.answer_tokens:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "invalid_request",
                 f"the answers of a request may have {self._limits.answer_tokens} tokens in all: ask for "

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io.typed_json import Misfit, Part
 from ...runtime.adapters.mix import LARGEST, MOST
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 from .tools import FunctionTool, InputCall, ToolChoice
 
 
@@ -129,11 +129,11 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """How many likely tokens are listed in the place of each, None for no log-probabilities."""
         raise NotImplementedError
 
-    def parameters(self, limits: Limits) -> dict[str, Any]:
+    def parameters(self, limits: ServerLimits) -> dict[str, Any]:
         """The sampling parameters that it gives, by their names here.
 
         Raises:
-            Refused: they are more or larger than a request's may be, or contradict each other.
+            HTTPError: they are more or larger than a request's may be, or contradict each other.
         """
         given: dict[str, Any] = {
             "temperature": self.temperature,
@@ -153,7 +153,7 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         }
         forms = list(self._forms())
         if len(forms) > 1:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "invalid_request",
                 f"an answer has one form, and the request gives {len(forms)}",
@@ -162,7 +162,7 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for param, name, form in forms:
             text = form if isinstance(form, str) else json.dumps(form)
             if len(text) > limits.form_characters:
-                raise Refused(
+                raise HTTPError(
                     400,
                     "invalid_request",
                     f"the form of an answer may have {limits.form_characters} characters",
@@ -294,7 +294,7 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """See :class:`Sampled`."""
+        """How many of the likeliest tokens to list beside each one; None for no log-probabilities."""
         return self.top_logprobs or 0 if self.logprobs else None
 
 
@@ -327,7 +327,7 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """See :class:`Sampled`."""
+        """The field itself, which is a number on this route."""
         return self.logprobs
 
 
@@ -347,12 +347,12 @@ def listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
-def _stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...] | None:
+def _stop(stop: str | list[str] | None, limits: ServerLimits) -> tuple[str, ...] | None:
     if stop is None:
         return None
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(texts) > limits.stop or any(len(text) > limits.stop_characters for text in texts):
-        raise Refused(
+        raise HTTPError(
             400,
             "invalid_request",
             f"a request may have {limits.stop} stop texts of {limits.stop_characters} characters",

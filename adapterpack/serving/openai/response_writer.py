@@ -1,5 +1,5 @@
-"""How an answer is written: as a message of a conversation, or as text. One class a route, with the same four
-parts.
+"""Writes responses: as a message of a conversation, or as text. One class for each route, with the same
+methods.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from ...runtime.generation.sampler import Choice
 from ...runtime.tools.family import Call
 from ...runtime.tools.reader import CallReader, Piece
-from ..scheduling.rows import Said
+from ..scheduling.rows import SequenceOutput
 from . import sse
 from .answers import (
     AnswerMessage,
@@ -42,15 +42,15 @@ LEAST = -9999.0
 """What stands for a probability of nothing, as OpenAI has it: JSON has no infinity."""
 
 
-class Head:
-    """What all objects of one answer begin with."""
+class ResponseHead:
+    """The fields with which all objects of one response begin."""
 
     def __init__(self, prefix: str, model: str, provenance: Provenance) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model
         self.provenance = provenance
 
     def fields(self) -> dict[str, Any]:
-        """Its fields by name."""
+        """The fields by name."""
         return {
             "id": self.id,
             "created": self.created,
@@ -59,58 +59,60 @@ class Head:
         }
 
 
-class Form:
-    """Writes the answer of one request. ``usage`` of a chunk is left out, or null until the last one; ``end``
-    is the end of a stream.
+class ResponseWriter:
+    """Writes the response to one request. ``usage`` of a chunk is left out, or null until the last one;
+    ``end`` ends a stream.
     """
 
-    head: Head
+    head: ResponseHead
     end = sse.DONE
 
     def event(self, value: Any) -> bytes:
-        """A chunk as it is sent."""
+        """A chunk as a server-sent event."""
         return sse.event(value)
 
-    def whole(self, said: Sequence[Said], usage: Usage) -> Any:
-        """The answer in one object."""
+    def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Any:
+        """The complete response."""
         raise NotImplementedError
 
-    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
+    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
         """The chunks before a row's first token."""
         raise NotImplementedError
 
-    def piece(
+    def write_piece(
         self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
     ) -> list[Any]:
-        """The chunks for what a row has said since the last one, and for its end."""
+        """The chunks for the text that a row has produced since the last one, and for its end."""
         raise NotImplementedError
 
-    def closing(self, usage: Usage, counted: bool) -> list[Any]:
-        """The chunks behind the last token; ``counted``: the client wants to know what it all took."""
-        return [self.total(usage)] if counted else []
+    def write_end(self, usage: Usage, counted: bool) -> list[Any]:
+        """The chunks after the last token; with ``counted`` they have the usage."""
+        return [self.write_usage(usage)] if counted else []
 
-    def total(self, usage: Usage) -> Any:
-        """The chunk for who wants to know that."""
+    def write_usage(self, usage: Usage) -> Any:
+        """The chunk with the usage of tokens."""
         raise NotImplementedError
 
 
-class Spoken:
-    """What one answer has said: ``text``, and calls of tools where ``calls`` makes what reads them."""
+class MessageReader:
+    """Splits the output of one row into text and calls of tools; ``calls`` makes the reader of calls, where
+    there may be some.
+    """
 
     def __init__(self, calls: Callable[[], CallReader] | None) -> None:
-        self._reader, self._said = None if calls is None else calls(), ""
+        self._reader, self._text = None if calls is None else calls(), ""
 
-    def more(self, text: str, ended: bool) -> list[Piece]:
-        """What further text adds to the message."""
-        self._said += text
+    def read(self, text: str, ended: bool) -> list[Piece]:
+        """Reads further text, and says what it adds to the message."""
+        self._text += text
         if self._reader is None:
             return [Piece("text", text)] if text else []
-        return self._reader.read(self._said, ended)
+        return self._reader.read(self._text, ended)
 
     @property
     def text(self) -> str:
-        """What is no call."""
-        return self._said if self._reader is None else self._reader.text
+        """The text that is no call."""
+        return self._text if self._reader is None else self._reader.text
 
     @property
     def calls(self) -> list[Call]:
@@ -127,7 +129,7 @@ def call_id() -> str:
     return secrets.token_hex(5)[:9]
 
 
-class ChatForm(Form):
+class ChatWriter(ResponseWriter):
     """Messages of ``/v1/chat/completions``; ``calls`` makes what reads the calls of tools in one answer,
     where it may have some.
     """
@@ -139,25 +141,25 @@ class ChatForm(Form):
         tokens: TokenTexts,
         calls: Callable[[], CallReader] | None = None,
     ) -> None:
-        self.head, self._tokens, self._calls = Head("chatcmpl", model, provenance), tokens, calls
-        self._spoken: dict[int, Spoken] = {}
+        self.head, self._tokens, self._calls = ResponseHead("chatcmpl", model, provenance), tokens, calls
+        self._readers: dict[int, MessageReader] = {}
 
-    def whole(self, said: Sequence[Said], usage: Usage) -> ChatCompletion:
-        """See :class:`Form`."""
+    def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> ChatCompletion:
+        """All messages, complete."""
         choices = []
-        for place, row in enumerate(said):
-            spoken = Spoken(self._calls)
-            spoken.more(row.text, True)
-            calls = [ToolCall(call_id(), FunctionCall(*call)) for call in spoken.calls]
+        for place, row in enumerate(sequences):
+            reader = MessageReader(self._calls)
+            reader.read(row.text, True)
+            calls = [ToolCall(call_id(), FunctionCall(*call)) for call in reader.calls]
             message = AnswerMessage(
-                "assistant", None if calls and not spoken.text else spoken.text, None, calls or UNSET
+                "assistant", None if calls and not reader.text else reader.text, None, calls or UNSET
             )
-            choices.append(ChatChoice(place, message, self._logprobs(row.choices), spoken.reason(row.reason)))
+            choices.append(ChatChoice(place, message, self._logprobs(row.choices), reader.reason(row.reason)))
         return ChatCompletion(
             **self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance
         )
 
-    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
+    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
         """The role of who speaks, and with the first one what answers."""
         return [
             ChatChunk(
@@ -168,14 +170,14 @@ class ChatForm(Form):
             )
         ]
 
-    def piece(
+    def write_piece(
         self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
     ) -> list[Any]:
-        """See :class:`Form`; the reason of the end has a chunk of its own."""
-        spoken = self._spoken.setdefault(place, Spoken(self._calls))
-        number = len(spoken.calls) - 1
+        """Chunks with further text; the reason of the end has a chunk of its own."""
+        reader = self._readers.setdefault(place, MessageReader(self._calls))
+        number = len(reader.calls) - 1
         deltas: list[Delta] = []
-        for piece in spoken.more(text, reason is not None):
+        for piece in reader.read(text, reason is not None):
             number += piece.kind == "name"
             deltas += _delta(piece, number)
         if choices and not deltas:
@@ -185,11 +187,11 @@ class ChatForm(Form):
             for after, delta in enumerate(deltas)
         ]
         if reason is not None:
-            parts.append(ChatChunkChoice(place, Delta(), None, spoken.reason(reason)))
+            parts.append(ChatChunkChoice(place, Delta(), None, reader.reason(reason)))
         return [ChatChunk(**self.head.fields(), choices=[part], usage=usage) for part in parts]
 
-    def total(self, usage: Usage) -> ChatChunk:
-        """See :class:`Form`."""
+    def write_usage(self, usage: Usage) -> ChatChunk:
+        """The chunk with the usage, which has no choices."""
         return ChatChunk(**self.head.fields(), choices=[], usage=usage)
 
     def _logprobs(self, choices: Sequence[Choice]) -> ChatLogprobs | None:
@@ -229,28 +231,28 @@ def _delta(piece: Piece, number: int) -> list[Delta]:
             return []
 
 
-class CompletionForm(Form):
+class CompletionWriter(ResponseWriter):
     """Texts of ``/v1/completions``; ``echoes`` are the prompts, where they come first."""
 
     def __init__(
         self, model: str, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()
     ) -> None:
-        self.head, self._tokens, self._echoes = Head("cmpl", model, provenance), tokens, echoes
+        self.head, self._tokens, self._echoes = ResponseHead("cmpl", model, provenance), tokens, echoes
         self._offsets: dict[int, int] = {}
 
-    def whole(self, said: Sequence[Said], usage: Usage) -> Completion:
-        """See :class:`Form`."""
+    def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Completion:
+        """All texts, complete."""
         choices = [
             CompletionChoice(
                 place, self._echo(place) + row.text, self._logprobs(place, row.choices), row.reason
             )
-            for place, row in enumerate(said)
+            for place, row in enumerate(sequences)
         ]
         return Completion(
             **self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance
         )
 
-    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
+    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
         """The prompt, where it is wanted."""
         if not self._echoes:
             return []
@@ -260,10 +262,12 @@ class CompletionForm(Form):
             )
         ]
 
-    def piece(
+    def write_piece(
         self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
     ) -> list[Any]:
-        """See :class:`Form`; the reason of the end comes with the last text, and says what answered."""
+        """See :class:`ResponseWriter`; the reason of the end comes with the last text, and says what
+        answered.
+        """
         if not text and not choices and reason is None:
             return []
         choice = CompletionChoice(place, text, self._logprobs(place, choices), reason)
@@ -276,8 +280,8 @@ class CompletionForm(Form):
             )
         ]
 
-    def total(self, usage: Usage) -> Completion:
-        """See :class:`Form`."""
+    def write_usage(self, usage: Usage) -> Completion:
+        """The chunk with the usage, which has no choices."""
         return Completion(**self.head.fields(), choices=[], usage=usage)
 
     def _echo(self, place: int) -> str:

@@ -1,5 +1,5 @@
-"""How an answer of ``/v1/responses`` is written: as a list of items, or as the events by which a client
-builds that list.
+"""Writes responses of ``/v1/responses``: as a list of items, or as the events from which a client builds that
+list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import UnsetType
 
 from ...runtime.generation.sampler import Choice
 from ...runtime.tools.reader import CallReader
-from ..scheduling.rows import Said
+from ..scheduling.rows import SequenceOutput
 from . import sse
 from .answers import Provenance, Usage
 from .requests import PlainText
@@ -28,10 +28,10 @@ from .response_answers import (
     Status,
 )
 from .response_requests import ResponseRequest, TextConfig
-from .response_writer import Form, Head, Spoken, call_id
+from .response_writer import MessageReader, ResponseHead, ResponseWriter, call_id
 
 
-class ResponseForm(Form):
+class ResponsesWriter(ResponseWriter):
     """The one answer of a request: messages and calls, one after another."""
 
     end = b""
@@ -39,7 +39,11 @@ class ResponseForm(Form):
     def __init__(
         self, body: ResponseRequest, provenance: Provenance, calls: Callable[[], CallReader] | None
     ) -> None:
-        self.head, self._body, self._spoken = Head("resp", body.model, provenance), body, Spoken(calls)
+        self.head, self._body, self._reader = (
+            ResponseHead("resp", body.model, provenance),
+            body,
+            MessageReader(calls),
+        )
         self._output: list[OutputMessage | OutputCall] = []
         # the id of the message that is being written; its text, or the arguments of a call
         self._message, self._text = "", ""
@@ -52,47 +56,51 @@ class ResponseForm(Form):
         assert isinstance(value, ResponseEvent)
         return b"event: " + value.type.encode() + b"\n" + sse.event(value)
 
-    def whole(self, said: Sequence[Said], usage: Usage) -> ResponseAnswer:
-        """See :class:`Form`."""
-        (row,) = said
-        self.piece(0, row.text, (), row.reason, None)
+    def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> ResponseAnswer:
+        """The complete response, of the one row that a request of this route has."""
+        (row,) = sequences
+        self.write_piece(0, row.text, (), row.reason, None)
         return self._answer(usage)
 
-    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
-        """See :class:`Form`."""
+    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
+        """The events that announce the response."""
         return [
             self._event(name, response=self._answer(None))
             for name in ("response.created", "response.in_progress")
         ]
 
-    def piece(
+    def write_piece(
         self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
     ) -> list[Any]:
-        """See :class:`Form`."""
+        """The events for further text: of messages, of calls, and of their ends."""
         self._reason = reason
         events: list[ResponseEvent] = []
-        for piece in self._spoken.more(text, reason is not None):
+        for piece in self._reader.read(text, reason is not None):
             match piece.kind:
                 case "text":
-                    events += self._said(piece.value)
+                    events += self._write_text(piece.value)
                 case "name":
-                    events += [*self._closed(), *self._call_begun(piece.value)]
+                    events += [*self._close_message(), *self._open_call(piece.value)]
                 case "arguments":
-                    events += self._call_goes_on(piece.value)
+                    events += self._write_arguments(piece.value)
                 case "end":
-                    events += self._call_ended("completed")
+                    events += self._close_call("completed")
         if reason is not None:
             nothing = not (self._message or self._call or self._output)
-            events += [*(self._opened() if nothing else ()), *self._closed(), *self._call_ended("incomplete")]
+            events += [
+                *(self._open_message() if nothing else ()),
+                *self._close_message(),
+                *self._close_call("incomplete"),
+            ]
         return events
 
-    def closing(self, usage: Usage, counted: bool) -> list[Any]:
-        """See :class:`Form`: the whole answer."""
+    def write_end(self, usage: Usage, counted: bool) -> list[Any]:
+        """The event with the complete response."""
         answer = self._answer(usage)
         return [self._event(f"response.{answer.status}", response=answer)]
 
-    def _said(self, text: str) -> list[ResponseEvent]:
-        events = [] if self._message else self._opened()
+    def _write_text(self, text: str) -> list[ResponseEvent]:
+        events = [] if self._message else self._open_message()
         self._text += text
         return [
             *events,
@@ -106,8 +114,8 @@ class ResponseForm(Form):
             ),
         ]
 
-    def _opened(self) -> list[ResponseEvent]:
-        """A message begins."""
+    def _open_message(self) -> list[ResponseEvent]:
+        """Begins a message."""
         self._message, self._text = f"msg_{secrets.token_hex(12)}", ""
         index = len(self._output)
         return [
@@ -125,8 +133,8 @@ class ResponseForm(Form):
             ),
         ]
 
-    def _closed(self) -> list[ResponseEvent]:
-        """The message, if one was begun, has ended."""
+    def _close_message(self) -> list[ResponseEvent]:
+        """Ends the message, if one was begun."""
         if not self._message:
             return []
         part, index = OutputText(self._text), len(self._output)
@@ -142,16 +150,16 @@ class ResponseForm(Form):
             self._event("response.output_item.done", output_index=index, item=message),
         ]
 
-    def _call_begun(self, name: str) -> list[ResponseEvent]:
-        """A call begins."""
+    def _open_call(self, name: str) -> list[ResponseEvent]:
+        """Begins a call."""
         self._call, self._text = (
             OutputCall(f"fc_{secrets.token_hex(12)}", "in_progress", call_id(), name, ""),
             "",
         )
         return [self._event("response.output_item.added", output_index=len(self._output), item=self._call)]
 
-    def _call_goes_on(self, text: str) -> list[ResponseEvent]:
-        """Its arguments go on."""
+    def _write_arguments(self, text: str) -> list[ResponseEvent]:
+        """Adds to its arguments."""
         assert self._call is not None
         self._text += text
         return [
@@ -163,8 +171,8 @@ class ResponseForm(Form):
             )
         ]
 
-    def _call_ended(self, status: Status) -> list[ResponseEvent]:
-        """The call, if one was begun, has ended."""
+    def _close_call(self, status: Status) -> list[ResponseEvent]:
+        """Ends the call, if one was begun."""
         if self._call is None:
             return []
         item, index = (

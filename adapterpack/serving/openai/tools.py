@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ...errors import FormatError
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...io import strict_json
 from ...io.typed_json import Misfit, Part
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
 from ...runtime.tools.reader import CallReader
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 _DEPTH = 64
@@ -119,10 +119,10 @@ class ToolUse:
         JSON that fits the schema ``form``, if there is one.
 
         Raises:
-            Refused: the calls of this model are JSON themselves.
+            HTTPError: the calls of this model are JSON themselves.
         """
         if form is not None and not self.must and not self.family.marker:
-            raise Refused(
+            raise HTTPError(
                 400,
                 "invalid_request",
                 "this model writes calls as plain JSON, which nothing tells from JSON of another form: "
@@ -144,27 +144,27 @@ def tool_use(
     choice: ToolChoice | None,
     parallel: bool | None,
     family: ToolFamily | None,
-    limits: Limits,
+    limits: ServerLimits,
 ) -> ToolUse | None:
     """What the fields of a request mean for a model of that family; None where it is to call nothing.
 
     Raises:
-        Refused: there are too many, two of one name, or none of the name that is chosen; or nobody knows how
-            this model writes calls.
+        HTTPError: there are too many, two of one name, or none of the name that is chosen; or nobody knows
+            how this model writes calls.
     """
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise Refused(400, "invalid_request", "there are no tools to choose from", param="tool_choice")
+            raise HTTPError(400, "invalid_request", "there are no tools to choose from", param="tool_choice")
         return None
     if len(tools) > limits.tools:
-        raise Refused(400, "invalid_request", f"a request may have {limits.tools} tools", param="tools")
+        raise HTTPError(400, "invalid_request", f"a request may have {limits.tools} tools", param="tools")
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
-        raise Refused(400, "invalid_request", "two tools have one name", param="tools")
+        raise HTTPError(400, "invalid_request", "two tools have one name", param="tools")
     if choice == "none":
         return None
     if family is None:
-        raise Refused(
+        raise HTTPError(
             400,
             "no_tool_format",
             "how this model writes calls of tools is not known: its chat template is of no known family",
@@ -172,7 +172,7 @@ def tool_use(
         )
     chosen = [choice.function.name] if isinstance(choice, NamedFunction) else names
     if not set(chosen) <= set(names):
-        raise Refused(400, "invalid_request", f"there is no tool {chosen[0]!r}", param="tool_choice")
+        raise HTTPError(400, "invalid_request", f"there is no tool {chosen[0]!r}", param="tool_choice")
     usable = tuple(
         Tool(tool.function.name, tool.function.parameters or {}, bool(tool.function.strict))
         for tool in tools

@@ -1,4 +1,4 @@
-"""Lets requests in, as long as there is room for their rows and the server is not about to end."""
+"""Admits requests while there is room for their rows and the server is not shutting down."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from ...runtime.engine.base import Engine
 from ..tenants.keys import Key
-from ..tenants.limits import Limits
+from ..tenants.limits import ServerLimits
 
 _SMOOTHING = 0.1
 
 
-class Gate:
-    """Counts the rows that wait or run, in all and by key. ``running`` is how many run at a time; rows of one
-    pass count as one. While ``draining`` it lets nobody in.
+class Admission:
+    """Counts the rows that wait or run, in all and for each key. ``running`` is how many run at a time; rows
+    of one pass count as one. While ``draining`` nothing is admitted.
     """
 
     @classmethod
-    def of(cls, engine: Engine, limits: Limits) -> Gate:
-        """The gate before an engine."""
+    def of(cls, engine: Engine, limits: ServerLimits) -> Admission:
+        """The admission of requests to an engine."""
         return cls(limits, engine.max_rows // engine.rows_a_turn)
 
-    def __init__(self, limits: Limits, running: int) -> None:
+    def __init__(self, limits: ServerLimits, running: int) -> None:
         self._limits, self._running = limits, running
         self._rows: Counter[str] = Counter()
         self._seconds = 1.0
@@ -33,21 +33,21 @@ class Gate:
 
     @property
     def rows(self) -> int:
-        """Rows that are in."""
+        """Rows that are admitted and have not ended."""
         return self._rows.total()
 
     @contextmanager
-    def entered(self, key: Key, rows: int) -> Iterator[None]:
-        """A request with so many rows is in, for as long as the block lasts.
+    def admit(self, key: Key, rows: int) -> Iterator[None]:
+        """Admits a request with that many rows for as long as the block lasts.
 
         Raises:
-            Refused: there are too many now (429), more than the key may ever have (400), or the server is
+            HTTPError: there are too many now (429), more than the key may ever have (400), or the server is
                 about to end (503).
         """
         self.require_open()
         most = min(key.max_rows or self._limits.open_rows_a_key, self._limits.open_rows)
         if rows > most:
-            raise Refused(400, "invalid_request", f"this key may have {most} answers at a time", param="n")
+            raise HTTPError(400, "invalid_request", f"this key may have {most} answers at a time", param="n")
         if self._rows[key.id] + rows > most:
             raise self._busy("this key has too many requests at a time")
         if self.rows + rows > self._limits.open_rows:
@@ -61,22 +61,22 @@ class Gate:
                 del self._rows[key.id]
 
     def require_open(self) -> None:
-        """Checks that the server is not about to end.
+        """Checks that the server is not shutting down.
 
         Raises:
-            Refused: it is.
+            HTTPError: it is.
         """
         if self.draining:
-            raise Refused(
+            raise HTTPError(
                 503, "draining", "the server is about to end", retry_after=self._limits.drain_seconds
             )
 
-    def took(self, seconds: float) -> None:
-        """A request took so long; what is told to those who are not let in follows from it."""
+    def note_time(self, seconds: float) -> None:
+        """Notes how long a request took, from which ``Retry-After`` of refused ones is estimated."""
         self._seconds += _SMOOTHING * (seconds - self._seconds)
 
-    def _busy(self, what: str) -> Refused:
+    def _busy(self, what: str) -> HTTPError:
         turns = max(1.0, self.rows / self._running)
-        return Refused(
+        return HTTPError(
             429, "rate_limit_exceeded", what, retry_after=min(60, max(1, math.ceil(turns * self._seconds)))
         )

@@ -20,7 +20,7 @@ from ...errors import AdapterpackError
 from ...runtime.engine.base import Engine, EngineRow
 from ...runtime.engine.requests import Event
 from .fair_queue import FairQueue
-from .rows import Row
+from .rows import ScheduledRow
 
 _LAST_SECONDS = 1.0
 """That a step has whose end nobody wants to wait for."""
@@ -42,7 +42,7 @@ class EngineStopped(AdapterpackError):
 
 class EngineThread:
     """Runs rows on an engine, in the order of a :class:`.FairQueue`, and puts what they say into their
-    outboxes.
+    outputs.
 
     ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made. ``loader``
     is where rows are made ready.
@@ -58,11 +58,11 @@ class EngineThread:
         self.engine, self._loop, self._stepped = engine, loop, stepped
         self._order = threading.Lock()
         """Held by whoever looks at the queue, or at what is ready."""
-        self._queue: FairQueue[Row] = FairQueue()
+        self._queue: FairQueue[ScheduledRow] = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._ready: set[Row] = set()
+        self._ready: set[ScheduledRow] = set()
         """Rows that have left the queue and not ended."""
-        self._running: dict[int, Row] = {}
+        self._running: dict[int, ScheduledRow] = {}
         self._loader = loader or ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
         self._thread = threading.Thread(target=self._run, name="adapterpack-engine", daemon=True)
         self._closing = False
@@ -92,7 +92,7 @@ class EngineThread:
             self._fail_all()
         self._loader.shutdown(wait=not self.given_up, cancel_futures=True)
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[ScheduledRow]) -> None:
         """Adds the rows of a request; any thread may. Those that can begin soon are made ready at once, while
         the engine is in a step.
         """
@@ -116,7 +116,7 @@ class EngineThread:
         finally:
             go.set()
 
-    def cancel(self, rows: Sequence[Row]) -> None:
+    def cancel(self, rows: Sequence[ScheduledRow]) -> None:
         """Ends rows wherever they are; those that have ended stay as they are. Any thread may."""
         self._messages.put(partial(self._cancel, rows))
 
@@ -166,7 +166,7 @@ class EngineThread:
         while not self._closing and not go.wait(0.05):
             pass
 
-    def _cancel(self, rows: Sequence[Row]) -> None:
+    def _cancel(self, rows: Sequence[ScheduledRow]) -> None:
         for row in rows:
             if row.ended:
                 continue
@@ -182,7 +182,7 @@ class EngineThread:
         """Makes as many rows ready as can begin soon, on threads of their own, as reading an adapter takes
         time. Those of one pack begin together: of a request with many rows no step runs with a few.
         """
-        by_pack: dict[str | None, list[Row]] = {}
+        by_pack: dict[str | None, list[ScheduledRow]] = {}
         with self._order:
             while (
                 len(self._ready) < self.engine.max_rows + self.engine.ahead
@@ -194,7 +194,7 @@ class EngineThread:
             with suppress(RuntimeError):  # whoever closed the loader has ended the rows
                 self._loader.submit(self._make, rows)
 
-    def _make(self, rows: Sequence[Row]) -> None:
+    def _make(self, rows: Sequence[ScheduledRow]) -> None:
         messages: list[Callable[[], None]] = []
         for row in rows:
             try:
@@ -208,7 +208,7 @@ class EngineThread:
                 )
         self._messages.put(partial(_all, messages))
 
-    def _begin(self, row: Row, request: EngineRow) -> None:
+    def _begin(self, row: ScheduledRow, request: EngineRow) -> None:
         if row.ended:
             self.engine.discard(request)
             self._leave(row, None)
@@ -217,14 +217,14 @@ class EngineThread:
         self._running[request.number] = row
         self.engine.submit(request)
 
-    def _leave(self, row: Row, error: AdapterpackError | None) -> None:
+    def _leave(self, row: ScheduledRow, error: AdapterpackError | None) -> None:
         """A row that never began."""
         self._ended(row)
         self._tell(
             [(row, Event(0, None, finish_reason="cancelled" if error is None else "error", error=error))]
         )
 
-    def _ended(self, row: Row) -> None:
+    def _ended(self, row: ScheduledRow) -> None:
         row.ended = True
         with self._order:
             self._ready.discard(row)
@@ -252,7 +252,7 @@ class EngineThread:
         self._stepped(time.monotonic() - start, sum(event.choice is not None for event in events))
         self._tell(answered)
 
-    def _tell(self, answered: Sequence[tuple[Row, Event]]) -> None:
+    def _tell(self, answered: Sequence[tuple[ScheduledRow, Event]]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(_take, answered, time.monotonic())
 
@@ -264,14 +264,14 @@ class EngineThread:
                 left.append(row)
         self._fail(left)
 
-    def _fail(self, rows: Sequence[Row]) -> None:
+    def _fail(self, rows: Sequence[ScheduledRow]) -> None:
         error = EngineStopped("the engine has stopped", remedy="start the server again; its log says why")
         self._tell([(row, Event(0, None, finish_reason="error", error=error)) for row in rows])
 
 
-def _take(answered: Sequence[tuple[Row, Event]], at: float) -> None:
+def _take(answered: Sequence[tuple[ScheduledRow, Event]], at: float) -> None:
     for row, event in answered:
-        row.outbox.take(row.place, event, at)
+        row.output.take(row.place, event, at)
 
 
 def _all(messages: Sequence[Callable[[], None]]) -> None:

@@ -1,4 +1,4 @@
-"""A row of a request on its way through the engine, and what it has said so far."""
+"""Rows of requests as the scheduler queues them, and the output that they have produced so far."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ...runtime.engine.requests import Event
 from ...runtime.generation.sampler import Choice
 
 
-class Said:
-    """What one row has said: ``text`` so far, its ``choices`` if it asks for log-probabilities, and how it
-    ended; or the ``result`` of its one pass.
+class SequenceOutput:
+    """The output of one row: its ``text`` so far, its ``choices`` if log-probabilities are asked for, and how
+    it ended; or the ``result`` of its one pass.
     """
 
     def __init__(self) -> None:
@@ -28,34 +28,34 @@ class Said:
         self.error: AdapterpackError | None = None
 
 
-class Outbox:
-    """What the rows of a request have said, for the one who answers it. All of it happens in the server's
-    loop.
+class RequestOutput:
+    """The output of all rows of a request, for the coroutine that answers it. Everything happens in the
+    server's event loop.
 
-    Whoever is slow to take it finds several tokens at once: nothing piles up. ``first`` and ``last`` are the
-    times of tokens or results.
+    A slow reader finds several tokens at once: nothing piles up. ``first`` and ``last`` are the times of the
+    first and last token or result.
     """
 
     def __init__(self, rows: int) -> None:
-        self.said = [Said() for _ in range(rows)]
+        self.sequences = [SequenceOutput() for _ in range(rows)]
         self.first = self.last = 0.0
         self.left = False
-        """Whether the client has gone."""
+        """Whether the client has disconnected."""
         self._changed = asyncio.Event()
 
     @property
     def ended(self) -> bool:
         """Whether all rows have ended."""
-        return all(row.reason is not None for row in self.said)
+        return all(row.reason is not None for row in self.sequences)
 
     @property
     def error(self) -> AdapterpackError | None:
         """The first error of a row."""
-        return next((row.error for row in self.said if row.error is not None), None)
+        return next((row.error for row in self.sequences if row.error is not None), None)
 
     def take(self, place: int, event: Event, at: float) -> None:
-        """A step of the engine gave a row a token or its result, or ended it."""
-        row = self.said[place]
+        """Takes an event of the engine for one row: a token, a result, or its end."""
+        row = self.sequences[place]
         if row.reason is not None:
             return
         if event.finish_reason in (None, "stop", "length"):
@@ -72,17 +72,17 @@ class Outbox:
         self._changed.set()
 
     def leave(self) -> None:
-        """The client has gone: nobody waits for what is said."""
+        """Notes that the client has disconnected."""
         self.left = True
         self._changed.set()
 
     @property
     def tokens(self) -> int:
         """The tokens of all rows."""
-        return sum(row.tokens for row in self.said)
+        return sum(row.tokens for row in self.sequences)
 
-    async def changed(self, seconds: float | None = None) -> bool:
-        """Waits until a row has said something new, at most so long; whether one has."""
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Waits until a row has new output, at most so long; whether one has."""
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
@@ -93,18 +93,18 @@ class Outbox:
 
 
 @dataclass(eq=False, kw_only=True)
-class Row:
-    """A row that the engine is to run: how it is made, its adapter's pack, and whose it is.
+class ScheduledRow:
+    """A row that waits for the engine or runs there: how to make it, its adapter's pack, and its tenant.
 
     ``make`` reads the adapter, which takes time. ``cost`` is the number of its prompt's tokens, and ``place``
-    the row's among those of its request, in ``outbox``. ``request`` is the engine's, once it has it.
+    its position among those of its request, in ``output``. ``request`` is the engine's, once it has it.
     """
 
     make: Callable[[], EngineRow]
     pack: Pack | Mix | None
     cost: int
     place: int
-    outbox: Outbox
+    output: RequestOutput
     tenant: str
     share: float = 1.0
     rank: int = 0

@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from ...errors import ConfigError, nearest, storage_errors
-from ...http.http_error import Refused
-from ...http.reloading_file import Followed
+from ...http.http_error import HTTPError
+from ...http.reloading_file import ReloadingFile
 from ...io import typed_json
 from ...io.private import require_private
 from ...io.typed_json import Misfit, Part
@@ -99,7 +99,9 @@ class Keys:
         self, keys: Sequence[Key] = (), path: Path | None = None, unread_seconds: float = 60.0
     ) -> None:
         self._keys, self._most_unread = _by_digest(keys), unread_seconds
-        self._file = None if path is None else Followed("keys", [path], lambda: _by_digest(read_keys(path)))
+        self._file = (
+            None if path is None else ReloadingFile("keys", [path], lambda: _by_digest(read_keys(path)))
+        )
 
     @classmethod
     def one(cls, key: str, name: str = "api-key") -> Keys:
@@ -169,13 +171,13 @@ class Keys:
         compared in constant time.
 
         Raises:
-            Refused: nobody's, or one whose time is over; or the file could not be read for too long.
+            HTTPError: nobody's, or one whose time is over; or the file could not be read for too long.
         """
         if not self.needed:
             return EVERYBODY
         if not self.counted:
             what = "the file of keys cannot be read: nobody is let in before it can be"
-            raise Refused(503, "keys_unread", what, retry_after=10)
+            raise HTTPError(503, "keys_unread", what, retry_after=10)
         scheme, _, given = (authorization or "").partition(" ")
         digest = _digest(given.strip())
         match = self._known.get(digest)
@@ -186,7 +188,7 @@ class Keys:
                 if not given
                 else "this key is not known, or its time is over"
             )
-            raise Refused(401, "invalid_api_key", what)
+            raise HTTPError(401, "invalid_api_key", what)
         return match
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
-from ...http.http_error import Refused
+from ...http.http_error import HTTPError
 from .keys import Key
 
 Unit = Literal["requests", "tokens"]
@@ -37,12 +37,12 @@ class Bucket:
         self.used, self._at = 0.0, 0.0
 
     def pass_time(self, limit: int, now: float) -> None:
-        """See :class:`Meter`."""
+        """Forgets the use of the time since the last call."""
         self.used = max(0.0, self.used - max(0.0, now - self._at) * limit / _MINUTE)
         self._at = now
 
     def wait(self, limit: int, excess: float, now: float) -> float:
-        """See :class:`Meter`."""
+        """The seconds in which the limit refills by that much."""
         return excess * _MINUTE / limit
 
 
@@ -53,12 +53,12 @@ class Day:
         self.used, self._day = 0.0, 0.0
 
     def pass_time(self, limit: int, now: float) -> None:
-        """See :class:`Meter`."""
+        """Forgets all use when a new day has begun."""
         if now // _DAY > self._day:
             self.used, self._day = 0.0, now // _DAY
 
     def wait(self, limit: int, excess: float, now: float) -> float:
-        """See :class:`Meter`."""
+        """The seconds until midnight."""
         return _DAY - now % _DAY
 
 
@@ -79,7 +79,7 @@ QUOTAS = (
 """All quotas."""
 
 
-class Usage(NamedTuple):
+class QuotaUse(NamedTuple):
     """What a key has used of a quota, and how often it was refused for it."""
 
     key: str
@@ -109,7 +109,7 @@ class Quotas:
         """Counts a request.
 
         Raises:
-            Refused: the key has no request, or no token, left.
+            HTTPError: the key has no request, or no token, left.
         """
         self._require(key, requests=1, tokens=1)
         self._add(key, "requests", 1)
@@ -118,7 +118,7 @@ class Quotas:
         """Counts a request's prompts.
 
         Raises:
-            Refused: the key has not so many tokens left.
+            HTTPError: the key has not so many tokens left.
         """
         self._require(key, tokens=tokens)
         self._add(key, "tokens", tokens)
@@ -147,10 +147,10 @@ class Quotas:
                 }
         return headers
 
-    def usage(self) -> list[Usage]:
+    def usage(self) -> list[QuotaUse]:
         """What all keys with quotas have used, those first that have used most of theirs."""
         usages = [
-            Usage(key.id, quota.name, limit, meter.used, self._refused[key.id, quota.name])
+            QuotaUse(key.id, quota.name, limit, meter.used, self._refused[key.id, quota.name])
             for key in self._keys.values()
             for quota, limit, meter in self._of(key)
         ]
@@ -173,7 +173,7 @@ class Quotas:
                 waits.append((meter.wait(limit, excess, self._clock()), what))
         if waits:
             seconds, what = max(waits)
-            raise Refused(429, "rate_limit_exceeded", what, retry_after=math.ceil(seconds))
+            raise HTTPError(429, "rate_limit_exceeded", what, retry_after=math.ceil(seconds))
 
     def _add(self, key: Key, unit: Unit, amount: int) -> None:
         for quota, _, meter in self._of(key):
