@@ -69,9 +69,8 @@ def command(
     if as_json:
         print_json({"command": "pull", **done.to_json()})
         return
-    print_line(
-        f"pulled the {done.kind} {done.id} of {HubReference(done.repo, done.commit, done.folder)} to {done.path}"
-    )
+    reference = HubReference(done.repo, done.commit, done.folder)
+    print_line(f"pulled the {done.kind} {done.id} of {reference} to {done.path}")
     for text in (*done.changed, *done.notes):
         print_line(text)
     if update and done.before is not None and not done.changed:
