@@ -54,7 +54,7 @@ class _Connection(h11.Connection):  # type: ignore[misc]
         try:
             event = super().next_event()
         except h11.RemoteProtocolError as error:
-            self.status = error.error_status_hint
+            self.status = 431 if error.error_status_hint == 431 else 400
             raise
         if isinstance(event, h11.Request):
             names = {name for name, _ in event.headers}
