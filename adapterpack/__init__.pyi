@@ -59,8 +59,8 @@ from .artifacts import inspect as inspect
 from .artifacts import sign as sign
 from .artifacts import validate as validate
 from .artifacts import verify as verify
+from .auditing.audit import audit as audit
 from .cli.commands.completion import completion as completion
-from .composing.auditing.audit import audit as audit
 from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize
 from .composing.rules.rule import rules as rules

@@ -24,9 +24,9 @@ from test_report import HOSTILE, Document, assert_harmless
 import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, complete, fold, get, resolve_configs
+from adapterpack.auditing import scan as entries
+from adapterpack.auditing.audit import Audit, audit
 from adapterpack.base.checkpoint import Checkpoint
-from adapterpack.composing.auditing import scan as entries
-from adapterpack.composing.auditing.audit import Audit, audit
 from adapterpack.composing.rules.rule import rules
 from adapterpack.errors import BaseMismatch, ConfigError, NothingToDo, Unsupported
 from adapterpack.manifest import manifest as m
@@ -352,7 +352,7 @@ def test_a_sample_is_the_same_every_time_and_near_the_whole(monkeypatch: pytest.
     shapes = {"layers.0.q": (400, 300)}
     packs = [made(str(seed), factors(seed, 16, shapes))[0] for seed in (1, 2)]
     whole = audit(packs, exact=True).to_json()["sites"][0]
-    monkeypatch.setattr("adapterpack.composing.auditing.audit.SAMPLE", 60 * 300)
+    monkeypatch.setattr("adapterpack.auditing.audit.SAMPLE", 60 * 300)
     one, two = (audit(packs).to_json()["sites"][0] for _ in range(2))
     assert one == two
     assert (one["rows_examined"], one["sampled"], whole["sampled"]) == (60, True, False)

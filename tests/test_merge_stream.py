@@ -32,9 +32,9 @@ from adapterpack.io import safetensors as st
 from adapterpack.io.buffers import Scratch
 from adapterpack.io.byte_ranges import opened, reserve
 from adapterpack.manifest import manifest as m
-from adapterpack.merging.base_model import MergeBase
-from adapterpack.merging.jobs import Share, jobs, jobs_of
-from adapterpack.merging.journal import FOLDER, PAUSE, Journal, finished
+from adapterpack.merging.checkpoint.base_model import MergeBase
+from adapterpack.merging.checkpoint.jobs import Share, jobs, jobs_of
+from adapterpack.merging.checkpoint.journal import FOLDER, PAUSE, Journal, finished
 
 pytestmark = pytest.mark.fast
 

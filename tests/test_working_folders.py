@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from adapterpack.errors import StorageError
-from adapterpack.merging.jobs import Share
-from adapterpack.merging.journal import FOLDER, Journal
-from adapterpack.merging.staging import staged
+from adapterpack.merging.checkpoint.jobs import Share
+from adapterpack.merging.checkpoint.journal import FOLDER, Journal
+from adapterpack.merging.checkpoint.staging import staged
 from adapterpack.offline.growing_file import growing_file
 
 pytestmark = pytest.mark.fast

@@ -20,7 +20,7 @@ from ..graph_passes.attach import Plan, base_head, with_fields, with_ranks
 from ..graph_passes.attention import find_heads
 from ..graph_passes.blocks import find_blocks, split_fused_norms, wanted_blocks
 from ..graph_passes.sites import find_sites, prompt_site, uses_of_modules
-from ..merging.tied_weights import tied_to_a_head
+from ..merging.checkpoint.tied_weights import tied_to_a_head
 from ..pack.on_base import places_on
 from ..pack.pack import Adapter, Pack
 from ..slots.fields import RANK, TURN

@@ -33,7 +33,7 @@ from ..graph_passes.emit import give_zeros
 from ..graph_passes.packing import SHARED, pack_siblings
 from ..io.readable import size
 from ..manifest.manifest import Base
-from ..merging.staging import require_space
+from ..merging.checkpoint.staging import require_space
 from ..onnx_graph.save import save_graph
 from ..quantizing.graphs.options import CACHES
 from ..quantizing.graphs.quantize_bundle import quantize_in_place

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from ..io import strict_json
 from ..pack.pack import Pack
-from . import layout, provenance
 from .base_kind import is_gguf
-from .base_model import MergeBase
-from .layout import Shard
-from .plan import Plan
+from .checkpoint import layout, provenance
+from .checkpoint.base_model import MergeBase
+from .checkpoint.layout import Shard
+from .checkpoint.plan import Plan
 
 
 class Container(NamedTuple):

@@ -17,15 +17,15 @@ from ..io.threads import workers
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..version import VERSION
-from . import jobs, journal, plan, provenance, staging, stream
-from .arguments import require_outside, weights_of
 from .base_kind import is_graph
-from .base_model import MergeBase
+from .checkpoint import jobs, journal, plan, provenance, staging, stream
+from .checkpoint.arguments import require_outside, weights_of
+from .checkpoint.base_model import MergeBase
+from .checkpoint.report import MergedPack, MergeReport
+from .checkpoint.tensor_jobs import Fold
 from .container import open_base
 from .fold import devices
 from .onnx.report import GraphReport
-from .report import MergedPack, MergeReport
-from .tensor_jobs import Fold
 
 VERIFY = ("structure", "full")
 _SIDE_FILES = 1 << 20

@@ -31,8 +31,8 @@ from ..io.byte_ranges import Span, copy_span, opened
 from ..manifest import manifest as m
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from . import plan, provenance
-from .base_model import MergeBase
+from .checkpoint import plan, provenance
+from .checkpoint.base_model import MergeBase
 from .fold.blocks import InNumpy
 from .fold.fold import Change, slice_of
 

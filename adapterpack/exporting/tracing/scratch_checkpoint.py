@@ -18,8 +18,8 @@ from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import storage_errors
 from ...io import safetensors as st
 from ...io.safetensors import FLOATS
-from ...merging.config import plain_config
-from ...merging.staging import require_space
+from ...merging.checkpoint.config import plain_config
+from ...merging.checkpoint.staging import require_space
 
 _BLOCK = 1 << 20
 """Numbers of a weight that are decoded at a time."""

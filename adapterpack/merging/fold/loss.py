@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..report import TensorLoss
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+class TensorLoss(NamedTuple):
+    """The fold loss of one tensor, its bias included: Frobenius norms in float64.
+
+    ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``,
+    ``kept`` is ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the
+    expected norm of the error of rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: an estimate of
+    what the base lost when it was quantized.
+    """
+
+    tensor: str
+    dtype: str
+    change: float
+    error: float
+    kept: float
+    stored: float
+    grid: float = 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """``||S - D|| / ||D||``; zero where nothing was to change."""
+        return self.error / self.change if self.change else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The loss as reports print it."""
+        return {
+            "tensor": self.tensor,
+            "dtype": self.dtype,
+            "relative_error": finite(self.relative_error),
+            "kept": finite(self.kept),
+        }
 
 
 class Sums(NamedTuple):

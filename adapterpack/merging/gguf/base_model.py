@@ -29,7 +29,7 @@ from ...io.safe_open import open_regular
 from ...io.safetensors import DTYPES, TensorInfo
 from ...pack.layer_kinds import match_layers, require_shapes
 from ...pack.pack import Pack
-from ..base_model import MergeBase
+from ..checkpoint.base_model import MergeBase
 
 _BLOCK = 1 << 20
 _WITHIN_GRID = Verdict("variant", True, "the file's numbers are the checkpoint's, each within its grid")

@@ -15,8 +15,8 @@ from ...base.gguf import header as gg
 from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
 from ...io.safetensors import DTYPES, TensorInfo
-from ..layout import Item, Shard, sources
-from ..plan import Plan
+from ..checkpoint.layout import Item, Shard, sources
+from ..checkpoint.plan import Plan
 from .base_model import GGUFBase
 
 NAME = "model.gguf"

@@ -14,12 +14,11 @@ from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
 from ...onnx_graph.match import Place
 from ...onnx_graph.pieces import Piece
+from ..checkpoint.plan import Target
+from ..checkpoint.tensor_jobs import blocks, require_finite
 from ..fold.blocks import ELEMENTS
 from ..fold.fold import prepare, slice_of
-from ..fold.loss import Sums, sums_of
-from ..plan import Target
-from ..report import TensorLoss
-from ..tensor_jobs import blocks, require_finite
+from ..fold.loss import Sums, TensorLoss, sums_of
 from .write import Writer, WrittenBlock
 
 Tick = Callable[[int], None]

@@ -24,7 +24,7 @@ from ...onnx_graph.match import Place
 from ...onnx_graph.nbits import NBits, dequantized, quantized_nodes, require_plain
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
-from ..base_model import MergeBase
+from ..checkpoint.base_model import MergeBase
 
 
 class GraphBase(MergeBase):

@@ -32,10 +32,10 @@ from ...onnx_graph.match import Place, match, match_bias
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
-from .. import plan, provenance
-from ..arguments import require_outside, weights_of
-from ..base_model import MergeBase
-from ..report import MergedPack
+from ..checkpoint import plan, provenance
+from ..checkpoint.arguments import require_outside, weights_of
+from ..checkpoint.base_model import MergeBase
+from ..checkpoint.report import MergedPack
 from .check import check
 from .fold import Folded, fold, put
 from .graph_base import GraphBase

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..report import MergedPack, TensorLoss, advice, finite, kept, relative_error
+from ..checkpoint.report import MergedPack, advice, kept, relative_error
+from ..fold.loss import TensorLoss, finite
 
 
 class GraphTensor(NamedTuple):

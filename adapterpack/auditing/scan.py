@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import row_blocks
-from ...io.safetensors import DTYPES
-from ...lowrank.space import Term, gram
-from ...merging.fold.loss import Sums, sums_of
+from ..adapter_methods import row_blocks
+from ..io.safetensors import DTYPES
+from ..lowrank.space import Term, gram
+from ..merging.fold.loss import Sums, sums_of
 
 SAMPLE = 1 << 20
 """Entries of a site that are scanned, unless all are wanted."""

@@ -9,22 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import Site, to_matrix
-from ...base.checkpoint import Checkpoint
-from ...base.dtypes import parse
-from ...errors import AdapterpackError, NothingToDo, Unsupported
-from ...io.safetensors import DTYPES, FLOATS
-from ...lowrank.space import Term, zero
-from ...lowrank.spectra import Loss
-from ...lowrank.truncation import Cut, require_count
-from ...manifest import manifest as m
-from ...pack.pack import Adapter, Pack
-from ...pack.validate.validation import load
-from ..arguments import checked_weights, opened_base
-from ..compatibility import SIDE_BY_SIDE, common_base, common_task, require_same_site
-from ..full_modules import comparable
-from ..plan import plan
-from ..represent import FactoredChange, represent
+from ..adapter_methods import Site, to_matrix
+from ..base.checkpoint import Checkpoint
+from ..base.dtypes import parse
+from ..composing.arguments import checked_weights, opened_base
+from ..composing.compatibility import SIDE_BY_SIDE, common_base, common_task, require_same_site
+from ..composing.full_modules import comparable
+from ..composing.plan import plan
+from ..composing.represent import FactoredChange, represent
+from ..errors import AdapterpackError, NothingToDo, Unsupported
+from ..io.safetensors import DTYPES, FLOATS
+from ..lowrank.space import Term, zero
+from ..lowrank.spectra import Loss
+from ..lowrank.truncation import Cut, require_count
+from ..manifest import manifest as m
+from ..pack.pack import Adapter, Pack
+from ..pack.validate.validation import load
 from . import verdict
 from .audit_report import Audit, AuditedModule, AuditedSite, Skipped
 from .measures import measure

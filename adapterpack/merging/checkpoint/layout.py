@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..base.checkpoint import Checkpoint
-from ..base.codecs.plain import PlainWriter
-from ..base.codecs.storage import Storage
-from ..io.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
+from ...base.checkpoint import Checkpoint
+from ...base.codecs.plain import PlainWriter
+from ...base.codecs.storage import Storage
+from ...io.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
 from .base_model import MergeBase
 from .plan import Plan, Target
 

@@ -14,20 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS
-from ..base.codecs.storage import MAIN_PART, Encoded, Storage
-from ..base.rounding import Round, Rounding
-from ..errors import NonFinite
-from ..io.buffers import Scratch
-from ..io.byte_ranges import Span, copy_span, opened, write_all
-from ..io.progress import Ticker
-from ..io.safetensors import DTYPES, all_finite
-from .fold.blocks import ELEMENTS, Arithmetic, Block
-from .fold.fold import Change, slice_of
-from .fold.loss import Sums, sums_of
+from ...adapter_methods import LAYOUTS
+from ...base.codecs.storage import MAIN_PART, Encoded, Storage
+from ...base.rounding import Round, Rounding
+from ...errors import NonFinite
+from ...io.buffers import Scratch
+from ...io.byte_ranges import Span, copy_span, opened, write_all
+from ...io.progress import Ticker
+from ...io.safetensors import DTYPES, all_finite
+from ..fold.blocks import ELEMENTS, Arithmetic, Block
+from ..fold.fold import Change, slice_of
+from ..fold.loss import Sums, TensorLoss, sums_of
 from .layout import Item, Shard
 from .plan import Target
-from .report import TensorLoss
 
 
 class MergeContext(NamedTuple):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.rounding import Rounding
-from ..io.buffers import Scratch
-from ..io.byte_ranges import opened, reserve, write_all
-from ..io.progress import Progress, StoppedError, Ticker
-from ..io.threads import one_thread_each
-from .fold.blocks import Arithmetic
+from ...base.rounding import Rounding
+from ...io.buffers import Scratch
+from ...io.byte_ranges import opened, reserve, write_all
+from ...io.progress import Progress, StoppedError, Ticker
+from ...io.threads import one_thread_each
+from ..fold.blocks import Arithmetic
 from .journal import Done, Journal
 from .layout import Shard
 from .tensor_jobs import Job, MergeContext

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapter_methods import complete
-from ..base.base_folder import carried_files
-from ..base.checkpoint import Checkpoint
-from ..errors import Unsupported
-from ..io.safe_open import copy_file
-from ..pack.pack import Pack
+from ...adapter_methods import complete
+from ...base.base_folder import carried_files
+from ...base.checkpoint import Checkpoint
+from ...errors import Unsupported
+from ...io.safe_open import copy_file
+from ...pack.pack import Pack
+from ..fold.fold import Contribution
 from .base_model import MergeBase
-from .fold.fold import Contribution
 
 _NOT_OF_A_TOKENIZER = {
     "config.json",

@@ -28,10 +28,10 @@ from operator import add
 
 import numpy as np
 
-from ...lowrank.space import Factors, Term, gram, inner, stack
-from ...lowrank.spectra import Spectrum, spectra, spectrum
-from ...lowrank.truncation import energy_of
-from ...merging.fold.loss import Sums
+from ..lowrank.space import Factors, Term, gram, inner, stack
+from ..lowrank.spectra import Spectrum, spectra, spectrum
+from ..lowrank.truncation import energy_of
+from ..merging.fold.loss import Sums
 from .scan import Entries
 
 

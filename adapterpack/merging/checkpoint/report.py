@@ -7,43 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from ..fold.loss import TensorLoss, finite
 
 MUCH = 0.25
 """A total relative error above this is worth a warning: a quarter of the change is then rounding noise."""
 _WIDER = {"F8_E4M3": "bfloat16", "F8_E5M2": "bfloat16", "BF16": "float32", "F16": "float32"}
-
-
-class TensorLoss(NamedTuple):
-    """The fold loss of one tensor, its bias included: Frobenius norms in float64.
-
-    ``change`` is ``||D||`` of the exact change ``D``, ``error`` is ``||S - D||`` of the stored change ``S``,
-    ``kept`` is ``<S, D> / ||D||^2``, and ``stored`` is ``||S||``. ``grid`` is for a quantized tensor the
-    expected norm of the error of rounding to the grid of the base, ``sqrt(sum width^2 / 12)``: an estimate of
-    what the base lost when it was quantized.
-    """
-
-    tensor: str
-    dtype: str
-    change: float
-    error: float
-    kept: float
-    stored: float
-    grid: float = 0.0
-
-    @property
-    def relative_error(self) -> float:
-        """``||S - D|| / ||D||``; zero where nothing was to change."""
-        return self.error / self.change if self.change else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """The loss as reports print it."""
-        return {
-            "tensor": self.tensor,
-            "dtype": self.dtype,
-            "relative_error": finite(self.relative_error),
-            "kept": finite(self.kept),
-        }
 
 
 @dataclass(frozen=True)
@@ -178,11 +148,6 @@ def kept(losses: Sequence[TensorLoss]) -> float:
     """The projection of the stored change on the exact one, over tensors: 1 is all of it."""
     energy = math.fsum(loss.change**2 for loss in losses)
     return math.fsum(loss.kept * loss.change**2 for loss in losses) / energy if energy else 1.0
-
-
-def finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> str | None:

@@ -8,17 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS, matrix_shape
-from ..adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
-from ..base.codecs.plain import PlainWriter
-from ..base.codecs.storage import Storage
-from ..base.compatibility import Verdict
-from ..errors import NothingToDo, Unsupported
-from ..manifest.manifest import Group
-from ..pack.layer_kinds import match_layers
-from ..pack.pack import Pack
+from ...adapter_methods import LAYOUTS, matrix_shape
+from ...adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
+from ...base.codecs.plain import PlainWriter
+from ...base.codecs.storage import Storage
+from ...base.compatibility import Verdict
+from ...errors import NothingToDo, Unsupported
+from ...manifest.manifest import Group
+from ...pack.layer_kinds import match_layers
+from ...pack.pack import Pack
+from ..fold.fold import Contribution, bind, changes_nothing, slice_of
 from .base_model import MergeBase
-from .fold.fold import Contribution, bind, changes_nothing, slice_of
 from .full_modules import FullModules, resolve
 from .tied_weights import split_tied
 from .vocabulary import extended_table

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base.base_folder import CONFIG, copy_carried, read_json
-from ..base.checkpoint import Checkpoint
-from ..pack.pack import Pack
+from ...base.base_folder import CONFIG, copy_carried, read_json
+from ...base.checkpoint import Checkpoint
+from ...pack.pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..rules.rule import RULES
+from ..composing.rules.rule import RULES
 from .audit_report import Audit, Verdict
 from .measures import Measures
 
@@ -31,7 +31,7 @@ UNEVEN = 3.0
 """A change that many times larger than another drowns it."""
 LOSSY = 0.25
 """A relative error of a fold above which a quarter of the change is rounding noise, as
-:mod:`adapterpack.merging.report` has it.
+:mod:`adapterpack.merging.checkpoint.report` has it.
 """
 COMPRESSIBLE = 0.02
 

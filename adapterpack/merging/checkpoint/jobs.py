@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..base.codecs.storage import MAIN_PART
-from ..errors import ConfigError
-from ..io.byte_ranges import Span
+from ...base.codecs.storage import MAIN_PART
+from ...errors import ConfigError
+from ...io.byte_ranges import Span
 from .layout import Item, Shard
 from .tensor_jobs import Convert, Copy, Fold, Job, Put, Tensor
 

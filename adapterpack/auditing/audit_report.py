@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...lowrank.truncation import Cut, energy_of
-from ...pack.pack import Pack
+from ..lowrank.truncation import Cut, energy_of
+from ..pack.pack import Pack
 from .measures import Measures, effective_rank, pooled, stable_rank
 
 _LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")

@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import StorageError
-from ..io.atomic import sync
-from ..io.locks import take_lock
-from ..io.working_folders import open_own_file
-from .fold.loss import Sums
+from ...errors import StorageError
+from ...io.atomic import sync
+from ...io.locks import take_lock
+from ...io.working_folders import open_own_file
+from ..fold.loss import Sums
 from .jobs import Share
 
 FOLDER = ".merge"

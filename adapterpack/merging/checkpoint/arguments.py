@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ConfigError
-from ..pack.pack import Pack
+from ...errors import ConfigError
+from ...pack.pack import Pack
 
 
 def weights_of(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[float]:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base.checkpoint import Checkpoint
-from ..base.renamings import in_memory
-from ..errors import SiteNotFound, Unsupported
-from ..manifest.manifest import Group
-from ..pack.pack import Pack
+from ...base.checkpoint import Checkpoint
+from ...base.renamings import in_memory
+from ...errors import SiteNotFound, Unsupported
+from ...manifest.manifest import Group
+from ...pack.pack import Pack
 from . import tied_weights, vocabulary
 
 

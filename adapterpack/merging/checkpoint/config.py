@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base.dtypes import TORCH
-from ..pack.pack import Pack
-from ..tasks.data.problems import MARKED, numbered
+from ...base.dtypes import TORCH
+from ...pack.pack import Pack
+from ...tasks.data.problems import MARKED, numbered
 from .full_modules import FullModules
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
