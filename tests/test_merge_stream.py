@@ -287,7 +287,7 @@ def test_machines_share_the_work(sharded: Path, whole: tuple[Path, Path], tmp_pa
 
 def test_parts_write_no_common_file(tmp_path: Path) -> None:
     """Each job belongs to one part, no file to two, whatever the number of parts."""
-    from adapterpack.merging import layout, plan
+    from adapterpack.merging.checkpoint import layout, plan
 
     base = MergeBase(save_llama(tmp_path / "base", shard="12KB"))
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
