@@ -37,7 +37,7 @@ EXACT = 1e-12
 """
 
 
-class Layer(NamedTuple):
+class LayerShape(NamedTuple):
     """A linear layer to prove a method on: ``weight`` is ``[out_features, in_features]``."""
 
     out_features: int
@@ -51,25 +51,25 @@ class Layer(NamedTuple):
 
 
 LAYERS = (
-    Layer(7, 12, True),
-    Layer(7, 12, False),
-    Layer(12, 7, True),
-    Layer(12, 7, False),
-    Layer(1, 5, True),
-    Layer(5, 1, False),
+    LayerShape(7, 12, True),
+    LayerShape(7, 12, False),
+    LayerShape(12, 7, True),
+    LayerShape(12, 7, False),
+    LayerShape(1, 5, True),
+    LayerShape(5, 1, False),
 )
 """Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is
 found, too.
 """
 
-DIVISIBLE = (Layer(60, 120, True), Layer(120, 60, False))
+DIVISIBLE = (LayerShape(60, 120, True), LayerShape(120, 60, False))
 """Widths that PEFT's block methods can divide; only what compares with PEFT uses them."""
 
-BLOCKS = (Layer(7, 7, True), Layer(12, 12, False), Layer(5, 5, True), Layer(3, 3, False))
+BLOCKS = (LayerShape(7, 7, True), LayerShape(12, 12, False), LayerShape(5, 5, True), LayerShape(3, 3, False))
 """What stands for a block: a layer as wide as its input, since an adapter parallel to it reads that."""
 
 
-class Model(NamedTuple):
+class DecoderShape(NamedTuple):
     """A decoder to prove a prompt on: width, layers, heads of the keys (there are twice as many of the
     queries), and their width.
     """
@@ -104,13 +104,13 @@ class Model(NamedTuple):
 
 
 VOCABULARY = 32
-MODELS = (Model(12, 2, 2, 4), Model(6, 1, 1, 8), Model(10, 3, 1, 2))
+MODELS = (DecoderShape(12, 2, 2, 4), DecoderShape(6, 1, 1, 8), DecoderShape(10, 3, 1, 2))
 """Several layers and one, grouped heads and one, and embeddings that are wider and narrower than the keys."""
 
-NORMS = (Layer(7, 1, True), Layer(5, 1, False))
+NORMS = (LayerShape(7, 1, True), LayerShape(5, 1, False))
 """What a normalisation layer is for a method: one input for every output, with a bias and without."""
 
-TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
+TABLES = (LayerShape(7, 12, False), LayerShape(12, 7, False), LayerShape(5, 1, False))
 """What an embedding is for a method: a row for every token, and no bias."""
 
 SUBJECTS: dict[str, tuple[Any, ...]] = {
@@ -134,7 +134,7 @@ class Case(NamedTuple):
     @property
     def site(self) -> Site:
         """The layer as a site, with its weight for a method that reads it; or the model's."""
-        if isinstance(self.layer, Model):
+        if isinstance(self.layer, DecoderShape):
             return self.layer.site
         proof = PROOFS[self.method.kind]
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
@@ -219,7 +219,7 @@ def is_float(value: np.ndarray) -> bool:
     return np.issubdtype(value.dtype, np.floating)
 
 
-def site_of(case: Case, weight: Any, bias: Any) -> Site:
+def place_site(case: Case, weight: Any, bias: Any) -> Site:
     """The case's site, with this weight and bias for a method that reads them."""
     return (
         dataclasses.replace(case.site, weight=weight, base_bias=bias)
@@ -228,22 +228,22 @@ def site_of(case: Case, weight: Any, bias: Any) -> Site:
     )
 
 
-def layer_of(weight: Any, bias: Any) -> Callable[[Any], Any]:
+def make_layer(weight: Any, bias: Any) -> Callable[[Any], Any]:
     """``x -> x W^T + b``."""
     return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
 
 
 def _on_layer(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    return run(case.method, case.config, params, site_of(case, weight, bias), layer_of(weight, bias), x)
+    return run(case.method, case.config, params, place_site(case, weight, bias), make_layer(weight, bias), x)
 
 
 def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    return run_block(case.method, case.config, params, case.site, layer_of(weight, bias)(x), x)
+    return run_block(case.method, case.config, params, case.site, make_layer(weight, bias)(x), x)
 
 
 def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
     """With the layer for every projection, of one head, and for what the attention gives."""
-    layer, form = layer_of(weight, bias), case.method.normal_form(case.config, params, case.site)
+    layer, form = make_layer(weight, bias), case.method.normal_form(case.config, params, case.site)
     keys = layer(form.prompt)[None]
     queries = layer(x.reshape(1, -1, x.shape[-1]))[:, None]
     return layer(x) + attend(form, queries, keys, keys, x.shape[-1] ** -0.5).reshape(x.shape)
@@ -264,26 +264,24 @@ PROOFS = {
 """Kind of a method -> how it is proved. A package with a kind of its own adds that, and SUBJECTS of it."""
 
 
-def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+def run_adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
     """The output of the adapted layer, or block, at ``x``."""
     return PROOFS[case.method.kind].output(case, params, weight, bias, x)
 
 
-def results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
+def compute_results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
     """Everything that the method's functions give: the output, and the folded weight and bias of a kind that
     folds.
     """
-    found = {"the output": adapted(case, params, weight, bias, x)}
+    found = {"the output": run_adapted(case, params, weight, bias, x)}
     if PROOFS[case.method.kind].folds and not case.method.reason_against("fold"):
-        found["the weight"], found["the bias"] = folded_at(case, params, weight, bias)
+        found["the weight"], found["the bias"] = fold_at(case, params, weight, bias)
     return found
 
 
-def folded_at(
-    case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None
-) -> tuple[Any, Any]:
+def fold_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None) -> tuple[Any, Any]:
     """Weight and bias with the adapter folded in, or the block ``rows`` of them."""
-    site = site_of(case, weight, bias) if rows is None else case.site  # which knows the whole weight
+    site = place_site(case, weight, bias) if rows is None else case.site  # which knows the whole weight
     return fold(case.method, case.config, params, site, weight, bias, rows)
 
 
@@ -296,23 +294,23 @@ def digests(values: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def tensor(value: Any) -> Any:
+def to_tensor(value: Any) -> Any:
     """A numpy array as a torch tensor; None stays."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
     return None if value is None else torch.tensor(value)
 
 
-def leaves(case: Case, params: Params) -> dict[str, Any]:
+def make_leaves(case: Case, params: Params) -> dict[str, Any]:
     """The parameters as float64 tensors, of which those that are trained want gradients."""
     trains = case.trains
     return {
-        name: tensor(v.astype(np.float64) if is_float(v) else v).requires_grad_(name in trains)
+        name: to_tensor(v.astype(np.float64) if is_float(v) else v).requires_grad_(name in trains)
         for name, v in params.items()
     }
 
 
-def resolved(case: Case) -> Any:
+def resolve_config(case: Case) -> Any:
     """The config at the site without the fields that only select sites: a manifest holds what was selected
     instead.
     """
@@ -326,12 +324,14 @@ def resolved(case: Case) -> Any:
     )[0]
 
 
-def pack_of(case: Case) -> Pack:
+def build_pack(case: Case) -> Pack:
     """A pack of the trained adapter."""
     trained = case.trained(np.float32)
     own, shared = ({name: trained[name] for name in made} for made in (case.own(), case.shared()))
     to_stored = case.method.storage.to_stored
-    stored = (resolved(case), own) if to_stored is None else to_stored(resolved(case), own, case.site)
+    stored = (
+        (resolve_config(case), own) if to_stored is None else to_stored(resolve_config(case), own, case.site)
+    )
     return build(
         "example",
         case.method,
@@ -347,8 +347,8 @@ def identity_at_init(case: Case) -> None:
     nothing may be rounded.
     """
     weight, bias, x = case.weight, case.bias, case.x
-    before = {"the output": layer_of(weight, bias)(x), "the weight": weight, "the bias": bias}
-    for what, after in results(case, case.fresh(), weight, bias, x).items():
+    before = {"the output": make_layer(weight, bias)(x), "the weight": weight, "the bias": bias}
+    for what, after in compute_results(case, case.fresh(), weight, bias, x).items():
         # no bias and a bias of zeros are the same
         one, two = (0.0 if value is None else value for value in (before[what], after))
         require(bool(np.all(one == two)), f"a fresh adapter changes {what}")
@@ -359,16 +359,16 @@ def trained_adapter_changes_the_output(case: Case) -> None:
     above rounding.
     """
     change = np.abs(
-        adapted(case, case.trained(), case.weight, case.bias, case.x)
-        - layer_of(case.weight, case.bias)(case.x)
+        run_adapted(case, case.trained(), case.weight, case.bias, case.x)
+        - make_layer(case.weight, case.bias)(case.x)
     ).max()
     require(bool(change > 1e-3), f"a trained adapter changes outputs by {change:.1e} only")
 
 
 def fold_equals_forward(case: Case) -> None:
     """``x @ W'.T + b' == run(x)`` with ``W', b' = fold(W, b)``, within 1e-12 in float64 (:data:`EXACT`)."""
-    folded = layer_of(*folded_at(case, case.trained(), case.weight, case.bias))
-    expected = adapted(case, case.trained(), case.weight, case.bias, case.x)
+    folded = make_layer(*fold_at(case, case.trained(), case.weight, case.bias))
+    expected = run_adapted(case, case.trained(), case.weight, case.bias, case.x)
     require_close(folded(case.x), expected, "the folded layer and the adapted layer disagree")
 
 
@@ -377,9 +377,9 @@ def fold_in_row_blocks(case: Case) -> None:
     may sum in another order.
     """
     params, out = case.trained(), case.layer.out_features
-    weight, bias = folded_at(case, params, case.weight, case.bias)
+    weight, bias = fold_at(case, params, case.weight, case.bias)
     for rows in (slice(start, min(start + step, out)) for step in (1, 3) for start in range(0, out, step)):
-        block, block_bias = folded_at(
+        block, block_bias = fold_at(
             case, params, case.weight[rows], None if case.bias is None else case.bias[rows], rows
         )
         require_close(block, weight[rows], f"rows {rows.start} to {rows.stop} fold otherwise alone")
@@ -419,8 +419,8 @@ def inputs_unchanged(case: Case) -> None:
         "x": x,
     }
     before = digests(everything)
-    case.method.normal_form(case.config, params, site_of(case, weight, bias))
-    results(case, params, weight, bias, x)
+    case.method.normal_form(case.config, params, place_site(case, weight, bias))
+    compute_results(case, params, weight, bias, x)
     after = digests(everything)
     changed = [name for name, digest in before.items() if after[name] != digest]
     require(not changed, f"changed in place: {', '.join(changed)}")
@@ -433,7 +433,7 @@ def additive_law(case: Case) -> None:
     params, other = case.trained(), np.random.default_rng(6).normal(size=case.weight.shape)
     changes = []
     for weight, bias in ((case.weight, case.bias), (other, None if case.bias is None else 2 * case.bias)):
-        folded, folded_bias = folded_at(case, params, weight, bias)
+        folded, folded_bias = fold_at(case, params, weight, bias)
         changes.append(
             (folded - weight, 0.0 if folded_bias is None else folded_bias - (0.0 if bias is None else bias))
         )
@@ -445,7 +445,7 @@ def low_rank_law(case: Case) -> None:
     """``rank(fold(0)) <= cfg.rank``: singular values past the rank are below 1e-12 of the first, which is
     their rounding in float64.
     """
-    change, _ = folded_at(case, case.trained(), np.zeros_like(case.weight), None)
+    change, _ = fold_at(case, case.trained(), np.zeros_like(case.weight), None)
     require(case.config.rank is not None, "a method of low rank must say its rank")
     values = np.linalg.svd(change, compute_uv=False)
     beyond = values[case.config.rank :]
@@ -477,8 +477,12 @@ def torch_equals_numpy(case: Case) -> None:
     (:data:`EXACT`).
     """
     here = (case.trained(), case.weight, case.bias)
-    there = ({name: tensor(value) for name, value in here[0].items()}, tensor(case.weight), tensor(case.bias))
-    expected, found = results(case, *here, case.x), results(case, *there, tensor(case.x))
+    there = (
+        {name: to_tensor(value) for name, value in here[0].items()},
+        to_tensor(case.weight),
+        to_tensor(case.bias),
+    )
+    expected, found = compute_results(case, *here, case.x), compute_results(case, *there, to_tensor(case.x))
     for what, value in expected.items():
         require((value is None) == (found[what] is None), f"{what} is given under one library only")
         if value is not None:
@@ -491,17 +495,17 @@ def gradients_reach_every_parameter(case: Case) -> None:
 
     Two, because a factor whose partner starts at zero (LoRA's A) can have none at the first.
     """
-    params, weight, bias = leaves(case, case.fresh()), tensor(case.weight), tensor(case.bias)
+    params, weight, bias = make_leaves(case, case.fresh()), to_tensor(case.weight), to_tensor(case.bias)
     kept = {"weight": weight.numpy(), "bias": None if bias is None else bias.numpy()}
     before, reached = digests(kept), set()
     for _ in range(2):
-        ((adapted(case, params, weight, bias, tensor(case.x)) - 1.0) ** 2).mean().backward()
+        ((run_adapted(case, params, weight, bias, to_tensor(case.x)) - 1.0) ** 2).mean().backward()
         reached |= {
             name
             for name, value in params.items()
             if value.grad is not None and bool(value.grad.abs().max() > 0)
         }
-        params = leaves(
+        params = make_leaves(
             case,
             {
                 name: (v if v.grad is None else v - 0.1 * v.grad).detach().numpy()
@@ -520,15 +524,18 @@ def rows_do_not_mix(case: Case) -> None:
     Of a method that must see a sequence whole the positions of a row may, ``run(x)[i] == run(x[i:i+1])[0]``.
     """
     params, x = case.trained(), case.x
-    whole = adapted(case, params, case.weight, case.bias, x)
+    whole = run_adapted(case, params, case.weight, case.bias, x)
     if case.method.reason_against("cache"):
         parts = [
-            (np.concatenate([adapted(case, params, case.weight, case.bias, row[None]) for row in x]), "row")
+            (
+                np.concatenate([run_adapted(case, params, case.weight, case.bias, row[None]) for row in x]),
+                "row",
+            )
         ]
     else:
-        rows = np.stack([adapted(case, params, case.weight, case.bias, row) for row in x])
+        rows = np.stack([run_adapted(case, params, case.weight, case.bias, row) for row in x])
         positions = np.stack(
-            [[adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x]
+            [[run_adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x]
         )
         parts = [(rows, "row"), (positions, "position")]
     for alone, what in parts:
@@ -540,7 +547,7 @@ def pack_round_trip(case: Case) -> None:
     """``load(write(build(p))) == p``: tensors bit for bit, config, site and id; writing twice gives the same
     bytes. Needs registration.
     """
-    pack = pack_of(case)
+    pack = build_pack(case)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("one", "two"):
             pack.write(Path(folder) / name)
@@ -559,7 +566,7 @@ def pack_round_trip(case: Case) -> None:
     )
     require((adapter.site, adapter.config) == (stored.site, stored.config), "site or config changed")
     require(
-        case.method.storage.to_stored is not None or adapter.config == resolved(case),
+        case.method.storage.to_stored is not None or adapter.config == resolve_config(case),
         "the config is not the one that was packed",
     )
 
@@ -575,7 +582,7 @@ class Invariant(NamedTuple):
     check: Callable[[Case], None]
     needs: Callable[[Method], bool]
     trait: str
-    layers: tuple[Layer | Model, ...] | None = None
+    layers: tuple[LayerShape | DecoderShape, ...] | None = None
     first: bool = False
 
     @property
@@ -639,7 +646,7 @@ def cases(method: Method) -> Iterator[Case]:
     fitting = [
         one
         for one in every
-        if not isinstance(one, Layer) or (one.out_features >= rows and one.in_features >= columns)
+        if not isinstance(one, LayerShape) or (one.out_features >= rows and one.in_features >= columns)
     ]
     return (Case(method, config, one) for config in method.examples for one in fitting)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterpack.io.readable import MISSING, number, percent, seconds, size
-from adapterpack.report.page import environment
+from adapterpack.report.page import page_environment
 
 _LOOPS = {"closed": "", "engine": ", engine alone", "open": ", at a given rate"}
 _WAITS = {
@@ -28,7 +28,9 @@ def served_report(result: Mapping[str, Any]) -> str:
         True
     """
     results = result["results"]
-    template = environment().from_string(Path(__file__).with_name("served.html.jinja").read_text("utf-8"))
+    template = page_environment().from_string(
+        Path(__file__).with_name("served.html.jinja").read_text("utf-8")
+    )
     return template.render(
         setting=(
             f"{result['clients']} clients, prompts of {result['prompt_tokens']} tokens, answers of "

@@ -23,7 +23,7 @@ from adapterpack.report.chart import line_charts, round_steps
 from adapterpack.report.comparison import comparison_report
 from adapterpack.report.demo import demo_report, demo_tables
 from adapterpack.report.inspection import inspect_report
-from adapterpack.report.page import Card, environment, find_figures, render
+from adapterpack.report.page import Card, find_figures, page_environment, render
 from adapterpack.report.training import train_report
 
 pytestmark = pytest.mark.fast
@@ -210,7 +210,7 @@ def test_a_comparison_of_quantized_forms() -> None:
 def test_every_kind_of_section_escapes() -> None:
     """Heading, paragraph, card, table, caption, record, code, title, footer."""
     [chart] = line_charts(HOSTILE, {HOSTILE: [(1, 2.0), (2, 1.0)]})
-    template = environment().from_string("""{% extends "page.html.jinja" %}{% import "parts.html.jinja" as parts %}
+    template = page_environment().from_string("""{% extends "page.html.jinja" %}{% import "parts.html.jinja" as parts %}
         {% block title %}{{ text }}{% endblock %}
         {% block body %}<h2>{{ text }}</h2><p>{{ text }}</p>{{ parts.cards([card]) }}{{ parts.code([text]) }}
         {{ parts.table([text], [[text]], text) }}{{ parts.lines(chart, text) }}{{ parts.record([(text, text)]) }}{% endblock %}
@@ -225,7 +225,7 @@ def test_no_template_lets_a_value_pass_unescaped() -> None:
     """No filter and no block in the shipped templates switches escaping off, and a value that is missing is
     an error, not a gap.
     """
-    loader = environment().loader
+    loader = page_environment().loader
     assert loader is not None
     names = loader.list_templates()
     assert {
@@ -236,12 +236,12 @@ def test_no_template_lets_a_value_pass_unescaped() -> None:
         "style.css.jinja",
     } <= set(names)
     for name in names:
-        source = loader.get_source(environment(), name)[0]
+        source = loader.get_source(page_environment(), name)[0]
         assert not re.search(r"\|\s*safe\b|autoescape|Markup", source), name
     with pytest.raises(UndefinedError, match="steps"):
         render("demo.html.jinja", name="a", version="1")
     assert (
-        environment().from_string("{{ '<b>' }}{{ x }}").render(x="\x1b<i>\u202e")
+        page_environment().from_string("{{ '<b>' }}{{ x }}").render(x="\x1b<i>\u202e")
         == "&lt;b&gt;\\u001b&lt;i&gt;\\u202e"
     )
 

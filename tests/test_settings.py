@@ -69,7 +69,7 @@ def test_the_page_shows_every_key(config: Path) -> None:
     config.write_text(
         "\n".join(line[4:] for line in example.splitlines() if line.startswith("    ")), "utf-8"
     )
-    settings.apply()
+    settings.apply_config_file()
     assert (
         {setting.variable for setting in settings.SETTINGS.values() if setting.variable in os.environ}
         == {setting.variable for setting in settings.SETTINGS.values()}
@@ -84,7 +84,7 @@ def test_the_option_wins_over_the_variable_and_that_over_the_file(
 
     config.write_text(f'threads = 3\nprovider = "cpu"\ncache = "{tmp_path / "cache"}"\n', "utf-8")
     monkeypatch.setenv("ADAPTERPACK_PROVIDER", "openvino")
-    settings.apply()
+    settings.apply_config_file()
     assert cache_folder() == tmp_path / "cache"
 
     def parsed(*args: str) -> tuple[Any, Any]:

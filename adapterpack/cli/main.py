@@ -103,10 +103,10 @@ class Commands(click.Group):
             # the bars of other libraries, before they are imported
             os.environ.setdefault("TQDM_DISABLE", "1")
         warnings.formatwarning = _warning
-        end_where_files_are_cut_short(lambda path: _lost(ctx, path), EXIT_FAILED)
-        with raised() as signals, _reported(ctx, signals):
-            settings.apply()
-            with log_to_stderr(ctx.meta), _reported(ctx, signals):
+        end_where_files_are_cut_short(lambda path: _report_cut_file(ctx, path), EXIT_FAILED)
+        with raised() as signals, _report_errors(ctx, signals):
+            settings.apply_config_file()
+            with log_to_stderr(ctx.meta), _report_errors(ctx, signals):
                 return super().invoke(ctx)
 
 
@@ -119,7 +119,7 @@ def _warning(*details: Any, **more: Any) -> str:
 
 
 @contextmanager
-def _reported(ctx: click.Context, signals: Raising) -> Iterator[None]:
+def _report_errors(ctx: click.Context, signals: Raising) -> Iterator[None]:
     """What the command raises, as text on stderr (and with ``--json`` as an object on stdout) and an exit
     code.
     """
@@ -134,12 +134,12 @@ def _reported(ctx: click.Context, signals: Raising) -> Iterator[None]:
         if signals.ended is not None:
             _end(ctx, error, signals.ended)
         if isinstance(error, AdapterpackError):
-            _fail(ctx, error, str(error), error.to_json(), error.exit_code)
-        if (refused := _refused(error)) is not None:
-            _fail(ctx, error, str(refused), refused.to_json())
+            _end_with_error(ctx, error, str(error), error.to_json(), error.exit_code)
+        if (refused := _explain_refusal(error)) is not None:
+            _end_with_error(ctx, error, str(refused), refused.to_json())
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         sentence = f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {reason}"
-        _fail(ctx, error, sentence, AdapterpackError(sentence).to_json() | {"code": "bug"})
+        _end_with_error(ctx, error, sentence, AdapterpackError(sentence).to_json() | {"code": "bug"})
 
 
 def _end(ctx: click.Context, error: BaseException, ended: Ended) -> NoReturn:
@@ -166,7 +166,7 @@ _OF_DISKS = frozenset(
 )
 
 
-def _refused(error: Exception) -> StorageError | None:
+def _explain_refusal(error: Exception) -> StorageError | None:
     """What the operating system refused, in words, where an error is one that no program can prevent."""
     if not isinstance(error, OSError) or not (error.errno in _OF_DISKS or isinstance(error, _OF_THE_SYSTEM)):
         return None
@@ -177,7 +177,7 @@ def _refused(error: Exception) -> StorageError | None:
         return refused
 
 
-def _fail(
+def _end_with_error(
     ctx: click.Context,
     error: Exception,
     sentence: str,
@@ -195,7 +195,7 @@ def _fail(
     ctx.exit(exit_code)
 
 
-def _lost(ctx: click.Context, path: str) -> None:
+def _report_cut_file(ctx: click.Context, path: str) -> None:
     """Tells of a file that became shorter while a library read it. The process is about to end."""
     error = StorageError(
         "a file became shorter while it was in use",

@@ -54,9 +54,9 @@ def show_bytes(label: str) -> Iterator[Callable[[int, int], None]]:
     label = escape_line(label)
     with divert_stdout():
         if is_quiet() or not is_animated():
-            yield _lines(label)
+            yield _tell_bytes(label)
             return
-        with _bar(label, lambda p: (p.DownloadColumn(), p.TransferSpeedColumn())) as update:
+        with _show_bar(label, lambda p: (p.DownloadColumn(), p.TransferSpeedColumn())) as update:
             yield lambda done, total: update(completed=done, total=total)
 
 
@@ -71,7 +71,7 @@ def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
         if is_quiet() or not is_animated():
             yield None
             return
-        with _bars(lambda p: (p.MofNCompleteColumn(), _field(p))) as add:
+        with _show_bars(lambda p: (p.MofNCompleteColumn(), _text_column(p))) as add:
             bars: dict[str, Callable[..., None]] = {"": add(label, None, "loss -, - tokens/s")}
 
             def show(step: Any) -> None:
@@ -87,7 +87,7 @@ def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
             yield show
 
 
-def _lines(label: str) -> Callable[[int, int], None]:
+def _tell_bytes(label: str) -> Callable[[int, int], None]:
     shown = started = time.monotonic()
     first: int | None = None
 
@@ -112,26 +112,26 @@ def show_rows(label: str, total: int | None) -> Iterator[Callable[[int, int, int
     label = escape_line(label)
     with divert_stdout():
         if is_quiet() or not is_animated():
-            yield _row_lines(label, total)
+            yield _tell_rows(label, total)
             return
-        with _bar(label, lambda p: (_field(p),), total) as update:
+        with _show_bar(label, lambda p: (_text_column(p),), total) as update:
             speed = _Speed()
             yield lambda rows, tokens, done: update(completed=done, text=speed(rows, tokens))
 
 
 @contextlib.contextmanager
-def _bar(
+def _show_bar(
     label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None, text: str = ""
 ) -> Iterator[Callable[..., None]]:
     """A function that updates a bar on the terminal, which has these columns of ``rich.progress`` besides its
     label and the time left.
     """
-    with _bars(columns) as add:
+    with _show_bars(columns) as add:
         yield add(label, total, text)
 
 
 @contextlib.contextmanager
-def _bars(
+def _show_bars(
     columns: Callable[[Any], tuple[Any, ...]],
 ) -> Iterator[Callable[[str, int | None, str], Callable[..., None]]]:
     """A function that adds such a bar, of a label, a total if it is known, and a text; it returns the one
@@ -150,7 +150,7 @@ def _bars(
         yield lambda label, total, text: partial(bar.update, bar.add_task(label, total=total, text=text))
 
 
-def _field(progress: Any) -> Any:
+def _text_column(progress: Any) -> Any:
     """The column of a bar that shows the ``text`` with which it is updated."""
     return progress.TextColumn("{task.fields[text]}", markup=False)
 
@@ -166,7 +166,7 @@ class _Speed:
         return f"{rows:,} rows" + (f", {tokens / seconds:,.0f} tokens/s" if tokens else "")
 
 
-def _row_lines(label: str, total: int | None) -> Callable[[int, int, int], None]:
+def _tell_rows(label: str, total: int | None) -> Callable[[int, int, int], None]:
     shown = started = time.monotonic()
     first: int | None = None
     speed = _Speed()

@@ -22,7 +22,7 @@ _MAX_BYTES = 1 << 16
 _LONGEST = 4096
 
 
-class Setting(NamedTuple):
+class ConfigKey(NamedTuple):
     """A key of the file: the variable that it gives a default to, the values that it takes, and what it is,
     in words.
     """
@@ -33,16 +33,16 @@ class Setting(NamedTuple):
     about: str
 
 
-def _text(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _LONGEST and "\0" not in value
 
 
 SETTINGS = {
-    "cache": Setting("ADAPTERPACK_CACHE", _text, "a path", "the folder of caches"),
-    "hub": Setting("HF_ENDPOINT", _text, "an address", "the hub in place of the public one"),
-    "log": Setting("ADAPTERPACK_LOG", _text, "text or json", "the form of messages on stderr"),
-    "provider": Setting(PROVIDER, _text, "a name", "where bundles run, as --provider"),
-    "threads": Setting(
+    "cache": ConfigKey("ADAPTERPACK_CACHE", _is_text, "a path", "the folder of caches"),
+    "hub": ConfigKey("HF_ENDPOINT", _is_text, "an address", "the hub in place of the public one"),
+    "log": ConfigKey("ADAPTERPACK_LOG", _is_text, "text or json", "the form of messages on stderr"),
+    "provider": ConfigKey(PROVIDER, _is_text, "a name", "where bundles run, as --provider"),
+    "threads": ConfigKey(
         THREADS,
         lambda value: type(value) is int and 1 <= value <= 4096,
         "a number from 1 to 4096",
@@ -65,7 +65,7 @@ def config_file() -> Path | None:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "adapterpack" / "config.toml"
 
 
-def apply() -> None:
+def apply_config_file() -> None:
     """Gives the environment variables that are not set what the file says.
 
     Raises:

@@ -21,7 +21,7 @@ from ..errors import storage_errors
 from ..io.cache import cache_folder
 from ..io.readable import size
 from ..pack.store import Store
-from .finding import Finding
+from .finding import CheckResult
 
 _AT_WORK = 600.0
 """Seconds for which something that arrives may pause: what was changed since then may still be arriving."""
@@ -183,7 +183,7 @@ def _at_work(entry: Path) -> bool:
     return False
 
 
-def check_caches() -> Finding:
+def check_caches() -> CheckResult:
     """Tells what adapterpack keeps in the user's cache folder, and how large it is."""
     kept, strange = find_caches()
     rows = [
@@ -196,7 +196,7 @@ def check_caches() -> Finding:
         }
         for one in kept
     ]
-    return Finding(
+    return CheckResult(
         {
             "folder": str(cache_folder()),
             "size": size(sum(one.bytes for one in kept)),

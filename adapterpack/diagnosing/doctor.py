@@ -10,13 +10,13 @@ from typing import Any
 
 from ..errors import printable
 from .caches import check_caches
-from .finding import Finding, Problem
+from .finding import CheckProblem, CheckResult
 from .hub import check_hub
 from .machine import check_cuda, check_disk, check_kernels, check_threads
 from .onnxruntime import check_onnxruntime
 from .packages import check_dependencies, check_extras, check_plugins, check_python
 
-CHECKS: Mapping[str, tuple[str, Callable[[], Finding]]] = {
+CHECKS: Mapping[str, tuple[str, Callable[[], CheckResult]]] = {
     "python": ("Python and system", check_python),
     "dependencies": ("Libraries", check_dependencies),
     "onnxruntime": ("ONNX Runtime", check_onnxruntime),
@@ -36,7 +36,7 @@ CHECKS: Mapping[str, tuple[str, Callable[[], Finding]]] = {
 class Diagnosis:
     """What the checks found, by their names and in their order; ``titles`` are the names in words."""
 
-    found: Mapping[str, Finding]
+    found: Mapping[str, CheckResult]
     titles: Mapping[str, str]
 
     @property
@@ -89,13 +89,13 @@ def doctor(*, hub: bool = False, progress: Callable[[str], None] | None = None) 
     return Diagnosis(found, {name: title for name, (title, _) in chosen.items()})
 
 
-def _run(check: Callable[[], Finding]) -> Finding:
+def _run(check: Callable[[], CheckResult]) -> CheckResult:
     try:
         return check()
     # an installation may be broken in ways that nobody thought of, and this is the command that must not be
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}").replace("\n", " ")
-        problem = Problem(
+        problem = CheckProblem(
             f"this could not be looked at ({reason})", "mend what the message names, and ask again", True
         )
-        return Finding(problems=(problem,))
+        return CheckResult(problems=(problem,))

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Problem:
+class CheckProblem:
     """Something that is not as it could be, and what to do. ``broken`` says that a part of adapterpack does
     not work with it.
     """
@@ -19,18 +19,18 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What a check tells: ``facts`` are JSON values by name, which people read as they are."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[CheckProblem, ...] = ()
 
     @property
     def state(self) -> str:
         """``good``, ``note`` where something could be better, or ``broken``.
 
         Example:
-            >>> Finding(problems=(Problem("the disk is nearly full", "free some space"),)).state
+            >>> CheckResult(problems=(CheckProblem("the disk is nearly full", "free some space"),)).state
             'note'
         """
         return (

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from ..hub.transport.client import endpoint, offline, redacted
-from .finding import Finding, Problem
+from .finding import CheckProblem, CheckResult
 
 SECONDS = 5.0
 """How long the hub may take to answer, the search for its address included."""
 
 
-def check_hub() -> Finding:
+def check_hub() -> CheckResult:
     """Checks that the hub can be reached; the only check that uses the network, and only on request."""
     address = endpoint()
     facts = {
@@ -25,19 +25,19 @@ def check_hub() -> Finding:
         "token": "HF_TOKEN" if os.environ.get("HF_TOKEN") else "that of hf auth login, if any",
     }
     if offline():
-        return Finding({**facts, "answer": "not asked: HF_HUB_OFFLINE is set"})
+        return CheckResult({**facts, "answer": "not asked: HF_HUB_OFFLINE is set"})
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
-        return Finding(
+        return CheckResult(
             facts,
             (
-                Problem(
+                CheckProblem(
                     f"HF_ENDPOINT is no address: {redacted(address)}",
                     "set it to http://HOST:PORT or unset it",
                     True,
                 ),
             ),
         )
-    said: list[str | Problem] = []
+    said: list[str | CheckProblem] = []
     # a name server that is silent has no time limit of its own
     asking = Thread(target=lambda: said.append(_answer(address)), daemon=True)
     started = monotonic()
@@ -46,16 +46,16 @@ def check_hub() -> Finding:
     answer = (
         said[0]
         if said
-        else Problem(
+        else CheckProblem(
             f"the hub did not answer in {SECONDS:g} s", "check the network, the proxy and HF_ENDPOINT", True
         )
     )
-    if isinstance(answer, Problem):
-        return Finding(facts, (answer,))
-    return Finding({**facts, "answer": f"{answer} in {1000 * (monotonic() - started):.0f} ms"})
+    if isinstance(answer, CheckProblem):
+        return CheckResult(facts, (answer,))
+    return CheckResult({**facts, "answer": f"{answer} in {1000 * (monotonic() - started):.0f} ms"})
 
 
-def _answer(address: str) -> str | Problem:
+def _answer(address: str) -> str | CheckProblem:
     try:
         with urlopen(Request(address, method="HEAD"), timeout=SECONDS) as response:
             return f"status {response.status}"
@@ -63,7 +63,7 @@ def _answer(address: str) -> str | Problem:
         return f"status {error.code}"
     except (OSError, HTTPException, ValueError) as error:
         reason = redacted(str(getattr(error, "reason", error)))
-        return Problem(
+        return CheckProblem(
             f"the hub cannot be reached: {reason}",
             "check the network, the proxy and HF_ENDPOINT",
             broken=True,

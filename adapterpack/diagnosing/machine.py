@@ -18,14 +18,14 @@ from .._native.loading import load
 from ..io.cache import cache_folder
 from ..io.readable import size
 from ..io.threads import cores
-from .finding import Finding, Problem
+from .finding import CheckProblem, CheckResult
 from .packages import providers_of
 
 _LISTED = 64
 """Cards that are looked at."""
 
 
-def check_cuda() -> Finding:
+def check_cuda() -> CheckResult:
     """Tells which NVIDIA cards and CUDA libraries are here."""
     wheels = sorted(
         {
@@ -38,13 +38,13 @@ def check_cuda() -> Finding:
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return Finding({"driver": None, "cards": [], **facts})
+        return CheckResult({"driver": None, "cards": [], **facts})
     if (code := driver.cuInit(0)) != 0:
-        found = Problem(
+        found = CheckProblem(
             f"the CUDA driver is installed and does not start (error {code})",
             "look whether nvidia-smi works, and update the driver",
         )
-        return Finding({"driver": "does not start", "cards": [], **facts}, (found,))
+        return CheckResult({"driver": "does not start", "cards": [], **facts}, (found,))
     version, count = ctypes.c_int(0), ctypes.c_int(0)
     driver.cuDriverGetVersion(ctypes.byref(version))
     driver.cuDeviceGetCount(ctypes.byref(count))
@@ -52,12 +52,12 @@ def check_cuda() -> Finding:
     problems = []
     if cards and sys.platform != "darwin" and not {"onnxruntime-gpu"} & providers_of("onnxruntime").keys():
         problems.append(
-            Problem(
+            CheckProblem(
                 "there is a card, and the installed build of ONNX Runtime is not the one for CUDA",
                 "pip uninstall -y onnxruntime && pip install 'adapterpack[cuda]'",
             )
         )
-    return Finding(
+    return CheckResult(
         {"driver": f"for CUDA {version.value // 1000}.{version.value % 1000 // 10}", "cards": cards, **facts},
         tuple(problems),
     )
@@ -75,7 +75,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def check_threads() -> Finding:
+def check_threads() -> CheckResult:
     """Tells how many threads a computation gets, and how much of the processors this process may use."""
     usable, quota = cores(), _quota()
     facts = {
@@ -85,12 +85,12 @@ def check_threads() -> Finding:
         "variables": [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ],
     }
     if quota is None or quota >= usable:
-        return Finding(facts)
+        return CheckResult(facts)
     least = max(1, round(quota))
-    return Finding(
+    return CheckResult(
         facts,
         (
-            Problem(
+            CheckProblem(
                 f"this container may use {quota:g} processors and sees {usable}: libraries start a thread "
                 "for each of these, which then wait for each other",
                 f"give --threads {least}, and set OMP_NUM_THREADS={least}",
@@ -112,7 +112,7 @@ def _quota() -> float | None:
 _AGAIN = "install adapterpack again where there is a C compiler; numpy does the same work, more slowly"
 
 
-def check_kernels() -> Finding:
+def check_kernels() -> CheckResult:
     """Tells whether the compiled kernels are used, or numpy does their work."""
     facts, problems = {}, []
     for module in build.MODULES:
@@ -122,23 +122,23 @@ def check_kernels() -> Finding:
         facts[module.removeprefix("_")] = "compiled" if used else "numpy"
         if said:  # it is there, and of other sources or for another machine
             what, _, remedy = str(said[0].message).partition(" To fix it: ")
-            problems.append(Problem(what.rstrip("."), remedy or _AGAIN))
+            problems.append(CheckProblem(what.rstrip("."), remedy or _AGAIN))
         elif not used:
             problems.append(
-                Problem(
+                CheckProblem(
                     f"the kernel {module.removeprefix('_')} is not compiled, or not for a processor "
                     "like this one",
                     _AGAIN,
                 )
             )
-    return Finding({**facts, "sources": build.source_hash()}, tuple(problems))
+    return CheckResult({**facts, "sources": build.source_hash()}, tuple(problems))
 
 
 _LITTLE = 1 << 30
 """Bytes: a small model does not fit into less."""
 
 
-def check_disk() -> Finding:
+def check_disk() -> CheckResult:
     """Tells how much room there is where adapterpack writes, and whether it may write there."""
     rows, problems = [], []
     for use, wanted in (
@@ -154,7 +154,7 @@ def check_disk() -> Finding:
         )
         if not writable and use != "this folder":
             problems.append(
-                Problem(
+                CheckProblem(
                     f"{wanted}, for {use}, cannot be written",
                     "set ADAPTERPACK_CACHE to a folder of yours"
                     if use == "caches"
@@ -163,9 +163,9 @@ def check_disk() -> Finding:
             )
         elif free < _LITTLE:
             problems.append(
-                Problem(
+                CheckProblem(
                     f"{wanted}, for {use}, has {size(free)} left",
                     "free some space, or: adapterpack doctor --clean",
                 )
             )
-    return Finding({"folders": rows}, tuple(problems))
+    return CheckResult({"folders": rows}, tuple(problems))

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..runtime.providers.provider import CPU, PROVIDERS, Provider
-from .finding import Finding, Problem
-from .packages import list_required, providers_of
+from .finding import CheckProblem, CheckResult
+from .packages import list_requirements, providers_of
 from .start_provider import ask_onnxruntime
 
 _PACKAGE = "onnxruntime"
 
 
-def check_onnxruntime() -> Finding:
+def check_onnxruntime() -> CheckResult:
     """Tells which build of ONNX Runtime this is, which providers it lists, and whether each starts."""
     packages = providers_of(_PACKAGE)
     facts: dict[str, Any] = {"packages": [f"{name} {version}" for name, version in packages.items()]}
@@ -21,8 +21,9 @@ def check_onnxruntime() -> Finding:
     build, failure = ask_onnxruntime()
     if build is None:
         remedy = f"pip install --force-reinstall {_choose(packages)}"
-        return Finding(
-            facts, (*problems, Problem(f"ONNX Runtime cannot be imported: {failure}", remedy, broken=True))
+        return CheckResult(
+            facts,
+            (*problems, CheckProblem(f"ONNX Runtime cannot be imported: {failure}", remedy, broken=True)),
         )
     facts |= {"version": build["version"], "build": build["package"], "cuda": build["cuda"]}
     ours = {provider.runtime_name: provider for provider in PROVIDERS.values()}
@@ -32,13 +33,13 @@ def check_onnxruntime() -> Finding:
         state, problem = ("not one that adapterpack uses", None) if provider is None else _start(provider)
         rows.append({"provider": name, "name": provider and provider.name, "state": state})
         problems += [problem] if problem else []
-    return Finding({**facts, "providers": rows}, tuple(problems))
+    return CheckResult({**facts, "providers": rows}, tuple(problems))
 
 
-def _explain_overlap(packages: Mapping[str, str]) -> Problem:
+def _explain_overlap(packages: Mapping[str, str]) -> CheckProblem:
     """They hold files of the same names: what was installed last has overwritten the others in part."""
     keep = _choose(packages)
-    return Problem(
+    return CheckProblem(
         f"{' and '.join(packages)} are installed over each other: both have the module {_PACKAGE}, and what "
         "came last has overwritten files of the other",
         f"pip uninstall -y {' '.join(packages)} && pip install {keep}",
@@ -48,11 +49,11 @@ def _explain_overlap(packages: Mapping[str, str]) -> Problem:
 
 def _choose(packages: Mapping[str, str]) -> str:
     """The package to keep: the one that adapterpack asks for here, or what was put in its place."""
-    asked_for = next((one.name for one in list_required() if one.name.startswith(_PACKAGE)), _PACKAGE)
+    asked_for = next((one.name for one in list_requirements() if one.name.startswith(_PACKAGE)), _PACKAGE)
     return asked_for if asked_for in packages or not packages else next(iter(packages))
 
 
-def _start(provider: Provider) -> tuple[str, Problem | None]:
+def _start(provider: Provider) -> tuple[str, CheckProblem | None]:
     absent = provider.absent()
     if absent is not None:
         return f"not here: {absent}", None
@@ -67,6 +68,6 @@ def _start(provider: Provider) -> tuple[str, Problem | None]:
     )
     # A build for cards lists TensorRT without its libraries: only what this machine would choose by itself is
     # broken.
-    return f"does not start: {failure}", Problem(
+    return f"does not start: {failure}", CheckProblem(
         f"{provider.runtime_name} does not start: {failure}", remedy, broken=needed or provider.name == "cuda"
     )

@@ -13,23 +13,23 @@ from packaging.utils import canonicalize_name
 
 from ..extras import EXTRAS
 from ..version import VERSION
-from .finding import Finding, Problem
+from .finding import CheckProblem, CheckResult
 
 
-def list_required(extra: str = "") -> tuple[Requirement, ...]:
+def list_requirements(extra: str = "") -> tuple[Requirement, ...]:
     """Lists what adapterpack requires on this system, or what one of its extras adds.
 
     Raises:
         PackageNotFoundError: adapterpack is not installed, but imported from a folder.
 
     Example:
-        >>> "numpy" in [one.name for one in list_required()]
+        >>> "numpy" in [one.name for one in list_requirements()]
         True
     """
-    return tuple(_list_added("adapterpack", extra))
+    return tuple(_list_extra_requirements("adapterpack", extra))
 
 
-def _list_added(name: str, extra: str) -> Iterator[Requirement]:
+def _list_extra_requirements(name: str, extra: str) -> Iterator[Requirement]:
     """What a distribution requires by an extra alone, and what the extras of those ask for in turn; without
     one what it always requires.
     """
@@ -37,7 +37,7 @@ def _list_added(name: str, extra: str) -> Iterator[Requirement]:
         if _is_asked_for(one, extra) and not (extra and _is_asked_for(one, "")):
             yield one
             for further in one.extras if find_version(one.name) is not None else ():
-                yield from _list_added(one.name, further)
+                yield from _list_extra_requirements(one.name, further)
 
 
 def _is_asked_for(requirement: Requirement, extra: str) -> bool:
@@ -75,10 +75,10 @@ def providers_of(module: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def check_python() -> Finding:
+def check_python() -> CheckResult:
     """Tells which Python and which system this is."""
     libc = " ".join(filter(None, platform.libc_ver()))
-    return Finding(
+    return CheckResult(
         {
             "adapterpack": VERSION,
             "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -92,31 +92,31 @@ def check_python() -> Finding:
     )
 
 
-def check_dependencies() -> Finding:
+def check_dependencies() -> CheckResult:
     """Checks that the libraries of every installation are there, in versions that fit."""
     rows, problems = [], []
-    for requirement in list_required():
+    for requirement in list_requirements():
         found = find_version(requirement.name)
         rows.append(
             {"library": requirement.name, "version": found, "asked_for": str(requirement.specifier) or "any"}
         )
         if not fits(requirement):
             problems.append(
-                Problem(
+                CheckProblem(
                     f"{requirement.name} is {found or 'not installed'}, adapterpack asks for "
                     f"{requirement.specifier}",
                     f"pip install '{requirement.name}{requirement.specifier}'",
                     broken=True,
                 )
             )
-    return Finding({"libraries": rows}, tuple(problems))
+    return CheckResult({"libraries": rows}, tuple(problems))
 
 
-def check_extras() -> Finding:
+def check_extras() -> CheckResult:
     """Tells which extras are installed, what a missing one would bring, and the command that installs it."""
     rows, problems = [], []
     for extra, brings in EXTRAS.items():
-        wanted = list_required(extra)
+        wanted = list_requirements(extra)
         missing = [one.name for one in wanted if find_version(one.name) is None]
         state = "installed" if not missing else "missing" if len(missing) == len(wanted) else "in part"
         install = f"pip install 'adapterpack[{extra}]'"
@@ -131,17 +131,17 @@ def check_extras() -> Finding:
         )
         if not missing:
             problems += [
-                Problem(
+                CheckProblem(
                     f"{one.name} is {find_version(one.name)}, the extra {extra} asks for {one.specifier}",
                     install,
                 )
                 for one in wanted
                 if not fits(one)
             ]
-    return Finding({"extras": rows}, tuple(problems))
+    return CheckResult({"extras": rows}, tuple(problems))
 
 
-def check_plugins() -> Finding:
+def check_plugins() -> CheckResult:
     """Checks that what other packages add to adapterpack can be imported."""
     rows, problems = [], []
     for package, point in ((str(one.name), point) for one in distributions() for point in one.entry_points):
@@ -154,10 +154,10 @@ def check_plugins() -> Finding:
             point.load()
         except (Exception, SystemExit) as error:  # whatever the module of another package does
             problems.append(
-                Problem(
+                CheckProblem(
                     f"{point.name} = {point.value} of {package} cannot be imported: "
                     f"{type(error).__name__}: {error}",
                     f"update or uninstall {package}",
                 )
             )
-    return Finding({"plugins": rows}, tuple(problems))
+    return CheckResult({"plugins": rows}, tuple(problems))

@@ -40,15 +40,15 @@ def render(name: str, /, **values: Any) -> str:
         >>> "--page:#ffffff" in render("style.css.jinja")
         True
     """
-    return environment().get_template(name).render(**values)
+    return page_environment().get_template(name).render(**values)
 
 
 @cache
-def environment() -> Environment:
+def page_environment() -> Environment:
     """Returns the environment of the pages' templates: markup in a value is shown as text; only
     :class:`markupsafe.Markup` passes as it is.
     """
-    made = templates(__package__, escaped)
+    made = templates(__package__, escape_value)
     made.filters.update(
         count=count, percent=percent, seconds=seconds, small=small, figures=find_figures, bar=bar_length
     )
@@ -56,12 +56,12 @@ def environment() -> Environment:
     return made
 
 
-def escaped(value: object) -> Markup:
+def escape_value(value: object) -> Markup:
     """Makes a value safe in HTML and SVG, between tags and in quoted attributes: no markup, no control or
     bidirectional characters. Markup passes as it is.
 
     Example:
-        >>> print(escaped('<b title="x">' + chr(0x202e)), escaped(escaped("1 < 2")))
+        >>> print(escape_value('<b title="x">' + chr(0x202e)), escape_value(escape_value("1 < 2")))
         &lt;b title=&#34;x&#34;&gt;\\u202e 1 &lt; 2
     """
     if isinstance(value, Markup):

@@ -27,7 +27,7 @@ from adapterpack import active, adapt, attach, convert, detach, export, load, me
 from adapterpack.adapter_methods import Params
 from adapterpack.errors import BaseMismatch, FormatError, Unsupported
 from adapterpack.peft import layout
-from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, Case, Proof, layer_of, prove
+from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, Case, Proof, make_layer, prove
 from adapterpack.torch_adapters.active import using
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -126,7 +126,7 @@ def theirs_of(fresh: Any, case: str, folder: Path) -> Any:
 def _beside(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
     """The layer's output with a state that its input moved on once, from nothing."""
     form = case.method.normal_form(case.config, params, case.site)
-    return layer_of(weight, bias)(inject(form, x, advance(form, x, 0 * x)))
+    return make_layer(weight, bias)(inject(form, x, advance(form, x, 0 * x)))
 
 
 def test_it_keeps_what_every_method_promises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from adapterpack.errors import Unsupported
-from adapterpack.testing import MODELS, Case, Model, digests, require
+from adapterpack.testing import MODELS, Case, DecoderShape, digests, require
 
 from .prompts import ROWS, prompted
 
 
-def _model_of(case: Case) -> Model:
+def _model_of(case: Case) -> DecoderShape:
     """The decoder of the case: its own, or the first."""
-    return case.layer if isinstance(case.layer, Model) else MODELS[0]
+    return case.layer if isinstance(case.layer, DecoderShape) else MODELS[0]
 
 
 def only_the_adapter_trains_there(case: Case) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.adapter_methods import complete
-from adapterpack.testing import Case, adapted, folded_at, is_float, layer_of, require, site_of
+from adapterpack.testing import Case, fold_at, is_float, make_layer, place_site, require, run_adapted
 
 from .layer_fixtures import Stand, stand_of
 from .model import in_single
@@ -36,8 +36,8 @@ def onnx_agrees(case: Case) -> None:
         for name, value in case.trained(np.float32).items()
         if name in {**case.shared(), **case.own()}
     }
-    params = complete(case.method, case.config, trained, site_of(case, weight, bias))
-    form = case.method.normal_form(case.config, params, site_of(case, weight, bias))
+    params = complete(case.method, case.config, trained, place_site(case, weight, bias))
+    form = case.method.normal_form(case.config, params, place_site(case, weight, bias))
     arrays = {
         f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.site, None).items()
     }
@@ -64,7 +64,7 @@ def onnx_agrees(case: Case) -> None:
         None if bias is None else bias.astype(np.float64),
         x.astype(np.float64),
     )
-    base, expected = layer_of(*exact[:2])(exact[2]), adapted(case, wide, *exact)
+    base, expected = make_layer(*exact[:2])(exact[2]), run_adapted(case, wide, *exact)
     if positional:
         expected = np.where(acting[:, None], expected, base)
     size = np.abs(expected).max() + (np.abs(exact[2]) @ np.abs(exact[0]).T).max()
@@ -81,7 +81,7 @@ def folded_onnx_agrees(case: Case) -> None:
 
     weight, bias = case.weight.astype(np.float32), None if case.bias is None else case.bias.astype(np.float32)
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
-    folded, moved = folded_at(
+    folded, moved = fold_at(
         case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64)
     )
     folded, moved = folded.astype(np.float32), None if moved is None else moved.astype(np.float32)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adapterpack.testing import Case, layer_of
+from adapterpack.testing import Case, make_layer
 
 EPSILON = 1e-5
 """What a normalisation adds to the variance, in torch and in ONNX by default."""
@@ -29,7 +29,7 @@ class Stand(NamedTuple):
 
 
 def _linear(weight: Any, bias: Any, x: Any) -> Any:
-    return layer_of(weight, bias)(x)
+    return make_layer(weight, bias)(x)
 
 
 def _normed(weight: Any, bias: Any, x: Any) -> Any:

@@ -16,7 +16,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load
 from adapterpack.peft import layout
-from adapterpack.testing import Case, digests, is_float, require, tensor
+from adapterpack.testing import Case, digests, is_float, require, to_tensor
 
 NAME = "block.0.proj"
 
@@ -142,7 +142,7 @@ def _agrees(case: Case, kind: str, probe: Probe) -> None:
         probe.make().double(),
         probe.make().double(),
         torch.Generator().manual_seed(1),
-        tensor(probe.x),
+        to_tensor(probe.x),
     )
     if case.config.acts is not None:
         model.table = reference.table = x
@@ -176,9 +176,9 @@ def _agrees(case: Case, kind: str, probe: Probe) -> None:
     weight = from_matrix(kind, folded, stored.shape)
     names = {NAME: weight, f"{NAME}.weight": weight, f"{NAME}.bias": moved}
     if moved is not None and bias is None:  # a layer without a bias gets one
-        reference.get_submodule(NAME).bias = torch.nn.Parameter(tensor(moved))
+        reference.get_submodule(NAME).bias = torch.nn.Parameter(to_tensor(moved))
     reference.load_state_dict(
-        {name: tensor(np.ascontiguousarray(names[name])) for name in reference.state_dict()}
+        {name: to_tensor(np.ascontiguousarray(names[name])) for name in reference.state_dict()}
     )
     found, right = model(x).detach().numpy(), reference(x).detach().numpy()
     if case.config.acts is not None:
@@ -262,7 +262,7 @@ def _peft_agrees(folder: str, kind: str, base: Any, right: np.ndarray) -> None:
     import torch
     from peft import PeftModel
 
-    x = tensor(PROBES[kind].x)
+    x = to_tensor(PROBES[kind].x)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         theirs = PeftModel.from_pretrained(base.float(), str(Path(folder) / "pack")).eval()

@@ -8,12 +8,12 @@ import numpy as np
 
 from adapterpack.testing import (
     Case,
-    adapted,
+    compute_results,
     is_float,
-    leaves,
+    make_leaves,
     require,
-    results,
-    tensor,
+    run_adapted,
+    to_tensor,
 )
 
 
@@ -25,13 +25,16 @@ def loss_falls(case: Case) -> None:
     """
     import torch
 
-    layer, params = (tensor(case.weight), tensor(case.bias), tensor(case.x)), leaves(case, case.fresh())
-    target = adapted(case, {name: tensor(value) for name, value in case.trained().items()}, *layer)
+    layer, params = (
+        (to_tensor(case.weight), to_tensor(case.bias), to_tensor(case.x)),
+        make_leaves(case, case.fresh()),
+    )
+    target = run_adapted(case, {name: to_tensor(value) for name, value in case.trained().items()}, *layer)
     optimizer = torch.optim.Adam([value for value in params.values() if value.requires_grad], lr=0.05)
     losses = []
     for _ in range(51):
         optimizer.zero_grad()
-        loss = ((adapted(case, params, *layer) - target) ** 2).mean()
+        loss = ((run_adapted(case, params, *layer) - target) ** 2).mean()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -47,7 +50,7 @@ def dtype_kept(case: Case) -> None:
     for dtype in (np.dtype(np.float32), np.dtype(np.float64), torch.bfloat16, torch.float16):
 
         def cast(value: Any, dtype: Any = dtype) -> Any:
-            array = value if isinstance(dtype, np.dtype) else tensor(value)
+            array = value if isinstance(dtype, np.dtype) else to_tensor(value)
             return (
                 array
                 if value is None or not is_float(value)
@@ -61,5 +64,5 @@ def dtype_kept(case: Case) -> None:
             cast(case.weight),
             cast(case.bias),
         )
-        for name, value in results(case, params, weight, bias, cast(case.x)).items():
+        for name, value in compute_results(case, params, weight, bias, cast(case.x)).items():
             require(value is None or value.dtype == dtype, f"{name} is not {dtype}, though all inputs are")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.adapter_methods import fold
-from adapterpack.testing import Case, adapted, digests, folded_at, is_float, require, site_of, tensor
+from adapterpack.testing import Case, digests, fold_at, is_float, place_site, require, run_adapted, to_tensor
 
 from .layer_fixtures import stand_of
 
@@ -19,8 +19,8 @@ def inputs_of(case: Case) -> Any:
     positions follow from ids.
     """
     if case.config.acts is not None:
-        return tensor(_ids(case))
-    x = tensor(stand_of(case).x(case))
+        return to_tensor(_ids(case))
+    x = to_tensor(stand_of(case).x(case))
     return x.float() if x.is_floating_point() else x
 
 
@@ -55,16 +55,16 @@ def module_of(case: Case) -> Any:
             stand = stand_of(case)
             proj = stand.make(nn, case)
             with torch.no_grad():
-                proj.weight.copy_(tensor(stand.stored(case.weight)))
+                proj.weight.copy_(to_tensor(stand.stored(case.weight)))
                 if case.bias is not None:
-                    proj.bias.copy_(tensor(case.bias))
+                    proj.bias.copy_(to_tensor(case.bias))
             self.block = nn.Sequential(nn.ModuleDict({"proj": proj}))
 
         def forward(self, x: Any) -> Any:
             """The layer's output."""
             return self.block[0]["proj"](x)
 
-    table = tensor(case.x).float()
+    table = to_tensor(case.x).float()
 
     class OfIds(Module):
         """The same on the rows of a table."""
@@ -112,9 +112,9 @@ def in_single(case: Case, everywhere: bool = False) -> tuple[np.ndarray, float]:
     bias = None if case.bias is None else case.bias.astype(np.float32).astype(np.float64)
     stand, x = stand_of(case), stand_of(case).x(case)
     there = (
-        adapted(case, wide, weight, bias, x)
+        run_adapted(case, wide, weight, bias, x)
         if stand.node is None
-        else stand.output(*folded_at(case, wide, weight, bias), x)
+        else stand.output(*fold_at(case, wide, weight, bias), x)
     )
     expected: np.ndarray = np.where(everywhere or _where(case), there, stand.output(weight, bias, x))
     return expected, float(np.abs(expected).max() + stand.output(np.abs(weight), None, np.abs(x)).max())
@@ -141,7 +141,7 @@ def active_together(case: Case) -> None:
         }
         _set(model, name, values)
         wide = {key: v.astype(np.float64) if is_float(v) else v for key, v in values.items()}
-        folded = fold(case.method, case.config, wide, site_of(case, *original), *folded)
+        folded = fold(case.method, case.config, wide, place_site(case, *original), *folded)
     with torch.no_grad():
         found = active(model, ["a", "b"])(inputs_of(case)).numpy()
     stand, x = stand_of(case), stand_of(case).x(case)

@@ -11,7 +11,7 @@ import numpy as np
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.pack import from_peft
 from adapterpack.peft import layout
-from adapterpack.testing import Case, digests, is_float, pack_of, require, resolved
+from adapterpack.testing import Case, build_pack, digests, is_float, require, resolve_config
 
 from .model import in_single, inputs_of, module_of
 
@@ -20,7 +20,7 @@ def scale_recomputed(case: Case) -> None:
     """The manifest's ``scale`` and ``rank`` of a group are ``cfg.scale`` and ``cfg.rank``, exactly: nobody
     has to infer them.
     """
-    group, pack = pack_of(case).manifest.groups[0], pack_of(case)
+    group, pack = build_pack(case).manifest.groups[0], build_pack(case)
     cfg = pack.config_at(group)
     require(
         group.scale == cfg.scale and isinstance(group.scale, float),
@@ -36,8 +36,8 @@ def peft_round_trip(case: Case) -> None:
     Where a config leaves out what PEFT needs, the folder does not offer itself to PEFT.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pack_of(case).write(Path(folder) / "pack")
-        if layout.config_bytes(pack_of(case).manifest) is None:
+        build_pack(case).write(Path(folder) / "pack")
+        if layout.config_bytes(build_pack(case).manifest) is None:
             require(
                 not (Path(folder) / "pack" / layout.CONFIG).exists(),
                 "PEFT would load a folder that lacks tensors",
@@ -48,7 +48,7 @@ def peft_round_trip(case: Case) -> None:
         back.adapters(),
         back.adapters(lambda _: (case.layer.out_features, case.layer.in_features)),
     )
-    (stored,) = pack_of(case).adapters()
+    (stored,) = build_pack(case).adapters()
     require(digests(adapter.params) == digests(stored.params), "tensors came back with other bytes")
     require(adapter.config == stored.config, f"{stored.config} came back as {adapter.config}")
     widths = zip(
@@ -77,7 +77,7 @@ def file_size(case: Case) -> None:
         v.astype(np.float32).nbytes for name, v in {**case.shared(), **case.own()}.items() if name in kept
     )
     with tempfile.TemporaryDirectory() as folder:
-        pack_of(case).write(Path(folder) / "pack")
+        build_pack(case).write(Path(folder) / "pack")
         data = (Path(folder) / "pack" / TENSORS).read_bytes()
     body = len(data) - 8 - int.from_bytes(data[:8], "little")
     require(
@@ -95,10 +95,10 @@ def peft_parity(case: Case) -> None:
     import torch
     from peft import PeftModel
 
-    pack = pack_of(case)
+    pack = build_pack(case)
     assert case.method.peft is not None
     if layout.config_bytes(pack.manifest) is None or not case.method.peft.peft_supports(
-        resolved(case), case.site
+        resolve_config(case), case.site
     ):
         return
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -17,14 +17,14 @@ from adapterpack.pack.pack import Pack
 from adapterpack.testing import (
     VOCABULARY,
     Case,
-    Model,
+    DecoderShape,
+    build_pack,
     digests,
     is_float,
-    leaves,
-    pack_of,
+    make_leaves,
     require,
     require_close,
-    tensor,
+    to_tensor,
 )
 
 ROWS = ((5, 6, 7, 30, 31), (8, 9), (10, 11, 12, 13, 14, 15, 16))
@@ -63,7 +63,7 @@ def form_torch_equals_numpy(case: Case) -> None:
     (:data:`~adapterpack.testing.EXACT`).
     """
     here = case.trained()
-    there = {name: tensor(value) for name, value in here.items()}
+    there = {name: to_tensor(value) for name, value in here.items()}
     require_close(
         _array(_form(case, there)).numpy(), _array(_form(case, here)), "the form differs under torch"
     )
@@ -73,7 +73,7 @@ def form_gradients_reach_every_parameter(case: Case) -> None:
     """Within two steps of SGD from ``init`` each trained parameter has had a gradient that is not zero; the
     frozen ones have none.
     """
-    params, reached = leaves(case, case.fresh()), set()
+    params, reached = make_leaves(case, case.fresh()), set()
     for _ in range(2):
         ((_array(_form(case, params)) - 1.0) ** 2).mean().backward()
         reached |= {
@@ -81,7 +81,7 @@ def form_gradients_reach_every_parameter(case: Case) -> None:
             for name, value in params.items()
             if value.grad is not None and bool(value.grad.abs().max() > 0)
         }
-        params = leaves(
+        params = make_leaves(
             case,
             {
                 name: (v if v.grad is None else v - 0.1 * v.grad).detach().numpy()
@@ -97,8 +97,8 @@ def form_loss_falls(case: Case) -> None:
     """
     import torch
 
-    params = leaves(case, case.fresh())
-    target = _array(_form(case, {name: tensor(value) for name, value in case.trained().items()}))
+    params = make_leaves(case, case.fresh())
+    target = _array(_form(case, {name: to_tensor(value) for name, value in case.trained().items()}))
     optimizer = torch.optim.Adam([value for value in params.values() if value.requires_grad], lr=0.02)
     losses = []
     for _ in range(101):
@@ -121,7 +121,7 @@ def form_dtype_kept(case: Case) -> None:
         require(found == dtype, f"the form is {found}, not {np.dtype(dtype)}")
     for half in (torch.bfloat16, torch.float16):
         params = {
-            name: tensor(v).to(half) if is_float(v) else tensor(v) for name, v in case.trained().items()
+            name: to_tensor(v).to(half) if is_float(v) else to_tensor(v) for name, v in case.trained().items()
         }
         require(
             _array(_form(case, params)).dtype == half, f"the form is not {half}, though all parameters are"
@@ -134,7 +134,7 @@ def form_kept_by_packing(case: Case) -> None:
     """
     expected = np.asarray(_array(_form(case, case.trained(np.float32))), np.float64)
     np.testing.assert_allclose(
-        _packed(pack_of(case)), expected, rtol=0, atol=1e-6 * max(1.0, float(np.abs(expected).max()))
+        _packed(build_pack(case)), expected, rtol=0, atol=1e-6 * max(1.0, float(np.abs(expected).max()))
     )
 
 
@@ -142,7 +142,7 @@ def form_kept_by_peft(case: Case) -> None:
     """The folder read as PEFT's, without the manifest, gives the same tensors and the same form, bit for
     bit.
     """
-    stored = pack_of(case)
+    stored = build_pack(case)
     with tempfile.TemporaryDirectory() as folder:
         stored.write(Path(folder) / "pack")
         back = from_peft.read(Path(folder) / "pack")
@@ -196,7 +196,7 @@ def prompted_rows_never_mix(case: Case) -> None:
             )
 
 
-def decoder(sizes: Model) -> Any:
+def decoder(sizes: DecoderShape) -> Any:
     """A random Llama of these sizes, the same every time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -220,7 +220,7 @@ def decoder(sizes: Model) -> Any:
     return model.eval()
 
 
-def prompted(case: Case, sizes: Model) -> Any:
+def prompted(case: Case, sizes: DecoderShape) -> Any:
     """The decoder of these sizes with the case's adapter, moved by noise."""
     import torch
 

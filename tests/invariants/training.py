@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from adapterpack.adapter_methods import Progress, is_stacked
 from adapterpack.adapter_methods.core.layouts import unfoldable
-from adapterpack.testing import MODELS, Case, Model, require, tensor
+from adapterpack.testing import MODELS, Case, DecoderShape, require, to_tensor
 
 from .layer_fixtures import STANDS
 from .layer_kind_laws import NAME, PROBES
@@ -81,7 +81,7 @@ def _subject(case: Case, kind: str) -> _Subject:
     import torch
 
     if case.method.traits.layers[0] not in STANDS:
-        sizes = case.layer if isinstance(case.layer, Model) else MODELS[0]
+        sizes = case.layer if isinstance(case.layer, DecoderShape) else MODELS[0]
         ids = torch.tensor([ROWS[2]])
         return _Subject(
             lambda: decoder(sizes), case.config, lambda model: model(input_ids=ids, use_cache=False).logits
@@ -91,7 +91,7 @@ def _subject(case: Case, kind: str) -> _Subject:
         x = inputs_of(case)
         return _Subject(lambda: module_of(case), config, lambda model: model(x))
     probe = PROBES[kind]
-    inputs = tensor(probe.x)
+    inputs = to_tensor(probe.x)
     x = inputs.float() if inputs.is_floating_point() else inputs
     ids = torch.arange(x.shape[1]).expand(x.shape[:2])
 

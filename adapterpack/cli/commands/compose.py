@@ -172,7 +172,7 @@ def command(
     if out is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     if data:
-        statistics = measure_each(loaded, rule, data, statistics, base, out)
+        statistics = measure_packs(loaded, rule, data, statistics, base, out)
     with (
         warnings.catch_warnings(record=True) as caught,
         show_bytes("compose") if score is None else nullcontext() as progress,
@@ -183,7 +183,7 @@ def command(
             **options,
             out=out,
             statistics=statistics or None,
-            tree=None if tree is None else _tree(tree),
+            tree=None if tree is None else _read_tree(tree),
             score=None if score is None else score_with(score, say),
             recipe=recipe,
             progress=progress,
@@ -223,7 +223,7 @@ def command(
     print_left_out(lineage["params"])
 
 
-def _tree(text: str) -> Any:
+def _read_tree(text: str) -> Any:
     """The text itself, or what a file of that name holds."""
     path = Path(text)
     if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
@@ -283,7 +283,7 @@ def print_left_out(params: Mapping[str, Any]) -> None:
         )
 
 
-def measure_each(
+def measure_packs(
     packs: list[Any],
     rule: str,
     data: tuple[str, ...],

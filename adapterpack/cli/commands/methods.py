@@ -39,7 +39,7 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack methods lora
     """
     if name is not None and name in NODES:
-        node = _node(NODES[name])
+        node = _describe_node(NODES[name])
         if as_json:
             print_json({"command": "methods", "methods": [], "inits": [], "nodes": [node]})
         else:
@@ -48,14 +48,14 @@ def command(name: str | None, as_json: bool) -> None:
     for error in broken_plugins() if name is None else ():
         log_message(f"warning: {error.sentence}", logging.WARNING)
     chosen = methods().values() if name is None else [get(name)]
-    listed = [_described(method) for method in chosen]
+    listed = [_describe(method) for method in chosen]
     if as_json:
         print_json(
             {
                 "command": "methods",
                 "methods": listed,
-                "inits": [_init(init) for init in INITS.values()],
-                "nodes": [_node(kind) for kind in NODES.values()] if name is None else [],
+                "inits": [_describe_init(init) for init in INITS.values()],
+                "nodes": [_describe_node(kind) for kind in NODES.values()] if name is None else [],
             }
         )
     elif name is None:
@@ -75,7 +75,7 @@ def command(name: str | None, as_json: bool) -> None:
         print_facts(listed[0])
 
 
-def _node(kind: Any) -> dict[str, Any]:
+def _describe_node(kind: Any) -> dict[str, Any]:
     return {
         "name": kind.name,
         "summary": kind.summary,
@@ -90,7 +90,7 @@ def _node(kind: Any) -> dict[str, Any]:
     }
 
 
-def _init(init: Any) -> dict[str, Any]:
+def _describe_init(init: Any) -> dict[str, Any]:
     return {
         "name": init.name,
         "summary": init.summary,
@@ -101,7 +101,7 @@ def _init(init: Any) -> dict[str, Any]:
     }
 
 
-def _described(method: Any) -> dict[str, Any]:
+def _describe(method: Any) -> dict[str, Any]:
     return {
         "name": method.name,
         "summary": method.summary,

@@ -27,7 +27,7 @@ def command(name: str | None, as_json: bool) -> None:
       adapterpack rules linear
     """
     chosen = adapterpack.rules().values() if name is None else [RULES[name]]
-    described = [_described(rule) for rule in chosen]
+    described = [_describe(rule) for rule in chosen]
     if as_json:
         print_json({"command": "rules", "rules": described})
     elif name is None:
@@ -39,7 +39,7 @@ def command(name: str | None, as_json: bool) -> None:
         print_facts(described[0])
 
 
-def _described(rule: Any) -> dict[str, Any]:
+def _describe(rule: Any) -> dict[str, Any]:
     return {
         "name": rule.name,
         "summary": rule.summary,

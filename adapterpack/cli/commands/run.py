@@ -152,7 +152,7 @@ def command(
     open_job = partial(job_for, setting=setting)
     if source is None:
         lines = iter([Line(number, 0, row) for number, row in enumerate(typed, 1)])
-        done = _finished(open_job, lines, None, out, as_json, keep_going)
+        done = _answer_all(open_job, lines, None, out, as_json, keep_going)
     else:
         with ExitStack() as stack:
             with storage_errors(_name(source)):
@@ -160,9 +160,9 @@ def command(
                     sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
                 )
             lines = lines_of(file, _name(source))
-            done = _finished(
+            done = _answer_all(
                 open_job,
-                _unreserved(lines, source) if as_json and out is None else lines,
+                _refuse_reserved(lines, source) if as_json and out is None else lines,
                 source,
                 out,
                 as_json,
@@ -192,7 +192,7 @@ def _name(source: str) -> str:
     return "stdin" if source == "-" else source
 
 
-def _unreserved(lines: Iterator[Line], source: str) -> Iterator[Line]:
+def _refuse_reserved(lines: Iterator[Line], source: str) -> Iterator[Line]:
     """The lines; a row that has the key that every object on stdout begins with is an error."""
     for one in lines:
         if isinstance(one.row, dict) and "command" in one.row:
@@ -207,7 +207,7 @@ def _unreserved(lines: Iterator[Line], source: str) -> Iterator[Line]:
             yield one
 
 
-def _finished(
+def _answer_all(
     open_job: OpenJob,
     lines: Iterator[Line],
     source: str | None,
@@ -218,7 +218,7 @@ def _finished(
     """Answers all lines, on stdout or in a file."""
     where = None if source is None else _name(source)
     if out is None:
-        return _printed(open_job, lines, where, as_json, keep_going)
+        return _print_answers(open_job, lines, where, as_json, keep_going)
     path = None if source is None or not Path(source).is_file() else Path(source)
     with show_rows(where or "rows", None if path is None else path.stat().st_size) as progress:
         if path is not None:
@@ -226,11 +226,11 @@ def _finished(
         return write_stream(open_job, lines, Path(out), where, progress, keep_going)
 
 
-def _printed(
+def _print_answers(
     open_job: OpenJob, lines: Iterator[Line], where: str | None, as_json: bool, keep_going: bool
 ) -> Done:
     rows, failed, first = 0, 0, ""
-    for number, row, error, _ in _answered(open_job, lines):
+    for number, row, error, _ in _answer_rows(open_job, lines):
         if error is not None and not keep_going:
             raise error
         rows += 1
@@ -245,7 +245,7 @@ def _printed(
     return Done(now(), rows=rows, failed=failed, first=first)
 
 
-def _answered(open_job: OpenJob, lines: Iterator[Line]) -> Iterator[Answered]:
+def _answer_rows(open_job: OpenJob, lines: Iterator[Line]) -> Iterator[Answered]:
     """The answers, with what ONNX Runtime prints on the way kept out of stdout."""
     with divert_stdout():
         job, every = begun(open_job, lines)

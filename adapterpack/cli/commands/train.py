@@ -84,7 +84,10 @@ def command(
         read_config(config, overrides)  # as above
         with show_training("train") as progress:
             packs = adapterpack.train(
-                config, overrides, progress if page is None else _noted(losses, progress), _functions(rewards)
+                config,
+                overrides,
+                progress if page is None else _note_losses(losses, progress),
+                _load_rewards(rewards),
             )
         trained = [
             {**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}
@@ -117,7 +120,7 @@ def command(
         print_line(f"the page with the losses is {html}")
 
 
-def _noted(
+def _note_losses(
     losses: dict[str, list[tuple[int, float]]], progress: Callable[[Any], None] | None
 ) -> Callable[[Any], None]:
     """Notes the loss of each step, and shows it as before."""
@@ -147,7 +150,7 @@ def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> Non
         click.echo(plain_yaml.dumps(whole), nl=False)
 
 
-def _functions(rewards: tuple[str, ...]) -> list[Any]:
+def _load_rewards(rewards: tuple[str, ...]) -> list[Any]:
     """The functions that are named; without any, nothing is imported."""
     if not rewards:
         return []
@@ -160,7 +163,7 @@ def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], 
     from ...training.loop.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
 
     with divert_stdout():
-        reports = dry_run(config, overrides, _functions(rewards))
+        reports = dry_run(config, overrides, _load_rewards(rewards))
     if as_json:
         print_json({"command": "train", "dry_run": reports})
         return
@@ -168,10 +171,10 @@ def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], 
         batch = report.pop("first_batch")
         print_facts(report)
         for row in batch:
-            _row(row)
+            _print_row(row)
 
 
-def _row(row: list[dict[str, object]]) -> None:
+def _print_row(row: list[dict[str, object]]) -> None:
     """A row of the first batch; what is learned is green, and in brackets where there are no colours."""
     from rich.text import Text  # noqa: PLC0415 - as above
 
