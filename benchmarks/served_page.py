@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterpack.io.readable import MISSING, number, percent, seconds, size
+from adapterpack.readable import MISSING, number, percent, seconds, size
 from adapterpack.report.page import page_environment
 
 _LOOPS = {"closed": "", "engine": ", engine alone", "open": ", at a given rate"}

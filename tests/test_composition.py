@@ -40,7 +40,7 @@ from adapterpack.adapter_methods import Site, complete, evaluate, fold, get, met
 from adapterpack.adapter_methods.nodes import NODES, as_text, decode, encode
 from adapterpack.adapter_methods.nodes.arrow import prototype
 from adapterpack.cli.commands.compose import command
-from adapterpack.composing.text import parse
+from adapterpack.composing.tree_syntax import parse
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build

@@ -27,7 +27,7 @@ from adapterpack.errors import (
     UnknownAdapter,
     Unsupported,
 )
-from adapterpack.io import open_files
+from adapterpack.io import pinned_files as open_files
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.io.streamed_tensors import Streamed
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter

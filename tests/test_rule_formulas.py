@@ -15,7 +15,7 @@ from rule_laws import SITES, Deltas, Ours, close, deltas, made, measured
 import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site
-from adapterpack.composing import finish
+from adapterpack.composing import truncate as finish
 from adapterpack.composing.rules import entries, trim
 from adapterpack.composing.rules.rule import rules
 from adapterpack.lowrank.seeded_random import uniform

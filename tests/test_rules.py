@@ -19,7 +19,7 @@ from adapterpack import LoRA
 from adapterpack.adapter_methods import get as method
 from adapterpack.adapter_methods.ia3 import IA3
 from adapterpack.composing.rules.rule import RULES, Laws, rules
-from adapterpack.composing.work import RankChosen
+from adapterpack.composing.steps import RankChosen
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
 from adapterpack.lowrank.space import Term
 from adapterpack.manifest.manifest import Task

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import adapterpack
 from adapterpack.adapter_methods import Method, Site, fold, get, methods, resolve_configs
-from adapterpack.composing.represent import represent
+from adapterpack.composing.as_factors import represent
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.lowrank import space
 from adapterpack.lowrank.range_finder import InMemory, largest, residual

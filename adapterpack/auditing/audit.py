@@ -13,10 +13,10 @@ from ..adapter_methods import Site, to_matrix
 from ..base.checkpoint import Checkpoint
 from ..base.dtypes import parse
 from ..composing.arguments import checked_weights, opened_base
+from ..composing.as_factors import FactoredChange, represent
 from ..composing.compatibility import SIDE_BY_SIDE, common_base, common_task, require_same_site
 from ..composing.full_modules import comparable
 from ..composing.plan import plan
-from ..composing.represent import FactoredChange, represent
 from ..errors import AdapterpackError, NothingToDo, Unsupported
 from ..io.safetensors import DTYPES, FLOATS
 from ..lowrank.space import Term, zero

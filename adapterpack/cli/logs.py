@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError, nearest
-from ..io.readable import size
+from ..readable import size
 from .output import escape_line
 
 VARIABLE = "ADAPTERPACK_LOG"

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from ..errors import printable, storage_errors
-from ..io.readable import shown
 from ..io.strict_json import finite
+from ..readable import shown
 
 _PLAIN_WIDTH = 160
 _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ..io.readable import size
+from ..readable import size
 from .logs import is_animated, is_quiet, level, log_message
 from .output import escape_line
 

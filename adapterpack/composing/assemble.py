@@ -23,7 +23,7 @@ from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, build
 from .compatibility import common_base, common_problem, common_task, require_same_site
 from .full_modules import average
-from .text import parse
+from .tree_syntax import parse
 
 TreeLike = str | Mapping[str, Any] | Leaf | Node
 """Text, the JSON value of a tree, or a tree."""

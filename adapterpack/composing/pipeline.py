@@ -21,9 +21,9 @@ from .assemble import TreeLike, assemble
 from .recipe import Recipe, repeat
 from .rules.lorahub import searched
 from .rules.rule import RULES
+from .same_method import within_method
 from .statistics import Statistics
-from .within import within_method
-from .work import Progress, Request, Work, build_pack, combine_sites, prepare
+from .steps import Progress, Request, Work, build_pack, combine_sites, prepare
 
 Packs = Sequence[Pack | str | os.PathLike[str]]
 Score = Callable[[Pack], float]

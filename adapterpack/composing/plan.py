@@ -18,14 +18,14 @@ from ..adapter_methods import complete
 from ..io.threads import workers
 from ..pack.pack import Adapter, Pack
 from .arguments import checked_weights, opened_base
+from .as_factors import exact_factors, require_cut, require_representable, with_widths
 from .budget import FULL_RANK
 from .compatibility import common_base
-from .finish import MAX_IN_MEMORY
 from .pipeline import Packs, load_all, request_of
-from .represent import exact_factors, require_cut, require_representable, with_widths
 from .rules.rule import RULES, Rule
-from .within import common_sums
-from .work import BATCH, Request, approximation
+from .same_method import common_sums
+from .steps import BATCH, Request, approximation
+from .truncate import MAX_IN_MEMORY
 
 _BLOCKS = 64 << 20
 """Bytes of blocks of rows, orthogonal directions and the like that one thread needs on top of the site

@@ -27,10 +27,10 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .assemble import assemble
 from .rules.rule import RULES
+from .same_method import within_method
 from .statistics import Statistics
 from .statistics import read as read_statistics
-from .within import within_method
-from .work import Progress, Request, build_pack, combine_sites, prepare
+from .steps import Progress, Request, build_pack, combine_sites, prepare
 
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20

@@ -20,8 +20,8 @@ from ..lowrank.space import Term, zero
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter, Pack
+from .as_factors import FactoredChange, represent
 from .compatibility import SIDE_BY_SIDE, require_same_site
-from .represent import FactoredChange, represent
 from .statistics import Statistics
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..adapter_methods import Site
+from ..composing.as_factors import represent
 from ..composing.compatibility import require_same_site
-from ..composing.represent import represent
 from ..lowrank.space import Factors, inner
 from ..pack.pack import Pack
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ..base.renamings import published, renamings_of
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
-from ..io.readable import things
 from ..io.safe_open import open_regular
 from ..io.safetensors import SafetensorsFile, parse_header
 from ..pack.pack import Pack
+from ..readable import things
 from .base import BaseModel
 from .format import Source, first_bytes, listed
 

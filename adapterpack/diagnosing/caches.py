@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ..errors import storage_errors
 from ..io.cache import cache_folder
-from ..io.readable import size
 from ..pack.store import Store
+from ..readable import size
 from .finding import CheckResult
 
 _AT_WORK = 600.0

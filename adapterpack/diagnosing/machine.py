@@ -16,8 +16,8 @@ from typing import Any
 from .._native import build
 from .._native.loading import load
 from ..io.cache import cache_folder
-from ..io.readable import size
 from ..io.threads import cores
+from ..readable import size
 from .finding import CheckProblem, CheckResult
 from .packages import providers_of
 

@@ -31,12 +31,12 @@ from ..graph_passes.attach import MODES, Plan
 from ..graph_passes.checks import require_kept, slot_names
 from ..graph_passes.emit import give_zeros
 from ..graph_passes.packing import SHARED, pack_siblings
-from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.checkpoint.staging import require_space
 from ..onnx_graph.save import save_graph
 from ..quantizing.graphs.options import CACHES
 from ..quantizing.graphs.quantize_bundle import quantize_in_place
+from ..readable import size
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, nothing
 from ..slots.values import grouped

@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
-from ..io.private import require_private
+from ..io.secret_files import require_private
 from .reloading_file import ReloadingFile
 
 IN_THE_CLEAR = (

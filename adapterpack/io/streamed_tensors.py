@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, storage_errors
-from .open_files import kept_open
+from .pinned_files import kept_open
 from .safe_open import fill, open_inside
 from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 

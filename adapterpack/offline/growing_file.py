@@ -18,8 +18,8 @@ import msgspec
 from ..errors import storage_errors
 from ..io.atomic import kept_or_removed, refuse_existing, sync
 from ..io.locks import CAN_LOCK, lock_folder
-from ..io.readable import size
 from ..io.working_folders import hold_folder, open_own_file
+from ..readable import size
 
 _ROWS, _STEPS = "rows", "steps"
 _SHOWN = 40

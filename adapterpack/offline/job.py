@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import AdapterpackError, NothingToDo, storage_errors
 from ..io import hashing
 from ..io.atomic import output_file
-from ..io.readable import things
 from ..io.strict_json import digest, finite
+from ..readable import things
 from ..version import VERSION
 from .growing_file import Done, growing_file, now
 from .lines import Line, lines_of

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from statistics import median_low
 from typing import Any
 
-from ..io.readable import MISSING, count, number, percent
+from ..readable import MISSING, count, number, percent
 from .chart import Chart, line_charts
 from .page import Card, render
 

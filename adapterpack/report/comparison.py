@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..io.readable import MISSING, number, percent, size
+from ..readable import MISSING, number, percent, size
 from .page import Card, render
 
 Result = Mapping[str, Any]

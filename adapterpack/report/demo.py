@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..io.readable import MISSING, count, number, percent, seconds, size, small
+from ..readable import MISSING, count, number, percent, seconds, size, small
 from .page import Card, render
 
 Result = Mapping[str, Any]

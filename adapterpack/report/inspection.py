@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from ..io.readable import count, number, shown, size
+from ..readable import count, number, shown, size
 from .page import Card, render
 
 _KINDS = {

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from markupsafe import Markup, escape
 
 from ..errors import printable
-from ..io.readable import MISSING, count, percent, seconds, small
 from ..palette import DARK, LIGHT, variables
+from ..readable import MISSING, count, percent, seconds, small
 from ..resources import templates
 
 if TYPE_CHECKING:

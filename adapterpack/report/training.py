@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..io.readable import MISSING, count, number, size
 from ..manifest.parts import settings_of
+from ..readable import MISSING, count, number, size
 from .chart import TONES, Points, line_charts
 from .inspection import list_facts
 from .page import Card, render

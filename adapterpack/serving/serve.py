@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..extras import needed_by
 from ..http.tls import IN_THE_CLEAR, Certificate
 from ..hub.resolve import folder_of
-from ..io.open_files import allow_more_files
+from ..io.pinned_files import allow_more_files
 from ..pack.pack import Pack
 from ..pack.trust.signers import Signers
 from ..runtime.engine.base import Engine

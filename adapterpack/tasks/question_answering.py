@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..io.readable import things
+from ..readable import things
 from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import Row, types_of

@@ -10,7 +10,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...io.readable import percent
+from ...readable import percent
 from ...report.audit import audit_report, worst_sites
 from ..options import common_options, html_option, load_pack, open_page, weight_option
 from ..output import print_json, print_line, print_table

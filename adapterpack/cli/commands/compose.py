@@ -17,11 +17,11 @@ from ...composing.pipeline import compose
 from ...composing.plan import plan
 from ...composing.recipe import recipe_of
 from ...composing.rules.rule import RULES
-from ...composing.work import RankChosen
+from ...composing.steps import RankChosen
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
-from ...io.readable import shown, size, things
 from ...pack.inspect import described
+from ...readable import shown, size, things
 from ..logs import log_message
 from ..options import common_options, load_pack, parse_pairs, suggest, weight_option
 from ..output import print_json, print_line, print_table

@@ -9,7 +9,7 @@ import adapterpack
 from ...artifacts import inspect
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
-from ...io.readable import shown, size, things
+from ...readable import shown, size, things
 from ..options import common_options, load_pack
 from ..output import print_json, print_line
 

@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...io.readable import things
+from ...readable import things
 from ..options import common_options, out_option, structural_option, suggest
 from ..output import print_json, print_line
 from ..progress import divert_stdout

@@ -10,7 +10,7 @@ import click
 import adapterpack
 
 from ...errors import EXIT_FAILED
-from ...io.readable import size, things
+from ...readable import size, things
 from ..options import common_options
 from ..output import guard_stdout, print_facts, print_json, print_line, print_table
 from ..progress import show_steps

@@ -12,8 +12,8 @@ import adapterpack
 
 from ...bundle.manifest import bundle_in
 from ...hub.resolve import folder_of
-from ...io.readable import size, things
 from ...merging.base_kind import is_gguf, is_graph
+from ...readable import size, things
 from ..options import (
     common_options,
     load_pack,

@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...io.readable import shown, size, things
+from ...readable import shown, size, things
 from ..options import common_options, out_option
 from ..output import print_json, print_line
 from ..progress import show_bytes

@@ -6,7 +6,7 @@ import click
 
 import adapterpack
 
-from ...io.readable import size
+from ...readable import size
 from ..options import common_options, html_option, open_page
 from ..output import print_facts, print_json, print_line, shorten_digests
 

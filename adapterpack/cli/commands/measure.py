@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...io.readable import size, things
+from ...readable import size, things
 from ..options import common_options, load_pack
 from ..output import print_json, print_line
 from ..progress import show_steps

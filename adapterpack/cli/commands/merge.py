@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from ...hub.resolve import folder_of
-from ...io.readable import size, things
 from ...merging.checkpoint.report import MergeReport
 from ...merging.onnx.report import GraphReport
 from ...merging.pipeline import merge
+from ...readable import size, things
 from ..options import common_options, load_pack, out_option, structural_option, suggest, weight_option
 from ..output import print_json, print_line
 from ..progress import show_bytes

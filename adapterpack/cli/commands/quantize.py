@@ -11,7 +11,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...io.readable import size, things
+from ...readable import size, things
 from ...report.comparison import comparison_report, comparison_table, list_left_out
 from ..options import common_options, html_option, open_page, quantization_options, suggest
 from ..output import print_facts, print_json, print_line, print_table

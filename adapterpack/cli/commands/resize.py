@@ -7,8 +7,8 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...io.readable import shown, size, things
 from ...pack.inspect import described
+from ...readable import shown, size, things
 from ..options import common_options, load_pack, out_option
 from ..output import print_json, print_line
 from .compose import print_left_out

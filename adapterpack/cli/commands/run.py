@@ -14,10 +14,10 @@ import click
 from ...errors import ConfigError, NothingToDo, storage_errors
 from ...hub.resolve import folder_of
 from ...io.atomic import refuse_existing
-from ...io.readable import things
 from ...offline.growing_file import Done, now
 from ...offline.job import Answered, OpenJob, answers, begun, first_of, require_all, write_file, write_stream
 from ...offline.lines import Line, lines_of
+from ...readable import things
 from ..bundle_options import device_of, device_options, sampling_options, sampling_parameters
 from ..options import common_options
 from ..output import print_json, print_line

@@ -11,7 +11,7 @@ import click
 import adapterpack
 
 from ...errors import ConfigError
-from ...io.readable import things
+from ...readable import things
 from ...serving.tenants.keys import new_key
 from ..bundle_options import device_of, device_options
 from ..options import common_options, load_pack

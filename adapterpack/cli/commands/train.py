@@ -10,7 +10,7 @@ import click
 
 import adapterpack
 
-from ...io.readable import things
+from ...readable import things
 from ..options import common_options, html_option, open_page
 from ..output import guard_stdout, print_facts, print_json, print_line, print_rich
 from ..progress import divert_stdout, show_training

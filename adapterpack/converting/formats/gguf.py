@@ -21,11 +21,11 @@ from ...base.gguf import MAGIC
 from ...base.gguf.names import FAMILIES, Family, rope_row_order
 from ...base.gguf.package import library
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
-from ...io.readable import things
 from ...io.safe_open import write_parts
 from ...io.safetensors import dtype_name
 from ...manifest import manifest as m
 from ...pack.pack import Pack
+from ...readable import things
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
 from ..format import FORMATS, Format, Reading, Source, first_bytes, listed, refuse_full_modules, require_base

@@ -15,8 +15,8 @@ from ...errors import StorageError, storage_errors
 from ...io.atomic import kept_or_removed, refuse_existing, sync
 from ...io.hashing import ChangedError
 from ...io.locks import take_lock
-from ...io.readable import size
 from ...io.working_folders import claim_folder, open_own_file
+from ...readable import size
 from .journal import FOLDER, Journal
 
 _LOG = logging.getLogger(__name__)

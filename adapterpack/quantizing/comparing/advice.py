@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ...io.readable import percent, size
+from ...readable import percent, size
 from .figures import Figures
 from .result import Form
 

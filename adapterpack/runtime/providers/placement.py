@@ -13,9 +13,9 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ...errors import ProviderError
-from ...io.readable import things
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.node_types import TypedNode, typed_nodes
+from ...readable import things
 from .kernels import Unfit, kernels_of, listed, remedy_of
 from .provider import CPU
 from .resolved_device import ResolvedDevice

@@ -21,7 +21,7 @@ from ...errors import ConfigError, nearest, storage_errors
 from ...http.http_error import HTTPError
 from ...http.reloading_file import ReloadingFile
 from ...io import typed_json
-from ...io.private import require_private
+from ...io.secret_files import require_private
 from ...io.typed_json import Misfit, Part
 
 LEAST_CHARACTERS = 16

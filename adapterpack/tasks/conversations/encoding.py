@@ -10,8 +10,8 @@ from typing import Any
 
 from ...chat.template import ChatTemplate
 from ...errors import ConfigError
-from ...io.readable import things
 from ...library_errors import library_errors
+from ...readable import things
 from ..data.problems import IGNORED, Labels
 from ..data.report import report_of
 from .form import Conversation, Message, form_of, text_of

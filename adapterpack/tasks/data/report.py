@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError
-from ...io.readable import aligned
+from ...readable import aligned
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...io.readable import aligned, percent, size
+from ...readable import aligned, percent, size
 from ..active import adapter_names, wrappers_of
 from ..layers.layer import Adapted
 from ..layers.whole import SavedModule

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...io.readable import stretches
+from ...readable import stretches
 from .steps import evaluated
 
 _POINTS = 64

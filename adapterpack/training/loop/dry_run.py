@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ...hub.resolve import folder_of
-from ...io.readable import size
+from ...readable import size
 from ...tasks.data.problems import IGNORED
 from ...tasks.task import task_named
 from ...torch_adapters.layers.layer import Adapted

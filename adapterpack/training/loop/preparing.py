@@ -16,8 +16,8 @@ from transformers import BitsAndBytesConfig
 from ...adapter_methods import PROMPT
 from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
-from ...io.readable import things
 from ...pack.pack import Pack
+from ...readable import things
 from ...runtime.text.context_length import context_length
 from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport

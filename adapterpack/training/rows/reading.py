@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from pyarrow import ArrowInvalid, ArrowTypeError
 
 from ...errors import ConfigError
-from ...io.readable import things
+from ...readable import things
 from ...tasks.data.problems import Labels
 from ...tasks.data.report import DataReport, table
 from ...tasks.task import Task, Training

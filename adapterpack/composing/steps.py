@@ -26,12 +26,12 @@ from ..pack.pack import Pack, build
 from .arguments import checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .compatibility import common_base
-from .finish import cut_all, decompose_all, finite
 from .full_modules import FullModules, apply_policy
 from .result import as_lora, truncation, whole_tensors
 from .rules.rule import RULES, Rule
 from .sites import JointSite, gather
 from .statistics import Statistics, of_packs
+from .truncate import cut_all, decompose_all, finite
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of factors that are combined, and those in all."""

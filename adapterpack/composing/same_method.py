@@ -18,7 +18,7 @@ from .arguments import checked_weights
 from .compatibility import common_base, require_same_site
 from .full_modules import apply_policy
 from .rules.rule import RULES
-from .work import Request, described
+from .steps import Request, described
 
 
 def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack | None:
