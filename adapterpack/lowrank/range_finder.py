@@ -73,7 +73,7 @@ class InMemory(NamedTuple):
         return self.matrix.shape[0], self.matrix.shape[1]
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """See :class:`Rows`."""
+        """Blocks of rows, each with its place."""
         for block in row_blocks(*self.shape, _ROWS):
             yield block, self.matrix[block]
 

@@ -35,6 +35,18 @@ class Operator(Protocol):
         ...
 
 
+def _slice_dense(operator: Operator, block: slice) -> Array:
+    return operator.dense()[block]
+
+
+def _multiply_by_dense(operator: Operator, weight: Array) -> Array:
+    return weight @ operator.dense()
+
+
+def _apply_transpose(operator: BlockDiagonal | Kronecker, weight: Array) -> Array:
+    return transpose(operator).apply(weight)
+
+
 class Dense(NamedTuple):
     """A plain matrix ``factor * stored``, ``[out, in]``: multiplied only where the product is needed."""
 
@@ -47,19 +59,19 @@ class Dense(NamedTuple):
         return self.stored if self.factor == 1 else self.factor * self.stored
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         return x @ self.matrix.T
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         return self.matrix
 
     def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
+        """``M[block]``."""
         return Dense(self.stored[block], self.factor).matrix
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         return weight @ self.matrix
 
 
@@ -73,19 +85,19 @@ class Scaled(NamedTuple):
     right: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         return (x * self.right) @ self.matrix.T * self.left
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         return self.left[:, None] * self.matrix * self.right
 
     def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
+        """``M[block]``."""
         return self.left[block][:, None] * self.matrix[block] * self.right
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         return (weight * self.left) @ self.matrix * self.right
 
 
@@ -95,20 +107,18 @@ class Diagonal(NamedTuple):
     vector: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         return x * self.vector
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.vector)
         return xp.eye(self.vector.shape[0], dtype=self.vector.dtype, device=self.vector.device) * self.vector
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         return weight * self.vector
 
 
@@ -118,7 +128,7 @@ class BlockDiagonal(NamedTuple):
     blocks: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         xp = array_namespace(x, self.blocks)
         count, wide, narrow = self.blocks.shape
         rows = xp.permute_dims(xp.reshape(x, (-1, count, narrow)), (1, 0, 2))
@@ -126,7 +136,7 @@ class BlockDiagonal(NamedTuple):
         return xp.reshape(xp.permute_dims(turned, (1, 0, 2)), (*x.shape[:-1], count * wide))
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.blocks)
         count, wide, narrow = self.blocks.shape
         spread = (
@@ -135,13 +145,9 @@ class BlockDiagonal(NamedTuple):
         )
         return xp.reshape(spread, (count * wide, count * narrow))
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
-    def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
-        return transposed(self).apply(weight)
+    after = _apply_transpose
 
 
 class BlockCirculant(NamedTuple):
@@ -152,7 +158,7 @@ class BlockCirculant(NamedTuple):
     kernel: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`; by the convolution theorem, in at least float32."""
+        """``x M^T``; by the convolution theorem, in at least float32."""
         xp = array_namespace(x, self.kernel)
         tall, wide, size = self.kernel.shape
         if 0 in x.shape[:-1]:  # some libraries' transforms refuse to do nothing
@@ -171,7 +177,7 @@ class BlockCirculant(NamedTuple):
         )
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.kernel)
         tall, wide, size = self.kernel.shape
         # A periodic sequence cut into rows that are one short of two periods: each row begins one place
@@ -183,15 +189,13 @@ class BlockCirculant(NamedTuple):
         return xp.reshape(xp.permute_dims(rows[..., :size], (0, 2, 1, 3)), (tall * size, wide * size))
 
     def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
+        """``M[block]``."""
         size = self.kernel.shape[2]
         first = block.start // size
         dense = BlockCirculant(self.kernel[first : -(-block.stop // size)]).dense()
         return dense[block.start - first * size : block.stop - first * size]
 
-    def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
-        return weight @ self.dense()
+    after = _multiply_by_dense
 
 
 class Kronecker(NamedTuple):
@@ -201,7 +205,7 @@ class Kronecker(NamedTuple):
     right: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         xp = array_namespace(x, self.left, self.right)
         wide = xp.reshape(x, (*x.shape[:-1], self.left.shape[1], self.right.shape[1]))
         inner = xp.matmul(wide, self.right.T)
@@ -209,18 +213,14 @@ class Kronecker(NamedTuple):
         return xp.reshape(turned, (*x.shape[:-1], self.left.shape[0] * self.right.shape[0]))
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.left, self.right)
         (a, b), (c, d) = self.left.shape, self.right.shape
         return xp.reshape(self.left[:, None, :, None] * self.right[None, :, None, :], (a * c, b * d))
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
-    def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
-        return transposed(self).apply(weight)
+    after = _apply_transpose
 
 
 class Permutation(NamedTuple):
@@ -229,20 +229,18 @@ class Permutation(NamedTuple):
     order: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         return array_namespace(x).take(x, self.order, axis=-1)
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.order)
         return xp.take(xp.eye(self.order.shape[0], device=self.order.device), self.order, axis=0)
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         xp = array_namespace(weight)
         return xp.take(weight, xp.argsort(self.order), axis=-1)
 
@@ -260,7 +258,7 @@ class Pairs(NamedTuple):
     width: int
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         xp = array_namespace(x, self.sin)
         x = self._even(x)
         # Exchanging the two and changing the sign of a vector: less work, backward too, than putting (-b, a)
@@ -272,16 +270,14 @@ class Pairs(NamedTuple):
         return turned if turned.shape[-1] == self.width else turned[..., : self.width]
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.cos)
         return self.apply(xp.eye(self.width, dtype=self.cos.dtype, device=self.cos.device)).T
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         weight = self._even(weight)
         return (weight * self.cos - self._turned(weight * self.sin))[..., : self.width]
 
@@ -304,19 +300,19 @@ class Chain(NamedTuple):
     second: Any
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         return self.second.apply(self.first.apply(x))
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         return self.first.after(self.second.dense())
 
     def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
+        """``M[block]``."""
         return self.first.after(self.second.rows(block))
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         return self.first.after(self.second.after(weight))
 
 
@@ -327,23 +323,21 @@ class Deviation(NamedTuple):
     up: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         xp = array_namespace(x, self.down, self.up)
         return x + xp.matmul(xp.matmul(x, self.down.T), self.up.T)
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.down, self.up)
         return xp.eye(self.up.shape[0], dtype=self.up.dtype, device=self.up.device) + xp.matmul(
             self.up, self.down
         )
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         xp = array_namespace(weight, self.down, self.up)
         return weight + xp.matmul(xp.matmul(weight, self.up), self.down)
 
@@ -358,7 +352,7 @@ class Repeat(NamedTuple):
     like: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         xp = array_namespace(x)
         if self.length <= self.width:
             return x[..., : self.length]
@@ -366,16 +360,14 @@ class Repeat(NamedTuple):
         return xp.concat([x] * whole + [x[..., :rest]], axis=-1)
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         xp = array_namespace(self.like)
         return self.apply(xp.eye(self.width, dtype=self.like.dtype, device=self.like.device)).T
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         return Sums(self.length, self.width, self.like).apply(weight)
 
 
@@ -391,7 +383,7 @@ class Sums(NamedTuple):
     like: Array
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         xp, lead = array_namespace(x), x.shape[:-1]
         times, rest = divmod(self.width, self.length)
         whole = xp.sum(xp.reshape(x[..., : times * self.length], (*lead, times, self.length)), axis=-2)
@@ -401,19 +393,17 @@ class Sums(NamedTuple):
         return whole + xp.concat([x[..., self.width - rest :], zeros], axis=-1)
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         return Repeat(self.length, self.width, self.like).dense().T
 
-    def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
-        return self.dense()[block]
+    rows = _slice_dense
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         return Repeat(self.length, self.width, self.like).apply(weight)
 
 
-def transposed(operator: BlockDiagonal | Kronecker) -> Any:
+def transpose(operator: BlockDiagonal | Kronecker) -> Any:
     """``M^T`` as an operator of the same structure."""
     if isinstance(operator, Kronecker):
         return Kronecker(operator.left.T, operator.right.T)

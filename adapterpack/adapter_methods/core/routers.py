@@ -69,7 +69,7 @@ class Gate(NamedTuple):
     magnitude: bool = False
 
     def weights(self, x: Array) -> Array:
-        """See :class:`Weights`."""
+        """The weights of the experts at ``x``."""
         xp = array_namespace(x)
         scores = x @ self.keys.T
         scores = xp.abs(scores) if self.magnitude else scores
@@ -92,7 +92,7 @@ class Attention(NamedTuple):
     top_k: int
 
     def weights(self, x: Array) -> Array:
-        """See :class:`Weights`."""
+        """The weights of the experts at ``x``."""
         xp = array_namespace(x)
         products, parts, start = (x @ self.query.T) * (x @ self.down.T), [], 0
         for width in self.widths:
@@ -109,7 +109,7 @@ class Precomputed(NamedTuple):
     values: Array | None
 
     def weights(self, x: Array) -> Array:
-        """See :class:`Weights`.
+        """The weights of the experts at ``x``.
 
         Raises:
             Unsupported: there are none, or the layer sees other tokens.
@@ -145,7 +145,7 @@ class Fixed(NamedTuple):
     masks: tuple[Array, ...] = ()
 
     def weights(self, x: Array) -> Array:
-        """See :class:`Weights`.
+        """The weights of the experts at ``x``.
 
         Raises:
             Unsupported: the input has another number of rows than the sizes say, or no such axis.

@@ -20,19 +20,19 @@ class Sparse(NamedTuple):
     shape: tuple[int, int]
 
     def apply(self, x: Array) -> Array:
-        """See :class:`Operator`."""
+        """``x M^T``."""
         return x @ self.dense().T
 
     def dense(self) -> Array:
-        """See :class:`Operator`."""
+        """``M`` itself."""
         return scattered(array_namespace(self.values), self.values, self.at, self.shape)
 
     def rows(self, block: slice) -> Array:
-        """See :class:`Operator`."""
+        """``M[block]``."""
         return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
-        """See :class:`Operator`."""
+        """``weight M``."""
         return weight @ self.dense()
 
     def onto(self, weight: Array) -> Array:

@@ -63,7 +63,7 @@ class Invoked(NamedTuple):
         return True
 
     def mask(self, ids: Array, real: Array, prompt: Array, before: Array | None) -> Array:
-        """See :class:`Acts`."""
+        """Where the adapter acts, ``[batch, length]`` bool."""
         xp, length = array_namespace(ids), ids.shape[1]
         starts = length - len(self.tokens) + 1
         invoked = xp.zeros(ids.shape[:1], dtype=xp.bool, device=ids.device) if before is None else before
@@ -77,7 +77,7 @@ class Invoked(NamedTuple):
         return real & (invoked[:, None] | ((last >= 0)[:, None] & (places >= last[:, None])))
 
     def woven(self, row: Sequence[int]) -> tuple[int, ...]:
-        """See :class:`Acts`; the tokens go into the middle."""
+        """The row with the tokens in its middle."""
         half = len(row) // 2
         return (*row[:half], *self.tokens, *row[half:])
 
@@ -103,7 +103,7 @@ class Ends(NamedTuple):
         return False
 
     def mask(self, ids: Array, real: Array, prompt: Array, before: Array | None) -> Array:
-        """See :class:`Acts`."""
+        """Where the adapter acts, ``[batch, length]`` bool."""
         if before is not None:
             return real & False
         xp = array_namespace(prompt)
@@ -111,7 +111,7 @@ class Ends(NamedTuple):
         return prompt & ((order <= self.first) | (order > order[:, -1:] - self.last))
 
     def woven(self, row: Sequence[int]) -> tuple[int, ...]:
-        """See :class:`Acts`."""
+        """The row as it is."""
         return tuple(row)
 
 
