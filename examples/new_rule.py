@@ -11,7 +11,7 @@ import numpy as np
 
 import adapterpack
 from adapterpack.composing.rules.rule import Laws, rule
-from adapterpack.lowrank.space import gram, summed
+from adapterpack.lowrank.space import gram, weighted_sum
 
 
 @rule(
@@ -30,7 +30,7 @@ def clipped(terms, *, factor: float = 1.0):
     """
     sizes = np.sqrt(np.diag(gram([term._replace(weight=1.0) for term in terms])))
     bound = factor * np.median(sizes)
-    return summed(
+    return weighted_sum(
         [
             term._replace(weight=term.weight * min(1.0, bound / size) if size else 0.0)
             for term, size in zip(terms, sizes, strict=True)

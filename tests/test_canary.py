@@ -290,7 +290,7 @@ def test_at_any_tolerance_a_visible_effect_must_be_there() -> None:
     rows = [np.array([8.0, 1.0, -3.0], np.float32)]
     for effect, passes in ((0.05, True), (0.1, False)):  # 2^-7 of 8 is 0.0625
         recorded = canary.record(Canary(((1,),), (), (), 0.0), rows, [rows[0] - np.float32(effect)])
-        wide = canary.widened(recorded, coarse=0.5, moved=0.25)
+        wide = canary.widen(recorded, coarse=0.5, moved=0.25)
         assert wide.tolerance == pytest.approx(4.25)
         if passes:
             assert canary.check(wide, rows, rows, "here") == pytest.approx(effect, rel=1e-3)

@@ -57,7 +57,7 @@ from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Canary, Features, Pixels
-from adapterpack.manifest.synthetic_inputs import made
+from adapterpack.manifest.synthetic_inputs import make_row
 from adapterpack.pack import canary
 from adapterpack.runtime.canary_reasons import not_replayable
 from adapterpack.torch_adapters.active import adapter_names
@@ -251,7 +251,7 @@ def test_what_is_recorded_of_an_image_classifier_and_a_decoder() -> None:
     recorded = packed("vit").manifest.canary
     assert recorded is not None
     assert recorded.pixels == Pixels(canary.SEED, (2, 3, 8, 12))
-    pixels = torch.from_numpy(np.concatenate([made(recorded.pixels, number) for number in range(2)]))
+    pixels = torch.from_numpy(np.concatenate([make_row(recorded.pixels, number) for number in range(2)]))
     with torch.no_grad():
         logits = fresh("vit").eval()(pixel_values=pixels).logits.numpy()
     for row, kept in zip(logits, recorded.base, strict=True):
@@ -292,7 +292,7 @@ def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
     with torch.no_grad():
         for number in range(2):
             heard = {
-                "input_features": torch.from_numpy(made(whisper.features, number)),
+                "input_features": torch.from_numpy(make_row(whisper.features, number)),
                 "decoder_input_ids": torch.tensor([whisper.decoder_input_ids[number]]),
             }
             logits = fresh("whisper").eval()(**heard).logits[0, -1].numpy()
@@ -301,7 +301,7 @@ def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
             )
             seen = {
                 "input_ids": torch.tensor([clip.input_ids[number]]),
-                "pixel_values": torch.from_numpy(made(clip.pixels, number)),
+                "pixel_values": torch.from_numpy(make_row(clip.pixels, number)),
             }
             output = fresh("clip").eval()(**seen)
             both = np.concatenate([output.text_embeds[0].numpy(), output.image_embeds[0].numpy()])
@@ -311,7 +311,7 @@ def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
             ids = [each for one in llava.input_ids[number] for each in ([7] * 4 if one == 7 else [one])]
             seen = {
                 "input_ids": torch.tensor([ids]),
-                "pixel_values": torch.from_numpy(made(llava.pixels, number)),
+                "pixel_values": torch.from_numpy(make_row(llava.pixels, number)),
             }
             logits = fresh("llava").eval()(**seen).logits[0, -1].numpy()
             np.testing.assert_allclose(
@@ -409,14 +409,14 @@ def test_pixels_are_the_same_numbers_everywhere() -> None:
         return ((mixed ^ mixed >> 31) >> 40) / 2**23 - 1
 
     for number in range(3):
-        row = made(recipe, number)
+        row = make_row(recipe, number)
         assert (row.shape, row.dtype) == ((1, 2, 5, 7), np.float32)
         assert row.ravel().tolist() == [expected((recipe.seed << 32) + number * 70 + i) for i in range(70)]
-    many = made(Pixels(1, (1, 3, 100, 100)), 0)
+    many = make_row(Pixels(1, (1, 3, 100, 100)), 0)
     assert -1 <= many.min() < -0.999 < 0.999 < many.max() < 1
     assert abs(many.mean()) < 0.02, "of 30000 numbers of variance 1/3 the mean strays by 0.0033"
     assert abs(many.var() - 1 / 3) < 0.01
-    assert not np.array_equal(many, made(Pixels(2, (1, 3, 100, 100)), 0))
+    assert not np.array_equal(many, make_row(Pixels(2, (1, 3, 100, 100)), 0))
 
 
 def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureFixture) -> None:

@@ -754,11 +754,11 @@ def test_members_of_other_kinds_are_refused() -> None:
     """A member behind a block, and one whose sites share tensors."""
     bottleneck = get("bottleneck")
     assert isinstance(bottleneck.examples[0], Bottleneck) and get("vblora").storage.shared is not None
-    from adapterpack.adapter_methods.nodes.composed import composed
+    from adapterpack.adapter_methods.nodes.composed import compose_method
 
     for name, message in (("bottleneck", "act on layers"), ("vblora", "cannot be part of a tree")):
         with pytest.raises(Unsupported, match=message):
-            composed(parse("sum(a)"), {"a": get(name)})
+            compose_method(parse("sum(a)"), {"a": get(name)})
 
 
 @pytest.mark.fast

@@ -16,7 +16,7 @@ from adapterpack.adapter_methods import Site, method_of
 from adapterpack.converting.packs import dequantized
 from adapterpack.errors import FormatError
 from adapterpack.manifest import manifest as m
-from adapterpack.pack.lineage import MAX_ANCESTORS, descended
+from adapterpack.pack.lineage import MAX_ANCESTORS, descend
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.checks.lineage import MAX_DEPTH, depths
 from adapterpack.quantizing.packs import quantize_pack
@@ -99,7 +99,7 @@ def test_no_more_ancestors_than_a_manifest_names(tmp_path: Path) -> None:
                 ),
             )
         )
-    found = descended("linear", parents, {}, [1.0] * 64)
+    found = descend("linear", parents, {}, [1.0] * 64)
     assert len(found.ancestors) == MAX_ANCESTORS
     assert {parent.id for parent in parents} <= set(found.ancestors)
     assert valid(made(999, found), tmp_path / "many")

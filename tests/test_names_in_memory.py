@@ -22,7 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from adapterpack import Session, attach, convert, export, load, merge, merge_into, validate
 from adapterpack.errors import NothingToDo, Unsupported
-from adapterpack.pack.on_base import moved
+from adapterpack.pack.on_base import move_paths
 
 TEXT = {
     "vocab_size": 60,
@@ -64,7 +64,7 @@ class Family(NamedTuple):
     config: str
     fields: dict[str, Any]
     targets: str
-    moved: bool = True
+    move_paths: bool = True
 
     def build(self) -> Any:
         torch.manual_seed(2)
@@ -300,7 +300,7 @@ def test_a_pack_of_its_base_with_names_of_another_transformers_becomes_one_with_
         for group in new.groups
         if group.role == "adapter"
     }
-    old = moved(new, names, sealing=True).write(tmp_path / "old")
+    old = move_paths(new, names, sealing=True).write(tmp_path / "old")
     assert old.manifest.base == new.manifest.base
     assert old.id != new.id
     with pytest.raises(Unsupported, match="another version of transformers") as refused:

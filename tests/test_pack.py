@@ -57,7 +57,7 @@ from adapterpack.manifest.parts import (
     Variant,
 )
 from adapterpack.manifest.secondary_methods import MethodSites
-from adapterpack.pack.pack import Pack, build, sealed
+from adapterpack.pack.pack import Pack, build, seal
 from adapterpack.pack.store import Store
 from adapterpack.pack.validate.validation import load, validate
 
@@ -144,7 +144,7 @@ def with_composition() -> Pack:
         replace(one, digest=f"sha256:{DIGESTS[one.name]}") for one in whole.manifest.composition.members
     )
     composition = replace(whole.manifest.composition, members=members)
-    return sealed(replace(whole.manifest, lineage=None, composition=composition), whole.tensors)
+    return seal(replace(whole.manifest, lineage=None, composition=composition), whole.tensors)
 
 
 def with_canary() -> Pack:
@@ -156,7 +156,7 @@ def with_canary() -> Pack:
     heard = Canary(
         (), rows, rows[::-1], 0.125, decoder_input_ids=((2, 5), (2,)), features=Features(7, (2, 80, 3000))
     )
-    return sealed(replace(pack.manifest, canary=heard), pack.tensors)
+    return seal(replace(pack.manifest, canary=heard), pack.tensors)
 
 
 FEATURES: dict[str, Callable[[], Pack]] = {
@@ -513,7 +513,7 @@ def test_the_digest_of_a_manifest_is_that_of_its_own_bytes(folder: Path) -> None
     value = json.loads(data)
     without = data.replace(value["integrity"].encode(), b"")
     assert value["integrity"] == load(folder).manifest.integrity == hashlib.sha256(without).hexdigest()
-    assert sealed_json(value) == data == m.sealed(value)
+    assert sealed_json(value) == data == m.seal(value)
     renamed = load(folder).renamed("other").manifest
     assert renamed.integrity != value["integrity"]
     assert m.parse(renamed.to_bytes(), "renamed") == renamed

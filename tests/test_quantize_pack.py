@@ -23,8 +23,8 @@ from adapterpack.errors import ConfigError, NothingToDo, UnknownName
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.entries import entry_of
 from adapterpack.manifest.parts import Run
-from adapterpack.pack.codes import decoded, encoded
-from adapterpack.pack.pack import Pack, build, sealed
+from adapterpack.pack.codes import decode, encode
+from adapterpack.pack.pack import Pack, build, seal
 from adapterpack.pack.validate.validation import load, validate
 from adapterpack.quantizing.packs import quantize_pack, schemes
 
@@ -114,9 +114,9 @@ def test_codes_are_read_as_the_format_says(
         value = (size * np.random.default_rng(0).standard_normal(shape)).astype(dtype)
         exact = value.astype(np.float64).reshape(len(value), -1)
         exact[..., 1] = 0  # a whole direction, or a number of each
-        data, packed = encoded(exact.reshape(shape), [Run(exact.shape[axis], code)], axis, group)
+        data, packed = encode(exact.reshape(shape), [Run(exact.shape[axis], code)], axis, group)
         read, scales = values_of(packed, data)
-        np.testing.assert_allclose(decoded(data, packed).reshape(exact.shape), read, rtol=2**-23, atol=1e-45)
+        np.testing.assert_allclose(decode(data, packed).reshape(exact.shape), read, rtol=2**-23, atol=1e-45)
         off = np.abs(read - exact)
         if code == "int8":
             assert (off <= scales / 2 * (1 + 1e-12)).all()  # the quotient is taken in float64
@@ -384,7 +384,7 @@ def altered(found: Pack, name: str, change: Callable[[np.ndarray], None]) -> Pac
     change(tensors[name])
     old = found.manifest.tensors[name]
     entries = {**found.manifest.tensors, name: entry_of(tensors[name], old.group, old.param)}
-    return sealed(replace(found.manifest, tensors=entries), tensors)
+    return seal(replace(found.manifest, tensors=entries), tensors)
 
 
 def test_a_scale_that_overflows_is_invalid(tmp_path: Path) -> None:

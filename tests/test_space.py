@@ -178,7 +178,7 @@ def test_a_sum_is_what_its_factors_are_side_by_side(
     terms = [one._replace(factor=-0.75) for one in drawn(sides, ranks, np.float32)]
     truth = np.sum([one.weight * dense(one) for one in terms], axis=0)
     room = FLOAT32 * max(1e-30, sum(abs(one.weight) * np.linalg.norm(dense(one)) for one in terms))
-    total, whole = space.summed(terms), space.stack(terms)
+    total, whole = space.weighted_sum(terms), space.stack(terms)
     assert (total.shape, total.rank) == (whole.shape, whole.rank) == (truth.shape, len(whole.A))
     assert np.abs(whole.dense() - truth).max(initial=0.0) <= room
     for found in (spectrum(total), spectrum(whole)):
@@ -190,7 +190,7 @@ def test_parts_of_several_dtypes_are_one_sum() -> None:
     """The widest counts: a float32 part is taken as it is, not as if it had more digits."""
     rng = np.random.default_rng(3)
     terms = [term(rng, 30, 20, 3, 0.5, np.float32), term(rng, 30, 20, 2, -2.0, np.float64)]
-    found = spectrum(space.summed(terms))
+    found = spectrum(space.weighted_sum(terms))
     truth = np.linalg.svd(np.sum([one.weight * dense(one) for one in terms], axis=0), compute_uv=False)[:5]
     assert found.U.dtype == space.stack(terms).B.dtype == np.float64
     np.testing.assert_allclose(found.S, truth, rtol=1e-12)

@@ -132,7 +132,7 @@ def _after_step(
     last = (cfg.total_step or progress.total) - cfg.tfinal
     state = state or _State({}, {}, None)
     if progress.step < last:
-        state = _observed(cfg, state, sites)
+        state = _observe(cfg, state, sites)
     first, final = sum(site.params["lora_E"].shape[0] for site in sites.values()), cfg.target_r * len(sites)
     if progress.step >= last and state.gone is None:
         state = state._replace(gone=_least(state, first - final))
@@ -149,22 +149,22 @@ def _after_step(
     }
 
 
-def _observed(cfg: AdaLoRA, state: _State, sites: Mapping[str, Trained]) -> _State:
+def _observe(cfg: AdaLoRA, state: _State, sites: Mapping[str, Trained]) -> _State:
     """Equations 9 to 11."""
     sensitivity: dict[str, Params] = {}
     uncertainty: dict[str, Params] = {}
     for path, site in sites.items():
         xp = array_namespace(*site.params.values())
         now = {name: xp.abs(value * site.gradients[name]) for name, value in site.params.items()}
-        smooth = _smoothed(cfg.beta1, state.sensitivity.get(path), now)
+        smooth = _smooth(cfg.beta1, state.sensitivity.get(path), now)
         sensitivity[path] = smooth
-        uncertainty[path] = _smoothed(
+        uncertainty[path] = _smooth(
             cfg.beta2, state.uncertainty.get(path), {name: xp.abs(now[name] - smooth[name]) for name in now}
         )
     return state._replace(sensitivity=sensitivity, uncertainty=uncertainty)
 
 
-def _smoothed(beta: float, before: Params | None, now: Params) -> dict[str, Array]:
+def _smooth(beta: float, before: Params | None, now: Params) -> dict[str, Array]:
     return {
         name: (1 - beta) * value + (0 if before is None else beta * before[name])
         for name, value in now.items()
@@ -190,7 +190,7 @@ def _least(state: _State, count: int) -> dict[str, Array]:
     return {path: xp.astype(score <= threshold, score.dtype)[:, None] for path, score in scores.items()}
 
 
-def _to_stored(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
+def _to_pack(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
     """Without the triplets whose value is zero; one stays in any case, since a site has a rank.
 
     A stack has one rank: as many as its matrix with the most has left. A matrix with fewer has some of its
@@ -284,7 +284,7 @@ adalora = METHODS.register(
             AdaLoRA(init_r=5, alpha=4, tinit=3, dropout=0.1),
         ),
         overrides={"penalty": _penalty, "after_step": _after_step},
-        storage=Storage(to_stored=_to_stored),
+        storage=Storage(to_stored=_to_pack),
         peft=PeftForm(
             peft_type="ADALORA",
             suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},

@@ -130,7 +130,7 @@ def _shapes(cfg: AdaMSS, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _augmented(weight: Any, bias: Any) -> np.ndarray:
+def _augment(weight: Any, bias: Any) -> np.ndarray:
     """``[W, b]`` in float32, or W alone."""
     matrix = np.asarray(weight, np.float32)
     return matrix if bias is None else np.concatenate([matrix, np.asarray(bias, np.float32)[:, None]], axis=1)
@@ -183,7 +183,7 @@ def _candidates(
         if off <= 16 * max(step, noise):
             noise = max(noise, off if off > step else 0.0)
         else:
-            U, noise = _implied(matrix, stored)
+            U, noise = _imply(matrix, stored)
             several = [U]
         if not noise <= _MOST_NOISE:
             raise Unsupported(
@@ -204,7 +204,7 @@ _MOST_NOISE = 1e-3
 """Of a left vector's length. Above it many rows lie within the noise of the middle between two groups."""
 
 
-def _implied(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
+def _imply(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
     """U ``[out, r]`` of V of a file alone, ``[r, in]``, and how far U is from orthonormal columns, which it
     has if V is of this weight.
 
@@ -236,7 +236,7 @@ def _outside(rows: np.ndarray, V: np.ndarray) -> float:
 
 
 def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    matrix, (count, r, _) = _augmented(site.weight, site.base_bias), _sizes(cfg, site)
+    matrix, (count, r, _) = _augment(site.weight, site.base_bias), _sizes(cfg, site)
     U, V = _estimate(matrix, _start(cfg, matrix, r))
     groups = _group(U, count)
     A = np.zeros((count, cfg.subspace_rank, r), np.float32)
@@ -309,7 +309,7 @@ _KEYS = PeftKeys(
 )
 
 
-def _gathered(content: PeftContent) -> PeftContent:
+def _gather(content: PeftContent) -> PeftContent:
     """A file's factors of each group as one array, its rows group by group, as the file has them."""
     sites = {path: _one_array(content.config, params) for path, params in content.sites.items()}
     lengths = {path: params["adamss_newB"].shape[1] for path, params in sites.items()}
@@ -365,7 +365,7 @@ def _precision(stored: np.ndarray) -> Any:
 def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
     """``[W, b]`` as PEFT decomposes it: float32, once rounded to the type of its model."""
     dtype = _precision(stored)
-    return _augmented(
+    return _augment(
         *(
             None if value is None else np.asarray(value).astype(dtype)
             for value in (site.weight, site.base_bias)
@@ -373,7 +373,7 @@ def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
     )
 
 
-def _placed(
+def _place(
     cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[AdaMSS, dict[str, np.ndarray]]:
     """A file's parameters with its rows at their places in the weight."""
@@ -476,10 +476,10 @@ adamss = METHODS.register(
             peft_type="ADAMSS",
             suffixes=("adamss_A", "adamss_B", "adamss_groups", "adamss_newB"),
             features=lambda params: (None, params["adamss_B"].shape[0] if "adamss_B" in params else None),
-            from_peft_file=_gathered,
+            from_peft_file=_gather,
             known_keys=frozenset(_ASA),
             to_peft_with_base=_in_parts,
-            overrides={"indexed": ("adamss_A", "adamss_B"), "from_peft_with_base": _placed},
+            overrides={"indexed": ("adamss_A", "adamss_B"), "from_peft_with_base": _place},
         ),
     )
 )

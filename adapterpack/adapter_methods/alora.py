@@ -17,7 +17,7 @@ from typing import Any
 from .core.layouts import LINEAR
 from .core.peft_form import LORA_ALONE, TRANSPOSED, PeftForm
 from .core.token_positions import Invoked, require_invocation
-from .lora import OTHERS, LoRA, derived, lora
+from .lora import OTHERS, LoRA, derive_config, lora
 from .peft.base_change import require_kept_base
 from .registry import METHODS
 
@@ -57,7 +57,7 @@ def _forms(plain: PeftForm) -> PeftForm:
 
     def from_config(config: Mapping[str, Any]) -> ALoRA:
         tokens = config.get(_TOKENS)
-        return derived(
+        return derive_config(
             ALoRA,
             plain.from_config(config),
             alora_invocation_tokens=tuple(tokens) if isinstance(tokens, list) else (),

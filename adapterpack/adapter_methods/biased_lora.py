@@ -18,7 +18,7 @@ from .core.base import NormalForm
 from .core.layouts import LINEAR
 from .core.peft_form import LORA_ALONE, TRANSPOSED, PeftForm
 from .core.site import Params, Site
-from .lora import OTHERS, LoRA, derived, lora
+from .lora import OTHERS, LoRA, derive_config, lora
 from .registry import METHODS
 
 
@@ -61,7 +61,7 @@ def _form(of_lora: PeftForm) -> PeftForm:
         refused_by=LORA_ALONE,
         suffixes={**of_lora.suffixes, "bias": "base_layer.bias"},
         to_config=to_config,
-        from_config=lambda config: derived(BiasedLoRA, of_lora.from_config(config)),
+        from_config=lambda config: derive_config(BiasedLoRA, of_lora.from_config(config)),
         matches=matches,
         layers=TRANSPOSED,
         known_keys=of_lora.known_keys | {"bias"},

@@ -138,7 +138,7 @@ def _from_peft(config: Mapping[str, Any]) -> BOFT:
     )
 
 
-def _trained(content: PeftContent) -> PeftContent:
+def _count_factors(content: PeftContent) -> PeftContent:
     """With the number of factors that the tensors have, where PEFT trained fewer than its config says."""
     counts = {tensors["boft_R"].shape[0] for tensors in content.sites.values() if "boft_R" in tensors}
     if content.packed or counts != {1}:
@@ -193,7 +193,7 @@ boft = METHODS.register(
             peft_supports=lambda cfg, site: (
                 _layout(cfg, site.in_features).factors == 1 and len(set(site.kernel)) < 2
             ),
-            from_peft_file=_trained,
+            from_peft_file=_count_factors,
             layers={"conv": _CONVOLUTION},
             peft_type="BOFT",
             suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},

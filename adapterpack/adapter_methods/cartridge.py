@@ -20,7 +20,7 @@ from .core.base import Method, Storage
 from .core.config import require_choice, require_flag, require_whole
 from .core.operators import Array
 from .core.site import Params, Site
-from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefilled, traits
+from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefill, traits
 from .forms.prompt_config import CacheConfig
 from .registry import METHODS
 
@@ -72,7 +72,7 @@ def _shapes(cfg: Cartridge, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _init(cfg: Cartridge, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     shape = (cfg.num_virtual_tokens, cfg.width(site))
-    whole = prefilled(cfg, site) if cfg.init == "text" else rng.normal(size=shape).astype(np.float32)
+    whole = prefill(cfg, site) if cfg.init == "text" else rng.normal(size=shape).astype(np.float32)
     sink = cfg.num_frozen_tokens
     return {_SINK: whole[:sink], STORED: whole[sink:]} if sink else {STORED: whole}
 
@@ -90,7 +90,7 @@ def _still(value: Array) -> Array:
     return value.detach() if hasattr(value, "detach") else value
 
 
-def _to_stored(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, dict[str, np.ndarray]]:
+def _to_pack(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, dict[str, np.ndarray]]:
     layers, heads, head_dim = cfg.sizes(site)
     parts = [params[name] for name in (_SINK, STORED) if name in params]
     final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
@@ -119,7 +119,7 @@ cartridge = METHODS.register(
             Cartridge(num_virtual_tokens=4, num_frozen_tokens=2, init="random"),
             Cartridge(num_virtual_tokens=2, num_frozen_tokens=0, init="random"),
         ),
-        storage=Storage(to_stored=_to_stored),
+        storage=Storage(to_stored=_to_pack),
         peft=peft_form(
             "CARTRIDGE", lambda cfg: {"num_frozen_tokens": cfg.num_frozen_tokens}, _from_peft, wide=False
         ),

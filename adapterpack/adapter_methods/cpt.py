@@ -22,7 +22,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, Storage
 from .core.config import require_choice, require_flag, require_number, require_whole
 from .core.site import Params, Site
-from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, traits
+from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, traits
 from .forms.prompt_config import EmbeddingConfig
 from .registry import METHODS
 
@@ -100,7 +100,7 @@ def _shapes(cfg: CPT, site: Site) -> dict[str, tuple[int, ...]]:
 def _init(cfg: CPT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     if not cfg.token_ids:
         raise ValueError("the context is missing: name token_ids, or a text")
-    context = embedded(site, cfg.token_ids)
+    context = embed(site, cfg.token_ids)
     return {STORED: context, _DELTA: np.zeros_like(context)}
 
 
@@ -119,7 +119,7 @@ def _normal_form(cfg: CPT, params: Params, site: Site) -> PromptForm:
     )
 
 
-def _to_stored(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
+def _to_pack(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
     constants = (
         {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()}
         if _DELTA in params
@@ -180,7 +180,7 @@ cpt = METHODS.register(
                 opt_loss_decay_factor=0.5,
             ),
         ),
-        storage=Storage(constants=_constants, to_stored=_to_stored),
+        storage=Storage(constants=_constants, to_stored=_to_pack),
         peft=peft_form("CPT", _to_peft, _from_peft),
     )
 )

@@ -22,7 +22,7 @@ from .core.operators import Dense
 from .core.peft_form import TRANSPOSED
 from .core.seeded_indices import places
 from .core.site import Params, Site
-from .core.sparse import scattered
+from .core.sparse import scatter
 from .peft.keys import PeftKeys
 from .registry import METHODS
 
@@ -76,7 +76,7 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 
 @lru_cache(maxsize=64)
-def _halved(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _half_spectrum(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The left half of the spectrum whose transform is real: its places int64 ``[2, n]``, and the two
     coefficients that meet at each.
 
@@ -99,7 +99,9 @@ def _halved(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray,
 
 def _constants(cfg: FourierFT, site: Site) -> dict[str, np.ndarray]:
     require_widths(site)
-    cells, numbers = _halved(cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site))
+    cells, numbers = _half_spectrum(
+        cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site)
+    )
     return {"fourierft_places": cells, "fourierft_numbers": numbers}
 
 
@@ -119,7 +121,7 @@ def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
         ]
     )
     met = xp.sum(xp.reshape(xp.take(padded, xp.reshape(numbers, (-1,)), axis=0), numbers.shape), axis=0)
-    half = scattered(xp, xp.astype(met, pairs), params["fourierft_places"], (rows, columns // 2 + 1))
+    half = scatter(xp, xp.astype(met, pairs), params["fourierft_places"], (rows, columns // 2 + 1))
     change = xp.fft.irfft(xp.fft.ifft(half, axis=0), n=columns, axis=1)
     return NormalForm(down=Dense(xp.astype(change, values.dtype, copy=False)))
 

@@ -32,7 +32,7 @@ from .core.layouts import LINEAR
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
 from .core.site import Params, Site
-from .core.sparse import require_places, scattered
+from .core.sparse import require_places, scatter
 from .peft.keys import PeftKeys
 from .registry import METHODS
 
@@ -125,7 +125,7 @@ def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> dict[str, tuple[int, ...
     return shapes
 
 
-def _shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
     made: dict[str, np.ndarray] = {}
     draw = np.random.default_rng(cfg.projection_prng_key)
     for name, layers in sorted(_by_role(sites).items()):
@@ -133,13 +133,13 @@ def _shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[
         row, column = np.divmod(
             draw.choice(width * width - width, _count(cfg, width), replace=False), max(width - 1, 1)
         )
-        made[f"frod_V_{name}"] = _basis([_rounded(site.weight) for site in layers], cfg.regularization_alpha)
+        made[f"frod_V_{name}"] = _basis([_round(site.weight) for site in layers], cfg.regularization_alpha)
         made[f"frod_indices_{name}"] = np.stack([row, column + (column >= row)])
         made[f"frod_size_{name}"] = np.array([width, width])
     return made
 
 
-def _rounded(weight: Any) -> np.ndarray:
+def _round(weight: Any) -> np.ndarray:
     """A weight in float32, as float64: every direction is as good for a role of one layer, and rounding would
     choose among them.
     """
@@ -176,7 +176,7 @@ _NOISE = 1e-6
 
 
 def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shared = site.shared or _shared(cfg, [site], rng)
+    shared = site.shared or _init_shared(cfg, [site], rng)
     made = {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
     return {
         **made,
@@ -214,9 +214,7 @@ def _normal_form(cfg: FRoD, params: Params, site: Site) -> NormalForm:
         role(site.path),
     )
     xp = array_namespace(lengths)
-    S = scattered(
-        xp, params["frod_lambda_s_values"], params[f"frod_indices_{name}"], (V.shape[0], V.shape[0])
-    )
+    S = scatter(xp, params["frod_lambda_s_values"], params[f"frod_indices_{name}"], (V.shape[0], V.shape[0]))
     turned = xp.matmul(S, V.T) + lengths[:, None] * V.T
     return NormalForm(down=Dense(xp.matmul(U, turned) - site.weight))
 
@@ -298,7 +296,7 @@ frod = METHODS.register(
         examples=(FRoD(sparse_rate=0.1), FRoD(sparse_rate=0.3, projection_prng_key=3, dropout=0.1)),
         storage=Storage(
             expanded_size=lambda cfg, site: site.in_features * (2 * site.in_features + site.out_features),
-            shared=Shared(_shared_shapes, _shared, reads_weights=True),
+            shared=Shared(_shared_shapes, _init_shared, reads_weights=True),
         ),
         overrides={"derive": _derive},
         peft=PeftForm(

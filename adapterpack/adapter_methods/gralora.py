@@ -95,14 +95,14 @@ def _init(cfg: GraLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.nd
 def _normal_form(cfg: GraLoRA, params: Params, site: Site) -> NormalForm:
     A, B = params["gralora_A"], params["gralora_B"]
     xp = array_namespace(A, B)
-    down, up = BlockDiagonal(xp.permute_dims(A, (0, 2, 1))).dense(), _spread(B)
+    down, up = BlockDiagonal(xp.permute_dims(A, (0, 2, 1))).dense(), _as_matrix(B)
     if cfg.hybrid_r:
         down = xp.concat([down, params["gralora_A_general"]], axis=0)
         up = xp.concat([up, params["gralora_B_general"]], axis=1)
     return NormalForm(down=Dense(down), up=Dense(cfg.scale * up))
 
 
-def _spread(B: Array) -> Array:
+def _as_matrix(B: Array) -> Array:
     """B ``[i, (j, rank), out/k]`` as a matrix ``[(i, out/k), (j, i', rank)]`` that is zero where i' is not
     i.
     """

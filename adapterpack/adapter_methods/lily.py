@@ -142,7 +142,7 @@ def _common(cfg: Lily, sites: Sequence[Site]) -> Iterator[tuple[str, tuple[int, 
         )
 
 
-def _shared(cfg: Lily, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init_shared(cfg: Lily, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {
         name: kaiming(rng, shape) if name.startswith("lily_A") else np.zeros(shape, np.float32)
         for name, shape in _common(cfg, sites)
@@ -180,7 +180,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     return _KEYS.to_config(sites) if next(iter(sites.values())).spread else None
 
 
-def _spread(
+def _copy_to_site(
     cfg: Lily, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[Lily, dict[str, np.ndarray]]:
     """With A and B at the site."""
@@ -210,7 +210,7 @@ lily = METHODS.register(
         normal_form=_normal_form,
         examples=(Lily(r=3), Lily(r=2, stride=2, num_experts=3, scaling=0.5)),
         storage=Storage(
-            shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _shared),
+            shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _init_shared),
             expanded_size=lambda cfg, site: cfg.num_experts * cfg.r * (site.in_features + site.out_features),
             resolve=_resolve,
         ),
@@ -228,7 +228,7 @@ lily = METHODS.register(
                 (params["lily_A"].shape[1], params["lily_B"].shape[1]) if "lily_A" in params else (None, None)
             ),
             shared={"lily_A": "base_model.lily_A", "lily_B": "base_model.lily_B"},
-            to_peft_with_base=_spread,
+            to_peft_with_base=_copy_to_site,
         ),
     )
 )

@@ -108,7 +108,7 @@ def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return joined.reshape(len(factor), -1).astype(np.float32)
 
 
-def _joined(content: PeftContent) -> PeftContent:
+def _join(content: PeftContent) -> PeftContent:
     """The sites with their kernels in the factors of the inputs."""
     return content._replace(
         sites={
@@ -173,7 +173,7 @@ loha = METHODS.register(
             peft_type="LOHA",
             suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
             aliases={name: name for name in ("hada_t1", "hada_t2")},
-            from_peft_file=_joined,
+            from_peft_file=_join,
             layers={"conv": PeftLayer(), "grouped_conv": PeftLayer()},
             to_config=to_peft,
             from_config=lambda config: LoHa(**from_peft(config)),

@@ -63,12 +63,12 @@ class LoKr(AlphaConfig):
         )
 
 
-def divided(width: int, factor: int) -> tuple[int, int]:
+def split_width(width: int, factor: int) -> tuple[int, int]:
     """``width`` as a product of two numbers, the smaller first (unless it is ``factor`` itself): as near as
     its divisors allow to ``factor``, from below, or to the root, where ``factor`` is -1.
 
     Example:
-        >>> divided(128, -1), divided(128, 4), divided(128, 64), divided(127, -1)
+        >>> split_width(128, -1), split_width(128, 4), split_width(128, 64), split_width(127, -1)
         ((8, 16), (4, 32), (64, 2), (1, 127))
     """
     if factor > 0 and width % factor == 0:
@@ -81,8 +81,8 @@ def divided(width: int, factor: int) -> tuple[int, int]:
 def _shapes(cfg: LoKr, site: Site) -> dict[str, tuple[int, ...]]:
     points = cfg.kernel or 1
     (b, d), (a, c) = (
-        divided(site.in_features // points, cfg.decompose_factor),
-        divided(site.out_features, cfg.decompose_factor),
+        split_width(site.in_features // points, cfg.decompose_factor),
+        split_width(site.out_features, cfg.decompose_factor),
     )
     split1, split2 = cfg.decompose_both and 2 * cfg.r < max(a, b), 2 * cfg.r < max(c, d)
     d *= points
@@ -123,7 +123,7 @@ def _kernels(content: PeftContent) -> PeftContent:
                 "PEFT multiplies out a whole w2 of a kernel of one axis with its axes mixed up, which is no "
                 "Kronecker product",
             )
-        sites[path] = _joined(tensors) if "lokr_t2" in tensors else tensors
+        sites[path] = _join(tensors) if "lokr_t2" in tensors else tensors
         count = _points(content.config.at(path), tensors, sites[path])
         if count:
             points[f"^{path}"] = count
@@ -134,7 +134,7 @@ def _kernels(content: PeftContent) -> PeftContent:
     )
 
 
-def _joined(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _join(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if not {"lokr_w2_a", "lokr_w2_b"} <= tensors.keys():
         raise ValueError(f"a kernel without its factors: {', '.join(sorted(tensors))}")
     rest = {name: value for name, value in tensors.items() if name != "lokr_t2"}
@@ -155,7 +155,7 @@ def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, n
         if (
             d % points == 0
             and 2 * cfg.r < max(c, d // points)
-            and divided(b * d // points, cfg.decompose_factor)[0] == b
+            and split_width(b * d // points, cfg.decompose_factor)[0] == b
         ):
             return points if points > 1 else 0
     return 0

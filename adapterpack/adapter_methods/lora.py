@@ -32,7 +32,7 @@ from .peft.base_change import undo_base_change, widen
 from .peft.keys import by_site, literal, plain
 from .peft.lora_variants import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
 from .peft.parameters import KEY as TARGET_PARAMETERS
-from .peft.parameters import as_stored, targeted_parameters
+from .peft.parameters import targeted_parameters, to_peft_factors
 from .registry import METHODS
 
 
@@ -85,7 +85,7 @@ class LoRA(AlphaConfig):
 Kind = TypeVar("Kind", bound=LoRA)
 
 
-def derived(kind: type[Kind], plain: LoRA, **more: Any) -> Kind:
+def derive_config(kind: type[Kind], plain: LoRA, **more: Any) -> Kind:
     """The config of a method that is made of LoRA, with the hyper-parameters of ``plain`` and its own."""
     return kind(**{field.name: getattr(plain, field.name) for field in fields(LoRA)}, **more)
 
@@ -128,7 +128,7 @@ def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(down), up=Dense(up, cfg.scale))
 
 
-def _to_stored(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
+def _to_pack(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
     """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale. Other
     parameters stay as they are.
     """
@@ -255,7 +255,7 @@ lora = METHODS.register(
             allocate=_allocate,
             rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
         ),
-        storage=Storage(to_stored=_to_stored),
+        storage=Storage(to_stored=_to_pack),
         peft=PeftForm(
             peft_type="LORA",
             suffixes=_SUFFIXES,
@@ -280,7 +280,7 @@ lora = METHODS.register(
                 **TRANSPOSED,
             },
             refused_by={},
-            overrides={"bare_parameters": as_stored},
+            overrides={"bare_parameters": to_peft_factors},
         ),
     )
 )

@@ -18,7 +18,7 @@ from .core.base import NormalForm
 from .core.layouts import LINEAR
 from .core.peft_form import LORA_ALONE, PeftForm, as_kernels
 from .core.site import Params, Site
-from .lora import OTHERS, LoRA, derived, lora
+from .lora import OTHERS, LoRA, derive_config, lora
 from .registry import METHODS
 
 _BIAS, _KEY = "lora_B_bias", "lora_bias"
@@ -66,7 +66,7 @@ def _form(of_lora: PeftForm) -> PeftForm:
         refused_by=LORA_ALONE,
         suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"},
         to_config=to_config,
-        from_config=lambda config: derived(LoRABias, of_lora.from_config(config)),
+        from_config=lambda config: derive_config(LoRABias, of_lora.from_config(config)),
         matches=matches,
         layers={
             kind: form if kind not in {"spanning_conv", "conv"} else form._replace(stored=_as_kernels)

@@ -81,11 +81,11 @@ def _normal_form(cfg: MoRA, params: Params, site: Site) -> NormalForm:
     blocks = Repeat(site.in_features, wide, M)
     if cfg.form == "sharing":
         return NormalForm(down=Chain(Chain(blocks, Sums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
-    turned = BlockDiagonal(_turned(M, params["cos"], params["sin"]))
+    turned = BlockDiagonal(_rotate(M, params["cos"], params["sin"]))
     return NormalForm(down=Chain(blocks, turned), up=Repeat(wide, out, M))
 
 
-def _turned(M: Array, cos: Array, sin: Array) -> Array:
+def _rotate(M: Array, cos: Array, sin: Array) -> Array:
     """``M R_b`` for every block b: ``[blocks, n, n]``, where ``R_b x = cos_b x + sin_b (-x[h:], x[:h])``."""
     xp, half = array_namespace(M, cos, sin), M.shape[1] // 2
     crossed = xp.concat([M[:, half:], -M[:, :half]], axis=1)

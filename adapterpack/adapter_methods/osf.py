@@ -65,7 +65,7 @@ def _share_or_number(value: Any) -> Any:
     return number
 
 
-def _kept(cfg: OSF, site: Site) -> int:
+def _count_kept(cfg: OSF, site: Site) -> int:
     """How many directions are kept; at least one is trained."""
     most, wanted = min(site.out_features, site.in_features), cfg.effective_rank
     kept = most // 2 if wanted is None else int(most * wanted) if isinstance(wanted, float) else wanted
@@ -73,13 +73,13 @@ def _kept(cfg: OSF, site: Site) -> int:
 
 
 def _shapes(cfg: OSF, site: Site) -> dict[str, tuple[int, ...]]:
-    k = min(site.out_features, site.in_features) - _kept(cfg, site)
+    k = min(site.out_features, site.in_features) - _count_kept(cfg, site)
     return {"osf_U": (site.out_features, k), "osf_S": (k,), "osf_V": (k, site.in_features)}
 
 
 def _parts(cfg: OSF, site: Site) -> dict[str, np.ndarray]:
     U, S, V = np.linalg.svd(np.asarray(site.weight, np.float32), full_matrices=False)
-    kept = _kept(cfg, site)
+    kept = _count_kept(cfg, site)
     return {"U_high": U[:, :kept], "V_high": V[:kept], "U_0": U[:, kept:], "S_0": S[kept:], "V_0": V[kept:]}
 
 
@@ -165,7 +165,7 @@ osf = METHODS.register(
             from_config=lambda config: OSF(effective_rank=config.get("effective_rank")),
             features=widths_of("osf_V", "osf_U"),
             from_peft_file=_from_peft_file,
-            peft_supports=lambda cfg, site: _kept(cfg, site) > 0,
+            peft_supports=lambda cfg, site: _count_kept(cfg, site) > 0,
         ),
     )
 )

@@ -130,7 +130,7 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
     return xp.concat([states[0, ...], xp.flip(states[1, ...], axis=0)], axis=1)
 
 
-def _to_stored(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:
+def _to_pack(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:
     return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, params, site).embeds, np.float32)}
 
 
@@ -172,7 +172,7 @@ p_tuning = METHODS.register(
             PTuning(num_virtual_tokens=4, encoder_hidden=5),
             PTuning(num_virtual_tokens=3, encoder="lstm", encoder_hidden=5),
         ),
-        storage=Storage(to_stored=_to_stored),
+        storage=Storage(to_stored=_to_pack),
         peft=peft_form("P_TUNING", _to_peft, _from_peft, parts=True),
     )
 )

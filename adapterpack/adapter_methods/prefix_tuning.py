@@ -27,7 +27,7 @@ from .forms.prompt import (
     cache_fields,
     linear,
     peft_form,
-    prefilled,
+    prefill,
     traits,
     uniform,
 )
@@ -89,7 +89,7 @@ def _shapes(cfg: PrefixTuning, site: Site) -> dict[str, tuple[int, ...]]:
 def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = _shapes(cfg, site)
     if cfg.init == "text":
-        return {STORED: prefilled(cfg, site)}
+        return {STORED: prefill(cfg, site)}
     first = {STORED: rng.normal(size=shapes[STORED]).astype(np.float32)}
     if not cfg.projects:
         return {STORED: np.zeros(shapes[STORED], np.float32)} if cfg.init == "zero" else first
@@ -112,7 +112,7 @@ def _normal_form(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
     return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
 
 
-def _to_stored(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, dict[str, np.ndarray]]:
+def _to_pack(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, dict[str, np.ndarray]]:
     layers, heads, head_dim = cfg.sizes(site)
     final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
     return final, {STORED: np.asarray(as_flat(np.asarray(_normal_form(cfg, params, site).cache)), np.float32)}
@@ -148,7 +148,7 @@ prefix_tuning = METHODS.register(
             PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5),
         ),
         storage=Storage(
-            expanded_size=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_stored
+            expanded_size=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_pack
         ),
         peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False, parts=True),
     )

@@ -17,7 +17,7 @@ import numpy as np
 from .core.base import Method
 from .core.config import require_choice
 from .core.site import Params, Site
-from .forms.prompt import STORED, PromptForm, embedded, embedding_fields, peft_form, repeated, traits
+from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, repeat, traits
 from .forms.prompt_config import EmbeddingConfig, PromptSite
 from .registry import METHODS
 
@@ -55,8 +55,8 @@ def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
     if cfg.init == "text" and not cfg.token_ids:
         raise ValueError("init: text needs a text, or token_ids")
     words = max(1, site.vocabulary) if isinstance(site, PromptSite) else 1
-    return embedded(
-        site, repeated(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, words, count).tolist()
+    return embed(
+        site, repeat(cfg.token_ids, count) if cfg.init == "text" else rng.integers(0, words, count).tolist()
     )
 
 

@@ -170,7 +170,7 @@ over the gap to the next.
 """
 
 
-def _turned(
+def _change_frame(
     cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[PSOFT, dict[str, np.ndarray]]:
     """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's."""
@@ -285,8 +285,8 @@ psoft = METHODS.register(
             },
             to_config=_to_peft,
             from_config=_from_peft,
-            to_peft_with_base=_turned,
-            overrides={"from_peft_with_base": _turned},
+            to_peft_with_base=_change_frame,
+            overrides={"from_peft_with_base": _change_frame},
         ),
     )
 )

@@ -86,7 +86,7 @@ def _normal_form(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
     )
 
 
-def _sampled(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
+def _sample(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
     """The normal form with z drawn, which is how it trains."""
     if not cfg.sample:
         return _normal_form(cfg, params, site)
@@ -150,7 +150,7 @@ pvera = METHODS.register(
             PVeRA(r=3, sample=False),
             PVeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1, sample=False),
         ),
-        overrides={"training_form": _sampled},
+        overrides={"training_form": _sample},
         storage=Storage(
             constants=_PROJECTION.constants,
             expanded_size=_PROJECTION.expanded_size,

@@ -84,7 +84,7 @@ def _dense_pair(seed: int, r: int, narrow: int, wide: int, bases: int) -> tuple[
 
     A = kaiming((r, 1, narrow))
     B = np.concatenate([kaiming((wide, 1, r)) for _ in range(bases)], axis=1)
-    return _normed(A), _normed(B)
+    return _normalise(A), _normalise(B)
 
 
 @lru_cache(maxsize=4)
@@ -101,10 +101,10 @@ def _sparse_pair(
         )
 
     A = ternary((r, 1, narrow))
-    return _normed(A), _normed(ternary((wide, bases, r)))
+    return _normalise(A), _normalise(ternary((wide, bases, r)))
 
 
-def _normed(values: np.ndarray) -> np.ndarray:
+def _normalise(values: np.ndarray) -> np.ndarray:
     """The values over their deviation, computed in their own precision."""
     deviation = (
         values.astype(np.float64).std(ddof=1).astype(values.dtype)

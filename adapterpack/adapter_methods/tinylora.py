@@ -165,7 +165,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     return _KEYS.to_config(sites) if next(iter(sites.values())).save_factors else None
 
 
-def _stored(
+def _add_factors(
     cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
     """With A and B, which PEFT takes from its file where they are in it, whatever signs it would have given
@@ -262,7 +262,7 @@ tinylora = METHODS.register(
             ),
             shared={"tinylora_v": "base_model.tinylora_v"},
             from_peft_file=_from_peft_file,
-            to_peft_with_base=_stored,
+            to_peft_with_base=_add_factors,
         ),
     )
 )

@@ -115,7 +115,7 @@ def _fold(
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
 
 
-def _biased(cfg: TrainableTokens, site: Site) -> str:
+def _reason_of_bias(cfg: TrainableTokens, site: Site) -> str:
     """Why PEFT's rows of a head mean nothing certain there; empty where they do."""
     return (
         "PEFT leaves out the bias of a head whose rows it trains"
@@ -228,8 +228,8 @@ trainable_tokens = METHODS.register(
             ),
             features=widths_of("trainable_tokens_delta", None),
             from_peft_file=_untie,
-            layers={"linear": PeftLayer(ambiguous_because=_biased)},
-            peft_supports=lambda cfg, site: not _biased(cfg, site),
+            layers={"linear": PeftLayer(ambiguous_because=_reason_of_bias)},
+            peft_supports=lambda cfg, site: not _reason_of_bias(cfg, site),
             overrides={
                 "secondary": PeftSecondary(
                     hosts=("LORA",),

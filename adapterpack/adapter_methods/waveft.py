@@ -23,7 +23,7 @@ from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent
 from .core.seeded_indices import places
 from .core.site import Params, Site
-from .core.sparse import scattered
+from .core.sparse import scatter
 from .core.wavelets import filters, inverse
 from .peft.keys import PeftKeys
 from .registry import METHODS
@@ -131,10 +131,10 @@ def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
     )
     xp = array_namespace(values)
     if not cfg.use_idwt:
-        return NormalForm(down=Dense(scattered(xp, values, at, shape)))
+        return NormalForm(down=Dense(scatter(xp, values, at, shape)))
     low, high = filters(cfg.wavelet_family)
     sizes = [-(-(width + len(low) - 2) // 2) * 2 for width in shape]
-    rows = inverse(xp, scattered(xp, values, at, (sizes[0], sizes[1])), low, high)
+    rows = inverse(xp, scatter(xp, values, at, (sizes[0], sizes[1])), low, high)
     return NormalForm(down=Dense(inverse(xp, rows.T, low, high).T[: shape[0], : shape[1]]))
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from ..adapter_methods import Method, Site, complete
 from ..adapter_methods.nodes import Tree, decode, encode, leaves, node, shares
 from ..adapter_methods.nodes.base import Leaf, Node
-from ..adapter_methods.nodes.composed import NAME, composed, drawn, made
+from ..adapter_methods.nodes.composed import NAME, compose_method, is_random, make_own
 from ..adapter_methods.nodes.registry import NODES
 from ..adapter_methods.nodes.tree import MEMBER
 from ..errors import ConfigError, FormatError, Unsupported, nearest
 from ..manifest import manifest as m
 from ..manifest.parts import Composition, Member
-from ..pack.lineage import descended
+from ..pack.lineage import descend
 from ..pack.pack import Adapter, Pack, build
 from .compatibility import common_base, common_problem, common_task, require_same_site
 from .full_modules import average
@@ -57,7 +57,7 @@ def assemble(
         Member(name, pack.id, pack.method.name, pack.method.config.spec_version)
         for name, pack in by_name.items()
     )
-    method = composed(
+    method = compose_method(
         chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members)
     )
     by_path: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
@@ -95,7 +95,7 @@ def assemble(
         shared=_shared(method, len(sites), seed) if shared is None else _trained(method, adapters, shared),
         full=average(parents, [part[member] for member in by_name]),
         weights=weights,
-        lineage=descended(NAME, parents, {"seed": seed} if drawn(method) else {}),
+        lineage=descend(NAME, parents, {"seed": seed} if is_random(method) else {}),
         license=licenses.pop() if len(licenses) == 1 else None,
     )
 
@@ -220,7 +220,7 @@ def _adapter(
     # members may then want the base's weight, which is not here
     if not any(spot.kind.made is not None for spot in method.config.spots):
         return cfg, params
-    return cfg, {**params, **made(method, cfg, complete(method, cfg, params, site), site, seed)}
+    return cfg, {**params, **make_own(method, cfg, complete(method, cfg, params, site), site, seed)}
 
 
 def _trained(

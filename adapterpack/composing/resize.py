@@ -17,10 +17,10 @@ from ..errors import ConfigError, NothingToDo
 from ..io.atomic import refuse_existing
 from ..io.safetensors import FLOATS, dtype_name
 from ..io.threads import one_thread_each
-from ..lowrank.space import Factors, Term, stack, summed
+from ..lowrank.space import Factors, Term, stack, weighted_sum
 from ..lowrank.spectra import Loss, Spectrum, spectra
 from ..lowrank.truncation import Cut, energy_of
-from ..pack.lineage import descended
+from ..pack.lineage import descend
 from ..pack.pack import Pack, build
 from ..pack.validate.validation import load
 from .arguments import chosen_name, opened_base
@@ -96,7 +96,7 @@ def resize(
     with one_thread_each():
         checkpoint, on_base = opened_base(base, [parent])
         sites = gather(on_base, [1.0], base=checkpoint, cut=cut if cut.settings else Cut(FULL_RANK))
-        decompositions = spectra([summed(joint.terms) for joint in sites])
+        decompositions = spectra([weighted_sum(joint.terms) for joint in sites])
     if not sites or not any(len(spectrum.S) for spectrum in decompositions):
         raise NothingToDo(
             "the change is zero at every site",
@@ -138,7 +138,7 @@ def resize(
         full=parent.full(),
         problem=manifest.problem,
         weights={**whole_tensors([parent]), **{joint.site.path: joint.weight for joint, _, _ in kept}},
-        lineage=descended("resize", [parent], details),
+        lineage=descend("resize", [parent], details),
         license=manifest.license,
     )
     made = dataclasses.replace(made, extra={})

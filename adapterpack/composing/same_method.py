@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import Method, Site
-from ..adapter_methods.nodes.composed import packed
+from ..adapter_methods.nodes.composed import pack_config
 from ..errors import NonFinite, NothingToDo
-from ..pack.lineage import descended
+from ..pack.lineage import descend
 from ..pack.pack import Adapter, Pack
 from .arguments import checked_weights
 from .compatibility import common_base, require_same_site
@@ -83,7 +83,7 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
         whole,
         parents,
         tensors,
-        descended(request.rule, parents, details, weights),
+        descend(request.rule, parents, details, weights),
     )
 
 
@@ -99,7 +99,7 @@ def common_sums(parents: Sequence[Pack], request: Request) -> Method | None:
     ):
         return None
     alike = all(
-        packed(adapter.config) == packed(first.config)
+        pack_config(adapter.config) == pack_config(first.config)
         for (_, first), *others in _sites(parents).values()
         for _, adapter in others
     )

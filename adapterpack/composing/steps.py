@@ -21,7 +21,7 @@ from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
-from ..pack.lineage import descended
+from ..pack.lineage import descend
 from ..pack.pack import Pack, build
 from .arguments import checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
@@ -290,7 +290,7 @@ def build_pack(work: Work, outcome: Outcome, name: str) -> Pack:
         for joint, change in zip(work.sites, outcome.changes, strict=True)
         if change is not None
     ]
-    lineage = descended(work.request.rule, work.parents, details, work.weights)
+    lineage = descend(work.request.rule, work.parents, details, work.weights)
     return described(
         name,
         lora,

@@ -13,7 +13,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from ..adapter_methods.nodes import Leaf, Tree, decode, encode, kind_named, node
+from ..adapter_methods.nodes import Leaf, Tree, decode, encode, get_kind, node
 from ..adapter_methods.nodes.sums import Sum
 from ..adapter_methods.nodes.tree import MAX_DEPTH, MEMBER
 from ..errors import ConfigError, FormatError
@@ -138,7 +138,7 @@ class _Reader:
         return weight, self._node(name.text, depth)
 
     def _node(self, name: str, depth: int) -> Tree:
-        kind = kind_named(name, "")
+        kind = get_kind(name, "")
         children: list[tuple[float | None, Tree]] = []
         settings: dict[str, Any] = {}
         self.take("(")
@@ -189,4 +189,4 @@ def _number(token: _Token) -> Any:
 
 
 def _weighed(weight: float | None, tree: Tree) -> Tree:
-    return tree if weight is None else node(kind_named("sum", ""), (tree,), {"weights": [float(weight)]}, "")
+    return tree if weight is None else node(get_kind("sum", ""), (tree,), {"weights": [float(weight)]}, "")

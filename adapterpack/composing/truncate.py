@@ -11,7 +11,7 @@ from ..io.safetensors import all_finite
 from ..io.threads import in_order
 from ..lowrank.range_finder import InMemory, LeadingSpectrum, Rows, largest
 from ..lowrank.space import Factors, Sum, zero
-from ..lowrank.spectra import Loss, recompressed, spectra
+from ..lowrank.spectra import Loss, recompress_all, spectra
 from ..lowrank.truncation import Cut, energy_of
 from .rules.rule import Combination
 
@@ -32,7 +32,7 @@ def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tup
         _of_dense(combined, lambda index, change: largest(change, cut).cut(cut))
     )
     if cut.settings or reduce:
-        results |= zip(narrow, recompressed(list(narrow.values()), cut), strict=True)
+        results |= zip(narrow, recompress_all(list(narrow.values()), cut), strict=True)
     else:
         results |= {index: (change.joined(), None) for index, change in narrow.items()}
     return [results[index] for index in range(len(combined))]

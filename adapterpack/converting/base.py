@@ -19,7 +19,7 @@ from ..hub.resolve import folder_of
 from ..manifest import manifest as m
 from ..pack.layer_kinds import kind_of_shape, match_layers, require_shape
 from ..pack.on_base import named_on
-from ..pack.pack import Pack, is_module, sealed
+from ..pack.pack import Pack, is_module, seal
 from ..tasks.task import TASKS, type_of
 
 
@@ -168,4 +168,4 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
     if pack.manifest.base.content is not None:
         return pack
     draft = replace(pack.manifest, base=base.identity(), groups=tuple(groups), files=())
-    return sealed(draft, pack.tensors)
+    return seal(draft, pack.tensors)

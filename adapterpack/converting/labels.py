@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ..errors import ConfigError, Unsupported
-from ..pack.lineage import descended
-from ..pack.pack import Pack, sealed
+from ..pack.lineage import descend
+from ..pack.pack import Pack, seal
 from ..tasks.task import TASKS
 
 LONGEST = 200
@@ -47,8 +47,8 @@ def named(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
             remedy="name one for each logit, in the order of the label ids of the training",
         )
     task = replace(pack.manifest.task, labels=tuple(labels))
-    lineage = descended("convert", [pack], {"labels": "named"}) if child else pack.manifest.lineage
-    return sealed(replace(pack.manifest, task=task, lineage=lineage, files=()), pack.tensors, pack.extra)
+    lineage = descend("convert", [pack], {"labels": "named"}) if child else pack.manifest.lineage
+    return seal(replace(pack.manifest, task=task, lineage=lineage, files=()), pack.tensors, pack.extra)
 
 
 def unnamed_note(pack: Pack) -> tuple[str, ...]:

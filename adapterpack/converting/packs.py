@@ -15,7 +15,7 @@ from ..io.hashing import sha256_of
 from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites
-from ..pack.lineage import descended
+from ..pack.lineage import descend
 from ..pack.pack import Pack, build
 from ..peft.options import PICKLES, SHARD
 from ..tasks.task import NO_TASK
@@ -46,7 +46,7 @@ def dequantized(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
         full=pack.full(),
         weights=weights,
         problem=claims.problem,
-        lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
+        lineage=descend("convert", [pack], {"dequantized": stored["scheme"]}),
         training=claims.training,
         license=claims.license,
         extensions=claims.extensions,

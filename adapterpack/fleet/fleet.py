@@ -27,7 +27,7 @@ from ..manifest.manifest import Lineage, Parent
 from ..pack.pack import MUTABLE, Pack, build
 from ..pack.shared_factors import SharedFactors
 from ..pack.trust.keys import private_key, public_key
-from ..pack.trust.sign import Signable, Signature, sealed, unsealed
+from ..pack.trust.sign import Signable, Signature, seal, unseal
 from ..pack.trust.statement import Statement
 from ..pack.validate.checks.folder import REGULAR, entries
 from ..pack.validate.finding import Finding
@@ -290,7 +290,7 @@ def sign_fleet(
         files = {FILE_NAME: manifest.id.removeprefix("sha256:"), TENSOR_FILE: manifest.sha256}
         return Statement(manifest.name, files)
 
-    return sealed(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, signer, identity, expires)
 
 
 def verify_fleet(
@@ -301,7 +301,7 @@ def verify_fleet(
     Raises:
         TrustError: as for :func:`adapterpack.verify`.
     """
-    return unsealed(_signable(folder), public_key(key), identity, at)
+    return unseal(_signable(folder), public_key(key), identity, at)
 
 
 def _signable(folder: Path) -> Signable:

@@ -20,7 +20,7 @@ from ..io import strict_json, typed_json
 from ..io.safetensors import DTYPES, FLOATS
 from ..io.typed_json import Misfit, Part
 from ..manifest import limits
-from ..manifest.integrity import KEY, require_whole, sealed
+from ..manifest.integrity import KEY, require_whole, seal
 from ..manifest.parts import Base, Task
 from ..tasks.data.problems import MARKED, ONE
 
@@ -120,7 +120,7 @@ class FleetManifest(Part, frozen=True, dict=True):
     @cached_property
     def bytes(self) -> bytes:
         """The bytes that it was read from, else the canonical bytes that go to disk."""
-        return sealed(msgspec.structs.asdict(self))
+        return seal(msgspec.structs.asdict(self))
 
     @cached_property
     def id(self) -> str:

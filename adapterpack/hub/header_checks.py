@@ -28,7 +28,7 @@ from ..pack.validate.finding import Finding, Report
 from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, questions_about
 from ..pack.validate.registry import HEADER_CHECKS
 from ..pack.validate.validation import require_known, run_checks
-from ..peft.options import base_hint, parsed
+from ..peft.options import base_hint, parse_config
 from ..runtime.sessions.validation import about_base, about_texts, other_tokenizer, texts_of_base
 from .artifact import Artifact
 from .base import RemoteBase, remote_base
@@ -77,7 +77,7 @@ class RemoteContext:
     def named_base(self) -> m.Base:
         """The base that the artifact names."""
         if self.artifact.kind == "peft":
-            return base_hint(parsed(self.artifact.manifest_bytes, Path(self.artifact.manifest_name)))
+            return base_hint(parse_config(self.artifact.manifest_bytes, Path(self.artifact.manifest_name)))
         base: m.Base = self.artifact.manifest.base
         return base
 
@@ -175,7 +175,7 @@ def _peft(context: RemoteContext) -> Report:
         return Report("peft", "", None, code)
     context.budget.require_memory(artifact.size)
     file = _header(context)
-    pack, unknown, _ = from_peft.imported(context.folder, tensors=file)
+    pack, unknown, _ = from_peft.import_folder(context.folder, tensors=file)
     report = _checked(context, pack, file, {})
     return _incomplete(
         context,

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from ..errors import AdapterpackError
 from ..io.atomic import scratch_folder
-from ..pack.pack import Pack, sealed
+from ..pack.pack import Pack, seal
 from ..pack.validate.validation import load
 from .base import RemoteBase, remote_base
 from .transport import names
@@ -46,4 +46,4 @@ def _with_base(pack: Pack, base: RemoteBase) -> Pack:
         files=fingerprint.files,
         model_type=model_type if isinstance(model_type, str) else None,
     )
-    return sealed(replace(pack.manifest, base=identified), pack.tensors, pack.extra)
+    return seal(replace(pack.manifest, base=identified), pack.tensors, pack.extra)

@@ -17,9 +17,9 @@ from ..errors import ConfigError, FormatError, StorageError
 from ..io.atomic import scratch_folder
 from ..io.hashing import sha256_of
 from ..manifest import manifest as m
-from ..pack.pack import SIGNATURE, Pack, sealed
+from ..pack.pack import SIGNATURE, Pack, seal
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
-from ..pack.validate.validation import checked, load
+from ..pack.validate.validation import check, load
 from ..runtime.sessions.validation import validate_bundle
 from .artifact import KINDS
 from .card import bundle_card, pack_card
@@ -115,7 +115,7 @@ def _pack(
             where=folder / strange.where,
             remedy=strange.fix,
         )
-    pack, report = (source, None) if isinstance(source, Pack) else checked(source)
+    pack, report = (source, None) if isinstance(source, Pack) else check(source)
     manifest = pack.manifest
     changed = replace(
         manifest,
@@ -124,7 +124,7 @@ def _pack(
     )
     _require_named(changed.base.name, changed.license, pack.name)
     if changed != manifest:
-        pack = sealed(changed, pack.tensors, pack.extra)
+        pack = seal(changed, pack.tensors, pack.extra)
     if (
         folder is None
         or not (folder / m.FILE_NAME).is_file()
@@ -132,7 +132,7 @@ def _pack(
     ):
         folder, report = pack.write(scratch / "pack").path or scratch, None
     if report is None:  # what is sent was validated, whatever it was made from
-        pack, report = checked(folder)
+        pack, report = check(folder)
     listed = {entry.path: LocalFile.listed(folder, entry) for entry in pack.manifest.files}
     files = {m.FILE_NAME: LocalFile.of(folder / m.FILE_NAME), **listed}
     if (folder / SIGNATURE).is_file():

@@ -153,14 +153,14 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingS
             images.append(image)
         best = _turn(images[1:], step)
         V, Y = (
-            np.concatenate([V, _added(basis[1:], best)], axis=1),
-            np.concatenate([Y, _added(images[1:], best)], axis=1),
+            np.concatenate([V, _multiply_parts(basis[1:], best)], axis=1),
+            np.concatenate([Y, _multiply_parts(images[1:], best)], axis=1),
         )
         step = min(limit, 2 * V.shape[1]) - V.shape[1]
     frame, core = frames([Side((Y,), (1.0,))])
     u, values, turn = np.linalg.svd(core[0])
     return LeadingSpectrum(
-        _signed(frame.times(u[None])[0].astype(Y.dtype), values, V @ turn.T.astype(V.dtype)), total, False
+        _fix_signs(frame.times(u[None])[0].astype(Y.dtype), values, V @ turn.T.astype(V.dtype)), total, False
     )
 
 
@@ -195,11 +195,13 @@ def _whole(D: Rows) -> LeadingSpectrum:
         else 0
     )
     return LeadingSpectrum(
-        _signed(u[:, :kept].astype(dtype), values[:kept], vt[:kept].T.astype(dtype)), _squares(matrix), True
+        _fix_signs(u[:, :kept].astype(dtype), values[:kept], vt[:kept].T.astype(dtype)),
+        _squares(matrix),
+        True,
     )
 
 
-def _signed(U: np.ndarray, S: np.ndarray, V: np.ndarray) -> Spectrum:
+def _fix_signs(U: np.ndarray, S: np.ndarray, V: np.ndarray) -> Spectrum:
     signs = np.where(U[np.abs(U).argmax(axis=0), np.arange(U.shape[1])] < 0, -1, 1) if len(S) else np.ones(0)
     return Spectrum(U * signs.astype(U.dtype), S, V * signs.astype(V.dtype))
 
@@ -252,7 +254,7 @@ def _turn(images: Sequence[np.ndarray], kept: int) -> np.ndarray:
     return directions
 
 
-def _added(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
+def _multiply_parts(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
     """``concatenate(parts, axis=1) @ turn`` without the concatenation."""
     shares = np.split(turn, np.cumsum([part.shape[1] for part in parts])[:-1])
     total: np.ndarray = sum(part @ share for part, share in zip(parts, shares, strict=True))  # type: ignore[assignment]

@@ -6,8 +6,8 @@ changes at one site:
 
 ========================================================  =======================================
 ==================================
-:func:`summed`, :func:`stack`                             the weighted sum, as it stands           nothing;
-copies of the factors
+:func:`weighted_sum`, :func:`stack`                             the weighted sum, as it stands
+nothing; copies of the factors
 :func:`gram`, :func:`row_gram`, :func:`column_gram`       inner products ``<D_i, D_j>``            ``O((m + n)
 R^2)``
 :func:`core`                                              all changes in their joint bases         ``O((m + n)
@@ -157,7 +157,7 @@ class Sum(NamedTuple):
 
     Example:
         >>> one, two = np.ones((1, 3)), np.ones((2, 1))
-        >>> total = summed([Term(one, two, 2.0), Term(one, two, -0.5)])
+        >>> total = weighted_sum([Term(one, two, 2.0), Term(one, two, -0.5)])
         >>> total.shape, total.rank, total.joined().dense()[0]
         ((2, 3), 2, array([1.5, 1.5, 1.5]))
     """
@@ -191,7 +191,7 @@ class Sum(NamedTuple):
         return Factors(self.right.joined(), self.left.joined())
 
 
-def summed(terms: Sequence[Term]) -> Sum:
+def weighted_sum(terms: Sequence[Term]) -> Sum:
     """``sum_i w_i B_i A_i``. A term of weight 0 is absent, unless all are."""
     return Sum(tuple(term for term in terms if term.weight and len(term.A)) or tuple(terms[:1]))
 
@@ -209,7 +209,7 @@ def stack(terms: Sequence[Term]) -> Factors:
         array([[1.5, 1.5, 1.5],
                [1.5, 1.5, 1.5]])
     """
-    return summed(terms).joined()
+    return weighted_sum(terms).joined()
 
 
 def inner(first: Factors, second: Factors) -> float:

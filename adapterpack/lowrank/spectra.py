@@ -110,7 +110,7 @@ def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
     return full.cut((cut or Cut()).kept(full.S))
 
 
-def recompressed(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
+def recompress_all(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
     """:func:`recompress` of many changes, stacked by shape and spread over threads; no vector is computed
     that is not kept.
     """
@@ -156,7 +156,7 @@ class _Stack(NamedTuple):
     ranks: np.ndarray
 
 
-def _decomposed(changes: Sequence[Change]) -> _Stack | None:
+def _decompose(changes: Sequence[Change]) -> _Stack | None:
     """The cores of changes that have one shape, one dtype and one rank above 0.
 
     None where some of several want another way than the others: which way a change goes must not depend on
@@ -186,7 +186,7 @@ def _stack_spectra(changes: Sequence[Change]) -> list[Spectrum]:
     first = changes[0]
     if not first.rank:
         return [Spectrum(change.joined().B, np.zeros(0), change.joined().A.T) for change in changes]
-    decomposed = _decomposed(changes)
+    decomposed = _decompose(changes)
     if decomposed is None:
         return [_stack_spectra([change])[0] for change in changes]
     U, signs = decomposed.left(decomposed.u)
@@ -198,7 +198,7 @@ def _cut_stack(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]
     first = changes[0]
     if not first.rank:
         return [zero.cut(0) for zero in _stack_spectra(changes)]
-    decomposed = _decomposed(changes)
+    decomposed = _decompose(changes)
     if decomposed is None:
         return [_cut_stack([change], cut)[0] for change in changes]
     values = [S[:k] for S, k in zip(decomposed.S, decomposed.ranks, strict=True)]

@@ -44,13 +44,13 @@ def method_of_composition(composition: Composition) -> Method:
     Raises:
         UnknownMethod, FormatError, Unsupported: as of :func:`method_of`.
     """
-    return _composed(msgspec.json.encode(composition, order="sorted"))
+    return _compose(msgspec.json.encode(composition, order="sorted"))
 
 
 @lru_cache(maxsize=64)
-def _composed(text: bytes) -> Method:
+def _compose(text: bytes) -> Method:
     from ..adapter_methods.nodes import decode, leaves  # noqa: PLC0415 - as above
-    from ..adapter_methods.nodes.composed import composed  # noqa: PLC0415 - as above
+    from ..adapter_methods.nodes.composed import compose_method  # noqa: PLC0415 - as above
 
     composition = msgspec.json.decode(text, type=Composition)
     tree, names = decode(composition.tree), [member.name for member in composition.members]
@@ -73,4 +73,4 @@ def _composed(text: bytes) -> Method:
                 found=member.spec_version,
                 remedy=f"update the package that brings {method.name}",
             )
-    return composed(tree, methods, composition)
+    return compose_method(tree, methods, composition)

@@ -38,7 +38,7 @@ def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.P
     return m.PackFile(name, size, hasher.hexdigest(), role)
 
 
-def digested(
+def digest_tensors(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> tuple[dict[str, str], m.PackFile]:
     """The sha256 (hex) of every tensor, and the entry of the file that holds them all.

@@ -20,7 +20,7 @@ _BEFORE = b'\n  "integrity": "'
 """What stands before the digest in canonical bytes, and nowhere else: a text holds no line break."""
 
 
-def sealed(value: Mapping[str, Any]) -> bytes:
+def seal(value: Mapping[str, Any]) -> bytes:
     """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without
     that digest in them.
 

@@ -16,7 +16,7 @@ from ..io import strict_json, typed_json
 from ..io.typed_json import Misfit, Part
 from ..tasks.data.problems import MARKED, ONE
 from . import limits
-from .integrity import digests_in, require_whole, sealed
+from .integrity import digests_in, require_whole, seal
 from .limits import (
     LARGEST_CLAIM,
     LARGEST_SETTING,
@@ -28,7 +28,7 @@ from .limits import (
     ShortText,
     too_large,
 )
-from .migrations import refuse_layer_replication, upgraded
+from .migrations import refuse_layer_replication, upgrade
 from .parts import (
     Base,
     BaseQuantization,
@@ -70,7 +70,7 @@ __all__ = [
     "Task",
     "TensorEntry",
     "parse",
-    "sealed",
+    "seal",
 ]
 
 FILE_NAME = "adapterpack.json"
@@ -185,7 +185,7 @@ class Manifest(Part, frozen=True, dict=True):
 
     @cached_property
     def _canonical(self) -> bytes:
-        return sealed(msgspec.structs.asdict(self))
+        return seal(msgspec.structs.asdict(self))
 
     @cached_property
     def integrity(self) -> str:
@@ -213,7 +213,7 @@ def parse(data: bytes, where: object, value: Any = None) -> Manifest:
             where=where,
             remedy="pack the adapter again",
         )
-    manifest = _typed(value, where)
+    manifest = _convert(value, where)
     manifest.__dict__["_raw"] = data
     return manifest
 
@@ -248,12 +248,12 @@ def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
     return value
 
 
-def _typed(value: dict[str, Any], where: object) -> Manifest:
+def _convert(value: dict[str, Any], where: object) -> Manifest:
     """The manifest that a value is, as the current version has it."""
     config = value.get("config")
     refuse_layer_replication(config.get("repeated_layers") if isinstance(config, dict) else None, where)
     try:
-        current = upgraded(value)
+        current = upgrade(value)
     except FormatError as error:
         raise FormatError(error.what, where=f"{where}#{error.where}", remedy=error.remedy) from error
     newer = _minor(current.get("format_version")) > _minor(FORMAT_VERSION)

@@ -62,7 +62,7 @@ STEPS: dict[str, Upgrade] = {
 """Version -> the step out of it."""
 
 
-def upgraded(value: dict[str, Any]) -> dict[str, Any]:
+def upgrade(value: dict[str, Any]) -> dict[str, Any]:
     """The manifest in the newest version that the steps reach; ``value`` itself is not changed.
 
     Raises:

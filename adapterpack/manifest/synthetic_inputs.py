@@ -13,7 +13,7 @@ _STEP, _FIRST, _SECOND = (
 )
 
 
-def made(recipe: Recipe, row: int) -> np.ndarray:
+def make_row(recipe: Recipe, row: int) -> np.ndarray:
     """One row of a recipe, ``[1, *shape of a row]`` float32, uniform in [-1, 1) as normalised pixels and
     log-mel features about are.
 
@@ -24,7 +24,7 @@ def made(recipe: Recipe, row: int) -> np.ndarray:
 
     Example:
         >>> from adapterpack.manifest.parts import Pixels
-        >>> made(Pixels(7, (2, 1, 1, 3)), 1).ravel()
+        >>> make_row(Pixels(7, (2, 1, 1, 3)), 1).ravel()
         array([-0.12730932,  0.3798833 ,  0.7858412 ], dtype=float32)
     """
     _, *shape = recipe.shape
@@ -32,11 +32,11 @@ def made(recipe: Recipe, row: int) -> np.ndarray:
     counters = np.arange(row * size, (row + 1) * size, dtype=np.uint64) + (
         np.uint64(recipe.seed) << np.uint64(32)
     )
-    kept = (_mixed(counters) >> np.uint64(40)).astype(np.float32)
+    kept = (_mix(counters) >> np.uint64(40)).astype(np.float32)
     return (kept * np.float32(2.0**-23) - np.float32(1)).reshape(1, *shape)
 
 
-def _mixed(counters: np.ndarray) -> np.ndarray:
+def _mix(counters: np.ndarray) -> np.ndarray:
     """SplitMix64's output for each state, ``[n]`` uint64; products are taken modulo 2^64."""
     mixed = (counters + np.uint64(1)) * _STEP
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST

@@ -24,7 +24,7 @@ FREE = 1 << 24
 """How many numbers may be made whatever the pack is: 64 MiB in float32."""
 
 
-def require_bounded(
+def require_limit(
     sites: Iterable[tuple[Method, Any, Site]], tensors: Mapping[str, TensorEntry], where: object
 ) -> None:
     """Goes on only if the methods make no more of the ``tensors`` of these sites than they and the weights

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
 from ..manifest.parts import Canary, TopLogits
-from ..manifest.synthetic_inputs import made
+from ..manifest.synthetic_inputs import make_row
 
 TOP = 8
 LENGTHS = (9, 5)
@@ -84,9 +84,9 @@ def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict
             ids = np.array(inputs.input_ids[number], np.int64)
             feed["input_ids"] = np.repeat(ids, np.where(ids == token, positions, 1))[None]
         if inputs.pixels is not None:
-            feed["pixel_values"] = made(inputs.pixels, number)
+            feed["pixel_values"] = make_row(inputs.pixels, number)
         if inputs.features is not None:
-            feed["input_features"] = made(inputs.features, number)
+            feed["input_features"] = make_row(inputs.features, number)
         if inputs.decoder_input_ids is not None:
             feed["decoder_input_ids"] = np.array([inputs.decoder_input_ids[number]], np.int64)
         yield feed
@@ -166,7 +166,7 @@ def record(
             remedy="lower the learning rate, or train in float32",
         )
     kept, adapted = (
-        tuple(_kept(row, _largest(row) if places is None else places) for row in rows)
+        tuple(_keep(row, _largest(row) if places is None else places) for row in rows)
         for rows in (base, adapter)
     )
     size = max(float(np.abs(row).max()) for row in [*base, *adapter])
@@ -216,7 +216,7 @@ def _even(first: int, stop: int) -> np.ndarray:
     return np.unique(np.linspace(first, stop - 1, TOP).round().astype(int))
 
 
-def widened(canary: Canary, *, coarse: float = 0.0, moved: float = 0.0) -> Canary:
+def widen(canary: Canary, *, coarse: float = 0.0, moved: float = 0.0) -> Canary:
     """The canary for a replay whose arithmetic rounds away the share ``coarse`` of the largest logit.
 
     ``moved`` is by how much the model that replays it is known to differ from the one that it was recorded
@@ -288,7 +288,7 @@ def _largest(row: np.ndarray) -> np.ndarray:
     return np.argsort(-row, kind="stable")[:TOP]
 
 
-def _kept(row: np.ndarray, ids: Iterable[Any]) -> TopLogits:
+def _keep(row: np.ndarray, ids: Iterable[Any]) -> TopLogits:
     return {"ids": [int(i) for i in ids], "logits": [float(np.float32(row[i])) for i in ids]}
 
 

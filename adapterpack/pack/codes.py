@@ -135,7 +135,7 @@ def problem(packed: Packed, data: np.ndarray | None, dtype: str, shape: Sequence
     return None
 
 
-def scaled(codes: np.ndarray, scales: np.ndarray, where: object) -> np.ndarray:
+def scale_codes(codes: np.ndarray, scales: np.ndarray, where: object) -> np.ndarray:
     """Whole numbers of 8 bits times their scales, float32.
 
     Raises:
@@ -156,7 +156,7 @@ def overflows(scales: np.ndarray) -> bool:
     return not np.all(np.abs(scales) <= _MOST_OF_ALL / 128)  # nor NaN
 
 
-def encoded(
+def encode(
     value: np.ndarray, runs: Sequence[Run], axis: int, group: int | None = None
 ) -> tuple[np.ndarray, Packed]:
     """A tensor ``[rows, ...]`` in codes: its bytes, and how they are to be read; without ``group`` a
@@ -166,8 +166,8 @@ def encoded(
     that is the one under which nothing is clipped: an int8 number is then off by half its scale at most.
 
     Example:
-        >>> data, packed = encoded(np.array([[0.5, -1.0], [2.0, 2.0]]), [Run(2, "int8")], axis=0)
-        >>> len(data), decoded(data, packed).round(2).tolist()
+        >>> data, packed = encode(np.array([[0.5, -1.0], [2.0, 2.0]]), [Run(2, "int8")], axis=0)
+        >>> len(data), decode(data, packed).round(2).tolist()
         (8, [[0.5, -1.0], [2.0, 2.0]])
     """
     matrix = np.clip(value.astype(np.float64).reshape(len(value), -1), -_MOST, _MOST)
@@ -175,7 +175,7 @@ def encoded(
     packed = Packed(tuple(value.shape), axis, min(group or vectors.shape[1], vectors.shape[1]), tuple(runs))
     scales, stored, start = [], [], 0
     for run in packed.runs:
-        one, codes = _rounded(vectors[start : start + run.count], CODES[run.code], packed.group)
+        one, codes = _round(vectors[start : start + run.count], CODES[run.code], packed.group)
         scales.append(_upper_half(one))
         stored.append(_bytes(codes, CODES[run.code].bits))
         start += run.count
@@ -187,7 +187,7 @@ def encoded(
     ), packed
 
 
-def decoded(data: np.ndarray, packed: Packed, where: object = "a packed tensor") -> np.ndarray:
+def decode(data: np.ndarray, packed: Packed, where: object = "a packed tensor") -> np.ndarray:
     """The numbers that the bytes of a packed tensor stand for, float32 ``packed.shape``.
 
     Raises:
@@ -215,7 +215,7 @@ def decoded(data: np.ndarray, packed: Packed, where: object = "a packed tensor")
     return np.ascontiguousarray(vectors if packed.axis == 0 else vectors.T).reshape(packed.shape)
 
 
-def _rounded(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.ndarray]:
+def _round(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.ndarray]:
     """The scales ``[d, groups]`` that were chosen for float64 ``vectors`` ``[d, n]``, and the codes ``[d,
     n]``.
     """
@@ -226,7 +226,7 @@ def _rounded(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, n
     peak = np.abs(filled).max(axis=2) / code.largest
     best, chosen = np.full(peak.shape, np.inf), peak
     for share in code.tried:
-        scales = _as_stored(peak * share)
+        scales = _round_up(peak * share)
         values = code.values(code.nearest(filled / scales[..., None])) * scales[..., None]
         error = np.square(values - filled).sum(axis=2)
         better = error < best
@@ -234,7 +234,7 @@ def _rounded(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, n
     return chosen, code.nearest(filled / chosen[..., None]).reshape(count, -1)[:, :length]
 
 
-def _as_stored(scales: np.ndarray) -> np.ndarray:
+def _round_up(scales: np.ndarray) -> np.ndarray:
     """The next larger numbers that a bfloat16 holds, as float64; of zero the smallest normal one."""
     return (_upper_half(scales).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 

@@ -16,7 +16,7 @@ from ..errors import BaseMismatch, NothingToDo, Unsupported
 from ..io.atomic import refuse_existing
 from ..manifest import manifest as m
 from ..manifest.parts import Variant
-from .pack import Pack, sealed
+from .pack import Pack, seal
 from .validate.validation import load
 
 
@@ -87,7 +87,7 @@ def declare(
     draft = replace(
         source.manifest, base=replace(named, variants=(*named.variants, declared)), lineage=lineage, files=()
     )
-    made = sealed(draft, source.tensors, source.extra)
+    made = seal(draft, source.tensors, source.extra)
     made.require_base(second)
     return made if out is None else made.write(out)
 

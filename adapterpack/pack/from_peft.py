@@ -33,14 +33,16 @@ class Imported(NamedTuple):
 
 
 def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
-    """The pack of :func:`imported`, with a warning where the folder has options that nobody here knows."""
-    pack, unknown, _ = imported(folder, name, on_base)
+    """The pack of :func:`import_folder`, with a warning where the folder has options that nobody here
+    knows.
+    """
+    pack, unknown, _ = import_folder(folder, name, on_base)
     if unknown:
         warnings.warn(f"{folder}: {unknown_sentence(unknown)}", stacklevel=2)
     return pack
 
 
-def imported(
+def import_folder(
     folder: Path,
     name: str | None = None,
     on_base: bool = False,

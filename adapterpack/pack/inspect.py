@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A summary of a pack as JSON values; the pack is verified on the way."""
-    return described(load(path), path)
+    return describe(load(path), path)
 
 
-def described(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
     """The same of a pack that is verified, or was written, at ``path``: nothing is read again."""
     manifest = pack.manifest
     return {

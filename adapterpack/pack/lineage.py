@@ -14,7 +14,7 @@ MAX_ANCESTORS = 256
 """As many as a manifest can name."""
 
 
-def descended(
+def descend(
     operation: str, parents: Sequence[Pack], params: Mapping[str, Any], weights: Sequence[float] | None = None
 ) -> Lineage:
     """The lineage of what ``operation`` made of ``parents``; ancestors that lie further back than a manifest

@@ -12,8 +12,8 @@ from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.renamings import placed
 from ..peft.names import prefix_of
-from .lineage import descended
-from .pack import Pack, is_module, sealed
+from .lineage import descend
+from .pack import Pack, is_module, seal
 
 
 def named_on(pack: Pack, base: Checkpoint) -> Pack:
@@ -23,7 +23,7 @@ def named_on(pack: Pack, base: Checkpoint) -> Pack:
     return (
         pack
         if any(compatibility.recorded_fingerprint(pack.manifest.base))
-        else moved(pack, places_on(pack, base))
+        else move_paths(pack, places_on(pack, base))
     )
 
 
@@ -41,8 +41,8 @@ def rewritten_on(pack: Pack, base: Checkpoint) -> Pack:
     places = places_on(pack, base)
     if not places:
         return pack
-    lineage = descended("convert", [pack], {"renamed": len(places)})
-    return moved(
+    lineage = descend("convert", [pack], {"renamed": len(places)})
+    return move_paths(
         dataclasses.replace(pack, manifest=replace(pack.manifest, lineage=lineage)), places, sealing=True
     )
 
@@ -56,7 +56,7 @@ def weight_names(pack: Pack) -> dict[str, str]:
     }
 
 
-def moved(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
+def move_paths(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
     """The pack with other paths of its modules, by the old ones: another pack, unless it says what its base
     is; ``sealing``: even then.
     """
@@ -66,7 +66,7 @@ def moved(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
     # The files of one that is bound are its own: this is a view of it, never written.
     bound = not sealing and any(compatibility.recorded_fingerprint(manifest.base))
 
-    def renamed(name: str) -> str:
+    def rename_leaf(name: str) -> str:
         path = manifest.tensors[name].group
         before = f"{prefix}{path}"
         return (
@@ -76,7 +76,7 @@ def moved(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
         )
 
     tensors = {
-        renamed(name): replace(entry, group=paths.get(entry.group, entry.group))
+        rename_leaf(name): replace(entry, group=paths.get(entry.group, entry.group))
         for name, entry in manifest.tensors.items()
     }
     draft = replace(
@@ -87,6 +87,6 @@ def moved(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
     if bound:
         return dataclasses.replace(pack, manifest=draft)
     return dataclasses.replace(
-        sealed(draft, {renamed(name): value for name, value in pack.tensors.items()}, pack.extra),
+        seal(draft, {rename_leaf(name): value for name, value in pack.tensors.items()}, pack.extra),
         alias=pack.alias,
     )

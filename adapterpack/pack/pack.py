@@ -25,11 +25,11 @@ from ..io.safetensors import SafetensorsFile
 from ..io.streamed_tensors import Streamed, Unread
 from ..manifest import manifest as m
 from ..manifest.described import Described
-from ..manifest.entries import digested, entry_of, file_entry, write_files
+from ..manifest.entries import digest_tensors, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
 from ..peft import layout, names
-from .bounds import require_bounded
-from .codes import decoded, scaled
+from .bounds import require_limit
+from .codes import decode, scale_codes
 from .contents import METADATA, contents
 from .layer_kinds import require_shapes
 from .shared_factors import SharedFactors
@@ -152,15 +152,17 @@ class Pack(Described):
                     f"pack '{self.name}', {name}",
                 )
                 if packed is not None:
-                    value = decoded(value, packed, where)
+                    value = decode(value, packed, where)
                 params[entry.param] = (
-                    value if entry.scales is None else scaled(value, self.tensors[entry.scales], where)
+                    value if entry.scales is None else scale_codes(value, self.tensors[entry.scales], where)
                 )
         group = self._adapted.get(path)
         return (
             params
             if group is None
-            else names.loaded(self.method_of(group), group.kind, partial(self.config_at, group), params)
+            else names.from_peft_shapes(
+                self.method_of(group), group.kind, partial(self.config_at, group), params
+            )
         )
 
     @cached_property
@@ -209,7 +211,7 @@ class Pack(Described):
                 )
                 for number, cfg in zip(numbers, resolved, strict=True):
                     configs[number] = cfg
-        require_bounded(
+        require_limit(
             zip(map(self.method_of, groups), configs, sites, strict=True),
             self.manifest.tensors,
             f"pack '{self.name}'",
@@ -431,7 +433,7 @@ def build(
                 method_ref,
             )
         )
-        for param, value in names.stored(method, cfg, site, params).items():
+        for param, value in names.to_peft_shapes(method, cfg, site, params).items():
             add(site.path, param, names.tensor_name(method, site.path, param, site.kind, host), value)
 
     for site, cfg, (_, params), overrides in zip(
@@ -453,9 +455,9 @@ def build(
         groups.append(m.Group(path, "full", "module", (weights or {}).get(path)))
         for param, value in params.items():
             add(path, param, names.full_name(method, path, param), value)
-    digests, file = digested(tensors, METADATA)
+    digests, file = digest_tensors(tensors, METADATA)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
-    require_bounded(adapted, described, f"pack '{name}'")
+    require_limit(adapted, described, f"pack '{name}'")
     draft = m.Manifest(
         pack=m.PackInfo(name),
         method=m.MethodRef(method.name, method.config.spec_version),
@@ -469,10 +471,10 @@ def build(
         composition=method.config.composition,
         **rest,
     )
-    return sealed(draft, tensors, tensor_file=file)
+    return seal(draft, tensors, tensor_file=file)
 
 
-def sealed(
+def seal(
     draft: m.Manifest,
     tensors: Mapping[str, np.ndarray],
     extra: Mapping[str, bytes] | None = None,

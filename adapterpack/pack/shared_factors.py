@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .codes import scaled
+from .codes import scale_codes
 
 
 class SharedFactors(NamedTuple):
@@ -29,4 +29,4 @@ class SharedFactors(NamedTuple):
         Raises:
             NonFinite: a scale is so large that values overflow.
         """
-        return scaled(self.codes, self.scales, self.bases)
+        return scale_codes(self.codes, self.scales, self.bases)

@@ -126,7 +126,7 @@ class Store:
                     if not target.is_dir():  # it was there before, or another process was faster
                         raise
                     with suppress(AdapterpackError):
-                        return target, _verified(target)
+                        return target, _verify(target)
                     return target, None
                 for names in (target.parent, self.root, self.root.parent):
                     sync(names)
@@ -166,7 +166,7 @@ class Store:
                     found=f"sha256:{folder.name}",
                     remedy=nearest(f"sha256:{folder.name}", [entry.id for entry in self.list()]),
                 )
-            return _verified(folder)
+            return _verify(folder)
 
     def list(self) -> tuple[Stored, ...]:
         """Every pack of the store, by id; nothing is hashed."""
@@ -208,7 +208,7 @@ class Store:
             unneeded = [
                 file
                 for file in blobs.files(self.root / "blobs")
-                if not self._needed(file, needed, folders, kept)
+                if not self._is_needed(file, needed, folders, kept)
             ]
             dropped = [folders[name] for name in sorted(folders.keys() - kept)]
             loose = [*unneeded, *blobs.files(self.root / "tmp"), *blobs.files(self.root / "quarantine")]
@@ -224,7 +224,9 @@ class Store:
             return Garbage(tuple(f"sha256:{folder.name}" for folder in dropped), len(loose), freed, dry_run)
 
     @staticmethod
-    def _needed(blob: Path, needed: set[tuple[int, int]], folders: dict[str, Path], kept: set[str]) -> bool:
+    def _is_needed(
+        blob: Path, needed: set[tuple[int, int]], folders: dict[str, Path], kept: set[str]
+    ) -> bool:
         """Whether a kept pack is linked to the blob, or, where a file system has no links, holds a copy of
         it.
         """
@@ -274,7 +276,7 @@ class Store:
         files.
         """
         with self._lock(alone=True), storage_errors(folder):
-            altered, digests = _altered(folder)
+            altered, digests = _find_altered(folder)
             if altered:  # asked again under the lock: another process may have mended it
                 place = Path(tempfile.mkdtemp(prefix=f"{folder.name[:16]}-", dir=self.root / "quarantine"))
                 folder.rename(place / "pack")
@@ -335,7 +337,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _verified(folder: Path) -> Pack:
+def _verify(folder: Path) -> Pack:
     """The pack in a place of the store, which is named by its id."""
     pack = load(folder)
     if pack.id != f"sha256:{folder.name}":
@@ -345,7 +347,7 @@ def _verified(folder: Path) -> Pack:
     return pack
 
 
-def _altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _find_altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files of a stored pack that are not what its id and its manifest say, and the digests that they
     should have.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from ..adapter_methods import BaseChange, Method, PeftContent, PeftLayer, Site, is_bare, methods
 from ..adapter_methods.core.peft_form import OfBase
 from ..adapter_methods.peft.parameters import KEY as TARGET_PARAMETERS
-from ..adapter_methods.peft.parameters import WRAPPED, named_at, names_in, unwrapped
+from ..adapter_methods.peft.parameters import WRAPPED, named_at, names_in, unwrap
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import strict_json
 from ..io.safe_open import TENSORS
@@ -23,8 +23,8 @@ from ..manifest.migrations import refuse_layer_replication
 from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of, limit, secondary_form
-from .options import likely, not_read, parsed, require_peft_order, unknown_options
-from .tensors import Sorted, kind_of, named, site_of, sort
+from .options import likely, not_read, parse_config, require_peft_order, unknown_options
+from .tensors import Sorted, as_parameters, kind_of, site_of, sort
 
 CONFIG = "adapter_config.json"
 _COUNTED = ("attention",)
@@ -78,9 +78,11 @@ def config_bytes(
         form_of(pack.method_of(group), group.kind, None if group.method is None else method)
         for group in layers
     ]
-    if None in forms or not all(map(_shown, forms, (pack.shapes.get(group.path, {}) for group in layers))):
+    if None in forms or not all(
+        map(_is_in_peft_form, forms, (pack.shapes.get(group.path, {}) for group in layers))
+    ):
         return None
-    if not _imported(manifest) and any(
+    if not _is_from_peft(manifest) and any(
         limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters
     ):
         return None
@@ -124,17 +126,17 @@ def config_bytes(
     return strict_json.canonical(config)
 
 
-def _shown(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _is_in_peft_form(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form of them: a pack may have them as
     matrices.
     """
     if form is None or form.shapes_say_so is None:
         return True
-    named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
-    return form.allows(named) is not False
+    as_parameters = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
+    return form.allows(as_parameters) is not False
 
 
-def _imported(manifest: m.Manifest) -> bool:
+def _is_from_peft(manifest: m.Manifest) -> bool:
     """Whether the tensors came from a folder of PEFT's, which can load them again, whatever the manifest
     leaves open.
     """
@@ -176,7 +178,7 @@ def content_of(
         and config.get(secondary_form(guest).key)
     }
     file = folder / TENSORS
-    config, tensors = _expanded(method, config, tensors, folder)
+    config, tensors = _expand_patterns(method, config, tensors, folder)
     try:
         cfg, base_change = method.peft.from_config(config), method.peft.undo_base_change(config)
         written = method.peft.to_config({"": cfg}) or {}
@@ -197,7 +199,7 @@ def content_of(
     return Content(method, adapters, shared, guests, parts.full, unknown, base_change)
 
 
-def _expanded(
+def _expand_patterns(
     method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
 ) -> tuple[Mapping[str, Any], SafetensorsFile | None]:
     """The config with names in place of regular expressions."""
@@ -212,19 +214,19 @@ def _expanded(
     if by_expression:
         config = {
             **config,
-            "target_modules": patterns.matched(
+            "target_modules": patterns.match_paths(
                 config["target_modules"], paths, f"{folder / CONFIG}#/target_modules"
             ),
         }
     names = names_in(config)
     paths += (
-        [name for owner in dict.fromkeys(map(unwrapped, paths)) for name in named_at(owner, names, config)]
+        [name for owner in dict.fromkeys(map(unwrap, paths)) for name in named_at(owner, names, config)]
         if names
         else []
     )
     return {
         **config,
-        **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions},
+        **{key: patterns.expand(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions},
     }, tensors
 
 
@@ -241,7 +243,9 @@ def _adapters(
     assert method.peft is not None
     file = folder / TENSORS
     kinds = {path: kind_of(method, config, tensors) for path, tensors in sorted_tensors.params.items()}
-    params = {path: named(method, kinds[path], tensors) for path, tensors in sorted_tensors.params.items()}
+    params = {
+        path: as_parameters(method, kinds[path], tensors) for path, tensors in sorted_tensors.params.items()
+    }
     shared = sorted_tensors.shared
     if method.peft.from_peft_file is not None:
         try:
@@ -335,7 +339,7 @@ def disagreement(
     pack = Described(manifest)
     truth = pack.methods
     try:
-        config = parsed(config_bytes, folder / CONFIG)
+        config = parse_config(config_bytes, folder / CONFIG)
         content = content_of(folder, config, truth, tensors, packed=True)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"

@@ -54,7 +54,7 @@ def tensor_name(
     """
     form = form_of(method, kind or method.traits.layers[0], host)
     suffixes = (form.suffixes if form else None) or {param: param}
-    if param not in suffixes and is_numbered(method, param):
+    if param not in suffixes and is_indexed(method, param):
         suffixes = {param: param}
     if param not in suffixes:
         raise FormatError(
@@ -68,12 +68,12 @@ def tensor_name(
     )
 
 
-def is_numbered(method: Method, ending: str) -> bool:
+def is_indexed(method: Method, ending: str) -> bool:
     """Whether that is the name of one of a list of tensors (:class:`PeftOverrides`).
 
     Example:
         >>> from adapterpack.adapter_methods import get
-        >>> is_numbered(get("adamss"), "adamss_A.3"), is_numbered(get("adamss"), "adamss_A")
+        >>> is_indexed(get("adamss"), "adamss_A.3"), is_indexed(get("adamss"), "adamss_A")
         (True, False)
     """
     name, _, number = ending.rpartition(".")
@@ -94,17 +94,19 @@ def limit(method: Method, cfg: Any, site: Site) -> str:
     return "" if form is None or form.ambiguous_because is None else form.ambiguous_because(cfg, site)
 
 
-def stored(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_peft_shapes(
+    method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """The parameters of a site in the shapes that PEFT stores."""
     form = form_of(method, site.kind)
     return form.stored(cfg, site, params) if form is not None and form.stored is not None else dict(params)
 
 
-def loaded(
+def from_peft_shapes(
     method: Method, kind: str, cfg: Callable[[], Any], params: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The reverse of :func:`stored`: a convolution's tensors as matrices; ``cfg`` gives the config of the
-    site.
+    """The reverse of :func:`to_peft_shapes`: a convolution's tensors as matrices; ``cfg`` gives the config of
+    the site.
     """
     form = form_of(method, kind)
     if form is not None and form.loaded is not None:

@@ -149,10 +149,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise FormatError(
             "the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes"
         )
-    return parsed(data, path)
+    return parse_config(data, path)
 
 
-def parsed(data: bytes, path: Path) -> dict[str, Any]:
+def parse_config(data: bytes, path: Path) -> dict[str, Any]:
     """The configuration in the bytes of a file.
 
     Raises:

@@ -28,7 +28,7 @@ def is_expression(pattern: Any) -> bool:
     )
 
 
-def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> dict[str, Any]:
+def expand(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> dict[str, Any]:
     """What a pattern says of each of ``paths``, anchored: the first key that fits the end of a path counts,
     as in PEFT.
 
@@ -37,7 +37,7 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
         Unsupported: a key uses what cannot be run in linear time, such as a look-ahead or a back-reference.
 
     Example:
-        >>> expanded({"layers.[0-3].v_proj": 4}, ["layers.1.v_proj", "layers.4.v_proj"], "rank_pattern")
+        >>> expand({"layers.[0-3].v_proj": 4}, ["layers.1.v_proj", "layers.4.v_proj"], "rank_pattern")
         {'^layers.1.v_proj': 4}
     """
     if len(pattern) > _MAX_KEYS or not all(
@@ -49,7 +49,7 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
             expected=f"at most {_MAX_KEYS} texts of at most {_MAX_LENGTH} characters",
             found=len(pattern),
         )
-    compiled = [(_compiled(rf"(?:.*\.)?(?:{key})", key, where), value) for key, value in pattern.items()]
+    compiled = [(_compile(rf"(?:.*\.)?(?:{key})", key, where), value) for key, value in pattern.items()]
     value_by_path = {}
     for path in paths:
         for expression, value in compiled:
@@ -59,7 +59,7 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
     return value_by_path
 
 
-def matched(expression: str, paths: Iterable[str], where: str) -> list[str]:
+def match_paths(expression: str, paths: Iterable[str], where: str) -> list[str]:
     r"""The paths that an expression for whole paths fits, as PEFT reads a ``target_modules`` that is one
     text.
 
@@ -68,7 +68,7 @@ def matched(expression: str, paths: Iterable[str], where: str) -> list[str]:
         Unsupported: it uses what cannot be run in linear time.
 
     Example:
-        >>> matched(r".*\.[qv]_proj", ["layers.1.v_proj", "layers.1.k_proj"], "target_modules")
+        >>> match_paths(r".*\.[qv]_proj", ["layers.1.v_proj", "layers.1.k_proj"], "target_modules")
         ['layers.1.v_proj']
     """
     if len(expression) > _MAX_LENGTH:
@@ -78,11 +78,11 @@ def matched(expression: str, paths: Iterable[str], where: str) -> list[str]:
             expected=f"at most {_MAX_LENGTH} characters",
             found=len(expression),
         )
-    compiled = _compiled(f"(?:{expression})", expression, where)
+    compiled = _compile(f"(?:{expression})", expression, where)
     return [path for path in paths if compiled.fullmatch(path)]
 
 
-def _compiled(expression: str, shown: str, where: str) -> Any:
+def _compile(expression: str, shown: str, where: str) -> Any:
     """An expression that runs in bounded time; ``shown``: what the file has for it."""
     import re2  # noqa: PLC0415 - only for the few files that hold an expression
 

@@ -18,14 +18,14 @@ from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
 from .names import (
     form_of,
-    is_numbered,
+    from_peft_shapes,
+    is_indexed,
     kernel_of,
-    loaded,
     prefix_of,
     secondary_form,
     shared_param,
     stack_of,
-    stored,
+    to_peft_shapes,
 )
 
 _HEADS = {
@@ -38,16 +38,16 @@ are not).
 """
 
 
-def _saved(path: str, config: Mapping[str, Any]) -> str | None:
+def _saved_module(path: str, config: Mapping[str, Any]) -> str | None:
     """The module that PEFT saves whole and that ``path`` is or lies in: the outermost whose name ends in a
     saved one, or None.
 
     A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers
     in it.
     """
-    parts, named = path.split("."), config.get("modules_to_save")
+    parts, as_parameters = path.split("."), config.get("modules_to_save")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    saved = tuple(map(str, named)) if isinstance(named, list | tuple) else ()
+    saved = tuple(map(str, as_parameters)) if isinstance(as_parameters, list | tuple) else ()
     saved += _HEADS.get(str(config.get("task_type")), ())
     return next((module for module in around if module.endswith(saved)), None)
 
@@ -124,7 +124,7 @@ def sort(
                 "a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}..."
             )
         rest = name.removeprefix(prefix)
-        rest, ending = (rest, None) if bare else _parted(method, rest, endings)
+        rest, ending = (rest, None) if bare else _split_name(method, rest, endings)
         if ending is None and any(rest.endswith(f".{end}") for end in method.peft.ignored_suffixes):
             continue
         if ending is not None:
@@ -145,14 +145,14 @@ def sort(
         owner_of, _, copy = path.rpartition(".")
         if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
             continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
-        saved = _saved(path, config)
+        saved = _saved_module(path, config)
         module = saved or path
         (result.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = (
             tensors.read(name)
         )
     _take_known(unknown, result, config)
     if unknown and strict:
-        raise _unaccounted(unknown, prefix, endings, config, where)
+        raise _unaccounted_error(unknown, prefix, endings, config, where)
     return result
 
 
@@ -176,11 +176,11 @@ def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
     last = ".".join(rest.split(".")[-2:])
     return next(
         (ending for ending in endings if rest.endswith(f".{ending}")),
-        last if is_numbered(method, last) else None,
+        last if is_indexed(method, last) else None,
     )
 
 
-def _parted(method: Method, rest: str, endings: Iterable[str]) -> tuple[str, str | None]:
+def _split_name(method: Method, rest: str, endings: Iterable[str]) -> tuple[str, str | None]:
     """A name, without that of the adapter if it has one, and what :func:`_ending` says of it."""
     ending = _ending(method, rest, endings)
     plain = _OF_DEFAULT.sub("", rest) if ending is None else rest
@@ -188,7 +188,7 @@ def _parted(method: Method, rest: str, endings: Iterable[str]) -> tuple[str, str
     return (rest, ending) if found is None else (plain, found)
 
 
-def _unaccounted(
+def _unaccounted_error(
     unknown: Mapping[str, Mapping[str, np.ndarray]],
     prefix: str,
     endings: Iterable[str],
@@ -249,7 +249,7 @@ def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.
     return method.traits.layers[0]
 
 
-def named(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def as_parameters(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Tensors by PEFT's suffix as a site's parameters; what is no parameter of that kind keeps its suffix."""
     form = form_of(method, kind)
     assert form is not None
@@ -265,7 +265,7 @@ def site_of(
     assert method.peft is not None
     shapes, params = (
         {name: value.shape for name, value in whole.items()},
-        loaded(method, kind, lambda: cfg, whole),
+        from_peft_shapes(method, kind, lambda: cfg, whole),
     )
     _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
     widths = features(method.peft, kind, params, f"{where}, {path}")
@@ -295,7 +295,7 @@ def site_of(
         )
     check_shapes(method, cfg, site, params, where)
     try:
-        right = {name: value.shape for name, value in stored(method, cfg, site, params).items()}
+        right = {name: value.shape for name, value in to_peft_shapes(method, cfg, site, params).items()}
     except ValueError:  # a kernel that the input's width is no multiple of
         right = None
     if shapes != right:

@@ -17,9 +17,9 @@ from ..errors import ConfigError, NothingToDo, Unsupported
 from ..manifest.entries import entry_of
 from ..manifest.manifest import PACKED
 from ..manifest.parts import Packed
-from ..pack.codes import encoded
-from ..pack.lineage import descended
-from ..pack.pack import Adapter, Pack, sealed
+from ..pack.codes import encode
+from ..pack.lineage import descend
+from ..pack.pack import Adapter, Pack, seal
 from .pack_scheme import PACK_SCHEMES, PackScheme
 
 
@@ -82,7 +82,7 @@ def quantize_pack(
         pack=replace(pack.manifest.pack, name=name or f"{pack.name[: 127 - len(scheme)]}-{scheme}"),
         tensors=entries,
         files=(),
-        lineage=descended("quantize", [pack], settings),
+        lineage=descend("quantize", [pack], settings),
         must_understand=tuple(sorted({*manifest.must_understand, PACKED})),
         canary=None,  # its logits were those of the float pack
         metrics=(),  # so were its scores
@@ -97,7 +97,7 @@ def quantize_pack(
         "sites": {path: one.relative for path, one in sites.items()},
         "packed": packed,
     }
-    return sealed(replace(draft, quantization=quantization), tensors)
+    return seal(replace(draft, quantization=quantization), tensors)
 
 
 def _require_quantizable(pack: Pack) -> None:
@@ -146,7 +146,7 @@ def _packed(value: np.ndarray, scheme: PackScheme) -> tuple[np.ndarray, Packed]:
     matrix = value.reshape(len(value), -1)
     axis = int(matrix.shape[1] < matrix.shape[0])
     norms = np.linalg.norm(matrix.astype(np.float64), axis=1 - axis)
-    return encoded(value, scheme.runs(norms), axis, scheme.group)
+    return encode(value, scheme.runs(norms), axis, scheme.group)
 
 
 class Error(NamedTuple):

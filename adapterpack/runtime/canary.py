@@ -71,7 +71,7 @@ def allowed(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine: boo
     """
     coarse = PRECISIONS[bundle.dtype].tolerance if bundle.dtype != DEFAULT else 0.0
     cached = bundle.parity.get("decoder", {}).get("cache", {}).get("max_relative", 0.0) if by_engine else 0.0
-    return canary.widened(recorded, coarse=max(coarse, cached), moved=moved)
+    return canary.widen(recorded, coarse=max(coarse, cached), moved=moved)
 
 
 def judge(

@@ -25,7 +25,7 @@ from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, near
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
-from ..pack.validate.validation import load, load_validated
+from ..pack.validate.validation import load, load_proved
 from ..slots.prompt_rows import virtual_tokens
 from ..tasks.data.problems import PROBLEMS, numbered
 from ..tasks.session import Head
@@ -95,7 +95,7 @@ class OpenBundle:
         first: OrtModel = self._opened[main]
         self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
         self.slot_values = SlotValues(self.bundle, self.folder, self.stored)
-        packs = _packs(self.folder, self.bundle, load_validated if proved else load)
+        packs = _packs(self.folder, self.bundle, load_proved if proved else load)
         self._mode = ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
         attached = self._mode.opened(None if proved or verify == "off" else packs)

@@ -18,7 +18,7 @@ from ..base.checkpoint import Checkpoint
 from ..base.renamings import Step, find, in_memory, renamed, renamings_of
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_at_hand
-from ..pack.on_base import moved, weight_names
+from ..pack.on_base import move_paths, weight_names
 from ..pack.pack import Pack
 from .layers.tensors import whole_shape
 from .layers.wrapper import base_modules
@@ -62,7 +62,7 @@ def named_in(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:
     steps = _steps(model)
     known = renamed({*sites, *(f"{path}.weight" for path in sites)}, steps)
     places = {path: find(in_memory(name, steps), known) for path, name in names.items()}
-    return moved(
+    return move_paths(
         pack, {path: place.removesuffix(".weight") for path, place in places.items() if place is not None}
     )
 

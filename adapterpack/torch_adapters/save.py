@@ -24,7 +24,7 @@ from ..io.atomic import refuse_existing
 from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.parts import Dims
-from ..pack.lineage import descended
+from ..pack.lineage import descend
 from ..pack.pack import Pack, build, is_module
 from ..peft.readers import line
 from ..tasks.data.problems import ONE
@@ -111,7 +111,7 @@ def save(
             **(training or {}),
         },
         metrics=metrics,
-        lineage=descended("train", parents, {}) if parents else None,
+        lineage=descend("train", parents, {}) if parents else None,
         base_quantization=quantization_of(model),
         tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
         base_license=license_of(checkpoint.folder) if checkpoint else None,

@@ -25,7 +25,7 @@ from adapterpack.hub.server.storage import HubStorage
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Tokenizer
-from adapterpack.pack.pack import Pack, build, sealed
+from adapterpack.pack.pack import Pack, build, seal
 
 pytestmark = pytest.mark.fast
 
@@ -68,7 +68,7 @@ def put(hub: Hub, repo: str, folder: Path) -> str:
 
 def made_for(base: m.Base, **claims: Any) -> Pack:
     pack = make_pack(**claims)
-    return sealed(replace(pack.manifest, base=base), pack.tensors)
+    return seal(replace(pack.manifest, base=base), pack.tensors)
 
 
 def knows(folder: Path, name: str, **more: Any) -> m.Base:

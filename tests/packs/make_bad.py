@@ -25,7 +25,8 @@ from adapterpack.composing.pipeline import compose
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Tokenizer
 from adapterpack.manifest.secondary_methods import MethodSites
-from adapterpack.pack.pack import build, sealed
+from adapterpack.pack.pack import build
+from adapterpack.pack.pack import seal as seal_pack
 
 TENSORS, MANIFEST, CONFIG, TEMPLATE = (
     "adapter_model.safetensors",
@@ -69,7 +70,7 @@ def good(folder: Path, template: str | None = None) -> None:
         tokenizer=data and Tokenizer(chat_template=hashlib.sha256(data).hexdigest()),
         lineage=m.Lineage("linear", (m.Parent("sha256:" + "1" * 64, "one", 1.0),)),
     )
-    (pack if data is None else sealed(pack.manifest, pack.tensors, {TEMPLATE: data})).write(folder)
+    (pack if data is None else seal_pack(pack.manifest, pack.tensors, {TEMPLATE: data})).write(folder)
 
 
 def bad(rule: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:

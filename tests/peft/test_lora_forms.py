@@ -184,7 +184,7 @@ def test_qalora_is_what_pefts_layer_computes(tmp_path: Path) -> None:
     x, base = X, Net()
     with pytest.raises(Unsupported, match=r"layers of GPTQ alone.*--base"):
         from_peft.read(tmp_path)
-    narrow = from_peft.imported(
+    narrow = from_peft.import_folder(
         tmp_path, base=OfBase(lambda name: tensors[f"base_model.model.{name[:-7]}.lora_A.weight"].shape, list)
     ).pack
     assert {adapter.site.path: adapter.site.in_features for adapter in narrow.adapters()} == {
@@ -192,7 +192,7 @@ def test_qalora_is_what_pefts_layer_computes(tmp_path: Path) -> None:
         "o_proj": 4,
         "head": 3,
     }
-    pack = from_peft.imported(
+    pack = from_peft.import_folder(
         tmp_path, base=OfBase(lambda name: tuple(base.get_parameter(name).shape), list)
     ).pack
     ours = attach(Net(), pack, check_base=False).eval()

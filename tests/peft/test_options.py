@@ -23,7 +23,7 @@ from adapterpack import attach, convert, load, merge, validate
 from adapterpack.adapter_methods import Method, methods
 from adapterpack.errors import BaseMismatch, Unsupported
 from adapterpack.io import safetensors
-from adapterpack.manifest.integrity import sealed
+from adapterpack.manifest.integrity import seal
 from adapterpack.peft.options import unknown_options
 
 CONFIG = "adapter_config.json"
@@ -122,7 +122,7 @@ def test_repeated_blocks_are_refused_and_the_remedy_gives_the_same_model(tmp_pat
     pack.write(tmp_path / "old")
     manifest = json.loads((file := tmp_path / "old" / "adapterpack.json").read_text())
     manifest["config"]["repeated_layers"] = [0, 2, 1, 3]
-    file.write_bytes(sealed(manifest))
+    file.write_bytes(seal(manifest))
     with pytest.raises(Unsupported, match=refused):
         load(tmp_path / "old")
     assert "repeats blocks" in str(validate(tmp_path / "old").findings[0])

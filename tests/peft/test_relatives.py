@@ -43,7 +43,7 @@ from adapterpack import (
     SuperTuning,
 )
 from adapterpack.adapter_methods import Repeat, Site, Sums, complete, fold, get, run
-from adapterpack.adapter_methods.lokr import divided
+from adapterpack.adapter_methods.lokr import split_width
 from adapterpack.adapter_methods.registry import method_of
 from adapterpack.pack import from_peft
 from adapterpack.pack.pack import Pack
@@ -405,7 +405,7 @@ def test_widths_are_divided_as_in_peft() -> None:
     """The two sides of a Kronecker product, for every width to 200 and factors of all kinds."""
     for width in range(1, 201):
         for factor in (-1, 1, 2, 3, 4, 8, 16, 50, 199, 300):
-            assert divided(width, factor) == factorization(width, factor), (width, factor)
+            assert split_width(width, factor) == factorization(width, factor), (width, factor)
 
 
 def test_bone_is_read_as_miss(tmp_path: Path) -> None:

@@ -360,7 +360,7 @@ def test_torchs_numbers(seed: int) -> None:
                 )
     for n, first in ((10, 10), (10, 3), (1, 1), (84, 84), (84, 83), (100_000, 2592), (5, 9)):
         wanted = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:first]
-        assert TorchGenerator(seed).permuted(n, first).tolist() == wanted.tolist()
+        assert TorchGenerator(seed).permute(n, first).tolist() == wanted.tolist()
     for normal in ((3,), (1,), (15,), (16,), (17,), (64, 3, 3), (1000,)):
         wanted = torch.normal(mean=0.0, std=0.7, size=normal, generator=torch.Generator().manual_seed(seed))
         np.testing.assert_allclose(TorchGenerator(seed).normal(normal, 0.7), wanted, rtol=0, atol=1e-6)
@@ -370,7 +370,7 @@ def test_more_numbers_than_a_machine_holds_are_refused() -> None:
     """Widths come from files: a matrix of 2^40 numbers is refused before it is made."""
     for draw in (
         lambda: TorchGenerator(0).uniform((1 << 20, 1 << 20), 0, 1),
-        lambda: TorchGenerator(0).permuted(1 << 40, 3),
+        lambda: TorchGenerator(0).permute(1 << 40, 3),
     ):
         with pytest.raises(Unsupported):
             draw()

@@ -21,7 +21,7 @@ from sites import WEB, fetched, logits, npm, opened, said, served
 
 from adapterpack import Session, load, run
 from adapterpack.bundle.manifest import FILE_NAME, bundle_in, read_bundle
-from adapterpack.manifest.manifest import sealed
+from adapterpack.manifest.manifest import seal
 
 pytestmark = [browser, npm]
 TEXTS = ("It leaks.", "I would like to have my money back, please, and soon.", "Why?")
@@ -86,7 +86,7 @@ def test_rows_of_a_batch_and_further_packs(
         other = "bfp1:" + "0" * 64
         altered = [
             (said.replace('"authors"', '"authorz"').encode(), "", "DigestMismatch"),
-            (sealed(value | {"license": "MIT"}), pinned, "DigestMismatch"),
+            (seal(value | {"license": "MIT"}), pinned, "DigestMismatch"),
         ]
         canary = value["canary"]
         moved = [{**row, "logits": [number + 1 for number in row["logits"]]} for row in canary["adapter"]]
@@ -104,7 +104,7 @@ def test_rows_of_a_batch_and_further_packs(
             ({"base": value["base"] | {"content": other, "probe": other}}, "BaseMismatch"),
             ({"method": value["method"] | {"type": "dora"}}, "Unsupported"),
         ):
-            altered.append((sealed(value | change), "", error))
+            altered.append((seal(value | change), "", error))
         for text, digest, error in altered:
             manifest.write_bytes(text)
             assert refusal(page, f"load('tampered/', {{digest: '{digest}' || undefined}})") == error
@@ -130,8 +130,8 @@ def test_rows_of_a_batch_and_further_packs(
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize: str | None) -> None:
-    """The greedy tokens of Python, base and adapter; of a quantized bundle by its graph for WebAssembly. The page
-    shows them, and continues the conversation of each side where that is chosen.
+    """The greedy tokens of Python, base and adapter; of a quantized bundle by its graph for WebAssembly. The
+    page shows them, and continues the conversation of each side where that is chosen.
     """
     site = site_of("llama", quantize)
     session = Session(bundle_in(site), "cpu")

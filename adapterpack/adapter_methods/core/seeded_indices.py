@@ -14,4 +14,4 @@ def places(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
     """``count`` different places in ``[rows, columns]``, as rows and columns: int64 ``[2, count]``, in the
     order of the draw.
     """
-    return np.stack(np.divmod(TorchGenerator(seed).permuted(rows * columns, count), columns))
+    return np.stack(np.divmod(TorchGenerator(seed).permute(rows * columns, count), columns))

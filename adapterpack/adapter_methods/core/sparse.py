@@ -25,7 +25,7 @@ class Sparse(NamedTuple):
 
     def dense(self) -> Array:
         """``M`` itself."""
-        return scattered(array_namespace(self.values), self.values, self.at, self.shape)
+        return scatter(array_namespace(self.values), self.values, self.at, self.shape)
 
     def rows(self, block: slice) -> Array:
         """``M[block]``."""
@@ -47,7 +47,7 @@ class Sparse(NamedTuple):
         return result
 
 
-def scattered(xp: Any, values: Array, at: Array, shape: tuple[int, int]) -> Array:
+def scatter(xp: Any, values: Array, at: Array, shape: tuple[int, int]) -> Array:
     """Zeros of ``shape`` with ``values`` ``[n]`` at the different places ``at`` ``[2, n]``."""
     dense = xp.zeros(shape[0] * shape[1], dtype=values.dtype, device=values.device)
     dense[_flat(xp, at, shape)] = values

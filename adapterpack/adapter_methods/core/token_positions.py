@@ -144,7 +144,7 @@ def require_invocation(name: str, tokens: Any) -> None:
         )
 
 
-def acted(mask: Array, before: Array | None) -> Array:
+def has_acted(mask: Array, before: Array | None) -> Array:
     """Whether the adapter has acted in each row by the end of a pass with this ``mask`` ``[batch, length]``:
     ``[batch]`` bool.
     """

@@ -29,7 +29,7 @@ class TorchGenerator:
     Example:
         >>> TorchGenerator(0).uniform((3,), 0.0, 1.0).astype(float).round(4).tolist()  # torch.rand(3)
         [0.4963, 0.7682, 0.0885]
-        >>> TorchGenerator(0).permuted(10, 4).tolist()  # torch.randperm(10)[:4]
+        >>> TorchGenerator(0).permute(10, 4).tolist()  # torch.randperm(10)[:4]
         [4, 1, 7, 5]
     """
 
@@ -60,7 +60,7 @@ class TorchGenerator:
             block[block == end.astype(dtype)] = start.astype(dtype)
         return values.reshape(shape)
 
-    def permuted(self, n: int, first: int) -> np.ndarray:
+    def permute(self, n: int, first: int) -> np.ndarray:
         """``torch.randperm(n)[:first]``: int64 ``[min(first, n)]``, exact, without an array of length ``n``.
 
         Raises:

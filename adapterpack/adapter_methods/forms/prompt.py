@@ -60,17 +60,17 @@ def as_flat(cache: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.transpose(cache, (3, 0, 1, 2, 4))).reshape(cache.shape[3], -1)
 
 
-def repeated(ids: Sequence[int], count: int) -> list[int]:
+def repeat(ids: Sequence[int], count: int) -> list[int]:
     """Ids cut or repeated to ``count`` of them.
 
     Example:
-        >>> repeated([5, 6, 7], 5)
+        >>> repeat([5, 6, 7], 5)
         [5, 6, 7, 5, 6]
     """
     return [ids[at % len(ids)] for at in range(count)]
 
 
-def embedded(site: Site, ids: Sequence[int]) -> np.ndarray:
+def embed(site: Site, ids: Sequence[int]) -> np.ndarray:
     """The model's own embeddings of ids, ``[len(ids), in]`` float32.
 
     Raises:
@@ -85,7 +85,7 @@ def embedded(site: Site, ids: Sequence[int]) -> np.ndarray:
     return np.asarray(site.embed(ids), np.float32)
 
 
-def prefilled(cfg: CacheConfig, site: Site) -> np.ndarray:
+def prefill(cfg: CacheConfig, site: Site) -> np.ndarray:
     """What the base's cache holds after the tokens that the config names, repeated where they are too few:
     ``[n, width]`` float32.
 
@@ -101,7 +101,7 @@ def prefilled(cfg: CacheConfig, site: Site) -> np.ndarray:
             where=site.path,
             remedy="choose init: random",
         )
-    return as_flat(np.asarray(site.prefill(repeated(cfg.token_ids, cfg.num_virtual_tokens)), np.float32))
+    return as_flat(np.asarray(site.prefill(repeat(cfg.token_ids, cfg.num_virtual_tokens)), np.float32))
 
 
 def uniform(rng: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -184,7 +184,7 @@ def peft_form(
 
         def taken(value: np.ndarray) -> np.ndarray:
             if not wide:
-                return _taken(value, content.config.num_layers)
+                return _take(value, content.config.num_layers)
             return value[:rows] if len(value) == 2 * rows else value
 
         return content._replace(
@@ -204,7 +204,7 @@ def peft_form(
     def reorder_for_peft(
         cfg: Any, params: Params, task: str | None
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        placed = _placed(np.asarray(params[STORED]), cfg.num_layers) if task == "SEQ_2_SEQ_LM" else None
+        placed = _place(np.asarray(params[STORED]), cfg.num_layers) if task == "SEQ_2_SEQ_LM" else None
         return None if placed is None else ({"num_transformer_submodules": 2}, {**params, STORED: placed})
 
     def features(params: Params) -> tuple[int | None, None]:
@@ -224,7 +224,7 @@ def peft_form(
     )
 
 
-def _taken(flat: np.ndarray, layers: int) -> np.ndarray:
+def _take(flat: np.ndarray, layers: int) -> np.ndarray:
     """``[n, layers * width]`` with the keys and values that PEFT takes at each layer of a decoder with an
     encoder.
     """
@@ -232,15 +232,15 @@ def _taken(flat: np.ndarray, layers: int) -> np.ndarray:
     return np.ascontiguousarray(by_layer[:, 2 * np.arange(layers) % layers]).reshape(len(flat), -1)
 
 
-def _placed(flat: np.ndarray, layers: int) -> np.ndarray | None:
-    """What :func:`_taken` gives ``flat`` of, with zeros where PEFT takes nothing; None where it takes one for
+def _place(flat: np.ndarray, layers: int) -> np.ndarray | None:
+    """What :func:`_take` gives ``flat`` of, with zeros where PEFT takes nothing; None where it takes one for
     two layers that differ.
     """
     by_layer = flat.reshape(len(flat), layers, -1)
     placed = np.zeros_like(by_layer)
     placed[:, 2 * np.arange(layers) % layers] = by_layer
     result = placed.reshape(len(flat), -1)
-    return result if np.array_equal(_taken(result, layers), flat) else None
+    return result if np.array_equal(_take(result, layers), flat) else None
 
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:

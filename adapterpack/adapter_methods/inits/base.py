@@ -46,7 +46,7 @@ def split(u: np.ndarray, values: np.ndarray, vt: np.ndarray, scale: float) -> Fa
     return (half[:, None] * vt).astype(np.float32), (sign * half * u).astype(np.float32)
 
 
-def padded(factors: Factors, r: int) -> Factors:
+def pad(factors: Factors, r: int) -> Factors:
     """Factors of a smaller rank with rows and columns of zeros up to ``r``: a layer may be narrower than the
     rank.
     """

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import INITS, Factors, Init, padded, split
+from .base import INITS, Factors, Init, pad, split
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
@@ -27,7 +27,7 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     u, s, vt = np.linalg.svd(np.asarray(site.weight, np.float64) @ damped, full_matrices=False)
     chosen = slice(0, r) if options["mode"] == "ipm" else slice(max(0, len(s) - r), len(s))
     u, s, vt = u[:, chosen], s[chosen], vt[chosen]
-    return padded(split(u, s, np.linalg.solve(damped, vt.T).T, scale), r)
+    return pad(split(u, s, np.linalg.solve(damped, vt.T).T, scale), r)
 
 
 corda = INITS.register(

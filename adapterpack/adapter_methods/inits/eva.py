@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import INITS, Factors, Init, padded
+from .base import INITS, Factors, Init, pad
 
 
 def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +22,7 @@ def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
     A = _directions(site)[1][:r]
-    return padded((A.astype(np.float32), np.zeros((site.out_features, len(A)), np.float32)), r)
+    return pad((A.astype(np.float32), np.zeros((site.out_features, len(A)), np.float32)), r)
 
 
 def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str, Any]) -> Mapping[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import INITS, Factors, Init, padded, split
+from .base import INITS, Factors, Init, pad, split
 from .svd import top
 
 _NF4 = np.array(
@@ -66,7 +66,7 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     for _ in range(max(1, options["iterations"])):
         u, s, vt = top(weight - nf4(weight - change), r, 0, rng)
         change = (u * s) @ vt
-    return padded(split(u, s, vt, scale), r)
+    return pad(split(u, s, vt, scale), r)
 
 
 loftq = INITS.register(

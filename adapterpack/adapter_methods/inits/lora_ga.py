@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import INITS, Factors, Init, padded
+from .base import INITS, Factors, Init, pad
 from .svd import top
 
 
@@ -22,7 +22,7 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
     half = min(r, len(vt) // 2) or 1  # a narrow layer has fewer than 2 r directions
     k = site.out_features**0.25 / np.sqrt(options["gamma"])
     A, B = vt[-half:] if len(vt) < 2 * r else vt[r : 2 * r], u[:, :half]
-    return padded(((k * A).astype(np.float32), (k * B).astype(np.float32)), r)
+    return pad(((k * A).astype(np.float32), (k * B).astype(np.float32)), r)
 
 
 lora_ga = INITS.register(

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import INITS, Factors, Init, padded
+from .base import INITS, Factors, Init, pad
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
     u = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)[0][:, -r:]
-    return padded((np.zeros((u.shape[1], site.in_features), np.float32), u.astype(np.float32)), r)
+    return pad((np.zeros((u.shape[1], site.in_features), np.float32), u.astype(np.float32)), r)
 
 
 mica = INITS.register(

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import INITS, Factors, Init, padded
+from .base import INITS, Factors, Init, pad
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
     Q, R = np.linalg.qr(np.asarray(site.weight, np.float64))
-    return padded((R[:r].astype(np.float32), Q[:, :r].astype(np.float32)), r)
+    return pad((R[:r].astype(np.float32), Q[:, :r].astype(np.float32)), r)
 
 
 olora = INITS.register(

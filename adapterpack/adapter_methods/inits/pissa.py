@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..core.site import Site
-from .base import INITS, Factors, Init, padded, split
+from .base import INITS, Factors, Init, pad, split
 from .svd import top
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
     u, s, vt = top(site.weight, r, options["iterations"], rng)  # type: ignore[arg-type]
-    return padded(split(u, s, vt, scale), r)
+    return pad(split(u, s, vt, scale), r)
 
 
 pissa = INITS.register(

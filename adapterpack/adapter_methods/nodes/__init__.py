@@ -2,9 +2,9 @@
 
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES
-from .tree import as_text, decode, encode, kind_named, leaves, node, nodes, shares, traits
+from .tree import as_text, decode, encode, get_kind, leaves, node, nodes, shares, traits
 
 __all__ = [
     "NODES", "Leaf", "Node", "NodeKind", "Tree", "as_text", "decode", "encode",
-    "kind_named", "leaves", "node", "nodes", "shares", "traits",
+    "get_kind", "leaves", "node", "nodes", "shares", "traits",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from ..core.config import require_number, require_whole
 from ..core.operators import Array
 from ..core.routers import Gate
 from ..core.site import Site
-from .base import NodeKind, Part, as_float, experts, routed
+from .base import NodeKind, Part, as_float, experts, route_parts
 from .registry import NODES
 
 KEYS = "keys"
@@ -80,7 +80,7 @@ def _join(settings: Arrow, parts: Sequence[Part | None], tensors: Mapping[str, A
     present, _ = experts(parts)
     if not present:
         return None
-    return routed(
+    return route_parts(
         Gate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(present)), magnitude=True), present
     )
 
@@ -89,7 +89,7 @@ def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ..
     return {KEYS: (count, site.in_features)}
 
 
-def _made(settings: Arrow, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(settings: Arrow, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     assert all(part.down is not None for part in parts)
     return {
         KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(
@@ -112,7 +112,7 @@ arrow = NODES.register(
         shares=lambda settings, children: [1 / children] * children,
         unfoldable="its weights depend on the token, which no weight of a layer does",
         tensors=_tensors,
-        made=_made,
+        made=_make,
         derived=True,
         examples=(
             "arrow(a, b, c, top_k=2)",

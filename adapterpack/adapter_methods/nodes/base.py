@@ -125,7 +125,7 @@ def part_of(form: NormalForm, where: str) -> Part:
     return Part(form.down.dense(), form.up.dense(), shift=form.shift)
 
 
-def scaled(part: Part, weight: float) -> Part:
+def scale_part(part: Part, weight: float) -> Part:
     """The part times a number."""
     if weight == 1:
         return part
@@ -137,7 +137,7 @@ def scaled(part: Part, weight: float) -> Part:
     )
 
 
-def added(parts: Sequence[Part | None]) -> Part | None:
+def add_parts(parts: Sequence[Part | None]) -> Part | None:
     """The sum of parts; factors are stacked."""
     present = [part for part in parts if part is not None]
     if len(present) < 2:
@@ -193,7 +193,7 @@ def experts(parts: Sequence[Part | None], absent: bool = False) -> tuple[list[Pa
     return present, tuple(0 if part.down is None else int(part.down.shape[0]) for part in present)
 
 
-def routed(gate: Any, parts: Sequence[Part]) -> Part | None:
+def route_parts(gate: Any, parts: Sequence[Part]) -> Part | None:
     """The part of a router over experts."""
     pairs = [(part.down, part.up) for part in parts if part.down is not None and part.up is not None]
     if not pairs:

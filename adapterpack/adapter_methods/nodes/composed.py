@@ -115,7 +115,7 @@ class Composed(SiteConfig):
         return frozenset(kept)
 
 
-def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None) -> Method:
+def compose_method(tree: Tree, methods: Mapping[str, Method], composition: Any = None) -> Method:
     """The method of a tree over members, each of the method that ``methods`` names; ``composition`` is what a
     manifest says of it.
 
@@ -123,7 +123,7 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
         Unsupported: a member cannot be part of a tree, or not under its router; names it, the node and the
             way out.
     """
-    spot = _numbered(tree, [0])
+    spot = _number(tree, [0])
     spots = tuple(spot.every())
     routers = _routers(spots)
     _require_outermost(routers)
@@ -156,14 +156,14 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
         ),
         shapes=partial(_shapes, spots, methods),
         init=_no_init,
-        normal_form=partial(_attached if linear else _densely, spot, methods),
+        normal_form=partial(_as_form if linear else _densely, spot, methods),
         examples=(),
         storage=Storage(
             expanded_size=partial(_expanded_size, methods),
             constants=partial(_constants, methods)
             if any(method.storage.constants for method in methods.values())
             else None,
-            resolve=partial(_resolved, methods)
+            resolve=partial(_resolve, methods)
             if any(method.storage.resolve for method in methods.values())
             else None,
             shared=Shared(partial(_shared_shapes, sharing), _no_init) if sharing else None,
@@ -185,7 +185,7 @@ def _refuse(routers: Sequence[Spot], stage: str) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> dict[str, np.ndarray]:
+def make_own(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> dict[str, np.ndarray]:
     """What the nodes have of their own at a site when a tree is made, from the members' parameters there.
 
     What is drawn depends on ``seed`` and the site's path alone, and not on the sites before it.
@@ -207,22 +207,22 @@ def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) ->
     return values
 
 
-def drawn(method: Method) -> bool:
+def is_random(method: Method) -> bool:
     """Whether a node begins with random numbers, or may: it is trained."""
     return bool(method.storage.shared) or any(spot.kind.trained for spot in method.config.spots)
 
 
-def derived(method: Method) -> frozenset[str]:
+def derived_prefixes(method: Method) -> frozenset[str]:
     """What the names of those tensors begin with that follow from the members."""
     return frozenset(spot.prefix for spot in method.config.spots if spot.kind.derived)
 
 
-def _numbered(tree: Tree, counter: list[int]) -> Spot:
+def _number(tree: Tree, counter: list[int]) -> Spot:
     if isinstance(tree, Leaf):
         return Spot(tree.member, None, None, (), "", frozenset({tree.member}))
     prefix = f"@{counter[0]}/"
     counter[0] += 1
-    children = tuple(_numbered(child, counter) for child in tree.children)
+    children = tuple(_number(child, counter) for child in tree.children)
     return Spot(
         None,
         NODES[tree.kind],
@@ -328,7 +328,7 @@ def _part(
     return spot.kind.join(spot.settings, parts, {**_params_of(params, spot.prefix), **masks})
 
 
-def _attached(
+def _as_form(
     spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
 ) -> NormalForm:
     return as_form(_part(spot, methods, cfg, params, site))
@@ -404,7 +404,7 @@ def _expanded_size(methods: Mapping[str, Method], cfg: Composed, site: Site) -> 
     return sum(amount(methods[name], member_cfg, site) for name, member_cfg in cfg.configs.items())
 
 
-def _resolved(
+def _resolve(
     methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]
 ) -> list[Composed]:
     """Each member's configs, resolved over the sites that it changes."""
@@ -418,11 +418,11 @@ def _resolved(
                 [sites[number] for number in there],
             )
             for number, member_cfg in zip(there, resolved, strict=True):
-                members_by_site[number][name] = packed(member_cfg)
+                members_by_site[number][name] = pack_config(member_cfg)
     return [type(cfg)(members=members) for cfg, members in zip(configs, members_by_site, strict=True)]
 
 
-def packed(cfg: Any) -> dict[str, Any]:
+def pack_config(cfg: Any) -> dict[str, Any]:
     """What a manifest says of a member's config."""
     return {
         key: value

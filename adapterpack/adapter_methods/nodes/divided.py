@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import MASKS, Fixed
-from .base import NodeKind, Part, experts, routed
+from .base import NodeKind, Part, experts, route_parts
 from .registry import NODES
 
 
@@ -32,22 +32,22 @@ class Stretches:
             require_whole("a size", size)
 
 
-def _joined(
+def _join(
     settings: Stretches, parts: Sequence[Part | None], axis: int, whole: bool, masks: tuple[Array, ...] = ()
 ) -> Part | None:
     present, _ = experts(parts, absent=True)
     numbers = tuple(range(len(present)))
-    return routed(Fixed(settings.sizes, axis, whole, numbers, len(present), masks), present)
+    return route_parts(Fixed(settings.sizes, axis, whole, numbers, len(present), masks), present)
 
 
 def _rows(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
-    return _joined(settings, parts, 0, True)
+    return _join(settings, parts, 0, True)
 
 
 def _positions(
     settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]
 ) -> Part | None:
-    return _joined(settings, parts, -2, False, tuple(tensors[name] for name in MASKS if name in tensors))
+    return _join(settings, parts, -2, False, tuple(tensors[name] for name in MASKS if name in tensors))
 
 
 batch_split = NODES.register(

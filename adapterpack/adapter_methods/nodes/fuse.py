@@ -19,7 +19,7 @@ from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import Attention
 from ..core.site import Site
-from .base import NodeKind, Part, experts, routed
+from .base import NodeKind, Part, experts, route_parts
 from .registry import NODES
 
 QUERY, KEY = "query", "key"
@@ -41,7 +41,7 @@ class Fuse:
 
 def _join(settings: Fuse, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     present, widths = experts(parts)
-    part = routed(None, present)
+    part = route_parts(None, present)
     if part is None:
         return None
     (route,) = part.routes
@@ -59,7 +59,7 @@ def _tensors(settings: Fuse, count: int, site: Site) -> dict[str, tuple[int, ...
     return {QUERY: (settings.size, site.in_features), KEY: (settings.size, site.out_features)}
 
 
-def _made(settings: Fuse, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(settings: Fuse, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     part = parts[0]
     assert part.down is not None and part.up is not None
     n, m = part.down.shape[1], part.up.shape[0]
@@ -78,7 +78,7 @@ fuse = NODES.register(
         shares=lambda settings, children: [1 / children] * children,
         unfoldable="its weights depend on the token, which no weight of a layer does",
         tensors=_tensors,
-        made=_made,
+        made=_make,
         trained=True,
         examples=(
             "fuse(a, b, c, size=5)",

@@ -17,7 +17,7 @@ from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import Gate as Softmax
 from ..core.site import Site
-from .base import NodeKind, Part, experts, routed
+from .base import NodeKind, Part, experts, route_parts
 from .registry import NODES
 
 
@@ -35,14 +35,14 @@ class Gate:
 def _join(settings: Gate, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     present, _ = experts(parts)
     top_k = min(settings.top_k or len(present), len(present))
-    return routed(Softmax(tensors["weight"], top_k, tensors["bias"]), present) if present else None
+    return route_parts(Softmax(tensors["weight"], top_k, tensors["bias"]), present) if present else None
 
 
 def _tensors(settings: Gate, count: int, site: Site) -> dict[str, tuple[int, ...]]:
     return {"weight": (count, site.in_features), "bias": (count,)}
 
 
-def _made(settings: Gate, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(settings: Gate, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
     assert parts[0].down is not None
     return {
         "weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32),
@@ -61,7 +61,7 @@ gate = NODES.register(
         shares=lambda settings, children: [1 / children] * children,
         unfoldable="its weights depend on the token, which no weight of a layer does",
         tensors=_tensors,
-        made=_made,
+        made=_make,
         trained=True,
         examples=("gate(a, b, c, top_k=2)", "sum(a, gate(b, c))"),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 from ..core.base import Forward
-from .base import Folded, Folding, NodeKind, Transform, added
+from .base import Folded, Folding, NodeKind, Transform, add_parts
 from .registry import NODES
 
 
@@ -25,11 +25,11 @@ class Stack:
         """Any number of children will do."""
 
 
-def _evaluated(settings: Stack, children: Sequence[Transform], base: Forward) -> Forward:
+def _evaluate(settings: Stack, children: Sequence[Transform], base: Forward) -> Forward:
     return reduce(lambda inner, child: child(inner), children, base)
 
 
-def _folded(settings: Stack, children: Sequence[Folding], start: Folded) -> Folded:
+def _fold(settings: Stack, children: Sequence[Folding], start: Folded) -> Folded:
     return reduce(lambda inner, child: child(inner), children, start)
 
 
@@ -40,10 +40,10 @@ stack = NODES.register(
         paper="https://arxiv.org/abs/2007.07779",
         formula="f = f_n( ... f_2(f_1(base)))",
         settings=Stack,
-        join=lambda settings, parts, tensors: added(parts),
+        join=lambda settings, parts, tensors: add_parts(parts),
         shares=lambda settings, children: [1.0] * children,
-        evaluate=_evaluated,
-        fold=_folded,
+        evaluate=_evaluate,
+        fold=_fold,
         examples=("stack(a, b)", "stack(sum(0.5*a, b), c)"),
     )
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..core.base import Forward
 from ..core.config import require_number
 from ..core.operators import Array
-from .base import Folded, Folding, NodeKind, Transform, added, as_float, scaled
+from .base import Folded, Folding, NodeKind, Transform, add_parts, as_float, scale_part
 from .registry import NODES
 
 
@@ -52,7 +52,7 @@ def _even(settings: Parallel, children: int) -> list[float]:
     return [1 / children] * children
 
 
-def _evaluated(weights: Sequence[float], children: Sequence[Transform], base: Forward) -> Forward:
+def _evaluate(weights: Sequence[float], children: Sequence[Transform], base: Forward) -> Forward:
     def forward(x: Array) -> Array:
         y = base(x)
         return sum(
@@ -62,7 +62,7 @@ def _evaluated(weights: Sequence[float], children: Sequence[Transform], base: Fo
     return forward
 
 
-def _folded(weights: Sequence[float], children: Sequence[Folding], start: Folded) -> Folded:
+def _fold(weights: Sequence[float], children: Sequence[Folding], start: Folded) -> Folded:
     weight, bias = start
     total, offset = weight, bias
     for share, child in zip(weights, children, strict=True):
@@ -81,19 +81,17 @@ weighted_sum = NODES.register(
         paper="https://arxiv.org/abs/2212.04089",
         formula="f(x) = base(x) + sum_i w_i (f_i(x) - base(x))",
         settings=Sum,
-        join=lambda settings, parts, tensors: added(
+        join=lambda settings, parts, tensors: add_parts(
             [
-                None if part is None else scaled(part, weight)
+                None if part is None else scale_part(part, weight)
                 for part, weight in zip(parts, _sum_weights(settings, len(parts)), strict=True)
             ]
         ),
         shares=_sum_weights,
-        evaluate=lambda settings, children, base: _evaluated(
+        evaluate=lambda settings, children, base: _evaluate(
             _sum_weights(settings, len(children)), children, base
         ),
-        fold=lambda settings, children, start: _folded(
-            _sum_weights(settings, len(children)), children, start
-        ),
+        fold=lambda settings, children, start: _fold(_sum_weights(settings, len(children)), children, start),
         examples=("sum(a, b)", "sum(0.7*a, -0.3*b, c)", "sum(0.5*sum(a, -2*b), sum(c), 0.25*a)"),
     )
 )
@@ -104,12 +102,12 @@ parallel = NODES.register(
         paper="https://arxiv.org/abs/2007.07779",
         formula="f(x) = 1/n sum_i f_i(x)",
         settings=Parallel,
-        join=lambda settings, parts, tensors: added(
-            [None if part is None else scaled(part, 1 / len(parts)) for part in parts]
+        join=lambda settings, parts, tensors: add_parts(
+            [None if part is None else scale_part(part, 1 / len(parts)) for part in parts]
         ),
         shares=_even,
-        evaluate=lambda settings, children, base: _evaluated(_even(settings, len(children)), children, base),
-        fold=lambda settings, children, start: _folded(_even(settings, len(children)), children, start),
+        evaluate=lambda settings, children, base: _evaluate(_even(settings, len(children)), children, base),
+        fold=lambda settings, children, start: _fold(_even(settings, len(children)), children, start),
         examples=("parallel(a, b, c)", "parallel(a, sum(0.5*b, c))"),
     )
 )

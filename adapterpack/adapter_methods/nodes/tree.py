@@ -70,7 +70,7 @@ def _decode(value: Any, where: str, depth: int) -> Tree:
                 expected="letters, digits, _ and -, at most 64",
             )
         return Leaf(name)
-    kind = kind_named(value.get("kind"), where)
+    kind = get_kind(value.get("kind"), where)
     below = value.get("of")
     if not isinstance(below, list) or not 0 < len(below) <= MAX_LEAVES:
         raise FormatError(
@@ -111,7 +111,7 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
     return Node(kind.name, children, made)
 
 
-def kind_named(name: Any, where: str) -> NodeKind:
+def get_kind(name: Any, where: str) -> NodeKind:
     """The kind of node of that name.
 
     Raises:

@@ -21,7 +21,7 @@ from ..core.arrays import array_namespace
 from ..core.config import WIDEST, require_flag, require_number, require_whole
 from ..core.operators import Array
 from ..core.routers import Precomputed
-from .base import NodeKind, Part, as_float, experts, routed, scaled
+from .base import NodeKind, Part, as_float, experts, route_parts, scale_part
 from .registry import NODES
 
 
@@ -65,7 +65,7 @@ class XLoRA:
             raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
 
 
-def _shared(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[int, ...]]:
     outputs = count * layers if settings.layerwise else count
     widths = [settings.hidden, *[settings.size] * (settings.depth - 1), outputs]
     shapes: dict[str, tuple[int, ...]] = {}
@@ -74,9 +74,9 @@ def _shared(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[int, ..
     return shapes
 
 
-def _made_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Uniform within ``1 / sqrt(width)``, as torch's linear layers begin."""
-    shapes = _shared(settings, count, layers)
+    shapes = _shared_shapes(settings, count, layers)
     bounds = {name: 1 / math.sqrt(shapes[name.replace("bias", "weight")][1]) for name in shapes}
     return {
         name: rng.uniform(-bounds[name], bounds[name], shape).astype(np.float32)
@@ -119,8 +119,8 @@ def _softmax(scores: Array) -> Array:
 
 def _join(settings: XLoRA, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     present, _ = experts(parts, absent=True)
-    part = routed(Precomputed(tensors.get("weights")), present)
-    return None if part is None else scaled(part, settings.scale)
+    part = route_parts(Precomputed(tensors.get("weights")), present)
+    return None if part is None else scale_part(part, settings.scale)
 
 
 xlora = NODES.register(
@@ -142,8 +142,8 @@ xlora = NODES.register(
         torch_only="its weights come from a first pass over the same tokens",
         one_pass=True,
         trained=True,
-        shared=_shared,
-        made_shared=_made_shared,
+        shared=_shared_shapes,
+        made_shared=_make_shared,
         weigh=weigh,
         examples=(
             "xlora(a, b, c)",

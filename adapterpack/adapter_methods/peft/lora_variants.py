@@ -49,11 +49,11 @@ def as_lora(content: PeftContent) -> PeftContent:
     if content.written.get("use_qalora"):
         group = content.written.get("qalora_group_size", 16)
         require_whole("qalora_group_size", group, 1, _LARGEST_GROUP)
-        _require_bounded(sites, "lora_A", group)
+        _require_size(sites, "lora_A", group)
         return content._replace(
             sites={
-                path: {**params, "lora_A": _ungrouped(params["lora_A"], group)}
-                if _pooled(path, params, content)
+                path: {**params, "lora_A": _ungroup(params["lora_A"], group)}
+                if _sees_means(path, params, content)
                 else params
                 for path, params in sites.items()
             }
@@ -62,11 +62,11 @@ def as_lora(content: PeftContent) -> PeftContent:
         raise ValueError(f"use_bdlora must be a configuration, not {blocks!r:.80}")
     require_whole("nblocks", blocks.get("nblocks", 1), 1, _MOST_BLOCKS)
     for factor in ("lora_A", "lora_B"):
-        _require_bounded(sites, factor, blocks.get("nblocks", 1))
+        _require_size(sites, factor, blocks.get("nblocks", 1))
     return content._replace(sites={path: _whole(path, params, blocks) for path, params in sites.items()})
 
 
-def _require_bounded(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, times: int) -> None:
+def _require_size(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, times: int) -> None:
     """Raises ValueError if the factor, so many times as large at every site, is far more than all that is
     stored.
     """
@@ -76,7 +76,7 @@ def _require_bounded(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str,
         raise ValueError(f"{factor} would be {made} numbers, of a file of {stored}")
 
 
-def _pooled(path: str, params: Mapping[str, np.ndarray], content: PeftContent) -> bool:
+def _sees_means(path: str, params: Mapping[str, np.ndarray], content: PeftContent) -> bool:
     """Whether A sees means of inputs, as PEFT has it at layers of GPTQ alone: the base says how many inputs
     there are.
     """
@@ -98,7 +98,7 @@ def _pooled(path: str, params: Mapping[str, np.ndarray], content: PeftContent) -
     )
 
 
-def _ungrouped(A: np.ndarray, group: int) -> np.ndarray:
+def _ungroup(A: np.ndarray, group: int) -> np.ndarray:
     """A of the inputs, of A of the means of ``group`` of them each: ``[r, groups]`` to ``[r, groups *
     group]``.
     """

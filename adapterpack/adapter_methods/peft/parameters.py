@@ -46,7 +46,7 @@ def targeted_parameters(content: PeftContent) -> PeftContent:
     levels: dict[str, list[str]] = {}
     # the innermost first, which the module registered first
     for path in sorted(content.sites, key=len, reverse=True):
-        levels.setdefault(unwrapped(path), []).append(path)
+        levels.setdefault(unwrap(path), []).append(path)
     sites, kinds = dict(content.sites), dict(content.kinds)
     for owner, wrappers in levels.items():
         candidates = named_at(owner, names, content.written)
@@ -80,11 +80,11 @@ def names_in(config: Mapping[str, Any]) -> list[str]:
     return sorted(set(names))
 
 
-def unwrapped(path: str) -> str:
+def unwrap(path: str) -> str:
     """The module inside of PEFT's wrappers.
 
     Example:
-        >>> unwrapped("layers.0.experts.base_layer.base_layer")
+        >>> unwrap("layers.0.experts.base_layer.base_layer")
         'layers.0.experts'
     """
     while path.endswith(WRAPPED):
@@ -207,12 +207,12 @@ def _site(
     return "turned_experts" if turned else "experts", stack
 
 
-def as_stored(site: Site, params: Params) -> dict[str, np.ndarray]:
+def to_peft_factors(site: Site, params: Params) -> dict[str, np.ndarray]:
     """The factors of a parameter as PEFT stores them.
 
     Example:
         >>> factors = {"lora_A": np.zeros((3, 2, 5)), "lora_B": np.zeros((3, 7, 2))}
-        >>> {name: value.shape for name, value in as_stored(Site("up", 5, 7, "experts", stack=3),
+        >>> {name: value.shape for name, value in to_peft_factors(Site("up", 5, 7, "experts", stack=3),
         ...     factors).items()}
         {'lora_A': (6, 5), 'lora_B': (7, 6)}
     """

@@ -20,7 +20,7 @@ from ...composing.rules.rule import RULES
 from ...composing.steps import RankChosen
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
-from ...pack.inspect import described
+from ...pack.inspect import describe
 from ...readable import shown, size, things
 from ..logs import log_message
 from ..options import common_options, load_pack, parse_pairs, suggest, weight_option
@@ -191,7 +191,7 @@ def command(
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         say(f"warning: {text}")
     write_recipes(pack, packs, write_recipe, to_mergekit)
-    summary = described(pack, out)
+    summary = describe(pack, out)
     for warning in caught:
         if isinstance(warning.message, RankChosen):
             summary["default_rank"] = {
@@ -313,14 +313,14 @@ def write_recipes(pack: Any, packs: tuple[str, ...], recipe: str | None, mergeki
     """The files that say how the pack was made."""
     if recipe is None and mergekit is None:
         return
-    described = recipe_of(pack)
+    describe = recipe_of(pack)
     if recipe is not None:
-        described.write(recipe)
+        describe.write(recipe)
     if mergekit is not None:
         by_digest = {load_pack(reference).id: reference.rpartition("=")[2] for reference in packs}
         write_mergekit(
-            described,
+            describe,
             pack.manifest.base.name or "BASE",
-            [by_digest[parent.digest] for parent in described.parents],
+            [by_digest[parent.digest] for parent in describe.parents],
             mergekit,
         )

@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...pack.inspect import described
+from ...pack.inspect import describe
 from ...readable import shown, size, things
 from ..options import common_options, load_pack, out_option
 from ..output import print_json, print_line
@@ -86,7 +86,7 @@ def command(
         base=None if base is None else folder_of(base),
         out=out,
     )
-    summary = described(resized, out)
+    summary = describe(resized, out)
     if as_json:
         print_json({"command": "resize", **summary, "bytes_before": before})
         return

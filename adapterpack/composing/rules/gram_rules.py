@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank.space import Factors, Sum, Term, column_gram, gram, row_gram, stack, summed
+from ...lowrank.space import Factors, Sum, Term, column_gram, gram, row_gram, stack, weighted_sum
 from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, Steps, choice, rule, with_scope
 
 _ORTHOGONAL = 0.1
@@ -50,7 +50,7 @@ rule(
     reduce=False,
     laws=SUM,
     coefficients=_as_given,
-)(summed)
+)(weighted_sum)
 rule(
     "linear",
     "the weighted sum of the changes, brought to the smallest rank that holds it",
@@ -60,7 +60,7 @@ rule(
     exact=True,
     laws=SUM,
     coefficients=_as_given,
-)(summed)
+)(weighted_sum)
 rule(
     "svd",
     "the best approximation of the weighted sum of a rank, or with a share of its energy, that you give",
@@ -70,12 +70,12 @@ rule(
     exact=False,
     cut=True,
     laws=SUM,
-)(summed)
+)(weighted_sum)
 
 
 def reweighted(terms: Sequence[Term], c: Iterable[float]) -> Sum:
     """``sum_i c_i D_i``."""
-    return summed([term._replace(weight=float(value)) for term, value in zip(terms, c, strict=True)])
+    return weighted_sum([term._replace(weight=float(value)) for term, value in zip(terms, c, strict=True)])
 
 
 def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:

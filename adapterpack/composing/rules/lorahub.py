@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...errors import ConfigError, NonFinite
-from ...lowrank.space import Sum, Term, summed
+from ...lowrank.space import Sum, Term, weighted_sum
 from .rule import ARXIV, SUM, Steps, rule
 
 Score = Callable[[np.ndarray], float]
@@ -43,7 +43,7 @@ def lorahub(
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0,
 ) -> Sum:
     """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
-    return summed(terms)
+    return weighted_sum(terms)
 
 
 def searched(

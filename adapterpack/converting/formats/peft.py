@@ -7,7 +7,7 @@ from pathlib import Path
 from ...adapter_methods.core.peft_form import OfBase
 from ...errors import Unsupported
 from ...pack.contents import encode_files
-from ...pack.from_peft import imported
+from ...pack.from_peft import import_folder
 from ...pack.pack import Pack
 from ...peft import layout
 from ...peft.options import unknown_sentence
@@ -29,7 +29,7 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 
 def _read(source: Source) -> Reading:
     tensors, said = tensors_of(source.path, source)
-    pack, unknown, base_change = imported(
+    pack, unknown, base_change = import_folder(
         source.path,
         source.name,
         on_base=source.base is not None,

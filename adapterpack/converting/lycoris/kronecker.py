@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...adapter_methods.lokr import LoKr, divided
+from ...adapter_methods.lokr import LoKr, split_width
 from ...errors import FormatError, Unsupported
 from ..packs import untargeted
 
@@ -85,7 +85,7 @@ def factors_of(
     (a, b), (c, d) = first, (second[0], second[1] // points)
     rank = next(iter(ranks), None)
     for factor in _candidates(a, b, c, d):
-        if (divided(a * c, factor), divided(b * d, factor)) == ((a, c), (b, d)) and _splits(
+        if (split_width(a * c, factor), split_width(b * d, factor)) == ((a, c), (b, d)) and _splits(
             params, first, (c, d), rank
         ):
             return Factors(params, first, second, points, rank, factor)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods.core.token_positions import acted
+from ...adapter_methods.core.token_positions import has_acted
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
 from ...runtime.adapters.mix import Names
@@ -138,7 +138,7 @@ def _acting(session: Session, batch: Arrays, token: np.ndarray, names: Names) ->
     if ADAPTER_POSITIONS not in session.inputs:
         return {}
     by_row = [names] * len(token) if names is None or isinstance(names, str) else list(names)
-    before = acted(session.acting(batch, by_row), None)
+    before = has_acted(session.acting(batch, by_row), None)
     return {
         ADAPTER_POSITIONS: session.acting(
             {"input_ids": token, "attention_mask": np.ones_like(token)}, by_row, before

@@ -65,7 +65,7 @@ class Signature:
             "signature": str(self.path / FILE_NAME),
             "key": self.key,
             "identity": self.identity,
-            "expires": self.expires and statement.written(self.expires),
+            "expires": self.expires and statement.format_moment(self.expires),
             "files": dict(self.files),
         }
 
@@ -120,10 +120,10 @@ def sign(
         }
         return statement.Statement(loaded.name, files)
 
-    return sealed(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, signer, identity, expires)
 
 
-def sealed(
+def seal(
     artifact: Signable,
     checked: Callable[[], statement.Statement],
     key: EllipticCurvePrivateKey,
@@ -168,7 +168,7 @@ def verify(
     at: datetime | None = None,
 ) -> Signature:
     """Verifies the signature of a pack; see :func:`adapterpack.verify`."""
-    verified = unsealed(_signable(_folder(pack)), public_key(key), identity, at)
+    verified = unseal(_signable(_folder(pack)), public_key(key), identity, at)
     if isinstance(pack, Pack) and verified.pack != pack.id:
         raise WronglySigned(
             "the signature is of another pack",
@@ -179,7 +179,7 @@ def verify(
     return verified
 
 
-def unsealed(
+def unseal(
     artifact: Signable, key: EllipticCurvePublicKey, identity: str | None = None, at: datetime | None = None
 ) -> Signature:
     """The signature of an artifact, if the holder of the key signed exactly the files that lie there; see
@@ -214,7 +214,7 @@ def unsealed(
             "the signature is right, but its time is over",
             where=file,
             expected="a later expiry",
-            found=statement.written(signed.expires),
+            found=statement.format_moment(signed.expires),
             remedy=f"ask the maker of the {kind} to sign it again",
         )
     return _signature(artifact, signed, key_digest(key))

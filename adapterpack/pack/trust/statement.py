@@ -64,7 +64,10 @@ class Statement:
                         "ignore_paths": sorted(MUTABLE),
                     },
                     "resources": resources,
-                    EXTENSION: {"identity": self.identity, "expires": self.expires and written(self.expires)},
+                    EXTENSION: {
+                        "identity": self.identity,
+                        "expires": self.expires and format_moment(self.expires),
+                    },
                 },
             }
         )
@@ -140,7 +143,7 @@ def expiry(text: str) -> datetime:
         ConfigError: neither.
 
     Example:
-        >>> written(expiry("2030-06-30")), written(expiry("2030-06-30T12:00:00+02:00"))
+        >>> format_moment(expiry("2030-06-30")), format_moment(expiry("2030-06-30T12:00:00+02:00"))
         ('2030-06-30T23:59:59Z', '2030-06-30T10:00:00Z')
     """
     try:
@@ -159,7 +162,7 @@ def expiry(text: str) -> datetime:
         ) from error
 
 
-def written(moment: datetime) -> str:
+def format_moment(moment: datetime) -> str:
     """A moment in UTC as signatures and reports write it."""
     return moment.astimezone(UTC).strftime(_TIME)
 

@@ -98,7 +98,7 @@ class TooDeep(Exception):
     """The template's statements or expressions are nested too deeply."""
 
 
-def nested(over: Callable[[Iterable[n.Node], str], Iterator[n.Node]], tree: n.Node) -> list[n.Node]:
+def walk_nodes(over: Callable[[Iterable[n.Node], str], Iterator[n.Node]], tree: n.Node) -> list[n.Node]:
     """Every node of a template; ``over`` goes over them as long as there is time.
 
     Raises:

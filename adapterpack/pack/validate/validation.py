@@ -120,26 +120,26 @@ def _turn(folder: Path) -> AbstractContextManager[object]:
 def _examine(
     folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
 ) -> tuple[Report, Pack | None]:
-    def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
+    def refuse(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
-    findings, data, value = capped(files.regular_files(folder, budget)), b"", None
+    findings, data, value = cap_findings(files.regular_files(folder, budget)), b"", None
     if not findings:
         data = files.read_manifest(folder / m.FILE_NAME)
         value = strict_json.loads(data, folder / m.FILE_NAME, m.MAX_BYTES)
         # before the manifest's reader calls such keys unknown fields
-        findings = capped(remote_code(value, m.FILE_NAME, budget=budget))
+        findings = cap_findings(remote_code(value, m.FILE_NAME, budget=budget))
     if findings:
-        return refused(findings)
+        return refuse(findings)
     manifest = m.parse(data, folder / m.FILE_NAME, value)
     if findings := [*composition(manifest)]:
-        return refused(findings, manifest)
+        return refuse(findings, manifest)
     require_known(manifest, folder / m.FILE_NAME)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
-    if findings := capped(files.forbidden_files(folder, named, budget)) or capped(
+    if findings := cap_findings(files.forbidden_files(folder, named, budget)) or cap_findings(
         files.closed_file_list(folder, manifest)
     ):
-        return refused(findings, manifest)
+        return refuse(findings, manifest)
     try:
         contents = files.read_files(folder, manifest, budget)
     except Spent as spent:
@@ -150,7 +150,7 @@ def _examine(
         else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
     )
     if findings := [*files.magic_bytes(contents)] or absent:
-        return refused(findings, manifest)
+        return refuse(findings, manifest)
     file = HeldFile(contents[TENSORS], folder / TENSORS)
     pack = Pack(
         manifest,
@@ -183,7 +183,7 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     for check in checks:
         try:
             subject.budget.require_time(f"{check.__name__.replace('_', ' ')} and what follows")
-            findings.extend(capped(check(subject)))
+            findings.extend(cap_findings(check(subject)))
         except Spent as spent:
             return findings, [str(spent)]
         except AdapterpackError as error:
@@ -193,7 +193,7 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     return findings, []
 
 
-def capped(findings: Iterable[Finding]) -> list[Finding]:
+def cap_findings(findings: Iterable[Finding]) -> list[Finding]:
     """The findings, of each rule a thousand at most and then their number: a file can have one in every few
     bytes.
     """
@@ -228,11 +228,11 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
         >>> load("packs/tickets").name  # doctest: +SKIP
         'tickets'
     """
-    pack, _ = checked(path)
+    pack, _ = check(path)
     return pack if name is None else pack.called(name)
 
 
-def load_validated(path: Path, name: str) -> Pack:
+def load_proved(path: Path, name: str) -> Pack:
     """As :func:`load`, of a folder whose bytes passed every check before and are still the same, which the
     caller knows: only the manifest is read, and each tensor with its digest when it is looked at.
 
@@ -246,7 +246,7 @@ def load_validated(path: Path, name: str) -> Pack:
     return Pack(manifest, {}, path, extra).unloaded().called(name)
 
 
-def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
+def check(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
     """As :func:`load`, with the report.
 
     Raises:
@@ -285,9 +285,9 @@ def _examine_peft(
         )
     findings = [
         finding._replace(severity="warning")
-        for finding in capped(files.forbidden_files(folder, frozenset({TENSORS}), budget))
+        for finding in cap_findings(files.forbidden_files(folder, frozenset({TENSORS}), budget))
     ]
-    findings += capped(_foreign_json(folder, budget))
+    findings += cap_findings(_foreign_json(folder, budget))
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
     try:
@@ -295,7 +295,7 @@ def _examine_peft(
         budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
-    pack, unknown, _ = from_peft.imported(folder)
+    pack, unknown, _ = from_peft.import_folder(folder)
     pack = dataclasses.replace(pack, path=folder)
     findings += options(unknown)
     about_base = SHAPES_ONLY if base else NO_BASE

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods.core.token_positions import acted
+from ...adapter_methods.core.token_positions import has_acted
 from ...base.thresholds import longrope_length
 from ...bundle.decoder_graph import DECODER, LAST_POSITIONS
 from ..open_bundle import OpenBundle
@@ -49,7 +49,7 @@ class SequenceState:
     next_token: int = 0
     acting: np.ndarray | None = field(init=False, default=None)
     """At which of the prompt's tokens its adapter acts; None where it acts everywhere."""
-    acted: bool = field(init=False, default=False)
+    has_acted: bool = field(init=False, default=False)
     """Whether it has acted so far."""
     acted_before: bool = field(init=False, default=False)
     """The same before the last step."""
@@ -362,5 +362,5 @@ def _acts(row: SequenceState) -> bool:
     row.acted_before = row.acted
     one, before = np.ones((1, 1), bool), np.array([row.acted])
     mask = row.adapter.acts.mask(np.array([[row.next_token]], np.int64), one, one, before)
-    row.acted = bool(acted(mask, before)[0])
+    row.acted = bool(has_acted(mask, before)[0])
     return bool(mask[0, 0])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...adapter_methods.core.token_positions import acted
+from ...adapter_methods.core.token_positions import has_acted
 from ...base.thresholds import longrope_length
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks.session import Arrays
@@ -64,7 +64,7 @@ class DecoderOnly:
         session = self.session
         self.mask = self.prefix.covering(self.batch["attention_mask"])
         acting = self.run.acting(self.batch)
-        self.acted = acted(acting, None)
+        self.acted = has_acted(acting, None)
         images = (
             {}
             if not self.given
@@ -96,7 +96,7 @@ class DecoderOnly:
                 return self.prefill()
         step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
         acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.acted)
-        self.acted = acted(acting, self.acted)
+        self.acted = has_acted(acting, self.acted)
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)

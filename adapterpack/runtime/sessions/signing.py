@@ -13,7 +13,7 @@ from ...errors import FormatError
 from ...io.hashing import sha256_of
 from ...pack.pack import SIGNATURE
 from ...pack.trust.keys import private_key, public_key
-from ...pack.trust.sign import Signable, Signature, sealed, unsealed
+from ...pack.trust.sign import Signable, Signature, seal, unseal
 from ...pack.trust.statement import Statement
 from ...pack.validate.finding import Finding
 from .validation import IRREGULAR, validate_bundle
@@ -51,7 +51,7 @@ def sign_bundle(
         }
         return Statement(folder.resolve().name, files)
 
-    return sealed(_signable(folder), checked, signer, identity, expires)
+    return seal(_signable(folder), checked, signer, identity, expires)
 
 
 def verify_bundle(
@@ -60,7 +60,7 @@ def verify_bundle(
     """The signature of a bundle, if the holder of the key signed exactly the files that lie there; see
     :func:`adapterpack.verify`.
     """
-    return unsealed(_signable(folder), public_key(key), identity, at)
+    return unseal(_signable(folder), public_key(key), identity, at)
 
 
 def _signable(folder: Path) -> Signable:

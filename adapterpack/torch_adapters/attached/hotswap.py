@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...adapter_methods import Site
-from ...adapter_methods.nodes.composed import packed
+from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
 from ...manifest.manifest import Group
 from ...pack.pack import SHARED, Pack
@@ -104,7 +104,7 @@ def _shape_of(sites: dict[str, Site], group: Group) -> tuple[int, int]:
 
 
 def _require_equal(own: Any, other: Any, where: str) -> None:
-    mine, theirs = packed(own), packed(other)
+    mine, theirs = pack_config(own), pack_config(other)
     differing = sorted(
         key for key in (mine.keys() | theirs.keys()) - _IN_TRAINING if mine.get(key) != theirs.get(key)
     )

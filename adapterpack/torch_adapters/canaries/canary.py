@@ -104,7 +104,7 @@ def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> floa
         )
     base, adapted = _outputs(model, name or pack.name, recorded)
     return canary.check(
-        canary.widened(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name
+        canary.widen(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name
     )
 
 

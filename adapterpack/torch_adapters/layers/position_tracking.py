@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from ...adapter_methods import LAYOUTS
-from ...adapter_methods.core.token_positions import Acts, acted
+from ...adapter_methods.core.token_positions import Acts, has_acted
 from ...errors import Unsupported
 from .layer import Adapted
 
@@ -159,7 +159,7 @@ class Acting:
             else (output,)
         )
         for cache in (part for part in parts if isinstance(part, Cache)):
-            done = {name: acted(mask, run.before[name]) for name, mask in run.masks.items()}
+            done = {name: has_acted(mask, run.before[name]) for name, mask in run.masks.items()}
             setattr(cache, _ATTRIBUTE, {**getattr(cache, _ATTRIBUTE, {}), **done})
         again = any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
         self.run = run if again else None

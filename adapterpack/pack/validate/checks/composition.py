@@ -113,9 +113,9 @@ def follows(s: Subject) -> Iterator[Finding]:
     method = s.pack.method
     if method.config.composition is None:
         return
-    from ....adapter_methods.nodes.composed import derived, made  # noqa: PLC0415 - as above
+    from ....adapter_methods.nodes.composed import derived_prefixes, make_own  # noqa: PLC0415 - as above
 
-    if not (prefixes := derived(method)):
+    if not (prefixes := derived_prefixes(method)):
         return
     numbers = {group.path: number for number, group in enumerate(s.pack.manifest.groups)}
     for adapter in s.pack.adapters():
@@ -123,7 +123,7 @@ def follows(s: Subject) -> Iterator[Finding]:
         s.budget.require_time(what)
         # their factors in float64, decomposed
         s.require_memory(64 * sum(value.size for value in adapter.params.values()), what)
-        expected = made(
+        expected = make_own(
             method, adapter.config, complete(method, adapter.config, adapter.wide, adapter.site), adapter.site
         )
         for key, value in expected.items():

@@ -13,7 +13,7 @@ from ....adapter_methods.core.shapes import check_shapes
 from ....errors import AdapterpackError, FormatError
 from ....io.safe_open import TENSORS
 from ....manifest import manifest as m
-from ...bounds import require_bounded
+from ...bounds import require_limit
 from ...pack import SHARED, site_of
 from ..context import Subject, group_pointer, quantized_numbers, tensor_pointer
 from ..finding import Finding, Rule
@@ -214,7 +214,7 @@ def bounded(s: Subject) -> Iterator[Finding]:
     groups = [group for group in s.pack.manifest.groups if group.role == "adapter"]
     sites = ((s.pack.method_of(group), s.pack.config_at(group), s.pack.site(group)) for group in groups)
     try:
-        require_bounded(s.budget.over(sites, "what the methods make"), s.pack.manifest.tensors, s.folder.name)
+        require_limit(s.budget.over(sites, "what the methods make"), s.pack.manifest.tensors, s.folder.name)
     except FormatError as error:
         yield BOUNDED.at(
             "groups", f"{error.what}: expected {error.expected}, found {error.found}", pointer="/groups"

@@ -78,7 +78,7 @@ def template_findings(
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     from ....chat.rendering import GenerationExtension  # noqa: PLC0415
-    from ..jinja_words import TooDeep, nested, word_problems  # noqa: PLC0415
+    from ..jinja_words import TooDeep, walk_nodes, word_problems  # noqa: PLC0415
     from ..template_cost import cost_problem  # noqa: PLC0415
 
     try:
@@ -88,7 +88,7 @@ def template_findings(
         tree = ImmutableSandboxedEnvironment(
             extensions=["jinja2.ext.loopcontrols", GenerationExtension]
         ).parse(text)
-        nodes = nested((budget or Budget()).over, tree)
+        nodes = walk_nodes((budget or Budget()).over, tree)
     except (TemplateError, ValueError, RecursionError, TooDeep) as error:
         yield PARSE.at(where, f"the chat template cannot be parsed: {error}", file=where)
         return
