@@ -86,9 +86,9 @@ from .runtime.engine.base import Engine as Engine
 from .runtime.sessions.run import run as run
 from .runtime.sessions.session import Session as Session
 from .serving.serve import serve as serve
-from .torch_adapters.active import active as active
-from .torch_adapters.active import disabled as disabled
-from .torch_adapters.active import using as using
+from .torch_adapters.adapt import adapt as adapt
+from .torch_adapters.adapt import attach as attach
+from .torch_adapters.adapt import detach as detach
 from .torch_adapters.attached.hotswap import hotswap as hotswap
 from .torch_adapters.attached.load_for import load_for as load_for
 from .torch_adapters.attached.merging import merge_into as merge_into
@@ -97,9 +97,9 @@ from .torch_adapters.attached.state import adapter_state_dict as adapter_state_d
 from .torch_adapters.attached.state import load_adapter_state_dict as load_adapter_state_dict
 from .torch_adapters.attached.status import status as status
 from .torch_adapters.attached.weighing import set_weight as set_weight
-from .torch_adapters.inject import adapt as adapt
-from .torch_adapters.inject import attach as attach
-from .torch_adapters.inject import detach as detach
+from .torch_adapters.layers.active import active as active
+from .torch_adapters.layers.active import disabled as disabled
+from .torch_adapters.layers.active import using as using
 from .torch_adapters.save import save as save
 from .training.pipeline import train as train
 from .training.statistics import measure as measure

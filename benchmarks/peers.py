@@ -24,8 +24,8 @@ from adapterpack.adapter_methods import Method
 from adapterpack.demos import MINILM, fetch
 from adapterpack.tasks import text_classification
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
-from adapterpack.training import data
+from adapterpack.torch_adapters.models.load import load_model
+from adapterpack.training.data import load as data
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 RATES = {"weight": 5e-3, "activation": 1e-2, "prompt": 1e-2, "attention": 1e-2}

@@ -32,8 +32,8 @@ from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.engine.model_runner import SequenceState
 from adapterpack.runtime.sessions.decoder import EncoderDecoder
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.inject import adapt
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.adapt import adapt
+from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.torch_adapters.save import save
 
 SIZES = {"tiny": (64, 2, 4, 128), "small": (512, 6, 8, 1024)}

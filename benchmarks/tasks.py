@@ -28,7 +28,7 @@ from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
-from adapterpack.training.loop.making import trainer_for
+from adapterpack.training.loop.build_trainer import trainer_for
 from adapterpack.training.loop.preparing import prepared, reader_of, training_of
 from adapterpack.training.trainers.kind import TRAINERS
 

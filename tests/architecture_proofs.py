@@ -22,8 +22,8 @@ from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.slots.precision import DEFAULT
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.inject import adapt
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.adapt import adapt
+from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.torch_adapters.save import save
 
 

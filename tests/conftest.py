@@ -301,7 +301,7 @@ def pack_of(
 
         from adapterpack import LoRA, adapt, save
         from adapterpack.tasks.task import task_named
-        from adapterpack.torch_adapters.loading import load_model
+        from adapterpack.torch_adapters.models.load import load_model
 
         fields, labels = PACKS[kind][name]
         model = load_model(task_named(TASK_OF[kind]), base_of(kind), labels)
@@ -358,7 +358,7 @@ def dense_of(
 
         from adapterpack import load
         from adapterpack.tasks.task import task_named
-        from adapterpack.torch_adapters.loading import load_model
+        from adapterpack.torch_adapters.models.load import load_model
 
         model = load_model(task_named(TASK_OF[kind]), base_of(kind)).double().eval()
         if name is not None:

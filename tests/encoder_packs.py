@@ -10,7 +10,7 @@ import torch
 
 from adapterpack import LoRA, adapt, save
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 LONG = 64
 """Positions of the tiny base."""

@@ -46,10 +46,10 @@ from adapterpack.quantizing.packs import quantize_pack
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.blocks import FIELDS
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.block_targets import select_blocks
 from adapterpack.torch_adapters.layers.block import AdaptedBlock
+from adapterpack.torch_adapters.layers.block_targets import select_blocks
 from adapterpack.torch_adapters.layers.layer import AdaptedLayer
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.config.config import read_config
 
 Make = Callable[..., Any]

@@ -39,8 +39,8 @@ from adapterpack.pack import canary
 from adapterpack.quantizing.graphs.options import quantization
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_bundle
 from adapterpack.runtime import canary as replay
-from adapterpack.torch_adapters.active import adapter_names
 from adapterpack.torch_adapters.canaries.canary import coarse, verify_canary
+from adapterpack.torch_adapters.layers.active import adapter_names
 
 Make = Callable[..., Any]
 CLASSES = {"llama": AutoModelForCausalLM, "bert": AutoModelForSequenceClassification, "encoder": AutoModel}

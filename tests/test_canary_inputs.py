@@ -60,9 +60,9 @@ from adapterpack.manifest.parts import Canary, Features, Pixels
 from adapterpack.manifest.synthetic_inputs import make_row
 from adapterpack.pack import canary
 from adapterpack.runtime.canary_reasons import not_replayable
-from adapterpack.torch_adapters.active import adapter_names
 from adapterpack.torch_adapters.canaries.canary import verify_canary
 from adapterpack.torch_adapters.canaries.inputs import misfit
+from adapterpack.torch_adapters.layers.active import adapter_names
 
 SAME = 1e-5
 """Of outputs of size 0.1 to 10; the same passes in the same process differ by nothing, in another batch

@@ -34,7 +34,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.validation import validate
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 fast = pytest.mark.fast
 BASE = m.Base("org/base")

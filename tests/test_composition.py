@@ -46,7 +46,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.slots.values import pack_values
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.loop.trainer import AdapterTrainer
 
 Make = Callable[..., Any]

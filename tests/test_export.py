@@ -67,8 +67,8 @@ from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import form_arrays, head_values
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
-from adapterpack.torch_adapters.parts import parts_of
+from adapterpack.torch_adapters.extract_adapter import parts_of
+from adapterpack.torch_adapters.models.load import load_model
 
 stage = importlib.import_module("adapterpack.exporting.pipeline")
 arguments = importlib.import_module("adapterpack.exporting.arguments")

@@ -36,8 +36,8 @@ from adapterpack.exporting.proof import parity
 from adapterpack.exporting.proof import reference as ref
 from adapterpack.slots.precision import precision
 from adapterpack.tasks.task import MAIN, task_named
-from adapterpack.torch_adapters.inject import attach
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.adapt import attach
+from adapterpack.torch_adapters.models.load import load_model
 
 TASK = task_named("text-generation")
 _IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}

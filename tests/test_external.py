@@ -26,7 +26,7 @@ from adapterpack.exporting.frontends import FRONTENDS, Source
 from adapterpack.onnx_graph.confine import require_safe
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
 

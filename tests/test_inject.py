@@ -47,14 +47,14 @@ from adapterpack.errors import (
 )
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
-from adapterpack.torch_adapters.active import adapter_names
 from adapterpack.torch_adapters.canaries.canary import verify_canary
+from adapterpack.torch_adapters.extract_adapter import parts_of
 from adapterpack.torch_adapters.kernels.dropout import Dropout
 from adapterpack.torch_adapters.kernels.low_rank import add_low_rank, is_low_rank
+from adapterpack.torch_adapters.layers.active import adapter_names
 from adapterpack.torch_adapters.layers.layer import Adapted, AdaptedLayer
-from adapterpack.torch_adapters.layers.whole import SavedModule
+from adapterpack.torch_adapters.layers.modules_to_save import SavedModule
 from adapterpack.torch_adapters.layers.wrapper import base_modules
-from adapterpack.torch_adapters.parts import parts_of
 from adapterpack.torch_adapters.save import _model_fingerprint
 
 pytestmark = pytest.mark.fast

@@ -54,11 +54,11 @@ from adapterpack.adapter_methods.core.operators import Chain, Diagonal
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.manifest.manifest import Task
 from adapterpack.pack.validate.validation import validate
-from adapterpack.torch_adapters.active import active
+from adapterpack.torch_adapters.layers.active import active
 from adapterpack.torch_adapters.layers.conv import AdaptedConv
 from adapterpack.torch_adapters.layers.layer import Adapted
+from adapterpack.torch_adapters.layers.sites import select
 from adapterpack.torch_adapters.layers.wrapper import base_modules
-from adapterpack.torch_adapters.sites import select
 
 pytestmark = pytest.mark.fast
 torch.set_num_threads(1)

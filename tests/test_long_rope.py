@@ -27,8 +27,8 @@ from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.tasks.data.rows import RowError
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
-from adapterpack.training.rows.packing import _joined
+from adapterpack.torch_adapters.models.load import load_model
+from adapterpack.training.data.pack_sequences import _joined
 
 SHORT = 40
 """The most tokens of a short row."""

@@ -41,7 +41,7 @@ from adapterpack.onnx_graph.nbits import dequantized, quantized_nodes
 from adapterpack.pack.pack import Pack, build
 from adapterpack.tasks.task import task_named
 from adapterpack.testing import cases
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
 RNG = np.random.default_rng(5)

@@ -18,7 +18,7 @@ from architectures import ARCHITECTURES
 from adapterpack import OFT, DoRA, FourierFT, LoRA, Pack, Session, adapt, export, load, merge, save
 from adapterpack.errors import Unsupported
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 BY_NAME = {one.name: one for one in ARCHITECTURES}
 CLOSE = 1e-4

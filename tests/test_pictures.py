@@ -33,7 +33,7 @@ from adapterpack.runtime.media.image_processing import MOST_BYTES, bytes_in, pic
 from adapterpack.runtime.media.inputs import image_of
 from adapterpack.runtime.media.processor_config import _KINDS, Preparation, preparation, section
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 SAME = 1e-6
 """Of normalised pixels of size 1 to 3: the same steps in float32."""

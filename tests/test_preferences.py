@@ -19,10 +19,10 @@ from adapterpack import LoRA, adapt, attach, load, save, train
 from adapterpack.errors import AdapterpackError, ConfigError, UnknownName, Unsupported
 from adapterpack.sandbox.sandbox import OutOfLimits
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model, load_tokenizer
+from adapterpack.torch_adapters.models.load import load_model, load_tokenizer
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
-from adapterpack.training.loop.making import trainer_for
+from adapterpack.training.loop.build_trainer import trainer_for
 from adapterpack.training.loop.preparing import prepared
 from adapterpack.training.loop.steps import Step
 

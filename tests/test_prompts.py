@@ -24,8 +24,8 @@ from adapterpack.adapter_methods.forms.prompt_config import PromptSite
 from adapterpack.errors import AdapterpackError, BaseMismatch, SiteNotFound, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.torch_adapters.active import adapter_names
 from adapterpack.torch_adapters.canaries.canary import verify_canary
+from adapterpack.torch_adapters.layers.active import adapter_names
 from adapterpack.training.pipeline import train
 
 ROWS = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16]]

@@ -30,7 +30,7 @@ from adapterpack.runtime.ort.model import OrtModel
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.resolved_device import resolve
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
 

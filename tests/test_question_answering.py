@@ -23,8 +23,8 @@ from adapterpack.errors import ConfigError
 from adapterpack.tasks import question_answering
 from adapterpack.tasks.question_answering import LONGEST, best_span
 from adapterpack.tasks.task import task_named, task_of
-from adapterpack.torch_adapters.loading import load_model
-from adapterpack.training import data
+from adapterpack.torch_adapters.models.load import load_model
+from adapterpack.training.data import load as data
 
 Make = Callable[..., Any]
 THINGS = ["lamp", "kettle", "radio", "fan", "clock", "drill"]

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from adapterpack import Session, attach, export, load, merge, train
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
 FP32 = 2e-5

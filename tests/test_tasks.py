@@ -38,7 +38,7 @@ from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_image
 from adapterpack.runtime.media.inputs import array_of, speech_of
 from adapterpack.tasks.embeddings import POOLING
 from adapterpack.tasks.task import MAIN, TASKS, Part, Task, task_named, task_of
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}

@@ -46,10 +46,10 @@ from adapterpack.tasks import text_classification, text_generation
 from adapterpack.tasks.data.problems import labels_in
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.canaries.canary import verify_canary
-from adapterpack.torch_adapters.loading import load_model
-from adapterpack.training import data
+from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.config.config import as_mapping, read_config
-from adapterpack.training.loop.memory import memory_errors
+from adapterpack.training.data import load as data
+from adapterpack.training.loop.out_of_memory import memory_errors
 from adapterpack.training.pipeline import train_one
 
 TEXT = "text-classification"
@@ -1034,7 +1034,7 @@ def test_a_printed_configuration_of_a_training_that_goes_on_reads_back(
     trained_before: dict[str, Any], tmp_path: Path
 ) -> None:
     """It leaves the pack's settings to the pack."""
-    from adapterpack.training.loop.going_on import with_settings_of_the_pack
+    from adapterpack.training.loop.continue_training import with_settings_of_the_pack
 
     (config,), _ = read_config({**trained_before, "output_dir": str(tmp_path / "next"), "lora_r": 16})
     printed = as_mapping(config)

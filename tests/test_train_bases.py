@@ -21,7 +21,7 @@ from adapterpack import train
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, FormatError, StorageError, Unsupported
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 TEXT = "text-classification"
 

@@ -29,11 +29,13 @@ from adapterpack.tasks.data.problems import ONE, Labels
 from adapterpack.tasks.data.report import DataReport
 from adapterpack.tasks.preferences.form import labelled_answers, pairs_of_answers
 from adapterpack.tasks.task import task_named
-from adapterpack.training import data
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.sources import Source, sources_of
-from adapterpack.training.rows import data_files, packing, readable_files
-from adapterpack.training.rows.reading import read, tables
+from adapterpack.training.data import decompress as readable_files
+from adapterpack.training.data import limits as data_files
+from adapterpack.training.data import load as data
+from adapterpack.training.data import pack_sequences as packing
+from adapterpack.training.data.encode import read, tables
 
 
 def user(text: str) -> dict[str, str]:
@@ -259,9 +261,7 @@ def test_rows_are_read_without_a_home(tmp_path: Path) -> None:
     """In a container whose user has no home there is no folder for what ``datasets`` makes of files."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "w1"}\n')
-    code = (
-        "import sys; from adapterpack.training.data import load_rows; print(load_rows(sys.argv[1]).to_list())"
-    )
+    code = "import sys; from adapterpack.training.data.load import load_rows; print(load_rows(sys.argv[1]).to_list())"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     done = subprocess.run(
         [sys.executable, "-c", code, rows],

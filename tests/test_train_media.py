@@ -22,11 +22,11 @@ import adapterpack
 from adapterpack import attach, export, load, run, train
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.active import wrappers_of
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.layers.active import wrappers_of
+from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
-from adapterpack.training.loop.making import trainer_for
+from adapterpack.training.loop.build_trainer import trainer_for
 from adapterpack.training.loop.preparing import prepared, reader_of
 from adapterpack.training.trainers.kind import TRAINERS
 

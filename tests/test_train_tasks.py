@@ -21,7 +21,7 @@ from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.tasks.data.problems import PROBLEMS, labels_in
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 TEXT = "text-classification"
 

@@ -23,8 +23,8 @@ from adapterpack import Pack, train
 from adapterpack.errors import ConfigError, NonFinite
 from adapterpack.signals import Ended, raised
 from adapterpack.tasks.task import task_named
+from adapterpack.training.loop.shared_bases import SharedBases
 from adapterpack.training.loop.steps import Step
-from adapterpack.training.shared_bases import SharedBases
 
 TEXT = "text-classification"
 

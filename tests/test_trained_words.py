@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from adapterpack import LoRA, Pack, Session, TrainableTokens, adapt, export, merge, save
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 ROWS = np.array([[5, 7, 3, 9, 11, 5], [1, 12, 3, 4, 6, 8], [40, 9, 9, 2, 5, 70]])
 CLOSE = 1e-4

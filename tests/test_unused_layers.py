@@ -20,7 +20,7 @@ from transformers.models.idefics.modeling_idefics import IdeficsDecoupledLinear
 from adapterpack import LoRA, adapt, attach, detach, export, merge, merge_into, save, unmerge_from
 from adapterpack.errors import AdapterpackError, NothingToDo, SiteNotFound
 from adapterpack.torch_adapters.layers.layer import Adapted
-from adapterpack.torch_adapters.sites import is_plain_linear
+from adapterpack.torch_adapters.layers.sites import is_plain_linear
 from adapterpack.torch_adapters.unused import unused_layers
 
 pytestmark = pytest.mark.fast

@@ -98,7 +98,7 @@ class BaseModel:
             Unsupported: this package has no model for it.
         """
         # only few methods depend on the order, and need torch for it
-        from ..torch_adapters.loading import empty_model  # noqa: PLC0415
+        from ..torch_adapters.models.load import empty_model  # noqa: PLC0415
 
         task = TASKS.find(self.task().type)
         if task is None:

@@ -261,8 +261,8 @@ def _default_sites(job: ExportJob, source: Source) -> frozenset[str] | None:
     if job.request.mode == "folded" or job.packs:
         return None
     # torch and transformers
-    from ..torch_adapters.loading import empty_model  # noqa: PLC0415
-    from ..torch_adapters.sites import select  # noqa: PLC0415
+    from ..torch_adapters.layers.sites import select  # noqa: PLC0415
+    from ..torch_adapters.models.load import empty_model  # noqa: PLC0415
 
     model = empty_model(source.folder, job.task)
     heads = tuple(head for head in job.task.heads if hasattr(model, head))

@@ -252,7 +252,7 @@ def _require_buildable(source: Source) -> None:
     as much as it says.
     """
     with needed_by("adapterpack.export", "export"):
-        from ..torch_adapters.loading import empty_model  # noqa: PLC0415 - torch and transformers
+        from ..torch_adapters.models.load import empty_model  # noqa: PLC0415 - torch and transformers
     empty_model(source.folder, source.task)
 
 

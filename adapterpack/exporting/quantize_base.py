@@ -73,7 +73,7 @@ def write_as_trained(
     import torch  # noqa: PLC0415 - heavy, and only this scheme needs it here
     from transformers import BitsAndBytesConfig  # noqa: PLC0415
 
-    from ..torch_adapters.loading import loaded, quiet_transformers, stored_dtype  # noqa: PLC0415
+    from ..torch_adapters.models.load import loaded, quiet_transformers, stored_dtype  # noqa: PLC0415
 
     dtype = form.params.get("dtype")
     held = dtype if dtype in {"float32", "float16", "bfloat16"} else stored_dtype(base)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import Unsupported
-from .active import adapter_names
+from .layers.active import adapter_names
 from .layers.tensors import gathered
 from .layers.wrapper import Wrapper
 from .save import save

@@ -10,17 +10,17 @@ from torch import nn
 from ..adapter_methods import Site, Traits
 from ..errors import SiteNotFound
 from ..registry import Registry
-from .block_targets import block_at, select_blocks
 from .layers import attention, encoder_decoder_prompts, prompts
 from .layers.block import AdaptedBlock
+from .layers.block_targets import block_at, select_blocks
 from .layers.conv import AdaptedConv, SpanningConv
 from .layers.embedding import AdaptedEmbedding
 from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted, AdaptedLayer
 from .layers.norms import AdaptedNorm
 from .layers.parameter import AdaptedParameter
+from .layers.sites import holder_at, select, site_at
 from .layers.wrapper import innermost, module_at
-from .sites import holder_at, select, site_at
 
 LAYERS: dict[str, type[Adapted]] = {
     "linear": AdaptedLayer,

@@ -30,16 +30,16 @@ from ..peft.readers import line
 from ..tasks.data.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
-from .active import adapter_names
-from .attached.merged import require_unmerged
 from .base_quantization import quantization_of
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
+from .extract_adapter import Parts, parts_of
+from .layers.active import adapter_names
 from .layers.head_labels import labels_of, own_outputs
+from .layers.merged import require_unmerged
+from .layers.modules_to_save import HeadLabels
 from .layers.weights import tensor_of
-from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
-from .parts import Parts, parts_of
 
 log = logging.getLogger(__name__)
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}

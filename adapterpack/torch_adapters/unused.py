@@ -14,11 +14,11 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..errors import NothingToDo
-from .active import only
 from .canaries.canary import examples_of
+from .layers.active import only
+from .layers.sites import in_experts
 from .layers.weights import device_of, is_loaded
 from .layers.wrapper import innermost, module_at
-from .sites import in_experts
 
 log = logging.getLogger(__name__)
 

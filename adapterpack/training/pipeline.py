@@ -18,13 +18,13 @@ from ..tasks.task import task_named
 from .config.config import read_config
 from .config.fields import TrainConfig
 from .config.sources import sources_of
+from .data.decompress import files_of
 from .loop.arguments import arguments_of
-from .loop.going_on import with_settings_of_the_pack
+from .loop.continue_training import with_settings_of_the_pack
 from .loop.preparing import training_of
 from .loop.rewards import Reward, require_rewards
 from .loop.run import Shown, Trained, packed, trained
-from .rows.readable_files import files_of
-from .shared_bases import SharedBases
+from .loop.shared_bases import SharedBases
 from .trainers.choose import require_task
 from .trainers.kind import TRAINERS
 

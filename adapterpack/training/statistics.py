@@ -17,10 +17,10 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.data.problems import ONE, PROBLEMS, Labels
 from ..tasks.task import NO_TASK, Task, task_named, task_of
+from ..torch_adapters.adapt import attach
 from ..torch_adapters.calibration import measure as measure_sites
-from ..torch_adapters.inject import attach
-from ..torch_adapters.loading import load_model, load_tokenizer
-from . import data
+from ..torch_adapters.models.load import load_model, load_tokenizer
+from .data import load as data
 
 _BATCH = 8
 

@@ -16,7 +16,7 @@ from adapterpack.pack.validate.validation import load
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.sessions.run import run as answer_rows
 from adapterpack.runtime.sessions.session import Session
-from adapterpack.torch_adapters.active import active
+from adapterpack.torch_adapters.layers.active import active
 from adapterpack.training.config.config import read_config
 from adapterpack.training.pipeline import train_one
 

@@ -19,9 +19,9 @@ from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.active import active
-from adapterpack.torch_adapters.inject import attach
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.adapt import attach
+from adapterpack.torch_adapters.layers.active import active
+from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.fields import TrainConfig
 from adapterpack.training.pipeline import train_one

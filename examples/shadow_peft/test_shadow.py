@@ -28,7 +28,7 @@ from adapterpack.adapter_methods import Params
 from adapterpack.errors import BaseMismatch, FormatError, Unsupported
 from adapterpack.peft import layout
 from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, Case, Proof, make_layer, prove
-from adapterpack.torch_adapters.active import using
+from adapterpack.torch_adapters.layers.active import using
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SAME = 1e-5

@@ -18,7 +18,7 @@ from adapterpack.bundle.manifest import read_bundle
 from adapterpack.chat.template import ChatTemplate
 from adapterpack.pack.validate.checks.template import template_findings
 from adapterpack.tasks.text_generation import encode
-from adapterpack.torch_adapters.loading import load_tokenizer
+from adapterpack.torch_adapters.models.load import load_tokenizer
 
 Make = Callable[..., Any]
 MANY = 3_000_000_000

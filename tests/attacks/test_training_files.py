@@ -140,7 +140,7 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
 
 def _read(name: str) -> None:
     from adapterpack.tasks.task import task_named
-    from adapterpack.training.data import load_rows
+    from adapterpack.training.data.load import load_rows
 
     class Words:
         """Counts words."""

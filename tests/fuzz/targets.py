@@ -30,7 +30,7 @@ from adapterpack.pack.validate.checks.template import template_findings
 from adapterpack.pack.validate.validation import examine, load, validate
 from adapterpack.peft import layout
 from adapterpack.runtime.text.tokenizer import Tokenizer
-from adapterpack.training.rows.data_files import require_bounded
+from adapterpack.training.data.limits import require_bounded
 
 ACCEPTED = "accepted"
 

@@ -23,7 +23,7 @@ def guide_packs(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPat
 
     from adapterpack import LoRA, adapt, save
     from adapterpack.tasks.task import task_named
-    from adapterpack.torch_adapters.loading import load_model
+    from adapterpack.torch_adapters.models.load import load_model
 
     folder = tmp_path_factory.mktemp("guide-packs")
     for model, names in NAMES.items():

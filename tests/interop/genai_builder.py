@@ -26,7 +26,7 @@ import adapterpack
 from adapterpack import LoRA, adapt, save
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 LENGTH = int(os.environ.get("LENGTH", "7"))
 

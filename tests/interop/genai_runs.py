@@ -23,7 +23,7 @@ import torch
 from adapterpack import LoRA, Session, adapt, attach, detach, export, load, save
 from adapterpack.demos import SMOLLM2, fetch
 from adapterpack.tasks.task import task_named
-from adapterpack.torch_adapters.loading import load_model
+from adapterpack.torch_adapters.models.load import load_model
 
 TOKENS = 12
 PROMPT = "The capital of France is"

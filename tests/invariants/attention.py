@@ -14,8 +14,8 @@ def disabled_attention_is_the_base(case: Case) -> None:
     """Fresh, inactive, and after ``detach`` the logits are the base's, bit for bit; trained and active they
     are not.
     """
-    from adapterpack.torch_adapters.active import active
-    from adapterpack.torch_adapters.inject import adapt, detach
+    from adapterpack.torch_adapters.adapt import adapt, detach
+    from adapterpack.torch_adapters.layers.active import active
 
     base = logits_of(decoder(MODELS[0]), ROWS, left=False)
     fresh = logits_of(adapt(decoder(MODELS[0]), case.config), ROWS, left=False)

@@ -26,8 +26,8 @@ class Reference:
     """
 
     def __init__(self, task: Task, base: Path, pack: Any = None, folded: Path | None = None) -> None:
-        from adapterpack.torch_adapters.inject import attach
-        from adapterpack.torch_adapters.loading import load_model
+        from adapterpack.torch_adapters.adapt import attach
+        from adapterpack.torch_adapters.models.load import load_model
 
         if folded is not None:
             from adapterpack.merging.pipeline import merge

@@ -134,8 +134,8 @@ def every_kind_agrees(case: Case) -> None:
 def _agrees(case: Case, kind: str, probe: Probe) -> None:
     import torch
 
-    from adapterpack.torch_adapters.active import active
-    from adapterpack.torch_adapters.inject import adapt, detach
+    from adapterpack.torch_adapters.adapt import adapt, detach
+    from adapterpack.torch_adapters.layers.active import active
     from adapterpack.torch_adapters.layers.layer import Adapted
 
     model, reference, generator, x = (

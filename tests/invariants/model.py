@@ -78,7 +78,7 @@ def module_of(case: Case) -> Any:
 
 def _model(case: Case) -> Any:
     """The module, adapted; the adapter's trained values are the case's."""
-    from adapterpack.torch_adapters.inject import adapt
+    from adapterpack.torch_adapters.adapt import adapt
 
     model = adapt(module_of(case), dataclasses.replace(case.config, targets="proj", dropout=0.0), "a")
     _set(model, "a", case.trained(np.float32))
@@ -126,8 +126,8 @@ def active_together(case: Case) -> None:
     """
     import torch
 
-    from adapterpack.torch_adapters.active import active
-    from adapterpack.torch_adapters.inject import adapt
+    from adapterpack.torch_adapters.adapt import adapt
+    from adapterpack.torch_adapters.layers.active import active
 
     config = dataclasses.replace(case.config, targets="proj", dropout=0.0)
     model, weight, bias = module_of(case), case.weight.astype(np.float32), case.bias
@@ -196,8 +196,8 @@ def disabled_is_the_base(case: Case) -> None:
     """
     import torch
 
-    from adapterpack.torch_adapters.active import active
-    from adapterpack.torch_adapters.inject import detach
+    from adapterpack.torch_adapters.adapt import detach
+    from adapterpack.torch_adapters.layers.active import active
 
     model, x = _model(case), inputs_of(case)
     expected = module_of(case)(x)

@@ -107,7 +107,7 @@ def _adapted(case: Case) -> Any:
     """The decoder with the case's adapter at all its layers, moved by noise."""
     import torch
 
-    from adapterpack.torch_adapters.inject import adapt
+    from adapterpack.torch_adapters.adapt import adapt
 
     default = next(field.default for field in dataclasses.fields(case.config) if field.name == "targets")
     model, noise = (

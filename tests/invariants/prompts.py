@@ -163,8 +163,8 @@ def disabled_prompt_is_the_base(case: Case) -> None:
     """With the prompt inactive and after ``detach`` the logits are the base's, bit for bit; with it active
     they are not.
     """
-    from adapterpack.torch_adapters.active import active
-    from adapterpack.torch_adapters.inject import detach
+    from adapterpack.torch_adapters.adapt import detach
+    from adapterpack.torch_adapters.layers.active import active
 
     base = logits_of(decoder(case.layer), ROWS, left=False)
     model = prompted(case, case.layer)
@@ -224,7 +224,7 @@ def prompted(case: Case, sizes: DecoderShape) -> Any:
     """The decoder of these sizes with the case's adapter, moved by noise."""
     import torch
 
-    from adapterpack.torch_adapters.inject import adapt
+    from adapterpack.torch_adapters.adapt import adapt
 
     model, noise = adapt(decoder(sizes), case.config), torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -47,7 +47,7 @@ def trained_and_packed(case: Case) -> None:
 def _trains(subject: _Subject) -> None:
     import torch
 
-    from adapterpack.torch_adapters.inject import adapt, attach
+    from adapterpack.torch_adapters.adapt import adapt, attach
     from adapterpack.torch_adapters.save import save
     from adapterpack.training.loop import hooks
 

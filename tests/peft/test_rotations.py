@@ -47,7 +47,7 @@ from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.manifest.manifest import Base
 from adapterpack.pack import from_peft
 from adapterpack.slots.values import pack_values
-from adapterpack.torch_adapters.active import active
+from adapterpack.torch_adapters.layers.active import active
 from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.torch_adapters.layers.norms import is_norm
 

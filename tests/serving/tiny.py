@@ -38,7 +38,7 @@ def write_packs(folder: Path, model: Path, names: tuple[str, ...] = NAMES) -> Pa
 
     from adapterpack import LoRA, adapt, save
     from adapterpack.tasks.task import task_named
-    from adapterpack.torch_adapters.loading import load_model
+    from adapterpack.torch_adapters.models.load import load_model
 
     for rank, name in enumerate(names, 2):
         adapted = adapt(load_model(task_named("text-generation"), model, None), LoRA(r=rank, alpha=8), name)

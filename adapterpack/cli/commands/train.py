@@ -160,7 +160,7 @@ def _load_rewards(rewards: tuple[str, ...]) -> list[Any]:
 
 
 def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], as_json: bool) -> None:
-    from ...training.loop.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
+    from ...training.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
 
     with divert_stdout():
         reports = dry_run(config, overrides, _load_rewards(rewards))

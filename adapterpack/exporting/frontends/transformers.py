@@ -35,8 +35,8 @@ _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 def _build(source: Source) -> BaseGraph:
     import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
-    from ...torch_adapters.layers.row_frequencies import hold_frequencies  # noqa: PLC0415
-    from ...torch_adapters.loading import load_model  # noqa: PLC0415
+    from ...torch_adapters.models.load import load_model  # noqa: PLC0415
+    from ...torch_adapters.models.row_frequencies import hold_frequencies  # noqa: PLC0415
 
     model = _with_linear_layers(load_model(source.task, source.folder, dtype=source.dtype).eval())
     hold_frequencies(model)
@@ -117,7 +117,7 @@ def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
 def _traced(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
     from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
 
-    from ...torch_adapters.loading import quiet_transformers  # noqa: PLC0415
+    from ...torch_adapters.models.load import quiet_transformers  # noqa: PLC0415
 
     _know_complex_axes()
     shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}

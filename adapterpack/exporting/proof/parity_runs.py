@@ -61,7 +61,7 @@ def run_torch(
     task: Task, model: PreTrainedModel, batch: Arrays, packs: Sequence[Pack]
 ) -> Iterator[tuple[str | None, Outputs]]:
     """The model's outputs for the batch, without an adapter and then with each of ``packs``."""
-    from ...torch_adapters.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
+    from ...torch_adapters.adapt import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
 
     yield None, _run_model(task, model, batch)
     for pack in packs:
@@ -76,7 +76,7 @@ def run_alone(
     """The model's outputs for each row by itself, with its pack; logits of the last ``kept`` positions, or of
     all.
     """
-    from ...torch_adapters.inject import attach, detach  # noqa: PLC0415 - see above
+    from ...torch_adapters.adapt import attach, detach  # noqa: PLC0415 - see above
 
     found: dict[int, Outputs] = {}
     for pack in {id(pack): pack for pack in packs}.values():

@@ -20,8 +20,8 @@ from ...base.checkpoint import Checkpoint
 from ...tasks.task import Task
 
 # adapters need it next: it is loaded with the model, while the weights are written
-from ...torch_adapters import inject  # noqa: F401
-from ...torch_adapters.loading import load_model
+from ...torch_adapters import adapt  # noqa: F401
+from ...torch_adapters.models.load import load_model
 
 _LARGE = 64 << 20
 """Numbers up to which a whole model in float32 is no burden: 256 MB."""

@@ -158,7 +158,7 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
     if session.task.example is None:
         return inputs
     # transformers, and few tasks have such inputs
-    from ...torch_adapters.loading import load_config  # noqa: PLC0415
+    from ...torch_adapters.models.load import load_config  # noqa: PLC0415
 
     return {**inputs, **session.task.example(load_config(session.folder), inputs, rng)}
 

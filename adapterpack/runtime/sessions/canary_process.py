@@ -58,7 +58,7 @@ def replayed(request: bytes) -> bytes:
     """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in,
     the outcome as JSON out.
     """
-    from ...runtime import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
+    from .. import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
     from ..engine.canary_replay import replay_by_engine  # noqa: PLC0415
     from .session import Session  # noqa: PLC0415
 

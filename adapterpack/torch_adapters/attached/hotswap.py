@@ -16,13 +16,13 @@ from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
 from ...manifest.manifest import Group
 from ...pack.pack import SHARED, Pack
-from ..active import require_names, wrappers_of
+from ..layers.active import require_names, wrappers_of
 from ..layers.head_labels import name_outputs
 from ..layers.layer import Adapted
+from ..layers.merged import require_unmerged
+from ..layers.modules_to_save import HeadLabels, SavedModule
 from ..layers.tensors import as_tensor
-from ..layers.whole import HeadLabels, SavedModule
 from ..save import require_model_base
-from .merged import require_unmerged
 from .state import load_adapter_state_dict
 
 _IN_TRAINING = {"dropout"}

@@ -15,8 +15,8 @@ from ...hub.transport import names
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ...tasks.task import TASKS, Task, task_of
-from ..inject import attach
-from ..loading import loaded, stored_dtype
+from ..adapt import attach
+from ..models.load import loaded, stored_dtype
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 

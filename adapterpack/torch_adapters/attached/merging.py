@@ -10,14 +10,14 @@ from torch import nn
 
 from ...adapter_methods.core.layouts import unfoldable
 from ...errors import NonFinite, NothingToDo, Unsupported
-from ..active import active, adapter_names, choice_in, choose_again, listed, require_names, wrappers_of
-from ..inject import detach
-from ..injection import swap
+from ..adapt import detach
+from ..layers.active import active, adapter_names, choice_in, choose_again, listed, require_names, wrappers_of
 from ..layers.head_labels import keep_outputs
 from ..layers.layer import Adapted
-from ..layers.whole import SavedModule
+from ..layers.merged import Kept, Merged, merged_in, remember, require_unmerged, restore
+from ..layers.modules_to_save import SavedModule
 from ..unused import unused_of
-from .merged import Kept, Merged, merged_in, remember, require_unmerged, restore
+from ..wrap import swap
 
 log = logging.getLogger(__name__)
 

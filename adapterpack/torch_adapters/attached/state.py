@@ -11,10 +11,10 @@ from torch import nn
 
 from ...errors import FormatError, SiteNotFound, nearest
 from ...pack.pack import SHARED
-from ..active import require_names, wrappers_of
-from ..injection import derived_of
+from ..layers.active import require_names, wrappers_of
 from ..layers.layer import Adapted
 from ..layers.wrapper import key_of
+from ..wrap import derived_of
 
 
 def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ...readable import aligned, percent, size
-from ..active import adapter_names, wrappers_of
+from ..layers.active import adapter_names, wrappers_of
 from ..layers.layer import Adapted
-from ..layers.whole import SavedModule
+from ..layers.merged import merged_in
+from ..layers.modules_to_save import SavedModule
 from ..layers.wrapper import base_modules
-from .merged import merged_in
 from .weighing import weight_of_adapter
 
 

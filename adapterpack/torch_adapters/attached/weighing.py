@@ -7,10 +7,10 @@ import math
 from torch import nn
 
 from ...errors import ConfigError, Unsupported
-from ..active import require_names, wrappers_of
+from ..layers.active import require_names, wrappers_of
 from ..layers.layer import Adapted
+from ..layers.merged import require_unmerged
 from ..layers.prompts import Prompts
-from .merged import require_unmerged
 
 _LARGEST = 1000.0
 

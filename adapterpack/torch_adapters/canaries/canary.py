@@ -13,7 +13,7 @@ from ...errors import NothingToDo
 from ...manifest.parts import Canary
 from ...pack import canary
 from ...pack.pack import Pack
-from ..active import only
+from ..layers.active import only
 from ..layers.layer import Adapted
 from ..layers.weights import device_of, is_loaded
 from ..layers.wrapper import base_modules

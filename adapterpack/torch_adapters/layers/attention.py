@@ -16,7 +16,7 @@ from torch import nn
 from ...adapter_methods import Site, Traits
 from ...adapter_methods.forms.attention import TRAITS, attend
 from ...errors import Unsupported
-from ..block_targets import WORDS, select_blocks
+from .block_targets import WORDS, select_blocks
 from .layer import Adapted
 from .weights import tensor_of
 from .wrapper import innermost, module_at

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ...tasks.data.problems import MARKED
-from .whole import HeadLabels, SavedModule
+from .modules_to_save import HeadLabels, SavedModule
 
 _KEPT = "_own_outputs"
 """The attribute of a model that keeps what its config said before an adapter's labels stood there."""

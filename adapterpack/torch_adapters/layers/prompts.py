@@ -22,8 +22,8 @@ from ...adapter_methods import PROMPT, Method, Site, Traits
 from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
-from ..active import only
-from ..loading import load_tokenizer
+from ..models.load import load_tokenizer
+from .active import only
 from .layer import Adapted, Tensors
 from .tensors import as_numpy
 from .weights import device_of

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .rows import Rows
+from .per_row import Rows
 from .tensors import as_numpy
 
 

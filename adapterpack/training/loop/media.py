@@ -13,7 +13,7 @@ from ...runtime.media.inputs import image_of, speech_of
 from ...runtime.media.processor_config import preparation, section
 from ...tasks.task import Task
 from ...torch_adapters.canaries.images import positions_of
-from ...torch_adapters.loading import empty_model, load_config, load_tokenizer
+from ...torch_adapters.models.load import empty_model, load_config, load_tokenizer
 
 _PIXELS = ("channels", "height", "width")
 

@@ -22,20 +22,20 @@ from ...runtime.text.context_length import context_length
 from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
 from ...tasks.task import TASKS, Task, Training, reads_types
-from ...torch_adapters.active import wrappers_of
-from ...torch_adapters.inject import adapt
+from ...torch_adapters.adapt import adapt
+from ...torch_adapters.layers.active import wrappers_of
 from ...torch_adapters.layers.layer import Adapted
 from ...torch_adapters.layers.prompts import Prompts
+from ...torch_adapters.layers.sites import language_part
 from ...torch_adapters.layers.wrapper import Wrapper
-from ...torch_adapters.loading import load_config, loaded, stored_dtype
-from ...torch_adapters.sites import language_part
-from .. import data
+from ...torch_adapters.models.load import load_config, loaded, stored_dtype
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
-from ..rows.packing import packed, require_apart
-from ..rows.reading import read, tables
+from ..data import load as data
+from ..data.encode import read, tables
+from ..data.pack_sequences import packed, require_apart
 from ..trainers.kind import TRAINERS, TrainerKind
-from .going_on import put_back, started_from
+from .continue_training import put_back, started_from
 from .media import READERS, Media
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Prepared(NamedTuple):
 
 
 Load = Callable[..., tuple[Any, list[str]]]
-"""Loads a model as :func:`adapterpack.torch_adapters.loading.loaded` does."""
+"""Loads a model as :func:`adapterpack.torch_adapters.models.load.loaded` does."""
 
 
 def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: Load = loaded) -> Prepared:

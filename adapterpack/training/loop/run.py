@@ -18,21 +18,21 @@ from ...io.hashing import sha256_of
 from ...pack.pack import Pack
 from ...tasks.data.problems import NUMBER
 from ...tasks.task import task_named
-from ...torch_adapters.loading import loaded
+from ...torch_adapters.models.load import loaded
 from ...torch_adapters.save import save
 from ..config.config import as_mapping, claimed
 from ..config.fields import TrainConfig
 from ..config.sources import Source, sources_of
-from ..rows.readable_files import files_below, files_of
-from ..shared_bases import SharedBases
+from ..data.decompress import files_below, files_of
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of, takes_best
+from .build_trainer import own_forward, trainer_for
 from .curves import evaluations_of, losses_of
-from .making import own_forward, trainer_for
-from .memory import memory_errors
+from .out_of_memory import memory_errors
 from .preparing import Prepared, prepared, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, kept, other_processes
 from .rewards import Reward
+from .shared_bases import SharedBases
 from .steps import Divergence, Step, Steps, evaluated
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from adapterpack.adapter_methods import Method, Site, Traits
 from adapterpack.errors import BaseMismatch, Unsupported
 from adapterpack.torch_adapters.adapter_kinds import Kind
-from adapterpack.torch_adapters.block_targets import block_at, select_blocks
+from adapterpack.torch_adapters.layers.block_targets import block_at, select_blocks
 from adapterpack.torch_adapters.layers.layer import Adapted, Tensors
 from adapterpack.torch_adapters.layers.prompts import CACHES
 from adapterpack.torch_adapters.layers.wrapper import innermost, module_at

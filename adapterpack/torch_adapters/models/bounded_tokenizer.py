@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import storage_errors
-from ..library_errors import library_errors
-from ..runtime.text.tokenizer import encoded_apart
-from ..runtime.text.tokenizer_limits import is_quick, require_bounded_growth
+from ...errors import storage_errors
+from ...library_errors import library_errors
+from ...runtime.text.tokenizer import encoded_apart
+from ...runtime.text.tokenizer_limits import is_quick, require_bounded_growth
 
 
 def bounded(tokenizer: Any, folder: Path) -> Any:

@@ -19,9 +19,9 @@ from ...readable import things
 from ...tasks.data.problems import Labels
 from ...tasks.data.report import DataReport, table
 from ...tasks.task import Task, Training
-from .. import data
 from ..config.fields import TrainConfig
 from ..config.sources import sources_of
+from . import load as data
 
 log = logging.getLogger(__name__)
 

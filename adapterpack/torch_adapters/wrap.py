@@ -18,11 +18,11 @@ from ..manifest.manifest import Group
 from .adapter_kinds import KINDS
 from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted
+from .layers.modules_to_save import SavedModule
 from .layers.parameter import AdaptedParameter
 from .layers.position_tracking import forget, tell
 from .layers.tensors import as_numpy, as_parameter
 from .layers.weights import device_of, tensor_of
-from .layers.whole import SavedModule
 from .layers.wrapper import Wrapper, innermost, module_at
 
 

@@ -17,7 +17,7 @@ from ..trainers.bounded_template import with_bounded_template
 from ..trainers.kind import TRAINERS, TrainerKind
 from .arguments import class_at, name_errors_of_reporters
 from .preparing import Prepared
-from .reference import Reference
+from .reference_model import Reference
 from .rewards import Reward
 from .trainer import adapting
 

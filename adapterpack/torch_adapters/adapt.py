@@ -28,26 +28,26 @@ from ..manifest.secondary_methods import MethodSites, require_combinable
 from ..pack.fits import require_sites
 from ..pack.layer_kinds import may_be, require_certain
 from ..pack.pack import Pack
-from .active import active, adapter_names, require_names, wrappers_of
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
-from .attached.merged import require_unmerged
 from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
 from .checkpoint_names import drawn_modules, named_in
-from .injection import Work, is_linear, swap, wrapping
+from .layers.active import active, adapter_names, require_names, wrappers_of
 from .layers.embedding_rows import AdaptedTable
 from .layers.head_labels import name_outputs
+from .layers.merged import require_unmerged
+from .layers.modules_to_save import HeadLabels
 from .layers.position_tracking import forget
-from .layers.row_frequencies import rejoin_rows, separate_rows
+from .layers.sites import attachable_sites, left_out
 from .layers.two_pass import lead, release
 from .layers.weights import keep_in_order, let_reorder, warn_of_misread_rows
-from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
+from .models.row_frequencies import rejoin_rows, separate_rows
 from .save import require_model_base
-from .sites import attachable_sites, left_out
 from .unused import report, unused_layers, unwatch, watch
+from .wrap import Work, is_linear, swap, wrapping
 
 log = logging.getLogger(__name__)
 

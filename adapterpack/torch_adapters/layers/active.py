@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ConfigError, UnknownAdapter, Unsupported, nearest
-from .attached.merged import require_unmerged
-from .layers.head_labels import name_outputs
-from .layers.layer import Adapted
-from .layers.rows import Rows
-from .layers.whole import SavedModule
+from ...errors import ConfigError, UnknownAdapter, Unsupported, nearest
+from .head_labels import name_outputs
+from .layer import Adapted
+from .merged import require_unmerged
+from .modules_to_save import SavedModule
+from .per_row import Rows
 from .sites import in_experts
 
 

@@ -13,20 +13,20 @@ from typing import Any
 
 from torch import nn
 
-from ...hub.resolve import folder_of
-from ...readable import size
-from ...tasks.data.problems import IGNORED
-from ...tasks.task import task_named
-from ...torch_adapters.layers.layer import Adapted
-from ...torch_adapters.layers.whole import SavedModule
-from ...torch_adapters.layers.wrapper import base_modules
-from ..config.fields import TrainConfig
-from ..data import token_count
-from ..pipeline import checked_configs
-from ..trainers.kind import TRAINERS
-from .media import Media
-from .preparing import Prepared, prepared, reader_of
-from .rewards import Reward
+from ..hub.resolve import folder_of
+from ..readable import size
+from ..tasks.data.problems import IGNORED
+from ..tasks.task import task_named
+from ..torch_adapters.layers.layer import Adapted
+from ..torch_adapters.layers.modules_to_save import SavedModule
+from ..torch_adapters.layers.wrapper import base_modules
+from .config.fields import TrainConfig
+from .data.load import token_count
+from .loop.media import Media
+from .loop.preparing import Prepared, prepared, reader_of
+from .loop.rewards import Reward
+from .pipeline import checked_configs
+from .trainers.kind import TRAINERS
 
 _SHOWN = 4
 """Rows of the first batch that are shown."""

@@ -10,8 +10,8 @@ from ...errors import ConfigError
 from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
-from ...torch_adapters.active import active, wrappers_of
-from ...torch_adapters.inject import attach
+from ...torch_adapters.adapt import attach
+from ...torch_adapters.layers.active import active, wrappers_of
 from ..config.fields import TrainConfig
 
 log = logging.getLogger(__name__)

@@ -27,16 +27,16 @@ from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules import _EXTENSION_TO_MODULE, _MODULE_TO_EXTENSIONS
 from datasets.utils.info_utils import is_small_dataset
 
-from ..errors import ConfigError
-from ..library_errors import library_errors
-from ..tasks.data.problems import IGNORED, Labels, require_label
-from ..tasks.data.problems import labels_in as of_values
-from ..tasks.data.report import OWN_COLUMNS, DataReport, report_of
-from ..tasks.data.rows import words_of
-from ..tasks.task import Training
-from .config.sources import Source
-from .rows.data_files import Place, require_bounded, require_short_texts
-from .rows.readable_files import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
+from ...errors import ConfigError
+from ...library_errors import library_errors
+from ...tasks.data.problems import IGNORED, Labels, require_label
+from ...tasks.data.problems import labels_in as of_values
+from ...tasks.data.report import OWN_COLUMNS, DataReport, report_of
+from ...tasks.data.rows import words_of
+from ...tasks.task import Training
+from ..config.sources import Source
+from .decompress import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
+from .limits import Place, require_bounded, require_short_texts
 
 _SHORT = 64
 """Bytes: a file of more has rows, or is no list of nothing."""

@@ -10,10 +10,10 @@ from torch import nn
 from ..adapter_methods import Method, Site
 from ..errors import Unsupported
 from ..manifest.secondary_methods import MethodSites
-from .active import require_names, wrappers_of
+from .layers.active import require_names, wrappers_of
 from .layers.layer import Adapted
+from .layers.modules_to_save import SavedModule
 from .layers.tensors import as_numpy
-from .layers.whole import SavedModule
 from .layers.wrapper import path_order
 from .unused import unused_of
 

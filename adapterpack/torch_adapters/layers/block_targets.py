@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..adapter_methods import Site, Traits
-from ..errors import SiteNotFound, Unsupported, nearest
-from .layers.wrapper import base_modules, innermost
+from ...adapter_methods import Site, Traits
+from ...errors import SiteNotFound, Unsupported, nearest
 from .sites import BYPASSED
+from .wrapper import base_modules, innermost
 
 
 class Layout(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..tasks.task import Task
-from ..torch_adapters.loading import loaded
+from ...tasks.task import Task
+from ...torch_adapters.models.load import loaded
 
 
 class SharedBases:
@@ -35,7 +35,7 @@ class SharedBases:
         quantization: Any,
         problem: str | None,
     ) -> tuple[Any, list[str]]:
-        """Load a model as :func:`~adapterpack.torch_adapters.loading.loaded` does, and copy one of the same
+        """Load a model as :func:`adapterpack.torch_adapters.models.load.loaded` does, or copy one of the same
         task and labels that was loaded before. Of a model with another head, equal parameters are shared.
         """
         base = folder, dtype, repr(quantization)

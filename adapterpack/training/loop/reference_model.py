@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...torch_adapters.active import only
+from ...torch_adapters.layers.active import only
 
 
 class Reference(nn.Module):

@@ -20,7 +20,7 @@ from ...io.atomic import scratch_folder
 from ...io.safe_open import open_regular, read_at_most, resolved_inside
 from ...tasks.data.report import DataReport
 from ..config.sources import Source
-from .data_files import MAX_ROW, flaw_of
+from .limits import MAX_ROW, flaw_of
 
 
 class Kind(NamedTuple):

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..adapter_methods import LAYOUTS, Site, Traits, matrix_shape
-from ..adapter_methods.core.layouts import unfoldable
-from ..errors import SiteNotFound, Unsupported, nearest
-from .layers.conv import CONVOLUTIONS, is_plain_convolution
-from .layers.embedding import is_plain_embedding
-from .layers.norms import is_norm
-from .layers.weights import format_of, is_plain
-from .layers.wrapper import base_modules, innermost, module_at
+from ...adapter_methods import LAYOUTS, Site, Traits, matrix_shape
+from ...adapter_methods.core.layouts import unfoldable
+from ...errors import SiteNotFound, Unsupported, nearest
+from .conv import CONVOLUTIONS, is_plain_convolution
+from .embedding import is_plain_embedding
+from .norms import is_norm
+from .weights import format_of, is_plain
+from .wrapper import base_modules, innermost, module_at
 
 
 def _linear(path: str, module: Any) -> Site | None:

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 import transformers
 
-from ..base.base_folder import require_harmless
-from ..base.checkpoint import Checkpoint
-from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
-from ..runtime.text.model_files import read_bytes
-from ..runtime.text.tokenizer import MAX_TOKENIZER, Tokenizer
-from ..runtime.text.tokenizer_limits import require_bounded_load
-from ..tasks.data.problems import MARKED
-from ..tasks.task import NO_TASK, Task, type_of
+from ...base.base_folder import require_harmless
+from ...base.checkpoint import Checkpoint
+from ...errors import AdapterpackError, FormatError, StorageError, Unsupported
+from ...runtime.text.model_files import read_bytes
+from ...runtime.text.tokenizer import MAX_TOKENIZER, Tokenizer
+from ...runtime.text.tokenizer_limits import require_bounded_load
+from ...tasks.data.problems import MARKED
+from ...tasks.task import NO_TASK, Task, type_of
 from .bounded_tokenizer import bounded
-from .layers.row_frequencies import separate_rows
-from .model_size import bounded_build, require_fitting
+from .row_frequencies import separate_rows
+from .size import bounded_build, require_fitting
 
 _HELD = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

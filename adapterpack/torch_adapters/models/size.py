@@ -18,10 +18,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from ..base.base_folder import CONFIG, named_values, read_json
-from ..base.checkpoint import Checkpoint
-from ..base.quantization import declared
-from ..errors import FormatError
+from ...base.base_folder import CONFIG, named_values, read_json
+from ...base.checkpoint import Checkpoint
+from ...base.quantization import declared
+from ...errors import FormatError
 
 _COUNTS = re.compile(r"((?:^n|^num|_n|_num)_layer|layers|experts|blocks|depths?|labels)$")
 """Keys that say how many parts a model has: classes of transformers make lists of that length. One that ends

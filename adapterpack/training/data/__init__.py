@@ -1,0 +1,1 @@
+"""The rows of a training: read from files and hubs, with limits, encoded, packed."""
