@@ -30,7 +30,7 @@ class ReloadingFile(Generic[T]):
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
         self._what, self._paths, self._read = what, tuple(paths), read
-        self._state = self._seen()
+        self._state = self._file_states()
         self.latest = read()
         """What the files said when they were last looked at."""
         self._looked = self._tried = 0.0
@@ -40,7 +40,7 @@ class ReloadingFile(Generic[T]):
     @property
     def value(self) -> T:
         """What the files say; they are looked at here, and not more often than every second."""
-        if self._changed():
+        if self._must_read():
             self._read_again()
         return self.latest
 
@@ -48,9 +48,9 @@ class ReloadingFile(Generic[T]):
         """Has :attr:`latest` say what the files say, as ``value`` does, and reads them on another thread.
         Who comes meanwhile waits, too: nobody is answered by what they said before.
         """
-        if self._reading is None and self._changed():
+        if self._reading is None and self._must_read():
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._read_again))
-            self._reading.add_done_callback(self._ended)
+            self._reading.add_done_callback(self._finish_reading)
         if self._reading is not None:
             await asyncio.shield(self._reading)
 
@@ -59,15 +59,15 @@ class ReloadingFile(Generic[T]):
         """For how long the files could not be read; 0 where they can."""
         return 0.0 if self._unread_since is None else time.monotonic() - self._unread_since
 
-    def _ended(self, reading: asyncio.Future[None]) -> None:
+    def _finish_reading(self, reading: asyncio.Future[None]) -> None:
         self._reading = None
 
-    def _changed(self) -> bool:
+    def _must_read(self) -> bool:
         """Whether the files have to be read again. They are looked at every second."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return False
-        self._looked, state = now, self._seen()
+        self._looked, state = now, self._file_states()
         if state == self._state and (self._unread_since is None or now - self._tried < _AGAIN_SECONDS):
             return False
         self._state, self._tried = state, now
@@ -88,7 +88,7 @@ class ReloadingFile(Generic[T]):
             self._unread_since = None
             _LOG.warning("read the %s again: %s", self._what, ", ".join(map(str, self._paths)))
 
-    def _seen(self) -> tuple[tuple[int, ...], ...]:
+    def _file_states(self) -> tuple[tuple[int, ...], ...]:
         """Changes whenever one of the files does."""
         return tuple(_state(path) for path in self._paths)
 

@@ -104,12 +104,12 @@ def open_remote(
 
 def _pack(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
     manifest = m.parse(data, f"{remote}, {mark}")
-    return _closed(remote, Artifact("pack", mark, data, manifest.files, manifest), listed)
+    return _require_complete(remote, Artifact("pack", mark, data, manifest.files, manifest), listed)
 
 
 def _bundle(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
     bundle = parse_bundle(data, f"{remote}, {mark}")
-    return _closed(remote, Artifact("bundle", mark, data, bundle.files, bundle), listed)
+    return _require_complete(remote, Artifact("bundle", mark, data, bundle.files, bundle), listed)
 
 
 def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
@@ -138,7 +138,7 @@ def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFil
 _READERS = {"pack": _pack, "bundle": _bundle, "peft": _peft}
 
 
-def _closed(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> Artifact:
+def _require_complete(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> Artifact:
     signature = listed.get(SIGNATURE)
     if signature is not None and signature.size > _MAX_SIGNATURE:
         raise FormatError(

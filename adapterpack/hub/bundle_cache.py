@@ -16,7 +16,7 @@ from ..pack.store import Store
 from ..runtime.sessions.validation import validate_bundle
 
 
-def cached(kind: str, identity: str) -> Path | None:
+def find_bundle(kind: str, identity: str) -> Path | None:
     """The folder of an artifact that was pulled before, every byte hashed again; None if it is not there or
     was altered.
     """

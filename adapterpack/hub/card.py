@@ -164,7 +164,7 @@ def _render(
 @cache
 def _environment() -> Environment:
     made = templates(__package__, _text)
-    made.filters.update(line=_line, word=_word, quoted=_quoted, sentence=_sentence, columns=_columns)
+    made.filters.update(line=_line, word=_word, quoted=_quote, sentence=_sentence, columns=_columns)
     return made
 
 
@@ -198,7 +198,7 @@ def _word(value: object) -> Markup:
     return Markup(shlex.quote(_one_line(value)))
 
 
-def _quoted(value: object) -> Markup:
+def _quote(value: object) -> Markup:
     """A value as a text of Python, so that code copied from the card is what it looks like."""
     return Markup(json.dumps(_one_line(value)))
 

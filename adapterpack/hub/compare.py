@@ -19,7 +19,7 @@ def changes(before: PinnedArtifact, kind: str, identity: str, path: Path) -> tup
         return ()
     lines = [f"kind: {before.kind} -> {kind}"] if before.kind != kind else []
     lines.append(f"id: {before.id} -> {identity}")
-    old = bundle_cache.cached(before.kind, before.id)
+    old = bundle_cache.find_bundle(before.kind, before.id)
     if old is None:
         return (*lines, "what was pinned is not in the store any more: no closer look")
     if "bundle" in {before.kind, kind}:

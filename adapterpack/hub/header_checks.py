@@ -118,9 +118,7 @@ class RemoteContext:
         return (*(() if verdict is not None and verdict.accepted else (weights,)), *unread)
 
 
-def _checked(
-    context: RemoteContext, pack: Pack, file: HeaderFile, small_files: Mapping[str, bytes]
-) -> Report:
+def _check(context: RemoteContext, pack: Pack, file: HeaderFile, small_files: Mapping[str, bytes]) -> Report:
     """The checks of a pack by its headers, with the base if one can be read."""
     base, why = context.readable_base()
     subject = Subject(
@@ -162,7 +160,7 @@ def _pack(context: RemoteContext) -> Report:
         None,
         small_files,
     )
-    return _incomplete(context, _checked(context, pack, file, small_files), "PEFT's reading of it (--full)")
+    return _incomplete(context, _check(context, pack, file, small_files), "PEFT's reading of it (--full)")
 
 
 def _peft(context: RemoteContext) -> Report:
@@ -176,7 +174,7 @@ def _peft(context: RemoteContext) -> Report:
     context.budget.require_memory(artifact.size)
     file = _header(context)
     pack, unknown, _ = from_peft.import_folder(context.folder, tensors=file)
-    report = _checked(context, pack, file, {})
+    report = _check(context, pack, file, {})
     return _incomplete(
         context,
         report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)),
@@ -186,7 +184,7 @@ def _peft(context: RemoteContext) -> Report:
 
 def _bundle(context: RemoteContext) -> Report:
     bundle, verdict = context.artifact.manifest, None
-    findings, unread = [*_bundled(context)], _fetch_texts(context)
+    findings, unread = [*_check_bundle(context)], _fetch_texts(context)
     if not unread:
         findings += about_texts(context.folder, bundle)
     base, why = context.readable_base()
@@ -226,7 +224,7 @@ def _fetch_texts(context: RemoteContext) -> tuple[str, ...]:
     return ()
 
 
-def _bundled(context: RemoteContext) -> Iterator[Finding]:
+def _check_bundle(context: RemoteContext) -> Iterator[Finding]:
     """AB201: the manifests of the packs in a bundle are those that it names; AB203: its tokenizer is theirs,
     as far as both say it.
     """

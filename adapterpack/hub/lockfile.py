@@ -71,7 +71,7 @@ class Lockfile:
                 expected=f"format {_FORMAT}, version {_VERSION}",
                 remedy="name another file with --lock, or remove it",
             )
-        return {key: _pinned(entry, f"{self.path}, {key}") for key, entry in entries.items()}
+        return {key: _read_pin(entry, f"{self.path}, {key}") for key, entry in entries.items()}
 
     def put(self, reference: names.HubReference, pinned: PinnedArtifact) -> None:
         """Pins a reference; the file is replaced as a whole.
@@ -96,7 +96,7 @@ class Lockfile:
                 path.write_bytes(strict_json.canonical(value))
 
 
-def _pinned(entry: Any, where: str) -> PinnedArtifact:
+def _read_pin(entry: Any, where: str) -> PinnedArtifact:
     texts = (
         isinstance(entry, dict)
         and set(entry) == {"commit", "kind", "id"}

@@ -46,7 +46,7 @@ class PreparedPush:
 
 
 @contextmanager
-def prepared(
+def prepare(
     source: Pack | str | os.PathLike[str],
     to: names.HubReference,
     base_model: str | None,
@@ -133,7 +133,7 @@ def _pack(
         folder, report = pack.write(scratch / "pack").path or scratch, None
     if report is None:  # what is sent was validated, whatever it was made from
         pack, report = check(folder)
-    listed = {entry.path: LocalFile.listed(folder, entry) for entry in pack.manifest.files}
+    listed = {entry.path: LocalFile.of_entry(folder, entry) for entry in pack.manifest.files}
     files = {m.FILE_NAME: LocalFile.of(folder / m.FILE_NAME), **listed}
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
@@ -164,7 +164,7 @@ def _bundle(
     base = base_model or bundle.base.name
     _require_named(base, agreed, folder.name)
     mark = LocalFile.of(folder / FILE_NAME)
-    files = {FILE_NAME: mark, **{entry.path: LocalFile.listed(folder, entry) for entry in bundle.files}}
+    files = {FILE_NAME: mark, **{entry.path: LocalFile.of_entry(folder, entry) for entry in bundle.files}}
     if (folder / SIGNATURE).is_file():
         files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
     card = bundle_card(bundle, to, str(base), str(agreed).lower(), report)

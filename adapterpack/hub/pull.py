@@ -121,7 +121,7 @@ def fetch_artifact(
         require_closed(remote, artifact, listed)
         identity, path = (
             artifact.id,
-            None if artifact.kind == "peft" else bundle_cache.cached(artifact.kind, artifact.id),
+            None if artifact.kind == "peft" else bundle_cache.find_bundle(artifact.kind, artifact.id),
         )
         notes: tuple[str, ...] = ()
         if path is None:
@@ -134,7 +134,7 @@ def fetch_artifact(
     pinned = PinnedArtifact(remote.commit, artifact.kind, identity)
     for reference in {remote.reference, remote.pinned}:
         machine_lockfile(reference).put(reference, pinned)
-    return _pulled(remote.reference, pinned, path, notes)
+    return _describe_pull(remote.reference, pinned, path, notes)
 
 
 def _online(
@@ -172,7 +172,7 @@ def _offline(reference: names.HubReference, before: PinnedArtifact | None, updat
             where=reference,
             remedy="unset HF_HUB_OFFLINE and pull it once",
         )
-    path = bundle_cache.cached(pinned.kind, pinned.id)
+    path = bundle_cache.find_bundle(pinned.kind, pinned.id)
     if path is None:
         raise HubOffline(
             "the network may not be used, and what was pulled is not in the store any more",
@@ -180,7 +180,7 @@ def _offline(reference: names.HubReference, before: PinnedArtifact | None, updat
             expected=pinned.id,
             remedy="unset HF_HUB_OFFLINE and pull it again",
         )
-    return _pulled(reference, pinned, path, ("from the store: no network",))
+    return _describe_pull(reference, pinned, path, ("from the store: no network",))
 
 
 def pinned_artifact(reference: names.HubReference, pinned: PinnedArtifact) -> Path:
@@ -191,7 +191,7 @@ def pinned_artifact(reference: names.HubReference, pinned: PinnedArtifact) -> Pa
             is another one by now.
         HubError: by name.
     """
-    path = bundle_cache.cached(pinned.kind, pinned.id)
+    path = bundle_cache.find_bundle(pinned.kind, pinned.id)
     if path is not None or offline():
         return path or _offline(reference, pinned, False).path
     remote = connect(reference.at(pinned.commit))
@@ -267,7 +267,7 @@ def _add_signature(pulled: Pulled, folder: Path, token: str | None) -> None:
         fetch(remote, signature, folder / SIGNATURE)
 
 
-def _pulled(
+def _describe_pull(
     reference: names.HubReference, pinned: PinnedArtifact, path: Path, notes: tuple[str, ...]
 ) -> Pulled:
     return Pulled(
@@ -293,7 +293,7 @@ def local_copy(reference: names.HubReference) -> Path | None:
         pinned = machine_lockfile(reference).get(reference)
         if pinned is None:
             return None
-        if path := bundle_cache.cached(pinned.kind, pinned.id):
+        if path := bundle_cache.find_bundle(pinned.kind, pinned.id):
             return path
         raise HubError(
             "what was pulled is not in the store any more",

@@ -17,7 +17,7 @@ from ..io.atomic import scratch_folder
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from .artifact import CLOSED, KINDS, open_remote
 from .card import MARK
-from .prepare import README, PreparedPush, prepared
+from .prepare import README, PreparedPush, prepare
 from .transport import names
 from .transport.client import ListedFile, Remote, connect, endpoint, hub_errors, in_folder, tree, with_retries
 from .transport.commit import NewCommit, commit
@@ -94,7 +94,7 @@ def push(
             found=tag,
             remedy="a pull request has none; else use letters, digits and . _ -",
         )
-    with prepared(pack, reference, base_model, license) as ours:
+    with prepare(pack, reference, base_model, license) as ours:
         push = _Push(reference, ours, token, progress or (lambda done, total: None))
         return push.run(pr=pr, tag=tag, private=private, dry_run=dry_run, message=message)
 

@@ -42,7 +42,7 @@ def folder_at_hand(reference: str | os.PathLike[str], revision: str | None = Non
     files; nothing is fetched.
     """
     path = Path(reference)
-    parsed = None if path.exists() else _parsed(str(reference), is_remote(reference))
+    parsed = None if path.exists() else _parse(str(reference), is_remote(reference))
     if parsed is None:
         return path if path.exists() else None
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
@@ -64,7 +64,7 @@ def is_remote(reference: object) -> bool:
 
 def _download(text: str) -> Path:
     remote = is_remote(text)
-    reference = _parsed(text, remote)
+    reference = _parse(text, remote)
     if reference is None:
         raise StorageError(
             "there is no such file or folder here",
@@ -87,7 +87,7 @@ def _download(text: str) -> Path:
         raise (_unreachable(text, reason) if remote else _not_found(text, reason)) from error
 
 
-def _parsed(text: str, remote: bool) -> names.HubReference | None:
+def _parse(text: str, remote: bool) -> names.HubReference | None:
     """What a hub could mean by it. A folder in a repository has to be written with hf://, for it looks like
     one on this disk.
     """

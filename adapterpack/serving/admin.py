@@ -94,13 +94,13 @@ async def load_adapter(state: State, request: Request, key: Key, record: Record)
     """``POST /v1/load_lora_adapter``."""
     body = await parsing.body(request, LoadRequest, state.limits)
     source, name = body.lora_path or body.lora_name, body.lora_name
-    return await _changed(record, lambda: state.adapters.load(source, name, replace=body.load_inplace))
+    return await _change(record, lambda: state.adapters.load(source, name, replace=body.load_inplace))
 
 
 async def unload_adapter(state: State, request: Request, key: Key, record: Record) -> Response:
     """``POST /v1/unload_lora_adapter``."""
     body = await parsing.body(request, UnloadRequest, state.limits)
-    return await _changed(record, lambda: state.adapters.unload(body.lora_name))
+    return await _change(record, lambda: state.adapters.unload(body.lora_name))
 
 
 async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
@@ -144,7 +144,7 @@ ADMIN_ROUTES: tuple[RouteSpec, ...] = (
 """All routes of the operator's address."""
 
 
-async def _changed(record: Record, change: Callable[[], ServedAdapter]) -> Response:
+async def _change(record: Record, change: Callable[[], ServedAdapter]) -> Response:
     """Makes a change on another thread, as it reads files. The operator hears the whole error, which tenants
     never do.
 

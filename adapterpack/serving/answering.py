@@ -56,16 +56,16 @@ def running(
     """
     state.quotas.read(key, prompt_tokens)
     record.rows, record.prompt_tokens = len(rows), prompt_tokens
-    with _recorded(state, key, record, output), ExitStack() as stack:
-        stack.enter_context(state.traffic.counted(key.id, record, rows, output))
+    with _record_end(state, key, record, output), ExitStack() as stack:
+        stack.enter_context(state.traffic.count(key.id, record, rows, output))
         stack.callback(state.engine.cancel, rows)
-        stack.enter_context(_watched(request, output))
+        stack.enter_context(_watch_client(request, output))
         state.engine.add(rows)
         yield
 
 
 @contextmanager
-def _recorded(state: State, key: Key, record: Record, output: RequestOutput) -> Iterator[None]:
+def _record_end(state: State, key: Key, record: Record, output: RequestOutput) -> Iterator[None]:
     """Records at the end what the rows took."""
     try:
         yield
@@ -80,7 +80,7 @@ def _recorded(state: State, key: Key, record: Record, output: RequestOutput) -> 
 
 
 @contextmanager
-def _watched(request: Request, output: RequestOutput) -> Iterator[None]:
+def _watch_client(request: Request, output: RequestOutput) -> Iterator[None]:
     """Watches for the client to disconnect while the block lasts."""
 
     async def wait() -> None:

@@ -53,7 +53,7 @@ def _no_route(routes: Sequence[RouteSpec]) -> Callable[[Request, Exception], Awa
     """
     posts = ", ".join(route.path for route in routes if route.method == "POST")
 
-    async def answered(request: Request, error: Exception) -> Response:
+    async def answer_missing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, what = _CODES.get(error.status_code, ("invalid_request", str(error.detail)))
         if error.status_code == HTTPStatus.NOT_FOUND:
@@ -62,7 +62,7 @@ def _no_route(routes: Sequence[RouteSpec]) -> Callable[[Request, Exception], Awa
         answer.headers.update(error.headers or {})  # which methods the route has
         return answer
 
-    return answered
+    return answer_missing
 
 
 class _Endpoint:
@@ -95,7 +95,7 @@ class _Endpoint:
     async def _answer(self, request: Request, record: Record) -> Response:
         key = EVERYBODY
         try:
-            key = await self._admitted(request, record)
+            key = await self._authenticate(request, record)
             answer = await self._route.handler(self._state, request, key, record)
         except AdapterpackError as error:
             refused = as_http_error(error)
@@ -116,7 +116,7 @@ class _Endpoint:
         answer.headers.update(self._state.quotas.headers(key))
         return answer
 
-    async def _admitted(self, request: Request, record: Record) -> Key:
+    async def _authenticate(self, request: Request, record: Record) -> Key:
         """Whose request it is, if it is one that may be looked at.
 
         Raises:

@@ -80,7 +80,7 @@ class Catalogue:
         names: list[str | None] = [None, *self._engine.adapters.names]
         return [model for name in names if key.may(name) and (model := self._model(name)) is not None]
 
-    def named(self, name: str, key: Key) -> ServedModel:
+    def find_model(self, name: str, key: Key) -> ServedModel:
         """The model that a request names: an adapter, the base, or ``base:adapter``.
 
         Raises:
@@ -92,13 +92,13 @@ class Catalogue:
             raise HTTPError(404, "model_not_found", f"there is no model {name[:200]!r}", param="model")
         return model
 
-    def asked(self, name: str, adapters: Sequence[NamedWeight] | None, key: Key) -> ServedModel:
+    def request_model(self, name: str, adapters: Sequence[NamedWeight] | None, key: Key) -> ServedModel:
         """The model that a request names; with ``adapters`` the base with the sum of their changes.
 
         Raises:
             HTTPError: there is none, or the key may not have it or one of the adapters; or these have no sum.
         """
-        model = self.named(name, key)
+        model = self.find_model(name, key)
         if adapters is None:
             return model
         if model.pack is not None:
@@ -116,7 +116,7 @@ class Catalogue:
         return ServedModel(name, both, both.id)
 
     def _part(self, name: str, key: Key) -> Pack:
-        pack = self.named(name, key).pack
+        pack = self.find_model(name, key).pack
         if not isinstance(pack, Pack):
             raise HTTPError(404, "model_not_found", f"there is no adapter {name[:200]!r}", param="adapters")
         return pack

@@ -35,10 +35,10 @@ async def body(request: Request, kind: type[T], limits: ServerLimits) -> T:
         data = await body_of(request, limits.body_seconds)
     except HTTPError as refused:
         raise HTTPError(refused.status, _CODES[refused.status], refused.what, close=True) from refused
-    return parsed(data, kind, limits)
+    return parse(data, kind, limits)
 
 
-def parsed(data: bytes, kind: type[T], limits: ServerLimits) -> T:
+def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
     """The struct that some bytes of JSON are.
 
     Raises:

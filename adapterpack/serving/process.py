@@ -96,15 +96,15 @@ def run(
 async def _run(
     setup: Setup, listening: socket.socket, operator: OperatorAddress | None, ready: Callable[[], None]
 ) -> bool:
-    thread = EngineThread(setup.engine, asyncio.get_running_loop(), setup.metrics.stepped)
-    state, app = opened(setup, thread)
+    thread = EngineThread(setup.engine, asyncio.get_running_loop(), setup.metrics.record_step)
+    state, app = build_server(setup, thread)
     server = Server(config_of(app, setup.limits, setup.tls), state, ready)
     tasks = [asyncio.create_task(_watch(state))]
     if setup.watch is not None:
         tasks.append(asyncio.create_task(_look(setup.watch, setup.watch_seconds)))
     thread.start()
     try:
-        async with _operated(state, operator):
+        async with _serve_operator(state, operator):
             await server.serve(sockets=[listening])
     finally:
         for task in tasks:
@@ -113,7 +113,7 @@ async def _run(
     return server.interrupted
 
 
-def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
+def build_server(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
     """What the routes of a server share, and its application."""
     quotas, limits = Quotas(), setup.limits
     setup.metrics.add_quotas(quotas)
@@ -138,7 +138,7 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
 
 
 @asynccontextmanager
-async def _operated(state: State, operator: OperatorAddress | None) -> AsyncIterator[None]:
+async def _serve_operator(state: State, operator: OperatorAddress | None) -> AsyncIterator[None]:
     """While the block lasts, an operator may ask at an address of their own."""
     if operator is None:
         yield
@@ -245,7 +245,7 @@ class Server(_Bounded):
     def __init__(self, config: uvicorn.Config, state: State, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._state, self._ready, self._loop = state, ready, asyncio.get_running_loop()
-        self._drain: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
         self.interrupted = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -264,9 +264,9 @@ class Server(_Bounded):
         self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
-        self._drain = asyncio.create_task(self._drained())
+        self._draining = asyncio.create_task(self._drain())
 
-    async def _drained(self) -> None:
+    async def _drain(self) -> None:
         """Waits for the answers that were begun; those that take too long are broken off."""
         until = time.monotonic() + self._state.limits.drain_seconds
         while self._state.admission.rows and time.monotonic() < until:

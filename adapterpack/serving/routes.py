@@ -62,7 +62,7 @@ async def models(state: State, request: Request, key: Key, record: Record) -> Re
 
 async def model(state: State, request: Request, key: Key, record: Record) -> Response:
     """One of them."""
-    return _json(_card(state, state.catalogue.named(request.path_params["model"], key)))
+    return _json(_card(state, state.catalogue.find_model(request.path_params["model"], key)))
 
 
 ROUTES: tuple[RouteSpec, ...] = (

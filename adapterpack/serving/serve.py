@@ -142,14 +142,14 @@ def serve(
     for missing in known.missing({one.name for one in control.adapters}):
         _LOG.warning("%s", missing)
     hosts = None if known.needed or insecure else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
-    ended = [metrics.ended, AuditLog(audit).write]
+    ended = [metrics.record, AuditLog(audit).write]
     with ExitStack() as stack:
         if traces:
             with needed_by("tracing"):
                 from .observability.tracing import Traces  # noqa: PLC0415 - needs an extra
             tracing = Traces()
             stack.callback(tracing.close)
-            ended.append(tracing.ended)
+            ended.append(tracing.record)
         options = {"sampling": sampling, "share_prefixes": share_prefixes or None}
         apis = apis_of(engine, bounds, {name: value for name, value in options.items() if value is not None})
         for api in apis:

@@ -127,7 +127,9 @@ class StatusRoutes:
         """
         models = await asyncio.to_thread(self._models, state, key, _tally(state, key))
         return _json(
-            ModelStatusList(models, [_refused(one) for one in state.adapters.refused] if key.admin else UNSET)
+            ModelStatusList(
+                models, [_refusal_card(one) for one in state.adapters.refused] if key.admin else UNSET
+            )
         )
 
     def _models(self, state: State, key: Key, tally: Tally) -> list[ModelStatus]:
@@ -200,7 +202,7 @@ def _tally(state: State, key: Key) -> Tally:
     return state.traffic.all if key.admin else state.traffic.of(key.id)
 
 
-def _refused(refusal: Refusal) -> RefusalCard:
+def _refusal_card(refusal: Refusal) -> RefusalCard:
     """A refusal that does not say where on this machine the places are."""
     message = refusal.message.replace(str(refusal.place), refusal.place.name)
     return RefusalCard(refusal.place.name, refusal.reason, message, time_of(refusal.time))

@@ -193,7 +193,7 @@ def test_what_nobody_finished_or_named_goes_and_nothing_else(tmp_path: Path) -> 
     (tmp_path / "tmp" / "left").write_bytes(b"x")
     for path in tmp_path.rglob("*"):
         os.utime(path, (0, 0))
-    assert storage.renewed(taken.sha256)
+    assert storage.renew(taken.sha256)
     (tmp_path / "tmp" / "arriving").write_bytes(b"x")
     assert Collector(storage, parts).collect() == 1
     assert not storage.blob(orphan.sha256).exists()

@@ -37,7 +37,7 @@ def served(queue: FairQueue[Row], rows: int, at_once: int = 4) -> Counter[str]:
         row = running.pop(0)
         queue.charge(row, row.tokens)
         had[row.tenant] += int(ANSWERED * row.tokens)
-        queue.ended(row)
+        queue.end(row)
     return had
 
 

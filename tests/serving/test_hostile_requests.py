@@ -19,7 +19,7 @@ from servers import ANN, BOB, Served
 from adapterpack.http.http_error import HTTPError
 from adapterpack.serving.openai.requests import ChatRequest
 from adapterpack.serving.openai.response_requests import ResponseRequest
-from adapterpack.serving.parsing import parsed
+from adapterpack.serving.parsing import parse
 from adapterpack.serving.tenants.limits import ServerLimits
 
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {ANN}\r\nContent-Type: application/json\r\n"
@@ -446,6 +446,6 @@ def test_content_that_is_no_text_is_refused_with_the_way_out(kind: type[Any], fi
     request = {"model": "alpha", field: [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]}
     words = rf"expected one of .*'text', found '{part['type']}'; .*run --image"
     with pytest.raises(HTTPError, match=words) as refused:
-        parsed(json.dumps(request).encode(), kind, ServerLimits())
+        parse(json.dumps(request).encode(), kind, ServerLimits())
     assert refused.value.status == 400
     assert str(refused.value.what).startswith(f"{field}.0.content.1.type: ")

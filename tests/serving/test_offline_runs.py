@@ -347,7 +347,7 @@ def test_killed_requests_go_on(bundle: Path, tmp_path: Path) -> None:
 def test_a_job_that_is_interrupted_as_a_block_begins_ends(bundle: Path) -> None:
     """The engine's thread waits for the rest of the block then, which never comes."""
     server = InProcess(bundle, "cpu", 2, None)
-    with server._thread.held():
+    with server._thread.hold():
         ended = threading.Thread(target=server.close, daemon=True)
         ended.start()
         ended.join(10)

@@ -147,7 +147,7 @@ def test_figures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for request, ended in ((None, False), (1, False), (1, True))
     ]
     record = Record("id", "route", started=1000.0, adapter="a", prompt_tokens=5)
-    with counted.counted("ann", record, rows, output):
+    with counted.count("ann", record, rows, output):
         tally = counted.of("ann")
         assert (tally.waiting, tally.running, tally.counts.completion_tokens, tally.of("a").requests) == (
             1,
@@ -164,7 +164,7 @@ def test_figures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1, 101):
         output.first = 1000.0 + number
         record.adapter = f"a{number}"
-        with counted.counted(f"key{number}", record, rows, output):
+        with counted.count(f"key{number}", record, rows, output):
             pass
     assert counted.all.wait == traffic.Wait(101, 50.0, 95.0)
     assert [counted.all.of(name).requests for name in ("a", "a97", "a98", "a100")] == [0, 0, 1, 1]

@@ -107,7 +107,7 @@ class Access:
             403 if account else 401, "GatedRepo", "Access to this model is restricted: ask its owner for it"
         )
 
-    def signed(self, what: str, size: int) -> str:
+    def sign(self, what: str, size: int) -> str:
         """The query of an address where these bytes, and no others, may be put for some hours; ``what`` is a
         sha256, or names a part.
         """

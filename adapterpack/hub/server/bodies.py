@@ -18,7 +18,7 @@ from ..transport.client import MAX_LISTED
 _T = TypeVar("_T")
 
 
-async def parsed(request: Request, parse: Callable[[bytes], _T]) -> _T:
+async def parse_body(request: Request, parse: Callable[[bytes], _T]) -> _T:
     """What ``parse`` makes of the body, in a thread."""
     made: _T = await run_in_threadpool(parse, await body_of(request))
     return made
@@ -30,7 +30,7 @@ async def json_of(request: Request) -> dict[str, Any]:
     Raises:
         FormatError: it is something else.
     """
-    return await parsed(request, lambda body: json_object(body or b"{}"))
+    return await parse_body(request, lambda body: json_object(body or b"{}"))
 
 
 def json_object(data: bytes) -> dict[str, Any]:
@@ -58,4 +58,4 @@ async def form_of(request: Request) -> dict[str, list[str]]:
         except ValueError as error:
             raise HTTPError(413, "TooLarge", f"A form may have {MAX_LISTED} fields") from error
 
-    return await parsed(request, fields)
+    return await parse_body(request, fields)

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...errors import storage_errors
 from .parts import UploadedParts
 from .storage import HubStorage
-from .trees import decoded
+from .trees import decode_files
 
 KEPT_SECONDS = 86_400
 
@@ -40,15 +40,15 @@ class Collector:
                 path.name for path in self._blobs() if self._checked_until <= path.lstat().st_mtime < until
             }
             if orphans:
-                orphans.difference_update(self._named())
-            gone = sum(self._removed(sha256, until) for sha256 in orphans)
+                orphans.difference_update(self._list_named())
+            gone = sum(self._remove(sha256, until) for sha256 in orphans)
         self._checked_until = until
         return gone
 
     def _blobs(self) -> Iterator[Path]:
         return (path for path in (self.storage.root / "blobs").glob("*/*") if path.is_file())
 
-    def _named(self) -> Iterator[str]:
+    def _list_named(self) -> Iterator[str]:
         """The sha256 of everything that a commit needs, pages included."""
         pages = set[str]()
         for repo in self.storage.repos():
@@ -62,10 +62,11 @@ class Collector:
                         pages.add(page.sha256)
                         yield page.sha256
                         yield from (
-                            entry.sha256 for entry in decoded(self.storage.bytes_of(page.sha256)).values()
+                            entry.sha256
+                            for entry in decode_files(self.storage.bytes_of(page.sha256)).values()
                         )
 
-    def _removed(self, sha256: str, until: float) -> bool:
+    def _remove(self, sha256: str, until: float) -> bool:
         """Removes a blob unless somebody has uploaded or named it meanwhile: it is taken away, looked at once
         more, and put back.
         """

@@ -44,7 +44,7 @@ async def batch(request: Request) -> Response:
         sha256, size = str(one.get("oid")), one.get("size")
         if not _SHA256.fullmatch(sha256) or type(size) is not int or not 0 <= size <= _MAX_OBJECT:
             raise HTTPError(400, "BadRequest", "an object has a sha256 and a size")
-        stored = await run_in_threadpool(storage.renewed, sha256)
+        stored = await run_in_threadpool(storage.renew, sha256)
         upload = (
             {}
             if stored
@@ -59,14 +59,14 @@ def _action(request: Request, sha256: str, size: int, in_parts: bool) -> dict[st
     access, place = request.app.state.access, f"{origin_of(request)}/lfs/{sha256}"
     sizes = part_sizes(size, request.app.state.part) if in_parts else None
     if sizes is None:
-        return {"href": f"{place}?{access.signed(sha256, size)}"}
+        return {"href": f"{place}?{access.sign(sha256, size)}"}
     addresses = {
-        str(number): f"{place}/{number}?{access.signed(f'{sha256}/{number}', sizes.length(number))}"
+        str(number): f"{place}/{number}?{access.sign(f'{sha256}/{number}', sizes.length(number))}"
         for number in range(1, sizes.parts + 1)
     }
-    received = {str(number): etag for number, etag in _parts(request).received(sha256).items()}
+    received = {str(number): etag for number, etag in _parts(request).list_received(sha256).items()}
     header = {"chunk_size": str(sizes.part_size), **addresses}
-    return {"href": f"{place}?{access.signed(f'{sha256}/all', size)}", "header": header, "held": received}
+    return {"href": f"{place}?{access.sign(f'{sha256}/all', size)}", "header": header, "held": received}
 
 
 async def upload(request: Request) -> Response:
@@ -103,7 +103,7 @@ async def complete(request: Request) -> Response:
         map(_SHA256.fullmatch, etags)
     ):
         raise HTTPError(400, "BadRequest", "parts are numbered from 1, and have an etag")
-    if not await run_in_threadpool(storage_of(request).renewed, sha256):
+    if not await run_in_threadpool(storage_of(request).renew, sha256):
         await run_in_threadpool(_parts(request).join, sha256, size, etags)
     return JSONResponse({"success": True})
 

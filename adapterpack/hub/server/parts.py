@@ -64,7 +64,7 @@ class UploadedParts:
             if folder.lstat().st_mtime < until:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def received(self, sha256: str) -> dict[int, str]:
+    def list_received(self, sha256: str) -> dict[int, str]:
         """Number -> sha256 of the parts that are here."""
         folder = self.root / sha256
         names = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []

@@ -71,7 +71,7 @@ async def models(request: Request) -> Response:
     storage, query = storage_of(request), request.query_params
     author, cursor, limit = query.get("author"), query.get("cursor", ""), _limit(request)
 
-    def listed() -> list[dict[str, Any]]:
+    def read() -> list[dict[str, Any]]:
         repos = (
             repo for repo in storage.repos() if repo > cursor and author in {None, repo.partition("/")[0]}
         )
@@ -87,7 +87,7 @@ async def models(request: Request) -> Response:
             for repo in islice(seen, limit + 1)
         ]
 
-    return _page(request, await run_in_threadpool(listed), limit, lambda one: str(one["id"]))
+    return _page(request, await run_in_threadpool(read), limit, lambda one: str(one["id"]))
 
 
 async def info(request: Request) -> Response:
@@ -97,10 +97,10 @@ async def info(request: Request) -> Response:
     repo, oid, commit = await _commit(request)
     blobs = request.query_params.get("blobs") is not None
 
-    def described() -> Response:
+    def read() -> Response:
         files = commit.files if len(commit.files) <= MAX_LISTED else {}
         siblings = [
-            {"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in files.items()
+            {"rfilename": path, **(_describe(path, entry) if blobs else {})} for path, entry in files.items()
         ]
         return JSONResponse(
             {
@@ -119,7 +119,7 @@ async def info(request: Request) -> Response:
             }
         )
 
-    answer: Response = await run_in_threadpool(described)
+    answer: Response = await run_in_threadpool(read)
     return answer
 
 
@@ -131,7 +131,7 @@ async def tree(request: Request) -> Response:
     recursive = query.get("recursive", "").lower() in {"true", "1"}
     below = commit.files.below(folder, recursive, query.get("cursor", ""))
     entries = await run_in_threadpool(
-        lambda: [(path, _listed(path, entry)) for path, entry in islice(below, limit + 1)]
+        lambda: [(path, _list_entry(path, entry)) for path, entry in islice(below, limit + 1)]
     )
     if folder and not entries and "cursor" not in query:
         raise HTTPError(404, "EntryNotFound", "Entry not found")
@@ -167,7 +167,7 @@ async def paths_info(request: Request) -> Response:
     _, _, commit = await _commit(request)
     wanted = sorted(set((await form_of(request)).get("paths", ())))
     answer = await run_in_threadpool(
-        lambda: [_described(path, entry) for path in wanted if (entry := commit.files.get(path)) is not None]
+        lambda: [_describe(path, entry) for path in wanted if (entry := commit.files.get(path)) is not None]
     )
     return JSONResponse(answer)
 
@@ -176,7 +176,7 @@ async def refs(request: Request) -> Response:
     """Branches, tags and pull requests with their commits."""
     repo, storage = repo_of(request), storage_of(request)
 
-    def listed() -> dict[str, Any]:
+    def read() -> dict[str, Any]:
         kinds = {
             "branches": ("heads", "refs/heads/"),
             "tags": ("tags", "refs/tags/"),
@@ -193,7 +193,7 @@ async def refs(request: Request) -> Response:
             },
         }
 
-    return JSONResponse(await run_in_threadpool(listed))
+    return JSONResponse(await run_in_threadpool(read))
 
 
 async def resolve(request: Request) -> Response:
@@ -231,23 +231,23 @@ def _settings(request: Request, repo: str) -> dict[str, Any]:
 async def _commit(request: Request) -> tuple[str, str, Commit]:
     repo, storage = repo_of(request), storage_of(request)
 
-    def resolved() -> tuple[str, str, Commit]:
+    def read() -> tuple[str, str, Commit]:
         oid = storage.resolve(repo, revision_of(request))
         return repo, oid, storage.commit(repo, oid)
 
-    result: tuple[str, str, Commit] = await run_in_threadpool(resolved)
+    result: tuple[str, str, Commit] = await run_in_threadpool(read)
     return result
 
 
-def _listed(path: str, entry: Entry | None) -> dict[str, Any]:
+def _list_entry(path: str, entry: Entry | None) -> dict[str, Any]:
     """A file or a folder as a listing has it."""
     return (
         {"type": "directory", "path": path[:-1], "size": 0, "oid": "0" * 40}
         if entry is None
-        else _described(path, entry)
+        else _describe(path, entry)
     )
 
 
-def _described(path: str, entry: Entry) -> dict[str, Any]:
+def _describe(path: str, entry: Entry) -> dict[str, Any]:
     large = {"lfs": {"oid": entry.sha256, "size": entry.size, "pointerSize": 130}} if entry.lfs else {}
     return {"type": "file", "path": path, "size": entry.size, "oid": entry.git, **large}

@@ -187,7 +187,7 @@ class HubStorage:
             raise StorageError(
                 "a commit was altered on the hub's disk", where=path, remedy="restore it from a copy"
             )
-        value = _loaded(data, path)
+        value = _load(data, path)
         if "files" in value:  # as hubs wrote it before there were pages
             files = Tree.of({name: Entry(**entry) for name, entry in value.pop("files").items()})
         else:
@@ -224,7 +224,7 @@ class HubStorage:
             change(files)
             if len(files) > MAX_FILES:
                 raise HTTPError(413, "TooLarge", f"A repository has at most {MAX_FILES} files")
-            tree = before.files.repaged(files, self._keep)
+            tree = before.files.with_files(files, self._keep)
             if not as_pr and tree.pages == before.files.pages:
                 return head, None
             made = Commit(head, summary[:500], description[:10_000], author, _now(), tree)
@@ -300,10 +300,10 @@ class HubStorage:
         while they arrived.
         """
         blobs.adopt(self.root / "blobs", path, sha256)
-        if not self.renewed(sha256):  # it was there, and was collected at this moment
+        if not self.renew(sha256):  # it was there, and was collected at this moment
             blobs.adopt(self.root / "blobs", path, sha256)
 
-    def renewed(self, sha256: str) -> bool:
+    def renew(self, sha256: str) -> bool:
         """Whether the blob is there; if so it stays for another day, in which a commit can name it."""
         try:
             os.utime(self.blob(sha256))
@@ -318,7 +318,7 @@ class HubStorage:
     def _keep(self, data: bytes) -> str:
         """The sha256 of some bytes that are a blob now."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self.renewed(sha256):
+        if not self.renew(sha256):
             if len(data) + SPARE > self.free():
                 raise HTTPError(507, "NoSpace", "The hub's disk is full")
             with self.incoming() as path:
@@ -343,7 +343,7 @@ class HubStorage:
         Raises:
             HTTPError: its bytes never arrived.
         """
-        if not self.renewed(sha256):
+        if not self.renew(sha256):
             raise HTTPError(400, "BadRequest", f"The object {sha256} was not uploaded")
         size = self.blob(sha256).stat().st_size
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
@@ -369,10 +369,10 @@ def git_oid(parts: Iterable[bytes], size: int) -> str:
 
 
 def _read(path: Path) -> Any:
-    return _loaded(path.read_bytes(), path)
+    return _load(path.read_bytes(), path)
 
 
-def _loaded(data: bytes, path: Path) -> Any:
+def _load(data: bytes, path: Path) -> Any:
     return strict_json.loads(data, path, 64 << 20)
 
 

@@ -50,7 +50,7 @@ class Tree(Mapping[str, Entry]):
     @classmethod
     def of(cls, files: Mapping[str, Entry]) -> Tree:
         """A tree in memory alone, on one page."""
-        data = encoded(dict(sorted(files.items())))
+        data = encode_files(dict(sorted(files.items())))
         return cls([Page("", len(files), "")] if files else (), lambda sha256: data)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class Tree(Mapping[str, Entry]):
                 yield path, entry
                 before = path
 
-    def repaged(self, files: Mapping[str, Entry], keep: Callable[[bytes], str]) -> Tree:
+    def with_files(self, files: Mapping[str, Entry], keep: Callable[[bytes], str]) -> Tree:
         """A tree with other files, whose pages begin where those of this one do, so that most of them are
         there already.
 
@@ -108,7 +108,7 @@ class Tree(Mapping[str, Entry]):
             size = len(group) if len(group) <= 2 * PAGE_FILES else PAGE_FILES
             for start in range(0, len(group), size):
                 some = group[start : start + size]
-                pages.append(Page(some[0][0], len(some), keep(encoded(dict(some)))))
+                pages.append(Page(some[0][0], len(some), keep(encode_files(dict(some)))))
         return Tree(pages, self._load)
 
     @cached_property
@@ -119,7 +119,7 @@ class Tree(Mapping[str, Entry]):
         if not self.pages:
             return {}
         if self._last[0] != number:
-            self._last = number, decoded(self._load(self.pages[number].sha256))
+            self._last = number, decode_files(self._load(self.pages[number].sha256))
         return self._last[1]
 
 
@@ -165,11 +165,11 @@ def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
                     files[paths[start]] = entry
 
 
-def encoded(files: Mapping[str, Entry]) -> bytes:
+def encode_files(files: Mapping[str, Entry]) -> bytes:
     """The bytes of a page."""
     return msgspec.json.encode(files)
 
 
-def decoded(data: bytes) -> dict[str, Entry]:
+def decode_files(data: bytes) -> dict[str, Entry]:
     """The files on a page."""
     return msgspec.json.decode(data, type=dict[str, Entry])

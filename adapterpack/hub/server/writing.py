@@ -20,7 +20,7 @@ from ..transport import names
 from ..transport.client import MAX_LISTED
 from . import trees
 from .access import NAME
-from .bodies import json_object, json_of, parsed
+from .bodies import json_object, json_of, parse_body
 from .front_matter import problem
 from .reading import author_of, origin_of, repo_of, revision_of, storage_of
 from .storage import HubStorage, Settings
@@ -93,7 +93,7 @@ async def validate_yaml(request: Request) -> Response:
         text = str(json_object(body).get("content", ""))
         return problem(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
 
-    message = await parsed(request, look)
+    message = await parse_body(request, look)
     return JSONResponse(
         {"errors": [{"message": message}] if message else [], "warnings": []}, 400 if message else 200
     )
@@ -114,7 +114,7 @@ async def preupload(request: Request) -> Response:
         path, size = _path(file), file.get("size")
         if not isinstance(size, int) or names.unsafe(path):
             raise HTTPError(400, "BadRequest", "a file has a path and a size")
-        sample = _decoded(str(file.get("sample", "")))
+        sample = _decode(str(file.get("sample", "")))
         large = size > _MAX_REGULAR or b"\0" in sample or f".{path.rpartition('.')[2].lower()}" in _LARGE
         oid = (
             {"oid": present[path].sha256 if present[path].lfs else present[path].git}
@@ -130,7 +130,7 @@ async def preupload(request: Request) -> Response:
 async def commit(request: Request) -> Response:
     """One commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
     author, repo, storage = author_of(request), repo_of(request), storage_of(request)
-    header, *operations = await parsed(request, _lines)
+    header, *operations = await parse_body(request, _lines)
     value = header.get("value")
     if (
         header.get("key") != "header"
@@ -216,7 +216,7 @@ def _lines(body: bytes) -> list[dict[str, Any]]:
 
 
 def _add(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
-    return _new_path(value), storage.keep_bytes(_decoded(str(value.get("content", ""))))
+    return _new_path(value), storage.keep_bytes(_decode(str(value.get("content", ""))))
 
 
 def _add_large(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
@@ -252,7 +252,7 @@ def _path(value: dict[str, Any]) -> str:
     return path
 
 
-def _decoded(text: str) -> bytes:
+def _decode(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

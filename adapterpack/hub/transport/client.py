@@ -295,7 +295,8 @@ def hub_errors(where: object) -> Iterator[None]:
     except (AdapterpackError, KeyboardInterrupt, GeneratorExit):
         raise
     except Exception as error:
-        raise _named(error, where) from None  # its own text may hold headers and addresses with credentials
+        # its own text may hold headers and addresses with credentials
+        raise _hub_error(error, where) from None
 
 
 _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
@@ -341,7 +342,7 @@ _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
 """The kind of an error or its status -> the error by name, its words and the remedy; the first that fits."""
 
 
-def _named(error: Exception, where: object) -> HubError:
+def _hub_error(error: Exception, where: object) -> HubError:
     marks = {*_kinds(error), _status(error)[0]}
     kind, what, remedy = next(
         (named for mark, named in _ERRORS.items() if mark in marks),

@@ -38,7 +38,7 @@ class LocalFile:
             return cls(content, content.stat().st_size, sha256_of(content))
 
     @classmethod
-    def listed(cls, folder: Path, entry: FileEntry) -> LocalFile:
+    def of_entry(cls, folder: Path, entry: FileEntry) -> LocalFile:
         """A file as a manifest lists it, whose digest was verified before."""
         return cls(folder / entry.path, entry.size, entry.sha256)
 

@@ -34,7 +34,7 @@ def guarded_downloads(endpoint: str) -> Iterator[None]:
     from huggingface_hub import set_client_factory  # noqa: PLC0415 - only a named hub pays for it
     from huggingface_hub.utils import _http  # noqa: PLC0415
 
-    def guarded() -> Any:
+    def make_guarded() -> Any:
         session = factory()
         guard = _Guard(origin(session.build_request("GET", endpoint)))
         session.event_hooks["request"].append(guard.request)
@@ -43,7 +43,7 @@ def guarded_downloads(endpoint: str) -> Iterator[None]:
 
     with _LOCK:
         factory: Callable[[], Any] = _http._GLOBAL_CLIENT_FACTORY  # it can be set, and not be read otherwise
-        set_client_factory(guarded)
+        set_client_factory(make_guarded)
         try:
             yield
         finally:
@@ -89,10 +89,10 @@ class _Guard:
                 response.headers[name] = _LONG_WAIT.sub("999", response.headers[name])
         if "/api/" in response.request.url.path:
             require_identity(response, response.request.url.host)
-            response.iter_bytes = _limited(response.iter_bytes, str(response.request.url.host))
+            response.iter_bytes = _limit_chunks(response.iter_bytes, str(response.request.url.host))
 
 
-def _limited(chunks: Callable[..., Iterator[bytes]], where: str) -> Callable[..., Iterator[bytes]]:
+def _limit_chunks(chunks: Callable[..., Iterator[bytes]], where: str) -> Callable[..., Iterator[bytes]]:
     def iter_bytes(*args: Any, **options: Any) -> Iterator[bytes]:
         limit = ByteLimit(where, MAX_ANSWER)
         for chunk in in_time(chunks(*args, **options), where):

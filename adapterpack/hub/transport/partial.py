@@ -31,7 +31,7 @@ def partial_file(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
         StorageError: the file system refuses.
     """
     if sha256 is not None and size >= LARGE:
-        with _locked(sha256) as place:
+        with _lock(sha256) as place:
             if place is not None:
                 try:
                     yield place
@@ -68,7 +68,7 @@ def remove_old(folder: Path, seconds: float) -> None:
 
 
 @contextmanager
-def _locked(sha256: str) -> Iterator[Path | None]:
+def _lock(sha256: str) -> Iterator[Path | None]:
     """The place of a partial file, while no other process writes to it; else None."""
     folder = own_folder(cache_folder() / "partial")
     with storage_errors(folder):

@@ -118,7 +118,7 @@ class AdapterControl:
             AdapterpackError: as :meth:`add`, and for what is wrong with the pack.
         """
         try:
-            place = self.places.named(source)
+            place = self.places.find(source)
             pack = place.pack().called(name)
             with self._lock:
                 return self._exchange(pack, replace, place)

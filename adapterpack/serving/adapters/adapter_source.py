@@ -55,7 +55,7 @@ class AdapterSources:
         """
         return {place: state for source in self._sources for place, state in source.packs().items()}
 
-    def named(self, name: str) -> PackPlace:
+    def find(self, name: str) -> PackPlace:
         """The one place of a name, which is looked up, and never joined to a path or sent to a hub.
 
         Raises:

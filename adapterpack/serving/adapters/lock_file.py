@@ -33,7 +33,7 @@ class Pin:
             FormatError: the hub has another artifact at that commit, or none that is valid.
             HubError: by name.
         """
-        pinned = _pinned(self.lock).get(self.name)
+        pinned = _read_pins(self.lock).get(self.name)
         if pinned is None:
             raise UnknownAdapter("the lock file has no such entry", where=self.lock, found=self.name)
         return load(pinned_artifact(names.parse(self.name), pinned))
@@ -55,14 +55,14 @@ class LockFile:
             FormatError: it is something else.
             StorageError: it cannot be read.
         """
-        return {Pin(self.path, reference): pinned for reference, pinned in _pinned(self.path).items()}
+        return {Pin(self.path, reference): pinned for reference, pinned in _read_pins(self.path).items()}
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """The packs that it pins."""
         return ((place, place.pack()) for place in self.packs())
 
 
-def _pinned(path: Path) -> dict[str, PinnedArtifact]:
+def _read_pins(path: Path) -> dict[str, PinnedArtifact]:
     if not path.is_file():
         raise StorageError(
             "there is no lock file",

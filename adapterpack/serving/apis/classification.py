@@ -19,9 +19,9 @@ from .. import parsing
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
 from ..observability.audit import Record
-from ..one_pass.rows import asked, labels_of, results, runs_task
+from ..one_pass.rows import labels_of, request_model, results, runs_task
 from ..openai.answers import PassUsage, Provenance
-from ..openai.requests import listed, one_kind
+from ..openai.requests import as_list, one_kind
 from ..route import RouteSpec
 from ..state import State
 from ..tenants.keys import Key
@@ -107,9 +107,9 @@ class RerankAnswer(msgspec.Struct, frozen=True, kw_only=True):
 async def classify(state: State, request: Request, key: Key, record: Record) -> Response:
     """``POST /v1/classify``."""
     body = await parsing.body(request, ClassifyRequest, state.limits)
-    model = asked(state, key, record, body.model)
+    model = request_model(state, key, record, body.model)
     labels_of(state, model)
-    given = [_row(item) for item in listed(body.input)]
+    given = [_row(item) for item in as_list(body.input)]
     rows = await results(state, request, key, record, model, given, param="input", priority=body.priority)
     answer = ClassifyAnswer(
         data=[Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)],
@@ -124,7 +124,7 @@ async def classify(state: State, request: Request, key: Key, record: Record) -> 
 async def rerank(state: State, request: Request, key: Key, record: Record) -> Response:
     """``POST /v1/rerank``."""
     body = await parsing.body(request, RerankRequest, state.limits)
-    model = asked(state, key, record, body.model)
+    model = request_model(state, key, record, body.model)
     labels = labels_of(state, model)
     if len(labels) != 1:
         raise HTTPError(
@@ -154,7 +154,7 @@ def _row(given: Any) -> Any:
     return {"text": given.text, "text_pair": given.text_pair} if isinstance(given, Pair) else given
 
 
-def opened(engine: Engine, limits: ServerLimits) -> Api:
+def open_api(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     return Api(
         (
@@ -185,4 +185,4 @@ def _serves(engine: Engine) -> bool:
     return runs_task(engine, "text-classification")
 
 
-APIS.register(ApiKind("classification", _serves, opened))
+APIS.register(ApiKind("classification", _serves, open_api))

@@ -18,9 +18,9 @@ from .. import parsing
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
 from ..observability.audit import Record
-from ..one_pass.rows import asked, results, runs_task
+from ..one_pass.rows import request_model, results, runs_task
 from ..openai.answers import PassUsage, Provenance
-from ..openai.requests import Mixed, listed, one_kind
+from ..openai.requests import Mixed, as_list, one_kind
 from ..route import RouteSpec
 from ..state import State
 from ..tenants.keys import Key
@@ -68,9 +68,9 @@ class EmbeddingAnswer(msgspec.Struct, frozen=True, kw_only=True):
 async def embeddings(state: State, request: Request, key: Key, record: Record) -> Response:
     """``POST /v1/embeddings``."""
     body = await parsing.body(request, EmbeddingRequest, state.limits)
-    model = asked(state, key, record, body.model, body.adapters)
+    model = request_model(state, key, record, body.model, body.adapters)
     options: dict[str, Any] = {"normalize": body.normalize is not False, "dimensions": body.dimensions}
-    given = listed(body.input)
+    given = as_list(body.input)
     rows = await results(
         state, request, key, record, model, given, param="input", options=options, priority=body.priority
     )
@@ -89,7 +89,7 @@ def _base64(vector: list[float]) -> str:
     return base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
 
 
-def opened(engine: Engine, limits: ServerLimits) -> Api:
+def open_api(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     return Api(
         (
@@ -111,4 +111,4 @@ def _serves(engine: Engine) -> bool:
     return runs_task(engine, "feature-extraction")
 
 
-APIS.register(ApiKind("embeddings", _serves, opened))
+APIS.register(ApiKind("embeddings", _serves, open_api))

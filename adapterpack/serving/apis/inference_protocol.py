@@ -21,7 +21,7 @@ from .. import parsing, routes
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
 from ..observability.audit import Record
-from ..one_pass.rows import asked, engine_of, labels_of, named, results, runs_task
+from ..one_pass.rows import engine_of, find_model, labels_of, request_model, results, runs_task
 from ..one_pass.tensors import OUTPUTS, extents_of, flat
 from ..openai.answers import Provenance
 from ..openai.errors import ErrorForm
@@ -163,14 +163,14 @@ async def model_ready(state: State, request: Request, key: Key, record: Record) 
     """``GET /v2/models/{model}/ready``: the adapter is read when a row needs it, so a model is ready while
     the server is.
     """
-    model = named(state, key, record, request.path_params["model"])
+    model = find_model(state, key, record, request.path_params["model"])
     status = (await routes.ready(state, request, key, record)).status_code
     return _json({"name": model.name, "ready": status == 200}, status)
 
 
 async def metadata(state: State, request: Request, key: Key, record: Record) -> Response:
     """``GET /v2/models/{model}``."""
-    model = named(state, key, record, request.path_params["model"])
+    model = find_model(state, key, record, request.path_params["model"])
     bundle = engine_of(state).bundle
     inputs = [
         TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]
@@ -185,7 +185,7 @@ async def metadata(state: State, request: Request, key: Key, record: Record) -> 
 async def infer(state: State, request: Request, key: Key, record: Record) -> Response:
     """``POST /v2/models/{model}/infer``."""
     body = await parsing.body(request, InferRequest, state.limits)
-    model = asked(state, key, record, request.path_params["model"])
+    model = request_model(state, key, record, request.path_params["model"])
     task = engine_of(state).bundle.task
     wanted = OUTPUTS[task.name]
     columns = {column.name: column for column in wanted.columns}
@@ -225,7 +225,7 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def opened(engine: Engine, limits: ServerLimits) -> Api:
+def open_api(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     return Api(
         (
@@ -268,4 +268,4 @@ def _serves(engine: Engine) -> bool:
     return runs_task(engine, *OUTPUTS)
 
 
-APIS.register(ApiKind("inference-protocol", _serves, opened))
+APIS.register(ApiKind("inference-protocol", _serves, open_api))

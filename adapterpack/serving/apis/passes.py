@@ -9,7 +9,7 @@ from ..observability.metrics import Figure
 from ..tenants.limits import ServerLimits
 
 
-def opened(engine: EncoderEngine, limits: ServerLimits) -> Api:
+def open_api(engine: EncoderEngine, limits: ServerLimits) -> Api:
     """What the passes of an engine were spent on."""
     spent = engine.padding
     return Api(
@@ -27,4 +27,4 @@ def _serves(engine: Engine) -> bool:
     return isinstance(engine, EncoderEngine)
 
 
-APIS.register(ApiKind("passes", _serves, opened))
+APIS.register(ApiKind("passes", _serves, open_api))

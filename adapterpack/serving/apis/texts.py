@@ -21,7 +21,7 @@ from ..catalogue import ServedModel
 from ..observability.audit import Record
 from ..observability.metrics import Figure
 from ..openai.answers import ChatChunk, ChatCompletion, Completion, Provenance
-from ..openai.prepare import PreparedRequest, Preparer, copied
+from ..openai.prepare import PreparedRequest, Preparer, copy_mask
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled
 from ..openai.response_answers import ResponseAnswer, ResponseEvent
 from ..openai.response_requests import ResponseRequest
@@ -52,13 +52,13 @@ class Texts:
 
     async def chat(self, state: State, request: Request, key: Key, record: Record) -> Response:
         """``POST /v1/chat/completions``."""
-        return await self._answered(
+        return await self._answer(
             state, request, key, record, await parsing.body(request, ChatRequest, state.limits)
         )
 
     async def completions(self, state: State, request: Request, key: Key, record: Record) -> Response:
         """``POST /v1/completions``."""
-        return await self._answered(
+        return await self._answer(
             state, request, key, record, await parsing.body(request, CompletionRequest, state.limits)
         )
 
@@ -72,9 +72,9 @@ class Texts:
                 "no response is stored here: give the whole conversation as input",
                 param="previous_response_id",
             )
-        return await self._answered(state, request, key, record, body.chat(), partial(ResponsesWriter, body))
+        return await self._answer(state, request, key, record, body.chat(), partial(ResponsesWriter, body))
 
-    async def _answered(
+    async def _answer(
         self,
         state: State,
         request: Request,
@@ -84,7 +84,7 @@ class Texts:
         form: Callable[[Provenance, Callable[[], CallReader] | None], ResponseWriter] | None = None,
     ) -> Response:
         state.quotas.ask(key)
-        model = state.catalogue.asked(body.model, body.adapters, key)
+        model = state.catalogue.request_model(body.model, body.adapters, key)
         record.answers(model.adapter, model.digest, model.mixed)
         record.stream = bool(body.stream)
         count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
@@ -94,7 +94,7 @@ class Texts:
             )
         with ExitStack() as stack:
             stack.enter_context(state.admission.admit(key, count))
-            prepared = await self.preparer.prepared(body, key.id)
+            prepared = await self.preparer.prepare(body, key.id)
             output = RequestOutput(count)
             rows = self._rows(body, prepared, model, key, output)
             stack.enter_context(
@@ -120,7 +120,7 @@ class Texts:
         row = self._engine.row
         return [
             ScheduledRow(
-                make=partial(row, ids, model.pack, sampling, None, draw, copied(prepared.mask), salt),
+                make=partial(row, ids, model.pack, sampling, None, draw, copy_mask(prepared.mask), salt),
                 pack=model.pack,
                 cost=len(ids),
                 place=number * count + draw,
@@ -153,7 +153,7 @@ class Texts:
         return CompletionWriter(body.model, provenance, self._tokens, echoes)
 
 
-def opened(
+def open_api(
     engine: DecoderEngine, limits: ServerLimits, sampling: str = "model", share_prefixes: bool = False
 ) -> Api:
     """The API on an engine."""
@@ -210,4 +210,4 @@ def _serves(engine: Engine) -> bool:
     return isinstance(engine, DecoderEngine)
 
 
-APIS.register(ApiKind("texts", _serves, opened, ("sampling", "share_prefixes")))
+APIS.register(ApiKind("texts", _serves, open_api, ("sampling", "share_prefixes")))

@@ -80,7 +80,7 @@ class TokenRoutes:
         """``POST /tokenize``."""
         body = await parsing.body(request, TokenizeRequest, state.limits)
         state.quotas.ask(key)
-        state.catalogue.named(body.model, key)
+        state.catalogue.find_model(body.model, key)
         ids = await asyncio.to_thread(self._ids, body)
         words = (
             [self._tokenizer.core.id_to_token(token) or "" for token in ids]
@@ -93,7 +93,7 @@ class TokenRoutes:
         """``POST /detokenize``."""
         body = await parsing.body(request, DetokenizeRequest, state.limits)
         state.quotas.ask(key)
-        state.catalogue.named(body.model, key)
+        state.catalogue.find_model(body.model, key)
         return _json(
             Text(
                 await asyncio.to_thread(self._tokenizer.decode, prompt_ids(self._bundle, body.tokens), False)
@@ -121,7 +121,7 @@ def _json(value: Any) -> Response:
     return Response(msgspec.json.encode(value), 200, media_type="application/json")
 
 
-def opened(engine: Engine, limits: ServerLimits) -> Api:
+def open_api(engine: Engine, limits: ServerLimits) -> Api:
     """The API on an engine."""
     routes = TokenRoutes(engine.bundle, limits)
     return Api(
@@ -142,4 +142,4 @@ def _serves(engine: Engine) -> bool:
     ).is_file()
 
 
-APIS.register(ApiKind("tokens", _serves, opened))
+APIS.register(ApiKind("tokens", _serves, open_api))

@@ -22,7 +22,7 @@ from ..api import apis_of
 from ..catalogue import Catalogue
 from ..observability.audit import AuditLog
 from ..observability.metrics import Metrics
-from ..process import Setup, opened
+from ..process import Setup, build_server
 from ..route import RouteSpec
 from ..scheduling.engine_thread import EngineThread
 from ..tenants.keys import Keys
@@ -88,7 +88,7 @@ class Application:
             keys=known,
             limits=bounds,
             metrics=metrics,
-            ended=[metrics.ended, AuditLog(audit).write],
+            ended=[metrics.record, AuditLog(audit).write],
             hosts=None,
             tls=None,
             watch=None,
@@ -98,8 +98,8 @@ class Application:
         self.routes: Mapping[str, RouteSpec] = {
             route.path: route for api in apis for route in api.routes if route.body is not None
         }
-        self.thread = engine(running, loop or asyncio.get_running_loop(), metrics.stepped)
-        self.state, self._app = opened(setup, self.thread)
+        self.thread = engine(running, loop or asyncio.get_running_loop(), metrics.record_step)
+        self.state, self._app = build_server(setup, self.thread)
         self.thread.start()
         self._stack.callback(self.thread.close)
 

@@ -89,12 +89,12 @@ class InProcess:
 
     def block(self, requests: Sequence[Posted]) -> Sequence[Callable[[], Reply]]:
         """Begins requests; what waits for the answer of each."""
-        tasks = self._loop.run_until_complete(self._begun(requests))
+        tasks = self._loop.run_until_complete(self._begin(requests))
         return [lambda task=task: self._loop.run_until_complete(task) for task in tasks]  # type: ignore[misc]
 
-    async def _begun(self, requests: Sequence[Posted]) -> list[asyncio.Task[Reply]]:
+    async def _begin(self, requests: Sequence[Posted]) -> list[asyncio.Task[Reply]]:
         tasks = []
-        with self._thread.held():
+        with self._thread.hold():
             for request in requests:  # one after the other: the engine gets their rows in this order
                 self._thread.added.clear()
                 tasks.append(asyncio.create_task(self._answer(request)))

@@ -69,7 +69,7 @@ class Metrics:
         """Adds what keys have used of their quotas."""
         self._registry.register(_QuotaSeries(quotas))
 
-    def stepped(self, seconds: float, tokens: int) -> None:
+    def record_step(self, seconds: float, tokens: int) -> None:
         """The engine has taken a step."""
         self._steps.observe(seconds)
 
@@ -79,7 +79,7 @@ class Metrics:
         """
         self._changes.labels(change, reason).inc()
 
-    def ended(self, record: Record) -> None:
+    def record(self, record: Record) -> None:
         """A request has ended."""
         if record.rows == 0:
             if record.status >= 400:

@@ -27,7 +27,7 @@ class Traces:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("adapterpack", VERSION)
 
-    def ended(self, record: Record) -> None:
+    def record(self, record: Record) -> None:
         """A request has ended: its span belongs to the trace that its client named."""
         clock = time.time_ns() - time.monotonic_ns()
 

@@ -128,7 +128,7 @@ class Traffic:
         return _recent(self._keys, key, lambda: Tally(self.clock), MOST_KEYS)
 
     @contextmanager
-    def counted(
+    def count(
         self, key: str, record: Record, rows: Sequence[ScheduledRow], output: RequestOutput
     ) -> Iterator[None]:
         """A request's rows are in, for as long as the block lasts."""

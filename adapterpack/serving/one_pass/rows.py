@@ -43,20 +43,20 @@ def engine_of(state: State) -> EncoderEngine:
     return engine
 
 
-def named(
+def find_model(
     state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
 ) -> ServedModel:
-    """The model that a request names, which is written down; see :meth:`.Catalogue.asked`.
+    """The model that a request names, which is written down; see :meth:`.Catalogue.request_model`.
 
     Raises:
         HTTPError: there is none.
     """
-    model = state.catalogue.asked(name, adapters, key)
+    model = state.catalogue.request_model(name, adapters, key)
     record.answers(model.adapter, model.digest, model.mixed)
     return model
 
 
-def asked(
+def request_model(
     state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
 ) -> ServedModel:
     """The model that a request for rows names; the request counts.
@@ -65,7 +65,7 @@ def asked(
         HTTPError: there is none, or the key has no request left.
     """
     state.quotas.ask(key)
-    return named(state, key, record, name, adapters)
+    return find_model(state, key, record, name, adapters)
 
 
 def labels_of(state: State, model: ServedModel) -> Sequence[str]:
@@ -107,7 +107,7 @@ async def results(
     with ExitStack() as stack:
         # rows of one pass take the room of one answer
         stack.enter_context(state.admission.admit(key, -(-len(rows) // engine.rows_a_turn)))
-        prepared = await asyncio.to_thread(_prepared, engine, rows, options or {}, param)
+        prepared = await asyncio.to_thread(_prepare, engine, rows, options or {}, param)
         output = RequestOutput(len(rows))
         queued = [
             ScheduledRow(
@@ -130,7 +130,7 @@ async def results(
         return [sequence.result for sequence in output.sequences]
 
 
-def _prepared(
+def _prepare(
     engine: EncoderEngine, rows: Sequence[Given], options: Mapping[str, Any], param: str
 ) -> list[tuple[Prepared, Any]]:
     prepared = []

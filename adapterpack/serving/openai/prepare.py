@@ -66,7 +66,7 @@ class Preparer:
         """The text of token ids, for who wants to see a prompt again."""
         return self._engine.bundle.tokenizer.decode(ids)
 
-    async def prepared(self, body: Sampled, tenant: str) -> PreparedRequest:
+    async def prepare(self, body: Sampled, tenant: str) -> PreparedRequest:
         """What a request's rows are made of.
 
         Raises:
@@ -195,7 +195,7 @@ class Preparer:
         ]
 
 
-def copied(mask: Any) -> TokenMask | None:
+def copy_mask(mask: Any) -> TokenMask | None:
     """The mask of one row."""
     copy: Callable[[], TokenMask] | None = None if mask is None else mask.copy
     return None if copy is None else copy()

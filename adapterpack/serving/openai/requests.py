@@ -318,7 +318,7 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one an answer (or ``n``)."""
-        return listed(self.prompt)
+        return as_list(self.prompt)
 
     @property
     def most_tokens(self) -> int | None:
@@ -337,11 +337,11 @@ def one_kind(field_name: str, given: Any) -> Iterator[Misfit]:
         yield Misfit(f"/{field_name}", "these are all texts, or all lists of token ids")
 
 
-def listed(given: Any) -> list[Any]:
+def as_list(given: Any) -> list[Any]:
     """The values of a field that takes one or several; a list of numbers is one.
 
     Example:
-        >>> listed("a"), listed([1, 2]), listed([[1], [2]])
+        >>> as_list("a"), as_list([1, 2]), as_list([[1], [2]])
         (['a'], [[1, 2]], [[1], [2]])
     """
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]

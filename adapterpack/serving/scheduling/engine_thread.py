@@ -104,7 +104,7 @@ class EngineThread:
             self._fail(rows)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """While the block lasts the thread does nothing: what is added in it begins together, and nothing of
         earlier rows is left.
         """
@@ -219,16 +219,16 @@ class EngineThread:
 
     def _leave(self, row: ScheduledRow, error: AdapterpackError | None) -> None:
         """A row that never began."""
-        self._ended(row)
+        self._end(row)
         self._tell(
             [(row, Event(0, None, finish_reason="cancelled" if error is None else "error", error=error))]
         )
 
-    def _ended(self, row: ScheduledRow) -> None:
+    def _end(self, row: ScheduledRow) -> None:
         row.ended = True
         with self._order:
             self._ready.discard(row)
-            self._queue.ended(row)
+            self._queue.end(row)
 
     def _step(self) -> None:
         start = time.monotonic()
@@ -247,7 +247,7 @@ class EngineThread:
             row = self._running[event.request]
             if event.finish_reason is not None:
                 del self._running[event.request]
-                self._ended(row)
+                self._end(row)
             answered.append((row, event))
         self._stepped(time.monotonic() - start, sum(event.choice is not None for event in events))
         self._tell(answered)

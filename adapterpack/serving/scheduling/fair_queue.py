@@ -95,7 +95,7 @@ class FairQueue(Generic[AnyRow]):
         """Counts tokens that a running row has answered."""
         self._tenants[row.tenant].used += ANSWERED * tokens / row.share
 
-    def ended(self, row: AnyRow) -> None:
+    def end(self, row: AnyRow) -> None:
         """A row that was popped has ended."""
         self._tenants[row.tenant].running -= 1
         self._rest()
