@@ -4,20 +4,20 @@ like.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from ..errors import storage_errors
 from ..runtime.providers.device import Device
 from ..runtime.text.model_files import read_text
-from .options import parse_pairs, suggest
+from .options import combine, parse_pairs, suggest
 from .settings import PROVIDER, THREADS
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_DEVICE = (
+device_options = combine(
     click.option(
         "--provider",
         envvar=PROVIDER,
@@ -71,36 +71,18 @@ _DEVICE = (
         help="An option of the provider, by ONNX Runtime's name; may be repeated.",
     ),
 )
-_FIELDS = (
-    "provider",
-    "device_id",
-    "memory_limit",
-    "arena",
-    "tf32",
-    "capture",
-    "threads",
-    "spinning",
-    "allow_cpu_nodes",
-    "options",
-)
-
-
-def device_options(function: _Function) -> _Function:
-    """The options, which the function takes by the names of the fields of :class:`.Device`."""
-    for option in reversed(_DEVICE):
-        function = option(function)
-    return function
+"""Where a bundle runs; a command takes them by the names of the fields of :class:`.Device`."""
 
 
 def device_of(parameters: dict[str, Any]) -> Device:
     """The device of these parameters, which are taken out of them."""
-    given = {name: parameters.pop(name) for name in _FIELDS}
+    given = {field.name: parameters.pop(field.name) for field in fields(Device)}
     return Device(**{**given, "options": {name: str(value) for name, value in given["options"].items()}})
 
 
 _FILES = ("json_schema", "grammar")
 """Parameters that are given as files."""
-_SAMPLING = (
+sampling_options = combine(
     click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer."),
     click.option(
         "--sampling",
@@ -162,13 +144,7 @@ _SAMPLING = (
         help="Answer in this grammar, written for Lark or as GBNF; needs the extra structured.",
     ),
 )
-
-
-def sampling_options(function: _Function) -> _Function:
-    """The options, which the function takes by the names of ``Sampling``."""
-    for option in reversed(_SAMPLING):
-        function = option(function)
-    return function
+"""How tokens are chosen, and what form an answer has; a command takes them by the names of ``Sampling``."""
 
 
 def sampling_parameters(options: Mapping[str, Any]) -> dict[str, Any]:

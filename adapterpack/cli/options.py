@@ -42,38 +42,39 @@ def _flag(*names: str, about: str) -> Callable[[_Function], _Function]:
     )
 
 
-def global_options(function: _Function) -> _Function:
-    """The flags that mean the same before the name of a command and behind it: ``--quiet``, ``--verbose`` and
-    ``--traceback``.
-    """
-    for flag in (
-        _flag(TRACEBACK, about="Show the Python traceback of an error."),
-        _flag(
-            VERBOSE,
-            "-v",
-            about="Show time and origin of each message, and the time and memory that the work took.",
-        ),
-        _flag(QUIET, "-q", about="Show only warnings and errors on stderr, no progress and no notes."),
-    ):
-        function = flag(function)
-    return function
+def combine(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
+    """Returns a decorator that adds all these options, in the order in which the help lists them."""
+
+    def decorate(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-_json_option = click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    is_eager=True,
-    callback=_remember,
-    help="Print machine-readable JSON (schemas/report.v1.json).",
+global_options = combine(
+    _flag(QUIET, "-q", about="Show only warnings and errors on stderr, no progress and no notes."),
+    _flag(
+        VERBOSE,
+        "-v",
+        about="Show time and origin of each message, and the time and memory that the work took.",
+    ),
+    _flag(TRACEBACK, about="Show the Python traceback of an error."),
 )
-
-
-def common_options(function: _Function) -> _Function:
-    """The options that every command has: ``--json`` (as ``as_json``), and those of
-    :func:`global_options`.
-    """
-    return _json_option(global_options(function))
+"""The flags that mean the same before the name of a command and after it."""
+common_options = combine(
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        is_eager=True,
+        callback=_remember,
+        help="Print machine-readable JSON (schemas/report.v1.json).",
+    ),
+    global_options,
+)
+"""The options of every command: ``--json`` (as ``as_json``), and those of :data:`global_options`."""
 
 
 def out_option(help_text: str) -> Callable[[_Function], _Function]:
@@ -153,7 +154,7 @@ def suggest(
     return complete
 
 
-_QUANTIZATION = (
+quantization_options = combine(
     click.option(
         "--accuracy",
         metavar="A",
@@ -210,15 +211,9 @@ _QUANTIZATION = (
         help="Scheme mixed: the least error within this size of all products.",
     ),
 )
-
-
-def quantization_options(function: _Function) -> _Function:
-    """How the graphs of a bundle are quantized: the fields of
-    :class:`~adapterpack.quantizing.graphs.options.GraphOptions`.
-    """
-    for option in reversed(_QUANTIZATION):
-        function = option(function)
-    return function
+"""How the graphs of a bundle are quantized: the fields of
+:class:`~adapterpack.quantizing.graphs.options.GraphOptions`.
+"""
 
 
 def load_pack(reference: str) -> Any:

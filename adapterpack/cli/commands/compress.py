@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
@@ -63,13 +65,10 @@ from ..output import print_json, print_line
 def command(
     packs: tuple[str, ...],
     out: str | None,
-    basis: int | None,
-    clusters: int,
-    error_budget: float | None,
-    size_budget: float | None,
     into: str | None,
     member: tuple[str, str] | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each
     pack.
@@ -93,15 +92,7 @@ def command(
             print_line(f"wrote {written.name} to {out}")
         return
     loaded = [load_pack(pack) for pack in packs]
-    fleet = adapterpack.compress(
-        loaded,
-        out=out,
-        basis=basis,
-        clusters=clusters,
-        error_budget=error_budget,
-        size_budget=size_budget,
-        into=None if into is None else folder_of(into),
-    )
+    fleet = adapterpack.compress(loaded, out=out, into=None if into is None else folder_of(into), **options)
     before = sum(value.nbytes for pack in loaded for value in pack.tensors.values())
     if as_json:
         print_json({"command": "compress", **inspect(str(fleet.path)), "bytes_before": before})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from typing import Any
 
 import click
 
@@ -35,7 +36,6 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 )
 @click.option(
     "--to",
-    "form",
     metavar="F",
     shell_complete=suggest("adapterpack.converting.pipeline:writable"),
     help="The format to write: pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter. "
@@ -62,17 +62,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 )
 @structural_option
 @common_options
-def command(
-    *,
-    source: str,
-    out: str,
-    form: str | None,
-    base: str | None,
-    part: str | None,
-    labels: list[str] | None,
-    allow_structural: bool,
-    as_json: bool,
-) -> None:
+def command(*, source: str, out: str, as_json: bool, **options: Any) -> None:
     """Converts a pack, or an adapter of another tool, to another format. What the format cannot hold is an
     error that names it. LyCORIS files are read, too.
 
@@ -83,15 +73,7 @@ def command(
       adapterpack convert style.safetensors -o packs/style --to pack --base models/unet --part lora_unet
     """
     with divert_stdout():
-        done = adapterpack.convert(
-            folder_of(source),
-            out,
-            to=form,
-            base=base,
-            part=part,
-            labels=labels,
-            allow_structural=allow_structural,
-        )
+        done = adapterpack.convert(folder_of(source), out, **options)
     answer = done.to_json()
     if as_json:
         print_json({"command": "convert", **answer})

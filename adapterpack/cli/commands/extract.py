@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
@@ -41,17 +43,7 @@ from ..progress import show_bytes
     ),
 )
 @common_options
-def command(
-    *,
-    tuned: str,
-    base: str,
-    out: str,
-    rank: int | None,
-    energy: float | None,
-    modules: str | None,
-    rest: str,
-    as_json: bool,
-) -> None:
+def command(*, tuned: str, base: str, out: str, modules: str | None, as_json: bool, **options: Any) -> None:
     """Extracts a LoRA pack that turns the checkpoint BASE into TUNED, which was fine-tuned from it or holds a
     merged adapter.
 
@@ -63,14 +55,7 @@ def command(
     wanted = None if modules is None else [part.strip() for part in modules.split(",") if part.strip()]
     with show_bytes("extract") as progress:
         pack = adapterpack.extract(
-            folder_of(tuned),
-            folder_of(base),
-            rank=rank,
-            energy=energy,
-            modules=wanted,
-            rest=rest,
-            out=out,
-            progress=progress,
+            folder_of(tuned), folder_of(base), modules=wanted, out=out, progress=progress, **options
         )
     summary, story = adapterpack.inspect(out), pack.manifest.extensions["x_extract"]
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,7 +20,7 @@ from ..progress import show_steps
 @click.argument("base", metavar="BASE")
 @click.argument("pack", metavar="PACK")
 @click.option(
-    "--data", "source", required=True, metavar="FILE", help="A file of rows, in any form that training reads."
+    "--data", required=True, metavar="FILE", help="A file of rows, in any form that training reads."
 )
 @click.option(
     "--kind",
@@ -44,9 +45,7 @@ from ..progress import show_steps
     help="The file to write; it is replaced if it exists.",
 )
 @common_options
-def command(
-    *, base: str, pack: str, source: str, kind: str, rows: int, max_length: int, out: str, as_json: bool
-) -> None:
+def command(*, base: str, pack: str, data: str, out: str, as_json: bool, **options: Any) -> None:
     """Runs the base with one adapter over data, and writes statistics of every site of the adapter.
 
     \b
@@ -65,14 +64,7 @@ def command(
                 step(f"measure: {done} of {total} rows")
 
         statistics = adapterpack.measure(
-            folder_of(base),
-            load_pack(pack),
-            source,
-            kind=kind,
-            out=out,
-            rows=rows,
-            max_length=max_length,
-            progress=say,
+            folder_of(base), load_pack(pack), data, out=out, progress=say, **options
         )
     written = Path(out).stat().st_size
     if as_json:
@@ -89,6 +81,6 @@ def command(
         )
         return
     print_line(
-        f"measured {pack} on {things(statistics.rows, 'row')} of {source}: {statistics.kind} of "
+        f"measured {pack} on {things(statistics.rows, 'row')} of {data}: {statistics.kind} of "
         f"{things(len(statistics.matrices), 'site')} into {out}, {size(written)}"
     )

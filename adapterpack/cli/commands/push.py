@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
@@ -20,22 +22,10 @@ from ..progress import show_bytes
 @click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
 @click.option("--dry-run", is_flag=True, help="Make every check, say what would be sent, and send nothing.")
 @click.option("--base-model", metavar="ORG/NAME", help="The base's repository, if the pack does not name it.")
-@click.option("--license", "license_name", metavar="L", help="The license, if the pack does not name it.")
+@click.option("--license", metavar="L", help="The license, if the pack does not name it.")
 @click.option("-m", "--message", metavar="TEXT", help="The commit's message.")
 @common_options
-def command(
-    *,
-    pack: str,
-    target: str,
-    pr: bool,
-    tag: str | None,
-    private: bool,
-    dry_run: bool,
-    base_model: str | None,
-    license_name: str | None,
-    message: str | None,
-    as_json: bool,
-) -> None:
+def command(*, pack: str, target: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
 
     The token is that of "hf auth login", or HF_TOKEN; HF_ENDPOINT selects a hub other than the public one.
@@ -47,18 +37,7 @@ def command(
       adapterpack push packs/tickets hf://org/tickets --license apache-2.0 --tag v1
     """
     with show_bytes("push") as progress:
-        done = adapterpack.push(
-            pack,
-            target,
-            pr=pr,
-            tag=tag,
-            private=private,
-            dry_run=dry_run,
-            base_model=base_model,
-            license=license_name,
-            message=message,
-            progress=progress,
-        )
+        done = adapterpack.push(pack, target, dry_run=dry_run, progress=progress, **options)
     if as_json:
         print_json({"command": "push", **done.to_json()})
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
@@ -52,19 +54,7 @@ from .compose import print_left_out
     help="The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).",
 )
 @common_options
-def command(
-    *,
-    pack: str,
-    out: str,
-    rank: int | None,
-    energy: float | None,
-    sv_ratio: float | None,
-    sv_cumulative: float | None,
-    sv_fro: float | None,
-    budget: float | None,
-    base: str | None,
-    as_json: bool,
-) -> None:
+def command(*, pack: str, out: str, base: str | None, as_json: bool, **cuts: Any) -> None:
     """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its
     exact singular values.
 
@@ -75,17 +65,7 @@ def command(
     """
     loaded = load_pack(pack)
     before = sum(entry.size for entry in loaded.manifest.files)
-    resized = adapterpack.resize(
-        loaded,
-        rank=rank,
-        energy=energy,
-        sv_ratio=sv_ratio,
-        sv_cumulative=sv_cumulative,
-        sv_fro=sv_fro,
-        budget=budget,
-        base=None if base is None else folder_of(base),
-        out=out,
-    )
+    resized = adapterpack.resize(loaded, base=None if base is None else folder_of(base), out=out, **cuts)
     summary = describe(resized, out)
     if as_json:
         print_json({"command": "resize", **summary, "bytes_before": before})
