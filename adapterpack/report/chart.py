@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 Points = Sequence[tuple[int, float]]
@@ -28,7 +28,7 @@ class Chart(NamedTuple):
     ends: tuple[int, int]
 
 
-def line_charts(title: str, lines: dict[str, Points], *, log: bool = False) -> list[Chart]:
+def line_charts(title: str, lines: Mapping[str, Points], *, log: bool = False) -> list[Chart]:
     """Draws lines, three in a chart; ``log`` takes a logarithmic scale from 1 down to 1e-4.
 
     A point of a long line is the mean of neighbouring steps.
@@ -47,7 +47,7 @@ def line_charts(title: str, lines: dict[str, Points], *, log: bool = False) -> l
     return [_line_chart(title, group, log) for group in groups]
 
 
-def _line_chart(title: str, lines: list[tuple[str, Points]], log: bool) -> Chart:
+def _line_chart(title: str, lines: Sequence[tuple[str, Points]], log: bool) -> Chart:
     short = [shorten(points) for _, points in lines]
     values = [value for points in short for _, value in points]
     steps = [step for points in short for step, _ in points]

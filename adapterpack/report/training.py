@@ -27,7 +27,7 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Mapping[str, Points
         "train.html.jinja",
         names=", ".join(str(pack["name"]) for pack in packs),
         figures=[card for pack in packs[: len(TONES)] for card in _figures(pack, len(packs) > 1)],
-        charts=line_charts("Loss", dict(losses)),
+        charts=line_charts("Loss", losses),
         evaluations=[
             (metric, chart)
             for metric, values in _evaluations(packs).items()
