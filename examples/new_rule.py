@@ -11,7 +11,7 @@ import numpy as np
 
 import adapterpack
 from adapterpack.composing.rules.rule import Laws, rule
-from adapterpack.lowrank.space import gram, weighted_sum
+from adapterpack.lowrank.factors import gram, weighted_sum
 
 
 @rule(

@@ -34,7 +34,7 @@ from adapterpack import LoRA, Pack, Session, adapt, attach, export, load, save, 
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.cli.commands.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, NothingToDo, ParityError
-from adapterpack.manifest.parts import Canary
+from adapterpack.manifest.structs import Canary
 from adapterpack.pack import canary
 from adapterpack.quantizing.graphs.options import quantization
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_bundle

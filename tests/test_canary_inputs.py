@@ -56,7 +56,7 @@ from adapterpack import LoRA, Pack, adapt, attach, load, save, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.parts import Canary, Features, Pixels
+from adapterpack.manifest.structs import Canary, Features, Pixels
 from adapterpack.manifest.synthetic_inputs import make_row
 from adapterpack.pack import canary
 from adapterpack.runtime.canary_reasons import not_replayable

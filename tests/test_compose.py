@@ -27,7 +27,7 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
-from adapterpack.lowrank.space import Factors
+from adapterpack.lowrank.factors import Factors
 from adapterpack.lowrank.spectra import recompress
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build

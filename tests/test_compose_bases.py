@@ -10,7 +10,7 @@ from adapterpack import LoRA, compose
 from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import BaseMismatch
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.parts import Variant
+from adapterpack.manifest.structs import Variant
 from adapterpack.pack.pack import Pack, build
 
 FP32 = m.Base("org/base", None, "llama", "bfp1:" + "1" * 64, "bfp1:" + "a" * 64)

@@ -37,7 +37,7 @@ from adapterpack.errors import (
 )
 from adapterpack.fleet.schema import schema
 from adapterpack.io import strict_json
-from adapterpack.lowrank.space import Factors
+from adapterpack.lowrank.factors import Factors
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.pack.trust.signers import Signers

@@ -38,7 +38,7 @@ from adapterpack.errors import (
 )
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.parts import Variant
+from adapterpack.manifest.structs import Variant
 
 Tensors = dict[str, np.ndarray]
 

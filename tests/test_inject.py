@@ -45,7 +45,7 @@ from adapterpack.errors import (
     UnknownAdapter,
     Unsupported,
 )
-from adapterpack.manifest.parts import Canary
+from adapterpack.manifest.structs import Canary
 from adapterpack.pack import canary
 from adapterpack.torch_adapters.canaries.canary import verify_canary
 from adapterpack.torch_adapters.extract_adapter import parts_of

@@ -45,7 +45,8 @@ from adapterpack.errors import (
 from adapterpack.io import safetensors, strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.migrations import STEPS
-from adapterpack.manifest.parts import (
+from adapterpack.manifest.secondary_methods import MethodSites
+from adapterpack.manifest.structs import (
     BaseQuantization,
     Canary,
     Composition,
@@ -56,7 +57,6 @@ from adapterpack.manifest.parts import (
     Tokenizer,
     Variant,
 )
-from adapterpack.manifest.secondary_methods import MethodSites
 from adapterpack.pack.pack import Pack, build, seal
 from adapterpack.pack.store import Store
 from adapterpack.pack.validate.validation import load, validate

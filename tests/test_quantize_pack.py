@@ -21,10 +21,10 @@ from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, fold, get
 from adapterpack.errors import ConfigError, NothingToDo, UnknownName
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.entries import entry_of
-from adapterpack.manifest.parts import Run
-from adapterpack.pack.codes import decode, encode
+from adapterpack.manifest.digests import entry_of
+from adapterpack.manifest.structs import Run
 from adapterpack.pack.pack import Pack, build, seal
+from adapterpack.pack.quantized_tensors import decode, encode
 from adapterpack.pack.validate.validation import load, validate
 from adapterpack.quantizing.packs import quantize_pack, schemes
 

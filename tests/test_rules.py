@@ -21,7 +21,7 @@ from adapterpack.adapter_methods.ia3 import IA3
 from adapterpack.composing.rules.rule import RULES, Laws, rules
 from adapterpack.composing.steps import RankChosen
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
-from adapterpack.lowrank.space import Term
+from adapterpack.lowrank.factors import Term
 from adapterpack.manifest.manifest import Task
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load, validate

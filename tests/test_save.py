@@ -23,7 +23,7 @@ from adapterpack.base.base_metadata import license_of, tokenizer_of
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import OutputExists, Unsupported
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.parts import Dims, Tokenizer
+from adapterpack.manifest.structs import Dims, Tokenizer
 from adapterpack.torch_adapters.checkpoint_names import drawn_modules
 
 pytestmark = pytest.mark.fast

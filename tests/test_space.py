@@ -18,9 +18,9 @@ import adapterpack
 from adapterpack.adapter_methods import Method, Site, fold, get, methods, resolve_configs
 from adapterpack.composing.as_factors import represent
 from adapterpack.errors import ConfigError, Unsupported
-from adapterpack.lowrank import space
+from adapterpack.lowrank import factors as space
+from adapterpack.lowrank.factors import Factors, Term
 from adapterpack.lowrank.range_finder import InMemory, largest, residual
-from adapterpack.lowrank.space import Factors, Term
 from adapterpack.lowrank.spectra import recompress, spectra, spectrum
 from adapterpack.lowrank.truncation import Cut, shared_out
 from adapterpack.pack.pack import Adapter

@@ -30,7 +30,7 @@ from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.commands.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
 from adapterpack.exporting.tracing.torch_parts import TorchPart, part_class
-from adapterpack.manifest.parts import Pixels
+from adapterpack.manifest.structs import Pixels
 from adapterpack.quantizing.graphs.measure import inputs_of
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime import canary as replay

@@ -19,7 +19,7 @@ from ..composing.full_modules import comparable
 from ..composing.plan import plan
 from ..errors import AdapterpackError, NothingToDo, Unsupported
 from ..io.safetensors import DTYPES, FLOATS
-from ..lowrank.space import Term, zero
+from ..lowrank.factors import Term, zero
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut, require_count
 from ..manifest import manifest as m

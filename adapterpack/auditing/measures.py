@@ -28,7 +28,7 @@ from operator import add
 
 import numpy as np
 
-from ..lowrank.space import Factors, Term, gram, inner, stack
+from ..lowrank.factors import Factors, Term, gram, inner, stack
 from ..lowrank.spectra import Spectrum, spectra, spectrum
 from ..lowrank.truncation import energy_of
 from ..merging.fold.loss import Sums

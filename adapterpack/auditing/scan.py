@@ -18,7 +18,7 @@ import numpy as np
 
 from ..adapter_methods import row_blocks
 from ..io.safetensors import DTYPES
-from ..lowrank.space import Term, gram
+from ..lowrank.factors import Term, gram
 from ..merging.fold.loss import Sums, sums_of
 
 SAMPLE = 1 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..io.hashing import sha256_of
 from ..io.safe_open import open_inside, read_at_most
-from ..manifest.parts import Tokenizer
+from ..manifest.structs import Tokenizer
 from .base_folder import read_json
 from .checkpoint import Checkpoint
 

@@ -228,7 +228,7 @@ def agrees(wanted: m.Base, other: m.Base) -> bool:
     known.
 
     Example:
-        >>> from adapterpack.manifest.parts import Variant
+        >>> from adapterpack.manifest.structs import Variant
         >>> agrees(m.Base(content="bfp1:a", variants=(Variant("dtype_cast", content="bfp1:b"),)),
         ...     m.Base(content="bfp1:b"))
         True

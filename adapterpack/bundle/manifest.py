@@ -18,7 +18,7 @@ from ..io.hashing import sha256_of
 from ..io.safe_open import read_file
 from ..io.typed_json import Misfit
 from ..manifest import limits
-from ..manifest.parts import Base, FileEntry
+from ..manifest.structs import Base, FileEntry
 from ..pack.pack import SIGNATURE
 from ..tasks.data.problems import ONE, PROBLEMS
 from ..tasks.task import MAIN, task_named

@@ -32,8 +32,8 @@ from ..adapter_methods import (
 from ..adapter_methods.core.base import require_widths
 from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
+from ..lowrank.factors import Factors, times
 from ..lowrank.range_finder import InMemory, largest
-from ..lowrank.space import Factors, times
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter

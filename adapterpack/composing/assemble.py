@@ -18,7 +18,7 @@ from ..adapter_methods.nodes.registry import NODES
 from ..adapter_methods.nodes.tree import MEMBER
 from ..errors import ConfigError, FormatError, Unsupported, nearest
 from ..manifest import manifest as m
-from ..manifest.parts import Composition, Member
+from ..manifest.structs import Composition, Member
 from ..pack.lineage import descend
 from ..pack.pack import Adapter, Pack, build
 from .compatibility import common_base, common_problem, common_task, require_same_site

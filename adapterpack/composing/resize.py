@@ -17,7 +17,7 @@ from ..errors import ConfigError, NothingToDo
 from ..io.atomic import refuse_existing
 from ..io.safetensors import FLOATS, dtype_name
 from ..io.threads import one_thread_each
-from ..lowrank.space import Factors, Term, stack, weighted_sum
+from ..lowrank.factors import Factors, Term, stack, weighted_sum
 from ..lowrank.spectra import Loss, Spectrum, spectra
 from ..lowrank.truncation import Cut, energy_of
 from ..pack.lineage import descend

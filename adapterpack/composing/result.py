@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods.lora import LoRA
-from ..lowrank.space import Factors
+from ..lowrank.factors import Factors
 from ..lowrank.spectra import Loss
 from ..pack.pack import Pack
 

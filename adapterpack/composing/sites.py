@@ -16,7 +16,7 @@ from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
 from ..io.streamed_tensors import Unread
 from ..io.threads import one_thread_each
-from ..lowrank.space import Term, zero
+from ..lowrank.factors import Term, zero
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter, Pack

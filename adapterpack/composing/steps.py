@@ -16,8 +16,8 @@ from ..adapter_methods import Method, Site
 from ..adapter_methods.lora import lora
 from ..errors import ConfigError, NonFinite, NothingToDo
 from ..io.threads import in_order, one_thread_each, workers
+from ..lowrank.factors import Factors
 from ..lowrank.range_finder import LeadingSpectrum
-from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m

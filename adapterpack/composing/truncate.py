@@ -9,8 +9,8 @@ import numpy as np
 
 from ..io.safetensors import all_finite
 from ..io.threads import in_order
+from ..lowrank.factors import Factors, Sum, zero
 from ..lowrank.range_finder import InMemory, LeadingSpectrum, Rows, largest
-from ..lowrank.space import Factors, Sum, zero
 from ..lowrank.spectra import Loss, recompress_all, spectra
 from ..lowrank.truncation import Cut, energy_of
 from .rules.rule import Combination

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..adapter_methods import Site
 from ..composing.as_factors import represent
 from ..composing.compatibility import require_same_site
-from ..lowrank.space import Factors, inner
+from ..lowrank.factors import Factors, inner
 from ..pack.pack import Pack
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..lowrank.space import Term, gram
+from ..lowrank.factors import Term, gram
 from .candidates import Candidate
 from .joint_bases import Bases, grouped, joint_bases
 

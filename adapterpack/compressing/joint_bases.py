@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..lowrank.factors import Factors
 from ..lowrank.seeded_random import uniform
-from ..lowrank.space import Factors
 
 ROUNDS = 2
 """Of alternation: more change the fifth digit of the error."""

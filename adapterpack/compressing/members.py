@@ -11,8 +11,8 @@ from ..adapter_methods import Site
 from ..fleet.fleet import Fleet
 from ..fleet.manifest import FleetSite, Member, Whole
 from ..io.safetensors import dtype_name
-from ..lowrank.space import Factors
-from ..manifest.parts import Base
+from ..lowrank.factors import Factors
+from ..manifest.structs import Base
 from .candidates import Candidate, weights_of
 from .fitting import Core, Draft, Fit
 from .joint_bases import Bases

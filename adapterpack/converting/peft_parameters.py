@@ -19,7 +19,7 @@ from ..errors import Unsupported
 from ..io import safetensors
 from ..io.safe_open import TENSORS
 from ..manifest.manifest import Group
-from ..pack.contents import METADATA
+from ..pack.files import METADATA
 from ..pack.pack import Pack
 from ..peft import layout
 from ..peft.names import PREFIX

@@ -12,7 +12,7 @@ from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
 from ..graph_passes.attach import MODES
 from ..hub.resolve import folder_of
-from ..manifest.parts import BaseQuantization
+from ..manifest.structs import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
 from ..pack.fits import require_task

@@ -12,7 +12,7 @@ from ..base.base_folder import copy_carried
 from ..base.checkpoint import Checkpoint
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..errors import MissingExtra, Unsupported
-from ..manifest.parts import BaseQuantization
+from ..manifest.structs import BaseQuantization
 from ..pack.pack import Pack
 from ..tasks.task import Task
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..lowrank.factors import Factors
 from ..lowrank.range_finder import LeadingSpectrum, Rows, largest, residual
-from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 

@@ -22,7 +22,7 @@ from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsuppor
 from ..io.atomic import refuse_existing
 from ..io.progress import StoppedError, Ticker
 from ..io.threads import as_worker, one_thread_each, workers
-from ..lowrank.space import Factors
+from ..lowrank.factors import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m

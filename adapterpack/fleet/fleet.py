@@ -22,7 +22,7 @@ from ..io import safetensors
 from ..io.atomic import output_folder
 from ..io.safe_open import in_hub_cache, read_file
 from ..io.safetensors import HeldFile
-from ..manifest.entries import tensor_digest
+from ..manifest.digests import tensor_digest
 from ..manifest.manifest import Lineage, Parent
 from ..pack.pack import MUTABLE, Pack, build
 from ..pack.shared_factors import SharedFactors

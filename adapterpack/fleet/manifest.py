@@ -21,7 +21,7 @@ from ..io.safetensors import DTYPES, FLOATS
 from ..io.typed_json import Misfit, Part
 from ..manifest import limits
 from ..manifest.integrity import KEY, require_whole, seal
-from ..manifest.parts import Base, Task
+from ..manifest.structs import Base, Task
 from ..tasks.data.problems import MARKED, ONE
 
 FILE_NAME = "adapterfleet.json"

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from ..errors import printable
 from ..manifest import manifest as m
-from ..manifest.parts import settings_of
+from ..manifest.structs import settings_of
 from ..pack.pack import Pack
 from ..pack.validate.finding import Report
 from ..peft.readers import MAX_RANKS, largest_rank, readers

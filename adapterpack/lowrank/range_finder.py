@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..adapter_methods import row_blocks
-from .space import Factors, Side
+from .factors import Factors, Side
 from .spectra import Loss, Spectrum, frames
 from .truncation import Cut, energy_of
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..io.threads import in_order
-from .space import Factors, Side, Sum
+from .factors import Factors, Side, Sum
 from .truncation import Cut, energy_of
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import msgspec
 from ..adapter_methods import Method, get
 from ..errors import FormatError, UnknownMethod
 from . import manifest as m
-from .parts import Composition
+from .structs import Composition
 
 FEATURE = "composition"
 """What ``must_understand`` says of a composed pack."""

@@ -29,7 +29,7 @@ from .limits import (
     too_large,
 )
 from .migrations import refuse_layer_replication, upgrade
-from .parts import (
+from .structs import (
     Base,
     BaseQuantization,
     Canary,

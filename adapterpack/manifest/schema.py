@@ -14,7 +14,7 @@ from .integrity import KEY, SCHEMA
 from .limits import DEFINITIONS
 from .manifest import Manifest
 from .migrations import EACH, STEPS
-from .parts import Metric, TrainingClaims
+from .structs import Metric, TrainingClaims
 
 
 def schema() -> dict[str, Any]:

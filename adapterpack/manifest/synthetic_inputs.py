@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .parts import Recipe
+from .structs import Recipe
 
 _STEP, _FIRST, _SECOND = (
     np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -23,7 +23,7 @@ def make_row(recipe: Recipe, row: int) -> np.ndarray:
     unsigned 64-bit arithmetic alone.
 
     Example:
-        >>> from adapterpack.manifest.parts import Pixels
+        >>> from adapterpack.manifest.structs import Pixels
         >>> make_row(Pixels(7, (2, 1, 1, 3)), 1).ravel()
         array([-0.12730932,  0.3798833 ,  0.7858412 ], dtype=float32)
     """

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import BaseMismatch, NonFinite, NothingToDo, ParityError
-from ..manifest.parts import Canary, TopLogits
+from ..manifest.structs import Canary, TopLogits
 from ..manifest.synthetic_inputs import make_row
 
 TOP = 8

@@ -15,7 +15,7 @@ from ..base.variants import variant
 from ..errors import BaseMismatch, NothingToDo, Unsupported
 from ..io.atomic import refuse_existing
 from ..manifest import manifest as m
-from ..manifest.parts import Variant
+from ..manifest.structs import Variant
 from .pack import Pack, seal
 from .validate.validation import load
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..adapter_methods import PROMPT
 from ..errors import SiteNotFound, UnknownName, Unsupported, nearest
-from ..manifest.described import Described
+from ..manifest.view import Described
 from ..tasks.task import NO_TASK, Task, task_named
 
 

@@ -13,7 +13,7 @@ from .pack import Pack
 from .validate.validation import load
 
 if TYPE_CHECKING:
-    from ..manifest.parts import Composition
+    from ..manifest.structs import Composition
 
 
 def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.linear_layers import has_transposed
 from ..errors import BaseMismatch, SiteNotFound, Unsupported, nearest
-from ..manifest.described import Described
 from ..manifest.manifest import Group
+from ..manifest.view import Described
 from ..peft.names import limit
 
 _STACKS = tuple(kind for kind in LAYOUTS if is_stacked(kind))

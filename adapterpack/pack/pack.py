@@ -24,14 +24,14 @@ from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
 from ..io.streamed_tensors import Streamed, Unread
 from ..manifest import manifest as m
-from ..manifest.described import Described
-from ..manifest.entries import digest_tensors, entry_of, file_entry, write_files
+from ..manifest.digests import digest_tensors, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
+from ..manifest.view import Described
 from ..peft import layout, names
-from .bounds import require_limit
-from .codes import decode, scale_codes
-from .contents import METADATA, contents
+from .expansion_limit import require_limit
+from .files import METADATA, contents
 from .layer_kinds import require_shapes
+from .quantized_tensors import decode, scale_codes
 from .shared_factors import SharedFactors
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .codes import scale_codes
+from .quantized_tensors import scale_codes
 
 
 class SharedFactors(NamedTuple):

@@ -18,8 +18,8 @@ from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
 from ..manifest import manifest as m
 from ..manifest.composed_method import method_of
-from ..manifest.described import Described
 from ..manifest.migrations import refuse_layer_replication
+from ..manifest.view import Described
 from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of, limit, secondary_form

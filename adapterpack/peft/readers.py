@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..manifest.described import Described
+from ..manifest.view import Described
 from ..tasks.task import TASKS
 from .layout import config_bytes
 

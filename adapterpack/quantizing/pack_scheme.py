@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..manifest.parts import Run
+from ..manifest.structs import Run
 from ..registry import Registry
 
 

@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from ..adapter_methods import fold, is_stacked, row_blocks
 from ..composing.resize import resize
 from ..errors import ConfigError, NothingToDo, Unsupported
-from ..manifest.entries import entry_of
+from ..manifest.digests import entry_of
 from ..manifest.manifest import PACKED
-from ..manifest.parts import Packed
-from ..pack.codes import encode
+from ..manifest.structs import Packed
 from ..pack.lineage import descend
 from ..pack.pack import Adapter, Pack, seal
+from ..pack.quantized_tensors import encode
 from .pack_scheme import PACK_SCHEMES, PackScheme
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..manifest.parts import settings_of
+from ..manifest.structs import settings_of
 from ..readable import MISSING, count, number, size
 from .chart import TONES, Points, line_charts
 from .inspection import list_facts

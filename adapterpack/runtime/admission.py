@@ -10,7 +10,7 @@ from typing import TypeVar
 from ..base import compatibility
 from ..bundle.files import has_other_tokenizer
 from ..errors import FormatError, Unsupported
-from ..manifest.parts import Canary
+from ..manifest.structs import Canary
 from ..pack import canary
 from ..pack.fits import require_task, task_of
 from ..pack.pack import Pack

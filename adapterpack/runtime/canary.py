@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..bundle.manifest import ADAPTER_IDS, Bundle
-from ..manifest.parts import Canary
+from ..manifest.structs import Canary
 from ..pack import canary
 from ..pack.pack import Pack
 from ..slots.precision import DEFAULT, PRECISIONS

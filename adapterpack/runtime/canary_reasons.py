@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..bundle.manifest import Bundle
-from ..manifest.parts import Canary
+from ..manifest.structs import Canary
 from ..pack import canary
 from ..pack.pack import Pack
 from ..tasks.task import task_named

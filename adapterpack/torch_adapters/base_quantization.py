@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..io import strict_json
-from ..manifest.parts import BaseQuantization
+from ..manifest.structs import BaseQuantization
 from ..pack import canary
 from ..pack.pack import Pack
 from .layers.weights import format_of

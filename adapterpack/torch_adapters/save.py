@@ -23,7 +23,7 @@ from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
-from ..manifest.parts import Dims
+from ..manifest.structs import Dims
 from ..pack.lineage import descend
 from ..pack.pack import Pack, build, is_module
 from ..peft.readers import line

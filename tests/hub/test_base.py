@@ -24,7 +24,7 @@ from adapterpack.errors import HubError
 from adapterpack.hub.server.storage import HubStorage
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.parts import Tokenizer
+from adapterpack.manifest.structs import Tokenizer
 from adapterpack.pack.pack import Pack, build, seal
 
 pytestmark = pytest.mark.fast

@@ -444,7 +444,7 @@ def test_an_invalid_pack_on_a_hub_is_found_by_its_headers(hub: Hub) -> None:
     value = pack.manifest.to_json()
     value["groups"][0]["scale"] = 99.0
     data = sealed_json(value)
-    from adapterpack.pack.contents import encode_files
+    from adapterpack.pack.files import encode_files
 
     api = client.api()
     api.create_repo("org/liar")

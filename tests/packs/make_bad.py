@@ -23,8 +23,8 @@ from adapterpack import OFT, FourierFT, LoRA, TrainableTokens, VeRA
 from adapterpack.adapter_methods import Method, Site, get
 from adapterpack.composing.pipeline import compose
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.parts import Tokenizer
 from adapterpack.manifest.secondary_methods import MethodSites
+from adapterpack.manifest.structs import Tokenizer
 from adapterpack.pack.pack import build
 from adapterpack.pack.pack import seal as seal_pack
 

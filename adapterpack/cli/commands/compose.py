@@ -313,14 +313,14 @@ def write_recipes(pack: Any, packs: tuple[str, ...], recipe: str | None, mergeki
     """The files that say how the pack was made."""
     if recipe is None and mergekit is None:
         return
-    describe = recipe_of(pack)
+    stated = recipe_of(pack)
     if recipe is not None:
-        describe.write(recipe)
+        stated.write(recipe)
     if mergekit is not None:
         by_digest = {load_pack(reference).id: reference.rpartition("=")[2] for reference in packs}
         write_mergekit(
-            describe,
+            stated,
             pack.manifest.base.name or "BASE",
-            [by_digest[parent.digest] for parent in describe.parents],
+            [by_digest[parent.digest] for parent in stated.parents],
             mergekit,
         )

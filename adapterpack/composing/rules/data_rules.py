@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, FormatError
-from ...lowrank.space import Factors, Term, stack, zero
+from ...lowrank.factors import Factors, Term, stack, zero
 from .entries import Block, Blocks, entry_rule, weighted
 from .rule import ARXIV, MEAN, rule, share
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._native import lowrank
 from ...adapter_methods import row_blocks
-from ...lowrank.space import Core, Factors, Term, core
+from ...lowrank.factors import Core, Factors, Term, core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
 _BLOCK = 1 << 21

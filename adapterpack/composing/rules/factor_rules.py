@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
+from ...lowrank.factors import Factors, Term, zero
 from ...lowrank.quantiles import level, magnitudes
-from ...lowrank.space import Factors, Term, zero
 from ...lowrank.spectra import spectra
 from .rule import ARXIV, THINNED, Count, Laws, choice, rule, share
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank.space import Factors, Sum, Term, column_gram, gram, row_gram, stack, weighted_sum
+from ...lowrank.factors import Factors, Sum, Term, column_gram, gram, row_gram, stack, weighted_sum
 from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, Steps, choice, rule, with_scope
 
 _ORTHOGONAL = 0.1

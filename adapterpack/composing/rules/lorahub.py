@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...errors import ConfigError, NonFinite
-from ...lowrank.space import Sum, Term, weighted_sum
+from ...lowrank.factors import Sum, Term, weighted_sum
 from .rule import ARXIV, SUM, Steps, rule
 
 Score = Callable[[np.ndarray], float]

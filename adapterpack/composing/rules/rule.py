@@ -11,8 +11,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from msgspec import Meta
 
 from ...errors import ConfigError, nearest
+from ...lowrank.factors import Factors, Sum, Term, zero
 from ...lowrank.range_finder import Rows
-from ...lowrank.space import Factors, Sum, Term, zero
 from ...registry import Registry
 
 Combination = Factors | Sum | Rows

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import ConfigError
-from ...lowrank.space import Core, Factors, Term, core, zero
+from ...lowrank.factors import Core, Factors, Term, core, zero
 from .rule import ARXIV, MEAN, Laws, choice, rule, share
 
 _NULL = 1e-5

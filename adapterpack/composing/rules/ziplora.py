@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import ConfigError
-from ...lowrank.space import Factors, Term, zero
+from ...lowrank.factors import Factors, Term, zero
 from .gram_rules import scaled_lines
 from .rule import ARXIV, Steps, rule
 

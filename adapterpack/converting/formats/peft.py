@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...adapter_methods.core.peft_form import OfBase
 from ...errors import Unsupported
-from ...pack.contents import encode_files
+from ...pack.files import encode_files
 from ...pack.from_peft import import_folder
 from ...pack.pack import Pack
 from ...peft import layout

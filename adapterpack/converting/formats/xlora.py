@@ -25,8 +25,8 @@ from ...errors import AdapterpackError, FormatError, Unsupported
 from ...io import strict_json
 from ...io.safe_open import TENSORS
 from ...io.safetensors import SafetensorsFile, pieces
-from ...manifest.entries import write_files
-from ...pack.contents import METADATA
+from ...manifest.digests import write_files
+from ...pack.files import METADATA
 from ...pack.pack import Pack, build
 from ...pack.validate.validation import load
 from ...peft.layout import CONFIG

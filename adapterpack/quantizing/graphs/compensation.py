@@ -21,8 +21,8 @@ from ...bundle.manifest import Bundle
 from ...bundle.reports import CompensationReport
 from ...errors import NothingToDo
 from ...graph_passes.constants import add_initializer
+from ...lowrank.factors import Factors
 from ...lowrank.range_finder import InMemory, largest
-from ...lowrank.space import Factors
 from ...lowrank.truncation import Cut
 from ...onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, unpacked, values
 from .product import output_error

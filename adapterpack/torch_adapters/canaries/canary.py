@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import NothingToDo
-from ...manifest.parts import Canary
+from ...manifest.structs import Canary
 from ...pack import canary
 from ...pack.pack import Pack
 from ..layers.active import only

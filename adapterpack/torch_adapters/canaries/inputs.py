@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ...adapter_methods.core.token_positions import Acts
-from ...manifest.parts import Canary, Features, Pixels, Recipe
+from ...manifest.structs import Canary, Features, Pixels, Recipe
 from ...pack import canary
 from .images import positions_of
 

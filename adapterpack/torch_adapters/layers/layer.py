@@ -16,7 +16,7 @@ from ...adapter_methods import Dense, Method, Site, evaluate, fold, from_matrix,
 from ...adapter_methods.registry import METHODS
 from ...errors import Unsupported
 from ...manifest.composed_method import method_of_composition
-from ...manifest.parts import Composition
+from ...manifest.structs import Composition
 from ..kernels import low_rank
 from ..kernels.dropout import Dropout
 from .tensors import as_parameter

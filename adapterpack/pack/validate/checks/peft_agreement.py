@@ -10,7 +10,7 @@ from typing import Any
 from ....io.safe_open import TENSORS
 from ....peft import layout
 from ....peft.options import unknown_sentence
-from ...contents import METADATA
+from ...files import METADATA
 from ...pack import FILE_ROLES, TEMPLATE
 from ..context import Subject
 from ..finding import Finding, Rule

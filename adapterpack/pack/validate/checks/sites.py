@@ -13,7 +13,7 @@ from ....adapter_methods.core.shapes import check_shapes
 from ....errors import AdapterpackError, FormatError
 from ....io.safe_open import TENSORS
 from ....manifest import manifest as m
-from ...bounds import require_limit
+from ...expansion_limit import require_limit
 from ...pack import SHARED, site_of
 from ..context import Subject, group_pointer, quantized_numbers, tensor_pointer
 from ..finding import Finding, Rule

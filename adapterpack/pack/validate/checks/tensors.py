@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ....io.safe_open import TENSORS
 from ....manifest.manifest import PACKED
-from ...codes import overflows, problem
+from ...quantized_tensors import overflows, problem
 from ..context import Subject, tensor_pointer
 from ..finding import Finding, Rule
 from .values import NONFINITE

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import FormatError, NonFinite
-from ..manifest.parts import Packed, Run
+from ..manifest.structs import Packed, Run
 
 _MOST_OF_ALL = float(np.finfo(np.float32).max)
 _MOST = _MOST_OF_ALL / 4
