@@ -8,18 +8,18 @@ yours brings its frontend by an entry point: [project.entry-points."adapterpack.
 
 import onnx_ir as ir
 
-from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, Frontend, Source
+from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
 from adapterpack.graph_passes.sites import onnxscript_scope
 
 FILE = "ready.onnx"
 
 
-def supports(source: Source) -> bool:
+def supports(source: ExportSource) -> bool:
     """Checkpoints with a graph in their folder."""
     return source.file is None and (source.folder / FILE).is_file()
 
 
-def build(source: Source) -> BaseGraph:
+def build(source: ExportSource) -> BaseGraph:
     """The graph, and how a node says which module it computes."""
     return BaseGraph(ir.load(source.folder / FILE), onnxscript_scope, "ready 1.0")
 

@@ -56,10 +56,10 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
-from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, Frontend, Source
+from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
 from adapterpack.exporting.proof import parity
 from adapterpack.exporting.tracing.example_inputs import example
-from adapterpack.graph_passes.attach import MODES, Plan, base_head, with_fields
+from adapterpack.graph_passes.attach import MODES, AttachPlan, base_head, with_fields
 from adapterpack.graph_passes.sites import find_sites
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
@@ -467,7 +467,7 @@ def test_every_field_of_the_normal_form(op: str, rank: int, biased: bool, mode: 
     sites = find_sites(model, lambda node: "layer")
     mapped = with_fields(sites, values)
     assert mapped["layer"].fields == ("down", "pre", "scale", "shift", "up")
-    MODES[mode](model, Plan([], values, mapped, base_head(model, mapped), 3, 3))
+    MODES[mode](model, AttachPlan([], values, mapped, base_head(model, mapped), 3, 3))
     ir.save(model, tmp_path / "model.onnx")
     # among others, that no node stands before what it needs
     onnx.checker.check_model(tmp_path / "model.onnx")
@@ -508,7 +508,7 @@ def test_heads_of_any_width(op: str, rank: int, biased: bool, mode: str, tmp_pat
     model = one_layer(op, rank, base["weight"], base.get("bias"))
     mapped = with_fields(find_sites(model, lambda node: "layer"), values)
     assert (mapped["layer"].role, mapped["layer"].labels) == ("full", 6)
-    MODES[mode](model, Plan([], values, mapped, base_head(model, mapped), 4, 3))
+    MODES[mode](model, AttachPlan([], values, mapped, base_head(model, mapped), 4, 3))
     model.graph.outputs[0].shape = None
     ir.save(model, tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -568,10 +568,10 @@ def test_rows_must_be_batches() -> None:
         x.name, ids.name, x.shape = "x", "input_ids", ir.Shape(shape)
         mapped = with_fields(find_sites(model, lambda node: "layer"), [])
         with pytest.raises(Unsupported, match="first axis"):
-            MODES["bank"](model, Plan([], [], mapped, {}, 2, 4))
+            MODES["bank"](model, AttachPlan([], [], mapped, {}, 2, 4))
         ids.shape = ir.Shape([None, 3])
         with pytest.raises(Unsupported, match="named axis"):
-            MODES["bank"](model, Plan([], [], mapped, {}, 2, 4))
+            MODES["bank"](model, AttachPlan([], [], mapped, {}, 2, 4))
 
 
 @pytest.mark.fast
@@ -605,7 +605,7 @@ def test_every_structure_of_the_normal_form(
     values = [{f"layer.{field}": array for field, array in form_arrays(form, 5).items()} for form in forms]
     model = one_layer(op, rank, weight, bias)
     mapped = with_fields(find_sites(model, lambda node: "layer"), values)
-    MODES[mode](model, Plan([], values, mapped, base_head(model, mapped), len(forms) + 1, 3))
+    MODES[mode](model, AttachPlan([], values, mapped, base_head(model, mapped), len(forms) + 1, 3))
     ir.save(model, tmp_path / "model.onnx")
     onnx.checker.check_model(tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -733,7 +733,7 @@ def complete(plain: ort.InferenceSession, batch: dict[str, np.ndarray]) -> dict[
 def crooked(change: Callable[[Any], None]) -> Frontend:
     """The real frontend with a fault in its graph."""
 
-    def made(source: Source) -> BaseGraph:
+    def made(source: ExportSource) -> BaseGraph:
         graph = mobius.build(source)
         change(graph.model)
         return graph
@@ -792,7 +792,7 @@ def test_a_wrong_graph_is_never_published(
     assert list(tmp_path.iterdir()) == []
 
 
-def fails(source: Source) -> BaseGraph:
+def fails(source: ExportSource) -> BaseGraph:
     raise NotImplementedError("query_pre_attn_scalar")
 
 
@@ -960,7 +960,7 @@ def test_nan_is_no_agreement(place: int, tmp_path: Path) -> None:
     found[place] = parity.Errors(float("nan"), 1.0, 1.0)
     error, scale, _ = parity._worst(found)
     with pytest.raises(ParityError, match="found nan"):
-        parity._require(error, scale, 1e-4, "torch", tmp_path)
+        parity.require_close("the graph disagrees with torch", error, scale, 1e-4, tmp_path.name)
 
 
 @pytest.mark.parametrize("mode", MODES)

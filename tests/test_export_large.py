@@ -340,11 +340,11 @@ def test_a_model_that_no_halves_suit_is_taken_whole(tmp_path: Path, monkeypatch:
         model.lm_head.register_forward_hook(lambda module, inputs, output: output.bfloat16().float())
         return widened(model)
 
-    widened = ref.widened
-    monkeypatch.setattr(ref, "widened", rounding)
+    widened = ref.widen
+    monkeypatch.setattr(ref, "widen", rounding)
     bundle = adapterpack.export(base, [], tmp_path / "rounded", mode="folded", frontend="mobius")
     assert bundle.parity["max_relative"]["base"] < 1e-5
-    monkeypatch.setattr(ref, "widened", lambda model: model.register_forward_pre_hook(_refuse) and model)
+    monkeypatch.setattr(ref, "widen", lambda model: model.register_forward_pre_hook(_refuse) and model)
     bundle = adapterpack.export(base, [], tmp_path / "refused", mode="folded", frontend="mobius")
     assert bundle.parity["max_relative"]["base"] < 1e-5
     monkeypatch.setattr(parity, "precision", lambda name: precision(name)._replace(tolerance=0.0))

@@ -26,7 +26,7 @@ from adapterpack import LoRA, Session
 from adapterpack.adapter_methods import Site, get
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.exporting.frontends import FRONTENDS, Source
+from adapterpack.exporting.frontends import FRONTENDS, ExportSource
 from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
 from adapterpack.tasks.task import task_named
@@ -275,7 +275,10 @@ def test_a_frontend_of_another_package_makes_the_graph(
 ) -> None:
     """A checkpoint that it supports is exported from its graph, and proved."""
     base = shutil.copytree(tiny_llama, tmp_path / "base")
-    ir.save(FRONTENDS["mobius"].build(Source(base, task_named("text-generation"))).model, base / "ready.onnx")
+    ir.save(
+        FRONTENDS["mobius"].build(ExportSource(base, task_named("text-generation"))).model,
+        base / "ready.onnx",
+    )
     cli("export", base, pack_of("llama", "alpha"), "-o", tmp_path / "bundle")
     bundle = read_bundle(tmp_path / "bundle")
     assert bundle.frontend == "ready 1.0"

@@ -22,7 +22,7 @@ from test_export import BATCHES, assert_close, batch_of, logits_of
 from adapterpack import LoRA, Session, adapt, export, save, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, SiteNotFound, Unsupported
-from adapterpack.exporting.frontends import FRONTENDS, Source
+from adapterpack.exporting.frontends import FRONTENDS, ExportSource
 from adapterpack.onnx_graph.confine import require_safe
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.tasks.task import task_named
@@ -141,7 +141,7 @@ def test_a_file_of_transformers_exporters(base_of: Make, tmp_path: Path) -> None
         for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
             parameter.normal_(0, 0.3)
     pack = save(model, None, base=base_of("bert"), name="one")
-    ir.save(FRONTENDS["transformers"].build(Source(base_of("bert"), task)).model, graph)
+    ir.save(FRONTENDS["transformers"].build(ExportSource(base_of("bert"), task)).model, graph)
     for mode in ("bank", "inputs", "folded"):
         bundle = export(graph, [pack], tmp_path / mode, mode=mode, checkpoint=base_of("bert"))
         assert bundle.parity["max_abs"]["one"] < 1e-4

@@ -26,7 +26,7 @@ import adapterpack
 from adapterpack import Fleet, LoRA, Pack, compress
 from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
-from adapterpack.compressing.joint_bases import grouped, joint_bases
+from adapterpack.compressing.joint_bases import group, joint_bases
 from adapterpack.errors import (
     AdapterpackError,
     ConfigError,
@@ -126,7 +126,7 @@ def test_bases_of_the_whole_rank_are_exact_and_smaller_ones_the_best_by_alternat
             np.square(np.linalg.svd(np.concatenate([one.dense() for one in changes], axis=1))[1][rank:]).sum()
         )
         assert lost(*bases) >= least * (1 - 1e-12)  # of bases for the outputs alone, by Eckart and Young
-    assert grouped(np.kron(np.eye(3), np.ones((2, 2))), 3).tolist() in (
+    assert group(np.kron(np.eye(3), np.ones((2, 2))), 3).tolist() in (
         [0, 0, 1, 1, 2, 2],
         [0, 0, 2, 2, 1, 1],
     )

@@ -20,7 +20,7 @@ from adapterpack import Session, export, quantize, validate
 from adapterpack.adapter_methods import get
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, parse_bundle, read_bundle
 from adapterpack.errors import ParityError, UnknownName, Unsupported
-from adapterpack.exporting.frontends import FRONTENDS, Frontend, Source
+from adapterpack.exporting.frontends import FRONTENDS, ExportSource, Frontend
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load
 from adapterpack.slots.precision import ABSENT, NONE_BELOW, PRECISIONS, balanced, converted
@@ -104,7 +104,7 @@ def test_a_graph_beyond_the_tolerance_is_not_published(
 ) -> None:
     mobius = FRONTENDS["mobius"]
 
-    def built(source: Source) -> Any:
+    def built(source: ExportSource) -> Any:
         graph = mobius.build(source)
         value = graph.model.graph.initializers["model.layers.1.self_attn.v_proj.weight_t"]
         value.const_value = ir.tensor(value.const_value.numpy() * np.float16(1.2), name=value.name)

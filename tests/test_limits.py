@@ -15,7 +15,7 @@ from test_export import one_layer
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ParityError, Unsupported
 from adapterpack.exporting.limits import require_readable
-from adapterpack.graph_passes.checks import require_kept, slot_names
+from adapterpack.graph_passes.checks import require_sites, slot_names
 from adapterpack.graph_passes.packing import SHARED, pack_siblings
 from adapterpack.graph_passes.sites import find_sites
 
@@ -40,12 +40,12 @@ def test_a_pass_that_loses_something_is_named() -> None:
     """A slot that became a constant, and a site whose node, value or weight is gone."""
     model = one_layer("MatMul", 3, np.ones((5, 7), np.float32), None)
     sites = find_sites(model, lambda node: "layer")
-    require_kept("nothing", model, sites, ())
+    require_sites("nothing", model, sites, ())
     with pytest.raises(ParityError, match=r"fusion removed slots.*layer\.down"):
-        require_kept("fusion", model, sites, {"layer.down"})
+        require_sites("fusion", model, sites, {"layer.down"})
     model.graph[0].name = "another"
     with pytest.raises(ParityError, match=r"fusion lost sites.*layer"):
-        require_kept("fusion", model, sites, ())
+        require_sites("fusion", model, sites, ())
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_packing_saves_products(mode: str, before: int, after: int, bundle_of: C
 
 def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
     """Nothing is packed across modules, or where one sibling's input is changed by an adapter."""
-    from adapterpack.exporting.frontends import FRONTENDS, Source
-    from adapterpack.graph_passes.attach import Plan
+    from adapterpack.exporting.frontends import FRONTENDS, ExportSource
+    from adapterpack.graph_passes.attach import AttachPlan
     from adapterpack.tasks.task import task_named
 
-    graph = FRONTENDS["mobius"].build(Source(tiny_llama, task_named("text-generation")))
+    graph = FRONTENDS["mobius"].build(ExportSource(tiny_llama, task_named("text-generation")))
     every = find_sites(graph.model, graph.scope)
     import dataclasses
 
@@ -92,7 +92,7 @@ def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
             every["model.layers.0.self_attn.q_proj"], fields=("pre",)
         )
     }
-    plan = pack_siblings(graph.model, every, Plan([], [], changed, {}, 2, 4), SHARED["bank"])
+    plan = pack_siblings(graph.model, every, AttachPlan([], [], changed, {}, 2, 4), SHARED["bank"])
     names = [
         node.name
         for node in graph.model.graph

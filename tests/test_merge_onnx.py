@@ -32,12 +32,12 @@ from adapterpack.errors import (
     SiteNotFound,
     Unsupported,
 )
-from adapterpack.exporting.frontends import FRONTENDS, Source
+from adapterpack.exporting.frontends import FRONTENDS, ExportSource
 from adapterpack.io import safetensors as st
 from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.onnx_graph.match import match
-from adapterpack.onnx_graph.nbits import dequantized, quantized_nodes
+from adapterpack.onnx_graph.nbits import dequantize, quantized_nodes
 from adapterpack.pack.pack import Pack, build
 from adapterpack.tasks.task import task_named
 from adapterpack.testing import cases
@@ -96,7 +96,7 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: 
         frontend, task = (
             ("mobius", "text-generation") if exporter == "mobius" else ("transformers", "feature-extraction")
         )
-        model = FRONTENDS[frontend].build(Source(base, task_named(task))).model
+        model = FRONTENDS[frontend].build(ExportSource(base, task_named(task))).model
         ir.save(model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
     report = adapterpack.merge(graph, [pack], tmp_path / "out", checkpoint=base)
     adapterpack.merge(base, [pack], tmp_path / "merged")
@@ -400,13 +400,13 @@ def test_matmul_nbits(bits: int, symmetric: bool, tmp_path: Path) -> None:
     after = GraphFile(tmp_path / "out" / "model.onnx")
     (one,) = quantized_nodes(after)
     wanted = np.concatenate([Checkpoint(tmp_path / "merged").read(name) for name in ("q.weight", "k.weight")])
-    error = np.linalg.norm(dequantized(after, one, slice(0, 32)) - wanted) / np.linalg.norm(wanted)
+    error = np.linalg.norm(dequantize(after, one, slice(0, 32)) - wanted) / np.linalg.norm(wanted)
     (before, now), x = report.quantized, RNG.normal(size=(3, 70)).astype(np.float32)
     assert error <= 1.1 * max(before, now)
     assert now <= 1.3 * before
     session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(
-        session.run(None, {"x": x})[0], x @ dequantized(after, one, slice(0, 32)).T, atol=1e-4
+        session.run(None, {"x": x})[0], x @ dequantize(after, one, slice(0, 32)).T, atol=1e-4
     )
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from adapterpack.errors import ConfigError
-from adapterpack.onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, values
-from adapterpack.quantizing.graphs.algorithms.awq import scaled
-from adapterpack.quantizing.graphs.algorithms.gptq import DAMPING, compensated
-from adapterpack.quantizing.graphs.algorithms.k_quant import fitted
-from adapterpack.quantizing.graphs.product import Codes, Setting
-from adapterpack.quantizing.graphs.search import BITS, Choice, greedy
+from adapterpack.onnx_graph.nbits import BlockGrid, fresh_grid, nearest, split_blocks, values
+from adapterpack.quantizing.graphs.algorithms.awq import round_awq
+from adapterpack.quantizing.graphs.algorithms.gptq import DAMPING, round_gptq
+from adapterpack.quantizing.graphs.algorithms.k_quant import round_k_quant
+from adapterpack.quantizing.graphs.product import Codes, RoundingSetting
+from adapterpack.quantizing.graphs.search import BITS, BitChoice, greedy
 
 WIDTH, OUT = 45, 7
 
@@ -29,8 +29,8 @@ def dense(codes: Codes, width: int = WIDTH) -> np.ndarray:
     return matrix if codes.divisor is None else matrix / codes.divisor
 
 
-def nearest_codes(rows: np.ndarray, setting: Setting) -> Codes:
-    x = blocked(setting.block_size, rows)
+def nearest_codes(rows: np.ndarray, setting: RoundingSetting) -> Codes:
+    x = split_blocks(setting.block_size, rows)
     grid = fresh_grid(x, setting.bits, setting.symmetric, np.dtype(np.float32))
     return Codes(nearest(x, grid, setting.bits), grid)
 
@@ -46,14 +46,14 @@ def correlated(rng: np.random.Generator) -> np.ndarray:
     return x
 
 
-def by_definition(rows: np.ndarray, H: np.ndarray, setting: Setting) -> np.ndarray:
+def by_definition(rows: np.ndarray, H: np.ndarray, setting: RoundingSetting) -> np.ndarray:
     """Column after column to nearest; what is left is, each time, the least-squares solution for all columns
     that are rounded so far: ``W_R = W - E_F H_FR H_RR⁻¹``, with ``E_F`` their errors. In float64, without a
     Cholesky factor.
     """
     W0, W = rows.astype(np.float64), rows.astype(np.float64)
     found = np.zeros_like(W0)
-    grid = Grid(np.zeros((OUT, 1)), np.zeros((OUT, 1)), setting.symmetric)
+    grid = BlockGrid(np.zeros((OUT, 1)), np.zeros((OUT, 1)), setting.symmetric)
     for column in range(WIDTH):
         if column % setting.block_size == 0:
             block = np.zeros((OUT, 1, setting.block_size))
@@ -70,9 +70,14 @@ def by_definition(rows: np.ndarray, H: np.ndarray, setting: Setting) -> np.ndarr
 
 
 @pytest.mark.parametrize(
-    "setting", [Setting("int4", 4, 16, False), Setting("int4", 4, 32, True), Setting("int2", 2, 16, False)]
+    "setting",
+    [
+        RoundingSetting("int4", 4, 16, False),
+        RoundingSetting("int4", 4, 32, True),
+        RoundingSetting("int2", 2, 16, False),
+    ],
 )
-def test_gptq_is_its_definition(setting: Setting) -> None:
+def test_gptq_is_its_definition(setting: RoundingSetting) -> None:
     """Nearly all weights are the same; float32 may round a few the other way, which moves those behind them.
     The error of the outputs is the definition's within 2 %, and less than that of rounding to nearest.
     """
@@ -81,7 +86,7 @@ def test_gptq_is_its_definition(setting: Setting) -> None:
     H = x.T @ x / len(x)
     damped = H + DAMPING * H.diagonal().mean() * np.eye(WIDTH)
     found, expected = (
-        dense(compensated(rows, H.astype(np.float32), setting, np.float32)),
+        dense(round_gptq(rows, H.astype(np.float32), setting, np.float32)),
         by_definition(rows, damped, setting),
     )
     assert np.mean(np.abs(found - expected) < 1e-4) > 0.9
@@ -95,9 +100,9 @@ def test_gptq_is_its_definition(setting: Setting) -> None:
 
 def test_awq_errs_less_in_the_outputs() -> None:
     """Over inputs of which one is twenty times as large; its scale is larger than the others'."""
-    rng, setting = np.random.default_rng(3), Setting("int4", 4, 32, False)
+    rng, setting = np.random.default_rng(3), RoundingSetting("int4", 4, 32, False)
     x, rows = correlated(rng), rng.standard_normal((OUT, WIDTH)).astype(np.float32)
-    codes = scaled(rows, (x.T @ x / len(x)).astype(np.float32), setting, np.float32)
+    codes = round_awq(rows, (x.T @ x / len(x)).astype(np.float32), setting, np.float32)
     assert codes.divisor is not None and codes.divisor.argmax() == 5
     ours, plain = (
         np.square((dense(found) - rows) @ x.T).sum() for found in (codes, nearest_codes(rows, setting))
@@ -108,12 +113,12 @@ def test_awq_errs_less_in_the_outputs() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_no_block_of_k_quants_errs_more_than_to_nearest(bits: int) -> None:
     """Blocks of both signs, of one, of one number, and of zeros; all of them together err less."""
-    rng, setting = np.random.default_rng(bits), Setting("any", bits, 16, False)
+    rng, setting = np.random.default_rng(bits), RoundingSetting("any", bits, 16, False)
     rows = rng.standard_normal((6, WIDTH)).astype(np.float32)
     rows[1], rows[2], rows[3], rows[4] = np.abs(rows[1]) + 3, -np.abs(rows[2]) - 3, 0.7, 0
     ours, plain = (
-        np.square(blocked(16, dense(codes) - rows)).sum(-1)
-        for codes in (fitted(rows, setting, np.float32), nearest_codes(rows, setting))
+        np.square(split_blocks(16, dense(codes) - rows)).sum(-1)
+        for codes in (round_k_quant(rows, setting, np.float32), nearest_codes(rows, setting))
     )
     assert (ours <= plain + 1e-9).all()
     assert ours.sum() < plain.sum()
@@ -132,7 +137,7 @@ def test_the_search_keeps_to_its_budget(sized: bool) -> None:
             10 ** rng.uniform(-5, -3) * np.array([1, 15, 300]),
         )
         choices[name] = [
-            Choice(bits, float(error), int(size))
+            BitChoice(bits, float(error), int(size))
             for bits, error, size in zip(BITS, errors, sizes, strict=True)
         ]
     every = [

@@ -21,7 +21,7 @@ from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.errors import ConfigError, FormatError, StorageError, UnknownName, Unsupported
 from adapterpack.graph_passes.experts import unstack_experts
 from adapterpack.quantizing.graphs.algorithm import ALGORITHMS
-from adapterpack.quantizing.graphs.options import written
+from adapterpack.quantizing.graphs.options import writable_schemes
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 
@@ -32,7 +32,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mixed": {"error_budget": 0.07},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    **{name: {"scheme": name} for name in written()},
+    **{name: {"scheme": name} for name in writable_schemes()},
     "symmetric": {"scheme": "int4", "symmetric": True},
     **{name: {"scheme": "int4", "algorithm": name} for name in ALGORITHMS if name != "rtn"},
     "corrected": {"scheme": "int4", "algorithm": "awq", "compensate": 5},

@@ -22,8 +22,8 @@ from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownName
 from adapterpack.onnx_graph.products import make_fast
 from adapterpack.quantizing.graphs.algorithm import ALGORITHMS
-from adapterpack.quantizing.graphs.onnxruntime_quantizer import quantized
-from adapterpack.quantizing.graphs.product import Product, Setting
+from adapterpack.quantizing.graphs.onnxruntime_quantizer import quantize_product
+from adapterpack.quantizing.graphs.product import ConstantProduct, RoundingSetting
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime.ort.model import OrtModel
@@ -90,14 +90,14 @@ SETTINGS = [
     GRAPH_SCHEMES["int4"].setting,
     GRAPH_SCHEMES["int8"].setting,
     GRAPH_SCHEMES["int2"].setting,
-    Setting("int4", 4, 16, True),
-    Setting("int8", 8, 64, True),
-    Setting("int4", 4, 16, False, "k-quant"),
-    Setting("int2", 2, 32, False, "k-quant"),
-    Setting("int4", 4, 32, False, "hqq"),
-    Setting("int4", 4, 32, True, "gptq"),
-    Setting("int2", 2, 16, False, "gptq"),
-    Setting("int4", 4, 32, False, "awq"),
+    RoundingSetting("int4", 4, 16, True),
+    RoundingSetting("int8", 8, 64, True),
+    RoundingSetting("int4", 4, 16, False, "k-quant"),
+    RoundingSetting("int2", 2, 32, False, "k-quant"),
+    RoundingSetting("int4", 4, 32, False, "hqq"),
+    RoundingSetting("int4", 4, 32, True, "gptq"),
+    RoundingSetting("int2", 2, 16, False, "gptq"),
+    RoundingSetting("int4", 4, 32, False, "awq"),
 ]
 
 
@@ -109,7 +109,7 @@ SETTINGS = [
     ("rows", "width", "count"), [(1, 32, 16), (3, 33, 7), (8, 95, 31), (5, 128, 65), (2, 1, 3)]
 )
 def test_products_are_those_of_the_dequantized_weights(
-    rows: int, width: int, count: int, setting: Setting, accuracy: str, bias: bool, tmp_path: Path
+    rows: int, width: int, count: int, setting: RoundingSetting, accuracy: str, bias: bool, tmp_path: Path
 ) -> None:
     """Exact: float noise away from float64. Fast: within what int8 activations can move each output. By every
     algorithm, with blocks that the rows do not fill, and with the division of the inputs where there is one.
@@ -158,7 +158,7 @@ def test_zero_points_that_are_fractions_are_made_whole(tmp_path: Path) -> None:
     """
     weight, setting = (
         constant("w", np.random.default_rng(1).standard_normal((64, 9), np.float32)),
-        Setting("int4", 4, 32, False, "hqq"),
+        RoundingSetting("int4", 4, 32, False, "hqq"),
     )
     x, node = value("x", ["rows", 64]), ir.node("MatMul", [value("x", ["rows", 64]), weight], name="product")
     node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", ir.Shape(["rows", 9]), x.type
@@ -170,8 +170,8 @@ def test_zero_points_that_are_fractions_are_made_whole(tmp_path: Path) -> None:
         opset_imports={"": 21},
         name="one",
     )
-    product = Product(node, weight, ir.Model(graph, ir_version=10))
-    (theirs,) = quantized(product, setting, "HQQWeightOnlyQuantConfig")
+    product = ConstantProduct(node, weight, ir.Model(graph, ir_version=10))
+    (theirs,) = quantize_product(product, setting, "HQQWeightOnlyQuantConfig")
     (ours,) = (one for one in ALGORITHMS["hqq"].replace(product, setting) if one.op_type == "MatMulNBits")
     assert (
         theirs.inputs[3].const_value.numpy().dtype == np.float32

@@ -26,7 +26,7 @@ LARGEST = 128 << 20
 def kept(folder: Path) -> Iterator[None]:
     """While it lasts, the graph of a model that was traced before is read from ``folder``."""
     frontend = import_module("adapterpack.exporting.frontends.transformers")
-    trace = frontend._traced
+    trace = frontend._trace
 
     def traced(form: Any, part: Any, inputs: dict[str, Any]) -> Any:
         if sum(value.nbytes for value in form.parameters()) > LARGEST:
@@ -45,7 +45,7 @@ def kept(folder: Path) -> Iterator[None]:
 
     with MonkeyPatch.context() as patch:
         operators_kept = cache(lambda: _keep_operators(patch))
-        patch.setattr(frontend, "_traced", traced)
+        patch.setattr(frontend, "_trace", traced)
         yield
 
 

@@ -10,20 +10,20 @@ import numpy as np
 
 from ..lowrank.factors import Term, gram
 from .candidates import Candidate
-from .joint_bases import Bases, grouped, joint_bases
+from .joint_bases import Bases, group, joint_bases
 
 REFINEMENTS = 2
 """How often packs move to the cluster whose bases hold them best, and bases are fitted anew."""
 
 
-class Core(NamedTuple):
+class StoredCore(NamedTuple):
     """A core as it is stored: int8 ``[k, k]`` under one scale for each row ``[k, 1]``."""
 
     codes: np.ndarray
     scales: np.ndarray
 
     @classmethod
-    def of(cls, exact: np.ndarray) -> Core:
+    def of(cls, exact: np.ndarray) -> StoredCore:
         """The nearest to a float64 core: every number within half its row's scale."""
         scales = np.maximum(np.abs(exact).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(
             np.float32
@@ -45,7 +45,7 @@ class Draft(NamedTuple):
     """
 
     cluster: int
-    cores: Mapping[str, Core]
+    cores: Mapping[str, StoredCore]
     error: float
     worst: float
     candidate: Candidate
@@ -74,10 +74,10 @@ class Fit(NamedTuple):
         return self._replace(members=tuple(draft.within(error_budget) for draft in self.members))
 
 
-def fitted(found: Sequence[Candidate], rank: int, clusters: int) -> Fit:
+def fit_bases(found: Sequence[Candidate], rank: int, clusters: int) -> Fit:
     """Bases of a rank, or the width of a site where that is less, fitted to candidates of equal weight."""
     count = min(clusters, len(found))
-    assigned = np.zeros(len(found), int) if count == 1 else grouped(_similarity(found), count)
+    assigned = np.zeros(len(found), int) if count == 1 else group(_similarity(found), count)
     bases = _bases(found, assigned, rank, count)
     for _ in range(REFINEMENTS if count > 1 else 0):
         better = np.array([_best(one, bases).cluster for one in found])
@@ -138,7 +138,7 @@ def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> Dra
     for path, change in one.changes.items():
         wide = Bases(bases[path].up.astype(np.float64), bases[path].down.astype(np.float64))
         exact = wide.core(change)
-        cores[path] = Core.of(exact)
+        cores[path] = StoredCore.of(exact)
         stored = cores[path].values
         images = (wide.up.T @ wide.up) @ stored @ (wide.down @ wide.down.T)
         tails[path] = max(

@@ -90,12 +90,12 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
     return whole
 
 
-def grouped(similarity: np.ndarray, count: int) -> np.ndarray:
+def group(similarity: np.ndarray, count: int) -> np.ndarray:
     """The cluster of each of ``T`` changes, by their inner products ``[T, T]`` at norm 1: kernel k-means from
     far apart beginnings.
 
     Example:
-        >>> grouped(np.kron(np.eye(2), np.ones((2, 2))), 2).tolist()
+        >>> group(np.kron(np.eye(2), np.ones((2, 2))), 2).tolist()
         [0, 0, 1, 1]
     """
     chosen = [0]

@@ -14,13 +14,11 @@ from ..io.safetensors import dtype_name
 from ..lowrank.factors import Factors
 from ..manifest.structs import Base
 from .candidates import Candidate, weights_of
-from .fitting import Core, Draft, Fit
+from .fitting import Draft, Fit, StoredCore
 from .joint_bases import Bases
 
 
-def assembled(
-    name: str, base: Base, fit: Fit, error_budget: float | None, sites: Mapping[str, Site]
-) -> Fleet:
+def assemble(name: str, base: Base, fit: Fit, error_budget: float | None, sites: Mapping[str, Site]) -> Fleet:
     """The fleet of a fit. ``error_budget`` is what it says of itself."""
     numbers = {path: number for number, path in enumerate(sites)}
     weights = weights_of([draft.candidate for draft in fit.members])
@@ -71,7 +69,9 @@ def assembled(
                     f"up.{place}.{cluster}": fit.bases[cluster][path].up,
                     f"down.{place}.{cluster}": fit.bases[cluster][path].down,
                 }
-            nothing = Core(np.zeros((k, k), np.int8), np.full((k, 1), np.finfo(np.float32).tiny, np.float32))
+            nothing = StoredCore(
+                np.zeros((k, k), np.int8), np.full((k, 1), np.finfo(np.float32).tiny, np.float32)
+            )
             cores = [draft.cores.get(path, nothing) for draft in shared]
             tensors[f"cores.{place}"] = np.stack([core.codes for core in cores])
             tensors[f"scales.{place}"] = np.stack([core.scales for core in cores])
@@ -129,5 +129,5 @@ def _draft(fleet: Fleet, member: Member) -> Draft:
     candidate = Candidate(pack, weights, changes, {})
     if member.cluster is None:
         return Draft(0, {}, member.error, member.worst, candidate, alone=True)
-    cores = {path: Core(one.codes, one.scales) for path, one in shared.items()}
+    cores = {path: StoredCore(one.codes, one.scales) for path, one in shared.items()}
     return Draft(member.cluster, cores, member.error, member.worst, candidate)

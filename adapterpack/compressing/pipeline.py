@@ -16,8 +16,8 @@ from ..io.threads import one_thread_each
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .candidates import Candidate, candidates, joint_sites
-from .fitting import Fit, fitted
-from .members import assembled, drafts_of
+from .fitting import Fit, fit_bases
+from .members import assemble, drafts_of
 
 RANKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Those that are tried where an error or a size says how large the bases are to be."""
@@ -73,7 +73,7 @@ def compress(
     if not loaded:
         raise NothingToDo("there are no packs to compress", remedy="name at least one pack")
     if into is not None:
-        return _added(
+        return _add(
             Fleet.load(into),
             loaded,
             error_budget,
@@ -84,8 +84,8 @@ def compress(
     _require_names([pack.name for pack in loaded])
     with one_thread_each():
         found = candidates(loaded)
-        fit = _chosen(found, basis, clusters, error_budget, size_budget).within(error_budget)
-    fleet = assembled(
+        fit = _choose_fit(found, basis, clusters, error_budget, size_budget).within(error_budget)
+    fleet = assemble(
         chosen_name(name, out, "fleet", []), common_base(loaded), fit, error_budget, joint_sites(found)
     )
     _require_size(fleet, found, size_budget)
@@ -131,7 +131,7 @@ def _require_names(names: Sequence[str]) -> None:
         )
 
 
-def _chosen(
+def _choose_fit(
     found: Sequence[Candidate],
     basis: int | None,
     clusters: int,
@@ -140,7 +140,7 @@ def _chosen(
 ) -> Fit:
     """The fit of the rank that was given, or of the one that the budgets leave."""
     if basis is not None:
-        return fitted(found, basis, clusters)
+        return fit_bases(found, basis, clusters)
     most = max(max(change.shape) for one in found for change in one.changes.values())
     ranks = [rank for rank in RANKS if rank < most] + [most]
     if error_budget is None:
@@ -154,11 +154,11 @@ def _chosen(
                 expected=f"at least {_bytes(found, 1, clusters)} bytes",
                 remedy="allow more bytes",
             )
-        return fitted(found, fitting[-1], clusters)
-    low, high, best = 0, len(ranks) - 1, fitted(found, ranks[-1], clusters)
+        return fit_bases(found, fitting[-1], clusters)
+    low, high, best = 0, len(ranks) - 1, fit_bases(found, ranks[-1], clusters)
     while low < high:
         middle = (low + high) // 2
-        fit = fitted(found, ranks[middle], clusters)
+        fit = fit_bases(found, ranks[middle], clusters)
         if max(one.error for one in fit.members) <= error_budget:
             best, high = fit, middle
         else:
@@ -190,7 +190,7 @@ def _require_size(fleet: Fleet, found: Sequence[Candidate], size_budget: float |
         )
 
 
-def _added(
+def _add(
     fleet: Fleet,
     packs: Sequence[Pack],
     error_budget: float | None,
@@ -220,7 +220,7 @@ def _added(
                 remedy="compress all packs again, those of the fleet among them",
             )
         fit = before.with_members(found, budget)
-    grown = assembled(fleet.manifest.name, fleet.manifest.base, fit, budget, sites)
+    grown = assemble(fleet.manifest.name, fleet.manifest.base, fit, budget, sites)
     _require_size(grown, found, size_budget)
     return _in_place_of(grown, out) if replaced else grown.write(out)
 

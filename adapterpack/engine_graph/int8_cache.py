@@ -107,7 +107,7 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
     for number, pack in enumerate(packs):
         adapter = None if pack is None else reader.read(pack)
         rows = [SequenceState(prompt=prompt, adapter=adapter) for prompt in prompts]
-        steps = _answered(batch, rows, natural, rng, [None] * count if tokens is None else tokens[number])
+        steps = _answer(batch, rows, natural, rng, [None] * count if tokens is None else tokens[number])
         logits.append([one for one, _ in steps])
         chosen.append([one for _, one in steps[1:]])
         _enlarge(largest, batch, rows[:natural])
@@ -134,7 +134,7 @@ def _enlarge(largest: dict[str, np.ndarray], batch: ModelRunner, rows: Sequence[
             largest[name] = np.maximum(largest.get(name, 0), np.abs(numbers).max(axis=1).astype(np.float32))
 
 
-def _answered(
+def _answer(
     batch: ModelRunner,
     rows: Sequence[SequenceState],
     natural: int,

@@ -24,7 +24,7 @@ from ..quantizing.graphs.options import (
     CACHES,
     STORED,
     TRAINED,
-    Quantization,
+    GraphQuantization,
     codes_of_base,
     quantization,
     require_no_options,
@@ -52,7 +52,7 @@ class ExportJob(NamedTuple):
     packs: list[Pack]
     task: Task
     slots: int
-    quantize: Quantization | None
+    quantize: GraphQuantization | None
     dtype: str
     static_cache: bool | None
     target: Target
@@ -118,7 +118,7 @@ def prepare(request: ExportRequest) -> ExportJob:
         )
     if static_cache is None and not (task.generates and mode != "inputs" and target.engine):
         static_cache = False
-    decoded = _decoded(model, Path(base) if gguf else None, packs, request.allow_structural)
+    decoded = _codes_source(model, Path(base) if gguf else None, packs, request.allow_structural)
     trained = trained_form(packs, decoded or model) if request.quantize == TRAINED else None
     quantize = _quantization(request, decoded, dtype)
     slots = _slots(request, len(packs) + 1)
@@ -159,7 +159,7 @@ def _require_room(pack: Pack, task: Task) -> None:
     )
 
 
-def _decoded(
+def _codes_source(
     model: Checkpoint, gguf: Path | None, packs: Sequence[Pack], allow_structural: bool
 ) -> DequantizedCheckpoint | None:
     """What the weights are read from where they are stored as codes: the base, or a GGUF file that was made
@@ -194,7 +194,7 @@ def require_split(target: Target, split: int | None) -> None:
 
 def _quantization(
     request: ExportRequest, decoded: DequantizedCheckpoint | None, floats: str
-) -> Quantization | None:
+) -> GraphQuantization | None:
     """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless
     something else is said.
 

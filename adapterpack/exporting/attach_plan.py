@@ -16,7 +16,7 @@ from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import PAST, Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported
-from ..graph_passes.attach import Plan, base_head, with_fields, with_ranks
+from ..graph_passes.attach import AttachPlan, base_head, with_fields, with_ranks
 from ..graph_passes.attention import find_heads
 from ..graph_passes.blocks import find_blocks, split_fused_norms, wanted_blocks
 from ..graph_passes.sites import find_sites, prompt_site, uses_of_modules
@@ -44,7 +44,7 @@ def plans_of(
     sites: dict[str, MappedSite],
     capacity: tuple[int, int | None],
     default: Collection[str] | None = None,
-) -> dict[str, Plan]:
+) -> dict[str, AttachPlan]:
     """What goes into each graph, by the name of its part; without packs, slots at the sites ``default``, or
     at all that are linear.
 
@@ -58,7 +58,7 @@ def plans_of(
             pack,
             lambda adapter: _weights(base, adapter),
             sites,
-            lambda prompt, path: _projected(graph, sites, prompt, path),
+            lambda prompt, path: _project(graph, sites, prompt, path),
         )
         for pack in packs
     ]
@@ -103,7 +103,7 @@ def plans_of(
             {name: array for name, array in tensors.items() if name.rpartition(".")[0] in part_sites}
             for tensors in values
         ]
-        plans[part] = Plan(
+        plans[part] = AttachPlan(
             packs,
             part_values,
             part_sites,
@@ -211,7 +211,7 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
     return {site.path: site for site in in_graphs if paths.count(site.path) == 1}
 
 
-def _projected(
+def _project(
     graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str
 ) -> tuple[np.ndarray, np.ndarray, Heads]:
     """What the graph's own projections make of a prompt at the attention of that path."""

@@ -27,8 +27,8 @@ from ..bundle.signature import signature_of
 from ..engine_graph.int8_cache import quantize_cache
 from ..engine_graph.parity import with_decoder
 from ..errors import Unsupported
-from ..graph_passes.attach import MODES, Plan
-from ..graph_passes.checks import require_kept, slot_names
+from ..graph_passes.attach import MODES, AttachPlan
+from ..graph_passes.checks import require_sites, slot_names
 from ..graph_passes.emit import give_zeros
 from ..graph_passes.packing import SHARED, pack_siblings
 from ..manifest.manifest import Base
@@ -44,9 +44,9 @@ from ..tasks.data.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of
-from .frontends import BaseGraph, Source
+from .frontends import BaseGraph, ExportSource
 from .limits import require_readable
-from .proof.parity import proved
+from .proof.parity import prove_bundle
 from .request import Progress
 from .targets import Target
 from .tracing.example_inputs import config_of
@@ -61,7 +61,7 @@ _BAND = 64
 
 
 def write_bundle(
-    root: Path, job: ExportJob, source: Source, graph: BaseGraph, plan: LongRows, say: Progress
+    root: Path, job: ExportJob, source: ExportSource, graph: BaseGraph, plan: LongRows, say: Progress
 ) -> None:
     """Fills the folder ``root``, in which the target says where the bundle lies; ``plan`` are rows of the
     proof beside the short ones.
@@ -106,7 +106,7 @@ def write_bundle(
     job.target.write(folder, bundle)
     say("load the model in torch and prove parity")
     started = time.perf_counter()
-    bundle = proved(bundle, folder, source, graph.paddings, plan)
+    bundle = prove_bundle(bundle, folder, source, graph.paddings, plan)
     say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
     if job.static_cache is not False:
         bundle = _with_decoder(bundle, folder, job, say)
@@ -124,7 +124,7 @@ def write_bundle(
     Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
 
 
-def _say_how_far_layers_look(path: Path, source: Source) -> None:
+def _say_how_far_layers_look(path: Path, source: ExportSource) -> None:
     """Writes into the bundle's configuration what only its class of transformers knows: the engine's graph is
     made without that.
     """
@@ -218,8 +218,8 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _attach(
-    model: ir.Model, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan, task: Task
-) -> Plan:
+    model: ir.Model, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: AttachPlan, task: Task
+) -> AttachPlan:
     """Packs siblings of one graph, and puts its part of the packs into it; returns what was attached."""
     plan, slots = plan._replace(slot_name=target.slot_name), slot_names(model)
     plan = pack_siblings(
@@ -228,16 +228,16 @@ def _attach(
         plan,
         SHARED[mode] if target.groups else (),
     )
-    require_kept("packing", model, plan.sites, slots)
+    require_sites("packing", model, plan.sites, slots)
     plan = MODES[mode](model, plan)
     slots |= {plan.slot_name(path, field) for path, site in plan.sites.items() for field in site.fields}
-    require_kept("attaching", model, plan.sites, slots)
+    require_sites("attaching", model, plan.sites, slots)
     give_zeros(model, next(part.optional for part in task.parts if part.name == plan.part))
     require_readable(model)
     return plan
 
 
-def _write_adapters(folder: Path, plan: Plan) -> None:
+def _write_adapters(folder: Path, plan: AttachPlan) -> None:
     """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without
     slots only the main one.
     """
@@ -254,7 +254,7 @@ def _write_adapters(folder: Path, plan: Plan) -> None:
         write_adapter_file(folder / adapter_file(f"adapters/{pack.name}", plan.part), named)
 
 
-def _default_sites(job: ExportJob, source: Source) -> frozenset[str] | None:
+def _default_sites(job: ExportJob, source: ExportSource) -> frozenset[str] | None:
     """Where the graph has slots when no pack says so: at the layers that ``targets="all-linear"`` names,
     without the output embedding and the task's heads. The model is built without its weights.
     """
@@ -270,7 +270,7 @@ def _default_sites(job: ExportJob, source: Source) -> frozenset[str] | None:
 
 
 def _manifest(
-    job: ExportJob, source: Source, graph: BaseGraph, plan: Plan, sites: dict[str, MappedSite]
+    job: ExportJob, source: ExportSource, graph: BaseGraph, plan: AttachPlan, sites: dict[str, MappedSite]
 ) -> Bundle:
     """The manifest without what is known later: the side of padding, the proof, and the digests of the
     files.

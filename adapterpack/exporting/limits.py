@@ -23,7 +23,7 @@ def require_readable(model: ir.Model) -> None:
         Unsupported: the installed ONNX Runtime does not know these versions, or the message would be too
             large to be written.
     """
-    reason = _refused(model.ir_version, dict(model.opset_imports))
+    reason = _refusal(model.ir_version, dict(model.opset_imports))
     if reason is not None:
         versions = f"IR version {model.ir_version}, " + ", ".join(
             f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(model.opset_imports.items())
@@ -56,7 +56,7 @@ def require_readable(model: ir.Model) -> None:
         )
 
 
-def _refused(version: int, imports: dict[str, int]) -> str | None:
+def _refusal(version: int, imports: dict[str, int]) -> str | None:
     """Why ONNX Runtime does not open an empty model of these versions, or None."""
     x = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
     node = ir.node("Identity", [x])

@@ -40,15 +40,15 @@ from ..merging.pipeline import merge
 from ..quantizing.graphs.stored_weights import StoredWeights
 from .arguments import ExportJob, prepare
 from .bundle_writer import write_bundle
-from .frontends import FRONTENDS, BaseGraph, Frontend, Source
+from .frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
 from .proof.few_layers import stack_of, write_few_layers
 from .proof.long_rows import plan_long_rows
-from .quantize_base import write_as_trained
+from .quantize_base import quantize_base
 from .request import ExportRequest, Progress
 from .retarget import retarget
 from .targets import TARGETS
 from .tracing.example_inputs import config_of
-from .tracing.scratch_checkpoint import write_dequantized
+from .tracing.scratch_checkpoint import write_floats
 
 _Call = ParamSpec("_Call")
 _LONGEST = 500
@@ -115,7 +115,7 @@ def export(request: ExportRequest) -> Bundle:
         return retarget(request)
     job = prepare(request)
     failed: dict[str, Exception] = {}
-    with _opened(job, say) as (job, source):
+    with _open_source(job, say) as (job, source):
         candidates = _candidates(request.frontend, source)
         if source.file is None:
             _require_buildable(source)
@@ -129,7 +129,7 @@ def export(request: ExportRequest) -> Bundle:
             try:
                 if plan.few:
                     _prove_few_layers(candidate, job, source, plan, say)
-                graph = _built(candidate, source)
+                graph = _build(candidate, source)
                 for warning in graph.warnings:
                     say(f"{candidate.name} warns: {warning}")
                 with output_folder(request.out) as folder:
@@ -143,7 +143,7 @@ def export(request: ExportRequest) -> Bundle:
                 job.base.require_unchanged()  # else no frontend is right, and each would take its time
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {_sentence(error)}")
-    raise _explained(failed, job.base.folder)
+    raise _explain(failed, job.base.folder)
 
 
 _WHATEVER_THE_GRAPH = (BaseMismatch, ConfigError, NothingToDo, OutputExists, StorageError)
@@ -158,7 +158,7 @@ def _sentence(error: Exception) -> str:
     )
 
 
-def _explained(failed: Mapping[str, Exception], base: Path) -> Exception:
+def _explain(failed: Mapping[str, Exception], base: Path) -> Exception:
     """One error with the reasons of all frontends: the last that says what the graphs lack, or that none
     agrees with the model.
     """
@@ -178,12 +178,12 @@ def _explained(failed: Mapping[str, Exception], base: Path) -> Exception:
 
 
 @contextlib.contextmanager
-def _opened(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, Source]]:
+def _open_source(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, ExportSource]]:
     """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged
     into it that are folded, and the ONNX file likewise; and the job with the codes that the graph is to
     hold.
     """
-    source = Source(job.base.folder, job.task, job.dtype, job.file, job.attached)
+    source = ExportSource(job.base.folder, job.task, job.dtype, job.file, job.attached)
     folds = job.request.mode == "folded" and bool(job.packs)
     if not folds and job.decoded is None and job.trained is None:
         yield job, source
@@ -194,12 +194,12 @@ def _opened(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, Source]]
         if job.trained is not None and job.quantize is not None:
             say(f"quantize the base as {job.trained.scheme}, as in training")
             with needed_by("adapterpack.export", "export"):
-                decoded, new = write_as_trained(job.trained, job.task, source.folder, root / "quantized")
+                decoded, new = quantize_base(job.trained, job.task, source.folder, root / "quantized")
             job = job._replace(quantize=job.quantize._replace(stored=StoredWeights(decoded)))
         if decoded is not None:
             say("dequantize")
             (root / "plain").mkdir()
-            write_dequantized(decoded, root / "plain" / name, None if job.trained else job.base, new)
+            write_floats(decoded, root / "plain" / name, None if job.trained else job.base, new)
             source = source._replace(folder=root / "plain" / name)
             packs = [
                 dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base())) for pack in packs
@@ -228,7 +228,7 @@ def _opened(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, Source]]
         yield job, source
 
 
-def _candidates(name: str | None, source: Source) -> list[Frontend]:
+def _candidates(name: str | None, source: ExportSource) -> list[Frontend]:
     """The frontends that may make the graph, in the order in which they are tried: the one of that name, or
     all.
     """
@@ -247,7 +247,7 @@ def _candidates(name: str | None, source: Source) -> list[Frontend]:
     return candidates
 
 
-def _require_buildable(source: Source) -> None:
+def _require_buildable(source: ExportSource) -> None:
     """Makes the model without its weights: a configuration must fit the checkpoint before a frontend builds
     as much as it says.
     """
@@ -257,7 +257,7 @@ def _require_buildable(source: Source) -> None:
 
 
 def _prove_few_layers(
-    frontend: Frontend, job: ExportJob, source: Source, plan: LongRows, say: Progress
+    frontend: Frontend, job: ExportJob, source: ExportSource, plan: LongRows, say: Progress
 ) -> None:
     """Proves the rows that would take the whole model too long on a copy of few layers, built by the same
     frontend.
@@ -284,16 +284,16 @@ def _prove_few_layers(
             root / "bundle",
             alone,
             small,
-            _built(frontend, small),
+            _build(frontend, small),
             LongRows(whole=plan.few),
             lambda text: None,
         )
 
 
-def _built(frontend: Frontend, source: Source) -> BaseGraph:
+def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
     """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
     try:
-        with needed_by("adapterpack.export", "export"), _heard() as warnings:
+        with needed_by("adapterpack.export", "export"), _collect_warnings() as warnings:
             graph = frontend.build(source)
         return graph._replace(warnings=(*graph.warnings, *dict.fromkeys(warnings)))
     except (
@@ -310,7 +310,7 @@ def _built(frontend: Frontend, source: Source) -> BaseGraph:
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[list[str]]:
+def _collect_warnings() -> Iterator[list[str]]:
     """What libraries log as warnings inside, in place of the lines that Python would print."""
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)

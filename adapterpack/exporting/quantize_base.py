@@ -63,7 +63,7 @@ def trained_form(packs: Sequence[Pack], base: Checkpoint) -> BaseQuantization:
     return form
 
 
-def write_as_trained(
+def quantize_base(
     form: BaseQuantization, task: Task, base: Path, folder: Path
 ) -> tuple[DequantizedCheckpoint, list[str]]:
     """Writes the base quantized in that form into the new ``folder``, by the code that a training loads it

@@ -16,7 +16,7 @@ _EMBEDDINGS = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})
 _HEADS = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"})
 
 
-class Matrix(NamedTuple):
+class NamedMatrix(NamedTuple):
     """A matrix that can become factors: its module path, the kind of the layer, its name, and its name in the
     base.
     """
@@ -27,18 +27,18 @@ class Matrix(NamedTuple):
     base_name: str
 
 
-class Classified(NamedTuple):
+class ClassifiedTensors(NamedTuple):
     """The tensors of a fine-tuned checkpoint: ``matrices`` can become factors; ``whole`` (tuned name -> base
     name or None) are kept whole if they changed; ``absent`` are tensors of the base that the tuned checkpoint
     lacks.
     """
 
-    matrices: tuple[Matrix, ...]
+    matrices: tuple[NamedMatrix, ...]
     whole: dict[str, str | None]
     absent: tuple[str, ...]
 
 
-def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = None) -> Classified:
+def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None = None) -> ClassifiedTensors:
     """Classifies the tensors of ``tuned`` by those of ``base``; a task model's names may have one prefix more
     or less.
 
@@ -49,7 +49,7 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
     Raises:
         SiteNotFound: ``modules`` names nothing.
     """
-    matrices: list[Matrix] = []
+    matrices: list[NamedMatrix] = []
     whole: dict[str, str | None] = {}
     used: set[str] = set()
     named: set[str] = set()
@@ -68,7 +68,7 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
             else kind in {"linear", "transposed"} and not is_head(tuned, path, info.shape)
         )
         if kind is not None and fits and wanted and base_name is not None:
-            matrices.append(Matrix(path, kind, name, base_name))
+            matrices.append(NamedMatrix(path, kind, name, base_name))
         else:
             whole[name] = base_name
     if missing := [module for module in modules or () if module not in named]:
@@ -79,7 +79,7 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
             found=missing[0],
             remedy=nearest(missing[0], {path.rpartition(".")[2] for path in paths}),
         )
-    return Classified(tuple(matrices), whole, tuple(name for name in base.tensors if name not in used))
+    return ClassifiedTensors(tuple(matrices), whole, tuple(name for name in base.tensors if name not in used))
 
 
 def _kind(tuned: Checkpoint, name: str) -> str | None:

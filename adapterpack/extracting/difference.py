@@ -29,7 +29,7 @@ _ARITHMETIC = 2e-7
 """The error of subtraction and products in float32, relative to the norm of the difference."""
 
 
-class Pair(NamedTuple):
+class TensorPair(NamedTuple):
     """A tensor in both checkpoints, by its name in each."""
 
     tuned: Checkpoint
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 
 def _read(
-    pair: Pair, rows: tuple[int, int], raw: bool = False
+    pair: TensorPair, rows: tuple[int, int], raw: bool = False
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of rows of a ``[m, n]`` tensor from both files, in their dtypes or as bytes."""
     tuned, base = pair.tuned.tensors[pair.name], pair.base.tensors[pair.base_name]
@@ -74,7 +74,7 @@ def _read(
             yield block, *read
 
 
-class Difference:
+class WeightDifference:
     """``tuned - base`` of a matrix as it is stored, for the range finder: float32, or float64 where both are.
 
     ``noise`` is the part of ``||D||_F^2`` that is expected of rounding the tuned matrix to its dtype: the sum
@@ -84,7 +84,7 @@ class Difference:
     Handel 2016).
     """
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: TensorPair) -> None:
         self.pair = pair
         self.shape: tuple[int, int] = pair.tuned.tensors[pair.name].shape  # type: ignore[assignment]
         wide = {pair.tuned.tensors[pair.name].dtype, pair.base.tensors[pair.base_name].dtype} == {"F64"}
@@ -115,7 +115,7 @@ class Difference:
         """No subspace is known in advance."""
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """See :class:`~adapterpack.lowrank.range_finder.Rows`."""
+        """The rows of the difference, some at a time, each with its place."""
         if self._cached is not None:
             for rows in row_blocks(*self.shape, _BLOCK):
                 yield rows, self._cached[rows]

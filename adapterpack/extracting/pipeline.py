@@ -29,8 +29,8 @@ from ..manifest import manifest as m
 from ..pack.pack import Pack, build
 from ..tasks.data.problems import problem_in
 from ..tasks.task import TASKS, type_of
-from .classify import Classified, Matrix, classify
-from .difference import Difference, Pair
+from .classify import ClassifiedTensors, NamedMatrix, classify
+from .difference import TensorPair, WeightDifference
 from .matrix import extract_matrix
 
 RANK = 128
@@ -40,7 +40,7 @@ REST = ("keep", "leave", "refuse")
 class SiteChange(NamedTuple):
     """The change that was extracted at one site."""
 
-    matrix: Matrix
+    matrix: NamedMatrix
     factors: Factors | None
     loss: Loss
     detected: int | None
@@ -128,7 +128,7 @@ def extract(
         )
     ticker = Ticker(sum(info.nbytes for info in new.tensors.values()), progress)
     changes = _matrices(new, old, plan.matrices, rank or RANK, energy, ticker)
-    changed = [name for name, base_name in plan.whole.items() if _changed(new, old, name, base_name, ticker)]
+    changed = [name for name, base_name in plan.whole.items() if _differs(new, old, name, base_name, ticker)]
     kept, left_out = _other_tensors(new, plan, changed, rest)
     sites = [change for change in changes if change.factors is not None and change.matrix.name not in kept]
     if not sites and not kept:
@@ -165,20 +165,20 @@ def extract(
 def _matrices(
     new: Checkpoint,
     old: Checkpoint,
-    matrices: Sequence[Matrix],
+    matrices: Sequence[NamedMatrix],
     rank: int,
     energy: float | None,
     ticker: Ticker,
 ) -> list[SiteChange]:
     """The changes of all matrices that differ, computed in threads, in the order of the checkpoint."""
 
-    def change_of(matrix: Matrix) -> SiteChange | None:
+    def change_of(matrix: NamedMatrix) -> SiteChange | None:
         if ticker.stopped:
             raise StoppedError
-        pair = Pair(new, old, matrix.name, matrix.base_name)
+        pair = TensorPair(new, old, matrix.name, matrix.base_name)
         result = None
         if not pair.same():
-            D = Difference(pair)
+            D = WeightDifference(pair)
             if not D.finite:
                 raise NonFinite(
                     "the difference holds NaN or infinity",
@@ -209,10 +209,10 @@ def _matrices(
             raise
 
 
-def _changed(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None, ticker: Ticker) -> bool:
+def _differs(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None, ticker: Ticker) -> bool:
     """Whether a tensor is new or holds other values; one of another dtype is compared by value."""
     same = base_name is not None and (
-        Pair(new, old, name, base_name).same() or _equal(new.read(name), old.read(base_name))
+        TensorPair(new, old, name, base_name).same() or _equal(new.read(name), old.read(base_name))
     )
     ticker.add(new.tensors[name].nbytes)
     return not same
@@ -232,7 +232,7 @@ def _equal(new: np.ndarray, old: np.ndarray) -> bool:
 
 
 def _other_tensors(
-    new: Checkpoint, plan: Classified, changed: Sequence[str], rest: str
+    new: Checkpoint, plan: ClassifiedTensors, changed: Sequence[str], rest: str
 ) -> tuple[dict[str, str | None], list[str]]:
     """The tensors that are kept whole (tuned name -> base name), and those that are left as in the base.
 
@@ -322,7 +322,7 @@ def _provenance(
     sites: Sequence[SiteChange],
     kept: dict[str, str | None],
     left_out: Sequence[str],
-    plan: Classified,
+    plan: ClassifiedTensors,
 ) -> dict[str, Any]:
     noise, total = sum(site.noise for site in sites), sum(site.loss.total for site in sites)
     return {

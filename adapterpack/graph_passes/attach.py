@@ -23,7 +23,7 @@ def default_slot_name(path: str, field: str) -> str:
     return f"{path}.{field}"
 
 
-class Plan(NamedTuple):
+class AttachPlan(NamedTuple):
     """What is attached to one graph: the packs, their slot values, the sites that get slots, and the
     capacity.
     """
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     slot_name: Callable[[str, str], str] = default_slot_name
 
 
-def keep_folded(model: ir.Model, plan: Plan) -> Plan:
+def attach_nothing(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     """Attaches nothing: the weights themselves were changed before the graph was made.
 
     Ensures: no site has a slot.
@@ -48,7 +48,7 @@ def keep_folded(model: ir.Model, plan: Plan) -> Plan:
     )
 
 
-def attach_inputs(model: ir.Model, plan: Plan) -> Plan:
+def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     """Attaches adapters by ONNX Runtime's own scheme.
 
     Requires: where an adapter acts at some tokens only, the site sees one vector for each token.
@@ -71,7 +71,7 @@ def attach_inputs(model: ir.Model, plan: Plan) -> Plan:
     return plan
 
 
-def _positions(model: ir.Model, plan: Plan) -> ir.Value | None:
+def _positions(model: ir.Model, plan: AttachPlan) -> ir.Value | None:
     """The input that says where adapters act, if a site asks for it."""
     placed = [site for site in plan.sites.values() if site.positional]
     if not placed:
@@ -97,7 +97,7 @@ def _positions(model: ir.Model, plan: Plan) -> ir.Value | None:
     return value
 
 
-def attach_bank(model: ir.Model, plan: Plan) -> Plan:
+def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     """Attaches stacked slots, of which ``adapter_ids`` [batch] chooses one for every row; slot 0 is the base.
 
     Requires: the batch is a named axis, and the first axis of each site's input.
@@ -115,7 +115,7 @@ def attach_bank(model: ir.Model, plan: Plan) -> Plan:
     emitter = Emitter(model, batched=True, positions=_positions(model, plan))
     plan = plan._replace(
         sites={
-            path: dataclasses.replace(site, flat=_flattened(emitter.values[site.input].shape, str(batch)))
+            path: dataclasses.replace(site, flat=_is_flat(emitter.values[site.input].shape, str(batch)))
             for path, site in plan.sites.items()
         }
     )
@@ -152,7 +152,7 @@ def attach_bank(model: ir.Model, plan: Plan) -> Plan:
     return plan
 
 
-def _flattened(shape: ir.Shape, batch: str) -> bool:
+def _is_flat(shape: ir.Shape, batch: str) -> bool:
     """Whether a site's input has the tokens of one row after those of another: ``[batch*sequence, in]``."""
     if len(shape) != 2 or isinstance(shape[0], int) or shape[0].value is None:
         return False
@@ -160,8 +160,8 @@ def _flattened(shape: ir.Shape, batch: str) -> bool:
     return len(factors) == 2 and batch in factors and all(factor.isidentifier() for factor in factors)
 
 
-MODES: dict[str, Callable[[ir.Model, Plan], Plan]] = {
-    "folded": keep_folded,
+MODES: dict[str, Callable[[ir.Model, AttachPlan], AttachPlan]] = {
+    "folded": attach_nothing,
     "inputs": attach_inputs,
     "bank": attach_bank,
 }
@@ -277,7 +277,7 @@ def base_head(model: ir.Model, sites: Mapping[str, MappedSite]) -> Values:
     return values
 
 
-def _free_labels(model: ir.Model, plan: Plan, width: int | None = None) -> None:
+def _free_labels(model: ir.Model, plan: AttachPlan, width: int | None = None) -> None:
     """The width of the logits is the slots', not the base head's: ``width``, or that of the adapter that
     runs.
     """

@@ -68,8 +68,8 @@ def _of_softmax(node: ir.Node) -> AttentionInputs | None:
     product, scale = next(_products(node.inputs[0]), (None, 1.0))
     if product is None:
         return None
-    queries, on_queries = _unscaled(product.inputs[0])
-    keys, on_keys = _unscaled(product.inputs[1])
+    queries, on_queries = _strip_factors(product.inputs[0])
+    keys, on_keys = _strip_factors(product.inputs[1])
     shape = None if queries.shape is None else list(queries.shape)
     if shape is None or len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[-1], int)):
         return None
@@ -104,7 +104,7 @@ def _products(value: ir.Value) -> Iterator[tuple[ir.Node, float]]:
         return
     if node.op_type == "MatMul":
         yield node, 1.0
-    elif (scaled := _scaled(node)) is not None:
+    elif (scaled := _split_factor(node)) is not None:
         yield from ((product, scaled[1] * factor) for product, factor in _products(scaled[0]))
     elif node.op_type in _THROUGH:
         for operand in node.inputs:
@@ -112,16 +112,16 @@ def _products(value: ir.Value) -> Iterator[tuple[ir.Node, float]]:
                 yield from _products(operand)
 
 
-def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
+def _strip_factors(value: ir.Value) -> tuple[ir.Value, float]:
     """What a value is without the factors that it was multiplied by, and those."""
-    scaled = None if value.producer() is None else _scaled(value.producer())
+    scaled = None if value.producer() is None else _split_factor(value.producer())
     if scaled is None:
         return value, 1.0
-    inner, factor = _unscaled(scaled[0])
+    inner, factor = _strip_factors(scaled[0])
     return inner, factor * scaled[1]
 
 
-def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
+def _split_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
     """What a node multiplies or divides by a number, and the factor; or None."""
     if node.op_type not in {"Mul", "Div"}:
         return None

@@ -16,7 +16,7 @@ def slot_names(model: ir.Model) -> set[str]:
     return {port.name for port in signature_of(model).slots}
 
 
-def require_kept(name: str, model: ir.Model, sites: Mapping[str, MappedSite], kept: Iterable[str]) -> None:
+def require_sites(name: str, model: ir.Model, sites: Mapping[str, MappedSite], kept: Iterable[str]) -> None:
     """Checks, after the pass ``name``, that the slots ``kept`` and all ``sites`` are in the graph: node,
     values, weight, widths.
 

@@ -89,13 +89,13 @@ class Emitter:
             return
         self._after = y.producer()
         if site.kind == "prompt":
-            self._virtual(site, slots)
+            self._feed_prompt(site, slots)
             return
         if site.kind != "linear":
             result = y
             if slots.keys() & {"down", "delta"}:
                 added = (
-                    self._looked_up(site, x, slots)
+                    self._look_up(site, x, slots)
                     if site.kind == "lookup"
                     else self._of_patches(site, x, y, slots)
                 )
@@ -110,29 +110,29 @@ class Emitter:
         wide = self._by_row(site, "x", x, slots)
         site, flat = dataclasses.replace(site, rank=3) if wide is not x else site, wide is not x
         if "head" in slots:
-            self._replace(y, self._joined(site, "head", self._head(site, wide, slots), flat))
+            self._replace(y, self._join_rows(site, "head", self._head(site, wide, slots), flat))
             return
         if slots.keys() & (_BEFORE | {"attended_keys"}):
             self._before(base)
             turned = (
-                self._placed(site, "turned", self._turned(site, wide, slots), wide)
+                self._place(site, "turned", self._turn(site, wide, slots), wide)
                 if slots.keys() & _BEFORE
                 else wide
             )
-            turned = self._attended(site, turned, slots) if "attended_keys" in slots else turned
-            base.replace_input_with(0, self._joined(site, "turned", turned, flat))
+            turned = self._attend(site, turned, slots) if "attended_keys" in slots else turned
+            base.replace_input_with(0, self._join_rows(site, "turned", turned, flat))
         self._after = y.producer()
         x, plain = wide, self._by_row(site, "y", y, slots)
-        result = self._changed(site, x, plain, slots)
+        result = self._change(site, x, plain, slots)
         for branch in BRANCHES.values():
             if f"{branch.name}_down" in slots:
                 z = self._latest(self.values[site.entry]) if branch.reads_input else result
                 result = self._op(
                     "Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots)
                 )
-        self._replace(y, self._joined(site, "y", self._placed(site, "placed", result, plain), flat))
+        self._replace(y, self._join_rows(site, "y", self._place(site, "placed", result, plain), flat))
 
-    def _virtual(self, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
+    def _feed_prompt(self, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
         """The slots in place of the inputs with which the graph was made, for every row the same where rows
         cannot choose.
         """
@@ -158,7 +158,7 @@ class Emitter:
                 node.replace_input_with(index, slot)
             self.graph.inputs.remove(traced)
 
-    def _changed(
+    def _change(
         self, site: MappedSite, x: ir.Value, result: ir.Value, slots: Mapping[str, ir.Value]
     ) -> ir.Value:
         """A layer's output with what weight methods add to it and how they scale, mix and shift it."""
@@ -175,14 +175,14 @@ class Emitter:
                     "Add", site, f"{route.name}/sum", result, self._route(site, route, x, slots)
                 )
         if "scale" in slots:
-            result = self._op("Mul", site, "scale", result, self._lifted(site, slots["scale"]))
+            result = self._op("Mul", site, "scale", result, self._lift(site, slots["scale"]))
         if "mix" in slots:
             result = self._op("Add", site, "mixed", result, self._product(site, "mix", result, slots["mix"]))
         if "shift" in slots:
-            result = self._op("Add", site, "shift", result, self._lifted(site, slots["shift"]))
+            result = self._op("Add", site, "shift", result, self._lift(site, slots["shift"]))
         return result
 
-    def _looked_up(self, site: MappedSite, tokens: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
+    def _look_up(self, site: MappedSite, tokens: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         """``down[token] up`` for every token; in a bank the rows of ``[slots, entries, r]`` by adapter and
         token together.
         """
@@ -210,9 +210,9 @@ class Emitter:
         """
         (_, channels, *sizes), (_, out, *grid) = x.shape, y.shape
         kernel = [size // count for size, count in zip(sizes, grid, strict=True)]
-        cut = self._reshaped(site, "cut", x, [0, channels, grid[0], kernel[0], grid[1], kernel[1]])
+        cut = self._reshape(site, "cut", x, [0, channels, grid[0], kernel[0], grid[1], kernel[1]])
         apart = self._op("Transpose", site, "apart", cut, attributes={"perm": [0, 2, 4, 1, 3, 5]})
-        patches = self._reshaped(site, "patches", apart, [0, grid[0] * grid[1], site.in_features])
+        patches = self._reshape(site, "patches", apart, [0, grid[0] * grid[1], site.in_features])
         outer = None
         if "down" in slots:
             inner = self._op("MatMul", site, "down", patches, slots["down"])
@@ -221,7 +221,7 @@ class Emitter:
             dense = self._op("MatMul", site, "delta", patches, slots["delta"])
             outer = dense if outer is None else self._op("Add", site, "delta/sum", outer, dense)
         added = self._op("Transpose", site, "by_channel", outer, attributes={"perm": [0, 2, 1]})
-        return self._reshaped(site, "image", added, [0, out, *grid])
+        return self._reshape(site, "image", added, [0, out, *grid])
 
     def _over_places(self, site: MappedSite, vector: ir.Value, y: ir.Value) -> ir.Value:
         """A vector of the outputs, one for each row in a bank, that broadcasts over the tokens or patches of
@@ -239,7 +239,7 @@ class Emitter:
             self._constant(site, f"{vector.name}.places", axes),
         )
 
-    def _reshaped(self, site: MappedSite, what: str, value: ir.Value, shape: list[int]) -> ir.Value:
+    def _reshape(self, site: MappedSite, what: str, value: ir.Value, shape: list[int]) -> ir.Value:
         return self._op(
             "Reshape",
             site,
@@ -271,7 +271,7 @@ class Emitter:
         )
         return self._op("Reshape", site, f"{what}/by_row", value, shape)
 
-    def _joined(self, site: MappedSite, what: str, value: ir.Value, flat: bool) -> ir.Value:
+    def _join_rows(self, site: MappedSite, what: str, value: ir.Value, flat: bool) -> ir.Value:
         """The rows of a flat site one after another again."""
         if not flat:
             return value
@@ -311,19 +311,19 @@ class Emitter:
         )
         self._inner |= dict(zip(site.members, parts, strict=True))
 
-    def _placed(self, site: MappedSite, what: str, changed: ir.Value, plain: ir.Value) -> ir.Value:
+    def _place(self, site: MappedSite, what: str, changed: ir.Value, plain: ir.Value) -> ir.Value:
         """The changed value at the positions where a row's adapter acts, and the plain one at the others."""
         if not site.positional:
             return changed
-        lifted = self._op(
+        lift = self._op(
             "Unsqueeze", site, f"{what}/positions", self.positions, self._constant(site, "last", [-1])
         )
-        return self._op("Where", site, what, lifted, changed, plain)
+        return self._op("Where", site, what, lift, changed, plain)
 
-    def _turned(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
+    def _turn(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         """The input of the base as the adapter changes it."""
         if "pre" in slots:
-            x = self._op("Mul", site, "pre", x, self._lifted(site, slots["pre"]))
+            x = self._op("Mul", site, "pre", x, self._lift(site, slots["pre"]))
         changes = [
             self._product(site, field, x, *(slots[slot] for slot in fields))
             for field, fields in (("turn", ("turn",)), ("turn_up", ("turn_down", "turn_up")))
@@ -333,7 +333,7 @@ class Emitter:
             x = self._op("Add", site, f"turned_{number}", x, change)
         return x
 
-    def _attended(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
+    def _attend(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         """What goes into an output projection, and what the heads before it get of a prompt: ``gate softmax(q
         keys + absent) values``.
         """
@@ -343,23 +343,23 @@ class Emitter:
         def op(name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
             return self._op(name, site, f"attended/{name}_{len(self.graph)}", *inputs, attributes=attributes)
 
-        def lifted(field: str, axes: list[int]) -> ir.Value:
+        def lift(field: str, axes: list[int]) -> ir.Value:
             return op("Unsqueeze", slots[field], self._constant(site, f"{field}/axes", axes))
 
         if len(queries.shape) == 3:
-            apart = self._reshaped(site, "attended/heads", queries, [0, 0, heads.count, heads.width])
+            apart = self._reshape(site, "attended/heads", queries, [0, 0, heads.count, heads.width])
             queries = op("Transpose", apart, perm=[0, 2, 1, 3])
-        shared = self._reshaped(site, "attended/shared", queries, [0, heads.key_heads, -1, heads.width])
-        absent = lifted("attended_absent", [1, 2]) if self.batched else slots["attended_absent"]
+        shared = self._reshape(site, "attended/shared", queries, [0, heads.key_heads, -1, heads.width])
+        absent = lift("attended_absent", [1, 2]) if self.batched else slots["attended_absent"]
         weights = op("Softmax", op("Add", op("MatMul", shared, slots["attended_keys"]), absent), axis=-1)
-        by_head = self._reshaped(
+        by_head = self._reshape(
             site,
             "attended/each",
             op("MatMul", weights, slots["attended_values"]),
             [0, heads.count, -1, heads.width],
         )
-        gated = op("Mul", by_head, lifted("attended_gate", [2, 3] if self.batched else [1, 2]))
-        joined = self._reshaped(
+        gated = op("Mul", by_head, lift("attended_gate", [2, 3] if self.batched else [1, 2]))
+        joined = self._reshape(
             site, "attended/joined", op("Transpose", gated, perm=[0, 2, 1, 3]), [0, 0, site.in_features]
         )
         return op("Add", x, joined)
@@ -377,7 +377,7 @@ class Emitter:
             return self._op(name, site, what, *values, attributes=attributes)
 
         def vector(leaf: str) -> ir.Value:
-            return self._lifted(site, slots[f"{branch.name}_{leaf}"])
+            return self._lift(site, slots[f"{branch.name}_{leaf}"])
 
         if branch.normed:
             ones = self._constant(site, "ones", np.ones(site.out_features, np.float32))
@@ -407,7 +407,7 @@ class Emitter:
             return self._product(site, f"{route.name}/{leaf}", value, slots[f"{route.name}_{leaf}"])
 
         def vector(leaf: str) -> ir.Value:
-            return self._lifted(site, slots[f"{route.name}_{leaf}"])
+            return self._lift(site, slots[f"{route.name}_{leaf}"])
 
         narrow = product(x, "down")
         if route.scores == "fuse":
@@ -452,7 +452,7 @@ class Emitter:
     def _head(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
         y = self._product(site, "head", x, slots["head"])
         return (
-            self._op("Add", site, "bias", y, self._lifted(site, slots["head_bias"]))
+            self._op("Add", site, "bias", y, self._lift(site, slots["head_bias"]))
             if "head_bias" in slots
             else y
         )
@@ -463,7 +463,7 @@ class Emitter:
         """
         return self.batched and site.rank == 2
 
-    def _lifted(self, site: MappedSite, vector: ir.Value) -> ir.Value:
+    def _lift(self, site: MappedSite, vector: ir.Value) -> ir.Value:
         """A per-row vector ``[batch, n]`` made to broadcast over ``[batch, positions, n]``."""
         if not self.batched or site.rank == 2:
             return vector

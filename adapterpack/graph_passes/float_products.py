@@ -135,11 +135,11 @@ def _initializer(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: tu
             base_dir=tensor.base_dir,
         )
     else:
-        view = _unpacked(tensor, dtype, shape, name)
+        view = _unpack(tensor, dtype, shape, name)
     return add_initializer(graph, view)
 
 
-def _unpacked(
+def _unpack(
     tensor: ir.TensorProtocol, dtype: ir.DataType, shape: tuple[int, ...], name: str
 ) -> ir.TensorProtocol:
     """A small tensor that lies in the graph itself."""

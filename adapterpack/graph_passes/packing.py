@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle.manifest import MappedSite
-from .attach import Plan
+from .attach import AttachPlan
 from .constants import add_initializer
 
 SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": (), "bank": ("down",)}
@@ -26,8 +26,8 @@ _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
 
 
 def pack_siblings(
-    model: ir.Model, every: Mapping[str, MappedSite], plan: Plan, shared: tuple[str, ...]
-) -> Plan:
+    model: ir.Model, every: Mapping[str, MappedSite], plan: AttachPlan, shared: tuple[str, ...]
+) -> AttachPlan:
     """The plan after siblings of ``every`` linear site were packed in ``model``, in place; ``shared`` are the
     fields of :data:`SHARED`, or none.
 
@@ -52,7 +52,7 @@ def pack_siblings(
         ):
             continue  # the branch goes to all of the product, and to every position of it
         if shared and len(members) > 1:
-            sites = _shared(sites, path, members, shared, packed.outputs[0].name)
+            sites = _share(sites, path, members, shared, packed.outputs[0].name)
     return plan._replace(sites=sites)
 
 
@@ -116,7 +116,7 @@ def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     return product
 
 
-def _shared(
+def _share(
     sites: Mapping[str, MappedSite], path: str, members: Sequence[str], shared: tuple[str, ...], product: str
 ) -> dict[str, MappedSite]:
     """The sites with the group's site before its members; it takes over the slots of the ``shared``

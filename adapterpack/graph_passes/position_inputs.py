@@ -56,7 +56,7 @@ class PositionInputs:
             for other in terms[1:]:
                 value = self._add(attention, "Add", f"{value.name}/sum", value, other)
             table = self._by_distance(value)
-            self._biases[name] = [] if table is None else [self._looked_up(table, value)]
+            self._biases[name] = [] if table is None else [self._look_up(table, value)]
         return self._biases.get(name, [])
 
     def within_chunks(
@@ -248,7 +248,7 @@ class PositionInputs:
             )
         return np.ascontiguousarray(table[:length]) if table[:length].any() else None
 
-    def _looked_up(self, table: np.ndarray, value: ir.Value) -> ir.Value:
+    def _look_up(self, table: np.ndarray, value: ir.Value) -> ir.Value:
         node, name = value.producer(), f"bias/{len(self._biases)}"
         zero, one = (constant(self.model, f"{name}/{number}", np.array(number)) for number in (0, 1))
         total = self._add(node, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)

@@ -54,14 +54,14 @@ def _turn(model: ir.Model, keys: ir.Value) -> None:
     every pass.
     """
     for node in [use.node for use in keys.uses() if use.idx == 0]:
-        turned = _turned(node)
+        turned = _end_of_turn(node)
         if turned is not None:
             once = named_node("Transpose", f"{PREFIX}{keys.name}/turned", keys, perm=[0, 1, 3, 2])
             model.graph.insert_before(node, once)
             turned.replace_all_uses_with(once.outputs[0])
 
 
-def _turned(node: ir.Node) -> ir.Value | None:
+def _end_of_turn(node: ir.Node) -> ir.Value | None:
     """The value at the end of the steps that turn keys, of which ``node`` is the first; or None."""
     for op in _TURNED:
         if node.op_type != op:

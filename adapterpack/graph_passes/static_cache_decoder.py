@@ -145,7 +145,7 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
     RemoveUnusedNodesPass()(model)
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
-    mask = _input_named(graph, "attention_mask")
+    mask = _find_input(graph, "attention_mask")
     wrong = sorted(
         name
         for name, value in caches.items()
@@ -158,7 +158,7 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
             remedy="leave --static-cache out",
         )
     for name in ("attention_mask", "position_ids", ADAPTER_IDS):
-        value = _input_named(graph, name)
+        value = _find_input(graph, name)
         if value is not None and not list(value.uses()):
             graph.inputs.remove(value)
     model.opset_imports["com.microsoft"] = 1
@@ -189,7 +189,7 @@ def _input(
     return value
 
 
-def _input_named(graph: ir.Graph, name: str) -> ir.Value | None:
+def _find_input(graph: ir.Graph, name: str) -> ir.Value | None:
     return next((value for value in graph.inputs if value.name == name), None)
 
 
@@ -203,7 +203,7 @@ def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
     ends = [
         node
         for node in graph
-        if node.op_type == "ReduceMax" and node.inputs[0] is _input_named(graph, "position_ids")
+        if node.op_type == "ReduceMax" and node.inputs[0] is _find_input(graph, "position_ids")
     ]
     for node in ends:
         axes = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -386,7 +386,7 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
     )
     if inputs is None or product is None:
         return
-    values, keys = (_cached(value, layers) for value in (product.inputs[1], inputs.keys))
+    values, keys = (_cache_of(value, layers) for value in (product.inputs[1], inputs.keys))
     if values is not None and keys is not None and layers[values.name] == layers[keys.name]:
         yield _Attention(
             inputs.queries,
@@ -413,7 +413,7 @@ def _after_mask(value: ir.Value) -> ir.Value:
     return value
 
 
-def _cached(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | None:
+def _cache_of(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | None:
     """The cache that a value is a form of, as its Concat with the past gives it; or None."""
     while value is not None and value.name not in layers:
         node = value.producer()

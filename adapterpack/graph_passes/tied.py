@@ -70,7 +70,7 @@ def share_bytes(path: Path) -> None:
             codes.const_value,
             ir.Shape([codes.shape[0], codes.const_value.size // codes.shape[0]]),
         )
-        table = ir.val(node.outputs[0].name, const_value=_reshaped(stored, shape, node.name))
+        table = ir.val(node.outputs[0].name, const_value=_reshape(stored, shape, node.name))
         node.outputs[0].replace_all_uses_with(table)
         node.outputs[0].name = f"{table.name}/made"
         model.graph.remove(node, safe=True)
@@ -84,7 +84,7 @@ def _looks_up(node: ir.Node, table: ir.Value) -> bool:
     return node.op_type == "Gather" and node.inputs[0] is table and node.attributes.get_int("axis", 0) == 0
 
 
-def _reshaped(stored: ir.TensorProtocol, shape: ir.Shape, name: str) -> ir.TensorProtocol:
+def _reshape(stored: ir.TensorProtocol, shape: ir.Shape, name: str) -> ir.TensorProtocol:
     if not isinstance(stored, ir.ExternalTensor):  # small tensors stand in the graph
         return ir.tensor(stored.numpy().reshape(shape.numpy()), name=name)
     return ir.ExternalTensor(

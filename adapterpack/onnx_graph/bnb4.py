@@ -45,11 +45,11 @@ def quant_type(levels: np.ndarray) -> int | None:
     return next((number for number, table in enumerate(TABLES) if np.array_equal(table, levels)), None)
 
 
-def packed_nibbles(q: np.ndarray) -> np.ndarray:
+def pack_nibbles(q: np.ndarray) -> np.ndarray:
     """Codes of four bits, flattened, two in a byte; the last half of an odd number of them is zero.
 
     Example:
-        >>> packed_nibbles(np.uint8([[1, 2], [3, 15]])).tolist(), packed_nibbles(np.uint8([5])).tolist()
+        >>> pack_nibbles(np.uint8([[1, 2], [3, 15]])).tolist(), pack_nibbles(np.uint8([5])).tolist()
         ([18, 63], [80])
     """
     flat = q.reshape(-1)
@@ -59,5 +59,5 @@ def packed_nibbles(q: np.ndarray) -> np.ndarray:
 
 
 def nibbles(packed: np.ndarray, count: int) -> np.ndarray:
-    """The first ``count`` codes in bytes: the reverse of :func:`packed_nibbles`."""
+    """The first ``count`` codes in bytes: the reverse of :func:`pack_nibbles`."""
     return np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[:count]

@@ -42,7 +42,7 @@ FLOATS = frozenset(DTYPES[code] for code in (1, 10, 11, 16))
 _EXTERNAL = 1
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """The place of an initializer's numbers: ``nbytes`` little-endian bytes at ``offset`` of ``file``."""
 
     name: str
@@ -76,7 +76,7 @@ class GraphFile:
         skeleton, embedded = walk(self.path)
         with library_errors("protobuf", "the file is not an ONNX model", where=self.path):
             self.model: Any = onnx.ModelProto.FromString(skeleton)
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, StoredTensor] = {}
         for tensor in self.model.graph.initializer:
             place = self._place(tensor, embedded)
             if place is not None:
@@ -104,9 +104,9 @@ class GraphFile:
 
     def array(self, name: str) -> np.ndarray:
         """An initializer as a read-only array on the mapped file."""
-        return mapped(self.stored[name])
+        return map_tensor(self.stored[name])
 
-    def _place(self, tensor: onnx.TensorProto, embedded: Mapping[str, Any]) -> Stored | None:
+    def _place(self, tensor: onnx.TensorProto, embedded: Mapping[str, Any]) -> StoredTensor | None:
         """The place of one initializer, or None for one whose numbers are not stored as plain bytes."""
         dtype = DTYPES.get(tensor.data_type)
         where = f"{self.path}, initializer {tensor.name[:200]}"
@@ -124,7 +124,7 @@ class GraphFile:
                     found=f"length {length} at byte {offset} of {size}",
                     remedy="fetch the model and its data files again",
                 )
-            return Stored(tensor.name, dtype, tuple(tensor.dims), file, offset, nbytes)
+            return StoredTensor(tensor.name, dtype, tuple(tensor.dims), file, offset, nbytes)
         place = embedded.get(tensor.name)
         if place is None:
             return None  # numbers in a typed field, or none at all
@@ -135,7 +135,7 @@ class GraphFile:
                 expected=f"{nbytes} bytes",
                 found=place.nbytes,
             )
-        return Stored(tensor.name, dtype, tuple(tensor.dims), self.path, place.offset, nbytes)
+        return StoredTensor(tensor.name, dtype, tuple(tensor.dims), self.path, place.offset, nbytes)
 
     def _external(self, tensor: onnx.TensorProto, where: str) -> tuple[Path, int, int | None]:
         entries = external_entries(tensor, where)
@@ -146,11 +146,11 @@ class GraphFile:
 
     def external_file(self, entries: Mapping[str, str], where: str) -> Path:
         """The file that a tensor's :func:`external_entries` name, each looked at once: see
-        :func:`confined`.
+        :func:`require_inside`.
         """
         location = entries.get("location", "")
         if location not in self._confined:
-            self._confined[location] = confined(self.path, location, where)
+            self._confined[location] = require_inside(self.path, location, where)
         return self._confined[location]
 
 
@@ -168,7 +168,7 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
 
-def mapped(place: Stored) -> np.ndarray:
+def map_tensor(place: StoredTensor) -> np.ndarray:
     """The numbers at a place, as a read-only array on the mapped file."""
     if math.prod(place.shape) == 0:
         return np.empty(place.shape, place.dtype)
@@ -177,7 +177,7 @@ def mapped(place: Stored) -> np.ndarray:
     return raw.view(np.ndarray).view(place.dtype).reshape(place.shape)
 
 
-def require_stored(graph: GraphFile, name: str) -> Stored:
+def require_place(graph: GraphFile, name: str) -> StoredTensor:
     """The place of an initializer.
 
     Raises:
@@ -221,7 +221,7 @@ def _size(file: Path) -> int:
         return file.stat().st_size
 
 
-def confined(model: Path, location: str, where: str) -> Path:
+def require_inside(model: Path, location: str, where: str) -> Path:
     """The file of external data of ``model``: a regular file inside its folder, whatever the model says.
 
     Raises:

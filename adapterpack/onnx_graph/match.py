@@ -17,22 +17,22 @@ from ..base.checkpoint import Checkpoint
 from ..errors import SiteNotFound, Unsupported
 from . import hints
 from .graph_file import FLOATS, GraphFile
-from .pieces import Piece, covered, views
-from .quantized import find_quantized
+from .pieces import WeightPiece, coverage, views
+from .quantized import match_codes
 from .rows import find_runs
 from .vectors import find_vector
 
 _Key = tuple[str, int]
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a graph stores a tensor of a checkpoint: the pieces of each of its matrices (several in a stack),
     and who reads them.
     """
 
     tensor: str
     kind: str
-    pieces: tuple[tuple[Piece, ...], ...]
+    pieces: tuple[tuple[WeightPiece, ...], ...]
     nodes: tuple[str, ...]
 
     @property
@@ -41,7 +41,7 @@ class Place(NamedTuple):
         return list(dict.fromkeys(piece.initializer for pieces in self.pieces for piece in pieces))
 
 
-def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict[str, Place]:
+def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict[str, TensorPlace]:
     """The places of the tensors ``wanted`` (name -> kind of its site) in ``graph``, in that order.
 
     Recognized: as it is, transposed, packed with others along either axis, cut, cast to another floating
@@ -68,14 +68,14 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
     for name, kind in wanted.items():
         numbers = [number for tensor, number in matrices if tensor == name]
         by_matrix = [
-            _owned(graph, name, twins.of(name), pieces_of.get((name, number), [])) for number in numbers
+            _keep_own(graph, name, twins.of(name), pieces_of.get((name, number), [])) for number in numbers
         ]
         if any(
-            covered(pieces, matrices[name, number].shape) < matrices[name, number].size
+            coverage(pieces, matrices[name, number].shape) < matrices[name, number].size
             for number, pieces in enumerate(by_matrix)
         ):
             missing.append(name)
-        places[name] = Place(
+        places[name] = TensorPlace(
             name, kind, tuple(tuple(pieces) for pieces in by_matrix), _readers(graph, by_matrix)
         )
     _require(graph, base, missing)
@@ -91,7 +91,7 @@ class Unmatched(NamedTuple):
     shapes: frozenset[tuple[int, ...]]
 
 
-def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatched]:
+def match_all(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatched]:
     """Looks in each of these graphs for every matrix of a checkpoint, by its bytes as :func:`match` does,
     wherever and however often it is stored.
     """
@@ -102,7 +102,7 @@ def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatch
         missing = {
             key[0]
             for key, matrix in matrices.items()
-            if covered(pieces_of.get(key, []), matrix.shape) < matrix.size
+            if coverage(pieces_of.get(key, []), matrix.shape) < matrix.size
         }
         used = {piece.initializer for pieces in pieces_of.values() for piece in pieces}
         shapes = {
@@ -113,7 +113,7 @@ def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatch
         yield Unmatched(frozenset(missing), frozenset(shapes))
 
 
-def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | None) -> Place:
+def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: TensorPlace | None) -> TensorPlace:
     """The place of the bias of a weight whose ``place`` is known: among equal vectors, the one that is read
     soonest after the weight.
 
@@ -129,8 +129,8 @@ def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | Non
         else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
     )
     kept = [piece for piece in pieces if piece.initializer in nearest] if nearest else pieces
-    kept = _owned(graph, bias, _Twins(base).of(bias), kept)
-    if covered(kept, (len(vector), 1)) < len(vector):
+    kept = _keep_own(graph, bias, _Twins(base).of(bias), kept)
+    if coverage(kept, (len(vector), 1)) < len(vector):
         _require(graph, base, [bias])
     if len({(piece.start, piece.stop) for piece in kept}) < len(kept) and not nearest:
         raise Unsupported(
@@ -139,7 +139,7 @@ def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | Non
             found=", ".join(piece.initializer for piece in kept[:5]),
             remedy="fold into the checkpoint, and export again",
         )
-    return Place(bias, "norm", (tuple(kept),), _readers(graph, [kept]))
+    return TensorPlace(bias, "norm", (tuple(kept),), _readers(graph, [kept]))
 
 
 def _matrices(base: Checkpoint, name: str, kind: str) -> list[np.ndarray]:
@@ -147,8 +147,8 @@ def _matrices(base: Checkpoint, name: str, kind: str) -> list[np.ndarray]:
     return list(matrix) if LAYOUTS[kind].stacked else [matrix]
 
 
-def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, list[Piece]]:
-    pieces_of: dict[_Key, list[Piece]] = {}
+def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, list[WeightPiece]]:
+    pieces_of: dict[_Key, list[WeightPiece]] = {}
     for key, matrix in matrices.items():
         if 1 in matrix.shape:
             column = find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))
@@ -163,32 +163,32 @@ def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key,
     for key, number, runs in find_runs(wide, [view.matrix for view in initializers]):
         view = initializers[number]
         pieces_of.setdefault(key, []).extend(
-            Piece(view.initializer, *run, 0, view.transposed, view.slot) for run in runs
+            WeightPiece(view.initializer, *run, 0, view.transposed, view.slot) for run in runs
         )
     cut = {
         key: matrix
         for key, matrix in wide.items()
-        if covered(pieces_of.get(key, []), matrix.shape) < matrix.size
+        if coverage(pieces_of.get(key, []), matrix.shape) < matrix.size
     }
     for key, number, runs in find_runs(
         {key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in initializers]
     ):
         view = initializers[number]
         pieces_of.setdefault(key, []).extend(
-            Piece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs
+            WeightPiece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs
         )
-    for key, quantized, near in find_quantized(graph, wide):
+    for key, quantized, near in match_codes(graph, wide):
         pieces_of.setdefault(key, []).extend(
-            Piece(quantized.weight, *run, nbits=quantized) for run in near.runs
+            WeightPiece(quantized.weight, *run, nbits=quantized) for run in near.runs
         )
     return {key: _distinct(pieces) for key, pieces in pieces_of.items()}
 
 
-def _distinct(pieces: list[Piece]) -> list[Piece]:
+def _distinct(pieces: list[WeightPiece]) -> list[WeightPiece]:
     """The pieces without those that describe the same part of an initializer in another way, as for a stack
     of one matrix.
     """
-    kept: dict[tuple[object, ...], Piece] = {}
+    kept: dict[tuple[object, ...], WeightPiece] = {}
     for piece in sorted(
         pieces, key=lambda piece: (piece.start - piece.stop, piece.slot is not None, piece.transposed)
     ):
@@ -236,7 +236,9 @@ def _bytes(base: Checkpoint, name: str) -> np.ndarray:
     return base.view(name).reshape(-1).view(np.uint8)
 
 
-def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece]) -> list[Piece]:
+def _keep_own(
+    graph: GraphFile, name: str, twins: list[str], pieces: Iterable[WeightPiece]
+) -> list[WeightPiece]:
     """The pieces that belong to ``name`` and not to another tensor that is equal to it."""
     if len(twins) == 1:
         return list(pieces)
@@ -256,7 +258,7 @@ def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece
     return owned
 
 
-def _readers(graph: GraphFile, pieces: Iterable[Iterable[Piece]]) -> tuple[str, ...]:
+def _readers(graph: GraphFile, pieces: Iterable[Iterable[WeightPiece]]) -> tuple[str, ...]:
     names = dict.fromkeys(piece.initializer for of_matrix in pieces for piece in of_matrix)
     return tuple(
         dict.fromkeys(

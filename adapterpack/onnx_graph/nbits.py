@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
-from .graph_file import GraphFile, attribute, require_stored
+from .graph_file import GraphFile, attribute, require_place
 
 if TYPE_CHECKING:
     import onnx
@@ -20,7 +20,7 @@ _WEIGHT, _SCALES, _ZEROS, _ORDER, _BIAS = 1, 2, 3, 4, 5
 _WIDTHS = (2, 4, 8)
 
 
-class Grid(NamedTuple):
+class BlockGrid(NamedTuple):
     """Scales and zero points of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric``
     grids store no zero points.
     """
@@ -68,7 +68,7 @@ def require_plain(graph: GraphFile, quantized: NBits) -> None:
             one kind of machine.
     """
     extra = quantized.node.input[_ORDER] if len(quantized.node.input) > _ORDER else ""
-    zeros = None if quantized.zeros is None else require_stored(graph, quantized.zeros).dtype
+    zeros = None if quantized.zeros is None else require_place(graph, quantized.zeros).dtype
     problem = (
         "columns reordered by g_idx"
         if extra
@@ -106,36 +106,34 @@ def _read(graph: GraphFile, node: onnx.NodeProto) -> NBits | None:
     )
 
 
-def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> Grid:
+def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> BlockGrid:
     """The grid of some rows."""
     scales = graph.array(quantized.scales).reshape(quantized.rows, quantized.blocks)[rows].astype(np.float32)
     if quantized.zeros is None:
-        return Grid(scales, np.full_like(scales, 1 << (quantized.bits - 1)), True)
+        return BlockGrid(scales, np.full_like(scales, 1 << (quantized.bits - 1)), True)
     packed = graph.array(quantized.zeros).reshape(quantized.rows, -1)[rows]
     if packed.dtype != np.uint8:  # fractions, as HQQ finds them
-        return Grid(scales, packed.astype(np.float32), False)
-    return Grid(scales, unpacked(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
+        return BlockGrid(scales, packed.astype(np.float32), False)
+    return BlockGrid(scales, unpack(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
 
 
-def dequantized(
-    graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False
-) -> np.ndarray:
+def dequantize(graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:
     """Some rows ``[count, columns]`` in float32; ``first_block_only`` gives their first block of columns."""
     packed = graph.array(quantized.weight).reshape(quantized.rows, quantized.blocks, -1)[rows]
     grid = grid_of(graph, quantized, rows)
     if first_block_only:
-        packed, grid = packed[:, :1], Grid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
-    q = unpacked(packed, quantized.bits).astype(np.float32)
+        packed, grid = packed[:, :1], BlockGrid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
+    q = unpack(packed, quantized.bits).astype(np.float32)
     return values(q, grid).reshape(len(packed), -1)[:, : quantized.columns]
 
 
-def values(q: np.ndarray, grid: Grid) -> np.ndarray:
+def values(q: np.ndarray, grid: BlockGrid) -> np.ndarray:
     """``(q - zero) * scale`` for ``q`` ``[rows, blocks, block]``."""
     wide: np.ndarray = (q - grid.zero[..., None]) * grid.scale[..., None]
     return wide
 
 
-def blocked(block: int, rows: np.ndarray) -> np.ndarray:
+def split_blocks(block: int, rows: np.ndarray) -> np.ndarray:
     """``[rows, columns]`` as ``[rows, blocks, block]``, padded with zeros."""
     blocks = -(-rows.shape[1] // block)
     padded = np.zeros((len(rows), blocks * block), np.float32)
@@ -147,18 +145,18 @@ class Rounded(NamedTuple):
     """Rounded rows: what is stored, and the values that it stands for ``[rows, columns]``."""
 
     packed: np.ndarray
-    grid: Grid
+    grid: BlockGrid
     values: np.ndarray
 
 
-def requantized(quantized: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.dtype[Any]) -> Rounded:
+def requantize(quantized: NBits, rows: np.ndarray, old: BlockGrid, scale_dtype: np.dtype[Any]) -> Rounded:
     """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes,
     whichever has the smaller error.
 
     Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it
     was chosen.
     """
-    x = blocked(quantized.block, rows)
+    x = split_blocks(quantized.block, rows)
     fresh = fresh_grid(x, quantized.bits, old.symmetric, scale_dtype)
     candidates = []
     for grid in (old, fresh):
@@ -167,32 +165,32 @@ def requantized(quantized: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.d
     (_, q_old, error_old), (_, q_new, error_new) = candidates
     better = error_new < error_old
     q = np.where(better[..., None], q_new, q_old)
-    grid = Grid(
+    grid = BlockGrid(
         np.where(better, fresh.scale, old.scale), np.where(better, fresh.zero, old.zero), old.symmetric
     )
     return Rounded(
-        packed_codes(q.astype(np.uint8), quantized.bits),
+        pack_codes(q.astype(np.uint8), quantized.bits),
         grid,
         values(q, grid).reshape(len(rows), -1)[:, : quantized.columns],
     )
 
 
-def packed_zeros(bits: int, grid: Grid) -> np.ndarray:
+def pack_zeros(bits: int, grid: BlockGrid) -> np.ndarray:
     """The zero points of some rows as they are stored: ``[rows, bytes]``."""
     per_byte, blocks = 8 // bits, grid.zero.shape[1]
     zero = np.zeros((len(grid.zero), -(-blocks // per_byte) * per_byte), np.uint8)
     zero[:, :blocks] = grid.zero.astype(np.uint8)
-    return packed_codes(zero, bits)
+    return pack_codes(zero, bits)
 
 
-def nearest(x: np.ndarray, grid: Grid, bits: int) -> np.ndarray:
+def nearest(x: np.ndarray, grid: BlockGrid, bits: int) -> np.ndarray:
     """The codes nearest to ``x`` ``[rows, blocks, block]`` on a grid, as whole numbers in float."""
     scale = np.where(grid.scale == 0, 1, grid.scale)[..., None]
     q: np.ndarray = np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
     return q
 
 
-def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> Grid:
+def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> BlockGrid:
     """A grid whose ends are the extremes of each block, zero included, as ONNX Runtime's own rounding chooses
     it.
     """
@@ -201,21 +199,21 @@ def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) 
         middle = 1 << (bits - 1)
         extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
         scale = (extreme / -middle).astype(dtype).astype(np.float32)
-        return Grid(scale, np.full_like(scale, middle), True)
+        return BlockGrid(scale, np.full_like(scale, middle), True)
     low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
     scale = ((high - low) / top).astype(dtype).astype(np.float32)
     zero = np.clip(np.rint(-low / np.where(scale == 0, 1, scale)), 0, top)
-    return Grid(scale, zero.astype(np.float32), False)
+    return BlockGrid(scale, zero.astype(np.float32), False)
 
 
-def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
     """Unsigned numbers out of bytes, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     wide = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
     return wide.reshape(*packed.shape[:-1], -1)
 
 
-def packed_codes(q: np.ndarray, bits: int) -> np.ndarray:
+def pack_codes(q: np.ndarray, bits: int) -> np.ndarray:
     """Codes in as few bytes as hold them, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     split = q.reshape(*q.shape[:-1], -1, len(shifts))

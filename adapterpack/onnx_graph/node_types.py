@@ -54,17 +54,17 @@ class TypedNode(NamedTuple):
 def value_types(model: onnx.ModelProto) -> Mapping[str, str]:
     """The types of a model's values by their names."""
     known: dict[str, str] = {}
-    for _ in _typed(model, known):
+    for _ in _infer_types(model, known):
         pass
     return known
 
 
 def typed_nodes(model: onnx.ModelProto) -> Iterator[TypedNode]:
     """The nodes of a model's proto in order, those of inner graphs too."""
-    return _typed(model, {})
+    return _infer_types(model, {})
 
 
-def _typed(model: onnx.ModelProto, known: dict[str, str]) -> Iterator[TypedNode]:
+def _infer_types(model: onnx.ModelProto, known: dict[str, str]) -> Iterator[TypedNode]:
     import onnx  # noqa: PLC0415 - only what looks into a graph pays for it
 
     versions = {_domain(entry.domain): entry.version for entry in model.opset_import}
@@ -85,7 +85,7 @@ def _typed(model: onnx.ModelProto, known: dict[str, str]) -> Iterator[TypedNode]
                     known.get(name)
                     or types.get(formal.kind)
                     or _literal(formal.kind)
-                    or _said(onnx, node, schema, formal)
+                    or _type_by_attribute(onnx, node, schema, formal)
                 )
                 if name and kind:
                     known[name] = kind
@@ -149,7 +149,9 @@ def _literal(text: str) -> str | None:
     return text if text.startswith("tensor(") else None
 
 
-def _said(onnx: ModuleType, node: onnx.NodeProto, schema: _Schema, formal: _Formal) -> str | None:
+def _type_by_attribute(
+    onnx: ModuleType, node: onnx.NodeProto, schema: _Schema, formal: _Formal
+) -> str | None:
     """What an attribute says, or the only type that there is."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype", "output_dtype") and attribute.i:

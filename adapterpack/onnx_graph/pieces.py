@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .graph_file import GraphFile, Stored
+from .graph_file import GraphFile, StoredTensor
 from .nbits import NBits
 
 
-class Piece(NamedTuple):
+class WeightPiece(NamedTuple):
     """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph stores it.
 
     Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` are in ``initializer`` from ``at`` on;
@@ -36,8 +36,8 @@ class Piece(NamedTuple):
         return f"{along} {self.start}-{self.stop} at {self.at}{how}"
 
 
-class View(NamedTuple):
-    """An initializer seen as a matrix ``[rows, columns]``; see :class:`Piece` for ``transposed`` and
+class MatrixView(NamedTuple):
+    """An initializer seen as a matrix ``[rows, columns]``; see :class:`WeightPiece` for ``transposed`` and
     ``slot``.
     """
 
@@ -49,13 +49,13 @@ class View(NamedTuple):
 
 def views(
     graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)
-) -> list[View]:
+) -> list[MatrixView]:
     """Every float initializer of a graph as a matrix, as it is stored and transposed."""
     matrices = []
     for name, place in graph.stored.items():
         if place.dtype in floats and len(place.shape) in axes and place.nbytes:
             matrices += [
-                View(name, transposed, slot, oriented(whole, transposed))
+                MatrixView(name, transposed, slot, orient(whole, transposed))
                 for slot in slots(place)
                 for whole in (as_matrix(graph.array(name), slot),)
                 for transposed in (False, True)
@@ -63,7 +63,7 @@ def views(
     return matrices
 
 
-def slots(place: Stored) -> list[int | None]:
+def slots(place: StoredTensor) -> list[int | None]:
     """The matrices that an initializer may be: itself with its later axes as columns and, of three axes, each
     of a stack.
     """
@@ -77,12 +77,12 @@ def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
     return matrix
 
 
-def oriented(matrix: np.ndarray, transposed: bool) -> np.ndarray:
+def orient(matrix: np.ndarray, transposed: bool) -> np.ndarray:
     """The matrix, or its transpose."""
     return matrix.T if transposed else matrix
 
 
-def covered(pieces: list[Piece], shape: tuple[int, int]) -> int:
+def coverage(pieces: list[WeightPiece], shape: tuple[int, int]) -> int:
     """How many of the numbers of a matrix of that shape are in ``pieces`` at least once: all rows of it, or
     all columns, or fewer.
     """

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..adapter_methods import row_blocks
 from .graph_file import GraphFile
-from .nbits import NBits, dequantized, grid_of, quantized_nodes, require_plain
-from .rows import Run, true_runs
+from .nbits import NBits, dequantize, grid_of, quantized_nodes, require_plain
+from .rows import RowRun, true_runs
 
 Key = TypeVar("Key", bound=Hashable)
 ALLOWED = 0.7
@@ -26,11 +26,11 @@ _PROBES = 5
 class Near(NamedTuple):
     """Runs of one matrix in one quantized weight, and their distance in steps."""
 
-    runs: list[Run]
+    runs: list[RowRun]
     steps: float
 
 
-def find_quantized(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[tuple[Key, NBits, Near]]:
+def match_codes(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[tuple[Key, NBits, Near]]:
     """Every quantized weight that holds rows of a wanted matrix ``[out, in]``, with the runs in which it
     does.
     """
@@ -39,7 +39,7 @@ def find_quantized(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterat
         if not fitting:
             continue
         require_plain(graph, quantized)
-        first = dequantized(graph, quantized, slice(0, quantized.rows), first_block_only=True)
+        first = dequantize(graph, quantized, slice(0, quantized.rows), first_block_only=True)
         step = grid_of(graph, quantized, slice(0, quantized.rows)).scale[:, :1]
         for key, matrix in fitting.items():
             near = _near(graph, quantized, matrix, first, step)
@@ -57,7 +57,7 @@ def _near(
         nearest = int(distance.argmin())
         if distance[nearest] <= 2 * ALLOWED:  # of few columns, so with some room
             shifts.add(nearest - int(row))
-    runs: list[Run] = []
+    runs: list[RowRun] = []
     total, count = 0.0, 0
     for shift in sorted(shifts):
         low, high = max(0, -shift), min(len(matrix), quantized.rows - shift)
@@ -68,13 +68,13 @@ def _near(
             scale = np.repeat(grid_of(graph, quantized, rows).scale, quantized.block, axis=1)[
                 :, : quantized.columns
             ]
-            distance = _steps(dequantized(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
+            distance = _steps(dequantize(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
             equal[a:b] = distance <= ALLOWED
             total, count = (
                 total + float(np.sum(np.square(distance[equal[a:b]]))),
                 count + int(equal[a:b].sum()),
             )
-        runs += [Run(start, stop, start + shift) for start, stop in true_runs(equal)]
+        runs += [RowRun(start, stop, start + shift) for start, stop in true_runs(equal)]
     return Near(runs, float(np.sqrt(total / count))) if runs else None
 
 

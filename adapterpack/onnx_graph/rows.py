@@ -19,7 +19,7 @@ _PROBED = 8
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Run(NamedTuple):
+class RowRun(NamedTuple):
     """Rows ``start`` to ``stop`` of one matrix are rows ``at`` and on of another."""
 
     start: int
@@ -35,7 +35,7 @@ def cast(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 def find_runs(
     wanted: Mapping[Key, np.ndarray], stored: Sequence[np.ndarray]
-) -> Iterator[tuple[Key, int, list[Run]]]:
+) -> Iterator[tuple[Key, int, list[RowRun]]]:
     """For each pair of a wanted and a stored matrix that share rows: the runs in which they are equal, bit by
     bit.
 
@@ -68,7 +68,7 @@ class _Table(Generic[Key]):
         self.owner = np.repeat(np.arange(len(sizes)), sizes)
         self.row = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64)
 
-    def runs_in(self, matrix: np.ndarray) -> Iterator[tuple[Key, list[Run]]]:
+    def runs_in(self, matrix: np.ndarray) -> Iterator[tuple[Key, list[RowRun]]]:
         """The runs of every wanted matrix in ``matrix``."""
         if not len(self.sorted):
             return
@@ -85,7 +85,7 @@ class _Table(Generic[Key]):
                 if vote[0] not in {owner for owner, _ in unambiguous}
             ),
         ]
-        by_owner: dict[int, list[Run]] = {}
+        by_owner: dict[int, list[RowRun]] = {}
         for owner, shift in sorted(votes):
             name = self.names[owner]
             by_owner.setdefault(owner, []).extend(
@@ -144,7 +144,7 @@ def _keys(matrix: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 def _equal(
     wanted: np.ndarray, wanted_keys: np.ndarray, stored: np.ndarray, stored_keys: np.ndarray, shift: int
-) -> list[Run]:
+) -> list[RowRun]:
     """The runs in which row ``r`` of ``wanted`` is row ``r + shift`` of ``stored``."""
     low, high = max(0, -shift), min(len(wanted), len(stored) - shift)
     likely = wanted_keys[low:high] == stored_keys[low + shift : high + shift]
@@ -157,7 +157,7 @@ def _equal(
             equal[a:b] = (
                 wanted_rows.view(np.uint8).reshape(b - a, -1) == stored_rows.view(np.uint8).reshape(b - a, -1)
             ).all(axis=1)
-    return [Run(start, stop, start + shift) for start, stop in true_runs(equal)]
+    return [RowRun(start, stop, start + shift) for start, stop in true_runs(equal)]
 
 
 def true_runs(mask: np.ndarray) -> list[tuple[int, int]]:

@@ -39,7 +39,7 @@ def require_openable(path: Path, files: Iterable[Path]) -> None:
     )
 
 
-def require_survived(path: Path, size: int, *, wide: bool = False) -> None:
+def try_opening(path: Path, size: int, *, wide: bool = False) -> None:
     """Checks that ONNX Runtime lives through opening a graph whose files have ``size`` bytes, or its form of
     float32 where ``wide``.
 

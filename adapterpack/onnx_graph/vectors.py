@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from .graph_file import FLOATS, GraphFile
-from .pieces import Piece
+from .pieces import WeightPiece
 from .rows import cast
 
 
-def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
+def find_vector(graph: GraphFile, vector: np.ndarray) -> list[WeightPiece]:
     """The initializers that store ``vector`` ``[n]``, or parts of it, bit by bit after a cast to their dtype.
 
     The pieces are those of the column ``[n, 1]``.
     """
-    whole: list[Piece] = []
-    parts: list[Piece] = []
+    whole: list[WeightPiece] = []
+    parts: list[WeightPiece] = []
     for name, place in graph.stored.items():
         width = place.dtype.itemsize
         if place.dtype not in FLOATS or place.nbytes <= width or max(place.shape) * width != place.nbytes:
@@ -29,10 +29,11 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
         wanted = cast(vector, stored.dtype)
         is_row = len(place.shape) > 1 and place.shape[0] == 1
         if len(stored) >= len(wanted):
-            whole += [Piece(name, 0, len(wanted), at, 0, is_row) for at in _positions(wanted, stored)]
+            whole += [WeightPiece(name, 0, len(wanted), at, 0, is_row) for at in _positions(wanted, stored)]
         else:
             parts += [
-                Piece(name, start, start + len(stored), 0, 0, is_row) for start in _positions(stored, wanted)
+                WeightPiece(name, start, start + len(stored), 0, 0, is_row)
+                for start in _positions(stored, wanted)
             ]
     return whole or parts
 

@@ -23,7 +23,7 @@ KEPT = 1024
 """Payloads up to this size stay in the skeleton: shapes, axes and scalars."""
 
 
-class Field(NamedTuple):
+class _Field(NamedTuple):
     """One field of a message: its number, its wire type, where its key begins, and where its payload begins
     and ends.
     """
@@ -106,7 +106,7 @@ def walk(path: Path) -> Walked:
         return Walked(bytes(skeleton), embedded)
 
 
-def _graph(source: _Bytes, graph: Field, embedded: dict[str, Embedded]) -> bytes:
+def _graph(source: _Bytes, graph: _Field, embedded: dict[str, Embedded]) -> bytes:
     out = bytearray()
     for field in _fields(source, graph.start, graph.stop):
         if field.number == _INITIALIZER and field.wire == _BYTES:
@@ -117,7 +117,7 @@ def _graph(source: _Bytes, graph: Field, embedded: dict[str, Embedded]) -> bytes
     return bytes(out)
 
 
-def _tensor(source: _Bytes, tensor: Field, embedded: dict[str, Embedded]) -> bytes:
+def _tensor(source: _Bytes, tensor: _Field, embedded: dict[str, Embedded]) -> bytes:
     out, name, payload, data, path = bytearray(), "", None, source.data, source.path
     for field in _fields(source, tensor.start, tensor.stop):
         source.count(len(out))
@@ -138,7 +138,7 @@ def _tensor(source: _Bytes, tensor: Field, embedded: dict[str, Embedded]) -> byt
     return bytes(out)
 
 
-def _fields(source: _Bytes, start: int, stop: int) -> Iterator[Field]:
+def _fields(source: _Bytes, start: int, stop: int) -> Iterator[_Field]:
     at, data, path = start, source.data, source.path
     while at < stop:
         key, begin = _varint(data, at, stop, path)
@@ -163,7 +163,7 @@ def _fields(source: _Bytes, start: int, stop: int) -> Iterator[Field]:
                 found=f"a field that ends at byte {end}",
                 expected=f"at most {stop}",
             )
-        yield Field(number, wire, at, begin, end)
+        yield _Field(number, wire, at, begin, end)
         at = end
 
 
@@ -183,10 +183,10 @@ def _varint(data: bytes | mmap, at: int, stop: int, path: Path) -> tuple[int, in
 
 
 def _put(out: bytearray, number: int, payload: bytes) -> None:
-    out += _encoded(number << 3 | _BYTES) + _encoded(len(payload)) + payload
+    out += _encode_varint(number << 3 | _BYTES) + _encode_varint(len(payload)) + payload
 
 
-def _encoded(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -68,7 +68,7 @@ def quantize_pack(
     tensors, entries, packed = dict(floats.tensors), dict(manifest.tensors), dict[str, Packed]()
     for key, entry in manifest.tensors.items():
         if entry.group in adapters and len(entry.shape) >= 2:
-            tensors[key], packed[key] = _packed(floats.tensors[key], chosen)
+            tensors[key], packed[key] = _encode(floats.tensors[key], chosen)
             entries[key] = entry_of(tensors[key], entry.group, entry.param)
     if not packed:
         raise NothingToDo(
@@ -139,7 +139,7 @@ def _energy(rank_budget: float | None) -> float:
     return 1 - rank_budget**2
 
 
-def _packed(value: np.ndarray, scheme: PackScheme) -> tuple[np.ndarray, Packed]:
+def _encode(value: np.ndarray, scheme: PackScheme) -> tuple[np.ndarray, Packed]:
     """A tensor ``[rows, ...]`` in the codes of a scheme; its directions are what there are fewer of, rows or
     columns.
     """

@@ -23,7 +23,7 @@ from ..bundle.manifest import FILE_NAME, Bundle, graph_file, manifest_bytes, par
 from ..bundle.proofs import Proofs
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..onnx_graph.confine import require_safe
-from ..onnx_graph.graph_file import GraphFile, Stored
+from ..onnx_graph.graph_file import GraphFile, StoredTensor
 from ..pack.pack import Pack
 from ..pack.validate.validation import load, load_proved
 from ..slots.prompt_rows import virtual_tokens
@@ -125,7 +125,7 @@ class OpenBundle:
             )
         return graph
 
-    def stored(self, part: str) -> Mapping[str, Stored]:
+    def stored(self, part: str) -> Mapping[str, StoredTensor]:
         """Where a graph of the bundle stores its initializers."""
         if part not in self._stored:
             self._stored[part] = GraphFile(self.folder / graph_file(part)).stored

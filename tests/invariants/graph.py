@@ -25,7 +25,7 @@ def onnx_agrees(case: Case) -> None:
     """
     import onnx_ir as ir
 
-    from adapterpack.graph_passes.attach import MODES, Plan, with_fields
+    from adapterpack.graph_passes.attach import MODES, AttachPlan, with_fields
     from adapterpack.graph_passes.sites import find_sites
     from adapterpack.slots.values import ARRAYS
 
@@ -49,7 +49,7 @@ def onnx_agrees(case: Case) -> None:
     }
     sites = with_fields(linear, [arrays])
     rank = max((value.shape[1] for name, value in arrays.items() if name.endswith("down")), default=1)
-    MODES["bank"](model, Plan([], [arrays], sites, {}, 2, rank))
+    MODES["bank"](model, AttachPlan([], [arrays], sites, {}, 2, rank))
     session = _session(ir, model)
     feeds, acting = {"input_ids": x, "adapter_ids": np.array([0, 1])}, np.arange(x.shape[1]) % 2 == 0
     if positional:

@@ -16,7 +16,7 @@ from ...slots.precision import DEFAULT
 from ...tasks.task import MAIN, Task
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """What a graph is made from: the checkpoint in ``folder``, for a task, in a float type.
 
     ``file`` is the ONNX file that somebody made from the checkpoint, if the user named one. ``packs`` are
@@ -59,8 +59,8 @@ class Frontend(NamedTuple):
     """
 
     name: str
-    supports: Callable[[Source], bool]
-    build: Callable[[Source], BaseGraph]
+    supports: Callable[[ExportSource], bool]
+    build: Callable[[ExportSource], BaseGraph]
     rank: int = 50
 
 

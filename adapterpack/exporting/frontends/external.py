@@ -23,13 +23,13 @@ from ...graph_passes.constants import add_initializer
 from ...graph_passes.sites import with_bias
 from ...onnx_graph.confine import require_safe
 from ...onnx_graph.graph_file import GraphFile
-from ...onnx_graph.match import Place, match
-from ...onnx_graph.pieces import Piece
+from ...onnx_graph.match import TensorPlace, match
+from ...onnx_graph.pieces import WeightPiece
 from ...onnx_graph.sandboxed_check import require_openable
 from ...pack.pack import Pack
 from ...slots.precision import DEFAULT
 from ...tasks.task import AXES
-from .base import FRONTENDS, BaseGraph, Frontend, Source
+from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 _OPSET = 17
 """The first that has every operator of an adapter's branches."""
@@ -43,7 +43,7 @@ class _Part(NamedTuple):
     path: str
 
 
-def _build(source: Source) -> BaseGraph:
+def _build(source: ExportSource) -> BaseGraph:
     """The graph of the source's file with a node of its own for each module that the packs change."""
     path, base = source.file, Checkpoint(source.folder)
     assert path is not None, "the frontend supports sources with a file only"
@@ -85,7 +85,7 @@ def _find_weights(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[st
     return wanted
 
 
-def _piece(model: ir.Model, place: Place, where: Path) -> Piece:
+def _piece(model: ir.Model, place: TensorPlace, where: Path) -> WeightPiece:
     """The one piece that a linear node reads; a tied weight may lie elsewhere, too."""
     whole = max(piece.stop for piece in place.pieces[0])
     fitting = [
@@ -107,7 +107,7 @@ def _piece(model: ir.Model, place: Place, where: Path) -> Piece:
     return fitting[0]
 
 
-def _nodes(model: ir.Model, piece: Piece) -> list[tuple[ir.Node, bool]]:
+def _nodes(model: ir.Model, piece: WeightPiece) -> list[tuple[ir.Node, bool]]:
     """The nodes that multiply by an initializer, and whether its output features are its rows."""
     value = model.graph.initializers[piece.initializer]
     readers = []
@@ -128,10 +128,10 @@ def _separate_modules(
 ) -> list[tuple[ir.Node, str]]:
     """Gives each module a MatMul of its own, in place, and returns the nodes with their paths."""
     value = model.graph.initializers[name]
-    (turned,) = {rows for rows in (True, False) if _nodes(model, Piece(name, 0, 1, 0, 0, not rows))} or {
-        False
-    }
-    readers = _nodes(model, Piece(name, 0, 1, 0, 0, not turned))
+    (turned,) = {
+        rows for rows in (True, False) if _nodes(model, WeightPiece(name, 0, 1, 0, 0, not rows))
+    } or {False}
+    readers = _nodes(model, WeightPiece(name, 0, 1, 0, 0, not turned))
     if len(readers) != 1:
         raise Unsupported(
             "several nodes multiply by this weight, and a slot could not tell them apart",

@@ -19,10 +19,10 @@ from ...graph_passes.constants import add_initializer, named_node
 from ...graph_passes.sites import onnxscript_scope
 from ...slots.precision import DEFAULT
 from ..tracing.example_inputs import config_of
-from .base import FRONTENDS, BaseGraph, Frontend, Source
+from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 
-def _build(source: Source) -> BaseGraph:
+def _build(source: ExportSource) -> BaseGraph:
     import mobius as builder  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     logging.getLogger("mobius").setLevel(logging.WARNING)

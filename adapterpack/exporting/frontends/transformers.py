@@ -15,7 +15,7 @@ from ...graph_passes.position_inputs import PositionInputs
 from ...graph_passes.sites import torch_scope
 from ...slots.prompt_rows import LEAVES, virtual_tokens
 from ...tasks.task import MAIN, Part, Task
-from .base import FRONTENDS, BaseGraph, Frontend, Source
+from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,7 +32,7 @@ _VIRTUAL = 6
 _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 
 
-def _build(source: Source) -> BaseGraph:
+def _build(source: ExportSource) -> BaseGraph:
     import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     from ...torch_adapters.models.load import load_model  # noqa: PLC0415
@@ -96,7 +96,7 @@ def _graphs(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str, ir.
             inputs["position_ids"] = torch.from_numpy(positions(inputs["attention_mask"].numpy()))[
                 :, -inputs["position_ids"].shape[1] :
             ]
-        graphs[part.name] = _traced(
+        graphs[part.name] = _trace(
             form, part, {name: inputs[name] for name in (*part.inputs, *LEAVES) if name in inputs}
         )
     return graphs
@@ -114,7 +114,7 @@ def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
     return pairs_by_family
 
 
-def _traced(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
+def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
     from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
 
     from ...torch_adapters.models.load import quiet_transformers  # noqa: PLC0415

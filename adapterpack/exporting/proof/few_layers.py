@@ -19,7 +19,7 @@ _ALIKE = 4
 """Different values that a setting for each layer may have and still say what kinds of layers there are."""
 
 
-class Stack(NamedTuple):
+class LayerStack(NamedTuple):
     """The one stack of a decoder: its ``layers``, of which the first ``kept`` have one of each kind; ``part``
     is the name of its part of the configuration, whose ``field`` is the number of layers.
     """
@@ -30,7 +30,7 @@ class Stack(NamedTuple):
     field: str
 
 
-def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> Stack | None:
+def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> LayerStack | None:
     """The stack that a configuration (of transformers) describes, or None where it is not known which tensors
     are its.
     """
@@ -42,11 +42,11 @@ def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> Stack | None:
         if count is not None and isinstance(settings, Mapping):
             layers = settings[count]
             if any(numbers == layers for numbers in _stacks(base).values()):
-                return Stack(layers, _kept(settings, layers), part, count)
+                return LayerStack(layers, _count_kinds(settings, layers), part, count)
     return None
 
 
-def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: Stack, folder: Path) -> Path:
+def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerStack, folder: Path) -> Path:
     """Writes the first layers of a base, everything outside of its stack, and the configuration of that, into
     the new ``folder``.
 
@@ -63,7 +63,7 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: Stack, 
     entries = [(name, base.tensors[name].dtype, base.tensors[name].shape) for name in names]
     written = read_json(base.folder / CONFIG)
     shown = written.get(stack.part, written) if stack.part else written
-    shown.update(_shortened(config.get(stack.part, config) if stack.part else config, stack))
+    shown.update(_shorten(config.get(stack.part, config) if stack.part else config, stack))
     write_checkpoint(folder, entries, lambda name, *_: [base.read(name)], base.folder, written)
     return folder
 
@@ -84,14 +84,14 @@ def _by_layer(settings: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
     }
 
 
-def _kept(settings: Mapping[str, Any], layers: int) -> int:
+def _count_kinds(settings: Mapping[str, Any], layers: int) -> int:
     """How many layers from the first on have one of each kind."""
     by_field = [list(map(str, values)) for values in _by_layer(settings, layers).values()]
     kinds = list(zip(*(values for values in by_field if len(set(values)) <= _ALIKE), strict=True))
     return max((kinds.index(kind) for kind in set(kinds)), default=0) + 1
 
 
-def _shortened(settings: Mapping[str, Any], stack: Stack) -> Iterator[tuple[str, Any]]:
+def _shorten(settings: Mapping[str, Any], stack: LayerStack) -> Iterator[tuple[str, Any]]:
     yield stack.field, stack.kept
     for key, value in _by_layer(settings, stack.layers).items():
         yield key, value[: stack.kept]

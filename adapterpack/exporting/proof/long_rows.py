@@ -18,10 +18,10 @@ from ...runtime.sessions.session_engine import virtual_tokens
 from ...runtime.text.context_length import context_length, context_of
 from ...slots.prompt_rows import virtual_room
 from ...tasks.session import Arrays
-from ..frontends.base import Source
+from ..frontends.base import ExportSource
 from ..tracing.example_inputs import config_of, example
 from .few_layers import stack_of
-from .parity_runs import Outputs, real_positions, row_of, run_alone, run_graph, run_step
+from .parity_runs import ModelOutputs, real_positions, row_of, run_alone, run_graph, run_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ _KEPT = 64
 """Positions of a long row that are compared where all of their logits would take too much memory."""
 
 
-def plan_long_rows(source: Source) -> LongRows:
+def plan_long_rows(source: ExportSource) -> LongRows:
     """The rows that the proof of this source's graph has beside the short ones."""
     if "input_ids" not in source.task.inputs:
         return LongRows()
@@ -45,7 +45,7 @@ def plan_long_rows(source: Source) -> LongRows:
 
 def prove_long_rows(
     session: Session,
-    source: Source,
+    source: ExportSource,
     model: PreTrainedModel,
     lengths: Sequence[int],
     tolerance: float,
@@ -104,7 +104,7 @@ def prove_long_rows(
 
 def _by_graph(
     session: Session, batch: Arrays, rows: Sequence[Arrays], names: Sequence[str | None], much: bool
-) -> list[Outputs]:
+) -> list[ModelOutputs]:
     """What the graph gives for each row: of one batch, or where that takes too much or rows cannot choose, of
     itself alone.
     """
@@ -124,17 +124,17 @@ def _by_graph(
     return [run_graph(session, row, name) for row, name in zip(rows, names, strict=True)]
 
 
-def _of_row(outputs: Outputs, batch: Arrays, row: int) -> Outputs:
+def _of_row(outputs: ModelOutputs, batch: Arrays, row: int) -> ModelOutputs:
     """The outputs of one row, without its padding."""
     by_name = {}
     for key, array in outputs.by_name.items():
         if not key.startswith(PRESENT):
             real = real_positions(key, array, batch)
             by_name[key] = array[row : row + 1] if real is None else array[row : row + 1][:, real[row]]
-    return Outputs(by_name, None if outputs.step is None else outputs.step[row : row + 1])
+    return ModelOutputs(by_name, None if outputs.step is None else outputs.step[row : row + 1])
 
 
-def _arrays(outputs: Outputs) -> Arrays:
+def _arrays(outputs: ModelOutputs) -> Arrays:
     return {**outputs.by_name, **({} if outputs.step is None else {"step": outputs.step})}
 
 
@@ -163,7 +163,7 @@ def _describe(config: Mapping[str, Any], length: int, lengths: Sequence[int]) ->
     return f"a row of {length} tokens{why} among rows of {', '.join(str(other) for other in lengths)}"
 
 
-def report_of(source: Source, plan: LongRows, proved: Mapping[str, Any]) -> dict[str, Any]:
+def report_of(source: ExportSource, plan: LongRows, proved: Mapping[str, Any]) -> dict[str, Any]:
     """What the parity report says of lengths: the rows that were ``proved``, those of few layers, and what
     was left out.
     """

@@ -19,10 +19,10 @@ from ...runtime import canary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW, precision
 from ...tasks.session import Arrays
-from ..frontends.base import Source
+from ..frontends.base import ExportSource
 from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of
-from .parity_runs import BARE, Outputs, real_positions, row_of, run_graph, run_torch
+from .parity_runs import BARE, ModelOutputs, real_positions, row_of, run_graph, run_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,9 @@ class Errors(NamedTuple):
         return self.error / max(1.0, self.scale)
 
 
-def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str], plan: LongRows) -> Bundle:
+def prove_bundle(
+    bundle: Bundle, folder: Path, source: ExportSource, paddings: Sequence[str], plan: LongRows
+) -> Bundle:
     """The bundle in ``folder`` with its proof, on the first of these sides of padding on which its graph is
     right; ``plan`` are rows of the proof beside the short ones.
 
@@ -66,7 +68,7 @@ def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str]
 def _on_some_side(
     bundle: Bundle,
     folder: Path,
-    source: Source,
+    source: ExportSource,
     paddings: Sequence[str],
     plan: LongRows,
     model: PreTrainedModel,
@@ -85,7 +87,9 @@ def _on_some_side(
     raise AssertionError("a graph has a side of padding")
 
 
-def prove(folder: Path, source: Source, model: PreTrainedModel, plan: LongRows = SHORT) -> dict[str, Any]:
+def prove(
+    folder: Path, source: ExportSource, model: PreTrainedModel, plan: LongRows = SHORT
+) -> dict[str, Any]:
     """What the parity report says of the bundle in ``folder`` against the source's ``model`` in torch: for
     the base and each adapter the largest error, absolute and relative, and the agreement of argmax.
 
@@ -118,7 +122,7 @@ def prove(folder: Path, source: Source, model: PreTrainedModel, plan: LongRows =
             for key, array in answer.by_name.items()
             if key not in inner and not key.startswith(PRESENT)
         }
-        error = errors[name or _base_name(session)] = _compared(answer, expected, batch, folder)
+        error = errors[name or _base_name(session)] = _compare(answer, expected, batch, folder)
         require_close(
             f"the graph disagrees with torch for {name or 'the base'}",
             error.error,
@@ -127,7 +131,7 @@ def prove(folder: Path, source: Source, model: PreTrainedModel, plan: LongRows =
             folder.name,
         )
     scale = max(error.scale for error in errors.values())
-    mixed = _mixed(session, batch, outputs)
+    mixed = _mix_rows(session, batch, outputs)
     alone = _alone(session, batch, outputs)
     for error, when in (
         (mixed or 0.0, "rows of one batch use different adapters"),
@@ -153,7 +157,7 @@ def _base_name(session: Session) -> str:
     return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
 
 
-def _compared(graph: Outputs, torch: Outputs, batch: Arrays, folder: Path) -> Errors:
+def _compare(graph: ModelOutputs, torch: ModelOutputs, batch: Arrays, folder: Path) -> Errors:
     """The first pass, and the next one of a model that generates."""
     pairs = [(key, graph.by_name[key], torch.by_name[key]) for key in graph.by_name if key in torch.by_name]
     if not pairs:
@@ -208,7 +212,7 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
     return Errors(float(np.abs(output - reference).max()), float(np.abs(reference).max()), agreement)
 
 
-def _mixed(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:
+def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:
     """Rows that each use another adapter, against the same rows of the single runs; None where rows cannot
     choose.
     """

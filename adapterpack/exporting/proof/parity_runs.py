@@ -30,7 +30,7 @@ BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
 
 
-class Outputs(NamedTuple):
+class ModelOutputs(NamedTuple):
     """Outputs by name, and of a model that generates the logits ``[rows, 1, vocabulary]`` of one more
     token.
     """
@@ -39,27 +39,27 @@ class Outputs(NamedTuple):
     step: np.ndarray | None = None
 
 
-def run_graph(session: Session, batch: Arrays, names: Names) -> Outputs:
+def run_graph(session: Session, batch: Arrays, names: Names) -> ModelOutputs:
     """The graph's outputs for the batch with one adapter, one for each row, or none."""
     return run_step(session, batch, session.run(batch, names), names)
 
 
-def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> Outputs:
+def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> ModelOutputs:
     """These outputs of a batch, and those of one more token of its rows."""
     if not session.task.generates:
-        return Outputs(outputs)
+        return ModelOutputs(outputs)
     ids, token, step_inputs = _next(batch)
     encoded = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
     acting = _acting(session, batch, token, names) if ids == "input_ids" else {}
     fed = {key: array for key, array in step_inputs.items() if key in session.inputs}
-    return Outputs(
+    return ModelOutputs(
         outputs, session.run({ids: token, **fed, **encoded, **acting, **grown(outputs)}, names)["logits"]
     )
 
 
 def run_torch(
     task: Task, model: PreTrainedModel, batch: Arrays, packs: Sequence[Pack]
-) -> Iterator[tuple[str | None, Outputs]]:
+) -> Iterator[tuple[str | None, ModelOutputs]]:
     """The model's outputs for the batch, without an adapter and then with each of ``packs``."""
     from ...torch_adapters.adapt import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
 
@@ -72,13 +72,13 @@ def run_torch(
 
 def run_alone(
     task: Task, model: PreTrainedModel, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int = 0
-) -> list[Outputs]:
+) -> list[ModelOutputs]:
     """The model's outputs for each row by itself, with its pack; logits of the last ``kept`` positions, or of
     all.
     """
     from ...torch_adapters.adapt import attach, detach  # noqa: PLC0415 - see above
 
-    found: dict[int, Outputs] = {}
+    found: dict[int, ModelOutputs] = {}
     for pack in {id(pack): pack for pack in packs}.values():
         if pack is not None:
             attach(model, pack, check_base=False)
@@ -92,7 +92,7 @@ def run_alone(
     return [found[number] for number in range(len(rows))]
 
 
-def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Outputs:
+def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> ModelOutputs:
     import torch  # noqa: PLC0415 - see above
 
     parameters = signature(model.forward).parameters
@@ -103,7 +103,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     result = _torch(model, first, **({"use_cache": True} if task.generates else {}), **keeping)
     outputs = {key: value.float().numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
     if not task.generates:
-        return Outputs(outputs)
+        return ModelOutputs(outputs)
     ids, token, step_inputs = _next(batch)
     # its name in newer and older versions of transformers
     cache = "cache" if "cache" in result else "past_key_values"
@@ -113,7 +113,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
 
         more["encoder_outputs"] = BaseModelOutput(result["encoder_last_hidden_state"])
     feed = {key: array for key, array in step_inputs.items() if counted or key != "position_ids"}
-    return Outputs(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
+    return ModelOutputs(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
 
 
 def _torch(model: PreTrainedModel, batch: Mapping[str, np.ndarray], **more: Any) -> Any:

@@ -30,14 +30,14 @@ _BLOCK = 1 << 20
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
-class Reference(NamedTuple):
+class ReferenceModel(NamedTuple):
     """A model that computes in float32; ``light`` where its weights do not lie there in float32."""
 
     model: Any
     light: bool
 
 
-def reference(task: Task, base: Path, whole: bool = False) -> Reference:
+def reference(task: Task, base: Path, whole: bool = False) -> ReferenceModel:
     """The task's model on a base, with its weights mapped where that can be; ``whole`` has them in memory, in
     float32.
     """
@@ -46,8 +46,8 @@ def reference(task: Task, base: Path, whole: bool = False) -> Reference:
         model = load_model(task, base, dtype=half).eval()
         # rounded numbers stay so
         if all(buffer.dtype == torch.float32 or not buffer.is_floating_point() for buffer in model.buffers()):
-            return Reference(widened(model), True)
-    return Reference(load_model(task, base).eval(), False)
+            return ReferenceModel(widen(model), True)
+    return ReferenceModel(load_model(task, base).eval(), False)
 
 
 def _half(base: Path) -> str | None:
@@ -61,12 +61,12 @@ def _half(base: Path) -> str | None:
     )
 
 
-def widened(model: nn.Module) -> nn.Module:
+def widen(model: nn.Module) -> nn.Module:
     """``model``, whose parameters are halves, computing in float32: layers and tables do so block by block,
     all else is widened in place.
 
     Example:
-        >>> layer = widened(nn.Linear(4, 3).bfloat16())
+        >>> layer = widen(nn.Linear(4, 3).bfloat16())
         >>> layer(torch.ones(2, 4)).dtype, layer.weight.dtype
         (torch.float32, torch.bfloat16)
     """

@@ -25,7 +25,7 @@ _BLOCK = 1 << 20
 """Numbers of a weight that are decoded at a time."""
 
 
-def write_dequantized(
+def write_floats(
     base: DequantizedCheckpoint,
     folder: Path,
     described: Checkpoint | None = None,

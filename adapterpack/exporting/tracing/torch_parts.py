@@ -53,7 +53,7 @@ class Plain(TorchPart):
             }
 
 
-class Decoder(TorchPart):
+class CausalDecoder(TorchPart):
     """A causal language model on a cache."""
 
     def forward(
@@ -69,7 +69,7 @@ class Decoder(TorchPart):
     def run(
         self, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Pairs, **tokens: torch.Tensor
     ) -> Named:
-        """As ``forward``, on ids or on embeddings."""
+        """Logits and the cache for tokens that are ids or embeddings."""
         cache = DynamicCache([(pair[0], pair[1]) for pair in past])
         counted = {"position_ids": position_ids} if self.counts else {}  # some count by the mask
         output = self.inner(
@@ -154,7 +154,7 @@ class Vision(TorchPart):
         }
 
 
-class SeeingDecoder(Decoder):
+class SeeingDecoder(CausalDecoder):
     """A causal language model whose image tokens, in order, are what a row's images were made into."""
 
     def forward(  # type: ignore[override]
@@ -205,7 +205,7 @@ class ImageTower(TorchPart):
 
 PARTS: dict[str, type[TorchPart]] = {
     "plain": Plain,
-    "decoder": Decoder,
+    "decoder": CausalDecoder,
     "encoder": Encoder,
     "cross_decoder": CrossDecoder,
     "vision": Vision,

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
-from ...onnx_graph.match import Place
-from ...onnx_graph.pieces import Piece
+from ...onnx_graph.match import TensorPlace
+from ...onnx_graph.pieces import WeightPiece
 from ..checkpoint.plan import Target
 from ..checkpoint.tensor_jobs import blocks, require_finite
 from ..fold.blocks import ELEMENTS
@@ -36,7 +36,7 @@ class Folded(NamedTuple):
 def fold(
     target: Target,
     base: Checkpoint,
-    places: tuple[Place, Place | None],
+    places: tuple[TensorPlace, TensorPlace | None],
     writer: Writer,
     safe: bool,
     tick: Tick,
@@ -90,7 +90,7 @@ def fold(
     return Folded(tally.sums.loss(target.weight, "+".join(dtypes)), tally.quantized)
 
 
-def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
+def put(value: np.ndarray, place: TensorPlace, writer: Writer, safe: bool) -> None:
     """Writes a fully trained module to its place."""
     matrix = value if value.ndim == 2 else value.reshape(len(value), -1)
     for piece in place.pieces[0]:
@@ -114,7 +114,7 @@ def _blocks(
         yield block, (old.T, delta.T, new.T) if transposed else (old, delta, new)
 
 
-def _counted(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
+def _counted(pieces: Sequence[WeightPiece]) -> Iterator[tuple[WeightPiece, bool]]:
     """Each piece, and whether it counts for the loss: rows that another piece holds too count once."""
     counted: list[tuple[int, int, int]] = []
     for piece in pieces:
@@ -140,7 +140,7 @@ class _Tally:
         block: slice,
         numbers: tuple[np.ndarray, ...],
         counted: bool,
-        piece: Piece,
+        piece: WeightPiece,
     ) -> None:
         """Adds one written block; ``numbers`` are old, change and new of all of its rows."""
         part = (slice(written.rows.start - block.start, written.rows.stop - block.start), written.columns)
@@ -170,7 +170,7 @@ def _square(value: np.ndarray) -> float:
     return float(np.sum(np.square(value), dtype=np.float64))
 
 
-def _dtype(writer: Writer, piece: Piece) -> str:
+def _dtype(writer: Writer, piece: WeightPiece) -> str:
     return (
         f"INT{piece.nbits.bits}" if piece.nbits else _NAMES[writer.graph.stored[piece.initializer].dtype.name]
     )

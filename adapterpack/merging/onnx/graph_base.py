@@ -19,10 +19,10 @@ from ...base.fingerprint import Fingerprint
 from ...bundle.manifest import Bundle, MappedSite
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io.safetensors import TensorInfo, dtype_name
-from ...onnx_graph.graph_file import GraphFile, require_stored
-from ...onnx_graph.match import Place
-from ...onnx_graph.nbits import NBits, dequantized, quantized_nodes, require_plain
-from ...onnx_graph.pieces import Piece
+from ...onnx_graph.graph_file import GraphFile, require_place
+from ...onnx_graph.match import TensorPlace
+from ...onnx_graph.nbits import NBits, dequantize, quantized_nodes, require_plain
+from ...onnx_graph.pieces import WeightPiece
 from ...pack.pack import Pack
 from ..checkpoint.base_model import MergeBase
 
@@ -88,11 +88,11 @@ class GraphBase(MergeBase):
             dtype = (
                 "F32"
                 if site.weight in self._nbits
-                else dtype_name(require_stored(self.graph, site.weight).dtype)
+                else dtype_name(require_place(self.graph, site.weight).dtype)
             )
             tensors[f"{path}.weight"] = TensorInfo(f"{path}.weight", dtype, shape, 0, 0)
             if site.bias is not None:
-                bias = require_stored(self.graph, site.bias)
+                bias = require_place(self.graph, site.bias)
                 tensors[f"{path}.bias"] = TensorInfo(
                     f"{path}.bias", dtype_name(bias.dtype), (site.out_features,), 0, 0
                 )
@@ -111,7 +111,7 @@ class GraphBase(MergeBase):
         one = self._nbits.get(site.weight)
         if one is not None:
             require_plain(self.graph, one)
-            out_in = dequantized(self.graph, one, slice(0, one.rows))
+            out_in = dequantize(self.graph, one, slice(0, one.rows))
         else:
             stored = self.graph.array(site.weight)
             out_in = stored if site.layout == "out_in" else stored.T
@@ -143,7 +143,7 @@ class GraphBase(MergeBase):
             )
         return name
 
-    def places(self, wanted: Mapping[str, str]) -> dict[str, Place]:
+    def places(self, wanted: Mapping[str, str]) -> dict[str, TensorPlace]:
         """Where the graph stores tensors, by its site map.
 
         Raises:
@@ -151,11 +151,13 @@ class GraphBase(MergeBase):
         """
         return {name: self._place(name, kind) for name, kind in wanted.items()}
 
-    def _place(self, name: str, kind: str) -> Place:
+    def _place(self, name: str, kind: str) -> TensorPlace:
         path, _, leaf = name.rpartition(".")
         site: MappedSite = self._sites[path][0]
         if leaf == "bias":
-            return Place(name, "norm", ((Piece(site.bias or "", 0, site.out_features, 0),),), (site.node,))
+            return TensorPlace(
+                name, "norm", ((WeightPiece(site.bias or "", 0, site.out_features, 0),),), (site.node,)
+            )
         sharing = sorted(
             other.path
             for other in self.bundle.sites.values()
@@ -174,9 +176,9 @@ class GraphBase(MergeBase):
             )
         one: NBits | None = self._nbits.get(site.weight)
         transposed = site.layout == "in_out" and one is None
-        return Place(
+        return TensorPlace(
             name,
             kind,
-            ((Piece(site.weight, 0, site.out_features, site.at, 0, transposed, None, one),),),
+            ((WeightPiece(site.weight, 0, site.out_features, site.at, 0, transposed, None, one),),),
             (site.node,),
         )

@@ -27,9 +27,9 @@ from ...io.hashing import identity, require_unchanged
 from ...io.progress import Progress, Ticker
 from ...io.safe_open import copy_file, copy_folder
 from ...io.threads import one_thread_each
-from ...onnx_graph.graph_file import GraphFile, require_stored
-from ...onnx_graph.match import Place, match, match_bias
-from ...onnx_graph.pieces import Piece
+from ...onnx_graph.graph_file import GraphFile, require_place
+from ...onnx_graph.match import TensorPlace, match, match_bias
+from ...onnx_graph.pieces import WeightPiece
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ..checkpoint import plan, provenance
@@ -221,8 +221,8 @@ class _LocatedPlan(NamedTuple):
     place.
     """
 
-    targets: list[tuple[plan.Target, tuple[Place, Place | None]]]
-    replaced: list[tuple[np.ndarray, Place]]
+    targets: list[tuple[plan.Target, tuple[TensorPlace, TensorPlace | None]]]
+    replaced: list[tuple[np.ndarray, TensorPlace]]
 
 
 def _located(origin: _Origin, todo: plan.Plan) -> _LocatedPlan:
@@ -247,7 +247,7 @@ def _located(origin: _Origin, todo: plan.Plan) -> _LocatedPlan:
     base = origin.base
     places = base.places(kinds) if isinstance(base, GraphBase) else match(origin.graph, base, kinds)
 
-    def bias_of(name: str, weight: Place | None) -> Place:
+    def bias_of(name: str, weight: TensorPlace | None) -> TensorPlace:
         if isinstance(base, GraphBase):
             return base.places({name: "norm"})[name]
         return match_bias(origin.graph, base, name, weight)
@@ -270,13 +270,13 @@ def _located(origin: _Origin, todo: plan.Plan) -> _LocatedPlan:
     return _LocatedPlan(targets, replaced)
 
 
-def _require_disjoint(graph: GraphFile, places: Sequence[Place]) -> None:
+def _require_disjoint(graph: GraphFile, places: Sequence[TensorPlace]) -> None:
     """Checks that no number belongs to two changed tensors, or to another initializer as well."""
-    pieces_of: dict[str, list[tuple[Piece, str]]] = {}
+    pieces_of: dict[str, list[tuple[WeightPiece, str]]] = {}
     for place in places:
         for piece in (piece for pieces in place.pieces for piece in pieces):
             for name in _changed_initializers(piece):
-                require_stored(graph, name)
+                require_place(graph, name)
             for other, tensor in pieces_of.get(piece.initializer, ()):
                 if tensor != place.tensor and _overlap(piece, other):
                     raise Unsupported(
@@ -308,7 +308,7 @@ def _require_disjoint(graph: GraphFile, places: Sequence[Place]) -> None:
             )
 
 
-def _overlap(one: Piece, other: Piece) -> bool:
+def _overlap(one: WeightPiece, other: WeightPiece) -> bool:
     """Whether two pieces of an initializer, along its rows or its columns, have a number in common."""
     if None not in (one.slot, other.slot) and one.slot != other.slot:
         return False
@@ -318,7 +318,7 @@ def _overlap(one: Piece, other: Piece) -> bool:
     )
 
 
-def _changed_initializers(piece: Piece) -> list[str]:
+def _changed_initializers(piece: WeightPiece) -> list[str]:
     one = piece.nbits
     return (
         [piece.initializer]
@@ -327,7 +327,7 @@ def _changed_initializers(piece: Piece) -> list[str]:
     )
 
 
-def _tensor_report(folded: Folded, places: tuple[Place, Place | None]) -> GraphTensor:
+def _tensor_report(folded: Folded, places: tuple[TensorPlace, TensorPlace | None]) -> GraphTensor:
     present = [place for place in places if place is not None]
     return GraphTensor(
         folded.loss,

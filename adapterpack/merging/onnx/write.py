@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...io.byte_ranges import write_all
-from ...onnx_graph.graph_file import GraphFile, Stored
-from ...onnx_graph.nbits import NBits, dequantized, grid_of, packed_zeros, requantized
-from ...onnx_graph.pieces import Piece, as_matrix, oriented
+from ...onnx_graph.graph_file import GraphFile, StoredTensor
+from ...onnx_graph.nbits import NBits, dequantize, grid_of, pack_zeros, requantize
+from ...onnx_graph.pieces import WeightPiece, as_matrix, orient
 
 
 class WrittenBlock(NamedTuple):
@@ -36,7 +36,7 @@ class Writer:
     def __init__(self, graph: GraphFile, sinks: Mapping[Path, int]) -> None:
         self.graph, self.sinks = graph, sinks
 
-    def put(self, piece: Piece, rows: slice, new: np.ndarray) -> WrittenBlock | None:
+    def put(self, piece: WeightPiece, rows: slice, new: np.ndarray) -> WrittenBlock | None:
         """Writes the part of the rows ``new`` ``[count, in]`` of a matrix that is in ``piece``; None if there
         is none.
         """
@@ -54,13 +54,15 @@ class Writer:
         before, after = self._float(piece, rows.start, piece.at, new[:, piece.start : piece.stop])
         return WrittenBlock(rows, slice(piece.start, piece.stop), before, after, self._dtype(piece))
 
-    def _dtype(self, piece: Piece) -> np.dtype[Any]:
+    def _dtype(self, piece: WeightPiece) -> np.dtype[Any]:
         return self.graph.stored[piece.initializer].dtype if piece.nbits is None else np.dtype(np.float32)
 
-    def _float(self, piece: Piece, row: int, column: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _float(
+        self, piece: WeightPiece, row: int, column: int, part: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         place = self.graph.stored[piece.initializer]
         matrix = as_matrix(self.graph.array(piece.initializer), piece.slot)
-        view = oriented(matrix, piece.transposed)
+        view = orient(matrix, piece.transposed)
         rows, columns = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
         before = view[rows, columns].astype(part.dtype)
         with np.errstate(all="ignore"):  # an overflow shows in the result
@@ -75,7 +77,7 @@ class Writer:
         )
         return before, stored.astype(part.dtype)
 
-    def _rectangle(self, place: Stored, first: int, width: int, part: np.ndarray) -> None:
+    def _rectangle(self, place: StoredTensor, first: int, width: int, part: np.ndarray) -> None:
         """Writes ``part`` with its first number at element ``first`` of an initializer whose rows are
         ``width`` long.
         """
@@ -88,13 +90,13 @@ class Writer:
 
     def _quantized(self, one: NBits, rows: slice, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         old = grid_of(self.graph, one, rows)
-        before = dequantized(self.graph, one, rows)
+        before = dequantize(self.graph, one, rows)
         scales = self.graph.stored[one.scales]
-        rounded = requantized(one, part.astype(np.float32), old, scales.dtype)
+        rounded = requantize(one, part.astype(np.float32), old, scales.dtype)
         self._lines(one.weight, one.rows, rows, rounded.packed)
         self._lines(one.scales, one.rows, rows, rounded.grid.scale.astype(scales.dtype))
         if one.zeros is not None:
-            self._lines(one.zeros, one.rows, rows, packed_zeros(one.bits, rounded.grid))
+            self._lines(one.zeros, one.rows, rows, pack_zeros(one.bits, rounded.grid))
         return before, rounded.values
 
     def _lines(self, name: str, count: int, rows: slice, part: np.ndarray) -> None:

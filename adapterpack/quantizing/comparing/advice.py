@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ...readable import percent, size
 from .figures import Figures
-from .result import Form
+from .result import QuantizedForm
 
 SAME = 0.005
 """Losses whose difference is a smaller share of the float bundle's perplexity are called equal."""
@@ -22,7 +22,7 @@ class _Quality(NamedTuple):
     worse: float
 
 
-def advice(forms: Sequence[Form], rank: int) -> Iterator[str]:
+def advice(forms: Sequence[QuantizedForm], rank: int) -> Iterator[str]:
     """A sentence for every scheme, which way is best and what a correction wins back; then which form to
     take, and which are slow.
 

@@ -103,7 +103,7 @@ def quality(session: Session, adapter: str | None, rows: Sequence[Example]) -> Q
             np.mean([label == row.expected for label, row in zip(labels, rows, strict=True)])
         )
         return Quality(math.exp(float(np.mean(losses))), right_labels, np.array(labels))
-    perplexity, best = _scored(session, adapter, rows)
+    perplexity, best = _score(session, adapter, rows)
     asked, right = [row for row in rows if row.expected is not None], None
     if asked:
         longest = max(len(session.tokenizer.encode(row.expected or "", special=False)) for row in asked)
@@ -124,7 +124,7 @@ def speed(session: Session, adapter: str | None, rows: Sequence[Example]) -> tup
     )
 
 
-def _scored(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float, np.ndarray]:
+def _score(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float, np.ndarray]:
     """The perplexity of the answers' tokens, and the likeliest token at each place."""
     losses, best = [], []
     for row in rows:

@@ -16,12 +16,12 @@ from ...io.atomic import scratch_folder
 from ...merging.pipeline import merge
 from ...runtime.sessions.session import Session
 from ..graphs.algorithm import ALGORITHMS
-from ..graphs.options import GraphOptions, Quantization, quantization
+from ..graphs.options import GraphOptions, GraphQuantization, quantization
 from ..graphs.quantize_bundle import quantize_bundle
 from ..graphs.scheme import GRAPH_SCHEMES
 from .advice import advice
 from .figures import figures
-from .result import Comparison, Form
+from .result import Comparison, QuantizedForm
 from .rows import examples
 
 RANK = 32
@@ -72,7 +72,7 @@ def compare_quantized(
             "the bundle is quantized already", where=source, remedy="start from the float bundle"
         )
     chosen = _adapter(manifest, adapter)
-    wanted = {scheme: _wanted(scheme, options, rank) for scheme in dict.fromkeys(schemes)}
+    wanted = {scheme: _options_of(scheme, options, rank) for scheme in dict.fromkeys(schemes)}
     for name, value in options.items():
         if value is not None and all(name not in taken for _, _, taken in wanted.values()):
             raise ConfigError(
@@ -86,7 +86,7 @@ def compare_quantized(
     del session
     with scratch_folder() as scratch:
         reference = figures(source, chosen, asked, _under("float", say))
-        forms = [Form("float", "float", reference, reference.agreement(reference))]
+        forms = [QuantizedForm("float", "float", reference, reference.agreement(reference))]
         origins = _Origins(source, manifest, chosen, scratch, say)
         for scheme, (plain, corrected, _) in wanted.items():
             for way, how in _ways(manifest, chosen, plain, corrected):
@@ -96,13 +96,13 @@ def compare_quantized(
                     quantize_bundle(origins.of(way), scratch / "form", how)
                 except AdapterpackError as error:
                     # its place is in a temporary folder
-                    forms.append(Form(scheme, way, None, None, error.placeless_sentence))
+                    forms.append(QuantizedForm(scheme, way, None, None, error.placeless_sentence))
                     continue
                 found = figures(
                     scratch / "form", None if way == "merged" else chosen, asked, _under(title, say)
                 )
                 shutil.rmtree(scratch / "form")
-                forms.append(Form(scheme, way, found, found.agreement(reference)))
+                forms.append(QuantizedForm(scheme, way, found, found.agreement(reference)))
     return Comparison(
         manifest.base.name or source.name,
         chosen,
@@ -119,13 +119,13 @@ def _under(title: str, say: Callable[[str], None]) -> Callable[[str], None]:
     return lambda what: say(f"{title}: {what}")
 
 
-_Wanted = tuple[Quantization, Quantization | None, frozenset[str]]
+_Wanted = tuple[GraphQuantization, GraphQuantization | None, frozenset[str]]
 """How a scheme quantizes, without and with a correction, if it can have one; and the names of the options
 that it looks at.
 """
 
 
-def _wanted(scheme: str, options: GraphOptions, rank: int) -> _Wanted:
+def _options_of(scheme: str, options: GraphOptions, rank: int) -> _Wanted:
     chosen: Any = GRAPH_SCHEMES[scheme]
     takes = chosen.takes | (frozenset({"error_budget", "size_budget"}) if chosen.budgeted else frozenset())
     given: dict[str, Any] = {
@@ -141,8 +141,8 @@ def _wanted(scheme: str, options: GraphOptions, rank: int) -> _Wanted:
 
 
 def _ways(
-    bundle: Bundle, adapter: str | None, plain: Quantization, corrected: Quantization | None
-) -> list[tuple[str, Quantization]]:
+    bundle: Bundle, adapter: str | None, plain: GraphQuantization, corrected: GraphQuantization | None
+) -> list[tuple[str, GraphQuantization]]:
     """The ways of one scheme, by name: the merged one first, which is what others do."""
     attached = "attached" if adapter is not None else "quantized"
     ways = [("merged", plain)] if adapter is not None else []

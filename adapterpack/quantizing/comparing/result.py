@@ -10,7 +10,7 @@ from .figures import Figures
 
 
 @dataclass(frozen=True)
-class Form:
+class QuantizedForm:
     """One form: the ``scheme`` of its weights (``float``: as they were) and the ``way`` to it. It has
     ``figures``, and how often its likeliest choices are those of the float bundle (``agreement``), or the
     reason for which it could not be made.
@@ -57,7 +57,7 @@ class Comparison:
     rows: int
     positions: int
     rank: int
-    forms: tuple[Form, ...]
+    forms: tuple[QuantizedForm, ...]
     advice: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:

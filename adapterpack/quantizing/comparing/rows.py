@@ -40,7 +40,7 @@ def examples(session: Session, file: Path) -> list[Example]:
     """
     task = session.task
     if len(task.parts) == 1 and task.generates and "input_ids" in task.main.inputs:
-        found = [_generated(session, _with_completion(row), where) for row, where in read_rows(file)]
+        found = [_generation_row(session, _with_completion(row), where) for row, where in read_rows(file)]
         if not any(len(example.ids) > max(example.given, 1) for example in found):
             raise ConfigError(
                 "no row has tokens to score",
@@ -50,7 +50,7 @@ def examples(session: Session, file: Path) -> list[Example]:
             )
         return found
     if task.labelled and task.training is not None and not task.training.by_token:
-        return [_labelled(row, where) for row, where in read_rows(file)]
+        return [_label_row(row, where) for row, where in read_rows(file)]
     raise Unsupported(
         "rows are compared by the text that a model generates, or by the label that it gives a text",
         where=session.folder.name,
@@ -73,7 +73,7 @@ def _with_completion(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"messages": before, "completion": last["content"]}
 
 
-def _generated(session: Session, row: Mapping[str, Any], where: str) -> Example:
+def _generation_row(session: Session, row: Mapping[str, Any], where: str) -> Example:
     ids, given = encode_row(session, row, where)
     expected = row.get("completion")
     asked = {key: row[key] for key in ("prompt", "messages") if key in row}
@@ -82,7 +82,7 @@ def _generated(session: Session, row: Mapping[str, Any], where: str) -> Example:
     return Example(asked, expected, tuple(ids[:MOST_TOKENS]), min(given, MOST_TOKENS))
 
 
-def _labelled(row: Mapping[str, Any], where: str) -> Example:
+def _label_row(row: Mapping[str, Any], where: str) -> Example:
     label = next((row[name] for name in LABEL_COLUMNS if row.get(name) is not None), None)
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise ConfigError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ...registry import Registry
-from .product import Product, Setting
+from .product import ConstantProduct, RoundingSetting
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Algorithm:
 
     ``replace`` gives the graph that stands in the place of a product, whose last node is a ``MatMulNBits``.
     ``calibrated``: it looks at
-    :attr:`.Product.second`. ``bits`` and ``symmetric`` are what it can round to.
+    :attr:`.ConstantProduct.second`. ``bits`` and ``symmetric`` are what it can round to.
     """
 
     name: str
     summary: str
-    replace: Callable[[Product, Setting], ir.Graph]
+    replace: Callable[[ConstantProduct, RoundingSetting], ir.Graph]
     calibrated: bool = False
     bits: frozenset[int] = frozenset({2, 4, 8})
     symmetric: frozenset[bool] = frozenset({False, True})

@@ -24,7 +24,7 @@ from ...graph_passes.constants import add_initializer
 from ...lowrank.factors import Factors
 from ...lowrank.range_finder import InMemory, largest
 from ...lowrank.truncation import Cut
-from ...onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, unpacked, values
+from ...onnx_graph.nbits import BlockGrid, fresh_grid, nearest, split_blocks, unpack, values
 from .product import output_error
 from .replace_products import find_head, find_products
 from .tensor_file import TensorFile
@@ -115,15 +115,15 @@ class Compensator:
         """
         cut = Cut(rank=min(rank, *error.shape))
         if second is None:
-            return _normed(largest(InMemory(error), cut).cut(cut)[0])
+            return _normalize(largest(InMemory(error), cut).cut(cut)[0])
         if self._roots is None or self._roots[0] != key:
             self._roots = (key, *_roots(second))
         _, root, inverse = self._roots
         scaled, _ = largest(InMemory(error @ root), cut).cut(cut)
-        return _normed(Factors((scaled.A @ inverse).astype(np.float32), scaled.B))
+        return _normalize(Factors((scaled.A @ inverse).astype(np.float32), scaled.B))
 
 
-def _normed(factors: Factors) -> Factors:
+def _normalize(factors: Factors) -> Factors:
     """The same product with rows of ``A`` of norm 1: numbers of ``B`` that share a scale then count for as
     much as they are large.
     """
@@ -144,7 +144,7 @@ class _Rounded(NamedTuple):
     @classmethod
     def of(cls, factor: np.ndarray, dtype: np.dtype[Any]) -> _Rounded:
         """The codes nearest to a factor, under scales of this type."""
-        x = blocked(_BLOCK, factor)
+        x = split_blocks(_BLOCK, factor)
         grid = fresh_grid(x, _BITS, True, dtype)
         q = nearest(x, grid, _BITS)
         return cls(
@@ -216,11 +216,11 @@ def dense(node: ir.Node) -> np.ndarray:
         zero = np.full_like(scales, 1 << (bits - 1))
     else:
         stored = zeros[0].reshape(out, -1)
-        zero = (unpacked(stored, bits)[:, : scales.shape[1]] if stored.dtype == np.uint8 else stored).astype(
+        zero = (unpack(stored, bits)[:, : scales.shape[1]] if stored.dtype == np.uint8 else stored).astype(
             np.float32
         )
-    q = unpacked(codes.reshape(*scales.shape, -1), bits).astype(np.float32)
-    rows = values(q, Grid(scales, zero, not zeros)).reshape(out, -1)[:, :width]
+    q = unpack(codes.reshape(*scales.shape, -1), bits).astype(np.float32)
+    rows = values(q, BlockGrid(scales, zero, not zeros)).reshape(out, -1)[:, :width]
     for use in node.outputs[0].uses():
         if use.node.name == f"{replaced}/shifted":
             minima = use.node.inputs[1].producer().inputs[1].const_value.numpy().astype(np.float32)

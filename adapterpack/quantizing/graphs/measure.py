@@ -25,7 +25,7 @@ values can be gigabytes.
 """
 
 
-class Answer(NamedTuple):
+class MeasuredOutputs(NamedTuple):
     """What the graphs gave to one adapter: the last one's outputs at the last position ``[rows, width]``, and
     numbers of each before it.
     """
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
         return {**self.before, MAIN: self.last}
 
 
-def answers(session: Session) -> dict[str, Answer]:
+def answers(session: Session) -> dict[str, MeasuredOutputs]:
     """What the base and every adapter answer to :func:`inputs_of`, by the adapter's name."""
     batch = inputs_of(session)
     # Rows of a folded bundle cannot choose: they have what was folded.
@@ -50,20 +50,20 @@ def answers(session: Session) -> dict[str, Answer]:
     for key, name in kinds.items():
         outputs = session.run(batch, name)
         before = {
-            part: np.concatenate([_sampled(outputs[output]) for output in session.graphs[part].outputs])
+            part: np.concatenate([_sample(outputs[output]) for output in session.graphs[part].outputs])
             for part in session.bundle.parts
             if part != MAIN
         }
-        answer_by_adapter[key] = Answer(_last(session, batch, outputs), before)
+        answer_by_adapter[key] = MeasuredOutputs(_last(session, batch, outputs), before)
     return answer_by_adapter
 
 
-def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[str, Any]:
+def report(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> dict[str, Any]:
     """What the manifest says of the change: the largest error and the agreement of labels, by adapter; of
     several graphs, of each of them.
 
     Example:
-        >>> one, two = (Answer(np.array([[1.0, last]]), {}) for last in (4.0, 3.5))
+        >>> one, two = (MeasuredOutputs(np.array([[1.0, last]]), {}) for last in (4.0, 3.5))
         >>> report({"base": one}, {"base": two})
         {'max_error': {'base': 0.5}, 'label_agreement': {'base': 1.0}}
     """
@@ -82,13 +82,13 @@ def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[st
     return entry
 
 
-def relative(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float:
+def relative(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> float:
     """The root mean square of the change of the last graph's outputs, of all adapters together, as a share of
     their own.
 
     Example:
-        >>> relative({"base": Answer(np.array([[3.0, 4.0]]), {})}, {"base": Answer(np.array([[3.0, 3.0]]),
-        ...     {})})
+        >>> one, two = ({"base": MeasuredOutputs(np.array([[3.0, last]]), {})} for last in (4.0, 3.0))
+        >>> relative(one, two)
         0.2
     """
     change = size = 0.0
@@ -102,18 +102,19 @@ def relative(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float
     return math.sqrt(change / size) if size else 0.0
 
 
-def worst(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float:
+def worst(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> float:
     """The largest change of any graph's outputs, as a share of that graph's largest output.
 
     Example:
-        >>> worst({"base": Answer(np.array([[3.0, 4.0]]), {})}, {"base": Answer(np.array([[3.0, 3.0]]), {})})
+        >>> one, two = ({"base": MeasuredOutputs(np.array([[3.0, last]]), {})} for last in (4.0, 3.0))
+        >>> worst(one, two)
         0.25
     """
     return max(change for change, _ in _changes(before, after))
 
 
 def require_small(
-    before: Mapping[str, Answer], after: Mapping[str, Answer], tolerance: float, where: str
+    before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs], tolerance: float, where: str
 ) -> None:
     """Checks that no graph's outputs moved by more than the share ``tolerance`` of the largest.
 
@@ -131,7 +132,9 @@ def require_small(
             )
 
 
-def _changes(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> Iterator[tuple[float, str]]:
+def _changes(
+    before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]
+) -> Iterator[tuple[float, str]]:
     """By graph and adapter the largest change, as a share of the largest output, and their names."""
     for key, answer in before.items():
         for part, numbers in answer.parts.items():
@@ -193,6 +196,6 @@ def _largest(numbers: np.ndarray) -> float:
     return float(np.abs(numbers[numbers > NONE_BELOW]).max())
 
 
-def _sampled(output: np.ndarray) -> np.ndarray:
+def _sample(output: np.ndarray) -> np.ndarray:
     flat = output.ravel()
     return flat[np.linspace(0, flat.size - 1, min(flat.size, _SAMPLE)).astype(np.int64)].astype(np.float32)

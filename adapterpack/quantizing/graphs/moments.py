@@ -57,7 +57,7 @@ class Moments:
         if name not in self._moments:
             self._moments = {}
             names = list(self._widths)
-            self._moments = self._gathered(self._fitting(names[names.index(name) :]))
+            self._moments = self._gather(self._fitting(names[names.index(name) :]))
         return self._moments[name]
 
     def _fitting(self, names: Sequence[str]) -> list[str]:
@@ -70,7 +70,7 @@ class Moments:
             chosen.append(name)
         return chosen
 
-    def _gathered(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+    def _gather(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         manifest = self.folder / FILE_NAME
         before = manifest.read_bytes()
         try:

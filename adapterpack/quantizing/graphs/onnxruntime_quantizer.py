@@ -12,10 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .product import Product, Setting
+from .product import ConstantProduct, RoundingSetting
 
 
-def quantized(product: Product, setting: Setting, config: str | None = None) -> ir.Graph:
+def quantize_product(
+    product: ConstantProduct, setting: RoundingSetting, config: str | None = None
+) -> ir.Graph:
     """The graph that the quantizer makes of a product; ``config`` names one of its classes of settings in
     place of the default.
     """

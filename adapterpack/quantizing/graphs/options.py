@@ -11,7 +11,7 @@ from typing import NamedTuple, TypedDict
 from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import ConfigError, UnknownName, Unsupported, nearest, storage_errors
 from .algorithm import ALGORITHMS
-from .product import Setting
+from .product import RoundingSetting
 from .scheme import GRAPH_SCHEMES, GraphScheme
 from .stored_weights import StoredWeights
 
@@ -38,7 +38,7 @@ MOST_COMPENSATED = 512
 """The largest rank of a compensation."""
 
 
-class Quantization(NamedTuple):
+class GraphQuantization(NamedTuple):
     """What is to become of a bundle's graphs.
 
     ``accuracy`` None: by what is measured. ``setting`` is that of every product, of a scheme of codes.
@@ -50,7 +50,7 @@ class Quantization(NamedTuple):
     scheme: str
     accuracy: str | None = None
     head: str = HEAD
-    setting: Setting | None = None
+    setting: RoundingSetting | None = None
     calibration: Path | None = None
     compensate: int = 0
     error_budget: float | None = None
@@ -58,7 +58,7 @@ class Quantization(NamedTuple):
     stored: StoredWeights | None = None
 
     @property
-    def head_setting(self) -> Setting | None:
+    def head_setting(self) -> RoundingSetting | None:
         """What the product that gives the logits is quantized to; None: it stays float."""
         return None if self.head == "float" else GRAPH_SCHEMES[self.head].setting
 
@@ -91,7 +91,7 @@ def quantization(
     compensate: int | None = None,
     error_budget: float | None = None,
     size_budget: int | None = None,
-) -> Quantization:
+) -> GraphQuantization:
     """What is to become of a bundle's graphs, if all of it exists and goes together.
 
     Raises:
@@ -120,10 +120,10 @@ def quantization(
         raise Unsupported(
             "no graph is written in this scheme",
             found=scheme,
-            expected=", ".join(written()),
+            expected=", ".join(writable_schemes()),
             remedy=chosen.refused,
         )
-    _require_taken(
+    _refuse_options(
         chosen,
         {
             "accuracy": accuracy,
@@ -162,14 +162,14 @@ def quantization(
     if rows is not None:
         with storage_errors(rows), rows.open("rb"):
             pass  # found before a graph is made, which takes minutes
-    return Quantization(
+    return GraphQuantization(
         scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget
     )
 
 
 def codes_of_base(
     scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None = None
-) -> Quantization:
+) -> GraphQuantization:
     """That a graph is to hold the codes of a quantized base, which may be made later.
 
     Raises:
@@ -177,20 +177,20 @@ def codes_of_base(
     """
     if accuracy is not None and accuracy not in ACCURACIES:
         raise UnknownName("unknown accuracy", found=repr(accuracy), remedy=nearest(accuracy, ACCURACIES))
-    return Quantization(scheme, accuracy, "float", stored=None if base is None else StoredWeights(base))
+    return GraphQuantization(scheme, accuracy, "float", stored=None if base is None else StoredWeights(base))
 
 
-def written() -> list[str]:
+def writable_schemes() -> list[str]:
     """The schemes that graphs are written in.
 
     Example:
-        >>> written()
+        >>> writable_schemes()
         ['bf16', 'fp16', 'int2', 'int4', 'int8', 'mixed']
     """
     return [name for name, scheme in GRAPH_SCHEMES.items() if not scheme.refused and not scheme.of_base]
 
 
-def _require_taken(scheme: GraphScheme, given: dict[str, object]) -> None:
+def _refuse_options(scheme: GraphScheme, given: dict[str, object]) -> None:
     for name, value in given.items():
         if value is not None and name not in scheme.takes:
             option = "symmetric or --asymmetric" if name == "symmetric" else name.replace("_", "-")
@@ -202,8 +202,8 @@ def _require_taken(scheme: GraphScheme, given: dict[str, object]) -> None:
 
 
 def _setting(
-    default: Setting, block_size: int | None, symmetric: bool | None, algorithm: str | None
-) -> Setting:
+    default: RoundingSetting, block_size: int | None, symmetric: bool | None, algorithm: str | None
+) -> RoundingSetting:
     if block_size is not None and block_size not in BLOCK_SIZES:
         raise ConfigError(
             "ONNX Runtime has no products on blocks of this size",

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ...onnx_graph.bnb4 import packed_nibbles
-from ...onnx_graph.nbits import Grid, packed_codes, packed_zeros
+from ...onnx_graph.bnb4 import pack_nibbles
+from ...onnx_graph.nbits import BlockGrid, pack_codes, pack_zeros
 
 if TYPE_CHECKING:
     import onnx
 
 
-class Setting(NamedTuple):
+class RoundingSetting(NamedTuple):
     """What a product is quantized to: the scheme that replaces it, the bits of a code, how many weights share
     a scale, whether zero lies in the middle of the codes, and the name of the algorithm that rounds.
     """
@@ -37,14 +37,14 @@ class Codes(NamedTuple):
     """
 
     q: np.ndarray
-    grid: Grid
+    grid: BlockGrid
     divisor: np.ndarray | None = None
     order: np.ndarray | None = None
     minimum: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class Product:
+class ConstantProduct:
     """A ``MatMul`` of ``model`` with the initializer ``weight``, which may be transposed on the way.
 
     ``second`` is the mean of ``x xᵀ`` ``[in, in]`` over the inputs of calibration rows, of an algorithm that
@@ -95,11 +95,11 @@ class Product:
             )
             x.shape, x.type = graph.x.shape, graph.x.type
         stored = [
-            graph.constant(f"{name}_Q{bits}", packed_codes(codes.q.astype(np.uint8), bits)),
+            graph.constant(f"{name}_Q{bits}", pack_codes(codes.q.astype(np.uint8), bits)),
             graph.floats("scales", codes.grid.scale),
         ]
         if not codes.grid.symmetric:
-            stored.append(graph.constant(f"{name}_zero_points", packed_zeros(bits, codes.grid)))
+            stored.append(graph.constant(f"{name}_zero_points", pack_zeros(bits, codes.grid)))
         y = graph.product("MatMulNBits", f"_Q{bits}", x, *stored, N=out, bits=bits, block_size=block)
         if codes.minimum is not None:  # (q s + m) x = q s x + m (the sum of x over the block)
             rows = [0] * (len(x.shape) - 1)
@@ -128,7 +128,7 @@ class Product:
         """
         graph = _Nodes(self)
         name = f"{self.weight.name}_Q4"
-        stored = graph.constant(name, packed_nibbles(q)), graph.floats("absmax", scale)
+        stored = graph.constant(name, pack_nibbles(q)), graph.floats("absmax", scale)
         y = graph.product("MatMulBnb4", "_Q4", graph.x, *stored, N=len(q), block_size=block, quant_type=kind)
         return graph.ending_with(y)
 
@@ -154,7 +154,7 @@ class Product:
 class _Nodes:
     """Collects the nodes and constants that stand in the place of a product."""
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: ConstantProduct) -> None:
         self.replaced, self.x = product, product._input()
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []

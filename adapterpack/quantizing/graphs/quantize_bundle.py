@@ -38,8 +38,8 @@ from . import measure
 from .calibration_rows import token_rows
 from .compensation import Compensator
 from .moments import Moments
-from .options import ACCURACIES, Quantization
-from .product import Setting
+from .options import ACCURACIES, GraphQuantization
+from .product import RoundingSetting
 from .scheme import GRAPH_SCHEMES, Choose, Rewriting
 from .search import choose_bits
 from .stored_weights import StoredWeights
@@ -49,7 +49,7 @@ _SUFFIXES = ("", "_Q2", "_Q4", "_Q8")
 """What may be put behind the name of a node."""
 
 
-def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
+def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundle:
     """A quantized copy of the bundle at ``source``; its manifest says how far base and adapters moved.
 
     Raises:
@@ -78,7 +78,7 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
     return read_bundle(out)
 
 
-def quantize_in_place(folder: Path, wanted: Quantization) -> None:
+def quantize_in_place(folder: Path, wanted: GraphQuantization) -> None:
     """Quantizes the graphs of an unpublished bundle folder and rewrites its manifest.
 
     Raises:
@@ -93,11 +93,13 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     quantized, report = _with_codes(folder, bundle, wanted, rows)
     quantized.write(folder, draft=True)
     if bundle.decoder:
-        quantized = _proved(quantized, with_decoder(folder, lambda text: None))
+        quantized = _with_decoder_proof(quantized, with_decoder(folder, lambda text: None))
     measured, session, accuracies = _with_accuracy(folder, quantized, wanted, floats.answers)
     if "cache" in bundle.parity.get("decoder", {}):
         quantized.write(folder, draft=True)
-        quantized = _proved(quantized, {**quantized.parity["decoder"], "cache": quantize_cache(folder)})
+        quantized = _with_decoder_proof(
+            quantized, {**quantized.parity["decoder"], "cache": quantize_cache(folder)}
+        )
     shift = replay.drift(floats.canaries, measured.canaries)
     canary = {**replay.judge(session, measured.canaries, shift), "moved": shift}
     dataclasses.replace(
@@ -110,11 +112,11 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
 class _Measured(NamedTuple):
     """What the graphs of a folder gave on the measured rows and on the packs' canaries."""
 
-    answers: dict[str, measure.Answer]
+    answers: dict[str, measure.MeasuredOutputs]
     canaries: dict[str, replay.Replay]
 
 
-def _measured(folder: Path, *, mapped: bool = False) -> tuple[_Measured, Session]:
+def _measure(folder: Path, *, mapped: bool = False) -> tuple[_Measured, Session]:
     """What a folder's graphs give as they are now, and the session that they ran in."""
     session = Session(folder, provider="cpu", mapped=mapped, verify="off")
     return _Measured(measure.answers(session), replay.replay(session)), session
@@ -124,12 +126,12 @@ def _floats(folder: Path, calibration: Path | None) -> tuple[_Measured, list[Any
     """What the float graphs give, and the token ids of calibration rows; their session is gone then, so that
     files can be replaced.
     """
-    measured, session = _measured(folder, mapped=True)
+    measured, session = _measure(folder, mapped=True)
     return measured, [] if calibration is None else [ids for ids, _ in token_rows(session, calibration)]
 
 
 def _with_codes(
-    folder: Path, bundle: Bundle, wanted: Quantization, rows: list[Any]
+    folder: Path, bundle: Bundle, wanted: GraphQuantization, rows: list[Any]
 ) -> tuple[Bundle, dict[str, Any]]:
     """Rewrites the graphs; returns the bundle with its sites where they are now, and what the manifest says
     of how it was quantized.
@@ -153,7 +155,7 @@ def _with_codes(
             compensator if part == MAIN else None,
             wanted.stored,
         )
-        sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
+        sites |= _relocate({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0 and wanted.stored is None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     report: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count, **choices}
@@ -177,7 +179,7 @@ def quantize_file(
     path: Path,
     scheme: str,
     choose: Choose,
-    head: Setting | None = None,
+    head: RoundingSetting | None = None,
     second: Callable[[str], np.ndarray | None] | None = None,
     compensator: Compensator | None = None,
     stored: StoredWeights | None = None,
@@ -210,8 +212,8 @@ def quantize_file(
 def _with_accuracy(
     folder: Path,
     bundle: Bundle,
-    wanted: Quantization,
-    before: dict[str, measure.Answer],
+    wanted: GraphQuantization,
+    before: dict[str, measure.MeasuredOutputs],
 ) -> tuple[_Measured, Session, dict[str, Any]]:
     """Leaves the graphs exact or fast, as wanted or by how far both are measured to move; returns what they
     give then, and both errors.
@@ -220,12 +222,12 @@ def _with_accuracy(
     exact_graphs = [path.read_bytes() for path in graphs]
     # the ordinary graphs are measured, and no other is opened
     dataclasses.replace(bundle, decoder=False).write(folder, draft=True)
-    exact = _measured(folder)[0]
+    exact = _measure(folder)[0]
     # a wrong graph; what fast adds is recorded
     measure.require_small(before, exact.answers, scheme.tolerance, folder.name)
     for path in graphs:
         make_fast(path)
-    fast, session = _measured(folder)
+    fast, session = _measure(folder)
     errors = [measure.relative(before, measured.answers) for measured in (exact, fast)]
     near = wanted.setting is not None and measure.worst(before, fast.answers) <= scheme.tolerance
     accuracy = wanted.accuracy or ("fast" if near else "exact")
@@ -239,12 +241,12 @@ def _with_accuracy(
     )
 
 
-def _proved(bundle: Bundle, proof: dict[str, Any]) -> Bundle:
+def _with_decoder_proof(bundle: Bundle, proof: dict[str, Any]) -> Bundle:
     """The bundle with what the proof of its engine's graph found."""
     return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": proof})
 
 
-def _relocated(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, MappedSite]:
+def _relocate(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, MappedSite]:
     """The site map after quantization: the node and weight of a quantized site have new names."""
     nodes = {node.name: node for node in model.graph if node.name}
     relocated = {}
@@ -254,12 +256,12 @@ def _relocated(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, Ma
         )
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        weight = _stored(node.inputs[0 if site.kind == "lookup" else 1]).name if site.weight else ""
+        weight = _initializer_of(node.inputs[0 if site.kind == "lookup" else 1]).name if site.weight else ""
         relocated[path] = dataclasses.replace(site, node=node.name, weight=weight)
     return relocated
 
 
-def _stored(value: ir.Value) -> ir.Value:
+def _initializer_of(value: ir.Value) -> ir.Value:
     """The initializer that a value is a wider form of, or the value."""
     node = value.producer()
     return (

@@ -18,7 +18,7 @@ from ...graph_passes.static_cache_decoder import last_product
 from ...graph_passes.tied import look_up_codes
 from ...onnx_graph.products import QUANTIZED
 from .algorithm import ALGORITHMS
-from .product import Product
+from .product import ConstantProduct
 from .scheme import Rewriting
 
 
@@ -26,7 +26,7 @@ def round_products(rewriting: Rewriting) -> int:
     """Rounds the products of a graph to codes, each by its own setting; returns how many."""
     head_weight = _head_weight(rewriting.model)
 
-    def replacement(product: Product) -> ir.Graph | None:
+    def replacement(product: ConstantProduct) -> ir.Graph | None:
         setting = rewriting.head if product.weight is head_weight else rewriting.choose(product.node.name)
         if setting is None:
             return None
@@ -38,7 +38,7 @@ def round_products(rewriting: Rewriting) -> int:
     return replace_products(rewriting, replacement)
 
 
-def replace_products(rewriting: Rewriting, replacement: Callable[[Product], ir.Graph | None]) -> int:
+def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduct], ir.Graph | None]) -> int:
     """Puts into the place of each product the graph that ``replacement`` gives for it, or leaves it float
     where that is None or has no product on codes; returns how many were replaced. Those of adapters stay
     float, and so do those whose weight is an input.
@@ -78,10 +78,10 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[Product], ir.G
     return count
 
 
-def find_products(model: ir.Model) -> list[Product]:
+def find_products(model: ir.Model) -> list[ConstantProduct]:
     """Every product of a graph, and of the graphs in it, that codes can stand in for, in their order."""
     return [
-        Product(node, _weight(node), model)
+        ConstantProduct(node, _weight(node), model)
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
         if _quantizable(node)
     ]

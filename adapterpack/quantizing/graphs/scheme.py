@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ...registry import Registry
-from .product import Setting
+from .product import RoundingSetting
 from .stored_weights import StoredWeights
 from .tensor_file import TensorFile
 
-Choose = Callable[[str], Setting | None]
+Choose = Callable[[str], RoundingSetting | None]
 """The name of a product's node -> what it is quantized to; None: it stays float."""
 
 
@@ -30,7 +30,7 @@ class Rewriting(NamedTuple):
     model: ir.Model
     file: TensorFile
     choose: Choose
-    head: Setting | None
+    head: RoundingSetting | None
     second: Callable[[str], np.ndarray | None] = lambda name: None
     stored: StoredWeights | None = None
 
@@ -53,7 +53,7 @@ class GraphScheme:
     name: str
     summary: str
     rewrite: Callable[[Rewriting], int] | None = None
-    setting: Setting | None = None
+    setting: RoundingSetting | None = None
     takes: frozenset[str] = frozenset()
     tolerance: float = math.inf
     budgeted: bool = False

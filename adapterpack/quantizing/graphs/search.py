@@ -21,10 +21,10 @@ import onnx_ir as ir
 
 from ...bundle.manifest import graph_file
 from ...errors import ConfigError, Unsupported
-from ...onnx_graph.nbits import blocked, fresh_grid, nearest, values
+from ...onnx_graph.nbits import fresh_grid, nearest, split_blocks, values
 from ...tasks.task import MAIN
-from .options import Quantization
-from .product import Setting, output_error
+from .options import GraphQuantization
+from .product import RoundingSetting, output_error
 from .replace_products import find_head, find_products
 from .scheme import Choose
 
@@ -32,7 +32,7 @@ BITS = (8, 4, 2)
 """What a product may have, in the order in which bits are taken from it."""
 
 
-class Choice(NamedTuple):
+class BitChoice(NamedTuple):
     """What one product may have: its bits, their squared relative error, and their bytes with scales and zero
     points.
     """
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 def choose_bits(
     folder: Path,
     parts: Sequence[str],
-    wanted: Quantization,
+    wanted: GraphQuantization,
     second: Callable[[str], np.ndarray | None] | None,
 ) -> tuple[Choose, dict[str, Any]]:
     """What every product of a bundle's graph gets but the one that gives the logits, and what the manifest's
@@ -64,7 +64,7 @@ def choose_bits(
         )
     setting, model = wanted.setting, ir.load(folder / graph_file(MAIN))
     assert setting is not None
-    head, choices = find_head(model), dict[str, list[Choice]]()
+    head, choices = find_head(model), dict[str, list[BitChoice]]()
     for product in find_products(model):
         if product.node.name != head and len(product.weight.shape) == 2:
             moment = None if second is None else second(product.node.inputs[0].name)
@@ -78,16 +78,16 @@ def choose_bits(
 
 
 def greedy(
-    choices: dict[str, list[Choice]], error_budget: float | None, size_budget: int | None
-) -> dict[str, Choice]:
+    choices: dict[str, list[BitChoice]], error_budget: float | None, size_budget: int | None
+) -> dict[str, BitChoice]:
     """One choice a product, all within a budget: the root of the mean of the errors, or the bytes of all.
 
     Raises:
         ConfigError: no choices are within it.
 
     Example:
-        >>> both = {name: [Choice(8, 0.0, 8), Choice(4, error, 4)] for name, error in (("a", 0.01), ("b",
-        ...     0.09))}
+        >>> errors = {"a": 0.01, "b": 0.09}
+        >>> both = {name: [BitChoice(8, 0.0, 8), BitChoice(4, error, 4)] for name, error in errors.items()}
         >>> {name: choice.bits for name, choice in greedy(both, None, 12).items()}
         {'a': 4, 'b': 8}
     """
@@ -137,23 +137,23 @@ def greedy(
     return {name: options[at[name]] for name, options in choices.items()}
 
 
-def _choices(rows: np.ndarray, second: np.ndarray | None, setting: Setting) -> list[Choice]:
-    x, found = blocked(setting.block_size, rows), []
+def _choices(rows: np.ndarray, second: np.ndarray | None, setting: RoundingSetting) -> list[BitChoice]:
+    x, found = split_blocks(setting.block_size, rows), []
     blocks = x.shape[0] * x.shape[1]
 
-    def squared(change: np.ndarray) -> float:
+    def square_norm(change: np.ndarray) -> float:
         return (
             float(np.square(change, dtype=np.float64).sum())
             if second is None
             else output_error(change, second)
         )
 
-    whole = squared(rows)
+    whole = square_norm(rows)
     for bits in BITS:
         grid = fresh_grid(x, bits, setting.symmetric, np.dtype(np.float32))
         change = values(nearest(x, grid, bits), grid).reshape(len(rows), -1)[:, : rows.shape[1]] - rows
         nbytes = blocks * (setting.block_size * bits // 8 + 4) + (
             0 if setting.symmetric else -(-blocks * bits // 8)
         )
-        found.append(Choice(bits, squared(change) / whole if whole else 0.0, nbytes))
+        found.append(BitChoice(bits, square_norm(change) / whole if whole else 0.0, nbytes))
     return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...bundle.manifest import Bundle, Heads, graph_file
 from ...errors import Unsupported
-from ...onnx_graph.graph_file import Stored, mapped
+from ...onnx_graph.graph_file import StoredTensor, map_tensor
 from ...pack.pack import Adapter, Pack
 from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Part, summed
@@ -31,7 +31,9 @@ class SlotValues:
     initializers.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, stored: Callable[[str], Mapping[str, Stored]]) -> None:
+    def __init__(
+        self, bundle: Bundle, folder: Path, stored: Callable[[str], Mapping[str, StoredTensor]]
+    ) -> None:
         self.bundle, self.folder, self._stored = bundle, folder, stored
         self._parsed: dict[str, Any] = {}
 
@@ -67,7 +69,7 @@ class SlotValues:
     def exported(self) -> Values:
         """The bank as the graphs were exported with it, mapped: ``[slots, ...]`` by slot name."""
         return {
-            name: mapped(self._stored(site.part)[name])
+            name: map_tensor(self._stored(site.part)[name])
             for path, site in self.bundle.sites.items()
             for name in (f"{path}.{field}" for field in site.fields)
         }

@@ -9,7 +9,7 @@ import numpy as np
 from ...bundle.decoder_graph import DECODER, cache_scale
 from ...bundle.manifest import PAST
 from ...errors import Unsupported
-from ...onnx_graph.graph_file import mapped
+from ...onnx_graph.graph_file import map_tensor
 from ...pack.pack import Pack
 from ...slots.values import Values, padded
 from ...tasks.task import MAIN
@@ -82,7 +82,9 @@ class AdapterReader:
         """Keys or values ``[heads, n, head_dim]`` as their cache holds them."""
         scale = self.bundle.stored(DECODER).get(cache_scale(name))
         return (
-            numbers if scale is None else np.clip(np.rint(numbers / mapped(scale)), -128, 127).astype(np.int8)
+            numbers
+            if scale is None
+            else np.clip(np.rint(numbers / map_tensor(scale)), -128, 127).astype(np.int8)
         )
 
     def _in_bank(self, values: Values) -> Values:

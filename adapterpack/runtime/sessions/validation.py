@@ -310,10 +310,10 @@ def _weights(
         reason = next(reason for reason, holds in reasons.items() if holds)
         yield Note(f"the weights of the graphs against the base's: {reason}")
         return
-    from ...onnx_graph.match import unmatched  # noqa: PLC0415 - onnx, and packs have no graph
+    from ...onnx_graph.match import match_all  # noqa: PLC0415 - onnx, and packs have no graph
 
     files = {part: GraphFile(folder / graph_file(part)) for part in graphs_of(bundle)}
-    found = dict(zip(files, unmatched(files.values(), checkpoint), strict=True))
+    found = dict(zip(files, match_all(files.values(), checkpoint), strict=True))
     for main in (MAIN, DECODER) if bundle.decoder else (MAIN,):
         graphs = [found[part] for part in (*bundle.parts[:-1], main)]
         tensors = frozenset.intersection(*(one.tensors for one in graphs))

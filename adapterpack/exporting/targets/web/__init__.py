@@ -34,7 +34,7 @@ def _finish(folder: Path, most: int | None) -> None:
     old = data_files(folder / GRAPH)
     (folder / graph_file(DECODER)).unlink(missing_ok=True)  # the engine's, which no browser runs
     slots = {f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields}
-    io = _required(bundle.io, slots)
+    io = _require_inputs(bundle.io, slots)
     places = split(
         folder / GRAPH,
         slots,
@@ -53,7 +53,7 @@ def _finish(folder: Path, most: int | None) -> None:
     write_page(folder.parent)
 
 
-def _required(io: Signature, slots: Collection[str]) -> Signature:
+def _require_inputs(io: Signature, slots: Collection[str]) -> Signature:
     """The signature of a graph in which nothing but slots may be left out."""
     kept = tuple(port for port in io.slots if port.name in slots)
     return dataclasses.replace(

@@ -15,7 +15,7 @@ _ALIGNMENT = 4096
 """Every tensor begins at a multiple of so many bytes."""
 
 
-class Place(NamedTuple):
+class SlotPlace(NamedTuple):
     """Where a slot's numbers are, those of all adapters: ``shape`` ``[slots, ...]`` in float32 or the slot's
     own type.
     """
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-def split(graph: Path, slots: Collection[str], required: Collection[str], most: int) -> dict[str, Place]:
+def split(graph: Path, slots: Collection[str], required: Collection[str], most: int) -> dict[str, SlotPlace]:
     """Moves a graph's large tensors to files of at most ``most`` bytes next to it, a larger tensor alone in
     one, and the ``slots`` to files of their own; the file in which the weights lay is left as it is. The
     ``required`` inputs lose their defaults: ONNX Runtime Web feeds no input that has one.
@@ -68,7 +68,7 @@ def split(graph: Path, slots: Collection[str], required: Collection[str], most: 
                     value.const_value = _at(value.const_value, tensor, graph.parent)
     ir.save(model, graph)
     return {
-        value.name: Place(
+        value.name: SlotPlace(
             value.const_value.location, value.const_value.offset or 0, tuple(value.const_value.shape)
         )
         for value in bank

@@ -14,7 +14,7 @@ from ....errors import Unsupported
 from ....pack.validate.validation import load
 from ....runtime.text.context_length import context_length
 from ....runtime.text.tokenizer import Tokenizer
-from .data_files import Place
+from .data_files import SlotPlace
 
 FACTS = "web.json"
 _TOKENIZERS = frozenset({"BPE", "Unigram", "WordPiece"})
@@ -65,7 +65,9 @@ def require_fed(folder: Path, bundle: Bundle) -> None:
             )
 
 
-def facts(folder: Path, bundle: Bundle, slots: Mapping[str, Place], wasm_graph: str | None) -> dict[str, Any]:
+def facts(
+    folder: Path, bundle: Bundle, slots: Mapping[str, SlotPlace], wasm_graph: str | None
+) -> dict[str, Any]:
     """The facts as plain JSON values; tokenizer, template and lengths are read as the runtime reads them."""
     tokenizer = Tokenizer(folder)
     problems = {

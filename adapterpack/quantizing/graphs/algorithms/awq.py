@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ....onnx_graph.nbits import blocked, fresh_grid, nearest, values
+from ....onnx_graph.nbits import fresh_grid, nearest, split_blocks, values
 from ..algorithm import ALGORITHMS, Algorithm
-from ..product import Codes, Product, Setting, output_error
+from ..product import Codes, ConstantProduct, RoundingSetting, output_error
 
 _EXPONENTS = np.arange(20) / 20
 
 
-def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: np.dtype[Any]) -> Codes:
+def round_awq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
     """The codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor of the
     inputs.
     """
@@ -31,7 +31,7 @@ def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: np.dty
     for exponent in _EXPONENTS:
         scales = size**exponent
         scales = (scales / np.sqrt(scales.max() * scales.min())).astype(dtype).astype(np.float32)
-        x = blocked(setting.block_size, rows * scales)
+        x = split_blocks(setting.block_size, rows * scales)
         grid = fresh_grid(x, setting.bits, setting.symmetric, dtype)
         q = nearest(x, grid, setting.bits)
         found = values(q, grid).reshape(len(rows), -1)[:, : rows.shape[1]] / scales
@@ -42,10 +42,10 @@ def scaled(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: np.dty
     return best[1]
 
 
-def _replace(product: Product, setting: Setting) -> ir.Graph:
+def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:
     assert product.second is not None
     return product.in_bits(
-        scaled(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits
+        round_awq(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits
     )
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ....onnx_graph.nbits import Grid, fresh_grid, nearest, values
+from ....onnx_graph.nbits import BlockGrid, fresh_grid, nearest, values
 from ..algorithm import ALGORITHMS, Algorithm
-from ..product import Codes, Product, Setting
+from ..product import Codes, ConstantProduct, RoundingSetting
 
 DAMPING = 0.01
 """What is added to the diagonal of ``H``, as a share of its mean."""
@@ -24,7 +24,7 @@ _LAZY = 128
 """Columns whose corrections of later ones are applied at once, as one product of matrices."""
 
 
-def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: np.dtype[Any]) -> Codes:
+def round_gptq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
     """The codes of rows ``[out, in]`` for inputs whose mean of ``x xᵀ`` is ``second`` ``[in, in]``; scales
     are rounded to ``dtype``.
 
@@ -37,7 +37,9 @@ def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: n
     upper = np.pad(_upper(second), ((0, padded), (0, padded)))
     upper[range(width, width + padded), range(width, width + padded)] = 1
     blocks = (width + padded) // block
-    grid = Grid(np.zeros((out, blocks), np.float32), np.zeros((out, blocks), np.float32), setting.symmetric)
+    grid = BlockGrid(
+        np.zeros((out, blocks), np.float32), np.zeros((out, blocks), np.float32), setting.symmetric
+    )
     q = np.zeros((out, blocks, block), np.float32)
     step = max(block, _LAZY)
     for first in range(0, width + padded, step):
@@ -50,7 +52,7 @@ def compensated(rows: np.ndarray, second: np.ndarray, setting: Setting, dtype: n
                     W[:, None, column : column + block], setting.bits, setting.symmetric, dtype
                 )
                 grid.scale[:, at], grid.zero[:, at] = fresh.scale[:, 0], fresh.zero[:, 0]
-            one = Grid(grid.scale[:, at : at + 1], grid.zero[:, at : at + 1], setting.symmetric)
+            one = BlockGrid(grid.scale[:, at : at + 1], grid.zero[:, at : at + 1], setting.symmetric)
             code = nearest(W[:, column][:, None, None], one, setting.bits)
             q[:, at, place] = code[:, 0, 0]
             error = (W[:, column] - values(code, one)[:, 0, 0]) / upper[column, column]
@@ -72,10 +74,10 @@ def _upper(second: np.ndarray) -> np.ndarray:
     return np.linalg.cholesky(np.linalg.inv(H)).T.astype(np.float32)
 
 
-def _replace(product: Product, setting: Setting) -> ir.Graph:
+def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:
     assert product.second is not None
     return product.in_bits(
-        compensated(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits
+        round_gptq(product.rows(), product.second, setting, product.dtype.numpy()), setting.bits
     )
 
 

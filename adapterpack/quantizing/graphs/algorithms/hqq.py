@@ -13,22 +13,22 @@ import numpy as np
 import onnx_ir as ir
 
 from ....extras import needed_by
-from ....onnx_graph.nbits import Grid, unpacked
+from ....onnx_graph.nbits import BlockGrid, unpack
 from ..algorithm import ALGORITHMS, Algorithm
-from ..onnxruntime_quantizer import quantized
-from ..product import Codes, Product, Setting
+from ..onnxruntime_quantizer import quantize_product
+from ..product import Codes, ConstantProduct, RoundingSetting
 
 
-def _replace(product: Product, setting: Setting) -> ir.Graph:
+def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:
     with needed_by("the algorithm hqq"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-        graph = quantized(product, setting, "HQQWeightOnlyQuantConfig")
+        graph = quantize_product(product, setting, "HQQWeightOnlyQuantConfig")
     if product.width % setting.block_size:  # the sums over blocks, below, would need the inputs filled up
         return graph
     return product.in_bits(_with_whole_zeros(graph, setting), setting.bits)
 
 
-def _with_whole_zeros(graph: ir.Graph, setting: Setting) -> Codes:
+def _with_whole_zeros(graph: ir.Graph, setting: RoundingSetting) -> Codes:
     """The same numbers with zero points that are whole, ``(q - z) s = (q - round(z)) s + (round(z) - z) s``:
     ONNX Runtime multiplies with fractions five times as slowly as with floats.
     """
@@ -37,8 +37,8 @@ def _with_whole_zeros(graph: ir.Graph, setting: Setting) -> Codes:
     rows = node.attributes.get_int("N")
     scale, zero = (array.reshape(rows, -1).astype(np.float32) for array in (scales, zeros))
     whole = np.clip(np.rint(zero), 0, (1 << setting.bits) - 1)
-    q = unpacked(codes.reshape(*scale.shape, -1), setting.bits)
-    return Codes(q, Grid(scale, whole, False), minimum=scale * (whole - zero))
+    q = unpack(codes.reshape(*scale.shape, -1), setting.bits)
+    return Codes(q, BlockGrid(scale, whole, False), minimum=scale * (whole - zero))
 
 
 ALGORITHMS.register(

@@ -12,35 +12,35 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ....onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, values
+from ....onnx_graph.nbits import BlockGrid, fresh_grid, nearest, split_blocks, values
 from ..algorithm import ALGORITHMS, Algorithm
-from ..product import Codes, Product, Setting
+from ..product import Codes, ConstantProduct, RoundingSetting
 
 
-def fitted(rows: np.ndarray, setting: Setting, dtype: np.dtype[Any]) -> Codes:
+def round_k_quant(rows: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
     """The codes of rows ``[out, in]`` on the better of both grids, block by block; scales are rounded to
     ``dtype`` first.
     """
     # imports onnx tooling
     from onnxruntime.quantization.neural_compressor import weight_only  # noqa: PLC0415
 
-    x = blocked(setting.block_size, rows)
+    x = split_blocks(setting.block_size, rows)
     # a block of equal weights has no fit, and keeps what it began with
     with np.errstate(divide="ignore", invalid="ignore"):
         _, scale, zero = weight_only.quant_tensor_k_quant_cpu(x, setting.bits, setting.block_size)
     shape = x.shape[:2]
-    fit = Grid(
+    fit = BlockGrid(
         scale.reshape(shape).astype(dtype).astype(np.float32), zero.reshape(shape).astype(np.float32), False
     )
     plain = fresh_grid(x, setting.bits, False, dtype)
     errors = [np.square(values(nearest(x, grid, setting.bits), grid) - x).sum(-1) for grid in (plain, fit)]
     better = errors[1] < errors[0]
-    grid = Grid(np.where(better, fit.scale, plain.scale), np.where(better, fit.zero, plain.zero), False)
+    grid = BlockGrid(np.where(better, fit.scale, plain.scale), np.where(better, fit.zero, plain.zero), False)
     return Codes(nearest(x, grid, setting.bits), grid)
 
 
-def _replace(product: Product, setting: Setting) -> ir.Graph:
-    return product.in_bits(fitted(product.rows(), setting, product.dtype.numpy()), setting.bits)
+def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:
+    return product.in_bits(round_k_quant(product.rows(), setting, product.dtype.numpy()), setting.bits)
 
 
 ALGORITHMS.register(

@@ -7,12 +7,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..algorithm import ALGORITHMS, Algorithm
-from ..onnxruntime_quantizer import quantized
-from ..product import Product, Setting
+from ..onnxruntime_quantizer import quantize_product
+from ..product import ConstantProduct, RoundingSetting
 
 
-def _replace(product: Product, setting: Setting) -> ir.Graph:
-    return quantized(product, setting)
+def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:
+    return quantize_product(product, setting)
 
 
 ALGORITHMS.register(Algorithm("rtn", "to the nearest code of a grid between each block's extremes", _replace))

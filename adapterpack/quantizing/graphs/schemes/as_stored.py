@@ -6,8 +6,8 @@ import onnx_ir as ir
 
 from ....base.codecs.stored_form import Table
 from ....onnx_graph.bnb4 import quant_type
-from ....onnx_graph.nbits import Grid, blocked
-from ..product import Codes, Product
+from ....onnx_graph.nbits import BlockGrid, split_blocks
+from ..product import Codes, ConstantProduct
 from ..replace_products import replace_products
 from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
 
@@ -16,7 +16,7 @@ def _rewrite(rewriting: Rewriting) -> int:
     stored = rewriting.stored
     assert stored is not None
 
-    def replacement(product: Product) -> ir.Graph | None:
+    def replacement(product: ConstantProduct) -> ir.Graph | None:
         form = stored.form_of(product.rows()) if len(product.weight.shape) == 2 else None
         if form is None:
             return None
@@ -26,8 +26,8 @@ def _rewrite(rewriting: Rewriting) -> int:
             return product.in_table(form.q, form.scale, form.block, kind)
         symmetric = form.symmetric and not _looked_up(product.weight)  # a lookup wants zero points
         codes = Codes(
-            blocked(form.block, form.q),
-            Grid(form.scale, form.zero, symmetric),
+            split_blocks(form.block, form.q),
+            BlockGrid(form.scale, form.zero, symmetric),
             order=form.order,
             minimum=form.minimum,
         )

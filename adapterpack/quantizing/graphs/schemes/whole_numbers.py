@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from ..product import Setting
+from ..product import RoundingSetting
 from ..replace_products import round_products
 from ..scheme import GRAPH_SCHEMES, GraphScheme
 
@@ -19,14 +19,16 @@ for _bits, _summary, _tolerance in (
 ):
     _name = f"int{_bits}"
     GRAPH_SCHEMES.register(
-        GraphScheme(_name, _summary, round_products, Setting(_name, _bits, 32, False), _TAKES, _tolerance)
+        GraphScheme(
+            _name, _summary, round_products, RoundingSetting(_name, _bits, 32, False), _TAKES, _tolerance
+        )
     )
 GRAPH_SCHEMES.register(
     GraphScheme(
         "mixed",
         "two, four or eight bits for each product, searched under a budget by measured error",
         round_products,
-        Setting("mixed", 4, 32, False),
+        RoundingSetting("mixed", 4, 32, False),
         _TAKES,
         budgeted=True,
     )
