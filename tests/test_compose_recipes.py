@@ -24,7 +24,7 @@ from adapterpack.cli.commands.compose import command
 from adapterpack.cli.main import main
 from adapterpack.composing.mergekit import MERGEKIT_METHODS, to_mergekit
 from adapterpack.composing.plan import plan
-from adapterpack.composing.recipe import Recipe, read, recipe_of
+from adapterpack.composing.recipe import CompositionRecipe, read, recipe_of
 from adapterpack.composing.rules.lorahub import searched
 from adapterpack.composing.rules.rule import RULES, rules
 from adapterpack.composing.statistics import Statistics
@@ -89,7 +89,7 @@ def test_a_recipe_knows_packs_by_their_digests(tmp_path: Path) -> None:
     recipe = recipe_of(pack)
     assert compose([two, one], recipe=recipe).id == pack.id
     assert (
-        Recipe(**vars(recipe)) == recipe
+        CompositionRecipe(**vars(recipe)) == recipe
         and json.loads(json.dumps(recipe.to_json()))["parents"][0]["digest"] == one.id
     )
     for packs in ([one], [one, made(2, factor=2.0)], [one, two, made(3)]):
@@ -97,7 +97,7 @@ def test_a_recipe_knows_packs_by_their_digests(tmp_path: Path) -> None:
             compose(packs, recipe=recipe)
         assert "sha256:" in str(raised.value) or "bfp" in str(raised.value) or ":" in str(raised.value)
     with pytest.raises(FormatError, match="another result"):
-        compose([one, two], recipe=Recipe(**{**vars(recipe), "options": {"rank": 3}}))
+        compose([one, two], recipe=CompositionRecipe(**{**vars(recipe), "options": {"rank": 3}}))
     with pytest.raises(ConfigError, match="recipe says itself"):
         compose([one, two], recipe=recipe, rank=3)
     with pytest.raises(ConfigError, match="was not composed"):

@@ -25,7 +25,7 @@ from adapterpack.base import checkpoint as checkpoint_module
 from adapterpack.base import fingerprint as fp
 from adapterpack.base import merkle
 from adapterpack.base.checkpoint import INDEX, Checkpoint, shards_in
-from adapterpack.base.compatibility import Variant, match
+from adapterpack.base.compatibility import BaseVariant, match
 from adapterpack.base.quantization import declared
 from adapterpack.base.recast import cast, cast_fingerprint
 from adapterpack.base.variants import relation, variant
@@ -345,7 +345,7 @@ def test_a_spoilt_side_file_is_refused(spoil: Callable[[dict[str, object]], obje
 # verdicts
 
 WANTED = fp.Fingerprint("bfp1:s", "bfp1:c", "bfp1:f", "bfp1:p")
-BF16 = Variant("dtype_cast", fp.Fingerprint("bfp1:s2", "bfp1:c2", "bfp1:f2", "bfp1:p2"), tested=True)
+BF16 = BaseVariant("dtype_cast", fp.Fingerprint("bfp1:s2", "bfp1:c2", "bfp1:f2", "bfp1:p2"), tested=True)
 VERDICTS: dict[str, tuple[fp.Fingerprint, str, bool]] = {
     "all equal": (WANTED, "same", True),
     "content equal, files not": (WANTED._replace(files="bfp1:x"), "same", True),
@@ -539,7 +539,7 @@ def test_a_quantized_base_is_declared_not_proven(scheme: str, by: str, tmp_path:
         False,
     ) and f"declared: {scheme}; 5 of the 5" in found.detail
     declaration = variant(a, b)
-    assert declaration == Variant("quantized", b.fingerprint(files=True), tested=False)
+    assert declaration == BaseVariant("quantized", b.fingerprint(files=True), tested=False)
     assert match(a.fingerprint(), b.fingerprint(), [declaration]).name == "variant"
     assert match(a.fingerprint(), b.fingerprint()).name == "other"
     unlike = {name: value + np.ones_like(value) for name, value in rest.items()}
@@ -660,8 +660,8 @@ def test_any_number_of_threads_gives_the_same_digests(sizes: list[int], threads:
         seen = hashing.identity(path)
         starts = np.cumsum([0, *sizes]).tolist()
         ranges = dict(enumerate(zip(starts, sizes, strict=False)))
-        sources: dict[object, hashing.Source | hashing.Parts] = {
-            i: hashing.Source(path, seen, (each,)) for i, each in ranges.items()
+        sources: dict[object, hashing.HashedSource | hashing.Parts] = {
+            i: hashing.HashedSource(path, seen, (each,)) for i, each in ranges.items()
         }
         sources |= {
             f"{i} in memory": [data[at : at + size // 2], memoryview(data)[at + size // 2 : at + size]]
@@ -678,7 +678,9 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(hashing, "cores", lambda: 3)
     path = tmp_path / "file"
     path.write_bytes(bytes(1000))
-    sources = {str(i): hashing.Source(path, hashing.identity(path), ((0, 1000 - i),)) for i in range(200)}
+    sources = {
+        str(i): hashing.HashedSource(path, hashing.identity(path), ((0, 1000 - i),)) for i in range(200)
+    }
     done: list[str] = []
 
     def each(name: str, blocks: object) -> bytes:

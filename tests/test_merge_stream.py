@@ -33,7 +33,7 @@ from adapterpack.io.buffers import Scratch
 from adapterpack.io.byte_ranges import opened, reserve
 from adapterpack.manifest import manifest as m
 from adapterpack.merging.checkpoint.base_model import MergeBase
-from adapterpack.merging.checkpoint.jobs import Share, jobs, jobs_of
+from adapterpack.merging.checkpoint.jobs import JobShare, jobs, jobs_of
 from adapterpack.merging.checkpoint.journal import FOLDER, PAUSE, Journal, finished
 
 pytestmark = pytest.mark.fast
@@ -226,7 +226,7 @@ def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
     work, so it must tell.
     """
     (tmp_path / "file").symlink_to("/dev/full")  # a device that cannot be synced
-    journal = Journal(tmp_path, Share(), ["file"])
+    journal = Journal(tmp_path, JobShare(), ["file"])
     with pytest.raises(OSError, match="Invalid argument"), journal.synced():
         time.sleep(10 * PAUSE)
     journal.close()
@@ -293,7 +293,7 @@ def test_parts_write_no_common_file(tmp_path: Path) -> None:
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
     work = jobs(layout.shards(base, todo, None, {}))
     for count in (1, 2, 5, 40):
-        parts = [jobs_of(work, Share(index, count)) for index in range(1, count + 1)]
+        parts = [jobs_of(work, JobShare(index, count)) for index in range(1, count + 1)]
         assert sorted(number for part in parts for number in part) == list(range(len(work)))
         files = [{file for number in part for file in work[number].files} for part in parts]
         assert sum(map(len, files)) == len(set().union(*files))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from adapterpack.errors import StorageError
-from adapterpack.merging.checkpoint.jobs import Share
+from adapterpack.merging.checkpoint.jobs import JobShare
 from adapterpack.merging.checkpoint.journal import FOLDER, Journal
 from adapterpack.merging.checkpoint.staging import staged
 from adapterpack.offline.growing_file import growing_file
@@ -24,7 +24,7 @@ KEY = "0123456789abcdef"
 
 
 def merging(out: Path) -> AbstractContextManager[Any]:
-    return staged(out, place(out.parent), lambda folder: Journal(folder, Share(1, 1), ()), keep=True)
+    return staged(out, place(out.parent), lambda folder: Journal(folder, JobShare(1, 1), ()), keep=True)
 
 
 def place(folder: Path) -> Path:

@@ -21,7 +21,7 @@ _LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")
 _DIGITS = 6
 
 
-class Verdict(NamedTuple):
+class AuditVerdict(NamedTuple):
     """``kind`` for scripts, one sentence, the registered rules that fit, best first, reasons and hints in the
     order to read them, and the weights that it speaks for, None where data must tell.
     """
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     weights: tuple[float, ...] | None = None
 
 
-NOT_YET = Verdict("nothing", "", (), ())
+NOT_YET = AuditVerdict("nothing", "", (), ())
 
 
 class Skipped(NamedTuple):
@@ -116,7 +116,7 @@ class Audit:
     whole: tuple[AuditedModule, ...]
     obstacles: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-    verdict: Verdict = NOT_YET
+    verdict: AuditVerdict = NOT_YET
 
     @cached_property
     def total(self) -> Measures | None:

@@ -31,7 +31,7 @@ import numpy as np
 from ..lowrank.factors import Factors, Term, gram, inner, stack
 from ..lowrank.spectra import Spectrum, spectra, spectrum
 from ..lowrank.truncation import energy_of
-from ..merging.fold.loss import Sums
+from ..merging.fold.loss import LossSums
 from .scan import Entries
 
 
@@ -56,7 +56,7 @@ class Measures:
     cross: float | None
     entries: Entries
     base: float | None = None
-    folds: Mapping[str, Sums] = dataclasses.field(default_factory=dict)
+    folds: Mapping[str, LossSums] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: Measures) -> Measures:
         folds = {

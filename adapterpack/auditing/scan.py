@@ -19,7 +19,7 @@ import numpy as np
 from ..adapter_methods import row_blocks
 from ..io.safetensors import DTYPES
 from ..lowrank.factors import Term, gram
-from ..merging.fold.loss import Sums, sums_of
+from ..merging.fold.loss import LossSums, sums_of
 
 SAMPLE = 1 << 20
 """Entries of a site that are scanned, unless all are wanted."""
@@ -135,11 +135,11 @@ def norm_of(weight: np.ndarray) -> float:
 
 def fold_losses(
     terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]
-) -> Mapping[str, Sums]:
+) -> Mapping[str, LossSums]:
     """What storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) does to the change, brought to
     the size of all rows.
     """
-    losses = {dtype: Sums() for dtype in dtypes}
+    losses = {dtype: LossSums() for dtype in dtypes}
     kind, changes = (
         np.float64 if weight.dtype == np.float64 else np.float32,
         [(term.weight, term.change) for term in terms],
@@ -156,7 +156,7 @@ def fold_losses(
             losses[dtype] += sums_of(change, error.astype(kind), moved)
     factor = weight.shape[0] / max(1, len(rows))
     return {
-        dtype: Sums(factor * sums.change, factor * sums.error, factor * sums.inner, sums.moved)
+        dtype: LossSums(factor * sums.change, factor * sums.error, factor * sums.inner, sums.moved)
         for dtype, sums in losses.items()
     }
 

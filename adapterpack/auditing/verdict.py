@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..composing.rules.rule import RULES
-from .audit_report import Audit, Verdict
+from .audit_report import Audit, AuditVerdict
 from .measures import Measures
 
 OPPOSITE, ALIGNED, APART = -0.25, 0.5, 0.1
@@ -132,11 +132,11 @@ _KINDS = (
 """In the order in which they are tried; the last always holds."""
 
 
-def of(audit: Audit) -> Verdict:
+def of(audit: Audit) -> AuditVerdict:
     """The verdict on the figures of an audit."""
     total = audit.total
     if total is None:
-        return Verdict(
+        return AuditVerdict(
             "nothing",
             "No change of a weight could be measured; only modules trained whole.",
             (),
@@ -144,7 +144,7 @@ def of(audit: Audit) -> Verdict:
         )
     names = [pack.name for pack in audit.packs]
     if len(names) == 1:
-        return Verdict(
+        return AuditVerdict(
             "single",
             _lone(total, names[0]),
             (),
@@ -179,7 +179,7 @@ def of(audit: Audit) -> Verdict:
     if kind.weights is not None and chosen:
         size = kind.weights(len(names))
         weights = tuple(math.copysign(size, weight) for weight in audit.weights)
-    return Verdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)), weights)
+    return AuditVerdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)), weights)
 
 
 def _facts(total: Measures, names: Sequence[str]) -> _Facts:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, Unsupported, nearest
-from ..io.hashing import Identity, Source, bytes_of, digests, identity, require_unchanged
+from ..io.hashing import HashedSource, Identity, bytes_of, digests, identity, require_unchanged
 from ..io.safe_open import open_inside
 from ..io.safetensors import DTYPES, SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import linear_layers, merkle
 from .base_folder import CONFIG, read_json, require_harmless, without_code
-from .fused_experts import Stack, find_stacks, stored_as
+from .fused_experts import ExpertStack, find_stacks, stored_as
 from .renamings import Renaming, find, in_memory, renamed, renamings_of
 
 INDEX = "model.safetensors.index.json"
@@ -163,7 +163,7 @@ class Checkpoint:
         return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
 
     @cached_property
-    def stacks(self) -> Mapping[str, Stack]:
+    def stacks(self) -> Mapping[str, ExpertStack]:
         """Fused parameters of the model that the files store expert by expert, by the model's name."""
         return find_stacks(self.stored)
 
@@ -222,10 +222,10 @@ class Checkpoint:
         finally:
             self._watch = before
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> HashedSource:
         """The file and byte range of a tensor."""
         shard, info = self.shard_of[name], self.stored[name]
-        return Source(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
+        return HashedSource(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
 
     @cached_property
     def structure(self) -> str:
@@ -253,7 +253,7 @@ class Checkpoint:
         """
         return self._hashed({})[0]
 
-    def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    def _hashed(self, files: Mapping[str, HashedSource]) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """The digests of the tensors and of ``files``, in parallel: one file cannot be split over threads, so
         that while one core hashes it the others hash the tensors, out of the pages that it has just read.
         """
@@ -283,16 +283,16 @@ class Checkpoint:
         return fp.root(self.leaves)
 
     @cached_property
-    def file_entries(self) -> tuple[fp.FileEntry, ...]:
+    def file_entries(self) -> tuple[fp.HashedFile, ...]:
         """Shards and index with size and sha256, as a hub lists them; reads every file once."""
         sources = self._whole_files()
         return _entries(sources, digests(sources, watch=self._watch))
 
-    def _whole_files(self) -> dict[str, Source]:
+    def _whole_files(self) -> dict[str, HashedSource]:
         states = dict(self.identities)
         if self.index is not None:
             states[self.index_name] = identity(self.folder / self.index_name)
-        return {path: Source.whole(self.folder / path, state) for path, state in states.items()}
+        return {path: HashedSource.whole(self.folder / path, state) for path, state in states.items()}
 
     def has_file(self, name: str, sha256: str) -> bool | None:
         """Whether the file ``name`` of the folder has this sha256 (hex); None where that cannot be known."""
@@ -427,9 +427,9 @@ class Checkpoint:
         return name
 
 
-def _entries(sources: Mapping[str, Source], hashes: Mapping[str, bytes]) -> tuple[fp.FileEntry, ...]:
+def _entries(sources: Mapping[str, HashedSource], hashes: Mapping[str, bytes]) -> tuple[fp.HashedFile, ...]:
     return tuple(
-        fp.FileEntry(path, sources[path].identity.size, hashes[path].hex()) for path in sorted(sources)
+        fp.HashedFile(path, sources[path].identity.size, hashes[path].hex()) for path in sorted(sources)
     )
 
 
@@ -437,7 +437,7 @@ _DIGESTS: dict[Identity, dict[str, bytes]] = {}
 """State of a file -> the digests of its tensors, for the life of the process."""
 
 
-def _sampled(source: Source) -> Source:
+def _sampled(source: HashedSource) -> HashedSource:
     """The ranges of a tensor that the probe reads."""
     ((start, nbytes),) = source.ranges
     return source._replace(ranges=tuple((start + offset, length) for offset, length in fp.spans(nbytes)))

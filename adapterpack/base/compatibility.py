@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .fingerprint import Fingerprint
 
 
-class Variant(NamedTuple):
+class BaseVariant(NamedTuple):
     """A base with other bytes on which the pack may be used nevertheless.
 
     ``relation`` is one of ``dtype_cast``, ``quantized``, ``reshard``, ``renamed_keys``; ``tested`` tells
@@ -40,7 +40,7 @@ class Evidence(NamedTuple):
     content: bool | None
     files: bool | None
     probe: bool | None
-    variant: Variant | None
+    variant: BaseVariant | None
     structure_alone: bool
     named: bool
 
@@ -57,7 +57,7 @@ class Verdict(NamedTuple):
     accepted: bool
     means: str
     differs: bool = False
-    variant: Variant | None = None
+    variant: BaseVariant | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as reports print it; ``relation`` is that of the variant that was recognized."""
@@ -122,7 +122,7 @@ _TABLE: tuple[tuple[Callable[[Evidence], bool], Verdict], ...] = (
 )
 
 
-def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[Variant] = ()) -> Verdict:
+def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[BaseVariant] = ()) -> Verdict:
     """What is known about ``actual`` being the base ``wanted``, or one of its declared variants.
 
     Levels that either side lacks are not compared; a variant counts by ``content``, or by ``files``, never by
@@ -187,10 +187,11 @@ def recorded_fingerprint(base: m.Base) -> Fingerprint:
     return Fingerprint(base.structure, base.content, base.files, base.probe)
 
 
-def declared_variants(base: m.Base) -> tuple[Variant, ...]:
+def declared_variants(base: m.Base) -> tuple[BaseVariant, ...]:
     """The variants that a manifest declares."""
     return tuple(
-        Variant(one.relation, Fingerprint(one.structure, one.content), one.tested) for one in base.variants
+        BaseVariant(one.relation, Fingerprint(one.structure, one.content), one.tested)
+        for one in base.variants
     )
 
 

@@ -43,7 +43,7 @@ class Fingerprint(NamedTuple):
     probe: str | None = None
 
 
-class FileEntry(NamedTuple):
+class HashedFile(NamedTuple):
     """One weight file or index: its path below the base's folder with ``/``, its size in bytes, its sha256 as
     hex.
     """

@@ -44,7 +44,7 @@ def stored_as(name: str) -> str | None:
     )
 
 
-class Stack(NamedTuple):
+class ExpertStack(NamedTuple):
     """A fused parameter ``[n, out, in]``; ``parts`` lists for each of its matrices the tensors that store its
     rows, in order.
     """
@@ -55,7 +55,7 @@ class Stack(NamedTuple):
     parts: tuple[tuple[str, ...], ...]
 
 
-def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, Stack]:
+def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, ExpertStack]:
     """The fused parameters that the tensors of a checkpoint make up, by the name that the model has for each.
 
     Example:
@@ -87,7 +87,7 @@ def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, Stack]:
     return stacks
 
 
-def _stack(name: str, members: list[dict[int, TensorInfo]]) -> Stack | None:
+def _stack(name: str, members: list[dict[int, TensorInfo]]) -> ExpertStack | None:
     count = len(members[0])
     if not count or any(experts.keys() != set(range(count)) for experts in members):
         return None
@@ -98,7 +98,7 @@ def _stack(name: str, members: list[dict[int, TensorInfo]]) -> Stack | None:
     if any(other != dtype or shape[1] != columns for other, shape in shapes):
         return None
     rows = sum(shape[0] for _, shape in shapes)
-    return Stack(
+    return ExpertStack(
         name,
         dtype,
         (count, rows, columns),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..errors import ConfigError, NothingToDo, nearest
-from ..io.hashing import Source, digests
+from ..io.hashing import HashedSource, digests
 from ..io.safetensors import DTYPES, FLOATS
 from . import fingerprint as fp
 from .checkpoint import Checkpoint
@@ -84,7 +84,7 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(DTYPES[dtype], copy=False)
 
 
-def _sampled(base: Checkpoint, name: str, dtype: str) -> Source:
+def _sampled(base: Checkpoint, name: str, dtype: str) -> HashedSource:
     """The ranges of a tensor whose elements the probe would read if the tensor were of ``dtype``."""
     info, source = base.tensors[name], base.source(name)
     old, new = DTYPES[info.dtype].itemsize, DTYPES[dtype].itemsize

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BaseMismatch, NothingToDo
-from ..io.hashing import Source, digests
+from ..io.hashing import HashedSource, digests
 from ..io.safe_open import read_file
 from ..io.safetensors import FLOATS
 from .base_folder import MAX_JSON
 from .checkpoint import Checkpoint
-from .compatibility import Variant
+from .compatibility import BaseVariant
 from .quantization import scheme
 from .recast import cast_digests
 
@@ -50,7 +50,7 @@ def relation(a: Checkpoint, b: Checkpoint) -> Relation:
     )
 
 
-def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> Variant:
+def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> BaseVariant:
     """``b`` as a declared variant of ``a``, with its fingerprint.
 
     Raises:
@@ -67,7 +67,7 @@ def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> Variant:
             expected=f"a variant of {a.name}",
             remedy="declare only a cast, a quantization, a new sharding or a renaming of the base",
         )
-    return Variant(related.kind, b.fingerprint(files=True), tested)
+    return BaseVariant(related.kind, b.fingerprint(files=True), tested)
 
 
 def _same(a: Checkpoint, b: Checkpoint) -> Relation | None:
@@ -91,7 +91,7 @@ def _layout(base: Checkpoint) -> tuple[Any, ...]:
         for shard, file in base.files.items()
     }
     headers = {
-        shard: Source(base.folder / shard, base.identities[shard], ((0, start),))
+        shard: HashedSource(base.folder / shard, base.identities[shard], ((0, start),))
         for shard, start in starts.items()
     }
     return digests(headers), read_file(

@@ -19,7 +19,7 @@ from .compatibility import SIDE_BY_SIDE, common_problem, common_task, common_typ
 Modules = dict[str, dict[str, np.ndarray]]
 
 
-class FullModules(NamedTuple):
+class CombinedModules(NamedTuple):
     """The task of the new pack, with its labels, the modules that it carries whole, and what the logits of
     its head are for.
     """
@@ -35,11 +35,11 @@ class Policy(NamedTuple):
     """
 
     summary: str
-    decide: Callable[[Sequence[Pack], Sequence[float], str], FullModules]
+    decide: Callable[[Sequence[Pack], Sequence[float], str], CombinedModules]
     named: bool = False
 
 
-def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> FullModules:
+def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules:
     """What a policy, ``average``, ``union`` or ``pick:NAME``, makes of the packs' tasks and of the modules
     that they trained whole.
 
@@ -62,11 +62,11 @@ def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -
     return POLICIES[name].decide(packs, weights, of)
 
 
-def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
-    return FullModules(common_task(packs), average(packs, weights), common_problem(packs))
+def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
+    return CombinedModules(common_task(packs), average(packs, weights), common_problem(packs))
 
 
-def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
+def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
     """The modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
@@ -77,14 +77,14 @@ def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
             found=repr(of),
             remedy=nearest(of, by_name),
         )
-    return FullModules(
+    return CombinedModules(
         replace(common_type(packs), labels=by_name[of].manifest.task.labels),
         by_name[of].full(),
         by_name[of].manifest.problem,
     )
 
 
-def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
+def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
     """Averages heads with equal labels, and concatenates heads with different labels into one with all their
     outputs, in order.
     """
@@ -117,7 +117,9 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
         path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named])
         for path in paths
     }
-    return FullModules(replace(common_type(packs), labels=tuple(together)), modules, common_problem(packs))
+    return CombinedModules(
+        replace(common_type(packs), labels=tuple(together)), modules, common_problem(packs)
+    )
 
 
 def _joined(

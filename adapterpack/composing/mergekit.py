@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import Unsupported, printable
 from ..io.atomic import output_file
-from .recipe import Recipe
+from .recipe import CompositionRecipe
 
 
 class MergekitMethod(NamedTuple):
@@ -118,7 +118,7 @@ REASONS: Mapping[str, str] = {
 }
 
 
-def to_mergekit(recipe: Recipe, base: str, models: Sequence[str]) -> dict[str, Any]:
+def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> dict[str, Any]:
     """The configuration of the same merge for mergekit: ``base`` and ``models`` are paths or names, the
     models in the recipe's order.
 
@@ -163,7 +163,7 @@ def to_mergekit(recipe: Recipe, base: str, models: Sequence[str]) -> dict[str, A
     }
 
 
-def write(recipe: Recipe, base: str, models: Sequence[str], out: str | os.PathLike[str]) -> None:
+def write(recipe: CompositionRecipe, base: str, models: Sequence[str], out: str | os.PathLike[str]) -> None:
     """Writes :func:`to_mergekit` as YAML, and in a comment what adapterpack cut off, which mergekit does
     not.
     """

@@ -18,12 +18,12 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .arguments import checked_weights, chosen_name
 from .assemble import TreeLike, assemble
-from .recipe import Recipe, repeat
+from .recipe import CompositionRecipe, repeat
 from .rules.lorahub import searched
 from .rules.rule import RULES
 from .same_method import within_method
 from .statistics import Statistics
-from .steps import Progress, Request, Work, build_pack, combine_sites, prepare
+from .steps import CompositionRequest, CompositionWork, Progress, build_pack, combine_sites, prepare
 
 Packs = Sequence[Pack | str | os.PathLike[str]]
 Score = Callable[[Pack], float]
@@ -47,7 +47,7 @@ def compose(
     out: str | os.PathLike[str] | None = None,
     tree: TreeLike | None = None,
     seed: int = 0,
-    recipe: Recipe | str | os.PathLike[str] | None = None,
+    recipe: CompositionRecipe | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Pack:
     """Combines packs by a rule into one LoRA pack; or, with a tree, into a pack that holds them all and
@@ -178,12 +178,14 @@ def request_of(
     budget: float | None,
     whole: str,
     seed: int,
-) -> Request:
+) -> CompositionRequest:
     """The request of :func:`compose`'s arguments; a rule that draws has its seed among its parameters."""
     values = dict(params or {})
     if "seed" in RULES[rule].parameters:
         values = {"seed": seed, **values}
-    return Request(rule, None if weights is None else tuple(weights), values, rank, energy, budget, whole)
+    return CompositionRequest(
+        rule, None if weights is None else tuple(weights), values, rank, energy, budget, whole
+    )
 
 
 def load_all(packs: Packs) -> list[Pack]:
@@ -191,7 +193,7 @@ def load_all(packs: Packs) -> list[Pack]:
     return [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
 
 
-def _search_weights(work: Work, score: Score | None, name: str) -> Work:
+def _search_weights(work: CompositionWork, score: Score | None, name: str) -> CompositionWork:
     """The work under the weights that score best; or under those that were given, which is what a recipe
     does.
     """

@@ -24,7 +24,7 @@ from .compatibility import common_base
 from .pipeline import Packs, load_all, request_of
 from .rules.rule import RULES, Rule
 from .same_method import common_sums
-from .steps import BATCH, Request, approximation
+from .steps import BATCH, CompositionRequest, approximation
 from .truncate import MAX_IN_MEMORY
 
 _BLOCKS = 64 << 20
@@ -120,7 +120,7 @@ packs' method has sums.
 
 
 @dataclass(frozen=True)
-class Group:
+class SiteGroup:
     """Sites that take one path: how many, one of them, ``[m, n]``, the ranks of the packs; the largest rank
     that may come out.
     """
@@ -139,7 +139,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompositionPlan:
     """All groups, and in total: operations, the bound on memory, the threads, and what becomes of modules
     trained whole.
     """
@@ -151,7 +151,7 @@ class Plan:
     memory_bound: int
     threads: int
     whole: Mapping[str, Any]
-    groups: tuple[Group, ...]
+    groups: tuple[SiteGroup, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a JSON value."""
@@ -170,7 +170,7 @@ def plan(
     whole: str = "average",
     base: str | os.PathLike[str] | None = None,
     seed: int = 0,
-) -> Plan:
+) -> CompositionPlan:
     """What :func:`adapterpack.compose` would do with the same arguments, without doing it.
 
     Raises:
@@ -214,7 +214,7 @@ def plan(
     modules = sorted(
         {group.path for pack in parents for group in pack.manifest.groups if group.role == "full"}
     )
-    return Plan(
+    return CompositionPlan(
         rule,
         chosen.needs,
         all(group.exact for group in groups),
@@ -226,7 +226,7 @@ def plan(
     )
 
 
-def _rank(adapter: Adapter, request: Request, within: bool, based: bool) -> tuple[int, bool]:
+def _rank(adapter: Adapter, request: CompositionRequest, within: bool, based: bool) -> tuple[int, bool]:
     """The rank of an adapter's own factors, and whether it has any; else that of the approximation.
 
     Raises:
@@ -248,9 +248,9 @@ def _rank(adapter: Adapter, request: Request, within: bool, based: bool) -> tupl
     return min(side, FULL_RANK if request.rank is None else 2 * request.rank), False
 
 
-def _within(paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool) -> Group:
+def _within(paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool) -> SiteGroup:
     path, sized = PATHS["within"], Sized(m, n, ranks, 0)
-    return Group(
+    return SiteGroup(
         len(paths),
         paths[0],
         (m, n),
@@ -267,14 +267,14 @@ def _within(paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: 
 
 def _group(
     rule: Rule,
-    request: Request,
+    request: CompositionRequest,
     paths: list[str],
     m: int,
     n: int,
     ranks: tuple[int, ...],
     low_rank: bool,
     based: bool,
-) -> Group:
+) -> SiteGroup:
     side = min(m, n)
     most = side if rule.needs == "D" else min(side, sum(ranks))
     k = min(most, request.rank or most)
@@ -301,7 +301,7 @@ def _group(
         peak += 8 * 4 * (m + n) * sized.total
     if not low_rank:
         flops += 8 * m * n * max(ranks)
-    return Group(
+    return SiteGroup(
         len(paths),
         paths[0],
         (m, n),
@@ -316,12 +316,14 @@ def _group(
     )
 
 
-def _bound(groups: Sequence[Group], modules: Sequence[str], parents: Sequence[Pack], request: Request) -> int:
+def _bound(
+    groups: Sequence[SiteGroup], modules: Sequence[str], parents: Sequence[Pack], request: CompositionRequest
+) -> int:
     """Bytes at the most: all factors widened and scaled, all results twice, the batch that is worked on, and
     what each thread needs.
     """
 
-    def numbers(rank: int, group: Group) -> int:
+    def numbers(rank: int, group: SiteGroup) -> int:
         return group.sites * rank * sum(group.shape)
 
     factors = 8 * sum(numbers(sum(group.ranks), group) for group in groups)

@@ -30,7 +30,7 @@ from .rules.rule import RULES
 from .same_method import within_method
 from .statistics import Statistics
 from .statistics import read as read_statistics
-from .steps import Progress, Request, build_pack, combine_sites, prepare
+from .steps import CompositionRequest, Progress, build_pack, combine_sites, prepare
 
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20
@@ -39,13 +39,14 @@ _MOST_PARENTS = 10_000
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CompositionRecipe:
     """How a pack called ``name`` is made of ``parents``: by a rule and its parameters, or by a ``tree``;
     ``options`` are rank, energy, budget and whole. ``statistics`` are the digests of their files, ``result``
     the digest of the pack.
 
     Example:
-        >>> Recipe("both", (Parent("sha256:" + "0" * 64, "a", 0.5),), rule="linear").to_json()["rule"]
+        >>> parents = (Parent("sha256:" + "0" * 64, "a", 0.5),)
+        >>> CompositionRecipe("both", parents, rule="linear").to_json()["rule"]
         'linear'
     """
 
@@ -80,7 +81,7 @@ class Recipe:
             file.write_bytes(canonical(self.to_json()))
 
 
-def recipe_of(pack: Pack) -> Recipe:
+def recipe_of(pack: Pack) -> CompositionRecipe:
     """The recipe of a composed pack.
 
     Raises:
@@ -96,7 +97,7 @@ def recipe_of(pack: Pack) -> Recipe:
         )
     result, params = pack.id, dict(lineage.params)
     if pack.manifest.composition is not None:
-        return Recipe(
+        return CompositionRecipe(
             pack.manifest.pack.name,
             lineage.parents,
             tree=pack.manifest.composition.tree,
@@ -111,7 +112,7 @@ def recipe_of(pack: Pack) -> Recipe:
             where=f"pack '{pack.name}'",
             remedy="write them to files first",
         )
-    return Recipe(
+    return CompositionRecipe(
         pack.manifest.pack.name,
         lineage.parents,
         lineage.operation,
@@ -124,7 +125,7 @@ def recipe_of(pack: Pack) -> Recipe:
     )
 
 
-def read(source: str | os.PathLike[str]) -> Recipe:
+def read(source: str | os.PathLike[str]) -> CompositionRecipe:
     """The recipe in a file, or that of a composed pack by its folder.
 
     Raises:
@@ -174,10 +175,10 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
         if (self.rule is None) == (self.tree is None):
             raise ValueError("a recipe has either a rule or a tree")
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> CompositionRecipe:
         """The recipe."""
         options = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
-        return Recipe(
+        return CompositionRecipe(
             self.name,
             self.parents,
             self.rule,
@@ -191,7 +192,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def repeat(
-    recipe: Recipe | str | os.PathLike[str],
+    recipe: CompositionRecipe | str | os.PathLike[str],
     packs: Sequence[Pack],
     *,
     base: str | os.PathLike[str] | None = None,
@@ -207,13 +208,13 @@ def repeat(
         FormatError: a parent is missing, a pack is none of the parents, statistics are others; or the pack
             that comes out is another one.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    recipe = recipe if isinstance(recipe, CompositionRecipe) else read(recipe)
     parents = _matched(recipe, packs)
     if recipe.tree is not None:
         made = assemble(parents, recipe.tree, recipe.name, recipe.seed)
     else:
         weights = tuple(parent.weight for parent in recipe.parents if parent.weight is not None)
-        request = Request(recipe.rule or TREE, weights or None, recipe.params, **recipe.options)
+        request = CompositionRequest(recipe.rule or TREE, weights or None, recipe.params, **recipe.options)
         within = within_method(parents, request, recipe.name)
         if within is None:
             work = prepare(parents, request, base, _measured(recipe, statistics))
@@ -231,7 +232,7 @@ def repeat(
     return made if name is None or name == recipe.name else made.renamed(name)
 
 
-def _matched(recipe: Recipe, packs: Sequence[Pack]) -> list[Pack]:
+def _matched(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]:
     """The packs in the order of the recipe, under the names that they had."""
     by_digest = {pack.id: pack for pack in packs}
     wanted = {parent.digest: parent for parent in recipe.parents}
@@ -257,7 +258,7 @@ def _matched(recipe: Recipe, packs: Sequence[Pack]) -> list[Pack]:
 
 
 def _measured(
-    recipe: Recipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None
+    recipe: CompositionRecipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None
 ) -> list[Statistics] | None:
     """The statistics in the order of the recipe, known by their digests."""
     loaded = [item if isinstance(item, Statistics) else read_statistics(item) for item in statistics or ()]

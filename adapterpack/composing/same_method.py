@@ -18,10 +18,10 @@ from .arguments import checked_weights
 from .compatibility import common_base, require_same_site
 from .full_modules import apply_policy
 from .rules.rule import RULES
-from .steps import Request, described
+from .steps import CompositionRequest, described
 
 
-def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack | None:
+def within_method(parents: Sequence[Pack], request: CompositionRequest, name: str) -> Pack | None:
     """The weighted sum of the packs' changes as a pack of their own method, exactly; None where that method
     has no such sums, or the request is for a LoRA.
 
@@ -87,7 +87,7 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
     )
 
 
-def common_sums(parents: Sequence[Pack], request: Request) -> Method | None:
+def common_sums(parents: Sequence[Pack], request: CompositionRequest) -> Method | None:
     """The method that all packs have, if the request is for a sum which that method can hold; or None."""
     methods = {method.name: method for parent in parents for method in parent.methods}
     method = next(iter(methods.values())) if len(methods) == 1 else None

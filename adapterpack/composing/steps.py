@@ -26,7 +26,7 @@ from ..pack.pack import Pack, build
 from .arguments import checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .compatibility import common_base
-from .full_modules import FullModules, apply_policy
+from .full_modules import CombinedModules, apply_policy
 from .result import as_lora, truncation, whole_tensors
 from .rules.rule import RULES, Rule
 from .sites import JointSite, gather
@@ -59,7 +59,7 @@ class RankChosen(UserWarning):
         self.rank, self.energy_lost = rank, energy_lost
 
 
-class Outcome(NamedTuple):
+class SiteOutcome(NamedTuple):
     """The change at every site, and what was cut off there; a site that got no rank under a budget has
     None.
     """
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class CompositionRequest:
     """How packs are to be combined, as :func:`~adapterpack.composing.pipeline.compose` takes it: everything
     that a recipe repeats.
     """
@@ -96,7 +96,7 @@ class Request:
         """Whether anything says how much is kept."""
         return bool(self.cut.settings) or self.budget is not None
 
-    def with_rank(self, packs: Sequence[Pack], weights: Sequence[float]) -> Request:
+    def with_rank(self, packs: Sequence[Pack], weights: Sequence[float]) -> CompositionRequest:
         """The request with the largest rank of the packs, if its rule makes changes of no low rank and
         nothing says how much is kept.
 
@@ -119,12 +119,12 @@ class Request:
         return replace(self, rank=rank, rank_is_default=True)
 
 
-class Work(NamedTuple):
+class CompositionWork(NamedTuple):
     """A composition that is read and checked. ``order`` is that in which the packs are combined: by name,
     whatever the given order.
     """
 
-    request: Request
+    request: CompositionRequest
     rule: Rule
     arguments: Mapping[str, Any]
     parents: tuple[Pack, ...]
@@ -134,7 +134,7 @@ class Work(NamedTuple):
     sites: tuple[JointSite, ...]
     statistics: tuple[Statistics, ...]
 
-    def weighing(self, weights: Sequence[float]) -> Work:
+    def weighing(self, weights: Sequence[float]) -> CompositionWork:
         """The same under other weights, one a pack in the order in which they were given."""
         ordered = [float(weights[index]) for index in self.order]
         sites = tuple(
@@ -150,10 +150,10 @@ class Work(NamedTuple):
 
 def prepare(
     parents: Sequence[Pack],
-    request: Request,
+    request: CompositionRequest,
     base: str | os.PathLike[str] | None = None,
     statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
-) -> Work:
+) -> CompositionWork:
     """Reads and checks everything; nothing is combined yet.
 
     Raises:
@@ -177,7 +177,7 @@ def prepare(
         cut=approximation(request),
         statistics=None if measured is None else [measured[index] for index in order],
     )
-    return Work(
+    return CompositionWork(
         request,
         rule,
         arguments,
@@ -190,7 +190,7 @@ def prepare(
     )
 
 
-def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
+def combine_sites(work: CompositionWork, progress: Progress | None = None) -> SiteOutcome:
     """Combines every site, and cuts it to what the request keeps.
 
     Raises:
@@ -243,19 +243,19 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
             factors, inside = decomposition.spectrum.cut(rank)
             changes[index] = factors if rank else None
             losses[joint.site.path] = Loss(inside.tail + decomposition.left_out, decomposition.total)
-    return Outcome(changes, losses)
+    return SiteOutcome(changes, losses)
 
 
 def _bytes(joint: JointSite) -> int:
     return 4 * joint.numbers
 
 
-def _budget(work: Work) -> int:
+def _budget(work: CompositionWork) -> int:
     """The numbers that the budget allows all factors together."""
     return parameters(work.request.budget or 0.0, sum(joint.numbers for joint in work.sites))
 
 
-def build_pack(work: Work, outcome: Outcome, name: str) -> Pack:
+def build_pack(work: CompositionWork, outcome: SiteOutcome, name: str) -> Pack:
     """The pack of the combined changes, with its lineage.
 
     Warns:
@@ -308,7 +308,7 @@ def described(
     method: Method,
     adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]],
     base: m.Base,
-    whole: FullModules,
+    whole: CombinedModules,
     parents: Sequence[Pack],
     weights: Mapping[str, str | None],
     lineage: m.Lineage,
@@ -331,7 +331,7 @@ def described(
     )
 
 
-def _lineage_params(work: Work, outcome: Outcome) -> dict[str, Any]:
+def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, Any]:
     """What the lineage holds besides parents and weights: the whole request, and the measured loss."""
     request = work.request
     details: dict[str, Any] = {**work.arguments, **request.cut.settings}
@@ -352,7 +352,7 @@ def _lineage_params(work: Work, outcome: Outcome) -> dict[str, Any]:
     return details
 
 
-def _largest_rank(work: Work, joint: JointSite) -> int:
+def _largest_rank(work: CompositionWork, joint: JointSite) -> int:
     """The largest rank that a site can get under the budget."""
     m, n = joint.shape
     return max(
@@ -367,7 +367,7 @@ def _largest_rank(work: Work, joint: JointSite) -> int:
     )
 
 
-def approximation(request: Request) -> Cut:
+def approximation(request: CompositionRequest) -> Cut:
     """How changes without a low rank are approximated before they are combined: finer than the result, which
     is what is cut last.
     """

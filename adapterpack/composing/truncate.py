@@ -9,8 +9,8 @@ import numpy as np
 
 from ..io.safetensors import all_finite
 from ..io.threads import in_order
-from ..lowrank.factors import Factors, Sum, zero
-from ..lowrank.range_finder import InMemory, LeadingSpectrum, Rows, largest
+from ..lowrank.factors import Factors, FactorSum, zero
+from ..lowrank.range_finder import InMemory, LeadingSpectrum, RowSource, largest
 from ..lowrank.spectra import Loss, recompress_all, spectra
 from ..lowrank.truncation import Cut, energy_of
 from .rules.rule import Combination
@@ -27,7 +27,9 @@ def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tup
     """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to
     its rank (``reduce``).
     """
-    narrow = {index: change for index, change in enumerate(combined) if isinstance(change, Factors | Sum)}
+    narrow = {
+        index: change for index, change in enumerate(combined) if isinstance(change, Factors | FactorSum)
+    }
     results: dict[int, tuple[Factors, Loss | None]] = dict(
         _of_dense(combined, lambda index, change: largest(change, cut).cut(cut))
     )
@@ -45,7 +47,7 @@ def decompose_all(combined: Sequence[Combination], most: Sequence[int]) -> list[
     results = [
         LeadingSpectrum(spectrum, energy_of(spectrum.S), True)
         for spectrum in spectra(
-            [change if isinstance(change, Factors | Sum) else zero(1, 1) for change in combined]
+            [change if isinstance(change, Factors | FactorSum) else zero(1, 1) for change in combined]
         )
     ]
     for index, decomposition in _of_dense(combined, lambda index, change: largest(change, Cut(most[index]))):
@@ -58,15 +60,17 @@ def finite(change: Factors) -> bool:
     return all_finite(change.A) and all_finite(change.B)
 
 
-def _of_dense(combined: Sequence[Combination], work: Callable[[int, Rows], T]) -> list[tuple[int, T]]:
+def _of_dense(combined: Sequence[Combination], work: Callable[[int, RowSource], T]) -> list[tuple[int, T]]:
     """(index, result) of ``work`` on each dense change; each thread keeps one at a time in memory."""
     dense = [
-        (index, change) for index, change in enumerate(combined) if not isinstance(change, Factors | Sum)
+        (index, change)
+        for index, change in enumerate(combined)
+        if not isinstance(change, Factors | FactorSum)
     ]
     return list(in_order(lambda item: (item[0], work(item[0], _in_memory(item[1]))), dense))
 
 
-def _in_memory(change: Rows) -> Rows:
+def _in_memory(change: RowSource) -> RowSource:
     """A dense change in memory, unless it is too large: else every pass of the range finder would make it
     anew.
     """

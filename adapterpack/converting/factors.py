@@ -15,7 +15,7 @@ from ..errors import FormatError, NonFinite, Unsupported
 from ..io.safetensors import FLOATS, all_finite, dtype_name
 from ..manifest.secondary_methods import MethodSites
 from ..pack.pack import Adapter, Pack
-from .format import Source, listed
+from .format import ConversionSource, listed
 from .packs import foreign_pack
 
 _LEAVES = ("lora_A", "lora_B")
@@ -109,7 +109,7 @@ def _narrow(value: np.ndarray) -> bool:
 
 
 def lora_pack(
-    source: Source,
+    source: ConversionSource,
     sites: Mapping[str, SiteFactors] | Mapping[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]],
     kind: str,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,

@@ -20,7 +20,7 @@ MAX_FILE = 16 << 30
 """Bytes of a file that is read whole."""
 
 
-class Source(NamedTuple):
+class ConversionSource(NamedTuple):
     """What is read: a path, the name for the pack, the base (if named), and the model or task to choose from
     a file with several.
 
@@ -58,9 +58,9 @@ class Format(NamedTuple):
     summary: str
     folder: bool
     detect: Callable[[Path], bool]
-    read: Callable[[Source], Reading]
+    read: Callable[[ConversionSource], Reading]
     write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]] | None
-    read_without_base: Callable[[Source], Reading]
+    read_without_base: Callable[[ConversionSource], Reading]
     rank: int = 50
     parts: bool = False
     tensors: str = TENSORS

@@ -15,7 +15,7 @@ from ..io.safetensors import SafetensorsFile, parse_header
 from ..pack.pack import Pack
 from ..readable import things
 from .base import BaseModel
-from .format import Source, first_bytes, listed
+from .format import ConversionSource, first_bytes, listed
 
 _TEXT_MODELS = ("clip", "t5", "umt5", "gemma", "llama", "qwen")
 """Prefixes of ``model_type`` of the text encoders in image pipelines."""
@@ -32,7 +32,7 @@ def keys_of(path: Path) -> list[str]:
         return []
 
 
-def open_file(source: Source) -> SafetensorsFile:
+def open_file(source: ConversionSource) -> SafetensorsFile:
     """Opens the file and reads all of its bytes.
 
     Raises:
@@ -60,7 +60,7 @@ def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
     return lambda path: published(path, steps)
 
 
-def choose_model(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[str, tuple[str, ...]]:
+def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -> tuple[str, tuple[str, ...]]:
     """The chosen model among those of a file, and a note about those that are left out.
 
     Raises:

@@ -20,7 +20,7 @@ from ..pack.pack import Pack, build
 from ..peft.options import PICKLES, SHARD
 from ..tasks.task import NO_TASK
 from .base import BaseModel, bind_to_base
-from .format import Source
+from .format import ConversionSource
 
 Cfg = TypeVar("Cfg", bound=Any)
 
@@ -70,7 +70,7 @@ def require_base_fits(pack: Pack, base: BaseModel | None) -> Pack:
 
 
 def foreign_pack(
-    source: Source,
+    source: ConversionSource,
     sites: Sequence[MethodSites],
     kind: str,
     *,

@@ -17,7 +17,7 @@ from ..io.safetensors import SafetensorsFile
 from ..pack.on_base import rewritten_on
 from ..pack.pack import Pack
 from .base import BaseModel, open_base
-from .format import FORMATS, Format, Source, first_bytes, formats, plain_name
+from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name
 from .labels import named, unnamed_note
 from .packs import require_base_fits, source_digest, with_parent
 from .refused import refuse_known
@@ -118,7 +118,7 @@ def convert(
         form = detect(path)
         source_name = plain_name(path.resolve().name if path.is_dir() else path.stem)
         pack, notes = form.read(
-            Source(path, name if to == "pack" else source_name, model, part, converted=True)
+            ConversionSource(path, name if to == "pack" else source_name, model, part, converted=True)
         )
         if form.name != "pack":
             pack = with_parent(pack, form.name, source_digest(path, form.tensors))

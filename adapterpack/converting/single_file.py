@@ -11,7 +11,7 @@ from ..pack.validate.checks.reading import unreadable
 from ..pack.validate.finding import Report
 from ..pack.validate.open_questions import NO_BASE
 from .base import open_base
-from .format import Format, Reading, Source, plain_name
+from .format import ConversionSource, Format, Reading, plain_name
 from .pipeline import detect
 
 _NO_DIGESTS = "digests and canary: the format carries none"
@@ -53,5 +53,5 @@ def validate_file(path: Path, base: Path | None = None, full: bool = False) -> R
 
 def _read(path: Path, base: Path | None = None) -> tuple[Format, Reading]:
     form = detect(path)
-    source = Source(path, plain_name(path.stem), None if base is None else open_base(base))
+    source = ConversionSource(path, plain_name(path.stem), None if base is None else open_base(base))
     return form, (form.read_without_base if base is None else form.read)(source)

@@ -15,10 +15,10 @@ from ..io import safetensors, torch_file
 from ..io.safe_open import TENSORS
 from ..io.safetensors import HeldFile, SafetensorsFile
 from ..peft.options import PICKLES, SHARD, require_tensors
-from .format import Source
+from .format import ConversionSource
 
 
-def tensors_of(folder: Path, source: Source) -> tuple[SafetensorsFile | None, tuple[str, ...]]:
+def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile | None, tuple[str, ...]]:
     """The tensors of ``folder``, and what to say of how they were read; None where they are in the file where
     they should be.
 

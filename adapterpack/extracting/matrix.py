@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..lowrank.factors import Factors
-from ..lowrank.range_finder import LeadingSpectrum, Rows, largest, residual
+from ..lowrank.range_finder import LeadingSpectrum, RowSource, largest, residual
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 
@@ -41,7 +41,13 @@ class Extracted(NamedTuple):
 
 
 def extract_matrix(
-    D: Rows, *, total: float, noise: float, rank: int, energy: float | None = None, unevenness: float = 1.0
+    D: RowSource,
+    *,
+    total: float,
+    noise: float,
+    rank: int,
+    energy: float | None = None,
+    unevenness: float = 1.0,
 ) -> Extracted:
     """The factors of ``D``, of its rank above rounding if ``rank`` and ``energy`` allow it; None if all of it
     is rounding.
@@ -68,7 +74,7 @@ def extract_matrix(
 
 
 def _spectrum_above_noise(
-    D: Rows, total: float, noise: float, cut: Cut, unevenness: float
+    D: RowSource, total: float, noise: float, cut: Cut, unevenness: float
 ) -> tuple[LeadingSpectrum, int | None]:
     """The spectrum down to where it is rounding, and the rank above that.
 

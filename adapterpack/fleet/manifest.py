@@ -18,7 +18,7 @@ from msgspec import Meta
 from ..errors import FormatError
 from ..io import strict_json, typed_json
 from ..io.safetensors import DTYPES, FLOATS
-from ..io.typed_json import Misfit, Part
+from ..io.typed_json import Misfit, StrictStruct
 from ..manifest import limits
 from ..manifest.integrity import KEY, require_whole, seal
 from ..manifest.structs import Base, Task
@@ -38,7 +38,7 @@ Rank = Annotated[int, Meta(ge=1, le=65_536)]
 Index = Annotated[int, Meta(ge=0, le=50_000)]
 
 
-class FleetSite(Part, frozen=True):
+class FleetSite(StrictStruct, frozen=True):
     """A module that members change: its place, its kind and widths, and the tensor of the base behind it."""
 
     path: limits.Path
@@ -49,7 +49,7 @@ class FleetSite(Part, frozen=True):
     weight: Annotated[str, Meta(min_length=1, max_length=512)] | None
 
 
-class Whole(Part, frozen=True):
+class Whole(StrictStruct, frozen=True):
     """A parameter of a module that a member has trained whole."""
 
     path: limits.Path
@@ -59,7 +59,7 @@ class Whole(Part, frozen=True):
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 33)], ...], Meta(max_length=8)]
 
 
-class Member(Part, frozen=True):
+class Member(StrictStruct, frozen=True):
     """One adapter: what it is called, the pack that it was made from, and how far its change is from that
     pack's.
 
@@ -88,7 +88,7 @@ class Member(Part, frozen=True):
             yield Misfit("/ranks", "a member has ranks of its own exactly where it is in no cluster")
 
 
-class FleetManifest(Part, frozen=True, dict=True):
+class FleetManifest(StrictStruct, frozen=True, dict=True):
     """The whole manifest. ``rank`` is that of the bases, or the width of a site where that is less;
     ``error_budget`` the relative error above which a member keeps its own factors, None for no bound.
     """

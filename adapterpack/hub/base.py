@@ -124,14 +124,14 @@ class RemoteBase(Checkpoint):
         entries = self._entries()
         return fp.Fingerprint(self.structure, None, None if entries is None else fp.files(entries), None)
 
-    def _entries(self) -> list[fp.FileEntry] | None:
+    def _entries(self) -> list[fp.HashedFile] | None:
         whole = {shard: self.listed[shard].sha256 for shard in self.files}
         if self.index is not None:
             whole[INDEX] = hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()
         if None in whole.values():
             return None
         return [
-            fp.FileEntry(name, self.listed[name].size, str(sha256)) for name, sha256 in sorted(whole.items())
+            fp.HashedFile(name, self.listed[name].size, str(sha256)) for name, sha256 in sorted(whole.items())
         ]
 
     def has_file(self, name: str, sha256: str) -> bool | None:

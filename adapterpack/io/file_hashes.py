@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import StorageError
 from .atomic import output_file
 from .cache import cache_folder
-from .hashing import Identity, Source, digests, identity
+from .hashing import HashedSource, Identity, digests, identity
 
 LARGE = 64 << 20
 """Bytes from which a hash is kept for other processes: smaller files are hashed in less than a tenth of a
@@ -46,7 +46,11 @@ def file_hashes(
     seen = {name: identity(path) for name, path in files.items()}
     found = {} if again else {name: known for name, one in seen.items() if (known := _kept(one)) is not None}
     fresh = digests(
-        {name: Source(files[name], one, ((0, one.size),)) for name, one in seen.items() if name not in found},
+        {
+            name: HashedSource(files[name], one, ((0, one.size),))
+            for name, one in seen.items()
+            if name not in found
+        },
         watch=watch,
     )
     for name, sha256 in fresh.items():

@@ -81,7 +81,7 @@ def require_unchanged(path: Path, before: Identity, exact: bool = False) -> None
         raise ChangedError(path)
 
 
-class Source(NamedTuple):
+class HashedSource(NamedTuple):
     """Ranges (offset, bytes) of a file whose identity was ``identity`` when it was opened."""
 
     path: Path
@@ -89,7 +89,7 @@ class Source(NamedTuple):
     ranges: tuple[tuple[int, int], ...]
 
     @classmethod
-    def whole(cls, path: Path, known: Identity | None = None) -> Source:
+    def whole(cls, path: Path, known: Identity | None = None) -> HashedSource:
         """All of a file, with the identity that it has now unless an earlier one is ``known``.
 
         Raises:
@@ -104,7 +104,7 @@ class Source(NamedTuple):
         return sum(nbytes for _, nbytes in self.ranges)
 
 
-def bytes_of(source: Source) -> bytearray:
+def bytes_of(source: HashedSource) -> bytearray:
     """The bytes of a source in memory.
 
     Raises:
@@ -138,7 +138,9 @@ def sha256(_: object, blocks: Iterator[memoryview]) -> bytes:
 
 
 def digests(
-    sources: Mapping[Key, Source | Parts], each: Digest[Key] = sha256, watch: Callable[[], None] | None = None
+    sources: Mapping[Key, HashedSource | Parts],
+    each: Digest[Key] = sha256,
+    watch: Callable[[], None] | None = None,
 ) -> dict[Key, bytes]:
     """The digest of every source, by its key: its sha256, or what ``each`` makes of its bytes.
 
@@ -160,7 +162,7 @@ def digests(
     stop = Event()
 
     def work() -> None:
-        files = [sizes[key] for key, source in sources.items() if isinstance(source, Source)]
+        files = [sizes[key] for key, source in sources.items() if isinstance(source, HashedSource)]
         buffer = memoryview(bytearray(min(BLOCK, max(files, default=0))))
         try:
             while not stop.is_set():
@@ -185,15 +187,15 @@ def digests(
     return made
 
 
-def _nbytes(source: Source | Parts) -> int:
-    return source.nbytes if isinstance(source, Source) else sum(len(part) for part in source)
+def _nbytes(source: HashedSource | Parts) -> int:
+    return source.nbytes if isinstance(source, HashedSource) else sum(len(part) for part in source)
 
 
 def _blocks(
-    source: Source | Parts, buffer: memoryview, stop: Event, watch: Callable[[], None] | None
+    source: HashedSource | Parts, buffer: memoryview, stop: Event, watch: Callable[[], None] | None
 ) -> Iterator[memoryview]:
     """The bytes in blocks, until ``stop`` is set."""
-    for block in _ranges(source, buffer) if isinstance(source, Source) else _slices(source):
+    for block in _ranges(source, buffer) if isinstance(source, HashedSource) else _slices(source):
         if stop.is_set():
             return
         if watch is not None:
@@ -207,7 +209,7 @@ def _slices(parts: Parts) -> Iterator[memoryview]:
             yield memoryview(part)[start : start + BLOCK]
 
 
-def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
+def _ranges(source: HashedSource, buffer: memoryview) -> Iterator[memoryview]:
     """The ranges in full buffers, the last of each shorter. A descriptor of its own keeps the kernel's
     read-ahead sequential.
     """
@@ -227,7 +229,7 @@ def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
             os.close(descriptor)
 
 
-def _require_same(source: Source, descriptor: int) -> None:
+def _require_same(source: HashedSource, descriptor: int) -> None:
     """``changed`` may move without a new byte (another hard link, a new mode), so it decides on caching
     only.
     """

@@ -22,7 +22,7 @@ class Misfit(NamedTuple):
     message: str
 
 
-class Part(msgspec.Struct, frozen=True):
+class StrictStruct(msgspec.Struct, frozen=True):
     """An object of a file format. Reading one takes every field and no other, whatever has a default in
     Python; so does a dataclass.
     """
@@ -39,7 +39,7 @@ def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
     them.
 
     Example:
-        >>> class Size(Part, frozen=True):
+        >>> class Size(StrictStruct, frozen=True):
         ...     width: typing.Annotated[int, msgspec.Meta(ge=1)] = 1
         >>> read({"width": 3}, Size), read({"width": 0}, Size)
         (Size(width=3), Misfit(pointer='/width', message='expected `int` >= 1, found 0'))
@@ -121,7 +121,7 @@ def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     elif (
         isinstance(value, dict)
         and isinstance(origin, type)
-        and (issubclass(origin, Part) or is_dataclass(origin))
+        and (issubclass(origin, StrictStruct) or is_dataclass(origin))
     ):
         hints = typing.get_type_hints(origin, include_extras=True)
         yield from ((name, value[name], hints[name]) for name in _fields(origin) if name in value)
@@ -143,7 +143,7 @@ def _other_fields(value: Any, read: Any, newer: bool) -> Misfit | None:
     """
     if isinstance(read, tuple | list):
         pairs: list[tuple[Any, tuple[Any, Any]]] = list(enumerate(zip(read, value, strict=True)))
-    elif isinstance(read, dict | Part) or is_dataclass(read):
+    elif isinstance(read, dict | StrictStruct) or is_dataclass(read):
         breaches: Iterator[Misfit] = read.breaches() if hasattr(read, "breaches") else iter(())
         if breach := next(breaches, None):
             return breach

@@ -152,7 +152,7 @@ class Side(NamedTuple):
         return made
 
 
-class Sum(NamedTuple):
+class FactorSum(NamedTuple):
     """``sum_i w_i B_i A_i`` as it stands; :meth:`joined` makes the factors of :func:`stack`.
 
     Example:
@@ -191,9 +191,9 @@ class Sum(NamedTuple):
         return Factors(self.right.joined(), self.left.joined())
 
 
-def weighted_sum(terms: Sequence[Term]) -> Sum:
+def weighted_sum(terms: Sequence[Term]) -> FactorSum:
     """``sum_i w_i B_i A_i``. A term of weight 0 is absent, unless all are."""
-    return Sum(tuple(term for term in terms if term.weight and len(term.A)) or tuple(terms[:1]))
+    return FactorSum(tuple(term for term in terms if term.weight and len(term.A)) or tuple(terms[:1]))
 
 
 def stack(terms: Sequence[Term]) -> Factors:
@@ -255,7 +255,7 @@ def column_gram(terms: Sequence[Term]) -> np.ndarray:
     return row_gram([Term(term.B.T, term.A.T, term.weight) for term in terms])
 
 
-class Core(NamedTuple):
+class JointCore(NamedTuple):
     """Changes in their joint bases: ``D_i = left @ cores[i] @ right.T`` with orthonormal ``left`` ``[m, K]``
     and ``right`` ``[n, L]``.
 
@@ -276,7 +276,7 @@ class Core(NamedTuple):
         return Factors(self.right.T, (self.left @ merged).astype(dtype))
 
 
-def core(terms: Sequence[Term]) -> Core:
+def core(terms: Sequence[Term]) -> JointCore:
     """The changes of ``terms`` in the bases of all their columns and of all their rows.
 
     Example:
@@ -291,7 +291,7 @@ def core(terms: Sequence[Term]) -> Core:
     ends = np.cumsum([len(term.A) for term in terms])[:-1]
     parts = zip(np.split(left_core, ends, axis=1), np.split(right_core, ends, axis=1), strict=True)
     dtype = np.result_type(*(term.B.dtype for term in terms))
-    return Core(left.astype(dtype), right.astype(dtype), np.array([B @ A.T for B, A in parts]))
+    return JointCore(left.astype(dtype), right.astype(dtype), np.array([B @ A.T for B, A in parts]))
 
 
 class Angles(NamedTuple):

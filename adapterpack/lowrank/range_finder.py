@@ -39,7 +39,7 @@ to wait for the next.
 """
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """A matrix by blocks of rows: anything with a shape that can be gone through again and again."""
 
     @property
@@ -62,7 +62,7 @@ class Rows(Protocol):
 
 
 class InMemory(NamedTuple):
-    """A matrix in memory as :class:`Rows`."""
+    """A matrix in memory as :class:`RowSource`."""
 
     matrix: np.ndarray
     guess: np.ndarray | None = None
@@ -105,7 +105,7 @@ class LeadingSpectrum(NamedTuple):
         return factors, Loss(inside.tail + self.left_out, self.total)
 
 
-def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingSpectrum:
+def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingSpectrum:
     """The singular values of ``D``, largest first, until they are enough for ``cut`` or all that is left is
     ``noise`` (squared norm).
 
@@ -164,7 +164,7 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingS
     )
 
 
-def _there_and_back(D: Rows, X: np.ndarray, back: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def _there_and_back(D: RowSource, X: np.ndarray, back: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """``D X``, and with ``back`` ``D^T D X``, in one pass over the blocks of ``D``; float32."""
     image, returned = np.empty((D.shape[0], X.shape[1]), np.float32), np.zeros(X.shape, np.float32)
     for rows, block in D.blocks():
@@ -174,7 +174,7 @@ def _there_and_back(D: Rows, X: np.ndarray, back: bool = True) -> tuple[np.ndarr
     return image, returned
 
 
-def residual(D: Rows, factors: Factors) -> Loss:
+def residual(D: RowSource, factors: Factors) -> Loss:
     """``||D - B A||_F^2`` and ``||D||_F^2``, entry by entry: what the factors as they are, rounded or not,
     leave out.
     """
@@ -185,7 +185,7 @@ def residual(D: Rows, factors: Factors) -> Loss:
     return Loss(tail, total)
 
 
-def _whole(D: Rows) -> LeadingSpectrum:
+def _whole(D: RowSource) -> LeadingSpectrum:
     matrix = np.concatenate([block.astype(np.float64) for _, block in D.blocks()], axis=0)
     dtype = np.result_type(np.float32, next(block.dtype for _, block in D.blocks()))
     u, values, vt = np.linalg.svd(matrix, full_matrices=False)

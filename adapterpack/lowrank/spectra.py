@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..io.threads import in_order
-from .factors import Factors, Side, Sum
+from .factors import Factors, FactorSum, Side
 from .truncation import Cut, energy_of
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Spectrum(NamedTuple):
         return Factors(A, B), Loss(energy_of(self.S[kept:]), energy_of(self.S))
 
 
-Change = Factors | Sum
+Change = Factors | FactorSum
 """A change by its factors, which may not stand side by side yet."""
 
 

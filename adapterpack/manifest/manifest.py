@@ -13,7 +13,7 @@ from msgspec import Meta, field
 
 from ..errors import FormatError
 from ..io import strict_json, typed_json
-from ..io.typed_json import Misfit, Part
+from ..io.typed_json import Misfit, StrictStruct
 from ..tasks.data.problems import MARKED, ONE
 from . import limits
 from .integrity import digests_in, require_whole, seal
@@ -95,7 +95,7 @@ _FIRST_SEALED = 4
 """The first minor version whose manifests hold a digest of themselves."""
 
 
-class Manifest(Part, frozen=True, dict=True):
+class Manifest(StrictStruct, frozen=True, dict=True):
     """The whole manifest. ``training``, ``metrics``, the licenses and what ``pack`` says are claimed, not
     verifiable.
 

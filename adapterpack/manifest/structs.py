@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta, field
 
 from ..io.safetensors import DTYPES
-from ..io.typed_json import Misfit, Part, repeated
+from ..io.typed_json import Misfit, StrictStruct, repeated
 from .limits import (
     LARGEST_CLAIM,
     LARGEST_SETTING,
@@ -41,7 +41,7 @@ from .limits import (
 )
 
 
-class PackInfo(Part, frozen=True):
+class PackInfo(StrictStruct, frozen=True):
     """Names and claims about the pack itself; ``created`` is RFC 3339."""
 
     name: PackName
@@ -61,14 +61,14 @@ class PackInfo(Part, frozen=True):
     ) = None
 
 
-class MethodRef(Part, frozen=True):
+class MethodRef(StrictStruct, frozen=True):
     """Which method made the tensors."""
 
     type: Identifier
     spec_version: SpecVersion = 1
 
 
-class Task(Part, frozen=True):
+class Task(StrictStruct, frozen=True):
     """What the adapted model does: the Hugging Face pipeline name, the model class, and the labels in
     order.
     """
@@ -88,7 +88,7 @@ class Task(Part, frozen=True):
         return repeated(self.labels, "/labels")
 
 
-class Dims(Part, frozen=True):
+class Dims(StrictStruct, frozen=True):
     """The sizes of a base: width of the hidden state, number of layers and of attention heads, entries of the
     vocabulary.
     """
@@ -99,7 +99,7 @@ class Dims(Part, frozen=True):
     vocab: Width | None = None
 
 
-class Variant(Part, frozen=True):
+class Variant(StrictStruct, frozen=True):
     """Another form of the same base for which the pack is meant: how it differs, its digests, and whether it
     was tried.
     """
@@ -110,7 +110,7 @@ class Variant(Part, frozen=True):
     tested: bool = False
 
 
-class Base(Part, frozen=True):
+class Base(StrictStruct, frozen=True):
     """The model that the pack belongs to: name, commit, architecture and sizes are hints, the digests are its
     identity.
 
@@ -130,7 +130,7 @@ class Base(Part, frozen=True):
     variants: Annotated[tuple[Variant, ...], Meta(max_length=64)] = ()
 
 
-class Group(Part, frozen=True):
+class Group(StrictStruct, frozen=True):
     """One module that the pack changes. ``role`` is ``adapter``, or ``full`` for a module that was trained
     whole; the one group of role ``shared`` is no module and holds what all adapters of the pack have in
     common. A width may be unknown (None).
@@ -157,7 +157,7 @@ class Group(Part, frozen=True):
         return too_large(self.config, "/config", LARGEST_SETTING)
 
 
-class TensorEntry(Part, frozen=True):
+class TensorEntry(StrictStruct, frozen=True):
     """One tensor: where it is, what it is, and the proof of its bytes. ``scales`` names the int8 tensor's
     scales.
     """
@@ -171,7 +171,7 @@ class TensorEntry(Part, frozen=True):
     scales: Path | None = None
 
 
-class FileEntry(Part, frozen=True):
+class FileEntry(StrictStruct, frozen=True):
     """One file of a closed list."""
 
     path: str
@@ -187,7 +187,7 @@ class PackFile(FileEntry, frozen=True):
     role: Annotated[str, Meta(pattern=r"^(tensors|peft_config|chat_template)\Z")]
 
 
-class Parent(Part, frozen=True):
+class Parent(StrictStruct, frozen=True):
     """A pack that this one was made from, by digest; ``repo`` and ``commit`` say where it was found."""
 
     digest: Sha256
@@ -197,7 +197,7 @@ class Parent(Part, frozen=True):
     commit: Commit | None = None
 
 
-class Lineage(Part, frozen=True):
+class Lineage(StrictStruct, frozen=True):
     """The operation that made this pack from its parents, with every parameter.
 
     ``tool`` is name and version; ``source_format`` what a converted pack was before; ``ancestors`` the
@@ -225,7 +225,7 @@ class Lineage(Part, frozen=True):
             yield from repeated(parents, f"/ancestors/{digest}")
 
 
-class Tokenizer(Part, frozen=True):
+class Tokenizer(StrictStruct, frozen=True):
     """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat
     template, as hex.
 
@@ -237,7 +237,7 @@ class Tokenizer(Part, frozen=True):
     chat_template: Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")] | None = None
 
 
-class BaseQuantization(Part, frozen=True):
+class BaseQuantization(StrictStruct, frozen=True):
     """How the base was quantized while the adapter was trained on it, for instance ``nf4`` and its
     parameters.
     """
@@ -250,14 +250,14 @@ class BaseQuantization(Part, frozen=True):
         return too_large(self.params, "/params", LARGEST_CLAIM)
 
 
-class Run(Part, frozen=True):
+class Run(StrictStruct, frozen=True):
     """Directions of a packed matrix that follow each other in one code."""
 
     count: Width
     code: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]{0,15}\Z")]
 
 
-class Packed(Part, frozen=True):
+class Packed(StrictStruct, frozen=True):
     """How the bytes of a tensor stand for a matrix of this ``shape`` (what is behind its second axis counts
     as columns).
 
@@ -301,7 +301,7 @@ class Safety(TypedDict):
     requires_remote_code: Annotated[bool, Meta(extra_json_schema={"const": False})]
 
 
-class Recipe(Part, frozen=True):
+class Recipe(StrictStruct, frozen=True):
     """Inputs by recipe: the seed of their numbers and their shape."""
 
     seed: Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
@@ -320,7 +320,7 @@ class Features(Recipe, frozen=True):
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=3, max_length=3)]
 
 
-class Member(Part, frozen=True):
+class Member(StrictStruct, frozen=True):
     """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and
     its method.
     """
@@ -331,7 +331,7 @@ class Member(Part, frozen=True):
     spec_version: SpecVersion = 1
 
 
-class Composition(Part, frozen=True):
+class Composition(StrictStruct, frozen=True):
     """How the adapters in a composed pack work together: a tree over their names (``adapter_methods/nodes``),
     as JSON values.
 
@@ -359,7 +359,7 @@ class TopLogits(TypedDict):
     ]
 
 
-class Canary(Part, frozen=True):
+class Canary(StrictStruct, frozen=True):
     """An executable proof: these inputs must give these logits, without and with the adapter.
 
     ``base`` and ``adapter`` hold, row by row, the logits at the last position: ``ids`` (the top ones) and

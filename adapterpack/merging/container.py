@@ -16,7 +16,7 @@ from .base_kind import is_gguf
 from .checkpoint import layout, provenance
 from .checkpoint.base_model import MergeBase
 from .checkpoint.layout import Shard
-from .checkpoint.plan import Plan
+from .checkpoint.plan import MergePlan
 
 
 class Container(NamedTuple):
@@ -24,8 +24,8 @@ class Container(NamedTuple):
     file, if it is no folder.
     """
 
-    shards: Callable[[Any, Plan, str | None, str], list[Shard]]
-    finish: Callable[[Path, Any, Sequence[Pack], Plan, str | None, list[Shard], Mapping[str, Any]], None]
+    shards: Callable[[Any, MergePlan, str | None, str], list[Shard]]
+    finish: Callable[[Path, Any, Sequence[Pack], MergePlan, str | None, list[Shard], Mapping[str, Any]], None]
     file: str | None = None
 
 
@@ -52,7 +52,7 @@ def open_base(
     return MergeBase(base), SAFETENSORS
 
 
-def _safetensors(source: MergeBase, todo: Plan, dtype: str | None, note: str) -> list[Shard]:
+def _safetensors(source: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> list[Shard]:
     return layout.shards(source, todo, dtype, {provenance.METADATA: note})
 
 
@@ -60,7 +60,7 @@ def _side_files(
     folder: Path,
     source: MergeBase,
     packs: Sequence[Pack],
-    todo: Plan,
+    todo: MergePlan,
     dtype: str | None,
     shards: list[Shard],
     report: Mapping[str, Any],

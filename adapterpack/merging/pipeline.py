@@ -136,7 +136,7 @@ def merge(
             found=repr(verify),
         )
     out_dtype = None if dtype is None else dtypes.parse(dtype)
-    share = jobs.Share() if shard is None else jobs.parse_share(shard)
+    share = jobs.JobShare() if shard is None else jobs.parse_share(shard)
     arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     source, container = open_base(base, checkpoint)
@@ -176,7 +176,7 @@ def merge(
         target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.bytes_on_disk(folder)
     )
 
-    def report_of(done: dict[int, journal.Done], missing: int) -> MergeReport:
+    def report_of(done: dict[int, journal.FinishedJob], missing: int) -> MergeReport:
         losses = [
             job.loss(sums)
             for number, job in enumerate(work)

@@ -101,7 +101,7 @@ def write_file(open_job: OpenJob, source: Path, out: Path, progress: Progress, k
         file = stack.enter_context(_opened(source))
         job, _ = begun(open_job, lines_of(file, where))
         stack.callback(job.close)
-        content = hashing.digests({source: hashing.Source.whole(source, before)})[source].hex()
+        content = hashing.digests({source: hashing.HashedSource.whole(source, before)})[source].hex()
         with growing_file(out, digest({"input": content, "version": VERSION, **job.identity})) as sink:
             file.seek(sink.done.end)
             lines = lines_of(file, where, sink.done.line, sink.done.end)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
 from ..http.http_error import HTTPError
-from ..io.typed_json import Part
+from ..io.typed_json import StrictStruct
 from . import parsing
 from .adapters.adapter_control import Refusal, ServedAdapter
 from .observability.audit import Record
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-class LoadRequest(Part, frozen=True, forbid_unknown_fields=True):
+class LoadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """Which pack to load, and under which name.
 
     Attributes:
@@ -45,7 +45,7 @@ class LoadRequest(Part, frozen=True, forbid_unknown_fields=True):
     load_inplace: bool = False
 
 
-class UnloadRequest(Part, frozen=True, forbid_unknown_fields=True):
+class UnloadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """Which adapter to unload."""
 
     lora_name: _Name

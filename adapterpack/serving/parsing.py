@@ -11,10 +11,10 @@ from ..errors import FormatError, nearest
 from ..http.bodies import body_of, require_size
 from ..http.http_error import HTTPError
 from ..io import strict_json, typed_json
-from ..io.typed_json import Part
+from ..io.typed_json import StrictStruct
 from .tenants.limits import ServerLimits
 
-T = TypeVar("T", bound=Part)
+T = TypeVar("T", bound=StrictStruct)
 _CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}
 _LARGEST = 1 << 64
 """Of an integer: seeds have 64 bits."""
@@ -62,7 +62,7 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
     return struct
 
 
-def _require_known(given: dict[str, Any], kind: type[Part]) -> None:
+def _require_known(given: dict[str, Any], kind: type[StrictStruct]) -> None:
     known = kind.__struct_encode_fields__
     for name in given:
         if name not in known:

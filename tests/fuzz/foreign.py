@@ -13,7 +13,7 @@ import numpy as np
 from adapterpack.adapter_methods import Site, get
 from adapterpack.adapter_methods.lora import LoRA
 from adapterpack.composing.pipeline import compose
-from adapterpack.converting.format import Source
+from adapterpack.converting.format import ConversionSource
 from adapterpack.converting.pipeline import convert, detect
 from adapterpack.errors import AdapterpackError
 from adapterpack.io.safetensors import SafetensorsFile, write
@@ -223,7 +223,7 @@ def _of_diffusers(path: Path) -> Foreign:
 
 def read(path: Path) -> Pack:
     """The pack that an adapter is converted to, its numbers looked at."""
-    pack = detect(path).read(Source(path, "a")).pack
+    pack = detect(path).read(ConversionSource(path, "a")).pack
     m.parse(pack.manifest.to_bytes(), "converted")
     for group in pack.manifest.groups:
         pack.params(group.path)

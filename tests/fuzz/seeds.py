@@ -16,7 +16,7 @@ import onnxruntime as ort
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from adapterpack.adapter_methods import Site, methods, resolve_configs
-from adapterpack.composing.recipe import Recipe
+from adapterpack.composing.recipe import CompositionRecipe
 from adapterpack.io import strict_json
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.io.safetensors import write
@@ -196,10 +196,10 @@ def recipes() -> tuple[bytes, ...]:
     """By a rule, and by a tree."""
     parents = (m.Parent("sha256:" + "0" * 64, "a", 0.5), m.Parent("sha256:" + "1" * 64, "b", 0.5))
     kinds = (
-        Recipe(
+        CompositionRecipe(
             "both", parents, rule="ties", params={"density": 0.5}, options={"rank": 4, "whole": "average"}
         ),
-        Recipe(
+        CompositionRecipe(
             "both",
             parents,
             tree={"sum": [{"member": "a"}, {"member": "b"}]},

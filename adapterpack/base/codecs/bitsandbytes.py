@@ -12,7 +12,7 @@ from ...errors import FormatError
 from ..checkpoint import Checkpoint
 from . import bnb4
 from .base import Codec, ModuleTensors, Parts, Weight, modules_with, unreadable
-from .grid import Grid, Groups, QuantizedRows, Span, integers
+from .grid import CodeSpan, Grid, Groups, QuantizedRows, integers
 from .registry import CODECS
 from .storage import PartUpdate
 
@@ -23,7 +23,7 @@ LEVELS = _BYTES._replace(
     nearest=lambda level: _BYTES.nearest(level * 127),
     fit=lambda low, high: (np.maximum(np.abs(low), np.abs(high)), None),
     width=lambda codes: np.full((1, 1), _UNIT),
-    span=Span(-127, 127, 1 / 127),
+    span=CodeSpan(-127, 127, 1 / 127),
 )
 
 

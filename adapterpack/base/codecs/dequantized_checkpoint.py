@@ -16,9 +16,9 @@ from ..checkpoint import Checkpoint
 from .base import Parts
 from .expert_stack import StackReader, StackWriter
 from .plain import PlainReader, PlainWriter
-from .quantized_storage import Matrix, QuantizedReader, QuantizedWriter
+from .quantized_storage import QuantizedMatrix, QuantizedReader, QuantizedWriter
 from .registry import weights
-from .storage import Storage
+from .storage import WeightStorage
 
 
 class DequantizedCheckpoint(Checkpoint):
@@ -84,11 +84,11 @@ class DequantizedCheckpoint(Checkpoint):
         """
         return None
 
-    def matrix(self, name: str) -> Matrix:
+    def matrix(self, name: str) -> QuantizedMatrix:
         """A quantized weight, decoded when rows are indexed."""
-        return Matrix(self.quantized[name], self.parts(name))
+        return QuantizedMatrix(self.quantized[name], self.parts(name))
 
-    def storage(self, name: str, out: str | None, where: object = None) -> Storage:
+    def storage(self, name: str, out: str | None, where: object = None) -> WeightStorage:
         """How the weight ``name`` is stored here, and how in an output of the safetensors dtype ``out``
         (None: as it is here).
 
@@ -97,12 +97,14 @@ class DequantizedCheckpoint(Checkpoint):
         """
         return self._storage(name, out, self.matrix(name) if name in self.quantized else None, where)
 
-    def _storage(self, name: str, out: str | None, matrix: Matrix | None, where: object) -> Storage:
+    def _storage(
+        self, name: str, out: str | None, matrix: QuantizedMatrix | None, where: object
+    ) -> WeightStorage:
         info = self.tensors[name]
         stack = self.stacks.get(name)
         if matrix is not None:
             reader = QuantizedReader(matrix, f"{self.folder}, {name}")
-            return Storage(reader, QuantizedWriter(matrix) if out is None else PlainWriter(name, out))
+            return WeightStorage(reader, QuantizedWriter(matrix) if out is None else PlainWriter(name, out))
         if info.dtype not in FLOATS:
             raise Unsupported(
                 "the weight of this site is not stored as floating point",
@@ -111,5 +113,5 @@ class DequantizedCheckpoint(Checkpoint):
                 remedy="merge into the original checkpoint, and quantize the result",
             )
         if stack is not None:
-            return Storage(StackReader(self, stack), StackWriter(self, stack, out or info.dtype))
-        return Storage(PlainReader(self, name), PlainWriter(name, out or info.dtype))
+            return WeightStorage(StackReader(self, stack), StackWriter(self, stack, out or info.dtype))
+        return WeightStorage(PlainReader(self, name), PlainWriter(name, out or info.dtype))

@@ -16,11 +16,11 @@ from ...io.buffers import Scratch
 from ...io.byte_ranges import opened, read_into
 from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
-from ..fused_experts import Stack
+from ..fused_experts import ExpertStack
 from ..rounding import Round
 from .plain import widened, work_dtype
-from .quantized_storage import Matrix
-from .storage import MAIN_PART, Encoded, PartUpdate, Read
+from .quantized_storage import QuantizedMatrix
+from .storage import MAIN_PART, EncodedRows, PartUpdate, Read
 
 
 class _Run(NamedTuple):
@@ -31,7 +31,7 @@ class _Run(NamedTuple):
     stop: int
 
 
-def _runs(base: Checkpoint, stack: Stack) -> list[_Run]:
+def _runs(base: Checkpoint, stack: ExpertStack) -> list[_Run]:
     runs, at = [], 0
     for name in (name for parts in stack.parts for name in parts):
         rows = base.stored[name].shape[0]
@@ -54,7 +54,7 @@ def _cut(runs: list[_Run], rows: slice) -> Iterator[tuple[int, slice, slice]]:
             )
 
 
-class _Expert(Matrix):
+class _Expert(QuantizedMatrix):
     """One matrix of a stack, read when rows are indexed."""
 
     def __init__(self, base: Checkpoint, names: tuple[str, ...], dtype: np.dtype[Any]) -> None:
@@ -74,7 +74,7 @@ class StackReader(NamedTuple):
     """A stack as :class:`~adapterpack.base.codecs.storage.Reader`."""
 
     base: Checkpoint
-    stack: Stack
+    stack: ExpertStack
     step: int = 1
 
     @property
@@ -136,7 +136,7 @@ class StackWriter(NamedTuple):
     """
 
     base: Checkpoint
-    stack: Stack
+    stack: ExpertStack
     out: str
     stochastic: bool = True
     read_only_reason: str | None = None
@@ -156,14 +156,14 @@ class StackWriter(NamedTuple):
         """The tensors of all experts."""
         return {_role(number): run.tensor for number, run in enumerate(_runs(self.base, self.stack))}
 
-    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
         """See the protocol: rounded once."""
         stored = rounding(values, DTYPES[self.out], scratch)
         updates = [
             PartUpdate(_role(number), in_tensor, stored[in_block])
             for number, in_tensor, in_block in _cut(_runs(self.base, self.stack), rows)
         ]
-        return Encoded(updates, stored, stored.dtype.itemsize >= values.dtype.itemsize)
+        return EncodedRows(updates, stored, stored.dtype.itemsize >= values.dtype.itemsize)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""

@@ -31,7 +31,7 @@ class QuantizedRows(NamedTuple):
     zero: np.ndarray | None = None
 
 
-class Span(NamedTuple):
+class CodeSpan(NamedTuple):
     """Evenly spaced levels: ``unit`` times a code, which is a whole number from ``low`` to ``high``."""
 
     low: int
@@ -52,7 +52,7 @@ class Levels(NamedTuple):
     nearest: Callable[[Rows], np.ndarray]
     fit: Callable[[Rows, Rows], tuple[Rows, Rows | None]]
     width: Callable[[np.ndarray], Rows]
-    span: Span | None = None
+    span: CodeSpan | None = None
     table: np.ndarray | None = None
 
 
@@ -210,7 +210,7 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
         nearest,
         fit,
         lambda codes: np.ones((1, 1), np.float32),
-        Span(low, high),
+        CodeSpan(low, high),
     )
 
 

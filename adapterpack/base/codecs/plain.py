@@ -16,7 +16,7 @@ from ...io.byte_ranges import opened, read_into
 from ...io.safetensors import DTYPES, TensorInfo
 from ..checkpoint import Checkpoint
 from ..rounding import Round
-from .storage import MAIN_PART, Encoded, PartUpdate, Read
+from .storage import MAIN_PART, EncodedRows, PartUpdate, Read
 
 
 class PlainReader(NamedTuple):
@@ -93,10 +93,10 @@ class PlainWriter(NamedTuple):
         """The tensor itself."""
         return {MAIN_PART: self.name}
 
-    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
         """See the protocol: rounded once."""
         stored = rounding(values, DTYPES[self.out], scratch)
-        return Encoded(
+        return EncodedRows(
             (PartUpdate(MAIN_PART, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize
         )
 

@@ -14,12 +14,12 @@ from ...io.buffers import Scratch
 from ..rounding import Round
 from .base import Parts, Weight
 from .grid import F32, Rows
-from .storage import Encoded, Read
+from .storage import EncodedRows, Read
 
 _BLOCK = 1 << 20
 
 
-class Matrix:
+class QuantizedMatrix:
     """A weight ``[out, in]`` that is decoded to float32 when rows of it are indexed."""
 
     dtype: np.dtype[Any] = F32
@@ -42,12 +42,12 @@ class Matrix:
         return self[0 : self.shape[0]].astype(dtype, copy=copy)
 
 
-class Transposed(Matrix):
+class Transposed(QuantizedMatrix):
     """The transpose of a lazily decoded matrix, such as an embedding; decodes block by block of the stored
     rows.
     """
 
-    def __init__(self, inner: Matrix) -> None:
+    def __init__(self, inner: QuantizedMatrix) -> None:
         self.inner, self.shape = inner, inner.shape[::-1]
 
     def __getitem__(self, rows: slice) -> Rows:
@@ -63,7 +63,7 @@ class QuantizedReader(NamedTuple):
     already.
     """
 
-    matrix: Matrix
+    matrix: QuantizedMatrix
     where: str
 
     @property
@@ -81,7 +81,7 @@ class QuantizedReader(NamedTuple):
         """The weight's."""
         return self.matrix.shape
 
-    def matrices(self, kind: str) -> list[Matrix]:
+    def matrices(self, kind: str) -> list[QuantizedMatrix]:
         """See the protocol; decoded when rows are indexed."""
         layout = LAYOUTS[kind]
         if layout.stacked or 2 not in layout.axes:
@@ -111,7 +111,7 @@ class QuantizedWriter(NamedTuple):
     :class:`~adapterpack.base.codecs.storage.Writer`.
     """
 
-    matrix: Matrix
+    matrix: QuantizedMatrix
     stochastic: bool = False
 
     @property
@@ -129,7 +129,7 @@ class QuantizedWriter(NamedTuple):
         """The weight's."""
         return self.matrix.weight.read_only_reason
 
-    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
         """See the protocol: the codes with the least error."""
         if not np.isfinite(values).all():
             raise NonFinite(
@@ -141,7 +141,7 @@ class QuantizedWriter(NamedTuple):
                 ),
             )
         updates, after, noise = self.matrix.weight.encode(self.matrix.parts, rows, values)
-        return Encoded(updates, after, False, noise)
+        return EncodedRows(updates, after, False, noise)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""

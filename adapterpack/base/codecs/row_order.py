@@ -12,8 +12,8 @@ import numpy as np
 
 from ...io.buffers import Scratch
 from ..rounding import Round
-from .quantized_storage import Matrix
-from .storage import Encoded, Read, Reader, Storage, Writer
+from .quantized_storage import QuantizedMatrix
+from .storage import EncodedRows, Read, Reader, WeightStorage, Writer
 
 
 def as_model(values: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def as_file(values: np.ndarray, order: np.ndarray) -> np.ndarray:
     return values.reshape(-1, len(order), *values.shape[1:])[:, order].reshape(values.shape)
 
 
-class OrderedMatrix(Matrix):
+class OrderedMatrix(QuantizedMatrix):
     """A matrix ``[out, in]`` in the model's order of rows, reordered when rows are indexed."""
 
     def __init__(self, inner: Any, order: np.ndarray) -> None:
@@ -110,7 +110,7 @@ class OrderedWriter(NamedTuple):
         """As the inner one."""
         return self.inner.read_only_reason
 
-    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
         """See the protocol."""
         return self.inner.encode(as_file(values, self.order), rows, rounding, scratch)
 
@@ -123,10 +123,10 @@ class OrderedWriter(NamedTuple):
         return self.inner.rest(role)
 
 
-def ordered(storage: Storage, order: np.ndarray | None) -> Storage:
+def ordered(storage: WeightStorage, order: np.ndarray | None) -> WeightStorage:
     """The same storage with its rows in the model's order."""
     return (
         storage
         if order is None
-        else Storage(OrderedReader(storage.reader, order), OrderedWriter(storage.writer, order))
+        else WeightStorage(OrderedReader(storage.reader, order), OrderedWriter(storage.writer, order))
     )

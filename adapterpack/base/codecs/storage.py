@@ -35,7 +35,7 @@ class PartUpdate(NamedTuple):
     columns: slice | None = None
 
 
-class Encoded(NamedTuple):
+class EncodedRows(NamedTuple):
     """A block as it is stored.
 
     ``updates`` are written to the parts. ``raw`` is what :meth:`Writer.reread` decodes, ``exact`` says that
@@ -119,7 +119,7 @@ class Writer(Protocol):
         """See above."""
         ...
 
-    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> Encoded:
+    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
         """Encodes rows, into buffers that are valid until the next call.
 
         Raises:
@@ -136,7 +136,7 @@ class Writer(Protocol):
         ...
 
 
-class Storage(NamedTuple):
+class WeightStorage(NamedTuple):
     """How one weight is stored in the base, and how in the output."""
 
     reader: Reader

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from .base import Parts, Weight
-from .grid import QuantizedRows, Span
+from .grid import CodeSpan, QuantizedRows
 from .row_order import as_model
 
 BLOCKS = (256, 128, 64, 32, 16)
@@ -160,7 +160,7 @@ def _table(weight: Weight, stored: QuantizedRows, levels: np.ndarray) -> Table:
     )
 
 
-def _blocks(weight: Weight, stored: QuantizedRows, span: Span) -> Blocks:
+def _blocks(weight: Weight, stored: QuantizedRows, span: CodeSpan) -> Blocks:
     grid, columns = weight.grid, weight.shape[1]
     bits, offset = _container(span, weight)
     q, order = (stored.codes.astype(np.int16) + offset).astype(np.uint8), None
@@ -189,7 +189,7 @@ def _blocks(weight: Weight, stored: QuantizedRows, span: Span) -> Blocks:
     return Blocks(q, scale, zero, block, bits, minimum, order)
 
 
-def _container(span: Span, weight: Weight) -> tuple[int, int]:
+def _container(span: CodeSpan, weight: Weight) -> tuple[int, int]:
     """The fewest bits that hold the codes, and what is added to a code so that it counts from zero."""
     for bits in WIDTHS:
         offset = 1 << bits - 1 if span.low < 0 else 0

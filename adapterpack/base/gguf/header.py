@@ -37,7 +37,7 @@ class Bytes(Protocol):
         ...
 
 
-class Tensor(NamedTuple):
+class GGUFTensor(NamedTuple):
     """One tensor: its shape in numpy's order (rows first), its type, and the position of its bytes in the
     file.
     """
@@ -68,7 +68,7 @@ class Header(NamedTuple):
     version: int
     values: Mapping[str, Any]
     spans: Mapping[str, tuple[int, int]]
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, GGUFTensor]
     alignment: int
     start: int
 
@@ -224,7 +224,7 @@ def _placed(
     alignment: int,
     size: int,
     where: Path,
-) -> Iterator[Tensor]:
+) -> Iterator[GGUFTensor]:
     """The tensors, which must lie in the file one after another, aligned, none over another, with nothing
     after the last.
     """
@@ -239,7 +239,7 @@ def _placed(
                 found=offset,
             )
         end = offset + nbytes
-        yield Tensor(name, shape, kind, start + offset, nbytes)
+        yield GGUFTensor(name, shape, kind, start + offset, nbytes)
     if infos and start + aligned(end, alignment) < size:
         raise FormatError(
             "bytes after the last tensor", where=where, expected=f"{start + end} bytes", found=size

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import Unsupported
 
 
-class Family(NamedTuple):
+class GGUFFamily(NamedTuple):
     """A family of models: llama.cpp's name for it, whether it reorders the rows of queries and keys, and
     whether it adds one to norms.
     """
@@ -23,19 +23,19 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "llama": Family("llama", True),
-    "mistral": Family("llama", True),
-    "granite": Family("granite", True),
-    "smollm3": Family("smollm3", True),
-    "olmo": Family("olmo", True),
-    "olmo2": Family("olmo2"),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
-    "gemma": Family("gemma", norms_plus_one=True),
-    "gemma2": Family("gemma2", norms_plus_one=True),
-    "gemma3_text": Family("gemma3", norms_plus_one=True),
-    "phi3": Family("phi3"),
-    "bert": Family("bert"),
+    "llama": GGUFFamily("llama", True),
+    "mistral": GGUFFamily("llama", True),
+    "granite": GGUFFamily("granite", True),
+    "smollm3": GGUFFamily("smollm3", True),
+    "olmo": GGUFFamily("olmo", True),
+    "olmo2": GGUFFamily("olmo2"),
+    "qwen2": GGUFFamily("qwen2"),
+    "qwen3": GGUFFamily("qwen3"),
+    "gemma": GGUFFamily("gemma", norms_plus_one=True),
+    "gemma2": GGUFFamily("gemma2", norms_plus_one=True),
+    "gemma3_text": GGUFFamily("gemma3", norms_plus_one=True),
+    "phi3": GGUFFamily("phi3"),
+    "bert": GGUFFamily("bert"),
 }
 """``model_type`` -> family, for models whose linear weights llama.cpp's converter copies row by row or
 reorders as below.
@@ -83,7 +83,7 @@ _BERT_OUTER = {
 }
 
 
-def module_of(family: Family, name: str) -> str | None:
+def module_of(family: GGUFFamily, name: str) -> str | None:
     """The path in transformers' model of llama.cpp's tensor ``name`` (without ``.weight``); None where it is
     not known, or where the tensor differs from the module's.
 
@@ -102,7 +102,7 @@ def module_of(family: Family, name: str) -> str | None:
     return None if module is None or not number.isdecimal() else f"{layers}.{number}.{module}"
 
 
-def rope_row_order(family: Family, path: str, rows: int, heads: int, groups: int) -> np.ndarray | None:
+def rope_row_order(family: GGUFFamily, path: str, rows: int, heads: int, groups: int) -> np.ndarray | None:
     """For each row of one head in the file its row in the model's head, where llama.cpp reorders the rows of
     module ``path``; else None.
 

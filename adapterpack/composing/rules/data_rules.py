@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import ConfigError, FormatError
 from ...lowrank.factors import Factors, Term, stack, zero
-from .entries import Block, Blocks, entry_rule, weighted
+from .entries import EntryBlock, EntryBlocks, entry_rule, weighted
 from .rule import ARXIV, MEAN, rule, share
 
 
@@ -78,7 +78,7 @@ def _regular(moment: np.ndarray, alpha: float, ridge: float) -> np.ndarray:
     return G
 
 
-def fisher_survey(blocks: Blocks, **_: Any) -> np.ndarray:
+def fisher_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
     """``[T]``: the mean of the squared gradients of each adapter."""
     sums = np.zeros(1)
     count = 0
@@ -99,7 +99,9 @@ def fisher_survey(blocks: Blocks, **_: Any) -> np.ndarray:
     laws=MEAN,
     statistics="fisher",
 )
-def fisher(block: Block, means: np.ndarray, *, floor: float = 1e-3, normalize: bool = False) -> np.ndarray:
+def fisher(
+    block: EntryBlock, means: np.ndarray, *, floor: float = 1e-3, normalize: bool = False
+) -> np.ndarray:
     """``sum w_t F_t x_t / sum |w_t| F_t``: at every entry the mean, by how much each adapter's loss depends
     on that entry.
 
@@ -121,7 +123,7 @@ def fisher(block: Block, means: np.ndarray, *, floor: float = 1e-3, normalize: b
     )
 
 
-def _gradients(block: Block) -> np.ndarray:
+def _gradients(block: EntryBlock) -> np.ndarray:
     """``[T, b, n]``: the squared gradients; zeros for an adapter that does not change the site."""
     shape = block.values.shape[1:]
     return np.stack(

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._native import lowrank
 from ...adapter_methods import row_blocks
-from ...lowrank.factors import Core, Factors, Term, core
+from ...lowrank.factors import Factors, JointCore, Term, core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
 _BLOCK = 1 << 21
@@ -28,7 +28,7 @@ _EVERY = (3, 5)
 """Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
 
 
-class Block(NamedTuple):
+class EntryBlock(NamedTuple):
     """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys,
     and which ``rows`` they are.
 
@@ -54,7 +54,7 @@ def weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class View:
+class Coordinates:
     """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a
     merged matrix to the weight.
 
@@ -68,21 +68,21 @@ class View:
     back: Callable[[np.ndarray], Factors] | None = None
     sample: Callable[[], np.ndarray] | None = None
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[EntryBlock]:
         """All rows once, in blocks that depend on the shape alone."""
         weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
         for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
             measured = tuple(None if term.measured is None else term.measured[rows] for term in self.terms)
-            yield Block(self.take(rows), weights, keys, rows, measured)
+            yield EntryBlock(self.take(rows), weights, keys, rows, measured)
 
 
 @dataclass(frozen=True)
-class Blocks:
+class EntryBlocks:
     """The blocks of one site or of all, as often as they are needed."""
 
-    views: Callable[[], Iterator[View]]
+    views: Callable[[], Iterator[Coordinates]]
 
-    def __call__(self) -> Iterator[Block]:
+    def __call__(self) -> Iterator[EntryBlock]:
         """All of them, once."""
         for view in self.views():
             yield from view.blocks()
@@ -96,11 +96,11 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A dense change that is made at each use, as :class:`~adapterpack.lowrank.range_finder.Rows`."""
+class MergedEntries:
+    """A dense change that is made at each use, as :class:`~adapterpack.lowrank.range_finder.RowSource`."""
 
-    view: View
-    fuse: Callable[[Block], np.ndarray]
+    view: Coordinates
+    fuse: Callable[[EntryBlock], np.ndarray]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,12 +114,12 @@ class Merged:
         return np.concatenate(rows, axis=1).astype(np.float32)
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """See :class:`~adapterpack.lowrank.range_finder.Rows`."""
+        """See :class:`~adapterpack.lowrank.range_finder.RowSource`."""
         for block in self.view.blocks():
             yield block.rows, self.fuse(block)
 
 
-def dense(terms: Sequence[Term]) -> View:
+def dense(terms: Sequence[Term]) -> Coordinates:
     """The coordinates of the weight."""
     changes = [term.change for term in terms]
     dtype, (m, n) = np.result_type(*(part.dtype for change in changes for part in change)), changes[0].shape
@@ -134,10 +134,10 @@ def dense(terms: Sequence[Term]) -> View:
     def sample() -> np.ndarray:
         return np.stack([change.B[:: _EVERY[0]] @ change.A[:, :: _EVERY[1]] for change in changes])
 
-    return View(tuple(terms), (m, n), take, sample=sample)
+    return Coordinates(tuple(terms), (m, n), take, sample=sample)
 
 
-def knots(terms: Sequence[Term]) -> View:
+def knots(terms: Sequence[Term]) -> Coordinates:
     """KnOTS: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the left singular vectors
     of all changes side by side.
 
@@ -147,10 +147,12 @@ def knots(terms: Sequence[Term]) -> View:
     left = _directions(joint.cores)
     X = (left.T @ joint.cores @ joint.right.T.astype(np.float64)).astype(joint.left.dtype)
     basis = (joint.left @ left).astype(joint.left.dtype)
-    return View(tuple(terms), X.shape[1:], lambda rows: X[:, rows], lambda merged: Factors(merged, basis))
+    return Coordinates(
+        tuple(terms), X.shape[1:], lambda rows: X[:, rows], lambda merged: Factors(merged, basis)
+    )
 
 
-def core_space(terms: Sequence[Term]) -> View:
+def core_space(terms: Sequence[Term]) -> Coordinates:
     """Core Space: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of the changes in balanced
     factors.
 
@@ -163,7 +165,7 @@ def core_space(terms: Sequence[Term]) -> View:
     left, right = _directions(u * halves), _directions(vt.transpose(0, 2, 1) * halves)
     M = (left.T @ joint.cores @ right).astype(joint.left.dtype)
     bases = (joint.left @ left).astype(joint.left.dtype), (joint.right @ right).astype(joint.right.dtype)
-    return View(tuple(terms), M.shape[1:], lambda rows: M[:, rows], Core(*bases, M).change)
+    return Coordinates(tuple(terms), M.shape[1:], lambda rows: M[:, rows], JointCore(*bases, M).change)
 
 
 def _directions(parts: np.ndarray) -> np.ndarray:
@@ -179,7 +181,7 @@ def entry_rule(
     name: str,
     summary: str,
     *,
-    over: Callable[[Sequence[Term]], View] = dense,
+    over: Callable[[Sequence[Term]], Coordinates] = dense,
     survey: Callable[..., Any] | None = None,
     scope: str | None = None,
     **fields: Any,
@@ -199,7 +201,7 @@ def entry_rule(
         def function(terms: Sequence[Term], surveyed: Any, **params: Any) -> Combination:
             params.pop("scope")
             view = over(terms)
-            merged = Merged(view, lambda block: fuse(block, surveyed, **params))
+            merged = MergedEntries(view, lambda block: fuse(block, surveyed, **params))
             return (
                 merged
                 if view.back is None
@@ -212,7 +214,7 @@ def entry_rule(
             return (
                 None
                 if survey is None
-                else survey(Blocks(lambda: (over(terms) for terms in changed)), **params)
+                else survey(EntryBlocks(lambda: (over(terms) for terms in changed)), **params)
             )
 
         function.__signature__ = with_scope(fuse, scope or ("tensor" if survey is None else "adapter"))  # type: ignore[attr-defined]

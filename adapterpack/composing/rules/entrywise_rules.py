@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
-from .entries import Block, Blocks, core_space, entry_rule, knots, weighted
+from .entries import EntryBlock, EntryBlocks, core_space, entry_rule, knots, weighted
 from .rule import ARXIV, MEAN, SUM, THINNED, Count, Laws, Seed, share
 from .trim import band, band_levels, dropped, dropped_by_rank, largest_level, trim
 
@@ -42,7 +42,7 @@ def elect(
         if least is not None:
             votes *= magnitudes(tile) >= least[:, None]
         merged[start : start + _TILE] = _elect(votes, weights, normalize)
-    return merged.reshape(values.shape[1:])
+    return np.reshape(merged, values.shape[1:])
 
 
 def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
@@ -74,7 +74,7 @@ def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
     neutral=THINNED,
     laws=SUM,
 )
-def magnitude_prune(block: Block, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
+def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
     return np.asarray(weighted(block.weights, trim(block.values, least)).sum(axis=0))
 
@@ -109,7 +109,7 @@ def magnitude_prune(block: Block, least: np.ndarray, *, density: float = 0.5) ->
     laws=MEAN,
 )
 def ties(
-    block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True
+    block: EntryBlock, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True
 ) -> np.ndarray:
     """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
     return _scaled(lam, elect(block.values, block.weights, normalize, least))
@@ -123,7 +123,7 @@ def ties(
     neutral=THINNED,
     laws=SUM,
 )
-def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: Seed = 0) -> np.ndarray:
+def dare_linear(block: EntryBlock, _: None, *, density: float = 0.5, seed: Seed = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
     return np.asarray(weighted(block.weights, dropped(block, density, seed)).sum(axis=0))
 
@@ -155,7 +155,13 @@ def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: Seed = 0) 
     laws=MEAN,
 )
 def dare_ties(
-    block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: Seed = 0
+    block: EntryBlock,
+    _: None,
+    *,
+    density: float = 0.5,
+    lam: float = 1.0,
+    normalize: bool = True,
+    seed: Seed = 0,
 ) -> np.ndarray:
     """TIES' election over changes that were thinned out at random."""
     return _scaled(lam, elect(dropped(block, density, seed), block.weights, normalize))
@@ -170,7 +176,7 @@ def dare_ties(
     laws=MEAN,
 )
 def della(
-    block: Block,
+    block: EntryBlock,
     _: None,
     *,
     density: float = 0.5,
@@ -194,7 +200,7 @@ def della(
     laws=SUM,
 )
 def della_linear(
-    block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: Seed = 0
+    block: EntryBlock, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: Seed = 0
 ) -> np.ndarray:
     """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by
     its own.
@@ -212,7 +218,7 @@ def della_linear(
     laws=SUM,
 )
 def breadcrumbs(
-    block: Block, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01
+    block: EntryBlock, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01
 ) -> np.ndarray:
     """``sum w_t band(x_t)``."""
     return np.asarray(weighted(block.weights, band(block, levels)).sum(axis=0))
@@ -228,7 +234,7 @@ def breadcrumbs(
     laws=MEAN,
 )
 def breadcrumbs_ties(
-    block: Block,
+    block: EntryBlock,
     levels: tuple[np.ndarray, np.ndarray],
     *,
     density: float = 0.9,
@@ -247,14 +253,14 @@ def breadcrumbs_ties(
     paper=f"{ARXIV}2407.06322",
     unit=True,
 )
-def magmax(block: Block, _: None, *, alpha: float = 1.0) -> np.ndarray:
+def magmax(block: EntryBlock, _: None, *, alpha: float = 1.0) -> np.ndarray:
     """``alpha`` times the entry ``w_t x_t`` of largest magnitude; 0 where two of the largest are opposite."""
     parts = block.weighted
     high, low = parts.max(axis=0), parts.min(axis=0)
     return alpha * np.where(high > -low, high, np.where(high < -low, low, 0))
 
 
-def _variance(block: Block) -> np.ndarray:
+def _variance(block: EntryBlock) -> np.ndarray:
     return np.asarray(
         np.var(weighted(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
     )
@@ -269,7 +275,7 @@ class Selected(NamedTuple):
     energy: np.ndarray
 
 
-def sce_survey(blocks: Blocks, *, density: float, **_: Any) -> Selected:
+def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
     """The positions where the changes differ most, and how much of each change lies there."""
     share("density", density)
     least = level(lambda: (_variance(block) for block in blocks()), density)
@@ -290,7 +296,7 @@ def sce_survey(blocks: Blocks, *, density: float, **_: Any) -> Selected:
     neutral=THINNED,
     laws=MEAN,
 )
-def sce(block: Block, selected: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
+def sce(block: EntryBlock, selected: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
     """Selected positions of high variance, weights by energy there, minority signs erased; a mean over what
     stays.
     """
@@ -313,7 +319,7 @@ class Balance(NamedTuple):
     most: np.ndarray
 
 
-def _scores(block: Block, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+def _scores(block: EntryBlock, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """``exp(T norm(|x|)^2) tanh(x_t sum x)``, where positive: competition inside a change, and between the
     changes.
     """
@@ -323,7 +329,7 @@ def _scores(block: Block, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     return np.asarray((np.exp(len(x) * norm**2) * np.tanh(x * x.sum(axis=0))).clip(0).astype(np.float32))
 
 
-def pcb_survey(blocks: Blocks, *, density: float, **_: Any) -> Balance:
+def pcb_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Balance:
     """The quantiles of magnitudes and scores; see :class:`Balance`."""
     share("density", density)
     sizes = lambda: (magnitudes(block.values) for block in blocks())  # noqa: E731
@@ -346,7 +352,7 @@ def pcb_survey(blocks: Blocks, *, density: float, **_: Any) -> Balance:
     neutral=THINNED,
     laws=MEAN._replace(homogeneous=False),
 )
-def pcb(block: Block, balance: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
+def pcb(block: EntryBlock, balance: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
     """``lam sum_t w_t x_t score_t / sum_t |w_t| score_t``, of the entries whose score is among the
     ``density`` largest.
     """
@@ -364,14 +370,14 @@ def pcb(block: Block, balance: Balance, *, density: float = 0.1, lam: float = 1.
     )
 
 
-def _unified(block: Block) -> np.ndarray:
+def _unified(block: EntryBlock) -> np.ndarray:
     """EMR: the elected sign at every entry, with the largest magnitude that has it."""
     x = weighted(np.sign(block.weights), block.values)
     sign = np.sign(block.weighted.sum(axis=0))
     return np.asarray(sign * np.max(np.where(np.sign(x) == sign, np.abs(x), 0), axis=0))
 
 
-def _masked(block: Block) -> np.ndarray:
+def _masked(block: EntryBlock) -> np.ndarray:
     """``M_t * unified``: where a change has the elected sign."""
     unified = _unified(block)
     return np.where(weighted(np.sign(block.weights), block.values) * unified > 0, unified, 0)
@@ -381,7 +387,7 @@ def _size(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(values).sum(axis=(1, 2), dtype=np.float64))
 
 
-def emr_survey(blocks: Blocks, **_: Any) -> np.ndarray:
+def emr_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
     """``[T]``: ``sum |x_t| / sum |M_t * unified|``, the rescaling of each change."""
     sums = np.sum([[_size(block.values), _size(_masked(block))] for block in blocks()], axis=0)
     return np.asarray(np.divide(sums[0], sums[1], out=np.zeros(len(sums[0])), where=sums[1] > 0))
@@ -395,7 +401,7 @@ def emr_survey(blocks: Blocks, **_: Any) -> np.ndarray:
     survey=emr_survey,
     laws=MEAN,
 )
-def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
+def emr(block: EntryBlock, scales: np.ndarray, *, task: str = "") -> np.ndarray:
     """The unified change; with ``task``, a pack's name, that pack's mask and scale on it, by which it is
     served.
 
@@ -427,7 +433,7 @@ def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
     laws=Laws(sums=True),
 )
 def consensus(
-    block: Block, _: None, *, threshold: float = 0.4, agreeing: Count = 2, alpha: float = 1.0
+    block: EntryBlock, _: None, *, threshold: float = 0.4, agreeing: Count = 2, alpha: float = 1.0
 ) -> np.ndarray:
     """``alpha sum w_t x_t`` where at least ``agreeing`` of the masks ``|w_t x_t| > threshold |sum - w_t
     x_t|`` are on.

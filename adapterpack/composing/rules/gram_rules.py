@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import Unsupported
-from ...lowrank.factors import Factors, Sum, Term, column_gram, gram, row_gram, stack, weighted_sum
+from ...lowrank.factors import Factors, FactorSum, Term, column_gram, gram, row_gram, stack, weighted_sum
 from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, Steps, choice, rule, with_scope
 
 _ORTHOGONAL = 0.1
@@ -73,12 +73,12 @@ rule(
 )(weighted_sum)
 
 
-def reweighted(terms: Sequence[Term], c: Iterable[float]) -> Sum:
+def reweighted(terms: Sequence[Term], c: Iterable[float]) -> FactorSum:
     """``sum_i c_i D_i``."""
     return weighted_sum([term._replace(weight=float(value)) for term, value in zip(terms, c, strict=True)])
 
 
-def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
+def total(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
     """``lam sum_i w_i D_i``."""
     return reweighted(terms, [lam * term.weight for term in terms])
 
@@ -95,7 +95,7 @@ def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     laws=SUM,
     coefficients=_times,
 )
-def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Sum:
+def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> FactorSum:
     """``lam sum_i w_i D_i``, with the scale that eight tasks want."""
     return total(terms, lam=lam)
 
@@ -112,7 +112,7 @@ def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Sum:
     laws=SUM,
     coefficients=lambda weights, *, lam: _times(weights, lam=-lam),
 )
-def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
+def negate(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
     """``-lam sum_i w_i D_i``."""
     return total(terms, lam=-lam)
 
@@ -127,7 +127,7 @@ def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     laws=MEAN,
     coefficients=_shares,
 )
-def average(terms: Sequence[Term]) -> Sum:
+def average(terms: Sequence[Term]) -> FactorSum:
     """``sum_i w_i D_i / sum_i |w_i|``."""
     return reweighted(terms, _shares([term.weight for term in terms]))
 
@@ -143,7 +143,7 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
     """
 
     def register(coefficients: Function) -> Function:
-        def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> Sum:
+        def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> FactorSum:
             signs, weights = _signed(terms)
             alive = np.diag(products) > 0
             c = np.zeros(len(terms))
@@ -297,7 +297,7 @@ def stock_ratio(G: np.ndarray) -> np.ndarray:
     exact=True,
     laws=MEAN,
 )
-def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | Sum:
+def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | FactorSum:
     """``t mean_i D_i`` with ``t`` of the angle between the changes, one for the site or for every row."""
     choice("rule model_stock", "per", per, "tensor", "row")
     signs, a = _signed(terms)

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...errors import ConfigError, NonFinite
-from ...lowrank.factors import Sum, Term, weighted_sum
+from ...lowrank.factors import FactorSum, Term, weighted_sum
 from .rule import ARXIV, SUM, Steps, rule
 
 Score = Callable[[np.ndarray], float]
@@ -41,7 +41,7 @@ def lorahub(
     bound: float = 1.5,
     penalty: float = 0.05,
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0,
-) -> Sum:
+) -> FactorSum:
     """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
     return weighted_sum(terms)
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from msgspec import Meta
 
 from ...errors import ConfigError, nearest
-from ...lowrank.factors import Factors, Sum, Term, zero
-from ...lowrank.range_finder import Rows
+from ...lowrank.factors import Factors, FactorSum, Term, zero
+from ...lowrank.range_finder import RowSource
 from ...registry import Registry
 
-Combination = Factors | Sum | Rows
+Combination = Factors | FactorSum | RowSource
 """What a rule makes of a site: factors, a sum of those that it was given, or a dense change in blocks of
 rows.
 """

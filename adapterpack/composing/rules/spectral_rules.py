@@ -13,23 +13,23 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import ConfigError
-from ...lowrank.factors import Core, Factors, Term, core, zero
+from ...lowrank.factors import Factors, JointCore, Term, core, zero
 from .rule import ARXIV, MEAN, Laws, choice, rule, share
 
 _NULL = 1e-5
 """Of the largest singular value of changes in float32: what is smaller is their rounding."""
 
 
-class Parts(NamedTuple):
+class SpectralParts(NamedTuple):
     """``U diag(S) V^T`` of a core: ``U`` ``[K, k]``, ``S`` ``[k]`` falling, ``V`` ``[L, k]``."""
 
     U: np.ndarray
     S: np.ndarray
     V: np.ndarray
 
-    def first(self, k: int) -> Parts:
+    def first(self, k: int) -> SpectralParts:
         """The ``k`` largest."""
-        return Parts(self.U[:, :k], self.S[:k], self.V[:, :k])
+        return SpectralParts(self.U[:, :k], self.S[:k], self.V[:, :k])
 
     @property
     def matrix(self) -> np.ndarray:
@@ -38,16 +38,16 @@ class Parts(NamedTuple):
         return product
 
 
-def decomposed(matrix: np.ndarray, least: float = 0.0) -> Parts:
+def decomposed(matrix: np.ndarray, least: float = 0.0) -> SpectralParts:
     """The singular values above rounding, and above ``least``, with their vectors; float64."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     kept = int(np.count_nonzero(s > max(least, _NULL * s[0]))) if len(s) and s[0] > 0 else 0
-    return Parts(u[:, :kept], s[:kept], vt[:kept].T)
+    return SpectralParts(u[:, :kept], s[:kept], vt[:kept].T)
 
 
-def joined(parts: Sequence[Parts]) -> Parts:
+def joined(parts: Sequence[SpectralParts]) -> SpectralParts:
     """Directions and values side by side."""
-    return Parts(*(np.concatenate(field, axis=-1) for field in zip(*parts, strict=True)))
+    return SpectralParts(*(np.concatenate(field, axis=-1) for field in zip(*parts, strict=True)))
 
 
 def polar(X: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -
     triplets = joined(kept)
     if not len(triplets.S):
         return _zero(terms)
-    return space.change(lam * Parts(polar(triplets.U), triplets.S, polar(triplets.V)).matrix)
+    return space.change(lam * SpectralParts(polar(triplets.U), triplets.S, polar(triplets.V)).matrix)
 
 
 @rule(
@@ -138,7 +138,7 @@ def iso_cts(
     return space.change(
         alpha
         * _flat(
-            Parts(polar(directions.U), directions.S, polar(directions.V)), directions.S, terms, mean
+            SpectralParts(polar(directions.U), directions.S, polar(directions.V)), directions.S, terms, mean
         ).matrix
     )
 
@@ -203,7 +203,7 @@ def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
     return space.change(np.linalg.solve(left, right.T).T)
 
 
-def _weighted(terms: Sequence[Term]) -> tuple[Core, np.ndarray]:
+def _weighted(terms: Sequence[Term]) -> tuple[JointCore, np.ndarray]:
     """The joint bases, and the cores times their weights."""
     space = core(terms)
     return space, space.cores * np.array([term.weight for term in terms])[:, None, None]
@@ -214,7 +214,7 @@ def _least(changes: np.ndarray) -> float:
     return _NULL * float(np.linalg.norm(changes, axis=(1, 2)).max())
 
 
-def _flat(parts: Parts, S: np.ndarray, terms: Sequence[Term], mean: str) -> Parts:
+def _flat(parts: SpectralParts, S: np.ndarray, terms: Sequence[Term], mean: str) -> SpectralParts:
     """One value for all directions: the mean of ``S``, over them or over all that the site has room for."""
     size = S.sum() / (len(S) if mean == "support" else min(terms[0].change.shape))
     return parts._replace(S=np.full(len(S), size))

@@ -9,17 +9,19 @@ import numpy as np
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
 from ...lowrank.seeded_random import uniform
-from .entries import Block, Blocks
+from .entries import EntryBlock, EntryBlocks
 from .rule import share
 
 
-def largest_level(blocks: Blocks, *, density: float, **_: Any) -> np.ndarray:
+def largest_level(blocks: EntryBlocks, *, density: float, **_: Any) -> np.ndarray:
     """``[T]``: the magnitude from which on the ``density`` largest entries of each change lie."""
     share("density", density)
     return level(lambda: (block.values for block in blocks()), density, blocks.sample)
 
 
-def band_levels(blocks: Blocks, *, density: float, gamma: float, **_: Any) -> tuple[np.ndarray, np.ndarray]:
+def band_levels(
+    blocks: EntryBlocks, *, density: float, gamma: float, **_: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """``[T]`` twice: between these magnitudes lie ``density`` of the entries, under the ``gamma`` largest
     ones; both ends belong to it.
 
@@ -48,13 +50,13 @@ def trim(values: np.ndarray, least: np.ndarray) -> np.ndarray:
     )
 
 
-def band(block: Block, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def band(block: EntryBlock, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """The entries in the band, all others 0: those that reach its upper end are outliers."""
     sizes = magnitudes(block.values)
     return np.where((sizes >= levels[0][:, None, None]) & (sizes < levels[1][:, None, None]), block.values, 0)
 
 
-def dropped(block: Block, density: float, seed: int) -> np.ndarray:
+def dropped(block: EntryBlock, density: float, seed: int) -> np.ndarray:
     """Each entry kept with probability ``density`` and divided by it: its expectation stays."""
     share("density", density)
     if density == 1:
@@ -62,7 +64,7 @@ def dropped(block: Block, density: float, seed: int) -> np.ndarray:
     return np.where(_numbers(block, seed) < density, block.values / block.values.dtype.type(density), 0)
 
 
-def dropped_by_rank(block: Block, density: float, epsilon: float, seed: int) -> np.ndarray:
+def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int) -> np.ndarray:
     """Each entry kept with a probability that rises with its rank in its row, from ``density - e`` to
     ``density + e``, and divided by it.
 
@@ -109,5 +111,5 @@ def _ranks(sizes: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _numbers(block: Block, seed: int) -> np.ndarray:
+def _numbers(block: EntryBlock, seed: int) -> np.ndarray:
     return np.stack([uniform(seed, key, block.rows, block.values.shape[-1]) for key in block.keys])

@@ -16,7 +16,7 @@ from .settings import setting
 _MOST_LABELS = 10_000
 
 
-class Head(NamedTuple):
+class AdapterHubHead(NamedTuple):
     """The modules of a head, in order, as a model of transformers calls them; ``{}`` is the name of the model
     inside of it.
     """
@@ -26,30 +26,32 @@ class Head(NamedTuple):
     pooled: bool | None = None
 
 
-_HEADS: dict[tuple[str, str, int], Head] = {
-    ("bert", "classification", 1): Head("text-classification", ("classifier",), True),
-    ("bert", "classification", 2): Head("text-classification", ("{}.pooler.dense", "classifier"), False),
-    ("bert", "tagging", 1): Head("token-classification", ("classifier",)),
-    ("bert", "question_answering", 1): Head("question-answering", ("qa_outputs",)),
-    ("roberta", "classification", 2): Head(
+_HEADS: dict[tuple[str, str, int], AdapterHubHead] = {
+    ("bert", "classification", 1): AdapterHubHead("text-classification", ("classifier",), True),
+    ("bert", "classification", 2): AdapterHubHead(
+        "text-classification", ("{}.pooler.dense", "classifier"), False
+    ),
+    ("bert", "tagging", 1): AdapterHubHead("token-classification", ("classifier",)),
+    ("bert", "question_answering", 1): AdapterHubHead("question-answering", ("qa_outputs",)),
+    ("roberta", "classification", 2): AdapterHubHead(
         "text-classification", ("classifier.dense", "classifier.out_proj"), False
     ),
-    ("roberta", "tagging", 1): Head("token-classification", ("classifier",)),
-    ("roberta", "question_answering", 1): Head("question-answering", ("qa_outputs",)),
+    ("roberta", "tagging", 1): AdapterHubHead("token-classification", ("classifier",)),
+    ("roberta", "question_answering", 1): AdapterHubHead("question-answering", ("qa_outputs",)),
 }
 """(``model_type``, ``head_type``, layers) -> the head. ``pooled``: whether it reads what the model's pooler
 gives.
 """
 
 
-class Whole(NamedTuple):
+class WholeHead(NamedTuple):
     """A head as a pack has it: its modules by path, and the task with its labels."""
 
     modules: dict[str, dict[str, np.ndarray]]
     task: m.Task
 
 
-def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> Whole:
+def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> WholeHead:
     """The head in ``head_config.json`` and its tensors.
 
     Raises:
@@ -99,7 +101,7 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
             where=where,
             found=", ".join(sorted(left))[:200],
         )
-    return Whole(
+    return WholeHead(
         modules,
         m.Task(head.task, labels=_labels(config, len(next(reversed(modules.values()))["weight"]), where)),
     )

@@ -25,7 +25,7 @@ from ..adapterhub.families import family_of
 from ..adapterhub.settings import setting
 from ..adapterhub.writing import written
 from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, Format, Reading, Source, refuse_full_modules, require_base
+from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules, require_base
 from ..packs import dequantized, foreign_pack
 
 _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
@@ -45,11 +45,11 @@ def _detect(path: Path) -> bool:
     )
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     return Reading(bind_to_base(_pack(source), source.base))
 
 
-def _pack(source: Source) -> Pack:
+def _pack(source: ConversionSource) -> Pack:
     where = source.path / layout.CONFIG
     saved = read_config(where)
     config, name = (setting(saved, key, kind, str(where)) for key, kind in (("config", dict), ("name", str)))
@@ -105,7 +105,7 @@ def _as_trained(config: dict[str, Any], version: object) -> dict[str, Any]:
     return {**config, "alpha": config.get("r")} if old else config
 
 
-def _head(source: Source) -> heads.Whole | None:
+def _head(source: ConversionSource) -> heads.WholeHead | None:
     """The head in the folder, if there is one."""
     if not (source.path / _HEAD).is_file():
         return None
@@ -138,7 +138,7 @@ def _remedy(architecture: object) -> str:
     return "save the adapters of a union one by one, or keep it with the library that made it"
 
 
-def _open(source: Source, name: str, pickle: str) -> SafetensorsFile:
+def _open(source: ConversionSource, name: str, pickle: str) -> SafetensorsFile:
     """The tensors of a folder, which may be a pickle instead."""
     if not (source.path / name).is_file():
         if (source.path / pickle).is_file():

@@ -20,7 +20,7 @@ from ...io import safetensors, strict_json
 from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
-from ..format import FORMATS, Format, Reading, Source, refuse_full_modules
+from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules
 from ..lora_keys import (
     choose_model,
     is_text_model,
@@ -97,7 +97,7 @@ def _part(pack: Pack, base: BaseModel | None) -> str:
 _Sites = dict[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]]
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     file = open_file(source)
     parts = _parts(file, source)
     part, notes = choose_model(parts, source)
@@ -106,7 +106,7 @@ def _read(source: Source) -> Reading:
     return Reading(bind_to_base(pack, source.base), notes + missing_alpha_note(without_alpha))
 
 
-def _read_without_base(source: Source) -> Reading:
+def _read_without_base(source: ConversionSource) -> Reading:
     """All models of the file; with several, the name of the model precedes each module path."""
     file = open_file(source)
     parts = _parts(file, source)
@@ -121,7 +121,9 @@ def _read_without_base(source: Source) -> Reading:
     )
 
 
-def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[str, dict[str, str]]]:
+def _parts(
+    file: safetensors.SafetensorsFile, source: ConversionSource
+) -> dict[str, dict[str, dict[str, str]]]:
     """part -> module path -> leaf -> key."""
     parts: dict[str, dict[str, dict[str, str]]] = {}
     for key in file.tensors:
@@ -143,7 +145,10 @@ def _parts(file: safetensors.SafetensorsFile, source: Source) -> dict[str, dict[
 
 
 def _sites(
-    file: safetensors.SafetensorsFile, modules: Mapping[str, Mapping[str, str]], part: str, source: Source
+    file: safetensors.SafetensorsFile,
+    modules: Mapping[str, Mapping[str, str]],
+    part: str,
+    source: ConversionSource,
 ) -> tuple[_Sites, list[str]]:
     """The sites of one model by module path, and the modules for which no alpha is stated."""
     require_pairs(modules, (_A, _B), source.path)
@@ -170,7 +175,7 @@ def _sites(
     return sites, without_alpha
 
 
-def _stated_config(metadata: Mapping[str, str], part: str, source: Source) -> LoRA | None:
+def _stated_config(metadata: Mapping[str, str], part: str, source: ConversionSource) -> LoRA | None:
     """The configuration that the metadata states for one model, or None.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from ...base.gguf import MAGIC
-from ...base.gguf.names import FAMILIES, Family, rope_row_order
+from ...base.gguf.names import FAMILIES, GGUFFamily, rope_row_order
 from ...base.gguf.package import library
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
 from ...io.safe_open import write_parts
@@ -28,7 +28,16 @@ from ...pack.pack import Pack
 from ...readable import things
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
-from ..format import FORMATS, Format, Reading, Source, first_bytes, listed, refuse_full_modules, require_base
+from ..format import (
+    FORMATS,
+    ConversionSource,
+    Format,
+    Reading,
+    first_bytes,
+    listed,
+    refuse_full_modules,
+    require_base,
+)
 from ..gguf_file import GGUFAdapter, read_gguf
 from ..numbers import most_frequent, scaled
 from ..packs import dequantized
@@ -42,7 +51,7 @@ _KEPT = {"F32", "F16", "BF16"}
 class _Layout(NamedTuple):
     """The tensor names and the order of rows in GGUF for one base."""
 
-    family: Family
+    family: GGUFFamily
     names: Any
     heads: int
     groups: int
@@ -197,7 +206,7 @@ def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
         writer.add_tensor(name, array)
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     base = require_base(source.base, source.path, _WHY)
     layout, file = _layout(base), read_gguf(source.path)
     pairs, notes = _pairs(file, source)
@@ -225,7 +234,7 @@ def _read(source: Source) -> Reading:
     return Reading(bind_to_base(lora_pack(source, sites, "gguf"), base), notes)
 
 
-def _read_without_base(source: Source) -> Reading:
+def _read_without_base(source: ConversionSource) -> Reading:
     """Rows stay in the file's order, and modules have the names of their tensors."""
     file = read_gguf(source.path)
     pairs, notes = _pairs(file, source)
@@ -238,7 +247,7 @@ def _read_without_base(source: Source) -> Reading:
     )
 
 
-def _pairs(file: GGUFAdapter, source: Source) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:
+def _pairs(file: GGUFAdapter, source: ConversionSource) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:
     """The factors by the name of the tensor that they change, in the file's order of rows."""
     _require_lora(file.values, source)
     alpha, notes = _alpha(file.values, source)
@@ -268,7 +277,7 @@ def _pairs(file: GGUFAdapter, source: Source) -> tuple[dict[str, SiteFactors], t
     }, notes
 
 
-def _require_lora(values: dict[str, Any], source: Source) -> None:
+def _require_lora(values: dict[str, Any], source: ConversionSource) -> None:
     wanted = {"general.type": "adapter", "adapter.type": "lora"}
     for key, value in wanted.items():
         if values.get(key) != value:
@@ -286,7 +295,7 @@ def _require_lora(values: dict[str, Any], source: Source) -> None:
         )
 
 
-def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[str, ...]]:
+def _alpha(values: dict[str, Any], source: ConversionSource) -> tuple[float | None, tuple[str, ...]]:
     alpha = values.get("adapter.lora.alpha", 0.0)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise FormatError(

@@ -24,7 +24,7 @@ from ...manifest.secondary_methods import MethodSites
 from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import require_linear, site_factors
-from ..format import FORMATS, Format, Reading, Source, listed, refuse_full_modules, require_base
+from ..format import FORMATS, ConversionSource, Format, Reading, listed, refuse_full_modules, require_base
 from ..lora_keys import (
     choose_model,
     is_text_model,
@@ -34,7 +34,7 @@ from ..lora_keys import (
     published_in,
     several_models_note,
 )
-from ..lycoris.forms import FORMS, LEAVES, Layer, form_of
+from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
 from ..packs import dequantized, foreign_pack
 
@@ -111,7 +111,7 @@ def _leaves(pack: Pack) -> dict[str, dict[str, np.ndarray]]:
     return leaves
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     base = require_base(
         source.base, source.path, "names with underscores do not say where the dots of a module's path are"
     )
@@ -128,16 +128,18 @@ def _read(source: Source) -> Reading:
     return Reading(bind_to_base(pack, base), notes + missing_alpha_note(without_alpha))
 
 
-def _read_without_base(source: Source) -> Reading:
+def _read_without_base(source: ConversionSource) -> Reading:
     """All models of the file; dots are restored only around numbers, where they are certain."""
     file = open_file(source)
     modules = _modules(file, source)
-    layers = {module: Layer(_NUMBER.sub(r".\1.", module), f"{source.path}, {module}") for module in modules}
+    layers = {
+        module: LycorisLayer(_NUMBER.sub(r".\1.", module), f"{source.path}, {module}") for module in modules
+    }
     pack, without_alpha = _pack(file, modules, layers, source)
     return Reading(pack, several_models_note(_parts(modules)) + missing_alpha_note(without_alpha))
 
 
-def _modules(file: SafetensorsFile, source: Source) -> dict[str, dict[str, str]]:
+def _modules(file: SafetensorsFile, source: ConversionSource) -> dict[str, dict[str, str]]:
     modules: dict[str, dict[str, str]] = {}
     for key in file.tensors:
         if not is_key(key):
@@ -153,11 +155,11 @@ def _modules(file: SafetensorsFile, source: Source) -> dict[str, dict[str, str]]
     return modules
 
 
-def _layer(base: BaseModel, path: str, where: str) -> Layer:
+def _layer(base: BaseModel, path: str, where: str) -> LycorisLayer:
     """A layer of the base, whose numbers are read when a form needs them."""
     weight = base.weight_name(path)
     names = {"weight": weight, "bias": f"{weight.removesuffix('weight')}bias"}
-    return Layer(
+    return LycorisLayer(
         path, where, base.shapes[weight], names["bias"] in base.shapes, lambda name: base.read(names[name])
     )
 
@@ -165,8 +167,8 @@ def _layer(base: BaseModel, path: str, where: str) -> Layer:
 def _pack(
     file: SafetensorsFile,
     modules: Mapping[str, Mapping[str, str]],
-    layers: Mapping[str, Layer],
-    source: Source,
+    layers: Mapping[str, LycorisLayer],
+    source: ConversionSource,
     **claims: Any,
 ) -> tuple[Pack, list[str]]:
     """The pack of these layers, each in the form that its tensors have; and the modules for which no alpha is
@@ -198,7 +200,7 @@ def _parts(modules: Mapping[str, Any]) -> dict[str, list[str]]:
     return parts
 
 
-def _paths(base: BaseModel, wanted: set[str], source: Source) -> dict[str, str]:
+def _paths(base: BaseModel, wanted: set[str], source: ConversionSource) -> dict[str, str]:
     """Flat name -> module path of the base.
 
     Raises:

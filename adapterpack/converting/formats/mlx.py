@@ -25,7 +25,7 @@ from ...peft.options import read_config
 from ...peft.tensors import site_of
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, check_pair, require_pairs, site_factors
-from ..format import FORMATS, Format, Reading, Source, listed, refuse_full_modules
+from ..format import FORMATS, ConversionSource, Format, Reading, listed, refuse_full_modules
 from ..numbers import common_scale, finite_number, scaled
 from ..packs import dequantized, foreign_pack, untargeted
 
@@ -47,11 +47,11 @@ def _detect(path: Path) -> bool:
     )
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     return Reading(bind_to_base(_read_pack(source), source.base))
 
 
-def _read_pack(source: Source) -> Pack:
+def _read_pack(source: ConversionSource) -> Pack:
     method, rank, scale = _settings(read_config(source.path / layout.CONFIG), source.path / layout.CONFIG)
     if not (source.path / _FILE).is_file():
         raise Unsupported(

@@ -21,7 +21,7 @@ from ...slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs
 from ..flatbuffer import MAGIC, read_parameters
-from ..format import FORMATS, Format, Reading, Source, first_bytes, listed
+from ..format import FORMATS, ConversionSource, Format, Reading, first_bytes, listed
 from ..packs import dequantized
 
 _PAIR = ("down", "up")
@@ -81,7 +81,7 @@ def _wide(pack: Pack) -> Pack:
     )
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name, value in read_parameters(source.path).items():
         path, dot, field = _slot_name(name).rpartition(".")
@@ -137,7 +137,7 @@ def _slot_name(name: str) -> str:
     return name
 
 
-def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
+def _head(path: str, fields: dict[str, np.ndarray], source: ConversionSource) -> dict[str, np.ndarray]:
     """The weight and bias of a fully trained linear layer; a bias that the file lacks is zero, as in the
     graph.
     """

@@ -9,11 +9,11 @@ from ...manifest import manifest as m
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ..base import BaseModel
-from ..format import FORMATS, Format, Reading, Source
+from ..format import FORMATS, ConversionSource, Format, Reading
 from ..packs import dequantized, require_base_fits
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     return Reading(require_base_fits(load(source.path), source.base))
 
 

@@ -12,7 +12,7 @@ from ...pack.pack import Pack
 from ...peft import layout
 from ...peft.options import unknown_sentence
 from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, Format, Reading, Source
+from ..format import FORMATS, ConversionSource, Format, Reading
 from ..packs import dequantized
 from ..peft_decomposition import from_peft, to_peft
 from ..peft_parameters import of_parameters, reorder_for_peft
@@ -27,7 +27,7 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 """Where TRL and LLaMA-Factory keep the value head of a model that was trained by PPO."""
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     tensors, said = tensors_of(source.path, source)
     pack, unknown, base_change = import_folder(
         source.path,

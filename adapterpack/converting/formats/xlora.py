@@ -33,7 +33,7 @@ from ...peft.layout import CONFIG
 from ...peft.options import read_config, unknown_options, unknown_sentence
 from ...tasks.task import peft_type_of
 from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, Format, Reading, Source
+from ..format import FORMATS, ConversionSource, Format, Reading
 from ..tensor_files import tensors_of
 from .peft import write
 
@@ -74,7 +74,7 @@ def _detect(path: Path) -> bool:
         return False
 
 
-def _read(source: Source) -> Reading:
+def _read(source: ConversionSource) -> Reading:
     config, where = read_config(source.path / CONFIG), source.path / CONFIG
     if source.part is not None:
         raise Unsupported(
@@ -131,7 +131,7 @@ def _experts(config: Mapping[str, Any], where: Path) -> int:
     return len(named)
 
 
-def _expert(source: Source, number: int) -> Pack:
+def _expert(source: ConversionSource, number: int) -> Pack:
     folder = source.path / FOLDER / str(number)
     linked = folder.is_symlink() or folder.parent.is_symlink()
     if linked or not folder.is_dir():
@@ -146,7 +146,7 @@ def _expert(source: Source, number: int) -> Pack:
     return bind_to_base(pack, source.base)
 
 
-def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.ndarray]:
+def _classifier(source: ConversionSource, settings: XLoRA, dropout: bool) -> dict[str, np.ndarray]:
     """The classifier's layers under the names that the node has for them; their shapes are checked where they
     are put in.
     """
@@ -170,7 +170,7 @@ def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.
     return made
 
 
-def _tensors(folder: Path, source: Source) -> SafetensorsFile | None:
+def _tensors(folder: Path, source: ConversionSource) -> SafetensorsFile | None:
     """A folder's tensors; None where there is no such folder, or a link."""
     if folder.is_symlink() or not folder.is_dir():
         return None

@@ -29,7 +29,7 @@ from .kronecker import factors_of
 Tensors = Mapping[str, np.ndarray]
 
 
-class Layer(NamedTuple):
+class LycorisLayer(NamedTuple):
     """A layer that a file changes. ``shape`` is that of its weight, or None where the base is not known,
     ``bias`` whether it has one.
 
@@ -64,7 +64,7 @@ class Layer(NamedTuple):
         )
 
 
-class Reading(NamedTuple):
+class LycorisReading(NamedTuple):
     """What a module of a file is here: a site of a method with its config and parameters, or the parameters
     of a module trained whole.
     """
@@ -75,18 +75,18 @@ class Reading(NamedTuple):
     params: Mapping[str, np.ndarray] | None = None
 
 
-class Form(NamedTuple):
+class LycorisForm(NamedTuple):
     """A form: the leaves that it must have, those that it may have, and what it is. ``scaled``: it is
     multiplied by ``alpha / r``.
     """
 
     needs: frozenset[str]
     may: frozenset[str]
-    read: Callable[[Tensors, Layer], Reading]
+    read: Callable[[Tensors, LycorisLayer], LycorisReading]
     scaled: bool = True
 
 
-def form_of(leaves: Iterable[str], where: str) -> Form:
+def form_of(leaves: Iterable[str], where: str) -> LycorisForm:
     """The form of a module with these leaves.
 
     Raises:
@@ -104,7 +104,7 @@ def form_of(leaves: Iterable[str], where: str) -> Form:
     )
 
 
-def _scale(tensors: Tensors, rank: int, layer: Layer) -> float:
+def _scale(tensors: Tensors, rank: int, layer: LycorisLayer) -> float:
     return (
         tensor_number(tensors["alpha"], f"{layer.where}.alpha") / max(1, rank) if "alpha" in tensors else 1.0
     )
@@ -115,12 +115,14 @@ def _flat(value: np.ndarray) -> np.ndarray:
     return value.reshape(len(value), -1) if value.ndim > 2 else value
 
 
-def _checked(method: str, cfg: Any, site: Site, params: dict[str, np.ndarray], layer: Layer) -> Reading:
+def _checked(
+    method: str, cfg: Any, site: Site, params: dict[str, np.ndarray], layer: LycorisLayer
+) -> LycorisReading:
     check_shapes(get(method), cfg, site, params, layer.where)
-    return Reading(method, site, cfg, params)
+    return LycorisReading(method, site, cfg, params)
 
 
-def _matrices(tensors: Tensors, names: Iterable[str], layer: Layer) -> None:
+def _matrices(tensors: Tensors, names: Iterable[str], layer: LycorisLayer) -> None:
     for name in names:
         if tensors[name].ndim != 2 or 0 in tensors[name].shape:
             raise FormatError(
@@ -128,7 +130,7 @@ def _matrices(tensors: Tensors, names: Iterable[str], layer: Layer) -> None:
             )
 
 
-def _lora(tensors: Tensors, layer: Layer) -> Reading:
+def _lora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     down, up = tensors["lora_down.weight"], _flat(tensors["lora_up.weight"])
     if "lora_mid.weight" in tensors:
         down = _core(tensors["lora_mid.weight"], _flat(down), layer)
@@ -142,7 +144,7 @@ def _lora(tensors: Tensors, layer: Layer) -> Reading:
     return _checked(method, cfg, layer.site(up.shape[0], down.shape[1]), params, layer)
 
 
-def _core(core: np.ndarray, factor: np.ndarray, layer: Layer) -> np.ndarray:
+def _core(core: np.ndarray, factor: np.ndarray, layer: LycorisLayer) -> np.ndarray:
     try:
         return with_kernel(core, factor)
     except ValueError as error:
@@ -151,7 +153,7 @@ def _core(core: np.ndarray, factor: np.ndarray, layer: Layer) -> np.ndarray:
         ) from error
 
 
-def _lengths(scale: np.ndarray, rows: int, layer: Layer) -> np.ndarray:
+def _lengths(scale: np.ndarray, rows: int, layer: LycorisLayer) -> np.ndarray:
     """The trained lengths of the rows.
 
     Raises:
@@ -169,7 +171,7 @@ def _lengths(scale: np.ndarray, rows: int, layer: Layer) -> np.ndarray:
     return scale.reshape(-1)
 
 
-def _loha(tensors: Tensors, layer: Layer) -> Reading:
+def _loha(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     _matrices(tensors, names, layer)
     params = {name: tensors[name] for name in names}
@@ -183,7 +185,7 @@ def _loha(tensors: Tensors, layer: Layer) -> Reading:
     )
 
 
-def _lokr(tensors: Tensors, layer: Layer) -> Reading:
+def _lokr(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     points = 1 if layer.shape is None else math.prod(layer.shape[2:])
     found = factors_of(tensors, points, layer.where, _core_of(layer))
     scale = 1.0 if found.rank is None else _scale(tensors, found.rank, layer)
@@ -192,11 +194,11 @@ def _lokr(tensors: Tensors, layer: Layer) -> Reading:
     )
 
 
-def _core_of(layer: Layer) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _core_of(layer: LycorisLayer) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return lambda core, factor: _core(core, factor, layer)
 
 
-def _glora(tensors: Tensors, layer: Layer) -> Reading:
+def _glora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     a1, a2, b1, b2 = (_flat(tensors[f"{name}.weight"]) for name in ("a1", "a2", "b1", "b2"))
     for down, up in ((a2, a1), (b2, b1)):
         check_pair(down, up, layer.where)
@@ -222,7 +224,7 @@ def _glora(tensors: Tensors, layer: Layer) -> Reading:
     return _checked("lora", cfg, layer.site(len(up), down.shape[1]), {"lora_A": down, "lora_B": up}, layer)
 
 
-def _ia3(tensors: Tensors, layer: Layer) -> Reading:
+def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     weight, stated = tensors["weight"], tensors["on_input"]
     if stated.size != 1 or stated.reshape(-1)[0] not in (0, 1):
         raise FormatError(
@@ -250,10 +252,10 @@ def _ia3(tensors: Tensors, layer: Layer) -> Reading:
     )
 
 
-def _difference(names: Mapping[str, str]) -> Callable[[Tensors, Layer], Reading]:
+def _difference(names: Mapping[str, str]) -> Callable[[Tensors, LycorisLayer], LycorisReading]:
     """A module trained whole, from differences: leaf -> which of the layer's tensors it changes."""
 
-    def read(tensors: Tensors, layer: Layer) -> Reading:
+    def read(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
         if layer.read is None:
             raise Unsupported(
                 "a difference to a weight says nothing without that weight",
@@ -282,46 +284,48 @@ def _difference(names: Mapping[str, str]) -> Callable[[Tensors, Layer], Reading]
                     remedy="name the base that it was trained on",
                 )
             params[name] = (base.astype(np.float64) + change.astype(np.float64)).astype(np.float32)
-        return Reading(params=params)
+        return LycorisReading(params=params)
 
     return read
 
 
-FORMS: dict[str, Form] = {
-    "LoRA": Form(
+FORMS: dict[str, LycorisForm] = {
+    "LoRA": LycorisForm(
         frozenset({"lora_down.weight", "lora_up.weight"}),
         frozenset({"alpha", "lora_mid.weight", "dora_scale"}),
         _lora,
     ),
-    "LoHa": Form(
+    "LoHa": LycorisForm(
         frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset({"alpha"}), _loha
     ),
-    "LoHa of kernels": Form(
+    "LoHa of kernels": LycorisForm(
         frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
         frozenset({"alpha"}),
         _loha,
     ),
-    "LoKr": Form(frozenset({"lokr_w1", "lokr_w2"}), frozenset({"alpha"}), _lokr),
-    "LoKr with w1 split": Form(frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), frozenset({"alpha"}), _lokr),
-    "LoKr with w2 split": Form(
+    "LoKr": LycorisForm(frozenset({"lokr_w1", "lokr_w2"}), frozenset({"alpha"}), _lokr),
+    "LoKr with w1 split": LycorisForm(
+        frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), frozenset({"alpha"}), _lokr
+    ),
+    "LoKr with w2 split": LycorisForm(
         frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), frozenset({"alpha", "lokr_t2"}), _lokr
     ),
-    "LoKr with both split": Form(
+    "LoKr with both split": LycorisForm(
         frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
         frozenset({"alpha", "lokr_t2"}),
         _lokr,
     ),
-    "GLoRA": Form(
+    "GLoRA": LycorisForm(
         frozenset({f"{name}.weight" for name in ("a1", "a2", "b1", "b2")}), frozenset({"alpha"}), _glora
     ),
-    "(IA)^3": Form(frozenset({"weight", "on_input"}), frozenset(), _ia3, scaled=False),
-    "full": Form(
+    "(IA)^3": LycorisForm(frozenset({"weight", "on_input"}), frozenset(), _ia3, scaled=False),
+    "full": LycorisForm(
         frozenset({"diff"}),
         frozenset({"diff_b"}),
         _difference({"diff": "weight", "diff_b": "bias"}),
         scaled=False,
     ),
-    "norm": Form(
+    "norm": LycorisForm(
         frozenset({"w_norm"}),
         frozenset({"b_norm"}),
         _difference({"w_norm": "weight", "b_norm": "bias"}),

@@ -16,7 +16,7 @@ from ..packs import untargeted
 _LARGEST = 1 << 16
 
 
-class Factors(NamedTuple):
+class KroneckerFactors(NamedTuple):
     """The factors by our names, the shapes ``[a, b]`` and ``[c, d]`` of their products, and the points of the
     kernel that w2 has whole.
 
@@ -59,7 +59,7 @@ def factors_of(
     points: int,
     where: str,
     with_core: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> Factors:
+) -> KroneckerFactors:
     """The factors of a module, whose kernel has so many ``points``; ``with_core`` joins a kernel's own factor
     with w2's.
 
@@ -88,7 +88,7 @@ def factors_of(
         if (split_width(a * c, factor), split_width(b * d, factor)) == ((a, c), (b, d)) and _splits(
             params, first, (c, d), rank
         ):
-            return Factors(params, first, second, points, rank, factor)
+            return KroneckerFactors(params, first, second, points, rank, factor)
     raise Unsupported(
         "the widths are divided in a way that the method here does not have: unbalanced, or with a whole "
         "matrix that the rank would split",

@@ -10,23 +10,23 @@ from ...base.codecs.storage import MAIN_PART
 from ...errors import ConfigError
 from ...io.byte_ranges import Span
 from .layout import Item, Shard
-from .tensor_jobs import Convert, Copy, Fold, Job, Put, Tensor
+from .tensor_jobs import Convert, Copy, Fold, MergedTensor, Put, TensorJob
 
 _CHUNK = 16 << 20
 """Bytes of one job that copies."""
 
 
-def jobs(shards: Sequence[Shard]) -> list[Job]:
+def jobs(shards: Sequence[Shard]) -> list[TensorJob]:
     """All jobs of a merge, in the order of the files: the same list for the same shards, so that a number
     identifies a job.
     """
-    tensors = {item.place.name: Tensor(item, shard) for shard in shards for item in shard.items}
+    tensors = {item.place.name: MergedTensor(item, shard) for shard in shards for item in shard.items}
     written_with = {
         tensor.item.source.name: tensor
         for tensor in tensors.values()
         if tensor.item.written_with is not None and tensor.item.source is not None
     }
-    all_jobs: list[Job] = []
+    all_jobs: list[TensorJob] = []
     for shard in shards:
         unchanged = []
         for item in shard.items:
@@ -38,7 +38,7 @@ def jobs(shards: Sequence[Shard]) -> list[Job]:
     return all_jobs
 
 
-def _job(tensor: Tensor, written_with: Mapping[str, Tensor]) -> Job | None:
+def _job(tensor: MergedTensor, written_with: Mapping[str, MergedTensor]) -> TensorJob | None:
     """The job that writes a tensor; None for a tensor that is written together with its weight."""
     item, files = tensor.item, frozenset({tensor.shard.name})
     if item.value is not None:
@@ -80,7 +80,7 @@ def _spans(items: Sequence[Item]) -> Iterator[Span]:
 
 
 @dataclass(frozen=True)
-class Share:
+class JobShare:
     """One machine's share of the work: number ``index`` (from 1) of ``count``."""
 
     index: int = 1
@@ -90,7 +90,7 @@ class Share:
         return f"{self.index}/{self.count}"
 
 
-def parse_share(text: str) -> Share:
+def parse_share(text: str) -> JobShare:
     """Parses a share given as ``I/N``.
 
     Raises:
@@ -101,7 +101,7 @@ def parse_share(text: str) -> Share:
         Share(index=2, count=3)
     """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    share = Share(*map(int, match.groups())) if match else Share(0, 0)
+    share = JobShare(*map(int, match.groups())) if match else JobShare(0, 0)
     if not 1 <= share.index <= share.count:
         raise ConfigError(
             "this is not a part of the work",
@@ -113,7 +113,7 @@ def parse_share(text: str) -> Share:
     return share
 
 
-def jobs_of(all_jobs: Sequence[Job], share: Share) -> list[int]:
+def jobs_of(all_jobs: Sequence[TensorJob], share: JobShare) -> list[int]:
     """The numbers of the jobs that belong to a share.
 
     Machines never write into the same file, since network file systems may cache its pages: files are

@@ -20,8 +20,8 @@ from ...errors import StorageError
 from ...io.atomic import sync
 from ...io.locks import take_lock
 from ...io.working_folders import open_own_file
-from ..fold.loss import Sums
-from .jobs import Share
+from ..fold.loss import LossSums
+from .jobs import JobShare
 
 FOLDER = ".merge"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -32,10 +32,10 @@ little to wait for at the end, and a power cut costs little.
 _MAX_LINE = 4096
 
 
-class Done(NamedTuple):
+class FinishedJob(NamedTuple):
     """A finished job: the sums of a changed weight, or None."""
 
-    sums: Sums | None
+    sums: LossSums | None
 
 
 class Journal:
@@ -45,7 +45,7 @@ class Journal:
         StorageError: another process is working on this share.
     """
 
-    def __init__(self, staging: Path, share: Share, files: Iterable[str]) -> None:
+    def __init__(self, staging: Path, share: JobShare, files: Iterable[str]) -> None:
         self.staging, self.folder = staging, staging / FOLDER
         self.folder.mkdir(exist_ok=True)
         # at first all: an earlier process may have written to them
@@ -67,7 +67,7 @@ class Journal:
             self.close()
             raise
 
-    def add(self, number: int, sums: Sums | None, files: Iterable[str]) -> None:
+    def add(self, number: int, sums: LossSums | None, files: Iterable[str]) -> None:
         """Notes that job ``number`` is done, which wrote to ``files``."""
         with self._lock:
             self._line({"job": number, "sums": None if sums is None else list(sums)})
@@ -135,19 +135,19 @@ def boot_id() -> str:
         return ""
 
 
-def finished(staging: Path, count: int) -> dict[int, Done]:
+def finished(staging: Path, count: int) -> dict[int, FinishedJob]:
     """The jobs, of ``count``, that are done according to trusted lines of the journals of all shares."""
-    done: dict[int, Done] = {}
+    done: dict[int, FinishedJob] = {}
     for path in sorted((staging / FOLDER).glob("*.jsonl")):
         with suppress(FileNotFoundError):  # published meanwhile
             done |= _trusted(path.read_bytes(), count)
     return done
 
 
-def _trusted(data: bytes, count: int) -> dict[int, Done]:
+def _trusted(data: bytes, count: int) -> dict[int, FinishedJob]:
     current, same_boot, offset = boot_id(), False, 0
-    trusted: dict[int, Done] = {}
-    waiting: list[tuple[int, int, Done]] = []
+    trusted: dict[int, FinishedJob] = {}
+    waiting: list[tuple[int, int, FinishedJob]] = []
     for raw in data.splitlines(keepends=True):
         line, offset = _parsed(raw), offset + len(raw)
         if "boot" in line:
@@ -158,12 +158,12 @@ def _trusted(data: bytes, count: int) -> dict[int, Done]:
             waiting = [entry for entry in waiting if entry[0] > line["synced"]]
         elif isinstance(line.get("job"), int) and 0 <= line["job"] < count:
             sums = line.get("sums")
-            waiting.append((offset, line["job"], Done(None if sums is None else _sums(*sums))))
+            waiting.append((offset, line["job"], FinishedJob(None if sums is None else _sums(*sums))))
     return trusted | ({number: done for _, number, done in waiting} if same_boot else {})
 
 
-def _sums(change: float, error: float, inner: float, moved: bool, noise: float = 0.0) -> Sums:
-    return Sums(float(change), float(error), float(inner), bool(moved), float(noise))
+def _sums(change: float, error: float, inner: float, moved: bool, noise: float = 0.0) -> LossSums:
+    return LossSums(float(change), float(error), float(inner), bool(moved), float(noise))
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

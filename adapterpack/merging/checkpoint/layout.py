@@ -13,10 +13,10 @@ import numpy as np
 
 from ...base.checkpoint import Checkpoint
 from ...base.codecs.plain import PlainWriter
-from ...base.codecs.storage import Storage
+from ...base.codecs.storage import WeightStorage
 from ...io.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
 from .base_model import MergeBase
-from .plan import Plan, Target
+from .plan import MergePlan, MergeTarget
 
 _Entry = tuple[str, str, tuple[int, ...]]
 
@@ -46,8 +46,8 @@ class Item:
 
     place: TensorInfo
     source: TensorInfo | None = None
-    storage: Storage | None = None
-    target: Target | None = None
+    storage: WeightStorage | None = None
+    target: MergeTarget | None = None
     value: np.ndarray | None = None
     added: bool = False
     written_with: str | None = None
@@ -84,7 +84,7 @@ class Shard:
         )
 
 
-def shards(base: MergeBase, todo: Plan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
+def shards(base: MergeBase, todo: MergePlan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
     """The output's shards: those of the base, with the same tensors in the same order; added tensors go to
     the end of the last.
 
@@ -131,7 +131,7 @@ def shards(base: MergeBase, todo: Plan, dtype: str | None, metadata: Mapping[str
                     else (
                         {"source": info}
                         if out == info.dtype and copied not in base.quantized
-                        else {"storage": Storage(reader, PlainWriter(name, out))}
+                        else {"storage": WeightStorage(reader, PlainWriter(name, out))}
                     )
                 )
         if shard == last:
@@ -148,7 +148,7 @@ def shards(base: MergeBase, todo: Plan, dtype: str | None, metadata: Mapping[str
     return built
 
 
-def sources(todo: Plan) -> dict[str, dict[str, Any]]:
+def sources(todo: MergePlan) -> dict[str, dict[str, Any]]:
     """Where the bytes of the changed tensors come from, by the tensor's name in the base."""
     by_tensor: dict[str, dict[str, Any]] = {}
     for name, target in todo.targets.items():

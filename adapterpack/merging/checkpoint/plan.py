@@ -11,7 +11,7 @@ import numpy as np
 from ...adapter_methods import LAYOUTS, matrix_shape
 from ...adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
 from ...base.codecs.plain import PlainWriter
-from ...base.codecs.storage import Storage
+from ...base.codecs.storage import WeightStorage
 from ...base.compatibility import Verdict
 from ...errors import NothingToDo, Unsupported
 from ...manifest.manifest import Group
@@ -25,7 +25,7 @@ from .vocabulary import extended_table
 
 
 @dataclass(frozen=True)
-class Target:
+class MergeTarget:
     """One weight of the base and what changes it; ``bias`` is the tensor of its bias, if the fold changes
     that too.
 
@@ -36,19 +36,19 @@ class Target:
     weight: str
     bias: str | None
     contributions: tuple[Contribution, ...]
-    storage: Storage
+    storage: WeightStorage
     base_bias: np.ndarray | None = None
     kind: str = "linear"
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """The targets by weight tensor, the fully trained modules, and for each pack the verdict on its base.
 
     ``copies`` are additional tensors of the output: new name -> the tensor of the base that it starts from.
     """
 
-    targets: Mapping[str, Target]
+    targets: Mapping[str, MergeTarget]
     full_modules: FullModules
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def make(
     full: bool = True,
     stochastic: bool = False,
     untie: bool = False,
-) -> Plan:
+) -> MergePlan:
     """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype``
     (None: as it is stored).
 
@@ -125,13 +125,13 @@ def make(
             where=", ".join(pack.name for pack in packs) or "no packs were given",
             remedy="train the adapter first, or give it a weight other than zero",
         )
-    return Plan(targets, full_modules, verdicts, base.notes, copies)
+    return MergePlan(targets, full_modules, verdicts, base.notes, copies)
 
 
 _DEQUANTIZE = "merge with --dtype float16, which writes the base dequantized"
 
 
-def _require_apart(targets: Mapping[str, Target]) -> None:
+def _require_apart(targets: Mapping[str, MergeTarget]) -> None:
     """Checks that no stored tensor is written for two weights, such as an expert and the stack that contains
     it.
     """
@@ -147,7 +147,7 @@ def _require_apart(targets: Mapping[str, Target]) -> None:
                 )
 
 
-def _require_writable(base: MergeBase, target: Target, stochastic: bool) -> None:
+def _require_writable(base: MergeBase, target: MergeTarget, stochastic: bool) -> None:
     """Checks that the changed weight can be written in the output's format."""
     writer, where = target.storage.writer, f"{base.folder}, {target.weight}"
     if writer.read_only_reason is not None:
@@ -264,7 +264,7 @@ def _copied(base: MergeBase, copied: str, name: str, out: str | None) -> PlainWr
 
 def _target(
     base: MergeBase, name: str, contributions: list[Contribution], out: str | None, copied: str | None
-) -> Target | None:
+) -> MergeTarget | None:
     """The target, or None if no contribution changes it. One row is folded to see whether the bias changes.
 
     ``copied`` is the tensor of the base that the weight starts from, if that has another name.
@@ -283,7 +283,7 @@ def _target(
     storage = base.storage(
         copied or name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}"
     )
-    storage = storage if copied is None else Storage(storage.reader, _copied(base, copied, name, out))
+    storage = storage if copied is None else WeightStorage(storage.reader, _copied(base, copied, name, out))
     dtype, matrices = storage.reader.work, storage.reader.matrices(kind)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None
@@ -308,7 +308,7 @@ def _target(
             )
         changes_bias = changes_bias or after is not before
     return (
-        Target(name, bias if changes_bias else None, tuple(effective), storage, old, kind)
+        MergeTarget(name, bias if changes_bias else None, tuple(effective), storage, old, kind)
         if effective
         else None
     )

@@ -49,7 +49,7 @@ def write_side_files(
     folder: Path,
     base: Checkpoint,
     packs: Sequence[Pack],
-    todo: plan.Plan,
+    todo: plan.MergePlan,
     dtype: str | None,
     shards: list[layout.Shard],
 ) -> None:

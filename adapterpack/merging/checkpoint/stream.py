@@ -17,9 +17,9 @@ from ...io.byte_ranges import opened, reserve, write_all
 from ...io.progress import Progress, StoppedError, Ticker
 from ...io.threads import one_thread_each
 from ..fold.blocks import Arithmetic
-from .journal import Done, Journal
+from .journal import FinishedJob, Journal
 from .layout import Shard
-from .tensor_jobs import Job, MergeContext
+from .tensor_jobs import MergeContext, TensorJob
 
 
 class JobQueue:
@@ -36,7 +36,7 @@ class JobQueue:
         (0, 2, 1, None)
     """
 
-    def __init__(self, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
+    def __init__(self, jobs: Sequence[TensorJob], numbers: Sequence[int]) -> None:
         self._jobs, self._lock = jobs, threading.Lock()
         self._waiting: dict[frozenset[str], deque[int]] = {}
         self._left, self._busy = Counter[frozenset[str]](), Counter[str]()
@@ -74,9 +74,9 @@ def create_files(shards: Sequence[Shard], folder: Path) -> None:
 
 
 def write(
-    jobs: Sequence[Job],
+    jobs: Sequence[TensorJob],
     mine: Sequence[int],
-    done_before: dict[int, Done],
+    done_before: dict[int, FinishedJob],
     journal: Journal,
     *,
     header: int,
@@ -85,7 +85,7 @@ def write(
     arithmetic: Arithmetic,
     workers: int,
     progress: Progress | None,
-) -> dict[int, Done]:
+) -> dict[int, FinishedJob]:
     """Does the jobs with the numbers ``mine`` that are not in ``done_before``, and returns all that are done.
 
     ``header`` is the size of all headers in bytes. Memory: a few row blocks for each worker, whatever the
@@ -100,8 +100,8 @@ def write(
     context = MergeContext(journal.staging, ticker, safe, rounding, arithmetic)
     queue = JobQueue(jobs, [number for number in mine if number not in done_before])
 
-    def work() -> dict[int, Done]:
-        scratch, done = Scratch(), dict[int, Done]()
+    def work() -> dict[int, FinishedJob]:
+        scratch, done = Scratch(), dict[int, FinishedJob]()
         while (number := queue.take()) is not None:
             try:
                 ticker.check()
@@ -113,7 +113,7 @@ def write(
                 raise
             finally:
                 queue.done(number)
-            done[number] = Done(sums)
+            done[number] = FinishedJob(sums)
         return done
 
     with one_thread_each(), ThreadPoolExecutor(workers) as pool:

@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...adapter_methods import LAYOUTS
-from ...base.codecs.storage import MAIN_PART, Encoded, Storage
+from ...base.codecs.storage import MAIN_PART, EncodedRows, WeightStorage
 from ...base.rounding import Round, Rounding
 from ...errors import NonFinite
 from ...io.buffers import Scratch
 from ...io.byte_ranges import Span, copy_span, opened, write_all
 from ...io.progress import Ticker
 from ...io.safetensors import DTYPES, all_finite
-from ..fold.blocks import ELEMENTS, Arithmetic, Block
+from ..fold.blocks import ELEMENTS, Arithmetic, WeightBlock
 from ..fold.fold import Change, slice_of
-from ..fold.loss import Sums, TensorLoss, sums_of
+from ..fold.loss import LossSums, TensorLoss, sums_of
 from .layout import Item, Shard
-from .plan import Target
+from .plan import MergeTarget
 
 
 class MergeContext(NamedTuple):
@@ -39,7 +39,7 @@ class MergeContext(NamedTuple):
     arithmetic: Arithmetic
 
 
-class Tensor(NamedTuple):
+class MergedTensor(NamedTuple):
     """An item and the shard that it belongs to."""
 
     item: Item
@@ -51,7 +51,7 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorJob:
     """A unit of work for any worker; ``files`` are the output files that it writes to, ``nbytes`` how much it
     writes.
     """
@@ -59,7 +59,7 @@ class Job:
     files: frozenset[str]
     nbytes: int
 
-    def run(self, context: MergeContext, scratch: Scratch) -> Sums | None:
+    def run(self, context: MergeContext, scratch: Scratch) -> LossSums | None:
         """Does the work; returns the sums of a changed weight.
 
         Raises:
@@ -69,14 +69,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Copy(Job):
+class Copy(TensorJob):
     """Copies unchanged bytes."""
 
     shard: Shard
     span: Span
 
     def run(self, context: MergeContext, scratch: Scratch) -> None:
-        """See :class:`Job`."""
+        """See :class:`TensorJob`."""
         with (
             opened(self.shard.base.path, os.O_RDONLY) as source,
             opened(context.folder / self.shard.name, os.O_WRONLY) as sink,
@@ -88,13 +88,13 @@ class Copy(Job):
 
 
 @dataclass(frozen=True)
-class Put(Job):
+class Put(TensorJob):
     """Writes a tensor of a fully trained module."""
 
-    tensor: Tensor
+    tensor: MergedTensor
 
     def run(self, context: MergeContext, scratch: Scratch) -> None:
-        """See :class:`Job`."""
+        """See :class:`TensorJob`."""
         place, value = self.tensor.item.place, self.tensor.item.value
         assert value is not None
         stored = np.ascontiguousarray(value, dtype=DTYPES[place.dtype])
@@ -111,7 +111,7 @@ class OutputParts:
     written at the end. Every byte counts once for the progress.
     """
 
-    def __init__(self, context: MergeContext, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, context: MergeContext, tensors: Mapping[str, MergedTensor]) -> None:
         self._context, self._tensors, self._stack = context, tensors, ExitStack()
         self._gathered: dict[str, np.ndarray] = {}
         self._written = dict.fromkeys(tensors, 0)
@@ -126,7 +126,7 @@ class OutputParts:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def write(self, stored: Encoded) -> None:
+    def write(self, stored: EncodedRows) -> None:
         """Writes the updates of a block."""
         self._context.ticker.check()
         for piece in stored.updates:
@@ -153,14 +153,14 @@ class OutputParts:
 
 
 @dataclass(frozen=True)
-class Convert(Job):
+class Convert(TensorJob):
     """Writes a weight in another dtype, or dequantized."""
 
-    tensor: Tensor
-    storage: Storage
+    tensor: MergedTensor
+    storage: WeightStorage
 
     def run(self, context: MergeContext, scratch: Scratch) -> None:
-        """See :class:`Job`."""
+        """See :class:`TensorJob`."""
         (reader, writer), name = self.storage, self.tensor.item.place.name
         rows, columns = reader.shape
         with reader.opened() as read, OutputParts(context, {MAIN_PART: self.tensor}) as parts:
@@ -174,7 +174,7 @@ class Convert(Job):
 
 
 @dataclass(frozen=True)
-class Fold(Job):
+class Fold(TensorJob):
     """Merges all adapters of one weight, and what changes with it (its bias, the scales of a quantized
     weight): in float32, rounded once.
 
@@ -182,20 +182,20 @@ class Fold(Job):
     where its change is more than a product of factors; the matrices of a stack one after the other.
     """
 
-    target: Target
-    parts: Mapping[str, Tensor]
-    bias: Tensor | None
+    target: MergeTarget
+    parts: Mapping[str, MergedTensor]
+    bias: MergedTensor | None
 
-    def run(self, context: MergeContext, scratch: Scratch) -> Sums:
-        """See :class:`Job`."""
+    def run(self, context: MergeContext, scratch: Scratch) -> LossSums:
+        """See :class:`TensorJob`."""
         target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
-        reader, sums, done = storage.reader, Sums(), 0
+        reader, sums, done = storage.reader, LossSums(), 0
         bias = _Bias(self.bias, target.bias, reader.work)
         with reader.opened() as read, OutputParts(context, self.parts) as parts:
             for number, matrix in enumerate(reader.matrices(target.kind)):
                 contributions = [slice_of(contribution, number) for contribution in target.contributions]
                 change = context.arithmetic.prepare(contributions, reader.work, matrix, target.base_bias)
-                sums += Sums(change=change.energy or 0.0)
+                sums += LossSums(change=change.energy or 0.0)
                 for block in _blocks(
                     change, matrix.shape, LAYOUTS[target.kind].turned, storage, context.arithmetic
                 ):
@@ -203,7 +203,7 @@ class Fold(Job):
                     across = (block.rows.stop - block.rows.start) if block.transposed else block.columns
                     stored = slice(done // max(1, across), done // max(1, across) + count)
                     raw = read(stored, across, scratch)
-                    read_block = Block(raw, stored, block.rows, block.transposed, bias.part(block.rows))
+                    read_block = WeightBlock(raw, stored, block.rows, block.transposed, bias.part(block.rows))
                     write = _FiniteWriter(parts, context.safe, place.name)
                     rounding = context.rounding(place.name, done)
                     block_sums, after = context.arithmetic.fold(
@@ -216,7 +216,7 @@ class Fold(Job):
             parts.finish(storage.writer.rest)
         return sums + bias.write(context, scratch)
 
-    def loss(self, sums: Sums) -> TensorLoss:
+    def loss(self, sums: LossSums) -> TensorLoss:
         """What was lost in storing the weight."""
         item = self.parts[MAIN_PART].item
         name = item.place.name.removesuffix(self.target.storage.main_tensor) + self.target.weight
@@ -235,7 +235,7 @@ class _Part(NamedTuple):
 
 
 def _blocks(
-    change: Change, shape: tuple[int, int], transposed: bool, storage: Storage, arithmetic: Arithmetic
+    change: Change, shape: tuple[int, int], transposed: bool, storage: WeightStorage, arithmetic: Arithmetic
 ) -> Iterator[_Part]:
     rows, columns = shape
     if transposed and (other := change.transposed()) is not None:
@@ -279,13 +279,13 @@ class _FiniteWriter:
         self._parts, self._safe, self._name = parts, safe, name
         self._raw: np.ndarray | None = None
 
-    def __call__(self, stored: Encoded) -> None:
+    def __call__(self, stored: EncodedRows) -> None:
         if self._safe and stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
             require_finite(stored.raw, None, True, self._name)
         self._raw = stored.raw
         self._parts.write(stored)
 
-    def check(self, sums: Sums, before: np.ndarray) -> None:
+    def check(self, sums: LossSums, before: np.ndarray) -> None:
         if self._raw is not None and not math.isfinite(sums.error):
             require_finite(self._raw, None if self._safe else before, self._safe, self._name)
 
@@ -295,7 +295,7 @@ class _Bias:
     unchanged.
     """
 
-    def __init__(self, tensor: Tensor | None, name: str | None, dtype: np.dtype[Any]) -> None:
+    def __init__(self, tensor: MergedTensor | None, name: str | None, dtype: np.dtype[Any]) -> None:
         self._tensor = tensor
         if tensor is not None and name is not None:
             self._before = tensor.shard.base.read(name).astype(dtype)
@@ -308,9 +308,9 @@ class _Bias:
         if self._tensor is not None and after is not None:
             self._after[rows] = after
 
-    def write(self, context: MergeContext, scratch: Scratch) -> Sums:
+    def write(self, context: MergeContext, scratch: Scratch) -> LossSums:
         if self._tensor is None:
-            return Sums()
+            return LossSums()
         place = self._tensor.item.place
         rounding: Round = context.rounding(place.name, 0)
         stored = rounding(self._after, DTYPES[place.dtype], scratch)

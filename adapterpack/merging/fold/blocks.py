@@ -7,21 +7,21 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ...base.codecs.quantized_storage import Matrix
-from ...base.codecs.storage import Encoded, Storage
+from ...base.codecs.quantized_storage import QuantizedMatrix
+from ...base.codecs.storage import EncodedRows, WeightStorage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
 from .fold import Change, Contribution, prepare
-from .loss import Sums, sums_of
+from .loss import LossSums, sums_of
 
-Write = Callable[[Encoded], None]
+Write = Callable[[EncodedRows], None]
 ELEMENTS = 1 << 18
 """Numbers of a block for numpy. Smaller blocks fit into a nearer cache, but then workers pass the
 interpreter's lock to each other so often that they lose more.
 """
 
 
-class Block(NamedTuple):
+class WeightBlock(NamedTuple):
     """A block that was read: ``raw`` ``[stored rows, stored columns]`` are the rows ``stored`` of the tensor
     and the rows ``rows`` of the matrix ``[out, in]`` (the same, unless ``transposed``); ``bias`` is their
     part of the bias in the dtype of the computation.
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 class Arithmetic(Protocol):
     """Computes merged blocks: with numpy, with the compiled kernel, or with torch on a device."""
 
-    def elements(self, change: Change, storage: Storage) -> int:
+    def elements(self, change: Change, storage: WeightStorage) -> int:
         """How many numbers a block should have."""
         ...
 
@@ -45,7 +45,7 @@ class Arithmetic(Protocol):
         self,
         contributions: Sequence[Contribution],
         dtype: np.dtype[Any],
-        weight: np.ndarray | Matrix,
+        weight: np.ndarray | QuantizedMatrix,
         bias: np.ndarray | None,
     ) -> Change:
         """See :func:`~adapterpack.merging.fold.fold.prepare`: computes once what all blocks of a matrix
@@ -56,13 +56,13 @@ class Arithmetic(Protocol):
     def fold(
         self,
         change: Change,
-        storage: Storage,
-        block: Block,
+        storage: WeightStorage,
+        block: WeightBlock,
         rounding: Round,
         scratch: Scratch,
         write: Write,
         moved: bool,
-    ) -> tuple[Sums, np.ndarray | None]:
+    ) -> tuple[LossSums, np.ndarray | None]:
         """Changes a block, passes its stored form to ``write``, and returns the sums for its loss and the
         changed bias.
 
@@ -74,7 +74,7 @@ class Arithmetic(Protocol):
 class InNumpy:
     """Computes with numpy."""
 
-    def elements(self, change: Change, storage: Storage) -> int:
+    def elements(self, change: Change, storage: WeightStorage) -> int:
         """See :class:`Arithmetic`."""
         return ELEMENTS
 
@@ -82,7 +82,7 @@ class InNumpy:
         self,
         contributions: Sequence[Contribution],
         dtype: np.dtype[Any],
-        weight: np.ndarray | Matrix,
+        weight: np.ndarray | QuantizedMatrix,
         bias: np.ndarray | None,
     ) -> Change:
         """See :class:`Arithmetic`."""
@@ -91,13 +91,13 @@ class InNumpy:
     def fold(
         self,
         change: Change,
-        storage: Storage,
-        block: Block,
+        storage: WeightStorage,
+        block: WeightBlock,
         rounding: Round,
         scratch: Scratch,
         write: Write,
         moved: bool,
-    ) -> tuple[Sums, np.ndarray | None]:
+    ) -> tuple[LossSums, np.ndarray | None]:
         """See :class:`Arithmetic`."""
         old = storage.reader.decode(block.raw, scratch)
         new, delta = scratch.get("new", old.shape, old.dtype), scratch.get("change", old.shape, old.dtype)
@@ -111,14 +111,14 @@ class InNumpy:
 
 
 def block_sums(
-    storage: Storage,
-    block: Block,
+    storage: WeightStorage,
+    block: WeightBlock,
     values: tuple[np.ndarray, ...],
-    stored: Encoded,
+    stored: EncodedRows,
     scratch: Scratch,
     moved: bool,
     energy: bool = True,
-) -> Sums:
+) -> LossSums:
     """The sums of a block, from its old values, their change, the new values and the stored form; overwrites
     the first three.
     """

@@ -11,12 +11,12 @@ import numpy as np
 from ..._native import lowrank
 from ...base.codecs.expert_stack import StackReader, StackWriter
 from ...base.codecs.plain import PlainReader, PlainWriter
-from ...base.codecs.storage import Storage
+from ...base.codecs.storage import WeightStorage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
-from .blocks import Block, InNumpy, Write
+from .blocks import InNumpy, WeightBlock, Write
 from .fold import Change
-from .loss import Sums
+from .loss import LossSums
 
 
 class Fused(InNumpy):
@@ -26,20 +26,20 @@ class Fused(InNumpy):
     0.1 ms of the interpreter.
     """
 
-    def elements(self, change: Change, storage: Storage) -> int:
+    def elements(self, change: Change, storage: WeightStorage) -> int:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         return 1 << 20 if _kernel_applies(change, storage) else super().elements(change, storage)
 
     def fold(
         self,
         change: Change,
-        storage: Storage,
-        block: Block,
+        storage: WeightStorage,
+        block: WeightBlock,
         rounding: Round,
         scratch: Scratch,
         write: Write,
         moved: bool,
-    ) -> tuple[Sums, np.ndarray | None]:
+    ) -> tuple[LossSums, np.ndarray | None]:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         up, panels = change.up, change.panels
         if up is None or panels is None or block.transposed or not _kernel_applies(change, storage):
@@ -47,10 +47,10 @@ class Fused(InNumpy):
         out = scratch.get("stored", block.raw.shape, block.raw.dtype)
         error, inner, differs = lowrank.fold(block.raw, up[block.rows], panels, out)
         write(storage.writer.encode(out, block.stored, _rounded, scratch))
-        return Sums(0.0, error, inner, moved or differs), block.bias
+        return LossSums(0.0, error, inner, moved or differs), block.bias
 
 
-def _kernel_applies(change: Change, storage: Storage) -> bool:
+def _kernel_applies(change: Change, storage: WeightStorage) -> bool:
     """Whether the change is a product of factors, and weight and output are stored as floats of one dtype in
     the order of the matrix.
     """

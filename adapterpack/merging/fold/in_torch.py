@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...base.codecs.quantized_storage import Matrix
-from ...base.codecs.storage import Storage
+from ...base.codecs.quantized_storage import QuantizedMatrix
+from ...base.codecs.storage import WeightStorage
 from ...base.rounding import Round
 from ...errors import ProviderError
 from ...io.buffers import Scratch
-from .blocks import Block, Write, block_sums
+from .blocks import WeightBlock, Write, block_sums
 from .fold import Change, Contribution, prepare
-from .loss import Sums
+from .loss import LossSums
 
 
 class InTorch:
@@ -44,7 +44,7 @@ class InTorch:
                 ),
             ) from error
 
-    def elements(self, change: Change, storage: Storage) -> int:
+    def elements(self, change: Change, storage: WeightStorage) -> int:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         return 1 << 23
 
@@ -52,7 +52,7 @@ class InTorch:
         self,
         contributions: Sequence[Contribution],
         dtype: np.dtype[Any],
-        weight: np.ndarray | Matrix,
+        weight: np.ndarray | QuantizedMatrix,
         bias: np.ndarray | None,
     ) -> Change:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
@@ -61,13 +61,13 @@ class InTorch:
     def fold(
         self,
         change: Change,
-        storage: Storage,
-        block: Block,
+        storage: WeightStorage,
+        block: WeightBlock,
         rounding: Round,
         scratch: Scratch,
         write: Write,
         moved: bool,
-    ) -> tuple[Sums, np.ndarray | None]:
+    ) -> tuple[LossSums, np.ndarray | None]:
         """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
         old = storage.reader.decode(block.raw, scratch)
         weight = self._to_device(old.T if block.transposed else old)

@@ -45,7 +45,7 @@ class TensorLoss(NamedTuple):
         }
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """Over the elements of a tensor, for the exact change ``D`` and the rounding error ``E = S - D`` of the
     stored change ``S``: ``<D, D>``, ``<E, E>``, ``<E, D>``; whether any stored byte differs from the base's;
     and, of a quantized weight, the expected squared error of its grid. Sums of parts add up.
@@ -57,10 +57,10 @@ class Sums(NamedTuple):
     moved: bool = False
     noise: float = 0.0
 
-    def __add__(self, other: object) -> Sums:
-        if not isinstance(other, Sums):
+    def __add__(self, other: object) -> LossSums:
+        if not isinstance(other, LossSums):
             return NotImplemented
-        return Sums(
+        return LossSums(
             self.change + other.change,
             self.error + other.error,
             self.inner + other.inner,
@@ -79,11 +79,13 @@ class Sums(NamedTuple):
         )
 
 
-def sums_of(change: np.ndarray, error: np.ndarray, moved: bool, *, energy: bool = True) -> Sums:
+def sums_of(change: np.ndarray, error: np.ndarray, moved: bool, *, energy: bool = True) -> LossSums:
     """The sums of a block; without ``energy``, ``<D, D>`` is left out, as the caller knows it for the whole
     tensor.
     """
-    return Sums(inner(change, change) if energy else 0.0, inner(error, error), inner(error, change), moved)
+    return LossSums(
+        inner(change, change) if energy else 0.0, inner(error, error), inner(error, change), moved
+    )
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:

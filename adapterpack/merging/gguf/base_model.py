@@ -18,11 +18,11 @@ import numpy as np
 from ...adapter_methods import LAYOUTS, row_blocks, to_matrix
 from ...base.checkpoint import Checkpoint
 from ...base.codecs.row_order import as_model, ordered
-from ...base.codecs.storage import Storage
+from ...base.codecs.storage import WeightStorage
 from ...base.compatibility import Verdict, recorded_fingerprint
 from ...base.gguf import ggml
-from ...base.gguf.header import Tensor, read_header
-from ...base.gguf.names import FAMILIES, Family, module_of, rope_row_order
+from ...base.gguf.header import GGUFTensor, read_header
+from ...base.gguf.names import FAMILIES, GGUFFamily, module_of, rope_row_order
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from ...io.hashing import identity
 from ...io.safe_open import open_regular
@@ -69,7 +69,7 @@ class GGUFFile:
             raise FormatError("two tensors have one name in the model", where=path)
         self.tensors = {name: _stored(name, tensor) for name, tensor in self.entries.items()}
 
-    def _family(self) -> Family:
+    def _family(self) -> GGUFFamily:
         architecture = self.header.values.get("general.architecture")
         if self.header.values.get("general.type", "model") != "model":
             raise Unsupported(
@@ -114,7 +114,7 @@ class GGUFFile:
         ).reshape(info.shape)
 
 
-def _stored(name: str, tensor: Tensor) -> TensorInfo:
+def _stored(name: str, tensor: GGUFTensor) -> TensorInfo:
     tensor_type, shape = tensor.type, tensor.shape
     if tensor_type.plain:
         return TensorInfo(name, tensor_type.name, shape, tensor.offset, tensor.nbytes)
@@ -221,7 +221,7 @@ class GGUFBase(MergeBase):
         """As :meth:`read`, a weight as a view of the mapped file."""
         return self.read(name) if len(self.file.entries[name].shape) == 1 else super().view(name)
 
-    def storage(self, name: str, out: str | None, where: object = None) -> Storage:
+    def storage(self, name: str, out: str | None, where: object = None) -> WeightStorage:
         """See :class:`MergeBase`. Norms and biases are never written in another type: llama.cpp wants them in
         float32.
         """

@@ -16,7 +16,7 @@ from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
 from ...io.safetensors import DTYPES, TensorInfo
 from ..checkpoint.layout import Item, Shard, sources
-from ..checkpoint.plan import Plan
+from ..checkpoint.plan import MergePlan
 from .base_model import GGUFBase
 
 NAME = "model.gguf"
@@ -27,7 +27,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 """llama.cpp's number for a file most of which is of one type."""
 
 
-def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Shard]:
+def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> list[Shard]:
     """The one file: every tensor in the type that it has, or every matrix in ``dtype``.
 
     Raises:
@@ -53,7 +53,7 @@ def shards(base: GGUFBase, todo: Plan, dtype: str | None, note: str) -> list[Sha
     return [Shard(NAME, base.file, head, items, gg.aligned(end, header.alignment) - end)]
 
 
-def _require_no_additions(base: GGUFBase, todo: Plan, dtype: str | None) -> None:
+def _require_no_additions(base: GGUFBase, todo: MergePlan, dtype: str | None) -> None:
     where, full = base.file.path, todo.full_modules
     if full.added or todo.copies or full.vocab_size:
         raise Unsupported(
@@ -82,7 +82,7 @@ def _require_no_additions(base: GGUFBase, todo: Plan, dtype: str | None) -> None
             )
 
 
-def _type(tensor: gg.Tensor, dtype: str | None) -> TensorType:
+def _type(tensor: gg.GGUFTensor, dtype: str | None) -> TensorType:
     if dtype is None or len(tensor.shape) == 1 or (tensor.type.name[0] == "I" and tensor.type.plain):
         return tensor.type
     return TENSOR_TYPES[TYPE_NUMBERS[dtype]]
@@ -98,7 +98,7 @@ def _place(name: str, shape: tuple[int, ...], tensor_type: TensorType, offset: i
 
 
 def _item(
-    base: GGUFBase, todo: Plan, name: str, place: TensorInfo, folds: Mapping[str, Mapping[str, Any]]
+    base: GGUFBase, todo: MergePlan, name: str, place: TensorInfo, folds: Mapping[str, Mapping[str, Any]]
 ) -> Item:
     info = base.file.tensors[name]
     value = todo.full_modules.replaced.get(name)

@@ -14,12 +14,12 @@ from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
 from ...onnx_graph.match import TensorPlace
 from ...onnx_graph.pieces import WeightPiece
-from ..checkpoint.plan import Target
+from ..checkpoint.plan import MergeTarget
 from ..checkpoint.tensor_jobs import blocks, require_finite
 from ..fold.blocks import ELEMENTS
 from ..fold.fold import prepare, slice_of
-from ..fold.loss import Sums, TensorLoss, sums_of
-from .write import Writer, WrittenBlock
+from ..fold.loss import LossSums, TensorLoss, sums_of
+from .write import GraphWriter, WrittenBlock
 
 Tick = Callable[[int], None]
 
@@ -34,10 +34,10 @@ class Folded(NamedTuple):
 
 
 def fold(
-    target: Target,
+    target: MergeTarget,
     base: Checkpoint,
     places: tuple[TensorPlace, TensorPlace | None],
-    writer: Writer,
+    writer: GraphWriter,
     safe: bool,
     tick: Tick,
 ) -> Folded:
@@ -90,7 +90,7 @@ def fold(
     return Folded(tally.sums.loss(target.weight, "+".join(dtypes)), tally.quantized)
 
 
-def put(value: np.ndarray, place: TensorPlace, writer: Writer, safe: bool) -> None:
+def put(value: np.ndarray, place: TensorPlace, writer: GraphWriter, safe: bool) -> None:
     """Writes a fully trained module to its place."""
     matrix = value if value.ndim == 2 else value.reshape(len(value), -1)
     for piece in place.pieces[0]:
@@ -130,7 +130,7 @@ class _Tally:
     """Sums up the numbers of a :class:`Folded`."""
 
     def __init__(self) -> None:
-        self.sums = Sums()
+        self.sums = LossSums()
         self._squares = np.zeros(4)
         self._any = False
 
@@ -170,7 +170,7 @@ def _square(value: np.ndarray) -> float:
     return float(np.sum(np.square(value), dtype=np.float64))
 
 
-def _dtype(writer: Writer, piece: WeightPiece) -> str:
+def _dtype(writer: GraphWriter, piece: WeightPiece) -> str:
     return (
         f"INT{piece.nbits.bits}" if piece.nbits else _NAMES[writer.graph.stored[piece.initializer].dtype.name]
     )

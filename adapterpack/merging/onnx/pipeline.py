@@ -41,7 +41,7 @@ from .fold import Folded, fold, put
 from .graph_base import GraphBase
 from .report import GraphReport, GraphTensor
 from .strip_adapters import strip_adapters
-from .write import Writer, opened_all
+from .write import GraphWriter, opened_all
 
 CARRIED = ("genai_config.json",)
 _CHUNK = 4 << 20
@@ -110,7 +110,7 @@ def merge_graph(
                 one_thread_each(),
                 opened_all({origin.graph.folder / name: folder / name for name in names}) as sinks,
             ):
-                writer = Writer(origin.graph, sinks)
+                writer = GraphWriter(origin.graph, sinks)
                 done = [fold(one, origin.base, places, writer, safe, tick) for one, places in work.targets]
                 for value, place in work.replaced:
                     put(value, place, writer, safe)
@@ -221,11 +221,11 @@ class _LocatedPlan(NamedTuple):
     place.
     """
 
-    targets: list[tuple[plan.Target, tuple[TensorPlace, TensorPlace | None]]]
+    targets: list[tuple[plan.MergeTarget, tuple[TensorPlace, TensorPlace | None]]]
     replaced: list[tuple[np.ndarray, TensorPlace]]
 
 
-def _located(origin: _Origin, todo: plan.Plan) -> _LocatedPlan:
+def _located(origin: _Origin, todo: plan.MergePlan) -> _LocatedPlan:
     if todo.full_modules.added:
         raise Unsupported(
             "a pack brings modules that the base lacks, and a fold adds no nodes to a graph",

@@ -28,7 +28,7 @@ class WrittenBlock(NamedTuple):
     dtype: np.dtype[Any]
 
 
-class Writer:
+class GraphWriter:
     """The output's open files (``sinks``); the initializers of ``graph``, the source, are at the same places
     in them.
     """

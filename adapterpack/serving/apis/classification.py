@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
 from .. import parsing
 from ..answering import headers_of
@@ -28,14 +28,14 @@ from ..tenants.keys import Key
 from ..tenants.limits import ServerLimits
 
 
-class Pair(Part, frozen=True, forbid_unknown_fields=True):
+class Pair(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """Two texts that are one input, such as a claim and what it is said of."""
 
     text: str
     text_pair: str
 
 
-class ClassifyRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClassifyRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/classify``. An input is a text, a pair of texts, or token ids, or several of one kind."""
 
     model: str
@@ -67,7 +67,7 @@ class ClassifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
     adapterpack: Provenance
 
 
-class RerankRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RerankRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/rerank``, as Cohere and Jina have it: how well each document fits the query, by a head with
     one label.
     """

@@ -12,7 +12,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
 from .. import parsing
 from ..answering import headers_of
@@ -27,7 +27,7 @@ from ..tenants.keys import Key
 from ..tenants.limits import ServerLimits
 
 
-class EmbeddingRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EmbeddingRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/embeddings``. An input is a text or token ids, or several of one kind; token ids are taken
     as they are. Vectors have the length 1 unless ``normalize`` is false.
     """

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
 from ...version import VERSION
 from .. import parsing, routes
@@ -34,13 +34,13 @@ COLUMNS = ("text", "text_pair")
 """Inputs: the texts of rows, and the second texts of pairs."""
 
 
-class PlainJson(Part, frozen=True, forbid_unknown_fields=True):
+class PlainJson(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """Parameters of a tensor: its data are JSON, and never bytes behind it."""
 
     binary_data: Literal[False] | None = None
 
 
-class InputTensor(Part, frozen=True, forbid_unknown_fields=True):
+class InputTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """One column of the rows: as many texts as its shape ``[rows]`` or ``[rows, 1]`` says."""
 
     name: Literal["text", "text_pair"]
@@ -60,14 +60,14 @@ class InputTensor(Part, frozen=True, forbid_unknown_fields=True):
             yield Misfit("/shape", f"there are {len(self.texts)} texts, and the shape is {self.shape}")
 
 
-class WantedTensor(Part, frozen=True, forbid_unknown_fields=True):
+class WantedTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """An output that the answer is to have."""
 
     name: str
     parameters: PlainJson | None = None
 
 
-class InferRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v2/models/{model}/infer``. ``parameters`` are the task's options; without ``outputs`` the
     answer has all of them.
     """

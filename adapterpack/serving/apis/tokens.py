@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.open_bundle import OpenBundle
@@ -30,7 +30,7 @@ from ..tenants.keys import Key
 from ..tenants.limits import ServerLimits
 
 
-class TokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /tokenize``: a text, or a conversation as its template writes it. A text has the tokenizer's own
     special tokens around it.
     """
@@ -57,7 +57,7 @@ class Tokens(msgspec.Struct, frozen=True):
     token_strs: list[str] | UnsetType = UNSET
 
 
-class DetokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DetokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /detokenize``."""
 
     model: str

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...http.http_error import HTTPError
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.adapters.mix import LARGEST, MOST
 from ..tenants.limits import ServerLimits
 from .tools import FunctionTool, InputCall, ToolChoice
 
 
-class StreamOptions(Part, frozen=True, forbid_unknown_fields=True):
+class StreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """What a stream has besides its chunks: the count of tokens at the end, or in each chunk so far."""
 
     include_usage: bool | None = None
@@ -29,15 +29,15 @@ class StreamOptions(Part, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class PlainText(Part, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class PlainText(StrictStruct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
     """An answer of any form."""
 
 
-class JsonObject(Part, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True):
+class JsonObject(StrictStruct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True):
     """An answer that is a JSON object."""
 
 
-class Schema(Part, frozen=True, forbid_unknown_fields=True):
+class Schema(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A JSON schema; it is always kept, whatever ``strict`` says."""
 
     name: str
@@ -46,13 +46,13 @@ class Schema(Part, frozen=True, forbid_unknown_fields=True):
     description: str | None = None
 
 
-class JsonSchema(Part, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+class JsonSchema(StrictStruct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
     """An answer that fits a JSON schema."""
 
     json_schema: Schema
 
 
-class Structured(Part, frozen=True, forbid_unknown_fields=True):
+class Structured(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """An answer of a given form, as vLLM has it: one of these."""
 
     json: dict[str, Any] | str | None = None
@@ -62,7 +62,7 @@ class Structured(Part, frozen=True, forbid_unknown_fields=True):
     json_object: bool | None = None
 
 
-class NamedWeight(Part, frozen=True, forbid_unknown_fields=True):
+class NamedWeight(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """An adapter of several whose changes are added, each times its weight."""
 
     name: str
@@ -77,7 +77,7 @@ CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 """Prompts with another one share nothing that was read of them."""
 
 
-class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What requests of text have in common. Ranges are those of
     :class:`adapterpack.runtime.generation.sampling.Sampling`; what is left out is what the server's
     ``--sampling`` says.
@@ -200,14 +200,14 @@ ONLY_TEXTS = {"otherwise": "this server reads texts: run --image and Session ans
 """For the kinds of content that a message may have."""
 
 
-class TextPart(Part, frozen=True, forbid_unknown_fields=True):
+class TextPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A piece of text of a message."""
 
     type: Annotated[Literal["text"], Meta(extra=ONLY_TEXTS)]
     text: str
 
 
-class Message(Part, frozen=True, forbid_unknown_fields=True):
+class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """One message of a conversation. What the assistant said may come back as it was answered, with the
     fields that are null there.
     """

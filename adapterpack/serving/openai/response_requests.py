@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 from .requests import (
     ONLY_TEXTS,
     CacheSalt,
@@ -26,7 +26,7 @@ from .tools import CalledFunction, Function, FunctionName, FunctionTool, InputCa
 _Empty = Annotated[list[Any], Meta(max_length=0)]
 
 
-class ContentPart(Part, frozen=True, forbid_unknown_fields=True):
+class ContentPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A piece of text, of a prompt or of an answer that comes back."""
 
     type: Annotated[Literal["input_text", "output_text", "text"], Meta(extra=ONLY_TEXTS)]
@@ -35,7 +35,7 @@ class ContentPart(Part, frozen=True, forbid_unknown_fields=True):
     logprobs: _Empty | None = None
 
 
-class InputItem(Part, frozen=True, forbid_unknown_fields=True):
+class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A message (``role`` and ``content``), a call of a function (``call_id``, ``name``, ``arguments``), or
     what one gave (``call_id``, ``output``). What a response said may come back as it is.
     """
@@ -75,7 +75,9 @@ class InputItem(Part, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class JsonSchemaFormat(Part, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+class JsonSchemaFormat(
+    StrictStruct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
+):
     """A text that fits a JSON schema."""
 
     name: str
@@ -84,14 +86,14 @@ class JsonSchemaFormat(Part, frozen=True, tag="json_schema", tag_field="type", f
     description: str | None = None
 
 
-class TextConfig(Part, frozen=True, forbid_unknown_fields=True):
+class TextConfig(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """The form of the text."""
 
     format: PlainText | JsonObject | JsonSchemaFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseTool(Part, frozen=True, forbid_unknown_fields=True):
+class ResponseTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A function that the model may call."""
 
     type: Literal["function"]
@@ -101,20 +103,20 @@ class ResponseTool(Part, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-class NamedTool(Part, frozen=True, forbid_unknown_fields=True):
+class NamedTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """The function that the model has to call."""
 
     type: Literal["function"]
     name: Name
 
 
-class ResponseStreamOptions(Part, frozen=True, forbid_unknown_fields=True):
+class ResponseStreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """What a stream has besides its events: nothing here."""
 
     include_obfuscation: bool | None = None
 
 
-class ResponseRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponseRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/responses``. Nothing is stored, so ``input`` has the whole conversation."""
 
     model: str

@@ -14,7 +14,7 @@ from msgspec import Meta
 from ...errors import FormatError
 from ...http.http_error import HTTPError
 from ...io import strict_json
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
 from ...runtime.tools.reader import CallReader
@@ -25,7 +25,7 @@ _DEPTH = 64
 _ARGUMENTS = 1 << 20
 
 
-class Function(Part, frozen=True, forbid_unknown_fields=True):
+class Function(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A function that the model may call; ``parameters`` is the JSON schema of its arguments, which
     ``strict`` enforces.
     """
@@ -36,7 +36,7 @@ class Function(Part, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-class FunctionTool(Part, frozen=True, forbid_unknown_fields=True):
+class FunctionTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A tool of the only kind that there is here."""
 
     type: Literal["function"]
@@ -52,13 +52,13 @@ class FunctionTool(Part, frozen=True, forbid_unknown_fields=True):
         return {"type": "function", "function": function}
 
 
-class FunctionName(Part, frozen=True, forbid_unknown_fields=True):
+class FunctionName(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A function by its name."""
 
     name: Name
 
 
-class NamedFunction(Part, frozen=True, forbid_unknown_fields=True):
+class NamedFunction(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """The function that the model has to call."""
 
     type: Literal["function"]
@@ -68,14 +68,14 @@ class NamedFunction(Part, frozen=True, forbid_unknown_fields=True):
 ToolChoice = Literal["none", "auto", "required"] | NamedFunction
 
 
-class CalledFunction(Part, frozen=True, forbid_unknown_fields=True):
+class CalledFunction(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """What was called: ``arguments`` is a JSON object, as text."""
 
     name: Name
     arguments: str
 
 
-class InputCall(Part, frozen=True, forbid_unknown_fields=True):
+class InputCall(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """A call in a message of the assistant; ``index`` is left of a stream, and says nothing."""
 
     id: Annotated[str, Meta(max_length=256)]

@@ -22,7 +22,7 @@ from ...http.http_error import HTTPError
 from ...http.reloading_file import ReloadingFile
 from ...io import typed_json
 from ...io.secret_files import require_private
-from ...io.typed_json import Misfit, Part
+from ...io.typed_json import Misfit, StrictStruct
 
 LEAST_CHARACTERS = 16
 """Of a key that an operator chose."""
@@ -33,7 +33,7 @@ _TIMES = 16
 """How much larger than another file in YAML one of keys may be."""
 
 
-class Key(Part, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Key(StrictStruct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One entry of a file of keys.
 
     Attributes:
@@ -79,7 +79,7 @@ class Key(Part, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
         return self.expires is not None and self.expires.timestamp() <= time.time()
 
 
-class _File(Part, frozen=True, forbid_unknown_fields=True):
+class _File(StrictStruct, frozen=True, forbid_unknown_fields=True):
     keys: Annotated[tuple[Key, ...], Meta(max_length=100_000)]
 
 
