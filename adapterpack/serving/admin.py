@@ -11,20 +11,17 @@ from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
 from ..http.http_error import HTTPError
 from ..io.typed_json import StrictStruct
-from . import parsing
 from .adapters.adapter_control import Refusal, ServedAdapter
 from .observability.audit import Record
 from .openapi import document
-from .route import RouteSpec
+from .route import RouteSpec, json_response
 from .routes import health, metrics, ready
-from .state import State
-from .tenants.keys import Key
+from .state import RequestContext
 
 T = TypeVar("T")
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -81,31 +78,34 @@ class AdapterList(msgspec.Struct, frozen=True):
     refused: list[RefusalCard]
 
 
-async def adapters(state: State, request: Request, key: Key, record: Record) -> Response:
+async def adapters(context: RequestContext) -> Response:
     """The adapters, and the packs that were refused."""
-    return _json(
+    return json_response(
         AdapterList(
-            [_card(one) for one in state.adapters.adapters], [_refusal(one) for one in state.adapters.refused]
+            [_card(one) for one in context.state.adapters.adapters],
+            [_refusal(one) for one in context.state.adapters.refused],
         )
     )
 
 
-async def load_adapter(state: State, request: Request, key: Key, record: Record) -> Response:
+async def load_adapter(context: RequestContext) -> Response:
     """``POST /v1/load_lora_adapter``."""
-    body = await parsing.body(request, LoadRequest, state.limits)
+    body = await context.read_body(LoadRequest)
     source, name = body.lora_path or body.lora_name, body.lora_name
-    return await _change(record, lambda: state.adapters.load(source, name, replace=body.load_inplace))
+    return await _change(
+        context.record, lambda: context.state.adapters.load(source, name, replace=body.load_inplace)
+    )
 
 
-async def unload_adapter(state: State, request: Request, key: Key, record: Record) -> Response:
+async def unload_adapter(context: RequestContext) -> Response:
     """``POST /v1/unload_lora_adapter``."""
-    body = await parsing.body(request, UnloadRequest, state.limits)
-    return await _change(record, lambda: state.adapters.unload(body.lora_name))
+    body = await context.read_body(UnloadRequest)
+    return await _change(context.record, lambda: context.state.adapters.unload(body.lora_name))
 
 
-async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
+async def openapi(context: RequestContext) -> Response:
     """These routes as an OpenAPI document."""
-    return _json(document(ADMIN_ROUTES))
+    return json_response(document(ADMIN_ROUTES))
 
 
 ADMIN_ROUTES: tuple[RouteSpec, ...] = (
@@ -157,7 +157,7 @@ async def _change(record: Record, change: Callable[[], ServedAdapter]) -> Respon
         status = 404 if isinstance(error, UnknownName) else 500 if isinstance(error, StorageError) else 400
         raise HTTPError(status, error.code, str(error)) from error
     record.adapter, record.digest = adapter.name, adapter.digest
-    return _json(_card(adapter))
+    return json_response(_card(adapter))
 
 
 def _card(adapter: ServedAdapter) -> AdapterCard:
@@ -172,7 +172,3 @@ def _refusal(refusal: Refusal) -> RefusalCard:
 def time_of(seconds: float) -> datetime:
     """A time in seconds as one of the calendar, in UTC."""
     return datetime.fromtimestamp(int(seconds), UTC)
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from ..http.http_error import HTTPError
 from .catalogue import ServedModel
-from .observability.audit import Record
 from .openai import sse
 from .openai.answers import Usage
 from .openai.errors import as_http_error, details
@@ -25,8 +24,7 @@ from .openai.requests import Sampled
 from .openai.response_writer import ResponseWriter
 from .scheduling.engine_thread import EngineStopped
 from .scheduling.rows import RequestOutput, ScheduledRow
-from .state import State
-from .tenants.keys import Key
+from .state import RequestContext
 
 ALIVE_SECONDS = 15.0
 """After which a stream says that it is alive."""
@@ -41,10 +39,7 @@ def headers_of(model: ServedModel) -> dict[str, str]:
 
 @contextmanager
 def running(
-    state: State,
-    request: Request,
-    key: Key,
-    record: Record,
+    context: RequestContext,
     rows: Sequence[ScheduledRow],
     prompt_tokens: int,
     output: RequestOutput,
@@ -54,28 +49,29 @@ def running(
     Raises:
         HTTPError: the key has not so many tokens left.
     """
-    state.quotas.read(key, prompt_tokens)
-    record.rows, record.prompt_tokens = len(rows), prompt_tokens
-    with _record_end(state, key, record, output), ExitStack() as stack:
-        stack.enter_context(state.traffic.count(key.id, record, rows, output))
-        stack.callback(state.engine.cancel, rows)
-        stack.enter_context(_watch_client(request, output))
-        state.engine.add(rows)
+    context.state.quotas.read(context.key, prompt_tokens)
+    context.record.rows, context.record.prompt_tokens = len(rows), prompt_tokens
+    with _record_end(context, output), ExitStack() as stack:
+        stack.enter_context(context.state.traffic.count(context.key.id, context.record, rows, output))
+        stack.callback(context.state.engine.cancel, rows)
+        stack.enter_context(_watch_client(context.request, output))
+        context.state.engine.add(rows)
         yield
 
 
 @contextmanager
-def _record_end(state: State, key: Key, record: Record, output: RequestOutput) -> Iterator[None]:
+def _record_end(context: RequestContext, output: RequestOutput) -> Iterator[None]:
     """Records at the end what the rows took."""
     try:
         yield
     finally:
+        record, state = context.record, context.state
         record.completion_tokens, record.first, record.last = output.tokens, output.first, output.last
         if output.left:
             record.outcome = "disconnected"
         elif not record.outcome:
             record.outcome = ",".join(dict.fromkeys(str(row.reason) for row in output.sequences))
-        state.quotas.wrote(key, output.tokens)
+        state.quotas.wrote(context.key, output.tokens)
         state.admission.note_time(time.monotonic() - record.started)
 
 
@@ -98,9 +94,9 @@ def _watch_client(request: Request, output: RequestOutput) -> Iterator[None]:
 class PendingResponse:
     """A response that waits for the rows of its request."""
 
-    def __init__(self, state: State, record: Record, output: RequestOutput) -> None:
-        self.state, self.record, self.output = state, record, output
-        self._until = record.started + state.limits.request_seconds
+    def __init__(self, context: RequestContext, output: RequestOutput) -> None:
+        self.state, self.record, self.output = context.state, context.record, output
+        self._until = self.record.started + self.state.limits.request_seconds
 
     async def wait_until_ended(self) -> None:
         """Waits until all rows have ended.
@@ -152,14 +148,13 @@ class TextResponse(PendingResponse):
 
     def __init__(
         self,
-        state: State,
+        context: RequestContext,
         body: Sampled,
-        record: Record,
         output: RequestOutput,
         model: ServedModel,
         writer: ResponseWriter,
     ) -> None:
-        super().__init__(state, record, output)
+        super().__init__(context, output)
         self.writer, self.headers = writer, headers_of(model)
         options = body.stream_options
         self._counted = bool(options and options.include_usage)

@@ -23,7 +23,7 @@ from .answering import GONE
 from .observability.audit import Record
 from .openai.errors import as_http_error, response
 from .route import RouteSpec, require_access
-from .state import State
+from .state import RequestContext, State
 from .tenants.keys import EVERYBODY, Key, Keys
 
 _TRACE = ("traceparent", "tracestate")
@@ -96,7 +96,7 @@ class _Endpoint:
         key = EVERYBODY
         try:
             key = await self._authenticate(request, record)
-            answer = await self._route.handler(self._state, request, key, record)
+            answer = await self._route.handler(RequestContext(self._state, request, key, record))
         except AdapterpackError as error:
             refused = as_http_error(error)
             if refused.status >= 500 and error is not refused:

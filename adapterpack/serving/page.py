@@ -10,16 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ..http.http_error import HTTPError
 from ..palette import style_sheet
 from ..resources import resource
-from .observability.audit import Record
 from .route import RouteSpec
-from .state import State
-from .tenants.keys import Key
+from .state import RequestContext
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -59,18 +56,18 @@ def page_files() -> Mapping[str, PageFile]:
     return {name: PageFile(content, _TYPES[Path(name).suffix]) for name, content in data.items()}
 
 
-async def index(state: State, request: Request, key: Key, record: Record) -> Response:
+async def index(context: RequestContext) -> Response:
     """``GET /``."""
     return _response(INDEX)
 
 
-async def file(state: State, request: Request, key: Key, record: Record) -> Response:
+async def file(context: RequestContext) -> Response:
     """``GET /page/NAME``.
 
     Raises:
         HTTPError: there is no such file.
     """
-    return _response(request.path_params["name"])
+    return _response(context.request.path_params["name"])
 
 
 PAGES: tuple[RouteSpec, ...] = (

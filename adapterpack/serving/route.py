@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from starlette.requests import Request
+import msgspec
 from starlette.responses import Response
 
 from ..http.http_error import HTTPError
-from .observability.audit import Record
 from .openai.errors import OPENAI, ErrorForm
-from .state import State
+from .state import RequestContext
 from .tenants.keys import Key
 
-Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
+Handler = Callable[[RequestContext], Awaitable[Response]]
 
 
 class RouteSpec(NamedTuple):
@@ -47,3 +46,8 @@ def require_access(route: RouteSpec, key: Key) -> None:
     """
     if route.access == "admin" and not key.admin:
         raise HTTPError(403, "admin_only", "this key may not see what concerns all keys")
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response with a value, such as a struct, as JSON."""
+    return Response(msgspec.json.encode(value), status, headers, "application/json")

@@ -5,64 +5,70 @@ document are made.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ..version import VERSION
 from .catalogue import ServedModel
-from .observability.audit import Record
 from .observability.metrics import TEXT_TYPE
 from .openai.answers import ModelCard, ModelList
 from .openapi import document
-from .route import RouteSpec
-from .state import State
-from .tenants.keys import Key
+from .route import RouteSpec, json_response
+from .state import RequestContext, State
 
 
-async def health(state: State, request: Request, key: Key, record: Record) -> Response:
+async def health(context: RequestContext) -> Response:
     """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended;
     ``degraded`` where the file of keys cannot be read.
     """
-    stuck = state.engine.stuck(state.limits.stuck_seconds)
-    if state.engine.failure is not None:
-        return _json({"status": "stopped"}, 503)
+    stuck = context.state.engine.stuck(context.state.limits.stuck_seconds)
+    if context.state.engine.failure is not None:
+        return json_response({"status": "stopped"}, 503)
     if stuck is not None:
-        return _json({"status": "stuck", "step": stuck}, 503)
-    await state.keys.look()
-    if unread := state.keys.unread_seconds:
-        return _json({"status": "degraded", "keys": f"could not be read for {unread:.0f} s"})
-    return _json({"status": "ok"})
+        return json_response({"status": "stuck", "step": stuck}, 503)
+    await context.state.keys.look()
+    if unread := context.state.keys.unread_seconds:
+        return json_response({"status": "degraded", "keys": f"could not be read for {unread:.0f} s"})
+    return json_response({"status": "ok"})
 
 
-async def ready(state: State, request: Request, key: Key, record: Record) -> Response:
+async def ready(context: RequestContext) -> Response:
     """Whether it takes requests: 503 once it is about to end, or could not read the file of keys for too
     long.
     """
-    well = state.engine.failure is None and not state.admission.draining and state.keys.counted
-    return _json({"ready": well}, 200 if well else 503)
+    well = (
+        context.state.engine.failure is None
+        and not context.state.admission.draining
+        and context.state.keys.counted
+    )
+    return json_response({"ready": well}, 200 if well else 503)
 
 
-async def version(state: State, request: Request, key: Key, record: Record) -> Response:
+async def version(context: RequestContext) -> Response:
     """The version of adapterpack."""
-    return _json({"version": VERSION})
+    return json_response({"version": VERSION})
 
 
-async def metrics(state: State, request: Request, key: Key, record: Record) -> Response:
+async def metrics(context: RequestContext) -> Response:
     """All series in Prometheus's text form."""
-    return Response(state.metrics.text(), media_type=TEXT_TYPE)
+    return Response(context.state.metrics.text(), media_type=TEXT_TYPE)
 
 
-async def models(state: State, request: Request, key: Key, record: Record) -> Response:
+async def models(context: RequestContext) -> Response:
     """The base and the adapters that the key may name."""
-    return _json(ModelList([_card(state, model) for model in state.catalogue.visible(key)]))
+    return json_response(
+        ModelList([_card(context.state, model) for model in context.state.catalogue.visible(context.key)])
+    )
 
 
-async def model(state: State, request: Request, key: Key, record: Record) -> Response:
+async def model(context: RequestContext) -> Response:
     """One of them."""
-    return _json(_card(state, state.catalogue.find_model(request.path_params["model"], key)))
+    return json_response(
+        _card(
+            context.state,
+            context.state.catalogue.find_model(context.request.path_params["model"], context.key),
+        )
+    )
 
 
 ROUTES: tuple[RouteSpec, ...] = (
@@ -79,8 +85,8 @@ ROUTES: tuple[RouteSpec, ...] = (
 def table(more: Iterable[RouteSpec]) -> tuple[RouteSpec, ...]:
     """These, ``more``, and the document of all of them."""
 
-    async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
-        return _json(document(routes))
+    async def openapi(context: RequestContext) -> Response:
+        return json_response(document(routes))
 
     routes = (*ROUTES, *more, RouteSpec("GET", "/openapi.json", openapi, "key", "this document"))
     return routes
@@ -95,7 +101,3 @@ def _card(state: State, model: ServedModel) -> ModelCard:
         parent=parent,
         max_model_len=state.engine.engine.max_length,
     )
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")

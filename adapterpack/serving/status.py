@@ -13,7 +13,6 @@ from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ..pack.inspect import summary
@@ -23,10 +22,9 @@ from ..version import VERSION
 from .adapters.adapter_control import Refusal, ServedAdapter
 from .admin import RefusalCard, time_of
 from .catalogue import ServedModel
-from .observability.audit import Record
 from .observability.traffic import Counts, Tally, Wait
-from .route import RouteSpec
-from .state import State
+from .route import RouteSpec, json_response
+from .state import RequestContext, State
 from .tenants.keys import EVERYBODY, Key
 
 
@@ -101,34 +99,39 @@ class StatusRoutes:
         self._facts: dict[str, Facts] = {}
         """Digest -> the facts of a pack, which are looked up once."""
 
-    async def status(self, state: State, request: Request, key: Key, record: Record) -> Response:
+    async def status(self, context: RequestContext) -> Response:
         """``GET /v1/status``."""
-        tally = _tally(state, key)
-        return _json(
+        tally = _tally(context.state, context.key)
+        return json_response(
             Status(
                 version=VERSION,
-                base=state.catalogue.base,
-                of="all" if key.admin else "key",
-                key=key.id,
-                time=state.traffic.clock(),
+                base=context.state.catalogue.base,
+                of="all" if context.key.admin else "key",
+                key=context.key.id,
+                time=context.state.traffic.clock(),
                 waiting=tally.waiting,
                 running=tally.running,
                 counts=tally.counts,
                 wait=tally.wait,
-                engine={figure.name: figure.value() for figure in state.metrics.figures}
-                if key.admin
+                engine={figure.name: figure.value() for figure in context.state.metrics.figures}
+                if context.key.admin
                 else UNSET,
             )
         )
 
-    async def models(self, state: State, request: Request, key: Key, record: Record) -> Response:
+    async def models(self, context: RequestContext) -> Response:
         """``GET /v1/status/models``. Looking at a thousand packs for the first time takes a moment, which no
         other answer waits for.
         """
-        models = await asyncio.to_thread(self._models, state, key, _tally(state, key))
-        return _json(
+        models = await asyncio.to_thread(
+            self._models, context.state, context.key, _tally(context.state, context.key)
+        )
+        return json_response(
             ModelStatusList(
-                models, [_refusal_card(one) for one in state.adapters.refused] if key.admin else UNSET
+                models,
+                [_refusal_card(one) for one in context.state.adapters.refused]
+                if context.key.admin
+                else UNSET,
             )
         )
 
@@ -206,12 +209,6 @@ def _refusal_card(refusal: Refusal) -> RefusalCard:
     """A refusal that does not say where on this machine the places are."""
     message = refusal.message.replace(str(refusal.place), refusal.place.name)
     return RefusalCard(refusal.place.name, refusal.reason, message, time_of(refusal.time))
-
-
-def _json(value: object) -> Response:
-    return Response(
-        msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"}
-    )
 
 
 def _facts(pack: Pack) -> Facts:

@@ -9,22 +9,18 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
 from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
-from .. import parsing
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..observability.audit import Record
 from ..one_pass.rows import labels_of, request_model, results, runs_task
 from ..openai.answers import PassUsage, Provenance
 from ..openai.requests import as_list, one_kind
-from ..route import RouteSpec
-from ..state import State
-from ..tenants.keys import Key
+from ..route import RouteSpec, json_response
+from ..state import RequestContext
 from ..tenants.limits import ServerLimits
 
 
@@ -104,28 +100,28 @@ class RerankAnswer(msgspec.Struct, frozen=True, kw_only=True):
     adapterpack: Provenance
 
 
-async def classify(state: State, request: Request, key: Key, record: Record) -> Response:
+async def classify(context: RequestContext) -> Response:
     """``POST /v1/classify``."""
-    body = await parsing.body(request, ClassifyRequest, state.limits)
-    model = request_model(state, key, record, body.model)
-    labels_of(state, model)
+    body = await context.read_body(ClassifyRequest)
+    model = request_model(context, body.model)
+    labels_of(context.state, model)
     given = [_row(item) for item in as_list(body.input)]
-    rows = await results(state, request, key, record, model, given, param="input", priority=body.priority)
+    rows = await results(context, model, given, param="input", priority=body.priority)
     answer = ClassifyAnswer(
         data=[Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)],
         model=body.model,
-        usage=PassUsage.of(record.prompt_tokens),
+        usage=PassUsage.of(context.record.prompt_tokens),
         system_fingerprint=model.digest,
-        adapterpack=state.catalogue.provenance(model, given),
+        adapterpack=context.state.catalogue.provenance(model, given),
     )
-    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
+    return json_response(answer, headers=headers_of(model))
 
 
-async def rerank(state: State, request: Request, key: Key, record: Record) -> Response:
+async def rerank(context: RequestContext) -> Response:
     """``POST /v1/rerank``."""
-    body = await parsing.body(request, RerankRequest, state.limits)
-    model = request_model(state, key, record, body.model)
-    labels = labels_of(state, model)
+    body = await context.read_body(RerankRequest)
+    model = request_model(context, body.model)
+    labels = labels_of(context.state, model)
     if len(labels) != 1:
         raise HTTPError(
             400,
@@ -134,7 +130,7 @@ async def rerank(state: State, request: Request, key: Key, record: Record) -> Re
             param="model",
         )
     pairs: list[Mapping[str, Any]] = [{"text": body.query, "text_pair": text} for text in body.documents]
-    rows = await results(state, request, key, record, model, pairs, param="documents", priority=body.priority)
+    rows = await results(context, model, pairs, param="documents", priority=body.priority)
     scores = [row["scores"][labels[0]] for row in rows]
     best = sorted(range(len(rows)), key=lambda place: (-scores[place], place))[: body.top_n]
     answer = RerankAnswer(
@@ -143,11 +139,11 @@ async def rerank(state: State, request: Request, key: Key, record: Record) -> Re
             for place in best
         ],
         model=body.model,
-        usage=PassUsage.of(record.prompt_tokens),
+        usage=PassUsage.of(context.record.prompt_tokens),
         system_fingerprint=model.digest,
-        adapterpack=state.catalogue.provenance(model),
+        adapterpack=context.state.catalogue.provenance(model),
     )
-    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
+    return json_response(answer, headers=headers_of(model))
 
 
 def _row(given: Any) -> Any:

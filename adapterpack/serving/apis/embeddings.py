@@ -9,21 +9,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
-from .. import parsing
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..observability.audit import Record
 from ..one_pass.rows import request_model, results, runs_task
 from ..openai.answers import PassUsage, Provenance
 from ..openai.requests import Mixed, as_list, one_kind
-from ..route import RouteSpec
-from ..state import State
-from ..tenants.keys import Key
+from ..route import RouteSpec, json_response
+from ..state import RequestContext
 from ..tenants.limits import ServerLimits
 
 
@@ -65,24 +61,22 @@ class EmbeddingAnswer(msgspec.Struct, frozen=True, kw_only=True):
     adapterpack: Provenance
 
 
-async def embeddings(state: State, request: Request, key: Key, record: Record) -> Response:
+async def embeddings(context: RequestContext) -> Response:
     """``POST /v1/embeddings``."""
-    body = await parsing.body(request, EmbeddingRequest, state.limits)
-    model = request_model(state, key, record, body.model, body.adapters)
+    body = await context.read_body(EmbeddingRequest)
+    model = request_model(context, body.model, body.adapters)
     options: dict[str, Any] = {"normalize": body.normalize is not False, "dimensions": body.dimensions}
     given = as_list(body.input)
-    rows = await results(
-        state, request, key, record, model, given, param="input", options=options, priority=body.priority
-    )
+    rows = await results(context, model, given, param="input", options=options, priority=body.priority)
     write = _base64 if body.encoding_format == "base64" else list[float]
     answer = EmbeddingAnswer(
         data=[Embedding(index=place, embedding=write(row["embedding"])) for place, row in enumerate(rows)],
         model=body.model,
-        usage=PassUsage.of(record.prompt_tokens),
+        usage=PassUsage.of(context.record.prompt_tokens),
         system_fingerprint=model.digest,
-        adapterpack=state.catalogue.provenance(model, given),
+        adapterpack=context.state.catalogue.provenance(model, given),
     )
-    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
+    return json_response(answer, headers=headers_of(model))
 
 
 def _base64(vector: list[float]) -> str:

@@ -10,24 +10,21 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
 from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
 from ...version import VERSION
-from .. import parsing, routes
+from .. import routes
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..observability.audit import Record
 from ..one_pass.rows import engine_of, find_model, labels_of, request_model, results, runs_task
 from ..one_pass.tensors import OUTPUTS, extents_of, flat
 from ..openai.answers import Provenance
 from ..openai.errors import ErrorForm
-from ..route import RouteSpec
-from ..state import State
-from ..tenants.keys import Key
+from ..route import RouteSpec, json_response
+from ..state import RequestContext
 from ..tenants.limits import ServerLimits
 
 COLUMNS = ("text", "text_pair")
@@ -143,35 +140,35 @@ class ProtocolError(msgspec.Struct, frozen=True):
 ERRORS = ErrorForm(ProtocolError, lambda refused: ProtocolError(refused.what))
 
 
-async def server(state: State, request: Request, key: Key, record: Record) -> Response:
+async def server(context: RequestContext) -> Response:
     """``GET /v2``."""
-    return _json(ServerMetadata("adapterpack", VERSION, []))
+    return json_response(ServerMetadata("adapterpack", VERSION, []))
 
 
-async def live(state: State, request: Request, key: Key, record: Record) -> Response:
+async def live(context: RequestContext) -> Response:
     """``GET /v2/health/live``: as ``/health``."""
-    status = (await routes.health(state, request, key, record)).status_code
-    return _json({"live": status == 200}, status)
+    status = (await routes.health(context)).status_code
+    return json_response({"live": status == 200}, status)
 
 
-async def ready(state: State, request: Request, key: Key, record: Record) -> Response:
+async def ready(context: RequestContext) -> Response:
     """``GET /v2/health/ready``: as ``/ready``."""
-    return await routes.ready(state, request, key, record)
+    return await routes.ready(context)
 
 
-async def model_ready(state: State, request: Request, key: Key, record: Record) -> Response:
+async def model_ready(context: RequestContext) -> Response:
     """``GET /v2/models/{model}/ready``: the adapter is read when a row needs it, so a model is ready while
     the server is.
     """
-    model = find_model(state, key, record, request.path_params["model"])
-    status = (await routes.ready(state, request, key, record)).status_code
-    return _json({"name": model.name, "ready": status == 200}, status)
+    model = find_model(context, context.request.path_params["model"])
+    status = (await routes.ready(context)).status_code
+    return json_response({"name": model.name, "ready": status == 200}, status)
 
 
-async def metadata(state: State, request: Request, key: Key, record: Record) -> Response:
+async def metadata(context: RequestContext) -> Response:
     """``GET /v2/models/{model}``."""
-    model = find_model(state, key, record, request.path_params["model"])
-    bundle = engine_of(state).bundle
+    model = find_model(context, context.request.path_params["model"])
+    bundle = engine_of(context.state).bundle
     inputs = [
         TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]
     ]
@@ -179,14 +176,16 @@ async def metadata(state: State, request: Request, key: Key, record: Record) -> 
         TensorCard(column.name, column.datatype, column.extents(bundle, bundle.head(model.pack).labels))
         for column in OUTPUTS[bundle.task.name].columns
     ]
-    return _json(ModelMetadata(name=model.name, versions=[model.digest], inputs=inputs, outputs=outputs))
+    return json_response(
+        ModelMetadata(name=model.name, versions=[model.digest], inputs=inputs, outputs=outputs)
+    )
 
 
-async def infer(state: State, request: Request, key: Key, record: Record) -> Response:
+async def infer(context: RequestContext) -> Response:
     """``POST /v2/models/{model}/infer``."""
-    body = await parsing.body(request, InferRequest, state.limits)
-    model = request_model(state, key, record, request.path_params["model"])
-    task = engine_of(state).bundle.task
+    body = await context.read_body(InferRequest)
+    model = request_model(context, context.request.path_params["model"])
+    task = engine_of(context.state).bundle.task
     wanted = OUTPUTS[task.name]
     columns = {column.name: column for column in wanted.columns}
     chosen = list(columns) if body.outputs is None else [tensor.name for tensor in body.outputs]
@@ -198,12 +197,12 @@ async def infer(state: State, request: Request, key: Key, record: Record) -> Res
             param="outputs",
         )
     if task.labelled:
-        labels_of(state, model)
+        labels_of(context.state, model)
     texts = {tensor.name: tensor.texts for tensor in body.inputs}
     if "text_pair" in texts and not wanted.pairs:
         raise HTTPError(400, "invalid_request", "this task takes one text a row", param="inputs")
     rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
-    said = await results(state, request, key, record, model, rows, param="inputs", options=body.parameters)
+    said = await results(context, model, rows, param="inputs", options=body.parameters)
     outputs = []
     for name in dict.fromkeys(chosen):
         values = columns[name].values(said)
@@ -212,17 +211,13 @@ async def infer(state: State, request: Request, key: Key, record: Record) -> Res
             TensorAnswer(name, shape, columns[name].datatype, flat(values) if math.prod(shape) else [])
         )
     answer = InferAnswer(
-        model_name=request.path_params["model"],
+        model_name=context.request.path_params["model"],
         model_version=model.digest,
         id=UNSET if body.id is None else body.id,
         outputs=outputs,
-        parameters=state.catalogue.provenance(model),
+        parameters=context.state.catalogue.provenance(model),
     )
-    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+    return json_response(answer, headers=headers_of(model))
 
 
 def open_api(engine: Engine, limits: ServerLimits) -> Api:

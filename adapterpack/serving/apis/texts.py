@@ -7,18 +7,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.tools.reader import CallReader
-from .. import parsing
 from ..answering import EventStream, TextResponse, running
 from ..api import APIS, Api, ApiKind
 from ..catalogue import ServedModel
-from ..observability.audit import Record
 from ..observability.metrics import Figure
 from ..openai.answers import ChatChunk, ChatCompletion, Completion, Provenance
 from ..openai.prepare import PreparedRequest, Preparer, copy_mask
@@ -30,7 +27,7 @@ from ..openai.responses_writer import ResponsesWriter
 from ..openai.token_texts import TokenTexts
 from ..route import RouteSpec
 from ..scheduling.rows import RequestOutput, ScheduledRow
-from ..state import State
+from ..state import RequestContext
 from ..tenants.keys import Key
 from ..tenants.limits import ServerLimits
 
@@ -50,21 +47,17 @@ class Texts:
             TokenTexts(engine.bundle.tokenizer),
         )
 
-    async def chat(self, state: State, request: Request, key: Key, record: Record) -> Response:
+    async def chat(self, context: RequestContext) -> Response:
         """``POST /v1/chat/completions``."""
-        return await self._answer(
-            state, request, key, record, await parsing.body(request, ChatRequest, state.limits)
-        )
+        return await self._answer(context, await context.read_body(ChatRequest))
 
-    async def completions(self, state: State, request: Request, key: Key, record: Record) -> Response:
+    async def completions(self, context: RequestContext) -> Response:
         """``POST /v1/completions``."""
-        return await self._answer(
-            state, request, key, record, await parsing.body(request, CompletionRequest, state.limits)
-        )
+        return await self._answer(context, await context.read_body(CompletionRequest))
 
-    async def responses(self, state: State, request: Request, key: Key, record: Record) -> Response:
+    async def responses(self, context: RequestContext) -> Response:
         """``POST /v1/responses``."""
-        body = await parsing.body(request, ResponseRequest, state.limits)
+        body = await context.read_body(ResponseRequest)
         if body.previous_response_id is not None:
             raise HTTPError(
                 400,
@@ -72,42 +65,37 @@ class Texts:
                 "no response is stored here: give the whole conversation as input",
                 param="previous_response_id",
             )
-        return await self._answer(state, request, key, record, body.chat(), partial(ResponsesWriter, body))
+        return await self._answer(context, body.chat(), partial(ResponsesWriter, body))
 
     async def _answer(
         self,
-        state: State,
-        request: Request,
-        key: Key,
-        record: Record,
+        context: RequestContext,
         body: ChatRequest | CompletionRequest,
         form: Callable[[Provenance, Callable[[], CallReader] | None], ResponseWriter] | None = None,
     ) -> Response:
-        state.quotas.ask(key)
-        model = state.catalogue.request_model(body.model, body.adapters, key)
-        record.answers(model.adapter, model.digest, model.mixed)
-        record.stream = bool(body.stream)
+        context.state.quotas.ask(context.key)
+        model = context.state.catalogue.request_model(body.model, body.adapters, context.key)
+        context.record.answers(model.adapter, model.digest, model.mixed)
+        context.record.stream = bool(body.stream)
         count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
-        if count > state.limits.rows:
+        if count > context.state.limits.rows:
             raise HTTPError(
-                400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n"
+                400, "invalid_request", f"a request may have {context.state.limits.rows} answers", param="n"
             )
         with ExitStack() as stack:
-            stack.enter_context(state.admission.admit(key, count))
-            prepared = await self.preparer.prepare(body, key.id)
+            stack.enter_context(context.state.admission.admit(context.key, count))
+            prepared = await self.preparer.prepare(body, context.key.id)
             output = RequestOutput(count)
-            rows = self._rows(body, prepared, model, key, output)
-            stack.enter_context(
-                running(state, request, key, record, rows, sum(map(len, prepared.prompts)), output)
-            )
+            rows = self._rows(body, prepared, model, context.key, output)
+            stack.enter_context(running(context, rows, sum(map(len, prepared.prompts)), output))
             given = body.prompts if isinstance(body, CompletionRequest) else ()
-            provenance = state.catalogue.provenance(model, given)
+            provenance = context.state.catalogue.provenance(model, given)
             written = (
                 self._form(body, provenance, prepared.calls)
                 if form is None
                 else form(provenance, prepared.calls)
             )
-            answer = TextResponse(state, body, record, output, model, written)
+            answer = TextResponse(context, body, output, model, written)
             if not body.stream:
                 return await answer.complete()
             await answer.wait_for_first()

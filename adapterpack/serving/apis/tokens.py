@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
@@ -18,15 +17,12 @@ from ...runtime.engine.engine import DecoderEngine
 from ...runtime.open_bundle import OpenBundle
 from ...runtime.prompts import prompt_ids
 from ...runtime.text.model_files import MAX_ID
-from .. import parsing
 from ..api import APIS, Api, ApiKind
-from ..observability.audit import Record
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS
 from ..openai.requests import Message, breaches_of
-from ..route import RouteSpec
-from ..state import State
-from ..tenants.keys import Key
+from ..route import RouteSpec, json_response
+from ..state import RequestContext
 from ..tenants.limits import ServerLimits
 
 
@@ -76,25 +72,25 @@ class TokenRoutes:
     def __init__(self, bundle: OpenBundle, limits: ServerLimits) -> None:
         self._bundle, self._tokenizer, self._limits = bundle, bundle.tokenizer, limits
 
-    async def tokenize(self, state: State, request: Request, key: Key, record: Record) -> Response:
+    async def tokenize(self, context: RequestContext) -> Response:
         """``POST /tokenize``."""
-        body = await parsing.body(request, TokenizeRequest, state.limits)
-        state.quotas.ask(key)
-        state.catalogue.find_model(body.model, key)
+        body = await context.read_body(TokenizeRequest)
+        context.state.quotas.ask(context.key)
+        context.state.catalogue.find_model(body.model, context.key)
         ids = await asyncio.to_thread(self._ids, body)
         words = (
             [self._tokenizer.core.id_to_token(token) or "" for token in ids]
             if body.return_token_strs
             else UNSET
         )
-        return _json(Tokens(len(ids), state.engine.engine.max_length, ids, words))
+        return json_response(Tokens(len(ids), context.state.engine.engine.max_length, ids, words))
 
-    async def detokenize(self, state: State, request: Request, key: Key, record: Record) -> Response:
+    async def detokenize(self, context: RequestContext) -> Response:
         """``POST /detokenize``."""
-        body = await parsing.body(request, DetokenizeRequest, state.limits)
-        state.quotas.ask(key)
-        state.catalogue.find_model(body.model, key)
-        return _json(
+        body = await context.read_body(DetokenizeRequest)
+        context.state.quotas.ask(context.key)
+        context.state.catalogue.find_model(body.model, context.key)
+        return json_response(
             Text(
                 await asyncio.to_thread(self._tokenizer.decode, prompt_ids(self._bundle, body.tokens), False)
             )
@@ -115,10 +111,6 @@ class TokenRoutes:
                 param="messages",
             )
         return self._tokenizer.prompt([message.rendered() for message in body.messages])
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), 200, media_type="application/json")
 
 
 def open_api(engine: Engine, limits: ServerLimits) -> Api:

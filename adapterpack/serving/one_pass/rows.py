@@ -10,8 +10,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from starlette.requests import Request
-
 from ...errors import ConfigError
 from ...http.http_error import HTTPError
 from ...runtime.engine.base import Engine
@@ -20,12 +18,10 @@ from ...runtime.prompts import prompt_ids
 from ...tasks.one_pass import Prepared
 from ..answering import PendingResponse, running
 from ..catalogue import ServedModel
-from ..observability.audit import Record
 from ..openai.errors import as_http_error
 from ..openai.requests import NamedWeight
 from ..scheduling.rows import RequestOutput, ScheduledRow
-from ..state import State
-from ..tenants.keys import Key
+from ..state import RequestContext, State
 
 Given = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or a row with the columns of its task."""
@@ -44,28 +40,28 @@ def engine_of(state: State) -> EncoderEngine:
 
 
 def find_model(
-    state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
+    context: RequestContext, name: str, adapters: Sequence[NamedWeight] | None = None
 ) -> ServedModel:
     """The model that a request names, which is written down; see :meth:`.Catalogue.request_model`.
 
     Raises:
         HTTPError: there is none.
     """
-    model = state.catalogue.request_model(name, adapters, key)
-    record.answers(model.adapter, model.digest, model.mixed)
+    model = context.state.catalogue.request_model(name, adapters, context.key)
+    context.record.answers(model.adapter, model.digest, model.mixed)
     return model
 
 
 def request_model(
-    state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None
+    context: RequestContext, name: str, adapters: Sequence[NamedWeight] | None = None
 ) -> ServedModel:
     """The model that a request for rows names; the request counts.
 
     Raises:
         HTTPError: there is none, or the key has no request left.
     """
-    state.quotas.ask(key)
-    return find_model(state, key, record, name, adapters)
+    context.state.quotas.ask(context.key)
+    return find_model(context, name, adapters)
 
 
 def labels_of(state: State, model: ServedModel) -> Sequence[str]:
@@ -83,10 +79,7 @@ def labels_of(state: State, model: ServedModel) -> Sequence[str]:
 
 
 async def results(
-    state: State,
-    request: Request,
-    key: Key,
-    record: Record,
+    context: RequestContext,
     model: ServedModel,
     rows: Sequence[Given],
     *,
@@ -99,14 +92,14 @@ async def results(
     Raises:
         HTTPError: there are too many rows, or one is none of this task; the server is busy; time is over.
     """
-    engine = engine_of(state)
-    if len(rows) > state.limits.inputs:
+    engine = engine_of(context.state)
+    if len(rows) > context.state.limits.inputs:
         raise HTTPError(
-            400, "invalid_request", f"a request may have {state.limits.inputs} inputs", param=param
+            400, "invalid_request", f"a request may have {context.state.limits.inputs} inputs", param=param
         )
     with ExitStack() as stack:
         # rows of one pass take the room of one answer
-        stack.enter_context(state.admission.admit(key, -(-len(rows) // engine.rows_a_turn)))
+        stack.enter_context(context.state.admission.admit(context.key, -(-len(rows) // engine.rows_a_turn)))
         prepared = await asyncio.to_thread(_prepare, engine, rows, options or {}, param)
         output = RequestOutput(len(rows))
         queued = [
@@ -116,17 +109,15 @@ async def results(
                 cost=one.tokens,
                 place=place,
                 output=output,
-                tenant=key.id,
-                share=key.share,
-                rank=key.rank,
+                tenant=context.key.id,
+                share=context.key.share,
+                rank=context.key.rank,
                 priority=priority or 0,
             )
             for place, (one, chosen) in enumerate(prepared)
         ]
-        stack.enter_context(
-            running(state, request, key, record, queued, sum(row.cost for row in queued), output)
-        )
-        await PendingResponse(state, record, output).wait_until_ended()
+        stack.enter_context(running(context, queued, sum(row.cost for row in queued), output))
+        await PendingResponse(context, output).wait_until_ended()
         return [sequence.result for sequence in output.sequences]
 
 
