@@ -101,7 +101,7 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ADAPTERPACK_CACHE", "/" + 5000 * "a")
     found = adapterpack.doctor().found
     assert (found["caches"].state, found["python"].state) == ("broken", "good")
-    assert "could not be looked at" in found["caches"].problems[0].what
+    assert "the check itself failed" in found["caches"].problems[0].what
 
 
 def test_a_container_that_gets_less_than_it_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_the_page_tells_the_story_in_order(result: dict[str, Any]) -> None:
             "A mixed batch",
             "Sizes",
             "Time",
-            "How to go on",
+            "Next steps",
         ],
         "causal-lm": [
             "Training",
@@ -269,7 +269,7 @@ def test_the_page_tells_the_story_in_order(result: dict[str, Any]) -> None:
             "Speed",
             "Sizes",
             "Time",
-            "How to go on",
+            "Next steps",
         ],
     }
     assert re.findall("<h2>(.*?)</h2>", text) == wanted[result["variant"]]

@@ -84,6 +84,23 @@ def out_option(help_text: str) -> Callable[[_Function], _Function]:
     )
 
 
+def address_options(port: int) -> Callable[[_Function], _Function]:
+    """``--host`` and ``--port`` of a server."""
+    return combine(
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at."
+        ),
+        click.option(
+            "--port",
+            default=port,
+            show_default=True,
+            type=click.IntRange(0, 65535),
+            metavar="P",
+            help="The port; 0 takes a free one.",
+        ),
+    )
+
+
 def html_option(about: str) -> Callable[[_Function], _Function]:
     """``--html F``, which is replaced if it is a page of ours."""
     return click.option(

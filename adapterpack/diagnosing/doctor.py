@@ -96,6 +96,6 @@ def _run(check: Callable[[], CheckResult]) -> CheckResult:
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}").replace("\n", " ")
         problem = CheckProblem(
-            f"this could not be looked at ({reason})", "mend what the message names, and ask again", True
+            f"the check itself failed ({reason})", "fix what the message names, and run doctor again", True
         )
         return CheckResult(problems=(problem,))

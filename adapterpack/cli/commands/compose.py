@@ -114,7 +114,7 @@ from ..score import score_with
     metavar="S",
     help="The seed of a rule's random choices, and of the initial values of nodes that are trained.",
 )
-@click.option("--plan", "planned", is_flag=True, help="Only say what would be done, and at what cost.")
+@click.option("--plan", "planned", is_flag=True, help="Only say what would be done and what it would cost.")
 @click.option(
     "--recipe",
     metavar="FILE",

@@ -58,7 +58,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     metavar="A,B,...",
     callback=_names,
     help="Names for the labels of a classifier's head, in the order of its logits, in the pack that is "
-    "written: PEFT's folders do not have them. A name with a comma stands in double quotes.",
+    "written: PEFT's folders do not have them. Put a name with a comma in double quotes.",
 )
 @structural_option
 @common_options

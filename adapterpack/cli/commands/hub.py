@@ -13,7 +13,7 @@ from ...hub.auditing import Audited, audit_sarif
 from ...io import strict_json
 from ...io.atomic import output_file
 from ...version import VERSION
-from ..options import common_options
+from ..options import address_options, common_options
 from ..output import print_json, print_line, print_table
 
 _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
@@ -32,15 +32,7 @@ def command() -> None:
 
 @command.command("serve", short_help="serve a small hub from a folder")
 @click.argument("folder", metavar="DIR")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
-@click.option(
-    "--port",
-    default=8765,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    metavar="P",
-    help="The port; 0 takes a free one.",
-)
+@address_options(8765)
 @click.option(
     "--tokens",
     metavar="FILE",

@@ -49,7 +49,7 @@ from ..progress import divert_stdout, show_rows
     "contexts",
     multiple=True,
     metavar="C",
-    help="A text about which a prompt asks; one for each prompt.",
+    help="A text that a prompt asks about; one for each prompt.",
 )
 @click.option(
     "--image",
@@ -91,7 +91,7 @@ from ..progress import divert_stdout, show_rows
 @click.option(
     "--keep-going",
     is_flag=True,
-    help="Where a row cannot be run, write its error instead of a result, and go on; the exit "
+    help="Where a row cannot be run, write its error instead of a result, and continue; the exit "
     "code is then 1.",
 )
 @device_options

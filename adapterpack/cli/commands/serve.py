@@ -14,7 +14,7 @@ from ...errors import ConfigError
 from ...readable import things
 from ...serving.tenants.keys import new_key
 from ..bundle_options import device_of, device_options
-from ..options import common_options, load_pack
+from ..options import address_options, common_options, load_pack
 from ..output import print_json, print_line
 
 
@@ -44,15 +44,7 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, or "
     "a lock file of adapterpack pull; may be repeated.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
-@click.option(
-    "--port",
-    default=8000,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    metavar="P",
-    help="The port; 0 takes a free one.",
-)
+@address_options(8000)
 @click.option(
     "--name",
     metavar="NAME",
@@ -96,7 +88,7 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--share-prefixes",
     is_flag=True,
     help=(
-        "Reuse what was read of a prompt for other keys, too: faster, but the time of an answer tells what "
+        "Reuse what was computed for a prompt across keys, too: faster, but the time of an answer tells what "
         "others have asked."
     ),
 )

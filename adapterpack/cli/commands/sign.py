@@ -48,6 +48,4 @@ def command(pack: str, key: str, identity: str | None, expires: str | None, as_j
     print_line(
         f"signed {signature.name} ({signature.pack}) with the key {signature.key}: {details['signature']}"
     )
-    print_line(
-        f"it holds {'until ' + details['expires'] if signature.expires else 'without a limit in time'}"
-    )
+    print_line(f"it holds {'until ' + details['expires'] if signature.expires else 'without an expiry date'}")

@@ -17,7 +17,7 @@ from ..output import print_json, print_line
 @click.option(
     "--base",
     metavar="BASE",
-    help="The base: it is copied, once it is proven to be the one that was merged into.",
+    help="The base: it is copied once it is proved to be the one that was merged into.",
 )
 @click.option(
     "--pack",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -78,8 +79,8 @@ def command(
     Example:
       adapterpack validate packs/tickets --base models/base
     """
-    limits = {"seconds": max_seconds, "memory": max_bytes}
-    budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
+    limits: dict[str, Any] = {"seconds": max_seconds, "memory": max_bytes}
+    budget = Budget(**{key: value for key, value in limits.items() if value is not None})
     report = adapterpack.validate(
         path, base, full=full, budget=budget, allow_structural=allow_structural, provider=provider
     )

@@ -42,5 +42,5 @@ def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
     )
     print_line(
         f"identity: {signature.identity or 'none'}; it holds "
-        f"{'until ' + details['expires'] if signature.expires else 'without a limit in time'}"
+        f"{'until ' + details['expires'] if signature.expires else 'without an expiry date'}"
     )
