@@ -29,7 +29,7 @@ from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
 from adapterpack.training.loop.build_trainer import trainer_for
-from adapterpack.training.loop.preparing import prepared, reader_of, training_of
+from adapterpack.training.loop.preparing import prepare, reader_of, training_of
 from adapterpack.training.trainers.kind import TRAINERS
 
 HEAD = "head"
@@ -80,7 +80,7 @@ def accuracy(
         )
         task, kind = task_named(config.task), TRAINERS[config.trainer]
         reader = reader_of(task, kind, base)
-        ready = prepared(config, task, base, reader)
+        ready = prepare(config, task, base, reader)
         if method == HEAD:
             for module in ready.model.modules():
                 if isinstance(module, Adapted):

@@ -203,7 +203,7 @@ def test_a_base_in_float64_stays_in_float64(dropout: float) -> None:
         torch.manual_seed(3)
         y = model[0](x)
         torch.manual_seed(3)
-        dropped = Dropout.drawn(dropout).of(x)
+        dropped = Dropout.draw(dropout).of(x)
         p = {key: value.astype(np.float64) for key, value in model[0]._params("default").items()}
         branch = dropped.numpy() @ p["lora_A"].T @ p["lora_B"].T * (5 / 3)
         expected = x.numpy() @ _float64(model[0].weight).T + _float64(model[0].bias) + branch

@@ -32,7 +32,7 @@ from adapterpack.adapter_methods.core.base import fold_form
 from adapterpack.adapter_methods.core.sparse import Sparse
 from adapterpack.torch_adapters.kernels import low_rank
 from adapterpack.torch_adapters.kernels.dropout import Dropout
-from adapterpack.torch_adapters.kernels.low_rank import Frozen, belongs_within, fused
+from adapterpack.torch_adapters.kernels.low_rank import Frozen, belongs_within, fuse
 
 pytestmark = pytest.mark.fast
 
@@ -113,7 +113,7 @@ def test_the_fast_ways_have_the_right_values_and_derivatives(
             monkeypatch.setattr(low_rank, "belongs_within", lambda form, rows, within=within: within)
 
             def f(x: torch.Tensor, *rest: torch.Tensor, layer: Frozen = layer) -> torch.Tensor:
-                y = fused(FORMS[name](*rest), layer, x, DRAW if apart else None)
+                y = fuse(FORMS[name](*rest), layer, x, DRAW if apart else None)
                 if y is None:  # none of the chains: only within
                     return dense(FORMS[name](*rest), layer, x, DRAW.of(x) if apart else x)
                 return y
@@ -148,7 +148,7 @@ def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, sh
         )
 
         def f(x: torch.Tensor, *rest: torch.Tensor, layer: Frozen = layer) -> torch.Tensor:
-            y = fused(form(*rest), layer, x)
+            y = fuse(form(*rest), layer, x)
             assert y is not None
             return y
 
@@ -172,7 +172,7 @@ def test_other_forms_are_evaluated() -> None:
         NormalForm(output_scale=torch.ones(1)),
         NormalForm(),
     ):
-        assert fused(form, layer, x) is None
+        assert fuse(form, layer, x) is None
 
 
 def test_the_place_of_a_change_follows_from_its_sizes() -> None:
@@ -205,7 +205,7 @@ def test_what_is_not_needed_is_not_kept() -> None:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda value, kept=kept: kept.append(value) or value, lambda value: value
         ):
-            fused(NormalForm(down=down, up=up), layer, x)
+            fuse(NormalForm(down=down, up=up), layer, x)
         assert {value.shape for value in kept if len(value) == 50} == {(50, 2), *sizes}
 
 
@@ -220,7 +220,7 @@ def test_structures_that_are_wide_inside_keep_their_input_alone() -> None:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda value, kept=kept: kept.append(value) or value, lambda value: value
         ):
-            y = fused(NormalForm(down=down), layer, x)
+            y = fuse(NormalForm(down=down), layer, x)
         assert y is not None
         assert {value.data_ptr() for value in kept} <= {value.data_ptr() for value in (x, *down)}
         torch.testing.assert_close(y, x @ (layer.weight + down.dense()).T, atol=1e-4, rtol=1e-4)
@@ -318,13 +318,13 @@ def test_dropout_keeps_nothing_but_what_it_is_made_of(half: bool) -> None:
     }
     assert wide <= {x.untyped_storage().data_ptr()}
     ones = torch.ones(1000, 1000)
-    first, second = Dropout.drawn(0.1), Dropout.drawn(0.1)
+    first, second = Dropout.draw(0.1), Dropout.draw(0.1)
     assert abs(float((first.of(ones) == 0).double().mean()) - 0.1) < 5 * (0.09 / ones.numel()) ** 0.5
     assert not torch.equal(first.of(ones), second.of(ones))
     torch.manual_seed(3)
-    again = Dropout.drawn(0.1)
+    again = Dropout.draw(0.1)
     torch.manual_seed(3)
-    assert torch.equal(again.of(ones), Dropout.drawn(0.1).of(ones))
+    assert torch.equal(again.of(ones), Dropout.draw(0.1).of(ones))
 
 
 def test_evaluating_agrees_in_single_precision() -> None:
@@ -336,7 +336,7 @@ def test_evaluating_agrees_in_single_precision() -> None:
     for rank in (8, 384):
         form = NormalForm(down=Dense(torch.randn(rank, 384) / 20), up=Dense(torch.randn(384, rank) / 20))
         y, expected = (
-            fused(form, layer, x),
+            fuse(form, layer, x),
             evaluate(form, lambda value: functional.linear(value, layer.weight, layer.bias), x),
         )
         assert y is not None

@@ -28,7 +28,7 @@ from adapterpack.runtime.model_inputs import pad
 from adapterpack.tasks.data.rows import RowError
 from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.models.load import load_model
-from adapterpack.training.data.pack_sequences import _joined
+from adapterpack.training.data.pack_sequences import _join
 
 SHORT = 40
 """The most tokens of a short row."""
@@ -163,7 +163,7 @@ def test_an_adapter_in_memory_gives_the_rows_of_a_batch_what_each_has_alone(
                 together, batch["attention_mask"].bool().numpy(), alone["far"], strict=True
             ):
                 _require_close(logits[mask], expected)
-        joined = _joined([{"input_ids": row, "labels": row} for row in rows])
+        joined = _join([{"input_ids": row, "labels": row} for row in rows])
         packed = model(
             input_ids=torch.tensor([joined["input_ids"]]),
             position_ids=torch.tensor([joined["position_ids"]]),

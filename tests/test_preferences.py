@@ -23,7 +23,7 @@ from adapterpack.torch_adapters.models.load import load_model, load_tokenizer
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
 from adapterpack.training.loop.build_trainer import trainer_for
-from adapterpack.training.loop.preparing import prepared
+from adapterpack.training.loop.preparing import prepare
 from adapterpack.training.loop.steps import Step
 
 CAUSAL = "text-generation"
@@ -190,7 +190,7 @@ def test_the_reference_is_what_the_adapter_began_as(
         more = {"adapter_name_or_path": str(tmp_path / "sft")}
     (settings,), _ = read_config(config(tiny_llama, tmp_path, "dpo", **more))
     tokenizer = load_tokenizer(tiny_llama)
-    ready = prepared(settings, task_named(CAUSAL), tiny_llama, tokenizer)
+    ready = prepare(settings, task_named(CAUSAL), tiny_llama, tokenizer)
     trainer = trainer_for(settings, ready, arguments_of(settings, tmp_path / "runs"), tokenizer)
     assert sum(parameter.numel() for parameter in trainer.ref_model.parameters()) == 0
     batch = next(iter(trainer.get_train_dataloader()))

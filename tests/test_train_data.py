@@ -479,7 +479,7 @@ def test_packed_rows_have_the_losses_and_gradients_of_rows_alone(kind: str) -> N
         {"input_ids": ids, "labels": [-100] * (len(ids) // 3) + ids[len(ids) // 3 :]}
         for ids in (rng.integers(1, 96, length).tolist() for length in (3, 11, 7, 9, 2, 14, 5))
     ]
-    bins = packing.packed(rows, 20)
+    bins = packing.pack_sequences(rows, 20)
     assert sorted(len(one["input_ids"]) for one in bins) == [12, 19, 20]
     packing.require_apart(model, rows)
 
@@ -532,7 +532,7 @@ def test_every_row_is_in_one_pack(lengths: list[int]) -> None:
     rows = [
         {"input_ids": [number] * length, "labels": [number] * length} for number, length in enumerate(lengths)
     ]
-    bins = packing.packed(rows, 30)
+    bins = packing.pack_sequences(rows, 30)
     held = [
         number
         for one in bins

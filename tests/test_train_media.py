@@ -27,7 +27,7 @@ from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
 from adapterpack.training.loop.build_trainer import trainer_for
-from adapterpack.training.loop.preparing import prepared, reader_of
+from adapterpack.training.loop.preparing import prepare, reader_of
 from adapterpack.training.trainers.kind import TRAINERS
 
 BY_NAME = {one.name: one for one in ARCHITECTURES}
@@ -180,7 +180,7 @@ def loss_of(values: dict[str, Any], pack: Any = None) -> float:
     (settings,), _ = read_config({**values, "output_dir": f"{values['output_dir']}-again"})
     task = task_named(settings.task)
     reader = reader_of(task, TRAINERS[settings.trainer], Path(settings.model_name_or_path))
-    ready = prepared(settings, task, Path(settings.model_name_or_path), reader)
+    ready = prepare(settings, task, Path(settings.model_name_or_path), reader)
     if pack is not None:
         model = load_model(task, Path(settings.model_name_or_path), pack.manifest.task.labels)
         ready = ready._replace(model=attach(model, pack))
@@ -224,7 +224,7 @@ def test_a_vision_language_model_is_adapted_where_a_server_runs_it(
     def adapted(**more: Any) -> set[str]:
         (settings,), _ = read_config(config("llava", base_named("llava"), tmp_path, **more))
         task, base = task_named(settings.task), Path(settings.model_name_or_path)
-        model = prepared(settings, task, base, reader_of(task, TRAINERS["sft"], base)).model
+        model = prepare(settings, task, base, reader_of(task, TRAINERS["sft"], base)).model
         return {module._site.path.split(".")[1] for module in wrappers_of(model)}
 
     assert adapted() == {"language_model"}

@@ -73,7 +73,7 @@ def quantize_base(
     import torch  # noqa: PLC0415 - heavy, and only this scheme needs it here
     from transformers import BitsAndBytesConfig  # noqa: PLC0415
 
-    from ..torch_adapters.models.load import loaded, quiet_transformers, stored_dtype  # noqa: PLC0415
+    from ..torch_adapters.models.load import load_for_task, quiet_transformers, stored_dtype  # noqa: PLC0415
 
     dtype = form.params.get("dtype")
     held = dtype if dtype in {"float32", "float16", "bfloat16"} else stored_dtype(base)
@@ -89,7 +89,7 @@ def quantize_base(
     )
     folder.mkdir()
     copy_carried(base, folder)
-    model, new = loaded(task, base, dtype=str(held), quantization=settings)
+    model, new = load_for_task(task, base, dtype=str(held), quantization=settings)
     with quiet_transformers():
         model.save_pretrained(folder)
     return DequantizedCheckpoint(folder), new

@@ -33,7 +33,7 @@ from .adapter_kinds import KINDS
 from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
-from .checkpoint_names import drawn_modules, named_in
+from .checkpoint_names import drawn_modules, rename_sites
 from .layers.active import active, adapter_names, require_names, wrappers_of
 from .layers.embedding_rows import AdaptedTable
 from .layers.head_labels import name_outputs
@@ -96,13 +96,13 @@ def adapt(
             found=repr(config),
             expected="one such as LoRA(r=16), or several",
         )
-    with _prepared(model):
+    with _prepare(model):
         samples = None if data is None else list(data)
-        return _adapted(model, chosen, name, np.random.default_rng(seed), samples, allow_unused)
+        return _adapt(model, chosen, name, np.random.default_rng(seed), samples, allow_unused)
 
 
 @contextmanager
-def _prepared(model: nn.Module) -> Iterator[None]:
+def _prepare(model: nn.Module) -> Iterator[None]:
     """Keeps the codes of a quantized model in order while an adapter is put in; after an error the model is
     as it was.
     """
@@ -116,7 +116,7 @@ def _prepared(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _adapted(
+def _adapt(
     model: nn.Module,
     chosen: Sequence[SiteConfig],
     name: str,
@@ -126,12 +126,12 @@ def _adapted(
 ) -> nn.Module:
     """As :func:`adapt`, in a prepared model."""
     whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
-    whole += _drawn(model, chosen, whole)
+    whole += _draw(model, chosen, whole)
     plans = [_plan(model, name, site_config, whole, samples, allow_unused) for site_config in chosen]
     _require_apart(name, plans)
     with wrapping(model, name) as work:
         for plan in plans:
-            shared = _shared(plan, work, rng)
+            shared = _init_shared(plan, work, rng)
             work.share(plan.method, shared)
             for site, cfg in zip(plan.sites, plan.configs, strict=True):
                 params = partial(_fresh, plan.method, cfg, rng, plan.calibration.get(site.path), shared)
@@ -157,7 +157,7 @@ def _adapted(
     return active(model, name)
 
 
-def _drawn(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str]) -> list[str]:
+def _draw(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str]) -> list[str]:
     """The modules that no file holds and no config names, for ``targets`` that say which kinds of layers are
     adapted.
     """
@@ -228,7 +228,7 @@ def _plan(
     return _Plan(method, sites, configs, needs, measured, layers if unused is None else [], named)
 
 
-def _shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
     """What the sites of a plan share as it begins."""
     shared, sites = plan.method.storage.shared, plan.sites
     if shared is None:
@@ -288,14 +288,14 @@ def attach(
     """
     name = name or pack.name
     _refuse_taken(model, name)
-    with _prepared(model):
-        return _attached(model, pack, name, check_base, check_canary)
+    with _prepare(model):
+        return _attach(model, pack, name, check_base, check_canary)
 
 
-def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_canary: bool) -> nn.Module:
+def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_canary: bool) -> nn.Module:
     """As :func:`attach`, in a prepared model."""
     sites = attachable_sites(model)
-    pack = named_in(model, pack, sites)
+    pack = rename_sites(model, pack, sites)
     require_sites(pack, sites, type(model).__name__)
     verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
@@ -310,7 +310,7 @@ def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_c
                 adapter.site.path,
                 adapter.method,
                 adapter.config,
-                partial(_stored, site_params),
+                lambda _, params=site_params: params,
                 secondary=secondary,
                 kind=adapter.site.kind,
             )
@@ -419,10 +419,6 @@ def _fresh(
     weights = [None] * site.stack if site.weight is None else site.weight
     per_matrix = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
     return {name: np.stack([params[name] for params in per_matrix]) for name in per_matrix[0]}
-
-
-def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:
-    return params
 
 
 def _module_path(model: nn.Module, name: str) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import Unsupported
 from .layers.active import adapter_names
-from .layers.tensors import gathered
+from .layers.tensors import gather
 from .layers.wrapper import Wrapper
 from .save import save
 
@@ -44,7 +44,7 @@ def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) ->
     for name, value in state.items():
         if name.startswith(owned) and isinstance(value, torch.Tensor):
             places.setdefault(value.data_ptr() or id(value), name)
-    return {name: gathered(state[name]).detach().cpu().contiguous().clone() for name in places.values()}
+    return {name: gather(state[name]).detach().cpu().contiguous().clone() for name in places.values()}
 
 
 def _save_pretrained(

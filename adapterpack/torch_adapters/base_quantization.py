@@ -58,8 +58,8 @@ def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
         else f": logits are up to {error:.3g} off, of at most {canary.size(recorded):.3g}"
     )
     return (
-        f"pack '{pack.name}' was trained on its base {_described(trained)}, and here the base is held "
-        f"{_described(here)}{off}; "
+        f"pack '{pack.name}' was trained on its base {_describe(trained)}, and here the base is held "
+        f"{_describe(here)}{off}; "
         "load the base as in training, or measure what the adapter gives on this one"
     )
 
@@ -73,7 +73,7 @@ def _same(one: BaseQuantization | None, other: BaseQuantization | None) -> bool:
     )
 
 
-def _described(form: BaseQuantization | None) -> str:
+def _describe(form: BaseQuantization | None) -> str:
     if form is None:
         return "as plain floats"
     library: Any = form.params.get("library")

@@ -52,7 +52,7 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
     return stored_by_name
 
 
-def named_in(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:
+def rename_sites(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:
     """The pack with the paths that its modules have in ``model``, where it calls them as a checkpoint does,
     or as another version of transformers; ``sites`` are those of the model.
     """
@@ -74,10 +74,10 @@ def _steps(model: PreTrainedModel) -> Sequence[Step]:
     transforms = _transforms(model)
     if transforms is None:
         return renamings_of(model.config.to_dict(), type(model).__name__)
-    return [partial(_renamed, renaming) for renaming in transforms[0]]
+    return [partial(_rename, renaming) for renaming in transforms[0]]
 
 
-def _renamed(renaming: Any, name: str) -> str:
+def _rename(renaming: Any, name: str) -> str:
     renamed_name: str = renaming.rename_source_key(name)[0]
     return renamed_name
 
@@ -96,7 +96,7 @@ def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | N
     return [transform for transform in transforms if not isinstance(transform, WeightConverter)], converters
 
 
-def _stored(model: nn.Module) -> Mapping[str, Any]:
+def _stored_tensors(model: nn.Module) -> Mapping[str, Any]:
     """The tensors of the checkpoint that a model says it came from, by name, as far as it is on this
     machine.
     """
@@ -129,7 +129,7 @@ def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> lis
     resized embeddings are left out.
     """
     transforms = _transforms(model) if isinstance(model, PreTrainedModel) else None
-    stored = _stored(model) if checkpoint is None else checkpoint.tensors
+    stored = _stored_tensors(model) if checkpoint is None else checkpoint.tensors
     if transforms is None or not stored:
         return []
     names = stored_names(model, stored)

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from ..errors import NothingToDo
 from .canaries.canary import examples_of
-from .layers.active import only
+from .layers.active import evaluating
 from .layers.sites import in_experts
 from .layers.weights import device_of, is_loaded
 from .layers.wrapper import innermost, module_at
@@ -43,16 +43,16 @@ def unused_layers(
     owners = {path: _owner(model, path) for path in paths}
     for make_example in (partial(_canary, model), partial(_sample, model, samples)):
         try:
-            with _aside(model), only(model, None):
+            with _aside(model), evaluating(model, None):
                 example = make_example()
                 if example is not None:
-                    return _found(model, modules, owners, example)
+                    return _find(model, modules, owners, example)
         except Exception as error:  # the model's own code, on inputs of ours
             log.debug("the model does not run on an example: %s", error)
     return None
 
 
-def _found(
+def _find(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
     owners: Mapping[str, nn.Module | None],
@@ -231,14 +231,14 @@ def report(adapter: str, unused: Sequence[str], names: Mapping[str, Sequence[str
             raise NothingToDo(
                 "the model does not use this layer: it never calls it, or no output depends on it",
                 where=f"adapter '{adapter}'",
-                found=f"{name!r}: {_listed(paths)}",
+                found=f"{name!r}: {_list(paths)}",
                 remedy="take it out of targets; allow_unused adapts it all the same",
             )
     if unused:
-        log.warning("adapter '%s' leaves out %s, which the model does not use", adapter, _listed(unused))
+        log.warning("adapter '%s' leaves out %s, which the model does not use", adapter, _list(unused))
 
 
-def _listed(paths: Sequence[str]) -> str:
+def _list(paths: Sequence[str]) -> str:
     return ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
 
 

@@ -169,7 +169,7 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
     swap(model, work.swaps)
     for wrapper in work.swaps.values():
         if isinstance(wrapper, AdaptedTable):
-            for tied in _tied(model, wrapper):
+            for tied in _modules_tied_to(model, wrapper):
                 wrapper._follow(tied)
 
 
@@ -180,7 +180,7 @@ def _require_one_of_tied(model: nn.Module, work: Work) -> None:
     for table in (
         module for module in work.touched if isinstance(module, AdaptedTable) and work.name in module._names
     ):
-        for tied in _tied(model, table):
+        for tied in _modules_tied_to(model, table):
             for own in (
                 module for module in work.touched if isinstance(module, Adapted) and innermost(module) is tied
             ):
@@ -194,7 +194,7 @@ def _require_one_of_tied(model: nn.Module, work: Work) -> None:
                     )
 
 
-def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
+def _modules_tied_to(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
     """The output head and the other embeddings that have the table for their weight."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = head._base if isinstance(head, Adapted) else head
@@ -235,10 +235,10 @@ def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
             if new is not child:
                 parent._modules[leaf] = new
                 if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(new, Adapted):
-                    new.register_forward_pre_hook(_called)
+                    new.register_forward_pre_hook(_mark_called)
 
 
-def _called(*_: Any) -> None:
+def _mark_called(*_: Any) -> None:
     """A hook that does nothing: where there is one, torch's fused encoder calls its layers instead of reading
     their weights.
     """
@@ -249,7 +249,9 @@ def is_linear(site: Site) -> bool:
     return site.kind in LAYOUTS and LAYOUTS[site.kind].linear
 
 
-def derived_of(wrapper: Adapted, name: str, params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def derive_constants(
+    wrapper: Adapted, name: str, params: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """What follows from the stored parameters of an adapter at a site, if these are ``params``, for a method
     that has such a thing.
     """

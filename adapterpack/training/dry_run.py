@@ -23,7 +23,7 @@ from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig
 from .data.load import token_count
 from .loop.media import Media
-from .loop.preparing import Prepared, prepared, reader_of
+from .loop.preparing import Prepared, prepare, reader_of
 from .loop.rewards import Reward
 from .pipeline import checked_configs
 from .trainers.kind import TRAINERS
@@ -59,7 +59,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
     base = folder_of(config.model_name_or_path)
     task = task_named(config.task)
     reader = reader_of(task, TRAINERS[config.trainer], base)
-    ready = prepared(config, task, base, reader)
+    ready = prepare(config, task, base, reader)
     adapted = [module for module in ready.model.modules() if isinstance(module, Adapted)]
     trained = sum(value.numel() for value in ready.model.parameters() if value.requires_grad)
     owned = [value for _, module in base_modules(ready.model) for value in module.parameters(recurse=False)]
@@ -90,7 +90,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
             key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()
         },
         "first_batch": [
-            _decoded(row, reader) if encoded and isinstance(row.get("input_ids"), list) else _parts(row)
+            _decode(row, reader) if encoded and isinstance(row.get("input_ids"), list) else _parts(row)
             for row in (
                 rows[number] for number in range(min(_SHOWN, config.per_device_train_batch_size, len(rows)))
             )
@@ -148,7 +148,7 @@ def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _decoded(row: Mapping[str, Any], reader: Any) -> list[dict[str, Any]]:
+def _decode(row: Mapping[str, Any], reader: Any) -> list[dict[str, Any]]:
     """A row as text in parts, each learned or not; the label of a whole row, or the answer to it, follows
     it.
     """

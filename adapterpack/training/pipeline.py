@@ -23,7 +23,7 @@ from .loop.arguments import arguments_of
 from .loop.continue_training import with_settings_of_the_pack
 from .loop.preparing import training_of
 from .loop.rewards import Reward, require_rewards
-from .loop.run import Shown, Trained, packed, trained
+from .loop.run import Shown, Trained, train_adapter, write_pack
 from .loop.shared_bases import SharedBases
 from .trainers.choose import require_task
 from .trainers.kind import TRAINERS
@@ -122,8 +122,8 @@ def train_one(
     """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in
     it.
     """
-    done = trained(config, progress, rewards)
-    return packed(done), done.ready.model
+    done = train_adapter(config, progress, rewards)
+    return write_pack(done), done.ready.model
 
 
 def _train_several(
@@ -137,8 +137,8 @@ def _train_several(
     bases, done = SharedBases() if len(configs) > 1 else None, list[Trained]()
     try:
         for config in configs:
-            done.append(trained(config, progress, rewards, bases))
-        return list(map(packed, done))
+            done.append(train_adapter(config, progress, rewards, bases))
+        return list(map(write_pack, done))
     except BaseException as error:
         if isinstance(error, Exception) and len(done) < len(configs) > 1:
             error.add_note(f"this happened to adapter '{configs[len(done)].pack_name}'")

@@ -88,7 +88,7 @@ def measure(
         if chosen.manifest.task.labels is None
         else Labels(chosen.manifest.task.labels, PROBLEMS[chosen.manifest.problem])
     )
-    encoded = _encoded(source, task, tokenizer, labels, kind, rows, max_length)
+    encoded = _encode(source, task, tokenizer, labels, kind, rows, max_length)
     model = attach(
         load_model(task, folder, None if labels is None else labels.names), chosen, check_canary=False
     )
@@ -122,7 +122,7 @@ def _task(pack: Pack, folder: Path) -> Task:
     return task_of(base.architecture or "", base.config)
 
 
-def _encoded(
+def _encode(
     source: str, task: Task, tokenizer: Any, labels: Labels | None, kind: str, rows: int, max_length: int
 ) -> list[dict[str, Any]]:
     reads = task.training

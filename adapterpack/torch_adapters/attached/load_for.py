@@ -16,7 +16,7 @@ from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ...tasks.task import TASKS, Task, task_of
 from ..adapt import attach
-from ..models.load import loaded, stored_dtype
+from ..models.load import load_for_task, stored_dtype
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -59,7 +59,7 @@ def load_for(
             expected=", ".join(_DTYPES),
             found=repr(dtype),
         )
-    model, _ = loaded(
+    model, _ = load_for_task(
         task, folder, said.labels if task.labelled else None, dtype=number, problem=opened.manifest.problem
     )
     if device is not None:

@@ -11,7 +11,15 @@ from torch import nn
 from ...adapter_methods.core.layouts import unfoldable
 from ...errors import NonFinite, NothingToDo, Unsupported
 from ..adapt import detach
-from ..layers.active import active, adapter_names, choice_in, choose_again, listed, require_names, wrappers_of
+from ..layers.active import (
+    active,
+    adapter_names,
+    as_list,
+    get_active,
+    require_names,
+    restore_active,
+    wrappers_of,
+)
 from ..layers.head_labels import keep_outputs
 from ..layers.layer import Adapted
 from ..layers.merged import Kept, Merged, merged_in, remember, require_unmerged, restore
@@ -54,10 +62,10 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
         True
     """
     require_unmerged(model)
-    chosen = _chosen(model, names)
+    chosen = _choose(model, names)
     for name in chosen:
         _require_fold(model, name)
-    before = choice_in(model)
+    before = get_active(model)
     active(model, chosen)
     kept: list[Kept] = []
     unused = {name: unused_of(model, name) for name in chosen}
@@ -81,7 +89,7 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
             _require_apart(model, kept)
     except BaseException:
         restore(kept)
-        choose_again(model, before)
+        restore_active(model, before)
         raise
     for module in wrappers_of(model):
         if isinstance(module, Adapted):
@@ -130,7 +138,7 @@ def unmerge_from(model: nn.Module) -> nn.Module:
     return active(model, list(merged.names))
 
 
-def _chosen(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
+def _choose(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
     """The adapters to fold, in order."""
     if names is None:
         wrappers = list(wrappers_of(model))
@@ -141,7 +149,7 @@ def _chosen(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
                 remedy="leave the block of using(adapters=...) first",
             )
         names = list(dict.fromkeys(name for module in wrappers for name in module._active))
-    chosen = list(dict.fromkeys(listed(names)))
+    chosen = list(dict.fromkeys(as_list(names)))
     require_names(model, chosen)
     if not chosen:
         raise NothingToDo(

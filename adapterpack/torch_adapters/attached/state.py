@@ -14,7 +14,7 @@ from ...pack.pack import SHARED
 from ..layers.active import require_names, wrappers_of
 from ..layers.layer import Adapted
 from ..layers.wrapper import key_of
-from ..wrap import derived_of
+from ..wrap import derive_constants
 
 
 def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
@@ -86,7 +86,7 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
                 expected=f"{value.dtype} {tuple(value.shape)}",
                 found=found,
             )
-    derived = _derived(model, name, state)
+    derived = _derive(model, name, state)
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(state[key])
@@ -95,7 +95,7 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
     return model
 
 
-def _derived(
+def _derive(
     model: nn.Module, name: str, state: Mapping[str, torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The constants of an adapter that follow from its stored tensors, each with what it is for those of
@@ -114,6 +114,6 @@ def _derived(
             params |= {key: state[f"{SHARED}.{key}"] for key in module._shared(name)}
             pairs += [
                 (module._fixed[key_of(name)][key], made)
-                for key, made in derived_of(module, name, params).items()
+                for key, made in derive_constants(module, name, params).items()
             ]
     return pairs

@@ -13,7 +13,7 @@ from ...errors import NothingToDo
 from ...manifest.structs import Canary
 from ...pack import canary
 from ...pack.pack import Pack
-from ..layers.active import only
+from ..layers.active import evaluating
 from ..layers.layer import Adapted
 from ..layers.weights import device_of, is_loaded
 from ..layers.wrapper import base_modules
@@ -163,7 +163,7 @@ def _coarsest(model: nn.Module) -> torch.dtype:
 
 def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outputs]:
     """The outputs without and with the adapter; its trained head is on in both."""
-    with only(model, name):
+    with evaluating(model, name):
         adapted = _run(model, inputs)
         for module in model.modules():
             if isinstance(module, Adapted):
@@ -175,7 +175,7 @@ def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> boo
     """Whether the model draws numbers even in evaluation mode, as one does that hides parts of an image from
     itself.
     """
-    with only(model, name):
+    with evaluating(model, name):
         return not all(map(np.array_equal, _rows(adapted), _rows(_run(model, inputs))))
 
 

@@ -54,7 +54,7 @@ def entering(steps: Steps, matrices: Matrices, x: torch.Tensor) -> list[torch.Te
     """What enters each step where ``x`` ``[rows, in]`` enters the first."""
     values = [x]
     for step, matrix in zip(steps[:-1], matrices[:-1], strict=True):
-        values.append(values[-1] @ matrix.T if step is None else _mapped(*step, values[-1]))  # type: ignore[union-attr]
+        values.append(values[-1] @ matrix.T if step is None else _map(*step, values[-1]))  # type: ignore[union-attr]
     return values
 
 
@@ -82,7 +82,7 @@ def back(step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor
     if step is None:
         return through(gradient, matrix)  # type: ignore[arg-type]
     sums, width, length = step
-    return _mapped(not sums, length, width, gradient)
+    return _map(not sums, length, width, gradient)
 
 
 def through(gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ def of_matrix(gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 _FEW = 32
 
 
-def _mapped(sums: bool, width: int, length: int, value: torch.Tensor) -> torch.Tensor:
+def _map(sums: bool, width: int, length: int, value: torch.Tensor) -> torch.Tensor:
     operator = Sums(width, length, value) if sums else Repeat(width, length, value)
     result: torch.Tensor = operator.apply(value)
     return result
@@ -115,7 +115,7 @@ def _mapped(sums: bool, width: int, length: int, value: torch.Tensor) -> torch.T
 def _add_mapped(y: torch.Tensor, sums: bool, width: int, length: int, value: torch.Tensor) -> None:
     """Repeating is broadcast into the sum: what is repeated is never a tensor."""
     if sums or length < width:
-        y += _mapped(sums, width, length, value)
+        y += _map(sums, width, length, value)
         return
     times, rest = divmod(length, width)
     y[:, : length - rest].unflatten(1, (times, width)).add_(value[:, None, :])

@@ -25,7 +25,7 @@ class Dropout(NamedTuple):
     dropped: int
 
     @classmethod
-    def drawn(cls, rate: float) -> Dropout:
+    def draw(cls, rate: float) -> Dropout:
         """A draw from torch's own random numbers, which checkpoints of a training and of activations
         restore.
         """

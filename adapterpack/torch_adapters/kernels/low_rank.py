@@ -68,7 +68,7 @@ def belongs_within(form: NormalForm, rows: int) -> bool:
     return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < as_branch)
 
 
-def fused(
+def fuse(
     form: NormalForm, layer: Frozen, x: torch.Tensor, dropout: Dropout | None = None
 ) -> torch.Tensor | None:
     """``scale * (layer(x) + up(down(dropout(x)))) + shift``, all of one precision; None where there is no
@@ -78,13 +78,13 @@ def fused(
     """
     if dropout is None and belongs_within(form, x.shape[:-1].numel()):
         bias, rest = _bias(form, layer)
-        return _finished(rest, functional.linear(x, _changed(form, layer.weight), bias))
+        return _finish(rest, functional.linear(x, _change(form, layer.weight), bias))
     turn = turn_of(form, len(layer.weight))
     if turn is not None:
-        return _finished(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
+        return _finish(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
     if form.is_parallel and form.up is None and isinstance(form.down, _WIDE_INSIDE):
         bias, rest = _bias(form, layer)
-        return _finished(
+        return _finish(
             rest,
             functional.linear(x, layer.weight, bias)
             + _again(form.down, x if dropout is None else dropout.of(x)),
@@ -97,7 +97,7 @@ def fused(
         return None
     bias, rest = _bias(form, layer)
     flat = _Parallel.apply(_flat(x), dropout if steps else None, layer.weight, bias, steps, *matrices)[0]
-    return _finished(rest, flat.reshape(*x.shape[:-1], len(layer.weight)))
+    return _finish(rest, flat.reshape(*x.shape[:-1], len(layer.weight)))
 
 
 _WIDE_INSIDE = (BlockCirculant, Kronecker)
@@ -118,7 +118,7 @@ def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _changed(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
+def _change(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
     """``weight + up down``."""
     down: Any = form.down
     result: torch.Tensor = (
@@ -138,7 +138,7 @@ def add_low_rank(
     The result is of the wider precision of ``y`` and the form.
     """
     flat = _LowRank.apply(_flat(y), _flat(x), form.down.matrix, form.up.matrix, dropout)  # type: ignore[union-attr]
-    return _finished(form, flat.reshape(y.shape))
+    return _finish(form, flat.reshape(y.shape))
 
 
 def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalForm]:
@@ -148,7 +148,7 @@ def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalF
     return form.shift if layer.bias is None else layer.bias + form.shift, form._replace(shift=None)
 
 
-def _finished(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
+def _finish(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
     """``scale * y + shift``."""
     if form.output_scale is None:
         return y if form.shift is None else y + form.shift

@@ -63,12 +63,12 @@ class _After(torch.autograd.Function):
         sin: torch.Tensor | None,
         half: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :func:`after`."""
+        """The layer's output turned, and as it is."""
         y = functional.linear(x, weight, bias)
         ctx.save_for_backward(weight, cos, sin, y)
         ctx.half = half
         ctx.set_materialize_grads(False)
-        return _turned(y, cos, sin, half), y
+        return _turn(y, cos, sin, half), y
 
     @staticmethod
     def backward(
@@ -80,9 +80,9 @@ class _After(torch.autograd.Function):
         for_x = for_cos = for_sin = None
         if gradient is not None:
             if of_x and len(gradient) > weight.shape[1]:
-                for_x = gradient @ _turned(weight, cos, sin, half, axis=0)
+                for_x = gradient @ _turn(weight, cos, sin, half, axis=0)
             elif of_x:
-                for_x = _turned(gradient, cos, sin, half, back=True) @ weight
+                for_x = _turn(gradient, cos, sin, half, back=True) @ weight
             for_cos = (gradient * y).sum(0) if of_cos else None
             if of_sin and sin is not None:
                 (a, b), (to_a, to_b) = (
@@ -94,7 +94,7 @@ class _After(torch.autograd.Function):
         return for_x, None, None, for_cos, for_sin, None
 
 
-def _turned(
+def _turn(
     y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor | None, half: int, axis: int = 1, back: bool = False
 ) -> torch.Tensor:
     """Numbers along an axis of ``y`` (two of them) turned, or turned ``back``: by the transpose."""

@@ -26,7 +26,7 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
         Unsupported: several of a method of which only one can be active, such as prompts; or adapters are
             merged into the weights.
     """
-    wanted = listed(names)
+    wanted = as_list(names)
     require_unmerged(model)
     require_names(model, wanted)
     wrappers = list(wrappers_of(model))
@@ -73,7 +73,7 @@ def using(
             where="using",
             remedy="give one of the two",
         )
-    before = choice_in(model)
+    before = get_active(model)
     rows: Rows | None = None
     try:
         if adapters is None:
@@ -84,19 +84,19 @@ def using(
     finally:
         if rows is not None:
             rows.close()
-        choose_again(model, before)
+        restore_active(model, before)
 
 
 Choice = dict[nn.Module, tuple[tuple[str, ...], Rows | None]]
 """What is active in each layer of a model."""
 
 
-def choice_in(model: nn.Module) -> Choice:
-    """What is active in a model, for :func:`choose_again`."""
+def get_active(model: nn.Module) -> Choice:
+    """What is active in a model, for :func:`restore_active`."""
     return {module: (module._active, module._rows) for module in wrappers_of(model)}
 
 
-def choose_again(model: nn.Module, choice: Choice) -> None:
+def restore_active(model: nn.Module, choice: Choice) -> None:
     """Makes active what was, as far as the model still holds it."""
     for module in wrappers_of(model):
         names, module._rows = choice.get(module, ((), None))
@@ -149,7 +149,7 @@ def _in_experts(model: nn.Module, module: Adapted | SavedModule) -> str:
     return f"{path} lies in experts, which see tokens and not rows" if in_experts(model, path) else ""
 
 
-def listed(names: object) -> list[Any]:
+def as_list(names: object) -> list[Any]:
     """One name, several, or None as a list."""
     if names is None:
         return []
@@ -176,7 +176,7 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def only(model: nn.Module, name: str | None) -> Iterator[None]:
+def evaluating(model: nn.Module, name: str | None) -> Iterator[None]:
     """The model in evaluation mode with one adapter (or none) active, of weight 1; as it was before
     afterwards.
     """

@@ -126,7 +126,7 @@ class AdaptedAttention(Adapted):
         form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
         made = projections.keys_and_values(attention, form.prompt.to(hidden.dtype))
         keys, values = (heads.unflatten(-1, (-1, attention.head_dim)) for heads in made)  # type: ignore[arg-type]
-        keys = _normed(attention, "k_norm", keys)
+        keys = _normalize(attention, "k_norm", keys)
         scale = float(getattr(attention, "scaling", None) or queries.shape[-1] ** -0.5)
         keys, values = (heads[0].transpose(0, 1).to(dtype) for heads in (keys, values))
         added = attend(form, queries.to(dtype), keys, values, scale).to(hidden.dtype)
@@ -143,14 +143,14 @@ def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Ten
     positions in the model's own way.
     """
     made = made.unflatten(-1, (-1, attention.head_dim))  # type: ignore[arg-type]
-    queries = _normed(attention, "q_norm", made).transpose(1, 2)
+    queries = _normalize(attention, "q_norm", made).transpose(1, 2)
     if places is None:
         return queries
     turned: torch.Tensor = _rotation(attention)(queries, queries, *places)[0]
     return turned
 
 
-def _normed(attention: nn.Module, leaf: str, heads: torch.Tensor) -> torch.Tensor:
+def _normalize(attention: nn.Module, leaf: str, heads: torch.Tensor) -> torch.Tensor:
     norm: Any = getattr(attention, leaf, None)
     return heads if norm is None else norm(heads)
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...adapter_methods import Method, Site
 from ...adapter_methods.forms.blocks import run_block
 from ...errors import SiteNotFound, Unsupported
-from .layer import Adapted, Tensors, placed
+from .layer import Adapted, Tensors, place
 from .wrapper import innermost, input_of, module_at
 
 
@@ -43,9 +43,7 @@ class AdaptedBlock(Adapted):
         constants: Tensors,
         shared: Tensors,
     ) -> None:
-        """See :class:`Adapted`; an adapter that reads the input of another module watches that module from
-        now on.
-        """
+        """Add an adapter; one that reads the input of another module watches that module from now on."""
         super()._add(name, method, cfg, params, constants, shared)
         source = getattr(cfg, "source", "output")
         if source not in {"output", "input"}:
@@ -85,7 +83,7 @@ class AdaptedBlock(Adapted):
             source = source[index]
         changed: torch.Tensor = self._weighted(name, h, self._applied(name, h, source))
         mask = self._mask(name, h, index)
-        return changed if mask is None else placed(mask, changed, h, self._site)
+        return changed if mask is None else place(mask, changed, h, self._site)
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
         method, cfg = self._methods[name]

@@ -58,9 +58,9 @@ def select_blocks(
     """
     modules = dict(base_modules(model))
     paths = (
-        _worded(modules, targets)
+        _find_word(modules, targets)
         if isinstance(targets, str) and targets in WORDS
-        else _named(modules, targets)
+        else _find_names(modules, targets)
     )
     for path in paths:
         if any(path == name or path.startswith(f"{name}.") for name in exclude):
@@ -106,7 +106,7 @@ def block_at(model: nn.Module, path: str, module: nn.Module) -> Site:
     return Site(path, width, width, "block")
 
 
-def _worded(modules: Mapping[str, Any], word: str) -> set[str]:
+def _find_word(modules: Mapping[str, Any], word: str) -> set[str]:
     chosen = set()
     for path in modules:
         layout = next((paths for paths in LAYOUTS if all(f"{path}.{end}" in modules for end in paths)), None)
@@ -123,7 +123,7 @@ def _worded(modules: Mapping[str, Any], word: str) -> set[str]:
     return chosen
 
 
-def _named(modules: Mapping[str, Any], targets: str | tuple[str, ...]) -> set[str]:
+def _find_names(modules: Mapping[str, Any], targets: str | tuple[str, ...]) -> set[str]:
     chosen = set()
     for name in (targets,) if isinstance(targets, str) else targets:
         matches = {path for path in modules if path and (path == name or path.endswith(f".{name}"))}

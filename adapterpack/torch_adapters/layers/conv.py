@@ -57,7 +57,6 @@ class AdaptedConv(AdaptedLayer):
     def _add(
         self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
     ) -> None:
-        """See :meth:`Adapted._add`."""
         if cfg.dropout and not method.traits.additive:
             raise Unsupported(
                 f"the method {method.name} changes a convolution in its weight, where dropout on the "

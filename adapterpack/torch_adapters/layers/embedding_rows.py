@@ -62,7 +62,6 @@ class AdaptedTable(AdaptedLayer):
         return changed
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
-        """See :class:`Adapted`."""
         if leaf != "weight" or not self._ties or not self._followed:
             return []
         if self._followed != self._active:

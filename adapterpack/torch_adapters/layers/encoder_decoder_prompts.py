@@ -72,7 +72,7 @@ class EncoderDecoderPrompts(Prompts):
         constants: Tensors,
         shared: Tensors,
     ) -> None:
-        """See :class:`Prompts`; the first prompt leads the decoder through here, too."""
+        """Add a prompt; the first one leads the decoder through here, too."""
         first = not self._redirected
         super()._add(name, method, cfg, params, constants, shared)
         if first:
@@ -80,7 +80,6 @@ class EncoderDecoderPrompts(Prompts):
             self._decoder.forward = self._around_decoder
 
     def _remove(self, name: str) -> None:
-        """See :class:`Prompts`."""
         super()._remove(name)
         if not self._names and self._decoder.__dict__.get("forward") == self._around_decoder:
             del self._decoder.forward

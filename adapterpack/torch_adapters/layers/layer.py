@@ -26,15 +26,15 @@ from .wrapper import Wrapper, child, innermost, key_of
 Tensors = Mapping[str, nn.Parameter]
 
 
-def _described(method: Method, cfg: Any) -> tuple[Any, Any]:
-    """A method and its config as what can be written: :func:`_made` takes it."""
+def _describe(method: Method, cfg: Any) -> tuple[Any, Any]:
+    """A method and its config as what can be written: :func:`_rebuild` takes it."""
     if method.config.composition is not None:
         fields = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
         return method.config.composition, fields
     return (method.name if METHODS.find(method.name) is method else method), cfg
 
 
-def _made(method: Any, cfg: Any) -> tuple[Method, Any]:
+def _rebuild(method: Any, cfg: Any) -> tuple[Method, Any]:
     if isinstance(method, Composition):
         composed = method_of_composition(method)
         return composed, composed.config(**cfg)
@@ -69,11 +69,11 @@ class Adapted(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and files: a method stands there by its name, or by the composition that makes it."""
-        methods = {name: _described(*made) for name, made in self._methods.items()}
+        methods = {name: _describe(*made) for name, made in self._methods.items()}
         return {**self.__dict__, "_methods": methods}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        made = {name: _made(*described) for name, described in state["_methods"].items()}
+        made = {name: _rebuild(*described) for name, described in state["_methods"].items()}
         super().__setstate__({**state, "_methods": made})
 
     def _add(
@@ -149,7 +149,6 @@ class Adapted(Wrapper):
         return [] if fitting else alone
 
     def _same_for_all_rows(self, name: str) -> str:
-        """See :class:`Wrapper`."""
         method = self._methods[name][0]
         return self._whole_batch or (
             "it looks at more than the tokens of a row"
@@ -321,10 +320,10 @@ class _Pass:
 
     def fused(self, layer: low_rank.Frozen, x: torch.Tensor) -> torch.Tensor | None:
         """Layer and adapter by one kernel; None where there is none for its form."""
-        return low_rank.fused(self.form, layer, x, self._seeded_dropout())
+        return low_rank.fuse(self.form, layer, x, self._seeded_dropout())
 
     def _seeded_dropout(self) -> Dropout | None:
-        return Dropout.drawn(self._dropout) if self._dropout else None
+        return Dropout.draw(self._dropout) if self._dropout else None
 
     def _normal_form(self, training: bool) -> Any:
         overrides = self._method.overrides
@@ -383,7 +382,7 @@ class AdaptedLayer(Adapted):
             return (step.output(step.below, x, step.read(x)) if y is None else y).to(step.output_dtype)
         plain = step.below(x)
         if mask is not None and step.weight == 1 and step.is_branch:
-            visible = placed(mask, x, torch.zeros_like(x), self._site)
+            visible = place(mask, x, torch.zeros_like(x), self._site)
             return step.output(lambda _: plain, visible, step.read(visible)).to(step.output_dtype)
         inner = step.read(x)
         changed = step.output(
@@ -392,7 +391,7 @@ class AdaptedLayer(Adapted):
         if step.weight != 1:
             changed = plain + step.weight * (changed - plain)
         changed = changed.to(step.output_dtype)
-        return changed if mask is None else placed(mask, changed, plain, self._site)
+        return changed if mask is None else place(mask, changed, plain, self._site)
 
     def _fused(self, step: _Pass, x: torch.Tensor) -> torch.Tensor | None:
         """Layer and adapter in one operation, where the layer is a plain one and the adapter has a kernel."""
@@ -400,11 +399,9 @@ class AdaptedLayer(Adapted):
         return None if layer is None else step.fused(layer, x)
 
     def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
-        """See :class:`Adapted`."""
         return [(innermost(self), "weight")]
 
     def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
-        """See :class:`Adapted`."""
         module = innermost(self)
         stored, stored_bias = self._stored
         owned = (
@@ -479,7 +476,7 @@ _PLAIN_LAYERS = frozenset({"torch.nn.modules.linear.Linear", "transformers.pytor
 """Classes whose call is ``x W^T + b``, of a library that need not be there by name."""
 
 
-def placed(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
+def place(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
     """``changed`` where ``mask`` ``[batch, length]`` says so, else ``plain``; both ``[batch, length, ...]``
     or ``[batch * length, ...]``.
 

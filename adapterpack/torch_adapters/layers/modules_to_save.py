@@ -118,9 +118,7 @@ class SavedModule(Wrapper):
         return y
 
     def _same_for_all_rows(self, name: str) -> str:
-        """See :class:`Wrapper`: whether the outputs of the copies fit together is seen when they are
-        there.
-        """
+        """Empty: whether the outputs of the copies fit together is seen when they are there."""
         return ""
 
     def _copied(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -44,7 +44,6 @@ class AdaptedNorm(AdaptedLayer):
     def _add(
         self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
     ) -> None:
-        """See :meth:`Adapted._add`."""
         require_in_memory(innermost(self), self._site.path)
         super()._add(name, method, cfg, params, constants, shared)
 

@@ -43,7 +43,6 @@ class AdaptedParameter(Adapted):
     def _add(
         self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
     ) -> None:
-        """See :meth:`Adapted._add`."""
         require_in_memory(innermost(self), self._site.path)
         if cfg.dropout:
             raise Unsupported(
@@ -55,12 +54,10 @@ class AdaptedParameter(Adapted):
         super()._add(name, method, cfg, params, constants, shared)
 
     def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
-        """See :class:`Adapted`."""
         owner, _, leaf = self._leaf.rpartition(".")
         return [(innermost(self).get_submodule(owner), leaf)]
 
     def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
-        """See :class:`Adapted`."""
         (place,) = self._parameters_folded()
         with torch.no_grad():
             return {place: self._changed(self._active).contiguous()}

@@ -23,7 +23,7 @@ from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
 from ..models.load import load_tokenizer
-from .active import only
+from .active import evaluating
 from .layer import Adapted, Tensors
 from .tensors import as_numpy
 from .weights import device_of
@@ -92,7 +92,7 @@ class Prompts(Adapted):
         constants: Tensors,
         shared: Tensors,
     ) -> None:
-        """See :class:`Adapted`; the first prompt leads the trunk through here."""
+        """Add a prompt; the first one leads the trunk through here."""
         super()._add(name, method, cfg, params, constants, shared)
         self._require_fit(name)
         if not self._redirected:
@@ -100,7 +100,7 @@ class Prompts(Adapted):
             self._trunk.forward = self._around
 
     def _remove(self, name: str) -> None:
-        """See :class:`Adapted`; after the last one the trunk is as it was."""
+        """Remove a prompt; after the last one the trunk is as it was."""
         super()._remove(name)
         if self._redirected and not self._names and self._trunk.forward == self._around:
             self._redirected = False
@@ -278,7 +278,7 @@ class Prompts(Adapted):
                 found=type(self._trunk).__name__,
             )
         cache = DynamicCache(config=self._trunk.config)
-        with only(self._trunk, None), torch.no_grad():
+        with evaluating(self._trunk, None), torch.no_grad():
             row = torch.tensor([list(ids)], device=device_of(self._base, PROMPT))
             self._inner(input_ids=row, **{self._cache_name: cache}, use_cache=True)
         return np.stack(

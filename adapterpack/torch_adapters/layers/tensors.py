@@ -26,12 +26,12 @@ def as_numpy(value: torch.Tensor) -> np.ndarray:
                 "is put into it"
             ),
         )
-    value = gathered(value).detach()
+    value = gather(value).detach()
     array: np.ndarray = (value.float() if value.is_floating_point() else value).cpu().numpy()
     return array
 
 
-def gathered(value: torch.Tensor) -> torch.Tensor:
+def gather(value: torch.Tensor) -> torch.Tensor:
     """A whole tensor of one that is sharded over processes, all of which have to call this; any other as it
     is.
     """

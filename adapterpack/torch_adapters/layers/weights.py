@@ -190,7 +190,7 @@ def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
     Raises:
         Unsupported: it is stored in a form that is not known, or it is not in memory.
     """
-    if (offloaded := _offloaded(module, leaf, site.path)) is not None:
+    if (offloaded := _read_offloaded(module, leaf, site.path)) is not None:
         with offloaded:
             return _floats(module, leaf, site)
     return _floats(module, leaf, site)
@@ -203,7 +203,7 @@ def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
     Raises:
         Unsupported: it is not in memory.
     """
-    if (offloaded := _offloaded(module, leaf, where)) is not None:
+    if (offloaded := _read_offloaded(module, leaf, where)) is not None:
         with offloaded:
             return getattr(module, leaf)
     return getattr(module, leaf, None)
@@ -272,7 +272,7 @@ def is_plain(value: torch.Tensor) -> bool:
     return value.is_floating_point() and bool(value.dtype.itemsize >= torch.half.itemsize)
 
 
-def _offloaded(module: nn.Module, leaf: str, where: str) -> Any:
+def _read_offloaded(module: nn.Module, leaf: str, where: str) -> Any:
     """The context in which accelerate loads the tensors of a module that it offloads; None where the tensor
     is in memory, or missing.
     """

@@ -15,7 +15,7 @@ from ...runtime.text.tokenizer import encoded_apart
 from ...runtime.text.tokenizer_limits import is_quick, require_bounded_growth
 
 
-def bounded(tokenizer: Any, folder: Path) -> Any:
+def bound_tokenizer(tokenizer: Any, folder: Path) -> Any:
     """A tokenizer of transformers; if the expressions of its rules may take any time, one that tries each
     text in the sandbox first.
 

@@ -22,7 +22,7 @@ from ...runtime.text.tokenizer import MAX_TOKENIZER, Tokenizer
 from ...runtime.text.tokenizer_limits import require_bounded_load
 from ...tasks.data.problems import MARKED
 from ...tasks.task import NO_TASK, Task, type_of
-from .bounded_tokenizer import bounded
+from .bounded_tokenizer import bound_tokenizer
 from .row_frequencies import separate_rows
 from .size import bounded_build, require_fitting
 
@@ -44,10 +44,10 @@ def load_model(
     task: Task, folder: Path, labels: Sequence[str] | None = None, seed: int = 0, dtype: str = "float32"
 ) -> Any:
     """The task's model on a base, in ``dtype``; a new head, where there is one, is drawn from ``seed``."""
-    return loaded(task, folder, labels, seed, dtype)[0]
+    return load_for_task(task, folder, labels, seed, dtype)[0]
 
 
-def loaded(
+def load_for_task(
     task: Task,
     folder: Path,
     labels: Sequence[str] | None = None,
@@ -217,7 +217,7 @@ def load_tokenizer(source: str | Path) -> Any:
     files = tokenizer.vocab_files_names.values()
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
         raise _no_tokenizer(folder)
-    return bounded(tokenizer, folder)
+    return bound_tokenizer(tokenizer, folder)
 
 
 _ADAPTER = "adapter_config.json"

@@ -60,7 +60,7 @@ def separate_rows(model: nn.Module) -> None:
     """Makes the rows of a batch independent of each other's lengths, in place; other models stay as they
     are.
     """
-    for owner, leaf, rotary in _found(model):
+    for owner, leaf, rotary in _find(model):
         if not isinstance(rotary, RowFrequencies):
             owner._modules[leaf] = RowFrequencies(rotary)
             owner.register_forward_pre_hook(_count_positions, with_kwargs=True)
@@ -68,7 +68,7 @@ def separate_rows(model: nn.Module) -> None:
 
 def rejoin_rows(model: nn.Module) -> None:
     """Undoes :func:`separate_rows`."""
-    for owner, leaf, rotary in _found(model):
+    for owner, leaf, rotary in _find(model):
         if isinstance(rotary, RowFrequencies):
             owner._modules[leaf] = rotary.short
             for number, hook in list(owner._forward_pre_hooks.items()):
@@ -91,7 +91,7 @@ def hold_frequencies(model: nn.Module) -> None:
             module.forward = MethodType(plain, module)
 
 
-def _found(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _find(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """The rotary embeddings that choose, or chose, by the longest row: the module that has each, and its name
     there.
     """

@@ -114,7 +114,7 @@ _PLACES = frozenset(
 """Settings that say where something is: the pack says what it is."""
 
 
-def claimed(config: TrainConfig) -> dict[str, Any]:
+def claim(config: TrainConfig) -> dict[str, Any]:
     """The settings as a pack claims them, without those of a machine."""
     plain: dict[str, Any] = strict_json.plain(
         {key: value for key, value in as_mapping(config).items() if key not in _PLACES}

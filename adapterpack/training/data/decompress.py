@@ -149,7 +149,7 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
     with scratch_folder() as folder:
         copies = []
         for number, file in enumerate(files):
-            copy = _unpacked(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
+            copy = _unpack(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
             if lines and report.skips:
                 copy = _rows_alone(copy, Path(folder, f"rows-{number}{kind_of(file)}"), file, report)
             copies.append(copy)
@@ -185,7 +185,7 @@ def _line_of(file: Path, report: DataReport) -> Callable[[int], int | None]:
     return lambda row: lines()[row - 1] if row <= len(lines()) else None
 
 
-def _unpacked(file: Path, copy: Path) -> Path:
+def _unpack(file: Path, copy: Path) -> Path:
     with storage_errors(file):
         most = max(_LEAST, _TIMES * file.stat().st_size)
     try:

@@ -55,13 +55,13 @@ def read(
     Raises:
         ConfigError: data of no known form, rows that cannot be read, or none is left.
     """
-    parts = _chosen(_loaded(config.train_file, config), config)
+    parts = _choose(_load(config.train_file, config), config)
     if task.labelled and labels is None:
-        rows, report = _labelled(parts, training)
+        rows, report = _label(parts, training)
         labels = data.labels_in(rows, training, report, config.problem_type)
-    parts, apart = _divided(parts, config)
+    parts, apart = _divide(parts, config)
     train, evaluation = (
-        _encoded(some, training, tokenizer, config.max_length, labels) for some in (parts, apart)
+        _encode(some, training, tokenizer, config.max_length, labels) for some in (parts, apart)
     )
     _say(parts, apart)
     return Read(train, evaluation if apart else None, labels)
@@ -74,7 +74,7 @@ def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple
     Raises:
         ConfigError: data of no known form, rows that cannot be read, or none is left.
     """
-    parts, apart = _divided(_chosen(_loaded(config.train_file, config), config), config)
+    parts, apart = _divide(_choose(_load(config.train_file, config), config), config)
     train, evaluation = (_table(some, make) if some else None for some in (parts, apart))
     _say(parts, apart)
     return train, evaluation
@@ -109,7 +109,7 @@ def _table(parts: Sequence[_Part], make: Callable[[Any, DataReport], Any]) -> Da
     return concatenate_datasets(tables)
 
 
-def _loaded(sources: Any, config: TrainConfig) -> list[_Part]:
+def _load(sources: Any, config: TrainConfig) -> list[_Part]:
     parts = []
     for source in sources_of(sources, "the configuration"):
         report = DataReport(source.path, skips=config.on_bad_row == "skip", wanted=source.form)
@@ -117,7 +117,7 @@ def _loaded(sources: Any, config: TrainConfig) -> list[_Part]:
     return parts
 
 
-def _encoded(
+def _encode(
     parts: Sequence[_Part], training: Training, tokenizer: Any, max_length: int, labels: Labels | None
 ) -> list[dict[str, Any]]:
     every = []
@@ -135,7 +135,7 @@ def _encoded(
     return every
 
 
-def _labelled(parts: Sequence[_Part], training: Training) -> _Part:
+def _label(parts: Sequence[_Part], training: Training) -> _Part:
     """The labels of all parts together."""
     if len(parts) == 1:
         return parts[0]
@@ -157,7 +157,7 @@ def _some(parts: Sequence[_Part], numbers: np.ndarray) -> list[_Part]:
     return some
 
 
-def _chosen(parts: list[_Part], config: TrainConfig) -> list[_Part]:
+def _choose(parts: list[_Part], config: TrainConfig) -> list[_Part]:
     count, skipped = sum(len(part.rows) for part in parts), config.skip_train_samples
     if skipped >= count:
         raise ConfigError(
@@ -177,12 +177,12 @@ def _chosen(parts: list[_Part], config: TrainConfig) -> list[_Part]:
     )
 
 
-def _divided(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[_Part]]:
+def _divide(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[_Part]]:
     """The rows to learn from, and those to evaluate on: of files of their own, or a share of all, or so many,
     drawn by the seed.
     """
     if not config.val_set_size:
-        return parts, [] if config.eval_file is None else _loaded(config.eval_file, config)
+        return parts, [] if config.eval_file is None else _load(config.eval_file, config)
     count = sum(len(part.rows) for part in parts)
     size = round(config.val_set_size * count if config.val_set_size < 1 else config.val_set_size)
     if not 0 < size < count:

@@ -71,7 +71,7 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
             remedy=_columns_remedy(source.columns, rows.column_names),
         )
     return _with_names(
-        _undecoded(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()})
+        _disable_decoding(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()})
     )
 
 
@@ -213,7 +213,7 @@ def _reading(where: object) -> Any:
     )
 
 
-def _undecoded(rows: Dataset) -> Dataset:
+def _disable_decoding(rows: Dataset) -> Dataset:
     """The rows with the bytes and paths of pictures and recordings, which tasks read themselves, within
     limits.
     """

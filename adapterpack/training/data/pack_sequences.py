@@ -24,7 +24,7 @@ _TRIED = 12
 """Tokens of each of the two rows that a model is tried with."""
 
 
-def packed(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[str, Any]]:
+def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[str, Any]]:
     """The rows, of ``input_ids`` and ``labels``, in as few of at most ``width`` tokens as best fit finds, the
     longest placed first.
 
@@ -51,10 +51,10 @@ def packed(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[str, Any]
         if not with_free.setdefault(rest, []):
             insort(free, rest)
         with_free[rest].append(place)
-    return [_joined([rows[number] for number in sorted(numbers)]) for numbers in sorted(bins, key=min)]
+    return [_join([rows[number] for number in sorted(numbers)]) for numbers in sorted(bins, key=min)]
 
 
-def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _join(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of several: nothing is learned of the first token of each, which would follow the last one of
     another.
     """
@@ -100,7 +100,7 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     try:
         with torch.no_grad():
             alone = torch.cat([logits({"input_ids": row["input_ids"]}) for row in pair])
-            together = logits(_joined(pair))
+            together = logits(_join(pair))
     finally:
         model.train(was_training)
     off, most = float((alone - together).abs().max()), float(alone.abs().max())

@@ -47,7 +47,7 @@ def trainer_for(
     if rows.collator is not None:
         given |= {
             "data_collator": rows.collator,
-            "compute_metrics": None if rows.metrics is None else partial(_compared, rows.metrics),
+            "compute_metrics": None if rows.metrics is None else partial(_compare, rows.metrics),
         }
     else:
         given |= {"processing_class": _padding(reader, kind)}
@@ -89,7 +89,7 @@ def _padding(tokenizer: Any, kind: TrainerKind) -> Any:
     return with_bounded_template(tokenizer)
 
 
-def _compared(
+def _compare(
     compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction
 ) -> dict[str, float]:
     return dict(compare(prediction.predictions, prediction.label_ids))

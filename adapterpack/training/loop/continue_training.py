@@ -20,7 +20,7 @@ _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "alpha"}
 """Settings that give sites a value of their own of another."""
 
 
-def started_from(config: TrainConfig) -> Pack:
+def load_start(config: TrainConfig) -> Pack:
     """The pack that a training goes on from.
 
     Raises:
@@ -44,7 +44,7 @@ def started_from(config: TrainConfig) -> Pack:
             remedy="leave the method out",
         )
     alike = type(said) is pack.method.config
-    compared = {_PATTERNS.get(name, name) for name in _packed(type(said)) & given} if alike else set()
+    compared = {_PATTERNS.get(name, name) for name in _packed_fields(type(said)) & given} if alike else set()
     for path, own in _configs(pack).items():
         wanted = said.at(path)
         for name in sorted(compared):
@@ -63,11 +63,11 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
     """The configuration with the method and settings of the pack that it goes on from, where there is one.
 
     Raises:
-        ConfigError, StorageError, FormatError: as of :func:`started_from`.
+        ConfigError, StorageError, FormatError: as of :func:`load_start`.
     """
     if config.adapter_name_or_path is None:
         return config
-    pack, said = started_from(config), config.method_config
+    pack, said = load_start(config), config.method_config
     configs = list(_configs(pack).values())
     if not configs:
         return config
@@ -82,7 +82,7 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
     training = {
         field.name: getattr(said, field.name)
         for field in dataclasses.fields(cls)
-        if field.name not in _packed(cls) and hasattr(said, field.name)
+        if field.name not in _packed_fields(cls) and hasattr(said, field.name)
     }
     leaves = tuple(sorted({path.rpartition(".")[2] for path in _configs(pack)}))
     return dataclasses.replace(
@@ -102,7 +102,7 @@ def _configs(pack: Pack) -> dict[str, Any]:
     }
 
 
-def _packed(cls: type[Any]) -> set[str]:
+def _packed_fields(cls: type[Any]) -> set[str]:
     """The settings that say what an adapter is, and not how it is trained."""
     return {field.name for field in dataclasses.fields(cls) if field.metadata.get("packed", True)}
 

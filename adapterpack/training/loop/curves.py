@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...readable import stretches
-from .steps import evaluated
+from .steps import evaluation_scores
 
 _POINTS = 64
 
@@ -34,7 +34,7 @@ def evaluations_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
         >>> evaluations_of([{"loss": 1.0, "step": 1}, {"eval_loss": 0.5, "eval_runtime": 0.1, "step": 2}])
         [{'step': 2, 'loss': 0.5}]
     """
-    found = {int(entry["step"]): scores for entry in reversed(log) if (scores := evaluated(entry))}
+    found = {int(entry["step"]): scores for entry in reversed(log) if (scores := evaluation_scores(entry))}
     every = [
         {"step": step, **{name: _six(value) for name, value in found[step].items() if math.isfinite(value)}}
         for step in sorted(found)

@@ -165,9 +165,9 @@ def after_step(
     sites: dict[tuple[str, str], dict[str, Trained]] = {}
     updates: dict[tuple[str, str], Any] = {}
     for part in parts(model):
-        if after := part.method.overrides.get("after_step"):
+        if update := part.method.overrides.get("after_step"):
             key = part.name, part.method.name
-            updates[key] = after
+            updates[key] = update
             values = {leaf: value.detach() for leaf, value in part.params.items()}
             gradients = {
                 leaf: torch.zeros_like(value) if value.grad is None else value.grad
@@ -179,7 +179,7 @@ def after_step(
                     for path, number in part.matrices.items()
                 }
             )
-    after = {}
+    after: dict[tuple[str, str], Any] = {}
     for key, trained in sites.items():
         after[key], changed = updates[key](progress, states.get(key), trained)
         for path, values in changed.items():

@@ -82,7 +82,7 @@ class _Blocks(torch.autograd.Function):
         targets: torch.Tensor,
         smoothing: float,
     ) -> torch.Tensor:
-        """See :func:`linear_cross_entropy`."""
+        """The loss, with its gradients computed on the way."""
         total, of_hidden = torch.zeros((), dtype=_wide(hidden), device=hidden.device), None
         if ctx.needs_input_grad[0]:
             of_hidden = torch.empty_like(hidden)

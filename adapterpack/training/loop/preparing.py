@@ -28,14 +28,14 @@ from ...torch_adapters.layers.layer import Adapted
 from ...torch_adapters.layers.prompts import Prompts
 from ...torch_adapters.layers.sites import language_part
 from ...torch_adapters.layers.wrapper import Wrapper
-from ...torch_adapters.models.load import load_config, loaded, stored_dtype
+from ...torch_adapters.models.load import load_config, load_for_task, stored_dtype
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
 from ..data import load as data
 from ..data.encode import read, tables
-from ..data.pack_sequences import packed, require_apart
+from ..data.pack_sequences import pack_sequences, require_apart
 from ..trainers.kind import TRAINERS, TrainerKind
-from .continue_training import put_back, started_from
+from .continue_training import load_start, put_back
 from .media import READERS, Media
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,12 @@ class Prepared(NamedTuple):
 
 
 Load = Callable[..., tuple[Any, list[str]]]
-"""Loads a model as :func:`adapterpack.torch_adapters.models.load.loaded` does."""
+"""Loads a model as :func:`adapterpack.torch_adapters.models.load.load_for_task` does."""
 
 
-def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: Load = loaded) -> Prepared:
+def prepare(
+    config: TrainConfig, task: Task, folder: Path, reader: Any, load: Load = load_for_task
+) -> Prepared:
     """Reads the data with ``reader`` (:func:`reader_of`), loads the model, and puts the adapter into it.
 
     Raises:
@@ -82,14 +84,14 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
         NothingToDo: the adapter would act in no row.
     """
     kind = TRAINERS[config.trainer]
-    started = None if config.adapter_name_or_path is None else started_from(config)
+    started = None if config.adapter_name_or_path is None else load_start(config)
     given = (
         None
         if started is None or started.manifest.task.labels is None
         else Labels(started.manifest.task.labels, PROBLEMS[started.manifest.problem])
     )
     rows = (
-        _encoded(config, task, kind, reader, folder, given)
+        _encode(config, task, kind, reader, folder, given)
         if kind.rows is None
         else _tables(config, kind, kind.rows, folder)
     )
@@ -110,7 +112,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
     if started is not None:
         reference = put_back(model, started, config, kind.reference)
         _require_seen(model, kind)
-        return Prepared(model, _packed(model, rows, config) if config.packing else rows, reference, started)
+        return Prepared(model, _pack(model, rows, config) if config.packing else rows, reference, started)
     heads = _heads(task, model, new) if task.heads else ()
     method_config = dataclasses.replace(
         config.method_config,
@@ -124,7 +126,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
     if task.training is not None and task.training.adapted == "all-language":
         _say_served(model)
     _require_seen(model, kind)
-    return Prepared(model, _packed(model, rows, config) if config.packing else rows, None, None)
+    return Prepared(model, _pack(model, rows, config) if config.packing else rows, None, None)
 
 
 def _say_served(model: Any) -> None:
@@ -150,7 +152,7 @@ def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
     return READERS[reads](folder, task)
 
 
-def _encoded(
+def _encode(
     config: TrainConfig, task: Task, kind: TrainerKind, reader: Any, folder: Path, labels: Labels | None
 ) -> Rows:
     """The rows as the task reads them, or the kind of training; of a head that was trained before, the labels
@@ -223,7 +225,7 @@ def _require_seen(model: Any, kind: TrainerKind) -> None:
         )
 
 
-def _packed(model: Any, ready: Rows, config: TrainConfig) -> Rows:
+def _pack(model: Any, ready: Rows, config: TrainConfig) -> Rows:
     """The rows packed, where they are sequences of which each token is learned by those before it, and the
     model keeps them apart.
     """
@@ -244,7 +246,7 @@ def _packed(model: Any, ready: Rows, config: TrainConfig) -> Rows:
             remedy="leave packing out; group_by_length saves padding, too",
         )
     require_apart(model, rows)
-    result = packed(rows, config.max_length)
+    result = pack_sequences(rows, config.max_length)
     share = sum(len(row["input_ids"]) for row in rows) / (len(result) * config.max_length)
     log.info("%d rows are packed into %d, which are full to %.0f %%", len(rows), len(result), 100 * share)
     return ready._replace(train=result)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...torch_adapters.layers.active import only
+from ...torch_adapters.layers.active import evaluating
 
 
 class Reference(nn.Module):
@@ -47,5 +47,5 @@ class Reference(nn.Module):
         return self._as_it_was(self._policy, *args, **kwargs)
 
     def _as_it_was(self, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with only(self._policy, self._name), torch.no_grad():
+        with evaluating(self._policy, self._name), torch.no_grad():
             return part(*args, **kwargs)

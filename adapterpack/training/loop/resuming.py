@@ -223,7 +223,7 @@ class Stopping(TrainerCallback):  # type: ignore[misc]
 
 
 @contextmanager
-def kept(folder: RunFolder, writes: bool = True) -> Iterator[None]:
+def keep_checkpoint(folder: RunFolder, writes: bool = True) -> Iterator[None]:
     """Says of an error inside that the same command goes on from a checkpoint, if there is one; else nothing
     is left. Nobody goes on with a run that diverged. Only the process that ``writes`` the checkpoints removes
     any.
@@ -262,14 +262,14 @@ def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
             if stopping.wanted:
                 raise KeyboardInterrupt
         except KeyboardInterrupt as interrupt:
-            with noted(getattr(interrupt, "__notes__", ())):
+            with add_notes(getattr(interrupt, "__notes__", ())):
                 for end in signals:  # says which signal it was
                     end()
             raise
 
 
 @contextmanager
-def noted(notes: Iterable[str]) -> Iterator[None]:
+def add_notes(notes: Iterable[str]) -> Iterator[None]:
     """Adds notes to what is raised inside."""
     try:
         yield

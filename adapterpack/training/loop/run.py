@@ -18,9 +18,9 @@ from ...io.hashing import sha256_of
 from ...pack.pack import Pack
 from ...tasks.data.problems import NUMBER
 from ...tasks.task import task_named
-from ...torch_adapters.models.load import loaded
+from ...torch_adapters.models.load import load_for_task
 from ...torch_adapters.save import save
-from ..config.config import as_mapping, claimed
+from ..config.config import as_mapping, claim
 from ..config.fields import TrainConfig
 from ..config.sources import Source, sources_of
 from ..data.decompress import files_below, files_of
@@ -29,11 +29,11 @@ from .arguments import arguments_of, takes_best
 from .build_trainer import own_forward, trainer_for
 from .curves import evaluations_of, losses_of
 from .out_of_memory import memory_errors
-from .preparing import Prepared, prepared, reader_of, training_of
-from .resuming import Patience, RunFolder, Stopping, interruptible, kept, other_processes
+from .preparing import Prepared, prepare, reader_of, training_of
+from .resuming import Patience, RunFolder, Stopping, interruptible, keep_checkpoint, other_processes
 from .rewards import Reward
 from .shared_bases import SharedBases
-from .steps import Divergence, Step, Steps, evaluated
+from .steps import Divergence, Step, Steps, evaluation_scores
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Trained(NamedTuple):
     started: float
 
 
-def trained(
+def train_adapter(
     config: TrainConfig,
     progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
@@ -74,9 +74,13 @@ def trained(
     stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
-    with memory_errors(config), kept(run, arguments.should_save), other_processes(arguments.world_size):
+    with (
+        memory_errors(config),
+        keep_checkpoint(run, arguments.should_save),
+        other_processes(arguments.world_size),
+    ):
         reader = reader_of(task, kind, base)
-        ready = prepared(config, task, base, reader, loaded if bases is None else bases.loaded)
+        ready = prepare(config, task, base, reader, load_for_task if bases is None else bases.loaded)
         evaluation = ready.rows.evaluation
         divergence = Divergence(
             config.on_divergence == "fail" and not takes_best(config), _loss_of_nothing(ready)
@@ -93,7 +97,7 @@ def trained(
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             scores = _scores(trainer) if evaluation is not None else {}
     metrics = tuple(
-        {"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
+        {"name": name, "value": value, "dataset": _evaluation_name(config), "n": len(evaluation or ())}
         for name, value in scores.items()
     )
     training = {
@@ -105,7 +109,7 @@ def trained(
         "learning_rate": config.learning_rate,
         "seed": config.seed,
         "precision": "bf16" if config.bf16 else "float32",
-        "config": claimed(config),
+        "config": claim(config),
         "losses": losses_of(steps.losses),
     }
     if evaluations := evaluations_of(trainer.state.log_history):
@@ -113,13 +117,13 @@ def trained(
     return Trained(config, run, ready, trainer, training, metrics, started)
 
 
-def packed(done: Trained) -> Pack:
+def write_pack(done: Trained) -> Pack:
     """Writes the pack of a trained adapter, in the first of several processes, and removes the run's
     checkpoints.
     """
     config, ready = done.config, done.ready
     first = done.trainer.is_world_process_zero()
-    with memory_errors(config), kept(done.folder, first):
+    with memory_errors(config), keep_checkpoint(done.folder, first):
         pack = save(
             ready.model,
             config.output_dir if first else None,
@@ -143,11 +147,11 @@ def _scores(trainer: Any) -> Mapping[str, float]:
     that of an earlier step.
     """
     if trainer.args.load_best_model_at_end:
-        return evaluated(trainer.evaluate())
+        return evaluation_scores(trainer.evaluate())
     last = (
         entry for entry in reversed(trainer.state.log_history) if entry["step"] == trainer.state.global_step
     )
-    return next(filter(None, map(evaluated, last)), None) or evaluated(trainer.evaluate())
+    return next(filter(None, map(evaluation_scores, last)), None) or evaluation_scores(trainer.evaluate())
 
 
 def _loss_of_nothing(ready: Prepared) -> float:
@@ -177,7 +181,7 @@ def _dataset(source: Source) -> dict[str, str | None]:
     return {"id": Path(source.path).name, "revision": None, "digest": f"sha256:{digest}"}
 
 
-def _evaluated_on(config: TrainConfig) -> str:
+def _evaluation_name(config: TrainConfig) -> str:
     """The name of the rows that a run is evaluated on."""
     source = config.train_file if config.eval_file is None else config.eval_file
     return ", ".join(Path(one.path).name for one in sources_of(source, "eval_file"))

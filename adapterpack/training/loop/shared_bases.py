@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...tasks.task import Task
-from ...torch_adapters.models.load import loaded
+from ...torch_adapters.models.load import load_for_task
 
 
 class SharedBases:
@@ -35,13 +35,15 @@ class SharedBases:
         quantization: Any,
         problem: str | None,
     ) -> tuple[Any, list[str]]:
-        """Load a model as :func:`adapterpack.torch_adapters.models.load.loaded` does, or copy one of the same
-        task and labels that was loaded before. Of a model with another head, equal parameters are shared.
+        """Load a model as :func:`~adapterpack.torch_adapters.models.load.load_for_task` does, or copy one
+        of the same task and labels. Models with other heads share the parameters that are equal.
         """
         base = folder, dtype, repr(quantization)
         key = *base, task.name, tuple(labels or ()), problem
         if key not in self._fresh:
-            model, new = loaded(task, folder, labels, dtype=dtype, quantization=quantization, problem=problem)
+            model, new = load_for_task(
+                task, folder, labels, dtype=dtype, quantization=quantization, problem=problem
+            )
             _share(model, self._held.setdefault(base, {}))
             self._fresh[key] = model, new
         model, new = self._fresh[key]

@@ -48,7 +48,7 @@ _SPEED = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
 """What a trainer says of an evaluation besides its metrics."""
 
 
-def evaluated(metrics: Mapping[str, Any]) -> dict[str, float]:
+def evaluation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of an evaluation, without the trainer's prefix; the loss comes last.
 
     Example:
@@ -214,5 +214,5 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
                 "%sevaluated after step %d: %s",
                 f"{self.name}, " if self.name else "",
                 state.global_step,
-                ", ".join(f"{key} {value:.4g}" for key, value in evaluated(metrics or {}).items()),
+                ", ".join(f"{key} {value:.4g}" for key, value in evaluation_scores(metrics or {}).items()),
             )

@@ -220,5 +220,5 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """See :func:`adapterpack.training.loop.hooks.after_step`."""
+        """Let the methods change the parameters that the step has moved."""
         self.states = hooks.after_step(model, Progress(state.global_step + 1, state.max_steps), self.states)

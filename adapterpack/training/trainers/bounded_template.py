@@ -17,11 +17,11 @@ def with_bounded_template(tokenizer: Any) -> Any:
 
     The templates that trainers bring themselves are rendered so, too.
     """
-    tokenizer.apply_chat_template = partial(_applied, tokenizer)
+    tokenizer.apply_chat_template = partial(_apply, tokenizer)
     return tokenizer
 
 
-def _applied(
+def _apply(
     tokenizer: Any,
     conversation: Any,
     tools: Any = None,
