@@ -25,7 +25,7 @@ LARGEST = 128 << 20
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
     """While it lasts, the graph of a model that was traced before is read from ``folder``."""
-    frontend = import_module("adapterpack.exporting.frontends.transformers")
+    frontend = import_module("adapterpack.exporting.tracing.trace")
     trace = frontend._trace
 
     def traced(form: Any, part: Any, inputs: dict[str, Any]) -> Any:

@@ -53,13 +53,6 @@ class StoredTensor(NamedTuple):
     nbytes: int
 
 
-class Use(NamedTuple):
-    """An input of a node that reads a value."""
-
-    node: Any
-    input_index: int
-
-
 class GraphFile:
     """A model at ``path``: ``model`` is its proto without large numbers, ``stored`` says where those are.
 
@@ -93,14 +86,13 @@ class GraphFile:
         return [self.path, *sorted({place.file for place in self.stored.values()} - {self.path})]
 
     @cached_property
-    def uses(self) -> Mapping[str, list[Use]]:
+    def readers(self) -> Mapping[str, list[onnx.NodeProto]]:
         """Value name -> the nodes that read it, those in subgraphs too."""
-        uses: dict[str, list[Use]] = {}
+        readers: dict[str, list[onnx.NodeProto]] = {}
         for node in nodes_of(self.model.graph):
-            for index, name in enumerate(node.input):
-                if name:
-                    uses.setdefault(name, []).append(Use(node, index))
-        return uses
+            for name in filter(None, node.input):
+                readers.setdefault(name, []).append(node)
+        return readers
 
     def array(self, name: str) -> np.ndarray:
         """An initializer as a read-only array on the mapped file."""

@@ -15,9 +15,9 @@ _HOPS = 4
 def names_around(graph: GraphFile, initializer: str) -> list[list[str]]:
     """The names of an initializer and of the nodes that read it, each split into its components."""
     names = [initializer]
-    for use in graph.uses.get(initializer, ()):
-        names.append(use.node.name)
-        for entry in use.node.metadata_props:
+    for node in graph.readers.get(initializer, ()):
+        names.append(node.name)
+        for entry in node.metadata_props:
             if entry.key in _SCOPES:
                 names += _scopes(entry.value)
     return [components(text) for text in names if text]
@@ -42,7 +42,7 @@ def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[st
     reached = dict.fromkeys(sources, 0)
     front, wanted = list(reached), set(candidates)
     for hop in range(_HOPS):
-        nodes = [use.node for name in front for use in graph.uses.get(name, ())]
+        nodes = [node for name in front for node in graph.readers.get(name, ())]
         nearest = sorted({name for node in nodes for name in node.input} & wanted)
         if nearest:
             return nearest

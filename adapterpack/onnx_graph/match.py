@@ -261,9 +261,7 @@ def _keep_own(
 def _readers(graph: GraphFile, pieces: Iterable[Iterable[WeightPiece]]) -> tuple[str, ...]:
     names = dict.fromkeys(piece.initializer for of_matrix in pieces for piece in of_matrix)
     return tuple(
-        dict.fromkeys(
-            use.node.name or use.node.output[0] for name in names for use in graph.uses.get(name, ())
-        )
+        dict.fromkeys(node.name or node.output[0] for name in names for node in graph.readers.get(name, ()))
     )
 
 

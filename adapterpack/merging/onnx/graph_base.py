@@ -166,7 +166,7 @@ class GraphBase(MergeBase):
             and other.at < site.at + site.out_features
             and site.at < other.at + other.out_features
         )
-        readers = {use.node.name for use in self.graph.uses.get(site.weight, ())}
+        readers = {node.name for node in self.graph.readers.get(site.weight, ())}
         if sharing or len(readers) > 1:
             raise Unsupported(
                 "other nodes read this site's weight too, and would change with it",

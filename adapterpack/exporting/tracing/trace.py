@@ -1,0 +1,219 @@
+"""Traces the parts of a task's model with transformers.exporters (torch.export), each into a graph."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.registration import torch_op
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.exporters import OnnxConfig, OnnxExporter
+from transformers.pytorch_utils import Conv1D
+
+from ...graph_passes.position_inputs import PositionInputs
+from ...graph_passes.sites import torch_scope
+from ...runtime.model_inputs import positions
+from ...slots.prompt_rows import LEAVES
+from ...tasks.task import Part, Task
+from ...torch_adapters.models.load import load_model, quiet_transformers
+from ...torch_adapters.models.row_frequencies import hold_frequencies
+from .example_inputs import example
+from .torch_parts import PREFIX, part_class
+
+_SPECIALIZED = frozenset({"source"})
+"""Axes that a model may have of one length only, as Whisper's encoder has."""
+_LENGTHS = (7, 5, 4)
+"""Rows of the example; as many as no axis of a model has by accident."""
+_VIRTUAL = 6
+"""Virtual tokens of the example."""
+_PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
+
+
+def trace_model(task: Task, folder: Path, dtype: str, prompted: bool) -> dict[str, ir.Model]:
+    """The graph of every part of a task's model, which is loaded in this float type; ``prompted`` ones have
+    room for virtual tokens.
+    """
+    model = _with_linear_layers(load_model(task, folder, dtype=dtype).eval())
+    hold_frequencies(model)
+    return _trace_parts(task, model, prompted)
+
+
+def module_path(node: ir.Node) -> str | None:
+    """The path of the module of the model that made a node."""
+    path = torch_scope(node)
+    return None if path is None else path.removeprefix(PREFIX)
+
+
+def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str, ir.Model]:
+    """The graph of every part; what one gives, the next is traced with. ``prompted`` ones have room for
+    virtual tokens.
+    """
+    batch = example(task, model.config, _LENGTHS, model=lambda: model)
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+    tensors = {
+        name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()
+    }
+    graphs = {}
+    for part in task.parts:
+        form = part_class(part.form)(model)
+        if "position_ids" in part.inputs:
+            tensors["position_ids"] = torch.from_numpy(positions(tensors["attention_mask"].numpy()))
+        inputs = {name: tensors[name] for name in part.inputs if name in tensors}
+        if prompted and part is task.parts[0]:
+            width = model.get_input_embeddings().weight.shape[1]
+            here = torch.ones(len(_LENGTHS), _VIRTUAL, dtype=model.dtype)
+            inputs |= {
+                "virtual": here[..., None].expand(-1, -1, width).clone(),
+                "virtual_here": here,
+                "virtual_cut": here.clone(),
+            }
+        with torch.no_grad():
+            outputs = form(**inputs, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
+        tensors |= {name: value for name, value in outputs.items() if "." not in name} | _families(outputs)
+        # what reads its output sees the virtual tokens, too
+        if prompted and "attention_mask" in tensors and part is task.parts[0]:
+            tensors["attention_mask"] = torch.nn.functional.pad(
+                tensors["attention_mask"], (_VIRTUAL, 0), value=1
+            )
+        if "past_key_values" in part.inputs:
+            inputs["past_key_values"] = tensors["present"]
+        if "position_ids" in part.inputs:  # the tokens follow as many others
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"]] * 2, 1)
+            inputs["position_ids"] = torch.from_numpy(positions(inputs["attention_mask"].numpy()))[
+                :, -inputs["position_ids"].shape[1] :
+            ]
+        graphs[part.name] = _trace(
+            form, part, {name: inputs[name] for name in (*part.inputs, *LEAVES) if name in inputs}
+        )
+    return graphs
+
+
+def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
+    """``present.0.key`` and its like as a list of pairs by layer."""
+    pairs_by_family: dict[str, list[list[Any]]] = {}
+    for name, value in named.items():
+        family, _, rest = name.partition(".")
+        if rest.endswith(".key"):
+            pairs_by_family.setdefault(family, []).append([value.clone()])
+        elif rest.endswith(".value"):
+            pairs_by_family[family][-1].append(value.clone())
+    return pairs_by_family
+
+
+def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
+    _know_complex_axes()
+    shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        quiet_transformers(),
+        _quiet("torch.onnx"),
+    ):
+        warnings.simplefilter("ignore")
+        graph = OnnxExporter().export(form, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
+    for value in graph.graph.inputs:
+        value.name = _PAIR.sub(
+            lambda match: f"{match[1]}.{match[2]}.{('key', 'value')[int(match[3])]}", value.name
+        )
+    _name_axes(graph, part)
+    if {"past_key_values", "position_ids"} <= inputs.keys():
+        found = {value.name: value for value in graph.graph.inputs}
+        caches = [value for name, value in found.items() if name.startswith("past_key_values.")]
+        PositionInputs(graph, found["input_ids"], caches, None).follow_rows()
+    return graph
+
+
+@functools.cache
+def _know_complex_axes() -> None:
+    """Tells torch's exporter, which holds complex numbers as pairs, how they get one more axis: it knows that
+    of real ones alone.
+
+    Rotations that multiply complex numbers (Llama 4) need it.
+    """
+
+    def unsqueeze(self, dim: int):  # type: ignore[no-untyped-def] # onnxscript knows its own annotations only
+        return op.Unsqueeze(self, op.Constant(value_ints=[dim if dim >= 0 else dim + len(self.shape)]))
+
+    torch_op("aten::unsqueeze", complex=True, trace_only=True)(unsqueeze)
+
+
+def _axes(part: Part, name: str) -> tuple[str | None, ...]:
+    """The names of an input's axes: a mask covers what a decoder has in its cache, or what an encoder has
+    read.
+    """
+    if name == "attention_mask" and "past_key_values" in part.inputs:
+        return ("batch", "total" if "position_ids" in part.inputs else "source")
+    return part.axes_of(name)
+
+
+def _dynamic(part: Part, name: str, value: torch.Tensor | list[Any]) -> Any:
+    if isinstance(value, list):
+        return [_dynamic(part, name, item) for item in value]
+    dims = torch.export.Dim
+    return {
+        axis: dims.AUTO if axis_name in _SPECIALIZED else dims.DYNAMIC
+        for axis, axis_name in enumerate(_axes(part, name))
+        if axis_name
+    }
+
+
+def _with_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """GPT-2's ``Conv1D`` as the linear layers that they are: their own forward flattens the batch, which a
+    bank may not.
+    """
+    for parent in list(model.modules()):
+        for leaf, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                layer = nn.utils.skip_init(nn.Linear, child.nx, child.nf, dtype=child.weight.dtype)
+                layer.weight, layer.bias = nn.Parameter(child.weight.detach().T.contiguous()), child.bias
+                setattr(parent, leaf, layer)
+    return model
+
+
+def _name_axes(model: ir.Model, part: Part) -> None:
+    """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes,
+    everywhere.
+    """
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for dim, name in zip(value.shape, _axes(part, value.name.partition(".")[0]), strict=True):
+            # no sum of others
+            if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():
+                names.setdefault(str(dim.value), name)
+    symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in names) or r"(?!)")
+    for value in [
+        *model.graph.inputs,
+        *model.graph.outputs,
+        *(out for node in model.graph for out in node.outputs),
+    ]:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [
+                    dim
+                    if isinstance(dim, int) or dim.value is None
+                    else symbols.sub(lambda match: names[match[0]], str(dim.value))
+                    for dim in value.shape
+                ]
+            )
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
