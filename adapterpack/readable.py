@@ -65,11 +65,11 @@ def size(value: object) -> str:
     return f"{_three(count)} TB"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as lines of equal columns.
 
     Example:
-        >>> print(aligned([("rows", "tokens"), ("1,200", "7")]))
+        >>> print(align_columns([("rows", "tokens"), ("1,200", "7")]))
         rows   tokens
         1,200  7
     """
@@ -127,14 +127,14 @@ def things(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value as people read it.
 
     Example:
-        >>> shown({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
+        >>> show_value({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
         'rank: 8, labels: a b, scale: 0.125, lineage: none, canary: yes'
         >>> # a long table in one place is counted
-        >>> shown({"tensors": [[f"layers.{number}", [4, 4]] for number in range(40)]})
+        >>> show_value({"tensors": [[f"layers.{number}", [4, 4]] for number in range(40)]})
         'tensors: 40 entries'
     """
     if value is None or (isinstance(value, Mapping | list | tuple) and not value):
@@ -144,18 +144,18 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(key).replace('_', ' ')}: {_nested(item)}" for key, item in value.items())
+        return ", ".join(f"{str(key).replace('_', ' ')}: {_show_nested(item)}" for key, item in value.items())
     if (
         isinstance(value, list | tuple)
         and len(value) > _MOST_NESTED
         and any(isinstance(item, Mapping | list | tuple) for item in value)
     ):
         return things(len(value), "entry", "entries")
-    return " ".join(map(shown, value)) if isinstance(value, list | tuple) else str(value)
+    return " ".join(map(show_value, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _nested(value: Any) -> str:
-    return f"({shown(value)})" if isinstance(value, Mapping) and value else shown(value)
+def _show_nested(value: Any) -> str:
+    return f"({show_value(value)})" if isinstance(value, Mapping) and value else show_value(value)
 
 
 def stretches(count: int, most: int) -> list[tuple[int, int]]:

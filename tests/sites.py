@@ -22,7 +22,7 @@ import pytest
 from chromium import Page
 
 from adapterpack.io.cache import cache_folder
-from adapterpack.io.locks import locked
+from adapterpack.io.locks import hold_lock
 
 WEB = Path(__file__).parents[1] / "web"
 npm = pytest.mark.skipif(shutil.which("npm") is None and not os.environ.get("CI"), reason="no npm here")
@@ -36,7 +36,7 @@ def fetched() -> Path:
     lock = (WEB / "package-lock.json").read_bytes()
     folder = cache_folder() / "web-tests" / hashlib.sha256(lock).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock", alone=True):
+    with hold_lock(folder / "lock", alone=True):
         if not (folder / "complete").exists():
             for name in ("package.json", "package-lock.json"):
                 shutil.copyfile(WEB / name, folder / name)

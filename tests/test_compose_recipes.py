@@ -25,7 +25,7 @@ from adapterpack.cli.main import main
 from adapterpack.composing.mergekit import MERGEKIT_METHODS, to_mergekit
 from adapterpack.composing.plan import plan
 from adapterpack.composing.recipe import CompositionRecipe, read, recipe_of
-from adapterpack.composing.rules.lorahub import searched
+from adapterpack.composing.rules.lorahub import search_weights
 from adapterpack.composing.rules.rule import RULES, rules
 from adapterpack.composing.statistics import Statistics
 from adapterpack.composing.statistics import read as read_statistics
@@ -504,7 +504,7 @@ def test_the_search_finds_what_scores_best(tmp_path: Path) -> None:
     assert compose(packs, rule="lorahub", params=params, score=score, name="best").id == best.id
     for evaluations in (1, 7):
         tried: list[np.ndarray] = []
-        found = searched(
+        found = search_weights(
             lambda w: (tried.append(w), float(-w.sum()))[1],  # noqa: B023
             2,
             evaluations=evaluations,

@@ -26,7 +26,7 @@ from adapterpack.base import fingerprint as fp
 from adapterpack.base import merkle
 from adapterpack.base.checkpoint import INDEX, Checkpoint, shards_in
 from adapterpack.base.compatibility import BaseVariant, match
-from adapterpack.base.quantization import declared
+from adapterpack.base.quantization import read_quantization
 from adapterpack.base.recast import cast, cast_fingerprint
 from adapterpack.base.variants import relation, variant
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NothingToDo, SiteNotFound, StorageError
@@ -507,7 +507,7 @@ def test_a_config_declares_its_quantization(label: str) -> None:
     itself.
     """
     config, expected = CONFIGS[label]
-    assert declared(config) == expected
+    assert read_quantization(config) == expected
 
 
 QUANTIZED = {

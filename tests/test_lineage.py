@@ -13,7 +13,7 @@ import pytest
 import adapterpack
 from adapterpack import LoRA, Pack, validate
 from adapterpack.adapter_methods import Site, method_of
-from adapterpack.converting.packs import dequantized
+from adapterpack.converting.packs import dequantize
 from adapterpack.errors import FormatError
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.lineage import MAX_ANCESTORS, descend
@@ -65,7 +65,7 @@ def test_three_generations(tmp_path: Path) -> None:
     assert lineage_of(last).ancestors == {first.id: (a.id, b.id), small.id: (first.id,)}
     assert validate(tmp_path / "last").valid
     assert lineage_of(adapterpack.load(tmp_path / "last")) == lineage_of(last)
-    plain, _ = dequantized(small)
+    plain, _ = dequantize(small)
     assert lineage_of(plain).ancestors == {first.id: (a.id, b.id), small.id: (first.id,)}
 
 

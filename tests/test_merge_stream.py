@@ -30,11 +30,11 @@ from adapterpack.errors import (
 )
 from adapterpack.io import safetensors as st
 from adapterpack.io.buffers import Scratch
-from adapterpack.io.byte_ranges import opened, reserve
+from adapterpack.io.byte_ranges import open_descriptor, reserve
 from adapterpack.manifest import manifest as m
 from adapterpack.merging.checkpoint.base_model import MergeBase
 from adapterpack.merging.checkpoint.jobs import JobShare, jobs, jobs_of
-from adapterpack.merging.checkpoint.journal import FOLDER, PAUSE, Journal, finished
+from adapterpack.merging.checkpoint.journal import FOLDER, PAUSE, Journal, read_finished_jobs
 
 pytestmark = pytest.mark.fast
 
@@ -167,12 +167,12 @@ def test_a_restart_of_the_machine_leaves_what_was_synced(tmp_path: Path) -> None
     (tmp_path / FOLDER / "1-of-1.jsonl").write_bytes(
         first + b'{"job":1,"sums":[1.0,2.0,3.0,true]}\n' + synced + b'{"job":2,"su'
     )
-    assert finished(tmp_path, 9).keys() == {0}
+    assert read_finished_jobs(tmp_path, 9).keys() == {0}
     here = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     (tmp_path / FOLDER / "2-of-2.jsonl").write_bytes(
         f'{{"boot":"{here}"}}\n'.encode() + b'{"job":5,"sums":null}\n{"job":99,"sums":null}\nx\n'
     )
-    assert finished(tmp_path, 9).keys() == {0, 5}
+    assert read_finished_jobs(tmp_path, 9).keys() == {0, 5}
 
 
 def test_nothing_is_published_before_its_bytes_are_on_the_disk(
@@ -239,12 +239,12 @@ def test_a_reserved_file_is_as_long_and_keeps_its_bytes(tmp_path: Path) -> None:
     path, beside = tmp_path / "file", tmp_path / "beside"
     path.write_bytes(b"kept")
     for each, function in ((path, reserve), (beside, lambda sink, size: os.posix_fallocate(sink, 0, size))):
-        with opened(each, os.O_WRONLY | os.O_CREAT) as sink:
+        with open_descriptor(each, os.O_WRONLY | os.O_CREAT) as sink:
             function(sink, 1 << 20)
     assert path.read_bytes() == b"kept" + bytes((1 << 20) - 4)
     # an extent more where the file system writes down one for the bytes that were there
     assert path.stat().st_blocks >= beside.stat().st_blocks
-    with opened(path, os.O_WRONLY) as sink:
+    with open_descriptor(path, os.O_WRONLY) as sink:
         reserve(sink, 2)
         assert path.read_bytes() == b"ke"
         reserve(sink, 0)

@@ -21,7 +21,7 @@ from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import CorruptBlob, FormatError, StorageError, UnknownName
 from adapterpack.io.cache import cache_folder
-from adapterpack.io.locks import locked
+from adapterpack.io.locks import hold_lock
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.store import Store
@@ -386,7 +386,7 @@ def test_who_wants_the_lock_alone_gets_it(tmp_path: Path) -> None:
         if mine is second:
             other.acquire()
         while not stop.is_set():
-            with locked(tmp_path / "lock", alone=False):
+            with hold_lock(tmp_path / "lock", alone=False):
                 mine.release()
                 other.acquire(timeout=0.2)
 
@@ -395,7 +395,7 @@ def test_who_wants_the_lock_alone_gets_it(tmp_path: Path) -> None:
         thread.start()
     time.sleep(0.1)
     threading.Timer(5, stop.set).start()
-    with locked(tmp_path / "lock", alone=True):
+    with hold_lock(tmp_path / "lock", alone=True):
         alone = not stop.is_set()
     stop.set()
     for thread in threads:
@@ -429,7 +429,7 @@ def test_who_waits_for_whom(act: str, alone: bool, waits: bool, store: Store) ->
             done.append(error)
 
     thread = threading.Thread(target=run)
-    with locked(store.root / ".lock", alone):
+    with hold_lock(store.root / ".lock", alone):
         thread.start()
         thread.join(0.25 if waits else 10)
         assert (done == []) == waits

@@ -522,7 +522,7 @@ def full(value: Any) -> set[str]:
             yield jsonschema.ValidationError("pattern")
 
     def every(error: jsonschema.ValidationError) -> Iterator[str]:
-        yield "".join(f"/{typed_json.escaped(part)}" for part in error.absolute_path)
+        yield "".join(f"/{typed_json.escape_key(part)}" for part in error.absolute_path)
         for inner in error.context or ():
             yield from every(inner)
 

@@ -15,7 +15,7 @@ import pytest
 from adapterpack.errors import StorageError
 from adapterpack.merging.checkpoint.jobs import JobShare
 from adapterpack.merging.checkpoint.journal import FOLDER, Journal
-from adapterpack.merging.checkpoint.staging import staged
+from adapterpack.merging.checkpoint.staging import open_staging
 from adapterpack.offline.growing_file import growing_file
 
 pytestmark = pytest.mark.fast
@@ -24,7 +24,7 @@ KEY = "0123456789abcdef"
 
 
 def merging(out: Path) -> AbstractContextManager[Any]:
-    return staged(out, place(out.parent), lambda folder: Journal(folder, JobShare(1, 1), ()), keep=True)
+    return open_staging(out, place(out.parent), lambda folder: Journal(folder, JobShare(1, 1), ()), keep=True)
 
 
 def place(folder: Path) -> Path:

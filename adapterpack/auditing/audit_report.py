@@ -15,7 +15,7 @@ import numpy as np
 
 from ..lowrank.truncation import Cut, energy_of
 from ..pack.pack import Pack
-from .measures import Measures, effective_rank, pooled, stable_rank
+from .measures import Measures, effective_rank, pool, stable_rank
 
 _LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")
 _DIGITS = 6
@@ -121,7 +121,7 @@ class Audit:
     @cached_property
     def total(self) -> Measures | None:
         """The measures of all sites together; None where there are none."""
-        return pooled([site.measures for site in self.sites]) if self.sites else None
+        return pool([site.measures for site in self.sites]) if self.sites else None
 
     def worst(self, count: int = 10) -> list[AuditedSite]:
         """The sites of the greatest concern, first."""

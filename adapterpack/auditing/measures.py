@@ -158,7 +158,7 @@ def measure(
     return measures, decompositions
 
 
-def pooled(parts: Sequence[Measures]) -> Measures:
+def pool(parts: Sequence[Measures]) -> Measures:
     """The measures of several sites together."""
     return reduce(add, parts)
 

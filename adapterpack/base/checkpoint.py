@@ -24,7 +24,7 @@ from . import fingerprint as fp
 from . import linear_layers, merkle
 from .base_folder import CONFIG, read_json, require_harmless, without_code
 from .fused_experts import ExpertStack, find_stacks, stored_as
-from .renamings import Renaming, find, in_memory, renamed, renamings_of
+from .renamings import Renaming, find, in_memory, rename_all, renamings_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -235,7 +235,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
-        return digests({name: _sampled(self.source(name)) for name in self.stored}, watch=self._watch)
+        return digests({name: _sample_ranges(self.source(name)) for name in self.stored}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
@@ -387,7 +387,7 @@ class Checkpoint:
 
     @cached_property
     def _by_name_in_memory(self) -> dict[str, str]:
-        return renamed(self.tensors, self.renamings)
+        return rename_all(self.tensors, self.renamings)
 
     def tied_to(self, path: str) -> str | None:
         """The input embedding that the output head ``path`` is tied to, where the files store one tensor for
@@ -437,7 +437,7 @@ _DIGESTS: dict[Identity, dict[str, bytes]] = {}
 """State of a file -> the digests of its tensors, for the life of the process."""
 
 
-def _sampled(source: HashedSource) -> HashedSource:
+def _sample_ranges(source: HashedSource) -> HashedSource:
     """The ranges of a tensor that the probe reads."""
     ((start, nbytes),) = source.ranges
     return source._replace(ranges=tuple((start + offset, length) for offset, length in fp.spans(nbytes)))

@@ -273,13 +273,13 @@ def require(
     raise BaseMismatch(
         f"{what}: {verdict.means}",
         where=where,
-        expected=_described(wanted.name or "an unnamed base", recorded, actual),
-        found=_described(name, actual, recorded),
+        expected=_describe(wanted.name or "an unnamed base", recorded, actual),
+        found=_describe(name, actual, recorded),
         remedy="use the base that it names" + alternative,
     )
 
 
-def _described(name: str | None, one: Fingerprint, other: Fingerprint) -> str:
+def _describe(name: str | None, one: Fingerprint, other: Fingerprint) -> str:
     """A base by name and the first level in which it differs from the other, or the first that it has."""
     pairs = [(mine, theirs) for mine, theirs in zip(one, other, strict=True) if mine is not None]
     digest = next(

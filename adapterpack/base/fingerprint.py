@@ -87,7 +87,7 @@ def files(entries: Iterable[tuple[str, int, str]]) -> str:
                 expected="bytes and 64 lowercase hex digits",
                 found=f"{size}, {sha256[:80]!r}",
             )
-        framed[path] = _framed(path, str(size), sha256)
+        framed[path] = _frame(path, str(size), sha256)
     return _root("files", framed)
 
 
@@ -165,11 +165,11 @@ def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryv
         (True, None)
     """
     views = [(name, dtype, shape, memoryview(data)) for name, dtype, shape, data in tensors]
-    sampled = ((name, dtype, shape, _sampled(data)) for name, dtype, shape, data in views)
+    sampled = ((name, dtype, shape, _sample(data)) for name, dtype, shape, data in views)
     return Fingerprint(structure(item[:3] for item in views), content(views), None, probe(sampled))
 
 
-def _sampled(data: memoryview) -> bytes:
+def _sample(data: memoryview) -> bytes:
     hasher = hashlib.sha256()
     for start, length in spans(data.nbytes):
         hasher.update(data[start : start + length])
@@ -184,10 +184,10 @@ def _root(level: str, parts: Mapping[str, bytes]) -> str:
 
 
 def _header(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-    return _framed(name, dtype, ",".join(map(str, shape)))
+    return _frame(name, dtype, ",".join(map(str, shape)))
 
 
-def _framed(*fields: str) -> bytes:
+def _frame(*fields: str) -> bytes:
     try:
         encoded = [text.encode("utf-8") for text in fields]
     except UnicodeEncodeError as error:

@@ -19,7 +19,7 @@ of these names.
 """
 
 
-def shown(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
+def tell_kind(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
     """The kind of the linear layer with that weight as its shapes show it: a ``Conv1D`` always has a bias.
     None where that leaves it open.
 
@@ -28,7 +28,7 @@ def shown(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
         >>> shapes = {"c_fc.weight": (8, 32), "c_fc.bias": (32,), "q.weight": (8, 8), "k.weight": (8, 8),
         ...     "k.bias": (8,)}
         >>> tensors = {name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in shapes.items()}
-        >>> [shown(tensors, f"{name}.weight") for name in ("c_fc", "q", "k")]
+        >>> [tell_kind(tensors, f"{name}.weight") for name in ("c_fc", "q", "k")]
         ['transposed', 'linear', None]
     """
     shape, bias = tensors[weight].shape, tensors.get(f"{weight.removesuffix('.weight')}.bias")
@@ -51,7 +51,7 @@ def kinds_by_name(tensors: Mapping[str, TensorInfo]) -> dict[str, set[str]]:
             stem != name
             and len(info.shape) == 2
             and f"{stem}.bias" in tensors
-            and (kind := shown(tensors, name)) is not None
+            and (kind := tell_kind(tensors, name)) is not None
         ):
             found.setdefault(stem.rpartition(".")[2], set()).add(kind)
     return found
@@ -66,7 +66,7 @@ def kind_of(tensors: Mapping[str, TensorInfo], by_name: Mapping[str, set[str]], 
     """The kind of the linear layer with that weight: by its own shapes, else by those of layers of its name,
     else by what transformers calls them. None where nothing shows it.
     """
-    if (kind := shown(tensors, weight)) is not None:
+    if (kind := tell_kind(tensors, weight)) is not None:
         return kind
     leaf = weight.removesuffix(".weight").rpartition(".")[2]
     if len(alike := by_name.get(leaf, set())) == 1:

@@ -36,20 +36,20 @@ def scheme(base: Checkpoint) -> str | None:
         >>> scheme(Checkpoint("llama-awq"))  # doctest: +SKIP
         'awq'
     """
-    return declared(base.config) or next(
+    return read_quantization(base.config) or next(
         (row.name for row in SCHEMES if all(_occurs(base, ending) for ending in row.endings)), None
     )
 
 
-def declared(config: Mapping[str, Any]) -> str | None:
+def read_quantization(config: Mapping[str, Any]) -> str | None:
     """What ``quantization_config`` says, in a model's config or in that of its text part.
 
     Example:
-        >>> declared({"quantization_config": {"quant_method": "gptq", "bits": 4}})
+        >>> read_quantization({"quantization_config": {"quant_method": "gptq", "bits": 4}})
         'gptq'
-        >>> declared({"quantization_config": {"load_in_4bit": True}})
+        >>> read_quantization({"quantization_config": {"load_in_4bit": True}})
         'bitsandbytes'
-        >>> declared({"hidden_size": 4}) is None
+        >>> read_quantization({"hidden_size": 4}) is None
         True
     """
     settings = _settings(config)

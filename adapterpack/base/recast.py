@@ -62,7 +62,7 @@ def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = Fa
 
     return digests(
         {
-            name: _sampled(base, name, dtype) if samples else base.source(name)
+            name: _sample_ranges(base, name, dtype) if samples else base.source(name)
             for name, dtype in dtypes.items()
         },
         hash_tensor,
@@ -84,7 +84,7 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(DTYPES[dtype], copy=False)
 
 
-def _sampled(base: Checkpoint, name: str, dtype: str) -> HashedSource:
+def _sample_ranges(base: Checkpoint, name: str, dtype: str) -> HashedSource:
     """The ranges of a tensor whose elements the probe would read if the tensor were of ``dtype``."""
     info, source = base.tensors[name], base.source(name)
     old, new = DTYPES[info.dtype].itemsize, DTYPES[dtype].itemsize

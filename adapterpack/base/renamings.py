@@ -80,7 +80,7 @@ def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> 
         'vit.layers.0.attention.q_proj.weight'
     """
     table = _table()
-    model = _followed(table["models"], architecture) or _followed(table["models"], config.get("model_type"))
+    model = _follow(table["models"], architecture) or _follow(table["models"], config.get("model_type"))
     if model is None:
         return ()
     prefix, parts = model
@@ -91,7 +91,7 @@ def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> 
         name = table["types"].get(kind, kind) if isinstance(kind, str) else known
         steps += [
             Renaming(_compiled(pattern), target, scope, prefix)
-            for pattern, target in _followed(table["renamings"], name) or ()
+            for pattern, target in _follow(table["renamings"], name) or ()
         ]
     return (
         *steps,
@@ -99,12 +99,12 @@ def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> 
     )
 
 
-def published(path: str, steps: Sequence[Renaming]) -> str:
+def publish_path(path: str, steps: Sequence[Renaming]) -> str:
     """The path that a module has in published checkpoints, where that is one with a prefix that is dropped in
     memory; other tools use it.
 
     Example:
-        >>> published("encoder.layers.0.mlp.fc1", renamings_of({"model_type": "clip_text_model"},
+        >>> publish_path("encoder.layers.0.mlp.fc1", renamings_of({"model_type": "clip_text_model"},
         ...     "CLIPTextModel"))
         'text_model.encoder.layers.0.mlp.fc1'
     """
@@ -127,16 +127,16 @@ def is_known(kind: object) -> bool:
     return isinstance(kind, str) and kind in _table()["known"]
 
 
-def placed(names: Iterable[str], stored: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
+def find_places(names: Iterable[str], stored: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
     """Of ``names`` those that weights of the checkpoint with these names have outside memory, with their
     names in memory.
     """
-    known = renamed(stored, steps) if steps else {}
+    known = rename_all(stored, steps) if steps else {}
     places = {name: in_memory(name, steps) for name in names if known and name not in known}
     return {name: place for name, place in places.items() if place != name and find(place, known) is not None}
 
 
-def renamed(names: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
+def rename_all(names: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
     """Name in memory -> name, of all to which that leads back: two names that lead to one are no name of
     it.
     """
@@ -174,7 +174,7 @@ def _table() -> dict[str, Any]:
     return loaded
 
 
-def _followed(table: Mapping[str, Any], name: object) -> Any:
+def _follow(table: Mapping[str, Any], name: object) -> Any:
     """What a table has under a name: a text is another name, under which it is written once for all."""
     value = table.get(name) if isinstance(name, str) else None
     return table[value] if isinstance(value, str) else value

@@ -42,7 +42,7 @@ def thresholds_of(config: Config) -> Thresholds:
     for prefix, part in _parts(config, ""):
         lengths = (*_of_fields(part), *_of_rotations(part))
         known += [Threshold(prefix + field, length, field in ENDS) for field, length in lengths]
-        unjudged += [prefix + name for name in _unjudged(part)]
+        unjudged += [prefix + name for name in _list_open_fields(part)]
     known.sort(key=lambda threshold: threshold.length)
     return Thresholds(tuple(dict.fromkeys(known)), tuple(dict.fromkeys(unjudged)))
 
@@ -201,7 +201,7 @@ _FIXED = frozenset({"default", "linear", "yarn", "llama3", "proportional", "axia
 """Those whose frequencies are the same for every row of tokens."""
 
 
-def _unjudged(config: Config) -> Iterator[str]:
+def _list_open_fields(config: Config) -> Iterator[str]:
     """What may well depend on the length, but nobody here knows how."""
     for field, value in config.items():
         unknown = field not in _RULES and field not in _NO_LENGTH and _SUSPECT.search(field)

@@ -143,7 +143,7 @@ class MappedSite:
 
     def breaches(self) -> Iterator[Misfit]:
         """A field that stands twice."""
-        return typed_json.repeated(self.fields, "/fields")
+        return typed_json.find_duplicates(self.fields, "/fields")
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Bundle:
                 yield Misfit(pointer + problem.pointer, problem.message)
 
     def _file_breaches(self) -> Iterator[Misfit]:
-        yield from typed_json.repeated([entry.path.casefold() for entry in self.files], "/files")
+        yield from typed_json.find_duplicates([entry.path.casefold() for entry in self.files], "/files")
         owned = tuple(f"{adapter.path}{after}" for adapter in self.adapters for after in "/.")
         for number, entry in enumerate(self.files):
             if entry.role != role_of(entry.path):
@@ -239,7 +239,7 @@ class Bundle:
                 yield Misfit(f"/files/{number}/path", "the file belongs to no adapter of the bundle")
 
     def _adapter_breaches(self) -> Iterator[Misfit]:
-        yield from typed_json.repeated([adapter.name for adapter in self.adapters], "/adapters")
+        yield from typed_json.find_duplicates([adapter.name for adapter in self.adapters], "/adapters")
         if self.mode != "bank":
             for name in ("slots", "max_rank"):
                 if getattr(self, name):
@@ -248,7 +248,7 @@ class Bundle:
             not self.max_rank and any("down" in site.fields for site in self.sites.values())
         ):
             yield Misfit("/slots", "a bank has slots of some rank")
-        yield from typed_json.repeated(
+        yield from typed_json.find_duplicates(
             [adapter.slot for adapter in self.adapters if adapter.slot is not None], "/adapters"
         )
         for number, adapter in enumerate(self.adapters):
@@ -264,7 +264,7 @@ class Bundle:
 
     def _site_breaches(self, parts: Collection[str]) -> Iterator[Misfit]:
         for path, site in self.sites.items():
-            pointer = f"/sites/{typed_json.escaped(path)}"
+            pointer = f"/sites/{typed_json.escape_key(path)}"
             if site.part not in parts:
                 yield Misfit(f"{pointer}/part", f"the task {self.task} has no graph {site.part!r}")
             if site.fields and self.mode == "folded":

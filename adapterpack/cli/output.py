@@ -14,7 +14,7 @@ import click
 
 from ..errors import printable, storage_errors
 from ..io.strict_json import finite
-from ..readable import shown
+from ..readable import show_value
 
 _PLAIN_WIDTH = 160
 _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
@@ -57,7 +57,7 @@ def print_facts(values: Mapping[str, Any]) -> None:
     plain = {name.replace("_", " "): value for name, value in values.items() if name not in tables}
     width = max(map(len, plain), default=0)
     for name, value in plain.items():
-        print_line(f"{name.ljust(width)}  {shown(value)}")
+        print_line(f"{name.ljust(width)}  {show_value(value)}")
     for name, records in tables.items():
         print_table(list(records[0]), [list(record.values()) for record in records], name.replace("_", " "))
 
@@ -77,7 +77,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     for column in columns:
         drawn.add_column(Text(escape_line(column)), overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(escape_line(shown(value))) for value in row))
+        drawn.add_row(*(Text(escape_line(show_value(value))) for value in row))
     print_rich(drawn)
 
 

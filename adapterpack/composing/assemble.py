@@ -92,7 +92,9 @@ def assemble(
         task=task,
         base=base,
         problem=common_problem(parents),
-        shared=_shared(method, len(sites), seed) if shared is None else _trained(method, adapters, shared),
+        shared=_init_shared_parameters(method, len(sites), seed)
+        if shared is None
+        else _take_trained_values(method, adapters, shared),
         full=average(parents, [part[member] for member in by_name]),
         weights=weights,
         lineage=descend(NAME, parents, {"seed": seed} if is_random(method) else {}),
@@ -223,7 +225,7 @@ def _adapter(
     return cfg, {**params, **make_own(method, cfg, complete(method, cfg, params, site), site, seed)}
 
 
-def _trained(
+def _take_trained_values(
     method: Method, adapters: Mapping[Site, tuple[Any, Any]], shared: Mapping[str, np.ndarray]
 ) -> Mapping[str, np.ndarray]:
     """The ``shared`` parameters themselves, which have the shapes that the tree gives them."""
@@ -240,7 +242,7 @@ def _trained(
     return shared
 
 
-def _shared(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:
+def _init_shared_parameters(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:
     """The parameters that nodes have once for all sites, as they are before training."""
     rng = np.random.default_rng(seed)
     values: dict[str, np.ndarray] = {}

@@ -43,8 +43,8 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
         raise BaseMismatch(
             "the packs were made for different bases",
             where=f"{field} of '{first.name}' and '{second.name}'",
-            expected=_described(first.manifest.base, field),
-            found=_described(second.manifest.base, field),
+            expected=_describe(first.manifest.base, field),
+            found=_describe(second.manifest.base, field),
             remedy="compose packs that were trained on one base, or declare one base a variant of the other "
             "(adapterpack declare)",
         )
@@ -66,7 +66,7 @@ def _both_differ(field: str, first: Pack, second: Pack) -> bool:
     return None not in values and values[0] != values[1]
 
 
-def _described(base: m.Base, field: str) -> str:
+def _describe(base: m.Base, field: str) -> str:
     return f"{base.name or 'an unnamed base'} ({getattr(base, field)[:17]})"
 
 
@@ -112,8 +112,8 @@ def common_task(packs: Sequence[Pack]) -> m.Task:
             raise Unsupported(
                 "the packs have different labels, so their outputs do not mean the same",
                 where=f"'{labelled[0][0]}' and '{name}'",
-                expected=listed(labelled[0][1]),
-                found=listed(labels),
+                expected=list_labels(labelled[0][1]),
+                found=list_labels(labels),
                 remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: --whole union "
                 "(whole='union'), or --whole pick:NAME",
             )
@@ -158,7 +158,7 @@ def common_type(packs: Sequence[Pack]) -> m.Task:
     return m.Task(named[0][1] if named else NO_TASK, architecture, None)
 
 
-def listed(labels: tuple[str, ...] | None) -> str:
+def list_labels(labels: tuple[str, ...] | None) -> str:
     """Labels as an error says them."""
     return (
         "no labels"

@@ -14,7 +14,7 @@ from ..errors import ConfigError, Unsupported, nearest
 from ..io.safetensors import FLOATS, dtype_name
 from ..manifest import manifest as m
 from ..pack.pack import Pack
-from .compatibility import SIDE_BY_SIDE, common_problem, common_task, common_type, listed
+from .compatibility import SIDE_BY_SIDE, common_problem, common_task, common_type, list_labels
 
 Modules = dict[str, dict[str, np.ndarray]]
 
@@ -62,11 +62,11 @@ def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -
     return POLICIES[name].decide(packs, weights, of)
 
 
-def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
+def _average(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
     return CombinedModules(common_task(packs), average(packs, weights), common_problem(packs))
 
 
-def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
+def _pick(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
     """The modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
@@ -84,7 +84,7 @@ def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Combine
     )
 
 
-def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
+def _unite(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
     """Averages heads with equal labels, and concatenates heads with different labels into one with all their
     outputs, in order.
     """
@@ -93,7 +93,7 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Combine
         if pack.full():
             sets.setdefault(pack.manifest.task.labels, []).append(index)
     if len(sets) < 2:
-        return _averaged(packs, weights, of)
+        return _average(packs, weights, of)
     named = [(labels, packs[members[0]].name) for labels, members in sets.items()]
     for labels, name in named:
         if labels is None:
@@ -107,14 +107,14 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Combine
         raise Unsupported(
             "two heads have a label in common, and one output cannot be both of theirs",
             where=" and ".join(f"'{name}'" for _, name in named),
-            found=listed(tuple(sorted(twice))),
+            found=list_labels(tuple(sorted(twice))),
             remedy="rename the labels of one, or pick one head: --whole pick:NAME (whole='pick:NAME')",
         )
     parts = [average([packs[i] for i in members], [weights[i] for i in members]) for members in sets.values()]
     sizes = [len(labels or ()) for labels in sets]
     paths = list(dict.fromkeys(path for part in parts for path in part))
     modules = {
-        path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named])
+        path: _join(path, [part.get(path) for part in parts], sizes, [name for _, name in named])
         for path in paths
     }
     return CombinedModules(
@@ -122,7 +122,7 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Combine
     )
 
 
-def _joined(
+def _join(
     path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """One module for all label sets: tensors with a row per label are concatenated, all others must be
@@ -160,13 +160,13 @@ def _joined(
 
 
 POLICIES = {
-    "average": Policy("modules of all packs averaged under the weights; labels must be the same", _averaged),
+    "average": Policy("modules of all packs averaged under the weights; labels must be the same", _average),
     "union": Policy(
         "averaged where the labels are the same; heads of other labels side by side, as one head of all "
         "labels",
-        _united,
+        _unite,
     ),
-    "pick": Policy("those of the pack NAME, with its labels", _picked, named=True),
+    "pick": Policy("those of the pack NAME, with its labels", _pick, named=True),
 }
 
 

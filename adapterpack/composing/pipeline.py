@@ -19,7 +19,7 @@ from ..pack.validate.validation import load
 from .arguments import checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
-from .rules.lorahub import searched
+from .rules.lorahub import search_weights
 from .rules.rule import RULES
 from .same_method import within_method
 from .statistics import Statistics
@@ -218,4 +218,4 @@ def _search_weights(work: CompositionWork, score: Score | None, name: str) -> Co
         tried = work.weighing(list(weights))
         return score(build_pack(tried, combine_sites(tried), name))
 
-    return work.weighing(searched(judged, len(work.parents), **work.arguments))
+    return work.weighing(search_weights(judged, len(work.parents), **work.arguments))

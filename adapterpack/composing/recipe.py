@@ -209,7 +209,7 @@ def repeat(
             that comes out is another one.
     """
     recipe = recipe if isinstance(recipe, CompositionRecipe) else read(recipe)
-    parents = _matched(recipe, packs)
+    parents = _match_packs(recipe, packs)
     if recipe.tree is not None:
         made = assemble(parents, recipe.tree, recipe.name, recipe.seed)
     else:
@@ -217,7 +217,7 @@ def repeat(
         request = CompositionRequest(recipe.rule or TREE, weights or None, recipe.params, **recipe.options)
         within = within_method(parents, request, recipe.name)
         if within is None:
-            work = prepare(parents, request, base, _measured(recipe, statistics))
+            work = prepare(parents, request, base, _match_statistics(recipe, statistics))
             within = build_pack(work, combine_sites(work, progress), recipe.name)
         made = within
     if recipe.result is not None and made.id != recipe.result:
@@ -232,7 +232,7 @@ def repeat(
     return made if name is None or name == recipe.name else made.renamed(name)
 
 
-def _matched(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]:
+def _match_packs(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]:
     """The packs in the order of the recipe, under the names that they had."""
     by_digest = {pack.id: pack for pack in packs}
     wanted = {parent.digest: parent for parent in recipe.parents}
@@ -257,7 +257,7 @@ def _matched(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]:
     return [by_digest[parent.digest].called(parent.name) for parent in recipe.parents]
 
 
-def _measured(
+def _match_statistics(
     recipe: CompositionRecipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None
 ) -> list[Statistics] | None:
     """The statistics in the order of the recipe, known by their digests."""

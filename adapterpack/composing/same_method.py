@@ -18,7 +18,7 @@ from .arguments import checked_weights
 from .compatibility import common_base, require_same_site
 from .full_modules import apply_policy
 from .rules.rule import RULES
-from .steps import CompositionRequest, described
+from .steps import CompositionRequest, describe
 
 
 def within_method(parents: Sequence[Pack], request: CompositionRequest, name: str) -> Pack | None:
@@ -75,7 +75,7 @@ def within_method(parents: Sequence[Pack], request: CompositionRequest, name: st
         path: next((one.weight for _, one in present if one.weight is not None), None)
         for path, present in sites.items()
     }
-    return described(
+    return describe(
         name,
         method,
         adapters,

@@ -291,7 +291,7 @@ def build_pack(work: CompositionWork, outcome: SiteOutcome, name: str) -> Pack:
         if change is not None
     ]
     lineage = descend(work.request.rule, work.parents, details, work.weights)
-    return described(
+    return describe(
         name,
         lora,
         {joint.site: as_lora(change) for joint, change in kept},
@@ -303,7 +303,7 @@ def build_pack(work: CompositionWork, outcome: SiteOutcome, name: str) -> Pack:
     )
 
 
-def described(
+def describe(
     name: str,
     method: Method,
     adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]],

@@ -56,7 +56,7 @@ def parse(text: str) -> Tree:
         if reader.token.what != "end":
             raise reader.wrong("the end")
         # whatever was written, within the limits of what is stored
-        return decode(encode(_weighed(weight, tree)))
+        return decode(encode(_weigh(weight, tree)))
     except FormatError as error:
         raise ConfigError(
             error.what,
@@ -158,7 +158,7 @@ class _Reader:
                 settings["weights"] = [1.0 if weight is None else weight for weight, _ in children]
             below = tuple(child for _, child in children)
         else:
-            below = tuple(_weighed(weight, child) for weight, child in children)
+            below = tuple(_weigh(weight, child) for weight, child in children)
         return node(kind, below, settings, f", {name}")
 
     def _value(self) -> Any:
@@ -188,5 +188,5 @@ def _number(token: _Token) -> Any:
     return value
 
 
-def _weighed(weight: float | None, tree: Tree) -> Tree:
+def _weigh(weight: float | None, tree: Tree) -> Tree:
     return tree if weight is None else node(get_kind("sum", ""), (tree,), {"weights": [float(weight)]}, "")

@@ -15,7 +15,7 @@ from ..errors import FormatError, NonFinite, Unsupported
 from ..io.safetensors import FLOATS, all_finite, dtype_name
 from ..manifest.secondary_methods import MethodSites
 from ..pack.pack import Adapter, Pack
-from .format import ConversionSource, listed
+from .format import ConversionSource, list_first
 from .packs import foreign_pack
 
 _LEAVES = ("lora_A", "lora_B")
@@ -189,5 +189,5 @@ def require_pairs(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ..
             "the tensors of a module do not pair up",
             where=where,
             expected=" and ".join(roles),
-            found=listed(incomplete),
+            found=list_first(incomplete),
         )

@@ -135,16 +135,16 @@ def refuse_full_modules(pack: Pack, form: str) -> None:
             f"the format {form} cannot carry modules that were trained whole",
             where=f"pack '{pack.name}'",
             expected="low-rank factors only",
-            found=listed(whole),
+            found=list_first(whole),
             remedy="convert to peft or onnx_adapter, or merge the pack",
         )
 
 
-def listed(names: list[str], most: int = 5) -> str:
+def list_first(names: list[str], most: int = 5) -> str:
     """The first names, and how many more there are.
 
     Example:
-        >>> listed(["a", "b", "c"], 2)
+        >>> list_first(["a", "b", "c"], 2)
         'a, b and 1 more'
     """
     shown = ", ".join(printable(name[:200]) for name in names[:most])

@@ -15,7 +15,7 @@ LONGEST = 200
 """Characters of a label."""
 
 
-def named(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
+def name_labels(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
     """The pack with names for its labels, in the order of its logits; ``child``: of a pack that is somewhere,
     which becomes its parent.
 

@@ -8,14 +8,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..base.renamings import published, renamings_of
+from ..base.renamings import publish_path, renamings_of
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
 from ..io.safe_open import open_regular
 from ..io.safetensors import SafetensorsFile, parse_header
 from ..pack.pack import Pack
 from ..readable import things
 from .base import BaseModel
-from .format import ConversionSource, first_bytes, listed
+from .format import ConversionSource, first_bytes, list_first
 
 _TEXT_MODELS = ("clip", "t5", "umt5", "gemma", "llama", "qwen")
 """Prefixes of ``model_type`` of the text encoders in image pipelines."""
@@ -57,7 +57,7 @@ def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
         if base is None
         else base.checkpoint.renamings
     )
-    return lambda path: published(path, steps)
+    return lambda path: publish_path(path, steps)
 
 
 def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -> tuple[str, tuple[str, ...]]:
@@ -67,7 +67,7 @@ def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -
         Unsupported: there are several and none was chosen: a pack belongs to one base.
         UnknownName: there is no such part.
     """
-    sizes, counts = _counted(parts)
+    sizes, counts = _count(parts)
     if source.part is None:
         if len(sizes) > 1:
             raise Unsupported(
@@ -86,13 +86,13 @@ def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -
         )
     left_out = sorted(set(sizes) - {source.part})
     return source.part, (
-        f"only {source.part} was read, as asked; left out: {listed(left_out)}",
+        f"only {source.part} was read, as asked; left out: {list_first(left_out)}",
     ) if left_out else ()
 
 
 def several_models_note(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
     """The note about a file with adapters of several models."""
-    sizes, counts = _counted(parts)
+    sizes, counts = _count(parts)
     return (
         (f"adapters of several models: {counts}; each becomes a pack of its own (--part)",)
         if len(sizes) > 1
@@ -100,7 +100,7 @@ def several_models_note(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
     )
 
 
-def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
+def _count(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
     sizes = {part: len(set(modules)) for part, modules in parts.items()}
     return sizes, ", ".join(f"{part} ({things(count, 'module')})" for part, count in sorted(sizes.items()))
 
@@ -111,7 +111,8 @@ def missing_alpha_note(modules: list[str]) -> tuple[str, ...]:
         ()
         if not modules
         else (
-            f"the file states no alpha for {things(len(modules), 'module')} ({listed(sorted(modules), 2)}): "
+            f"the file states no alpha for {things(len(modules), 'module')} "
+            f"({list_first(sorted(modules), 2)}): "
             "alpha = r, the scale is one, as is the custom",
         )
     )

@@ -83,7 +83,7 @@ def common_scale(sites: Sequence[SiteFactors], tool: str, leaf: str) -> tuple[fl
     return scale, notes
 
 
-def scaled(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
+def scale_factor(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
     """``up * ratio``: the same bytes for one (to float32's precision), the same dtype where that is exact,
     else rounded once to float32.
 

@@ -25,7 +25,7 @@ from .format import ConversionSource
 Cfg = TypeVar("Cfg", bound=Any)
 
 
-def dequantized(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
+def dequantize(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     """A quantized pack with its tensors as floats, and a note about it; any other pack as it is.
 
     The values are those that every runtime uses: the error of the quantization remains.
@@ -104,7 +104,7 @@ def foreign_pack(
     )
 
 
-def untargeted(cfg: Cfg) -> Cfg:
+def drop_targets(cfg: Cfg) -> Cfg:
     """A config without the choices that training alone needs: the sites of a pack are known."""
     return dataclasses.replace(cfg, targets="all-linear", modules_to_save=())
 

@@ -71,7 +71,7 @@ def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes],
         for path, wrapper in wrappers.items()
     }
     for owner in dict.fromkeys(owners):
-        written |= {owner: pack.params(owner + _IN), owner + OUT: _halved(pack, owner, groups)}
+        written |= {owner: pack.params(owner + _IN), owner + OUT: _halve(pack, owner, groups)}
     tensors = {
         name: value for name, value in pack.tensors.items() if pack.manifest.tensors[name].group not in groups
     }
@@ -112,7 +112,7 @@ def _attention(path: str, groups: Mapping[str, Group], base: BaseModel | None) -
     return owner if has(_IN) else None
 
 
-def _halved(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, Any]:
+def _halve(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, Any]:
     """The factors of ``out_proj``, whose change is half of what it is in the scale of ``in_proj_weight``:
     PEFT adds it twice.
 

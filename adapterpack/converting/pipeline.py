@@ -18,7 +18,7 @@ from ..pack.on_base import rewritten_on
 from ..pack.pack import Pack
 from .base import BaseModel, open_base
 from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name
-from .labels import named, unnamed_note
+from .labels import name_labels, unnamed_note
 from .packs import require_base_fits, source_digest, with_parent
 from .refused import refuse_known
 
@@ -139,7 +139,7 @@ def convert(
             remedy=f"name another format with --to: {', '.join(writable())}",
         )
     if labels is not None:
-        pack = named(pack, labels, child=form.name == "pack")
+        pack = name_labels(pack, labels, child=form.name == "pack")
     if to == "pack":
         pack = pack.renamed(name)
         notes += unnamed_note(pack)

@@ -14,7 +14,7 @@ import numpy as np
 from ..adapter_methods import row_blocks
 from ..base.checkpoint import Checkpoint
 from ..errors import storage_errors
-from ..io.byte_ranges import opened, read_into
+from ..io.byte_ranges import open_descriptor, read_into
 from ..io.safetensors import DTYPES
 
 _BLOCK = 1 << 20
@@ -63,8 +63,8 @@ def _read(
     m, n = (total or 0, 1) if raw else rows
     with (
         storage_errors(f"{files[0]} or {files[1]}"),
-        opened(files[0], os.O_RDONLY) as first,
-        opened(files[1], os.O_RDONLY) as second,
+        open_descriptor(files[0], os.O_RDONLY) as first,
+        open_descriptor(files[1], os.O_RDONLY) as second,
     ):
         for block in row_blocks(m, n, _BLOCK):
             shape = (block.stop - block.start, n)

@@ -109,8 +109,8 @@ class FleetManifest(StrictStruct, frozen=True, dict=True):
 
     def breaches(self) -> Iterator[Misfit]:
         """What one member says that does not fit what the others or the sites say."""
-        yield from typed_json.repeated([member.name for member in self.members], "/members")
-        yield from typed_json.repeated([site.path for site in self.sites], "/sites")
+        yield from typed_json.find_duplicates([member.name for member in self.members], "/members")
+        yield from typed_json.find_duplicates([site.path for site in self.sites], "/sites")
         for number, member in enumerate(self.members):
             if member.sites and member.sites[-1] >= len(self.sites):
                 yield Misfit(f"/members/{number}/sites", "name a site that the fleet does not have")

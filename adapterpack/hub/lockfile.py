@@ -14,7 +14,7 @@ from ..errors import FormatError, storage_errors
 from ..io import strict_json
 from ..io.atomic import output_file
 from ..io.cache import cache_folder
-from ..io.locks import locked
+from ..io.locks import hold_lock
 from ..io.safe_open import read_at_most
 from .transport import names
 
@@ -85,7 +85,7 @@ class Lockfile:
         guard = cache_folder() / "locks"
         with storage_errors(guard):
             guard.mkdir(parents=True, exist_ok=True)
-        with locked(guard / "lockfile", alone=os.name == "posix"):
+        with hold_lock(guard / "lockfile", alone=os.name == "posix"):
             entries = {**self.all(), str(reference): pinned}
             value = {
                 "format": _FORMAT,

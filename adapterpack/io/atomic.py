@@ -275,7 +275,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def kept_or_removed(folder: Path, kept: Callable[[BaseException], bool]) -> Iterator[None]:
+def keep_or_remove(folder: Path, kept: Callable[[BaseException], bool]) -> Iterator[None]:
     """Where the block does not end well, the folder of its work stays for the same command to go on there, if
     it is to be ``kept``; the error says so. Else it is removed.
     """

@@ -109,7 +109,7 @@ def inode(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def freed(gone: Iterable[Path]) -> int:
+def freed_bytes(gone: Iterable[Path]) -> int:
     """The bytes that the disk gets back: a file with several names counts once, and only if every one of them
     goes.
     """

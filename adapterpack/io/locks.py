@@ -15,7 +15,7 @@ CAN_LOCK = find_spec("fcntl") is not None
 
 
 @contextmanager
-def locked(path: Path, alone: bool) -> Iterator[None]:
+def hold_lock(path: Path, alone: bool) -> Iterator[None]:
     """Holds the lock at ``path`` during the block, waiting for it if need be; never twice in one thread,
     which could wait for itself.
 
@@ -28,7 +28,7 @@ def locked(path: Path, alone: bool) -> Iterator[None]:
 
     Example:
         >>> import tempfile
-        >>> with locked(Path(tempfile.mkdtemp()) / "lock", alone=True):
+        >>> with hold_lock(Path(tempfile.mkdtemp()) / "lock", alone=True):
         ...     pass
     """
     if alone and not CAN_LOCK:
@@ -36,15 +36,15 @@ def locked(path: Path, alone: bool) -> Iterator[None]:
             "this system has no file locks, so nothing can be removed from a store safely",
             remedy="remove the store's folder when no process uses it",
         )
-    with _opened(path) as lock:
-        with _opened(path.with_name(f"{path.name}.turn")) as turnstile, storage_errors(path):
+    with _open(path) as lock:
+        with _open(path.with_name(f"{path.name}.turn")) as turnstile, storage_errors(path):
             take_lock(turnstile, wait=True)
             take_lock(lock, shared=not alone, wait=True)
         yield
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _open(path: Path) -> Iterator[int]:
     with storage_errors(path):
         descriptor = os.open(
             path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o600

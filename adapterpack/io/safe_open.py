@@ -52,7 +52,7 @@ def read_at_most(file: IO[bytes], limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def mapped(path: Path, limit: int) -> mmap:
+def map_file(path: Path, limit: int) -> mmap:
     """As :func:`read_file`, of a file that is not empty, without holding it."""
     with open_inside(path) as file:
         return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
@@ -151,7 +151,7 @@ def open_inside(path: Path, folder: Path | None = None) -> Iterator[FileIO]:
         StorageError: the file system refuses.
     """
     real = resolved_inside(path, folder)
-    with _opened(real, path, getattr(os, "O_NOFOLLOW", 0)) as file:
+    with _open(real, path, getattr(os, "O_NOFOLLOW", 0)) as file:
         yield file
 
 
@@ -164,12 +164,12 @@ def open_regular(path: Path) -> Iterator[FileIO]:
         FormatError: it is no regular file.
         StorageError: the file system refuses.
     """
-    with _opened(path, path, 0) as file:
+    with _open(path, path, 0) as file:
         yield file
 
 
 @contextmanager
-def _opened(real: Path, path: Path, flags: int) -> Iterator[FileIO]:
+def _open(real: Path, path: Path, flags: int) -> Iterator[FileIO]:
     with storage_errors(path):
         descriptor = os.open(
             real, os.O_RDONLY | flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -37,7 +37,7 @@ class _Limit:
     def __enter__(self) -> None:
         with self._lock:
             if not self._users:
-                self._lift = _limited()
+                self._lift = _set_limit()
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
@@ -69,7 +69,7 @@ def one_thread_each() -> Iterator[None]:
         yield
 
 
-def _limited() -> Callable[[], None]:
+def _set_limit() -> Callable[[], None]:
     """Sets the limit, and returns what lifts it. A thread of its own does both, because threadpoolctl
     ignores, without a word, whatever a thread other than the one that set a limit asks for while that limit
     is on.

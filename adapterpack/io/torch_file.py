@@ -272,11 +272,11 @@ class _Machine:
         )
 
 
-def _named(machine: _Machine, argument: Any) -> None:
+def _name(machine: _Machine, argument: Any) -> None:
     machine.stack.append(_Name(*str(argument).split(" ", 1)))
 
 
-def _built(machine: _Machine, _: Any) -> None:
+def _build(machine: _Machine, _: Any) -> None:
     machine.stack.pop()  # what a state dict knows of its versions
 
 
@@ -293,7 +293,7 @@ _MADE: dict[str, Callable[[], Any]] = {
 }
 _PUT, _GET = frozenset({"BINPUT", "LONG_BINPUT", "MEMOIZE"}), frozenset({"BINGET", "LONG_BINGET"})
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "GLOBAL": _named,
+    "GLOBAL": _name,
     "STACK_GLOBAL": lambda machine, _: machine.stack.append(_Name(*machine.last(2))),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.marked())),
     "TUPLE1": lambda machine, _: machine.stack.append(machine.last(1)),
@@ -303,7 +303,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "APPENDS": lambda machine, _: machine.extend(machine.marked()),
     "SETITEM": lambda machine, _: machine.put(list(machine.last(2))),
     "SETITEMS": lambda machine, _: machine.put(machine.marked()),
-    "BUILD": _built,
+    "BUILD": _build,
     "REDUCE": lambda machine, _: machine.call(),
     "BINPERSID": lambda machine, _: machine.storage(),
 }

@@ -60,8 +60,8 @@ def misfit(value: Any, kind: Any) -> Misfit | None:
     except msgspec.ValidationError as error:
         for key, item, annotation in _inside(value, kind):
             if inner := misfit(item, annotation):
-                return Misfit(f"/{escaped(key)}{inner.pointer}", inner.message)
-        if typing.get_origin(choices := _annotated(kind)) is typing.Literal:
+                return Misfit(f"/{escape_key(key)}{inner.pointer}", inner.message)
+        if typing.get_origin(choices := _strip_annotation(kind)) is typing.Literal:
             expected = ", ".join(map(repr, typing.get_args(choices)))
             return Misfit("", f"expected one of {expected}, found {value!r:.100}{_hint(kind)}")
         what = str(error).rpartition(" - at ")[0] or str(error)
@@ -75,7 +75,7 @@ def _hint(kind: Any) -> str:
     return next((f"; {extra['otherwise']}" for extra in extras if "otherwise" in extra), "")
 
 
-def _annotated(kind: Any) -> Any:
+def _strip_annotation(kind: Any) -> Any:
     """What an annotation says without its limits, and without None where that is one of two choices."""
     while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
         kind = next(one for one in typing.get_args(kind) if one is not type(None))
@@ -93,11 +93,11 @@ def _choices(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def escaped(key: object) -> str:
+def escape_key(key: object) -> str:
     """A key as a part of a JSON pointer.
 
     Example:
-        >>> escaped("a/b~c")
+        >>> escape_key("a/b~c")
         'a~1b~0c'
     """
     return str(key).replace("~", "~0").replace("/", "~1")
@@ -160,14 +160,14 @@ def _other_fields(value: Any, read: Any, newer: bool) -> Misfit | None:
         return None
     for key, (item, one) in pairs:
         if item is not one and type(item) not in _SCALARS and (inner := _other_fields(one, item, newer)):
-            return Misfit(f"/{escaped(key)}{inner.pointer}", inner.message)
+            return Misfit(f"/{escape_key(key)}{inner.pointer}", inner.message)
     return None
 
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def repeated(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfit]:
+def find_duplicates(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfit]:
     """A breach if an item stands twice in a list of texts."""
     if items is not None and len(set(items)) < len(items):
         yield Misfit(pointer, "an item stands there twice")
@@ -179,7 +179,7 @@ def schema_of(kind: type[Any], others: Mapping[str, Any], more: Sequence[Any] = 
     """
     (schema, *_), parts = msgspec.json.schema_components([kind, *more], ref_template="#/$defs/{name}")
     root = parts.pop(schema["$ref"].rpartition("/")[2])
-    written: dict[str, Any] = _written(
+    written: dict[str, Any] = _write_schema(
         portable({**root, "$defs": {**{name: parts[name] for name in sorted(parts)}, **others}})
     )
     for name, absent in _absent(msgspec.inspect.multi_type_info([kind, *more]), set()):
@@ -225,15 +225,15 @@ def portable(schema: Any) -> Any:
     return schema
 
 
-def _written(schema: Any) -> Any:
+def _write_schema(schema: Any) -> Any:
     """A generated schema as files have to be: with every field, and no other, whatever the order in which
     msgspec lists choices.
     """
     if isinstance(schema, list):
-        return [_written(item) for item in schema]
+        return [_write_schema(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    written = {key: _written(item) for key, item in schema.items() if key != "default"}
+    written = {key: _write_schema(item) for key, item in schema.items() if key != "default"}
     if isinstance(described := written.get("description"), str):
         written["description"] = " ".join(described.split())
     if isinstance(choices := written.get("anyOf"), list):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from ..io.typed_json import Misfit, escaped
+from ..io.typed_json import Misfit, escape_key
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """The names that a pack may have."""
@@ -96,4 +96,4 @@ def too_large(value: Any, pointer: str, largest: float) -> Iterator[Misfit]:
         for key, item in value.items():
             if len(key) > 512:
                 yield Misfit(pointer, f"{key!r:.100} is no name that a field can have here")
-            yield from too_large(item, f"{pointer}/{escaped(key)}", largest)
+            yield from too_large(item, f"{pointer}/{escape_key(key)}", largest)

@@ -149,7 +149,7 @@ class Manifest(StrictStruct, frozen=True, dict=True):
             for key, broken in self.safety.items()
             if broken
         )
-        yield from typed_json.repeated(self.must_understand, "/must_understand")
+        yield from typed_json.find_duplicates(self.must_understand, "/must_understand")
         yield from too_large(self.config, "/config", LARGEST_SETTING)
         yield from too_large(self.extensions, "/extensions", LARGEST_CLAIM)
         metrics = ((f"/metrics/{number}", metric, Metric) for number, metric in enumerate(self.metrics))

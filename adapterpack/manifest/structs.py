@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta, field
 
 from ..io.safetensors import DTYPES
-from ..io.typed_json import Misfit, StrictStruct, repeated
+from ..io.typed_json import Misfit, StrictStruct, find_duplicates
 from .limits import (
     LARGEST_CLAIM,
     LARGEST_SETTING,
@@ -85,7 +85,7 @@ class Task(StrictStruct, frozen=True):
 
     def breaches(self) -> Iterator[Misfit]:
         """A label that stands twice."""
-        return repeated(self.labels, "/labels")
+        return find_duplicates(self.labels, "/labels")
 
 
 class Dims(StrictStruct, frozen=True):
@@ -222,7 +222,7 @@ class Lineage(StrictStruct, frozen=True):
         """A parameter beyond its bounds, an ancestor that has one parent twice."""
         yield from too_large(self.params, "/params", LARGEST_CLAIM)
         for digest, parents in self.ancestors.items():
-            yield from repeated(parents, f"/ancestors/{digest}")
+            yield from find_duplicates(parents, f"/ancestors/{digest}")
 
 
 class Tokenizer(StrictStruct, frozen=True):

@@ -222,10 +222,10 @@ def merge(
 
     several = share.count > 1
     files = {file for number in mine for file in work[number].files}
-    with staging.staged(
+    with staging.open_staging(
         target, folder, lambda path: journal.Journal(path, share, files), keep=resume or several
     ) as log:
-        done_before = journal.finished(folder, len(work))
+        done_before = journal.read_finished_jobs(folder, len(work))
         resumed = sum(work[number].nbytes for number in mine if number in done_before)
         stream.create_files(shards, folder)
         with _of_one_base(source, verify), log.synced() if durable or several else nullcontext():
@@ -245,7 +245,7 @@ def merge(
             # another share on this machine saw that everything was done, synced and published it
             with suppress(FileNotFoundError):
                 log.sync()
-            done = journal.finished(folder, len(work))
+            done = journal.read_finished_jobs(folder, len(work))
         missing = len(work) - len(done)
         if not missing:
             staging.publish(folder, target, finish, durable, container.file)

@@ -27,7 +27,7 @@ from ..io import safetensors as st
 from ..io import strict_json
 from ..io.atomic import output_folder
 from ..io.buffers import Scratch
-from ..io.byte_ranges import Span, copy_span, opened
+from ..io.byte_ranges import Span, copy_span, open_descriptor
 from ..manifest import manifest as m
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
@@ -145,8 +145,8 @@ def _copy_base(record: dict[str, Any], base: Checkpoint, out: Path) -> UnmergeRe
     with output_folder(out) as folder:
         for name in (*base.files, *([base.index_name] if base.index is not None else [])):
             with (
-                opened(base.folder / name, os.O_RDONLY) as source,
-                opened(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink,
+                open_descriptor(base.folder / name, os.O_RDONLY) as source,
+                open_descriptor(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink,
             ):
                 copy_span(
                     source,

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import storage_errors
-from ..io.atomic import kept_or_removed, refuse_existing, sync
+from ..io.atomic import keep_or_remove, refuse_existing, sync
 from ..io.locks import CAN_LOCK, lock_folder
 from ..io.working_folders import hold_folder, open_own_file
 from ..readable import size
@@ -102,7 +102,7 @@ def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
         _mention_others(out, folder)
         lock = hold_folder(folder)
     try:
-        with kept_or_removed(folder, lambda error: _kept(folder).rows > 0):
+        with keep_or_remove(folder, lambda error: _kept(folder).rows > 0):
             with storage_errors(out):
                 file = GrowingFile(folder, out)
             with closing(file):

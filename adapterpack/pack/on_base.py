@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ..adapter_methods import is_bare
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
-from ..base.renamings import placed
+from ..base.renamings import find_places
 from ..peft.names import prefix_of
 from .lineage import descend
 from .pack import Pack, is_module, seal
@@ -30,7 +30,7 @@ def named_on(pack: Pack, base: Checkpoint) -> Pack:
 def places_on(pack: Pack, base: Checkpoint) -> dict[str, str]:
     """The paths of a pack's modules that are others in memory once ``base`` is loaded, with those."""
     names = weight_names(pack)
-    places = placed(names.values(), base.tensors, base.renamings)
+    places = find_places(names.values(), base.tensors, base.renamings)
     return {path: places[name].removesuffix(".weight") for path, name in names.items() if name in places}
 
 

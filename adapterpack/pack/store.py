@@ -36,7 +36,7 @@ from ..io import blobs
 from ..io.atomic import own_folder, sync
 from ..io.cache import cache_folder
 from ..io.hashing import sha256_of
-from ..io.locks import locked
+from ..io.locks import hold_lock
 from ..io.safe_open import open_inside, read_at_most, read_file
 from ..manifest import manifest as m
 from .pack import Pack
@@ -212,7 +212,7 @@ class Store:
             ]
             dropped = [folders[name] for name in sorted(folders.keys() - kept)]
             loose = [*unneeded, *blobs.files(self.root / "tmp"), *blobs.files(self.root / "quarantine")]
-            freed = blobs.freed([*loose, *(file for folder in dropped for file in blobs.files(folder))])
+            freed = blobs.freed_bytes([*loose, *(file for folder in dropped for file in blobs.files(folder))])
             if not dry_run:
                 with storage_errors(self.root):
                     # a pack vanishes at once, by a rename, and not file by file
@@ -322,7 +322,7 @@ class Store:
                     where=self.root,
                     remedy="name a new or an empty folder",
                 )
-        with locked(lock, alone):
+        with hold_lock(lock, alone):
             for name in ("blobs", "packs", "tmp", "quarantine"):
                 own_folder(self.root / name, 0o700)
             yield

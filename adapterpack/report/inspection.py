@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from ..readable import count, number, shown, size
+from ..readable import count, number, show_value, size
 from .page import Card, render
 
 _KINDS = {
@@ -90,7 +90,7 @@ def _spoken(key: object) -> str:
 
 
 def _text(key: object, value: Any) -> str:
-    return size(value) if str(key).endswith("bytes") else shown(value)
+    return size(value) if str(key).endswith("bytes") else show_value(value)
 
 
 def _title(key: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
 from ..base.checkpoint import Checkpoint
-from ..base.renamings import Step, find, in_memory, renamed, renamings_of
+from ..base.renamings import Step, find, in_memory, rename_all, renamings_of
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_at_hand
 from ..pack.on_base import move_paths, weight_names
@@ -60,7 +60,7 @@ def rename_sites(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:
     if not names or not isinstance(model, PreTrainedModel):
         return pack
     steps = _steps(model)
-    known = renamed({*sites, *(f"{path}.weight" for path in sites)}, steps)
+    known = rename_all({*sites, *(f"{path}.weight" for path in sites)}, steps)
     places = {path: find(in_memory(name, steps), known) for path, name in names.items()}
     return move_paths(
         pack, {path: place.removesuffix(".weight") for path, place in places.items() if place is not None}

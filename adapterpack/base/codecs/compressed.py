@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint
 from ..quantization import settings
 from . import bits
 from .base import Codec, ModuleTensors, Parts, Weight, modules_with, unreadable
-from .fp8 import tiled
+from .fp8 import tile_weight
 from .grid import Grid, Groups, QuantizedRows, integers, rounded
 from .registry import CODECS
 from .storage import PartUpdate
@@ -72,7 +72,7 @@ def _floats(module: ModuleTensors, args: Mapping[str, Any]) -> Weight:
             where=f"{module.base.folder}, block_structure",
             found=repr(tile)[:80],
         )
-    return tiled(module, "weight", "weight_scale", tile)
+    return tile_weight(module, "weight", "weight_scale", tile)
 
 
 class _Layout(NamedTuple):

@@ -13,12 +13,12 @@ import numpy as np
 
 from ...errors import Unsupported
 from ...io.buffers import Scratch
-from ...io.byte_ranges import opened, read_into
+from ...io.byte_ranges import open_descriptor, read_into
 from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
 from ..fused_experts import ExpertStack
 from ..rounding import Round
-from .plain import widened, work_dtype
+from .plain import widen, work_dtype
 from .quantized_storage import QuantizedMatrix
 from .storage import MAIN_PART, EncodedRows, PartUpdate, Read
 
@@ -110,7 +110,7 @@ class StackReader(NamedTuple):
         runs, dtype, width = _runs(self.base, self.stack), DTYPES[self.stack.dtype], self.stack.shape[2]
         with ExitStack() as files:
             paths = {self.base.source(run.tensor).path for run in runs}
-            descriptors = {path: files.enter_context(opened(path, os.O_RDONLY)) for path in paths}
+            descriptors = {path: files.enter_context(open_descriptor(path, os.O_RDONLY)) for path in paths}
 
             def read(rows: slice, columns: int, scratch: Scratch) -> np.ndarray:
                 raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
@@ -127,7 +127,7 @@ class StackReader(NamedTuple):
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
         """See the protocol."""
-        return widened(raw, self.work, scratch, "old")
+        return widen(raw, self.work, scratch, "old")
 
 
 class StackWriter(NamedTuple):
@@ -167,7 +167,7 @@ class StackWriter(NamedTuple):
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""
-        return widened(raw, work, scratch, "old")
+        return widen(raw, work, scratch, "old")
 
     def rest(self, role: str) -> np.ndarray:
         """See the protocol: only of a stack without rows."""

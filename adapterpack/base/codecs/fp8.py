@@ -34,12 +34,12 @@ def match(base: Checkpoint) -> list[Weight]:
             "a tile must be two numbers", where=f"{base.folder}, weight_block_size", found=repr(tile)[:80]
         )
     return [
-        tiled(module, "weight", "weight_scale_inv", tile)
+        tile_weight(module, "weight", "weight_scale_inv", tile)
         for module in modules_with(base, "fp8", ".weight_scale_inv")
     ]
 
 
-def tiled(module: ModuleTensors, weight: str, scale: str, tile: list[int] | None) -> Weight:
+def tile_weight(module: ModuleTensors, weight: str, scale: str, tile: list[int] | None) -> Weight:
     """A float8 weight with a scale for each ``tile`` of it, or one for all."""
     codes = module.part(weight, tuple(LEVELS), (None, None))
     rows, columns = module.base.stored[codes].shape

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...adapter_methods import is_stacked, to_matrix
 from ...io.buffers import Scratch
-from ...io.byte_ranges import opened, read_into
+from ...io.byte_ranges import open_descriptor, read_into
 from ...io.safetensors import DTYPES, TensorInfo
 from ..checkpoint import Checkpoint
 from ..rounding import Round
@@ -56,7 +56,7 @@ class PlainReader(NamedTuple):
         """See the protocol."""
         info = self.info
         dtype = DTYPES[info.dtype]
-        with opened(self.base.source(self.name).path, os.O_RDONLY) as descriptor:
+        with open_descriptor(self.base.source(self.name).path, os.O_RDONLY) as descriptor:
 
             def read(rows: slice, columns: int, scratch: Scratch) -> np.ndarray:
                 raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
@@ -67,7 +67,7 @@ class PlainReader(NamedTuple):
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
         """See the protocol."""
-        return widened(raw, self.work, scratch, "old")
+        return widen(raw, self.work, scratch, "old")
 
 
 class PlainWriter(NamedTuple):
@@ -102,7 +102,7 @@ class PlainWriter(NamedTuple):
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
         """See the protocol."""
-        return widened(raw, work, scratch, "old")
+        return widen(raw, work, scratch, "old")
 
     def rest(self, role: str) -> np.ndarray:
         """See the protocol: only of a weight without rows."""
@@ -119,7 +119,7 @@ def work_dtype(dtype: str) -> np.dtype[Any]:
 _TABLES: dict[np.dtype[Any], np.ndarray] = {}
 
 
-def widened(value: np.ndarray, dtype: np.dtype[Any], scratch: Scratch, name: str) -> np.ndarray:
+def widen(value: np.ndarray, dtype: np.dtype[Any], scratch: Scratch, name: str) -> np.ndarray:
     """``value`` itself if it has that dtype, else a copy in the scratch buffer of that name; exact.
 
     float16 and float8 go through a table of all their values: element by element, numpy's own conversion

@@ -123,7 +123,7 @@ class OrderedWriter(NamedTuple):
         return self.inner.rest(role)
 
 
-def ordered(storage: WeightStorage, order: np.ndarray | None) -> WeightStorage:
+def reorder_rows(storage: WeightStorage, order: np.ndarray | None) -> WeightStorage:
     """The same storage with its rows in the model's order."""
     return (
         storage

@@ -125,7 +125,7 @@ def side_by_side(forms: list[Blocks | Table]) -> Blocks | Table:
         return forms[0]
     blocks = [form for form in forms if isinstance(form, Blocks)]
     if len(blocks) == len(forms):
-        return _joined(blocks)
+        return _join(blocks)
     if blocks:
         raise Unsupported("rows of codes of two kinds side by side")
     tables = [form for form in forms if isinstance(form, Table)]
@@ -214,7 +214,7 @@ def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
     return fitting
 
 
-def _joined(forms: list[Blocks]) -> Blocks:
+def _join(forms: list[Blocks]) -> Blocks:
     bits, block = max(form.bits for form in forms), min(form.block for form in forms)
     columns = forms[0].q.shape[1]
     orders = [np.arange(columns) if form.order is None else form.order for form in forms]

@@ -53,7 +53,7 @@ def _extreme(least: Rows, greatest: Rows) -> Rows:
     return np.where(-least > greatest, least, greatest)
 
 
-def _signed(low: int, high: int) -> Levels:
+def _quantize_signed(low: int, high: int) -> Levels:
     """Signed integers with one more level below zero: the number of greatest magnitude gets the lowest code,
     whatever its sign.
     """
@@ -139,7 +139,7 @@ TYPES = {
         partial(bits.put_nibbles, 8),
         _PLAIN,
         32,
-        _signed(-8, 7),
+        _quantize_signed(-8, 7),
     ),
     "Q4_1": BlockType(
         _fields(d="<f2", m="<f2", qs=("u1", 16)),
@@ -155,7 +155,7 @@ TYPES = {
         partial(bits.put_fives, 16),
         _PLAIN,
         32,
-        _signed(-16, 15),
+        _quantize_signed(-16, 15),
     ),
     "Q5_1": BlockType(
         _fields(d="<f2", m="<f2", qh=("u1", 4), qs=("u1", 16)),
@@ -187,7 +187,7 @@ TYPES = {
         bits.put_q3,
         _multiples(bits.q3_scales, bits.put_q3_scales, -32, 31),
         16,
-        _signed(-4, 3),
+        _quantize_signed(-4, 3),
     ),
     "Q4_K": BlockType(
         _fields(d="<f2", dmin="<f2", scales=("u1", 12), qs=("u1", 128)),
@@ -211,7 +211,7 @@ TYPES = {
         bits.put_q6,
         _multiples(lambda blocks: (blocks["scales"], None), bits.put_q6_scales, -128, 127),
         16,
-        _signed(-32, 31),
+        _quantize_signed(-32, 31),
     ),
 }
 """The block types that can be read and written, by llama.cpp's name."""

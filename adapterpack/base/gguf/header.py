@@ -183,16 +183,16 @@ def read_header(data: Bytes, where: Path) -> Header:
     alignment = values.get(ALIGNMENT, 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise FormatError("an alignment must be a power of two", where=where, found=alignment)
-    start = aligned(cursor.at, alignment)
-    tensors = {tensor.name: tensor for tensor in _placed(infos, start, alignment, len(data), where)}
+    start = align(cursor.at, alignment)
+    tensors = {tensor.name: tensor for tensor in _place(infos, start, alignment, len(data), where)}
     return Header(version, values, spans, tensors, alignment, start)
 
 
-def aligned(offset: int, alignment: int) -> int:
+def align(offset: int, alignment: int) -> int:
     """The next multiple of an alignment.
 
     Example:
-        >>> aligned(33, 32), aligned(64, 32)
+        >>> align(33, 32), align(64, 32)
         (64, 64)
     """
     return -(-offset // alignment) * alignment
@@ -218,7 +218,7 @@ def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], TensorType, int]
     return name, (shape, TENSOR_TYPES[kind], offset)
 
 
-def _placed(
+def _place(
     infos: Mapping[str, tuple[tuple[int, ...], TensorType, int]],
     start: int,
     alignment: int,
@@ -231,16 +231,16 @@ def _placed(
     end = 0
     for name, (shape, kind, offset) in sorted(infos.items(), key=lambda item: item[1][2]):
         nbytes = count_of(shape, f"{where}, tensor {name}") // kind.block * kind.size
-        if shape[-1] % kind.block or offset != aligned(end, alignment) or start + offset + nbytes > size:
+        if shape[-1] % kind.block or offset != align(end, alignment) or start + offset + nbytes > size:
             raise FormatError(
                 "a tensor does not lie where its neighbours end, or not in the file",
                 where=f"{where}, tensor {name}",
-                expected=f"offset {aligned(end, alignment)}, {nbytes} bytes in a file of {size}",
+                expected=f"offset {align(end, alignment)}, {nbytes} bytes in a file of {size}",
                 found=offset,
             )
         end = offset + nbytes
         yield GGUFTensor(name, shape, kind, start + offset, nbytes)
-    if infos and start + aligned(end, alignment) < size:
+    if infos and start + align(end, alignment) < size:
         raise FormatError(
             "bytes after the last tensor", where=where, expected=f"{start + end} bytes", found=size
         )

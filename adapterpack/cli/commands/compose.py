@@ -21,7 +21,7 @@ from ...composing.steps import RankChosen
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
 from ...pack.inspect import describe
-from ...readable import shown, size, things
+from ...readable import show_value, size, things
 from ..logs import log_message
 from ..options import common_options, load_pack, parse_pairs, suggest, weight_option
 from ..output import print_json, print_line, print_table
@@ -218,7 +218,7 @@ def command(
     if "truncation" in lineage["params"]:
         print_line(
             "the cut of the rank makes a relative error of "
-            f"{shown(lineage['params']['truncation']['total'])} in the change"
+            f"{show_value(lineage['params']['truncation']['total'])} in the change"
         )
     print_left_out(lineage["params"])
 

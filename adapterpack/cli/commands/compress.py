@@ -11,7 +11,7 @@ import adapterpack
 from ...artifacts import inspect
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
-from ...readable import shown, size, things
+from ...readable import show_value, size, things
 from ..options import common_options, load_pack
 from ..output import print_json, print_line
 
@@ -110,7 +110,7 @@ def command(
     )
     mean = sum(one.error for one in members) / len(members)
     print_line(
-        f"relative error of the changes: {shown(mean)} on average, {shown(worst.error)} at most "
+        f"relative error of the changes: {show_value(mean)} on average, {show_value(worst.error)} at most "
         f"({worst.name})"
     )
     if alone:

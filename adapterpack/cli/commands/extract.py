@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...readable import shown, size, things
+from ...readable import show_value, size, things
 from ..options import common_options, out_option
 from ..output import print_json, print_line
 from ..progress import show_bytes
@@ -75,8 +75,8 @@ def command(*, tuned: str, base: str, out: str, modules: str | None, as_json: bo
         )
     if story["ranks"]:
         print_line(
-            f"relative error of the change: {shown(story['truncation']['total'])}, of which rounding "
-            f"makes {shown(story['rounding'])}"
+            f"relative error of the change: {show_value(story['truncation']['total'])}, of which rounding "
+            f"makes {show_value(story['rounding'])}"
         )
     for key, what in (
         ("kept_whole", "tensors are kept whole"),

@@ -10,7 +10,7 @@ import adapterpack
 
 from ...hub.resolve import folder_of
 from ...pack.inspect import describe
-from ...readable import shown, size, things
+from ...readable import show_value, size, things
 from ..options import common_options, load_pack, out_option
 from ..output import print_json, print_line
 from .compose import print_left_out
@@ -78,12 +78,12 @@ def command(*, pack: str, out: str, base: str | None, as_json: bool, **cuts: Any
     errors = params["truncation"]["sites"]
     worst = max(errors, key=errors.get)
     print_line(
-        f"relative error of the change: {shown(params['truncation']['total'])} in total, "
-        f"{shown(errors[worst])} at most (at {worst})"
+        f"relative error of the change: {show_value(params['truncation']['total'])} in total, "
+        f"{show_value(errors[worst])} at most (at {worst})"
     )
     if "approximation" in params:
         print_line(
             f"{len(params['approximation']['sites'])} changes have no low rank; taking them as factors makes "
-            f"a relative error of {shown(params['approximation']['total'])}"
+            f"a relative error of {show_value(params['approximation']['total'])}"
         )
     print_left_out(params)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import ConfigError, FormatError
 from ...lowrank.factors import Factors, Term, stack, zero
-from .entries import EntryBlock, EntryBlocks, entry_rule, weighted
+from .entries import EntryBlock, EntryBlocks, entry_rule, weigh
 from .rule import ARXIV, MEAN, rule, share
 
 
@@ -117,10 +117,8 @@ def fisher(
     if normalize:
         F, means = F / np.where(means > 0, means, 1)[:, None, None], np.where(means > 0, 1.0, 0.0)
     F = F + (floor * means.mean() or 1.0)
-    total = weighted(np.abs(block.weights), F).sum(axis=0)
-    return np.asarray((weighted(block.weights, F) * block.values).sum(axis=0) / total).astype(
-        block.values.dtype
-    )
+    total = weigh(np.abs(block.weights), F).sum(axis=0)
+    return np.asarray((weigh(block.weights, F) * block.values).sum(axis=0) / total).astype(block.values.dtype)
 
 
 def _gradients(block: EntryBlock) -> np.ndarray:

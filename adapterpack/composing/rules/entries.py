@@ -44,10 +44,10 @@ class EntryBlock(NamedTuple):
     @property
     def weighted(self) -> np.ndarray:
         """``w_t x_t``."""
-        return weighted(self.weights, self.values)
+        return weigh(self.weights, self.values)
 
 
-def weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """``[T, b, n]``: the values times one number for each ``t``."""
     product: np.ndarray = values * weights[:, None, None].astype(values.dtype)
     return product

@@ -8,9 +8,9 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
-from .entries import EntryBlock, EntryBlocks, core_space, entry_rule, knots, weighted
+from .entries import EntryBlock, EntryBlocks, core_space, entry_rule, knots, weigh
 from .rule import ARXIV, MEAN, SUM, THINNED, Count, Laws, Seed, share
-from .trim import band, band_levels, dropped, dropped_by_rank, largest_level, trim
+from .trim import band, band_levels, drop, dropped_by_rank, largest_level, trim
 
 _TIE = 1e-6
 """Of the votes cast: a majority that is rounding in float32 is none."""
@@ -60,7 +60,7 @@ def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarra
     return np.where(decided, merged, lead.dtype.type(0))
 
 
-def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
+def _scale(lam: float, merged: np.ndarray) -> np.ndarray:
     """``lam`` times the change; no pass where it is 1."""
     return merged if lam == 1 else np.asarray(lam * merged)
 
@@ -76,7 +76,7 @@ def _scaled(lam: float, merged: np.ndarray) -> np.ndarray:
 )
 def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
-    return np.asarray(weighted(block.weights, trim(block.values, least)).sum(axis=0))
+    return np.asarray(weigh(block.weights, trim(block.values, least)).sum(axis=0))
 
 
 @entry_rule(
@@ -112,7 +112,7 @@ def ties(
     block: EntryBlock, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True
 ) -> np.ndarray:
     """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
-    return _scaled(lam, elect(block.values, block.weights, normalize, least))
+    return _scale(lam, elect(block.values, block.weights, normalize, least))
 
 
 @entry_rule(
@@ -125,7 +125,7 @@ def ties(
 )
 def dare_linear(block: EntryBlock, _: None, *, density: float = 0.5, seed: Seed = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
-    return np.asarray(weighted(block.weights, dropped(block, density, seed)).sum(axis=0))
+    return np.asarray(weigh(block.weights, drop(block, density, seed)).sum(axis=0))
 
 
 @entry_rule(
@@ -164,7 +164,7 @@ def dare_ties(
     seed: Seed = 0,
 ) -> np.ndarray:
     """TIES' election over changes that were thinned out at random."""
-    return _scaled(lam, elect(dropped(block, density, seed), block.weights, normalize))
+    return _scale(lam, elect(drop(block, density, seed), block.weights, normalize))
 
 
 @entry_rule(
@@ -188,7 +188,7 @@ def della(
     """TIES' election over changes whose larger entries are kept with a higher probability, each divided by
     its own.
     """
-    return _scaled(lam, elect(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
+    return _scale(lam, elect(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
 
 
 @entry_rule(
@@ -205,7 +205,7 @@ def della_linear(
     """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by
     its own.
     """
-    return np.asarray(weighted(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
+    return np.asarray(weigh(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
 
 
 @entry_rule(
@@ -221,7 +221,7 @@ def breadcrumbs(
     block: EntryBlock, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01
 ) -> np.ndarray:
     """``sum w_t band(x_t)``."""
-    return np.asarray(weighted(block.weights, band(block, levels)).sum(axis=0))
+    return np.asarray(weigh(block.weights, band(block, levels)).sum(axis=0))
 
 
 @entry_rule(
@@ -243,7 +243,7 @@ def breadcrumbs_ties(
     normalize: bool = True,
 ) -> np.ndarray:
     """TIES' election over the bands."""
-    return _scaled(lam, elect(band(block, levels), block.weights, normalize))
+    return _scale(lam, elect(band(block, levels), block.weights, normalize))
 
 
 @entry_rule(
@@ -262,7 +262,7 @@ def magmax(block: EntryBlock, _: None, *, alpha: float = 1.0) -> np.ndarray:
 
 def _variance(block: EntryBlock) -> np.ndarray:
     return np.asarray(
-        np.var(weighted(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
+        np.var(weigh(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
     )
 
 
@@ -305,7 +305,7 @@ def sce(block: EntryBlock, selected: Selected, *, density: float = 0.5, lam: flo
         return np.zeros(block.values.shape[1:], block.values.dtype)
     signed = np.sign(block.weights) * shares / shares.sum()
     chosen = np.where(_variance(block) >= selected.least, block.values, 0)
-    return _scaled(lam, elect(chosen, signed, True))
+    return _scale(lam, elect(chosen, signed, True))
 
 
 class Balance(NamedTuple):
@@ -323,7 +323,7 @@ def _scores(block: EntryBlock, lower: np.ndarray, upper: np.ndarray) -> np.ndarr
     """``exp(T norm(|x|)^2) tanh(x_t sum x)``, where positive: competition inside a change, and between the
     changes.
     """
-    x = weighted(np.sign(block.weights), block.values).astype(np.float64)
+    x = weigh(np.sign(block.weights), block.values).astype(np.float64)
     a, b = (ends[:, None, None].astype(np.float64) for ends in (lower, upper))
     norm = (np.clip(np.abs(x), a, b) - a) / np.where(b > a, b - a, 1)
     return np.asarray((np.exp(len(x) * norm**2) * np.tanh(x * x.sum(axis=0))).clip(0).astype(np.float32))
@@ -361,8 +361,8 @@ def pcb(block: EntryBlock, balance: Balance, *, density: float = 0.1, lam: float
         most > least, most - least, 1
     )
     scores = np.where(most > least, scores, most > 0).astype(np.float64)
-    total = weighted(np.abs(block.weights), scores).sum(axis=0)
-    merged = (weighted(block.weights, scores) * block.values).sum(axis=0)
+    total = weigh(np.abs(block.weights), scores).sum(axis=0)
+    merged = (weigh(block.weights, scores) * block.values).sum(axis=0)
     return np.asarray(
         (lam * np.divide(merged, total, out=np.zeros_like(merged), where=total > 0)).astype(
             block.values.dtype
@@ -370,17 +370,17 @@ def pcb(block: EntryBlock, balance: Balance, *, density: float = 0.1, lam: float
     )
 
 
-def _unified(block: EntryBlock) -> np.ndarray:
+def _unify(block: EntryBlock) -> np.ndarray:
     """EMR: the elected sign at every entry, with the largest magnitude that has it."""
-    x = weighted(np.sign(block.weights), block.values)
+    x = weigh(np.sign(block.weights), block.values)
     sign = np.sign(block.weighted.sum(axis=0))
     return np.asarray(sign * np.max(np.where(np.sign(x) == sign, np.abs(x), 0), axis=0))
 
 
-def _masked(block: EntryBlock) -> np.ndarray:
+def _mask(block: EntryBlock) -> np.ndarray:
     """``M_t * unified``: where a change has the elected sign."""
-    unified = _unified(block)
-    return np.where(weighted(np.sign(block.weights), block.values) * unified > 0, unified, 0)
+    unified = _unify(block)
+    return np.where(weigh(np.sign(block.weights), block.values) * unified > 0, unified, 0)
 
 
 def _size(values: np.ndarray) -> np.ndarray:
@@ -389,7 +389,7 @@ def _size(values: np.ndarray) -> np.ndarray:
 
 def emr_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
     """``[T]``: ``sum |x_t| / sum |M_t * unified|``, the rescaling of each change."""
-    sums = np.sum([[_size(block.values), _size(_masked(block))] for block in blocks()], axis=0)
+    sums = np.sum([[_size(block.values), _size(_mask(block))] for block in blocks()], axis=0)
     return np.asarray(np.divide(sums[0], sums[1], out=np.zeros(len(sums[0])), where=sums[1] > 0))
 
 
@@ -409,7 +409,7 @@ def emr(block: EntryBlock, scales: np.ndarray, *, task: str = "") -> np.ndarray:
         ConfigError: no pack of a weight other than 0 is called that.
     """
     if not task:
-        return _unified(block)
+        return _unify(block)
     names = [key.rpartition(":")[0] for key in block.keys]
     if task not in names:
         raise ConfigError(
@@ -420,7 +420,7 @@ def emr(block: EntryBlock, scales: np.ndarray, *, task: str = "") -> np.ndarray:
             remedy="give the name of one of the packs",
         )
     index = names.index(task)
-    return np.asarray(np.sign(block.weights[index]) * scales[index] * _masked(block)[index])
+    return np.asarray(np.sign(block.weights[index]) * scales[index] * _mask(block)[index])
 
 
 @entry_rule(

@@ -61,7 +61,7 @@ def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
     if not k:
         return zero(*changes[0].shape)
     lengths = np.linalg.norm(units, axis=1)
-    member = _clustered(units, k)
+    member = _cluster(units, k)
     centroids = []
     for cluster in range(k):
         mean = units[member == cluster].mean(axis=0)
@@ -75,7 +75,7 @@ def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
     )
 
 
-def _clustered(units: np.ndarray, k: int) -> np.ndarray:
+def _cluster(units: np.ndarray, k: int) -> np.ndarray:
     """The cluster of every unit, by Lloyd's algorithm."""
     squares = np.sum(units**2, axis=1)
     chosen = [int(np.argmax(squares))]
@@ -133,8 +133,8 @@ def robust_merge(
     for t, change in enumerate(changes):
         if not change.rank:
             continue
-        kept = _trimmed(change.A, density)
-        A[t, : change.rank], B[t, :, : change.rank] = kept, _trimmed(change.B, density)
+        kept = _trim(change.A, density)
+        A[t, : change.rank], B[t, :, : change.rank] = kept, _trim(change.B, density)
         left = np.abs(kept).sum(axis=1)
         ratio = np.divide(np.abs(change.A).sum(axis=1), left, out=np.zeros(change.rank), where=left > 0)
         S[t, : change.rank] = np.maximum(ratio, np.quantile(ratio, quantile))
@@ -160,7 +160,7 @@ def peft_linear(terms: Sequence[Term]) -> Factors:
     Raises:
         Unsupported: the ranks differ.
     """
-    return Factors(*(parts.sum(axis=0) for parts in _weighted(_of_one_rank(terms, "peft_linear"))))
+    return Factors(*(parts.sum(axis=0) for parts in _weigh(_of_one_rank(terms, "peft_linear"))))
 
 
 @rule(
@@ -184,8 +184,8 @@ def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "t
     choice("rule peft_ties", "majority", majority, "total", "frequency")
     present = _of_one_rank(terms, "peft_ties")
     merged = []
-    for parts, stored in zip(_weighted(present), _stored(present), strict=True):
-        kept = [_trimmed(part, density, round_down=True) for part in stored]
+    for parts, stored in zip(_weigh(present), _stack_factors(present), strict=True):
+        kept = [_trim(part, density, round_down=True) for part in stored]
         votes = np.sum(kept if majority == "total" else np.sign(kept), axis=0)
         agree = np.sign(kept) == np.where(votes >= 0, 1, -1)
         counted = np.sum(agree, axis=0)
@@ -194,7 +194,7 @@ def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "t
     return Factors(*merged)
 
 
-def _stored(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+def _stack_factors(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
     """``A`` and ``B`` as PEFT stores them, without the scale: ``[T, r, n]`` and ``[T, m, r]``."""
     return np.stack([term.A for term in terms]), np.stack(
         [term.B / term.B.dtype.type(term.branch_scale) for term in terms]
@@ -219,15 +219,15 @@ def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
     return present
 
 
-def _weighted(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
+def _weigh(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
     """The stored factors times PEFT's roots of weight and scale."""
-    A, B = _stored(terms)
+    A, B = _stack_factors(terms)
     weights = np.array([term.weight * term.branch_scale for term in terms])
     roots = np.sqrt(np.abs(weights))[:, None, None]
     return (A * (roots * np.sign(weights)[:, None, None])).astype(A.dtype), (B * roots).astype(B.dtype)
 
 
-def _trimmed(matrix: np.ndarray, density: float, round_down: bool = False) -> np.ndarray:
+def _trim(matrix: np.ndarray, density: float, round_down: bool = False) -> np.ndarray:
     """The ``density`` largest entries, all others 0."""
     kept = int(density * matrix.size) if round_down else density * matrix.size
     if round_down and not kept:

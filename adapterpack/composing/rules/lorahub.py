@@ -42,11 +42,13 @@ def lorahub(
     penalty: float = 0.05,
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0,
 ) -> FactorSum:
-    """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
+    """``sum_i w_i D_i``: what the search's weights make; the parameters are those of
+    :func:`search_weights`.
+    """
     return weighted_sum(terms)
 
 
-def searched(
+def search_weights(
     score: Score,
     count: int,
     *,
@@ -67,7 +69,7 @@ def searched(
         NonFinite: the score is not a number.
 
     Example:
-        >>> found = searched(lambda w: -float(np.sum((w - [0.8, -0.3]) ** 2)), 2, evaluations=200,
+        >>> found = search_weights(lambda w: -float(np.sum((w - [0.8, -0.3]) ** 2)), 2, evaluations=200,
         ...     penalty=0.0)
         >>> [round(value, 1) for value in found]
         [0.8, -0.3]

@@ -38,14 +38,14 @@ class SpectralParts(NamedTuple):
         return product
 
 
-def decomposed(matrix: np.ndarray, least: float = 0.0) -> SpectralParts:
+def decompose(matrix: np.ndarray, least: float = 0.0) -> SpectralParts:
     """The singular values above rounding, and above ``least``, with their vectors; float64."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     kept = int(np.count_nonzero(s > max(least, _NULL * s[0]))) if len(s) and s[0] > 0 else 0
     return SpectralParts(u[:, :kept], s[:kept], vt[:kept].T)
 
 
-def joined(parts: Sequence[SpectralParts]) -> SpectralParts:
+def join_parts(parts: Sequence[SpectralParts]) -> SpectralParts:
     """Directions and values side by side."""
     return SpectralParts(*(np.concatenate(field, axis=-1) for field in zip(*parts, strict=True)))
 
@@ -74,11 +74,11 @@ def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -
     their polar factors.
     """
     share("share_kept", share_kept)
-    space, changes = _weighted(terms)
+    space, changes = _weigh(terms)
     kept = [
-        triplets.first(max(1, round(share_kept * len(triplets.S)))) for triplets in map(decomposed, changes)
+        triplets.first(max(1, round(share_kept * len(triplets.S)))) for triplets in map(decompose, changes)
     ]
-    triplets = joined(kept)
+    triplets = join_parts(kept)
     if not len(triplets.S):
         return _zero(terms)
     return space.change(lam * SpectralParts(polar(triplets.U), triplets.S, polar(triplets.V)).matrix)
@@ -99,8 +99,8 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -
     mean over all ``min(m, n)``.
     """
     choice("rule iso_c", "mean", mean, "support", "site")
-    space, changes = _weighted(terms)
-    total = decomposed(changes.sum(axis=0), _least(changes))
+    space, changes = _weigh(terms)
+    total = decompose(changes.sum(axis=0), _least(changes))
     if not len(total.S):
         return _zero(terms)
     return space.change(alpha * _flat(total, total.S, terms, mean).matrix)
@@ -124,17 +124,17 @@ def iso_cts(
     """
     share("common", common)
     choice("rule iso_cts", "mean", mean, "support", "site")
-    space, changes = _weighted(terms)
-    total = decomposed(changes.sum(axis=0), _least(changes))
+    space, changes = _weigh(terms)
+    total = decompose(changes.sum(axis=0), _least(changes))
     if not len(total.S):
         return _zero(terms)
     k = max(1, round(common * len(total.S)))
     shared, further = total.first(k), (len(total.S) - k) // len(terms)
     rest = [
-        decomposed(change - shared.U @ (shared.U.T @ change), _least(changes)).first(further)
+        decompose(change - shared.U @ (shared.U.T @ change), _least(changes)).first(further)
         for change in changes
     ]
-    directions = joined([shared, *rest])
+    directions = join_parts([shared, *rest])
     return space.change(
         alpha
         * _flat(
@@ -157,13 +157,13 @@ def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -
     ``share_kept`` of ``min(m, n)``.
     """
     share("share_kept", share_kept)
-    space, changes = _weighted(terms)
+    space, changes = _weigh(terms)
     weights = np.array([term.weight for term in terms])
     mean = changes.sum(axis=0) / np.abs(weights).sum()
     k = max(1, round(share_kept * min(terms[0].change.shape)))
     ways = changes / np.abs(weights)[:, None, None] - mean
     least = _least(changes / np.abs(weights)[:, None, None])
-    return space.change(mean + lam * np.sum([decomposed(way, least).first(k).matrix for way in ways], axis=0))
+    return space.change(mean + lam * np.sum([decompose(way, least).first(k).matrix for way in ways], axis=0))
 
 
 @rule(
@@ -193,7 +193,7 @@ def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
             found=ridge,
             remedy="give a number such as 0.01",
         )
-    space, changes = _weighted(terms)
+    space, changes = _weigh(terms)
     sizes = np.sum(changes**2, axis=(1, 2))
     C = np.array([change.T @ change / size for change, size in zip(changes, sizes, strict=True) if size > 0])
     if not len(C):
@@ -203,7 +203,7 @@ def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
     return space.change(np.linalg.solve(left, right.T).T)
 
 
-def _weighted(terms: Sequence[Term]) -> tuple[JointCore, np.ndarray]:
+def _weigh(terms: Sequence[Term]) -> tuple[JointCore, np.ndarray]:
     """The joint bases, and the cores times their weights."""
     space = core(terms)
     return space, space.cores * np.array([term.weight for term in terms])[:, None, None]

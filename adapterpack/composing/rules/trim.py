@@ -56,7 +56,7 @@ def band(block: EntryBlock, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray
     return np.where((sizes >= levels[0][:, None, None]) & (sizes < levels[1][:, None, None]), block.values, 0)
 
 
-def dropped(block: EntryBlock, density: float, seed: int) -> np.ndarray:
+def drop(block: EntryBlock, density: float, seed: int) -> np.ndarray:
     """Each entry kept with probability ``density`` and divided by it: its expectation stays."""
     share("density", density)
     if density == 1:

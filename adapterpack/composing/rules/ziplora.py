@@ -67,11 +67,11 @@ def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rat
     if not (sizes > 0).all():
         kept = [term for term, size in zip(present, sizes, strict=True) if size > 0]
         return ziplora(kept, lam=lam, steps=steps, rate=rate) if kept else zero(*terms[0].change.shape)
-    m = _descended(Overlaps([A for A, _ in scaled], P, sizes), lam, steps, rate)
+    m = _descend(Overlaps([A for A, _ in scaled], P, sizes), lam, steps, rate)
     return scaled_lines(present, (m * np.array([term.weight for term in present])[:, None]).T, "column")
 
 
-def _descended(over: Overlaps, lam: float, steps: int, rate: float) -> np.ndarray:
+def _descend(over: Overlaps, lam: float, steps: int, rate: float) -> np.ndarray:
     """``[T, n]``: the columns' numbers."""
     m: np.ndarray = np.ones((len(over.A), over.A[0].shape[1]))
     first, second = np.zeros_like(m), np.zeros_like(m)

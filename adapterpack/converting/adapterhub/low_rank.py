@@ -17,7 +17,7 @@ from ...errors import FormatError, Unsupported
 from ...manifest.secondary_methods import MethodSites
 from ...peft.tensors import site_of
 from ..numbers import finite_number
-from ..packs import untargeted
+from ..packs import drop_targets
 from .bottlenecks import Sites, Tensors
 from .families import Family
 from .settings import require_settings, setting
@@ -115,7 +115,7 @@ def _lora(
             expected=rank * count,
             found=f"lora_A {down.shape}, lora_B {tensors['lora_B'].shape}",
         )
-    cfg = untargeted(method.config(r=rank * count, alpha=alpha * count))
+    cfg = drop_targets(method.config(r=rank * count, alpha=alpha * count))
     site, params = site_of(method, cfg, path, "linear", {"lora_A": down, "lora_B": up}, where)
     return site, cfg, params
 
@@ -135,7 +135,7 @@ def _ia3(
         for number, part in enumerate(place for place, on in enumerate(enabled) if on):
             whole[part * rows : (part + 1) * rows] = factors[number * rows : (number + 1) * rows]
         factors = whole
-    cfg = untargeted(method.config())
+    cfg = drop_targets(method.config())
     wide = factors if alpha == 1 else (factors.astype(np.float64) * alpha).astype(np.float32)
     site, params = site_of(method, cfg, path, "linear", {"ia3_l": wide}, where)
     return site, cfg, params

@@ -17,8 +17,8 @@ from ...adapter_methods.forms.blocks import entry_of
 from ...errors import Unsupported
 from ...pack.pack import Adapter, Pack
 from ..factors import SiteFactors, site_factors
-from ..format import listed
-from ..numbers import common_scale, scaled
+from ..format import list_first
+from ..numbers import common_scale, scale_factor
 from .families import Family
 
 _ACTS = {"relu": "relu", "silu": "swish", "gelu": "gelu_orig", "gelu_tanh": "gelu_new", "tanh": "tanh"}
@@ -35,7 +35,7 @@ class Written(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def written(pack: Pack, family: Family, layers: int) -> Written:
+def to_settings(pack: Pack, family: Family, layers: int) -> Written:
     """A pack of one method by AdapterHub's settings, for a model of so many ``layers``.
 
     Raises:
@@ -92,7 +92,7 @@ def _same(pack: Pack, words: Mapping[int, set[str]]) -> set[str]:
         raise _refused(
             pack,
             "AdapterHub's settings name the same places in every layer",
-            f"layer {other}: {listed(sorted(words[other]))}",
+            f"layer {other}: {list_first(sorted(words[other]))}",
         )
     return first
 
@@ -109,7 +109,7 @@ def _lora(pack: Pack, family: Family, layers: int) -> Written:
     tensors = {
         (f"{site.path}.loras", part): value
         for site in sites
-        for part, value in _padded(site, rank, scale).items()
+        for part, value in _pad(site, rank, scale).items()
     }
     if padded := sum(site.down.shape[0] != rank for site in sites):
         notes += (
@@ -123,18 +123,18 @@ def _lora(pack: Pack, family: Family, layers: int) -> Written:
     )
 
 
-def _padded(site: SiteFactors, rank: int, scale: float) -> dict[str, np.ndarray]:
+def _pad(site: SiteFactors, rank: int, scale: float) -> dict[str, np.ndarray]:
     spare = rank - site.down.shape[0]
     return {
         "lora_A": np.pad(site.down, ((0, spare), (0, 0))),
-        "lora_B": np.pad(scaled(site.up, site.scale / scale, site.path), ((0, 0), (0, spare))),
+        "lora_B": np.pad(scale_factor(site.up, site.scale / scale, site.path), ((0, 0), (0, spare))),
     }
 
 
 def _ia3(pack: Pack, family: Family, layers: int) -> Written:
     adapters = list(pack.adapters())
     if inner := [adapter.site.path for adapter in adapters if adapter.config.feedforward]:
-        raise _refused(pack, "AdapterHub's (IA)^3 scales outputs alone", listed(inner))
+        raise _refused(pack, "AdapterHub's (IA)^3 scales outputs alone", list_first(inner))
     config = _linear(pack, (adapter.site.path for adapter in adapters), family, layers)
     tensors = {(f"{adapter.site.path}.loras", "lora_B"): adapter.params["ia3_l"] for adapter in adapters}
     return Written(
@@ -151,7 +151,7 @@ def _bottleneck(pack: Pack, family: Family, layers: int) -> Written:
     }
     if len(forms) > 1:
         raise _refused(
-            pack, "AdapterHub's settings are the same at every site", listed(sorted(map(str, forms)))
+            pack, "AdapterHub's settings are the same at every site", list_first(sorted(map(str, forms)))
         )
     act, scaling, norm, parallel, stream = next(iter(forms))
     if norm or act not in _ACTS:

@@ -23,10 +23,10 @@ from ...peft.options import read_config
 from ..adapterhub import bottlenecks, heads, low_rank
 from ..adapterhub.families import family_of
 from ..adapterhub.settings import setting
-from ..adapterhub.writing import written
+from ..adapterhub.writing import to_settings
 from ..base import BaseModel, bind_to_base
 from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules, require_base
-from ..packs import dequantized, foreign_pack
+from ..packs import dequantize, foreign_pack
 
 _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
 _HEAD, _HEAD_FILE, _HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
@@ -63,7 +63,7 @@ def _pack(source: ConversionSource) -> Pack:
             remedy=_remedy(architecture),
         )
     family = family_of(saved.get("model_type"), f"{where}#/model_type")
-    places, shared = _sorted(_open(source, _FILE, _PICKLE), name, architecture)
+    places, shared = _sort(_open(source, _FILE, _PICKLE), name, architecture)
     if not places:
         raise FormatError(
             "the file holds no adapter of that name", where=source.path / _FILE, found=repr(name)[:80]
@@ -152,7 +152,7 @@ def _open(source: ConversionSource, name: str, pickle: str) -> SafetensorsFile:
     return SafetensorsFile(source.path / name, private=True)
 
 
-def _sorted(
+def _sort(
     file: SafetensorsFile, name: str, architecture: Any
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """The tensors by place and part, and those that all places share."""
@@ -192,12 +192,12 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     )
     refuse_full_modules(pack, "adapterhub")
     family = family_of(base.model_type, base.folder / "config.json")
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     layers, width = (
         next((base.config[key] for key in keys if type(base.config.get(key)) is int), 0)
         for keys in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd"))
     )
-    found, name = written(plain, family, layers), pack.name.replace(".", "-")
+    found, name = to_settings(plain, family, layers), pack.name.replace(".", "-")
     outer = {
         place: place if place.startswith(f"{family.outer}.") else f"{family.outer}.{place}"
         for place, _ in found.tensors

@@ -31,7 +31,7 @@ from ..lora_keys import (
     several_models_note,
 )
 from ..numbers import tensor_number
-from ..packs import dequantized
+from ..packs import dequantize
 
 _A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
 _METADATA = "lora_adapter_metadata"
@@ -67,7 +67,7 @@ def _detect(path: Path) -> bool:
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     refuse_full_modules(pack, "diffusers")
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     recorded = pack.manifest.training.get("part")
     part = recorded if recorded in (*_PARTS, _ITSELF) else _part(plain, base)
     prefix = "" if part == _ITSELF else f"{part}."

@@ -34,13 +34,13 @@ from ..format import (
     Format,
     Reading,
     first_bytes,
-    listed,
+    list_first,
     refuse_full_modules,
     require_base,
 )
 from ..gguf_file import GGUFAdapter, read_gguf
-from ..numbers import most_frequent, scaled
-from ..packs import dequantized
+from ..numbers import most_frequent, scale_factor
+from ..packs import dequantize
 
 _ROLES = ("lora_a", "lora_b")
 _WHY = "its architecture, its layers and its heads decide the names and the order of rows"
@@ -105,7 +105,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     base = require_base(base, f"pack '{pack.name}'", _WHY)
     refuse_full_modules(pack, "gguf")
     layout, gguf = _layout(base), library()
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     named = {site.path: (site, _named(layout, base, site.path)) for site in site_factors(plain, "gguf")}
     if not named:
         raise FormatError("the pack holds no adapter", where=f"pack '{pack.name}'")
@@ -113,7 +113,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
         path for path, (_, name) in named.items() if [other for _, other in named.values()].count(name) > 1
     ]:
         raise Unsupported(
-            "two modules have one name in GGUF", where=f"pack '{pack.name}'", found=listed(repeated)
+            "two modules have one name in GGUF", where=f"pack '{pack.name}'", found=list_first(repeated)
         )
     alpha, alpha_notes = common_alpha([site for site, _ in named.values()])
     writer = gguf.GGUFWriter(out, layout.family.name)
@@ -127,7 +127,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
         writer.add_base_model_name(0, named_base)
     writer.add_string("adapterpack.pack", pack.id)
     for path, (site, name) in sorted(named.items(), key=lambda item: item[1][1]):
-        up = scaled(site.up, site.alpha / alpha, path)
+        up = scale_factor(site.up, site.alpha / alpha, path)
         order = layout.row_order(path, up.shape[0])
         _add(gguf, writer, f"{name}.lora_a", site.down)
         _add(gguf, writer, f"{name}.lora_b", up if order is None else up[order])
@@ -136,11 +136,11 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     writer.write_ti_data_to_file()
     writer.close()
     with storage_errors(out):
-        write_parts(out, _padded(writer, out.stat().st_size), "ab")
+        write_parts(out, _pad(writer, out.stat().st_size), "ab")
     return notes + alpha_notes
 
 
-def _padded(writer: Any, before: int) -> Iterator[bytes | memoryview]:
+def _pad(writer: Any, before: int) -> Iterator[bytes | memoryview]:
     """The bytes of the tensors after a header of ``before`` bytes. The package's own method takes no notice
     of a full disk: it writes through numpy's ``tofile``, which closes its file without a look at what that
     says.

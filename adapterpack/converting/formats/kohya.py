@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import Site, get
-from ...base.renamings import in_memory, published
+from ...base.renamings import in_memory, publish_path
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io import safetensors
 from ...io.safetensors import SafetensorsFile
@@ -24,7 +24,7 @@ from ...manifest.secondary_methods import MethodSites
 from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import require_linear, site_factors
-from ..format import FORMATS, ConversionSource, Format, Reading, listed, refuse_full_modules, require_base
+from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules, require_base
 from ..lora_keys import (
     choose_model,
     is_text_model,
@@ -36,7 +36,7 @@ from ..lora_keys import (
 )
 from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
-from ..packs import dequantized, foreign_pack
+from ..packs import dequantize, foreign_pack
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_transformer", "lycoris")
@@ -72,7 +72,7 @@ def flat(path: str) -> str:
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     refuse_full_modules(pack, "kohya")
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     manifest = pack.manifest
     tensors: dict[str, np.ndarray] = {}
     recorded = manifest.training.get("part")
@@ -211,7 +211,7 @@ def _paths(base: BaseModel, wanted: set[str], source: ConversionSource) -> dict[
     steps = base.checkpoint.renamings
     for path in base.modules():
         here = in_memory(path, steps)
-        for name in {flat(path), flat(here), flat(published(here, steps))}:
+        for name in {flat(path), flat(here), flat(publish_path(here, steps))}:
             by_name.setdefault(name, []).append(path)
     for name in sorted(wanted):
         if name not in by_name:
@@ -226,7 +226,7 @@ def _paths(base: BaseModel, wanted: set[str], source: ConversionSource) -> dict[
                 "the name fits several modules of the base",
                 where=source.path,
                 expected="one",
-                found=listed(by_name[name]),
+                found=list_first(by_name[name]),
                 remedy="use the adapter in the form of diffusers or PEFT, which keep the dots",
             )
     return {name: by_name[name][0] for name in wanted}

@@ -25,9 +25,9 @@ from ...peft.options import read_config
 from ...peft.tensors import site_of
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, check_pair, require_pairs, site_factors
-from ..format import FORMATS, ConversionSource, Format, Reading, listed, refuse_full_modules
-from ..numbers import common_scale, finite_number, scaled
-from ..packs import dequantized, foreign_pack, untargeted
+from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
+from ..numbers import common_scale, finite_number, scale_factor
+from ..packs import dequantize, drop_targets, foreign_pack
 
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
 _A, _B, _M = "lora_a", "lora_b", "m"
@@ -98,7 +98,7 @@ def _read_pack(source: ConversionSource) -> Pack:
             "lora_B": up,
             **({"lora_magnitude_vector": tensors[_M]} if _M in tensors else {}),
         }
-        cfg = untargeted(method.config(r=rank, alpha=alpha))
+        cfg = drop_targets(method.config(r=rank, alpha=alpha))
         site, params = site_of(method, cfg, path, "linear", params, file.path)
         sites[site] = (cfg, params)
     return foreign_pack(source, [MethodSites(method, sites)], "mlx")
@@ -181,25 +181,25 @@ def _modules(file: SafetensorsFile, leaves: tuple[str, ...]) -> dict[str, dict[s
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     refuse_full_modules(pack, "mlx")
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     decomposed = {
         adapter.site.path: adapter.params["lora_magnitude_vector"]
         for adapter in plain.adapters()
         if adapter.method.name == "dora" and adapter.site.kind in ("linear", "transposed")
     }
-    sites = _decomposed(plain) if decomposed else list(site_factors(plain, "mlx"))
+    sites = _decompose(plain) if decomposed else list(site_factors(plain, "mlx"))
     if looked_up := [site.path for site in sites if site.path.rpartition(".")[2] in _LOOKUPS]:
         raise Unsupported(
             "mlx-lm's adapter of an embedding changes the output layer that is tied to it, too",
             where=f"pack '{pack.name}'",
-            found=listed(looked_up),
+            found=list_first(looked_up),
             remedy="train without it, or merge the pack",
         )
     scale, scale_notes = common_scale(sites, "mlx-lm", "lora_b")
     rank = max(site.down.shape[0] for site in sites)
     tensors: dict[str, np.ndarray] = {}
     for site in sites:
-        down, up = site.down, scaled(site.up, site.scale / scale, site.path)
+        down, up = site.down, scale_factor(site.up, site.scale / scale, site.path)
         spare = rank - down.shape[0]
         tensors |= {
             f"{site.path}.{_A}": np.ascontiguousarray(np.pad(down, ((0, spare), (0, 0))).T),
@@ -227,7 +227,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     return notes + scale_notes
 
 
-def _decomposed(pack: Pack) -> list[SiteFactors]:
+def _decompose(pack: Pack) -> list[SiteFactors]:
     """The factors of a pack that is DoRA throughout."""
     if [method.name for method in pack.methods] != ["dora"]:
         raise Unsupported(

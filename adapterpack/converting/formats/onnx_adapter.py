@@ -21,8 +21,8 @@ from ...slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs
 from ..flatbuffer import MAGIC, read_parameters
-from ..format import FORMATS, ConversionSource, Format, Reading, first_bytes, listed
-from ..packs import dequantized
+from ..format import FORMATS, ConversionSource, Format, Reading, first_bytes, list_first
+from ..packs import dequantize
 
 _PAIR = ("down", "up")
 _NOT_LORA = ("scale", "shift", "pre")
@@ -52,7 +52,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
             found=unsupported.kind,
             remedy="keep it as a pack, or export a bundle",
         )
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     values = pack_values(_wide(plain))
     if not values:
         raise Unsupported(
@@ -106,14 +106,14 @@ def _read(source: ConversionSource) -> Reading:
     heads = {path: fields for path, fields in modules.items() if path not in low_rank}
     if mixed := sorted(path for path, fields in low_rank.items() if set(fields) - set(_PAIR)):
         raise FormatError(
-            "a module with both low-rank and whole slots", where=source.path, found=listed(mixed)
+            "a module with both low-rank and whole slots", where=source.path, found=list_first(mixed)
         )
     require_pairs(low_rank, _PAIR, source.path)
     require_pairs(heads, ("head",), source.path)
     if empty := sorted(
         path for path, fields in low_rank.items() if 0 in (*fields["down"].shape, *fields["up"].shape)
     ):
-        raise FormatError("a module whose slots are empty", where=source.path, found=listed(empty))
+        raise FormatError("a module whose slots are empty", where=source.path, found=list_first(empty))
     sites = {
         path: SiteFactors(path, fields["down"].T, fields["up"].T, 1.0) for path, fields in low_rank.items()
     }
@@ -123,7 +123,7 @@ def _read(source: ConversionSource) -> Reading:
         ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
     )
     if full and source.base is None:
-        notes += (f"trained whole: {listed(list(full))}; the file names no labels",)
+        notes += (f"trained whole: {list_first(list(full))}; the file names no labels",)
     return Reading(bind_to_base(pack, source.base), notes)
 
 

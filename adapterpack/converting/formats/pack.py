@@ -10,7 +10,7 @@ from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ..base import BaseModel
 from ..format import FORMATS, ConversionSource, Format, Reading
-from ..packs import dequantized, require_base_fits
+from ..packs import dequantize, require_base_fits
 
 
 def _read(source: ConversionSource) -> Reading:
@@ -18,7 +18,7 @@ def _read(source: ConversionSource) -> Reading:
 
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     plain.write_into(folder)
     return notes
 

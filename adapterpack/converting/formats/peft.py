@@ -13,7 +13,7 @@ from ...peft import layout
 from ...peft.options import unknown_sentence
 from ..base import BaseModel, bind_to_base
 from ..format import FORMATS, ConversionSource, Format, Reading
-from ..packs import dequantized
+from ..packs import dequantize
 from ..peft_decomposition import from_peft, to_peft
 from ..peft_parameters import of_parameters, reorder_for_peft
 from ..tensor_files import tensors_of
@@ -57,7 +57,7 @@ def _read(source: ConversionSource) -> Reading:
 
 def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     """The two files, byte for byte as in a pack's folder."""
-    plain, notes = dequantized(pack)
+    plain, notes = dequantize(pack)
     files = encode_files(plain.manifest, plain.tensors)
     if layout.CONFIG not in files and (on_base := to_peft(plain, base)) is not None:
         config = layout.config_bytes(on_base.manifest, on_base=True)

@@ -23,7 +23,7 @@ from ...adapter_methods.loha import with_kernel
 from ...errors import BaseMismatch, FormatError, Unsupported, printable
 from ..factors import check_pair
 from ..numbers import tensor_number
-from ..packs import untargeted
+from ..packs import drop_targets
 from .kronecker import factors_of
 
 Tensors = Mapping[str, np.ndarray]
@@ -115,7 +115,7 @@ def _flat(value: np.ndarray) -> np.ndarray:
     return value.reshape(len(value), -1) if value.ndim > 2 else value
 
 
-def _checked(
+def _check(
     method: str, cfg: Any, site: Site, params: dict[str, np.ndarray], layer: LycorisLayer
 ) -> LycorisReading:
     check_shapes(get(method), cfg, site, params, layer.where)
@@ -137,11 +137,11 @@ def _lora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     down = _flat(down)
     check_pair(down, up, layer.where)
     rank, method = down.shape[0], "dora" if "dora_scale" in tensors else "lora"
-    cfg = untargeted(get(method).config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
+    cfg = drop_targets(get(method).config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
     params = {"lora_A": down, "lora_B": up}
     if method == "dora":
         params["lora_magnitude_vector"] = _lengths(tensors["dora_scale"], up.shape[0], layer)
-    return _checked(method, cfg, layer.site(up.shape[0], down.shape[1]), params, layer)
+    return _check(method, cfg, layer.site(up.shape[0], down.shape[1]), params, layer)
 
 
 def _core(core: np.ndarray, factor: np.ndarray, layer: LycorisLayer) -> np.ndarray:
@@ -179,8 +179,8 @@ def _loha(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
         params[f"hada_w{number}_a"] = np.ascontiguousarray(params[f"hada_w{number}_a"].T)
         params[f"hada_w{number}_b"] = _core(tensors[f"hada_t{number}"], params[f"hada_w{number}_b"], layer)
     rank = params["hada_w1_b"].shape[0]
-    cfg = untargeted(get("loha").config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
-    return _checked(
+    cfg = drop_targets(get("loha").config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
+    return _check(
         "loha", cfg, layer.site(params["hada_w1_a"].shape[0], params["hada_w1_b"].shape[1]), params, layer
     )
 
@@ -189,7 +189,7 @@ def _lokr(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     points = 1 if layer.shape is None else math.prod(layer.shape[2:])
     found = factors_of(tensors, points, layer.where, _core_of(layer))
     scale = 1.0 if found.rank is None else _scale(tensors, found.rank, layer)
-    return _checked(
+    return _check(
         "lokr", found.config(scale), layer.site(found.rows, found.columns), dict(found.params), layer
     )
 
@@ -220,8 +220,8 @@ def _glora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     down = np.concatenate([a2, b2]).astype(np.float32)
     up = np.concatenate([fed, b1.astype(np.float64)], axis=1).astype(np.float32)
     rank = len(down)
-    cfg = untargeted(get("lora").config(r=rank, alpha=_scale(tensors, len(a2), layer) * rank))
-    return _checked("lora", cfg, layer.site(len(up), down.shape[1]), {"lora_A": down, "lora_B": up}, layer)
+    cfg = drop_targets(get("lora").config(r=rank, alpha=_scale(tensors, len(a2), layer) * rank))
+    return _check("lora", cfg, layer.site(len(up), down.shape[1]), {"lora_A": down, "lora_B": up}, layer)
 
 
 def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
@@ -247,8 +247,8 @@ def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
         )
     rows, columns = layer.shape
     params = {"ia3_l": factors.reshape((1, -1) if on_input else (-1, 1)).astype(np.float32)}
-    return _checked(
-        "ia3", untargeted(get("ia3").config(feedforward=on_input)), layer.site(rows, columns), params, layer
+    return _check(
+        "ia3", drop_targets(get("ia3").config(feedforward=on_input)), layer.site(rows, columns), params, layer
     )
 
 

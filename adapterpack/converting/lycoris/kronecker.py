@@ -11,7 +11,7 @@ import numpy as np
 
 from ...adapter_methods.lokr import LoKr, split_width
 from ...errors import FormatError, Unsupported
-from ..packs import untargeted
+from ..packs import drop_targets
 
 _LARGEST = 1 << 16
 
@@ -43,7 +43,7 @@ class KroneckerFactors(NamedTuple):
     def config(self, scale: float) -> LoKr:
         """The config under which these are the factors, and ``scale`` what multiplies their product."""
         rank = self.rank or max(self.second)
-        return untargeted(
+        return drop_targets(
             LoKr(
                 r=rank,
                 alpha=scale * rank,

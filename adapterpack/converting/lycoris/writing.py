@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from ...pack.pack import Adapter
-from ..numbers import scaled
+from ..numbers import scale_factor
 
 
 def number(value: float) -> np.ndarray:
@@ -37,7 +37,7 @@ def _lokr(adapter: Adapter) -> dict[str, np.ndarray]:
     if "lokr_w1" in leaves and "lokr_w2" in leaves:
         return {
             **leaves,
-            "lokr_w2": scaled(leaves["lokr_w2"], cfg.scale, adapter.site.path),
+            "lokr_w2": scale_factor(leaves["lokr_w2"], cfg.scale, adapter.site.path),
             "alpha": number(float(cfg.r)),
         }
     return {**leaves, "alpha": number(cfg.scale * cfg.r)}

@@ -25,7 +25,7 @@ from ...errors import OutputExists, StorageError, storage_errors
 from ...http.http_error import HTTPError
 from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
-from ...io.locks import locked
+from ...io.locks import hold_lock
 from ..transport import names
 from .trees import MAX_FILES, Entry, Page, Tree
 
@@ -139,7 +139,7 @@ class HubStorage:
     def set(self, repo: str, change: Callable[[Settings], Settings]) -> None:
         """Changes the settings of a repository."""
         folder = self.folder(repo)
-        with locked(folder / ".lock", alone=True):
+        with hold_lock(folder / ".lock", alone=True):
             value = _read(folder / "repo.json") | dataclasses.asdict(change(self.settings(repo)))
             with output_file(folder / "repo.json") as path:
                 path.write_bytes(strict_json.canonical(value))
@@ -213,7 +213,7 @@ class HubStorage:
             HTTPError: ``parent`` is not the head any more, or the revision is no branch.
         """
         folder = self.folder(repo)
-        with locked(folder / ".lock", alone=True):
+        with hold_lock(folder / ".lock", alone=True):
             head = self.resolve(repo, revision)
             if parent is not None and parent != head:
                 raise HTTPError(
@@ -257,7 +257,7 @@ class HubStorage:
         ):
             raise HTTPError(400, "BadRequest", "Not the name of a ref")
         folder = self.folder(repo)
-        with locked(folder / ".lock", alone=True):
+        with hold_lock(folder / ".lock", alone=True):
             if (count := len(there := self.refs(repo, kind))) >= MAX_REFS:
                 raise HTTPError(
                     413,
@@ -271,7 +271,7 @@ class HubStorage:
     def drop_ref(self, repo: str, kind: str, name: str) -> None:
         """Removes a branch or a tag; commits stay."""
         folder = self.folder(repo)
-        with locked(folder / ".lock", alone=True):
+        with hold_lock(folder / ".lock", alone=True):
             if name not in self.refs(repo, kind) or (kind, name) == ("heads", names.MAIN):
                 raise HTTPError(404, "RevisionNotFound", "No such reference")
             (folder / "refs" / kind / quote(name, safe="")).unlink()

@@ -135,7 +135,7 @@ def boot_id() -> str:
         return ""
 
 
-def finished(staging: Path, count: int) -> dict[int, FinishedJob]:
+def read_finished_jobs(staging: Path, count: int) -> dict[int, FinishedJob]:
     """The jobs, of ``count``, that are done according to trusted lines of the journals of all shares."""
     done: dict[int, FinishedJob] = {}
     for path in sorted((staging / FOLDER).glob("*.jsonl")):
@@ -149,7 +149,7 @@ def _trusted(data: bytes, count: int) -> dict[int, FinishedJob]:
     trusted: dict[int, FinishedJob] = {}
     waiting: list[tuple[int, int, FinishedJob]] = []
     for raw in data.splitlines(keepends=True):
-        line, offset = _parsed(raw), offset + len(raw)
+        line, offset = _parse_line(raw), offset + len(raw)
         if "boot" in line:
             waiting = [] if not same_boot else waiting  # of a run that ended with its machine
             same_boot = bool(current) and line["boot"] == current
@@ -166,7 +166,7 @@ def _sums(change: float, error: float, inner: float, moved: bool, noise: float =
     return LossSums(float(change), float(error), float(inner), bool(moved), float(noise))
 
 
-def _parsed(raw: bytes) -> dict[str, Any]:
+def _parse_line(raw: bytes) -> dict[str, Any]:
     """The object of a line; empty for an incomplete line and for anything that is no line of a journal."""
     try:
         value = json.loads(raw[:_MAX_LINE]) if raw.endswith(b"\n") else {}

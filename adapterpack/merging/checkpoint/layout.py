@@ -141,7 +141,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, metadata: Mappin
         start = min((info.offset for info in file.tensors.values()), default=8)
         # it may describe the parts of quantized weights
         kept = file.metadata if dtype is None or not base.quantized else {}
-        header, places = _aligned(entries, {"format": "pt", **kept, **metadata}, start)
+        header, places = _align(entries, {"format": "pt", **kept, **metadata}, start)
         built.append(
             Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items()))
         )
@@ -179,7 +179,7 @@ def _output(stored: str, dtype: str | None) -> str:
     return dtype if dtype is not None and stored in FLOATS else stored
 
 
-def _aligned(
+def _align(
     entries: list[_Entry], metadata: Mapping[str, str], start: int
 ) -> tuple[bytes, dict[str, TensorInfo]]:
     """Header and positions of tensors in the given order, or with wide dtypes first where that order would

@@ -254,7 +254,7 @@ def _in_own_places(contributions: list[Contribution]) -> bool:
     )
 
 
-def _copied(base: MergeBase, copied: str, name: str, out: str | None) -> PlainWriter:
+def _plan_copies(base: MergeBase, copied: str, name: str, out: str | None) -> PlainWriter:
     if copied in base.quantized and out is None:
         raise Unsupported(
             "a quantized weight is not written twice", where=f"{base.where}, {copied}", remedy=_DEQUANTIZE
@@ -283,7 +283,9 @@ def _target(
     storage = base.storage(
         copied or name, out, f"pack '{contributions[0].pack}', {contributions[0].adapter.site.path}"
     )
-    storage = storage if copied is None else WeightStorage(storage.reader, _copied(base, copied, name, out))
+    storage = (
+        storage if copied is None else WeightStorage(storage.reader, _plan_copies(base, copied, name, out))
+    )
     dtype, matrices = storage.reader.work, storage.reader.matrices(kind)
     stem = name.removesuffix(".weight")
     bias = f"{stem}.bias" if stem != name and f"{stem}.bias" in base.tensors else None

@@ -62,7 +62,7 @@ class MergeReport:
     @property
     def kept(self) -> float:
         """The projection of the stored change on the exact one, over all tensors: 1 is all of it."""
-        return kept(self.losses)
+        return kept_share(self.losses)
 
     @property
     def requantized(self) -> tuple[float, float] | None:
@@ -144,7 +144,7 @@ def relative_error(losses: Sequence[TensorLoss]) -> float:
     return math.hypot(*(loss.error for loss in losses)) / change if change else 0.0
 
 
-def kept(losses: Sequence[TensorLoss]) -> float:
+def kept_share(losses: Sequence[TensorLoss]) -> float:
     """The projection of the stored change on the exact one, over tensors: 1 is all of it."""
     energy = math.fsum(loss.change**2 for loss in losses)
     return math.fsum(loss.kept * loss.change**2 for loss in losses) / energy if energy else 1.0

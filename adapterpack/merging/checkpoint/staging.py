@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import StorageError, storage_errors
-from ...io.atomic import kept_or_removed, refuse_existing, sync
+from ...io.atomic import keep_or_remove, refuse_existing, sync
 from ...io.hashing import ChangedError
 from ...io.locks import take_lock
 from ...io.working_folders import claim_folder, open_own_file
@@ -36,7 +36,7 @@ def bytes_on_disk(folder: Path) -> int:
     )
 
 
-def abandoned(out: Path, folder: Path) -> list[Path]:
+def list_abandoned_folders(out: Path, folder: Path) -> list[Path]:
     """Staging folders of other outputs next to ``out`` that no process uses: of work that was killed, or kept
     to be resumed.
     """
@@ -81,7 +81,9 @@ def require_space(out: Path, needed: int) -> None:
 
 
 @contextmanager
-def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], keep: bool) -> Iterator[Journal]:
+def open_staging(
+    out: Path, folder: Path, open_journal: Callable[[Path], Journal], keep: bool
+) -> Iterator[Journal]:
     """Opens a staging folder, new or left by an earlier run, and yields its journal, locked by this process.
 
     The folder remains if the process is killed; on an error it is deleted, unless ``keep`` is set so that a
@@ -94,7 +96,7 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
     """
     refuse_existing(out)
     with storage_errors(out):
-        for other in abandoned(out, folder):
+        for other in list_abandoned_folders(out, folder):
             _LOG.warning(
                 "%s holds %s of work that did not end; the same command goes on with it, or delete it",
                 other,
@@ -104,7 +106,7 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
         claim_folder(folder)
         journal = open_journal(folder)
         try:  # what came of another base is not gone on with
-            with kept_or_removed(folder, lambda error: keep and not isinstance(error, ChangedError)):
+            with keep_or_remove(folder, lambda error: keep and not isinstance(error, ChangedError)):
                 yield journal
         finally:
             journal.close()

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...base.rounding import Rounding
 from ...io.buffers import Scratch
-from ...io.byte_ranges import opened, reserve, write_all
+from ...io.byte_ranges import open_descriptor, reserve, write_all
 from ...io.progress import Progress, StoppedError, Ticker
 from ...io.threads import one_thread_each
 from ..fold.blocks import Arithmetic
@@ -68,7 +68,7 @@ class JobQueue:
 def create_files(shards: Sequence[Shard], folder: Path) -> None:
     """Creates every output file at its full size, with its header; keeps what an earlier run wrote."""
     for shard in shards:
-        with opened(folder / shard.name, os.O_WRONLY | os.O_CREAT) as sink:
+        with open_descriptor(folder / shard.name, os.O_WRONLY | os.O_CREAT) as sink:
             write_all(sink, np.frombuffer(shard.header, np.uint8), 0)
             reserve(sink, shard.size)
 

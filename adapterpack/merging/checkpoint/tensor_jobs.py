@@ -19,7 +19,7 @@ from ...base.codecs.storage import MAIN_PART, EncodedRows, WeightStorage
 from ...base.rounding import Round, Rounding
 from ...errors import NonFinite
 from ...io.buffers import Scratch
-from ...io.byte_ranges import Span, copy_span, opened, write_all
+from ...io.byte_ranges import Span, copy_span, open_descriptor, write_all
 from ...io.progress import Ticker
 from ...io.safetensors import DTYPES, all_finite
 from ..fold.blocks import ELEMENTS, Arithmetic, WeightBlock
@@ -47,7 +47,7 @@ class MergedTensor(NamedTuple):
 
     def write(self, context: MergeContext) -> Any:
         """The output file of the tensor, opened."""
-        return opened(context.folder / self.shard.name, os.O_WRONLY)
+        return open_descriptor(context.folder / self.shard.name, os.O_WRONLY)
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Copy(TensorJob):
     def run(self, context: MergeContext, scratch: Scratch) -> None:
         """See :class:`TensorJob`."""
         with (
-            opened(self.shard.base.path, os.O_RDONLY) as source,
-            opened(context.folder / self.shard.name, os.O_WRONLY) as sink,
+            open_descriptor(self.shard.base.path, os.O_RDONLY) as source,
+            open_descriptor(context.folder / self.shard.name, os.O_WRONLY) as sink,
         ):
             copy_span(
                 source, sink, self.span, lambda count: scratch.get("copy", (count,), np.dtype(np.uint8))

@@ -108,7 +108,7 @@ def module_of(tensor: str) -> str:
     return tensor.removesuffix(".weight").rpartition(".")[2]
 
 
-def renamed(tensor: str, path: str) -> bool:
+def is_other_name(tensor: str, path: str) -> bool:
     """Whether a tensor is in the same layer as a module: then it is that module's weight under another name.
 
     transformers ties only embeddings and heads, which are in no layer.
@@ -125,7 +125,7 @@ def _is_alone(one: Contribution) -> bool:
 
 def _is_head(name: str, one: Contribution) -> bool:
     path = one.adapter.site.path
-    return module_of(name) != module_of(path) and not renamed(name, path)
+    return module_of(name) != module_of(path) and not is_other_name(name, path)
 
 
 def _alike(tables: Sequence[Contribution], heads: Sequence[Contribution]) -> bool:

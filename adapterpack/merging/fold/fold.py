@@ -74,10 +74,10 @@ def bind(
     site = dataclasses.replace(adapter.site, out_features=weight.shape[0], in_features=weight.shape[1])
     if method.traits.reads_weight:
         site = dataclasses.replace(
-            site, weight=_widened(weight, dtype), base_bias=None if bias is None else _widened(bias, dtype)
+            site, weight=_widen(weight, dtype), base_bias=None if bias is None else _widen(bias, dtype)
         )
     params = complete(
-        method, adapter.config, {name: _widened(value, dtype) for name, value in adapter.params.items()}, site
+        method, adapter.config, {name: _widen(value, dtype) for name, value in adapter.params.items()}, site
     )
     if to_device is not None:
         params = {name: to_device(value) for name, value in params.items()}
@@ -92,7 +92,7 @@ def bind(
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
 
 
-def _widened(value: np.ndarray | QuantizedMatrix, dtype: np.dtype[Any]) -> np.ndarray:
+def _widen(value: np.ndarray | QuantizedMatrix, dtype: np.dtype[Any]) -> np.ndarray:
     return (
         value.astype(dtype, copy=False)
         if isinstance(value, QuantizedMatrix) or dtype_name(value.dtype) in FLOATS
@@ -243,7 +243,7 @@ def prepare(
         else:
             ups.append(contribution.weight * factors[0])
             downs.append(factors[1])
-    up, down = (_joined(ups, 1), _joined(downs, 0)) if ups else (None, None)
+    up, down = (_join(ups, 1), _join(downs, 0)) if ups else (None, None)
     if up is None:
         return Change(others=tuple(others), whole=whole)
     return Change(
@@ -265,7 +265,7 @@ def _energy(up: Any, down: Any) -> float:
     return max(0.0, float(xp.sum((up.T @ up) * (down @ down.T))))
 
 
-def _joined(parts: list[Any], axis: int) -> Any:
+def _join(parts: list[Any], axis: int) -> Any:
     return parts[0] if len(parts) == 1 else array_namespace(*parts).concat(parts, axis=axis)
 
 

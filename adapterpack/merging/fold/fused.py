@@ -46,7 +46,7 @@ class Fused(InNumpy):
             return super().fold(change, storage, block, rounding, scratch, write, moved)
         out = scratch.get("stored", block.raw.shape, block.raw.dtype)
         error, inner, differs = lowrank.fold(block.raw, up[block.rows], panels, out)
-        write(storage.writer.encode(out, block.stored, _rounded, scratch))
+        write(storage.writer.encode(out, block.stored, _pass_through, scratch))
         return LossSums(0.0, error, inner, moved or differs), block.bias
 
 
@@ -65,6 +65,6 @@ def _kernel_applies(change: Change, storage: WeightStorage) -> bool:
     )
 
 
-def _rounded(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
+def _pass_through(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
     """A :data:`~adapterpack.base.rounding.Round` for values that are rounded already."""
     return values

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS, row_blocks, to_matrix
 from ...base.checkpoint import Checkpoint
-from ...base.codecs.row_order import as_model, ordered
+from ...base.codecs.row_order import as_model, reorder_rows
 from ...base.codecs.storage import WeightStorage
 from ...base.compatibility import Verdict, recorded_fingerprint
 from ...base.gguf import ggml
@@ -226,7 +226,7 @@ class GGUFBase(MergeBase):
         float32.
         """
         flat = len(self.file.entries[name].shape) == 1
-        return ordered(
+        return reorder_rows(
             super().storage(name, None if flat else out, where), None if flat else self.row_order(name)
         )
 

@@ -40,17 +40,17 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
     types = {name: _type(tensor, dtype) for name, tensor in base.file.entries.items()}
     infos, offsets, end = b"", {}, 0
     for name, tensor in base.file.entries.items():
-        offsets[name] = gg.aligned(end, header.alignment)
+        offsets[name] = gg.align(end, header.alignment)
         infos += gg.tensor_info(tensor.name, tensor.shape, TYPE_NUMBERS[types[name].name], offsets[name])
         end = offsets[name] + math.prod(tensor.shape) // types[name].block * types[name].size
     keys = [*_keys(base, dtype), gg.key_text(KEY, note)]
     head = MAGIC + struct.pack("<IQQ", header.version, len(types), len(keys)) + b"".join(keys) + infos
-    head += bytes(gg.aligned(len(head), header.alignment) - len(head))
+    head += bytes(gg.align(len(head), header.alignment) - len(head))
     items = tuple(
         _item(base, todo, name, _place(name, tensor.shape, types[name], len(head) + offsets[name]), folds)
         for name, tensor in base.file.entries.items()
     )
-    return [Shard(NAME, base.file, head, items, gg.aligned(end, header.alignment) - end)]
+    return [Shard(NAME, base.file, head, items, gg.align(end, header.alignment) - end)]
 
 
 def _require_no_additions(base: GGUFBase, todo: MergePlan, dtype: str | None) -> None:
@@ -104,7 +104,7 @@ def _item(
     value = todo.full_modules.replaced.get(name)
     if value is not None:
         order = base.row_order(name)
-        return Item(place, value=_shaped(value if order is None else as_file(value, order), place))
+        return Item(place, value=_shape(value if order is None else as_file(value, order), place))
     if name in folds:
         source: dict[str, Any] = {"source": info} if "written_with" in folds[name] else {}
         return Item(place, **folds[name], **source)
@@ -113,7 +113,7 @@ def _item(
     return Item(place, storage=base.storage(name, place.dtype))
 
 
-def _shaped(value: np.ndarray, place: TensorInfo) -> np.ndarray:
+def _shape(value: np.ndarray, place: TensorInfo) -> np.ndarray:
     return value.astype(DTYPES[place.dtype]).reshape(place.shape)
 
 

@@ -60,7 +60,7 @@ def fold(
             matrix,
             target.base_bias,
         )
-        pieces = [(piece, counted) for piece, counted in _counted(place.pieces[number])]
+        pieces = [(piece, counted) for piece, counted in _count_once(place.pieces[number])]
         for block, (old, delta, new) in _blocks(matrix, dtype, LAYOUTS[target.kind].turned, change.whole):
             moved = change.apply(old, None if before is None else before[block], block, delta, new)
             if after is not None and moved is not None:
@@ -72,7 +72,7 @@ def fold(
                     _require_finite(written, safe, target.weight)
             tick(new.size)
     if before is not None and after is not None and bias_place is not None:
-        for piece, counted in _counted(bias_place.pieces[0]):
+        for piece, counted in _count_once(bias_place.pieces[0]):
             all_rows = slice(0, len(after))
             written = writer.put(piece, all_rows, after[:, None])
             if written is not None:
@@ -114,7 +114,7 @@ def _blocks(
         yield block, (old.T, delta.T, new.T) if transposed else (old, delta, new)
 
 
-def _counted(pieces: Sequence[WeightPiece]) -> Iterator[tuple[WeightPiece, bool]]:
+def _count_once(pieces: Sequence[WeightPiece]) -> Iterator[tuple[WeightPiece, bool]]:
     """Each piece, and whether it counts for the loss: rows that another piece holds too count once."""
     counted: list[tuple[int, int, int]] = []
     for piece in pieces:

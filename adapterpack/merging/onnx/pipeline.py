@@ -22,7 +22,7 @@ from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
 from ...errors import ConfigError, NothingToDo, Unsupported
 from ...io import strict_json
 from ...io.atomic import output_folder, refuse_existing, scratch_folder
-from ...io.byte_ranges import Span, copy_span, opened
+from ...io.byte_ranges import Span, copy_span, open_descriptor
 from ...io.hashing import identity, require_unchanged
 from ...io.progress import Progress, Ticker
 from ...io.safe_open import copy_file, copy_folder
@@ -87,7 +87,7 @@ def merge_graph(
     refuse_existing(target)
     opened_packs = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = weights_of(weights, opened_packs)
-    with _opened(Path(source), checkpoint, opened_packs) as origin:
+    with _open(Path(source), checkpoint, opened_packs) as origin:
         require_outside(
             target,
             [
@@ -96,7 +96,7 @@ def merge_graph(
             ],
         )
         todo = plan.make(origin.base, opened_packs, factors, allow_structural)
-        work = _located(origin, todo)
+        work = _locate(origin, todo)
         before = {path: identity(path) for path in origin.graph.files}
         names = [path.relative_to(origin.graph.folder) for path in origin.graph.files]
         with output_folder(target) as folder:
@@ -164,7 +164,7 @@ class _Origin(NamedTuple):
 
 
 @contextmanager
-def _opened(
+def _open(
     source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]
 ) -> Iterator[_Origin]:
     if source.suffix == ".onnx":
@@ -225,7 +225,7 @@ class _LocatedPlan(NamedTuple):
     replaced: list[tuple[np.ndarray, TensorPlace]]
 
 
-def _located(origin: _Origin, todo: plan.MergePlan) -> _LocatedPlan:
+def _locate(origin: _Origin, todo: plan.MergePlan) -> _LocatedPlan:
     if todo.full_modules.added:
         raise Unsupported(
             "a pack brings modules that the base lacks, and a fold adds no nodes to a graph",
@@ -340,7 +340,10 @@ def _tensor_report(folded: Folded, places: tuple[TensorPlace, TensorPlace | None
 
 def _copy(source: Path, target: Path, tick: Callable[[int], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with opened(source, os.O_RDONLY) as reader, opened(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink:
+    with (
+        open_descriptor(source, os.O_RDONLY) as reader,
+        open_descriptor(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink,
+    ):
         size = source.stat().st_size
         for start in range(0, size, _CHUNK):
             nbytes = min(_CHUNK, size - start)

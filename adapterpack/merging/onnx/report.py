@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..checkpoint.report import MergedPack, advice, kept, relative_error
+from ..checkpoint.report import MergedPack, advice, kept_share, relative_error
 from ..fold.loss import TensorLoss, finite
 
 
@@ -60,7 +60,7 @@ class GraphReport:
     @property
     def kept(self) -> float:
         """The projection of the stored change on the exact one, over all tensors: 1 is all of it."""
-        return kept(self.losses)
+        return kept_share(self.losses)
 
     @property
     def quantized(self) -> tuple[float, float] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError
-from ...readable import aligned
+from ...readable import align_columns
 
 log = logging.getLogger(__name__)
 
@@ -164,4 +164,4 @@ def table(reports: Iterable[DataReport]) -> str:
                 ", ".join(one.unread),
             )
         )
-    return aligned(lines)
+    return align_columns(lines)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...readable import aligned, percent, size
+from ...readable import align_columns, percent, size
 from ..layers.active import adapter_names, wrappers_of
 from ..layers.layer import Adapted
 from ..layers.merged import merged_in
@@ -112,7 +112,7 @@ class Status:
             )
             for one in self.adapters
         ]
-        lines = [head, aligned([columns, *rows])]
+        lines = [head, align_columns([columns, *rows])]
         if self.kept_bytes:
             lines.append(f"{size(self.kept_bytes)} of the base are kept for unmerge_from")
         return "\n".join(lines)

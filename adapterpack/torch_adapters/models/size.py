@@ -20,7 +20,7 @@ from torch.nn.modules import module as hooks
 
 from ...base.base_folder import CONFIG, named_values, read_json
 from ...base.checkpoint import Checkpoint
-from ...base.quantization import declared
+from ...base.quantization import read_quantization
 from ...errors import FormatError
 
 _COUNTS = re.compile(r"((?:^n|^num|_n|_num)_layer|layers|experts|blocks|depths?|labels)$")
@@ -71,7 +71,7 @@ def bounded_build(folder: Path) -> Iterator[None]:
         FormatError: it began to.
     """
     base, thread = Checkpoint(folder), threading.get_ident()
-    packed = declared(base.config) is not None
+    packed = read_quantization(base.config) is not None
     held = sum(info.nbytes * _PACKED if packed else math.prod(info.shape) for info in base.stored.values())
     most, modules = _SMALL + _TIMES * held, _MODULES + _TIMES * len(base.stored)
     numbers = parts = 0

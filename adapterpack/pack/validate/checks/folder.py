@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from ....errors import FormatError
-from ....io.safe_open import LARGE, TENSORS, in_hub_cache, mapped, read_file
+from ....io.safe_open import LARGE, TENSORS, in_hub_cache, map_file, read_file
 from ....manifest import manifest as m
 from ...pack import MUTABLE
 from ..budget import Budget
@@ -125,7 +125,7 @@ def read_files(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, 
 
 def _content(path: Path, limit: int) -> bytes:
     return (
-        cast("bytes", mapped(path, limit))
+        cast("bytes", map_file(path, limit))
         if path.name == TENSORS and limit > LARGE + 1
         else read_file(path, limit)
     )
