@@ -174,7 +174,7 @@ class Checkpoint:
 
     @cached_property
     def kinds_by_name(self) -> Mapping[str, set[str]]:
-        """See :func:`~.linear_layers.kinds_by_name`."""
+        """The kinds of linear layers by the last part of their names, as far as shapes show them."""
         return linear_layers.kinds_by_name(self.tensors)
 
     def linear_kind(self, weight: str) -> str | None:

@@ -58,17 +58,17 @@ class Reader(Protocol):
 
     @property
     def work(self) -> np.dtype[Any]:
-        """See above."""
+        """The dtype in which changes are computed."""
         ...
 
     @property
     def step(self) -> int:
-        """See above."""
+        """How many rows belong together: blocks begin and end at multiples of it."""
         ...
 
     @property
     def shape(self) -> tuple[int, int]:
-        """See above."""
+        """Rows and columns of what is stored."""
         ...
 
     def matrices(self, kind: str) -> Sequence[Any]:
@@ -101,22 +101,22 @@ class Writer(Protocol):
 
     @property
     def label(self) -> str:
-        """See above."""
+        """What reports call the stored dtype."""
         ...
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """See above."""
+        """The tensors of the output that hold the weight, by role."""
         ...
 
     @property
     def stochastic(self) -> bool:
-        """See above."""
+        """Whether values may be rounded stochastically."""
         ...
 
     @property
     def read_only_reason(self) -> str | None:
-        """See above."""
+        """Why no changed weight can be stored in this form; None where one can."""
         ...
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:

@@ -28,7 +28,7 @@ def nibbles(offset: int, blocks: Blocks) -> np.ndarray:
 
 
 def put_nibbles(offset: int, blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`nibbles`."""
+    """Writes what :func:`nibbles` reads."""
     low, high = np.split((codes + offset).astype(np.uint8), 2, axis=-1)
     blocks["qs"] = low & 15 | high << 4
 
@@ -40,7 +40,7 @@ def fives(offset: int, blocks: Blocks) -> np.ndarray:
 
 
 def put_fives(offset: int, blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`fives`."""
+    """Writes what :func:`fives` reads."""
     raw = (codes + offset).astype(np.uint8)
     blocks["qh"] = np.packbits(raw >> 4, axis=-1, bitorder="little")
     put_nibbles(0, blocks, raw & 15)
@@ -53,7 +53,7 @@ def eights(blocks: Blocks) -> np.ndarray:
 
 
 def put_eights(blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`eights`."""
+    """Writes what :func:`eights` reads."""
     blocks["qs"] = codes
 
 
@@ -77,7 +77,7 @@ def q2(blocks: Blocks) -> np.ndarray:
 
 
 def put_q2(blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`q2`."""
+    """Writes what :func:`q2` reads."""
     blocks["qs"] = _put_crumbs(codes.astype(np.uint8))
 
 
@@ -87,7 +87,7 @@ def q2_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 
 
 def put_q2_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
-    """See :func:`q2_scales`."""
+    """Writes what :func:`q2_scales` reads."""
     assert minimum is not None
     blocks["scales"] = scale | minimum << 4
 
@@ -101,7 +101,7 @@ def q3(blocks: Blocks) -> np.ndarray:
 
 
 def put_q3(blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`q3`."""
+    """Writes what :func:`q3` reads."""
     raw = (codes + 4).astype(np.uint8)
     blocks["qs"] = _put_crumbs(raw & 3)
     mask = (raw >> 2).reshape(*blocks.shape, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
@@ -119,7 +119,7 @@ def q3_scales(blocks: Blocks) -> tuple[np.ndarray, None]:
 
 
 def put_q3_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
-    """See :func:`q3_scales`."""
+    """Writes what :func:`q3_scales` reads."""
     raw = (scale + 32).astype(np.uint8)
     four = (raw & 15).reshape(*blocks.shape, 2, 8) << _HALVES[:, None]
     two = (raw >> 4).reshape(*blocks.shape, 4, 4) << _CRUMBS[:, None]
@@ -135,7 +135,7 @@ def q4(blocks: Blocks) -> np.ndarray:
 
 
 def put_q4(blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`q4`."""
+    """Writes what :func:`q4` reads."""
     parts = codes.astype(np.uint8).reshape(*blocks.shape, 4, 2, 32) << _HALVES[:, None]
     blocks["qs"] = np.bitwise_or.reduce(parts, axis=-2).reshape(*blocks.shape, 128)
 
@@ -147,7 +147,7 @@ def q5(blocks: Blocks) -> np.ndarray:
 
 
 def put_q5(blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`q5`."""
+    """Writes what :func:`q5` reads."""
     raw = codes.astype(np.uint8)
     high = (raw >> 4).reshape(*blocks.shape, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
     blocks["qh"] = np.bitwise_or.reduce(high, axis=-2)
@@ -165,7 +165,7 @@ def six_bits(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 
 
 def put_six_bits(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
-    """See :func:`six_bits`."""
+    """Writes what :func:`six_bits` reads."""
     assert minimum is not None
     (s, top_s), (m, top_m) = (np.split(values.astype(np.uint8), 2, axis=-1) for values in (scale, minimum))
     blocks["scales"] = np.concatenate(
@@ -182,7 +182,7 @@ def q6(blocks: Blocks) -> np.ndarray:
 
 
 def put_q6(blocks: Blocks, codes: np.ndarray) -> None:
-    """See :func:`q6`."""
+    """Writes what :func:`q6` reads."""
     raw = (codes + 32).astype(np.uint8)
     low = (raw & 15).reshape(*blocks.shape, 2, 2, 64) << _HALVES[:, None]
     blocks["ql"] = np.bitwise_or.reduce(low, axis=-2).reshape(*blocks.shape, 128)

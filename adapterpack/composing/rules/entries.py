@@ -114,7 +114,7 @@ class MergedEntries:
         return np.concatenate(rows, axis=1).astype(np.float32)
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """See :class:`~adapterpack.lowrank.range_finder.RowSource`."""
+        """Merges one block after another and yields its rows with the merged entries."""
         for block in self.view.blocks():
             yield block.rows, self.fuse(block)
 

@@ -76,7 +76,7 @@ class Copy(TensorJob):
     span: Span
 
     def run(self, context: MergeContext, scratch: Scratch) -> None:
-        """See :class:`TensorJob`."""
+        """Copies the bytes of its span."""
         with (
             open_descriptor(self.shard.base.path, os.O_RDONLY) as source,
             open_descriptor(context.folder / self.shard.name, os.O_WRONLY) as sink,
@@ -94,7 +94,7 @@ class Put(TensorJob):
     tensor: MergedTensor
 
     def run(self, context: MergeContext, scratch: Scratch) -> None:
-        """See :class:`TensorJob`."""
+        """Writes the new value."""
         place, value = self.tensor.item.place, self.tensor.item.value
         assert value is not None
         stored = np.ascontiguousarray(value, dtype=DTYPES[place.dtype])
@@ -160,7 +160,7 @@ class Convert(TensorJob):
     storage: WeightStorage
 
     def run(self, context: MergeContext, scratch: Scratch) -> None:
-        """See :class:`TensorJob`."""
+        """Rounds the tensor to its new dtype."""
         (reader, writer), name = self.storage, self.tensor.item.place.name
         rows, columns = reader.shape
         with reader.opened() as read, OutputParts(context, {MAIN_PART: self.tensor}) as parts:
@@ -187,7 +187,7 @@ class Fold(TensorJob):
     bias: MergedTensor | None
 
     def run(self, context: MergeContext, scratch: Scratch) -> LossSums:
-        """See :class:`TensorJob`."""
+        """Folds the change into the weight and returns the sums of its loss."""
         target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
         reader, sums, done = storage.reader, LossSums(), 0
         bias = _Bias(self.bias, target.bias, reader.work)

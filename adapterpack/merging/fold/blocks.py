@@ -75,7 +75,7 @@ class InNumpy:
     """Computes with numpy."""
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """See :class:`Arithmetic`."""
+        """As many numbers as numpy merges fastest."""
         return ELEMENTS
 
     def prepare(
@@ -85,7 +85,7 @@ class InNumpy:
         weight: np.ndarray | QuantizedMatrix,
         bias: np.ndarray | None,
     ) -> Change:
-        """See :class:`Arithmetic`."""
+        """Computes in numpy what all blocks of a matrix need."""
         return prepare(contributions, dtype, weight, bias)
 
     def fold(
@@ -98,7 +98,7 @@ class InNumpy:
         write: Write,
         moved: bool,
     ) -> tuple[LossSums, np.ndarray | None]:
-        """See :class:`Arithmetic`."""
+        """Decodes a block, adds the change and rounds it, in passes of numpy."""
         old = storage.reader.decode(block.raw, scratch)
         new, delta = scratch.get("new", old.shape, old.dtype), scratch.get("change", old.shape, old.dtype)
         matrices = (old.T, delta.T, new.T) if block.transposed else (old, delta, new)

@@ -27,7 +27,7 @@ class Fused(InNumpy):
     """
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        """Larger blocks where the kernel applies, else numpy's."""
         return 1 << 20 if _kernel_applies(change, storage) else super().elements(change, storage)
 
     def fold(
@@ -40,7 +40,7 @@ class Fused(InNumpy):
         write: Write,
         moved: bool,
     ) -> tuple[LossSums, np.ndarray | None]:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        """Merges a block in one pass of the kernel, or as numpy does."""
         up, panels = change.up, change.panels
         if up is None or panels is None or block.transposed or not _kernel_applies(change, storage):
             return super().fold(change, storage, block, rounding, scratch, write, moved)

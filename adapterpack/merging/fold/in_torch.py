@@ -45,7 +45,7 @@ class InTorch:
             ) from error
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        """Large blocks, so that the device is busy."""
         return 1 << 23
 
     def prepare(
@@ -55,7 +55,7 @@ class InTorch:
         weight: np.ndarray | QuantizedMatrix,
         bias: np.ndarray | None,
     ) -> Change:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        """Computes on the device what all blocks of a matrix need."""
         return prepare(contributions, dtype, weight, bias, self._to_device)
 
     def fold(
@@ -68,7 +68,7 @@ class InTorch:
         write: Write,
         moved: bool,
     ) -> tuple[LossSums, np.ndarray | None]:
-        """See :class:`~adapterpack.merging.fold.blocks.Arithmetic`."""
+        """Merges a block on the device."""
         old = storage.reader.decode(block.raw, scratch)
         weight = self._to_device(old.T if block.transposed else old)
         bias = None if block.bias is None else self._to_device(block.bias)

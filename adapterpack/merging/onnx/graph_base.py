@@ -99,7 +99,7 @@ class GraphBase(MergeBase):
         return tensors
 
     def view(self, name: str) -> np.ndarray:
-        """See :meth:`read`."""
+        """The weight or bias as :meth:`read` gives it."""
         return self.read(name)
 
     def read(self, name: str) -> np.ndarray:
