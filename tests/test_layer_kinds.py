@@ -56,7 +56,7 @@ from adapterpack.manifest.manifest import Task
 from adapterpack.pack.validate.validation import validate
 from adapterpack.torch_adapters.layers.active import active
 from adapterpack.torch_adapters.layers.conv import AdaptedConv
-from adapterpack.torch_adapters.layers.layer import Adapted
+from adapterpack.torch_adapters.layers.layer import Adapted, NewAdapter
 from adapterpack.torch_adapters.layers.sites import select
 from adapterpack.torch_adapters.layers.wrapper import base_modules
 
@@ -577,14 +577,8 @@ def test_every_way_through_a_convolution_is_the_same_change(dtype: torch.dtype, 
     traits, found = get("lora").traits, []
     for changed in ({}, {"low_rank": False}, {"reads_weight": True}, {"additive": False}):
         wrapper = AdaptedConv(layer, Site("conv", 12, 6, "grouped_conv", True))
-        wrapper._add(
-            "a",
-            get("lora")._replace(traits=dataclasses.replace(traits, **changed)),
-            LoRA(r=2),
-            params,
-            {},
-            {},
-        )
+        method = get("lora")._replace(traits=dataclasses.replace(traits, **changed))
+        wrapper._add("a", NewAdapter(method, LoRA(r=2), params, {}, {}))
         wrapper._active = ("a",)
         found.append(wrapper(floats(2, 4, 5, 5)().to(dtype)))
     for other in found[1:]:
@@ -770,7 +764,7 @@ def test_a_change_that_is_not_additive_has_no_dropout_on_a_convolution() -> None
     method = get("lora")._replace(traits=dataclasses.replace(get("lora").traits, additive=False))
     wrapper = AdaptedConv(nn.Conv1d(2, 3, 2), Site("conv", 4, 3, "conv", True, (2,)))
     with pytest.raises(Unsupported, match="dropout on the input has no place"):
-        wrapper._add("a", method, LoRA(r=1, dropout=0.1), {}, {}, {})
+        wrapper._add("a", NewAdapter(method, LoRA(r=1, dropout=0.1), {}, {}, {}))
 
 
 @pytest.mark.parametrize(("tied", "says"), [(True, True), (True, False), (False, False), (False, True)])

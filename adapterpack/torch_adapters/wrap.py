@@ -17,7 +17,7 @@ from ..errors import Unsupported
 from ..manifest.manifest import Group
 from .adapter_kinds import KINDS
 from .layers.embedding_rows import AdaptedTable
-from .layers.layer import Adapted
+from .layers.layer import Adapted, NewAdapter
 from .layers.modules_to_save import SavedModule
 from .layers.parameter import AdaptedParameter
 from .layers.position_tracking import forget, tell
@@ -66,7 +66,8 @@ class Work:
         constant_arrays = constants_of(method, cfg, {**self._begun.get(method.name, {}), **site_params}, site)
         device = device_of(wrapper._base, path)
         constants = {key: self._constant(value, device) for key, value in constant_arrays.items()}
-        wrapper._add(self.name, method, cfg, site_params, constants, self._shared.get(method.name, {}))
+        shared = self._shared.get(method.name, {})
+        wrapper._add(self.name, NewAdapter(method, cfg, site_params, constants, shared))
         if secondary:
             wrapper._secondary.add(self.name)
         return wrapper

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from ...adapter_methods import Method, Site
+from ...adapter_methods import Site
 from ...adapter_methods.forms.blocks import run_block
 from ...errors import SiteNotFound, Unsupported
-from .layer import Adapted, Tensors, place
+from .layer import Adapted, NewAdapter, place
 from .wrapper import innermost, input_of, module_at
 
 
@@ -34,18 +32,10 @@ class AdaptedBlock(Adapted):
         self._watched_inputs: dict[str, torch.Tensor] = {}
         self._hooks: dict[str, Any] = {}
 
-    def _add(
-        self,
-        name: str,
-        method: Method,
-        cfg: Any,
-        params: Mapping[str, np.ndarray],
-        constants: Tensors,
-        shared: Tensors,
-    ) -> None:
+    def _add(self, name: str, adapter: NewAdapter) -> None:
         """Add an adapter; one that reads the input of another module watches that module from now on."""
-        super()._add(name, method, cfg, params, constants, shared)
-        source = getattr(cfg, "source", "output")
+        super()._add(name, adapter)
+        source = getattr(adapter.config, "source", "output")
         if source not in {"output", "input"}:
             try:
                 entry = innermost(self._find(source))

@@ -11,7 +11,7 @@ from torch import nn
 from ...adapter_methods import Method, from_matrix
 from ...errors import Unsupported
 from ..kernels import low_rank
-from .layer import AdaptedLayer, Tensors
+from .layer import AdaptedLayer, NewAdapter
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -54,18 +54,16 @@ class AdaptedConv(AdaptedLayer):
     precision, or dropout is to act on the change alone, an additive change is a convolution of its own.
     """
 
-    def _add(
-        self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
-    ) -> None:
-        if cfg.dropout and not method.traits.additive:
+    def _add(self, name: str, adapter: NewAdapter) -> None:
+        if adapter.config.dropout and not adapter.method.traits.additive:
             raise Unsupported(
-                f"the method {method.name} changes a convolution in its weight, where dropout on the "
+                f"the method {adapter.method.name} changes a convolution in its weight, where dropout on the "
                 "input has no place",
                 where=self._site.path,
-                found=f"dropout {cfg.dropout}",
+                found=f"dropout {adapter.config.dropout}",
                 remedy="set dropout to 0",
             )
-        super()._add(name, method, cfg, params, constants, shared)
+        super()._add(name, adapter)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The convolution's output with the active adapters applied."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from ...adapter_methods import PROMPT, Method, Traits
+from ...adapter_methods import PROMPT, Traits
 from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import Unsupported
-from .layer import Tensors
+from .layer import NewAdapter
 from .prompts import CACHES, OWNER, Prompts, of_transformers
 
 
@@ -63,18 +63,10 @@ class EncoderDecoderPrompts(Prompts):
     def _decoder(self) -> PreTrainedModel:
         return self._decoder_in_tuple[0]
 
-    def _add(
-        self,
-        name: str,
-        method: Method,
-        cfg: Any,
-        params: Mapping[str, np.ndarray],
-        constants: Tensors,
-        shared: Tensors,
-    ) -> None:
+    def _add(self, name: str, adapter: NewAdapter) -> None:
         """Add a prompt; the first one leads the decoder through here, too."""
         first = not self._redirected
-        super()._add(name, method, cfg, params, constants, shared)
+        super()._add(name, adapter)
         if first:
             self._decode = self._decoder.forward
             self._decoder.forward = self._around_decoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,18 @@ def _rebuild(method: Any, cfg: Any) -> tuple[Method, Any]:
         composed = method_of_composition(method)
         return composed, composed.config(**cfg)
     return (METHODS[method] if isinstance(method, str) else method), cfg
+
+
+class NewAdapter(NamedTuple):
+    """What an adapter has at a site: its own ``params``; ``constants`` and ``shared`` may be of other sites,
+    too.
+    """
+
+    method: Method
+    config: Any
+    params: Mapping[str, np.ndarray]
+    constants: Tensors
+    shared: Tensors
 
 
 class Adapted(Wrapper):
@@ -76,27 +88,17 @@ class Adapted(Wrapper):
         made = {name: _rebuild(*described) for name, described in state["_methods"].items()}
         super().__setstate__({**state, "_methods": made})
 
-    def _add(
-        self,
-        name: str,
-        method: Method,
-        cfg: Any,
-        params: Mapping[str, np.ndarray],
-        constants: Tensors,
-        shared: Tensors,
-    ) -> None:
+    def _add(self, name: str, adapter: NewAdapter) -> None:
         """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method
         says that they are frozen.
-
-        ``constants`` and ``shared`` may belong to other sites, too.
         """
         device = device_of(self._base, self._site.path)
         self._adapters[key_of(name)] = nn.ParameterDict(
-            {key: as_parameter(value, device) for key, value in params.items()}
+            {key: as_parameter(value, device) for key, value in adapter.params.items()}
         )
-        self._common[key_of(name)] = nn.ParameterDict(dict(shared))
-        self._fixed[key_of(name)] = nn.ParameterDict(dict(constants))
-        self._methods[name] = (method, cfg)
+        self._common[key_of(name)] = nn.ParameterDict(dict(adapter.shared))
+        self._fixed[key_of(name)] = nn.ParameterDict(dict(adapter.constants))
+        self._methods[name] = adapter.method, adapter.config
         self._trainable(name)
 
     def _trainable(self, name: str, yes: bool = True) -> None:

@@ -9,9 +9,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from ...adapter_methods import Method, fold
+from ...adapter_methods import fold
 from ...errors import Unsupported
-from .layer import AdaptedLayer, Tensors
+from .layer import AdaptedLayer, NewAdapter
 from .weights import require_in_memory
 from .wrapper import innermost
 
@@ -41,11 +41,9 @@ class AdaptedNorm(AdaptedLayer):
     merge would.
     """
 
-    def _add(
-        self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
-    ) -> None:
+    def _add(self, name: str, adapter: NewAdapter) -> None:
         require_in_memory(innermost(self), self._site.path)
-        super()._add(name, method, cfg, params, constants, shared)
+        super()._add(name, adapter)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's output with the active adapters applied."""

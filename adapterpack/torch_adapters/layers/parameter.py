@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from ...adapter_methods import Method, Site, fold, from_matrix, is_stacked, to_matrix
+from ...adapter_methods import Site, fold, from_matrix, is_stacked, to_matrix
 from ...errors import Unsupported
-from .layer import Adapted, Tensors
+from .layer import Adapted, NewAdapter
 from .weights import require_in_memory, weight_of
 from .wrapper import innermost
 
@@ -40,18 +40,16 @@ class AdaptedParameter(Adapted):
         owner, _, leaf = self._leaf.rpartition(".")
         return weight_of(innermost(self).get_submodule(owner), leaf, self._site), None
 
-    def _add(
-        self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors
-    ) -> None:
+    def _add(self, name: str, adapter: NewAdapter) -> None:
         require_in_memory(innermost(self), self._site.path)
-        if cfg.dropout:
+        if adapter.config.dropout:
             raise Unsupported(
                 "a parameter is changed in itself, where dropout on the input has no place",
                 where=self._site.path,
-                found=f"dropout {cfg.dropout}",
+                found=f"dropout {adapter.config.dropout}",
                 remedy="set dropout to 0",
             )
-        super()._add(name, method, cfg, params, constants, shared)
+        super()._add(name, adapter)
 
     def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
         owner, _, leaf = self._leaf.rpartition(".")

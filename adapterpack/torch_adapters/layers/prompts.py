@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ...adapter_methods import PROMPT, Method, Site, Traits
+from ...adapter_methods import PROMPT, Site, Traits
 from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
 from ..models.load import load_tokenizer
 from .active import evaluating
-from .layer import Adapted, Tensors
+from .layer import Adapted, NewAdapter
 from .tensors import as_numpy
 from .weights import device_of
 from .wrapper import base_modules
@@ -83,17 +83,9 @@ class Prompts(Adapted):
         """The embeddings of the model's own tokens."""
         return self._base(*args, **kwargs)
 
-    def _add(
-        self,
-        name: str,
-        method: Method,
-        cfg: Any,
-        params: Mapping[str, np.ndarray],
-        constants: Tensors,
-        shared: Tensors,
-    ) -> None:
+    def _add(self, name: str, adapter: NewAdapter) -> None:
         """Add a prompt; the first one leads the trunk through here."""
-        super()._add(name, method, cfg, params, constants, shared)
+        super()._add(name, adapter)
         self._require_fit(name)
         if not self._redirected:
             self._inner, self._redirected = self._trunk.forward, True

@@ -10,18 +10,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from adapterpack.adapter_methods import Method, Site, Traits
+from adapterpack.adapter_methods import Site, Traits
 from adapterpack.errors import BaseMismatch, Unsupported
 from adapterpack.torch_adapters.adapter_kinds import Kind
 from adapterpack.torch_adapters.layers.block_targets import block_at, select_blocks
-from adapterpack.torch_adapters.layers.layer import Adapted, Tensors
+from adapterpack.torch_adapters.layers.layer import Adapted, NewAdapter
 from adapterpack.torch_adapters.layers.prompts import CACHES
 from adapterpack.torch_adapters.layers.wrapper import innermost, module_at
 
@@ -69,25 +68,17 @@ class ShadowedLayer(Adapted):
         self._run.state = advance(form, given.to(dtype), state)
         return output
 
-    def _add(
-        self,
-        name: str,
-        method: Method,
-        cfg: Any,
-        params: Mapping[str, np.ndarray],
-        constants: Tensors,
-        shared: Tensors,
-    ) -> None:
-        """See :class:`Adapted`; the first layer of an adapter has its backbone built.
+    def _add(self, name: str, adapter: NewAdapter) -> None:
+        """Add an adapter; its first layer has its backbone built.
 
         Raises:
             BaseMismatch: the tensors are not those of a backbone that mirrors this model.
         """
-        super()._add(name, method, cfg, params, constants, shared)
+        super()._add(name, adapter)
         self._run.take(self, name)
 
     def _remove(self, name: str) -> None:
-        """See :class:`Adapted`; with the last layer of an adapter its backbone goes."""
+        """Remove an adapter; with its last layer its backbone goes."""
         if name in self._names:
             super()._remove(name)
             self._run.release(self, name)
