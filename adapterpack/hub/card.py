@@ -25,12 +25,13 @@ from ..pack.validate.finding import Report
 from ..peft.readers import MAX_RANKS, largest_rank, readers
 from ..resources import templates
 from ..tasks.task import NO_TASK, TASKS, Task
-from .curve import curve
 from .transport import names
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_ROWS = 8
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"
 """A card with this line is written anew by a push; one without it is somebody's own and stays."""
 _SIGNS = re.compile(r"([\\`*_\[\]<>|#~&$])")
@@ -80,7 +81,7 @@ def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
         metrics=manifest.metrics,
         max_rank=next((rank for rank in MAX_RANKS if rank >= largest_rank(pack)), 0),
         training={**manifest.config, **settings_of(manifest.training)},
-        losses=curve(points) if (points := manifest.training.get("losses")) else "",
+        losses=draw_losses(points) if (points := manifest.training.get("losses")) else "",
     )
 
 
@@ -228,3 +229,24 @@ def _one_line(value: object) -> str:
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names in all rows, each once, in the order in which they come."""
     return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def draw_losses(points: Sequence[Mapping[str, float]]) -> str:
+    """How a loss fell, as text that every reader of Markdown shows: columns of blocks over the steps, from
+    the least loss or 0 to the largest.
+
+    Example:
+        >>> print(draw_losses([{"step": 10, "loss": 2.0}, {"step": 20, "loss": 0.5}]).splitlines()[-2])
+        0        ██
+    """
+    losses = [point["loss"] for point in points]
+    low, high = min([0.0, *losses]), max([0.0, *losses])
+    heights = [round(8 * _ROWS * (loss - low) / ((high - low) or 1.0)) for loss in losses]
+    labels = {0: f"{high:.3g}", _ROWS - 1: f"{low:.3g}"}
+    rows = [
+        f"{labels.get(row, ''):8} "
+        + "".join(_EIGHTHS[min(max(height - 8 * (_ROWS - 1 - row), 0), 8)] for height in heights)
+        for row in range(_ROWS)
+    ]
+    ends = ", ".join(f"step {point['step']:.0f}: {point['loss']:.3g}" for point in (points[0], points[-1]))
+    return "\n".join([*(row.rstrip() for row in rows), f"{'':8} {ends}"])

@@ -107,7 +107,7 @@ def _card(text: str) -> None:
     from adapterpack.pack.validate.validation import load
 
     bad.good(Path("pack"))
-    pack, at = load(Path("pack")), names.Reference("org/name", folder="pack")
+    pack, at = load(Path("pack")), names.HubReference("org/name", folder="pack")
     report = Report("pack", "pack", None, (Finding("AP000", "warning", text, text, text),), (text,))
 
     def written(text: str) -> str:

@@ -29,10 +29,10 @@ from processes import child
 
 from adapterpack.errors import StorageError
 from adapterpack.http.http_error import HTTPError
-from adapterpack.hub.server.front_matter import problem
 from adapterpack.hub.server.parts import UploadedParts
 from adapterpack.hub.server.storage import HubStorage
 from adapterpack.hub.server.trees import MAX_FILES, Entry, Tree
+from adapterpack.hub.server.writing import header_problem
 from adapterpack.hub.transport import client
 from adapterpack.io import strict_json
 
@@ -209,7 +209,7 @@ def test_a_header_that_is_none_is_named_soon(name: str, hub: Hub) -> None:
 def test_a_header_that_is_one_is_taken(text: str, hub: Hub) -> None:
     reply = send(hub, "POST", "/api/validate-yaml", {"content": f"---\n{text}\n---\n# Title\n"})
     assert (reply.status, json.loads(reply.body)) == (200, {"errors": [], "warnings": []})
-    assert problem(text) is None
+    assert header_problem(text) is None
 
 
 def test_others_are_answered_while_a_header_is_looked_at(hub: Hub) -> None:

@@ -15,13 +15,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ...errors import ConfigError
 from ...http.http_error import HTTPError
+from ...io import plain_yaml
 from ..transport import names
 from ..transport.client import MAX_LISTED
 from . import trees
 from .access import NAME
 from .bodies import json_object, json_of, parse_body
-from .front_matter import problem
 from .reading import author_of, origin_of, repo_of, revision_of, storage_of
 from .storage import HubStorage, Settings
 from .trees import Entry
@@ -30,6 +31,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGE = frozenset({".safetensors", ".onnx", ".onnx_adapter", ".data", ".bin", ".model", ".gguf"})
 _MAX_REGULAR = 10 << 20
 _MAX_GRANTED = 1000
+_LONGEST_HEADER = 256 << 10
 
 
 async def create(request: Request) -> Response:
@@ -91,7 +93,7 @@ async def validate_yaml(request: Request) -> Response:
 
     def look(body: bytes) -> str | None:
         text = str(json_object(body).get("content", ""))
-        return problem(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
+        return header_problem(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
 
     message = await parse_body(request, look)
     return JSONResponse(
@@ -257,3 +259,20 @@ def _decode(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise HTTPError(400, "BadRequest", "This is not base64") from error
+
+
+def header_problem(text: str) -> str | None:
+    """What is wrong with the YAML header of a README; None for a mapping. It takes time that grows with the
+    length alone.
+
+    Example:
+        >>> header_problem("license: mit"), header_problem("- mit")
+        (None, 'the header is no mapping')
+    """
+    if len(text) > _LONGEST_HEADER:
+        return f"the header is longer than {_LONGEST_HEADER} characters"
+    try:
+        value = plain_yaml.loads(text, None, what="the header is not YAML")
+    except ConfigError as error:
+        return error.what
+    return None if isinstance(value, dict) else "the header is no mapping"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -120,7 +121,7 @@ def connect(reference: names.HubReference, token: str | None = None) -> Remote:
     hub = Endpoint(endpoint(), token)
     url = f"{hub.url}/api/models/{reference.repo}/revision/{quote(reference.revision, safe='')}"
     with hub_errors(reference):
-        _, info = with_retries(lambda: request_json("GET", url, hub, reference))
+        _, info = with_retries(partial(request_json, "GET", url, hub, reference))
     commit, repo = (info.get("sha"), info.get("id")) if isinstance(info, dict) else (None, None)
     if not isinstance(commit, str) or not names.COMMIT.fullmatch(commit):
         raise HubError(
@@ -198,7 +199,7 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
     )
     limit, started, count = ByteLimit(remote, MAX_ANSWER), time.monotonic(), 0
     for _ in range(MAX_PAGES):
-        response, page = with_retries(lambda url=url: request_json("GET", url, remote.hub, remote, limit))  # type: ignore[misc]
+        response, page = with_retries(partial(request_json, "GET", url, remote.hub, remote, limit))
         if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
             raise HubError("the hub does not answer as it should", where=remote, expected="a list of files")
         yield from page

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -153,7 +154,7 @@ def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]
                 for path in paths[start : start + _BATCH]
             ]
         }
-        _, reply = with_retries(lambda value=value: request_json("POST", url, remote.hub, remote, json=value))  # type: ignore[misc]
+        _, reply = with_retries(partial(request_json, "POST", url, remote.hub, remote, json=value))
         modes = reply.get("files") if isinstance(reply, dict) else None
         if not isinstance(modes, list) or not all(isinstance(mode, dict) for mode in modes):
             raise HubError(
