@@ -70,7 +70,7 @@ from adapterpack.tasks.task import task_named
 from adapterpack.torch_adapters.extract_adapter import parts_of
 from adapterpack.torch_adapters.models.load import load_model
 
-stage = importlib.import_module("adapterpack.exporting.pipeline")
+stage = importlib.import_module("adapterpack.exporting.build")
 arguments = importlib.import_module("adapterpack.exporting.arguments")
 mobius = FRONTENDS["mobius"]
 Make = Callable[..., Any]

@@ -111,7 +111,7 @@ def test_a_graph_beyond_the_tolerance_is_not_published(
         return graph
 
     monkeypatch.setattr(
-        "adapterpack.exporting.pipeline.FRONTENDS", {"crooked": Frontend("crooked", mobius.supports, built)}
+        "adapterpack.exporting.build.FRONTENDS", {"crooked": Frontend("crooked", mobius.supports, built)}
     )
     with pytest.raises(ParityError, match="no frontend made a graph that agrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", dtype="float16")

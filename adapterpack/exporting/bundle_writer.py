@@ -42,6 +42,8 @@ from ..slots.fields import FIELDS, FIXED, LABELS, nothing
 from ..slots.values import grouped
 from ..tasks.data.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
+from ..torch_adapters.layers.sites import select
+from ..torch_adapters.models.load import empty_model
 from .arguments import ExportJob
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource
@@ -260,10 +262,6 @@ def _default_sites(job: ExportJob, source: ExportSource) -> frozenset[str] | Non
     """
     if job.request.mode == "folded" or job.packs:
         return None
-    # torch and transformers
-    from ..torch_adapters.layers.sites import select  # noqa: PLC0415
-    from ..torch_adapters.models.load import empty_model  # noqa: PLC0415
-
     model = empty_model(source.folder, job.task)
     heads = tuple(head for head in job.task.heads if hasattr(model, head))
     return frozenset(site.path for site in select(model, LoRA().targets, get("lora").traits, heads))

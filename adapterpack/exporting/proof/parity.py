@@ -23,6 +23,7 @@ from ..frontends.base import ExportSource
 from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of
 from .parity_runs import BARE, ModelOutputs, real_positions, row_of, run_graph, run_torch
+from .reference import reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,8 +53,6 @@ def prove_bundle(
     Raises:
         ParityError: it is right on none, or does not take what the task gives.
     """
-    from .reference import reference  # noqa: PLC0415 - torch
-
     model = reference(source.task, source.folder)
     try:
         return _on_some_side(bundle, folder, source, paddings, plan, model.model)

@@ -9,6 +9,8 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from ...adapter_methods.core.token_positions import has_acted
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
@@ -19,6 +21,7 @@ from ...runtime.sessions.decoder import grown
 from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import SPANS, Task
+from ...torch_adapters.adapt import attach, detach
 from ..tracing.example_inputs import LENGTHS
 
 if TYPE_CHECKING:
@@ -61,8 +64,6 @@ def run_torch(
     task: Task, model: PreTrainedModel, batch: Arrays, packs: Sequence[Pack]
 ) -> Iterator[tuple[str | None, ModelOutputs]]:
     """The model's outputs for the batch, without an adapter and then with each of ``packs``."""
-    from ...torch_adapters.adapt import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
-
     yield None, _run_model(task, model, batch)
     for pack in packs:
         attach(model, pack, check_base=False)
@@ -76,8 +77,6 @@ def run_alone(
     """The model's outputs for each row by itself, with its pack; logits of the last ``kept`` positions, or of
     all.
     """
-    from ...torch_adapters.adapt import attach, detach  # noqa: PLC0415 - see above
-
     found: dict[int, ModelOutputs] = {}
     for pack in {id(pack): pack for pack in packs}.values():
         if pack is not None:
@@ -93,8 +92,6 @@ def run_alone(
 
 
 def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> ModelOutputs:
-    import torch  # noqa: PLC0415 - see above
-
     parameters = signature(model.forward).parameters
     counted, first = "position_ids" in parameters, batch
     if task.generates and counted and "decoder_input_ids" not in batch:
@@ -109,16 +106,12 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     cache = "cache" if "cache" in result else "past_key_values"
     more: dict[str, Any] = {cache: result[cache], "use_cache": True}
     if ids != "input_ids":
-        from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415 - see above
-
         more["encoder_outputs"] = BaseModelOutput(result["encoder_last_hidden_state"])
     feed = {key: array for key, array in step_inputs.items() if counted or key != "position_ids"}
     return ModelOutputs(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
 
 
 def _torch(model: PreTrainedModel, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
-    import torch  # noqa: PLC0415 - see above
-
     with torch.no_grad():
         return model(**{key: torch.from_numpy(value) for key, value in batch.items()}, **more)
 

@@ -1,0 +1,269 @@
+"""Builds the bundle of an export: the frontends are tried in turn until one makes a graph that agrees with
+the model in torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from ..base.checkpoint import Checkpoint
+from ..base.quantization import require_plain
+from ..base.thresholds import ENDS, LongRows
+from ..bundle.manifest import Bundle, bundle_in, read_bundle
+from ..errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    NothingToDo,
+    OutputExists,
+    ParityError,
+    SiteNotFound,
+    StorageError,
+    Unsupported,
+)
+from ..extras import needed_by
+from ..io.atomic import output_folder, scratch_folder
+from ..library_errors import root_reason
+from ..manifest.manifest import Base
+from ..merging.pipeline import merge
+from ..quantizing.graphs.stored_weights import StoredWeights
+from ..torch_adapters.models.load import empty_model
+from .arguments import ExportJob
+from .bundle_writer import write_bundle
+from .frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
+from .proof.few_layers import stack_of, write_few_layers
+from .proof.long_rows import plan_long_rows
+from .quantize_base import quantize_base
+from .request import Progress
+from .targets import TARGETS
+from .tracing.example_inputs import config_of
+from .tracing.scratch_checkpoint import write_floats
+
+_LONGEST = 500
+"""Characters of a builder's warning."""
+
+
+def build_bundle(job: ExportJob) -> Bundle:
+    """The bundle of a checked export, written to its folder.
+
+    Raises:
+        ParityError: no frontend made a graph that agrees with the model.
+        SiteNotFound, Unsupported: no graph has what a pack changes.
+    """
+    say = job.request.progress or (lambda text: None)
+    failed: dict[str, Exception] = {}
+    with _open_source(job, say) as (opened, source):
+        candidates = _candidates(job.request.frontend, source)
+        if source.file is None:
+            _require_buildable(source)
+        plan = plan_long_rows(source)
+        for field, why in plan.left_out.items():
+            # that a proof ends before a long context does is no news
+            if field.rpartition(".")[2] not in ENDS:
+                say(f"no row of the proof reaches past {field}: {why}")
+        for candidate in candidates:
+            say(f"build the graph with {candidate.name}")
+            try:
+                if plan.few:
+                    _prove_few_layers(candidate, opened, source, plan, say)
+                graph = _build(candidate, source)
+                for warning in graph.warnings:
+                    say(f"{candidate.name} warns: {warning}")
+                with output_folder(job.request.out) as folder:
+                    write_bundle(folder, opened, source, graph, plan, say)
+                return read_bundle(bundle_in(job.request.out))
+            except _WHATEVER_THE_GRAPH:
+                raise
+            except Exception as error:  # another frontend's graph may be right, or have what this one lacks
+                if source.file is not None:
+                    raise
+                job.base.require_unchanged()  # else no frontend is right, and each would take its time
+                failed[candidate.name] = error
+                say(f"{candidate.name} is left out: {_sentence(error)}")
+    raise _explain(failed, job.base.folder)
+
+
+_WHATEVER_THE_GRAPH = (BaseMismatch, ConfigError, NothingToDo, OutputExists, StorageError)
+"""What is wrong whichever frontend made the graph."""
+
+
+def _sentence(error: Exception) -> str:
+    return (
+        error.sentence
+        if isinstance(error, AdapterpackError)
+        else f"{type(error).__name__}: {root_reason(error)}"
+    )
+
+
+def _explain(failed: Mapping[str, Exception], base: Path) -> Exception:
+    """One error with the reasons of all frontends: the last that says what the graphs lack, or that none
+    agrees with the model.
+    """
+    refused = [name for name, error in failed.items() if isinstance(error, SiteNotFound | Unsupported)]
+    bugs = [name for name, error in failed.items() if not isinstance(error, AdapterpackError)]
+    if shown := (refused or (bugs if len(bugs) == len(failed) else []))[-1:]:
+        for name in failed.keys() - shown:
+            failed[shown[0]].add_note(f"The frontend {name} was tried before: {_sentence(failed[name])}")
+        return failed[shown[0]]
+    reasons = "; ".join(f"{name}: {_sentence(error)}" for name, error in failed.items())
+    return ParityError(
+        "no frontend made a graph that agrees with the model",
+        where=base,
+        found=reasons,
+        remedy="report this architecture, or try another --frontend",
+    )
+
+
+@contextlib.contextmanager
+def _open_source(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, ExportSource]]:
+    """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged
+    into it that are folded, and the ONNX file likewise; and the job with the codes that the graph is to
+    hold.
+    """
+    source = ExportSource(job.base.folder, job.task, job.dtype, job.file, job.attached)
+    folds = job.request.mode == "folded" and bool(job.packs)
+    if not folds and job.decoded is None and job.trained is None:
+        yield job, source
+        return
+    with scratch_folder() as root:
+        name = source.folder.resolve().name
+        decoded, packs, new = job.decoded, job.packs, list[str]()
+        if job.trained is not None and job.quantize is not None:
+            say(f"quantize the base as {job.trained.scheme}, as in training")
+            with needed_by("adapterpack.export", "export"):
+                decoded, new = quantize_base(job.trained, job.task, source.folder, root / "quantized")
+            job = job._replace(quantize=job.quantize._replace(stored=StoredWeights(decoded)))
+        if decoded is not None:
+            say("dequantize")
+            (root / "plain").mkdir()
+            write_floats(decoded, root / "plain" / name, None if job.trained else job.base, new)
+            source = source._replace(folder=root / "plain" / name)
+            packs = [
+                dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base())) for pack in packs
+            ]
+        if folds:
+            say("merge")
+            if decoded is None:
+                require_plain(job.base)
+            merge(
+                source.folder,
+                packs,
+                root / name,
+                allow_structural=job.request.allow_structural,
+                dtype=None if decoded is None else "float32",
+            )
+            if source.file is not None:
+                report = merge(
+                    source.file,
+                    packs,
+                    root / "graph",
+                    checkpoint=source.folder,
+                    allow_structural=job.request.allow_structural,
+                )
+                source = source._replace(file=root / "graph" / report.graph)  # type: ignore[union-attr]
+            source = source._replace(folder=root / name)
+        yield job, source
+
+
+def _candidates(name: str | None, source: ExportSource) -> list[Frontend]:
+    """The frontends that may make the graph, in the order in which they are tried: the one of that name, or
+    all.
+    """
+    frontends = [FRONTENDS[name]] if name is not None else FRONTENDS.values()
+    candidates = sorted(
+        (frontend for frontend in frontends if frontend.supports(source)), key=lambda frontend: frontend.rank
+    )
+    if not candidates:
+        model_type = Checkpoint(source.folder).config.get("model_type")
+        raise Unsupported(
+            "no frontend exports this task",
+            found=f"{model_type}, {source.task.name}",
+            expected=", ".join(FRONTENDS),
+            remedy="choose another --task or --frontend",
+        )
+    return candidates
+
+
+def _require_buildable(source: ExportSource) -> None:
+    """Makes the model without its weights: a configuration must fit the checkpoint before a frontend builds
+    as much as it says.
+    """
+    empty_model(source.folder, source.task)
+
+
+def _prove_few_layers(
+    frontend: Frontend, job: ExportJob, source: ExportSource, plan: LongRows, say: Progress
+) -> None:
+    """Proves the rows that would take the whole model too long on a copy of few layers, built by the same
+    frontend.
+
+    Raises:
+        ParityError: a graph disagrees with torch, or the engine's with the ordinary one.
+    """
+    base, config = Checkpoint(source.folder), config_of(source.folder).to_dict()
+    stack = stack_of(base, config)
+    if stack is None:
+        raise AssertionError("rows are planned for few layers where there is a stack of them")
+    say(f"prove rows of up to {max(plan.few)} tokens on {stack.kept} of {stack.layers} layers")
+    with scratch_folder() as root:
+        copy = write_few_layers(base, config, stack, root / source.folder.resolve().name)
+        small = source._replace(folder=copy, packs=())
+        alone = job._replace(
+            request=dataclasses.replace(job.request, mode="folded", split=None),
+            base=Checkpoint(copy),
+            packs=[],
+            quantize=None,
+            target=TARGETS["ort"],
+        )
+        write_bundle(
+            root / "bundle",
+            alone,
+            small,
+            _build(frontend, small),
+            LongRows(whole=plan.few),
+            lambda text: None,
+        )
+
+
+def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
+    """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
+    try:
+        with needed_by("adapterpack.export", "export"), _collect_warnings() as warnings:
+            graph = frontend.build(source)
+        return graph._replace(warnings=(*graph.warnings, *dict.fromkeys(warnings)))
+    except (
+        FormatError,
+        SiteNotFound,
+        StorageError,
+        Unsupported,
+    ):  # of a file that was named there is no other
+        raise
+    except Exception as error:
+        raise ParityError(
+            f"this architecture cannot be built: {root_reason(error)}", where=frontend.name
+        ) from error
+
+
+@contextlib.contextmanager
+def _collect_warnings() -> Iterator[list[str]]:
+    """What libraries log as warnings inside, in place of the lines that Python would print."""
+    heard: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(_one_line(record))  # type: ignore[method-assign]
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        root.removeHandler(handler)
+
+
+def _one_line(record: logging.LogRecord) -> str:
+    return " ".join(record.getMessage().split())[:_LONGEST]
