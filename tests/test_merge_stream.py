@@ -362,7 +362,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(
     A change of 1e-3 of the weights: nearest keeps about half (reference: the float64 change); by chance 1
     within 5 standard errors (0.01).
     """
-    from adapterpack.merging.fold import devices
+    from adapterpack.merging.fold.fused import choose_arithmetic
 
     pack = lora_pack(
         sharded,
@@ -373,7 +373,7 @@ def test_stochastic_bytes_depend_on_the_seed_alone(
     )
     report = adapterpack.merge(sharded, [pack], tmp_path / "a", stochastic_rounding=5)
     monkeypatch.setattr(sys.modules["adapterpack.merging.pipeline"], "workers", lambda: 1)
-    monkeypatch.setattr(type(devices.arithmetic(None, stochastic=True)), "elements", lambda *_: 1 << 13)
+    monkeypatch.setattr(type(choose_arithmetic(None, stochastic=True)), "elements", lambda *_: 1 << 13)
     adapterpack.merge(sharded, [pack], tmp_path / "b", stochastic_rounding=5)
     for index in (1, 2):
         adapterpack.merge(sharded, [pack], tmp_path / "c", stochastic_rounding=5, shard=f"{index}/2")

@@ -24,7 +24,7 @@ from .checkpoint.base_model import MergeBase
 from .checkpoint.report import MergedPack, MergeReport
 from .checkpoint.tensor_jobs import Fold
 from .container import open_base
-from .fold import devices
+from .fold.fused import choose_arithmetic
 from .onnx.report import GraphReport
 
 VERIFY = ("structure", "full")
@@ -137,7 +137,7 @@ def merge(
         )
     out_dtype = None if dtype is None else dtypes.parse(dtype)
     share = jobs.JobShare() if shard is None else jobs.parse_share(shard)
-    arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
+    arithmetic = choose_arithmetic(device, stochastic_rounding is not None)
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     source, container = open_base(base, checkpoint)
     if container.file is None and target.suffix in {".gguf", ".onnx"}:

@@ -1,5 +1,5 @@
-"""Merges a block in one pass with the compiled kernel, where the change is a product of factors and the
-weight is stored as floats.
+"""Chooses what computes a merge: numpy, torch on a device, or the compiled kernel, which merges a block in
+one pass where the change is a product of factors and the weight is stored as floats.
 """
 
 from __future__ import annotations
@@ -14,9 +14,22 @@ from ...base.codecs.plain import PlainReader, PlainWriter
 from ...base.codecs.storage import WeightStorage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
-from .blocks import InNumpy, WeightBlock, Write
+from .blocks import Arithmetic, InNumpy, WeightBlock, Write
 from .fold import Change
 from .loss import LossSums
+
+
+def choose_arithmetic(device: str | None, stochastic: bool = False) -> Arithmetic:
+    """The kernel or numpy for None, else torch on that device; ``stochastic`` rounding is not for the kernel.
+
+    Raises:
+        ProviderError: torch has no such device here.
+    """
+    if device is None:
+        return Fused() if lowrank.COMPILED and not stochastic else InNumpy()
+    from .in_torch import InTorch  # noqa: PLC0415 - a merge without a device works without torch
+
+    return InTorch(device)
 
 
 class Fused(InNumpy):

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from ...base.base_folder import carried_files
 from ...base.quantization import require_plain
 from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
-from ...errors import ConfigError, NothingToDo, Unsupported
+from ...errors import ConfigError, NothingToDo, ParityError, Unsupported
 from ...io import strict_json
 from ...io.atomic import output_folder, refuse_existing, scratch_folder
 from ...io.byte_ranges import Span, copy_span, open_descriptor
@@ -30,13 +30,13 @@ from ...io.threads import one_thread_each
 from ...onnx_graph.graph_file import GraphFile, require_place
 from ...onnx_graph.match import TensorPlace, match, match_bias
 from ...onnx_graph.pieces import WeightPiece
+from ...onnx_graph.sandboxed_check import problems
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ..checkpoint import plan, provenance
 from ..checkpoint.arguments import require_outside, weights_of
 from ..checkpoint.base_model import MergeBase
 from ..checkpoint.report import MergedPack
-from .check import check
 from .fold import Folded, fold, put
 from .graph_base import GraphBase
 from .report import GraphReport, GraphTensor
@@ -124,7 +124,7 @@ def merge_graph(
             for path, one in before.items():
                 require_unchanged(path, one)
             origin.base.require_unchanged()
-            checks = check(folder / origin.graph.path.name, origin.graph.path, origin.graph.files)
+            checks = _check(folder / origin.graph.path.name, origin.graph.path, origin.graph.files)
             report = GraphReport(
                 out=str(target),
                 graph=origin.graph.path.name,
@@ -414,3 +414,25 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
         dataclasses.replace(
             bundle, parity={**bundle.parity, "canary": replay_apart(folder, verify="off")}
         ).write(folder)
+
+
+def _check(written: Path, source: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The result of ONNX's checker and of opening in ONNX Runtime, in a process with limits, of ``written``:
+    ``passed``, or why there is none because ``source`` fails as well. ``files`` are all that ``source``
+    reads.
+
+    Raises:
+        ParityError: it fails where the source does not.
+        OutOfLimits: it takes too much memory or time.
+    """
+    results = {}
+    for name, (problem, of_source) in problems(written, source, files).items():
+        if problem is not None and of_source is None:
+            raise ParityError(
+                f"{name} does not accept the folded graph",
+                where=written.name,
+                found=problem,
+                remedy="report this graph",
+            )
+        results[name] = "passed" if problem is None else f"not checked: the source fails too: {problem}"
+    return results
