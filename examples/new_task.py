@@ -15,7 +15,7 @@ from adapterpack.tasks.data.rows import Row
 from adapterpack.tasks.data.scores import no_head
 from adapterpack.tasks.one_pass import NoOptions, OnePass, Prepared
 from adapterpack.tasks.session import Arrays, Head, RowInputs
-from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
+from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, TaskTraining
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
@@ -75,7 +75,7 @@ ranking = TASKS.register(
         # one output, and the loss of a yes or no
         config={"num_labels": 1, "problem_type": "multi_label_classification"},
         columns={"query": str, "document": str},
-        training=Training(encode),
+        training=TaskTraining(encode),
         peft_type="SEQ_CLS",
     )
 )

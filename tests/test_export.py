@@ -29,12 +29,12 @@ from adapterpack import LoRA, Session, adapt, export, load, save
 from adapterpack.adapter_methods import (
     BlockDiagonal,
     Dense,
-    Deviation,
     Diagonal,
+    IdentityPlusLowRank,
     Kronecker,
     Method,
     NormalForm,
-    Pairs,
+    PairRotation,
     Site,
     SiteConfig,
     Traits,
@@ -580,9 +580,9 @@ def structures(rng: np.random.Generator) -> list[NormalForm]:
     some = lambda *shape: rng.normal(size=shape)  # noqa: E731 - a short name for a short thing
     return [
         NormalForm(pre=Dense(some(6, 6))),
-        NormalForm(pre=Deviation(some(2, 6), some(6, 2)), output_scale=some(5)),
+        NormalForm(pre=IdentityPlusLowRank(some(2, 6), some(6, 2)), output_scale=some(5)),
         NormalForm(pre=BlockDiagonal(some(3, 2, 2)), shift=some(5)),
-        NormalForm(pre=Diagonal(some(6)), post=Pairs(some(6), some(6), 3, 5), shift=some(5)),
+        NormalForm(pre=Diagonal(some(6)), post=PairRotation(some(6), some(6), 3, 5), shift=some(5)),
         NormalForm(pre=Diagonal(some(6)), down=Dense(some(5, 6))),
         NormalForm(down=Kronecker(some(5, 2), some(1, 3)), output_scale=some(1)),
         NormalForm(down=Dense(some(3, 6)), up=Dense(some(5, 3))),

@@ -17,15 +17,15 @@ from torch.nn import functional
 from adapterpack import IA3, LoRA, RoAd, adapt
 from adapterpack.adapter_methods import (
     BlockCirculant,
+    BlockSums,
     Chain,
     Dense,
     Diagonal,
     Kronecker,
     NormalForm,
-    Pairs,
+    PairRotation,
     Repeat,
     Scaled,
-    Sums,
     evaluate,
 )
 from adapterpack.adapter_methods.core.base import fold_form
@@ -44,11 +44,11 @@ FORMS: dict[str, Callable[..., NormalForm]] = {
     "scaled": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B), output_scale=s, shift=2 * s),
     "three": lambda A, B, C, s: NormalForm(down=Chain(Dense(A), Dense(C)), up=Dense(B)),
     "down kept": lambda A, B, C, s: NormalForm(down=Dense(FROZEN), up=Dense(B)),
-    "sums": lambda A, B, C, s: NormalForm(down=Sums(7, 3, A), up=Dense(B)),
+    "sums": lambda A, B, C, s: NormalForm(down=BlockSums(7, 3, A), up=Dense(B)),
     # 2 do not divide 9
     "repeat": lambda A, B, C, s: NormalForm(down=Chain(Dense(A), Dense(C[:2])), up=Repeat(2, 9, A)),
     "cut off": lambda A, B, C, s: NormalForm(
-        down=Chain(Repeat(7, 11, A), Sums(11, 4, A)), up=Chain(Sums(4, 3, A), Dense(B))
+        down=Chain(Repeat(7, 11, A), BlockSums(11, 4, A)), up=Chain(BlockSums(4, 3, A), Dense(B))
     ),
     "shift alone": lambda A, B, C, s: NormalForm(shift=s),
     "wide": lambda A, B, C, s: NormalForm(down=Dense(B @ A), output_scale=s),
@@ -138,7 +138,11 @@ def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, sh
     torch.manual_seed(0)
 
     def form(cos: torch.Tensor, sin: torch.Tensor) -> NormalForm:
-        after = NormalForm(post=Pairs(cos, sin, half, 8)) if half else NormalForm(output_scale=cos + 0 * sin)
+        after = (
+            NormalForm(post=PairRotation(cos, sin, half, 8))
+            if half
+            else NormalForm(output_scale=cos + 0 * sin)
+        )
         return after._replace(shift=cos if shift else None)
 
     for shape, bias in (((2, 2, inputs), None), ((5, inputs), numbers(8, wanted=False)), ((1, inputs), None)):
@@ -199,7 +203,11 @@ def test_what_is_not_needed_is_not_kept() -> None:
     """
     layer, x = Frozen(torch.randn(40, 30), None), torch.randn(50, 30)
     trained = Dense(torch.randn(2, 30, requires_grad=True))
-    for down, sizes in ((Dense(torch.randn(2, 30)), set()), (Sums(30, 2, x), set()), (trained, {x.shape})):
+    for down, sizes in (
+        (Dense(torch.randn(2, 30)), set()),
+        (BlockSums(30, 2, x), set()),
+        (trained, {x.shape}),
+    ):
         kept: list[torch.Tensor] = []
         up = Dense(torch.randn(40, 2, requires_grad=True))
         with torch.autograd.graph.saved_tensors_hooks(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Progress, Storage, Trained, Traits
+from .core.base import Method, NormalForm, Progress, Storage, TrainedSite, Traits
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -123,7 +123,7 @@ class _State(NamedTuple):
 
 
 def _after_step(
-    progress: Progress, state: _State | None, sites: Mapping[str, Trained]
+    progress: Progress, state: _State | None, sites: Mapping[str, TrainedSite]
 ) -> tuple[_State, dict[str, dict[str, Array]]]:
     """The importance of all triplets after one step, and the values E with those of the least important ones
     set to zero.
@@ -149,7 +149,7 @@ def _after_step(
     }
 
 
-def _observe(cfg: AdaLoRA, state: _State, sites: Mapping[str, Trained]) -> _State:
+def _observe(cfg: AdaLoRA, state: _State, sites: Mapping[str, TrainedSite]) -> _State:
     """Equations 9 to 11."""
     sensitivity: dict[str, Params] = {}
     uncertainty: dict[str, Params] = {}

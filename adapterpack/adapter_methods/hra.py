@@ -21,7 +21,7 @@ import numpy as np
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_flag, require_whole
-from .core.operators import Array, Deviation
+from .core.operators import Array, IdentityPlusLowRank
 from .core.orthogonal import linear
 from .core.peft_form import PeftLayer
 from .core.site import Params, Site
@@ -77,10 +77,12 @@ def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
     unit = reflections / xp.sqrt(xp.sum(reflections * reflections, axis=0, keepdims=True))
     # orthogonal or not, the vectors span the same space, and I - 2 U (U^T U)^-1 U^T mirrors it
     if cfg.apply_gs:
-        return NormalForm(pre=Deviation(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit))
+        return NormalForm(
+            pre=IdentityPlusLowRank(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit)
+        )
     up, down = _steps(unit)
     mixing = xp.eye(cfg.r, dtype=unit.dtype, device=unit.device) - params["later"] * xp.matmul(down, up)
-    return NormalForm(pre=Deviation(linear(xp.linalg.solve, mixing, down), up))
+    return NormalForm(pre=IdentityPlusLowRank(linear(xp.linalg.solve, mixing, down), up))
 
 
 def _steps(unit: Array) -> tuple[Array, Array]:

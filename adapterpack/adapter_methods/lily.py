@@ -24,7 +24,7 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import MOST_SITES, RankConfig, require_flag, require_number, require_whole
 from .core.operators import Array
 from .core.peft_form import Factorise, PeftForm
-from .core.routers import MASKS, Gate, Route, mask_of
+from .core.routers import MASKS, Route, SoftmaxGate, mask_of
 from .core.site import Params, Site
 from .loha import kaiming
 from .peft.keys import PeftKeys
@@ -80,7 +80,7 @@ class Lily(RankConfig):
 class _Mean(NamedTuple):
     """The weights of a gate, averaged over the tokens of each row that are no padding."""
 
-    gate: Gate
+    gate: SoftmaxGate
     masks: tuple[Array, ...]
 
     def weights(self, x: Array) -> Array:
@@ -158,7 +158,7 @@ def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
     A, B = (params[name] for name in _names(cfg, site).values())
     xp = array_namespace(A, B)
     masks = tuple(params[name] for name in MASKS if name in params)
-    gate = _Mean(Gate(xp.matmul(params["lily_router"], A), cfg.num_experts), masks)
+    gate = _Mean(SoftmaxGate(xp.matmul(params["lily_router"], A), cfg.num_experts), masks)
     return NormalForm(
         routes=(
             Route(

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import Unsupported
 from .core.base import Method, NormalForm, Traits, zeros
 from .core.config import RankConfig
-from .core.operators import Dense, Sums
+from .core.operators import BlockSums, Dense
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .registry import METHODS
@@ -39,7 +39,7 @@ def _shapes(cfg: MiSS, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _normal_form(cfg: MiSS, params: Params, site: Site) -> NormalForm:
     block = params["miss_block"]
-    return NormalForm(down=Sums(with_known_widths(site).in_features, cfg.r, block), up=Dense(block.T))
+    return NormalForm(down=BlockSums(with_known_widths(site).in_features, cfg.r, block), up=Dense(block.T))
 
 
 def with_known_widths(site: Site) -> Site:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import RankConfig, require_whole
-from .core.operators import Chain, Dense, Repeat, Sums
+from .core.operators import BlockSums, Chain, Dense, Repeat
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
 from .miss import from_peft, is_miss, to_peft, with_known_widths
@@ -51,7 +51,8 @@ def _init(cfg: MiSSMini, site: Site, rng: np.random.Generator) -> dict[str, np.n
 def _normal_form(cfg: MiSSMini, params: Params, site: Site) -> NormalForm:
     block, out = params["miss_block"], with_known_widths(site).out_features
     return NormalForm(
-        down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block)
+        down=Chain(BlockSums(site.in_features, cfg.r, block), Dense(block.T)),
+        up=Repeat(cfg.mini_r, out, block),
     )
 
 

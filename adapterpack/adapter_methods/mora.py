@@ -21,7 +21,7 @@ import numpy as np
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits, zeros
 from .core.config import RankConfig
-from .core.operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
+from .core.operators import Array, BlockDiagonal, BlockSums, Chain, Dense, Repeat
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -80,7 +80,7 @@ def _normal_form(cfg: MoRA, params: Params, site: Site) -> NormalForm:
     wide = -(-site.in_features // n) * n
     blocks = Repeat(site.in_features, wide, M)
     if cfg.form == "sharing":
-        return NormalForm(down=Chain(Chain(blocks, Sums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
+        return NormalForm(down=Chain(Chain(blocks, BlockSums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
     turned = BlockDiagonal(_rotate(M, params["cos"], params["sin"]))
     return NormalForm(down=Chain(blocks, turned), up=Repeat(wide, out, M))
 

@@ -19,7 +19,7 @@ import numpy as np
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
 from .core.config import NoBranch, require_whole
-from .core.operators import Array, Pairs
+from .core.operators import Array, PairRotation
 from .core.orthogonal import nearest_divisor
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
@@ -96,7 +96,7 @@ def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
     half = nearest_divisor((site.out_features + 1) // 2, cfg.group_size // 2)
     spread = VARIANTS[cfg.variant].spread
     cosines, sines = spread(alpha * xp.cos(theta), half, 0), spread(alpha * xp.sin(theta), half, 1)
-    return NormalForm(post=Pairs(cosines, sines, half, site.out_features))
+    return NormalForm(post=PairRotation(cosines, sines, half, site.out_features))
 
 
 _KEYS = PeftKeys(RoAd, {"variant": "road_1", "group_size": 64}, {"init_weights": True})

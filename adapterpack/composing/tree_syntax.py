@@ -14,7 +14,7 @@ import re
 from typing import Any, NamedTuple
 
 from ..adapter_methods.nodes import Leaf, Tree, decode, encode, get_kind, node
-from ..adapter_methods.nodes.sums import Sum
+from ..adapter_methods.nodes.sums import SumSettings
 from ..adapter_methods.nodes.tree import MAX_DEPTH, MEMBER
 from ..errors import ConfigError, FormatError
 
@@ -153,7 +153,7 @@ class _Reader:
                 children.append(self.tree(depth + 1))
             if self.take(",", ")").text == ")":
                 break
-        if kind.settings is Sum:
+        if kind.settings is SumSettings:
             if "weights" not in settings:
                 settings["weights"] = [1.0 if weight is None else weight for weight, _ in children]
             below = tuple(child for _, child in children)

@@ -47,7 +47,7 @@ _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPack:
     """One pack of a store: its id, its name, and the bytes of its files."""
 
     id: str
@@ -168,14 +168,14 @@ class Store:
                 )
             return _verify(folder)
 
-    def list(self) -> tuple[Stored, ...]:
+    def list(self) -> tuple[StoredPack, ...]:
         """Every pack of the store, by id; nothing is hashed."""
         found = []
         for folder in self._folders():
             with suppress(AdapterpackError, FileNotFoundError):  # removed just now, or altered: get says so
                 manifest = m.parse(_manifest(folder), folder)
                 found.append(
-                    Stored(
+                    StoredPack(
                         f"sha256:{folder.name}",
                         manifest.pack.name,
                         sum(file.stat().st_size for file in folder.iterdir()),

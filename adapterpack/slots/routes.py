@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapter_methods.core.routers import Attention, Gate, Route
+from ..adapter_methods.core.routers import Attention, Route, SoftmaxGate
 from ..errors import Unsupported
 
 MOST = 4
@@ -98,7 +98,7 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
         if isinstance(gate, Attention):
             branch, count = Branch(number, "fuse"), len(gate.widths)
             scoring = {"query": np.asarray(gate.query).T, "bias": np.zeros(count)}
-        elif isinstance(gate, Gate):
+        elif isinstance(gate, SoftmaxGate):
             branch, count = Branch(number, "abs" if gate.magnitude else "dot"), gate.keys.shape[0]
             scoring = {
                 "keys": np.asarray(gate.keys).T,

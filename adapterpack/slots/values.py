@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS, PROMPT, Deviation, Diagonal, NormalForm, Site, complete
+from ..adapter_methods import LAYOUTS, PROMPT, Diagonal, IdentityPlusLowRank, NormalForm, Site, complete
 from ..bundle.manifest import MappedSite
 from ..errors import BaseMismatch, NonFinite, Unsupported
 from ..io.safetensors import all_finite
@@ -64,7 +64,7 @@ def form_arrays(form: NormalForm, out_features: int) -> Values:
         fields["shift"] = np.broadcast_to(np.asarray(form.shift), (out_features,))
     if isinstance(form.pre, Diagonal):
         fields["pre"] = np.asarray(form.pre.vector)
-    elif isinstance(form.pre, Deviation):
+    elif isinstance(form.pre, IdentityPlusLowRank):
         fields["turn_down"], fields["turn_up"] = np.asarray(form.pre.down).T, np.asarray(form.pre.up).T
     elif form.pre is not None:
         dense = np.asarray(form.pre.dense())

@@ -11,7 +11,7 @@ from .data.report import report_of
 from .data.rows import Row, file_of, map_rows
 from .session import TaskSession
 from .targets import target_ids
-from .task import MAIN, TASKS, Part, Task, Training
+from .task import MAIN, TASKS, Part, Task, TaskTraining
 from .text_generation import completions
 
 
@@ -56,6 +56,6 @@ TASKS.register(
             Part("encoder", "encoder", ("input_features",)),
             Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder")),
         ),
-        training=Training(encode, reads="media"),
+        training=TaskTraining(encode, reads="media"),
     )
 )

@@ -10,7 +10,7 @@ from .data.report import report_of
 from .data.rows import Row, file_of
 from .one_pass import NoOptions, OnePass, Prepared
 from .session import Arrays, Head, RowInputs
-from .task import MAIN, TASKS, Part, Task, Training
+from .task import MAIN, TASKS, Part, Task, TaskTraining
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
@@ -55,6 +55,6 @@ TASKS.register(
         parts=(Part(MAIN, "plain", ("pixel_values",)),),
         heads=("classifier",),
         labelled=True,
-        training=Training(encode, reads="media"),
+        training=TaskTraining(encode, reads="media"),
     )
 )

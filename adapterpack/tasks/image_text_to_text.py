@@ -11,7 +11,7 @@ from .conversations.encoding import by_row
 from .data.problems import IGNORED, Labels
 from .data.rows import Row, among, file_of, map_rows, prompt_of
 from .session import TaskSession
-from .task import DECODER, MAIN, TASKS, Part, Task, Training
+from .task import DECODER, MAIN, TASKS, Part, Task, TaskTraining
 from .text_generation import completions
 
 
@@ -103,6 +103,6 @@ TASKS.register(
             Part("vision", "vision", ("pixel_values",)),
             Part(MAIN, "seeing_decoder", (*DECODER, "image_features")),
         ),
-        training=Training(encode, reads="media", adapted="all-language"),
+        training=TaskTraining(encode, reads="media", adapted="all-language"),
     )
 )

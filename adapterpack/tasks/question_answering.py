@@ -16,7 +16,7 @@ from .data.rows import Row, types_of
 from .data.scores import no_head, probabilities
 from .one_pass import NoOptions, OnePass, Prepared
 from .session import Arrays, Head, RowInputs
-from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, Training
+from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, TaskTraining
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ TASKS.register(
         ("ForQuestionAnswering",),
         parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),),
         heads=("qa_outputs",),
-        training=Training(encode, ("start_positions", "end_positions"), metrics),
+        training=TaskTraining(encode, ("start_positions", "end_positions"), metrics),
         peft_type="QUESTION_ANS",
     )
 )

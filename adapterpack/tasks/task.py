@@ -92,7 +92,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class TaskTraining:
     """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``metrics`` compares outputs
     with targets, where the task has no labels, whose problem does. ``label_columns`` are where a labelled
     task finds the label of a row, or with ``by_token`` of each of its words. Rows are read with the base's
@@ -145,7 +145,7 @@ class Task:
     config: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
     prompt: Callable[[Row], Any] | None = None
-    training: Training | None = None
+    training: TaskTraining | None = None
     example: Example | None = None
     peft_type: str | None = None
     aliases: tuple[str, ...] = ()

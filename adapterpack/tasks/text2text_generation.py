@@ -12,7 +12,7 @@ from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import prompt_of
 from .targets import target_ids
-from .task import MAIN, TASKS, TEXT, Part, Task, Training
+from .task import MAIN, TASKS, TEXT, Part, Task, TaskTraining
 from .text_generation import answer
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ TASKS.register(
             ),
         ),
         prompt=prompt_of,
-        training=Training(encode),
+        training=TaskTraining(encode),
         peft_type="SEQ_2_SEQ_LM",
         aliases=("translation", "summarization"),
     )

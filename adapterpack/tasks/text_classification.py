@@ -11,7 +11,7 @@ from .data.report import OWN_COLUMNS, report_of
 from .data.rows import Row, types_of
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
 from .session import Arrays, Head, RowInputs
-from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
+from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, TaskTraining
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ TASKS.register(
         parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids"), optional=("token_type_ids",)),),
         heads=HEADS,
         labelled=True,
-        training=Training(encode),
+        training=TaskTraining(encode),
         peft_type="SEQ_CLS",
     )
 )

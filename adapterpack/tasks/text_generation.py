@@ -8,7 +8,7 @@ from typing import Any
 from .conversations.encoding import encode
 from .data.rows import Row, map_rows, prompt_of
 from .session import Arrays, TaskSession
-from .task import DECODER, MAIN, TASKS, Part, Task, Training
+from .task import DECODER, MAIN, TASKS, Part, Task, TaskTraining
 
 
 def answer(
@@ -87,7 +87,7 @@ TASKS.register(
         ("ForCausalLM", "LMHeadModel"),
         parts=(Part(MAIN, "decoder", DECODER),),
         prompt=prompt_of,
-        training=Training(encode),
+        training=TaskTraining(encode),
         peft_type="CAUSAL_LM",
     )
 )

@@ -11,7 +11,7 @@ from .data.rows import Row, text_of, types_of, words_of
 from .data.scores import no_head, scored
 from .one_pass import NoOptions, OnePass, Prepared
 from .session import Arrays, Head, RowInputs
-from .task import HEADS, TASKS, Task, Training
+from .task import HEADS, TASKS, Task, TaskTraining
 
 LABEL_COLUMNS = ("labels", "ner_tags", "tags")
 """The columns of the labels of words, as data sets call them; the first that is there counts."""
@@ -89,7 +89,7 @@ TASKS.register(
         ("ForTokenClassification",),
         heads=HEADS,
         labelled=True,
-        training=Training(encode, label_columns=LABEL_COLUMNS, by_token=True),
+        training=TaskTraining(encode, label_columns=LABEL_COLUMNS, by_token=True),
         peft_type="TOKEN_CLS",
     )
 )

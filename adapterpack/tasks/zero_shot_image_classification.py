@@ -12,7 +12,7 @@ from .data.rows import PROMPTS, Row, file_of
 from .embeddings import EmbeddingOptions, embedding, width_of
 from .one_pass import OnePass, Prepared, text_inputs
 from .session import Arrays, Head, RowInputs
-from .task import MAIN, TASKS, TEXT, Part, Task, Training
+from .task import MAIN, TASKS, TEXT, Part, Task, TaskTraining
 
 
 def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared:
@@ -70,6 +70,6 @@ TASKS.register(
         ("Model",),
         lambda config: bool(config.get("logit_scale_init_value")),
         parts=(Part("text", "text_tower", TEXT), Part(MAIN, "image_tower", ("pixel_values",))),
-        training=Training(encode, (), reads="media", constants={"return_loss": True}),
+        training=TaskTraining(encode, (), reads="media", constants={"return_loss": True}),
     )
 )

@@ -42,7 +42,7 @@ from adapterpack import (
     PEANuT,
     SuperTuning,
 )
-from adapterpack.adapter_methods import Repeat, Site, Sums, complete, fold, get, run
+from adapterpack.adapter_methods import BlockSums, Repeat, Site, complete, fold, get, run
 from adapterpack.adapter_methods.lokr import split_width
 from adapterpack.adapter_methods.registry import method_of
 from adapterpack.pack import from_peft
@@ -511,7 +511,7 @@ def test_repeat_and_its_transpose_agree_with_their_matrices(width: int, length: 
     matrix = np.array([[float(k % width == j) for j in range(width)] for k in range(length)])
     for operator, dense in (
         (Repeat(width, length, np.zeros(1)), matrix),
-        (Sums(length, width, np.zeros(1)), matrix.T),
+        (BlockSums(length, width, np.zeros(1)), matrix.T),
     ):
         x, weight = rng.normal(size=(2, 3, dense.shape[1])), rng.normal(size=(4, dense.shape[0]))
         np.testing.assert_array_equal(operator.dense(), dense)

@@ -42,7 +42,7 @@ from adapterpack import (
     merge,
     save,
 )
-from adapterpack.adapter_methods import Pairs, Permutation, complete, fold
+from adapterpack.adapter_methods import PairRotation, Permutation, complete, fold
 from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.manifest.manifest import Base
 from adapterpack.pack import from_peft
@@ -481,8 +481,8 @@ def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
 @pytest.mark.parametrize(
     "operator",
     [
-        Pairs(np.arange(1.0, 7), np.arange(2.0, 8), 3, 6),
-        Pairs(np.arange(1.0, 9), np.arange(2.0, 10), 2, 7),
+        PairRotation(np.arange(1.0, 7), np.arange(2.0, 8), 3, 6),
+        PairRotation(np.arange(1.0, 9), np.arange(2.0, 10), 2, 7),
         Permutation(np.array([2, 0, 1, 4, 3])),
     ],
 )

@@ -127,7 +127,7 @@ class Progress(NamedTuple):
     total: int
 
 
-class Trained(NamedTuple):
+class TrainedSite(NamedTuple):
     """One site after an optimizer step: its config, its trained parameters and their gradients."""
 
     config: Any
@@ -206,7 +206,7 @@ class Overrides(TypedDict, total=False):
     average.
     """
     after_step: Callable[
-        [Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]
+        [Progress, Any, Mapping[str, TrainedSite]], tuple[Any, Mapping[str, Mapping[str, Array]]]
     ]
     """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site)
     -> (state, path -> new values of some parameters). The state is the method's own, None at first.

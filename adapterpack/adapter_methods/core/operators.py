@@ -245,7 +245,7 @@ class Permutation(NamedTuple):
         return xp.take(weight, xp.argsort(self.order), axis=-1)
 
 
-class Pairs(NamedTuple):
+class PairRotation(NamedTuple):
     """Numbers turned in pairs: ``x cos + turned(x) sin``; in groups of ``2 half``, i and i + half are a pair
     (a, b), turned to (-b, a).
 
@@ -316,7 +316,7 @@ class Chain(NamedTuple):
         return self.first.after(self.second.after(weight))
 
 
-class Deviation(NamedTuple):
+class IdentityPlusLowRank(NamedTuple):
     """``I + up down``: the identity and a change of low rank, ``down`` ``[r, n]`` and ``up`` ``[n, r]``."""
 
     down: Array
@@ -368,10 +368,10 @@ class Repeat(NamedTuple):
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
-        return Sums(self.length, self.width, self.like).apply(weight)
+        return BlockSums(self.length, self.width, self.like).apply(weight)
 
 
-class Sums(NamedTuple):
+class BlockSums(NamedTuple):
     """The blocks of ``length`` among ``width`` numbers added, the last one filled up with zeros: shape
     ``[length, width]``.
 

@@ -56,7 +56,7 @@ def _softmax_of_largest(scores: Array, top_k: int) -> Array:
     return powers / xp.sum(powers, axis=-1, keepdims=True)
 
 
-class Gate(NamedTuple):
+class SoftmaxGate(NamedTuple):
     """A softmax over the ``top_k`` largest scores ``x keys^T + bias``, or ``|x keys^T| + bias``; scores equal
     to the k-th all count.
 

@@ -20,9 +20,9 @@ import numpy as np
 from ...errors import NonFinite
 from ..core.config import require_number, require_whole
 from ..core.operators import Array
-from ..core.routers import Gate
+from ..core.routers import SoftmaxGate
 from ..core.site import Site
-from .base import NodeKind, Part, as_float, experts, route_parts
+from .base import NodeKind, NodePart, as_float, experts, route_parts
 from .registry import NODES
 
 KEYS = "keys"
@@ -76,12 +76,13 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     return signed
 
 
-def _join(settings: Arrow, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
+def _join(settings: Arrow, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
     present, _ = experts(parts)
     if not present:
         return None
     return route_parts(
-        Gate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(present)), magnitude=True), present
+        SoftmaxGate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(present)), magnitude=True),
+        present,
     )
 
 
@@ -89,7 +90,7 @@ def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ..
     return {KEYS: (count, site.in_features)}
 
 
-def _make(settings: Arrow, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(settings: Arrow, parts: Sequence[NodePart], rng: np.random.Generator) -> dict[str, np.ndarray]:
     assert all(part.down is not None for part in parts)
     return {
         KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(

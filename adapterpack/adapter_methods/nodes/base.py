@@ -44,7 +44,7 @@ class Node:
 Tree = Leaf | Node
 
 
-class Part(NamedTuple):
+class NodePart(NamedTuple):
     """What a subtree of additive members adds to a layer: the sum of what is there.
 
     ``down`` ``[R, in]`` and ``up`` ``[out, R]``; ``delta`` ``[out, in]``, a change without factors; ``shift``
@@ -77,7 +77,7 @@ class NodeKind(NamedTuple):
     paper: str
     formula: str
     settings: type[Any]
-    join: Callable[[Any, Sequence[Part | None], Mapping[str, Array]], Part | None]
+    join: Callable[[Any, Sequence[NodePart | None], Mapping[str, Array]], NodePart | None]
     shares: Callable[[Any, int], list[float]]
     evaluate: Callable[[Any, Sequence[Transform], Forward], Forward] | None = None
     fold: Callable[[Any, Sequence[Folding], Folded], Folded] | None = None
@@ -85,7 +85,7 @@ class NodeKind(NamedTuple):
     torch_only: str = ""
     one_pass: bool = False
     tensors: Callable[[Any, int, Site], dict[str, tuple[int, ...]]] | None = None
-    made: Callable[[Any, Sequence[Part], np.random.Generator], dict[str, np.ndarray]] | None = None
+    made: Callable[[Any, Sequence[NodePart], np.random.Generator], dict[str, np.ndarray]] | None = None
     derived: bool = False
     """Whether its tensors at the sites follow from the members."""
     trained: bool = False
@@ -106,7 +106,7 @@ def as_float(value: Any) -> Any:
     return float(value) if is_number(value) else value
 
 
-def part_of(form: NormalForm, where: str) -> Part:
+def part_of(form: NormalForm, where: str) -> NodePart:
     """The part that one member adds.
 
     Raises:
@@ -119,25 +119,25 @@ def part_of(form: NormalForm, where: str) -> Part:
             remedy="leave it out of the tree, or merge it",
         )
     if form.down is not None and form.up is None:
-        return Part(delta=form.down.dense(), shift=form.shift)
+        return NodePart(delta=form.down.dense(), shift=form.shift)
     if form.down is None or form.up is None:
-        return Part(shift=form.shift)
-    return Part(form.down.dense(), form.up.dense(), shift=form.shift)
+        return NodePart(shift=form.shift)
+    return NodePart(form.down.dense(), form.up.dense(), shift=form.shift)
 
 
-def scale_part(part: Part, weight: float) -> Part:
+def scale_part(part: NodePart, weight: float) -> NodePart:
     """The part times a number."""
     if weight == 1:
         return part
     up, delta, shift = (
         None if value is None else value * weight for value in (part.up, part.delta, part.shift)
     )
-    return Part(
+    return NodePart(
         part.down, up, delta, shift, tuple(route._replace(up=route.up * weight) for route in part.routes)
     )
 
 
-def add_parts(parts: Sequence[Part | None]) -> Part | None:
+def add_parts(parts: Sequence[NodePart | None]) -> NodePart | None:
     """The sum of parts; factors are stacked."""
     present = [part for part in parts if part is not None]
     if len(present) < 2:
@@ -147,7 +147,7 @@ def add_parts(parts: Sequence[Part | None]) -> Part | None:
     if pairs:
         xp = array_namespace(pairs[0][0])
         down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
-    return Part(
+    return NodePart(
         down,
         up,
         _total([part.delta for part in present]),
@@ -163,7 +163,7 @@ def _total(values: Sequence[Array | None]) -> Array | None:
     return total
 
 
-def as_form(part: Part | None) -> NormalForm:
+def as_form(part: NodePart | None) -> NormalForm:
     """The normal form of a part."""
     if part is None:
         return NormalForm()
@@ -175,14 +175,14 @@ def as_form(part: Part | None) -> NormalForm:
     return NormalForm(down=down, up=up, shift=part.shift, routes=part.routes)
 
 
-def experts(parts: Sequence[Part | None], absent: bool = False) -> tuple[list[Part], tuple[int, ...]]:
+def experts(parts: Sequence[NodePart | None], absent: bool = False) -> tuple[list[NodePart], tuple[int, ...]]:
     """The experts of a router that are there at a site, or all of them with nothing for the ``absent``, and
     their ranks.
 
     Raises:
         Unsupported: one has no factors, a bias, or a router inside.
     """
-    present = [Part() if part is None else part for part in parts if part is not None or absent]
+    present = [NodePart() if part is None else part for part in parts if part is not None or absent]
     for part in present:
         if part.delta is not None or part.shift is not None or part.routes:
             raise Unsupported(
@@ -193,7 +193,7 @@ def experts(parts: Sequence[Part | None], absent: bool = False) -> tuple[list[Pa
     return present, tuple(0 if part.down is None else int(part.down.shape[0]) for part in present)
 
 
-def route_parts(gate: Any, parts: Sequence[Part]) -> Part | None:
+def route_parts(gate: Any, parts: Sequence[NodePart]) -> NodePart | None:
     """The part of a router over experts."""
     pairs = [(part.down, part.up) for part in parts if part.down is not None and part.up is not None]
     if not pairs:
@@ -201,4 +201,4 @@ def route_parts(gate: Any, parts: Sequence[Part]) -> Part | None:
     xp = array_namespace(pairs[0][0])
     widths = tuple(0 if part.down is None else int(part.down.shape[0]) for part in parts)
     down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
-    return Part(routes=(Route(gate, down, up, widths),))
+    return NodePart(routes=(Route(gate, down, up, widths),))

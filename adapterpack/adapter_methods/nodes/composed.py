@@ -32,7 +32,7 @@ from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
 from ..core.routers import MASKS
 from ..core.site import Params, Site
-from .base import Folded, Folding, Leaf, NodeKind, Part, Transform, Tree, as_form, part_of
+from .base import Folded, Folding, Leaf, NodeKind, NodePart, Transform, Tree, as_form, part_of
 from .registry import NODES
 
 NAME = "composed"
@@ -315,7 +315,7 @@ def _shapes(
 
 def _part(
     spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
-) -> Part | None:
+) -> NodePart | None:
     """What a subtree adds at a site, or None where none of its members is there."""
     if spot.members.isdisjoint(cfg.configs):
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import MASKS, Fixed
-from .base import NodeKind, Part, experts, route_parts
+from .base import NodeKind, NodePart, experts, route_parts
 from .registry import NODES
 
 
@@ -33,20 +33,26 @@ class Stretches:
 
 
 def _join(
-    settings: Stretches, parts: Sequence[Part | None], axis: int, whole: bool, masks: tuple[Array, ...] = ()
-) -> Part | None:
+    settings: Stretches,
+    parts: Sequence[NodePart | None],
+    axis: int,
+    whole: bool,
+    masks: tuple[Array, ...] = (),
+) -> NodePart | None:
     present, _ = experts(parts, absent=True)
     numbers = tuple(range(len(present)))
     return route_parts(Fixed(settings.sizes, axis, whole, numbers, len(present), masks), present)
 
 
-def _rows(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
+def _rows(
+    settings: Stretches, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]
+) -> NodePart | None:
     return _join(settings, parts, 0, True)
 
 
 def _positions(
-    settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]
-) -> Part | None:
+    settings: Stretches, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]
+) -> NodePart | None:
     return _join(settings, parts, -2, False, tuple(tensors[name] for name in MASKS if name in tensors))
 
 

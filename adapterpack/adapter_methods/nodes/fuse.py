@@ -19,7 +19,7 @@ from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import Attention
 from ..core.site import Site
-from .base import NodeKind, Part, experts, route_parts
+from .base import NodeKind, NodePart, experts, route_parts
 from .registry import NODES
 
 QUERY, KEY = "query", "key"
@@ -39,14 +39,14 @@ class Fuse:
         require_whole("top_k", self.top_k, 0)
 
 
-def _join(settings: Fuse, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
+def _join(settings: Fuse, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
     present, widths = experts(parts)
     part = route_parts(None, present)
     if part is None:
         return None
     (route,) = part.routes
     query = (route.up.T @ tensors[KEY].T) @ tensors[QUERY]
-    return Part(
+    return NodePart(
         routes=(
             route._replace(
                 gate=Attention(query, route.down, widths, min(settings.top_k or len(present), len(present)))
@@ -59,7 +59,7 @@ def _tensors(settings: Fuse, count: int, site: Site) -> dict[str, tuple[int, ...
     return {QUERY: (settings.size, site.in_features), KEY: (settings.size, site.out_features)}
 
 
-def _make(settings: Fuse, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(settings: Fuse, parts: Sequence[NodePart], rng: np.random.Generator) -> dict[str, np.ndarray]:
     part = parts[0]
     assert part.down is not None and part.up is not None
     n, m = part.down.shape[1], part.up.shape[0]

@@ -15,14 +15,14 @@ import numpy as np
 
 from ..core.config import require_whole
 from ..core.operators import Array
-from ..core.routers import Gate as Softmax
+from ..core.routers import SoftmaxGate as Softmax
 from ..core.site import Site
-from .base import NodeKind, Part, experts, route_parts
+from .base import NodeKind, NodePart, experts, route_parts
 from .registry import NODES
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateSettings:
     """How many experts a token has; 0: all."""
 
     top_k: int = 0
@@ -32,17 +32,21 @@ class Gate:
         require_whole("top_k", self.top_k, 0)
 
 
-def _join(settings: Gate, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
+def _join(
+    settings: GateSettings, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]
+) -> NodePart | None:
     present, _ = experts(parts)
     top_k = min(settings.top_k or len(present), len(present))
     return route_parts(Softmax(tensors["weight"], top_k, tensors["bias"]), present) if present else None
 
 
-def _tensors(settings: Gate, count: int, site: Site) -> dict[str, tuple[int, ...]]:
+def _tensors(settings: GateSettings, count: int, site: Site) -> dict[str, tuple[int, ...]]:
     return {"weight": (count, site.in_features), "bias": (count,)}
 
 
-def _make(settings: Gate, parts: Sequence[Part], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(
+    settings: GateSettings, parts: Sequence[NodePart], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     assert parts[0].down is not None
     return {
         "weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32),
@@ -56,7 +60,7 @@ gate = NODES.register(
         summary="experts mixed token by token, by a trained softmax at every layer",
         paper="https://arxiv.org/abs/2402.11455",
         formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of G x + c",
-        settings=Gate,
+        settings=GateSettings,
         join=_join,
         shares=lambda settings, children: [1 / children] * children,
         unfoldable="its weights depend on the token, which no weight of a layer does",

@@ -18,18 +18,18 @@ from .registry import NODES
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackSettings:
     """Nothing to set."""
 
     def check(self, children: int) -> None:
         """Any number of children will do."""
 
 
-def _evaluate(settings: Stack, children: Sequence[Transform], base: Forward) -> Forward:
+def _evaluate(settings: StackSettings, children: Sequence[Transform], base: Forward) -> Forward:
     return reduce(lambda inner, child: child(inner), children, base)
 
 
-def _fold(settings: Stack, children: Sequence[Folding], start: Folded) -> Folded:
+def _fold(settings: StackSettings, children: Sequence[Folding], start: Folded) -> Folded:
     return reduce(lambda inner, child: child(inner), children, start)
 
 
@@ -39,7 +39,7 @@ stack = NODES.register(
         summary="each member changes what the ones before it made of the layer",
         paper="https://arxiv.org/abs/2007.07779",
         formula="f = f_n( ... f_2(f_1(base)))",
-        settings=Stack,
+        settings=StackSettings,
         join=lambda settings, parts, tensors: add_parts(parts),
         shares=lambda settings, children: [1.0] * children,
         evaluate=_evaluate,

@@ -17,7 +17,7 @@ from .registry import NODES
 
 
 @dataclass(frozen=True)
-class Sum:
+class SumSettings:
     """One weight a child, of any sign; none: one each."""
 
     weights: tuple[float, ...] = ()
@@ -44,7 +44,7 @@ class Parallel:
         """Any number of children will do."""
 
 
-def _sum_weights(settings: Sum, children: int) -> list[float]:
+def _sum_weights(settings: SumSettings, children: int) -> list[float]:
     return [float(weight) for weight in settings.weights] or [1.0] * children
 
 
@@ -80,7 +80,7 @@ weighted_sum = NODES.register(
         summary="the changes added up, each with a weight of any sign",
         paper="https://arxiv.org/abs/2212.04089",
         formula="f(x) = base(x) + sum_i w_i (f_i(x) - base(x))",
-        settings=Sum,
+        settings=SumSettings,
         join=lambda settings, parts, tensors: add_parts(
             [
                 None if part is None else scale_part(part, weight)

@@ -21,7 +21,7 @@ from ..core.arrays import array_namespace
 from ..core.config import WIDEST, require_flag, require_number, require_whole
 from ..core.operators import Array
 from ..core.routers import Precomputed
-from .base import NodeKind, Part, as_float, experts, route_parts, scale_part
+from .base import NodeKind, NodePart, as_float, experts, route_parts, scale_part
 from .registry import NODES
 
 
@@ -117,7 +117,7 @@ def _softmax(scores: Array) -> Array:
     return powers / xp.sum(powers, axis=-1, keepdims=True)
 
 
-def _join(settings: XLoRA, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
+def _join(settings: XLoRA, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
     present, _ = experts(parts, absent=True)
     part = route_parts(Precomputed(tensors.get("weights")), present)
     return None if part is None else scale_part(part, settings.scale)

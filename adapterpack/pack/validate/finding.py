@@ -44,7 +44,7 @@ class Finding(NamedTuple):
         }
 
 
-class Rule(NamedTuple):
+class CheckRule(NamedTuple):
     """A stable id, how bad a breach is, what must hold, what to do about a breach, and the error that loading
     raises.
     """

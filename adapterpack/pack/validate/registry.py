@@ -18,7 +18,7 @@ from .checks import (
     values,
 )
 from .context import Check
-from .finding import Rule
+from .finding import CheckRule
 
 _GROUPS = (
     reading,
@@ -35,7 +35,7 @@ _GROUPS = (
     composition,
 )
 
-RULES: dict[str, Rule] = {rule.id: rule for group in _GROUPS for rule in group.RULES}
+RULES: dict[str, CheckRule] = {rule.id: rule for group in _GROUPS for rule in group.RULES}
 """Every rule by its id. Ids are never reused: what a rule says may be worded anew, what it is about stays."""
 
 CHECKS: tuple[Check, ...] = (

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """A place in a JSON value: the place around it, and the key or the number there. The pointer is put
     together where it is wanted.
     """
 
-    around: Place | None = None
+    around: Location | None = None
     key: str | int = ""
 
     @property
@@ -44,14 +44,14 @@ def texts_in(value: Any) -> set[str]:
     return found
 
 
-def walk(value: Any) -> Iterator[tuple[Place, Any]]:
+def walk(value: Any) -> Iterator[tuple[Location, Any]]:
     """The value and every value inside of it, outer ones first, each with its place.
 
     Example:
         >>> [(place.pointer, inner) for place, inner in walk({"a/b": [5]})][1:]
         [('/a~1b', [5]), ('/a~1b/0', 5)]
     """
-    left = [iter([(Place(), value)])]
+    left = [iter([(Location(), value)])]
     while left:
         located = next(left[-1], None)
         if located is None:
@@ -65,5 +65,5 @@ def walk(value: Any) -> Iterator[tuple[Place, Any]]:
             left.append(_inside(place, enumerate(inner)))
 
 
-def _inside(around: Place, entries: Any) -> Iterator[tuple[Place, Any]]:
-    return ((Place(around, key), item) for key, item in entries)
+def _inside(around: Location, entries: Any) -> Iterator[tuple[Location, Any]]:
+    return ((Location(around, key), item) for key, item in entries)

@@ -2,9 +2,9 @@
 
     y' = cos * y + sin * turned(y),   y = W x + b
 
-As in :class:`~..adapter_methods.Pairs`: ``cos`` and ``sin`` hold the magnitudes, too; a scale alone has no
-``sin``. Backward, the gradient of the input is ``g (R W)`` where there are more rows than layer inputs:
-turning the weight costs less than turning the gradient, and no gradient of ``y`` is ever a tensor.
+As in :class:`~..adapter_methods.PairRotation`: ``cos`` and ``sin`` hold the magnitudes, too; a scale alone
+has no ``sin``. Backward, the gradient of the input is ``g (R W)`` where there are more rows than layer
+inputs: turning the weight costs less than turning the gradient, and no gradient of ``y`` is ever a tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from ...adapter_methods import NormalForm, Pairs
+from ...adapter_methods import NormalForm, PairRotation
 
 
 class Turn(NamedTuple):
@@ -37,7 +37,7 @@ def turn_of(form: NormalForm, width: int) -> Turn | None:
             if form.output_scale is not None and form.output_scale.shape[0] == width
             else None
         )
-    if isinstance(form.post, Pairs) and form.output_scale is None and form.post.cos.shape[0] == width:
+    if isinstance(form.post, PairRotation) and form.output_scale is None and form.post.cos.shape[0] == width:
         return Turn(form.post.cos, form.post.sin, form.post.half)
     return None
 

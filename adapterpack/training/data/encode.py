@@ -18,7 +18,7 @@ from ...errors import ConfigError
 from ...readable import things
 from ...tasks.data.problems import Labels
 from ...tasks.data.report import DataReport, table
-from ...tasks.task import Task, Training
+from ...tasks.task import Task, TaskTraining
 from ..config.fields import TrainConfig
 from ..config.sources import sources_of
 from . import load as data
@@ -47,7 +47,7 @@ class Read(NamedTuple):
 
 
 def read(
-    config: TrainConfig, task: Task, training: Training, tokenizer: Any, labels: Labels | None = None
+    config: TrainConfig, task: Task, training: TaskTraining, tokenizer: Any, labels: Labels | None = None
 ) -> Read:
     """All rows of a configuration; the log gets a table of what became of them. ``labels`` are those of a
     head that was trained before.
@@ -118,7 +118,7 @@ def _load(sources: Any, config: TrainConfig) -> list[_Part]:
 
 
 def _encode(
-    parts: Sequence[_Part], training: Training, tokenizer: Any, max_length: int, labels: Labels | None
+    parts: Sequence[_Part], training: TaskTraining, tokenizer: Any, max_length: int, labels: Labels | None
 ) -> list[dict[str, Any]]:
     every = []
     for rows, report in parts:
@@ -135,7 +135,7 @@ def _encode(
     return every
 
 
-def _label(parts: Sequence[_Part], training: Training) -> _Part:
+def _label(parts: Sequence[_Part], training: TaskTraining) -> _Part:
     """The labels of all parts together."""
     if len(parts) == 1:
         return parts[0]

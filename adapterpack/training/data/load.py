@@ -33,7 +33,7 @@ from ...tasks.data.problems import IGNORED, Labels, require_label
 from ...tasks.data.problems import labels_in as of_values
 from ...tasks.data.report import OWN_COLUMNS, DataReport, report_of
 from ...tasks.data.rows import words_of
-from ...tasks.task import Training
+from ...tasks.task import TaskTraining
 from ..config.sources import Source
 from .decompress import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
 from .limits import Place, require_bounded, require_short_texts
@@ -252,7 +252,7 @@ def _quiet_datasets() -> Iterator[None]:
             enable_progress_bars()
 
 
-def labels_in(rows: Dataset, training: Training, where: object, problem: str | None = None) -> Labels:
+def labels_in(rows: Dataset, training: TaskTraining, where: object, problem: str | None = None) -> Labels:
     """The labels of the rows of a labelled task; without ``problem``, their values decide what they are for.
 
     Raises:
@@ -277,7 +277,7 @@ def labels_in(rows: Dataset, training: Training, where: object, problem: str | N
     )
 
 
-def label_column(rows: Dataset, training: Training) -> str | None:
+def label_column(rows: Dataset, training: TaskTraining) -> str | None:
     """The column of the labels, if there is one."""
     return next((name for name in training.label_columns if name in rows.column_names), None)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional
 
-from ...adapter_methods import Method, Progress, Site, Trained, is_stacked
+from ...adapter_methods import Method, Progress, Site, TrainedSite, is_stacked
 from ...tasks.data.problems import IGNORED
 from ...torch_adapters.layers.layer import Adapted
 from ...torch_adapters.layers.prompts import Prompts
@@ -162,7 +162,7 @@ def after_step(
     ``states`` is what the last call returned, at first an empty mapping: the names of adapter and method ->
     the method's own state.
     """
-    sites: dict[tuple[str, str], dict[str, Trained]] = {}
+    sites: dict[tuple[str, str], dict[str, TrainedSite]] = {}
     updates: dict[tuple[str, str], Any] = {}
     for part in parts(model):
         if update := part.method.overrides.get("after_step"):
@@ -175,7 +175,7 @@ def after_step(
             }
             sites.setdefault(key, {}).update(
                 {
-                    path: Trained(part.config, part.of(number, values), part.of(number, gradients))
+                    path: TrainedSite(part.config, part.of(number, values), part.of(number, gradients))
                     for path, number in part.matrices.items()
                 }
             )

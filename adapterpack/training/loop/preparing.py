@@ -21,7 +21,7 @@ from ...readable import things
 from ...runtime.text.context_length import context_length
 from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
-from ...tasks.task import TASKS, Task, Training, reads_types
+from ...tasks.task import TASKS, Task, TaskTraining, reads_types
 from ...torch_adapters.adapt import adapt
 from ...torch_adapters.layers.active import wrappers_of
 from ...torch_adapters.layers.layer import Adapted
@@ -293,7 +293,7 @@ def _quantization(config: TrainConfig, dtype: str) -> Any:
     )
 
 
-def training_of(task: Task, kind: TrainerKind) -> Training:
+def training_of(task: Task, kind: TrainerKind) -> TaskTraining:
     """How the rows of a task are read: as the kind of training says, or else the task.
 
     Raises:

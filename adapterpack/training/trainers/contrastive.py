@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...errors import ConfigError
 from ...tasks.data.problems import Labels
 from ...tasks.data.report import report_of
-from ...tasks.task import Training
+from ...tasks.task import TaskTraining
 from .kind import TRAINERS, TrainerKind
 
 FORMS = (
@@ -88,7 +88,7 @@ TRAINERS.register(
         "transformers:TrainingArguments",
         ("feature-extraction",),
         config=Contrastive,
-        reading=Training(encode),
+        reading=TaskTraining(encode),
         settings=True,
     )
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...registry import Registry
 from ...tasks.data.report import DataReport
-from ...tasks.task import Training
+from ...tasks.task import TaskTraining
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrainerKind:
     reference: bool = False
     rewards: bool = False
     scores: bool = False
-    reading: Training | None = None
+    reading: TaskTraining | None = None
     settings: bool = False
 
 

@@ -16,43 +16,43 @@ from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from ..budget import Budget
 from ..context import Subject
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 
 if TYPE_CHECKING:
     from ....base.checkpoint import Checkpoint
 
-ANOTHER = Rule(
+ANOTHER = CheckRule(
     "AP701",
     "error",
     "The named base is the one that the pack was made for, or a variant that it declares.",
     "use the base that the pack names",
     BaseMismatch,
 )
-TOKENIZER = Rule(
+TOKENIZER = CheckRule(
     "AP702",
     "error",
     "The base's tokenizer and chat template have the digests that the pack was trained with.",
     "use the tokenizer that the pack names",
 )
-TIED = Rule(
+TIED = CheckRule(
     "AP703",
     "warning",
     "Where the base ties its embeddings and its head, the pack does not change one of them alone.",
     "merge with care: the tied partner changes as well, or the tie is broken",
 )
-SHARE = Rule(
+SHARE = CheckRule(
     "AP704",
     "warning",
     "The pack has at most half as many parameters as its base.",
     "check that this is an adapter and not a model",
 )
-DIFFERS = Rule(
+DIFFERS = CheckRule(
     "AP705",
     "warning",
     "A chat template that the pack carries is the base's own.",
     "read the difference before you use the pack",
 )
-QUANTIZED = Rule(
+QUANTIZED = CheckRule(
     "AP706",
     "warning",
     "The base is quantized as it was when the pack was trained.",

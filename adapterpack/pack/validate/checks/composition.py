@@ -11,40 +11,40 @@ from ....errors import AdapterpackError, FormatError
 from ....manifest import manifest as m
 from ....manifest.composed_method import FEATURE, method_of
 from ..context import Subject, group_pointer
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 
-SAID = Rule(
+SAID = CheckRule(
     "AP911",
     "error",
     "A pack says in must_understand that it is composed if and only if it is.",
     "compose the packs again",
 )
-TREE = Rule(
+TREE = CheckRule(
     "AP912",
     "error",
     "A tree of composition has known kinds of nodes with settings that they can use, within the limits.",
     "compose the packs again",
 )
-MEMBERS = Rule(
+MEMBERS = CheckRule(
     "AP913",
     "error",
     "The leaves of a tree name the members of the pack, each at least once, and no other.",
     "compose the packs again",
 )
-TOGETHER = Rule(
+TOGETHER = CheckRule(
     "AP914",
     "error",
     "Every member's method is known and can be part of the tree.",
     "update adapterpack, or compose the packs again",
 )
-PARENTS = Rule(
+PARENTS = CheckRule(
     "AP915",
     "error",
     "The members of a composed pack are among its ancestors, where it has a lineage.",
     "compose the packs again",
 )
-UNUSED = Rule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
-DERIVED = Rule(
+UNUSED = CheckRule("AP916", "error", "Every member changes a site.", "compose the packs again, without it")
+DERIVED = CheckRule(
     "AP917",
     "error",
     "What a node holds that follows from its members is what follows from them.",

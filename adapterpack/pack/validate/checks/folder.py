@@ -11,28 +11,28 @@ from ....io.safe_open import LARGE, TENSORS, in_hub_cache, map_file, read_file
 from ....manifest import manifest as m
 from ...pack import MUTABLE
 from ..budget import Budget
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 from .magic import magic_of
 
-REGULAR = Rule(
+REGULAR = CheckRule(
     "AP101",
     "error",
     "Only regular files lie in the folder: no links, folders, pipes or devices.",
     "remove it",
 )
-UNLISTED = Rule(
+UNLISTED = CheckRule(
     "AP102", "error", "Every file is in the manifest's closed list.", "remove it, or pack the adapter again"
 )
-MISSING = Rule("AP103", "error", "Every listed file is there.", "fetch the pack again")
-SIZE = Rule("AP104", "error", "Every listed file has the listed size.", "fetch the pack again")
-DIGEST = Rule("AP105", "error", "Every listed file has the listed sha256.", "fetch the pack again")
-FORBIDDEN = Rule(
+MISSING = CheckRule("AP103", "error", "Every listed file is there.", "fetch the pack again")
+SIZE = CheckRule("AP104", "error", "Every listed file has the listed size.", "fetch the pack again")
+DIGEST = CheckRule("AP105", "error", "Every listed file has the listed sha256.", "fetch the pack again")
+FORBIDDEN = CheckRule(
     "AP106",
     "error",
     "No file is of a kind that can run or hold code: pickles, scripts, libraries, archives, pages.",
     "remove it; weights are stored as safetensors only",
 )
-MAGIC = Rule(
+MAGIC = CheckRule(
     "AP107",
     "error",
     "No file begins like an executable, a pickle, an archive, a script or a page, whatever its name.",

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..context import Subject
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 
-CYCLE = Rule("AP901", "error", "No pack is among its own ancestors.", "pack the adapter again")
-DEPTH = Rule(
+CYCLE = CheckRule("AP901", "error", "No pack is among its own ancestors.", "pack the adapter again")
+DEPTH = CheckRule(
     "AP902",
     "error",
     "The lineage is at most 8 generations deep.",
     "leave out the ancestors that lie further back",
 )
-STRAY = Rule("AP903", "error", "Every ancestor is one of a parent.", "pack the adapter again")
-NOTHING = Rule(
+STRAY = CheckRule("AP903", "error", "Every ancestor is one of a parent.", "pack the adapter again")
+NOTHING = CheckRule(
     "AP904",
     "error",
     "A lineage names parents, or the format that the pack was converted from.",

@@ -13,24 +13,24 @@ from ....peft.options import unknown_sentence
 from ...files import METADATA
 from ...pack import FILE_ROLES, TEMPLATE
 from ..context import Subject
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 
-FACE = Rule(
+FACE = CheckRule(
     "AP601", "error", "PEFT would read from the folder what the manifest says.", "pack the adapter again"
 )
-LIST = Rule(
+LIST = CheckRule(
     "AP602",
     "error",
     "The file list is the one that such a pack has, each file in its role.",
     "pack the adapter again",
 )
-READERS = Rule(
+READERS = CheckRule(
     "AP603",
     "error",
     "The reference reader of safetensors reads the same tensors (asked with full).",
     "pack the adapter again",
 )
-OPTION = Rule(
+OPTION = CheckRule(
     "AP604",
     "warning",
     "A folder that PEFT wrote has no option that is not known, even where it is off.",

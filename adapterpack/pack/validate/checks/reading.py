@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ....errors import AdapterpackError
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 
-CHECK = Rule("AP000", "error", "Every check can be made to its end.", "pack the adapter again")
-UNREADABLE = Rule(
+CHECK = CheckRule("AP000", "error", "Every check can be made to its end.", "pack the adapter again")
+UNREADABLE = CheckRule(
     "AP001",
     "error",
     "The manifest, the tensor file and the PEFT configuration can be read: format, version, schema, limits.",
@@ -17,7 +17,7 @@ UNREADABLE = Rule(
 RULES = (CHECK, UNREADABLE)
 
 
-def unreadable(error: AdapterpackError, folder: Path, rule: Rule = UNREADABLE) -> Finding:
+def unreadable(error: AdapterpackError, folder: Path, rule: CheckRule = UNREADABLE) -> Finding:
     """An error of a reader as a finding, with the place that it names."""
     path, _, pointer = (error.where or str(folder)).partition("#")
     name = Path(path.partition(",")[0]).name

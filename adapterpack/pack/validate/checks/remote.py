@@ -11,16 +11,16 @@ from ....errors import FormatError
 from ....io import strict_json
 from ..budget import Budget
 from ..context import Subject
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 from ..walk import texts_in, walk
 
-CODE = Rule(
+CODE = CheckRule(
     "AP110",
     "error",
     "No JSON holds a key that makes a library import or fetch code.",
     "remove the key, or do not use this adapter",
 )
-PATH = Rule(
+PATH = CheckRule(
     "AP111",
     "error",
     "No path in the JSON is absolute, leaves the folder, or is a URL.",

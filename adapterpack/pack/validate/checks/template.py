@@ -9,38 +9,38 @@ from collections.abc import Iterator
 from ...pack import TEMPLATE
 from ..budget import Budget
 from ..context import Subject
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 
-PARSE = Rule(
+PARSE = CheckRule(
     "AP851", "error", "A chat template is Jinja that parses, of at most 64 KiB.", "repair the template"
 )
-NAMES = Rule(
+NAMES = CheckRule(
     "AP852",
     "error",
     "A template touches no internal attribute, and uses only the filters, tests, functions and methods "
     "that chats need.",
     "remove it; do not render the template",
 )
-STATEMENTS = Rule(
+STATEMENTS = CheckRule(
     "AP853",
     "error",
     "A template includes, imports and extends nothing, and has no statements but those that chats need.",
     "remove it; do not render the template",
 )
-COST = Rule(
+COST = CheckRule(
     "AP854",
     "error",
     "What a template does and writes is in proportion to the chat: it counts no further than 10,000, "
     "and no text doubles itself.",
     "remove it",
 )
-DIGEST = Rule(
+DIGEST = CheckRule(
     "AP855",
     "error",
     "A template that the pack carries has the digest that the manifest's tokenizer names.",
     "pack the adapter again",
 )
-LITERAL = Rule(
+LITERAL = CheckRule(
     "AP856",
     "warning",
     "A template holds no address and no long encoded text.",

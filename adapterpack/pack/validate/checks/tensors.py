@@ -10,27 +10,27 @@ from ....io.safe_open import TENSORS
 from ....manifest.manifest import PACKED
 from ...quantized_tensors import overflows, problem
 from ..context import Subject, tensor_pointer
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 from .values import NONFINITE
 
-MISSING = Rule(
+MISSING = CheckRule(
     "AP201", "error", "Every tensor that the manifest lists is in the file.", "fetch the pack again"
 )
-UNLISTED = Rule("AP202", "error", "Every tensor of the file is in the manifest.", "fetch the pack again")
-SHAPE = Rule(
+UNLISTED = CheckRule("AP202", "error", "Every tensor of the file is in the manifest.", "fetch the pack again")
+SHAPE = CheckRule(
     "AP203", "error", "Every tensor has the dtype and shape of the manifest.", "pack the adapter again"
 )
-DIGEST = Rule(
+DIGEST = CheckRule(
     "AP204", "error", "The bytes of every tensor have the sha256 of the manifest.", "fetch the pack again"
 )
-SCALES = Rule(
+SCALES = CheckRule(
     "AP205",
     "error",
     "Every tensor in codes has the bytes and the scales that they take.",
     "quantize the pack again",
 )
-STRAY_SCALES = Rule("AP206", "error", "Scales belong to an int8 tensor.", "quantize the pack again")
-QUANTIZED = Rule(
+STRAY_SCALES = CheckRule("AP206", "error", "Scales belong to an int8 tensor.", "quantize the pack again")
+QUANTIZED = CheckRule(
     "AP207",
     "error",
     "The manifest says that the pack is quantized if and only if it is.",

@@ -11,28 +11,28 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from ..context import Subject
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 from ..walk import texts_in, walk
 
-URL = Rule(
+URL = CheckRule(
     "AP801",
     "error",
     "Every address is https, without a user name, and not of a private or local host.",
     "use a public https address",
 )
-LOOKALIKE = Rule(
+LOOKALIKE = CheckRule(
     "AP802",
     "warning",
     "No repository's owner is one letter away from a well-known one.",
     "check whose repository it is",
 )
-REPO = Rule(
+REPO = CheckRule(
     "AP803",
     "error",
     "The name of a repository is OWNER/NAME or NAME.",
     "pack the adapter again with the base's right name",
 )
-BIDI = Rule(
+BIDI = CheckRule(
     "AP804", "error", "No text holds characters that reverse or hide other text.", "remove the characters"
 )
 RULES = (URL, LOOKALIKE, REPO, BIDI)
@@ -77,7 +77,7 @@ def texts(s: Subject) -> Iterator[Finding]:
             yield LOOKALIKE.at(name, f"the owner '{parts[0]}' looks like '{owner}'", pointer=pointer)
 
 
-def _faults(text: str) -> Iterator[tuple[Rule, str]]:
+def _faults(text: str) -> Iterator[tuple[CheckRule, str]]:
     """What is wrong with one text."""
     if _HIDING.search(text):
         yield BIDI, "the text holds invisible or reversing characters"

@@ -14,28 +14,28 @@ from ....io.safe_open import TENSORS
 from ....io.safetensors import FLOATS, all_finite, dtype_name
 from ..budget import Budget
 from ..context import Subject, group_pointer, quantized_numbers
-from ..finding import Finding, Rule
+from ..finding import CheckRule, Finding
 
-NONFINITE = Rule(
+NONFINITE = CheckRule(
     "AP301",
     "error",
     "No tensor holds NaN or infinity.",
     "train again in float32 or with a lower learning rate",
     NonFinite,
 )
-NO_EFFECT = Rule(
+NO_EFFECT = CheckRule(
     "AP302",
     "warning",
     "No tensor of an adapted site is all zero: the adapter would have no effect there.",
     "check that training reached it",
 )
-HUGE = Rule(
+HUGE = CheckRule(
     "AP303",
     "warning",
     "No value of a float tensor is larger than 1e4.",
     "check that training did not diverge",
 )
-OVERFLOW = Rule(
+OVERFLOW = CheckRule(
     "AP304",
     "warning",
     "The fused change of a site, scale times the product of its factors, stays within float16.",
