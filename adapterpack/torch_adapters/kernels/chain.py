@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from ...adapter_methods import Chain, Dense, NormalForm, Repeat, Sums
+from ...adapter_methods import BlockSums, Chain, Dense, NormalForm, Repeat
 
 Fixed = tuple[bool, int, int]
-"""A map without numbers of its own: whether it sums (:class:`Sums`) or repeats (:class:`Repeat`), from which
+"""A map without numbers of its own: whether it sums (:class:`BlockSums`) or repeats (:class:`Repeat`), from which
 width, to which.
 """
 Steps = tuple[Fixed | None, ...]
@@ -37,8 +37,8 @@ def chain_of(form: NormalForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
         elif isinstance(part, Dense):
             steps.append(None)
             matrices.append(part.matrix)
-        elif isinstance(part, Sums | Repeat):
-            steps.append((isinstance(part, Sums), part.width, part.length))
+        elif isinstance(part, BlockSums | Repeat):
+            steps.append((isinstance(part, BlockSums), part.width, part.length))
         elif part is not None:
             return None
     return tuple(steps), tuple(matrices)
@@ -107,7 +107,7 @@ _FEW = 32
 
 
 def _map(sums: bool, width: int, length: int, value: torch.Tensor) -> torch.Tensor:
-    operator = Sums(width, length, value) if sums else Repeat(width, length, value)
+    operator = BlockSums(width, length, value) if sums else Repeat(width, length, value)
     result: torch.Tensor = operator.apply(value)
     return result
 
