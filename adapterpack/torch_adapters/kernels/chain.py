@@ -12,8 +12,8 @@ from torch.nn import functional
 from ...adapter_methods import BlockSums, Chain, Dense, NormalForm, Repeat
 
 Fixed = tuple[bool, int, int]
-"""A map without numbers of its own: whether it sums (:class:`BlockSums`) or repeats (:class:`Repeat`), from which
-width, to which.
+"""A map without numbers of its own: whether it sums (:class:`BlockSums`) or repeats (:class:`Repeat`), from
+which width, to which.
 """
 Steps = tuple[Fixed | None, ...]
 """A chain, as constants that a compiler can look at; None is a matrix ``[out, in]``, which :data:`Matrices`
