@@ -44,8 +44,9 @@ from adapterpack.cli.main import main
 from adapterpack.converting.factors import site_factors
 from adapterpack.converting.flatbuffer import read_parameters
 from adapterpack.converting.format import formats
-from adapterpack.converting.formats.gguf import FAMILIES, common_alpha, scaled
+from adapterpack.converting.formats.gguf import FAMILIES, common_alpha
 from adapterpack.converting.gguf_file import read_gguf
+from adapterpack.converting.numbers import scale_factor
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
@@ -686,13 +687,13 @@ def test_one_alpha_for_all() -> None:
     pack = pack_on({f"s{n}": (3, 5) for n in range(5)}, lambda n: LoRA(r=2, alpha=[4, 4, 4, 6, 0][n]))
     assert common_alpha(list(site_factors(pack, "gguf")))[0] == 4
     up = np.array([[1.5, -3.0]], np.float32)
-    assert scaled(up, 1 + 1e-9, "s") is up
-    assert scaled(up.astype(BF16), 0.5, "s").dtype == BF16
-    assert scaled(up.astype(np.float16), 1e6, "s").dtype == np.float32
-    assert np.abs(scaled(up, 1 / 3, "s") / (up.astype(float) / 3) - 1).max() <= ONE_ROUNDING
+    assert scale_factor(up, 1 + 1e-9, "s") is up
+    assert scale_factor(up.astype(BF16), 0.5, "s").dtype == BF16
+    assert scale_factor(up.astype(np.float16), 1e6, "s").dtype == np.float32
+    assert np.abs(scale_factor(up, 1 / 3, "s") / (up.astype(float) / 3) - 1).max() <= ONE_ROUNDING
     for ratio in (1e38 * 5, 1e-46):
         with pytest.raises(Unsupported, match="range of float32"):
-            scaled(up, ratio, "s")
+            scale_factor(up, ratio, "s")
 
 
 def hostile(data: bytes, seed: int) -> Iterator[bytes]:
