@@ -40,9 +40,9 @@ def test_the_adapter_is_the_model(kind: str, texts: Path, bundle_of: Make) -> No
     catalogue = Catalogue(engine)
     (model,) = catalogue.visible(EVERYBODY)
     assert (model.name, model.adapter, model.digest) == ("alpha", "alpha", session.pack("alpha").id)
-    assert catalogue.named("alpha", EVERYBODY) == model
+    assert catalogue.find_model("alpha", EVERYBODY) == model
     with pytest.raises(HTTPError) as caught:
-        catalogue.named(catalogue.base, EVERYBODY)
+        catalogue.find_model(catalogue.base, EVERYBODY)
     assert caught.value.status == 404
     prompt, options = [5, 9, 7, 11], {"max_new_tokens": 5} if kind == "llama" else {}
     requests = [engine.add(prompt, name, **options) for name in ("alpha", None)]
@@ -56,7 +56,7 @@ def test_the_adapter_is_the_model(kind: str, texts: Path, bundle_of: Make) -> No
         }
     other = Catalogue(engine, "mine")
     assert [one.name for one in other.visible(EVERYBODY)] == ["mine"]
-    assert other.named("mine", EVERYBODY).digest == model.digest
+    assert other.find_model("mine", EVERYBODY).digest == model.digest
     with pytest.raises(Unsupported):
         engine.adapters.load(session.pack("alpha").renamed("other"))
 

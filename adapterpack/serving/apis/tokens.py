@@ -110,7 +110,7 @@ class TokenRoutes:
                 f"a conversation may have {self._limits.messages} messages",
                 param="messages",
             )
-        return self._tokenizer.prompt([message.rendered() for message in body.messages])
+        return self._tokenizer.prompt([message.render() for message in body.messages])
 
 
 def open_api(engine: Engine, limits: ServerLimits) -> Api:

@@ -153,7 +153,7 @@ class Preparer:
                 "this model has no chat template: use /v1/completions",
                 param="messages",
             )
-        tools = [tool.shown() for tool in body.tools or ()] if body.tool_choice != "none" else []
+        tools = [tool.for_template() for tool in body.tools or ()] if body.tool_choice != "none" else []
         return prompt_ids(self._engine.bundle, body.conversation(), tools)
 
     def _text(self, prompt: str | Sequence[int]) -> list[int]:

@@ -227,14 +227,14 @@ class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
         for place, call in enumerate(self.tool_calls or ()):
             yield from (Misfit(f"/tool_calls/{place}{pointer}", what) for pointer, what in call.breaches())
 
-    def rendered(self) -> dict[str, Any]:
+    def render(self) -> dict[str, Any]:
         """As chat templates take it."""
         content = (
             self.content
             if isinstance(self.content, str)
             else "".join(part.text for part in self.content or ())
         )
-        calls = [call.shown() for call in self.tool_calls] if self.tool_calls else None
+        calls = [call.for_template() for call in self.tool_calls] if self.tool_calls else None
         named = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
         return {
             "role": self.role,
@@ -282,7 +282,7 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
         return [
             {
                 **({"name": name} if (name := names.get(message.tool_call_id or "")) else {}),
-                **message.rendered(),
+                **message.render(),
             }
             for message in self.messages
         ]

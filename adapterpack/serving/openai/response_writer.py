@@ -265,9 +265,7 @@ class CompletionWriter(ResponseWriter):
     def write_piece(
         self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
     ) -> list[Any]:
-        """See :class:`ResponseWriter`; the reason of the end comes with the last text, and says what
-        answered.
-        """
+        """A chunk with further text; the last one has the reason of the end, and says what answered."""
         if not text and not choices and reason is None:
             return []
         choice = CompletionChoice(place, text, self._logprobs(place, choices), reason)

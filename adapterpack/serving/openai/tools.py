@@ -42,7 +42,7 @@ class FunctionTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
     type: Literal["function"]
     function: Function
 
-    def shown(self) -> dict[str, Any]:
+    def for_template(self) -> dict[str, Any]:
         """As chat templates take it."""
         function = {
             "name": self.function.name,
@@ -93,7 +93,7 @@ class InputCall(StrictStruct, frozen=True, forbid_unknown_fields=True):
             if not isinstance(value, dict):
                 yield Misfit("/function/arguments", "the arguments of a call are a JSON object")
 
-    def shown(self) -> dict[str, Any]:
+    def for_template(self) -> dict[str, Any]:
         """As chat templates take it: the arguments as a mapping."""
         function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
         return {"id": self.id, "type": "function", "function": function}
