@@ -35,18 +35,6 @@ class Operator(Protocol):
         ...
 
 
-def _slice_dense(operator: Operator, block: slice) -> Array:
-    return operator.dense()[block]
-
-
-def _multiply_by_dense(operator: Operator, weight: Array) -> Array:
-    return weight @ operator.dense()
-
-
-def _apply_transpose(operator: BlockDiagonal | Kronecker, weight: Array) -> Array:
-    return transpose(operator).apply(weight)
-
-
 class Dense(NamedTuple):
     """A plain matrix ``factor * stored``, ``[out, in]``: multiplied only where the product is needed."""
 
@@ -115,7 +103,9 @@ class Diagonal(NamedTuple):
         xp = array_namespace(self.vector)
         return xp.eye(self.vector.shape[0], dtype=self.vector.dtype, device=self.vector.device) * self.vector
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -145,9 +135,13 @@ class BlockDiagonal(NamedTuple):
         )
         return xp.reshape(spread, (count * wide, count * narrow))
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
-    after = _apply_transpose
+    def after(self, weight: Array) -> Array:
+        """``weight M``."""
+        return transpose(self).apply(weight)
 
 
 class BlockCirculant(NamedTuple):
@@ -195,7 +189,9 @@ class BlockCirculant(NamedTuple):
         dense = BlockCirculant(self.kernel[first : -(-block.stop // size)]).dense()
         return dense[block.start - first * size : block.stop - first * size]
 
-    after = _multiply_by_dense
+    def after(self, weight: Array) -> Array:
+        """``weight M``."""
+        return weight @ self.dense()
 
 
 class Kronecker(NamedTuple):
@@ -218,9 +214,13 @@ class Kronecker(NamedTuple):
         (a, b), (c, d) = self.left.shape, self.right.shape
         return xp.reshape(self.left[:, None, :, None] * self.right[None, :, None, :], (a * c, b * d))
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
-    after = _apply_transpose
+    def after(self, weight: Array) -> Array:
+        """``weight M``."""
+        return transpose(self).apply(weight)
 
 
 class Permutation(NamedTuple):
@@ -237,7 +237,9 @@ class Permutation(NamedTuple):
         xp = array_namespace(self.order)
         return xp.take(xp.eye(self.order.shape[0], device=self.order.device), self.order, axis=0)
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -274,7 +276,9 @@ class PairRotation(NamedTuple):
         xp = array_namespace(self.cos)
         return self.apply(xp.eye(self.width, dtype=self.cos.dtype, device=self.cos.device)).T
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -334,7 +338,9 @@ class IdentityPlusLowRank(NamedTuple):
             self.up, self.down
         )
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -364,7 +370,9 @@ class Repeat(NamedTuple):
         xp = array_namespace(self.like)
         return self.apply(xp.eye(self.width, dtype=self.like.dtype, device=self.like.device)).T
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -396,7 +404,9 @@ class BlockSums(NamedTuple):
         """``M`` itself."""
         return Repeat(self.length, self.width, self.like).dense().T
 
-    rows = _slice_dense
+    def rows(self, block: slice) -> Array:
+        """``M[block]``."""
+        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""

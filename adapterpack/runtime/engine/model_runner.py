@@ -49,7 +49,7 @@ class SequenceState:
     next_token: int = 0
     acting: np.ndarray | None = field(init=False, default=None)
     """At which of the prompt's tokens its adapter acts; None where it acts everywhere."""
-    has_acted: bool = field(init=False, default=False)
+    acted: bool = field(init=False, default=False)
     """Whether it has acted so far."""
     acted_before: bool = field(init=False, default=False)
     """The same before the last step."""
