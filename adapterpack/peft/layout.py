@@ -132,8 +132,8 @@ def _is_in_peft_form(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...
     """
     if form is None or form.shapes_say_so is None:
         return True
-    as_parameters = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
-    return form.allows(as_parameters) is not False
+    named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
+    return form.allows(named) is not False
 
 
 def _is_from_peft(manifest: m.Manifest) -> bool:

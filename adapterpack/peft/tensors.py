@@ -45,9 +45,9 @@ def _saved_module(path: str, config: Mapping[str, Any]) -> str | None:
     A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers
     in it.
     """
-    parts, as_parameters = path.split("."), config.get("modules_to_save")
+    parts, named = path.split("."), config.get("modules_to_save")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    saved = tuple(map(str, as_parameters)) if isinstance(as_parameters, list | tuple) else ()
+    saved = tuple(map(str, named)) if isinstance(named, list | tuple) else ()
     saved += _HEADS.get(str(config.get("task_type")), ())
     return next((module for module in around if module.endswith(saved)), None)
 

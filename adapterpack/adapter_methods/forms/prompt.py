@@ -266,5 +266,5 @@ def cache_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_virtual_tokens": config.get("num_virtual_tokens", 20),
         "num_layers": layers,
         "num_heads": heads,
-        "head_dim": token_dim // heads,
-    }  # type: ignore[operator]
+        "head_dim": token_dim // heads,  # type: ignore[operator]
+    }
