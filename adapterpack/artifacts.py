@@ -116,7 +116,8 @@ def validate(
     if kind == "fleet":
         return validate_fleet(folder, known, allow_structural)
     if kind == "bundle":
-        from .runtime.sessions.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
+        # packs do not need what bundles need
+        from .runtime.sessions.validation import validate_bundle  # noqa: PLC0415
 
         return validate_bundle(
             folder, known, full=full, budget=budget, allow_structural=allow_structural, provider=provider
@@ -178,7 +179,8 @@ def sign(
     if not isinstance(pack, Pack) and (kind := _kind_at(Path(pack))) in ("bundle", "fleet"):
         if kind == "fleet":
             return sign_fleet(Path(pack), key, identity=identity, expires=expires, password=password)
-        from .runtime.sessions.signing import sign_bundle  # noqa: PLC0415 - packs do not need what bundles need
+        # packs do not need what bundles need
+        from .runtime.sessions.signing import sign_bundle  # noqa: PLC0415
 
         return sign_bundle(Path(pack), key, identity=identity, expires=expires, password=password)
     return sign_pack(pack, key, identity=identity, expires=expires, password=password)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any, cast
 
 from ..pack.pack import Pack
 from ..quantizing.graphs.options import CACHES, GraphOptions
@@ -71,4 +72,5 @@ class ExportRequest:
     @property
     def graph_options(self) -> GraphOptions:
         """The options of a quantized graph."""
-        return {name: getattr(self, name) for name in GraphOptions.__annotations__}  # type: ignore[return-value]
+        options: Any = {name: getattr(self, name) for name in GraphOptions.__annotations__}
+        return cast(GraphOptions, options)

@@ -58,7 +58,7 @@ def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     for number, site in enumerate(plan.sites.values()):
         values = {}
         for field in site.fields:
-            symbols = extents(field, site, lambda axis, number=number: f"{axis}_{number}")  # type: ignore[misc]
+            symbols = extents(field, site, f"{{}}_{number}".format)
             head = plan.base_head.get(f"{site.path}.{field}")
             values[field] = slot_input(
                 model,

@@ -279,7 +279,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
     for value in [value for value in graph.inputs if value.name in slots]:
         path, _, field = value.name.rpartition(".")
         site, dtype = sites[path], value.dtype
-        shape = extents(field, site, lambda axis, number=numbers[path]: f"{axis}_{number}")  # type: ignore[misc]
+        shape = extents(field, site, f"{{}}_{numbers[path]}".format)
         del graph.initializers[value.name]
         value.const_value = None
         value.shape, value.type = (

@@ -257,5 +257,6 @@ def _turn(images: Sequence[np.ndarray], kept: int) -> np.ndarray:
 def _multiply_parts(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
     """``concatenate(parts, axis=1) @ turn`` without the concatenation."""
     shares = np.split(turn, np.cumsum([part.shape[1] for part in parts])[:-1])
-    total: np.ndarray = sum(part @ share for part, share in zip(parts, shares, strict=True))  # type: ignore[assignment]
+    products = (part @ share for part, share in zip(parts, shares, strict=True))
+    total: np.ndarray = sum(products)  # type: ignore[assignment]
     return total

@@ -40,7 +40,8 @@ class PromptForm(NamedTuple):
     @property
     def length(self) -> int:
         """The number of virtual tokens."""
-        return int(self.cache.shape[-2] if self.embeds is None else self.embeds.shape[-2])  # type: ignore[union-attr]
+        prompt: Any = self.cache if self.embeds is None else self.embeds
+        return int(prompt.shape[-2])
 
 
 def as_cache(flat: Array, sizes: tuple[int, int, int]) -> Array:

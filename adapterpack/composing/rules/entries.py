@@ -217,7 +217,8 @@ def entry_rule(
                 else survey(EntryBlocks(lambda: (over(terms) for terms in changed)), **params)
             )
 
-        function.__signature__ = with_scope(fuse, scope or ("tensor" if survey is None else "adapter"))  # type: ignore[attr-defined]
+        signature = with_scope(fuse, scope or ("tensor" if survey is None else "adapter"))
+        function.__signature__ = signature  # type: ignore[attr-defined]
         RULES.register(Rule(name, summary, function=function, survey=survey_sites, **classified, **fields))
         return fuse
 

@@ -22,7 +22,8 @@ LENGTHS = (11, 4, 7)
 
 def config_of(base: Path) -> Any:
     """What transformers knows of a base before its model is there."""
-    from ...torch_adapters.models.load import load_config  # noqa: PLC0415 - only where a graph is made or proved
+    # only where a graph is made or proved
+    from ...torch_adapters.models.load import load_config  # noqa: PLC0415
 
     return load_config(base)
 

@@ -219,7 +219,8 @@ PARTS: dict[str, type[TorchPart]] = {
 def part_class(form: str) -> type[TorchPart]:
     """The module of a part's ``form``: one of :data:`PARTS`, or another package's as ``module:class``."""
     module, _, name = form.partition(":")
-    return getattr(importlib.import_module(module), name) if name else PARTS[form]  # type: ignore[no-any-return]
+    part: type[TorchPart] = getattr(importlib.import_module(module), name) if name else PARTS[form]
+    return part
 
 
 def _slots(inputs: Named) -> Named:

@@ -120,7 +120,8 @@ class SlotLayout:
                 axes.append(fixed[axis])
                 continue
             axes.append(Axis(owner if axis == RANK else path, axis))
-            self.least[axes[-1]] = site.labels or site.out_features if axis == LABELS else LEAST.get(axis, 0)  # type: ignore[index]
+            least = site.labels or site.out_features if axis == LABELS else LEAST.get(axis, 0)
+            self.least[axes[-1]] = least  # type: ignore[index]
         self.slots[name] = Slot(
             name,
             tuple(axes),

@@ -94,7 +94,8 @@ def _decoder_differences(
         for field in site.fields if bundle.mode == "bank" else ():
             if field == "up" and path in joined:
                 continue
-            name, shape = f"{path}.{field}", extents(field, site, lambda axis: None)  # type: ignore[arg-type, return-value]
+            name = f"{path}.{field}"
+            shape = extents(field, site, lambda axis: None)  # type: ignore[arg-type, return-value]
             if name not in graph.inputs or not _fits(site.dtype, (None, *shape), graph.inputs[name]):
                 yield (
                     f"the slot {name!r}",

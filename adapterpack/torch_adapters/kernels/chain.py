@@ -5,6 +5,7 @@ place to an input's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -54,7 +55,8 @@ def entering(steps: Steps, matrices: Matrices, x: torch.Tensor) -> list[torch.Te
     """What enters each step where ``x`` ``[rows, in]`` enters the first."""
     values = [x]
     for step, matrix in zip(steps[:-1], matrices[:-1], strict=True):
-        values.append(values[-1] @ matrix.T if step is None else _map(*step, values[-1]))  # type: ignore[union-attr]
+        last: Any = values[-1]
+        values.append(last @ matrix.T if step is None else _map(*step, last))  # type: ignore[union-attr]
     return values
 
 

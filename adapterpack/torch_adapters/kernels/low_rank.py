@@ -137,7 +137,8 @@ def add_low_rank(
 
     The result is of the wider precision of ``y`` and the form.
     """
-    flat = _LowRank.apply(_flat(y), _flat(x), form.down.matrix, form.up.matrix, dropout)  # type: ignore[union-attr]
+    down, up = form.down.matrix, form.up.matrix  # type: ignore[union-attr]
+    flat = _LowRank.apply(_flat(y), _flat(x), down, up, dropout)
     return _finish(form, flat.reshape(y.shape))
 
 

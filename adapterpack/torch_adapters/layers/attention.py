@@ -125,7 +125,8 @@ class AdaptedAttention(Adapted):
         dtype = torch.promote_types(queries.dtype, torch.float32)  # the softmax wants it
         form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
         made = projections.keys_and_values(attention, form.prompt.to(hidden.dtype))
-        keys, values = (heads.unflatten(-1, (-1, attention.head_dim)) for heads in made)  # type: ignore[arg-type]
+        shape: Any = (-1, attention.head_dim)
+        keys, values = (heads.unflatten(-1, shape) for heads in made)
         keys = _normalize(attention, "k_norm", keys)
         scale = float(getattr(attention, "scaling", None) or queries.shape[-1] ** -0.5)
         keys, values = (heads[0].transpose(0, 1).to(dtype) for heads in (keys, values))

@@ -74,7 +74,8 @@ class AdaptedConv(AdaptedLayer):
             return self._with(self._active, x)
         y: torch.Tensor = base(x)
         for name in self._active:
-            y = self._by_row(name, x, y, lambda own, *_, name=name: self._with((name,), own))  # type: ignore[misc]
+            run: Any = lambda own, *_, only=(name,): self._with(only, own)  # noqa: E731
+            y = self._by_row(name, x, y, run)
         return y
 
     def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,8 @@ class AdaptedTable(AdaptedLayer):
         """The rows of the token ids ``[...]`` with an adapter folded in: ``[..., width]``."""
         method, cfg = self._methods[name]
         flat = rows.reshape(-1, rows.shape[-1])
-        folded, _ = fold(method, cfg, self._tensors(name, rows.dtype), self._site, flat, None, x.reshape(-1))  # type: ignore[arg-type]
+        tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
+        folded, _ = fold(method, cfg, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
         changed: torch.Tensor = self._weighted(name, flat, folded).reshape(rows.shape)
         return changed
 

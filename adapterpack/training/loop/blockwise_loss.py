@@ -34,7 +34,8 @@ class BlockwiseLoss:
     def instead(self) -> Iterator[None]:
         """The model's loss, computed so."""
         before = self._model.__dict__.get("_loss_function")
-        self._head.forward, self._model.loss_function = _itself, self._loss  # type: ignore[method-assign, assignment]
+        self._head.forward = _itself  # type: ignore[method-assign, assignment]
+        self._model.loss_function = self._loss
         try:
             yield
         finally:
@@ -56,7 +57,8 @@ class BlockwiseLoss:
     ) -> torch.Tensor:
         """As ``ForCausalLMLoss`` of transformers, with what enters the head in the place of ``logits``."""
         if shift_labels is None:
-            shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]  # type: ignore[arg-type]
+            padded = functional.pad(labels, (0, 1), value=ignore_index)  # type: ignore[arg-type]
+            shift_labels = padded[..., 1:]
         targets = shift_labels.reshape(-1).to(logits.device)
         learned = targets != ignore_index
         hidden, targets = logits.reshape(-1, logits.shape[-1])[learned], targets[learned]
