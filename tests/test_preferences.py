@@ -282,19 +282,19 @@ def test_what_cannot_be_is_said_before_anything_is_trained(
 @pytest.mark.fast
 def test_rewards_are_named_on_the_command_line_alone(tmp_path: Path) -> None:
     """``file.py:function`` is run and called; a file or a function that is not there is a sentence."""
-    from adapterpack.training.loop.rewards import reward_named
+    from adapterpack.training.loop.rewards import find_reward
 
     (tmp_path / "mine.py").write_text(
         "def short(completions, **columns):\n    return [-len(text) for text in completions]\n"
     )
-    assert reward_named(f"{tmp_path / 'mine.py'}:short")(["ab", ""]) == [-2, 0]
+    assert find_reward(f"{tmp_path / 'mine.py'}:short")(["ab", ""]) == [-2, 0]
     for text, words in (
         (f"{tmp_path / 'mine.py'}:shor", "no such function.*did you mean 'short'"),
         ("mine", "its file and its function"),
         (f"{tmp_path / 'none.py'}:f", "no such file of rewards"),
     ):
         with pytest.raises(AdapterpackError, match=words):
-            reward_named(text)
+            find_reward(text)
 
 
 def test_a_chat_template_that_never_ends_is_refused(tiny_llama: Path, tmp_path: Path) -> None:

@@ -208,9 +208,9 @@ def test_the_base_is_in_memory_once(tiny_bert: Path) -> None:
     bases = SharedBases()
 
     def model(task: str, labels: tuple[str, ...], dtype: str = "float32") -> Any:
-        return bases.loaded(
-            task_named(task), tiny_bert, labels, dtype=dtype, quantization=None, problem=None
-        )[0]
+        return bases.load(task_named(task), tiny_bert, labels, dtype=dtype, quantization=None, problem=None)[
+            0
+        ]
 
     first, same = model(TEXT, ("a", "b")), model(TEXT, ("a", "b"))
     others = [model(TEXT, ("a", "b", "c")), model("token-classification", ("a", "b"))]

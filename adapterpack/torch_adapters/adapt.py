@@ -144,7 +144,7 @@ def _adapt(
                     secondary=plan is not plans[0],
                 )
         for path in whole:
-            work.saved(path)._add(name)
+            work.saved_module(path)._add(name)
     model.requires_grad_(False)
     for module in work.touched:
         module._trainable(name)
@@ -235,7 +235,7 @@ def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[s
         return {}
     return shared.init(
         plan.configs[0],
-        [work.weighed(site.path, plan.method) for site in sites] if shared.reads_weights else sites,
+        [work.site_with_weight(site.path, plan.method) for site in sites] if shared.reads_weights else sites,
         rng,
     )
 
@@ -342,7 +342,7 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
             else HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
         )
         for path, params in pack.full().items():
-            work.saved(path)._add(name, params, labels)
+            work.saved_module(path)._add(name, params, labels)
     if pack.method.reason_against("cache"):
         lead(model, name)
     if check_base:

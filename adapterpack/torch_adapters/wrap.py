@@ -72,7 +72,7 @@ class Work:
             wrapper._secondary.add(self.name)
         return wrapper
 
-    def weighed(self, path: str, method: Method) -> Site:
+    def site_with_weight(self, path: str, method: Method) -> Site:
         """A site with its weight and bias, float32."""
         return _with_weight(self._wrapper(path, method))
 
@@ -141,7 +141,7 @@ class Work:
         self.swaps[module] = wrapper
         return wrapper
 
-    def saved(self, path: str) -> SavedModule:
+    def saved_module(self, path: str) -> SavedModule:
         """The module with whole copies at one of the model's own paths."""
         module = module_at(self.model, path)
         if not isinstance(module, SavedModule):

@@ -23,7 +23,7 @@ from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig
 from .data.load import token_count
 from .loop.media import Media
-from .loop.preparing import Prepared, prepare, reader_of
+from .loop.preparing import PreparedRun, prepare, reader_of
 from .loop.rewards import Reward
 from .pipeline import checked_configs
 from .trainers.kind import TRAINERS
@@ -99,7 +99,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
 
 
 def _memory(
-    config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[nn.Parameter], longest: int
+    config: TrainConfig, ready: PreparedRun, trained: int, owned: Sequence[nn.Parameter], longest: int
 ) -> dict[str, int]:
     """Bytes of the parts of a step, as far as sizes tell; a batch of the longest rows."""
     text = ready.model.config.get_text_config()

@@ -23,7 +23,7 @@ from .loop.arguments import arguments_of
 from .loop.continue_training import with_settings_of_the_pack
 from .loop.preparing import training_of
 from .loop.rewards import Reward, require_rewards
-from .loop.run import Shown, Trained, train_adapter, write_pack
+from .loop.run import Shown, TrainedAdapter, train_adapter, write_pack
 from .loop.shared_bases import SharedBases
 from .trainers.choose import require_task
 from .trainers.kind import TRAINERS
@@ -134,7 +134,7 @@ def _train_several(
     Each has its own model, whose modules hold the base's parameters with those of the others, its own
     optimizer, data, and random numbers: it gets the bytes that it would get alone.
     """
-    bases, done = SharedBases() if len(configs) > 1 else None, list[Trained]()
+    bases, done = SharedBases() if len(configs) > 1 else None, list[TrainedAdapter]()
     try:
         for config in configs:
             done.append(train_adapter(config, progress, rewards, bases))

@@ -154,9 +154,9 @@ def _load_rewards(rewards: tuple[str, ...]) -> list[Any]:
     """The functions that are named; without any, nothing is imported."""
     if not rewards:
         return []
-    from ...training.loop.rewards import reward_named  # noqa: PLC0415 - the help needs none of it
+    from ...training.loop.rewards import find_reward  # noqa: PLC0415 - the help needs none of it
 
-    return [reward_named(text) for text in rewards]
+    return [find_reward(text) for text in rewards]
 
 
 def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], as_json: bool) -> None:

@@ -182,7 +182,7 @@ def _require_fold(model: nn.Module, name: str) -> None:
                 found=method.name,
                 remedy=_UNMERGED,
             )
-        for owner, leaf in module._parameters_folded():
+        for owner, leaf in module._folded_parameters():
             _require_plain(owner, leaf, module._site.path, name)
 
 
@@ -209,7 +209,7 @@ def _fold(model: nn.Module, module: Adapted) -> list[Kept]:
     """Puts folded parameters into a layer, and the same ones into what is tied to it."""
     kept: list[Kept] = []
     try:
-        for (owner, leaf), value in module._merged().items():
+        for (owner, leaf), value in module._merge_weights().items():
             if not bool(torch.isfinite(value).all()):
                 raise NonFinite(
                     "a folded weight is NaN or infinite",

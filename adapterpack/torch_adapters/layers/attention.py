@@ -100,7 +100,7 @@ class AdaptedAttention(Adapted):
         output = self._base(*args, **kwargs)
         if not self._active:
             return output
-        hidden, _ = self._entered(args, kwargs)
+        hidden, _ = self._enter(args, kwargs)
         h = output[0] if isinstance(output, tuple) else output
         for name in self._active if self._rows is not None else self._active[-1:]:
             h = self._by_row(name, hidden, h, partial(self._changed, name, kwargs.get("position_embeddings")))

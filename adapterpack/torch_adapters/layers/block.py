@@ -57,7 +57,7 @@ class AdaptedBlock(Adapted):
         if not self._active:
             return output
         h = output[0] if isinstance(output, tuple) else output
-        block_input = self._entered(args, kwargs)[0] if args or kwargs else None
+        block_input = self._enter(args, kwargs)[0] if args or kwargs else None
         for name in self._active:
             source = self._watched_inputs.pop(name, None) if name in self._hooks else block_input
             h = self._by_row(name, h, h, partial(self._changed, name, source))
@@ -71,7 +71,7 @@ class AdaptedBlock(Adapted):
         """
         if index is not None and isinstance(source, torch.Tensor):
             source = source[index]
-        changed: torch.Tensor = self._weighted(name, h, self._applied(name, h, source))
+        changed: torch.Tensor = self._weigh(name, h, self._applied(name, h, source))
         mask = self._mask(name, h, index)
         return changed if mask is None else place(mask, changed, h, self._site)
 

@@ -13,7 +13,7 @@ from .sites import BYPASSED
 from .wrapper import base_modules, innermost
 
 
-class Layout(NamedTuple):
+class BlockLayout(NamedTuple):
     """What the repeated layers of a family call the modules that give the output of attention and of the
     feed-forward.
     """
@@ -24,16 +24,16 @@ class Layout(NamedTuple):
 
 LAYOUTS = (
     # BERT, RoBERTa, ELECTRA: before the dropout, the residual and the norm
-    Layout("attention.output.dense", "output.dense"),
-    Layout("self_attn", "mlp"),  # Llama, Mistral, Qwen, Gemma, Phi
-    Layout("self_attn", "fc2"),  # OPT, BART
-    Layout("attn", "mlp"),  # GPT-2
-    Layout("attention", "ffn"),  # DistilBERT
-    Layout("attention", "mlp"),  # ViT, GPT-NeoX
+    BlockLayout("attention.output.dense", "output.dense"),
+    BlockLayout("self_attn", "mlp"),  # Llama, Mistral, Qwen, Gemma, Phi
+    BlockLayout("self_attn", "fc2"),  # OPT, BART
+    BlockLayout("attn", "mlp"),  # GPT-2
+    BlockLayout("attention", "ffn"),  # DistilBERT
+    BlockLayout("attention", "mlp"),  # ViT, GPT-NeoX
     # Bloom, whose modules add the residual themselves, and Falcon
-    Layout("self_attention.dense", "mlp.dense_4h_to_h"),
-    Layout("layer.0.SelfAttention", "layer.1.DenseReluDense"),  # T5's encoder
-    Layout("layer.0.SelfAttention", "layer.2.DenseReluDense"),  # T5's decoder
+    BlockLayout("self_attention.dense", "mlp.dense_4h_to_h"),
+    BlockLayout("layer.0.SelfAttention", "layer.1.DenseReluDense"),  # T5's encoder
+    BlockLayout("layer.0.SelfAttention", "layer.2.DenseReluDense"),  # T5's decoder
 )
 """A layer has the first of these layouts whose two modules it has, whatever the model is called."""
 

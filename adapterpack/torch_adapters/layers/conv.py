@@ -69,7 +69,7 @@ class AdaptedConv(AdaptedLayer):
         """The convolution's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
-        x, base = self._entered(args, kwargs)
+        x, base = self._enter(args, kwargs)
         if self._rows is None:
             return self._with(self._active, x)
         y: torch.Tensor = base(x)
@@ -91,8 +91,8 @@ class AdaptedConv(AdaptedLayer):
             return self._added(names, x, dtype)
         weight, bias = self._wide(dtype)
         for name in names:
-            weight, bias = self._folded(name, weight, bias, dtype)
-        y = self._convolved(x.to(dtype), weight, bias)
+            weight, bias = self._fold(name, weight, bias, dtype)
+        y = self._convolve(x.to(dtype), weight, bias)
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
     def _added(self, names: tuple[str, ...], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -112,7 +112,7 @@ class AdaptedConv(AdaptedLayer):
                 and form.shift is None
             )
             change = self._narrow(inner, form) if thin else self._whole(name, inner, dtype)
-            result = result + (self._weighted(name, torch.zeros_like(change), change) if thin else change)
+            result = result + (self._weigh(name, torch.zeros_like(change), change) if thin else change)
         return result.to(y.dtype)
 
     def _narrow(self, x: torch.Tensor, form: Any) -> torch.Tensor:
@@ -121,7 +121,7 @@ class AdaptedConv(AdaptedLayer):
         """
         down, up, kernel = form.down.matrix, form.up.matrix, self.weight.shape[2:]
         groups: int = self._base.groups  # type: ignore[assignment]
-        inner = self._convolved(x, down.repeat(groups, 1), None)
+        inner = self._convolve(x, down.repeat(groups, 1), None)
         return _CONVOLVE[len(kernel) - 1](inner, up.reshape(*up.shape, *(1,) * len(kernel)), groups=groups)
 
     def _whole(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -129,15 +129,15 @@ class AdaptedConv(AdaptedLayer):
         weight, bias = self._wide(dtype)
         if not self._methods[name][0].traits.reads_weight:
             weight, bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
-        folded, moved = self._folded(name, weight, bias, dtype)
-        return self._convolved(x, folded - weight, moved if moved is None or bias is None else moved - bias)
+        folded, moved = self._fold(name, weight, bias, dtype)
+        return self._convolve(x, folded - weight, moved if moved is None or bias is None else moved - bias)
 
     def _wide(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The frozen weight as a matrix, and the bias."""
         site = self._with_weight(dtype)
         return site.weight, site.base_bias
 
-    def _convolved(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _convolve(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer's own convolution with another weight ``[any number of outputs, in / groups *
         kernel]``.
         """
@@ -160,7 +160,7 @@ class SpanningConv(AdaptedConv):
             dtype = torch.promote_types(x.dtype, next(value.dtype for value in self._all_params(name)))
             form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
             change = self._across(nn.functional.dropout(x.to(dtype), cfg.dropout, self.training), form)
-            result = result + (self._weighted(name, torch.zeros_like(change), change))
+            result = result + (self._weigh(name, torch.zeros_like(change), change))
         return result.to(y.dtype)
 
     def _across(self, x: torch.Tensor, form: Any) -> torch.Tensor:

@@ -35,7 +35,7 @@ class AdaptedEmbedding(AdaptedLayer):
         """The embeddings ``[..., width]`` of the ids with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
-        x, _ = self._entered(args, kwargs)
+        x, _ = self._enter(args, kwargs)
         weight, _ = self._stored
         result: LookUp = lambda ids: nn.functional.embedding(ids, weight)  # noqa: E731
         for name in self._active:
@@ -64,7 +64,7 @@ class AdaptedEmbedding(AdaptedLayer):
                     keep = nn.functional.dropout(
                         torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout
                     )
-                changed: torch.Tensor = self._weighted(name, y, look_up(form, lambda _: y, ids, keep))
+                changed: torch.Tensor = self._weigh(name, y, look_up(form, lambda _: y, ids, keep))
                 return changed.to(y.dtype)
 
             return self._by_row(name, ids, y, adapted)

@@ -31,7 +31,7 @@ class AdaptedTable(AdaptedLayer):
         """The rows of the token ids ``[...]``, with the active adapters applied: ``[..., width]``."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
-        x, _ = self._entered(args, kwargs)
+        x, _ = self._enter(args, kwargs)
         return self._looked_up(x, self._base, self._active)
 
     @property
@@ -59,7 +59,7 @@ class AdaptedTable(AdaptedLayer):
         flat = rows.reshape(-1, rows.shape[-1])
         tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
         folded, _ = fold(method, cfg, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
-        changed: torch.Tensor = self._weighted(name, flat, folded).reshape(rows.shape)
+        changed: torch.Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
         return changed
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
@@ -109,7 +109,7 @@ class AdaptedTable(AdaptedLayer):
             )
 
             def changed(x: torch.Tensor, y: torch.Tensor, _: Any, name: str = name, act: Any = act) -> Any:
-                return self._weighted(name, y, act(lambda _: y, x))
+                return self._weigh(name, y, act(lambda _: y, x))
 
             y = self._by_row(name, x, y, changed)
         return y

@@ -158,7 +158,7 @@ class Adapted(Wrapper):
             else ""
         )
 
-    def _weighted(self, name: str, plain: Any, changed: Any) -> Any:
+    def _weigh(self, name: str, plain: Any, changed: Any) -> Any:
         """``plain`` and the weight's share of what the adapter has changed in it."""
         weight = self._weights.get(name, 1.0)
         return changed if weight == 1 else plain + weight * (changed - plain)
@@ -194,11 +194,11 @@ class Adapted(Wrapper):
             )
         return mask if index is None else mask[index]
 
-    def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
+    def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
         """The modules, and the names of their parameters, into which adapters here are folded."""
         return []
 
-    def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
         """These parameters, and a bias that the folds give, with the active adapters folded in; in their own
         shapes and precision.
 
@@ -320,7 +320,7 @@ class _Pass:
             return run(self._method, self._cfg, self._tensors, self._site, ask, inner, drop)
         return evaluate(self.form, ask, inner, drop)
 
-    def fused(self, layer: low_rank.Frozen, x: torch.Tensor) -> torch.Tensor | None:
+    def fuse(self, layer: low_rank.Frozen, x: torch.Tensor) -> torch.Tensor | None:
         """Layer and adapter by one kernel; None where there is none for its form."""
         return low_rank.fuse(self.form, layer, x, self._seeded_dropout())
 
@@ -346,7 +346,7 @@ class AdaptedLayer(Adapted):
         """The layer's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
-        x, result = self._entered(args, kwargs)
+        x, result = self._enter(args, kwargs)
         if self._rows is not None:
             return self._row_by_row(x, result)
         for position, name in enumerate(self._active):
@@ -380,7 +380,7 @@ class AdaptedLayer(Adapted):
         """
         step, mask = _Pass(self, name, below, x), self._mask(name, x, index)
         if mask is None and step.weight == 1:
-            y = self._fused(step, x) if first else None
+            y = self._fuse(step, x) if first else None
             return (step.output(step.below, x, step.read(x)) if y is None else y).to(step.output_dtype)
         plain = step.below(x)
         if mask is not None and step.weight == 1 and step.is_branch:
@@ -395,15 +395,15 @@ class AdaptedLayer(Adapted):
         changed = changed.to(step.output_dtype)
         return changed if mask is None else place(mask, changed, plain, self._site)
 
-    def _fused(self, step: _Pass, x: torch.Tensor) -> torch.Tensor | None:
+    def _fuse(self, step: _Pass, x: torch.Tensor) -> torch.Tensor | None:
         """Layer and adapter in one operation, where the layer is a plain one and the adapter has a kernel."""
         layer = self._bare(step.dtype) if step.has_kernels and x.dtype == step.dtype else None
-        return None if layer is None else step.fused(layer, x)
+        return None if layer is None else step.fuse(layer, x)
 
-    def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
+    def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
         return [(innermost(self), "weight")]
 
-    def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
         module = innermost(self)
         stored, stored_bias = self._stored
         owned = (
@@ -419,7 +419,7 @@ class AdaptedLayer(Adapted):
                 None if stored_bias is None else stored_bias.to(dtype),
             )
             for name in self._active:
-                weight, bias = self._folded(name, weight, bias, dtype)
+                weight, bias = self._fold(name, weight, bias, dtype)
             merged = {
                 (module, "weight"): from_matrix(self._site.kind, weight, stored.shape)
                 .to(stored.dtype)
@@ -436,7 +436,7 @@ class AdaptedLayer(Adapted):
                 merged[module, "bias"] = bias.to(stored.dtype if stored_bias is None else stored_bias.dtype)
         return merged
 
-    def _folded(
+    def _fold(
         self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The weight ``[out, in]`` and the bias with the adapter folded in, all of ``dtype``."""
@@ -445,9 +445,7 @@ class AdaptedLayer(Adapted):
         folded, moved = fold(method, cfg, self._tensors(name, dtype), site, weight, bias)
         if moved is not None and bias is None:
             bias = torch.zeros_like(moved)
-        return self._weighted(name, weight, folded), None if moved is None else self._weighted(
-            name, bias, moved
-        )
+        return self._weigh(name, weight, folded), None if moved is None else self._weigh(name, bias, moved)
 
     def _bare(self, dtype: torch.dtype) -> low_rank.Frozen | None:
         """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer

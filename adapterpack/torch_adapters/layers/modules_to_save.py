@@ -99,7 +99,7 @@ class SavedModule(Wrapper):
             return self._base(*args, **kwargs)
         if self._rows is None:
             return self._copied(self._active[-1], args, kwargs)
-        x, base = self._entered(args, kwargs)
+        x, base = self._enter(args, kwargs)
         y, site = base(x), Site(self._path, 0, 0)
         for name in self._active:
             index = self._rows.index(name, x, site)
@@ -125,7 +125,7 @@ class SavedModule(Wrapper):
         """The output of a copy, in the original's precision."""
         twin = self._copies[key_of(name)]
         output = twin(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
-        x, _ = self._entered(args, kwargs)
+        x, _ = self._enter(args, kwargs)
         if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
             return output
         first_parameter = next(self._base.parameters(), x)

@@ -51,7 +51,7 @@ class AdaptedNorm(AdaptedLayer):
             return self._base(*args, **kwargs)
         if self._rows is None:
             return self._with(self._active, args, kwargs)
-        x, base = self._entered(args, kwargs)
+        x, base = self._enter(args, kwargs)
         if len(args) + len(kwargs) > 1:
             raise Unsupported(
                 "this layer has inputs beside the one that its adapters change, so they cannot differ "
@@ -74,14 +74,14 @@ class AdaptedNorm(AdaptedLayer):
             method, cfg = self._methods[name]
             site, before = dataclasses.replace(self._site, weight=weight, base_bias=bias), weight
             weight, moved = fold(method, cfg, self._every(name), site, weight, bias)
-            weight = self._weighted(name, before, weight)
-            bias = moved if moved is None or bias is None else self._weighted(name, bias, moved)
+            weight = self._weigh(name, before, weight)
+            bias = moved if moved is None or bias is None else self._weigh(name, bias, moved)
         new, bias = (
             weight[:, 0].to(stored_weight.dtype),
             None if stored_bias is None or bias is None else bias.to(stored_bias.dtype),
         )
         if type(self._base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
-            x, _ = self._entered(args, kwargs)
+            x, _ = self._enter(args, kwargs)
             return functional.layer_norm(x, self._base.normalized_shape, new, bias, self._base.eps)
         return functional_call(
             self._base,

@@ -51,12 +51,12 @@ class AdaptedParameter(Adapted):
             )
         super()._add(name, adapter)
 
-    def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
+    def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
         owner, _, leaf = self._leaf.rpartition(".")
         return [(innermost(self).get_submodule(owner), leaf)]
 
-    def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
-        (place,) = self._parameters_folded()
+    def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+        (place,) = self._folded_parameters()
         with torch.no_grad():
             return {place: self._changed(self._active).contiguous()}
 
@@ -75,10 +75,10 @@ class AdaptedParameter(Adapted):
         parameter, _ = self._stored
         weight = to_matrix(self._site.kind, parameter.detach())
         for name in names:
-            weight = self._weighted(name, weight, self._folded(name, weight))
+            weight = self._weigh(name, weight, self._fold(name, weight))
         return from_matrix(self._site.kind, weight, parameter.shape).to(parameter.dtype)
 
-    def _folded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+    def _fold(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         method, cfg = self._methods[name]
         dtype = torch.promote_types(
             weight.dtype,

@@ -63,7 +63,7 @@ class Wrapper(nn.Module):
         """Why the adapter cannot be that of some rows of a batch alone; empty where it can."""
         raise NotImplementedError
 
-    def _entered(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    def _enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
         """The input among the arguments of a call, and the wrapped module as a function of the input
         alone.
         """

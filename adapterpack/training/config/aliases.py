@@ -132,7 +132,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
 """Keys whose values other tools write in another way, too."""
 
 
-class Tool(NamedTuple):
+class OtherTool(NamedTuple):
     """A tool whose files are known by a key and one of some others, and what it takes where they say nothing,
     as far as that is not ours.
     """
@@ -144,7 +144,7 @@ class Tool(NamedTuple):
 
 
 TOOLS = (
-    Tool(
+    OtherTool(
         "axolotl",
         "base_model",
         frozenset({"sequence_len", "micro_batch_size", "num_epochs", "lora_target_linear", "datasets"}),
@@ -155,7 +155,7 @@ TOOLS = (
             "warmup_steps": 0.03,
         },
     ),
-    Tool(
+    OtherTool(
         "LLaMA-Factory",
         "finetuning_type",
         frozenset({"stage", "lora_rank", "lora_target", "cutoff_len", "template"}),

@@ -23,7 +23,7 @@ from ..config.sources import Source
 from .limits import MAX_ROW, flaw_of
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """How ``datasets`` reads files: its builder, and that one's options. ``lines``: each line that is not
     blank is a row.
     """
@@ -33,13 +33,13 @@ class Kind(NamedTuple):
     lines: bool = False
 
 
-KINDS: Mapping[str, Kind] = {
-    ".json": Kind("json"),
-    ".jsonl": Kind("json", lines=True),
-    ".csv": Kind("csv"),
-    ".tsv": Kind("csv", {"sep": "\t"}),
-    ".txt": Kind("text"),
-    ".parquet": Kind("parquet"),
+KINDS: Mapping[str, FileKind] = {
+    ".json": FileKind("json"),
+    ".jsonl": FileKind("json", lines=True),
+    ".csv": FileKind("csv"),
+    ".tsv": FileKind("csv", {"sep": "\t"}),
+    ".txt": FileKind("text"),
+    ".parquet": FileKind("parquet"),
 }
 """Ending -> how such files are read."""
 _GZIP = ".gz"

@@ -81,7 +81,7 @@ def require_bounded(path: Path, name: object = None) -> None:
                 steps = _STEP[marks]
                 levels = depth + np.cumsum(steps, dtype=np.int32)
                 if np.any((levels == 0) & (steps == 0)):  # the reader dies of a null there
-                    raise ConfigError("a row must be an object", where=Place((path,), (name,)))
+                    raise ConfigError("a row must be an object", where=RowPlace((path,), (name,)))
                 if levels.max(initial=0) > MAX_DEPTH:
                     raise ConfigError(
                         "a row is nested too deeply",
@@ -193,7 +193,7 @@ def require_short_texts(rows: Any, where: object) -> None:
                 )
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """Files in an error, by their ``names``; as text, where they have a row a line, the first line that is no
     JSON object as well.
     """

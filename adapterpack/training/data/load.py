@@ -36,7 +36,7 @@ from ...tasks.data.rows import words_of
 from ...tasks.task import TaskTraining
 from ..config.sources import Source
 from .decompress import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
-from .limits import Place, require_bounded, require_short_texts
+from .limits import RowPlace, require_bounded, require_short_texts
 
 _SHORT = 64
 """Bytes: a file of more has rows, or is no list of nothing."""
@@ -98,7 +98,7 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
                 if not _is_empty(path, kind):
                     alike.setdefault(tuple(options_of(kind, path).items()), []).append((path, name))
             for own, pairs in alike.items():
-                with _reading(Place(*zip(*pairs, strict=True))):
+                with _reading(RowPlace(*zip(*pairs, strict=True))):
                     part = {part_of(source.split): [str(path) for path, _ in pairs]}
                     tables.append(
                         load_dataset(

@@ -16,7 +16,7 @@ from ..config.fields import TrainConfig
 from ..trainers.bounded_template import with_bounded_template
 from ..trainers.kind import TRAINERS, TrainerKind
 from .arguments import class_at, name_errors_of_reporters
-from .preparing import Prepared
+from .preparing import PreparedRun
 from .reference_model import Reference
 from .rewards import Reward
 from .trainer import adapting
@@ -24,7 +24,7 @@ from .trainer import adapting
 
 def trainer_for(
     config: TrainConfig,
-    ready: Prepared,
+    ready: PreparedRun,
     arguments: TrainingArguments,
     reader: Any,
     rewards: Sequence[Reward] = (),

@@ -19,7 +19,7 @@ from ...torch_adapters.layers.layer import Adapted
 from ...torch_adapters.layers.prompts import Prompts
 
 
-class Part(NamedTuple):
+class AdapterPart(NamedTuple):
     """An adapter in training at one site: its method and config there, and the parameters of the site and the
     shared ones that are trained.
 
@@ -55,7 +55,7 @@ class Part(NamedTuple):
         }
 
 
-def parts(model: nn.Module) -> Iterator[Part]:
+def parts(model: nn.Module) -> Iterator[AdapterPart]:
     """Every active adapter of ``model`` at every site where it has something to train."""
     for module in model.modules():
         if isinstance(module, Adapted):
@@ -65,7 +65,7 @@ def parts(model: nn.Module) -> Iterator[Part]:
                     for parameters in (module._part(name).named_parameters(), module._shared(name).items())
                 )
                 if site_params or shared:
-                    yield Part(name, module._site, *module._methods[name], site_params, shared)
+                    yield AdapterPart(name, module._site, *module._methods[name], site_params, shared)
 
 
 def penalty(model: nn.Module) -> torch.Tensor | None:
@@ -76,7 +76,7 @@ def penalty(model: nn.Module) -> torch.Tensor | None:
     return torch.stack(terms).sum() if terms else None
 
 
-def _penalty(part: Part, sites: int) -> torch.Tensor:
+def _penalty(part: AdapterPart, sites: int) -> torch.Tensor:
     """The penalty at one site, over all matrices where they are stacked."""
     term = part.method.overrides.get("penalty")
     assert term is not None

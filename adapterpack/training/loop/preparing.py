@@ -44,7 +44,7 @@ SAMPLES = 256
 """Rows of the training data that an initialisation may look at."""
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """Rows to train on and to evaluate with, as the trainer takes them: encoded by the task with what makes
     batches of them, or as they are. ``labels`` are those of a head, and ``metrics`` compares outputs with
     targets.
@@ -57,14 +57,14 @@ class Rows(NamedTuple):
     metrics: Callable[[Any, Any], Mapping[str, float]] | None = None
 
 
-class Prepared(NamedTuple):
+class PreparedRun(NamedTuple):
     """What is trained: the model with its adapter active, and the rows. ``reference`` is the name of an
     adapter that stays as the trained one began; None where it began as nothing, or where nothing is compared
     with it. ``started`` is the pack that it began as.
     """
 
     model: Any
-    rows: Rows
+    rows: TrainingRows
     reference: str | None
     started: Pack | None
 
@@ -75,7 +75,7 @@ Load = Callable[..., tuple[Any, list[str]]]
 
 def prepare(
     config: TrainConfig, task: Task, folder: Path, reader: Any, load: Load = load_for_task
-) -> Prepared:
+) -> PreparedRun:
     """Reads the data with ``reader`` (:func:`reader_of`), loads the model, and puts the adapter into it.
 
     Raises:
@@ -112,7 +112,7 @@ def prepare(
     if started is not None:
         reference = put_back(model, started, config, kind.reference)
         _require_seen(model, kind)
-        return Prepared(model, _pack(model, rows, config) if config.packing else rows, reference, started)
+        return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, reference, started)
     heads = _heads(task, model, new) if task.heads else ()
     method_config = dataclasses.replace(
         config.method_config,
@@ -126,7 +126,7 @@ def prepare(
     if task.training is not None and task.training.adapted == "all-language":
         _say_served(model)
     _require_seen(model, kind)
-    return Prepared(model, _pack(model, rows, config) if config.packing else rows, None, None)
+    return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, None, None)
 
 
 def _say_served(model: Any) -> None:
@@ -154,7 +154,7 @@ def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
 
 def _encode(
     config: TrainConfig, task: Task, kind: TrainerKind, reader: Any, folder: Path, labels: Labels | None
-) -> Rows:
+) -> TrainingRows:
     """The rows as the task reads them, or the kind of training; of a head that was trained before, the labels
     stay.
     """
@@ -168,7 +168,7 @@ def _encode(
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         )
     # masked, so any id would do
-    return Rows(
+    return TrainingRows(
         train,
         evaluation,
         labels,
@@ -179,7 +179,7 @@ def _encode(
 
 def _tables(
     config: TrainConfig, kind: TrainerKind, make: Callable[[Any, DataReport], Any], folder: Path
-) -> Rows:
+) -> TrainingRows:
     """The rows for a trainer that encodes them itself.
 
     Raises:
@@ -194,7 +194,7 @@ def _tables(
             found=f"max_length {config.max_length}",
             remedy=f"set max_length to {most}",
         )
-    return Rows(*tables(config, make), Labels(("score",), NUMBER) if kind.scores else None)
+    return TrainingRows(*tables(config, make), Labels(("score",), NUMBER) if kind.scores else None)
 
 
 def _require_seen(model: Any, kind: TrainerKind) -> None:
@@ -225,7 +225,7 @@ def _require_seen(model: Any, kind: TrainerKind) -> None:
         )
 
 
-def _pack(model: Any, ready: Rows, config: TrainConfig) -> Rows:
+def _pack(model: Any, ready: TrainingRows, config: TrainConfig) -> TrainingRows:
     """The rows packed, where they are sequences of which each token is learned by those before it, and the
     model keeps them apart.
     """

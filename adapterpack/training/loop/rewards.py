@@ -16,7 +16,7 @@ Reward = Callable[..., Sequence[float]]
 """(completions, and by name the prompts and the other columns of the rows) -> a score for each completion."""
 
 
-def reward_named(text: str) -> Reward:
+def find_reward(text: str) -> Reward:
     """The function that ``file.py:function`` names; the file is run.
 
     Raises:

@@ -29,7 +29,7 @@ from .arguments import arguments_of, takes_best
 from .build_trainer import own_forward, trainer_for
 from .curves import evaluations_of, losses_of
 from .out_of_memory import memory_errors
-from .preparing import Prepared, prepare, reader_of, training_of
+from .preparing import PreparedRun, prepare, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, keep_checkpoint, other_processes
 from .rewards import Reward
 from .shared_bases import SharedBases
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 Shown = Callable[[Step], None]
 
 
-class Trained(NamedTuple):
+class TrainedAdapter(NamedTuple):
     """An adapter that is trained, and not packed yet."""
 
     config: TrainConfig
     folder: RunFolder
-    ready: Prepared
+    ready: PreparedRun
     trainer: Any
     training: dict[str, Any]
     metrics: tuple[dict[str, Any], ...]
@@ -57,7 +57,7 @@ def train_adapter(
     progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
     bases: SharedBases | None = None,
-) -> Trained:
+) -> TrainedAdapter:
     """Train one adapter, as one of several over the same ``bases`` or alone, from the last checkpoint of the
     same run on.
     """
@@ -80,7 +80,7 @@ def train_adapter(
         other_processes(arguments.world_size),
     ):
         reader = reader_of(task, kind, base)
-        ready = prepare(config, task, base, reader, load_for_task if bases is None else bases.loaded)
+        ready = prepare(config, task, base, reader, load_for_task if bases is None else bases.load)
         evaluation = ready.rows.evaluation
         divergence = Divergence(
             config.on_divergence == "fail" and not takes_best(config), _loss_of_nothing(ready)
@@ -114,10 +114,10 @@ def train_adapter(
     }
     if evaluations := evaluations_of(trainer.state.log_history):
         training["evaluations"] = evaluations
-    return Trained(config, run, ready, trainer, training, metrics, started)
+    return TrainedAdapter(config, run, ready, trainer, training, metrics, started)
 
 
-def write_pack(done: Trained) -> Pack:
+def write_pack(done: TrainedAdapter) -> Pack:
     """Writes the pack of a trained adapter, in the first of several processes, and removes the run's
     checkpoints.
     """
@@ -154,7 +154,7 @@ def _scores(trainer: Any) -> Mapping[str, float]:
     return next(filter(None, map(evaluation_scores, last)), None) or evaluation_scores(trainer.evaluate())
 
 
-def _loss_of_nothing(ready: Prepared) -> float:
+def _loss_of_nothing(ready: PreparedRun) -> float:
     """The loss of a model that has learned nothing, where labels are numbers, which have any size; 0 where it
     is some nats.
     """

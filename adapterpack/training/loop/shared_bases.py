@@ -25,7 +25,7 @@ class SharedBases:
         self._fresh: dict[tuple[Any, ...], tuple[Any, list[str]]] = {}
         self._held: dict[tuple[Any, ...], dict[str, nn.Parameter]] = {}
 
-    def loaded(
+    def load(
         self,
         task: Task,
         folder: Path,

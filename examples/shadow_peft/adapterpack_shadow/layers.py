@@ -49,7 +49,7 @@ class ShadowedLayer(Adapted):
         """The layer's output for the input that the active adapter makes of its own; the state moves on."""
         if not self._active:
             return self._base(*args, **kwargs)
-        name, (hidden, base) = self._active[-1], self._entered(args, kwargs)
+        name, (hidden, base) = self._active[-1], self._enter(args, kwargs)
         state = self._run.state
         if state is None:
             raise Unsupported(
@@ -62,7 +62,7 @@ class ShadowedLayer(Adapted):
         dtype = torch.promote_types(hidden.dtype, state.dtype)
         form: ShadowForm = method.normal_form(cfg, self._tensors(name, dtype), self._site)
         drop = partial(functional.dropout, p=cfg.dropout) if self.training and cfg.dropout else None
-        entering = self._weighted(name, hidden, inject(form, hidden.to(dtype), state, drop).to(hidden.dtype))
+        entering = self._weigh(name, hidden, inject(form, hidden.to(dtype), state, drop).to(hidden.dtype))
         output = base(entering)
         given = output[0] if isinstance(output, tuple) else output
         self._run.state = advance(form, given.to(dtype), state)
