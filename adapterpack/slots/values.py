@@ -375,9 +375,8 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
     for path, site in sites.items():
         room = {LABELS: site.labels or site.out_features, **site.ranks}
         for field in site.fields:
-            shapes[f"{path}.{field}"] = tuple(
-                extents(field, site, lambda axis, room=room: room.get(axis, max_rank))
-            )  # type: ignore[misc]
+            length: Any = lambda axis, room=room: room.get(axis, max_rank)  # noqa: E731
+            shapes[f"{path}.{field}"] = tuple(extents(field, site, length))
         if site.members and "down" in site.fields:  # side by side
             shapes[f"{path}.down"] = (site.in_features, max_rank * len(site.members))
     return shapes

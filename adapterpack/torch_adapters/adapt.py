@@ -306,11 +306,12 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
             site_params = {
                 key: value for key, value in adapter.params.items() if secondary or key not in shared
             }
+            init: Any = lambda _, params=site_params: params  # noqa: E731
             layer = work.adapter(
                 adapter.site.path,
                 adapter.method,
                 adapter.config,
-                lambda _, params=site_params: params,
+                init,
                 secondary=secondary,
                 kind=adapter.site.kind,
             )

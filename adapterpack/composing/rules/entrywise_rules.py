@@ -57,7 +57,8 @@ def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarra
             total += size * agree[np.abs(weights) == size].sum(axis=0, dtype=np.uint8)
         merged /= np.maximum(total, np.finfo(total.dtype).tiny)  # where nobody voted 0 is divided
     decided = np.abs(lead) > lead.dtype.type(_TIE) * (positive - negative)
-    return np.where(decided, merged, lead.dtype.type(0))
+    result: np.ndarray = np.where(decided, merged, lead.dtype.type(0))
+    return result
 
 
 def _scale(lam: float, merged: np.ndarray) -> np.ndarray:

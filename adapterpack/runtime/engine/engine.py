@@ -227,7 +227,8 @@ class DecoderEngine(Engine):
     @property
     def _taken(self) -> int:
         """The rows that are taken, those included that prompts need once they have been read."""
-        return len(self.rows.running) + sum(row.request.answer.width for row in self.rows.reading)
+        reading: int = sum(row.request.answer.width for row in self.rows.reading)
+        return len(self.rows.running) + reading
 
     def _take_messages(self, events: list[Event]) -> None:
         while self._messages:
